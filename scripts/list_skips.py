@@ -1,0 +1,11 @@
+"""Prints the GoogleTest cases that a CTest JUnit file's outputs report as skipped, one a line, each with its reason."""
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+
+for case in ElementTree.parse(sys.argv[1]).getroot().iter("testcase"):
+    output = "".join(node.text or "" for node in case.iter("system-out"))
+    # GoogleTest prints the reason after "Skipped" and the case's name on the line "[  SKIPPED ] Suite.Name (12 ms)".
+    for match in re.finditer(r"Skipped\n(.*?)\n*\[  SKIPPED \] (\S+) \(", output, re.S):
+        reason = " ".join(match.group(1).split()) or "no reason given"
+        print(f"{case.get('name')}: {match.group(2)}: {reason}")
