@@ -1,0 +1,214 @@
+"""The synchronous client: typed messages in and out, deadlines on every call, retries for idempotent methods."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import time
+import uuid
+from typing import Any, Iterable, Iterator, List, Optional, Sequence
+
+import grpc
+
+from rlhf.v1 import (admin_service_pb2_grpc, artifact_service_pb2, artifact_service_pb2_grpc, feedback_service_pb2,
+                     feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, state_pb2)
+
+_ENDED = (state_pb2.SUCCEEDED, state_pb2.FAILED, state_pb2.CANCELLED)
+_RETRY = {
+    "methodConfig": [{
+        "name": [{"service": "rlhf.v1.JobService", "method": m} for m in ("GetJob", "ListJobs", "SubmitJob", "ListSamples", "ListMetrics", "GetLedger")] +
+                [{"service": "rlhf.v1.FeedbackService", "method": m} for m in ("NextTasks", "SubmitFeedback", "GetFeedbackStats")] +
+                [{"service": "rlhf.v1.ArtifactService", "method": m} for m in ("GetArtifact", "ListArtifacts")],
+        "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.2s", "maxBackoff": "3s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]},
+    }]
+}
+
+
+class RlhfError(RuntimeError):
+    """A call failed. `code` is the gRPC status code, `message` says what was expected, what was found and what to do."""
+
+    def __init__(self, code: grpc.StatusCode, message: str):
+        super().__init__(f"{message} ({code.name})")
+        self.code = code
+        self.message = message
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Where a coordinator is and how to speak to it."""
+    address: str
+    ca: Optional[bytes] = None
+    token: Optional[str] = None
+    insecure: bool = False
+
+
+def load_context(path: str) -> Context:
+    """Reads a context file as `rlhfctl up` writes it; paths in it are relative to the file."""
+    file = pathlib.Path(path)
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RlhfError(grpc.StatusCode.FAILED_PRECONDITION, f"no context file at {file}; `rlhfctl up` writes one") from None
+    ca = values.get("ca_file")
+    token = values.get("token_file")
+    return Context(address=values["address"], ca=(file.parent / ca).read_bytes() if ca else None,
+                   token=(file.parent / token).read_text(encoding="utf-8").strip() if token else None,
+                   insecure=bool(values.get("insecure", False)))
+
+
+class Client:
+    """Thread-safe. Every method raises RlhfError."""
+
+    def __init__(self, context: Context, timeout: float = 30.0):
+        options = [("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_retries", 1), ("grpc.service_config", json.dumps(_RETRY))]
+        if context.insecure:
+            self._channel = grpc.insecure_channel(context.address, options)
+        else:
+            credentials = grpc.ssl_channel_credentials(root_certificates=context.ca)
+            if context.token:
+                credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(context.token))
+            self._channel = grpc.secure_channel(context.address, credentials, options)
+        self._timeout = timeout
+        self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
+        self._artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(self._channel)
+        self._feedback = feedback_service_pb2_grpc.FeedbackServiceStub(self._channel)
+        self.admin = admin_service_pb2_grpc.AdminServiceStub(self._channel)
+
+    @classmethod
+    def from_context(cls, path: str = ".rlhf/client.json", timeout: float = 30.0) -> "Client":
+        return cls(load_context(path), timeout)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _call(self, method: Any, request: Any, timeout: Optional[float] = None) -> Any:
+        try:
+            return method(request, timeout=timeout or self._timeout)
+        except grpc.RpcError as error:
+            raise RlhfError(error.code(), error.details()) from None
+
+    # Jobs
+
+    def submit(self, spec: job_pb2.JobSpec, request_id: Optional[str] = None) -> state_pb2.Job:
+        """Submits at most once under a request id (a fresh one by default)."""
+        request = job_service_pb2.SubmitJobRequest(request_id=request_id or uuid.uuid4().hex, spec=spec)
+        return self._call(self._jobs.SubmitJob, request, 60).job
+
+    def get(self, job: str, project: str = "default") -> state_pb2.Job:
+        """A job by id, or the newest of a name."""
+        return self._call(self._jobs.GetJob, job_service_pb2.GetJobRequest(job_id=job, project=project))
+
+    def list(self, include_stages: bool = False) -> List[state_pb2.Job]:
+        request = job_service_pb2.ListJobsRequest(include_stages=include_stages)
+        jobs: List[state_pb2.Job] = []
+        while True:
+            page = self._call(self._jobs.ListJobs, request)
+            jobs.extend(page.jobs)
+            if not page.next_page_token:
+                return jobs
+            request.page.page_token = page.next_page_token
+
+    def cancel(self, job: str) -> state_pb2.Job:
+        return self._call(self._jobs.CancelJob, job_service_pb2.CancelJobRequest(job_id=job))
+
+    def watch(self, job: str, resume_token: int = 0, patience: float = 300.0) -> Iterator[state_pb2.JobEvent]:
+        """Events from `resume_token` on until the job ends, across lost connections of up to `patience` seconds."""
+        lost: Optional[float] = None
+        while True:
+            request = job_service_pb2.WatchJobRequest(job_id=job, resume_token=resume_token, include_stages=True)
+            try:
+                for event in self._jobs.WatchJob(request):
+                    lost = None
+                    resume_token = max(resume_token, event.sequence)
+                    if event.WhichOneof("what") != "bookmark":
+                        yield event
+                return
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE:
+                    raise RlhfError(error.code(), error.details()) from None
+                lost = lost or time.monotonic()
+                if time.monotonic() - lost > patience:
+                    raise RlhfError(error.code(), f"lost the coordinator while following {job}; the job goes on") from None
+                time.sleep(0.5)
+
+    def wait(self, job: str) -> state_pb2.Job:
+        """Blocks until the job ended."""
+        while True:
+            for _ in self.watch(job):
+                pass
+            found = self.get(job)
+            if found.state in _ENDED:
+                return found
+
+    def samples(self, job: str, step: Optional[int] = None) -> Iterator[job_service_pb2.SampleView]:
+        request = job_service_pb2.ListSamplesRequest(job_id=job)
+        request.page.page_size = 500
+        if step is not None:
+            request.step = step
+        while True:
+            page = self._call(self._jobs.ListSamples, request, 60)
+            yield from page.samples
+            if not page.next_page_token:
+                return
+            request.page.page_token = page.next_page_token
+
+    def metrics(self, job: str) -> Iterator[Any]:
+        request = job_service_pb2.ListMetricsRequest(job_id=job)
+        request.page.page_size = 1000
+        while True:
+            page = self._call(self._jobs.ListMetrics, request)
+            yield from page.points
+            if not page.next_page_token:
+                return
+            request.page.page_token = page.next_page_token
+
+    # Feedback
+
+    def next_tasks(self, job: str = "", max_tasks: int = 1, wait_seconds: float = 5.0) -> feedback_service_pb2.NextTasksResponse:
+        """Tasks handed out to this token's subject. `job` may be a collect job, a pipeline with one, or empty."""
+        request = feedback_service_pb2.NextTasksRequest(job_id=job, max_tasks=max_tasks, wait_ms=int(wait_seconds * 1000))
+        return self._call(self._feedback.NextTasks, request, wait_seconds + self._timeout)
+
+    def submit_feedback(self, answers: Sequence[feedback_service_pb2.Answer], request_id: Optional[str] = None) -> List[feedback_service_pb2.AnswerVerdict]:
+        request = feedback_service_pb2.SubmitFeedbackRequest(request_id=request_id or uuid.uuid4().hex, answers=answers)
+        return list(self._call(self._feedback.SubmitFeedback, request, 60).verdicts)
+
+    # Artifacts
+
+    def download(self, reference: str, out: str, project: str = "default") -> pathlib.Path:
+        """Writes an artifact's files below `out`; every digest is checked."""
+        import hashlib
+        artifact = self._call(self._artifacts.GetArtifact, artifact_service_pb2.GetArtifactRequest(reference=reference, project=project))
+        root = pathlib.Path(out)
+        for entry in artifact.files:
+            target = root / entry.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            digest = hashlib.sha256()
+            with target.open("wb") as file:
+                try:
+                    for chunk in self._artifacts.Download(artifact_service_pb2.DownloadRequest(digest=artifact.digest, path=entry.path), timeout=3600):
+                        file.write(chunk.data)
+                        digest.update(chunk.data)
+                except grpc.RpcError as error:
+                    raise RlhfError(error.code(), error.details()) from None
+            if digest.hexdigest() != entry.sha256:
+                raise RlhfError(grpc.StatusCode.DATA_LOSS, f"{target} does not match its digest; download again")
+        return root
+
+
+def answers_in_batches(answers: Iterable[feedback_service_pb2.Answer], size: int = 500) -> Iterator[List[feedback_service_pb2.Answer]]:
+    """Groups answers for submit_feedback, which takes at most 1000."""
+    batch: List[feedback_service_pb2.Answer] = []
+    for answer in answers:
+        batch.append(answer)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,113 @@
+#include "common/durable_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+
+namespace rlhf {
+namespace {
+
+absl::Status Errno(int error, absl::string_view what, absl::string_view path) {
+  return absl::ErrnoToStatus(error, absl::StrCat("cannot ", what, " ", path));
+}
+
+std::string ParentOf(const std::string& path) {
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  return parent.empty() ? "." : parent;
+}
+
+absl::Status WriteAll(int fd, absl::string_view content, const std::string& path) {
+  while (!content.empty()) {
+    const ssize_t n = write(fd, content.data(), content.size());
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return Errno(errno, "write", path);
+    }
+    content.remove_prefix(static_cast<size_t>(n));
+  }
+  if (fsync(fd) != 0) return Errno(errno, "fsync", path);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status FsyncDir(const std::string& dir) {
+  const int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return Errno(errno, "open folder", dir);
+  const int rc = fsync(fd);
+  const int error = errno;
+  close(fd);
+  // Some file systems (FUSE, 9p) cannot fsync a folder and say EINVAL; there is nothing more to do on them.
+  if (rc != 0 && error != EINVAL) return Errno(error, "fsync folder", dir);
+  return absl::OkStatus();
+}
+
+absl::Status WriteFileDurably(const std::string& path, absl::string_view content) {
+  static std::atomic<uint64_t> counter{0};
+  const std::string temporary = absl::StrCat(path, ".tmp-", getpid(), "-", counter.fetch_add(1));
+  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (fd < 0) return Errno(errno, "create", temporary);
+  absl::Status status = WriteAll(fd, content, temporary);
+  if (close(fd) != 0 && status.ok()) status = Errno(errno, "close", temporary);
+  if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0) status = Errno(errno, "rename into place", path);
+  if (!status.ok()) {
+    unlink(temporary.c_str());
+    return status;
+  }
+  return FsyncDir(ParentOf(path));
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) {
+    if (errno == ENOENT) return absl::NotFoundError(absl::StrCat("no such file: ", path));
+    return Errno(errno, "open", path);
+  }
+  std::string content;
+  struct stat info;
+  if (fstat(fd, &info) == 0 && S_ISREG(info.st_mode)) content.reserve(static_cast<size_t>(info.st_size));
+  char buffer[1 << 16];
+  while (true) {
+    const ssize_t n = read(fd, buffer, sizeof(buffer));
+    if (n == 0) break;
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      const int error = errno;
+      close(fd);
+      return Errno(error, "read", path);
+    }
+    content.append(buffer, static_cast<size_t>(n));
+  }
+  close(fd);
+  return content;
+}
+
+absl::Status MakeDirs(const std::string& dir) {
+  if (dir.empty()) return absl::InvalidArgumentError("cannot make a folder with an empty name");
+  // Each new name must be durable in its parent, so the levels are made one by one.
+  std::filesystem::path path;
+  for (const auto& part : std::filesystem::path(dir)) {
+    path /= part;
+    if (mkdir(path.c_str(), 0755) == 0) {
+      if (absl::Status status = FsyncDir(ParentOf(path.string())); !status.ok()) return status;
+      continue;
+    }
+    const int error = errno;
+    std::error_code ignored;
+    if (!std::filesystem::is_directory(path, ignored)) {
+      return Errno(error == EEXIST ? ENOTDIR : error, "make folder", path.string());
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace rlhf

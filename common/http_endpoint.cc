@@ -1,0 +1,92 @@
+#include <sys/socket.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include <httplib.h>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "common/metrics.h"
+
+namespace rlhf {
+namespace {
+
+constexpr char kPlainText[] = "text/plain; charset=utf-8";
+constexpr char kExposition[] = "text/plain; version=0.0.4; charset=utf-8";
+constexpr int kThreads = 2;
+
+class HttplibEndpoint final : public HttpEndpoint {
+ public:
+  HttplibEndpoint(MetricsRegistry* metrics, std::function<std::string()> ready) : ready_(std::move(ready)) {
+    server_.new_task_queue = [] { return new httplib::ThreadPool(kThreads); };
+    // Without the library's SO_REUSEPORT: a port that another process holds must be an error.
+    server_.set_socket_options([](socket_t socket) {
+      const int yes = 1;
+      setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+    });
+    // A scrape every few seconds needs no kept connection, and a kept one would hold a thread and delay stopping.
+    server_.set_keep_alive_max_count(1);
+    server_.set_read_timeout(5, 0);
+    server_.set_write_timeout(5, 0);
+    server_.set_payload_max_length(1 << 16);
+    server_.Get("/metrics", [metrics](const httplib::Request&, httplib::Response& response) {
+      response.set_content(metrics->Text(), kExposition);
+    });
+    server_.Get("/healthz",
+                [](const httplib::Request&, httplib::Response& response) { response.set_content("ok\n", kPlainText); });
+    server_.Get("/readyz", [this](const httplib::Request&, httplib::Response& response) {
+      const std::string reason = ready_ ? ready_() : "";
+      response.status = reason.empty() ? 200 : 503;
+      response.set_content(reason.empty() ? "ready\n" : absl::StrCat(reason, "\n"), kPlainText);
+    });
+  }
+  ~HttplibEndpoint() override {
+    server_.stop();
+    if (thread_.joinable()) thread_.join();
+  }
+
+  absl::Status Listen(const std::string& host, int port) {
+    port_ = port == 0 ? server_.bind_to_any_port(host) : (server_.bind_to_port(host, port) ? port : -1);
+    if (port_ <= 0) {
+      return absl::UnavailableError(absl::StrCat("cannot serve metrics on ", host, ":", port,
+                                                 ": the port is taken or the address is not of this host"));
+    }
+    thread_ = std::thread([this] {
+      server_.listen_after_bind();
+      ended_ = true;
+    });
+    // stop() of a server that does not run yet does nothing, and joining would then wait for ever.
+    while (!server_.is_running() && !ended_) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return absl::OkStatus();
+  }
+  int port() const override { return port_; }
+
+ private:
+  const std::function<std::string()> ready_;
+  httplib::Server server_;
+  std::thread thread_;
+  std::atomic<bool> ended_{false};
+  int port_ = -1;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const std::string& address, MetricsRegistry* metrics,
+                                                                  std::function<std::string()> ready) {
+  const size_t colon = address.rfind(':');
+  int port = -1;
+  if (colon == std::string::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 || port > 65535) {
+    return absl::InvalidArgumentError(absl::StrCat("metrics address \"", address, "\": expected HOST:PORT"));
+  }
+  std::string host = address.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  if (host.empty()) host = "0.0.0.0";
+  auto endpoint = std::make_unique<HttplibEndpoint>(metrics, std::move(ready));
+  if (absl::Status status = endpoint->Listen(host, port); !status.ok()) return status;
+  return endpoint;
+}
+
+}  // namespace rlhf

@@ -1,0 +1,50 @@
+#include "common/process.h"
+
+#include <signal.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "common/durable_file.h"
+
+namespace rlhf {
+namespace {
+
+sigset_t TerminationSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  return set;
+}
+
+}  // namespace
+
+void BlockTerminationSignals() {
+  const sigset_t set = TerminationSignals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+int WaitForTermination(const std::function<bool()>& done) {
+  const sigset_t set = TerminationSignals();
+  const timespec poll{.tv_sec = 0, .tv_nsec = 50'000'000};
+  while (true) {
+    if (done && done()) return 0;
+    const int signal_number = sigtimedwait(&set, nullptr, &poll);
+    if (signal_number > 0) return signal_number;
+  }
+}
+
+absl::Status WritePortsFile(const std::string& path, const std::map<std::string, int>& ports) {
+  nlohmann::json content;
+  content["pid"] = getpid();
+  for (const auto& [name, port] : ports) content[name] = port;
+  return WriteFileDurably(path, absl::StrCat(content.dump(), "\n"));
+}
+
+}  // namespace rlhf

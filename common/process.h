@@ -1,0 +1,23 @@
+// What every main() shares: signals, and the ports file by which a parent learns what was bound.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace rlhf {
+
+// Blocks SIGTERM and SIGINT in all threads (call first in main) and ignores SIGPIPE.
+void BlockTerminationSignals();
+// Waits for SIGTERM or SIGINT, or until `done` returns true (polled every 50 ms). Returns the signal, 0 for done.
+int WaitForTermination(const std::function<bool()>& done);
+// Durably writes {"pid":…, name: port…} as JSON; for --ports-file.
+absl::Status WritePortsFile(const std::string& path, const std::map<std::string, int>& ports);
+
+inline constexpr const char kBuildVersion[] = "0.1.0";
+inline constexpr unsigned kProtocolVersion = 1;
+
+}  // namespace rlhf

@@ -1,0 +1,124 @@
+#include "common/rpc_server.h"
+
+#include <atomic>
+#include <utility>
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/security/auth_metadata_processor.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/rpc_interceptor.h"
+#include "common/status_util.h"
+
+namespace rlhf {
+namespace {
+
+// Clients ping every 20 s, also between calls; anything a good deal faster than that is abuse.
+constexpr int kMinClientPingMs = 10'000;
+constexpr int kServerPingMs = 20'000;
+constexpr int kPingTimeoutMs = 10'000;
+
+// Lets calls in or refuses them, before any handler runs. Runs on gRPC's polling threads: authorizers must not block.
+class AuthorizingProcessor final : public grpc::AuthMetadataProcessor {
+ public:
+  AuthorizingProcessor(std::shared_ptr<const Authorizer> authorizer, std::shared_ptr<RpcMetrics> metrics)
+      : authorizer_(std::move(authorizer)), metrics_(std::move(metrics)) {}
+  bool IsBlocking() const override { return false; }
+
+  grpc::Status Process(const InputMetadata& metadata, grpc::AuthContext* context, OutputMetadata* consumed,
+                       OutputMetadata* response) override {
+    const auto path = metadata.find(":path");
+    if (path == metadata.end()) return grpc::Status(grpc::StatusCode::INTERNAL, "the call has no method");
+    const std::string method(path->second.data(), path->second.size());
+    const absl::StatusOr<Caller> caller = (*authorizer_)(method, BearerTokenOf(metadata), SpiffeIdOf(*context));
+    if (caller.ok()) return grpc::Status::OK;
+    const grpc::Status refused = ToGrpc(caller.status());
+    metrics_->Count(method, refused.error_code(), absl::ZeroDuration());
+    return refused;
+  }
+
+ private:
+  const std::shared_ptr<const Authorizer> authorizer_;
+  const std::shared_ptr<RpcMetrics> metrics_;
+};
+
+class GrpcServer final : public RpcServer {
+ public:
+  ~GrpcServer() override { Shutdown(absl::ZeroDuration()); }
+
+  absl::Status Listen(const RpcServerOptions& options) {
+    auto credentials = MakeServerCredentials(options.tls, options.require_client_certificate);
+    if (!credentials.ok()) return Annotate(credentials.status(), absl::StrCat("listener ", options.address));
+    if (!options.tls.insecure && !options.authorizer) {
+      return absl::InvalidArgumentError(absl::StrCat("listener ", options.address, ": TLS without an authorizer"));
+    }
+    auto metrics = std::make_shared<RpcMetrics>(options.metrics);
+    std::shared_ptr<const Authorizer> authorizer;
+    if (!options.tls.insecure) {
+      authorizer = std::make_shared<const Authorizer>(options.authorizer);
+      (*credentials)->SetAuthMetadataProcessor(std::make_shared<AuthorizingProcessor>(authorizer, metrics));
+    }
+
+    static const bool plugins [[maybe_unused]] = [] {
+      grpc::EnableDefaultHealthCheckService(true);
+      grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+      return true;
+    }();
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(options.address, *credentials, &port_);
+    for (grpc::Service* service : options.services) builder.RegisterService(service);
+    builder.SetMaxReceiveMessageSize(options.max_message_bytes);
+    builder.SetMaxSendMessageSize(options.max_message_bytes);
+    // Only reflection still needs gRPC's synchronous threads.
+    builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
+    builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
+    builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 1);
+    // A second server on a taken port must fail, not share it.
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_concurrent_streams);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kServerPingMs);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kPingTimeoutMs);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinClientPingMs);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 5);
+    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+    interceptors.push_back(MakeCallInterceptorFactory(authorizer, metrics));
+    builder.experimental().SetInterceptorCreators(std::move(interceptors));
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr || port_ == 0) {
+      return absl::UnavailableError(absl::StrCat("cannot listen on ", options.address,
+                                                 ": the port is taken, the address is not of this host, or a service "
+                                                 "was registered twice"));
+    }
+    SetServing(true);
+    return absl::OkStatus();
+  }
+
+  int port() const override { return port_; }
+  void SetServing(bool serving) override {
+    if (auto* health = server_->GetHealthCheckService(); health != nullptr) health->SetServingStatus(serving);
+  }
+  void Shutdown(absl::Duration grace) override {
+    if (server_ == nullptr || shut_down_.exchange(true)) return;
+    server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
+    server_->Wait();
+  }
+
+ private:
+  std::unique_ptr<grpc::Server> server_;
+  std::atomic<bool> shut_down_{false};
+  int port_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptions& options) {
+  auto server = std::make_unique<GrpcServer>();
+  RLHF_RETURN_IF_ERROR(server->Listen(options));
+  return server;
+}
+
+}  // namespace rlhf

@@ -1,0 +1,54 @@
+// One gRPC listener: credentials, an authorizer that sees every call before its handler, health, reflection, keepalive,
+// limits, metrics.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <grpcpp/grpcpp.h>
+
+#include "absl/status/statusor.h"
+#include "common/metrics.h"
+#include "common/tls.h"
+
+namespace rlhf {
+
+// What a listener learnt about a caller; handlers read it with CallerOf.
+struct Caller {
+  std::string subject;             // token's subject, or certificate's instance; "insecure" without TLS
+  std::string role;                // fleet: "rollout_worker", "learner", "reward_server", "coordinator"
+  std::vector<std::string> roles;  // API: "viewer", "submitter", …
+  std::string project;             // API: the token's project, "*" for all
+};
+
+// Decides on (method "/rlhf.v1.JobService/SubmitJob", bearer token or empty, SPIFFE id or empty). Unauthenticated or
+// PermissionDenied refuse.
+using Authorizer = std::function<absl::StatusOr<Caller>(const std::string& method, const std::string& bearer_token,
+                                                        const std::string& spiffe_id)>;
+
+struct RpcServerOptions {
+  std::string address;  // "127.0.0.1:0" binds a free port
+  TlsFiles tls;
+  bool require_client_certificate = false;
+  Authorizer authorizer;  // not called with tls.insecure
+  int max_message_bytes = 64 << 20;
+  int max_concurrent_streams = 1000;
+  std::vector<grpc::Service*> services;  // not owned; outlive the server
+  MetricsRegistry* metrics = nullptr;    // grpc_server_handled_total, grpc_server_handling_seconds when set
+};
+
+class RpcServer {
+ public:
+  static absl::StatusOr<std::unique_ptr<RpcServer>> Start(const RpcServerOptions& options);
+  virtual ~RpcServer() = default;
+  virtual int port() const = 0;
+  virtual void SetServing(bool serving) = 0;  // gRPC health
+  // Stops accepting, lets calls finish until the grace has passed, then cancels them. Blocks.
+  virtual void Shutdown(absl::Duration grace) = 0;
+};
+
+Caller CallerOf(const grpc::ServerContextBase& context);
+
+}  // namespace rlhf

@@ -1,0 +1,197 @@
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <thread>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "common/bounded_queue.h"
+#include "common/clock.h"
+#include "common/durable_file.h"
+#include "common/failpoint.h"
+#include "common/log.h"
+#include "common/process.h"
+#include "tests/testing/fake_clock.h"
+#include "tests/testing/scratch_dir.h"
+
+namespace rlhf {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+TEST(ClockTest, RealTimeGoesForward) {
+  const absl::Duration first = Clock::Real()->Now();
+  EXPECT_GE(Clock::Real()->Now(), first);
+  EXPECT_GT(Clock::Real()->WallNow(), absl::FromUnixSeconds(1'600'000'000));
+}
+
+TEST(ClockTest, FakeTimeStandsStillUntilAdvanced) {
+  FakeClock clock;
+  const absl::Duration start = clock.Now();
+  const absl::Time wall = clock.WallNow();
+  EXPECT_EQ(clock.Now(), start);
+  clock.Advance(absl::Seconds(3));
+  EXPECT_EQ(clock.Now() - start, absl::Seconds(3));
+  EXPECT_EQ(clock.WallNow() - wall, absl::Seconds(3));
+}
+
+TEST(BoundedQueueTest, KeepsOrderAndBound) {
+  BoundedQueue<int> queue(2);
+  EXPECT_TRUE(queue.TryPush(1));
+  EXPECT_TRUE(queue.TryPush(2));
+  EXPECT_FALSE(queue.TryPush(3));
+  EXPECT_EQ(queue.Pop(), 1);
+  EXPECT_EQ(queue.Pop(), 2);
+  EXPECT_EQ(queue.Pop(absl::ZeroDuration()), std::nullopt);
+}
+
+TEST(BoundedQueueTest, PushWaitsForRoomAndCloseDeliversTheRest) {
+  BoundedQueue<int> queue(1);
+  std::thread producer([&queue] {
+    for (int i = 0; i < 100; ++i) EXPECT_TRUE(queue.Push(i));
+    queue.Close();
+    EXPECT_FALSE(queue.Push(100));
+  });
+  std::vector<int> received;
+  while (const std::optional<int> item = queue.Pop()) received.push_back(*item);
+  producer.join();
+  ASSERT_EQ(received.size(), 100u);
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(received[i], i);
+}
+
+TEST(BoundedQueueTest, CloseWakesAWaitingProducer) {
+  BoundedQueue<int> queue(1);
+  ASSERT_TRUE(queue.Push(1));
+  bool pushed = true;
+  std::thread producer([&] { pushed = queue.Push(2); });
+  queue.Close();
+  producer.join();
+  EXPECT_FALSE(pushed);
+}
+
+TEST(DurableFileTest, WritesAndReplacesWithoutLeftovers) {
+  const ScratchDir dir;
+  const std::string path = dir.File("state");
+  ASSERT_TRUE(WriteFileDurably(path, "first").ok());
+  const std::string binary("a\0b\n", 4);
+  ASSERT_TRUE(WriteFileDurably(path, binary).ok());
+  EXPECT_EQ(*ReadFile(path), binary);
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) names.push_back(entry.path().filename());
+  EXPECT_THAT(names, ElementsAre("state"));
+}
+
+TEST(DurableFileTest, ErrorsNameThePath) {
+  const ScratchDir dir;
+  const auto missing = ReadFile(dir.File("missing"));
+  EXPECT_TRUE(absl::IsNotFound(missing.status()));
+  EXPECT_THAT(std::string(missing.status().message()), HasSubstr(dir.File("missing")));
+
+  const absl::Status no_folder = WriteFileDurably(dir.File("no/such/file"), "x");
+  EXPECT_FALSE(no_folder.ok());
+  EXPECT_THAT(std::string(no_folder.message()), HasSubstr(dir.File("no/such/file")));
+}
+
+TEST(DurableFileTest, AFailedWriteLeavesTheOldContent) {
+  const ScratchDir dir;
+  ASSERT_TRUE(MakeDirs(dir.File("target")).ok());
+  // A folder cannot be replaced by a file: the rename fails after the temporary file was written.
+  EXPECT_FALSE(WriteFileDurably(dir.File("target"), "x").ok());
+  EXPECT_TRUE(std::filesystem::is_directory(dir.File("target")));
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir.path()), {}), 1);
+}
+
+TEST(DurableFileTest, MakesFoldersAtAnyDepthAndTwice) {
+  const ScratchDir dir;
+  ASSERT_TRUE(MakeDirs(dir.File("a/b/c")).ok());
+  ASSERT_TRUE(MakeDirs(dir.File("a/b/c/")).ok());
+  EXPECT_TRUE(std::filesystem::is_directory(dir.File("a/b/c")));
+  EXPECT_TRUE(FsyncDir(dir.File("a/b")).ok());
+  ASSERT_TRUE(WriteFileDurably(dir.File("file"), "").ok());
+  EXPECT_FALSE(MakeDirs(dir.File("file/below")).ok());
+  EXPECT_FALSE(MakeDirs("").ok());
+}
+
+TEST(ProcessTest, PortsFileIsJson) {
+  const ScratchDir dir;
+  ASSERT_TRUE(WritePortsFile(dir.File("ports"), {{"api", 1234}, {"fleet", 5678}}).ok());
+  const auto ports = nlohmann::json::parse(*ReadFile(dir.File("ports")));
+  EXPECT_EQ(ports["pid"], getpid());
+  EXPECT_EQ(ports["api"], 1234);
+  EXPECT_EQ(ports["fleet"], 5678);
+}
+
+TEST(ProcessTest, WaitsForASignalOrForDone) {
+  BlockTerminationSignals();
+  EXPECT_EQ(WaitForTermination([] { return true; }), 0);
+  kill(getpid(), SIGTERM);
+  EXPECT_EQ(WaitForTermination({}), SIGTERM);
+}
+
+// Logging and killing happen in a child: both are for a whole process.
+TEST(LogTest, LinesAreJsonWhateverTheMessage) {
+  const ScratchDir dir;
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    if (freopen(dir.File("log").c_str(), "w", stdout) == nullptr) _exit(1);
+    InitLogging("learner", "learner-0", "warn", /*json=*/true);
+    spdlog::info("not shown");
+    spdlog::warn("a \"quoted\"\nline {}", 7);
+    spdlog::error("bad bytes \xff");
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_EQ(status, 0);
+  std::ifstream log(dir.File("log"));
+  std::vector<nlohmann::json> lines;
+  for (std::string line; std::getline(log, line);) lines.push_back(nlohmann::json::parse(line));
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0]["level"], "warn");
+  EXPECT_EQ(lines[0]["role"], "learner");
+  EXPECT_EQ(lines[0]["instance"], "learner-0");
+  EXPECT_EQ(lines[0]["message"], "a \"quoted\"\nline 7");
+  EXPECT_EQ(lines[1]["level"], "error");
+  absl::Time time;
+  EXPECT_TRUE(absl::ParseTime(absl::RFC3339_full, lines[0]["time"].get<std::string>(), &time, nullptr));
+}
+
+TEST(FailpointTest, ErrorAndCount) {
+  ASSERT_TRUE(ArmFailpoints("store.write=error@2, other=sleep:0").ok());
+  EXPECT_TRUE(HitFailpoint("store.write").ok());
+  EXPECT_TRUE(absl::IsUnavailable(HitFailpoint("store.write")));
+  EXPECT_TRUE(HitFailpoint("store.write").ok());
+  EXPECT_TRUE(HitFailpoint("other").ok());
+  EXPECT_TRUE(HitFailpoint("not armed").ok());
+  ASSERT_TRUE(ArmFailpoints("").ok());
+}
+
+TEST(FailpointTest, RefusesWhatItDoesNotKnow) {
+  for (const char* bad : {"name", "name=", "name=explode", "name=sleep:x", "name=error@0", "=kill"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(ArmFailpoints(bad))) << bad;
+  }
+}
+
+TEST(FailpointTest, KillKills) {
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    if (!ArmFailpoints("here=kill").ok()) _exit(1);
+    static_cast<void>(HitFailpoint("here"));
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFSIGNALED(status));
+  EXPECT_EQ(WTERMSIG(status), SIGKILL);
+}
+
+}  // namespace
+}  // namespace rlhf

@@ -1,0 +1,94 @@
+#include "common/metrics.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <httplib.h>
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+
+namespace rlhf {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+TEST(MetricsTest, SameNameAndLabelsAreTheSameSeries) {
+  MetricsRegistry metrics("learner");
+  auto& first = metrics.Counter("steps_total", "Steps.", {{"job", "a"}});
+  EXPECT_EQ(&first, &metrics.Counter("steps_total", "Steps.", {{"job", "a"}}));
+  EXPECT_NE(&first, &metrics.Counter("steps_total", "Steps.", {{"job", "b"}}));
+  first.Increment(3);
+  metrics.Histogram("seconds", "Time.", {1, 2}).Observe(1.5);
+  EXPECT_THAT(metrics.Text(), AllOf(HasSubstr("# TYPE steps_total counter"), HasSubstr("steps_total{job=\"a\"} 3\n"),
+                                    HasSubstr("seconds_bucket{le=\"2\"} 1\n"), HasSubstr("seconds_count 1\n")));
+}
+
+TEST(MetricsTest, ProcessAndBuild) {
+  MetricsRegistry metrics("learner");
+  const std::string text = metrics.Text();
+  EXPECT_THAT(text, HasSubstr("rlhf_build_info{role=\"learner\",version=\"0.1.0\"} 1"));
+  for (const char* name : {"process_resident_memory_bytes", "process_open_fds", "process_start_time_seconds"}) {
+    const size_t at = text.find(std::string("\n") + name + " ");
+    ASSERT_NE(at, std::string::npos) << name;
+    EXPECT_GT(std::stod(text.substr(text.find(' ', at) + 1)), 0) << name;
+  }
+  EXPECT_THAT(text, HasSubstr("process_cpu_seconds_total "));
+}
+
+TEST(MetricsTest, RemovesSeriesByLabels) {
+  MetricsRegistry metrics("coordinator");
+  metrics.Gauge("samples", "Samples.", {{"job", "a"}, {"state", "queued"}}).Set(1);
+  metrics.Gauge("samples", "Samples.", {{"job", "a"}, {"state", "leased"}}).Set(2);
+  metrics.Gauge("samples", "Samples.", {{"job", "b"}, {"state", "leased"}}).Set(3);
+  metrics.Remove("samples", {{"job", "a"}});
+  metrics.Remove("no such family", {});
+  EXPECT_THAT(metrics.Text(), AllOf(Not(HasSubstr("job=\"a\"")), HasSubstr("samples{job=\"b\",state=\"leased\"} 3")));
+  metrics.Gauge("samples", "Samples.", {{"job", "a"}, {"state", "queued"}}).Set(4);
+  EXPECT_THAT(metrics.Text(), HasSubstr("samples{job=\"a\",state=\"queued\"} 4"));
+}
+
+TEST(MetricsTest, RefreshesBeforeEveryExposition) {
+  MetricsRegistry metrics("coordinator");
+  int runs = 0;
+  metrics.OnCollect([&] { metrics.Gauge("runs", "Runs.").Set(++runs); });
+  EXPECT_THAT(metrics.Text(), HasSubstr("\nruns 1\n"));
+  EXPECT_THAT(metrics.Text(), HasSubstr("\nruns 2\n"));
+}
+
+TEST(HttpEndpointTest, ServesMetricsAndProbes) {
+  MetricsRegistry metrics("coordinator");
+  std::string not_ready = "the store is being read";
+  auto endpoint = HttpEndpoint::Start("127.0.0.1:0", &metrics, [&] { return not_ready; });
+  ASSERT_TRUE(endpoint.ok()) << endpoint.status();
+  httplib::Client client("127.0.0.1", (*endpoint)->port());
+  const auto text = client.Get("/metrics");
+  ASSERT_TRUE(text);
+  EXPECT_EQ(text->status, 200);
+  EXPECT_THAT(text->get_header_value("Content-Type"), HasSubstr("version=0.0.4"));
+  EXPECT_THAT(text->body, HasSubstr("rlhf_build_info"));
+  EXPECT_EQ(client.Get("/healthz")->status, 200);
+  const auto waiting = client.Get("/readyz");
+  EXPECT_EQ(waiting->status, 503);
+  EXPECT_EQ(waiting->body, "the store is being read\n");
+  not_ready.clear();
+  EXPECT_EQ(client.Get("/readyz")->status, 200);
+  EXPECT_EQ(client.Get("/other")->status, 404);
+}
+
+TEST(HttpEndpointTest, RefusesATakenPortAndABadAddress) {
+  MetricsRegistry metrics("coordinator");
+  auto first = HttpEndpoint::Start("127.0.0.1:0", &metrics, {});
+  ASSERT_TRUE(first.ok());
+  const std::string same = "127.0.0.1:" + std::to_string((*first)->port());
+  const auto second = HttpEndpoint::Start(same, &metrics, {});
+  ASSERT_FALSE(second.ok());
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr(same));
+  for (const char* bad : {"", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(HttpEndpoint::Start(bad, &metrics, {}).status())) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace rlhf

@@ -1,0 +1,66 @@
+#include "common/tls.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/testing/certificates.h"
+
+namespace rlhf {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(SpiffeIdTest, Parses) {
+  const auto id = ParseSpiffeId("spiffe://rlhf.local/role/rollout_worker/instance/worker-3");
+  ASSERT_TRUE(id.ok()) << id.status();
+  EXPECT_EQ(id->domain, "rlhf.local");
+  EXPECT_EQ(id->role, "rollout_worker");
+  EXPECT_EQ(id->instance, "worker-3");
+}
+
+TEST(SpiffeIdTest, RefusesEverythingElse) {
+  for (const char* bad :
+       {"", "spiffe://", "spiffe://d/role/r/instance/", "spiffe://d/role//instance/i", "spiffe://d/instance/i/role/r",
+        "https://d/role/r/instance/i", "spiffe://d/role/r/instance/i/x"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(ParseSpiffeId(bad).status())) << bad;
+  }
+}
+
+TEST(CertificatesTest, NamesThatMeanSomethingElsewhereAreRefused) {
+  const auto ca = MakeCertificateAuthority("test", 1);
+  ASSERT_TRUE(ca.ok());
+  EXPECT_FALSE(IssueCertificate(*ca, "test", "learner", "a,URI:spiffe://test/role/coordinator/instance/b", {}, 1).ok());
+  EXPECT_FALSE(IssueCertificate(*ca, "test", "learner/x", "a", {}, 1).ok());
+  EXPECT_FALSE(IssueCertificate(*ca, "test", "learner", "", {}, 1).ok());
+  EXPECT_FALSE(IssueCertificate(*ca, "test", "learner", "a", {"host,DNS:other"}, 1).ok());
+  EXPECT_TRUE(IssueCertificate(*ca, "test", "learner", "a", {"node-1.example", "10.0.0.1", "::1"}, 1).ok());
+  EXPECT_FALSE(IssueCertificate({}, "test", "learner", "a", {}, 1).ok());
+}
+
+TEST(CredentialsTest, SayWhichFileIsWrong) {
+  TestCertificates certificates;
+  const TlsFiles good = certificates.Issue("learner", "one");
+  const TlsFiles other = certificates.Issue("learner", "two");
+  EXPECT_TRUE(MakeServerCredentials(good, true).ok());
+  EXPECT_TRUE(MakeChannelCredentials(good).ok());
+  EXPECT_TRUE(MakeChannelCredentials(certificates.CaOnly()).ok());
+
+  const auto error = [](TlsFiles files) { return std::string(MakeServerCredentials(files, true).status().message()); };
+  TlsFiles files = good;
+  files.key_file = other.key_file;
+  EXPECT_THAT(error(files), HasSubstr("does not belong to certificate"));
+  files.key_file = good.cert_file;
+  EXPECT_THAT(error(files), HasSubstr("expected a PEM private key"));
+  files.key_file = certificates.dir().File("none");
+  EXPECT_THAT(error(files), HasSubstr("no such file"));
+  files.key_file = "";
+  EXPECT_THAT(error(files), HasSubstr("no certificate and key files"));
+  EXPECT_THAT(std::string(MakeChannelCredentials(files).status().message()), HasSubstr("give both files or none"));
+  files = good;
+  files.ca_file = good.key_file;
+  EXPECT_THAT(error(files), HasSubstr("expected a PEM certificate"));
+  EXPECT_THAT(std::string(MakeChannelCredentials({}).status().message()), HasSubstr("no CA file"));
+}
+
+}  // namespace
+}  // namespace rlhf
