@@ -1,0 +1,57 @@
+// The artifact root: immutable directories known by digest, in one local folder or shared volume.
+//
+// Layout: ROOT/sha256/<hex>/… (the files) and ROOT/sha256/<hex>/.manifest.json; staging under ROOT/.staging. An artifact
+// is a directory of regular files (a single file is a directory of one). Its digest is the SHA-256 of its canonical
+// manifest: lines "<sha256 of file> <size> <relative path>\n" sorted by path. Written as "sha256:<hex>".
+//
+// Thread-safe, and safe between processes: publication is one rename of a fully fsynced directory.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace rlhf::artifact {
+
+struct FileEntry {
+  std::string path;  // relative, '/'-separated, no "..", no leading '/' or '.'
+  uint64_t size = 0;
+  std::string sha256;
+};
+
+struct Manifest {
+  std::string digest;  // "sha256:<hex>"
+  uint64_t total_size = 0;
+  std::vector<FileEntry> files;  // sorted by path
+};
+
+class ArtifactRoot {
+ public:
+  explicit ArtifactRoot(std::string root);
+  const std::string& root() const { return root_; }
+
+  // Copies (hard-links where possible) a file or directory in, fsynced, and publishes it. Publishing what is there already is a no-op that
+  // returns the same manifest.
+  absl::StatusOr<Manifest> Publish(const std::string& source_path) const;
+  // A fresh staging directory on the same file system; fill it, then PublishStaged (which consumes it).
+  absl::StatusOr<std::string> MakeStaging() const;
+  absl::StatusOr<Manifest> PublishStaged(const std::string& staging_dir) const;
+
+  // The directory of a published artifact; NotFound naming the digest and the root.
+  absl::StatusOr<std::string> Path(const std::string& digest) const;
+  absl::StatusOr<Manifest> GetManifest(const std::string& digest) const;
+  // Re-hashes every file: DataLoss naming the first file that differs.
+  absl::Status Verify(const std::string& digest) const;
+  absl::Status Delete(const std::string& digest) const;
+  bool Has(const std::string& digest) const;
+
+ private:
+  std::string root_;
+};
+
+// Computes the manifest of a file or directory without publishing it.
+absl::StatusOr<Manifest> ComputeManifest(const std::string& path);
+
+}  // namespace rlhf::artifact

@@ -1,0 +1,185 @@
+#include "artifact/dataset.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <set>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace rlhf::artifact {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+size_t EditDistance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t above = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
+      diagonal = above;
+    }
+  }
+  return row[b.size()];
+}
+
+// One line's object, with errors that name the line.
+class Line {
+ public:
+  Line(const Json& json, std::string where) : json_(json), where_(std::move(where)) {}
+
+  absl::Status Bad(absl::string_view problem) const { return absl::InvalidArgumentError(absl::StrCat(where_, ": ", problem)); }
+  void Text(const char* key, bool required, std::string* out) {
+    known_.push_back(key);
+    if (!json_.contains(key)) {
+      if (required) Fail(absl::StrCat("expected the key \"", key, "\", found none"));
+      return;
+    }
+    if (!json_[key].is_string()) return Fail(absl::StrCat("\"", key, "\": expected a string, found ", json_[key].type_name()));
+    *out = json_[key].get<std::string>();
+  }
+  void Number(const char* key, double* out) {
+    known_.push_back(key);
+    if (!json_.contains(key)) return;
+    if (!json_[key].is_number()) return Fail(absl::StrCat("\"", key, "\": expected a number, found ", json_[key].type_name()));
+    *out = json_[key].get<double>();
+  }
+  void Flag(const char* key, bool* out) {
+    known_.push_back(key);
+    if (!json_.contains(key)) return;
+    if (!json_[key].is_boolean()) return Fail(absl::StrCat("\"", key, "\": expected true or false, found ", json_[key].type_name()));
+    *out = json_[key].get<bool>();
+  }
+  void TagMap(const char* key, Tags* out) {
+    known_.push_back(key);
+    if (!json_.contains(key)) return;
+    if (!json_[key].is_object()) return Fail(absl::StrCat("\"", key, "\": expected an object of strings, found ", json_[key].type_name()));
+    for (const auto& [name, value] : json_[key].items()) {
+      if (!value.is_string()) return Fail(absl::StrCat("\"", key, ".", name, "\": expected a string, found ", value.type_name()));
+      (*out)[name] = value.get<std::string>();
+    }
+  }
+  absl::Status Finish(bool allow_unknown = false) {
+    if (!status_.ok() || allow_unknown) return status_;
+    for (const auto& [key, value] : json_.items()) {
+      if (std::find(known_.begin(), known_.end(), key) != known_.end()) continue;
+      const auto nearest = std::min_element(known_.begin(), known_.end(), [&](const std::string& a, const std::string& b) {
+        return EditDistance(a, key) < EditDistance(b, key);
+      });
+      const std::string hint = EditDistance(*nearest, key) <= 3 ? absl::StrCat("; did you mean \"", *nearest, "\"?") : "";
+      return Bad(absl::StrCat("unknown key \"", key, "\"", hint, " (allowed: ", absl::StrJoin(known_, ", "), ")"));
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  void Fail(const std::string& problem) {
+    if (status_.ok()) status_ = Bad(problem);
+  }
+  const Json& json_;
+  std::string where_;
+  std::vector<std::string> known_;
+  absl::Status status_;
+};
+
+absl::StatusOr<std::vector<std::string>> FilesOf(const std::string& path) {
+  std::error_code error;
+  if (fs::is_regular_file(path, error)) return std::vector<std::string>{path};
+  if (!fs::is_directory(path, error)) return absl::NotFoundError(absl::StrCat("expected a data file or folder at ", path, ", found none"));
+  std::vector<std::string> files;
+  for (const auto& entry : fs::directory_iterator(path, error)) {
+    if (entry.is_regular_file() && entry.path().extension() == ".jsonl") files.push_back(entry.path().string());
+  }
+  std::sort(files.begin(), files.end());
+  if (files.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": expected at least one .jsonl file, found none"));
+  return files;
+}
+
+template <typename Record>
+absl::StatusOr<std::vector<Record>> ReadAll(const std::string& path, const std::function<absl::Status(Line&, int64_t number, Record*)>& parse) {
+  auto files = FilesOf(path);
+  if (!files.ok()) return files.status();
+  std::vector<Record> out;
+  for (const std::string& file : *files) {
+    std::ifstream in(file);
+    if (!in) return absl::PermissionDeniedError(absl::StrCat("cannot read ", file));
+    std::string text;
+    for (int64_t number = 1; std::getline(in, text); ++number) {
+      if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
+      const std::string where = absl::StrCat(fs::path(file).filename().string(), ":", number);
+      const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+      if (!json.is_object()) return absl::InvalidArgumentError(absl::StrCat(where, ": expected a JSON object on the line"));
+      Line line(json, where);
+      Record record;
+      if (absl::Status status = parse(line, number, &record); !status.ok()) return status;
+      out.push_back(std::move(record));
+    }
+  }
+  if (out.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": expected at least one record, found none"));
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<SftRecord>> ReadSftData(const std::string& path) {
+  return ReadAll<SftRecord>(path, [](Line& line, int64_t, SftRecord* record) {
+    line.Text("prompt", true, &record->prompt);
+    line.Text("response", true, &record->response);
+    line.Text("category", false, &record->category);
+    line.TagMap("tags", &record->tags);
+    return line.Finish();
+  });
+}
+
+absl::StatusOr<std::vector<PromptRecord>> ReadPromptData(const std::string& path) {
+  return ReadAll<PromptRecord>(path, [](Line& line, int64_t number, PromptRecord* record) {
+    record->id = std::to_string(number);
+    line.Text("prompt", true, &record->prompt);
+    line.Text("reference", false, &record->reference);
+    line.Text("id", false, &record->id);
+    line.Text("category", false, &record->category);
+    line.TagMap("tags", &record->tags);
+    return line.Finish();
+  });
+}
+
+absl::StatusOr<std::vector<ComparisonRecord>> ReadComparisonData(const std::string& path) {
+  return ReadAll<ComparisonRecord>(path, [](Line& line, int64_t, ComparisonRecord* record) {
+    line.Text("prompt", true, &record->prompt);
+    line.Text("chosen", true, &record->chosen);
+    line.Text("rejected", true, &record->rejected);
+    line.Flag("tie", &record->tie);
+    line.Number("margin", &record->margin);
+    line.Number("strength", &record->strength);
+    line.Text("category", false, &record->category);
+    line.TagMap("tags", &record->tags);
+    return line.Finish();
+  });
+}
+
+absl::StatusOr<std::vector<SampleRecord>> ReadSampleData(const std::string& path) {
+  return ReadAll<SampleRecord>(path, [](Line& line, int64_t, SampleRecord* record) {
+    double index = 0;
+    line.Text("id", false, &record->id);
+    line.Text("prompt", true, &record->prompt);
+    line.Text("response", true, &record->response);
+    line.Text("reference", false, &record->reference);
+    line.Text("category", false, &record->category);
+    line.Text("finish_reason", false, &record->finish_reason);
+    line.Number("index", &index);
+    record->index = static_cast<int>(index);
+    line.TagMap("tags", &record->tags);
+    return line.Finish(/*allow_unknown=*/true);
+  });
+}
+
+}  // namespace rlhf::artifact

@@ -1,0 +1,45 @@
+// The three kinds of data files jobs read: JSON lines, one record each. A path may be a file, or a folder (all *.jsonl in it, by name).
+//
+// InvalidArgument "FILE:LINE: …" for bad JSON, wrong types, missing or unknown keys (with the nearest valid one) and for data without a record.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace rlhf::artifact {
+
+using Tags = std::map<std::string, std::string>;
+
+// {"prompt", "response", "category"?, "tags"?}
+struct SftRecord {
+  std::string prompt, response, category;
+  Tags tags;
+};
+// {"prompt", "reference"?, "id"?, "category"?, "tags"?}; id defaults to the line's number, from 1.
+struct PromptRecord {
+  std::string id, prompt, reference, category;
+  Tags tags;
+};
+// {"prompt", "chosen", "rejected", "tie"?, "margin"?, "strength"?, "category"?, "tags"?}
+struct ComparisonRecord {
+  std::string prompt, chosen, rejected, category;
+  bool tie = false;
+  double margin = 0, strength = 0;
+  Tags tags;
+};
+// A line of a sample job's output; keys beyond these are allowed.
+struct SampleRecord {
+  std::string id, prompt, response, reference, category, finish_reason;
+  int index = 0;
+  Tags tags;
+};
+
+absl::StatusOr<std::vector<SftRecord>> ReadSftData(const std::string& path);
+absl::StatusOr<std::vector<PromptRecord>> ReadPromptData(const std::string& path);
+absl::StatusOr<std::vector<ComparisonRecord>> ReadComparisonData(const std::string& path);
+absl::StatusOr<std::vector<SampleRecord>> ReadSampleData(const std::string& path);
+
+}  // namespace rlhf::artifact

@@ -1,0 +1,240 @@
+#include "artifact/safetensors.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <set>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "common/durable_file.h"
+
+namespace rlhf::artifact {
+namespace {
+
+constexpr uint64_t kMaxHeader = 100'000'000;
+constexpr size_t kHeaderLengthBytes = 8;
+
+struct DTypeRow {
+  DType dtype;
+  const char* name;
+  int64_t size;
+};
+constexpr DTypeRow kDTypes[] = {{DType::kF32, "F32", 4}, {DType::kF16, "F16", 2}, {DType::kBF16, "BF16", 2}, {DType::kI64, "I64", 8},
+                                {DType::kI32, "I32", 4}, {DType::kU8, "U8", 1},   {DType::kBool, "BOOL", 1}};
+
+class MappedFile : public SafetensorsFile {
+ public:
+  MappedFile(void* base, size_t size) : base_(static_cast<const uint8_t*>(base)), size_(size) {}
+  ~MappedFile() override { munmap(const_cast<uint8_t*>(base_), size_); }
+  const std::map<std::string, TensorInfo>& tensors() const override { return tensors_; }
+  const std::map<std::string, std::string>& metadata() const override { return metadata_; }
+  absl::Span<const uint8_t> Data(const TensorInfo& info) const override { return {base_ + data_begin_ + info.begin, info.end - info.begin}; }
+
+  absl::Status Parse(const std::string& path);
+
+ private:
+  absl::Status ParseTensor(const std::string& name, const nlohmann::json& entry);
+
+  const uint8_t* base_;
+  size_t size_;
+  uint64_t data_begin_ = 0;
+  std::map<std::string, TensorInfo> tensors_;
+  std::map<std::string, std::string> metadata_;
+};
+
+absl::Status MappedFile::ParseTensor(const std::string& name, const nlohmann::json& entry) {
+  const auto bad = [&](const std::string& problem) { return absl::InvalidArgumentError(absl::StrCat("tensor \"", name, "\": ", problem)); };
+  if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") || !entry.contains("data_offsets")) {
+    return bad("expected an object with dtype, shape and data_offsets");
+  }
+  TensorInfo info;
+  const std::string dtype = entry["dtype"].is_string() ? entry["dtype"].get<std::string>() : entry["dtype"].dump();
+  const auto* row = std::find_if(std::begin(kDTypes), std::end(kDTypes), [&](const DTypeRow& r) { return dtype == r.name; });
+  if (row == std::end(kDTypes)) return bad(absl::StrCat("expected a dtype of F32, F16, BF16, I64, I32, U8 or BOOL, found ", dtype));
+  info.dtype = row->dtype;
+  if (!entry["shape"].is_array()) return bad("expected shape to be an array");
+  uint64_t bytes = static_cast<uint64_t>(row->size);
+  for (const auto& dimension : entry["shape"]) {
+    if (!dimension.is_number_unsigned()) return bad("expected shape to hold whole numbers of at least 0");
+    const auto value = dimension.get<uint64_t>();
+    if (value > static_cast<uint64_t>(INT64_MAX) || __builtin_mul_overflow(bytes, value, &bytes)) return bad("the product of its shape overflows");
+    info.shape.push_back(static_cast<int64_t>(value));
+  }
+  const auto& offsets = entry["data_offsets"];
+  if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned()) {
+    return bad("expected data_offsets to be two whole numbers");
+  }
+  info.begin = offsets[0].get<uint64_t>();
+  info.end = offsets[1].get<uint64_t>();
+  const uint64_t available = size_ - data_begin_;
+  if (info.begin > info.end || info.end > available) {
+    return bad(absl::StrCat("offsets [", info.begin, ", ", info.end, "] lie outside the file's ", available, " bytes of data; is the file truncated?"));
+  }
+  if (info.end - info.begin != bytes) return bad(absl::StrCat("its shape needs ", bytes, " bytes, its offsets span ", info.end - info.begin));
+  tensors_.emplace(name, std::move(info));
+  return absl::OkStatus();
+}
+
+absl::Status MappedFile::Parse(const std::string& path) {
+  const auto bad = [&](absl::string_view problem) { return absl::InvalidArgumentError(absl::StrCat(path, ": ", problem)); };
+  if (size_ < kHeaderLengthBytes) return bad("not a safetensors file: shorter than its header length; is it truncated?");
+  uint64_t header_size = 0;
+  std::memcpy(&header_size, base_, kHeaderLengthBytes);
+  if (header_size > kMaxHeader) return bad(absl::StrCat("header of ", header_size, " bytes; at most ", kMaxHeader, " are allowed"));
+  if (header_size > size_ - kHeaderLengthBytes) return bad("the header reaches beyond the file's end; is it truncated?");
+  data_begin_ = kHeaderLengthBytes + header_size;
+  // Duplicate names would silently keep the last; the callback sees every key of the top level.
+  std::set<std::string> seen;
+  std::string duplicate;
+  const char* begin = reinterpret_cast<const char*>(base_) + kHeaderLengthBytes;
+  const nlohmann::json header = nlohmann::json::parse(
+      begin, begin + header_size,
+      [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
+        if (depth == 1 && event == nlohmann::json::parse_event_t::key && !seen.insert(value.get<std::string>()).second) duplicate = value.get<std::string>();
+        return depth < 8;
+      },
+      /*allow_exceptions=*/false);
+  if (!header.is_object()) return bad("the header is not a JSON object");
+  if (!duplicate.empty()) return bad(absl::StrCat("tensor \"", duplicate, "\" appears twice"));
+  for (const auto& [name, entry] : header.items()) {
+    if (name == "__metadata__") {
+      if (!entry.is_object()) return bad("__metadata__ is not an object");
+      for (const auto& [key, value] : entry.items()) {
+        if (!value.is_string()) return bad(absl::StrCat("__metadata__.", key, " is not a string"));
+        metadata_[key] = value.get<std::string>();
+      }
+      continue;
+    }
+    if (const absl::Status status = ParseTensor(name, entry); !status.ok()) return bad(status.message());
+  }
+  std::vector<std::pair<uint64_t, const std::pair<const std::string, TensorInfo>*>> order;
+  for (const auto& entry : tensors_) order.emplace_back(entry.second.begin, &entry);
+  std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
+    return a.first != b.first ? a.first < b.first : a.second->second.end < b.second->second.end;
+  });
+  uint64_t expected = 0;
+  for (const auto& [at, entry] : order) {
+    if (at != expected) {
+      return bad(absl::StrCat("tensor \"", entry->first, "\" begins at ", at, " where ", expected, " was expected (",
+                              at < expected ? "it overlaps another" : "there is a gap before it", ")"));
+    }
+    expected = entry->second.end;
+  }
+  if (data_begin_ + expected != size_) return bad(absl::StrCat("tensors end at ", expected, " but the data section has ", size_ - data_begin_, " bytes"));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int64_t DTypeSize(DType dtype) {
+  for (const DTypeRow& row : kDTypes) {
+    if (row.dtype == dtype) return row.size;
+  }
+  return 0;
+}
+
+const char* DTypeName(DType dtype) {
+  for (const DTypeRow& row : kDTypes) {
+    if (row.dtype == dtype) return row.name;
+  }
+  return "?";
+}
+
+absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return absl::NotFoundError(absl::StrCat("cannot open ", path, ": ", std::strerror(errno)));
+  struct stat info {};
+  if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size == 0) {
+    close(fd);
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a safetensors file, found an empty or special one"));
+  }
+  const auto size = static_cast<size_t>(info.st_size);
+  void* base = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
+  close(fd);
+  if (base == MAP_FAILED) return absl::ResourceExhaustedError(absl::StrCat("cannot map ", path, ": ", std::strerror(errno)));
+  auto file = std::make_unique<MappedFile>(base, size);
+  if (const absl::Status status = file->Parse(path); !status.ok()) return status;
+  return file;
+}
+
+absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorToWrite>& tensors, const std::map<std::string, std::string>& metadata) {
+  nlohmann::ordered_json header;
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  uint64_t offset = 0;
+  for (const TensorToWrite& tensor : tensors) {
+    uint64_t bytes = static_cast<uint64_t>(DTypeSize(tensor.dtype));
+    for (const int64_t dimension : tensor.shape) bytes *= static_cast<uint64_t>(dimension);
+    if (bytes != tensor.data.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("tensor \"", tensor.name, "\": its shape needs ", bytes, " bytes, found ", tensor.data.size()));
+    }
+    header[tensor.name] = {{"dtype", DTypeName(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + bytes}}};
+    offset += bytes;
+  }
+  std::string text = header.dump();
+  // The data section is aligned to 8 bytes, as the format's own writer does.
+  text.append((8 - text.size() % 8) % 8, ' ');
+  std::string content;
+  content.reserve(kHeaderLengthBytes + text.size() + offset);
+  const uint64_t header_size = text.size();
+  content.append(reinterpret_cast<const char*>(&header_size), kHeaderLengthBytes);
+  content += text;
+  for (const TensorToWrite& tensor : tensors) content.append(reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
+  return WriteFileDurably(path, content);
+}
+
+absl::StatusOr<ModelWeights> OpenModelWeights(const std::string& model_dir) {
+  namespace fs = std::filesystem;
+  ModelWeights weights;
+  std::vector<std::string> names;
+  const fs::path index = fs::path(model_dir) / "model.safetensors.index.json";
+  std::map<std::string, std::string> where;
+  std::error_code error;
+  if (fs::exists(fs::path(model_dir) / "model.safetensors", error)) {
+    names.push_back("model.safetensors");
+  } else if (fs::exists(index, error)) {
+    auto text = ReadFile(index.string());
+    if (!text.ok()) return text.status();
+    const auto json = nlohmann::json::parse(*text, nullptr, false);
+    if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
+      return absl::InvalidArgumentError(absl::StrCat(index.string(), ": expected an object with weight_map"));
+    }
+    std::set<std::string> shards;
+    for (const auto& [tensor, shard] : json["weight_map"].items()) {
+      if (!shard.is_string() || fs::path(shard.get<std::string>()).filename() != shard.get<std::string>()) {
+        return absl::InvalidArgumentError(absl::StrCat(index.string(), ": weight_map.", tensor, ": expected the name of a file beside the index"));
+      }
+      shards.insert(shard.get<std::string>());
+      where[tensor] = shard.get<std::string>();
+    }
+    names.assign(shards.begin(), shards.end());
+  } else {
+    return absl::NotFoundError(absl::StrCat(model_dir, ": expected model.safetensors or model.safetensors.index.json, found neither"));
+  }
+  for (const std::string& name : names) {
+    auto file = SafetensorsFile::Open((fs::path(model_dir) / name).string());
+    if (!file.ok()) return file.status();
+    for (const auto& [tensor, info] : (*file)->tensors()) {
+      if (!weights.tensors.emplace(tensor, ModelWeights::Entry{file->get(), &info}).second) {
+        return absl::InvalidArgumentError(absl::StrCat(model_dir, ": tensor \"", tensor, "\" is in two shards"));
+      }
+    }
+    weights.files.push_back(*std::move(file));
+  }
+  for (const auto& [tensor, shard] : where) {
+    if (weights.tensors.find(tensor) == weights.tensors.end()) {
+      return absl::InvalidArgumentError(absl::StrCat(model_dir, ": the index names tensor \"", tensor, "\" in ", shard, ", where it is not"));
+    }
+  }
+  return weights;
+}
+
+}  // namespace rlhf::artifact

@@ -1,0 +1,55 @@
+// The safetensors format without LibTorch: header parsing, memory-mapped reading, durable writing.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+
+namespace rlhf::artifact {
+
+enum class DType { kF32, kF16, kBF16, kI64, kI32, kU8, kBool };
+int64_t DTypeSize(DType dtype);
+const char* DTypeName(DType dtype);  // the format's name: "F32", "BF16", …
+
+struct TensorInfo {
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;
+  uint64_t begin = 0, end = 0;  // byte offsets into the data section
+};
+
+// One memory-mapped file. Immutable and thread-safe; the spans live as long as the object.
+class SafetensorsFile {
+ public:
+  virtual ~SafetensorsFile() = default;
+  // Validates everything before returning: header length (≤ 100 MB, inside the file), JSON, dtypes, shape products without
+  // overflow, offsets in order, without overlap or gap, ending at the file's end. InvalidArgument names file and tensor.
+  static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
+  virtual const std::map<std::string, TensorInfo>& tensors() const = 0;
+  virtual const std::map<std::string, std::string>& metadata() const = 0;
+  virtual absl::Span<const uint8_t> Data(const TensorInfo& info) const = 0;
+};
+
+struct TensorToWrite {
+  std::string name;
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;
+  absl::Span<const uint8_t> data;
+};
+// Writes to a temporary name, fsyncs, renames, fsyncs the parent directory. Tensors are laid out in the given order.
+absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
+                              const std::map<std::string, std::string>& metadata = {{"format", "pt"}});
+
+// All weights of a model directory: model.safetensors, or model.safetensors.index.json with its shards.
+struct ModelWeights {
+  std::vector<std::unique_ptr<SafetensorsFile>> files;
+  struct Entry { const SafetensorsFile* file; const TensorInfo* info; };
+  std::map<std::string, Entry> tensors;
+};
+absl::StatusOr<ModelWeights> OpenModelWeights(const std::string& model_dir);
+
+}  // namespace rlhf::artifact
