@@ -1,0 +1,50 @@
+// What a model family is: the names and shapes of its parameters, and which of them play which part. One small file each.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <torch/torch.h>
+
+#include "artifact/model_config.h"
+
+namespace rlhf::model {
+
+// A projection. Hugging Face stores Linear as [out, in] and GPT-2's Conv1D as [in, out].
+struct Projection {
+  std::string weight, bias;  // parameter names; empty bias: none
+};
+
+struct LayerNames {
+  std::string norm1_weight, norm1_bias, norm2_weight, norm2_bias;
+  std::vector<Projection> qkv;   // one fused, or q, k and v
+  Projection attention_out;
+  std::vector<Projection> mlp_in;  // one, or gate and up
+  Projection mlp_out;
+};
+
+struct FamilyDescription {
+  std::string token_embedding, position_embedding;  // empty: rotary
+  std::vector<LayerNames> layers;
+  std::string final_norm_weight, final_norm_bias;
+  std::string lm_head;        // equal to token_embedding when tied
+  std::string scalar_head = "score.weight";
+  bool transposed = false;    // Conv1D layout
+  struct Parameter {
+    std::string name;
+    std::vector<int64_t> shape;
+    enum class Init { kNormal, kZero, kOne, kScalarHead } init = Init::kNormal;
+  };
+  std::vector<Parameter> parameters;  // in file order
+  // Tensors some checkpoints carry that are not parameters (buffers), matched at the end of the name.
+  std::vector<std::string> ignored_suffixes;
+  // A prefix that some checkpoints leave out ("transformer.").
+  std::string optional_prefix;
+};
+
+// scalar_head: the classification head instead of the language model's.
+FamilyDescription Describe(const artifact::ModelConfig& config, bool scalar_head);
+FamilyDescription DescribeLlama(const artifact::ModelConfig& config, bool scalar_head);
+FamilyDescription DescribeGpt2(const artifact::ModelConfig& config, bool scalar_head);
+
+}  // namespace rlhf::model

@@ -1,0 +1,203 @@
+#include "model/weights_io.h"
+
+#include <cmath>
+#include <filesystem>
+#include <set>
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "artifact/digest.h"
+#include "artifact/safetensors.h"
+#include "common/durable_file.h"
+#include "model/families/family.h"
+#include "model/guard.h"
+
+namespace rlhf::model {
+namespace {
+
+namespace fs = std::filesystem;
+using artifact::DType;
+
+torch::Dtype ToTorch(DType dtype) {
+  switch (dtype) {
+    case DType::kF16:
+      return torch::kFloat16;
+    case DType::kBF16:
+      return torch::kBFloat16;
+    case DType::kI64:
+      return torch::kInt64;
+    case DType::kI32:
+      return torch::kInt32;
+    case DType::kU8:
+      return torch::kUInt8;
+    case DType::kBool:
+      return torch::kBool;
+    case DType::kF32:
+      break;
+  }
+  return torch::kFloat32;
+}
+
+DType FromTorch(torch::Dtype dtype) {
+  if (dtype == torch::kBFloat16) return DType::kBF16;
+  if (dtype == torch::kFloat16) return DType::kF16;
+  return DType::kF32;
+}
+
+std::string ShapeText(c10::IntArrayRef shape) { return absl::StrCat("[", absl::StrJoin(shape.vec(), ", "), "]"); }
+
+// Fills the model from the files; says what is missing, extra or misshaped, all at once.
+absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights, const FamilyDescription& family, const LoadOptions& options,
+                  Transformer* model) {
+  const torch::NoGradGuard no_grad;
+  std::vector<std::string> missing, misshaped, extra;
+  std::set<std::string> used;
+  for (const auto& [name, parameter] : model->named_parameters()) {
+    auto entry = weights.tensors.find(name);
+    if (entry == weights.tensors.end() && !family.optional_prefix.empty() && absl::StartsWith(name, family.optional_prefix)) {
+      entry = weights.tensors.find(name.substr(family.optional_prefix.size()));
+    }
+    if (entry == weights.tensors.end()) {
+      if (options.init_missing_scalar_head && name == family.scalar_head) {
+        torch::Tensor values = torch::empty(parameter.sizes(), torch::kFloat32);
+        auto generator = at::detail::createCPUGenerator(options.head_seed);
+        values.normal_(0, 1.0 / std::sqrt(static_cast<double>(model->config().hidden_size) + 1.0), generator);
+        torch::Tensor target = parameter;
+        target.copy_(values);
+        continue;
+      }
+      missing.push_back(name);
+      continue;
+    }
+    used.insert(entry->first);
+    const artifact::TensorInfo& info = *entry->second.info;
+    if (parameter.sizes() != c10::IntArrayRef(info.shape)) {
+      misshaped.push_back(absl::StrCat(name, " (expected ", ShapeText(parameter.sizes()), ", found ", ShapeText(info.shape), ")"));
+      continue;
+    }
+    const auto data = entry->second.file->Data(info);
+    const torch::Tensor source = torch::from_blob(const_cast<uint8_t*>(data.data()), info.shape, torch::TensorOptions().dtype(ToTorch(info.dtype)));
+    torch::Tensor target = parameter;
+    target.copy_(source);
+  }
+  for (const auto& [name, entry] : weights.tensors) {
+    if (used.count(name) > 0) continue;
+    const bool buffer = std::any_of(family.ignored_suffixes.begin(), family.ignored_suffixes.end(), [&](const std::string& s) { return absl::EndsWith(name, s); });
+    // A tied head stored twice, or the other head of a model loaded for its body.
+    const bool other_head = name == "lm_head.weight" || name == family.scalar_head;
+    if (!buffer && !other_head) extra.push_back(name);
+  }
+  if (missing.empty() && misshaped.empty() && extra.empty()) return absl::OkStatus();
+  std::string text = absl::StrCat(dir, ": the weights do not fit config.json");
+  if (!missing.empty()) absl::StrAppend(&text, "; missing: ", absl::StrJoin(missing, ", "));
+  if (!misshaped.empty()) absl::StrAppend(&text, "; misshaped: ", absl::StrJoin(misshaped, ", "));
+  if (!extra.empty()) absl::StrAppend(&text, "; extra: ", absl::StrJoin(extra, ", "));
+  return absl::InvalidArgumentError(text);
+}
+
+absl::Status CopyTokenizer(const std::string& from, const std::string& to) {
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}) {
+    std::error_code error;
+    if (!fs::exists(fs::path(from) / name, error)) continue;
+    fs::copy_file(fs::path(from) / name, fs::path(to) / name, fs::copy_options::overwrite_existing, error);
+    if (error) return absl::InternalError(absl::StrCat("cannot copy ", name, " to ", to, ": ", error.message()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_dir, const LoadOptions& options) {
+  return Guard(absl::StrCat("loading ", model_dir), [&]() -> absl::StatusOr<std::unique_ptr<Transformer>> {
+    auto config = artifact::LoadModelConfig(model_dir);
+    if (!config.ok()) return config.status();
+    if (options.head == HeadKind::kScalar && config->num_labels > 1) {
+      return absl::InvalidArgumentError(absl::StrCat(model_dir, ": expected a reward model with one label, found ", config->num_labels));
+    }
+    if (options.head == HeadKind::kLm && config->num_labels > 0) {
+      return absl::InvalidArgumentError(absl::StrCat(model_dir, ": expected a causal language model, found ", config->architecture));
+    }
+    if (options.head == HeadKind::kScalar && config->num_labels == 0 && !options.init_missing_scalar_head) {
+      return absl::InvalidArgumentError(absl::StrCat(model_dir, ": expected a reward model (…ForSequenceClassification), found ", config->architecture));
+    }
+    auto weights = artifact::OpenModelWeights(model_dir);
+    if (!weights.ok()) return weights.status();
+    auto model = std::make_unique<Transformer>(*config, options.head, options.dtype, options.device);
+    const absl::Status status = Fill(model_dir, *weights, Describe(*config, options.head == HeadKind::kScalar), options, model.get());
+    if (!status.ok()) return status;
+    return model;
+  });
+}
+
+absl::Status SaveModel(const Transformer& model, const std::string& out_dir, const std::string& tokenizer_dir) {
+  return Guard(absl::StrCat("saving ", out_dir), [&]() -> absl::Status {
+    if (absl::Status status = MakeDirs(out_dir); !status.ok()) return status;
+    artifact::ModelConfig config = model.config();
+    const bool llama = config.family == artifact::Family::kLlama;
+    if (model.head() == HeadKind::kScalar) {
+      config.architecture = llama ? "LlamaForSequenceClassification" : "GPT2ForSequenceClassification";
+      config.num_labels = 1;
+    } else {
+      config.architecture = llama ? "LlamaForCausalLM" : "GPT2LMHeadModel";
+      config.num_labels = 0;
+    }
+    config.dtype = model.dtype() == torch::kBFloat16 ? "bfloat16" : model.dtype() == torch::kFloat16 ? "float16" : "float32";
+    std::vector<torch::Tensor> keep;
+    std::vector<artifact::TensorToWrite> tensors;
+    for (const auto& [name, parameter] : model.named_parameters()) {
+      keep.push_back(parameter.detach().to(torch::kCPU).contiguous());
+      const torch::Tensor& tensor = keep.back();
+      tensors.push_back({name, FromTorch(tensor.scalar_type()), tensor.sizes().vec(),
+                         absl::MakeConstSpan(static_cast<const uint8_t*>(tensor.data_ptr()), tensor.nbytes())});
+    }
+    if (absl::Status status = artifact::WriteSafetensors(out_dir + "/model.safetensors", tensors); !status.ok()) return status;
+    if (absl::Status status = WriteFileDurably(out_dir + "/config.json", artifact::ModelConfigToJson(config)); !status.ok()) return status;
+    if (model.head() == HeadKind::kLm) {
+      nlohmann::ordered_json generation;
+      if (config.bos_token_id) generation["bos_token_id"] = *config.bos_token_id;
+      if (config.eos_token_id) generation["eos_token_id"] = *config.eos_token_id;
+      if (config.pad_token_id) generation["pad_token_id"] = *config.pad_token_id;
+      if (generation.is_null()) generation = nlohmann::ordered_json::object();
+      if (absl::Status status = WriteFileDurably(out_dir + "/generation_config.json", generation.dump(2) + "\n"); !status.ok()) return status;
+    }
+    return tokenizer_dir.empty() ? absl::OkStatus() : CopyTokenizer(tokenizer_dir, out_dir);
+  });
+}
+
+absl::Status SaveRewardNormalization(const RewardNormalization& n, const std::string& dir) {
+  return WriteFileDurably(dir + "/reward_normalization.json", nlohmann::json({{"shift", n.shift}, {"scale", n.scale}}).dump(2) + "\n");
+}
+
+absl::StatusOr<RewardNormalization> LoadRewardNormalization(const std::string& dir) {
+  const std::string path = dir + "/reward_normalization.json";
+  auto text = ReadFile(path);
+  if (absl::IsNotFound(text.status())) return RewardNormalization{};
+  if (!text.ok()) return text.status();
+  const auto json = nlohmann::json::parse(*text, nullptr, false);
+  RewardNormalization out;
+  if (!json.is_object() || !json.contains("shift") || !json["shift"].is_number() || !json.contains("scale") || !json["scale"].is_number()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected {\"shift\": number, \"scale\": number}"));
+  }
+  out.shift = json["shift"].get<double>();
+  out.scale = json["scale"].get<double>();
+  if (!std::isfinite(out.shift) || !std::isfinite(out.scale) || out.scale <= 0) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a finite shift and a scale above 0"));
+  }
+  return out;
+}
+
+std::string WeightsDigest(const Transformer& model) {
+  // Names and order are part of the model's description; the bytes of all parameters, one digest each, make the whole.
+  std::string parts;
+  for (const auto& [name, parameter] : model.named_parameters()) {
+    const torch::Tensor host = parameter.detach().to(torch::kCPU).contiguous();
+    absl::StrAppend(&parts, artifact::Xxh3Hex(host.data_ptr(), host.nbytes()));
+  }
+  return artifact::Xxh3Hex(parts.data(), parts.size());
+}
+
+}  // namespace rlhf::model
