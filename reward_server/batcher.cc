@@ -1,0 +1,105 @@
+#include "reward_server/batcher.h"
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+namespace rlhf::reward {
+namespace {
+
+std::string BatchKey(const v1::ScoreRequest& request) {
+  v1::ScoreRequest without_samples;
+  without_samples.set_job_id(request.job_id());
+  *without_samples.mutable_scorer() = request.scorer();
+  *without_samples.mutable_gold() = request.gold();
+  without_samples.set_reference_policy(request.reference_policy());
+  without_samples.set_tokenizer(request.tokenizer());
+  without_samples.set_temperature(request.temperature());
+  return without_samples.SerializeAsString();
+}
+
+}  // namespace
+
+Batcher::Batcher(Compute compute, const BatcherOptions& options, Observer observer)
+    : compute_(std::move(compute)), options_(options), observer_(std::move(observer)), thread_([this] { Loop(); }) {}
+
+Batcher::~Batcher() { Stop(); }
+
+void Batcher::Submit(v1::ScoreRequest request, Reply reply) {
+  Item item;
+  item.key = BatchKey(request);
+  for (const auto& sample : request.samples()) item.tokens += sample.prompt_tokens_size() + sample.response_tokens_size();
+  item.request = std::move(request);
+  item.reply = std::move(reply);
+  {
+    absl::MutexLock lock(&mu_);
+    if (!stopping_ && queue_.size() < options_.max_queued_requests) {
+      queue_.push_back(std::move(item));
+      return;
+    }
+  }
+  item.reply(absl::ResourceExhaustedError(absl::StrCat("the scoring queue holds ", options_.max_queued_requests, " requests, or the server stops; try again")));
+}
+
+size_t Batcher::queued() const {
+  absl::MutexLock lock(&mu_);
+  return queue_.size();
+}
+
+void Batcher::Loop() {
+  while (true) {
+    std::vector<Item> batch;
+    {
+      absl::MutexLock lock(&mu_);
+      const auto some = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !queue_.empty(); };
+      mu_.Await(absl::Condition(&some));
+      if (queue_.empty()) return;
+      // A short wait lets requests that come together share a batch; a full budget ends it early.
+      const auto enough = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+        int64_t tokens = 0;
+        for (const Item& item : queue_) tokens += item.tokens;
+        return stopping_ || tokens >= options_.batch_tokens;
+      };
+      mu_.AwaitWithTimeout(absl::Condition(&enough), options_.delay);
+      int64_t tokens = 0;
+      const std::string key = queue_.front().key;
+      for (auto it = queue_.begin(); it != queue_.end();) {
+        if (it->key != key || (!batch.empty() && tokens + it->tokens > options_.batch_tokens)) {
+          ++it;
+          continue;
+        }
+        tokens += it->tokens;
+        batch.push_back(std::move(*it));
+        it = queue_.erase(it);
+      }
+    }
+    v1::ScoreRequest merged = batch.front().request;
+    for (size_t i = 1; i < batch.size(); ++i) {
+      for (auto& sample : *batch[i].request.mutable_samples()) *merged.add_samples() = std::move(sample);
+    }
+    std::vector<int> sizes{batch.front().request.samples_size()};
+    for (size_t i = 1; i < batch.size(); ++i) sizes.push_back(batch[i].request.samples_size());
+    const absl::Time start = absl::Now();
+    v1::ScoreResponse response = compute_(merged);
+    observer_(merged.samples_size(), absl::Now() - start);
+    int next = 0;
+    for (size_t i = 0; i < batch.size(); ++i) {
+      v1::ScoreResponse part;
+      for (int s = 0; s < sizes[i]; ++s) *part.add_scores() = std::move(*response.mutable_scores(next++));
+      batch[i].reply(std::move(part));
+      ++completed_;
+    }
+  }
+}
+
+void Batcher::Stop() {
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopping_ && !thread_.joinable()) return;
+    stopping_ = true;
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+}  // namespace rlhf::reward

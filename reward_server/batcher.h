@@ -1,0 +1,59 @@
+// Gathers scoring requests that ask for the same scorer into one batch: up to a token budget, or a short delay after the first.
+//
+// Thread-safe; one thread computes. Submit refuses with ResourceExhausted when the queue is full.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "rlhf/v1/reward_service.pb.h"
+
+namespace rlhf::reward {
+
+struct BatcherOptions {
+  int64_t batch_tokens = 16384;
+  absl::Duration delay = absl::Milliseconds(2);
+  size_t max_queued_requests = 256;
+};
+
+class Batcher {
+ public:
+  using Compute = std::function<v1::ScoreResponse(const v1::ScoreRequest&)>;
+  using Reply = absl::AnyInvocable<void(absl::StatusOr<v1::ScoreResponse>)>;
+  // Called after each batch with its size in samples and its duration.
+  using Observer = std::function<void(int samples, absl::Duration took)>;
+  Batcher(Compute compute, const BatcherOptions& options, Observer observer);
+  ~Batcher();
+  void Submit(v1::ScoreRequest request, Reply reply);
+  int64_t completed() const { return completed_; }  // requests answered; grows with progress
+  size_t queued() const;
+  // Answers what is queued, then stops.
+  void Stop();
+
+ private:
+  struct Item {
+    v1::ScoreRequest request;
+    Reply reply;
+    std::string key;  // equal keys may share a batch
+    int64_t tokens = 0;
+  };
+  void Loop();
+
+  Compute compute_;
+  BatcherOptions options_;
+  Observer observer_;
+  mutable absl::Mutex mu_;
+  std::deque<Item> queue_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::atomic<int64_t> completed_{0};
+  std::thread thread_;
+};
+
+}  // namespace rlhf::reward

@@ -1,0 +1,172 @@
+// rlhf-reward-server: scores samples with frozen models and rules, and computes the reference policy's log-probabilities.
+#include <memory>
+#include <string>
+
+#include <CLI/CLI.hpp>
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <torch/torch.h>
+
+#include "absl/strings/str_cat.h"
+#include "client/cpp/artifact_cache.h"
+#include "client/cpp/channel.h"
+#include "client/cpp/fleet_session.h"
+#include "common/log.h"
+#include "common/metrics.h"
+#include "common/process.h"
+#include "common/rpc_server.h"
+#include "reward_server/reward_service.h"
+#include "reward_server/scorer.h"
+
+namespace {
+
+struct Flags {
+  std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1", http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir;
+  std::string device = "cpu", precision = "float32", log_level = "info";
+  bool log_json = false;
+  int threads = 1, batch_tokens = 8192, delay_ms = 2, grace_seconds = 25;
+  rlhf::TlsFiles tls;
+};
+
+// Only the coordinator asks for scores; health may be asked by any certificate of the fleet.
+absl::StatusOr<rlhf::Caller> Authorize(const std::string& method, const std::string&, const std::string& spiffe_id) {
+  const auto identity = rlhf::ParseSpiffeId(spiffe_id);
+  if (!identity.ok()) return absl::UnauthenticatedError("expected a client certificate with a SPIFFE id");
+  const bool health = method.rfind("/grpc.health.v1.Health/", 0) == 0;
+  if (!health && identity->role != "coordinator") {
+    return absl::PermissionDeniedError(absl::StrCat(method, " is for the coordinator; the certificate's role is ", identity->role));
+  }
+  rlhf::Caller caller;
+  caller.subject = identity->instance;
+  caller.role = identity->role;
+  return caller;
+}
+
+int Run(const Flags& flags) {
+  rlhf::InitLogging("reward_server", flags.instance, flags.log_level, flags.log_json);
+  torch::set_num_threads(flags.threads);
+  rlhf::MetricsRegistry metrics("reward_server");
+
+  rlhf::client::ChannelOptions channel_options;
+  channel_options.address = flags.coordinator;
+  channel_options.tls = flags.tls;
+  auto channel = rlhf::client::MakeChannel(channel_options);
+  if (!channel.ok()) {
+    spdlog::error("{}", channel.status().ToString());
+    return 1;
+  }
+  rlhf::client::ArtifactCache artifacts(flags.shared_root, flags.cache_dir, *channel);
+  rlhf::reward::ScorerOptions scorer_options;
+  scorer_options.device = torch::Device(flags.device);
+  scorer_options.dtype = flags.precision == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
+  scorer_options.batch_tokens = flags.batch_tokens;
+  rlhf::reward::Scorer scorer(&artifacts, scorer_options);
+
+  auto& batch_size = metrics.Histogram("rlhf_reward_batch_size", "Samples scored together.", {1, 2, 4, 8, 16, 32, 64, 128, 256, 512});
+  auto& inference = metrics.Histogram("rlhf_reward_inference_seconds", "Time of a scoring batch.", {.001, .003, .01, .03, .1, .3, 1, 3, 10});
+  auto& score_values = metrics.Histogram("rlhf_reward_score", "Total scores given.", {-10, -5, -2, -1, -.5, 0, .5, 1, 2, 5, 10});
+  auto& ok = metrics.Counter("rlhf_reward_scored_total", "Samples scored.", {{"outcome", "ok"}});
+  auto& failed = metrics.Counter("rlhf_reward_scored_total", "Samples scored.", {{"outcome", "error"}});
+  rlhf::reward::BatcherOptions batcher_options;
+  batcher_options.batch_tokens = 2 * static_cast<int64_t>(flags.batch_tokens);
+  batcher_options.delay = absl::Milliseconds(flags.delay_ms);
+  rlhf::reward::Batcher batcher(
+      [&](const rlhf::v1::ScoreRequest& request) {
+        rlhf::v1::ScoreResponse response = scorer.Score(request);
+        for (const auto& score : response.scores()) {
+          (score.code() == 0 ? ok : failed).Increment();
+          if (score.code() == 0) score_values.Observe(score.score().total());
+        }
+        return response;
+      },
+      batcher_options,
+      [&](int samples, absl::Duration took) {
+        batch_size.Observe(samples);
+        inference.Observe(absl::ToDoubleSeconds(took));
+      });
+  metrics.OnCollect([&] { metrics.Gauge("rlhf_reward_queue_depth", "Scoring requests waiting.").Set(static_cast<double>(batcher.queued())); });
+  rlhf::reward::RewardServiceAdapter service(&batcher);
+
+  rlhf::RpcServerOptions server_options;
+  server_options.address = flags.address;
+  server_options.tls = flags.tls;
+  server_options.require_client_certificate = true;
+  server_options.authorizer = Authorize;
+  server_options.services = {&service};
+  server_options.metrics = &metrics;
+  auto server = rlhf::RpcServer::Start(server_options);
+  if (!server.ok()) {
+    spdlog::error("{}", server.status().ToString());
+    return 1;
+  }
+
+  rlhf::v1::RegisterRequest identity;
+  identity.set_role(rlhf::v1::ROLE_REWARD_SERVER);
+  identity.set_instance_id(flags.instance);
+  identity.set_address(absl::StrCat(flags.advertise_host, ":", (*server)->port()));
+  identity.set_protocol_version(rlhf::kProtocolVersion);
+  identity.set_build_version(rlhf::kBuildVersion);
+  identity.set_device(flags.device);
+  std::atomic<bool> drain{false};
+  rlhf::client::FleetSession::Callbacks callbacks;
+  callbacks.fill_heartbeat = [&](rlhf::v1::HeartbeatRequest* request) { request->set_progress_counter(batcher.completed()); };
+  callbacks.on_heartbeat = [&](const rlhf::v1::HeartbeatResponse& response) {
+    if (response.drain()) drain = true;
+  };
+  const auto session = rlhf::client::FleetSession::Start(*channel, identity, std::move(callbacks));
+  auto http = rlhf::HttpEndpoint::Start(flags.http_address, &metrics, [&] {
+    return session->session_id().empty() ? std::string("not registered with the coordinator") : std::string();
+  });
+  if (!http.ok()) {
+    spdlog::error("{}", http.status().ToString());
+    return 1;
+  }
+  (*server)->SetServing(true);
+  if (!flags.ports_file.empty()) {
+    const absl::Status status = rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}, {"grpc", (*server)->port()}});
+    if (!status.ok()) {
+      spdlog::error("{}", status.ToString());
+      return 1;
+    }
+  }
+  rlhf::WaitForTermination([&] { return drain.load() || !session->fatal().ok(); });
+  if (!session->fatal().ok()) spdlog::error("{}", session->fatal().ToString());
+  session->Stop();
+  (*server)->Shutdown(absl::Seconds(flags.grace_seconds));
+  batcher.Stop();
+  return session->fatal().ok() ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  rlhf::BlockTerminationSignals();
+  Flags flags;
+  CLI::App app{"Scores samples: reward models, rules, and the reference policy's log-probabilities."};
+  app.set_config("--config", "", "A file with the same keys as the flags");
+  bool check_config = false;
+  app.add_flag("--check-config", check_config, "Parse the configuration and exit");
+  app.add_option("--coordinator", flags.coordinator, "Fleet address of the coordinator, host:port")->required();
+  app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")->required();
+  app.add_option("--address", flags.address, "Where to serve scoring")->capture_default_str();
+  app.add_option("--advertise-address", flags.advertise_host, "Host at which the coordinator reaches this process")->capture_default_str();
+  app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
+  app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
+  app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");
+  app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloaded artifacts")->required();
+  app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
+  app.add_option("--precision", flags.precision, "Compute precision")->check(CLI::IsMember({"float32", "bfloat16"}))->capture_default_str();
+  app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  app.add_option("--batch-tokens", flags.batch_tokens, "Tokens a forward pass holds at most")->check(CLI::Range(1, 1 << 24))->capture_default_str();
+  app.add_option("--batch-delay-ms", flags.delay_ms, "How long the first request waits for company")->check(CLI::Range(0, 1000))->capture_default_str();
+  app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")->check(CLI::Range(0, 3600))->capture_default_str();
+  app.add_flag("--insecure", flags.tls.insecure, "Plaintext, for trials");
+  app.add_option("--tls-ca", flags.tls.ca_file, "CA certificates, PEM");
+  app.add_option("--tls-cert", flags.tls.cert_file, "This process's certificate, PEM");
+  app.add_option("--tls-key", flags.tls.key_file, "Its key, PEM");
+  app.add_option("--log-level", flags.log_level, "debug, info, warn or error")->capture_default_str();
+  app.add_flag("--log-json", flags.log_json, "Log JSON lines");
+  CLI11_PARSE(app, argc, argv);
+  return check_config ? 0 : Run(flags);
+}

@@ -1,0 +1,33 @@
+#include "reward_server/reward_service.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/failpoint.h"
+#include "common/status_util.h"
+
+namespace rlhf::reward {
+
+grpc::ServerUnaryReactor* RewardServiceAdapter::Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
+                                                      v1::ScoreResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (request->samples().empty()) {
+    reactor->Finish(ToGrpc(absl::InvalidArgumentError("ScoreRequest.samples: expected at least one sample, found none")));
+    return reactor;
+  }
+  for (const auto& sample : request->samples()) {
+    if (sample.prompt_tokens().empty() && sample.response_text().empty() && sample.response_tokens().empty()) {
+      reactor->Finish(ToGrpc(absl::InvalidArgumentError(absl::StrCat("ScoreRequest.samples: sample ", sample.id().step(), "/", sample.id().ordinal(), "/",
+                                                                     sample.id().index(), " has neither tokens nor text"))));
+      return reactor;
+    }
+  }
+  RLHF_FAILPOINT("reward/before_score");
+  batcher_->Submit(*request, [reactor, response](absl::StatusOr<v1::ScoreResponse> scored) {
+    if (scored.ok()) *response = *std::move(scored);
+    reactor->Finish(ToGrpc(scored.status()));
+  });
+  return reactor;
+}
+
+}  // namespace rlhf::reward

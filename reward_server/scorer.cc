@@ -1,0 +1,272 @@
+#include "reward_server/scorer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include <c10/core/InferenceMode.h>
+
+#include "absl/strings/str_cat.h"
+#include "common/durable_file.h"
+#include "common/status_util.h"
+#include "model/guard.h"
+#include "model/log_probs.h"
+
+namespace rlhf::reward {
+namespace {
+
+// [begin, end) ranges of sequences whose tokens fit a budget; at least one sequence each.
+std::vector<std::pair<size_t, size_t>> SplitByTokens(const std::vector<std::vector<int32_t>>& sequences, int64_t budget) {
+  std::vector<std::pair<size_t, size_t>> out;
+  size_t begin = 0;
+  int64_t tokens = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const auto size = static_cast<int64_t>(sequences[i].size());
+    if (i > begin && tokens + size > budget) {
+      out.emplace_back(begin, i);
+      begin = i;
+      tokens = 0;
+    }
+    tokens += size;
+  }
+  if (begin < sequences.size()) out.emplace_back(begin, sequences.size());
+  return out;
+}
+
+void Fail(const absl::Status& status, v1::SampleScore* score) {
+  score->clear_score();
+  score->set_code(static_cast<int>(status.code()));
+  score->set_error(std::string(status.message()));
+}
+
+}  // namespace
+
+struct Scorer::Loaded {
+  std::unique_ptr<model::Transformer> model;
+  std::unique_ptr<artifact::Tokenizer> tokenizer;
+  model::RewardNormalization normalization;
+  std::string tokenizer_json;
+  uint64_t last_use = 0;
+};
+
+// The normalised score of a reward model, read at the last token up to and including the end of text.
+class RewardModelScore : public Component {
+ public:
+  RewardModelScore(Scorer* scorer, std::string digest, std::string policy) : scorer_(scorer), digest_(std::move(digest)), policy_(std::move(policy)) {}
+
+  std::vector<absl::StatusOr<double>> Score(const std::vector<const v1::Sample*>& samples) override {
+    std::vector<double> values;
+    const absl::Status status = model::Guard("reward model", [&] { return Compute(samples, &values); });
+    if (!status.ok()) return {samples.size(), status};
+    return {values.begin(), values.end()};
+  }
+
+ private:
+  absl::Status Compute(const std::vector<const v1::Sample*>& samples, std::vector<double>* values) {
+    const c10::InferenceMode inference;
+    RLHF_ASSIGN_OR_RETURN(Scorer::Loaded * loaded, scorer_->Load(digest_, model::HeadKind::kScalar));
+    RLHF_ASSIGN_OR_RETURN(const bool same_tokens, SameTokens(*loaded));
+    std::vector<std::vector<int32_t>> sequences;
+    for (const v1::Sample* sample : samples) {
+      std::vector<int32_t>& tokens = sequences.emplace_back();
+      if (same_tokens) {
+        tokens.assign(sample->prompt_tokens().begin(), sample->prompt_tokens().end());
+        tokens.insert(tokens.end(), sample->response_tokens().begin(), sample->response_tokens().end());
+      } else {
+        // Another vocabulary: the same text in the reward model's own tokens.
+        RLHF_ASSIGN_OR_RETURN(tokens, loaded->tokenizer->Encode(sample->prompt().text()));
+        RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> response, loaded->tokenizer->Encode(sample->response_text(), {.add_special_tokens = false}));
+        tokens.insert(tokens.end(), response.begin(), response.end());
+        if (sample->finish_reason() == v1::END_OF_TEXT && loaded->tokenizer->eos_id()) tokens.push_back(*loaded->tokenizer->eos_id());
+      }
+      if (tokens.empty() || static_cast<int64_t>(tokens.size()) > loaded->model->config().max_position_embeddings) {
+        return absl::InvalidArgumentError(absl::StrCat("reward model ", digest_, ": a sample has ", tokens.size(), " tokens; expected 1 to ",
+                                                       loaded->model->config().max_position_embeddings));
+      }
+    }
+    for (const auto& [begin, end] : SplitByTokens(sequences, scorer_->options_.batch_tokens)) {
+      const std::vector<std::vector<int32_t>> part(sequences.begin() + static_cast<int64_t>(begin), sequences.begin() + static_cast<int64_t>(end));
+      const model::PackedBatch batch = model::PackedBatch::FromSequences(part, scorer_->options_.device);
+      std::vector<int64_t> last(part.size());
+      int64_t total = 0;
+      for (size_t i = 0; i < part.size(); ++i) last[i] = (total += static_cast<int64_t>(part[i].size())) - 1;
+      const torch::Tensor hidden = loaded->model->Hidden(batch);
+      const torch::Tensor rows = hidden.index_select(0, torch::tensor(last, torch::kInt64).to(hidden.device()));
+      const torch::Tensor raw = loaded->model->Scalar(rows).to(torch::kCPU, torch::kFloat64).contiguous();
+      for (int64_t i = 0; i < raw.numel(); ++i) {
+        values->push_back((raw.data_ptr<double>()[i] - loaded->normalization.shift) * loaded->normalization.scale);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<bool> SameTokens(const Scorer::Loaded& reward_model) {
+    if (policy_ == digest_) return true;
+    if (same_tokens_) return *same_tokens_;
+    RLHF_ASSIGN_OR_RETURN(const std::string dir, scorer_->artifacts_->Fetch(policy_));
+    RLHF_ASSIGN_OR_RETURN(const std::string json, ReadFile(dir + "/tokenizer.json"));
+    same_tokens_ = json == reward_model.tokenizer_json;
+    return *same_tokens_;
+  }
+
+  Scorer* scorer_;
+  std::string digest_, policy_;
+  std::optional<bool> same_tokens_;
+};
+
+Scorer::Scorer(client::ArtifactCache* artifacts, const ScorerOptions& options) : artifacts_(artifacts), options_(options) {}
+Scorer::~Scorer() = default;
+
+absl::StatusOr<Scorer::Loaded*> Scorer::Load(const std::string& digest, model::HeadKind head) {
+  const std::string key = absl::StrCat(digest, head == model::HeadKind::kLm ? "/lm" : "/scalar");
+  if (const auto found = models_.find(key); found != models_.end()) {
+    found->second->last_use = ++uses_;
+    return found->second.get();
+  }
+  RLHF_ASSIGN_OR_RETURN(const std::string dir, artifacts_->Fetch(digest));
+  auto loaded = std::make_unique<Loaded>();
+  model::LoadOptions load;
+  load.dtype = options_.dtype;
+  load.device = options_.device;
+  load.head = head;
+  RLHF_ASSIGN_OR_RETURN(loaded->model, model::LoadModel(dir, load));
+  RLHF_ASSIGN_OR_RETURN(loaded->tokenizer, artifact::Tokenizer::Load(dir));
+  RLHF_ASSIGN_OR_RETURN(loaded->tokenizer_json, ReadFile(dir + "/tokenizer.json"));
+  if (head == model::HeadKind::kScalar) {
+    RLHF_ASSIGN_OR_RETURN(loaded->normalization, model::LoadRewardNormalization(dir));
+  }
+  while (static_cast<int>(models_.size()) >= options_.max_models) {
+    models_.erase(std::min_element(models_.begin(), models_.end(),
+                                   [](const auto& a, const auto& b) { return a.second->last_use < b.second->last_use; }));
+  }
+  loaded->last_use = ++uses_;
+  return (models_[key] = std::move(loaded)).get();
+}
+
+absl::StatusOr<std::unique_ptr<Component>> Scorer::MakeComponent(const v1::RewardComponent& spec, const std::string& policy) {
+  switch (spec.kind_case()) {
+    case v1::RewardComponent::kRewardModel:
+      return std::make_unique<RewardModelScore>(this, spec.reward_model().model(), policy);
+    case v1::RewardComponent::kRegex:
+      return MakeRegex(spec.regex());
+    case v1::RewardComponent::kLength:
+      return MakeLength(spec.length());
+    case v1::RewardComponent::kExactAnswer:
+      return MakeExactAnswer(spec.exact_answer());
+    case v1::RewardComponent::kAbstention:
+      return MakeAbstention(spec.abstention());
+    case v1::RewardComponent::kActionClaim:
+      return MakeActionClaim(spec.action_claim());
+    case v1::RewardComponent::kExternal:
+      return MakeExternal(spec.name(), spec.external());
+    case v1::RewardComponent::kSentenceShare:
+      return MakeSentenceShare(spec.sentence_share());
+    case v1::RewardComponent::KIND_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError(absl::StrCat("reward component \"", spec.name(), "\" has no kind; expected one of reward_model, regex, length, "
+                                                 "exact_answer, abstention, action_claim, external, sentence_share"));
+}
+
+void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest& request, bool gold, std::vector<v1::SampleScore>* scores) {
+  for (const v1::RewardComponent& component_spec : spec.components()) {
+    std::vector<const v1::Sample*> samples;
+    std::vector<v1::SampleScore*> targets;
+    for (int i = 0; i < request.samples_size(); ++i) {
+      if ((*scores)[i].code() != 0) continue;
+      samples.push_back(&request.samples(i));
+      targets.push_back(&(*scores)[i]);
+    }
+    if (samples.empty()) return;
+    const std::string key = absl::StrCat(request.tokenizer(), "\n", component_spec.SerializeAsString());
+    auto& component = components_[key];
+    if (!component) {
+      auto made = MakeComponent(component_spec, request.tokenizer());
+      if (!made.ok()) {
+        components_.erase(key);
+        for (v1::SampleScore* target : targets) Fail(Annotate(made.status(), absl::StrCat("component \"", component_spec.name(), "\"")), target);
+        return;
+      }
+      component = *std::move(made);
+    }
+    const std::vector<absl::StatusOr<double>> values = component->Score(samples);
+    const double weight = component_spec.has_weight() ? component_spec.weight() : 1.0;
+    for (size_t i = 0; i < targets.size(); ++i) {
+      if (!values[i].ok()) {
+        Fail(Annotate(values[i].status(), absl::StrCat("component \"", component_spec.name(), "\"")), targets[i]);
+        continue;
+      }
+      if (!std::isfinite(*values[i])) {
+        Fail(absl::InternalError(absl::StrCat("component \"", component_spec.name(), "\" gave ", *values[i], "; expected a finite number")), targets[i]);
+        continue;
+      }
+      v1::Score& score = *targets[i]->mutable_score();
+      v1::ComponentScore& entry = gold ? *score.add_gold() : *score.add_components();
+      entry.set_name(component_spec.name());
+      entry.set_value(*values[i]);
+      entry.set_weight(weight);
+      if (gold) {
+        score.set_gold_total(score.gold_total() + weight * *values[i]);
+      } else {
+        score.set_total(score.total() + weight * *values[i]);
+      }
+    }
+  }
+}
+
+absl::Status Scorer::AddReference(const v1::ScoreRequest& request, std::vector<v1::SampleScore>* scores) {
+  const c10::InferenceMode inference;
+  RLHF_ASSIGN_OR_RETURN(Loaded * loaded, Load(request.reference_policy(), model::HeadKind::kLm));
+  std::vector<std::vector<int32_t>> sequences;
+  std::vector<int64_t> begins;
+  std::vector<v1::SampleScore*> targets;
+  for (int i = 0; i < request.samples_size(); ++i) {
+    if ((*scores)[i].code() != 0 || request.samples(i).response_tokens().empty()) continue;
+    const v1::Sample& sample = request.samples(i);
+    std::vector<int32_t>& tokens = sequences.emplace_back(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
+    tokens.insert(tokens.end(), sample.response_tokens().begin(), sample.response_tokens().end());
+    begins.push_back(sample.prompt_tokens_size());
+    targets.push_back(&(*scores)[i]);
+  }
+  const double temperature = request.temperature() > 0 ? request.temperature() : 1.0;
+  for (const auto& [first, last] : SplitByTokens(sequences, options_.batch_tokens)) {
+    const std::vector<std::vector<int32_t>> part(sequences.begin() + static_cast<int64_t>(first), sequences.begin() + static_cast<int64_t>(last));
+    const std::vector<int64_t> part_begins(begins.begin() + static_cast<int64_t>(first), begins.begin() + static_cast<int64_t>(last));
+    const model::PackedBatch batch = model::PackedBatch::FromSequences(part, options_.device);
+    const model::ResponseIndex index = model::IndexResponses(batch, part_begins);
+    const torch::Tensor rows = loaded->model->Hidden(batch).index_select(0, index.rows);
+    const torch::Tensor log_probs = model::ChunkedLogProbs(*loaded->model, rows, index.targets, temperature).log_probs.to(torch::kCPU).contiguous();
+    const float* value = log_probs.data_ptr<float>();
+    for (size_t i = 0; i < part.size(); ++i) {
+      auto& target = *targets[first + i]->mutable_score()->mutable_reference_log_probs();
+      target.Add(value, value + index.counts[i]);
+      value += index.counts[i];
+    }
+  }
+  return absl::OkStatus();
+}
+
+v1::ScoreResponse Scorer::Score(const v1::ScoreRequest& request) {
+  std::vector<v1::SampleScore> scores(request.samples_size());
+  for (int i = 0; i < request.samples_size(); ++i) {
+    *scores[i].mutable_id() = request.samples(i).id();
+    scores[i].set_attempt(request.samples(i).attempt());
+    scores[i].mutable_score();
+  }
+  ScoreComponents(request.scorer(), request, /*gold=*/false, &scores);
+  ScoreComponents(request.gold(), request, /*gold=*/true, &scores);
+  if (!request.reference_policy().empty()) {
+    const absl::Status status = model::Guard("reference policy", [&] { return AddReference(request, &scores); });
+    if (!status.ok()) {
+      for (v1::SampleScore& score : scores) {
+        if (score.code() == 0) Fail(status, &score);
+      }
+    }
+  }
+  v1::ScoreResponse response;
+  for (v1::SampleScore& score : scores) *response.add_scores() = std::move(score);
+  return response;
+}
+
+}  // namespace rlhf::reward

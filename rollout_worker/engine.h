@@ -1,0 +1,80 @@
+// Continuous batching over fixed slots: every step decodes one token for each running sequence, and a finished sequence's slot is refilled at once.
+//
+// The samples of a prompt share its prefill. Noise is counter-based, so a sample does not depend on its slot or its batch (up to float rounding).
+// Not thread-safe: one thread owns it. LibTorch's exceptions are caught here and become Status.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "artifact/tokenizer.h"
+#include "model/kv_cache.h"
+#include "model/sampler.h"
+#include "model/transformer.h"
+#include "rlhf/v1/data.pb.h"
+#include "rlhf/v1/fleet_service.pb.h"
+
+namespace rlhf::rollout {
+
+struct EngineOptions {
+  int slots = 64;        // sequences at once
+  int max_tokens = 0;    // prompt and response of a slot; 0: the model's context length
+  std::string worker_id;
+};
+
+class Engine {
+ public:
+  // Takes the model; the tokenizer gives the end-of-text id and turns tokens into text.
+  Engine(std::unique_ptr<model::Transformer> model, std::unique_ptr<artifact::Tokenizer> tokenizer, const v1::PolicyVersion& version,
+         const EngineOptions& options);
+  ~Engine();
+
+  // Queues a prompt's samples. InvalidArgument when the prompt cannot be encoded or leaves no room for a token.
+  absl::Status Add(const v1::PromptLease& lease);
+  // Removes samples whose lease was revoked, running or waiting.
+  void Drop(const v1::SampleId& id, int attempt);
+
+  // Admits what fits, then advances every running sequence by one token. Returns the samples that ended.
+  absl::StatusOr<std::vector<v1::Sample>> Step();
+
+  // Between steps: the weights were replaced in place.
+  void SetVersion(const v1::PolicyVersion& version) { version_ = version; }
+  const v1::PolicyVersion& version() const { return version_; }
+  model::Transformer& model() { return *model_; }
+
+  bool idle() const { return running_ == 0 && waiting_samples_ == 0; }
+  int running() const { return running_; }
+  int waiting() const { return waiting_samples_; }
+  int slots() const { return options_.slots; }
+  double kv_cache_usage() const;               // share of the cache's positions in use
+  std::vector<v1::LeaseProgress> Progress() const;
+  struct Counters {
+    int64_t prompt_tokens = 0, generated_tokens = 0;
+  };
+  const Counters& counters() const { return counters_; }
+
+ private:
+  struct Group;
+  struct Running;
+  void Start(Group& group, int sample, int slot);
+  bool Append(Running& sequence, const model::SampledToken& token);
+  v1::Sample Finish(Running& sequence);
+  absl::Status DecodeStep(std::vector<v1::Sample>* finished);
+
+  std::unique_ptr<model::Transformer> model_;
+  std::unique_ptr<artifact::Tokenizer> tokenizer_;
+  v1::PolicyVersion version_;
+  EngineOptions options_;
+  model::KvCache cache_;
+  std::deque<std::unique_ptr<Group>> waiting_;
+  std::vector<std::unique_ptr<Running>> slots_;
+  int running_ = 0;
+  int waiting_samples_ = 0;
+  Counters counters_;
+};
+
+}  // namespace rlhf::rollout

@@ -1,0 +1,64 @@
+#include "rollout_worker/policy_loader.h"
+
+#include <utility>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/status_util.h"
+#include "model/weights_io.h"
+
+namespace rlhf::rollout {
+
+bool PolicyLoader::CanSwitchInPlace(const v1::PolicySource& source) const {
+  return engine_ && artifact_ == source.artifact() && (job_id_ == source.job_id() || engine_->idle());
+}
+
+bool PolicyLoader::Serves(const v1::PolicySource& source) const {
+  if (!engine_ || artifact_ != source.artifact()) return false;
+  const v1::PolicyVersion& have = engine_->version();
+  // Version 0 is the artifact itself: the same for every job.
+  if (have.step() == 0 && source.version().step() == 0) return true;
+  return job_id_ == source.job_id() && have.step() == source.version().step() && have.lineage() == source.version().lineage() &&
+         have.digest() == source.version().digest();
+}
+
+absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
+  RLHF_ASSIGN_OR_RETURN(const std::string dir, artifacts_->Fetch(source.artifact()));
+  RLHF_ASSIGN_OR_RETURN(std::unique_ptr<artifact::Tokenizer> tokenizer, artifact::Tokenizer::Load(dir));
+  model::LoadOptions load;
+  load.dtype = options_.dtype;
+  load.device = options_.device;
+  RLHF_ASSIGN_OR_RETURN(std::unique_ptr<model::Transformer> model, model::LoadModel(dir, load));
+  v1::PolicyVersion initial = source.version();
+  initial.set_step(0);
+  initial.clear_digest();
+  engine_ = std::make_unique<Engine>(std::move(model), std::move(tokenizer), initial, options_.engine);
+  artifact_ = source.artifact();
+  job_id_ = source.job_id();
+  return absl::OkStatus();
+}
+
+absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
+  if (Serves(source)) {
+    job_id_ = source.job_id();
+    engine_->SetVersion(source.version());
+    return absl::OkStatus();
+  }
+  const absl::Duration start = Clock::Real()->Now();
+  // Going back to version 0 after updates in place needs the artifact's weights again.
+  if (!engine_ || artifact_ != source.artifact() || source.version().step() == 0) RLHF_RETURN_IF_ERROR(Load(source));
+  if (source.version().step() > 0) {
+    RLHF_ASSIGN_OR_RETURN(const FetchedWeights weights, subscriber_->Fetch(source));
+    RLHF_RETURN_IF_ERROR(ApplyWeights(weights, engine_->model()));
+    counters_.bytes += static_cast<int64_t>(weights.bytes.size());
+  }
+  engine_->SetVersion(source.version());
+  job_id_ = source.job_id();
+  ++counters_.switches;
+  const double seconds = absl::ToDoubleSeconds(Clock::Real()->Now() - start);
+  counters_.seconds += seconds;
+  spdlog::debug("serving job {} version {} after {:.3f} s", source.job_id(), source.version().step(), seconds);
+  return absl::OkStatus();
+}
+
+}  // namespace rlhf::rollout

@@ -1,0 +1,50 @@
+// Brings an engine to the policy that a lease names: another model from its artifact, or newer weights of the same one in place.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "client/cpp/artifact_cache.h"
+#include "rollout_worker/engine.h"
+#include "rollout_worker/weight_subscriber.h"
+
+namespace rlhf::rollout {
+
+struct PolicyLoaderOptions {
+  EngineOptions engine;
+  torch::Device device = torch::kCPU;
+  torch::Dtype dtype = torch::kFloat32;
+};
+
+class PolicyLoader {
+ public:
+  PolicyLoader(client::ArtifactCache* artifacts, WeightSubscriber* subscriber, const PolicyLoaderOptions& options)
+      : artifacts_(artifacts), subscriber_(subscriber), options_(options) {}
+
+  // Whether `source` can be served by the loaded model without waiting for running sequences: the same job and artifact.
+  bool CanSwitchInPlace(const v1::PolicySource& source) const;
+  // Whether exactly this version is loaded.
+  bool Serves(const v1::PolicySource& source) const;
+  // Makes the engine serve the version. Unless CanSwitchInPlace, the engine must be idle (it is replaced).
+  absl::Status Switch(const v1::PolicySource& source);
+
+  Engine* engine() { return engine_.get(); }
+  struct Counters {
+    int64_t switches = 0, bytes = 0;
+    double seconds = 0;
+  };
+  const Counters& counters() const { return counters_; }
+
+ private:
+  absl::Status Load(const v1::PolicySource& source);
+
+  client::ArtifactCache* artifacts_;
+  WeightSubscriber* subscriber_;
+  PolicyLoaderOptions options_;
+  std::unique_ptr<Engine> engine_;
+  std::string job_id_, artifact_;
+  Counters counters_;
+};
+
+}  // namespace rlhf::rollout

@@ -1,0 +1,112 @@
+// rlhf-rollout-worker: holds one policy replica and generates samples for the coordinator.
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include <CLI/CLI.hpp>
+#include <torch/torch.h>
+
+#include "client/cpp/artifact_cache.h"
+#include "client/cpp/channel.h"
+#include "common/log.h"
+#include "common/metrics.h"
+#include "common/process.h"
+#include "rollout_worker/worker.h"
+
+namespace {
+
+struct Flags {
+  std::string coordinator, instance, http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, device = "cpu", precision = "float32";
+  std::string log_level = "info";
+  bool log_json = false;
+  int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25;
+  rlhf::TlsFiles tls;
+};
+
+int Run(const Flags& flags) {
+  rlhf::InitLogging("rollout_worker", flags.instance, flags.log_level, flags.log_json);
+  torch::set_num_threads(flags.threads);
+  rlhf::MetricsRegistry metrics("rollout_worker");
+
+  rlhf::client::ChannelOptions channel_options;
+  channel_options.address = flags.coordinator;
+  channel_options.tls = flags.tls;
+  auto channel = rlhf::client::MakeChannel(channel_options);
+  if (!channel.ok()) {
+    spdlog::error("{}", channel.status().ToString());
+    return 1;
+  }
+  rlhf::client::ArtifactCache artifacts(flags.shared_root, flags.cache_dir, *channel);
+  rlhf::rollout::WeightSubscriber subscriber([&flags](const std::string& address) {
+    rlhf::client::ChannelOptions options;
+    options.address = address;
+    options.tls = flags.tls;
+    return rlhf::client::MakeChannel(options);
+  });
+  rlhf::rollout::PolicyLoaderOptions loader_options;
+  loader_options.engine.slots = flags.slots;
+  loader_options.engine.max_tokens = flags.max_tokens;
+  loader_options.engine.worker_id = flags.instance;
+  loader_options.device = torch::Device(flags.device);
+  loader_options.dtype = flags.precision == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
+  rlhf::rollout::PolicyLoader loader(&artifacts, &subscriber, loader_options);
+
+  rlhf::v1::RegisterRequest identity;
+  identity.set_role(rlhf::v1::ROLE_ROLLOUT_WORKER);
+  identity.set_instance_id(flags.instance);
+  identity.set_protocol_version(rlhf::kProtocolVersion);
+  identity.set_build_version(rlhf::kBuildVersion);
+  identity.set_slots(flags.slots);
+  identity.set_device(flags.device);
+  rlhf::rollout::Worker worker(*channel, identity, &loader, &metrics);
+
+  auto http = rlhf::HttpEndpoint::Start(flags.http_address, &metrics, [&worker] {
+    return worker.ready() ? std::string() : std::string("not registered with the coordinator");
+  });
+  if (!http.ok()) {
+    spdlog::error("{}", http.status().ToString());
+    return 1;
+  }
+  worker.Start();
+  if (!flags.ports_file.empty()) {
+    if (const absl::Status status = rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}}); !status.ok()) {
+      spdlog::error("{}", status.ToString());
+      return 1;
+    }
+  }
+  rlhf::WaitForTermination([&worker] { return worker.drained() || !worker.fatal().ok(); });
+  if (!worker.fatal().ok()) spdlog::error("{}", worker.fatal().ToString());
+  worker.Drain(absl::Seconds(flags.grace_seconds));
+  return worker.fatal().ok() ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  rlhf::BlockTerminationSignals();
+  Flags flags;
+  CLI::App app{"Generates samples for the coordinator; holds one policy replica."};
+  app.set_config("--config", "", "A file with the same keys as the flags");
+  bool check_config = false;
+  app.add_flag("--check-config", check_config, "Parse the configuration and exit");
+  app.add_option("--coordinator", flags.coordinator, "Fleet address of the coordinator, host:port")->required();
+  app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")->required();
+  app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
+  app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
+  app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");
+  app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloaded artifacts")->required();
+  app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
+  app.add_option("--precision", flags.precision, "Compute precision")->check(CLI::IsMember({"float32", "bfloat16"}))->capture_default_str();
+  app.add_option("--slots", flags.slots, "Sequences generated at once")->check(CLI::Range(1, 4096))->capture_default_str();
+  app.add_option("--max-tokens", flags.max_tokens, "Tokens a slot holds; 0: the model's context")->check(CLI::Range(0, 1 << 20));
+  app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")->check(CLI::Range(0, 3600))->capture_default_str();
+  app.add_flag("--insecure", flags.tls.insecure, "Plaintext, for trials");
+  app.add_option("--tls-ca", flags.tls.ca_file, "CA certificates, PEM");
+  app.add_option("--tls-cert", flags.tls.cert_file, "This process's certificate, PEM");
+  app.add_option("--tls-key", flags.tls.key_file, "Its key, PEM");
+  app.add_option("--log-level", flags.log_level, "debug, info, warn or error")->capture_default_str();
+  app.add_flag("--log-json", flags.log_json, "Log JSON lines");
+  CLI11_PARSE(app, argc, argv);
+  return check_config ? 0 : Run(flags);
+}

@@ -1,0 +1,306 @@
+#include "rollout_worker/worker.h"
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+#include <utility>
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+
+#include "absl/strings/str_cat.h"
+#include "client/cpp/channel.h"
+#include "common/failpoint.h"
+#include "common/log.h"
+#include "common/status_util.h"
+
+namespace rlhf::rollout {
+namespace {
+
+constexpr int kLeaseWaitMs = 2000;
+constexpr auto kMetricsEvery = absl::Milliseconds(250);
+constexpr auto kIdlePoll = absl::Milliseconds(20);
+
+bool SameLease(const v1::LeaseProgress& a, const v1::SampleId& id, int attempt) {
+  return a.attempt() == attempt && a.id().job_id() == id.job_id() && a.id().step() == id.step() && a.id().ordinal() == id.ordinal() &&
+         a.id().index() == id.index();
+}
+
+v1::LeaseProgress ProgressOf(const v1::Sample& sample) {
+  v1::LeaseProgress progress;
+  *progress.mutable_id() = sample.id();
+  progress.set_attempt(sample.attempt());
+  progress.set_tokens_done(sample.response_tokens_size());
+  return progress;
+}
+
+}  // namespace
+
+Worker::Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterRequest& identity, PolicyLoader* loader, MetricsRegistry* metrics)
+    : channel_(std::move(coordinator)),
+      stub_(v1::FleetService::NewStub(channel_)),
+      identity_(identity),
+      loader_(loader),
+      metrics_(metrics),
+      capacity_(identity.slots()) {}
+
+Worker::~Worker() { Drain(absl::ZeroDuration()); }
+
+void Worker::Start() {
+  client::FleetSession::Callbacks callbacks;
+  callbacks.fill_heartbeat = [this](v1::HeartbeatRequest* request) { FillHeartbeat(request); };
+  callbacks.on_heartbeat = [this](const v1::HeartbeatResponse& response) { OnHeartbeat(response); };
+  session_ = client::FleetSession::Start(channel_, identity_, std::move(callbacks));
+  threads_.emplace_back([this] { LeaseLoop(); });
+  threads_.emplace_back([this] { GenerateLoop(); });
+  threads_.emplace_back([this] { SubmitLoop(); });
+}
+
+bool Worker::ready() const { return session_ && !session_->session_id().empty(); }
+
+void Worker::FillHeartbeat(v1::HeartbeatRequest* request) {
+  absl::MutexLock lock(&mu_);
+  for (const auto& progress : progress_) *request->add_progress() = progress;
+  for (const auto& progress : unacknowledged_) *request->add_progress() = progress;
+  *request->mutable_policy() = policy_;
+}
+
+void Worker::OnHeartbeat(const v1::HeartbeatResponse& response) {
+  if (response.drain()) draining_ = true;
+  absl::MutexLock lock(&mu_);
+  revoked_.insert(revoked_.end(), response.revoked().begin(), response.revoked().end());
+}
+
+void Worker::LeaseLoop() {
+  while (!stopping_) {
+    if (draining_ || capacity_ <= 0 || !session_->WaitRegistered(absl::Milliseconds(200))) {
+      absl::SleepFor(kIdlePoll);
+      continue;
+    }
+    v1::LeasePromptsRequest request;
+    request.set_session_id(session_->session_id());
+    request.set_max_samples(capacity_);
+    request.set_wait_ms(kLeaseWaitMs);
+    v1::LeasePromptsResponse response;
+    const auto context = client::MakeContext(absl::Milliseconds(kLeaseWaitMs + 5000));
+    const absl::Status status = FromGrpc(stub_->LeasePrompts(context.get(), request, &response));
+    if (ReasonOf(status) == v1::UNKNOWN_SESSION) session_->Invalidate();
+    if (!status.ok()) {
+      absl::SleepFor(absl::Milliseconds(200));
+      continue;
+    }
+    if (response.leases().empty()) continue;
+    RLHF_FAILPOINT("rollout/leased");
+    int samples = 0;
+    {
+      absl::MutexLock lock(&mu_);
+      for (const auto& lease : response.leases()) {
+        for (const auto& sample : lease.samples()) {
+          v1::LeaseProgress& progress = progress_.emplace_back();
+          progress.mutable_id()->set_job_id(lease.job_id());
+          progress.mutable_id()->set_step(lease.step());
+          progress.mutable_id()->set_ordinal(lease.ordinal());
+          progress.mutable_id()->set_index(sample.index());
+          progress.set_attempt(sample.attempt());
+          ++samples;
+        }
+      }
+    }
+    capacity_ -= samples;
+    if (!leased_.Push(std::move(response))) return;
+  }
+}
+
+void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, bool permanent) {
+  for (const auto& sample : lease.samples()) {
+    v1::ReturnedLease returned;
+    returned.mutable_id()->set_job_id(lease.job_id());
+    returned.mutable_id()->set_step(lease.step());
+    returned.mutable_id()->set_ordinal(lease.ordinal());
+    returned.mutable_id()->set_index(sample.index());
+    returned.set_attempt(sample.attempt());
+    returned.set_error(error);
+    returned.set_permanent(permanent);
+    returned_.TryPush(std::move(returned));
+  }
+}
+
+void Worker::Accept(const v1::LeasePromptsResponse& work) {
+  const v1::PolicySource& source = work.leases(0).policy();
+  if (const absl::Status status = loader_->Switch(source); !status.ok()) {
+    spdlog::warn("cannot serve job {} version {}: {}", source.job_id(), source.version().step(), status.ToString());
+    // A superseded version, or a learner that is gone: the coordinator names a newer one with the next lease. A broken model stays broken.
+    const bool permanent = absl::IsInvalidArgument(status) || absl::IsDataLoss(status);
+    for (const auto& lease : work.leases()) HandBack(lease, permanent ? status.ToString() : "", permanent);
+    absl::SleepFor(absl::Milliseconds(200));
+    return;
+  }
+  for (const auto& lease : work.leases()) {
+    if (const absl::Status status = loader_->engine()->Add(lease); !status.ok()) HandBack(lease, status.ToString(), true);
+  }
+}
+
+void Worker::GenerateLoop() {
+  std::optional<v1::LeasePromptsResponse> next;
+  absl::Time published;
+  while (!stopping_) {
+    Engine* engine = loader_->engine();
+    const bool idle = engine == nullptr || engine->idle();
+    if (!next) next = leased_.Pop(idle ? kIdlePoll : absl::ZeroDuration());
+    if (next && (idle || loader_->CanSwitchInPlace(next->leases(0).policy()))) {
+      Accept(*next);
+      next.reset();
+      engine = loader_->engine();
+    }
+    std::vector<v1::LeaseProgress> revoked;
+    {
+      absl::MutexLock lock(&mu_);
+      revoked.swap(revoked_);
+    }
+    if (engine == nullptr) continue;
+    for (const auto& lease : revoked) engine->Drop(lease.id(), lease.attempt());
+    if (!engine->idle()) {
+      auto finished = engine->Step();
+      if (!finished.ok()) {
+        // The batch is lost as a whole; its leases go back and are generated again, here or elsewhere.
+        spdlog::error("generating failed: {}", finished.status().ToString());
+        for (const auto& lease : engine->Progress()) {
+          v1::ReturnedLease returned;
+          *returned.mutable_id() = lease.id();
+          returned.set_attempt(lease.attempt());
+          returned.set_error(finished.status().ToString());
+          returned_.TryPush(std::move(returned));
+          engine->Drop(lease.id(), lease.attempt());
+        }
+      } else if (!finished->empty()) {
+        RLHF_FAILPOINT("rollout/generated");
+        {
+          absl::MutexLock lock(&mu_);
+          for (const auto& sample : *finished) unacknowledged_.push_back(ProgressOf(sample));
+        }
+        finished_.Push(*std::move(finished));
+      }
+    }
+    // What waits in the lease queue is held too, and reported by the last state of progress_ until it is in the engine.
+    std::vector<v1::LeaseProgress> progress = engine->Progress();
+    const int queued = next ? static_cast<int>(std::accumulate(next->leases().begin(), next->leases().end(), 0,
+                                                               [](int sum, const auto& lease) { return sum + lease.samples_size(); }))
+                            : 0;
+    {
+      absl::MutexLock lock(&mu_);
+      if (!next && leased_.size() == 0) {
+        progress_ = std::move(progress);
+        policy_ = engine->version();
+      } else {
+        // Refresh the counts of those that run; keep the others.
+        for (auto& held : progress_) {
+          for (const auto& running : progress) {
+            if (SameLease(held, running.id(), running.attempt())) held.set_tokens_done(running.tokens_done());
+          }
+        }
+      }
+    }
+    if (leased_.size() == 0) capacity_ = engine->slots() - engine->running() - engine->waiting() - queued;
+    if (const absl::Time now = absl::Now(); now - published > kMetricsEvery) {
+      PublishMetrics();
+      published = now;
+    }
+  }
+}
+
+void Worker::SubmitLoop() {
+  while (true) {
+    auto batch = finished_.Pop(absl::Milliseconds(20));
+    if (batch) {
+      // Gather what else is there: one durable write for many samples.
+      while (auto more = finished_.Pop(absl::ZeroDuration())) {
+        batch->insert(batch->end(), std::make_move_iterator(more->begin()), std::make_move_iterator(more->end()));
+        if (batch->size() >= 256) break;
+      }
+      v1::SubmitSamplesRequest request;
+      for (auto& sample : *batch) *request.add_samples() = std::move(sample);
+      RLHF_FAILPOINT("rollout/before_submit");
+      while (!stopping_) {
+        request.set_session_id(session_->session_id());
+        v1::SubmitSamplesResponse response;
+        const auto context = client::MakeContext(absl::Seconds(10));
+        const absl::Status status = FromGrpc(stub_->SubmitSamples(context.get(), request, &response));
+        if (status.ok()) {
+          for (const auto& verdict : response.verdicts()) {
+            if (!verdict.accepted()) {
+              spdlog::info("sample {}/{}/{}/{} was not taken: {}", verdict.id().job_id(), verdict.id().step(), verdict.id().ordinal(),
+                           verdict.id().index(), v1::ErrorReason_Name(verdict.reason()));
+            }
+          }
+          break;
+        }
+        if (ReasonOf(status) == v1::UNKNOWN_SESSION) session_->Invalidate();
+        if (absl::IsInvalidArgument(status)) {
+          spdlog::error("the coordinator refused samples: {}", status.ToString());
+          break;
+        }
+        absl::SleepFor(absl::Milliseconds(200));
+      }
+      absl::MutexLock lock(&mu_);
+      for (const auto& sample : request.samples()) {
+        std::erase_if(unacknowledged_, [&](const auto& held) { return SameLease(held, sample.id(), sample.attempt()); });
+      }
+    }
+    v1::ReturnLeasesRequest give_back;
+    while (auto lease = returned_.Pop(absl::ZeroDuration())) *give_back.add_leases() = *std::move(lease);
+    if (give_back.leases_size() > 0) {
+      give_back.set_session_id(session_->session_id());
+      v1::ReturnLeasesResponse response;
+      const auto context = client::MakeContext(absl::Seconds(5));
+      // Lost ones expire by themselves.
+      (void)stub_->ReturnLeases(context.get(), give_back, &response);
+    }
+    if (stopping_ && !batch) return;
+    if (draining_ && !batch) {
+      absl::MutexLock lock(&mu_);
+      if (progress_.empty() && unacknowledged_.empty()) drained_ = true;
+    }
+  }
+}
+
+void Worker::PublishMetrics() {
+  Engine* engine = loader_->engine();
+  const auto set = [this](const char* name, const char* help, double value) { metrics_->Gauge(name, help).Set(value); };
+  const auto raise = [this](const char* name, const char* help, double total) {
+    auto& counter = metrics_->Counter(name, help);
+    if (total > counter.Value()) counter.Increment(total - counter.Value());
+  };
+  set("rlhf_rollout_requests_running", "Sequences being generated.", engine->running());
+  set("rlhf_rollout_requests_waiting", "Samples leased and waiting for a slot.", engine->waiting());
+  set("rlhf_rollout_kv_cache_usage_ratio", "Share of the cache's positions in use.", engine->kv_cache_usage());
+  set("rlhf_rollout_policy_version", "Step of the policy version being served.", static_cast<double>(engine->version().step()));
+  const auto& loaded = loader_->counters();
+  raise("rlhf_weight_sync_bytes_total", "Bytes of weights received.", static_cast<double>(loaded.bytes));
+  raise("rlhf_weight_sync_seconds_total", "Seconds spent switching policies.", loaded.seconds);
+  // Counters of an engine restart when another model is loaded; the exported ones never fall.
+  raise("rlhf_rollout_prompt_tokens_total", "Prompt tokens computed.", static_cast<double>(engine->counters().prompt_tokens));
+  raise("rlhf_rollout_generation_tokens_total", "Tokens generated.", static_cast<double>(engine->counters().generated_tokens));
+}
+
+void Worker::Drain(absl::Duration grace) {
+  if (threads_.empty()) return;
+  draining_ = true;
+  const absl::Time deadline = absl::Now() + grace;
+  while (!drained_ && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(20));
+  {
+    absl::MutexLock lock(&mu_);
+    for (const auto& progress : progress_) {
+      v1::ReturnedLease returned;
+      *returned.mutable_id() = progress.id();
+      returned.set_attempt(progress.attempt());
+      returned_.TryPush(std::move(returned));
+    }
+  }
+  stopping_ = true;
+  leased_.Close();
+  for (auto& thread : threads_) thread.join();
+  threads_.clear();
+  session_->Stop();
+}
+
+}  // namespace rlhf::rollout

@@ -1,0 +1,68 @@
+// The rollout worker's service loop: leases prompts, generates, submits, and reports progress.
+//
+// Three threads: one generates (it owns the engine), one leases ahead so that decoding never waits for an RPC, one submits. Thread-safe.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "client/cpp/fleet_session.h"
+#include "common/bounded_queue.h"
+#include "common/metrics.h"
+#include "rlhf/v1/fleet_service.grpc.pb.h"
+#include "rollout_worker/policy_loader.h"
+
+namespace rlhf::rollout {
+
+class Worker {
+ public:
+  // All pointers outlive the worker. `identity` is what Register sends.
+  Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterRequest& identity, PolicyLoader* loader, MetricsRegistry* metrics);
+  ~Worker();
+  void Start();
+  // Finishes what is leased, or hands it back when the grace ends, then stops. Blocks.
+  void Drain(absl::Duration grace);
+  bool drained() const { return drained_; }          // the coordinator asked for it and nothing is left
+  bool ready() const;                                // registered
+  absl::Status fatal() const { return session_->fatal(); }
+
+ private:
+  void LeaseLoop();
+  void GenerateLoop();
+  void SubmitLoop();
+  void FillHeartbeat(v1::HeartbeatRequest* request);
+  void OnHeartbeat(const v1::HeartbeatResponse& response);
+  // True when the response's work was accepted by the engine or handed back.
+  void Accept(const v1::LeasePromptsResponse& work);
+  void HandBack(const v1::PromptLease& lease, const std::string& error, bool permanent);
+  void PublishMetrics();
+
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::FleetService::Stub> stub_;
+  v1::RegisterRequest identity_;
+  PolicyLoader* loader_;
+  MetricsRegistry* metrics_;
+  std::unique_ptr<client::FleetSession> session_;
+
+  BoundedQueue<v1::LeasePromptsResponse> leased_{2};
+  BoundedQueue<std::vector<v1::Sample>> finished_{64};
+  BoundedQueue<v1::ReturnedLease> returned_{4096};
+
+  mutable absl::Mutex mu_;
+  std::vector<v1::LeaseProgress> progress_ ABSL_GUARDED_BY(mu_);
+  v1::PolicyVersion policy_ ABSL_GUARDED_BY(mu_);
+  std::vector<v1::LeaseProgress> revoked_ ABSL_GUARDED_BY(mu_);
+  // Finished or in the queue, and not yet acknowledged: still ours, so still reported.
+  std::vector<v1::LeaseProgress> unacknowledged_ ABSL_GUARDED_BY(mu_);
+
+  std::atomic<int> capacity_;        // samples the engine could take now
+  std::atomic<bool> draining_{false}, stopping_{false}, drained_{false};
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace rlhf::rollout
