@@ -1,0 +1,169 @@
+#include "cli/cluster/local_cluster.h"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/durable_file.h"
+#include "common/status_util.h"
+#include "common/tls.h"
+
+namespace rlhf::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kDomain[] = "rlhf.local";
+constexpr int kDays = 30;
+constexpr absl::Duration kCoordinatorReady = absl::Seconds(30);
+
+// A port nobody listens on now. Another process may take it before we do; the coordinator then fails with a clear error.
+absl::StatusOr<int> FreeLoopbackPort() {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  const bool ok = fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
+                  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0;
+  if (fd >= 0) close(fd);
+  if (!ok) return absl::UnavailableError("no free port on 127.0.0.1");
+  return ntohs(address.sin_port);
+}
+
+absl::Status WriteSecret(const std::string& path, const std::string& content) {
+  RLHF_RETURN_IF_ERROR(WriteFileDurably(path, content));
+  if (chmod(path.c_str(), 0600) != 0) return absl::InternalError(absl::StrCat("cannot protect ", path));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, std::string>> LocalCluster::Environment() const {
+  // Many processes share few cores: one compute thread each, and no spinning while waiting for work.
+  const std::string threads = std::to_string(options_.threads);
+  return {{"OMP_NUM_THREADS", threads}, {"MKL_NUM_THREADS", threads}, {"OMP_WAIT_POLICY", "PASSIVE"}, {"KMP_BLOCKTIME", "0"}};
+}
+
+absl::Status LocalCluster::MakePki() {
+  const fs::path pki = fs::path(options_.dir) / "pki";
+  RLHF_RETURN_IF_ERROR(MakeDirs(pki.string()));
+  // The CA's key stays in memory: certificates are made anew at every start, all from one throw-away CA.
+  RLHF_ASSIGN_OR_RETURN(const CertificateAuthority ca, MakeCertificateAuthority(kDomain, kDays));
+  RLHF_RETURN_IF_ERROR(WriteFileDurably((pki / "ca.pem").string(), ca.cert_pem));
+  const auto issue = [&](const std::string& role, const std::string& name) -> absl::Status {
+    RLHF_ASSIGN_OR_RETURN(const IssuedCertificate issued, IssueCertificate(ca, kDomain, role, name, {}, kDays));
+    RLHF_RETURN_IF_ERROR(WriteFileDurably((pki / (name + ".pem")).string(), issued.cert_pem));
+    return WriteSecret((pki / (name + ".key")).string(), issued.key_pem);
+  };
+  RLHF_RETURN_IF_ERROR(issue("coordinator", "coordinator"));
+  for (int i = 0; i < options_.rollout_workers; ++i) RLHF_RETURN_IF_ERROR(issue("rollout_worker", absl::StrCat("rollout-", i)));
+  for (int i = 0; i < options_.reward_servers; ++i) RLHF_RETURN_IF_ERROR(issue("reward_server", absl::StrCat("reward-", i)));
+  for (int i = 0; i < options_.learners; ++i) RLHF_RETURN_IF_ERROR(issue("learner", absl::StrCat("learner-", i)));
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::StartCoordinator() {
+  const fs::path dir = options_.dir;
+  const std::string ports_file = (dir / "ports" / "coordinator.json").string();
+  std::error_code ignored;
+  fs::remove(ports_file, ignored);
+  ProcessSpec spec;
+  spec.name = "coordinator";
+  spec.log_file = (dir / "logs" / "coordinator.log").string();
+  spec.command = {(fs::path(options_.bin_dir) / "rlhf-coordinator").string(),
+                  "--data-dir", (dir / "data").string(),
+                  "--artifact-root", (dir / "artifacts").string(),
+                  "--fleet-address", fleet_address_, "--api-address", api_address_, "--http-address", http_address_,
+                  "--tls-ca", (dir / "pki" / "ca.pem").string(),
+                  "--tls-cert", (dir / "pki" / "coordinator.pem").string(),
+                  "--tls-key", (dir / "pki" / "coordinator.key").string(),
+                  "--api-cert", (dir / "pki" / "coordinator.pem").string(),
+                  "--api-key", (dir / "pki" / "coordinator.key").string(),
+                  "--bootstrap-tokens", (dir / "tokens" / "tokens.json").string(),
+                  "--ports-file", ports_file, "--log-level", options_.log_level};
+  RLHF_RETURN_IF_ERROR(supervisor_.Start(spec));
+  const absl::Time deadline = absl::Now() + kCoordinatorReady;
+  while (absl::Now() < deadline) {
+    if (auto text = ReadFile(ports_file); text.ok()) {
+      const auto json = nlohmann::json::parse(*text, nullptr, false);
+      if (json.is_object() && json.contains("fleet") && json.contains("api") && json.contains("http")) {
+        fleet_address_ = absl::StrCat("127.0.0.1:", json["fleet"].get<int>());
+        api_address_ = absl::StrCat("127.0.0.1:", json["api"].get<int>());
+        http_address_ = absl::StrCat("127.0.0.1:", json["http"].get<int>());
+        return absl::OkStatus();
+      }
+    }
+    absl::SleepFor(absl::Milliseconds(50));
+  }
+  return absl::DeadlineExceededError(absl::StrCat("the coordinator was not ready within 30 s; see ", spec.log_file));
+}
+
+absl::Status LocalCluster::StartRole(const std::string& binary, const std::string& role, const std::string& name, std::vector<std::string> extra) {
+  const fs::path dir = options_.dir;
+  ProcessSpec spec;
+  spec.name = name;
+  spec.log_file = (dir / "logs" / (name + ".log")).string();
+  spec.environment = Environment();
+  spec.command = {(fs::path(options_.bin_dir) / binary).string(),
+                  "--coordinator", fleet_address_, "--instance", name,
+                  "--artifact-root", (dir / "artifacts").string(),
+                  "--cache-dir", (dir / "cache" / name).string(),
+                  "--ports-file", (dir / "ports" / (name + ".json")).string(),
+                  "--tls-ca", (dir / "pki" / "ca.pem").string(),
+                  "--tls-cert", (dir / "pki" / (name + ".pem")).string(),
+                  "--tls-key", (dir / "pki" / (name + ".key")).string(),
+                  "--threads", std::to_string(options_.threads), "--device", options_.device, "--log-level", options_.log_level};
+  spec.command.insert(spec.command.end(), extra.begin(), extra.end());
+  RLHF_RETURN_IF_ERROR(MakeDirs((dir / "cache" / name).string()));
+  return supervisor_.Start(spec);
+}
+
+absl::Status LocalCluster::WriteContexts() {
+  const fs::path dir = options_.dir;
+  RLHF_ASSIGN_OR_RETURN(const std::string text, ReadFile((dir / "tokens" / "tokens.json").string()));
+  const auto tokens = nlohmann::json::parse(text, nullptr, false);
+  if (!tokens.is_object()) return absl::DataLossError("tokens/tokens.json: expected a JSON object of tokens; remove the folder and start anew");
+  for (const auto& [name, token] : tokens.items()) {
+    RLHF_RETURN_IF_ERROR(WriteSecret((dir / "tokens" / name).string(), token.get<std::string>() + "\n"));
+    const nlohmann::json context = {{"address", api_address_}, {"ca_file", "pki/ca.pem"}, {"token_file", "tokens/" + name}};
+    const std::string file = name == "submitter" ? "client.json" : name + ".json";
+    RLHF_RETURN_IF_ERROR(WriteFileDurably((dir / file).string(), context.dump(2) + "\n"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LocalCluster::Start() {
+  options_.dir = fs::absolute(options_.dir).string();
+  for (const char* folder : {"data", "artifacts", "tokens", "ports", "logs", "cache"}) {
+    RLHF_RETURN_IF_ERROR(MakeDirs((fs::path(options_.dir) / folder).string()));
+  }
+  RLHF_RETURN_IF_ERROR(MakePki());
+  // Chosen here and not by the coordinator: one that is started again must come back where its workers look for it.
+  for (std::string* address : {&fleet_address_, &api_address_, &http_address_}) {
+    RLHF_ASSIGN_OR_RETURN(const int port, FreeLoopbackPort());
+    *address = absl::StrCat("127.0.0.1:", port);
+  }
+  RLHF_RETURN_IF_ERROR(StartCoordinator());
+  RLHF_RETURN_IF_ERROR(WriteContexts());
+  for (int i = 0; i < options_.reward_servers; ++i) {
+    RLHF_RETURN_IF_ERROR(StartRole("rlhf-reward-server", "reward_server", absl::StrCat("reward-", i), {}));
+  }
+  for (int i = 0; i < options_.rollout_workers; ++i) {
+    RLHF_RETURN_IF_ERROR(
+        StartRole("rlhf-rollout-worker", "rollout_worker", absl::StrCat("rollout-", i), {"--slots", std::to_string(options_.slots)}));
+  }
+  for (int i = 0; i < options_.learners; ++i) {
+    RLHF_RETURN_IF_ERROR(StartRole("rlhf-learner", "learner", absl::StrCat("learner-", i), {}));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace rlhf::cli

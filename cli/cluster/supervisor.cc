@@ -1,0 +1,112 @@
+#include "cli/cluster/supervisor.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+namespace rlhf::cli {
+namespace {
+
+std::string HowItEnded(int status) {
+  if (WIFSIGNALED(status)) return absl::StrCat("killed by signal ", WTERMSIG(status));
+  return absl::StrCat("exit code ", WEXITSTATUS(status));
+}
+
+}  // namespace
+
+Supervisor::~Supervisor() { StopAll(absl::Seconds(5)); }
+
+absl::Status Supervisor::Spawn(Child& child) {
+  std::vector<char*> argv;
+  for (std::string& word : child.spec.command) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  std::vector<std::string> environment;
+  for (char** entry = environ; *entry != nullptr; ++entry) environment.emplace_back(*entry);
+  for (const auto& [key, value] : child.spec.environment) environment.push_back(absl::StrCat(key, "=", value));
+  std::vector<char*> envp;
+  for (std::string& entry : environment) envp.push_back(entry.data());
+  envp.push_back(nullptr);
+  const int log = open(child.spec.log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (log < 0) return absl::InternalError(absl::StrCat("cannot open ", child.spec.log_file, ": ", std::strerror(errno)));
+  const pid_t parent = getpid();
+  const pid_t pid = fork();
+  if (pid < 0) {
+    close(log);
+    return absl::ResourceExhaustedError(absl::StrCat("cannot start ", child.spec.name, ": ", std::strerror(errno)));
+  }
+  if (pid == 0) {
+    // Only async-signal-safe calls from here on. The child dies with us, whatever kills us.
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, nullptr);
+    setpgid(0, 0);
+    dup2(log, STDOUT_FILENO);
+    dup2(log, STDERR_FILENO);
+    execve(argv[0], argv.data(), envp.data());
+    _exit(127);
+  }
+  close(log);
+  child.pid = pid;
+  child.started = absl::Now();
+  return absl::OkStatus();
+}
+
+absl::Status Supervisor::Start(const ProcessSpec& spec) {
+  Child child;
+  child.spec = spec;
+  const absl::Status status = Spawn(child);
+  if (status.ok()) children_.push_back(std::move(child));
+  return status;
+}
+
+void Supervisor::Tick(const std::function<void(const std::string&, const std::string&)>& restarted) {
+  for (Child& child : children_) {
+    if (child.pid > 0) {
+      int status = 0;
+      if (waitpid(child.pid, &status, WNOHANG) != child.pid) continue;
+      const absl::Time now = absl::Now();
+      child.backoff = now - child.started > absl::Seconds(10) ? absl::Seconds(1) : std::min(2 * child.backoff, absl::Seconds(30));
+      child.pid = -1;
+      child.restart_at = now + child.backoff;
+      restarted(child.spec.name, HowItEnded(status));
+    } else if (absl::Now() >= child.restart_at) {
+      if (!Spawn(child).ok()) child.restart_at = absl::Now() + child.backoff;
+    }
+  }
+}
+
+void Supervisor::StopAll(absl::Duration grace) {
+  const absl::Time deadline = absl::Now() + grace;
+  for (auto child = children_.rbegin(); child != children_.rend(); ++child) {
+    if (child->pid > 0) kill(child->pid, SIGTERM);
+  }
+  for (auto child = children_.rbegin(); child != children_.rend(); ++child) {
+    while (child->pid > 0) {
+      int status = 0;
+      const pid_t ended = waitpid(child->pid, &status, WNOHANG);
+      if (ended == child->pid || (ended < 0 && errno == ECHILD)) {
+        child->pid = -1;
+      } else if (absl::Now() > deadline) {
+        kill(child->pid, SIGKILL);
+        waitpid(child->pid, &status, 0);
+        child->pid = -1;
+      } else {
+        absl::SleepFor(absl::Milliseconds(20));
+      }
+    }
+  }
+  children_.clear();
+}
+
+}  // namespace rlhf::cli

@@ -1,0 +1,146 @@
+// models, data: list, push, pull, pin.
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "artifact/digest.h"
+#include "cli/commands/commands.h"
+#include "cli/output.h"
+#include "client/cpp/artifact_cache.h"
+#include "common/status_util.h"
+#include "rlhf/v1/artifact_service.grpc.pb.h"
+#include "rlhf/v1/state.pb.h"
+
+namespace rlhf::cli {
+namespace {
+
+struct Flags {
+  std::string path, alias, reference, out;
+  bool unpin = false;
+};
+
+int List(const ConnectionFlags& connection, const std::string& kind) {
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  const auto stub = v1::ArtifactService::NewStub(*channel);
+  v1::ListArtifactsRequest request;
+  request.set_kind(kind);
+  std::vector<v1::Artifact> artifacts;
+  do {
+    v1::ListArtifactsResponse response;
+    const auto context = CallContext();
+    if (const absl::Status status = FromGrpc(stub->ListArtifacts(context.get(), request, &response)); !status.ok()) return Fail(status);
+    artifacts.insert(artifacts.end(), response.artifacts().begin(), response.artifacts().end());
+    request.mutable_page()->set_page_token(response.next_page_token());
+  } while (!request.page().page_token().empty());
+  if (connection.output == "json") {
+    PrintJsonArray(artifacts);
+    return v1::EXIT_OK;
+  }
+  Table table({"DIGEST", "SIZE", "FILES", "PINNED", "ALIASES", "MADE BY"});
+  for (const v1::Artifact& artifact : artifacts) {
+    std::string aliases;
+    for (const std::string& alias : artifact.aliases()) absl::StrAppend(&aliases, aliases.empty() ? "" : ", ", alias);
+    table.Row({Short(artifact.digest()), Bytes(artifact.total_size()), absl::StrCat(artifact.files_size()), artifact.pinned() ? "yes" : "", aliases,
+               artifact.created_by()});
+  }
+  std::fputs(table.Text().c_str(), stdout);
+  return v1::EXIT_OK;
+}
+
+int Push(const ConnectionFlags& connection, const std::string& kind, const Flags& flags) {
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  auto artifact = client::UploadArtifact(*channel, flags.path, kind, connection.project, flags.alias);
+  if (!artifact.ok()) return Fail(artifact.status());
+  if (connection.output == "json") {
+    PrintJson(*artifact);
+  } else {
+    std::printf("%s\n", artifact->digest().c_str());
+  }
+  return v1::EXIT_OK;
+}
+
+absl::Status PullFile(v1::ArtifactService::Stub& stub, const std::string& digest, const v1::FileEntry& entry, const std::filesystem::path& target) {
+  std::error_code error;
+  std::filesystem::create_directories(target.parent_path(), error);
+  std::ofstream file(target, std::ios::binary | std::ios::trunc);
+  if (!file) return absl::PermissionDeniedError(absl::StrCat("cannot write ", target.string()));
+  v1::DownloadRequest request;
+  request.set_digest(digest);
+  request.set_path(entry.path());
+  const auto context = CallContext(absl::Hours(1));
+  const auto reader = stub.Download(context.get(), request);
+  artifact::Sha256 sha;
+  v1::DownloadChunk chunk;
+  while (reader->Read(&chunk)) {
+    file.write(chunk.data().data(), static_cast<std::streamsize>(chunk.data().size()));
+    sha.Update(chunk.data());
+  }
+  RLHF_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
+  file.close();
+  if (!file) return absl::ResourceExhaustedError(absl::StrCat("cannot write ", target.string(), "; is the disk full?"));
+  if (sha.FinishHex() != entry.sha256()) return absl::DataLossError(absl::StrCat(target.string(), " does not match its digest; pull again"));
+  return absl::OkStatus();
+}
+
+int Pull(const ConnectionFlags& connection, const Flags& flags) {
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  const auto stub = v1::ArtifactService::NewStub(*channel);
+  v1::GetArtifactRequest request;
+  request.set_reference(flags.reference);
+  request.set_project(connection.project);
+  v1::Artifact artifact;
+  const auto context = CallContext();
+  if (const absl::Status status = FromGrpc(stub->GetArtifact(context.get(), request, &artifact)); !status.ok()) return Fail(status);
+  for (const v1::FileEntry& entry : artifact.files()) {
+    const absl::Status status = PullFile(*stub, artifact.digest(), entry, std::filesystem::path(flags.out) / entry.path());
+    if (!status.ok()) return Fail(status);
+  }
+  std::printf("%s: %d files, %s\n", flags.out.c_str(), artifact.files_size(), Bytes(artifact.total_size()).c_str());
+  return v1::EXIT_OK;
+}
+
+int Pin(const ConnectionFlags& connection, const Flags& flags) {
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  v1::PinArtifactRequest request;
+  request.set_digest(flags.reference);
+  request.set_pinned(!flags.unpin);
+  v1::Artifact artifact;
+  const auto context = CallContext();
+  const absl::Status status = FromGrpc(v1::ArtifactService::NewStub(*channel)->PinArtifact(context.get(), request, &artifact));
+  if (!status.ok()) return Fail(status);
+  std::printf("%s %s\n", artifact.digest().c_str(), artifact.pinned() ? "pinned" : "not pinned");
+  return v1::EXIT_OK;
+}
+
+}  // namespace
+
+void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
+  const auto flags = std::make_shared<Flags>();
+  for (const auto& [group, kind] : {std::pair<std::string, std::string>{"models", "model"}, {"data", "data"}}) {
+    auto* parent = app.add_subcommand(group, absl::StrCat("List, push, pull and pin ", group));
+    parent->require_subcommand(1);
+    auto* list = parent->add_subcommand("list", "List them");
+    list->callback([=, &connection, kind = kind] { *run = [=, &connection] { return List(connection, kind); }; });
+    auto* push = parent->add_subcommand("push", "Upload a file or folder; prints its digest");
+    push->add_option("path", flags->path, "File or folder")->required();
+    push->add_option("--alias", flags->alias, "A name for it in the project");
+    push->callback([=, &connection, kind = kind] { *run = [=, &connection] { return Push(connection, kind, *flags); }; });
+    auto* pull = parent->add_subcommand("pull", "Download it into a folder, verified");
+    pull->add_option("reference", flags->reference, "Digest or alias")->required();
+    pull->add_option("--out", flags->out, "Folder to write")->required();
+    pull->callback([=, &connection] { *run = [=, &connection] { return Pull(connection, *flags); }; });
+    auto* pin = parent->add_subcommand("pin", "Keep it from being deleted");
+    pin->add_option("digest", flags->reference, "Digest")->required();
+    pin->add_flag("--remove", flags->unpin, "Take the pin off");
+    pin->callback([=, &connection] { *run = [=, &connection] { return Pin(connection, *flags); }; });
+  }
+}
+
+}  // namespace rlhf::cli

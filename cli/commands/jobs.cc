@@ -1,0 +1,275 @@
+// submit, validate, list, get, watch, cancel, pause, resume, delete, why.
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "cli/commands/commands.h"
+#include "cli/follow.h"
+#include "cli/output.h"
+#include "cli/uploads.h"
+#include "common/spec_loader.h"
+#include "common/status_util.h"
+#include "rlhf/v1/job_service.grpc.pb.h"
+
+namespace rlhf::cli {
+namespace {
+
+struct SpecFlags {
+  std::string file;
+  std::vector<std::string> set;
+  std::string request_id;
+  bool follow = false;
+};
+
+std::string RandomId() {
+  std::random_device device;
+  std::string out;
+  for (int i = 0; i < 4; ++i) absl::StrAppendFormat(&out, "%08x", device());
+  return out;
+}
+
+absl::StatusOr<v1::JobSpec> LoadSpec(const ConnectionFlags& connection, const SpecFlags& flags) {
+  std::map<std::string, std::string> variables;
+  for (const std::string& pair : flags.set) {
+    const size_t equals = pair.find('=');
+    if (equals == std::string::npos || equals == 0) {
+      return absl::InvalidArgumentError(absl::StrCat("--set: expected key=value, found \"", pair, "\""));
+    }
+    variables[pair.substr(0, equals)] = pair.substr(equals + 1);
+  }
+  v1::JobSpec spec;
+  RLHF_RETURN_IF_ERROR(LoadYamlFile(flags.file, variables, &spec));
+  if (spec.project().empty()) spec.set_project(connection.project);
+  return spec;
+}
+
+std::string BaseDir(const std::string& file) { return std::filesystem::absolute(file).parent_path().string(); }
+
+int PrintProblems(const ConnectionFlags& connection, const std::string& file, const v1::ValidateJobResponse& response) {
+  if (connection.output == "json") {
+    PrintJson(response);
+  } else if (response.problems().empty()) {
+    std::printf("%s: valid\n", file.c_str());
+  } else {
+    for (const auto& problem : response.problems()) std::fprintf(stderr, "%s: %s: %s\n", file.c_str(), problem.field().c_str(), problem.problem().c_str());
+  }
+  return response.problems().empty() ? v1::EXIT_OK : v1::EXIT_USAGE;
+}
+
+int Validate(const ConnectionFlags& connection, const SpecFlags& flags) {
+  auto spec = LoadSpec(connection, flags);
+  if (!spec.ok()) return Fail(spec.status());
+  if (auto files = UploadFileReferences(nullptr, BaseDir(flags.file), spec->project(), &*spec); !files.ok()) return Fail(files.status());
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  v1::ValidateJobRequest request;
+  *request.mutable_spec() = *spec;
+  v1::ValidateJobResponse response;
+  const auto context = CallContext();
+  const absl::Status status = FromGrpc(v1::JobService::NewStub(*channel)->ValidateJob(context.get(), request, &response));
+  return status.ok() ? PrintProblems(connection, flags.file, response) : Fail(status);
+}
+
+int Follow(const ConnectionFlags& connection, const std::shared_ptr<grpc::Channel>& channel, const std::string& job_id) {
+  auto job = FollowJob(channel, job_id, FollowOptionsForStdout(connection.output));
+  if (!job.ok()) return Fail(job.status());
+  if (connection.output == "json") {
+    std::printf("%s\n", ToJson(*job, /*pretty=*/false).c_str());
+  } else {
+    std::printf("%s\n", Verdict(*job).c_str());
+  }
+  return ExitCodeOf(*job);
+}
+
+int Submit(const ConnectionFlags& connection, const SpecFlags& flags) {
+  auto spec = LoadSpec(connection, flags);
+  if (!spec.ok()) return Fail(spec.status());
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  auto uploaded = UploadFileReferences(*channel, BaseDir(flags.file), spec->project(), &*spec);
+  if (!uploaded.ok()) return Fail(uploaded.status());
+  v1::SubmitJobRequest request;
+  request.set_request_id(flags.request_id.empty() ? RandomId() : flags.request_id);
+  *request.mutable_spec() = *spec;
+  v1::SubmitJobResponse response;
+  const auto context = CallContext(absl::Seconds(60));
+  const absl::Status status = FromGrpc(v1::JobService::NewStub(*channel)->SubmitJob(context.get(), request, &response));
+  if (!status.ok()) return Fail(status);
+  if (connection.output == "json") {
+    if (!flags.follow) PrintJson(response.job());
+  } else {
+    std::printf("job %s submitted\n", response.job().id().c_str());
+    std::fflush(stdout);
+  }
+  return flags.follow ? Follow(connection, *channel, response.job().id()) : static_cast<int>(v1::EXIT_OK);
+}
+
+std::string KindOf(const v1::JobSpec& spec) {
+  const auto* field = spec.GetDescriptor()->FindFieldByNumber(spec.kind_case());
+  return field == nullptr ? "" : field->name();
+}
+
+int List(const ConnectionFlags& connection, bool stages) {
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  const auto stub = v1::JobService::NewStub(*channel);
+  v1::ListJobsRequest request;
+  request.set_include_stages(stages);
+  std::vector<v1::Job> jobs;
+  do {
+    v1::ListJobsResponse response;
+    const auto context = CallContext();
+    if (const absl::Status status = FromGrpc(stub->ListJobs(context.get(), request, &response)); !status.ok()) return Fail(status);
+    jobs.insert(jobs.end(), response.jobs().begin(), response.jobs().end());
+    request.mutable_page()->set_page_token(response.next_page_token());
+  } while (!request.page().page_token().empty());
+  if (connection.output == "json") {
+    PrintJsonArray(jobs);
+    return v1::EXIT_OK;
+  }
+  Table table({"JOB", "KIND", "STATE", "STEP", "REASON"});
+  for (const v1::Job& job : jobs) {
+    table.Row({job.id(), KindOf(job.spec()), v1::JobState_Name(job.state()),
+               job.total_steps() > 0 ? absl::StrCat(job.step(), "/", job.total_steps()) : "", job.reason()});
+  }
+  std::fputs(table.Text().c_str(), stdout);
+  return v1::EXIT_OK;
+}
+
+absl::StatusOr<v1::Job> GetJob(const ConnectionFlags& connection, const std::shared_ptr<grpc::Channel>& channel, const std::string& id) {
+  v1::GetJobRequest request;
+  request.set_job_id(id);
+  request.set_project(connection.project);
+  v1::Job job;
+  const auto context = CallContext();
+  RLHF_RETURN_IF_ERROR(FromGrpc(v1::JobService::NewStub(channel)->GetJob(context.get(), request, &job)));
+  return job;
+}
+
+int Get(const ConnectionFlags& connection, const std::string& id) {
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  auto job = GetJob(connection, *channel, id);
+  if (!job.ok()) return Fail(job.status());
+  if (connection.output == "json") {
+    PrintJson(*job);
+  } else {
+    std::fputs(ToYaml(*job).c_str(), stdout);
+  }
+  return v1::EXIT_OK;
+}
+
+int Watch(const ConnectionFlags& connection, const std::string& id) {
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  auto job = GetJob(connection, *channel, id);
+  if (!job.ok()) return Fail(job.status());
+  return Follow(connection, *channel, job->id());
+}
+
+// Calls that take a job and give it back changed.
+template <typename Request, typename Response, typename Method>
+int Change(const ConnectionFlags& connection, const std::string& id, const char* done, Method method) {
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  auto job = GetJob(connection, *channel, id);
+  if (!job.ok()) return Fail(job.status());
+  Request request;
+  request.set_job_id(job->id());
+  request.set_etag(job->etag());
+  Response response;
+  const auto context = CallContext();
+  const auto stub = v1::JobService::NewStub(*channel);
+  if (const absl::Status status = FromGrpc(method(*stub, context.get(), request, &response)); !status.ok()) return Fail(status);
+  if (connection.output == "json") {
+    PrintJson(response);
+  } else {
+    std::printf("job %s %s\n", job->id().c_str(), done);
+  }
+  return v1::EXIT_OK;
+}
+
+int Why(const ConnectionFlags& connection, const std::string& id) {
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  auto job = GetJob(connection, *channel, id);
+  if (!job.ok()) return Fail(job.status());
+  v1::ExplainJobRequest request;
+  request.set_job_id(job->id());
+  v1::ExplainJobResponse response;
+  const auto context = CallContext();
+  const absl::Status status = FromGrpc(v1::JobService::NewStub(*channel)->ExplainJob(context.get(), request, &response));
+  if (!status.ok()) return Fail(status);
+  if (connection.output == "json") {
+    PrintJson(response);
+    return v1::EXIT_OK;
+  }
+  std::printf("%s is %s\n", job->id().c_str(), v1::JobState_Name(job->state()).c_str());
+  std::printf("waits for: %s (since %d s)\n", response.waits_for().c_str(), static_cast<int>(response.since_seconds()));
+  for (const std::string& holder : response.held_by()) std::printf("held by: %s\n", holder.c_str());
+  if (!response.what_to_do().empty()) std::printf("do: %s\n", response.what_to_do().c_str());
+  return v1::EXIT_OK;
+}
+
+}  // namespace
+
+void AddJobCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
+  const auto flags = std::make_shared<SpecFlags>();
+  const auto id = std::make_shared<std::string>();
+  const auto stages = std::make_shared<bool>(false);
+
+  auto* submit = app.add_subcommand("submit", "Submit a job from a YAML file");
+  submit->add_option("file", flags->file, "The job's YAML file")->required();
+  submit->add_option("--set", flags->set, "key=value for ${key} in the file; may be repeated");
+  submit->add_option("--request-id", flags->request_id, "Submits at most once under this id (default: a new one)");
+  submit->add_flag("--follow", flags->follow, "Follow it to its end; the exit code is the job's");
+  submit->callback([=, &connection] { *run = [=, &connection] { return Submit(connection, *flags); }; });
+
+  auto* validate = app.add_subcommand("validate", "Check a job's YAML file without submitting it");
+  validate->add_option("file", flags->file, "The job's YAML file")->required();
+  validate->add_option("--set", flags->set, "key=value for ${key} in the file; may be repeated");
+  validate->callback([=, &connection] { *run = [=, &connection] { return Validate(connection, *flags); }; });
+
+  auto* list = app.add_subcommand("list", "List jobs, newest first");
+  list->add_flag("--stages", *stages, "Also the stages of pipelines");
+  list->callback([=, &connection] { *run = [=, &connection] { return List(connection, *stages); }; });
+
+  const auto add = [&](const char* name, const char* help, std::function<int(const ConnectionFlags&, const std::string&)> fn) {
+    auto* command = app.add_subcommand(name, help);
+    command->add_option("job", *id, "Job id, or name (the newest of that name)")->required();
+    command->callback([=, &connection] { *run = [=, &connection] { return fn(connection, *id); }; });
+  };
+  add("get", "Show a job", Get);
+  add("watch", "Follow a job to its end; the exit code is the job's", Watch);
+  add("why", "What a job waits for, since when, who holds it, what to do", Why);
+  add("cancel", "Cancel a job", [](const ConnectionFlags& c, const std::string& i) {
+    return Change<v1::CancelJobRequest, v1::Job>(c, i, "cancelled", [](auto& stub, auto* context, const auto& request, auto* response) {
+      return stub.CancelJob(context, request, response);
+    });
+  });
+  add("pause", "Pause a job", [](const ConnectionFlags& c, const std::string& i) {
+    return Change<v1::PauseJobRequest, v1::Job>(c, i, "paused", [](auto& stub, auto* context, const auto& request, auto* response) {
+      return stub.PauseJob(context, request, response);
+    });
+  });
+  add("resume", "Resume a paused job", [](const ConnectionFlags& c, const std::string& i) {
+    return Change<v1::ResumeJobRequest, v1::Job>(c, i, "resumed", [](auto& stub, auto* context, const auto& request, auto* response) {
+      return stub.ResumeJob(context, request, response);
+    });
+  });
+  add("delete", "Delete an ended job's rows and payloads", [](const ConnectionFlags& c, const std::string& i) {
+    return Change<v1::DeleteJobRequest, v1::DeleteJobResponse>(c, i, "deleted", [](auto& stub, auto* context, const auto& request, auto* response) {
+      return stub.DeleteJob(context, request, response);
+    });
+  });
+}
+
+}  // namespace rlhf::cli

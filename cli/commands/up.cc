@@ -1,0 +1,85 @@
+// up: a whole service on this machine.
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "cli/cluster/local_cluster.h"
+#include "cli/commands/commands.h"
+#include "common/durable_file.h"
+#include "common/process.h"
+#include "common/status_util.h"
+#include "rlhf/v1/admin_service.grpc.pb.h"
+
+namespace rlhf::cli {
+namespace {
+
+// Registered roles, or -1 while the coordinator cannot be asked.
+int RegisteredRoles(const std::string& dir) {
+  ConnectionFlags connection;
+  connection.context_file = dir + "/admin.json";
+  auto channel = Connect(connection);
+  if (!channel.ok()) return -1;
+  v1::ListWorkersRequest request;
+  request.mutable_page()->set_page_size(1000);
+  v1::ListWorkersResponse response;
+  const auto context = CallContext(absl::Seconds(5));
+  if (!v1::AdminService::NewStub(*channel)->ListWorkers(context.get(), request, &response).ok()) return -1;
+  return response.workers_size();
+}
+
+int Up(const ClusterOptions& options) {
+  BlockTerminationSignals();
+  LocalCluster cluster(options);
+  std::printf("rlhfctl up: starting 1 coordinator, %d rollout workers, %d reward servers, %d learners in %s\n", options.rollout_workers,
+              options.reward_servers, options.learners, options.dir.c_str());
+  std::fflush(stdout);
+  if (const absl::Status status = cluster.Start(); !status.ok()) return Fail(status);
+  bool announced = false;
+  absl::Time next_look = absl::Now();
+  const int signal = WaitForTermination([&] {
+    cluster.supervisor().Tick([](const std::string& name, const std::string& how) {
+      std::printf("rlhfctl up: %s ended (%s); starting it again\n", name.c_str(), how.c_str());
+      std::fflush(stdout);
+    });
+    if (!announced && absl::Now() >= next_look) {
+      next_look = absl::Now() + absl::Milliseconds(500);
+      if (RegisteredRoles(options.dir) >= cluster.roles()) {
+        announced = true;
+        (void)WriteFileDurably(options.dir + "/ready", "ready\n");
+        std::printf("rlhfctl up: ready. API %s, metrics and probes http://%s\nnext: rlhfctl --context %s/client.json submit JOB.yaml --follow\n",
+                    cluster.api_address().c_str(), cluster.http_address().c_str(), options.dir.c_str());
+        std::fflush(stdout);
+      }
+    }
+    return false;
+  });
+  std::printf("rlhfctl up: signal %d, stopping\n", signal);
+  std::error_code ignored;
+  std::filesystem::remove(options.dir + "/ready", ignored);
+  cluster.supervisor().StopAll(absl::Seconds(30));
+  return 0;
+}
+
+}  // namespace
+
+void AddUpCommand(CLI::App& app, Run* run) {
+  const auto options = std::make_shared<ClusterOptions>();
+  std::error_code error;
+  options->bin_dir = std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
+  auto* up = app.add_subcommand("up", "Run a whole service on this machine, with a throw-away CA and tokens; stop it with Ctrl-C");
+  up->add_option("--dir", options->dir, "State, logs, certificates and tokens go here")->capture_default_str();
+  up->add_option("--bin-dir", options->bin_dir, "Where the role binaries are (default: beside rlhfctl)");
+  up->add_option("--rollout-workers", options->rollout_workers, "How many")->check(CLI::Range(0, 64))->capture_default_str();
+  up->add_option("--reward-servers", options->reward_servers, "How many")->check(CLI::Range(0, 64))->capture_default_str();
+  up->add_option("--learners", options->learners, "How many learner processes")->check(CLI::Range(0, 64))->capture_default_str();
+  up->add_option("--slots", options->slots, "Sequences a rollout worker generates at once")->check(CLI::Range(1, 4096))->capture_default_str();
+  up->add_option("--threads", options->threads, "Compute threads a process")->check(CLI::Range(1, 256))->capture_default_str();
+  up->add_option("--device", options->device, "cpu or cuda:N")->capture_default_str();
+  up->add_option("--log-level", options->log_level, "debug, info, warn or error")->capture_default_str();
+  up->callback([=] { *run = [=] { return Up(*options); }; });
+}
+
+}  // namespace rlhf::cli

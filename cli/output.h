@@ -1,0 +1,47 @@
+// Tables for people, JSON for programs.
+#pragma once
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include <google/protobuf/message.h>
+
+namespace rlhf::cli {
+
+class Table {
+ public:
+  explicit Table(std::vector<std::string> header) : header_(std::move(header)) {}
+  void Row(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
+  std::string Text() const;  // aligned columns, two spaces between
+
+ private:
+  std::vector<std::string> header_;
+  std::vector<std::vector<std::string>> rows_;
+};
+
+void PrintJson(const google::protobuf::Message& message);
+// One JSON array of messages.
+template <typename Range>
+void PrintJsonArray(const Range& messages);
+
+std::string Short(const std::string& digest);           // "sha256:0123456789ab"
+std::string Number(double value);                       // four significant digits
+std::string Bytes(uint64_t bytes);                      // "1.2 MB"
+
+std::string MessageToJson(const google::protobuf::Message& message);
+
+template <typename Range>
+void PrintJsonArray(const Range& messages) {
+  std::string out = "[";
+  bool first = true;
+  for (const auto& message : messages) {
+    if (!first) out += ",\n";
+    first = false;
+    out += MessageToJson(message);
+  }
+  out += "]\n";
+  std::fputs(out.c_str(), stdout);
+}
+
+}  // namespace rlhf::cli

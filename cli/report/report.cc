@@ -1,0 +1,174 @@
+#include "cli/report/report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <optional>
+#include <set>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "cli/report/svg.h"
+#include "google/protobuf/util/time_util.h"
+
+namespace rlhf::cli {
+namespace {
+
+constexpr int kSideBySideEach = 8;  // answers a category
+
+constexpr char kHead[] = R"(<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+:root{--bg:#fff;--fg:#1c2024;--dim:#60646c;--line:#d9d9e0;--card:#f9f9fb;--good:#18794e;--bad:#c62a2f;--c0:#0b68cb;--c1:#c2410c;--c2:#18794e;--c3:#7c3aed}
+@media (prefers-color-scheme:dark){:root{--bg:#111113;--fg:#edeef0;--dim:#b0b4ba;--line:#363a3f;--card:#18191b;--good:#3dd68c;--bad:#ff9592;--c0:#70b8ff;--c1:#ffa057;--c2:#3dd68c;--c3:#baa7ff}}
+body{font:15px/1.5 system-ui,sans-serif;background:var(--bg);color:var(--fg);max-width:1100px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}.dim{color:var(--dim)}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .7rem .35rem 0;border-bottom:1px solid var(--line);vertical-align:top}
+th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(320px,1fr));gap:1rem}.chart{background:var(--card);border:1px solid var(--line);border-radius:8px;width:100%}
+.chart .title{font:600 12px system-ui;fill:var(--fg)}.chart .tick{font:10px system-ui;fill:var(--dim)}.chart .grid{stroke:var(--line);stroke-width:.5}
+.chart .line{fill:none;stroke-width:1.6}.good{color:var(--good)}.bad{color:var(--bad)}code{font-size:.85em}.answer{white-space:pre-wrap}
+</style>)";
+
+std::string Percent(const v1::Metric& metric) {
+  if (metric.has_low() && metric.has_high()) {
+    return absl::StrFormat("%.1f %% <span class=\"dim\">[%.1f, %.1f]</span>", 100 * metric.value(), 100 * metric.low(), 100 * metric.high());
+  }
+  return absl::StrFormat("%.4g", metric.value());
+}
+
+bool SmallerIsBetter(const std::string& name) {
+  return absl::StrContains(name, "hallucination") || absl::StrContains(name, "over_claim") || absl::StrContains(name, "needless") ||
+         absl::StrContains(name, "loss");
+}
+
+std::string BeforeAfter(const ReportStage& before, const ReportStage& after) {
+  std::string out = "<table><thead><tr><th>Metric</th><th class=\"n\">Before</th><th class=\"n\">After</th><th class=\"n\">Change</th><th class=\"n\">n</th></tr></thead><tbody>";
+  const auto& first = before.job.result().metrics();
+  const std::map<std::string, v1::Metric> last(after.job.result().metrics().begin(), after.job.result().metrics().end());
+  for (const auto& [name, metric] : last) {
+    const auto old = first.find(name);
+    if (old == first.end()) continue;
+    const bool rate = metric.has_low();
+    const double change = (metric.value() - old->second.value()) * (rate ? 100 : 1);
+    const bool judged = absl::StrContains(name, "hallucination") || absl::StrContains(name, "over_claim") || absl::StrContains(name, "accuracy") ||
+                        absl::StrContains(name, "needless");
+    // Inside the other's interval: no news.
+    const bool clear = rate && (metric.value() < old->second.low() || metric.value() > old->second.high());
+    const char* tone = !judged || !clear ? "dim" : (change < 0) == SmallerIsBetter(name) ? "good" : "bad";
+    absl::StrAppendFormat(&out, "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%s</td><td class=\"n %s\">%+.3g</td><td class=\"n\">%d</td></tr>",
+                          HtmlEscape(name), Percent(old->second), Percent(metric), tone, change, metric.n());
+  }
+  return out + "</tbody></table><p class=\"dim\">Rates in per cent with 95 % intervals; changes of rates in points.</p>";
+}
+
+std::string SideBySide(const ReportStage& before, const ReportStage& after) {
+  std::map<std::string, const v1::Sample*> old;
+  for (const auto& view : before.samples) old[view.sample().prompt().id()] = &view.sample();
+  std::map<std::string, int> shown;
+  std::string rows;
+  for (const auto& view : after.samples) {
+    const v1::Sample& sample = view.sample();
+    const auto found = old.find(sample.prompt().id());
+    if (found == old.end() || shown[sample.prompt().category()] >= kSideBySideEach) continue;
+    ++shown[sample.prompt().category()];
+    absl::StrAppend(&rows, "<tr><td>", HtmlEscape(sample.prompt().category()), "</td><td class=\"answer\">", HtmlEscape(sample.prompt().text()),
+                    "</td><td class=\"answer\">", HtmlEscape(found->second->response_text()), "</td><td class=\"answer\">",
+                    HtmlEscape(sample.response_text()), "</td><td class=\"dim\">", HtmlEscape(sample.prompt().reference()), "</td></tr>");
+  }
+  if (rows.empty()) return "";
+  return absl::StrCat("<table><thead><tr><th>Category</th><th>Prompt</th><th>Before</th><th>After</th><th>Known answer</th></tr></thead><tbody>", rows,
+                      "</tbody></table>");
+}
+
+// Curves that belong on one chart.
+struct Panel {
+  const char* title;
+  std::vector<std::pair<const char*, const char*>> series;  // metric, label
+};
+const std::vector<Panel>& Panels() {
+  static const auto* panels = new std::vector<Panel>{
+      {"Reward", {{"reward/mean", "reward"}, {"gold/mean", "gold"}}},
+      {"KL to the reference, nats a sequence", {{"kl", "kl"}}},
+      {"Loss", {{"loss", "loss"}}},
+      {"Policy loss", {{"loss/policy", "policy"}}},
+      {"Value loss", {{"loss/value", "value"}}},
+      {"Supervised loss (ptx)", {{"loss/ptx", "ptx"}}},
+      {"Accuracy", {{"accuracy", "accuracy"}}},
+      {"Entropy, nats a token", {{"entropy", "entropy"}}},
+      {"Response length, tokens", {{"response_length", "tokens"}}},
+      {"Clipped share", {{"clip_ratio", "clipped"}}},
+      {"Gradient norm", {{"grad_norm", "model"}, {"grad_norm/policy", "policy"}, {"grad_norm/critic", "critic"}}},
+      {"First minibatch: largest |ratio − 1|", {{"first_minibatch_ratio_error", "error"}}},
+      {"Explained variance of the critic", {{"explained_variance", "explained"}}},
+      {"Samples a second", {{"samples_per_second", "samples/s"}}},
+  };
+  return *panels;
+}
+
+std::string Curves(const ReportStage& stage) {
+  std::string charts;
+  for (const Panel& panel : Panels()) {
+    std::vector<Series> series;
+    for (const auto& [metric, label] : panel.series) {
+      Series one{label, {}};
+      for (const auto& point : stage.points) {
+        const auto value = point.values().find(metric);
+        if (value != point.values().end() && std::isfinite(value->second)) one.points.emplace_back(point.step(), value->second);
+      }
+      if (one.points.size() > 1) series.push_back(std::move(one));
+    }
+    if (!series.empty()) charts += LineChart(panel.title, "step", series);
+  }
+  return charts.empty() ? "" : absl::StrCat("<div class=\"charts\">", charts, "</div>");
+}
+
+std::string NameOf(const v1::Job& job) { return job.stage().empty() ? job.spec().name() : job.stage(); }
+
+std::string StageTable(const ReportData& data) {
+  std::string out = "<table><thead><tr><th>Stage</th><th>State</th><th class=\"n\">Seconds</th><th class=\"n\">Steps</th><th>Made</th></tr></thead><tbody>";
+  for (const ReportStage& stage : data.stages) {
+    double seconds = 0;
+    if (stage.job.has_finished_at() && stage.job.has_started_at()) {
+      seconds = static_cast<double>(google::protobuf::util::TimeUtil::DurationToMilliseconds(stage.job.finished_at() - stage.job.started_at())) / 1e3;
+    }
+    std::string made;
+    for (const auto& [name, digest] : std::map<std::string, std::string>(stage.job.result().artifacts().begin(), stage.job.result().artifacts().end())) {
+      absl::StrAppend(&made, made.empty() ? "" : "<br>", HtmlEscape(name), " <code>", HtmlEscape(digest.substr(0, 19)), "</code>");
+    }
+    absl::StrAppendFormat(&out, "<tr><td>%s</td><td>%s</td><td class=\"n\">%.1f</td><td class=\"n\">%d</td><td>%s</td></tr>", HtmlEscape(NameOf(stage.job)),
+                          v1::JobState_Name(stage.job.state()), seconds, stage.job.step(), made);
+  }
+  return out + "</tbody></table>";
+}
+
+}  // namespace
+
+std::string RenderReport(const ReportData& data) {
+  std::string out = absl::StrCat(kHead, "<title>", HtmlEscape(data.job.spec().name()), "</title></head><body><h1>", HtmlEscape(data.job.spec().name()),
+                                 "</h1><p class=\"dim\">", HtmlEscape(data.job.id()), " · ", v1::JobState_Name(data.job.state()),
+                                 data.job.reason().empty() ? "" : " · ", HtmlEscape(data.job.reason()), " · seed ", data.job.spec().seed(), "</p>");
+  // Evaluations of the same suite, first and last.
+  const ReportStage* before = nullptr;
+  const ReportStage* after = nullptr;
+  for (const ReportStage& stage : data.stages) {
+    if (!stage.job.spec().has_evaluate()) continue;
+    if (before == nullptr) {
+      before = &stage;
+    } else if (stage.job.spec().evaluate().suite() == before->job.spec().evaluate().suite()) {
+      after = &stage;
+    }
+  }
+  if (before != nullptr && after != nullptr) {
+    absl::StrAppend(&out, "<h2>Before and after</h2>", BeforeAfter(*before, *after));
+    if (const std::string rows = SideBySide(*before, *after); !rows.empty()) absl::StrAppend(&out, "<h2>Answers side by side</h2>", rows);
+  }
+  absl::StrAppend(&out, "<h2>Stages</h2>", StageTable(data));
+  for (const ReportStage& stage : data.stages) {
+    const std::string curves = Curves(stage);
+    if (!curves.empty()) absl::StrAppend(&out, "<h2>", HtmlEscape(NameOf(stage.job)), "</h2>", curves);
+  }
+  return out + "</body></html>\n";
+}
+
+}  // namespace rlhf::cli

@@ -1,0 +1,64 @@
+// rlhfctl: the command line of the service.
+#include <cstdio>
+
+#include <CLI/CLI.hpp>
+
+#include "cli/commands/commands.h"
+#include "cli/connection.h"
+#include "common/log.h"
+#include "common/process.h"
+#include "common/status_util.h"
+#include "rlhf/v1/oversight_service.grpc.pb.h"
+#include "rlhf/v1/state.pb.h"
+
+namespace rlhf::cli {
+namespace {
+
+int Version(const ConnectionFlags& connection, bool client_only) {
+  std::printf("rlhfctl %s, protocol %u\n", kBuildVersion, kProtocolVersion);
+  if (client_only) return v1::EXIT_OK;
+  auto channel = Connect(connection);
+  if (!channel.ok()) return v1::EXIT_OK;  // no coordinator is named: the client's version is all there is to say
+  v1::ServiceState state;
+  const auto context = CallContext(absl::Seconds(5));
+  const absl::Status status = FromGrpc(v1::OversightService::NewStub(*channel)->GetServiceState(context.get(), v1::GetServiceStateRequest(), &state));
+  if (!status.ok()) return Fail(status);
+  std::printf("coordinator %s, protocol %u\n", state.build_version().c_str(), state.protocol_version());
+  return v1::EXIT_OK;
+}
+
+}  // namespace
+}  // namespace rlhf::cli
+
+int main(int argc, char** argv) {
+  rlhf::InitLogging("rlhfctl", "cli", "warn", /*json=*/false);
+  CLI::App app{"Launch, watch and steer RLHF jobs."};
+  app.require_subcommand(1);
+  app.fallthrough();
+  rlhf::cli::ConnectionFlags connection;
+  app.add_option("--context", connection.context_file, "Context file with address, CA and token")->capture_default_str();
+  app.add_option("--address", connection.address, "API address of the coordinator, host:port; overrides the context file's");
+  app.add_option("--ca", connection.ca_file, "CA certificate, PEM");
+  app.add_option("--token-file", connection.token_file, "File with the bearer token");
+  app.add_flag("--insecure", connection.insecure, "Plaintext, for trials");
+  app.add_option("--project", connection.project, "Project")->capture_default_str();
+  app.add_option("--output", connection.output, "table or json")->check(CLI::IsMember({"table", "json"}))->capture_default_str();
+  rlhf::cli::Run run;
+  bool client_only = false;
+  auto* version = app.add_subcommand("version", "Versions of this program and of the coordinator");
+  version->add_flag("--client", client_only, "Only of this program");
+  version->callback([&] { run = [&] { return rlhf::cli::Version(connection, client_only); }; });
+  rlhf::cli::AddJobCommands(app, connection, &run);
+  rlhf::cli::AddSampleCommands(app, connection, &run);
+  rlhf::cli::AddReportCommand(app, connection, &run);
+  rlhf::cli::AddArtifactCommands(app, connection, &run);
+  rlhf::cli::AddFleetCommands(app, connection, &run);
+  rlhf::cli::AddUpCommand(app, &run);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? 0 : rlhf::v1::EXIT_USAGE;
+  }
+  return run ? run() : static_cast<int>(rlhf::v1::EXIT_USAGE);
+}

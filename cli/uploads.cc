@@ -1,0 +1,90 @@
+#include "cli/uploads.h"
+
+#include <filesystem>
+#include <map>
+
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "artifact/artifact_root.h"
+#include "client/cpp/artifact_cache.h"
+#include "common/status_util.h"
+
+namespace rlhf::cli {
+namespace {
+
+constexpr char kPrefix[] = "file:";
+
+class Uploader {
+ public:
+  Uploader(const std::shared_ptr<grpc::Channel>& channel, std::string base_dir, std::string project)
+      : channel_(channel), base_dir_(std::move(base_dir)), project_(std::move(project)) {}
+
+  absl::Status Walk(google::protobuf::Message* message, const std::string& path) {
+    const auto* reflection = message->GetReflection();
+    std::vector<const google::protobuf::FieldDescriptor*> fields;
+    reflection->ListFields(*message, &fields);
+    for (const auto* field : fields) {
+      const std::string where = path.empty() ? field->name() : absl::StrCat(path, ".", field->name());
+      if (field->is_map()) continue;
+      if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE) {
+        if (field->is_repeated()) {
+          for (int i = 0; i < reflection->FieldSize(*message, field); ++i) {
+            RLHF_RETURN_IF_ERROR(Walk(reflection->MutableRepeatedMessage(message, field, i), absl::StrCat(where, "[", i, "]")));
+          }
+        } else {
+          RLHF_RETURN_IF_ERROR(Walk(reflection->MutableMessage(message, field), where));
+        }
+      } else if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_STRING && !field->is_repeated()) {
+        const std::string value = reflection->GetString(*message, field);
+        if (!absl::StartsWith(value, kPrefix)) continue;
+        RLHF_ASSIGN_OR_RETURN(const std::string digest, Upload(value.substr(sizeof(kPrefix) - 1), where));
+        reflection->SetString(message, field, digest);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  std::vector<v1::Artifact> uploaded;
+
+ private:
+  absl::StatusOr<std::string> Upload(const std::string& name, const std::string& where) {
+    const std::filesystem::path path = std::filesystem::path(name).is_absolute() ? std::filesystem::path(name) : std::filesystem::path(base_dir_) / name;
+    const std::string full = path.lexically_normal().string();
+    if (const auto known = digests_.find(full); known != digests_.end()) return known->second;
+    std::error_code error;
+    if (!std::filesystem::exists(path, error)) {
+      return absl::NotFoundError(absl::StrCat(where, ": expected a file or folder at ", full, ", found none (paths are relative to the job's file)"));
+    }
+    std::string digest;
+    if (channel_ == nullptr) {
+      auto manifest = artifact::ComputeManifest(full);
+      if (!manifest.ok()) return Annotate(manifest.status(), where);
+      digest = manifest->digest;
+    } else {
+      const bool model = std::filesystem::exists(path / "config.json", error);
+      auto artifact = client::UploadArtifact(channel_, full, model ? "model" : "data", project_, "");
+      if (!artifact.ok()) return Annotate(artifact.status(), where);
+      digest = artifact->digest();
+      uploaded.push_back(*std::move(artifact));
+    }
+    return digests_[full] = digest;
+  }
+
+  const std::shared_ptr<grpc::Channel>& channel_;
+  std::string base_dir_, project_;
+  std::map<std::string, std::string> digests_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::vector<v1::Artifact>> UploadFileReferences(const std::shared_ptr<grpc::Channel>& channel, const std::string& base_dir,
+                                                               const std::string& project, v1::JobSpec* spec) {
+  Uploader uploader(channel, base_dir, project);
+  RLHF_RETURN_IF_ERROR(uploader.Walk(spec, ""));
+  return std::move(uploader.uploaded);
+}
+
+}  // namespace rlhf::cli
