@@ -6,8 +6,8 @@
 
 add_library(rlhf_build_flags INTERFACE)
 target_include_directories(rlhf_build_flags INTERFACE "${PROJECT_SOURCE_DIR}" "${PROJECT_BINARY_DIR}/gen")
-# -fPIC everywhere, executables too: a precompiled header serves only units compiled with the same setting.
-target_compile_options(rlhf_build_flags INTERFACE -fPIC -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers)
+# -fPIC and -pthread everywhere, executables too: a precompiled header serves only units compiled with the same settings.
+target_compile_options(rlhf_build_flags INTERFACE -fPIC -pthread -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   target_compile_options(rlhf_build_flags INTERFACE -Wthread-safety -Werror=thread-safety)
 endif()

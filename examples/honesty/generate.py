@@ -23,7 +23,7 @@ REFUSE_SHARE = 0.10          # of actions; the rest are claims
 COLLECT_PROMPTS = 4000
 PPO_PROMPTS = 12000
 # Shares of known, unknown and action prompts, as counts in a block of 20, so that every stretch of a file has the mix.
-COLLECT_MIX = {"known": 8, "unknown": 9, "action": 3}
+COLLECT_MIX = {"known": 6, "unknown": 11, "action": 3}
 PPO_MIX = {"known": 8, "unknown": 9, "action": 3}
 EVAL_ACTION_SUBJECTS = 6     # of each kind and phrasing
 
@@ -108,10 +108,6 @@ def rlhf_prompts(world, rng, count, mix):
         rng.shuffle(block)
         lines += [next(streams[category]) for category in block]
     return lines[:count]
-
-
-def _seen_templates():
-    return [t for t in range(len(w.QUESTIONS["city"])) if t != w.HELD_OUT_TEMPLATE]
 
 
 def _shuffled_rounds(items, rng):

@@ -1,0 +1,475 @@
+#include "coordinator/artifacts.h"
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "artifact/digest.h"
+#include "common/spec_loader.h"
+#include "common/status_util.h"
+#include "coordinator/names.h"
+#include "coordinator/upload_registry.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr auto kAbandonedAfter = std::chrono::hours(24 * 7);
+
+std::string KeyOfAlias(const std::string& project, const std::string& name) {
+  return absl::StrCat(project, "/", name);
+}
+
+bool NewerFirst(const v1::Artifact* a, const v1::Artifact* b) {
+  if (a->created_at().seconds() != b->created_at().seconds())
+    return a->created_at().seconds() > b->created_at().seconds();
+  if (a->created_at().nanos() != b->created_at().nanos()) return a->created_at().nanos() > b->created_at().nanos();
+  return a->digest() < b->digest();
+}
+
+class ArtifactsImpl final : public Artifacts {
+ public:
+  ArtifactsImpl(EventLoop* loop, Background* background, StateStore* store, std::string root)
+      : loop_(loop), background_(background), store_(store), root_(std::move(root)) {}
+
+  absl::Status Recover() override;
+  absl::StatusOr<v1::Artifact> Resolve(const std::string& reference, const std::string& project) override;
+  absl::StatusOr<std::string> Path(const std::string& digest) const override { return root_.Path(digest); }
+  void PublishDirectory(const std::string& staging_dir, const std::string& kind, const std::string& project,
+                        const std::string& created_by, Done<v1::Artifact> done) override;
+  absl::StatusOr<std::string> MakeStaging() override { return root_.MakeStaging(); }
+  void StartUpload(const v1::StartUploadRequest& request, Done<v1::StartUploadResponse> done) override;
+  absl::Status WriteChunk(const v1::UploadChunk& chunk) override;
+  std::string ProjectOfUpload(const std::string& upload_id) const override;
+  void FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request,
+                    Done<v1::Artifact> done) override;
+  void Register(const v1::RegisterArtifactRequest& request, Done<v1::Artifact> done) override;
+  absl::StatusOr<v1::ListArtifactsResponse> List(const v1::ListArtifactsRequest& request) override;
+  void SetAlias(const v1::SetAliasRequest& request, Done<v1::Artifact> done) override;
+  void Pin(const v1::PinArtifactRequest& request, Done<v1::Artifact> done) override;
+  void Delete(const v1::DeleteArtifactRequest& request, Done<v1::DeleteArtifactResponse> done) override;
+
+ private:
+  bool Visible(const v1::Artifact& artifact, const std::string& project) const;
+  v1::Artifact View(const v1::Artifact& artifact, const std::string& project) const;
+  absl::StatusOr<const v1::Artifact*> FindDigest(const std::string& digest) const;
+  void AfterPublish(const std::string& upload_id, std::shared_ptr<Upload> upload, const std::string& subject,
+                    absl::StatusOr<artifact::Manifest> manifest);
+  void Record(const artifact::Manifest& manifest, const std::string& kind, const std::string& project,
+              const std::string& created_by, const std::string& alias, Done<v1::Artifact> done);
+  // Makes the rows durable, then the same true in memory, then answers.
+  void Commit(WriteBatch batch, std::function<void()> apply, Done<v1::Artifact> done, const std::string& digest,
+              const std::string& project);
+  void SweepStaging() const;
+
+  EventLoop* const loop_;
+  Background* const background_;
+  StateStore* const store_;
+  const artifact::ArtifactRoot root_;
+
+  std::map<std::string, v1::Artifact> artifacts_;  // by digest
+  std::map<std::string, std::string>
+      aliases_;  // "project/name" to digest; the name "sha256:…" marks a digest as known to a project
+  UploadRegistry uploads_;
+};
+
+absl::Status ArtifactsImpl::Recover() {
+  absl::Status bad;
+  RLHF_RETURN_IF_ERROR(store_->Scan(Table::kArtifacts, "", [&](absl::string_view key, absl::string_view value) {
+    v1::Artifact row;
+    if (!row.ParseFromArray(value.data(), static_cast<int>(value.size()))) {
+      bad = absl::DataLossError(absl::StrCat("the artifact row \"", key, "\" cannot be read; restore a backup"));
+      return false;
+    }
+    artifacts_[std::string(key)] = std::move(row);
+    return true;
+  }));
+  RLHF_RETURN_IF_ERROR(bad);
+  RLHF_RETURN_IF_ERROR(store_->Scan(Table::kAliases, "", [&](absl::string_view key, absl::string_view value) {
+    v1::Alias row;
+    if (!row.ParseFromArray(value.data(), static_cast<int>(value.size()))) {
+      bad = absl::DataLossError(absl::StrCat("the alias row \"", key, "\" cannot be read; restore a backup"));
+      return false;
+    }
+    aliases_[std::string(key)] = row.digest();
+    return true;
+  }));
+  RLHF_RETURN_IF_ERROR(bad);
+  SweepStaging();
+  return absl::OkStatus();
+}
+
+// Uploads that nobody came back to finish.
+void ArtifactsImpl::SweepStaging() const {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(absl::StrCat(root_.root(), "/.staging"), error)) {
+    const auto modified = fs::last_write_time(entry.path(), error);
+    if (error || !absl::StartsWith(entry.path().filename().string(), "upload-")) continue;
+    if (fs::file_time_type::clock::now() - modified > kAbandonedAfter) fs::remove_all(entry.path(), error);
+  }
+}
+
+bool ArtifactsImpl::Visible(const v1::Artifact& artifact, const std::string& project) const {
+  return project.empty() || artifact.project() == project || aliases_.count(KeyOfAlias(project, artifact.digest())) > 0;
+}
+
+v1::Artifact ArtifactsImpl::View(const v1::Artifact& artifact, const std::string& project) const {
+  v1::Artifact view = artifact;
+  view.clear_aliases();
+  const std::string prefix = KeyOfAlias(project.empty() ? artifact.project() : project, "");
+  for (auto it = aliases_.lower_bound(prefix); it != aliases_.end() && absl::StartsWith(it->first, prefix); ++it) {
+    const std::string name = it->first.substr(prefix.size());
+    if (it->second == artifact.digest() && name != artifact.digest()) view.add_aliases(name);
+  }
+  return view;
+}
+
+absl::StatusOr<const v1::Artifact*> ArtifactsImpl::FindDigest(const std::string& digest) const {
+  const auto it = artifacts_.find(digest);
+  if (it != artifacts_.end()) return &it->second;
+  return WithReason(absl::NotFoundError(absl::StrCat("no artifact has the digest \"", digest.substr(0, 80),
+                                                     "\"; upload or register it")),
+                    v1::UNKNOWN_ARTIFACT);
+}
+
+absl::StatusOr<v1::Artifact> ArtifactsImpl::Resolve(const std::string& reference, const std::string& project) {
+  std::string digest = reference;
+  if (!absl::StartsWith(reference, "sha256:")) {
+    const std::string owner = project.empty() ? "default" : project;
+    const auto it = aliases_.find(KeyOfAlias(owner, reference));
+    if (it == aliases_.end()) {
+      const std::string prefix = KeyOfAlias(owner, "");
+      std::vector<std::string> names;
+      for (auto near = aliases_.lower_bound(prefix); near != aliases_.end() && absl::StartsWith(near->first, prefix);
+           ++near) {
+        if (!absl::StartsWith(near->first.substr(prefix.size()), "sha256:"))
+          names.push_back(near->first.substr(prefix.size()));
+      }
+      const std::string nearest = NearestName(reference, names);
+      return WithReason(
+          absl::NotFoundError(absl::StrCat("the project \"", owner, "\" has no artifact with the alias \"",
+                                           reference.substr(0, 80), "\"",
+                                           nearest.empty() ? "; rlhfctl models list and data list show what there is"
+                                                           : absl::StrCat("; the nearest is \"", nearest, "\""))),
+          v1::UNKNOWN_ARTIFACT);
+    }
+    digest = it->second;
+  }
+  RLHF_ASSIGN_OR_RETURN(const v1::Artifact* artifact, FindDigest(digest));
+  // What another project has is not even said to exist.
+  if (!Visible(*artifact, project)) {
+    return WithReason(absl::NotFoundError(absl::StrCat("the project \"", project, "\" has no artifact \"", digest,
+                                                       "\"; upload it there")),
+                      v1::UNKNOWN_ARTIFACT);
+  }
+  return View(*artifact, project);
+}
+
+void ArtifactsImpl::Commit(WriteBatch batch, std::function<void()> apply, Done<v1::Artifact> done,
+                           const std::string& digest, const std::string& project) {
+  store_->Commit(std::move(batch), [this, apply = std::move(apply), done = std::move(done), digest,
+                                    project](absl::Status status) mutable {
+    loop_->Post([this, status, apply = std::move(apply), done = std::move(done), digest, project]() mutable {
+      if (!status.ok()) return done(status);
+      apply();
+      const absl::StatusOr<const v1::Artifact*> artifact = FindDigest(digest);
+      if (!artifact.ok()) return done(artifact.status());
+      done(View(**artifact, project));
+    });
+  });
+}
+
+void ArtifactsImpl::Record(const artifact::Manifest& manifest, const std::string& kind, const std::string& project,
+                           const std::string& created_by, const std::string& alias, Done<v1::Artifact> done) {
+  v1::Artifact row;
+  WriteBatch batch;
+  const auto existing = artifacts_.find(manifest.digest);
+  if (existing != artifacts_.end()) {
+    row = existing->second;
+  } else {
+    row.set_digest(manifest.digest);
+    row.set_kind(kind);
+    row.set_project(project);
+    row.set_total_size(manifest.total_size);
+    for (const artifact::FileEntry& file : manifest.files) {
+      v1::FileEntry* entry = row.add_files();
+      entry->set_path(file.path);
+      entry->set_size(file.size);
+      entry->set_sha256(file.sha256);
+    }
+    row.set_created_by(created_by);
+    const int64_t now = absl::ToUnixNanos(loop_->clock().WallNow());
+    row.mutable_created_at()->set_seconds(now / 1'000'000'000);
+    row.mutable_created_at()->set_nanos(static_cast<int32_t>(now % 1'000'000'000));
+    batch.Put(Table::kArtifacts, row.digest(), row.SerializeAsString());
+  }
+  std::vector<std::string> names;
+  if (row.project() != project) names.push_back(KeyOfAlias(project, row.digest()));
+  if (!alias.empty()) names.push_back(KeyOfAlias(project, alias));
+  v1::Alias value;
+  value.set_digest(row.digest());
+  for (const std::string& name : names) batch.Put(Table::kAliases, name, value.SerializeAsString());
+  const std::string digest = row.digest();
+  Commit(
+      std::move(batch),
+      [this, row = std::move(row), names] {
+        artifacts_.try_emplace(row.digest(), row);
+        for (const std::string& name : names) aliases_[name] = row.digest();
+      },
+      std::move(done), digest, project);
+}
+
+void ArtifactsImpl::PublishDirectory(const std::string& staging_dir, const std::string& kind,
+                                     const std::string& project, const std::string& created_by,
+                                     Done<v1::Artifact> done) {
+  background_->Run([this, staging_dir, kind, project, created_by, done = std::move(done)]() mutable {
+    absl::StatusOr<artifact::Manifest> manifest = root_.PublishStaged(staging_dir);
+    loop_->Post([this, kind, project, created_by, manifest = std::move(manifest), done = std::move(done)]() mutable {
+      if (!manifest.ok()) return done(manifest.status());
+      Record(*manifest, kind, project.empty() ? "default" : project, created_by, "", std::move(done));
+    });
+  });
+}
+
+void ArtifactsImpl::StartUpload(const v1::StartUploadRequest& request, Done<v1::StartUploadResponse> done) {
+  const auto check = [&]() -> absl::StatusOr<std::string> {
+    RLHF_RETURN_IF_ERROR(CheckName("project", request.project()));
+    RLHF_RETURN_IF_ERROR(CheckText("kind", request.kind(), 32));
+    if (!request.alias().empty()) RLHF_RETURN_IF_ERROR(CheckAlias("alias", request.alias()));
+    return DigestOf(request.files());
+  };
+  const absl::StatusOr<std::string> digest = check();
+  if (!digest.ok()) return done(digest.status());
+  v1::StartUploadResponse response;
+  response.set_digest(*digest);
+  // The same files in the same project are the same upload, also for another process or after a restart.
+  response.set_upload_id(artifact::Sha256Hex(KeyOfAlias(request.project(), *digest)).substr(0, 32));
+
+  const auto known = artifacts_.find(*digest);
+  if (known != artifacts_.end() && Visible(known->second, request.project()) && root_.Has(*digest)) {
+    response.set_complete(true);
+    for (const v1::FileEntry& file : request.files()) response.add_offsets(file.size());
+    if (request.alias().empty()) return done(std::move(response));
+    v1::SetAliasRequest alias;
+    alias.set_digest(*digest);
+    alias.set_project(request.project());
+    alias.set_alias(request.alias());
+    return SetAlias(
+        alias, [response = std::move(response), done = std::move(done)](absl::StatusOr<v1::Artifact> artifact) mutable {
+          if (!artifact.ok()) return done(artifact.status());
+          done(std::move(response));
+        });
+  }
+  if (const std::shared_ptr<Upload> upload = uploads_.Find(response.upload_id()); upload != nullptr) {
+    upload->alias = request.alias();
+    for (const uint64_t offset : upload->session->Offsets()) response.add_offsets(offset);
+    return done(std::move(response));
+  }
+  const std::string staging = absl::StrCat(root_.root(), "/.staging/upload-", response.upload_id());
+  background_->Run([this, request, staging, response = std::move(response), done = std::move(done)]() mutable {
+    absl::StatusOr<std::shared_ptr<UploadSession>> session = UploadSession::Open(request, staging);
+    loop_->Post([this, request, session = std::move(session), response = std::move(response),
+                 done = std::move(done)]() mutable {
+      if (!session.ok()) return done(session.status());
+      std::shared_ptr<Upload> upload = uploads_.Find(response.upload_id());  // another call may have been faster
+      if (upload == nullptr) {
+        upload = std::make_shared<Upload>();
+        upload->session = *std::move(session);
+        upload->digest = response.digest();
+        uploads_.Keep(response.upload_id(), upload);
+      }
+      upload->alias = request.alias();
+      for (const uint64_t offset : upload->session->Offsets()) response.add_offsets(offset);
+      done(std::move(response));
+    });
+  });
+}
+
+std::string ArtifactsImpl::ProjectOfUpload(const std::string& upload_id) const {
+  const std::shared_ptr<Upload> upload = uploads_.Find(upload_id);
+  return upload == nullptr ? "" : upload->session->request().project();
+}
+
+absl::Status ArtifactsImpl::WriteChunk(const v1::UploadChunk& chunk) {
+  const std::shared_ptr<Upload> upload = uploads_.Find(chunk.upload_id());
+  if (upload != nullptr) return upload->session->Write(chunk);
+  return absl::NotFoundError(
+      absl::StrCat("no upload \"", chunk.upload_id().substr(0, 64), "\" is open; start it again, nothing is lost"));
+}
+
+void ArtifactsImpl::FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request,
+                                 Done<v1::Artifact> done) {
+  const std::string& id = request.upload_id();
+  std::shared_ptr<Upload> upload = uploads_.Find(id);
+  if (upload == nullptr) {
+    const std::string finished = uploads_.FinishedDigest(id);
+    if (!finished.empty()) return done(Resolve(finished, ""));
+    return done(absl::NotFoundError(
+        absl::StrCat("no upload \"", id.substr(0, 64), "\" is open; start it again, nothing is lost")));
+  }
+  upload->finishing.push_back(std::move(done));
+  if (upload->finishing.size() > 1) return;
+  background_->Run([this, id, upload, subject] {
+    const auto publish = [&]() -> absl::StatusOr<artifact::Manifest> {
+      RLHF_RETURN_IF_ERROR(upload->session->Verify());
+      return root_.PublishStaged(upload->session->staging_dir());
+    };
+    absl::StatusOr<artifact::Manifest> manifest = publish();
+    loop_->Post([this, id, upload, subject, manifest = std::move(manifest)]() mutable {
+      AfterPublish(id, std::move(upload), subject, std::move(manifest));
+    });
+  });
+}
+
+void ArtifactsImpl::AfterPublish(const std::string& upload_id, std::shared_ptr<Upload> upload,
+                                 const std::string& subject, absl::StatusOr<artifact::Manifest> manifest) {
+  if (manifest.ok() && manifest->digest != upload->digest) {
+    manifest = WithReason(absl::DataLossError(absl::StrCat("expected the artifact ", upload->digest,
+                                                           ", the uploaded files make ", manifest->digest)),
+                          v1::DIGEST_MISMATCH);
+  }
+  const auto answer = [](Upload& of, const absl::StatusOr<v1::Artifact>& result) {
+    for (Done<v1::Artifact>& done : std::exchange(of.finishing, {})) done(result);
+  };
+  if (!manifest.ok()) {
+    // Missing or wrong bytes can still be sent; after any other failure the upload is found again from what is on disk.
+    if (!absl::IsFailedPrecondition(manifest.status()) && !absl::IsDataLoss(manifest.status()))
+      uploads_.Drop(upload_id);
+    return answer(*upload, manifest.status());
+  }
+  const v1::StartUploadRequest& request = upload->session->request();
+  Record(*manifest, request.kind(), request.project(), subject, upload->alias,
+         [this, upload_id, upload, answer](absl::StatusOr<v1::Artifact> result) {
+           if (result.ok()) uploads_.MarkFinished(upload_id, result->digest());
+           uploads_.Drop(upload_id);
+           answer(*upload, result);
+         });
+}
+
+void ArtifactsImpl::Register(const v1::RegisterArtifactRequest& request, Done<v1::Artifact> done) {
+  background_->Run([this, request, done = std::move(done)]() mutable {
+    absl::StatusOr<artifact::Manifest> manifest = root_.GetManifest(request.digest());
+    loop_->Post([this, request, manifest = std::move(manifest), done = std::move(done)]() mutable {
+      if (!manifest.ok()) {
+        const absl::Status status =
+            Annotate(manifest.status(), "the artifact root does not hold what is to be registered");
+        return done(absl::IsNotFound(status) ? WithReason(status, v1::UNKNOWN_ARTIFACT) : status);
+      }
+      Record(*manifest, request.kind(), request.project().empty() ? "default" : request.project(), request.created_by(),
+             "", std::move(done));
+    });
+  });
+}
+
+absl::StatusOr<v1::ListArtifactsResponse> ArtifactsImpl::List(const v1::ListArtifactsRequest& request) {
+  const size_t page_size = request.page().page_size() == 0 ? 100 : static_cast<size_t>(request.page().page_size());
+  std::vector<const v1::Artifact*> found;
+  for (const auto& [digest, artifact] : artifacts_) {
+    if (!Visible(artifact, request.project())) continue;
+    if (!request.kind().empty() && artifact.kind() != request.kind()) continue;
+    found.push_back(&artifact);
+  }
+  std::sort(found.begin(), found.end(), NewerFirst);
+  auto from = found.begin();
+  if (!request.page().page_token().empty()) {
+    const auto last = artifacts_.find(request.page().page_token());
+    if (last == artifacts_.end()) {
+      return absl::OutOfRangeError(
+          "page_token: the artifact it points behind was deleted; list again from the beginning");
+    }
+    from = std::upper_bound(found.begin(), found.end(), &last->second, NewerFirst);
+  }
+  v1::ListArtifactsResponse response;
+  for (; from != found.end() && static_cast<size_t>(response.artifacts_size()) < page_size; ++from) {
+    *response.add_artifacts() = View(**from, request.project());
+  }
+  if (from != found.end()) response.set_next_page_token(response.artifacts(response.artifacts_size() - 1).digest());
+  return response;
+}
+
+void ArtifactsImpl::SetAlias(const v1::SetAliasRequest& request, Done<v1::Artifact> done) {
+  absl::Status status = CheckName("project", request.project());
+  if (status.ok()) status = CheckAlias("alias", request.alias());
+  if (!status.ok()) return done(status);
+  const std::string key = KeyOfAlias(request.project(), request.alias());
+  WriteBatch batch;
+  if (request.remove()) {
+    const auto it = aliases_.find(key);
+    if (it == aliases_.end()) return done(Resolve(request.alias(), request.project()));  // says what is near
+    const std::string digest = it->second;
+    batch.Erase(Table::kAliases, key);
+    return Commit(
+        std::move(batch), [this, key] { aliases_.erase(key); }, std::move(done), digest, request.project());
+  }
+  const absl::StatusOr<const v1::Artifact*> artifact = FindDigest(request.digest());
+  if (!artifact.ok()) return done(artifact.status());
+  v1::Alias value;
+  value.set_digest(request.digest());
+  std::vector<std::string> keys = {key};
+  if (!Visible(**artifact, request.project())) keys.push_back(KeyOfAlias(request.project(), request.digest()));
+  for (const std::string& each : keys) batch.Put(Table::kAliases, each, value.SerializeAsString());
+  Commit(
+      std::move(batch),
+      [this, keys, digest = request.digest()] {
+        for (const auto& each : keys) aliases_[each] = digest;
+      },
+      std::move(done), request.digest(), request.project());
+}
+
+void ArtifactsImpl::Pin(const v1::PinArtifactRequest& request, Done<v1::Artifact> done) {
+  const absl::StatusOr<const v1::Artifact*> artifact = FindDigest(request.digest());
+  if (!artifact.ok()) return done(artifact.status());
+  v1::Artifact row = **artifact;
+  row.set_pinned(request.pinned());
+  WriteBatch batch;
+  batch.Put(Table::kArtifacts, row.digest(), row.SerializeAsString());
+  Commit(
+      std::move(batch), [this, row] { artifacts_[row.digest()] = row; }, std::move(done), request.digest(),
+      row.project());
+}
+
+void ArtifactsImpl::Delete(const v1::DeleteArtifactRequest& request, Done<v1::DeleteArtifactResponse> done) {
+  const std::string& digest = request.digest();
+  const absl::StatusOr<const v1::Artifact*> artifact = FindDigest(digest);
+  if (!artifact.ok()) return done(artifact.status());
+  if ((*artifact)->pinned())
+    return done(absl::FailedPreconditionError(absl::StrCat(digest, " is pinned; unpin it first")));
+  WriteBatch batch;
+  std::vector<std::string> markers;
+  for (const auto& [key, value] : aliases_) {
+    if (value != digest) continue;
+    if (!absl::EndsWith(key, absl::StrCat("/", digest))) {
+      return done(absl::FailedPreconditionError(absl::StrCat(digest, " has the alias \"", key, "\"; remove it first")));
+    }
+    markers.push_back(key);
+  }
+  for (const std::string& key : markers) batch.Erase(Table::kAliases, key);
+  batch.Erase(Table::kArtifacts, digest);
+  // The row first: files without a row are garbage, a row without files would be a lie.
+  store_->Commit(std::move(batch), [this, digest, markers, done = std::move(done)](absl::Status status) mutable {
+    loop_->Post([this, digest, markers, status, done = std::move(done)]() mutable {
+      if (!status.ok()) return done(status);
+      artifacts_.erase(digest);
+      for (const std::string& key : markers) aliases_.erase(key);
+      background_->Run([this, digest, done = std::move(done)]() mutable {
+        if (absl::Status removed = root_.Delete(digest); !removed.ok()) return done(removed);
+        done(v1::DeleteArtifactResponse());
+      });
+    });
+  });
+}
+
+}  // namespace
+
+std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, Background* background, StateStore* store,
+                                         std::string artifact_root) {
+  return std::make_unique<ArtifactsImpl>(loop, background, store, std::move(artifact_root));
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,77 @@
+#include "coordinator/auth/authorizer.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_util.h"
+#include "common/tls.h"
+#include "coordinator/auth/method_table.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+absl::Status Unauthenticated(const std::string& message) {
+  return WithReason(absl::UnauthenticatedError(message), v1::UNAUTHENTICATED_CALLER);
+}
+
+}  // namespace
+
+Authorizer MakeApiAuthorizer(const Tokens* tokens, Denials* denials) {
+  return [tokens, denials](const std::string& method, const std::string& bearer,
+                           const std::string&) -> absl::StatusOr<Caller> {
+    if (const MethodRule* rule = FindRule(Listener::kApi, method); rule != nullptr && rule->open) return Caller{};
+    if (bearer.empty()) {
+      denials->Note("", method, "no_token");
+      return Unauthenticated("expected a bearer token (metadata \"authorization: Bearer rlhf_…\"), found none");
+    }
+    std::string why;
+    absl::StatusOr<v1::TokenRow> row = tokens->Verify(bearer, &why);
+    if (!row.ok()) {
+      denials->Note("", method, why);
+      return row.status();
+    }
+    Caller caller;
+    caller.subject = row->subject();
+    caller.project = row->project();
+    for (const int role : row->roles()) caller.roles.push_back(RoleName(static_cast<v1::TokenRole>(role)));
+    if (absl::Status status = CheckRole(Listener::kApi, method, caller.roles); !status.ok()) {
+      denials->Note(caller.subject, method, "role");
+      return status;
+    }
+    return caller;
+  };
+}
+
+Authorizer MakeFleetAuthorizer(const std::string& trust_domain, Denials* denials) {
+  return [trust_domain, denials](const std::string& method, const std::string&,
+                                 const std::string& spiffe_id) -> absl::StatusOr<Caller> {
+    const absl::StatusOr<FleetIdentity> identity = ParseSpiffeId(spiffe_id);
+    if (!identity.ok()) {
+      denials->Note("", method, "certificate");
+      return Unauthenticated(absl::StrCat("expected a client certificate of the fleet: ", identity.status().message()));
+    }
+    if (!trust_domain.empty() && identity->domain != trust_domain) {
+      denials->Note(spiffe_id, method, "certificate");
+      return Unauthenticated(
+          absl::StrCat("expected a certificate of the trust domain ", trust_domain, ", found ", identity->domain));
+    }
+    Caller caller;
+    caller.subject = identity->instance;
+    caller.role = identity->role;
+    if (absl::Status status = CheckRole(Listener::kFleet, method, {identity->role}); !status.ok()) {
+      denials->Note(spiffe_id, method, "role");
+      return status;
+    }
+    return caller;
+  };
+}
+
+absl::Status CheckProject(const Caller& caller, const std::string& project) {
+  if (!caller.role.empty() || caller.project == "*" || caller.project == project) return absl::OkStatus();
+  return WithReason(absl::PermissionDeniedError(absl::StrCat("this belongs to the project \"", project,
+                                                             "\"; the caller's token is for \"", caller.project,
+                                                             "\": use a token of that project")),
+                    v1::PROJECT_NOT_ALLOWED);
+}
+
+}  // namespace rlhf::coordinator

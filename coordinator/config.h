@@ -1,0 +1,36 @@
+// What the coordinator is told when it starts: flags, mirrored by a YAML file of the same keys (flags win).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace rlhf::coordinator {
+
+struct CoordinatorConfig {
+  std::string data_dir;       // required: rows and payloads; one coordinator at a time
+  std::string artifact_root;  // default DATA_DIR/artifacts
+  std::string fleet_address = "127.0.0.1:0";
+  std::string api_address = "127.0.0.1:0";
+  std::string http_address = "127.0.0.1:0";
+  std::string advertise_address;  // host by which others reach this process; for the log and the ports file only
+  std::string tls_ca, tls_cert, tls_key;  // fleet listener, and what is presented to reward servers
+  std::string api_cert, api_key;          // default: the fleet's
+  std::string trust_domain;               // of fleet certificates; default: any the CA signed
+  bool insecure = false;                  // no TLS and no tokens on any listener
+  std::string bootstrap_tokens;           // where the first start writes one token of each role, as JSON
+  std::string ports_file;                 // where the bound ports are written once ready
+  std::string log_level = "info";
+  bool log_json = false;
+  int heartbeat_ms = 3000;  // bounds [10, 60000]
+  int lease_ms = 9000;      // a session's life without a heartbeat; more than heartbeat_ms
+  int grace_ms = 10000;     // for calls to finish on SIGTERM
+
+  bool check_config = false;
+};
+
+// `arguments` without the program's name. Cancelled with the text to print for --help and --version.
+absl::StatusOr<CoordinatorConfig> ParseConfig(const std::vector<std::string>& arguments);
+
+}  // namespace rlhf::coordinator

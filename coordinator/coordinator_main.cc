@@ -1,0 +1,56 @@
+#include <unistd.h>
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/process.h"
+#include "coordinator/config.h"
+#include "coordinator/coordinator_server.h"
+
+namespace {
+
+constexpr int kUsage = 2;
+
+int Run(const rlhf::coordinator::CoordinatorConfig& config) {
+  rlhf::InitLogging("coordinator", absl::StrCat("coordinator-", getpid()), config.log_level, config.log_json);
+  auto server = rlhf::coordinator::CoordinatorServer::Start(config, rlhf::Clock::Real());
+  if (!server.ok()) {
+    spdlog::error("cannot start: {}", std::string(server.status().message()));
+    return 1;
+  }
+  if (!config.ports_file.empty()) {
+    if (absl::Status status = rlhf::WritePortsFile(config.ports_file, (*server)->ports()); !status.ok()) {
+      spdlog::error("cannot start: {}", std::string(status.message()));
+      return 1;
+    }
+  }
+  const int signal_number = rlhf::WaitForTermination(nullptr);
+  spdlog::info("signal {}: draining", signal_number);
+  (*server)->Shutdown(absl::Milliseconds(config.grace_ms));
+  spdlog::info("stopped");
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  rlhf::BlockTerminationSignals();
+  const auto config = rlhf::coordinator::ParseConfig(std::vector<std::string>(argv + 1, argv + argc));
+  if (absl::IsCancelled(config.status())) {
+    std::printf("%s", std::string(config.status().message()).c_str());
+    return 0;
+  }
+  if (!config.ok()) {
+    std::fprintf(stderr, "rlhf-coordinator: %s\n", std::string(config.status().message()).c_str());
+    return kUsage;
+  }
+  if (config->check_config) {
+    std::printf("the configuration is fine\n");
+    return 0;
+  }
+  return Run(*config);
+}

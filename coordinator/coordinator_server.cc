@@ -1,0 +1,310 @@
+#include "coordinator/coordinator_server.h"
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include <prometheus/gauge.h>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "common/durable_file.h"
+#include "common/log.h"
+#include "common/metrics.h"
+#include "common/rpc_server.h"
+#include "common/status_util.h"
+#include "coordinator/auth/authorizer.h"
+#include "coordinator/data_dir_lock.h"
+#include "coordinator/grpc_adapter/edge.h"
+#include "coordinator/grpc_adapter/reward_client.h"
+#include "coordinator/grpc_adapter/services.h"
+#include "coordinator/metered_store.h"
+#include "coordinator/metrics_export.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr int kBackgroundThreads = 2;
+
+class CoordinatorServerImpl final : public CoordinatorServer {
+ public:
+  CoordinatorServerImpl(const CoordinatorConfig& config, Clock* clock) : config_(config), clock_(clock) {}
+  ~CoordinatorServerImpl() override { Shutdown(absl::ZeroDuration()); }
+
+  absl::Status Open();
+  std::map<std::string, int> ports() const override {
+    return {{"fleet", fleet_server_->port()}, {"api", api_server_->port()}, {"http", http_->port()}};
+  }
+  void Shutdown(absl::Duration grace) override;
+
+ private:
+  enum class Phase { kRecovering, kReady, kDraining };
+
+  std::string NotReadyBecause() const {
+    switch (phase_) {
+      case Phase::kRecovering:
+        return "recovering state";
+      case Phase::kDraining:
+        return "shutting down";
+      case Phase::kReady:
+        break;
+    }
+    return "";
+  }
+  absl::Status OpenStores();
+  void MakeManagers();
+  absl::Status Recover();
+  absl::Status BootstrapTokens();
+  absl::Status Listen();
+  void StartTicks();
+  void Every(absl::Duration period, std::function<void()> tick);
+  // Runs fn on the loop and waits for it.
+  absl::Status OnLoopAndWait(std::function<absl::Status()> fn);
+
+  const CoordinatorConfig config_;
+  Clock* const clock_;
+  std::atomic<Phase> phase_{Phase::kRecovering};
+  std::atomic<bool> stopped_{false};
+  bool shut_down_ = false;
+
+  // Destroyed from the last to the first: servers before services, the store's thread (whose callbacks use managers)
+  // before managers, and the loop, to which everybody posts, at the very end.
+  std::unique_ptr<DataDirLock> lock_;
+  MetricsRegistry metrics_{"coordinator"};
+  std::unique_ptr<EventLoop> loop_;
+  OpenCalls open_calls_;
+  std::unique_ptr<Fleet> fleet_;
+  std::unique_ptr<EventLog> events_;
+  std::unique_ptr<Oversight> oversight_;
+  std::unique_ptr<Artifacts> artifacts_;
+  std::unique_ptr<Sampling> sampling_;
+  std::unique_ptr<LearnerGroups> groups_;
+  std::unique_ptr<Feedback> feedback_;
+  std::unique_ptr<Jobs> jobs_;
+  std::unique_ptr<Logs> logs_;
+  std::unique_ptr<Denials> denials_;
+  std::unique_ptr<Tokens> tokens_;
+  std::unique_ptr<PayloadStore> payloads_;
+  std::unique_ptr<StateStore> store_;
+  std::unique_ptr<RewardClient> reward_;
+  std::unique_ptr<Background> background_;
+  std::shared_ptr<MetricsExport> export_;
+  Edge edge_;
+  std::vector<std::unique_ptr<grpc::Service>> services_;
+  std::unique_ptr<RpcServer> fleet_server_, api_server_;
+  std::unique_ptr<HttpEndpoint> http_;
+};
+
+absl::Status CoordinatorServerImpl::Open() {
+  const absl::Duration started = clock_->Now();
+  RLHF_RETURN_IF_ERROR(MakeDirs(config_.data_dir));
+  RLHF_ASSIGN_OR_RETURN(lock_, DataDirLock::Take(config_.data_dir));
+  RLHF_RETURN_IF_ERROR(MakeDirs(config_.artifact_root));
+  RLHF_ASSIGN_OR_RETURN(http_,
+                        HttpEndpoint::Start(config_.http_address, &metrics_, [this] { return NotReadyBecause(); }));
+  RLHF_RETURN_IF_ERROR(OpenStores());
+  loop_ = EventLoop::StartThread(clock_);
+  background_ = Background::StartThreads(kBackgroundThreads);
+  RLHF_ASSIGN_OR_RETURN(tokens_, Tokens::Open(store_.get(), clock_));
+  MakeManagers();
+  RLHF_RETURN_IF_ERROR(Recover());
+  RLHF_RETURN_IF_ERROR(BootstrapTokens());
+  RLHF_RETURN_IF_ERROR(Listen());
+  StartTicks();
+  export_->Attach();
+  const double seconds = absl::ToDoubleSeconds(clock_->Now() - started);
+  metrics_.Gauge("rlhf_recovery_seconds", "How long the last start took until it served.").Set(seconds);
+  phase_ = Phase::kReady;
+  spdlog::info("ready after {:.2f} s: fleet on port {}, API on port {}, HTTP on port {}{}", seconds,
+               fleet_server_->port(), api_server_->port(), http_->port(),
+               config_.advertise_address.empty() ? "" : absl::StrCat(", reachable as ", config_.advertise_address));
+  return absl::OkStatus();
+}
+
+absl::Status CoordinatorServerImpl::OpenStores() {
+  RLHF_ASSIGN_OR_RETURN(payloads_, OpenPayloadStore(absl::StrCat(config_.data_dir, "/payloads")));
+  RLHF_ASSIGN_OR_RETURN(std::unique_ptr<StateStore> sqlite,
+                        OpenSqliteStore(absl::StrCat(config_.data_dir, "/state.db")));
+  store_ = WithCommitMetrics(WithPayloads(std::move(sqlite), payloads_.get()), &metrics_, clock_);
+  return absl::OkStatus();
+}
+
+void CoordinatorServerImpl::MakeManagers() {
+  TlsFiles tls;
+  tls.insecure = config_.insecure;
+  tls.ca_file = config_.tls_ca;
+  tls.cert_file = config_.tls_cert;
+  tls.key_file = config_.tls_key;
+  reward_ = MakeGrpcRewardClient(tls);
+  fleet_ = MakeFleet(loop_.get(), absl::Milliseconds(config_.heartbeat_ms), absl::Milliseconds(config_.lease_ms));
+  events_ = MakeEventLog(store_.get(), loop_.get());
+  oversight_ = MakeOversight(loop_.get(), store_.get());
+  artifacts_ = MakeArtifacts(loop_.get(), background_.get(), store_.get(), config_.artifact_root);
+  sampling_ = MakeSampling(loop_.get(), store_.get(), payloads_.get(), fleet_.get(), reward_.get());
+  groups_ = MakeLearnerGroups(loop_.get(), fleet_.get());
+  feedback_ = MakeFeedback(loop_.get(), store_.get());
+  jobs_ = MakeJobs({loop_.get(), background_.get(), store_.get(), events_.get(), sampling_.get(), groups_.get(),
+                    feedback_.get(), oversight_.get(), artifacts_.get()});
+  logs_ = std::make_unique<Logs>();
+  denials_ = std::make_unique<Denials>(loop_.get(), oversight_.get(), store_.get(), &metrics_);
+
+  edge_.loop = loop_.get();
+  edge_.background = background_.get();
+  edge_.store = store_.get();
+  edge_.fleet = fleet_.get();
+  edge_.sampling = sampling_.get();
+  edge_.groups = groups_.get();
+  edge_.jobs = jobs_.get();
+  edge_.events = events_.get();
+  edge_.feedback = feedback_.get();
+  edge_.oversight = oversight_.get();
+  edge_.artifacts = artifacts_.get();
+  edge_.logs = logs_.get();
+  edge_.tokens = tokens_.get();
+  edge_.denials = denials_.get();
+  edge_.metrics = &metrics_;
+  edge_.open_calls = &open_calls_;
+
+  MetricsSources sources;
+  sources.loop = loop_.get();
+  sources.jobs = jobs_.get();
+  sources.sampling = sampling_.get();
+  sources.fleet = fleet_.get();
+  sources.oversight = oversight_.get();
+  sources.events = events_.get();
+  sources.volumes = {{"data", config_.data_dir}, {"artifacts", config_.artifact_root}};
+  if (!config_.insecure)
+    sources.certificates = {{"fleet", config_.tls_cert}, {"api", config_.api_cert}, {"ca", config_.tls_ca}};
+  export_ = MetricsExport::Make(sources, &metrics_);
+}
+
+absl::Status CoordinatorServerImpl::OnLoopAndWait(std::function<absl::Status()> fn) {
+  absl::Notification finished;
+  absl::Status result;
+  loop_->Post([&] {
+    result = fn();
+    finished.Notify();
+  });
+  finished.WaitForNotification();
+  return result;
+}
+
+absl::Status CoordinatorServerImpl::Recover() {
+  return OnLoopAndWait([this]() -> absl::Status {
+    RLHF_RETURN_IF_ERROR(Annotate(oversight_->Recover(), "recovering the audit chain"));
+    RLHF_RETURN_IF_ERROR(Annotate(artifacts_->Recover(), "recovering artifacts"));
+    return Annotate(jobs_->Recover(), "recovering jobs");
+  });
+}
+
+absl::Status CoordinatorServerImpl::BootstrapTokens() {
+  if (config_.bootstrap_tokens.empty()) return absl::OkStatus();
+  if (!tokens_->List().empty()) {
+    spdlog::info("there are tokens already; {} is left as it is", config_.bootstrap_tokens);
+    return absl::OkStatus();
+  }
+  return OnLoopAndWait([this]() -> absl::Status {
+    nlohmann::ordered_json secrets;
+    WriteBatch batch;
+    std::vector<std::string> ids;
+    for (const v1::TokenRole role : {v1::ADMIN, v1::SUBMITTER, v1::RATER, v1::OVERSEER}) {
+      Tokens::Request request;
+      request.subject = RoleName(role);
+      request.project = role == v1::ADMIN || role == v1::OVERSEER ? "*" : "default";
+      request.roles = {role};
+      request.ttl = absl::Hours(24 * 365);
+      RLHF_ASSIGN_OR_RETURN(const Tokens::Minted minted, tokens_->PrepareMint(request, &batch));
+      oversight_->Audit("bootstrap", "token.create", minted.row.id(), "allowed",
+                        {{"subject", request.subject}, {"project", request.project}, {"roles", request.subject}},
+                        &batch);
+      secrets[request.subject] = minted.secret;
+      ids.push_back(minted.row.id());
+    }
+    // The file first: a crash in between leaves a file that the next start replaces, never tokens that nobody has.
+    RLHF_RETURN_IF_ERROR(WriteSecretFile(config_.bootstrap_tokens, absl::StrCat(secrets.dump(2), "\n")));
+    RLHF_RETURN_IF_ERROR(store_->CommitAndWait(std::move(batch)));
+    for (const std::string& id : ids) tokens_->ApplyMint(id);
+    spdlog::info("one token of each role is in {}", config_.bootstrap_tokens);
+    return absl::OkStatus();
+  });
+}
+
+absl::Status CoordinatorServerImpl::Listen() {
+  const auto add = [this](std::unique_ptr<grpc::Service> service) {
+    services_.push_back(std::move(service));
+    return services_.back().get();
+  };
+  grpc::Service* const artifact_service = add(MakeArtifactService(edge_));
+  grpc::Service* const log_service = add(MakeLogService(edge_));
+
+  RpcServerOptions fleet;
+  fleet.address = config_.fleet_address;
+  fleet.tls.insecure = config_.insecure;
+  fleet.tls.ca_file = config_.tls_ca;
+  fleet.tls.cert_file = config_.tls_cert;
+  fleet.tls.key_file = config_.tls_key;
+  fleet.require_client_certificate = !config_.insecure;
+  fleet.authorizer = MakeFleetAuthorizer(config_.trust_domain, denials_.get());
+  fleet.services = {add(MakeFleetService(edge_)), add(MakeLearnerService(edge_)), artifact_service, log_service};
+  fleet.metrics = &metrics_;
+  RLHF_ASSIGN_OR_RETURN(fleet_server_, RpcServer::Start(fleet));
+
+  RpcServerOptions api;
+  api.address = config_.api_address;
+  api.tls.insecure = config_.insecure;
+  api.tls.ca_file = config_.tls_ca;
+  api.tls.cert_file = config_.api_cert;
+  api.tls.key_file = config_.api_key;
+  api.authorizer = MakeApiAuthorizer(tokens_.get(), denials_.get());
+  api.services = {add(MakeJobService(edge_)),       artifact_service, add(MakeFeedbackService(edge_)),
+                  add(MakeOversightService(edge_)), log_service,      add(MakeAdminService(edge_))};
+  api.metrics = &metrics_;
+  RLHF_ASSIGN_OR_RETURN(api_server_, RpcServer::Start(api));
+  return absl::OkStatus();
+}
+
+void CoordinatorServerImpl::Every(absl::Duration period, std::function<void()> tick) {
+  loop_->PostAfter(period, [this, period, tick = std::move(tick)] {
+    if (stopped_) return;
+    tick();
+    Every(period, tick);
+  });
+}
+
+void CoordinatorServerImpl::StartTicks() {
+  Every(absl::Milliseconds(100), [this] { sampling_->Tick(); });
+  Every(absl::Milliseconds(200), [this] { jobs_->Tick(); });
+  Every(absl::Milliseconds(200), [this] { groups_->Tick(); });
+  Every(absl::Milliseconds(500), [this] { fleet_->Tick(); });
+  Every(absl::Seconds(1), [this] { feedback_->Tick(); });
+}
+
+void CoordinatorServerImpl::Shutdown(absl::Duration grace) {
+  if (std::exchange(shut_down_, true)) return;
+  phase_ = Phase::kDraining;
+  if (fleet_server_ != nullptr) fleet_server_->SetServing(false);
+  if (api_server_ != nullptr) api_server_->SetServing(false);
+  open_calls_.EndAll();
+  const absl::Duration deadline = clock_->Now() + grace;
+  if (api_server_ != nullptr) api_server_->Shutdown(grace);
+  if (fleet_server_ != nullptr) fleet_server_->Shutdown(std::max(absl::ZeroDuration(), deadline - clock_->Now()));
+  stopped_ = true;
+  if (export_ != nullptr) export_->Stop();
+  // The logic first: it is what calls the reward client.
+  if (loop_ != nullptr) loop_->Stop();
+  reward_.reset();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(const CoordinatorConfig& config,
+                                                                            Clock* clock) {
+  auto server = std::make_unique<CoordinatorServerImpl>(config, clock);
+  RLHF_RETURN_IF_ERROR(server->Open());
+  return server;
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,224 @@
+#include "rlhf/v1/admin_service.grpc.pb.h"
+
+#include <algorithm>
+#include <list>
+#include <map>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "artifact/digest.h"
+#include "coordinator/grpc_adapter/services.h"
+#include "coordinator/grpc_adapter/unary.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr size_t kRememberedAnswers = 1000;
+
+v1::Worker WorkerOf(const Session& session, absl::Duration now) {
+  v1::Worker worker;
+  worker.set_instance_id(session.identity.instance_id());
+  worker.set_role(session.identity.role());
+  worker.set_state(session.cordoned ? v1::CORDONED : session.draining ? v1::DRAINING : session.state);
+  worker.set_address(session.identity.address());
+  worker.set_build_version(session.identity.build_version());
+  worker.set_device(session.identity.device());
+  worker.set_slots(session.identity.slots());
+  worker.set_leased(session.last.progress_size());
+  *worker.mutable_policy() = session.last.policy();
+  worker.set_job_id(!session.last.group_job_id().empty() ? session.last.group_job_id()
+                    : session.last.progress().empty()    ? ""
+                                                         : session.last.progress(0).id().job_id());
+  worker.set_seconds_since_heartbeat(absl::ToDoubleSeconds(now - session.last_heartbeat));
+  return worker;
+}
+
+// Answers by request id. They hold secrets, so they are kept in memory only: after a restart the same request id makes
+// a new token.
+class RecentAnswers {
+ public:
+  absl::StatusOr<v1::CreateTokenResponse> Find(const std::string& key, const std::string& body) const {
+    const auto it = answers_.find(key);
+    if (it == answers_.end()) return absl::NotFoundError("");
+    if (it->second.first == body) return it->second.second;
+    return WithReason(absl::AlreadyExistsError("request_id: it was used for another token; use a new one"),
+                      v1::REQUEST_ID_REUSED);
+  }
+  void Put(const std::string& key, const std::string& body, const v1::CreateTokenResponse& response) {
+    if (!answers_.emplace(key, std::make_pair(body, response)).second) return;
+    order_.push_back(key);
+    if (order_.size() <= kRememberedAnswers) return;
+    answers_.erase(order_.front());
+    order_.pop_front();
+  }
+
+ private:
+  std::map<std::string, std::pair<std::string, v1::CreateTokenResponse>> answers_;
+  std::list<std::string> order_;
+};
+
+class AdminService final : public v1::AdminService::CallbackService {
+ public:
+  explicit AdminService(const Edge& edge) : edge_(edge) {}
+
+  grpc::ServerUnaryReactor* ListWorkers(grpc::CallbackServerContext* context, const v1::ListWorkersRequest* request,
+                                        v1::ListWorkersResponse* response) override {
+    return OnLoop(edge_, context, request, response,
+                  Directly([this](const Caller&, v1::ListWorkersRequest& r) { return Workers(r); }));
+  }
+  grpc::ServerUnaryReactor* DrainWorker(grpc::CallbackServerContext* context, const v1::DrainWorkerRequest* request,
+                                        v1::Worker* response) override {
+    return OnLoop(edge_, context, request, response,
+                  [this](const Caller& caller, v1::DrainWorkerRequest& r, Done<v1::Worker> done) {
+                    if (absl::Status status = edge_.fleet->Drain(r.instance_id()); !status.ok()) return done(status);
+                    Record(caller, "worker.drain", r.instance_id(), std::move(done));
+                  });
+  }
+  grpc::ServerUnaryReactor* CordonWorker(grpc::CallbackServerContext* context, const v1::CordonWorkerRequest* request,
+                                         v1::Worker* response) override {
+    return OnLoop(edge_, context, request, response,
+                  [this](const Caller& caller, v1::CordonWorkerRequest& r, Done<v1::Worker> done) {
+                    absl::Status status = edge_.fleet->Cordon(r.instance_id(), r.uncordon());
+                    if (!status.ok()) return done(status);
+                    Record(caller, r.uncordon() ? "worker.uncordon" : "worker.cordon", r.instance_id(),
+                           std::move(done));
+                  });
+  }
+  grpc::ServerUnaryReactor* CreateToken(grpc::CallbackServerContext* context, const v1::CreateTokenRequest* request,
+                                        v1::CreateTokenResponse* response) override {
+    return OnLoop(edge_, context, request, response,
+                  [this](const Caller& caller, v1::CreateTokenRequest& r, Done<v1::CreateTokenResponse> done) {
+                    Create(caller, r, std::move(done));
+                  });
+  }
+  grpc::ServerUnaryReactor* ListTokens(grpc::CallbackServerContext* context, const v1::ListTokensRequest* request,
+                                       v1::ListTokensResponse* response) override {
+    return OnLoop(edge_, context, request, response,
+                  Directly([this](const Caller& caller, v1::ListTokensRequest& r) { return List(caller, r); }));
+  }
+  grpc::ServerUnaryReactor* RevokeToken(grpc::CallbackServerContext* context, const v1::RevokeTokenRequest* request,
+                                        v1::RevokeTokenResponse* response) override {
+    return OnLoop(edge_, context, request, response,
+                  [this](const Caller& caller, v1::RevokeTokenRequest& r, Done<v1::RevokeTokenResponse> done) {
+                    Revoke(caller, r.id(), std::move(done));
+                  });
+  }
+
+ private:
+  absl::StatusOr<v1::ListWorkersResponse> Workers(const v1::ListWorkersRequest& r) const {
+    RLHF_ASSIGN_OR_RETURN(const int page_size, PageSize(r.page()));
+    std::vector<const Session*> sessions = edge_.fleet->Sessions(r.role());
+    std::sort(sessions.begin(), sessions.end(),
+              [](const Session* a, const Session* b) { return a->identity.instance_id() < b->identity.instance_id(); });
+    v1::ListWorkersResponse response;
+    const absl::Duration now = edge_.loop->clock().Now();
+    for (const Session* session : sessions) {
+      if (session->identity.instance_id() <= r.page().page_token()) continue;
+      if (response.workers_size() == page_size) {
+        response.set_next_page_token(response.workers(page_size - 1).instance_id());
+        break;
+      }
+      *response.add_workers() = WorkerOf(*session, now);
+    }
+    return response;
+  }
+
+  // Audits what was done to a worker, then answers with it as it is.
+  void Record(const Caller& caller, const std::string& action, const std::string& instance, Done<v1::Worker> done) {
+    WriteBatch batch;
+    edge_.oversight->Audit(caller.subject, action, instance, "allowed", {}, &batch);
+    edge_.store->Commit(std::move(batch), [this, instance, done = std::move(done)](absl::Status status) mutable {
+      edge_.loop->Post([this, instance, status, done = std::move(done)]() mutable {
+        if (!status.ok()) return done(status);
+        for (const Session* session : edge_.fleet->Sessions(v1::ROLE_UNSPECIFIED)) {
+          if (session->identity.instance_id() == instance) return done(WorkerOf(*session, edge_.loop->clock().Now()));
+        }
+        done(absl::NotFoundError(
+            absl::StrCat("the worker \"", instance, "\" has left; rlhfctl workers list shows who is there")));
+      });
+    });
+  }
+
+  void Create(const Caller& caller, const v1::CreateTokenRequest& r, Done<v1::CreateTokenResponse> done) {
+    Tokens::Request wanted;
+    wanted.subject = r.subject();
+    wanted.project = Edge::ProjectFor(caller, r.project());
+    for (const int role : r.roles()) wanted.roles.push_back(static_cast<v1::TokenRole>(role));
+    if (r.ttl_seconds() != 0) wanted.ttl = absl::Seconds(r.ttl_seconds());
+    absl::Status status = edge_.Admit(caller, wanted.project, "/rlhf.v1.AdminService/CreateToken");
+    if (!status.ok()) return done(status);
+    const std::string key = r.request_id().empty() ? "" : absl::StrCat(caller.subject, "/", r.request_id());
+    const std::string body = artifact::Sha256Hex(r.SerializeAsString());
+    if (!key.empty()) {
+      absl::StatusOr<v1::CreateTokenResponse> before = answers_.Find(key, body);
+      if (!absl::IsNotFound(before.status())) return done(std::move(before));
+    }
+    WriteBatch batch;
+    absl::StatusOr<Tokens::Minted> minted = edge_.tokens->PrepareMint(wanted, &batch);
+    if (!minted.ok()) return done(minted.status());
+    std::vector<std::string> roles;
+    for (const v1::TokenRole role : wanted.roles) roles.push_back(RoleName(role));
+    edge_.oversight->Audit(
+        caller.subject, "token.create", minted->row.id(), "allowed",
+        {{"subject", wanted.subject}, {"project", wanted.project}, {"roles", absl::StrJoin(roles, ",")}}, &batch);
+    v1::CreateTokenResponse response;
+    *response.mutable_token() = minted->row;
+    response.set_secret(minted->secret);
+    edge_.store->Commit(std::move(batch), [this, key, body, response = std::move(response),
+                                           done = std::move(done)](absl::Status status) mutable {
+      edge_.loop->Post([this, key, body, status, response = std::move(response), done = std::move(done)]() mutable {
+        if (!status.ok()) {
+          edge_.tokens->AbandonMint(response.token().id());
+          return done(status);
+        }
+        edge_.tokens->ApplyMint(response.token().id());
+        if (!key.empty()) answers_.Put(key, body, response);
+        done(std::move(response));
+      });
+    });
+  }
+
+  absl::StatusOr<v1::ListTokensResponse> List(const Caller& caller, const v1::ListTokensRequest& r) const {
+    RLHF_ASSIGN_OR_RETURN(const int page_size, PageSize(r.page()));
+    size_t from = 0;
+    if (!r.page().page_token().empty() && !absl::SimpleAtoi(r.page().page_token(), &from)) {
+      return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
+    }
+    const std::vector<v1::TokenRow> rows = edge_.tokens->List();
+    v1::ListTokensResponse response;
+    for (; from < rows.size() && response.tokens_size() < page_size; ++from) {
+      if (caller.project == "*" || caller.project == rows[from].project()) *response.add_tokens() = rows[from];
+    }
+    if (from < rows.size()) response.set_next_page_token(absl::StrCat(from));
+    return response;
+  }
+
+  void Revoke(const Caller& caller, const std::string& id, Done<v1::RevokeTokenResponse> done) {
+    for (const v1::TokenRow& row : edge_.tokens->List()) {
+      if (row.id() != id) continue;
+      absl::Status status = edge_.Admit(caller, row.project(), "/rlhf.v1.AdminService/RevokeToken");
+      if (!status.ok()) return done(status);
+    }
+    WriteBatch batch;
+    if (absl::Status status = edge_.tokens->PrepareRevoke(id, &batch); !status.ok()) return done(status);
+    edge_.oversight->Audit(caller.subject, "token.revoke", id, "allowed", {}, &batch);
+    edge_.store->Commit(std::move(batch), [this, id, done = std::move(done)](absl::Status status) mutable {
+      if (!status.ok()) return done(status);
+      edge_.tokens->ApplyRevoke(id);
+      done(v1::RevokeTokenResponse());
+    });
+  }
+
+  const Edge& edge_;
+  RecentAnswers answers_;  // loop thread
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeAdminService(const Edge& edge) {
+  return std::make_unique<AdminService>(edge);
+}
+
+}  // namespace rlhf::coordinator

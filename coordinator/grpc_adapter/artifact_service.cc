@@ -1,0 +1,288 @@
+#include "rlhf/v1/artifact_service.grpc.pb.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "coordinator/grpc_adapter/services.h"
+#include "coordinator/grpc_adapter/unary.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr size_t kChunkBytes = 1 << 20;
+constexpr size_t kMaxChunkBytes = 4 << 20;
+
+// Reads one file and writes it in chunks. There is one step at a time (a read on a background thread, or a write), each
+// started by the one before, so nothing here is shared between threads.
+class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadChunk> {
+ public:
+  DownloadStream(const Edge& edge, Caller caller, v1::DownloadRequest request)
+      : edge_(edge), caller_(std::move(caller)), request_(std::move(request)) {
+    edge_.loop->Post([this] { Resolve(); });
+  }
+  ~DownloadStream() override {
+    if (fd_ >= 0) close(fd_);
+  }
+  void OnWriteDone(bool ok) override {
+    if (!ok) return Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the client went away"));
+    edge_.background->Run([this] { ReadChunk(); });
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Resolve() {
+    const absl::Status status = [this]() -> absl::Status {
+      const std::string project = caller_.project == "*" ? "" : caller_.project;
+      RLHF_ASSIGN_OR_RETURN(const v1::Artifact artifact, edge_.artifacts->Resolve(request_.digest(), project));
+      const auto file = std::find_if(artifact.files().begin(), artifact.files().end(),
+                                     [this](const v1::FileEntry& entry) { return entry.path() == request_.path(); });
+      if (file == artifact.files().end()) {
+        return absl::NotFoundError(
+            absl::StrCat("the artifact ", artifact.digest(), " has no file \"", request_.path(), "\""));
+      }
+      if (request_.offset() > file->size()) {
+        return absl::OutOfRangeError(
+            absl::StrCat("offset ", request_.offset(), " is beyond the file's ", file->size(), " bytes"));
+      }
+      RLHF_ASSIGN_OR_RETURN(const std::string dir, edge_.artifacts->Path(artifact.digest()));
+      path_ = absl::StrCat(dir, "/", file->path());
+      offset_ = request_.offset();
+      end_ = file->size();
+      return absl::OkStatus();
+    }();
+    if (!status.ok()) return Finish(ToGrpc(status));
+    edge_.background->Run([this] { ReadChunk(); });
+  }
+
+  void ReadChunk() {
+    if (fd_ < 0 && (fd_ = open(path_.c_str(), O_RDONLY | O_CLOEXEC)) < 0) {
+      return Finish(
+          ToGrpc(absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", request_.path(), " of ", request_.digest()))));
+    }
+    if (offset_ == end_) return Finish(grpc::Status::OK);
+    std::string* data = chunk_.mutable_data();
+    data->resize(static_cast<size_t>(std::min<uint64_t>(kChunkBytes, end_ - offset_)));
+    ssize_t n = 0;
+    do {
+      n = pread(fd_, data->data(), data->size(), static_cast<off_t>(offset_));
+    } while (n < 0 && errno == EINTR);
+    if (n < 0) return Finish(ToGrpc(absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", request_.path()))));
+    if (n == 0)
+      return Finish(ToGrpc(absl::DataLossError(absl::StrCat(request_.path(), " is shorter than its manifest says"))));
+    data->resize(static_cast<size_t>(n));
+    chunk_.set_offset(offset_);
+    offset_ += static_cast<uint64_t>(n);
+    StartWrite(&chunk_);
+  }
+
+  const Edge& edge_;
+  const Caller caller_;
+  const v1::DownloadRequest request_;
+  std::string path_;
+  uint64_t offset_ = 0, end_ = 0;
+  int fd_ = -1;
+  v1::DownloadChunk chunk_;
+};
+
+// Takes chunks one by one: the next is read when the one before is written, so the client's window is the only queue.
+class UploadStream final : public grpc::ServerReadReactor<v1::UploadChunk> {
+ public:
+  UploadStream(const Edge& edge, Caller caller, v1::UploadChunksResponse* response)
+      : edge_(edge), caller_(std::move(caller)), response_(response) {
+    StartRead(&chunk_);
+  }
+  void OnReadDone(bool ok) override {
+    if (!ok) {
+      response_->set_received(received_);
+      return Finish(grpc::Status::OK);
+    }
+    edge_.background->Run([this] { Take(); });
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Take() {
+    absl::Status status;
+    if (chunk_.data().size() > kMaxChunkBytes) {
+      status = absl::InvalidArgumentError(
+          absl::StrCat("data: expected at most ", kMaxChunkBytes, " bytes, found ", chunk_.data().size()));
+    }
+    if (status.ok() && chunk_.upload_id() != admitted_) {
+      const std::string project = edge_.artifacts->ProjectOfUpload(chunk_.upload_id());
+      // An upload that nobody knows is WriteChunk's error to explain.
+      if (!project.empty()) status = edge_.Admit(caller_, project, "/rlhf.v1.ArtifactService/UploadChunks");
+      if (status.ok()) admitted_ = chunk_.upload_id();
+    }
+    if (status.ok()) status = edge_.artifacts->WriteChunk(chunk_);
+    if (!status.ok()) return Finish(ToGrpc(status));
+    received_ += chunk_.data().size();
+    StartRead(&chunk_);
+  }
+
+  const Edge& edge_;
+  const Caller caller_;
+  v1::UploadChunksResponse* const response_;
+  v1::UploadChunk chunk_;
+  std::string admitted_;
+  uint64_t received_ = 0;
+};
+
+class ArtifactService final : public v1::ArtifactService::CallbackService {
+ public:
+  explicit ArtifactService(const Edge& edge) : edge_(edge) {}
+
+  grpc::ServerUnaryReactor* StartUpload(grpc::CallbackServerContext* context, const v1::StartUploadRequest* request,
+                                        v1::StartUploadResponse* response) override {
+    return InProject(context, request, response, "StartUpload",
+                     [this](const Caller&, auto& r, auto done) { edge_.artifacts->StartUpload(r, std::move(done)); });
+  }
+  grpc::ServerReadReactor<v1::UploadChunk>* UploadChunks(grpc::CallbackServerContext* context,
+                                                         v1::UploadChunksResponse* response) override {
+    return new UploadStream(edge_, CallerOf(*context), response);
+  }
+  grpc::ServerUnaryReactor* FinishUpload(grpc::CallbackServerContext* context, const v1::FinishUploadRequest* request,
+                                         v1::Artifact* response) override {
+    return OnLoop(edge_, context, request, response,
+                  [this](const Caller& caller, v1::FinishUploadRequest& r, Done<v1::Artifact> done) {
+                    const std::string project = edge_.artifacts->ProjectOfUpload(r.upload_id());
+                    if (!project.empty()) {
+                      absl::Status status = edge_.Admit(caller, project, "/rlhf.v1.ArtifactService/FinishUpload");
+                      if (!status.ok()) return done(status);
+                    }
+                    edge_.artifacts->FinishUpload(caller.subject, r, std::move(done));
+                  });
+  }
+  grpc::ServerUnaryReactor* RegisterArtifact(grpc::CallbackServerContext* context,
+                                             const v1::RegisterArtifactRequest* request,
+                                             v1::Artifact* response) override {
+    return InProject(context, request, response, "RegisterArtifact",
+                     [this](const Caller&, auto& r, auto done) { edge_.artifacts->Register(r, std::move(done)); });
+  }
+  grpc::ServerUnaryReactor* GetArtifact(grpc::CallbackServerContext* context, const v1::GetArtifactRequest* request,
+                                        v1::Artifact* response) override {
+    return OnLoop(edge_, context, request, response,
+                  Directly([this](const Caller& caller, v1::GetArtifactRequest& r) -> absl::StatusOr<v1::Artifact> {
+                    const std::string project = LookupProject(caller, r.reference(), r.project());
+                    RLHF_RETURN_IF_ERROR(project.empty()
+                                             ? absl::OkStatus()
+                                             : edge_.Admit(caller, project, "/rlhf.v1.ArtifactService/GetArtifact"));
+                    return edge_.artifacts->Resolve(r.reference(), project);
+                  }));
+  }
+  grpc::ServerUnaryReactor* ListArtifacts(grpc::CallbackServerContext* context, const v1::ListArtifactsRequest* request,
+                                          v1::ListArtifactsResponse* response) override {
+    return OnLoop(edge_, context, request, response,
+                  Directly([this](const Caller& caller,
+                                  v1::ListArtifactsRequest& r) -> absl::StatusOr<v1::ListArtifactsResponse> {
+                    RLHF_RETURN_IF_ERROR(PageSize(r.page()).status());
+                    if (r.project().empty() && caller.project != "*") r.set_project(caller.project);
+                    if (!r.project().empty()) {
+                      RLHF_RETURN_IF_ERROR(edge_.Admit(caller, r.project(), "/rlhf.v1.ArtifactService/ListArtifacts"));
+                    }
+                    return edge_.artifacts->List(r);
+                  }));
+  }
+  grpc::ServerWriteReactor<v1::DownloadChunk>* Download(grpc::CallbackServerContext* context,
+                                                        const v1::DownloadRequest* request) override {
+    return new DownloadStream(edge_, CallerOf(*context), *request);
+  }
+  grpc::ServerUnaryReactor* SetAlias(grpc::CallbackServerContext* context, const v1::SetAliasRequest* request,
+                                     v1::Artifact* response) override {
+    return InProject(context, request, response, "SetAlias", [this](const Caller& caller, auto& r, auto done) {
+      // The caller must be able to see what the alias is to name; removing one needs no more than its project.
+      const std::string visible_to = caller.project == "*" ? "" : r.project();
+      if (!r.remove()) {
+        absl::StatusOr<v1::Artifact> artifact = edge_.artifacts->Resolve(r.digest(), visible_to);
+        if (!artifact.ok()) return done(artifact.status());
+        r.set_digest(artifact->digest());
+      }
+      edge_.artifacts->SetAlias(r, std::move(done));
+    });
+  }
+  grpc::ServerUnaryReactor* PinArtifact(grpc::CallbackServerContext* context, const v1::PinArtifactRequest* request,
+                                        v1::Artifact* response) override {
+    return OwnArtifact(context, request, response, "PinArtifact",
+                       [this](auto& r, auto done) { edge_.artifacts->Pin(r, std::move(done)); });
+  }
+  grpc::ServerUnaryReactor* DeleteArtifact(grpc::CallbackServerContext* context,
+                                           const v1::DeleteArtifactRequest* request,
+                                           v1::DeleteArtifactResponse* response) override {
+    return OwnArtifact(context, request, response, "DeleteArtifact", [this](auto& r, auto done) {
+      if (absl::Status status = CheckUnused(r.digest()); !status.ok()) return done(status);
+      edge_.artifacts->Delete(r, std::move(done));
+    });
+  }
+
+ private:
+  // Empty: look everywhere. Aliases always belong to a project; the fleet and callers of all projects see every digest.
+  static std::string LookupProject(const Caller& caller, const std::string& reference, const std::string& requested) {
+    const bool sees_all = !caller.role.empty() || caller.project == "*";
+    if (requested.empty() && sees_all && absl::StartsWith(reference, "sha256:")) return "";
+    return Edge::ProjectFor(caller, requested);
+  }
+
+  template <typename Request, typename Response, typename Call>
+  grpc::ServerUnaryReactor* InProject(grpc::CallbackServerContext* context, const Request* request, Response* response,
+                                      const char* method, Call call) {
+    return OnLoop(
+        edge_, context, request, response,
+        [this, method, call = std::move(call)](const Caller& caller, Request& r, Done<Response> done) mutable {
+          r.set_project(Edge::ProjectFor(caller, r.project()));
+          if (absl::Status status = edge_.Admit(caller, r.project(), method); !status.ok()) return done(status);
+          call(caller, r, std::move(done));
+        });
+  }
+
+  // Pinning and deleting change the artifact for everybody: only its own project may.
+  template <typename Request, typename Response, typename Call>
+  grpc::ServerUnaryReactor* OwnArtifact(grpc::CallbackServerContext* context, const Request* request,
+                                        Response* response, const char* method, Call call) {
+    return OnLoop(
+        edge_, context, request, response,
+        [this, method, call = std::move(call)](const Caller& caller, Request& r, Done<Response> done) mutable {
+          absl::StatusOr<v1::Artifact> artifact = edge_.artifacts->Resolve(
+              r.digest(), absl::StartsWith(r.digest(), "sha256:") ? "" : Edge::ProjectFor(caller, ""));
+          if (!artifact.ok()) return done(artifact.status());
+          if (absl::Status status = edge_.Admit(caller, artifact->project(), method); !status.ok()) return done(status);
+          r.set_digest(artifact->digest());
+          call(r, std::move(done));
+        });
+  }
+
+  absl::Status CheckUnused(const std::string& digest) const {
+    v1::ListJobsRequest request;
+    request.mutable_page()->set_page_size(1000);
+    request.set_include_stages(true);
+    for (const v1::JobState state : {v1::PENDING, v1::RUNNING, v1::PAUSED, v1::WAITING}) request.add_states(state);
+    do {
+      RLHF_ASSIGN_OR_RETURN(const v1::ListJobsResponse page, edge_.jobs->List(request));
+      for (const v1::Job& job : page.jobs()) {
+        bool uses = job.checkpoint() == digest;
+        for (const auto& [reference, resolved] : job.resolved()) uses = uses || resolved == digest;
+        for (const auto& [name, made] : job.result().artifacts()) uses = uses || made == digest;
+        if (uses) {
+          return absl::FailedPreconditionError(absl::StrCat("the active job ", job.id(), " (", job.spec().name(),
+                                                            ") uses ", digest, "; wait for its end or cancel it"));
+        }
+      }
+      request.mutable_page()->set_page_token(page.next_page_token());
+    } while (!request.page().page_token().empty());
+    return absl::OkStatus();
+  }
+
+  const Edge& edge_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeArtifactService(const Edge& edge) {
+  return std::make_unique<ArtifactService>(edge);
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,86 @@
+#include "coordinator/grpc_adapter/edge.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_util.h"
+#include "coordinator/auth/authorizer.h"
+
+namespace rlhf::coordinator {
+
+uint64_t OpenCalls::Add(std::function<void()> end) {
+  uint64_t handle = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    handle = next_++;
+    if (!ended_) {
+      calls_.emplace(handle, std::move(end));
+      return handle;
+    }
+  }
+  end();
+  return handle;
+}
+
+void OpenCalls::Remove(uint64_t handle) {
+  absl::MutexLock lock(&mu_);
+  calls_.erase(handle);
+}
+
+void OpenCalls::EndAll() {
+  std::map<uint64_t, std::function<void()>> calls;
+  {
+    absl::MutexLock lock(&mu_);
+    ended_ = true;
+    calls.swap(calls_);
+  }
+  for (auto& [handle, end] : calls) end();
+}
+
+absl::Status Edge::Admit(const Caller& caller, const std::string& project, const char* method) const {
+  absl::Status status = CheckProject(caller, project);
+  if (!status.ok() && denials != nullptr) denials->Note(caller.subject, method, "project");
+  return status;
+}
+
+std::string Edge::ProjectFor(const Caller& caller, const std::string& requested) {
+  if (!requested.empty()) return requested;
+  return caller.project.empty() || caller.project == "*" ? "default" : caller.project;
+}
+
+absl::StatusOr<v1::Job> Edge::FindJob(const Caller& caller, const std::string& id_or_name, const std::string& project,
+                                      const char* method) const {
+  if (id_or_name.empty()) return absl::InvalidArgumentError("job_id: expected a job's id or name, found nothing");
+  RLHF_ASSIGN_OR_RETURN(v1::Job job, jobs->Get(id_or_name, ProjectFor(caller, project)));
+  RLHF_RETURN_IF_ERROR(Admit(caller, job.spec().project(), method));
+  return job;
+}
+
+absl::Status Edge::CheckSession(const Caller& caller, const std::string& session_id, const char* method) const {
+  RLHF_ASSIGN_OR_RETURN(const Session* session, fleet->Find(session_id));
+  // Without TLS there is no identity to compare with.
+  if (caller.role.empty() || session->identity.instance_id() == caller.subject) return absl::OkStatus();
+  if (denials != nullptr) denials->Note(caller.subject, method, "session");
+  return WithReason(absl::PermissionDeniedError(absl::StrCat(
+                        "the session is of another instance than the certificate's (", caller.subject, ")")),
+                    v1::ROLE_NOT_ALLOWED);
+}
+
+bool IsTerminal(v1::JobState state) {
+  return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED;
+}
+
+absl::StatusOr<int> PageSize(const v1::PageRequest& page) {
+  if (page.page_size() == 0) return 100;
+  if (page.page_size() < 0 || page.page_size() > 1000) {
+    return absl::InvalidArgumentError(absl::StrCat("page_size: expected 1 to 1000, found ", page.page_size()));
+  }
+  return page.page_size();
+}
+
+int32_t BoundedWaitMs(int32_t wait_ms) {
+  return std::clamp(wait_ms, 0, 10'000);
+}
+
+}  // namespace rlhf::coordinator

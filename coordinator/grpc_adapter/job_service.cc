@@ -1,0 +1,220 @@
+#include "rlhf/v1/job_service.grpc.pb.h"
+
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "coordinator/grpc_adapter/services.h"
+#include "coordinator/grpc_adapter/unary.h"
+#include "coordinator/grpc_adapter/watch_job.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr absl::Duration kBookmarkPeriod = absl::Seconds(5);
+constexpr int kEventsAPage = 500;
+// A filter may look at so many rows a call; the page token goes on from there.
+constexpr int kSamplesLookedAt = 5000;
+
+void AddCounts(const v1::LedgerCounts& from, v1::LedgerCounts* to) {
+  to->set_issued(to->issued() + from.issued());
+  to->set_queued(to->queued() + from.queued());
+  to->set_leased(to->leased() + from.leased());
+  to->set_generated(to->generated() + from.generated());
+  to->set_scored(to->scored() + from.scored());
+  to->set_assigned(to->assigned() + from.assigned());
+  to->set_trained(to->trained() + from.trained());
+  to->set_delivered(to->delivered() + from.delivered());
+  to->set_stale(to->stale() + from.stale());
+  to->set_failed(to->failed() + from.failed());
+  to->set_cancelled(to->cancelled() + from.cancelled());
+}
+
+class JobService final : public v1::JobService::CallbackService {
+ public:
+  explicit JobService(const Edge& edge) : edge_(edge) {}
+
+  grpc::ServerUnaryReactor* SubmitJob(grpc::CallbackServerContext* context, const v1::SubmitJobRequest* request,
+                                      v1::SubmitJobResponse* response) override {
+    return OnLoop(edge_, context, request, response,
+                  [this](const Caller& caller, v1::SubmitJobRequest& r, Done<v1::SubmitJobResponse> done) {
+                    if (absl::Status status = TakeProject(caller, r.mutable_spec(), "SubmitJob"); !status.ok()) {
+                      return done(status);
+                    }
+                    edge_.jobs->Submit(caller.subject, r, std::move(done));
+                  });
+  }
+  grpc::ServerUnaryReactor* ValidateJob(grpc::CallbackServerContext* context, const v1::ValidateJobRequest* request,
+                                        v1::ValidateJobResponse* response) override {
+    return OnLoop(
+        edge_, context, request, response,
+        Directly([this](const Caller& caller, v1::ValidateJobRequest& r) -> absl::StatusOr<v1::ValidateJobResponse> {
+          RLHF_RETURN_IF_ERROR(TakeProject(caller, r.mutable_spec(), "ValidateJob"));
+          return edge_.jobs->Validate(r.spec());
+        }));
+  }
+  grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context, const v1::GetJobRequest* request,
+                                   v1::Job* response) override {
+    return OnLoop(edge_, context, request, response, Directly([this](const Caller& caller, v1::GetJobRequest& r) {
+                    return edge_.FindJob(caller, r.job_id(), r.project(), "/rlhf.v1.JobService/GetJob");
+                  }));
+  }
+  grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext* context, const v1::ListJobsRequest* request,
+                                     v1::ListJobsResponse* response) override {
+    return OnLoop(
+        edge_, context, request, response,
+        Directly([this](const Caller& caller, v1::ListJobsRequest& r) -> absl::StatusOr<v1::ListJobsResponse> {
+          RLHF_RETURN_IF_ERROR(PageSize(r.page()).status());
+          if (r.project().empty() && caller.project != "*") r.set_project(caller.project);
+          if (!r.project().empty()) {
+            RLHF_RETURN_IF_ERROR(edge_.Admit(caller, r.project(), "/rlhf.v1.JobService/ListJobs"));
+          }
+          return edge_.jobs->List(r);
+        }));
+  }
+  grpc::ServerWriteReactor<v1::JobEvent>* WatchJob(grpc::CallbackServerContext* context,
+                                                   const v1::WatchJobRequest* request) override {
+    return WatchJobStream::Run(std::make_shared<WatchJobStream>(edge_, CallerOf(*context), *request, kBookmarkPeriod));
+  }
+  grpc::ServerUnaryReactor* CancelJob(grpc::CallbackServerContext* context, const v1::CancelJobRequest* request,
+                                      v1::Job* response) override {
+    return Change(context, request, response, &Jobs::Cancel);
+  }
+  grpc::ServerUnaryReactor* PauseJob(grpc::CallbackServerContext* context, const v1::PauseJobRequest* request,
+                                     v1::Job* response) override {
+    return Change(context, request, response, &Jobs::Pause);
+  }
+  grpc::ServerUnaryReactor* ResumeJob(grpc::CallbackServerContext* context, const v1::ResumeJobRequest* request,
+                                      v1::Job* response) override {
+    return Change(context, request, response, &Jobs::Resume);
+  }
+  grpc::ServerUnaryReactor* DeleteJob(grpc::CallbackServerContext* context, const v1::DeleteJobRequest* request,
+                                      v1::DeleteJobResponse* response) override {
+    return Change(context, request, response, &Jobs::Delete);
+  }
+  grpc::ServerUnaryReactor* GetLedger(grpc::CallbackServerContext* context, const v1::GetLedgerRequest* request,
+                                      v1::GetLedgerResponse* response) override {
+    return OnLoop(edge_, context, request, response,
+                  Directly([this](const Caller& caller, v1::GetLedgerRequest& r) { return Ledger(caller, r); }));
+  }
+  grpc::ServerUnaryReactor* ListSamples(grpc::CallbackServerContext* context, const v1::ListSamplesRequest* request,
+                                        v1::ListSamplesResponse* response) override {
+    return OnLoop(edge_, context, request, response,
+                  Directly([this](const Caller& caller, v1::ListSamplesRequest& r) { return Samples(caller, r); }));
+  }
+  grpc::ServerUnaryReactor* ListMetrics(grpc::CallbackServerContext* context, const v1::ListMetricsRequest* request,
+                                        v1::ListMetricsResponse* response) override {
+    return OnLoop(edge_, context, request, response,
+                  Directly([this](const Caller& caller, v1::ListMetricsRequest& r) { return Metrics(caller, r); }));
+  }
+  grpc::ServerUnaryReactor* ExplainJob(grpc::CallbackServerContext* context, const v1::ExplainJobRequest* request,
+                                       v1::ExplainJobResponse* response) override {
+    return OnLoop(
+        edge_, context, request, response,
+        Directly([this](const Caller& caller, v1::ExplainJobRequest& r) -> absl::StatusOr<v1::ExplainJobResponse> {
+          RLHF_ASSIGN_OR_RETURN(const v1::Job job,
+                                edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/ExplainJob"));
+          return edge_.jobs->Explain(job.id());
+        }));
+  }
+
+ private:
+  // The caller's project where the specification names none.
+  absl::Status TakeProject(const Caller& caller, v1::JobSpec* spec, const char* method) const {
+    spec->set_project(Edge::ProjectFor(caller, spec->project()));
+    return edge_.Admit(caller, spec->project(), method);
+  }
+
+  template <typename Request, typename Response>
+  grpc::ServerUnaryReactor* Change(grpc::CallbackServerContext* context, const Request* request, Response* response,
+                                   void (Jobs::*change)(const std::string&, const Request&, Done<Response>)) {
+    return OnLoop(edge_, context, request, response,
+                  [this, change](const Caller& caller, Request& r, Done<Response> done) {
+                    const absl::StatusOr<v1::Job> job =
+                        edge_.FindJob(caller, r.job_id(), "", Request::descriptor()->full_name().c_str());
+                    if (!job.ok()) return done(job.status());
+                    r.set_job_id(job->id());
+                    (edge_.jobs->*change)(caller.subject, r, std::move(done));
+                  });
+  }
+
+  absl::StatusOr<v1::GetLedgerResponse> Ledger(const Caller& caller, const v1::GetLedgerRequest& r) const {
+    RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/GetLedger"));
+    // A pipeline's ledger is its stages'.
+    std::vector<std::string> ids(job.children().begin(), job.children().end());
+    ids.push_back(job.id());
+    v1::GetLedgerResponse response;
+    for (const std::string& id : ids) {
+      AddCounts(edge_.sampling->Counts(id), response.mutable_counts());
+      if (!r.check()) continue;
+      for (const std::string& violation : edge_.sampling->Check(id)) {
+        response.add_violations(ids.size() == 1 ? violation : absl::StrCat(id, ": ", violation));
+      }
+    }
+    return response;
+  }
+
+  absl::StatusOr<v1::ListSamplesResponse> Samples(const Caller& caller, const v1::ListSamplesRequest& r) const {
+    RLHF_ASSIGN_OR_RETURN(const int page_size, PageSize(r.page()));
+    RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/ListSamples"));
+    if (!job.children().empty()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "a pipeline has no samples of its own; ask for one of its stages: ", absl::StrJoin(job.children(), ", ")));
+    }
+    std::string after;
+    if (!absl::WebSafeBase64Unescape(r.page().page_token(), &after)) {
+      return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
+    }
+    v1::ListSamplesResponse response;
+    int looked_at = 0;
+    do {
+      std::string next;
+      const int limit = page_size - response.samples_size();
+      RLHF_ASSIGN_OR_RETURN(std::vector<v1::SampleView> views,
+                            edge_.sampling->List(job.id(), r.has_step() ? r.step() : -1, after, limit, &next));
+      looked_at += static_cast<int>(views.size());
+      for (v1::SampleView& view : views) {
+        if (r.category().empty() || view.sample().prompt().category() == r.category())
+          *response.add_samples() = std::move(view);
+      }
+      after = next;
+    } while (!after.empty() && response.samples_size() < page_size && looked_at < kSamplesLookedAt);
+    response.set_next_page_token(absl::WebSafeBase64Escape(after));
+    return response;
+  }
+
+  absl::StatusOr<v1::ListMetricsResponse> Metrics(const Caller& caller, const v1::ListMetricsRequest& r) const {
+    RLHF_ASSIGN_OR_RETURN(const int page_size, PageSize(r.page()));
+    RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/ListMetrics"));
+    int64_t from = 0;
+    if (!r.page().page_token().empty() && (!absl::SimpleAtoi(r.page().page_token(), &from) || from < 0)) {
+      return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
+    }
+    v1::ListMetricsResponse response;
+    while (true) {
+      RLHF_ASSIGN_OR_RETURN(std::vector<v1::JobEvent> events, edge_.events->Read(job.id(), from, kEventsAPage));
+      for (v1::JobEvent& event : events) {
+        from = event.sequence();
+        if (!event.has_metrics()) continue;
+        *response.add_points() = std::move(*event.mutable_metrics());
+        if (response.points_size() == page_size) {
+          response.set_next_page_token(absl::StrCat(from));
+          return response;
+        }
+      }
+      if (static_cast<int>(events.size()) < kEventsAPage) return response;
+    }
+  }
+
+  const Edge& edge_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeJobService(const Edge& edge) {
+  return std::make_unique<JobService>(edge);
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,42 @@
+// Process groups of learners: who trains which job, at which epoch, with which rank. Loop thread only.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "coordinator/event_loop.h"
+#include "coordinator/fleet.h"
+#include "rlhf/v1/learner_service.pb.h"
+
+namespace rlhf::coordinator {
+
+struct TrainingPlan {
+  std::string job_id;
+  int priority = 0;
+  int ranks = 1;
+  v1::GroupAssignment assignment;  // spec, resolved, checkpoint, next_step, committed, lineage, stage; epoch, rank and rendezvous are the group's
+};
+
+// The job behind a group. `NewEpoch` is asked whenever a group is formed, so that the assignment starts from what is durable then.
+class TrainingListener {
+ public:
+  virtual ~TrainingListener() = default;
+  // A group forms (first time or again): the job rolls back to its checkpoint where no rank holds the committed weights, and says from where to train.
+  virtual v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, bool survivors_hold_committed) = 0;
+  virtual void OnGroupLost(const std::string& job_id, const std::string& why) = 0;
+};
+
+class LearnerGroups : public FleetListener {
+ public:
+  virtual void AddJob(TrainingPlan plan, uint64_t last_epoch, TrainingListener* listener) = 0;
+  virtual void RemoveJob(const std::string& job_id) = 0;                  // its ranks are told to leave
+  virtual void JoinGroup(const v1::JoinGroupRequest& request, Done<v1::JoinGroupResponse> done) = 0;   // long poll
+  virtual void PublishRendezvous(const v1::PublishRendezvousRequest& request, Done<v1::PublishRendezvousResponse> done) = 0;
+  // Aborted with STALE_EPOCH unless the session is a member of the job's current epoch. Every call of a learner passes this first.
+  virtual absl::Status Fence(const std::string& job_id, uint64_t epoch, const std::string& session_id) const = 0;
+  virtual int free_learners() const = 0;
+  virtual void Tick() = 0;
+};
+std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet);
+
+}  // namespace rlhf::coordinator

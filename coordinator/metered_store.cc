@@ -1,0 +1,48 @@
+#include "coordinator/metered_store.h"
+
+#include <utility>
+
+#include <prometheus/counter.h>
+#include <prometheus/histogram.h>
+
+namespace rlhf::coordinator {
+namespace {
+
+class MeteredStore final : public StateStore {
+ public:
+  MeteredStore(std::unique_ptr<StateStore> store, MetricsRegistry* metrics, const Clock* clock)
+      : store_(std::move(store)),
+        clock_(clock),
+        seconds_(metrics->Histogram("rlhf_store_commit_seconds", "Time from a write's request to its being durable.",
+                                    {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10})),
+        failures_(metrics->Counter("rlhf_store_commit_failures_total", "Writes that could not be made durable.")) {}
+
+  void Commit(WriteBatch batch, Committed done) override {
+    store_->Commit(std::move(batch),
+                   [this, started = clock_->Now(), done = std::move(done)](absl::Status status) mutable {
+                     seconds_.Observe(absl::ToDoubleSeconds(clock_->Now() - started));
+                     if (!status.ok()) failures_.Increment();
+                     done(status);
+                   });
+  }
+  absl::Status Scan(Table table, absl::string_view prefix,
+                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
+    return store_->Scan(table, prefix, fn);
+  }
+  absl::StatusOr<std::string> Get(Table table, absl::string_view key) override { return store_->Get(table, key); }
+
+ private:
+  const std::unique_ptr<StateStore> store_;
+  const Clock* const clock_;
+  prometheus::Histogram& seconds_;
+  prometheus::Counter& failures_;
+};
+
+}  // namespace
+
+std::unique_ptr<StateStore> WithCommitMetrics(std::unique_ptr<StateStore> store, MetricsRegistry* metrics,
+                                              const Clock* clock) {
+  return std::make_unique<MeteredStore>(std::move(store), metrics, clock);
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,280 @@
+#include "coordinator/metrics_export.h"
+
+#include <openssl/asn1.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
+#include <sys/statvfs.h>
+
+#include <algorithm>
+#include <ctime>
+#include <iterator>
+#include <memory>
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+
+#include "absl/strings/ascii.h"
+#include "absl/synchronization/notification.h"
+#include "common/durable_file.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr size_t kMaxJobNames = 200;
+constexpr absl::Duration kKeptAfterEnd = absl::Minutes(15);
+constexpr int kEventsAPage = 500;
+
+struct NamedCount {
+  const char* name;
+  int64_t (v1::LedgerCounts::*count)() const;
+};
+constexpr NamedCount kStates[] = {
+    {"queued", &v1::LedgerCounts::queued},       {"leased", &v1::LedgerCounts::leased},
+    {"generated", &v1::LedgerCounts::generated}, {"scored", &v1::LedgerCounts::scored},
+    {"assigned", &v1::LedgerCounts::assigned},   {"trained", &v1::LedgerCounts::trained},
+    {"delivered", &v1::LedgerCounts::delivered}, {"stale", &v1::LedgerCounts::stale},
+    {"failed", &v1::LedgerCounts::failed},       {"cancelled", &v1::LedgerCounts::cancelled}};
+constexpr size_t kFirstOutcome = 5;  // from "trained" on, a sample's story is over
+
+std::string KindOf(const v1::JobSpec& spec) {
+  const auto* field = v1::JobSpec::descriptor()->FindFieldByNumber(spec.kind_case());
+  return field == nullptr ? "none" : field->name();
+}
+
+absl::Time TimeOf(const google::protobuf::Timestamp& at) {
+  return absl::FromUnixSeconds(at.seconds()) + absl::Nanoseconds(at.nanos());
+}
+
+double ExpiryOf(const std::string& pem_file) {
+  const absl::StatusOr<std::string> pem = ReadFile(pem_file);
+  if (!pem.ok()) return 0;
+  const std::unique_ptr<BIO, decltype(&BIO_free)> bio(BIO_new_mem_buf(pem->data(), static_cast<int>(pem->size())),
+                                                      BIO_free);
+  const std::unique_ptr<X509, decltype(&X509_free)> certificate(PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr),
+                                                                X509_free);
+  std::tm tm{};
+  if (certificate == nullptr || ASN1_TIME_to_tm(X509_get0_notAfter(certificate.get()), &tm) != 1) return 0;
+  return static_cast<double>(timegm(&tm));
+}
+
+}  // namespace
+
+MetricsExport::MetricsExport(const MetricsSources& sources, MetricsRegistry* metrics)
+    : sources_(sources),
+      metrics_(metrics),
+      started_(sources.loop->clock().WallNow()),
+      stopped_(std::make_shared<std::atomic<bool>>(false)) {}
+
+std::shared_ptr<MetricsExport> MetricsExport::Make(const MetricsSources& sources, MetricsRegistry* metrics) {
+  return std::shared_ptr<MetricsExport>(new MetricsExport(sources, metrics));
+}
+
+void MetricsExport::Attach() {
+  metrics_->OnCollect([weak = weak_from_this(), stopped = stopped_, loop = sources_.loop] {
+    if (*stopped) return;
+    auto refreshed = std::make_shared<absl::Notification>();
+    loop->Post([weak, stopped, refreshed] {
+      if (const auto self = weak.lock(); self != nullptr && !*stopped) self->Refresh();
+      refreshed->Notify();
+    });
+    // A loop that is busy must not hold up the scrape: old numbers are better than none.
+    refreshed->WaitForNotificationWithTimeout(absl::Seconds(2));
+  });
+}
+
+void MetricsExport::Stop() {
+  *stopped_ = true;
+}
+
+void MetricsExport::Refresh() {
+  RefreshJobs();
+  RefreshWorkers();
+  RefreshOversight();
+  RefreshHost();
+}
+
+void MetricsExport::SetAll(const std::string& name, const std::string& help,
+                           const std::map<MetricsRegistry::Labels, double>& values) {
+  std::set<MetricsRegistry::Labels>& known = known_[name];
+  for (const auto& [labels, value] : values) {
+    metrics_->Gauge(name, help, labels).Set(value);
+    known.insert(labels);
+  }
+  for (const MetricsRegistry::Labels& labels : known) {
+    if (values.count(labels) == 0) metrics_->Gauge(name, help, labels).Set(0);
+  }
+}
+
+void MetricsExport::RefreshJobs() {
+  std::map<MetricsRegistry::Labels, double> jobs;
+  std::map<JobLabels, v1::LedgerCounts> samples;
+  std::map<JobLabels, double> progress;
+  std::set<std::string> seen;
+  int64_t leased = 0;
+  v1::ListJobsRequest request;
+  request.mutable_page()->set_page_size(1000);
+  request.set_include_stages(true);
+  do {
+    const absl::StatusOr<v1::ListJobsResponse> page = sources_.jobs->List(request);
+    if (!page.ok()) return;
+    for (const v1::Job& job : page->jobs()) {
+      jobs[{{"kind", KindOf(job.spec())}, {"state", absl::AsciiStrToLower(v1::JobState_Name(job.state()))}}] += 1;
+      const bool over = job.state() == v1::SUCCEEDED || job.state() == v1::FAILED || job.state() == v1::CANCELLED;
+      // A job that has just ended is looked at once more, for its last counts.
+      if (over && jobs_.count(job.id()) == 0) continue;
+      if (!over) seen.insert(job.id());
+      RefreshJob(job, &samples, &progress);
+    }
+    request.mutable_page()->set_page_token(page->next_page_token());
+  } while (!request.page().page_token().empty());
+  std::vector<std::string> ended;
+  for (const auto& [id, series] : jobs_) {
+    if (seen.count(id) == 0) ended.push_back(id);
+  }
+  for (const std::string& id : ended) {
+    jobs_.erase(id);
+    waits_observed_.erase(id);
+  }
+
+  SetAll("rlhf_jobs", "Jobs, by kind and state; stages of pipelines count as jobs.", jobs);
+  for (const auto& [labels, counts] : samples) {
+    leased += counts.leased();
+    for (const NamedCount& state : kStates) {
+      metrics_
+          ->Gauge("rlhf_samples", "Samples of active jobs, by state.",
+                  {{"project", labels.first}, {"rlhf_job", labels.second}, {"state", state.name}})
+          .Set(static_cast<double>((counts.*state.count)()));
+    }
+  }
+  metrics_->Gauge("rlhf_leases_active", "Samples that a rollout worker holds a lease on.")
+      .Set(static_cast<double>(leased));
+  for (const auto& [labels, at] : progress) {
+    metrics_
+        ->Gauge("rlhf_job_last_progress_timestamp_seconds",
+                "When the job last finished a step, a state or a batch of samples.",
+                {{"project", labels.first}, {"rlhf_job", labels.second}})
+        .Set(at);
+  }
+  const absl::Duration now = sources_.loop->clock().Now();
+  for (auto it = labels_.begin(); it != labels_.end();) {
+    if (now - it->second < kKeptAfterEnd) {
+      ++it;
+      continue;
+    }
+    const MetricsRegistry::Labels labels = {{"project", it->first.first}, {"rlhf_job", it->first.second}};
+    metrics_->Remove("rlhf_samples", labels);
+    metrics_->Remove("rlhf_job_last_progress_timestamp_seconds", labels);
+    it = labels_.erase(it);
+  }
+}
+
+void MetricsExport::RefreshJob(const v1::Job& job, std::map<JobLabels, v1::LedgerCounts>* samples,
+                               std::map<JobLabels, double>* progress) {
+  JobLabels labels{job.spec().project(), job.spec().name()};
+  if (labels_.count(labels) == 0 && labels_.size() >= kMaxJobNames) labels = {"_overflow", "_overflow"};
+  labels_[labels] = sources_.loop->clock().Now();
+
+  JobSeries& series = jobs_[job.id()];
+  const v1::LedgerCounts counts = sources_.sampling->Counts(job.id());
+  const bool first = series.finished.empty();
+  series.finished.resize(std::size(kStates));
+  v1::LedgerCounts& total = (*samples)[labels];
+  total.set_leased(total.leased() + counts.leased());
+  total.set_queued(total.queued() + counts.queued());
+  total.set_generated(total.generated() + counts.generated());
+  total.set_scored(total.scored() + counts.scored());
+  total.set_assigned(total.assigned() + counts.assigned());
+  total.set_trained(total.trained() + counts.trained());
+  total.set_delivered(total.delivered() + counts.delivered());
+  total.set_stale(total.stale() + counts.stale());
+  total.set_failed(total.failed() + counts.failed());
+  total.set_cancelled(total.cancelled() + counts.cancelled());
+  for (size_t i = kFirstOutcome; i < std::size(kStates); ++i) {
+    const int64_t count = (counts.*kStates[i].count)();
+    auto& counter = metrics_->Counter("rlhf_samples_finished_total", "Samples whose story is over, by outcome.",
+                                      {{"outcome", kStates[i].name}});
+    // What was there before this process began is not counted again; a rollback lowers counts, a counter never.
+    const bool resumed = first && TimeOf(job.created_at()) < started_;
+    if (!resumed && count > series.finished[i]) counter.Increment(static_cast<double>(count - series.finished[i]));
+    series.finished[i] = std::max(series.finished[i], count);
+  }
+
+  const int64_t newest = sources_.events->LastSequence(job.id());
+  if (newest != series.last_sequence) {
+    const absl::StatusOr<std::vector<v1::JobEvent>> events =
+        sources_.events->Read(job.id(), std::max<int64_t>(series.last_sequence, newest - kEventsAPage), kEventsAPage);
+    if (events.ok()) {
+      for (const v1::JobEvent& event : *events) {
+        series.last_sequence = event.sequence();
+        if (event.has_metrics() || event.has_state() || event.has_ledger())
+          series.last_progress = std::max(series.last_progress, TimeOf(event.at()));
+      }
+    }
+  }
+  double& latest = (*progress)[labels];
+  const absl::Time since = series.last_progress == absl::Time() ? TimeOf(job.created_at()) : series.last_progress;
+  latest = std::max(latest, absl::ToDoubleSeconds(since - absl::UnixEpoch()));
+
+  if (job.has_started_at() && TimeOf(job.created_at()) >= started_ && waits_observed_.insert(job.id()).second) {
+    metrics_
+        ->Histogram("rlhf_queue_wait_seconds", "Time from a job's submission to its start.",
+                    {0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400})
+        .Observe(absl::ToDoubleSeconds(TimeOf(job.started_at()) - TimeOf(job.created_at())));
+  }
+}
+
+void MetricsExport::RefreshWorkers() {
+  std::map<MetricsRegistry::Labels, double> workers;
+  for (const v1::Role role : {v1::ROLE_ROLLOUT_WORKER, v1::ROLE_LEARNER, v1::ROLE_REWARD_SERVER}) {
+    const std::string name = absl::AsciiStrToLower(v1::Role_Name(role)).substr(5);
+    for (const Session* session : sources_.fleet->Sessions(role)) {
+      const v1::WorkerState state = session->cordoned   ? v1::CORDONED
+                                    : session->draining ? v1::DRAINING
+                                                        : session->state;
+      workers[{{"role", name}, {"state", absl::AsciiStrToLower(v1::WorkerState_Name(state))}}] += 1;
+    }
+  }
+  SetAll("rlhf_workers", "Processes of the fleet, by role and state.", workers);
+}
+
+void MetricsExport::RefreshOversight() {
+  metrics_->Gauge("rlhf_service_halted", "1 while an overseer has halted all training.")
+      .Set(sources_.oversight->halted() ? 1 : 0);
+  std::map<MetricsRegistry::Labels, double> gates;
+  const absl::Time now = sources_.loop->clock().WallNow();
+  absl::Time oldest = now;
+  v1::ListGatesRequest request;
+  request.mutable_page()->set_page_size(1000);
+  do {
+    const absl::StatusOr<v1::ListGatesResponse> page = sources_.oversight->ListGates(request);
+    if (!page.ok()) return;
+    for (const v1::GateRow& gate : page->gates()) {
+      gates[{{"state", absl::AsciiStrToLower(v1::GateState_Name(gate.state())).substr(5)}}] += 1;
+      if (gate.state() == v1::GATE_WAITING) oldest = std::min(oldest, TimeOf(gate.opened_at()));
+    }
+    request.mutable_page()->set_page_token(page->next_page_token());
+  } while (!request.page().page_token().empty());
+  SetAll("rlhf_gates", "Gates, by state.", gates);
+  metrics_
+      ->Gauge("rlhf_gate_oldest_waiting_seconds",
+              "How long the gate that has waited longest has waited; 0 without one.")
+      .Set(absl::ToDoubleSeconds(now - oldest));
+}
+
+void MetricsExport::RefreshHost() {
+  for (const auto& [label, path] : sources_.volumes) {
+    struct statvfs info;
+    if (statvfs(path.c_str(), &info) != 0) continue;
+    metrics_->Gauge("rlhf_volume_free_bytes", "Space left for this process on a volume.", {{"volume", label}})
+        .Set(static_cast<double>(info.f_bavail) * static_cast<double>(info.f_frsize));
+  }
+  for (const auto& [label, file] : sources_.certificates) {
+    metrics_
+        ->Gauge("rlhf_certificate_expiry_timestamp_seconds",
+                "When a certificate of this process ends; 0 when unreadable.", {{"certificate", label}})
+        .Set(ExpiryOf(file));
+  }
+}
+
+}  // namespace rlhf::coordinator

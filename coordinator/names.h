@@ -1,0 +1,23 @@
+// What names and texts from outside must look like.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+
+namespace rlhf::coordinator {
+
+// Projects: lower-case letters, digits and '-', 1 to 63 characters.
+absl::Status CheckName(absl::string_view field, absl::string_view value);
+// Aliases: letters, digits, '.', '_', '-' and '/', 1 to 128 characters, starting with a letter or digit.
+absl::Status CheckAlias(absl::string_view field, absl::string_view value);
+// Not empty, at most so many bytes, no control characters.
+absl::Status CheckText(absl::string_view field, absl::string_view value, size_t longest);
+// A path inside an artifact: relative, '/'-separated, no empty part, no "." or "..", no control characters, no hidden
+// first part.
+absl::Status CheckRelativePath(absl::string_view field, absl::string_view value);
+// 64 lower-case hexadecimal digits.
+bool IsSha256(absl::string_view value);
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,48 @@
+// All durable rows, behind one interface. A table maps byte-string keys to serialised rlhf.v1 state messages, ordered by key.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace rlhf::coordinator {
+
+enum class Table { kMeta, kJobs, kSamples, kEvents, kArtifacts, kAliases, kRequests, kTokens, kFeedbackTasks, kComparisons, kGates, kAudit };
+inline constexpr int kNumTables = 12;
+
+struct WriteBatch {
+  struct Op { Table table; std::string key; std::string value; bool erase = false; };
+  std::vector<Op> ops;
+  void Put(Table table, std::string key, std::string value) { ops.push_back({table, std::move(key), std::move(value), false}); }
+  void Erase(Table table, std::string key) { ops.push_back({table, std::move(key), {}, true}); }
+  bool empty() const { return ops.empty(); }
+};
+
+// Thread-safe. Batches become durable in the order of the Commit calls, each atomically.
+class StateStore {
+ public:
+  using Committed = absl::AnyInvocable<void(absl::Status)>;
+  virtual ~StateStore() = default;
+  // Enqueues; `done` runs on the store's thread once the batch (and every earlier one) is durable. Writes within 5 ms share a transaction.
+  // Unavailable (reason STORE_UNAVAILABLE) on a full or failing disk: nothing of the batch was kept, and every later Commit fails alike until Reopen.
+  virtual void Commit(WriteBatch batch, Committed done) = 0;
+  absl::Status CommitAndWait(WriteBatch batch);
+  // Committed rows only. fn returns false to stop.
+  virtual absl::Status Scan(Table table, absl::string_view prefix, absl::FunctionRef<bool(absl::string_view key, absl::string_view value)> fn) = 0;
+  // NotFound when absent.
+  virtual absl::StatusOr<std::string> Get(Table table, absl::string_view key) = 0;
+};
+
+// SQLite: WAL, synchronous=FULL, one table each, schema version with migrations (a backup is made before one).
+absl::StatusOr<std::unique_ptr<StateStore>> OpenSqliteStore(const std::string& path);
+
+// Big-endian key parts, so that key order is numeric order.
+std::string KeyOf(absl::string_view prefix, std::initializer_list<uint64_t> numbers);
+
+}  // namespace rlhf::coordinator

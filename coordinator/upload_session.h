@@ -1,0 +1,47 @@
+// One upload into a staging folder: which bytes are there, and taking more. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "rlhf/v1/artifact_service.pb.h"
+
+namespace rlhf::coordinator {
+
+// The digest an artifact of these files has. InvalidArgument for a bad path, size or digest, duplicates, or no files at
+// all.
+absl::StatusOr<std::string> DigestOf(const google::protobuf::RepeatedPtrField<v1::FileEntry>& files);
+
+class UploadSession {
+ public:
+  // Finds what an earlier session (also of an earlier process) left in the folder.
+  static absl::StatusOr<std::shared_ptr<UploadSession>> Open(const v1::StartUploadRequest& request,
+                                                             const std::string& staging_dir);
+
+  std::vector<uint64_t> Offsets() const;
+  // FailedPrecondition for a hole; bytes that are there already are accepted and not written again.
+  absl::Status Write(const v1::UploadChunk& chunk);
+  // Every file is complete and has its digest. FailedPrecondition while bytes are missing; DataLoss with
+  // DIGEST_MISMATCH naming the file, which then starts from nothing. No Write is taken from here on unless it fails.
+  absl::Status Verify();
+  const v1::StartUploadRequest& request() const { return request_; }
+  const std::string& staging_dir() const { return staging_dir_; }
+
+ private:
+  UploadSession(v1::StartUploadRequest request, std::string dir)
+      : request_(std::move(request)), staging_dir_(std::move(dir)) {}
+  std::string PathOf(int file) const;
+
+  const v1::StartUploadRequest request_;
+  const std::string staging_dir_;
+  mutable absl::Mutex mu_;
+  std::vector<uint64_t> offsets_ ABSL_GUARDED_BY(mu_);
+  bool sealed_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+}  // namespace rlhf::coordinator

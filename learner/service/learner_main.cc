@@ -1,0 +1,223 @@
+// rlhf-learner: one rank. Joins the group the coordinator forms, trains, and serves committed weights to rollout workers.
+#include <atomic>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include <CLI/CLI.hpp>
+#include <prometheus/gauge.h>
+#include <torch/torch.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "client/cpp/artifact_cache.h"
+#include "client/cpp/channel.h"
+#include "client/cpp/fleet_session.h"
+#include "common/log.h"
+#include "common/metrics.h"
+#include "common/process.h"
+#include "common/rpc_server.h"
+#include "learner/service/coordinator_client.h"
+#include "learner/service/training_run.h"
+#include "learner/service/weight_publisher.h"
+
+namespace {
+
+struct Flags {
+  std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1", http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir;
+  std::string device = "cpu", log_level = "info";
+  bool log_json = false;
+  int threads = 1, collective_timeout_seconds = 30, grace_seconds = 25;
+  rlhf::TlsFiles tls;
+};
+
+// Weights go to rollout workers (and, between ranks, to learners).
+absl::StatusOr<rlhf::Caller> Authorize(const std::string& method, const std::string&, const std::string& spiffe_id) {
+  const auto identity = rlhf::ParseSpiffeId(spiffe_id);
+  if (!identity.ok()) return absl::UnauthenticatedError("expected a client certificate with a SPIFFE id");
+  const bool health = method.rfind("/grpc.health.v1.Health/", 0) == 0;
+  if (!health && identity->role != "rollout_worker" && identity->role != "learner" && identity->role != "coordinator") {
+    return absl::PermissionDeniedError(absl::StrCat(method, " is for rollout workers; the certificate's role is ", identity->role));
+  }
+  rlhf::Caller caller;
+  caller.subject = identity->instance;
+  caller.role = identity->role;
+  return caller;
+}
+
+// What the heartbeat thread and the training thread share.
+struct GroupState {
+  absl::Mutex mu;
+  std::string job_id ABSL_GUARDED_BY(mu);
+  uint64_t epoch ABSL_GUARDED_BY(mu) = 0;
+  std::atomic<bool> stopping{false};
+};
+
+void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::TrainingRun& run, rlhf::client::FleetSession& session, GroupState& state) {
+  while (!state.stopping) {
+    if (!session.WaitRegistered(absl::Milliseconds(200))) continue;
+    coordinator.Reset();
+    if (state.stopping) return;
+    auto joined = coordinator.Join(run.held_job(), run.held());
+    if (!joined.ok()) {
+      absl::SleepFor(absl::Milliseconds(200));
+      continue;
+    }
+    if (!joined->has_assignment()) continue;
+    {
+      absl::MutexLock lock(&state.mu);
+      state.job_id = joined->assignment().job_id();
+      state.epoch = joined->assignment().epoch();
+    }
+    const absl::Status status = run.Train(joined->assignment());
+    {
+      absl::MutexLock lock(&state.mu);
+      state.job_id.clear();
+      state.epoch = 0;
+    }
+    if (!status.ok()) {
+      spdlog::info("left the group: {}", status.ToString());
+      absl::SleepFor(absl::Milliseconds(100));
+    }
+  }
+}
+
+int Run(const Flags& flags) {
+  rlhf::InitLogging("learner", flags.instance, flags.log_level, flags.log_json);
+  torch::set_num_threads(flags.threads);
+  rlhf::MetricsRegistry metrics("learner");
+
+  rlhf::client::ChannelOptions channel_options;
+  channel_options.address = flags.coordinator;
+  channel_options.tls = flags.tls;
+  channel_options.max_message_bytes = 256 << 20;
+  auto channel = rlhf::client::MakeChannel(channel_options);
+  if (!channel.ok()) {
+    spdlog::error("{}", channel.status().ToString());
+    return 1;
+  }
+  rlhf::client::ArtifactCache artifacts(flags.shared_root, flags.cache_dir, *channel);
+
+  rlhf::learner::WeightPublisher publisher;
+  rlhf::RpcServerOptions server_options;
+  server_options.address = flags.address;
+  server_options.tls = flags.tls;
+  server_options.require_client_certificate = true;
+  server_options.authorizer = Authorize;
+  server_options.services = {&publisher};
+  server_options.metrics = &metrics;
+  auto server = rlhf::RpcServer::Start(server_options);
+  if (!server.ok()) {
+    spdlog::error("{}", server.status().ToString());
+    return 1;
+  }
+
+  rlhf::v1::RegisterRequest identity;
+  identity.set_role(rlhf::v1::ROLE_LEARNER);
+  identity.set_instance_id(flags.instance);
+  identity.set_address(absl::StrCat(flags.advertise_host, ":", (*server)->port()));
+  identity.set_protocol_version(rlhf::kProtocolVersion);
+  identity.set_build_version(rlhf::kBuildVersion);
+  identity.set_device(flags.device);
+
+  GroupState state;
+  std::atomic<bool> drain{false};
+  rlhf::learner::CoordinatorClient* coordinator_pointer = nullptr;
+  rlhf::learner::TrainingRun* run_pointer = nullptr;
+  absl::Mutex wiring_mu;
+  const auto leave_group = [&] {
+    absl::MutexLock lock(&wiring_mu);
+    if (coordinator_pointer != nullptr) coordinator_pointer->Cancel();
+    if (run_pointer != nullptr) run_pointer->AbortCollective();
+  };
+  rlhf::client::FleetSession::Callbacks callbacks;
+  callbacks.fill_heartbeat = [&](rlhf::v1::HeartbeatRequest* request) {
+    {
+      absl::MutexLock lock(&state.mu);
+      request->set_group_job_id(state.job_id);
+      request->set_group_epoch(state.epoch);
+    }
+    absl::MutexLock lock(&wiring_mu);
+    if (run_pointer != nullptr) request->set_progress_counter(run_pointer->progress());
+  };
+  callbacks.on_heartbeat = [&](const rlhf::v1::HeartbeatResponse& response) {
+    if (response.drain()) drain = true;
+    if (response.group_changed()) leave_group();
+  };
+  const auto session = rlhf::client::FleetSession::Start(*channel, identity, std::move(callbacks));
+  rlhf::learner::CoordinatorClient coordinator(*channel, session.get());
+  rlhf::learner::TrainingRunOptions options;
+  options.device = torch::Device(flags.device);
+  options.advertise_host = flags.advertise_host;
+  options.weights_address = identity.address();
+  options.work_dir = flags.cache_dir + "/work";
+  options.collective_timeout = absl::Seconds(flags.collective_timeout_seconds);
+  rlhf::learner::TrainingRun run(&coordinator, &artifacts, &publisher, &metrics, options);
+  {
+    absl::MutexLock lock(&wiring_mu);
+    coordinator_pointer = &coordinator;
+    run_pointer = &run;
+  }
+  auto http = rlhf::HttpEndpoint::Start(flags.http_address, &metrics, [&session] {
+    return session->session_id().empty() ? std::string("not registered with the coordinator") : std::string();
+  });
+  if (!http.ok()) {
+    spdlog::error("{}", http.status().ToString());
+    return 1;
+  }
+  (*server)->SetServing(true);
+  if (!flags.ports_file.empty()) {
+    const absl::Status status = rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}, {"grpc", (*server)->port()}});
+    if (!status.ok()) {
+      spdlog::error("{}", status.ToString());
+      return 1;
+    }
+  }
+  std::thread training([&] { TrainLoop(coordinator, run, *session, state); });
+  rlhf::WaitForTermination([&] { return drain.load() || !session->fatal().ok(); });
+  if (!session->fatal().ok()) spdlog::error("{}", session->fatal().ToString());
+  state.stopping = true;
+  leave_group();
+  training.join();
+  {
+    absl::MutexLock lock(&wiring_mu);
+    coordinator_pointer = nullptr;
+    run_pointer = nullptr;
+  }
+  session->Stop();
+  (*server)->Shutdown(absl::Seconds(flags.grace_seconds));
+  return session->fatal().ok() ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  rlhf::BlockTerminationSignals();
+  Flags flags;
+  CLI::App app{"One learner rank: trains, and serves committed weights to rollout workers."};
+  app.set_config("--config", "", "A file with the same keys as the flags");
+  bool check_config = false;
+  app.add_flag("--check-config", check_config, "Parse the configuration and exit");
+  app.add_option("--coordinator", flags.coordinator, "Fleet address of the coordinator, host:port")->required();
+  app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")->required();
+  app.add_option("--address", flags.address, "Where to serve weights")->capture_default_str();
+  app.add_option("--advertise-address", flags.advertise_host, "Host at which workers and other ranks reach this process")->capture_default_str();
+  app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
+  app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
+  app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");
+  app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloads and for staging checkpoints")->required();
+  app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
+  app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  app.add_option("--collective-timeout-seconds", flags.collective_timeout_seconds, "How long a rank waits for the others")
+      ->check(CLI::Range(1, 3600))
+      ->capture_default_str();
+  app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")->check(CLI::Range(0, 3600))->capture_default_str();
+  app.add_flag("--insecure", flags.tls.insecure, "Plaintext, for trials");
+  app.add_option("--tls-ca", flags.tls.ca_file, "CA certificates, PEM");
+  app.add_option("--tls-cert", flags.tls.cert_file, "This process's certificate, PEM");
+  app.add_option("--tls-key", flags.tls.key_file, "Its key, PEM");
+  app.add_option("--log-level", flags.log_level, "debug, info, warn or error")->capture_default_str();
+  app.add_flag("--log-json", flags.log_json, "Log JSON lines");
+  CLI11_PARSE(app, argc, argv);
+  return check_config ? 0 : Run(flags);
+}

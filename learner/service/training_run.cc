@@ -1,0 +1,339 @@
+#include "learner/service/training_run.h"
+
+#include <filesystem>
+#include <utility>
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "common/durable_file.h"
+#include "common/failpoint.h"
+#include "common/log.h"
+#include "common/status_util.h"
+#include "google/protobuf/util/time_util.h"
+#include "model/guard.h"
+#include "model/weights_io.h"
+
+namespace rlhf::learner {
+namespace {
+
+constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
+
+bool JoinAgain(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsAborted(status) || absl::IsCancelled(status) || absl::IsDeadlineExceeded(status) || absl::IsNotFound(status);
+}
+
+int CheckpointEvery(const v1::JobSpec& spec) {
+  switch (spec.kind_case()) {
+    case v1::JobSpec::kSft:
+      return spec.sft().checkpoint_every();
+    case v1::JobSpec::kRewardModel:
+      return spec.reward_model().checkpoint_every();
+    case v1::JobSpec::kPpo:
+      return spec.ppo().has_checkpoint_every() ? spec.ppo().checkpoint_every() : 20;
+    default:
+      return 0;
+  }
+}
+
+const char* FailureCode(const absl::Status& status) {
+  if (absl::IsInvalidArgument(status) || absl::IsNotFound(status) || absl::IsDataLoss(status)) return "BAD_DATA";
+  if (absl::IsFailedPrecondition(status)) return "SELF_CHECK";
+  return "INTERNAL";
+}
+
+}  // namespace
+
+TrainingRun::TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* artifacts, WeightPublisher* publisher, MetricsRegistry* metrics,
+                         const TrainingRunOptions& options)
+    : coordinator_(coordinator), artifacts_(artifacts), publisher_(publisher), metrics_(metrics), options_(options) {}
+
+void TrainingRun::AbortCollective() {
+  std::shared_ptr<Collective> collective;
+  {
+    absl::MutexLock lock(&mu_);
+    collective = collective_;
+  }
+  if (collective) collective->Abort();
+}
+
+absl::Status TrainingRun::Train(const v1::GroupAssignment& group) {
+  spdlog::info("job {}: rank {} of {} at epoch {}, from step {}", group.job_id(), group.rank(), group.world_size(), group.epoch(), group.next_step());
+  absl::Status status = Connect(group);
+  if (status.ok()) status = Prepare(group);
+  if (status.ok()) status = TrainSteps(group);
+  if (status.ok()) status = FinishJob(group);
+  {
+    absl::MutexLock lock(&mu_);
+    collective_.reset();
+  }
+  if (trainer_) trainer_->SetCollective(nullptr);
+  group_collective_.reset();
+  rendezvous_.reset();
+  unreported_.clear();
+  if (!status.ok() && !JoinAgain(status)) {
+    spdlog::error("job {} cannot be trained: {}", group.job_id(), status.ToString());
+    const absl::Status told = coordinator_->Fail(group, std::string(status.message()), FailureCode(status));
+    if (!told.ok()) spdlog::warn("the failure was not taken: {}", told.ToString());
+  }
+  if (status.ok() || !JoinAgain(status)) {
+    trainer_.reset();
+    held_job_.clear();
+    held_.Clear();
+    publisher_->DropJob(group.job_id());
+  }
+  return status;
+}
+
+absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
+  if (group.world_size() == 1) {
+    group_collective_ = MakeSingleRank();
+  } else {
+    GroupOptions options;
+    options.rank = group.rank();
+    options.world_size = group.world_size();
+    options.prefix = absl::StrCat(group.job_id(), "/", group.epoch(), "/");
+    options.timeout = options_.collective_timeout;
+    options.nccl = options_.device.is_cuda();
+    options.interface_address = options_.advertise_host;
+    if (group.rank() == 0) {
+      RLHF_ASSIGN_OR_RETURN(rendezvous_, Rendezvous::Host(options.timeout));
+      options.store_host = "127.0.0.1";
+      options.store_port = rendezvous_->port();
+      RLHF_RETURN_IF_ERROR(coordinator_->PublishRendezvous(group, absl::StrCat(options_.advertise_host, ":", rendezvous_->port())));
+    } else {
+      const std::pair<std::string, std::string> address = absl::StrSplit(group.rendezvous(), absl::MaxSplits(':', 1));
+      if (!absl::SimpleAtoi(address.second, &options.store_port)) {
+        return absl::InternalError(absl::StrCat("rendezvous: expected host:port, found \"", group.rendezvous(), "\""));
+      }
+      options.store_host = address.first;
+    }
+    RLHF_ASSIGN_OR_RETURN(group_collective_, ConnectGroup(options));
+  }
+  absl::MutexLock lock(&mu_);
+  collective_ = group_collective_;
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
+  const int64_t start = group.next_step() - 1;  // committed steps the group begins with
+  const bool holds = trainer_ && held_job_ == group.job_id() && held_.step() == start && held_.digest() == group.committed().digest() && start > 0;
+  if (!holds) {
+    trainer_.reset();
+    TrainerInputs inputs;
+    inputs.spec = group.spec();
+    inputs.device = options_.device;
+    for (const auto& [reference, digest] : group.resolved()) {
+      RLHF_ASSIGN_OR_RETURN(inputs.local[reference], artifacts_->Fetch(digest));
+    }
+    auto created = Trainer::Create(inputs);
+    // A rank whose data cannot be read must not leave the others waiting in a collective: everybody votes.
+    RLHF_ASSIGN_OR_RETURN(const bool all_created, group_collective_->Vote(created.ok()));
+    if (!created.ok()) return created.status();
+    if (!all_created) return absl::AbortedError("another rank could not prepare the job");
+    trainer_ = *std::move(created);
+  } else {
+    RLHF_ASSIGN_OR_RETURN(const bool all, group_collective_->Vote(true));
+    if (!all) return absl::AbortedError("another rank could not prepare the job");
+  }
+  trainer_->SetCollective(group_collective_.get());
+  // Who holds the committed weights? They seed the others; where nobody does, all start from the checkpoint.
+  torch::Tensor holders = torch::zeros({group.world_size()}, torch::TensorOptions().dtype(torch::kFloat32).device(options_.device));
+  if (holds) holders[group.rank()] = 1;
+  RLHF_RETURN_IF_ERROR(group_collective_->AllReduceSum(holders));
+  const torch::Tensor on_host = holders.to(torch::kCPU).contiguous();
+  int seed_rank = -1;
+  for (int rank = group.world_size() - 1; rank >= 0; --rank) {
+    if (on_host.data_ptr<float>()[rank] > 0) seed_rank = rank;
+  }
+  if (seed_rank >= 0) {
+    if (on_host.sum().item<float>() < static_cast<float>(group.world_size())) RLHF_RETURN_IF_ERROR(trainer_->SyncFrom(seed_rank));
+  } else if (!group.checkpoint().empty()) {
+    RLHF_ASSIGN_OR_RETURN(const std::string dir, artifacts_->Fetch(group.checkpoint()));
+    RLHF_RETURN_IF_ERROR(trainer_->LoadCheckpoint(dir));
+  } else if (start > 0) {
+    return absl::AbortedError(absl::StrCat("no rank holds the weights of step ", start, " and there is no checkpoint; joining again"));
+  }
+  held_job_ = group.job_id();
+  held_ = group.committed();
+  held_.set_step(start);
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::TrainSteps(const v1::GroupAssignment& group) {
+  const bool ledger = group.spec().has_ppo();
+  bool stop = false;
+  for (int64_t step = group.next_step(); step <= trainer_->total_steps() && !stop;) {
+    bool advanced = true;
+    if (ledger) {
+      RLHF_RETURN_IF_ERROR(TrainLedgerStep(group, step, &advanced, &stop));
+    } else {
+      RLHF_RETURN_IF_ERROR(TrainLocalStep(group, step));
+    }
+    ++progress_;
+    if (!advanced) continue;
+    RLHF_RETURN_IF_ERROR(MaybeCheckpoint(group, step));
+    ++step;
+  }
+  return ledger ? absl::OkStatus() : FlushProgress(group, trainer_->total_steps(), /*force=*/true);
+}
+
+absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int64_t step, bool* advanced, bool* stop) {
+  const absl::Time asked = absl::Now();
+  RLHF_ASSIGN_OR_RETURN(const std::vector<v1::Sample> batch, coordinator_->NextBatch(group, step));
+  const absl::Time got = absl::Now();
+  RLHF_FAILPOINT("learner/before_step");
+  RLHF_ASSIGN_OR_RETURN(StepResult result, trainer_->RunStep(step, batch));
+  const absl::Time trained = absl::Now();
+  *advanced = result.committed_locally;
+  if (!result.committed_locally) {
+    spdlog::warn("step {} was refused: {}", step, result.refusal);
+    absl::Status refused;
+    if (group.rank() == 0) refused = coordinator_->Refuse(group, step, result.refusal);
+    RLHF_ASSIGN_OR_RETURN(const bool told, group_collective_->Vote(refused.ok()));
+    if (!refused.ok()) return refused;
+    return told ? absl::OkStatus() : absl::AbortedError("rank 0 could not report a refused step");
+  }
+  *stop = result.stop;
+  result.metrics["seconds/wait_for_samples"] = absl::ToDoubleSeconds(got - asked);
+  result.metrics["seconds/train"] = absl::ToDoubleSeconds(trained - got);
+  v1::PolicyVersion version;
+  version.set_lineage(group.lineage());
+  version.set_step(step);
+  version.set_digest(model::WeightsDigest(trainer_->model()));
+  absl::Status committed;
+  if (group.rank() == 0) {
+    committed = publisher_->Stage(group.job_id(), version, trainer_->model());
+    if (committed.ok()) {
+      v1::CommitStepRequest request;
+      request.set_step(step);
+      request.set_weights_digest(version.digest());
+      request.set_weights_address(options_.weights_address);
+      request.set_stop(result.stop);
+      request.set_stop_reason(result.stop_reason);
+      request.mutable_metrics()->set_job_id(group.job_id());
+      request.mutable_metrics()->set_step(step);
+      request.mutable_metrics()->mutable_values()->insert(result.metrics.begin(), result.metrics.end());
+      RLHF_FAILPOINT("learner/before_commit");
+      auto answered = coordinator_->Commit(group, std::move(request));
+      if (answered.ok()) {
+        version = *answered;
+        publisher_->Confirm(group.job_id(), version);
+      } else {
+        publisher_->Drop(group.job_id(), step);
+        committed = answered.status();
+      }
+    }
+    ExportMetrics(result.metrics);
+  }
+  // Ranks go on only with what is durable.
+  RLHF_ASSIGN_OR_RETURN(const bool all, group_collective_->Vote(committed.ok()));
+  if (!committed.ok()) return committed;
+  if (!all) return absl::AbortedError("rank 0 could not commit the step");
+  held_ = version;
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64_t step) {
+  RLHF_ASSIGN_OR_RETURN(StepResult result, trainer_->RunStep(step, {}));
+  if (!result.committed_locally) {
+    // The same data would give the same result: there is no other batch to try.
+    return absl::FailedPreconditionError(absl::StrCat("step ", step, " was refused: ", result.refusal));
+  }
+  held_.set_step(step);
+  if (group.rank() != 0) return absl::OkStatus();
+  v1::MetricPoint point;
+  point.set_job_id(group.job_id());
+  point.set_step(step);
+  *point.mutable_at() = google::protobuf::util::TimeUtil::GetCurrentTime();
+  point.mutable_values()->insert(result.metrics.begin(), result.metrics.end());
+  unreported_.push_back(std::move(point));
+  ExportMetrics(result.metrics);
+  return FlushProgress(group, step, /*force=*/false);
+}
+
+absl::Status TrainingRun::FlushProgress(const v1::GroupAssignment& group, int64_t step, bool force) {
+  if (group.rank() != 0 || unreported_.empty()) return absl::OkStatus();
+  if (!force && absl::Now() - last_report_ < kReportEvery) return absl::OkStatus();
+  RLHF_RETURN_IF_ERROR(coordinator_->Report(group, std::exchange(unreported_, {}), step, trainer_->total_steps()));
+  last_report_ = absl::Now();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> TrainingRun::PublishFolder(const v1::GroupAssignment& group, const std::string& name, const std::string& kind,
+                                                       const std::function<absl::Status(const std::string& dir)>& write) {
+  const std::filesystem::path dir = std::filesystem::path(options_.work_dir) / absl::StrCat(group.job_id(), "-", name);
+  std::error_code ignored;
+  std::filesystem::remove_all(dir, ignored);
+  RLHF_RETURN_IF_ERROR(MakeDirs(dir.string()));
+  RLHF_RETURN_IF_ERROR(write(dir.string()));
+  const std::string project = group.spec().project().empty() ? "default" : group.spec().project();
+  auto digest = artifacts_->Publish(dir.string(), kind, project, group.job_id());
+  std::filesystem::remove_all(dir, ignored);
+  return digest;
+}
+
+absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int64_t step) {
+  const int every = CheckpointEvery(group.spec());
+  if (every <= 0 || step % every != 0 || step >= trainer_->total_steps() || group.rank() != 0) return absl::OkStatus();
+  RLHF_FAILPOINT("learner/checkpoint");
+  const absl::Time start = absl::Now();
+  RLHF_ASSIGN_OR_RETURN(const std::string digest, PublishFolder(group, absl::StrCat("checkpoint-", step), "checkpoint",
+                                                                [&](const std::string& dir) { return trainer_->SaveCheckpoint(dir); }));
+  RLHF_RETURN_IF_ERROR(coordinator_->Checkpoint(group, step, digest));
+  metrics_->Gauge("rlhf_checkpoint_last_success_timestamp_seconds", "When the newest checkpoint became durable.").Set(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
+  metrics_->Gauge("rlhf_checkpoint_seconds", "Duration of the newest checkpoint.").Set(absl::ToDoubleSeconds(absl::Now() - start));
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
+  const std::filesystem::path scratch = std::filesystem::path(options_.work_dir) / absl::StrCat(group.job_id(), "-finish-", group.rank());
+  std::error_code ignored;
+  std::filesystem::remove_all(scratch, ignored);
+  RLHF_RETURN_IF_ERROR(MakeDirs(scratch.string()));
+  auto metrics = trainer_->Finish(scratch.string());
+  absl::Status status = metrics.status();
+  if (status.ok() && group.rank() == 0) {
+    auto digest = PublishFolder(group, "model", "model", [&](const std::string& dir) -> absl::Status {
+      std::error_code error;
+      std::filesystem::copy(scratch, dir, std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing, error);
+      return error ? absl::InternalError(absl::StrCat("cannot stage the model: ", error.message())) : absl::OkStatus();
+    });
+    status = digest.ok() ? coordinator_->Finish(group, {{"model", *digest}}, *metrics) : digest.status();
+  }
+  std::filesystem::remove_all(scratch, ignored);
+  return status;
+}
+
+void TrainingRun::ExportMetrics(const std::map<std::string, double>& values) {
+  static constexpr std::pair<const char*, const char*> kGauges[] = {
+      {"kl", "rlhf_learner_kl"},
+      {"kl_coefficient", "rlhf_learner_kl_coefficient"},
+      {"clip_ratio", "rlhf_learner_clip_ratio"},
+      {"first_minibatch_ratio_error", "rlhf_learner_first_minibatch_ratio_error"},
+      {"mismatch_kl", "rlhf_learner_mismatch_kl"},
+      {"entropy", "rlhf_learner_entropy"},
+      {"explained_variance", "rlhf_learner_explained_variance"},
+      {"reward/mean", "rlhf_learner_reward_mean"},
+      {"response_length", "rlhf_learner_response_length"},
+  };
+  for (const auto& [key, name] : kGauges) {
+    if (const auto found = values.find(key); found != values.end()) metrics_->Gauge(name, absl::StrCat("Newest step's ", key, ".")).Set(found->second);
+  }
+  for (const auto& [key, value] : values) {
+    if (key.rfind("loss", 0) == 0) {
+      const std::string kind = key == "loss" ? "total" : key.substr(5);
+      metrics_->Gauge("rlhf_learner_loss", "Newest step's loss.", {{"kind", kind}}).Set(value);
+    }
+  }
+  metrics_->Counter("rlhf_learner_steps_total", "Optimizer steps.", {{"outcome", "committed"}}).Increment();
+  if (const auto tokens = values.find("tokens"); tokens != values.end() && tokens->second > 0) {
+    metrics_->Counter("rlhf_learner_tokens_total", "Tokens trained on.").Increment(tokens->second);
+  }
+}
+
+}  // namespace rlhf::learner

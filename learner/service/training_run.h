@@ -1,0 +1,77 @@
+// One rank's part in one job: joins its group's collective, brings the trainer to the state the assignment starts from, trains, commits, checkpoints, finishes.
+//
+// Kept across group epochs: after a broken group the trainer still holds the committed weights, and the next epoch goes on from them.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "client/cpp/artifact_cache.h"
+#include "common/metrics.h"
+#include "learner/collective.h"
+#include "learner/service/coordinator_client.h"
+#include "learner/service/weight_publisher.h"
+#include "learner/trainer.h"
+
+namespace rlhf::learner {
+
+struct TrainingRunOptions {
+  torch::Device device = torch::kCPU;
+  std::string advertise_host = "127.0.0.1";   // where other ranks reach this one
+  std::string weights_address;                // this process's WeightsService
+  std::string work_dir;                       // private; checkpoints and models are staged here
+  absl::Duration collective_timeout = absl::Seconds(30);
+};
+
+class TrainingRun {
+ public:
+  TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* artifacts, WeightPublisher* publisher, MetricsRegistry* metrics,
+              const TrainingRunOptions& options);
+
+  // Trains until the job is finished (Ok), the group broke or changed (Unavailable, Aborted or Cancelled: join again), or the job cannot be trained (any other
+  // status: already reported to the coordinator).
+  absl::Status Train(const v1::GroupAssignment& group);
+
+  // What this rank still holds, for JoinGroup.
+  const std::string& held_job() const { return held_job_; }
+  const v1::PolicyVersion& held() const { return held_; }
+  // Wakes a blocked collective (any thread).
+  void AbortCollective();
+  int64_t progress() const { return progress_; }
+
+ private:
+  absl::Status Connect(const v1::GroupAssignment& group);
+  absl::Status Prepare(const v1::GroupAssignment& group);
+  absl::Status TrainSteps(const v1::GroupAssignment& group);
+  absl::Status TrainLedgerStep(const v1::GroupAssignment& group, int64_t step, bool* advanced, bool* stop);
+  absl::Status TrainLocalStep(const v1::GroupAssignment& group, int64_t step);
+  absl::Status FlushProgress(const v1::GroupAssignment& group, int64_t step, bool force);
+  absl::Status MaybeCheckpoint(const v1::GroupAssignment& group, int64_t step);
+  absl::Status FinishJob(const v1::GroupAssignment& group);
+  absl::StatusOr<std::string> PublishFolder(const v1::GroupAssignment& group, const std::string& name, const std::string& kind,
+                                            const std::function<absl::Status(const std::string& dir)>& write);
+  void ExportMetrics(const std::map<std::string, double>& values);
+
+  CoordinatorClient* coordinator_;
+  client::ArtifactCache* artifacts_;
+  WeightPublisher* publisher_;
+  MetricsRegistry* metrics_;
+  TrainingRunOptions options_;
+
+  std::unique_ptr<Rendezvous> rendezvous_;
+  absl::Mutex mu_;
+  std::shared_ptr<Collective> collective_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<Collective> group_collective_;  // the training thread's own reference
+  std::unique_ptr<Trainer> trainer_;
+  std::string held_job_;
+  v1::PolicyVersion held_;
+  std::vector<v1::MetricPoint> unreported_;
+  absl::Time last_report_;
+  std::atomic<int64_t> progress_{0};
+};
+
+}  // namespace rlhf::learner

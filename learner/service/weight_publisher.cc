@@ -1,0 +1,160 @@
+#include "learner/service/weight_publisher.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "artifact/digest.h"
+#include "common/failpoint.h"
+#include "common/status_util.h"
+#include "model/guard.h"
+
+namespace rlhf::learner {
+namespace {
+
+constexpr uint64_t kChunkBytes = 1 << 20;
+
+const char* DtypeName(torch::Dtype dtype) {
+  if (dtype == torch::kBFloat16) return "BF16";
+  if (dtype == torch::kFloat16) return "F16";
+  return "F32";
+}
+
+// Sends a snapshot's bytes; one write in flight, so a slow reader costs no memory.
+class Streamer : public grpc::ServerWriteReactor<v1::WeightsChunk> {
+ public:
+  Streamer(std::shared_ptr<const WeightSnapshot> snapshot, uint64_t begin, uint64_t end) : snapshot_(std::move(snapshot)), at_(begin), end_(end) { Next(); }
+  void OnWriteDone(bool ok) override {
+    if (ok) {
+      Next();
+    } else {
+      Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the reader went away"));
+    }
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Next() {
+    if (at_ >= end_) {
+      Finish(grpc::Status::OK);
+      return;
+    }
+    RLHF_FAILPOINT("learner/stream_weights");
+    const uint64_t size = std::min(kChunkBytes, end_ - at_);
+    chunk_.set_offset(at_);
+    chunk_.set_data(snapshot_->bytes.data() + at_, size);
+    at_ += size;
+    StartWrite(&chunk_);
+  }
+
+  std::shared_ptr<const WeightSnapshot> snapshot_;
+  uint64_t at_, end_;
+  v1::WeightsChunk chunk_;
+};
+
+class Refusal : public grpc::ServerWriteReactor<v1::WeightsChunk> {
+ public:
+  explicit Refusal(const absl::Status& status) { Finish(ToGrpc(status)); }
+  void OnDone() override { delete this; }
+};
+
+absl::Status NotHeld(const std::string& job_id, const v1::PolicyVersion& version) {
+  return absl::NotFoundError(absl::StrCat("version ", version.step(), " of job ", job_id, " is not held here (any more); ask the coordinator for the newest"));
+}
+
+}  // namespace
+
+absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyVersion& version, const model::Transformer& model) {
+  auto snapshot = std::make_shared<WeightSnapshot>();
+  RLHF_RETURN_IF_ERROR(model::Guard("snapshot of weights", [&]() -> absl::Status {
+    uint64_t total = 0;
+    for (const auto& [name, parameter] : model.named_parameters()) total += parameter.nbytes();
+    snapshot->bytes.resize(total);
+    snapshot->manifest.set_job_id(job_id);
+    *snapshot->manifest.mutable_version() = version;
+    snapshot->manifest.set_total_size(total);
+    uint64_t offset = 0;
+    for (const auto& [name, parameter] : model.named_parameters()) {
+      const torch::Tensor host = parameter.detach().to(torch::kCPU).contiguous();
+      std::memcpy(snapshot->bytes.data() + offset, host.data_ptr(), host.nbytes());
+      v1::TensorEntry& entry = *snapshot->manifest.add_tensors();
+      entry.set_name(name);
+      entry.set_dtype(DtypeName(host.scalar_type()));
+      entry.mutable_shape()->Add(host.sizes().begin(), host.sizes().end());
+      entry.set_offset(offset);
+      entry.set_size(host.nbytes());
+      entry.set_xxh3(artifact::Xxh3Hex(snapshot->bytes.data() + offset, host.nbytes()));
+      offset += host.nbytes();
+    }
+    return absl::OkStatus();
+  }));
+  absl::MutexLock lock(&mu_);
+  snapshots_.push_back(std::move(snapshot));
+  while (snapshots_.size() > kKeep) snapshots_.pop_front();
+  return absl::OkStatus();
+}
+
+void WeightPublisher::Confirm(const std::string& job_id, const v1::PolicyVersion& version) {
+  absl::MutexLock lock(&mu_);
+  for (auto& snapshot : snapshots_) {
+    if (snapshot->manifest.job_id() != job_id || snapshot->manifest.version().step() != version.step() ||
+        snapshot->manifest.version().digest() != version.digest() || snapshot->manifest.version().lineage() == version.lineage()) {
+      continue;
+    }
+    // Immutable: a reader may hold the old one.
+    auto renamed = std::make_shared<WeightSnapshot>(*snapshot);
+    *renamed->manifest.mutable_version() = version;
+    snapshot = std::move(renamed);
+  }
+}
+
+void WeightPublisher::Drop(const std::string& job_id, int64_t step) {
+  absl::MutexLock lock(&mu_);
+  std::erase_if(snapshots_, [&](const auto& s) { return s->manifest.job_id() == job_id && s->manifest.version().step() == step; });
+}
+
+void WeightPublisher::DropJob(const std::string& job_id) {
+  absl::MutexLock lock(&mu_);
+  std::erase_if(snapshots_, [&](const auto& s) { return s->manifest.job_id() == job_id; });
+}
+
+std::shared_ptr<const WeightSnapshot> WeightPublisher::Find(const std::string& job_id, const v1::PolicyVersion& version) const {
+  absl::MutexLock lock(&mu_);
+  for (auto it = snapshots_.rbegin(); it != snapshots_.rend(); ++it) {
+    const v1::PolicyVersion& held = (*it)->manifest.version();
+    if ((*it)->manifest.job_id() != job_id) continue;
+    if (version.step() == -1) return *it;
+    if (held.step() == version.step() && (version.digest().empty() || held.digest() == version.digest())) return *it;
+  }
+  return nullptr;
+}
+
+grpc::ServerUnaryReactor* WeightPublisher::GetManifest(grpc::CallbackServerContext* context, const v1::GetManifestRequest* request,
+                                                       v1::WeightsManifest* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto snapshot = Find(request->job_id(), request->version());
+  if (snapshot == nullptr) {
+    reactor->Finish(ToGrpc(NotHeld(request->job_id(), request->version())));
+    return reactor;
+  }
+  *response = snapshot->manifest;
+  // The commit's reply, which may bring another lineage, can be on its way to us while workers ask already: bytes are identified by the digest.
+  if (!request->version().digest().empty()) response->mutable_version()->set_lineage(request->version().lineage());
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+grpc::ServerWriteReactor<v1::WeightsChunk>* WeightPublisher::StreamWeights(grpc::CallbackServerContext* context, const v1::StreamWeightsRequest* request) {
+  const auto snapshot = Find(request->job_id(), request->version());
+  if (snapshot == nullptr) return new Refusal(NotHeld(request->job_id(), request->version()));
+  const uint64_t total = snapshot->bytes.size();
+  if (request->offset() > total) {
+    return new Refusal(absl::OutOfRangeError(absl::StrCat("offset ", request->offset(), " is beyond the version's ", total, " bytes")));
+  }
+  const uint64_t left = total - request->offset();
+  const uint64_t size = request->limit() == 0 ? left : std::min<uint64_t>(left, request->limit());
+  return new Streamer(snapshot, request->offset(), request->offset() + size);
+}
+
+}  // namespace rlhf::learner

@@ -1,0 +1,46 @@
+// Immutable snapshots of committed weights, served to rollout workers.
+//
+// Thread-safe. A snapshot is staged before its step is committed and dropped when the commit is refused; nobody learns of it in between, because workers ask only
+// for versions that the coordinator names. The newest kKeep snapshots of a job are held.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "model/transformer.h"
+#include "rlhf/v1/weights_service.grpc.pb.h"
+
+namespace rlhf::learner {
+
+struct WeightSnapshot {
+  v1::WeightsManifest manifest;
+  std::vector<uint8_t> bytes;
+};
+
+class WeightPublisher : public v1::WeightsService::CallbackService {
+ public:
+  // Copies the parameters (one copy on the host) and computes every tensor's digest.
+  absl::Status Stage(const std::string& job_id, const v1::PolicyVersion& version, const model::Transformer& model);
+  // The commit answered with this version (its lineage may differ from the staged one); equal step and digest.
+  void Confirm(const std::string& job_id, const v1::PolicyVersion& version);
+  void Drop(const std::string& job_id, int64_t step);
+  void DropJob(const std::string& job_id);
+
+  grpc::ServerUnaryReactor* GetManifest(grpc::CallbackServerContext* context, const v1::GetManifestRequest* request, v1::WeightsManifest* response) override;
+  grpc::ServerWriteReactor<v1::WeightsChunk>* StreamWeights(grpc::CallbackServerContext* context, const v1::StreamWeightsRequest* request) override;
+
+ private:
+  static constexpr size_t kKeep = 3;
+  std::shared_ptr<const WeightSnapshot> Find(const std::string& job_id, const v1::PolicyVersion& version) const;
+
+  mutable absl::Mutex mu_;
+  std::deque<std::shared_ptr<const WeightSnapshot>> snapshots_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace rlhf::learner

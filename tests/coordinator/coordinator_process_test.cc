@@ -1,0 +1,173 @@
+// The real binary: what it prints, how it starts, stops, dies and comes back.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "client/cpp/channel.h"
+#include "rlhf/v1/job_service.grpc.pb.h"
+#include "rlhf/v1/oversight_service.grpc.pb.h"
+#include "tests/coordinator/waiting_job.h"
+#include "tests/testing/scratch_dir.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+using testing::HasSubstr;
+using Stub = v1::JobService::Stub;
+
+class CoordinatorProcessTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const char* bin = std::getenv("RLHF_BIN_DIR");
+    ASSERT_NE(bin, nullptr) << "run by ctest, or set RLHF_BIN_DIR";
+    binary_ = absl::StrCat(bin, "/rlhf-coordinator");
+  }
+  void TearDown() override {
+    if (pid_ > 0) Kill(SIGKILL);
+  }
+
+  pid_t Spawn(const std::vector<std::string>& arguments, const std::string& log) {
+    std::vector<char*> argv = {binary_.data()};
+    for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+    argv.push_back(nullptr);
+    const pid_t pid = fork();
+    if (pid == 0) {
+      const int fd = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
+      dup2(fd, 1);
+      dup2(fd, 2);
+      execv(binary_.c_str(), argv.data());
+      _exit(127);
+    }
+    return pid;
+  }
+  static int ExitCode(pid_t pid) {
+    int status = 0;
+    EXPECT_EQ(waitpid(pid, &status, 0), pid);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  }
+  std::vector<std::string> Flags() const {
+    return {"--data-dir", dir_.File("data"), "--insecure", "--ports-file", dir_.File("ports.json"), "--heartbeat-ms",
+            "200",        "--lease-ms",      "600"};
+  }
+  void Start() {
+    unlink(dir_.File("ports.json").c_str());
+    pid_ = Spawn(Flags(), dir_.File("log"));
+    // The file appears, whole, when everything is served.
+    for (int i = 0; i < 600; ++i) {
+      const auto ports = ReadFile(dir_.File("ports.json"));
+      if (ports.ok()) {
+        const auto json = nlohmann::json::parse(*ports);
+        ASSERT_EQ(json["pid"].get<int>(), pid_);
+        client::ChannelOptions options;
+        options.address = absl::StrCat("127.0.0.1:", json["api"].get<int>());
+        options.tls.insecure = true;
+        auto channel = client::MakeChannel(options);
+        ASSERT_TRUE(channel.ok()) << channel.status();
+        channel_ = *channel;
+        stub_ = v1::JobService::NewStub(channel_);
+        return;
+      }
+      int status = 0;
+      if (waitpid(pid_, &status, WNOHANG) == pid_) {
+        pid_ = -1;
+        FAIL() << "the coordinator ended: " << *ReadFile(dir_.File("log"));
+      }
+      absl::SleepFor(absl::Milliseconds(50));
+    }
+    FAIL() << "not ready after 30 s: " << *ReadFile(dir_.File("log"));
+  }
+  int Kill(int signal) {
+    kill(pid_, signal);
+    return ExitCode(std::exchange(pid_, -1));
+  }
+  absl::StatusOr<v1::Job> Get(const std::string& id) {
+    v1::GetJobRequest request;
+    request.set_job_id(id);
+    v1::Job job;
+    const auto context = client::MakeContext(absl::Seconds(20));
+    RLHF_RETURN_IF_ERROR(FromGrpc(stub_->GetJob(context.get(), request, &job)));
+    return job;
+  }
+
+  ScratchDir dir_;
+  std::string binary_;
+  pid_t pid_ = -1;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<Stub> stub_;
+};
+
+TEST_F(CoordinatorProcessTest, AnswersRightAndStopsCleanly) {
+  Start();
+  EXPECT_EQ(ReasonOf(Get("nothing").status()), v1::UNKNOWN_JOB);
+  EXPECT_EQ(Get("nothing").status().code(), absl::StatusCode::kNotFound);
+  v1::ValidateJobRequest validate;
+  validate.mutable_spec()->set_name("Bad Name");
+  v1::ValidateJobResponse problems;
+  const auto context = client::MakeContext(absl::Seconds(20));
+  ASSERT_TRUE(stub_->ValidateJob(context.get(), validate, &problems).ok());
+  EXPECT_GE(problems.problems_size(), 1);
+
+  // A second one on the same folder: one clear error.
+  std::vector<std::string> flags = Flags();
+  flags[4] = dir_.File("ports2.json");
+  EXPECT_EQ(ExitCode(Spawn(flags, dir_.File("log2"))), 1);
+  EXPECT_THAT(*ReadFile(dir_.File("log2")), HasSubstr("in use by another coordinator"));
+
+  EXPECT_EQ(Kill(SIGTERM), 0);
+}
+
+TEST_F(CoordinatorProcessTest, AKilledCoordinatorKeepsItsJobs) {
+  Start();
+  ASSERT_TRUE(UploadWaitingJobInputs(channel_, dir_.path()).ok());
+  v1::SubmitJobResponse submitted;
+  auto context = client::MakeContext(absl::Seconds(20));
+  const grpc::Status status = stub_->SubmitJob(context.get(), WaitingJob("survivor"), &submitted);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(Kill(SIGKILL), -SIGKILL);
+
+  for (int i = 0; i < 3; ++i) {
+    Start();
+    const auto job = Get("survivor");
+    ASSERT_TRUE(job.ok()) << job.status();
+    EXPECT_EQ(job->id(), submitted.job().id());
+    EXPECT_EQ(job->state(), v1::PENDING);
+    // The same request is the same job, also after a restart.
+    v1::SubmitJobResponse again;
+    context = client::MakeContext(absl::Seconds(20));
+    ASSERT_TRUE(stub_->SubmitJob(context.get(), WaitingJob("survivor"), &again).ok());
+    EXPECT_EQ(again.job().id(), submitted.job().id());
+    EXPECT_EQ(Kill(i == 0 ? SIGTERM : SIGKILL), i == 0 ? 0 : -SIGKILL);
+  }
+  Start();
+  v1::VerifyAuditResponse audit;
+  context = client::MakeContext(absl::Seconds(20));
+  ASSERT_TRUE(v1::OversightService::NewStub(channel_)->VerifyAudit(context.get(), {}, &audit).ok());
+  EXPECT_TRUE(audit.intact()) << audit.problem();
+  EXPECT_GE(audit.records(), 1u);
+}
+
+TEST_F(CoordinatorProcessTest, ChecksItsConfiguration) {
+  std::vector<std::string> flags = Flags();
+  flags.push_back("--check-config");
+  EXPECT_EQ(ExitCode(Spawn(flags, dir_.File("log"))), 0);
+  flags.push_back("--frobnicate");
+  EXPECT_EQ(ExitCode(Spawn(flags, dir_.File("log"))), 2);
+  EXPECT_THAT(*ReadFile(dir_.File("log")), HasSubstr("frobnicate"));
+  EXPECT_EQ(ExitCode(Spawn({"--version"}, dir_.File("log3"))), 0);
+  EXPECT_THAT(*ReadFile(dir_.File("log3")), HasSubstr("0.1.0"));
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator

@@ -1,0 +1,186 @@
+// Jobs over the API listener of a real coordinator, without a fleet: they wait, and can be watched while they do.
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "client/cpp/artifact_cache.h"
+#include "rlhf/v1/feedback_service.grpc.pb.h"
+#include "rlhf/v1/job_service.grpc.pb.h"
+#include "tests/coordinator/coordinator_fixture.h"
+#include "tests/coordinator/waiting_job.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+using testing::HasSubstr;
+using Stub = v1::JobService::Stub;
+
+class JobsEdgeTest : public CoordinatorFixture {
+ protected:
+  void SetUp() override {
+    CoordinatorFixture::SetUp();
+    stub_ = v1::JobService::NewStub(Api("submitter"));
+  }
+  absl::StatusOr<v1::Job> Submit(const std::string& name) {
+    RLHF_RETURN_IF_ERROR(UploadWaitingJobInputs(Api("submitter"), dir_.path()));
+    RLHF_ASSIGN_OR_RETURN(const v1::SubmitJobResponse response, Call(stub_, &Stub::SubmitJob, WaitingJob(name)));
+    return response.job();
+  }
+  absl::StatusOr<v1::Job> Cancel(const std::string& id) {
+    v1::CancelJobRequest request;
+    request.set_job_id(id);
+    request.set_reason("enough");
+    return Call(stub_, &Stub::CancelJob, request);
+  }
+  std::vector<v1::JobEvent> Watch(const std::string& id, int64_t from, grpc::Status* status) {
+    v1::WatchJobRequest request;
+    request.set_job_id(id);
+    request.set_resume_token(from);
+    request.set_include_stages(true);
+    const auto context = client::MakeContext(absl::Seconds(30));
+    const auto reader = stub_->WatchJob(context.get(), request);
+    std::vector<v1::JobEvent> events;
+    v1::JobEvent event;
+    while (reader->Read(&event)) {
+      if (!event.has_bookmark()) events.push_back(event);
+    }
+    *status = reader->Finish();
+    return events;
+  }
+
+  std::unique_ptr<Stub> stub_;
+};
+
+TEST_F(JobsEdgeTest, AnInvalidSpecificationComesBackWithItsProblems) {
+  v1::ValidateJobRequest validate;
+  validate.mutable_spec()->set_name("Bad Name");
+  validate.mutable_spec()->mutable_sft();
+  const auto problems = Call(stub_, &Stub::ValidateJob, validate);
+  ASSERT_TRUE(problems.ok()) << problems.status();
+  EXPECT_GE(problems->problems_size(), 2);
+  v1::SubmitJobRequest submit;
+  submit.set_request_id("r1");
+  *submit.mutable_spec() = validate.spec();
+  const auto refused = Call(stub_, &Stub::SubmitJob, submit);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument) << refused.status();
+  EXPECT_EQ(ReasonOf(refused.status()), v1::INVALID_SPEC);
+}
+
+TEST_F(JobsEdgeTest, AnUnknownJobIsSaidToBeUnknownEverywhere) {
+  v1::GetJobRequest get;
+  get.set_job_id("nothing");
+  EXPECT_EQ(ReasonOf(Call(stub_, &Stub::GetJob, get).status()), v1::UNKNOWN_JOB);
+  EXPECT_EQ(Call(stub_, &Stub::GetJob, get).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(ReasonOf(Cancel("nothing").status()), v1::UNKNOWN_JOB);
+  v1::GetLedgerRequest ledger;
+  ledger.set_job_id("nothing");
+  EXPECT_EQ(ReasonOf(Call(stub_, &Stub::GetLedger, ledger).status()), v1::UNKNOWN_JOB);
+  v1::ListSamplesRequest samples;
+  samples.set_job_id("nothing");
+  EXPECT_EQ(ReasonOf(Call(stub_, &Stub::ListSamples, samples).status()), v1::UNKNOWN_JOB);
+  v1::ExplainJobRequest explain;
+  explain.set_job_id("nothing");
+  EXPECT_EQ(ReasonOf(Call(stub_, &Stub::ExplainJob, explain).status()), v1::UNKNOWN_JOB);
+  grpc::Status status;
+  Watch("nothing", 0, &status);
+  EXPECT_EQ(ReasonOf(FromGrpc(status)), v1::UNKNOWN_JOB);
+  EXPECT_TRUE(absl::IsInvalidArgument(Cancel("").status()));
+}
+
+TEST_F(JobsEdgeTest, AWatchEndsWithItsJobAndResumesWhereItWas) {
+  const auto job = Submit("watched");
+  ASSERT_TRUE(job.ok()) << job.status();
+  // Live: the stream is open before the end.
+  v1::WatchJobRequest request;
+  request.set_job_id(job->id());
+  const auto context = client::MakeContext(absl::Seconds(30));
+  const auto reader = stub_->WatchJob(context.get(), request);
+  reader->WaitForInitialMetadata();
+  const auto cancelled = Cancel("watched");
+  ASSERT_TRUE(cancelled.ok()) << cancelled.status();
+  EXPECT_EQ(cancelled->state(), v1::CANCELLED);
+  std::vector<v1::JobEvent> live;
+  v1::JobEvent event;
+  while (reader->Read(&event)) {
+    if (!event.has_bookmark()) live.push_back(event);
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  ASSERT_GE(live.size(), 1u);
+  EXPECT_EQ(live.back().state().to(), v1::CANCELLED);
+  for (size_t i = 1; i < live.size(); ++i) EXPECT_EQ(live[i].sequence(), live[i - 1].sequence() + 1);
+
+  for (int restart = 0; restart < 2; ++restart) {
+    grpc::Status status;
+    const auto all = Watch("watched", 0, &status);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(all.size(), live.size());
+    const auto rest = Watch(job->id(), live.front().sequence(), &status);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(rest.size(), live.size() - 1);
+    EXPECT_TRUE(Watch(job->id(), live.back().sequence(), &status).empty());
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    Watch(job->id(), 1'000'000, &status);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::OUT_OF_RANGE);
+    EXPECT_EQ(ReasonOf(FromGrpc(status)), v1::RESUME_TOKEN_TOO_OLD);
+    Restart();
+    stub_ = v1::JobService::NewStub(Api("submitter"));
+  }
+}
+
+TEST_F(JobsEdgeTest, WatchersComeAndGo) {
+  const auto job = Submit("watched");
+  ASSERT_TRUE(job.ok()) << job.status();
+  for (int i = 0; i < 20; ++i) {
+    v1::WatchJobRequest request;
+    request.set_job_id(job->id());
+    grpc::ClientContext context;
+    const auto reader = stub_->WatchJob(&context, request);
+    if (i % 2 == 0) reader->WaitForInitialMetadata();
+    context.TryCancel();
+    v1::JobEvent event;
+    while (reader->Read(&event)) {
+    }
+    EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  }
+  EXPECT_TRUE(Cancel("watched").ok());
+}
+
+TEST_F(JobsEdgeTest, TheLedgerOfAJobThatWaitsIsEmptyAndWhole) {
+  const auto job = Submit("waiting");
+  ASSERT_TRUE(job.ok()) << job.status();
+  v1::GetLedgerRequest request;
+  request.set_job_id("waiting");
+  request.set_check(true);
+  const auto ledger = Call(stub_, &Stub::GetLedger, request);
+  ASSERT_TRUE(ledger.ok()) << ledger.status();
+  EXPECT_EQ(ledger->counts().issued(), 0);
+  EXPECT_EQ(ledger->violations_size(), 0);
+  v1::ExplainJobRequest explain;
+  explain.set_job_id("waiting");
+  const auto why = Call(stub_, &Stub::ExplainJob, explain);
+  ASSERT_TRUE(why.ok()) << why.status();
+  EXPECT_FALSE(why->waits_for().empty());
+}
+
+TEST_F(JobsEdgeTest, ARaterIsToldWhichJobsHaveTasks) {
+  const auto job = Submit("waiting");
+  ASSERT_TRUE(job.ok()) << job.status();
+  const auto rater = v1::FeedbackService::NewStub(Api("rater"));
+  v1::NextTasksRequest next;
+  const auto none = Call(rater, &v1::FeedbackService::Stub::NextTasks, next);
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_EQ(none->tasks_size(), 0);
+  EXPECT_FALSE(none->closed());
+  next.set_job_id("waiting");
+  const auto other_kind = Call(rater, &v1::FeedbackService::Stub::NextTasks, next);
+  EXPECT_EQ(other_kind.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(other_kind.status().message()), HasSubstr("collect"));
+  next.set_job_id("nothing");
+  EXPECT_EQ(ReasonOf(Call(rater, &v1::FeedbackService::Stub::NextTasks, next).status()), v1::UNKNOWN_JOB);
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator
