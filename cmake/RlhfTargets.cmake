@@ -20,7 +20,7 @@ if(RLHF_FAILPOINTS)
   target_compile_definitions(rlhf_build_flags INTERFACE RLHF_FAILPOINTS=1)
 endif()
 
-# The shared precompiled headers. -fPIE or -fPIC must agree with every user: all targets are position independent.
+# The shared precompiled headers. Compile options must agree with every user: rlhf_build_flags holds them.
 function(_rlhf_pch NAME HEADER)
   set(_stub "${PROJECT_BINARY_DIR}/pch/${NAME}.cc")
   file(WRITE "${_stub}.in" "// Holds the precompiled header shared by all targets of its kind.\n")

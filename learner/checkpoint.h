@@ -1,0 +1,22 @@
+// A checkpoint directory: state.safetensors (tensors by name) and state.json (numbers and texts by name).
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+#include <torch/torch.h>
+
+#include "absl/status/status.h"
+
+namespace rlhf::learner {
+
+using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
+
+// Writes both files into an existing directory; no fsync (the artifact root does it).
+absl::Status WriteCheckpoint(const std::string& dir, const NamedTensors& tensors, const nlohmann::json& state);
+// Copies into the given live tensors (same names, shapes and dtypes; missing, extra and misshaped ones are named in DataLoss) and fills `state`.
+absl::Status ReadCheckpoint(const std::string& dir, const NamedTensors& tensors, nlohmann::json* state);
+
+}  // namespace rlhf::learner

@@ -1,0 +1,27 @@
+// From scores to per-token rewards, and moments over all ranks.
+#pragma once
+
+#include <vector>
+
+#include <torch/torch.h>
+
+#include "absl/status/statusor.h"
+#include "learner/collective.h"
+
+namespace rlhf::learner {
+
+// Rewards of packed response tokens [N] (float32): −β · (old − reference) at each, plus a sample's score at its last token. counts: tokens of each sample (≥ 1).
+torch::Tensor TokenRewards(const torch::Tensor& old_log_probs, const torch::Tensor& reference_log_probs, const std::vector<int64_t>& counts,
+                           const std::vector<double>& scores, double kl_coefficient);
+
+struct Moments {
+  double mean = 0;
+  double variance = 0;  // with Bessel's correction, as TRL's masked_whiten
+  int64_t count = 0;
+};
+// Over the values of all ranks (empty tensors take part).
+absl::StatusOr<Moments> GlobalMoments(const torch::Tensor& values, Collective* collective);
+// (x − mean) · rsqrt(variance + 1e-8), plus the mean again when shift_mean is false.
+torch::Tensor Whiten(const torch::Tensor& values, const Moments& moments, bool shift_mean = true);
+
+}  // namespace rlhf::learner
