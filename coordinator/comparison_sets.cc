@@ -10,6 +10,7 @@
 #include "artifact/digest.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
+#include "coordinator/comparison_line.h"
 #include "coordinator/names.h"
 
 namespace rlhf::coordinator {
@@ -35,21 +36,6 @@ std::string ProblemOf(const v1::Comparison& comparison) {
 }
 
 }  // namespace
-
-std::string ComparisonLine(const v1::Comparison& comparison) {
-  const bool second = comparison.preference() == v1::SECOND;
-  nlohmann::ordered_json line;
-  line["prompt"] = comparison.prompt().text();
-  line["chosen"] = (second ? comparison.second() : comparison.first()).text();
-  line["rejected"] = (second ? comparison.first() : comparison.second()).text();
-  if (comparison.preference() == v1::TIE) line["tie"] = true;
-  if (comparison.strength() > 0) line["strength"] = comparison.strength();
-  if (!comparison.prompt().category().empty()) line["category"] = comparison.prompt().category();
-  std::map<std::string, std::string> tags(comparison.prompt().tags().begin(), comparison.prompt().tags().end());
-  for (const auto& [key, value] : comparison.tags()) tags[key] = value;
-  if (!tags.empty()) line["tags"] = tags;
-  return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
 
 absl::StatusOr<std::vector<v1::Comparison>> ComparisonSets::Read(const std::string& project, const std::string& set) {
   std::vector<v1::Comparison> found;

@@ -34,7 +34,4 @@ class ComparisonSets {
   Oversight* const oversight_;
 };
 
-// One line of a reward model's data: {"prompt","chosen","rejected","tie"?,"strength"?,"category"?,"tags"?}.
-std::string ComparisonLine(const v1::Comparison& comparison);
-
 }  // namespace rlhf::coordinator

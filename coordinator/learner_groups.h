@@ -14,15 +14,15 @@ struct TrainingPlan {
   std::string job_id;
   int priority = 0;
   int ranks = 1;
-  v1::GroupAssignment assignment;  // spec, resolved, checkpoint, next_step, committed, lineage, stage; epoch, rank and rendezvous are the group's
 };
 
-// The job behind a group. `NewEpoch` is asked whenever a group is formed, so that the assignment starts from what is durable then.
+// The job behind a group.
 class TrainingListener {
  public:
   virtual ~TrainingListener() = default;
-  // A group forms (first time or again): the job rolls back to its checkpoint where no rank holds the committed weights, and says from where to train.
-  virtual v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, bool survivors_hold_committed) = 0;
+  // A group forms (first time or again). `held`: the newest version of this job that a member still holds, or null; where it is not the committed one the job
+  // rolls back to its checkpoint. `rank0_address`: the WeightsService that will hold the version the group starts from. Says from where to train.
+  virtual v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held, const std::string& rank0_address) = 0;
   virtual void OnGroupLost(const std::string& job_id, const std::string& why) = 0;
 };
 

@@ -29,6 +29,10 @@ class MeteredStore final : public StateStore {
                     absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
     return store_->Scan(table, prefix, fn);
   }
+  absl::Status ScanAfter(Table table, absl::string_view prefix, absl::string_view after,
+                         absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
+    return store_->ScanAfter(table, prefix, after, fn);
+  }
   absl::StatusOr<std::string> Get(Table table, absl::string_view key) override { return store_->Get(table, key); }
 
  private:

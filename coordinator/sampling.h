@@ -61,7 +61,8 @@ class Sampling : public FleetListener {
   virtual void SetPaused(const std::string& job_id, bool paused) = 0;    // leases nothing new
   // Cancels every open sample (rows into the batch) and revokes its leases.
   virtual void CancelOpen(const std::string& job_id, WriteBatch* batch) = 0;
-  // Issues prompts × samples_per_prompt for a step: prompt indices first_prompt, first_prompt + 1, …
+  // Issues prompts × samples_per_prompt for a step: prompt indices first_prompt, first_prompt + 1, … In step 0 (jobs without training) the ordinal is the prompt
+  // index, and several calls add to it.
   virtual void IssueStep(const std::string& job_id, int64_t step, int64_t first_prompt, int prompts, WriteBatch* batch) = 0;
   // Newest committed version: leases from now on name it. Unassigned samples of another lineage, or beyond the lag, become stale and are issued anew.
   virtual void SetPolicy(const std::string& job_id, const v1::PolicySource& policy, WriteBatch* batch) = 0;
@@ -90,6 +91,7 @@ class Sampling : public FleetListener {
 };
 
 struct SamplingOptions {
+  absl::Duration lease = absl::Seconds(9);            // a lease that no heartbeat names
   absl::Duration no_progress = absl::Seconds(60);     // a lease without progress
   absl::Duration score_timeout = absl::Seconds(60);
   int score_batch_samples = 64;                       // a ScoreRequest holds at most

@@ -35,6 +35,9 @@ class StateStore {
   absl::Status CommitAndWait(WriteBatch batch);
   // Committed rows only. fn returns false to stop.
   virtual absl::Status Scan(Table table, absl::string_view prefix, absl::FunctionRef<bool(absl::string_view key, absl::string_view value)> fn) = 0;
+  // As Scan, but only rows after a key. The default filters a whole scan.
+  virtual absl::Status ScanAfter(Table table, absl::string_view prefix, absl::string_view after,
+                                 absl::FunctionRef<bool(absl::string_view key, absl::string_view value)> fn);
   // NotFound when absent.
   virtual absl::StatusOr<std::string> Get(Table table, absl::string_view key) = 0;
 };

@@ -1,0 +1,24 @@
+#include "coordinator/comparison_line.h"
+
+#include <map>
+
+#include <nlohmann/json.hpp>
+
+namespace rlhf::coordinator {
+
+std::string ComparisonLine(const v1::Comparison& comparison) {
+  const bool second = comparison.preference() == v1::SECOND;
+  nlohmann::ordered_json line;
+  line["prompt"] = comparison.prompt().text();
+  line["chosen"] = (second ? comparison.second() : comparison.first()).text();
+  line["rejected"] = (second ? comparison.first() : comparison.second()).text();
+  if (comparison.preference() == v1::TIE) line["tie"] = true;
+  if (comparison.strength() > 0) line["strength"] = comparison.strength();
+  if (!comparison.prompt().category().empty()) line["category"] = comparison.prompt().category();
+  std::map<std::string, std::string> tags(comparison.prompt().tags().begin(), comparison.prompt().tags().end());
+  for (const auto& [key, value] : comparison.tags()) tags[key] = value;
+  if (!tags.empty()) line["tags"] = tags;
+  return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+}  // namespace rlhf::coordinator

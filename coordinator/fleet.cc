@@ -1,0 +1,145 @@
+#include "coordinator/fleet.h"
+
+#include <map>
+#include <random>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/log.h"
+#include "common/process.h"
+#include "common/status_util.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+class FleetImpl final : public Fleet {
+ public:
+  FleetImpl(EventLoop* loop, absl::Duration heartbeat_interval, absl::Duration lease)
+      : loop_(loop), heartbeat_interval_(heartbeat_interval), lease_(lease) {}
+
+  void AddListener(FleetListener* listener) override { listeners_.push_back(listener); }
+
+  void Register(const v1::RegisterRequest& request, Done<v1::RegisterResponse> done) override {
+    const int64_t apart = static_cast<int64_t>(request.protocol_version()) - static_cast<int64_t>(kProtocolVersion);
+    if (apart < -1 || apart > 1) {
+      return done(WithReason(absl::FailedPreconditionError(absl::StrCat("protocol version ", request.protocol_version(), " of ", request.instance_id(),
+                                                                        ": this coordinator speaks ", kProtocolVersion, " and one beside it; update the older side")),
+                             v1::VERSION_MISMATCH));
+    }
+    if (request.role() == v1::ROLE_UNSPECIFIED || request.instance_id().empty()) {
+      return done(absl::InvalidArgumentError("register: expected a role and an instance_id"));
+    }
+    // The same instance again: its old process is gone, or must not act any more.
+    for (auto it = sessions_.begin(); it != sessions_.end(); ++it) {
+      if (it->second.identity.instance_id() == request.instance_id() && it->second.identity.role() == request.role()) {
+        Lose(it, "registered again");
+        break;
+      }
+    }
+    Session session;
+    session.session_id = absl::StrFormat("s-%016x", random_());
+    session.identity = request;
+    session.last_heartbeat = loop_->clock().Now();
+    session.cordoned = cordoned_.count(request.instance_id()) > 0;
+    const Session& stored = sessions_.emplace(session.session_id, session).first->second;
+    spdlog::info("{} {} registered from {}", v1::Role_Name(request.role()), request.instance_id(), request.address().empty() ? "-" : request.address());
+    for (FleetListener* listener : listeners_) listener->OnRegistered(stored);
+    v1::RegisterResponse response;
+    response.set_session_id(stored.session_id);
+    response.set_heartbeat_interval_ms(static_cast<int32_t>(absl::ToInt64Milliseconds(heartbeat_interval_)));
+    response.set_lease_ms(static_cast<int32_t>(absl::ToInt64Milliseconds(lease_)));
+    done(std::move(response));
+  }
+
+  void Heartbeat(const v1::HeartbeatRequest& request, Done<v1::HeartbeatResponse> done) override {
+    const auto it = sessions_.find(request.session_id());
+    if (it == sessions_.end()) return done(Unknown(request.session_id()));
+    Session& session = it->second;
+    session.last_heartbeat = loop_->clock().Now();
+    session.last = request;
+    v1::HeartbeatResponse response;
+    response.set_drain(session.draining);
+    for (FleetListener* listener : listeners_) listener->OnHeartbeat(session, request, &response);
+    done(std::move(response));
+  }
+
+  absl::StatusOr<const Session*> Find(const std::string& session_id) const override {
+    const auto it = sessions_.find(session_id);
+    if (it == sessions_.end()) return Unknown(session_id);
+    return &it->second;
+  }
+
+  std::vector<const Session*> Sessions(v1::Role role) const override {
+    std::vector<const Session*> out;
+    for (const auto& [id, session] : sessions_) {
+      if (role == v1::ROLE_UNSPECIFIED || session.identity.role() == role) out.push_back(&session);
+    }
+    return out;
+  }
+
+  absl::Status Drain(const std::string& instance_id) override {
+    bool found = false;
+    for (auto& [id, session] : sessions_) {
+      if (session.identity.instance_id() != instance_id) continue;
+      session.draining = found = true;
+    }
+    return found ? absl::OkStatus() : NoInstance(instance_id);
+  }
+
+  absl::Status Cordon(const std::string& instance_id, bool uncordon) override {
+    bool found = false;
+    for (auto& [id, session] : sessions_) {
+      if (session.identity.instance_id() != instance_id) continue;
+      session.cordoned = !uncordon;
+      found = true;
+    }
+    if (!found) return NoInstance(instance_id);
+    if (uncordon) {
+      cordoned_.erase(instance_id);
+    } else {
+      cordoned_.insert(instance_id);
+    }
+    return absl::OkStatus();
+  }
+
+  void Tick() override {
+    const absl::Duration now = loop_->clock().Now();
+    for (auto it = sessions_.begin(); it != sessions_.end();) {
+      const auto next = std::next(it);
+      if (now - it->second.last_heartbeat > lease_) Lose(it, "sent no heartbeat");
+      it = next;
+    }
+  }
+
+ private:
+  static absl::Status Unknown(const std::string& session_id) {
+    return WithReason(absl::NotFoundError(absl::StrCat("session \"", session_id, "\" is not known (any more): register again")), v1::UNKNOWN_SESSION);
+  }
+  absl::Status NoInstance(const std::string& instance_id) const {
+    return absl::NotFoundError(absl::StrCat("no process \"", instance_id, "\" is registered; `rlhfctl workers list` names those that are"));
+  }
+  void Lose(std::map<std::string, Session>::iterator it, absl::string_view why) {
+    const Session session = std::move(it->second);
+    sessions_.erase(it);
+    spdlog::warn("{} {} is lost: it {}", v1::Role_Name(session.identity.role()), session.identity.instance_id(), std::string(why));
+    for (FleetListener* listener : listeners_) listener->OnLost(session);
+  }
+
+  EventLoop* const loop_;
+  const absl::Duration heartbeat_interval_, lease_;
+  std::random_device device_;
+  std::mt19937_64 random_{(static_cast<uint64_t>(device_()) << 32) | device_()};
+  std::map<std::string, Session> sessions_;
+  std::set<std::string> cordoned_;  // instances, also while they are away
+  std::vector<FleetListener*> listeners_;
+};
+
+}  // namespace
+
+std::unique_ptr<Fleet> MakeFleet(EventLoop* loop, absl::Duration heartbeat_interval, absl::Duration lease) {
+  return std::make_unique<FleetImpl>(loop, heartbeat_interval, lease);
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,74 @@
+#include "coordinator/jobs/driver.h"
+
+#include <numeric>
+#include <utility>
+
+#include <xxhash.h>
+
+#include "artifact/dataset.h"
+#include "common/status_util.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+// SplitMix64: the same order on every machine and library.
+uint64_t NextRandom(uint64_t* state) {
+  uint64_t z = (*state += 0x9e3779b97f4a7c15ULL);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+  return z ^ (z >> 31);
+}
+
+absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>> ReadPrompts(const std::string& path, bool shuffle, uint64_t seed, int limit) {
+  RLHF_ASSIGN_OR_RETURN(const std::vector<artifact::PromptRecord> records, artifact::ReadPromptData(path));
+  std::vector<size_t> order(records.size());
+  std::iota(order.begin(), order.end(), 0);
+  if (shuffle) {
+    uint64_t state = seed;
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[NextRandom(&state) % i]);
+  }
+  if (limit > 0 && order.size() > static_cast<size_t>(limit)) order.resize(limit);
+  auto prompts = std::make_shared<std::vector<v1::Prompt>>();
+  for (const size_t i : order) {
+    v1::Prompt& prompt = prompts->emplace_back();
+    prompt.set_id(records[i].id);
+    prompt.set_text(records[i].prompt);
+    prompt.set_reference(records[i].reference);
+    prompt.set_category(records[i].category);
+    prompt.mutable_tags()->insert(records[i].tags.begin(), records[i].tags.end());
+  }
+  return prompts;
+}
+
+}  // namespace
+
+void LoadPrompts(const JobsDeps& deps, const std::string& digest, bool shuffle, uint64_t seed, int limit,
+                 absl::AnyInvocable<void(absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>>)> then) {
+  const absl::StatusOr<std::string> path = deps.artifacts->Path(digest);
+  if (!path.ok()) {
+    deps.loop->Post([then = std::move(then), status = path.status()]() mutable { then(status); });
+    return;
+  }
+  deps.background->Run([loop = deps.loop, path = *path, shuffle, seed, limit, then = std::move(then)]() mutable {
+    auto prompts = ReadPrompts(path, shuffle, seed, limit);
+    loop->Post([prompts = std::move(prompts), then = std::move(then)]() mutable { then(std::move(prompts)); });
+  });
+}
+
+std::string Resolved(const v1::Job& job, const std::string& reference) {
+  const auto it = job.resolved().find(reference);
+  return it == job.resolved().end() ? std::string() : it->second;
+}
+
+v1::ScorerSpec ResolvedScorer(const v1::Job& job, v1::ScorerSpec scorer) {
+  for (v1::RewardComponent& component : *scorer.mutable_components()) {
+    if (component.has_reward_model()) component.mutable_reward_model()->set_model(Resolved(job, component.reward_model().model()));
+  }
+  return scorer;
+}
+
+uint32_t NoiseStream(const v1::Job& job) { return XXH32(job.stage().data(), job.stage().size(), 0); }
+
+bool IsTerminalState(v1::JobState state) { return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED; }
+
+}  // namespace rlhf::coordinator

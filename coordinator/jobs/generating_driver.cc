@@ -1,0 +1,217 @@
+// sample and evaluate: every prompt is generated and scored once, then the samples become a data artifact.
+#include <fstream>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_util.h"
+#include "coordinator/jobs/driver.h"
+#include "coordinator/jobs/evaluation.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr int kIssuedAtOnce = 65'536;  // samples
+constexpr absl::Duration kProgressEvery = absl::Seconds(1);
+constexpr int kPage = 1000;
+
+// A line of samples.jsonl, which artifact/dataset.h reads.
+std::string SampleLine(const v1::Sample& sample) {
+  nlohmann::ordered_json line;
+  line["id"] = sample.prompt().id();
+  line["index"] = sample.id().index();
+  line["prompt"] = sample.prompt().text();
+  line["response"] = sample.response_text();
+  if (!sample.prompt().reference().empty()) line["reference"] = sample.prompt().reference();
+  if (!sample.prompt().category().empty()) line["category"] = sample.prompt().category();
+  line["finish_reason"] = v1::FinishReason_Name(sample.finish_reason());
+  if (!sample.prompt().tags().empty()) {
+    line["tags"] = std::map<std::string, std::string>(sample.prompt().tags().begin(), sample.prompt().tags().end());
+  }
+  if (sample.has_score()) {
+    line["score"] = sample.score().total();
+    for (const v1::ComponentScore& component : sample.score().components()) line["components"][component.name()] = component.value();
+  }
+  return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+class GeneratingDriver final : public Driver, public SamplingListener {
+ public:
+  GeneratingDriver(JobHost* host, std::string job_id) : host_(host), job_id_(std::move(job_id)) {}
+
+  void Start() override {
+    const v1::Job& row = *job();
+    const v1::JobSpec& spec = row.spec();
+    const std::string prompts = Resolved(row, spec.has_sample() ? spec.sample().prompts() : spec.evaluate().suite());
+    const int limit = spec.has_sample() ? spec.sample().num_prompts() : spec.evaluate().limit();
+    LoadPrompts(deps(), prompts, limit > 0, spec.seed(), limit, [host = host_, job_id = job_id_, this](auto loaded) {
+      const v1::Job* current = host->Find(job_id);
+      if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+      if (!loaded.ok()) return host->Fail(job_id, "BAD_DATA", std::string(loaded.status().message()));
+      Begin(*std::move(loaded));
+    });
+  }
+
+  void Stop(WriteBatch* batch) override {
+    deps().sampling->CancelOpen(job_id_, batch);
+    deps().sampling->RemoveJob(job_id_);
+  }
+  void SetPaused(bool paused, WriteBatch*) override { deps().sampling->SetPaused(job_id_, paused); }
+
+  void Tick() override {
+    v1::Job* row = job();
+    const absl::Duration now = deps().loop->clock().Now();
+    if (!begun_ || now - last_progress_ < kProgressEvery) return;
+    const v1::LedgerCounts counts = deps().sampling->Counts(job_id_);
+    const int64_t finished = counts.scored() + counts.delivered();
+    if (finished == row->step()) return;
+    last_progress_ = now;
+    Report(finished);
+  }
+
+  void OnStepScored(const std::string&, int64_t) override {
+    v1::Job* row = job();
+    if (row->prompt_cursor() < static_cast<int64_t>(prompts_)) {
+      WriteBatch batch;
+      Issue(&batch);
+      return host_->Commit(job_id_, std::move(batch));
+    }
+    Publish();
+  }
+  void OnSampleFailed(const std::string&, const v1::SampleRow& row) override {
+    host_->Fail(job_id_, "SAMPLE_FAILED", absl::StrCat("prompt ", row.id().ordinal(), ", sample ", row.id().index(), ": ", row.reason()));
+  }
+
+  v1::ExplainJobResponse Explain() override {
+    v1::ExplainJobResponse out;
+    const v1::LedgerCounts counts = deps().sampling->Counts(job_id_);
+    out.set_waits_for(absl::StrCat(counts.queued(), " samples queued, ", counts.leased(), " being generated, ", counts.generated(), " waiting for a score"));
+    out.set_what_to_do(counts.generated() > counts.queued() + counts.leased() ? "see that reward servers run: `rlhfctl workers list`"
+                                                                              : "see that rollout workers run: `rlhfctl workers list`");
+    return out;
+  }
+
+ private:
+  v1::Job* job() const { return host_->Find(job_id_); }
+  const JobsDeps& deps() const { return host_->deps(); }
+  bool is_sample() const { return job()->spec().has_sample(); }
+  int per_prompt() const { return is_sample() ? job()->spec().sample().samples_per_prompt() : 1; }
+
+  void Begin(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
+    v1::Job& row = *job();
+    prompts_ = prompts->size();
+    SamplingPlan plan;
+    plan.job_id = job_id_;
+    plan.priority = row.spec().priority();
+    plan.seed = row.spec().seed();
+    plan.stream = NoiseStream(row);
+    plan.prompts = std::move(prompts);
+    plan.samples_per_prompt = per_prompt();
+    plan.sampling = is_sample() ? row.spec().sample().sampling() : row.spec().evaluate().sampling();
+    plan.policy.set_job_id(job_id_);
+    plan.policy.set_artifact(Resolved(row, is_sample() ? row.spec().sample().model() : row.spec().evaluate().model()));
+    plan.scorer = ResolvedScorer(row, is_sample() ? row.spec().sample().scorer() : row.spec().evaluate().graders());
+    plan.score = !plan.scorer.components().empty();
+    if (const absl::Status status = deps().sampling->AddJob(std::move(plan), this); !status.ok()) {
+      return host_->Fail(job_id_, "BAD_DATA", std::string(status.message()));
+    }
+    deps().sampling->SetPaused(job_id_, row.state() == v1::PAUSED);
+    row.set_total_steps(static_cast<int64_t>(prompts_) * per_prompt());
+    begun_ = true;
+    WriteBatch batch;
+    if (row.state() == v1::PENDING) host_->SetState(&row, v1::RUNNING, "", "", &batch);
+    if (row.prompt_cursor() == 0) Issue(&batch);
+    host_->Commit(job_id_, std::move(batch));
+    // Everything may have been scored before a restart.
+    if (row.prompt_cursor() == static_cast<int64_t>(prompts_) && deps().sampling->StepScored(job_id_, 0)) Publish();
+  }
+
+  void Issue(WriteBatch* batch) {
+    v1::Job& row = *job();
+    const int64_t left = static_cast<int64_t>(prompts_) - row.prompt_cursor();
+    const int count = static_cast<int>(std::min<int64_t>(left, std::max(1, kIssuedAtOnce / per_prompt())));
+    deps().sampling->IssueStep(job_id_, 0, row.prompt_cursor(), count, batch);
+    row.set_prompt_cursor(row.prompt_cursor() + count);
+  }
+
+  void Report(int64_t finished) {
+    v1::Job* row = job();
+    row->set_step(finished);
+    const Sampling::Rates rates = deps().sampling->RatesOf(job_id_);
+    v1::MetricPoint point;
+    point.set_step(finished);
+    (*point.mutable_values())["total_steps"] = static_cast<double>(row->total_steps());
+    (*point.mutable_values())["samples_per_second"] = rates.samples_per_second;
+    (*point.mutable_values())["tokens_per_second"] = rates.tokens_per_second;
+    WriteBatch batch;
+    host_->AppendMetrics(row, std::move(point), &batch);
+    host_->Commit(job_id_, std::move(batch));
+  }
+
+  void Publish() {
+    if (std::exchange(publishing_, true)) return;
+    Report(job()->total_steps());
+    auto samples = std::make_shared<std::vector<v1::Sample>>();
+    std::string after;
+    do {
+      std::string next;
+      absl::StatusOr<std::vector<v1::SampleView>> page = deps().sampling->List(job_id_, -1, after, kPage, &next);
+      if (!page.ok()) return host_->Fail(job_id_, "STORE", std::string(page.status().message()));
+      for (v1::SampleView& view : *page) {
+        if (view.row().state() == v1::SCORED) samples->push_back(std::move(*view.mutable_sample()));
+      }
+      after = next;
+    } while (!after.empty());
+    const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
+    if (!staging.ok()) return host_->Fail(job_id_, "STORE", std::string(staging.status().message()));
+    deps().background->Run([host = host_, job_id = job_id_, this, samples, staging = *staging, loop = deps().loop] {
+      std::ofstream out(staging + "/samples.jsonl", std::ios::binary);
+      for (const v1::Sample& sample : *samples) out << SampleLine(sample) << "\n";
+      out.close();
+      const bool good = out.good();
+      loop->Post([host, job_id, this, samples, staging, good] {
+        const v1::Job* current = host->Find(job_id);
+        if (current == nullptr || IsTerminalState(current->state())) return;
+        if (!good) return host->Fail(job_id, "STORE", absl::StrCat("cannot write ", staging, "/samples.jsonl"));
+        Finish(*samples, staging);
+      });
+    });
+  }
+
+  void Finish(const std::vector<v1::Sample>& samples, const std::string& staging) {
+    v1::Job* row = job();
+    if (row->spec().has_evaluate()) {
+      for (const auto& [name, metric] : EvaluationMetrics(row->spec().evaluate().graders(), samples)) (*row->mutable_result()->mutable_metrics())[name] = metric;
+    } else {
+      std::vector<double> lengths, scores;
+      for (const v1::Sample& sample : samples) {
+        lengths.push_back(sample.response_tokens_size());
+        if (sample.has_score()) scores.push_back(sample.score().total());
+      }
+      (*row->mutable_result()->mutable_metrics())["response_length"] = RateWithInterval(lengths);
+      if (!scores.empty()) (*row->mutable_result()->mutable_metrics())["score"] = RateWithInterval(scores);
+    }
+    deps().artifacts->PublishDirectory(staging, "data", row->spec().project(), job_id_, [host = host_, job_id = job_id_, sampling = deps().sampling](auto artifact) {
+      v1::Job* current = host->Find(job_id);
+      if (current == nullptr || IsTerminalState(current->state())) return;
+      if (!artifact.ok()) return host->Fail(job_id, "STORE", std::string(artifact.status().message()));
+      (*current->mutable_result()->mutable_artifacts())["samples"] = artifact->digest();
+      WriteBatch batch;
+      sampling->MarkDelivered(job_id, &batch);
+      host->Succeed(job_id, std::move(batch));
+    });
+  }
+
+  JobHost* const host_;
+  const std::string job_id_;
+  size_t prompts_ = 0;
+  bool begun_ = false, publishing_ = false;
+  absl::Duration last_progress_ = absl::ZeroDuration();
+};
+
+}  // namespace
+
+std::unique_ptr<Driver> MakeGeneratingDriver(JobHost* host, const std::string& job_id) { return std::make_unique<GeneratingDriver>(host, job_id); }
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,261 @@
+#include "coordinator/jobs/job_table.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "artifact/digest.h"
+#include "common/log.h"
+#include "common/status_util.h"
+#include "coordinator/jobs/spec.h"
+#include "coordinator/timestamps.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr absl::Duration kRequestsKept = absl::Hours(24);
+
+absl::Status UnknownJob(const std::string& id) {
+  return WithReason(absl::NotFoundError(absl::StrCat("no job \"", id, "\"; `rlhfctl list` names those there are")), v1::UNKNOWN_JOB);
+}
+
+}  // namespace
+
+std::unique_ptr<Jobs> MakeJobs(const JobsDeps& deps) { return std::make_unique<JobTable>(deps); }
+
+absl::Status JobTable::Recover() {
+  std::vector<v1::Job> rows;
+  RLHF_RETURN_IF_ERROR(deps_.store->Scan(Table::kJobs, "", [&](absl::string_view, absl::string_view value) {
+    rows.emplace_back().ParseFromArray(value.data(), static_cast<int>(value.size()));
+    return true;
+  }));
+  std::sort(rows.begin(), rows.end(), [](const v1::Job& a, const v1::Job& b) {
+    const absl::Time at = FromTimestamp(a.created_at()), bt = FromTimestamp(b.created_at());
+    return at != bt ? at < bt : a.id() < b.id();
+  });
+  for (v1::Job& row : rows) {
+    order_.push_back(row.id());
+    const std::string id = row.id();
+    jobs_[id].job = std::move(row);
+  }
+  WriteBatch expired;
+  const absl::Time now = deps_.loop->clock().WallNow();
+  RLHF_RETURN_IF_ERROR(deps_.store->Scan(Table::kRequests, "", [&](absl::string_view key, absl::string_view value) {
+    v1::RequestRow row;
+    row.ParseFromArray(value.data(), static_cast<int>(value.size()));
+    if (now - FromTimestamp(row.created_at()) > kRequestsKept) expired.Erase(Table::kRequests, std::string(key));
+    return true;
+  }));
+  if (!expired.empty()) deps_.store->Commit(std::move(expired), [](absl::Status) {});
+  // Drivers start on the loop after recovery: stages before pipelines would look for each other.
+  for (const std::string& id : order_) {
+    if (!IsTerminalState(jobs_.at(id).job.state())) deps_.loop->Post([this, id] { StartDriver(id); });
+  }
+  return absl::OkStatus();
+}
+
+JobTable::Entry* JobTable::FindEntry(const std::string& job_id) {
+  const auto it = jobs_.find(job_id);
+  return it == jobs_.end() ? nullptr : &it->second;
+}
+
+v1::Job* JobTable::Find(const std::string& job_id) {
+  Entry* entry = FindEntry(job_id);
+  return entry == nullptr ? nullptr : &entry->job;
+}
+
+std::string JobTable::NewId(const std::string& name) {
+  static std::mt19937_64 random{std::random_device{}()};
+  while (true) {
+    const std::string id = absl::StrFormat("%s-%08x", name, static_cast<uint32_t>(random()));
+    if (jobs_.count(id) == 0) return id;
+  }
+}
+
+v1::Job& JobTable::Insert(v1::JobSpec spec) {
+  const std::string id = NewId(spec.name());
+  order_.push_back(id);
+  v1::Job& job = jobs_[id].job;
+  job.set_id(id);
+  *job.mutable_spec() = std::move(spec);
+  job.set_state(v1::PENDING);
+  job.set_etag("0");
+  *job.mutable_created_at() = ToTimestamp(deps_.loop->clock().WallNow());
+  return job;
+}
+
+void JobTable::PutRow(v1::Job* job, WriteBatch* batch) {
+  int64_t version = 0;
+  (void)absl::SimpleAtoi(job->etag(), &version);
+  job->set_etag(absl::StrCat(version + 1));
+  batch->Put(Table::kJobs, job->id(), job->SerializeAsString());
+}
+
+void JobTable::CommitThen(const std::string& job_id, WriteBatch batch, absl::AnyInvocable<void(absl::Status)> done) {
+  Entry* entry = FindEntry(job_id);
+  std::string parent;
+  if (entry != nullptr) {
+    PutRow(&entry->job, &batch);
+    parent = entry->job.parent_id();
+  }
+  deps_.store->Commit(std::move(batch), [this, job_id, parent, done = std::move(done)](absl::Status status) mutable {
+    if (status.ok()) {
+      deps_.loop->Post([this, job_id, parent] {
+        deps_.events->Published(job_id);
+        if (!parent.empty()) deps_.events->Published(parent);
+      });
+    } else {
+      spdlog::error("job {}: a write was not kept: {}", job_id, std::string(status.message()));
+    }
+    done(status);
+  });
+}
+
+void JobTable::Commit(const std::string& job_id, WriteBatch batch, absl::AnyInvocable<void()> then) {
+  CommitThen(job_id, std::move(batch), [this, then = std::move(then)](absl::Status status) mutable {
+    if (status.ok() && then) deps_.loop->Post(std::move(then));
+  });
+}
+
+void JobTable::SetState(v1::Job* job, v1::JobState to, const std::string& reason, const std::string& code, WriteBatch* batch) {
+  if (job->state() == to && job->reason() == reason) return;
+  v1::JobEvent event;
+  event.mutable_state()->set_from(job->state());
+  event.mutable_state()->set_to(to);
+  event.mutable_state()->set_reason(reason);
+  deps_.events->Append(job->id(), std::move(event), batch);
+  spdlog::info("job {}: {} -> {}{}{}", job->id(), v1::JobState_Name(job->state()), v1::JobState_Name(to), reason.empty() ? "" : ": ", reason);
+  const google::protobuf::Timestamp now = ToTimestamp(deps_.loop->clock().WallNow());
+  if (!job->has_started_at() && (to == v1::RUNNING || to == v1::WAITING)) *job->mutable_started_at() = now;
+  if (IsTerminalState(to)) *job->mutable_finished_at() = now;
+  job->set_state(to);
+  job->set_reason(reason);
+  job->set_reason_code(code);
+}
+
+void JobTable::AppendMetrics(v1::Job* job, v1::MetricPoint point, WriteBatch* batch) {
+  point.set_job_id(job->id());
+  if (!point.has_at()) *point.mutable_at() = ToTimestamp(deps_.loop->clock().WallNow());
+  v1::JobEvent event;
+  *event.mutable_metrics() = std::move(point);
+  deps_.events->Append(job->id(), std::move(event), batch);
+}
+
+void JobTable::AppendMessage(v1::Job* job, const std::string& text, WriteBatch* batch) {
+  v1::JobEvent event;
+  event.set_message(text);
+  deps_.events->Append(job->id(), std::move(event), batch);
+  spdlog::info("job {}: {}", job->id(), text);
+}
+
+void JobTable::EndWith(const std::string& job_id, v1::JobState state, const std::string& reason, const std::string& code, WriteBatch batch,
+                       absl::AnyInvocable<void(absl::Status)> done) {
+  Entry* entry = FindEntry(job_id);
+  if (entry == nullptr || IsTerminalState(entry->job.state())) return done(absl::OkStatus());
+  if (entry->driver != nullptr) {
+    entry->driver->Stop(&batch);
+    // It may be on the stack.
+    deps_.loop->Post([driver = std::shared_ptr<Driver>(std::move(entry->driver))] {});
+  }
+  const v1::LedgerCounts counts = deps_.sampling->Counts(job_id);
+  if (counts.issued() > 0) {
+    v1::JobEvent event;
+    *event.mutable_ledger() = counts;
+    deps_.events->Append(job_id, std::move(event), &batch);
+  }
+  SetState(&entry->job, state, reason, code, &batch);
+  CommitThen(job_id, std::move(batch), [this, job_id, parent = entry->job.parent_id(), done = std::move(done)](absl::Status status) mutable {
+    if (status.ok() && !parent.empty()) {
+      deps_.loop->Post([this, job_id, parent] {
+        Entry* pipeline = FindEntry(parent);
+        Entry* stage = FindEntry(job_id);
+        if (pipeline != nullptr && pipeline->driver != nullptr && stage != nullptr) pipeline->driver->OnStageEnded(stage->job);
+      });
+    }
+    done(status);
+  });
+}
+
+void JobTable::Succeed(const std::string& job_id, WriteBatch batch) { EndWith(job_id, v1::SUCCEEDED, "", "", std::move(batch), [](absl::Status) {}); }
+
+void JobTable::Fail(const std::string& job_id, const std::string& code, const std::string& reason) {
+  WriteBatch batch;
+  CancelTree(job_id, "its pipeline failed", &batch);
+  EndWith(job_id, v1::FAILED, reason, code, std::move(batch), [](absl::Status) {});
+}
+
+std::string JobTable::AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec, std::map<std::string, std::string> resolved, WriteBatch* batch) {
+  v1::Job& job = Insert(std::move(spec));
+  job.set_parent_id(pipeline->id());
+  job.set_stage(stage.name());
+  job.set_submitted_by(pipeline->submitted_by());
+  job.mutable_resolved()->insert(resolved.begin(), resolved.end());
+  pipeline->add_children(job.id());
+  const std::string id = job.id();
+  PutRow(&job, batch);
+  deps_.loop->Post([this, id] { StartDriver(id); });
+  return id;
+}
+
+void JobTable::StartDriver(const std::string& job_id) {
+  Entry* entry = FindEntry(job_id);
+  if (entry == nullptr || entry->driver != nullptr || IsTerminalState(entry->job.state())) return;
+  const v1::JobSpec& spec = entry->job.spec();
+  if (spec.has_pipeline()) entry->driver = MakePipelineDriver(this, job_id);
+  else if (spec.has_ppo()) entry->driver = MakePpoDriver(this, job_id);
+  else if (spec.has_sample() || spec.has_evaluate()) entry->driver = MakeGeneratingDriver(this, job_id);
+  else if (spec.has_collect()) entry->driver = MakeCollectDriver(this, job_id);
+  else entry->driver = MakeTrainingDriver(this, job_id);
+  entry->driver->Start();
+}
+
+template <typename Request, typename Response>
+void JobTable::Route(const Request& request, Done<Response> done, void (Driver::*call)(const Request&, Done<Response>)) {
+  Entry* entry = FindEntry(request.job_id());
+  if (entry == nullptr) return done(UnknownJob(request.job_id()));
+  if (entry->driver == nullptr) {
+    return done(WithReason(absl::AbortedError(absl::StrCat("job ", request.job_id(), " is ", v1::JobState_Name(entry->job.state()))), v1::JOB_NOT_ACTIVE));
+  }
+  (entry->driver.get()->*call)(request, std::move(done));
+}
+
+void JobTable::NextBatch(const v1::NextBatchRequest& request, Done<Driver::Batch> done) { Route(request, std::move(done), &Driver::NextBatch); }
+void JobTable::CommitStep(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) { Route(request, std::move(done), &Driver::CommitStep); }
+void JobTable::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) { Route(request, std::move(done), &Driver::RefuseStep); }
+void JobTable::ReportProgress(const v1::ReportProgressRequest& request, Done<v1::ReportProgressResponse> done) {
+  Route(request, std::move(done), &Driver::ReportProgress);
+}
+void JobTable::ReportCheckpoint(const v1::ReportCheckpointRequest& request, Done<v1::ReportCheckpointResponse> done) {
+  Route(request, std::move(done), &Driver::ReportCheckpoint);
+}
+void JobTable::FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) {
+  Route(request, std::move(done), &Driver::FinishTraining);
+}
+void JobTable::FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) {
+  Route(request, std::move(done), &Driver::FailTraining);
+}
+
+absl::StatusOr<v1::GetCommittedResponse> JobTable::GetCommitted(const std::string& job_id) {
+  const v1::Job* job = Find(job_id);
+  if (job == nullptr) return UnknownJob(job_id);
+  v1::GetCommittedResponse response;
+  *response.mutable_version() = job->version();
+  return response;
+}
+
+void JobTable::Tick() {
+  std::vector<std::string> ids;
+  for (const auto& [id, entry] : jobs_) {
+    if (entry.driver != nullptr) ids.push_back(id);
+  }
+  for (const std::string& id : ids) {
+    Entry* entry = FindEntry(id);
+    if (entry != nullptr && entry->driver != nullptr) entry->driver->Tick();
+  }
+}
+
+}  // namespace rlhf::coordinator

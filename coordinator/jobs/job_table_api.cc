@@ -1,0 +1,296 @@
+// What people and scripts ask of the job table.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "artifact/digest.h"
+#include "common/status_util.h"
+#include "coordinator/jobs/job_table.h"
+#include "coordinator/jobs/spec.h"
+#include "coordinator/ledger.h"
+#include "coordinator/timestamps.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr int kDefaultPage = 100;
+constexpr absl::Duration kRequestsKept = absl::Hours(24);
+
+absl::Status UnknownJob(const std::string& id) {
+  return WithReason(absl::NotFoundError(absl::StrCat("no job \"", id, "\"; `rlhfctl list` names those there are")), v1::UNKNOWN_JOB);
+}
+
+std::string RequestKey(const std::string& subject, const std::string& request_id) { return absl::StrCat(subject, "/SubmitJob/", request_id); }
+
+}  // namespace
+
+std::vector<v1::SpecProblem> JobTable::ResolveReferences(v1::JobSpec* spec, std::map<std::string, std::string>* resolved, absl::Status* first_error) {
+  std::vector<v1::SpecProblem> problems;
+  for (const Reference& reference : ReferencesOf(spec)) {
+    std::string problem;
+    if (absl::StartsWith(*reference.value, "stage:")) {
+      if (!spec->has_pipeline()) problem = "expected a digest or an alias: only a pipeline's stages can name one another";
+    } else if (absl::StartsWith(*reference.value, "file:")) {
+      problem = absl::StrCat("expected a digest or an alias, found \"", *reference.value, "\": `rlhfctl submit` uploads files first");
+    } else {
+      const absl::StatusOr<v1::Artifact> artifact = deps_.artifacts->Resolve(*reference.value, spec->project());
+      if (artifact.ok()) {
+        (*resolved)[*reference.value] = artifact->digest();
+      } else {
+        problem = std::string(artifact.status().message());
+        if (first_error->ok()) *first_error = Annotate(artifact.status(), reference.field);
+      }
+    }
+    if (problem.empty()) continue;
+    v1::SpecProblem& added = problems.emplace_back();
+    added.set_field(reference.field);
+    added.set_problem(problem);
+  }
+  return problems;
+}
+
+v1::ValidateJobResponse JobTable::Validate(const v1::JobSpec& spec) {
+  v1::ValidateJobResponse response;
+  v1::JobSpec completed = spec;
+  std::vector<v1::SpecProblem> problems = CompleteSpec(&completed);
+  std::map<std::string, std::string> resolved;
+  absl::Status unresolved;
+  for (v1::SpecProblem& problem : ResolveReferences(&completed, &resolved, &unresolved)) problems.push_back(std::move(problem));
+  response.mutable_problems()->Assign(problems.begin(), problems.end());
+  if (problems.empty()) *response.mutable_completed() = completed;
+  return response;
+}
+
+void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& request, Done<v1::SubmitJobResponse> done) {
+  if (request.request_id().empty()) return done(absl::InvalidArgumentError("request_id: expected a UUID of the caller's, found nothing"));
+  v1::RequestRow accepted;
+  accepted.set_body_sha256(artifact::Sha256Hex(request.spec().SerializeAsString()));
+  const std::string key = RequestKey(subject, request.request_id());
+  v1::RequestRow before;
+  if (const auto it = requests_.find(key); it != requests_.end()) {
+    before = it->second;
+  } else if (const absl::StatusOr<std::string> stored = deps_.store->Get(Table::kRequests, key); stored.ok()) {
+    before.ParseFromString(*stored);
+  }
+  const absl::Time now = deps_.loop->clock().WallNow();
+  if (!before.body_sha256().empty() && now - FromTimestamp(before.created_at()) < kRequestsKept) {
+    if (before.body_sha256() != accepted.body_sha256()) {
+      return done(WithReason(absl::AlreadyExistsError(absl::StrCat("request_id ", request.request_id(), " was used for another job: use a new one")), v1::REQUEST_ID_REUSED));
+    }
+    const std::string job_id(before.response());
+    // Behind the first call's write in the store's order.
+    return deps_.store->Commit(WriteBatch(), [this, job_id, done = std::move(done)](absl::Status status) mutable {
+      if (!status.ok()) return done(status);
+      deps_.loop->Post([this, job_id, done = std::move(done)]() mutable {
+        const v1::Job* job = Find(job_id);
+        if (job == nullptr) return done(UnknownJob(job_id));
+        v1::SubmitJobResponse response;
+        *response.mutable_job() = *job;
+        done(std::move(response));
+      });
+    });
+  }
+  v1::JobSpec spec = request.spec();
+  std::vector<v1::SpecProblem> problems = CompleteSpec(&spec);
+  std::map<std::string, std::string> resolved;
+  absl::Status unresolved;
+  if (problems.empty()) problems = ResolveReferences(&spec, &resolved, &unresolved);
+  if (!unresolved.ok()) return done(unresolved);
+  if (!problems.empty()) return done(WithReason(absl::InvalidArgumentError(JoinProblems(problems)), v1::INVALID_SPEC));
+
+  v1::Job& job = Insert(std::move(spec));
+  job.mutable_resolved()->insert(resolved.begin(), resolved.end());
+  job.set_submitted_by(subject);
+  job.set_request_id(request.request_id());
+  accepted.set_response(job.id());
+  *accepted.mutable_created_at() = ToTimestamp(now);
+  requests_[key] = accepted;
+  WriteBatch batch;
+  batch.Put(Table::kRequests, key, accepted.SerializeAsString());
+  AppendMessage(&job, absl::StrCat("submitted by ", subject), &batch);
+  deps_.oversight->Audit(subject, "job.submit", job.id(), "done", {{"kind", KindOf(job.spec())}, {"spec_sha256", accepted.body_sha256()}}, &batch);
+  const std::string id = job.id();
+  CommitThen(id, std::move(batch), [this, id, done = std::move(done)](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    deps_.loop->Post([this, id, done = std::move(done)]() mutable {
+      const v1::Job* stored = Find(id);
+      v1::SubmitJobResponse response;
+      if (stored != nullptr) *response.mutable_job() = *stored;
+      done(std::move(response));
+      StartDriver(id);
+    });
+  });
+}
+
+absl::StatusOr<v1::Job> JobTable::Get(const std::string& id_or_name, const std::string& project) {
+  if (const v1::Job* job = Find(id_or_name)) return *job;
+  const std::string wanted = project.empty() ? "default" : project;
+  for (auto it = order_.rbegin(); it != order_.rend(); ++it) {
+    const v1::Job& job = jobs_.at(*it).job;
+    if (job.spec().name() == id_or_name && job.spec().project() == wanted) return job;
+  }
+  return UnknownJob(id_or_name);
+}
+
+absl::StatusOr<v1::ListJobsResponse> JobTable::List(const v1::ListJobsRequest& request) {
+  const size_t size = request.page().page_size() <= 0 ? kDefaultPage : static_cast<size_t>(request.page().page_size());
+  auto it = order_.rbegin();
+  if (!request.page().page_token().empty()) {
+    it = std::find(order_.rbegin(), order_.rend(), request.page().page_token());
+    if (it == order_.rend()) return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
+    ++it;
+  }
+  v1::ListJobsResponse response;
+  for (; it != order_.rend(); ++it) {
+    const v1::Job& job = jobs_.at(*it).job;
+    if (!job.parent_id().empty() && !request.include_stages()) continue;
+    if (!request.project().empty() && job.spec().project() != request.project()) continue;
+    if (!request.kind().empty() && KindOf(job.spec()) != request.kind()) continue;
+    const bool state_wanted = request.states().empty() || std::find(request.states().begin(), request.states().end(), job.state()) != request.states().end();
+    if (!state_wanted) continue;
+    if (static_cast<size_t>(response.jobs_size()) == size) {
+      response.set_next_page_token(response.jobs(response.jobs_size() - 1).id());
+      break;
+    }
+    *response.add_jobs() = job;
+  }
+  return response;
+}
+
+absl::StatusOr<v1::Job*> JobTable::ForChange(const std::string& job_id, const std::string& etag) {
+  v1::Job* job = Find(job_id);
+  if (job == nullptr) return UnknownJob(job_id);
+  if (!etag.empty() && etag != job->etag()) {
+    return WithReason(absl::AbortedError(absl::StrCat("etag: expected ", job->etag(), ", found ", etag, ": the job changed meanwhile; get it again")), v1::ETAG_MISMATCH);
+  }
+  return job;
+}
+
+void JobTable::CancelTree(const std::string& job_id, const std::string& reason, WriteBatch* batch) {
+  const v1::Job* job = Find(job_id);
+  if (job == nullptr) return;
+  for (const std::string& child : job->children()) {
+    CancelTree(child, reason, batch);
+    Entry* entry = FindEntry(child);
+    if (entry == nullptr || IsTerminalState(entry->job.state())) continue;
+    EndWith(child, v1::CANCELLED, reason, "", WriteBatch(), [](absl::Status) {});
+  }
+}
+
+void JobTable::Cancel(const std::string& subject, const v1::CancelJobRequest& request, Done<v1::Job> done) {
+  const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
+  if (!job.ok()) return done(job.status());
+  const std::string id = (*job)->id();
+  if (IsTerminalState((*job)->state())) return done(**job);  // nothing left to cancel
+  const std::string reason = request.reason().empty() ? absl::StrCat("cancelled by ", subject) : absl::StrCat("cancelled by ", subject, ": ", request.reason());
+  WriteBatch batch;
+  deps_.oversight->Audit(subject, "job.cancel", id, "done", {}, &batch);
+  CancelTree(id, reason, &batch);
+  EndWith(id, v1::CANCELLED, reason, "", std::move(batch), [this, id, done = std::move(done)](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    deps_.loop->Post([this, id, done = std::move(done)]() mutable {
+      const v1::Job* ended = Find(id);
+      if (ended == nullptr) return done(UnknownJob(id));
+      done(*ended);
+    });
+  });
+}
+
+void JobTable::SetPausedTree(const std::string& job_id, bool paused, WriteBatch* batch) {
+  Entry* entry = FindEntry(job_id);
+  if (entry == nullptr || IsTerminalState(entry->job.state())) return;
+  for (const std::string& child : entry->job.children()) {
+    SetPausedTree(child, paused, batch);
+    if (Entry* stage = FindEntry(child); stage != nullptr && !IsTerminalState(stage->job.state())) PutRow(&stage->job, batch);
+  }
+  if (paused == (entry->job.state() == v1::PAUSED)) return;
+  // What it goes back to; waiting jobs find out by themselves that they wait.
+  SetState(&entry->job, paused ? v1::PAUSED : entry->job.spec().has_collect() ? v1::WAITING : entry->job.has_started_at() ? v1::RUNNING : v1::PENDING,
+           paused ? "paused" : "", "", batch);
+  if (entry->driver != nullptr) entry->driver->SetPaused(paused, batch);
+}
+
+void JobTable::Pause(const std::string& subject, const v1::PauseJobRequest& request, Done<v1::Job> done) {
+  const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
+  if (!job.ok()) return done(job.status());
+  if (IsTerminalState((*job)->state())) {
+    return done(WithReason(absl::FailedPreconditionError(absl::StrCat("the job is ", v1::JobState_Name((*job)->state()))), v1::JOB_NOT_ACTIVE));
+  }
+  WriteBatch batch;
+  SetPausedTree((*job)->id(), true, &batch);
+  deps_.oversight->Audit(subject, "job.pause", (*job)->id(), "done", {}, &batch);
+  CommitThen((*job)->id(), std::move(batch), [row = **job, done = std::move(done)](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    done(std::move(row));
+  });
+}
+
+void JobTable::Resume(const std::string& subject, const v1::ResumeJobRequest& request, Done<v1::Job> done) {
+  const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
+  if (!job.ok()) return done(job.status());
+  if ((*job)->state() != v1::PAUSED) {
+    return done(WithReason(absl::FailedPreconditionError(absl::StrCat("the job is ", v1::JobState_Name((*job)->state()), ", not PAUSED")), v1::JOB_NOT_ACTIVE));
+  }
+  WriteBatch batch;
+  SetPausedTree((*job)->id(), false, &batch);
+  deps_.oversight->Audit(subject, "job.resume", (*job)->id(), "done", {}, &batch);
+  CommitThen((*job)->id(), std::move(batch), [row = **job, done = std::move(done)](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    done(std::move(row));
+  });
+}
+
+void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& request, Done<v1::DeleteJobResponse> done) {
+  const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
+  if (!job.ok()) return done(job.status());
+  if (!IsTerminalState((*job)->state())) {
+    return done(absl::FailedPreconditionError(absl::StrCat("the job is ", v1::JobState_Name((*job)->state()), ": cancel it first")));
+  }
+  if (!(*job)->parent_id().empty() && Find((*job)->parent_id()) != nullptr) {
+    return done(absl::FailedPreconditionError(absl::StrCat("a stage is deleted with its pipeline, ", (*job)->parent_id())));
+  }
+  std::vector<std::string> ids((*job)->children().begin(), (*job)->children().end());
+  ids.push_back((*job)->id());
+  WriteBatch batch;
+  for (const std::string& id : ids) {
+    for (const Table table : {Table::kSamples, Table::kEvents, Table::kFeedbackTasks, Table::kComparisons}) {
+      const absl::Status status = deps_.store->Scan(table, id + "/", [&](absl::string_view key, absl::string_view) {
+        batch.Erase(table, std::string(key));
+        return true;
+      });
+      if (!status.ok()) return done(status);
+    }
+    batch.Erase(Table::kJobs, id);
+    deps_.sampling->RemoveJob(id);
+    jobs_.erase(id);
+    order_.erase(std::remove(order_.begin(), order_.end(), id), order_.end());
+  }
+  deps_.oversight->Audit(subject, "job.delete", ids.back(), "done", {}, &batch);
+  deps_.store->Commit(std::move(batch), [done = std::move(done)](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    done(v1::DeleteJobResponse());
+  });
+}
+
+absl::StatusOr<v1::ExplainJobResponse> JobTable::Explain(const std::string& job_id) {
+  Entry* entry = FindEntry(job_id);
+  if (entry == nullptr) return UnknownJob(job_id);
+  v1::ExplainJobResponse out;
+  if (IsTerminalState(entry->job.state())) {
+    out.set_waits_for(absl::StrCat("nothing: it is ", v1::JobState_Name(entry->job.state()), entry->job.reason().empty() ? "" : ": ", entry->job.reason()));
+    return out;
+  }
+  if (entry->job.state() == v1::PAUSED) {
+    out.set_waits_for("a person: it is paused");
+    out.set_what_to_do(absl::StrCat("`rlhfctl resume ", job_id, "`"));
+    return out;
+  }
+  if (entry->driver == nullptr) {
+    out.set_waits_for("its start");
+    return out;
+  }
+  return entry->driver->Explain();
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,327 @@
+// PPO: samples are issued ahead of the committed step by the lag bound, a step's batch is exactly what was issued for it, and a committed step is one transaction.
+#include <list>
+#include <map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/failpoint.h"
+#include "common/log.h"
+#include "common/status_util.h"
+#include "coordinator/jobs/training_driver.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr int kRefusalsInARow = 3;
+
+// Digests of committed steps, beyond the job's own row: a replay is compared with them.
+std::string DigestKey(const std::string& job_id, int64_t step) { return KeyOf(absl::StrCat("step_digest/", job_id, "/"), {static_cast<uint64_t>(step)}); }
+
+class PpoDriver final : public TrainingDriver, public SamplingListener {
+ public:
+  using TrainingDriver::TrainingDriver;
+
+  void Start() override {
+    (void)deps().store->Scan(Table::kMeta, absl::StrCat("step_digest/", job_id_, "/"), [&](absl::string_view, absl::string_view digest) {
+      ++newest_digest_;
+      digests_[newest_digest_] = std::string(digest);
+      return true;
+    });
+    replay_through_ = newest_digest_ > job()->version().step() ? newest_digest_ : 0;
+    const v1::Job& row = *job();
+    LoadPrompts(deps(), Resolved(row, row.spec().ppo().prompts()), true, row.spec().seed(), 0, [host = host_, job_id = job_id_, this](auto prompts) {
+      const v1::Job* current = host->Find(job_id);
+      if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+      if (!prompts.ok()) return host->Fail(job_id, "BAD_DATA", std::string(prompts.status().message()));
+      Begin(*std::move(prompts));
+    });
+  }
+
+  void Stop(WriteBatch* batch) override {
+    deps().sampling->CancelOpen(job_id_, batch);
+    deps().sampling->RemoveJob(job_id_);
+    TrainingDriver::Stop(batch);
+    FailWaiters(absl::AbortedError("the job has ended"));
+  }
+
+  void SetPaused(bool paused, WriteBatch*) override {
+    paused_ = paused;
+    UpdateSampling();
+    if (!paused) ServeBatch();
+  }
+
+  void NextBatch(const v1::NextBatchRequest& request, Done<Batch> done) override {
+    const int64_t expected = job()->version().step() + 1;
+    if (request.step() != expected) {
+      return done(WithReason(absl::AbortedError(absl::StrCat("expected step ", expected, ", found ", request.step(), ": join again")), v1::STEP_OUT_OF_ORDER));
+    }
+    waiters_.push_back({request, std::move(done)});
+    ServeBatch();
+  }
+
+  void CommitStep(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) override;
+  void RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) override;
+
+  void FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) override {
+    for (const auto& [name, value] : last_metrics_) (*job()->mutable_result()->mutable_metrics())[name].set_value(value);
+    TrainingDriver::FinishTraining(request, std::move(done));
+  }
+
+  void OnStepScored(const std::string&, int64_t step) override {
+    if (step == job()->version().step() + 1) ServeBatch();
+  }
+  void OnSampleFailed(const std::string&, const v1::SampleRow& row) override {
+    host_->Fail(job_id_, "SAMPLE_FAILED", absl::StrCat("sample ", row.id().step(), "/", row.id().ordinal(), "/", row.id().index(), ": ", row.reason()));
+  }
+
+  v1::ExplainJobResponse Explain() override {
+    if (grouped_ && !waiters_.empty()) {
+      v1::ExplainJobResponse out;
+      const v1::LedgerCounts counts = deps().sampling->Counts(job_id_);
+      out.set_waits_for(absl::StrCat("samples of step ", job()->version().step() + 1, ": ", counts.queued(), " queued, ", counts.leased(), " being generated, ",
+                                     counts.generated(), " waiting for a score"));
+      out.set_what_to_do(counts.queued() > 0 ? "start rollout workers, or wait for those there are" : "see that reward servers run: `rlhfctl workers list`");
+      return out;
+    }
+    return TrainingDriver::Explain();
+  }
+
+ protected:
+  v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held, const std::string& rank0_address) override;
+  void OnGroupLost(const std::string& job_id, const std::string& why) override {
+    FailWaiters(WithReason(absl::AbortedError("the learner group changed: join again"), v1::STALE_EPOCH));
+    if (job() != nullptr) TrainingDriver::OnGroupLost(job_id, why);
+  }
+
+ private:
+  struct Waiter {
+    v1::NextBatchRequest request;
+    Done<Batch> done;
+  };
+
+  const v1::PpoSpec& spec() const { return job()->spec().ppo(); }
+
+  void Begin(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
+    v1::Job& row = *job();
+    SamplingPlan plan;
+    plan.job_id = job_id_;
+    plan.priority = row.spec().priority();
+    plan.seed = row.spec().seed();
+    plan.stream = NoiseStream(row);
+    plan.prompts = std::move(prompts);
+    plan.samples_per_prompt = spec().samples_per_prompt();
+    plan.sampling = spec().sampling();
+    plan.policy = Policy();
+    plan.score = true;
+    plan.scorer = ResolvedScorer(row, spec().scorer());
+    plan.gold = ResolvedScorer(row, spec().gold());
+    // Also with β = 0: the KL is what people watch.
+    plan.reference_policy = Resolved(row, spec().reference());
+    plan.max_policy_lag = spec().max_policy_lag();
+    plan.max_attempts = spec().max_attempts();
+    if (const absl::Status status = deps().sampling->AddJob(std::move(plan), this); !status.ok()) {
+      return host_->Fail(job_id_, "BAD_DATA", std::string(status.message()));
+    }
+    row.set_total_steps(spec().steps());
+    paused_ = row.state() == v1::PAUSED;
+    WriteBatch batch;
+    IssueWindow(&batch);
+    UpdateSampling();
+    host_->Commit(job_id_, std::move(batch));
+    TrainingDriver::Start();
+  }
+
+  v1::PolicySource Policy() const {
+    v1::PolicySource policy;
+    policy.set_job_id(job_id_);
+    policy.set_artifact(Resolved(*job(), spec().policy()));
+    *policy.mutable_version() = job()->version();
+    if (!weights_address_.empty() && job()->version().step() > 0) policy.add_addresses(weights_address_);
+    return policy;
+  }
+
+  // At most S + 1 steps are open.
+  void IssueWindow(WriteBatch* batch) {
+    v1::Job& row = *job();
+    const int64_t through = std::min<int64_t>(row.total_steps(), row.version().step() + 1 + spec().max_policy_lag());
+    while (row.issued_through_step() < through) {
+      const int64_t step = row.issued_through_step() + 1;
+      deps().sampling->IssueStep(job_id_, step, row.prompt_cursor(), spec().prompts_per_step(), batch);
+      row.set_prompt_cursor(row.prompt_cursor() + spec().prompts_per_step());
+      row.set_issued_through_step(step);
+    }
+  }
+
+  // Nothing is leased while the committed version is nowhere to be had, or is behind what was committed before (its samples exist already).
+  void UpdateSampling() {
+    const int64_t step = job()->version().step();
+    const bool replaying = step < replay_through_;
+    const bool unserved = step > 0 && weights_address_.empty();
+    deps().sampling->SetPaused(job_id_, paused_ || replaying || unserved);
+  }
+
+  void FailWaiters(const absl::Status& status) {
+    std::list<Waiter> waiters = std::exchange(waiters_, {});
+    for (Waiter& waiter : waiters) waiter.done(status);
+  }
+
+  void ServeBatch() {
+    const int64_t step = job()->version().step() + 1;
+    if (paused_ || waiters_.empty() || assigning_) return;
+    if (batch_ != nullptr && batch_step_ == step) {
+      for (Waiter& waiter : std::exchange(waiters_, {})) waiter.done(batch_);
+      return;
+    }
+    if (!deps().sampling->StepScored(job_id_, step)) return;
+    WriteBatch writes;
+    absl::StatusOr<std::vector<v1::Sample>> samples = deps().sampling->AssignStep(job_id_, step, &writes);
+    if (!samples.ok() && !absl::IsFailedPrecondition(samples.status())) return host_->Fail(job_id_, "STORE", std::string(samples.status().message()));
+    assigning_ = true;
+    Batch batch = samples.ok() ? std::make_shared<const std::vector<v1::Sample>>(*std::move(samples)) : nullptr;
+    host_->Commit(job_id_, std::move(writes), [host = host_, job_id = job_id_, this, step, batch] {
+      const v1::Job* current = host->Find(job_id);
+      if (current == nullptr || IsTerminalState(current->state())) return;
+      assigning_ = false;
+      if (batch == nullptr) return;  // stale samples were replaced; their replacements will come
+      batch_ = batch;
+      batch_step_ = step;
+      ServeBatch();
+    });
+  }
+
+  bool paused_ = false, assigning_ = false;
+  std::string weights_address_;
+  int64_t newest_digest_ = 0;              // steps that were ever committed
+  std::map<int64_t, std::string> digests_;  // by step
+  int64_t replay_through_ = 0;
+  int refusals_ = 0;
+  std::list<Waiter> waiters_;
+  Batch batch_;
+  int64_t batch_step_ = 0;
+  std::map<std::string, double> last_metrics_;
+};
+
+v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held, const std::string& rank0_address) {
+  v1::Job* row = job();
+  row->set_group_epoch(epoch);
+  WriteBatch batch;
+  if (row->state() == v1::PENDING) host_->SetState(row, v1::RUNNING, "", "", &batch);
+  const int64_t committed = row->version().step();
+  const bool holds = held != nullptr && held->step() == committed && held->digest() == row->version().digest();
+  if (!holds && committed > row->checkpoint_step()) {
+    replay_through_ = std::max(replay_through_, committed);
+    deps().sampling->Rollback(job_id_, row->checkpoint_step(), &batch);
+    row->mutable_version()->set_step(row->checkpoint_step());
+    row->mutable_version()->set_digest(row->checkpoint_step() == 0 ? "" : digests_[row->checkpoint_step()]);
+    row->set_step(row->checkpoint_step());
+    host_->AppendMessage(row, absl::StrCat("nobody holds the weights of step ", committed, " any more: steps ", row->checkpoint_step() + 1, " to ", committed,
+                                           " are trained again, from the same batches"),
+                         &batch);
+  }
+  batch_ = nullptr;
+  weights_address_ = rank0_address;
+  deps().sampling->SetPolicy(job_id_, Policy(), &batch);
+  UpdateSampling();
+  v1::GroupAssignment assignment = Assignment(epoch);
+  if (row->version().step() == row->checkpoint_step()) assignment.set_checkpoint(row->checkpoint());
+  assignment.set_next_step(row->version().step() + 1);
+  grouped_ = true;
+  host_->Commit(job_id_, std::move(batch));
+  return assignment;
+}
+
+void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) {
+  v1::Job* row = job();
+  v1::CommitStepResponse response;
+  if (request.step() == row->version().step() && request.weights_digest() == row->version().digest()) {
+    // A repeated call: answered alike, once everything before is durable.
+    *response.mutable_version() = row->version();
+    return host_->CommitThen(job_id_, WriteBatch(), [done = std::move(done), response](absl::Status status) mutable {
+      if (!status.ok()) return done(status);
+      done(response);
+    });
+  }
+  if (deps().oversight->halted()) {
+    return done(WithReason(absl::UnavailableError("an overseer halted all training; the step commits when the service is resumed"), v1::SERVICE_HALTED));
+  }
+  if (request.step() != row->version().step() + 1) {
+    return done(WithReason(absl::AbortedError(absl::StrCat("expected a commit of step ", row->version().step() + 1, ", found ", request.step(), ": join again")),
+                           v1::STEP_OUT_OF_ORDER));
+  }
+  RLHF_FAILPOINT("coordinator/before_commit_step");
+  const int64_t step = request.step();
+  WriteBatch batch;
+  deps().sampling->MarkTrained(job_id_, step, &batch);
+  if (const auto known = digests_.find(step); known != digests_.end() && known->second != request.weights_digest() && step <= replay_through_) {
+    // Other bytes than the run this one replaces: what came after it is another history now.
+    row->mutable_version()->set_lineage(row->version().lineage() + 1);
+    digests_.erase(std::next(known), digests_.end());
+    for (int64_t later = step + 1; later <= newest_digest_; ++later) batch.Erase(Table::kMeta, DigestKey(job_id_, later));
+    newest_digest_ = step;
+    replay_through_ = step;
+    host_->AppendMessage(row, absl::StrCat("the replay of step ", step, " ended with other weights than before: lineage ", row->version().lineage()), &batch);
+  }
+  row->mutable_version()->set_step(step);
+  row->mutable_version()->set_digest(request.weights_digest());
+  row->set_step(step);
+  digests_[step] = request.weights_digest();
+  newest_digest_ = std::max(newest_digest_, step);
+  batch.Put(Table::kMeta, DigestKey(job_id_, step), request.weights_digest());
+  refusals_ = 0;
+  batch_ = nullptr;
+  if (request.stop()) {
+    row->set_total_steps(step);
+    deps().sampling->CancelOpen(job_id_, &batch);
+    host_->AppendMessage(row, absl::StrCat("stopped early at step ", step, ": ", request.stop_reason()), &batch);
+  }
+  v1::MetricPoint point = request.metrics();
+  point.set_step(step);
+  const Sampling::Rates rates = deps().sampling->RatesOf(job_id_);
+  (*point.mutable_values())["samples_per_second"] = rates.samples_per_second;
+  (*point.mutable_values())["tokens_per_second"] = rates.tokens_per_second;
+  (*point.mutable_values())["total_steps"] = static_cast<double>(row->total_steps());
+  last_metrics_.clear();
+  for (const auto& [name, value] : request.metrics().values()) {
+    if (name.rfind("seconds/", 0) != 0) last_metrics_[name] = value;
+  }
+  host_->AppendMetrics(row, std::move(point), &batch);
+  weights_address_ = request.weights_address();
+  if (step >= replay_through_) deps().sampling->SetPolicy(job_id_, Policy(), &batch);
+  IssueWindow(&batch);
+  *response.mutable_version() = row->version();
+  host_->CommitThen(job_id_, std::move(batch), [host = host_, job_id = job_id_, this, loop = deps().loop, done = std::move(done), response](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    RLHF_FAILPOINT("coordinator/after_commit_step");
+    done(response);
+    loop->Post([host, job_id, this] {
+      const v1::Job* current = host->Find(job_id);
+      if (current != nullptr && !IsTerminalState(current->state())) UpdateSampling();
+    });
+  });
+}
+
+void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) {
+  v1::Job* row = job();
+  if (request.step() != row->version().step() + 1) {
+    return done(WithReason(absl::AbortedError(absl::StrCat("expected step ", row->version().step() + 1, ", found ", request.step(), ": join again")), v1::STEP_OUT_OF_ORDER));
+  }
+  if (++refusals_ >= kRefusalsInARow) {
+    host_->Fail(job_id_, "NONFINITE", absl::StrCat("step ", request.step(), " was refused ", refusals_, " times in a row, at last: ", request.reason()));
+    return done(v1::RefuseStepResponse());
+  }
+  WriteBatch batch;
+  deps().sampling->RefuseStep(job_id_, request.step(), absl::StrCat("nonfinite: ", request.reason()), row->prompt_cursor(), &batch);
+  row->set_prompt_cursor(row->prompt_cursor() + spec().prompts_per_step());
+  host_->AppendMessage(row, absl::StrCat("step ", request.step(), " was refused (", request.reason(), "); it gets a new batch"), &batch);
+  batch_ = nullptr;
+  host_->CommitThen(job_id_, std::move(batch), [done = std::move(done)](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    done(v1::RefuseStepResponse());
+  });
+}
+
+}  // namespace
+
+std::unique_ptr<Driver> MakePpoDriver(JobHost* host, const std::string& job_id) { return std::make_unique<PpoDriver>(host, job_id); }
+
+}  // namespace rlhf::coordinator

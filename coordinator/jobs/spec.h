@@ -1,0 +1,32 @@
+// A job's specification: defaults (those stated in job.proto), validation, and the references in it. Pure functions.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "rlhf/v1/job_service.pb.h"
+
+namespace rlhf::coordinator {
+
+// Fills in every default and returns what is wrong, each with its field's path, what was expected and what was found.
+std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec);
+
+// A model or data reference inside a specification.
+struct Reference {
+  std::string field;     // "ppo.policy"
+  std::string* value;    // into the specification
+  bool model = false;    // else data
+};
+// All that are not empty. A pipeline's are those of its stages ("pipeline.stages[2].sft.data").
+std::vector<Reference> ReferencesOf(v1::JobSpec* spec);
+
+// "sft", "ppo", …; empty when none is set.
+std::string KindOf(const v1::JobSpec& spec);
+// A stage as a job of its own. References to other stages are as written.
+v1::JobSpec SpecOfStage(const v1::JobSpec& pipeline, const v1::StageSpec& stage);
+// The artifact a finished job of this kind is referred to by: "model", "samples" or "comparisons".
+std::string MainArtifact(const v1::JobSpec& spec);
+
+std::string JoinProblems(const std::vector<v1::SpecProblem>& problems);
+
+}  // namespace rlhf::coordinator

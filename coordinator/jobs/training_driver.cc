@@ -1,0 +1,130 @@
+#include "coordinator/jobs/training_driver.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_util.h"
+
+namespace rlhf::coordinator {
+
+std::unique_ptr<Driver> MakeTrainingDriver(JobHost* host, const std::string& job_id) { return std::make_unique<TrainingDriver>(host, job_id); }
+
+void TrainingDriver::Start() {
+  const v1::Job& row = *job();
+  waiting_since_ = deps().loop->clock().Now();
+  TrainingPlan plan;
+  plan.job_id = job_id_;
+  plan.priority = row.spec().priority();
+  plan.ranks = row.spec().learners().ranks();
+  deps().groups->AddJob(plan, row.group_epoch(), this);
+}
+
+void TrainingDriver::Stop(WriteBatch* batch) { deps().groups->RemoveJob(job_id_); }
+
+v1::GroupAssignment TrainingDriver::Assignment(uint64_t epoch) const {
+  const v1::Job& row = *job();
+  v1::GroupAssignment assignment;
+  *assignment.mutable_spec() = row.spec();
+  *assignment.mutable_resolved() = row.resolved();
+  assignment.set_stage(row.stage());
+  assignment.set_epoch(epoch);
+  assignment.set_lineage(row.version().lineage());
+  *assignment.mutable_committed() = row.version();
+  return assignment;
+}
+
+v1::GroupAssignment TrainingDriver::OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
+                                                   const std::string& rank0_address) {
+  v1::Job* row = job();
+  row->set_group_epoch(epoch);
+  WriteBatch batch;
+  if (row->state() == v1::PENDING) host_->SetState(row, v1::RUNNING, "", "", &batch);
+  // Between checkpoints nothing of such a job is durable: it is trained again from the newest one, to the same bytes.
+  if (row->checkpoint_step() < row->step()) host_->AppendMessage(row, absl::StrCat("training goes on from step ", row->checkpoint_step()), &batch);
+  v1::GroupAssignment assignment = Assignment(epoch);
+  assignment.set_checkpoint(row->checkpoint());
+  assignment.set_next_step(row->checkpoint_step() + 1);
+  assignment.mutable_committed()->set_step(row->checkpoint_step());
+  grouped_ = true;
+  host_->Commit(job_id_, std::move(batch));
+  return assignment;
+}
+
+void TrainingDriver::OnGroupLost(const std::string& job_id, const std::string& why) {
+  v1::Job* row = job();
+  if (row == nullptr) return;
+  grouped_ = false;
+  waiting_since_ = deps().loop->clock().Now();
+  WriteBatch batch;
+  host_->AppendMessage(row, absl::StrCat("the learner group broke: ", why, "; forming it again"), &batch);
+  host_->Commit(job_id_, std::move(batch));
+}
+
+void TrainingDriver::ReportProgress(const v1::ReportProgressRequest& request, Done<v1::ReportProgressResponse> done) {
+  v1::Job* row = job();
+  WriteBatch batch;
+  for (v1::MetricPoint point : request.points()) {
+    if (point.step() <= row->step()) continue;  // of a replay: known
+    row->set_step(point.step());
+    (*point.mutable_values())["total_steps"] = static_cast<double>(request.total_steps());
+    host_->AppendMetrics(row, std::move(point), &batch);
+  }
+  row->set_total_steps(request.total_steps());
+  host_->CommitThen(job_id_, std::move(batch), [done = std::move(done)](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    done(v1::ReportProgressResponse());
+  });
+}
+
+void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request, Done<v1::ReportCheckpointResponse> done) {
+  v1::Job* row = job();
+  const absl::StatusOr<v1::Artifact> artifact = deps().artifacts->Resolve(request.digest(), row->spec().project());
+  if (!artifact.ok()) return done(artifact.status());
+  WriteBatch batch;
+  if (request.step() > row->checkpoint_step()) {
+    row->set_checkpoint(request.digest());
+    row->set_checkpoint_step(request.step());
+  }
+  host_->CommitThen(job_id_, std::move(batch), [done = std::move(done)](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    done(v1::ReportCheckpointResponse());
+  });
+}
+
+void TrainingDriver::FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) {
+  v1::Job* row = job();
+  for (const auto& [name, digest] : request.artifacts()) {
+    const absl::StatusOr<v1::Artifact> artifact = deps().artifacts->Resolve(digest, row->spec().project());
+    if (!artifact.ok()) return done(Annotate(artifact.status(), absl::StrCat("artifact \"", name, "\"")));
+  }
+  row->mutable_result()->mutable_artifacts()->insert(request.artifacts().begin(), request.artifacts().end());
+  for (const auto& [name, metric] : request.metrics()) (*row->mutable_result()->mutable_metrics())[name] = metric;
+  WriteBatch batch;
+  // The answer first: success removes the group, and with it the right to be answered.
+  host_->CommitThen(job_id_, std::move(batch), [host = host_, job_id = job_id_, loop = deps().loop, done = std::move(done)](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    done(v1::FinishTrainingResponse());
+    loop->Post([host, job_id] { host->Succeed(job_id, WriteBatch()); });
+  });
+}
+
+void TrainingDriver::FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) {
+  host_->Fail(job_id_, request.reason_code(), request.reason());
+  done(v1::FailTrainingResponse());
+}
+
+v1::ExplainJobResponse TrainingDriver::Explain() {
+  v1::ExplainJobResponse out;
+  const v1::Job& row = *job();
+  if (!grouped_) {
+    out.set_waits_for(absl::StrCat(row.spec().learners().ranks(), " free learners; there are ", deps().groups->free_learners()));
+    out.set_since_seconds(absl::ToInt64Seconds(deps().loop->clock().Now() - waiting_since_));
+    out.set_what_to_do("start more learners, or lower learners.ranks");
+  } else {
+    out.set_waits_for(absl::StrCat("training: step ", row.step(), " of ", row.total_steps(), " at group epoch ", row.group_epoch()));
+    out.set_what_to_do("nothing; `rlhfctl watch` shows its progress");
+  }
+  return out;
+}
+
+}  // namespace rlhf::coordinator

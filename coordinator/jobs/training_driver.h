@@ -1,0 +1,36 @@
+// A job that trains without a ledger (sft, reward_model): a learner group from first to last step. PpoDriver builds on it.
+#pragma once
+
+#include <string>
+
+#include "coordinator/jobs/driver.h"
+
+namespace rlhf::coordinator {
+
+class TrainingDriver : public Driver, protected TrainingListener {
+ public:
+  TrainingDriver(JobHost* host, std::string job_id) : host_(host), job_id_(std::move(job_id)) {}
+
+  void Start() override;
+  void Stop(WriteBatch* batch) override;
+  v1::ExplainJobResponse Explain() override;
+  void ReportProgress(const v1::ReportProgressRequest& request, Done<v1::ReportProgressResponse> done) override;
+  void ReportCheckpoint(const v1::ReportCheckpointRequest& request, Done<v1::ReportCheckpointResponse> done) override;
+  void FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) override;
+  void FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) override;
+
+ protected:
+  v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held, const std::string& rank0_address) override;
+  void OnGroupLost(const std::string& job_id, const std::string& why) override;
+  // What every assignment of this job has, from the job's row.
+  v1::GroupAssignment Assignment(uint64_t epoch) const;
+  v1::Job* job() const { return host_->Find(job_id_); }
+  const JobsDeps& deps() const { return host_->deps(); }
+
+  JobHost* const host_;
+  const std::string job_id_;
+  bool grouped_ = false;
+  absl::Duration waiting_since_ = absl::ZeroDuration();
+};
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,213 @@
+#include "coordinator/learner_groups.h"
+
+#include <algorithm>
+#include <list>
+#include <map>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/status_util.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr absl::Duration kFormingTimeout = absl::Seconds(30);
+
+struct Group {
+  TrainingPlan plan;
+  TrainingListener* listener;
+  uint64_t epoch = 0;
+  std::vector<std::string> members;  // sessions by rank; empty: no group now
+  std::set<std::string> answered;    // members that have their assignment
+  std::string rendezvous;
+  absl::Duration formed_at;
+  v1::GroupAssignment assignment;    // of this epoch, without rank
+
+  bool complete() const { return answered.size() == members.size(); }
+};
+
+class LearnerGroupsImpl final : public LearnerGroups {
+ public:
+  LearnerGroupsImpl(EventLoop* loop, Fleet* fleet) : loop_(loop), fleet_(fleet) { fleet_->AddListener(this); }
+
+  void AddJob(TrainingPlan plan, uint64_t last_epoch, TrainingListener* listener) override {
+    Group group;
+    const std::string job_id = plan.job_id;
+    group.plan = std::move(plan);
+    group.listener = listener;
+    group.epoch = last_epoch;
+    groups_[job_id] = std::move(group);
+    loop_->Post([this] { Form(); });
+  }
+
+  void RemoveJob(const std::string& job_id) override {
+    groups_.erase(job_id);
+    loop_->Post([this] { Form(); });
+  }
+
+  void JoinGroup(const v1::JoinGroupRequest& request, Done<v1::JoinGroupResponse> done) override {
+    const absl::StatusOr<const Session*> session = fleet_->Find(request.session_id());
+    if (!session.ok()) return done(session.status());
+    // A member that has its assignment and joins again has left the group.
+    for (auto& [id, group] : groups_) {
+      if (group.answered.count(request.session_id()) > 0) Dissolve(group, absl::StrCat((*session)->identity.instance_id(), " left the group"));
+    }
+    std::erase_if(waiters_, [&](Waiter& waiter) {
+      if (waiter.request.session_id() != request.session_id()) return false;
+      waiter.done(v1::JoinGroupResponse());
+      return true;
+    });
+    waiters_.push_back({request, std::move(done), loop_->clock().Now() + absl::Milliseconds(request.wait_ms())});
+    Form();
+    Answer();
+  }
+
+  void PublishRendezvous(const v1::PublishRendezvousRequest& request, Done<v1::PublishRendezvousResponse> done) override {
+    absl::Status status = Fence(request.job_id(), request.epoch(), request.session_id());
+    if (!status.ok()) return done(status);
+    Group& group = groups_.at(request.job_id());
+    if (group.members.front() != request.session_id()) return done(absl::FailedPreconditionError("only rank 0 hosts the rendezvous"));
+    group.rendezvous = request.address();
+    done(v1::PublishRendezvousResponse());
+    Answer();
+  }
+
+  absl::Status Fence(const std::string& job_id, uint64_t epoch, const std::string& session_id) const override {
+    const auto it = groups_.find(job_id);
+    const bool member = it != groups_.end() && it->second.epoch == epoch &&
+                        std::find(it->second.members.begin(), it->second.members.end(), session_id) != it->second.members.end();
+    if (member) return absl::OkStatus();
+    return WithReason(absl::AbortedError(absl::StrCat("this process is not a member of job ", job_id, "'s group at epoch ", epoch, " (any more): join again")),
+                      v1::STALE_EPOCH);
+  }
+
+  int free_learners() const override {
+    int free = 0;
+    for (const Session* session : fleet_->Sessions(v1::ROLE_LEARNER)) free += !session->draining && !session->cordoned && !IsMember(session->session_id) ? 1 : 0;
+    return free;
+  }
+
+  void Tick() override {
+    const absl::Duration now = loop_->clock().Now();
+    for (auto& [id, group] : groups_) {
+      if (!group.members.empty() && !group.complete() && now - group.formed_at > kFormingTimeout) Dissolve(group, "the group did not form in time");
+    }
+    Form();
+    Answer();
+    for (auto it = waiters_.begin(); it != waiters_.end();) {
+      const absl::StatusOr<const Session*> session = fleet_->Find(it->request.session_id());
+      if (session.ok() && now < it->deadline) {
+        ++it;
+        continue;
+      }
+      Done<v1::JoinGroupResponse> done = std::move(it->done);
+      it = waiters_.erase(it);
+      if (session.ok()) {
+        done(v1::JoinGroupResponse());
+      } else {
+        done(session.status());
+      }
+    }
+  }
+
+  void OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request, v1::HeartbeatResponse* response) override {
+    if (session.identity.role() != v1::ROLE_LEARNER || request.group_job_id().empty()) return;
+    if (!Fence(request.group_job_id(), request.group_epoch(), session.session_id).ok()) response->set_group_changed(true);
+  }
+
+  void OnLost(const Session& session) override {
+    for (auto& [id, group] : groups_) {
+      if (std::find(group.members.begin(), group.members.end(), session.session_id) != group.members.end()) {
+        Dissolve(group, absl::StrCat("learner ", session.identity.instance_id(), " was lost"));
+      }
+    }
+  }
+
+ private:
+  struct Waiter {
+    v1::JoinGroupRequest request;
+    Done<v1::JoinGroupResponse> done;
+    absl::Duration deadline;
+  };
+
+  bool IsMember(const std::string& session_id) const {
+    for (const auto& [id, group] : groups_) {
+      if (std::find(group.members.begin(), group.members.end(), session_id) != group.members.end()) return true;
+    }
+    return false;
+  }
+
+  void Dissolve(Group& group, const std::string& why) {
+    if (group.members.empty()) return;
+    spdlog::warn("job {}: group of epoch {} is over: {}", group.plan.job_id, group.epoch, why);
+    group.members.clear();
+    group.answered.clear();
+    group.rendezvous.clear();
+    loop_->Post([this, job_id = group.plan.job_id, why] {
+      if (const auto it = groups_.find(job_id); it != groups_.end()) it->second.listener->OnGroupLost(job_id, why);
+    });
+  }
+
+  // All ranks at once or none: jobs by priority, then age.
+  void Form() {
+    std::vector<Group*> waiting;
+    for (auto& [id, group] : groups_) {
+      if (group.members.empty()) waiting.push_back(&group);
+    }
+    std::stable_sort(waiting.begin(), waiting.end(), [](const Group* a, const Group* b) { return a->plan.priority > b->plan.priority; });
+    for (Group* group : waiting) {
+      std::vector<const Waiter*> candidates;
+      for (const Waiter& waiter : waiters_) {
+        const absl::StatusOr<const Session*> session = fleet_->Find(waiter.request.session_id());
+        if (session.ok() && !(*session)->draining && !(*session)->cordoned && !IsMember(waiter.request.session_id())) candidates.push_back(&waiter);
+      }
+      if (static_cast<int>(candidates.size()) < group->plan.ranks) return;  // a smaller job behind it must not starve it
+      // Those that still hold this job's weights come first and seed the others.
+      const auto held_step = [&](const Waiter* waiter) { return waiter->request.held_job_id() == group->plan.job_id ? waiter->request.held().step() : int64_t{-1}; };
+      std::stable_sort(candidates.begin(), candidates.end(), [&](const Waiter* a, const Waiter* b) { return held_step(a) > held_step(b); });
+      candidates.resize(group->plan.ranks);
+      const v1::PolicyVersion& held = candidates.front()->request.held();
+      const bool holds = held_step(candidates.front()) > 0;
+      ++group->epoch;
+      group->formed_at = loop_->clock().Now();
+      for (const Waiter* waiter : candidates) group->members.push_back(waiter->request.session_id());
+      group->assignment = group->listener->OnGroupForming(group->plan.job_id, group->epoch, holds ? &held : nullptr, (*fleet_->Find(group->members.front()))->identity.address());
+      group->assignment.set_job_id(group->plan.job_id);
+      group->assignment.set_epoch(group->epoch);
+      group->assignment.set_world_size(group->plan.ranks);
+    }
+  }
+
+  // Rank 0 is answered at once, the others when its rendezvous is known.
+  void Answer() {
+    for (auto& [id, group] : groups_) {
+      for (size_t rank = 0; rank < group.members.size(); ++rank) {
+        if (group.answered.count(group.members[rank]) > 0 || (rank > 0 && group.rendezvous.empty())) continue;
+        const auto waiter = std::find_if(waiters_.begin(), waiters_.end(), [&](const Waiter& w) { return w.request.session_id() == group.members[rank]; });
+        if (waiter == waiters_.end()) continue;
+        v1::JoinGroupResponse response;
+        *response.mutable_assignment() = group.assignment;
+        response.mutable_assignment()->set_rank(static_cast<int>(rank));
+        if (rank > 0) response.mutable_assignment()->set_rendezvous(group.rendezvous);
+        group.answered.insert(group.members[rank]);
+        Done<v1::JoinGroupResponse> done = std::move(waiter->done);
+        waiters_.erase(waiter);
+        done(std::move(response));
+      }
+    }
+  }
+
+  EventLoop* const loop_;
+  Fleet* const fleet_;
+  std::map<std::string, Group> groups_;
+  std::list<Waiter> waiters_;
+};
+
+}  // namespace
+
+std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet) { return std::make_unique<LearnerGroupsImpl>(loop, fleet); }
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,263 @@
+#include "coordinator/ledger.h"
+
+#include <cstdlib>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+[[noreturn]] void Impossible(const std::string& job_id, const SampleKey& key, const char* what) {
+  // A programmer's error: going on would break the equation that everything else trusts.
+  spdlog::critical("ledger of {}: sample {}/{}/{}: {}", job_id, std::get<0>(key), std::get<1>(key), std::get<2>(key), what);
+  std::abort();
+}
+
+bool Allowed(v1::SampleState from, v1::SampleState to) {
+  switch (to) {
+    case v1::LEASED:
+      return from == v1::QUEUED;
+    case v1::QUEUED:
+      return from == v1::LEASED;
+    case v1::GENERATED:
+      return from == v1::LEASED;
+    case v1::SCORED:
+      return from == v1::GENERATED;
+    case v1::ASSIGNED:
+      return from == v1::SCORED || from == v1::TRAINED;
+    case v1::TRAINED:
+      return from == v1::ASSIGNED;
+    case v1::DELIVERED:
+      return from == v1::SCORED;
+    default:
+      return IsOpen(from);
+  }
+}
+
+}  // namespace
+
+SampleKey KeyOfSample(const v1::SampleId& id) { return {id.step(), id.ordinal(), id.index()}; }
+
+bool IsOpen(v1::SampleState state) {
+  return state == v1::QUEUED || state == v1::LEASED || state == v1::GENERATED || state == v1::SCORED || state == v1::ASSIGNED;
+}
+
+void CountSample(v1::SampleState state, v1::LedgerCounts* counts, int64_t by) {
+  counts->set_issued(counts->issued() + by);
+  switch (state) {
+    case v1::QUEUED:
+      return counts->set_queued(counts->queued() + by);
+    case v1::LEASED:
+      return counts->set_leased(counts->leased() + by);
+    case v1::GENERATED:
+      return counts->set_generated(counts->generated() + by);
+    case v1::SCORED:
+      return counts->set_scored(counts->scored() + by);
+    case v1::ASSIGNED:
+      return counts->set_assigned(counts->assigned() + by);
+    case v1::TRAINED:
+      return counts->set_trained(counts->trained() + by);
+    case v1::DELIVERED:
+      return counts->set_delivered(counts->delivered() + by);
+    case v1::STALE:
+      return counts->set_stale(counts->stale() + by);
+    case v1::SAMPLE_FAILED:
+      return counts->set_failed(counts->failed() + by);
+    case v1::SAMPLE_CANCELLED:
+      return counts->set_cancelled(counts->cancelled() + by);
+    default:
+      return;
+  }
+}
+
+bool Balanced(const v1::LedgerCounts& c) {
+  return c.issued() == c.queued() + c.leased() + c.generated() + c.scored() + c.assigned() + c.trained() + c.delivered() + c.stale() + c.failed() + c.cancelled();
+}
+
+std::string Ledger::RowKey(const std::string& job_id, const SampleKey& key) {
+  return KeyOf(Prefix(job_id), {static_cast<uint64_t>(std::get<0>(key)), static_cast<uint64_t>(std::get<1>(key)), static_cast<uint64_t>(std::get<2>(key))});
+}
+
+std::string Ledger::ArchivedRowKey(const std::string& job_id, const SampleKey& key, int32_t attempt) {
+  return KeyOf(RowKey(job_id, key), {static_cast<uint64_t>(attempt)});
+}
+
+void Ledger::Restore(const v1::SampleRow& row, bool archived, bool keep) {
+  CountSample(row.state(), &counts_);
+  if (archived || (!keep && !IsOpen(row.state()))) return;
+  const SampleKey key = KeyOfSample(row.id());
+  rows_[key] = row;
+  if (row.state() == v1::QUEUED) queued_.insert(key);
+  if (row.state() == v1::LEASED) leased_.insert(key);
+  if (row.state() == v1::GENERATED) generated_.insert(key);
+}
+
+void Ledger::Issue(const SampleKey& key, int64_t prompt_index, WriteBatch* batch) {
+  const auto [it, fresh] = rows_.try_emplace(key);
+  if (!fresh) Impossible(job_id_, key, "issued twice");
+  v1::SampleRow& row = it->second;
+  row.mutable_id()->set_job_id(job_id_);
+  row.mutable_id()->set_step(std::get<0>(key));
+  row.mutable_id()->set_ordinal(std::get<1>(key));
+  row.mutable_id()->set_index(std::get<2>(key));
+  row.set_state(v1::QUEUED);
+  row.set_prompt_index(prompt_index);
+  queued_.insert(key);
+  CountSample(v1::QUEUED, &counts_);
+  Put(row, batch);
+}
+
+int32_t Ledger::Lease(const SampleKey& key, const std::string& worker_id, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  Move(row, v1::LEASED);
+  row.set_attempt(row.attempt() + 1);
+  row.set_worker_id(worker_id);
+  Put(row, batch);
+  return row.attempt();
+}
+
+void Ledger::Requeue(const SampleKey& key, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  Move(row, v1::QUEUED);
+  row.clear_worker_id();
+  Put(row, batch);
+}
+
+void Ledger::Generated(const SampleKey& key, const v1::PayloadRef& payload, const std::string& digest, const v1::PolicyVersion& oldest, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  Move(row, v1::GENERATED);
+  *row.mutable_payload() = payload;
+  row.set_digest(digest);
+  *row.mutable_version() = oldest;
+  Put(row, batch);
+}
+
+void Ledger::Scored(const SampleKey& key, const v1::PayloadRef& score, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  Move(row, v1::SCORED);
+  if (score.segment() != 0) *row.mutable_score() = score;
+  Put(row, batch);
+}
+
+void Ledger::Assign(const SampleKey& key, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  Move(row, v1::ASSIGNED);
+  row.set_assigned_step(std::get<0>(key));
+  Put(row, batch);
+}
+
+void Ledger::Train(const SampleKey& key, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  Move(row, v1::TRAINED);
+  Put(row, batch);
+}
+
+void Ledger::Untrain(const SampleKey& key, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  Move(row, v1::ASSIGNED);
+  Put(row, batch);
+}
+
+void Ledger::Deliver(const SampleKey& key, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  Move(row, v1::DELIVERED);
+  Put(row, batch);
+}
+
+void Ledger::Cancel(const SampleKey& key, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  Move(row, v1::SAMPLE_CANCELLED);
+  Put(row, batch);
+}
+
+void Ledger::Fail(const SampleKey& key, const std::string& reason, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  Move(row, v1::SAMPLE_FAILED);
+  row.set_reason(reason);
+  Put(row, batch);
+}
+
+void Ledger::Replace(const SampleKey& key, v1::SampleState state, const std::string& reason, int64_t prompt_index, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  v1::SampleRow ended = row;
+  Move(row, state);
+  ended.set_state(state);
+  ended.set_reason(reason);
+  batch->Put(Table::kSamples, ArchivedRowKey(job_id_, key, ended.attempt()), ended.SerializeAsString());
+  v1::SampleRow fresh;
+  *fresh.mutable_id() = ended.id();
+  fresh.set_state(v1::QUEUED);
+  fresh.set_attempt(ended.attempt());  // the next lease's is one more: results of older attempts stay fenced off
+  fresh.set_prompt_index(prompt_index < 0 ? ended.prompt_index() : prompt_index);
+  row = fresh;
+  queued_.insert(key);
+  CountSample(v1::QUEUED, &counts_);
+  Put(row, batch);
+}
+
+void Ledger::Readmit(const v1::SampleRow& row) { rows_.try_emplace(KeyOfSample(row.id()), row); }
+
+void Ledger::Forget(int64_t step) {
+  for (auto it = rows_.begin(); it != rows_.end() && std::get<0>(it->first) <= step;) {
+    it = IsOpen(it->second.state()) ? std::next(it) : rows_.erase(it);
+  }
+}
+
+const v1::SampleRow* Ledger::Find(const SampleKey& key) const {
+  const auto it = rows_.find(key);
+  return it == rows_.end() ? nullptr : &it->second;
+}
+
+std::vector<const v1::SampleRow*> Ledger::Step(int64_t step) const {
+  std::vector<const v1::SampleRow*> out;
+  for (auto it = rows_.lower_bound({step, 0, 0}); it != rows_.end() && std::get<0>(it->first) == step; ++it) out.push_back(&it->second);
+  return out;
+}
+
+std::vector<SampleKey> Ledger::Open() const {
+  std::vector<SampleKey> out;
+  for (const auto& [key, row] : rows_) {
+    if (IsOpen(row.state())) out.push_back(key);
+  }
+  return out;
+}
+
+bool Ledger::StepScored(int64_t step) const {
+  bool any = false;
+  for (const v1::SampleRow* row : Step(step)) {
+    any = true;
+    if (row->state() != v1::SCORED && row->state() != v1::ASSIGNED && row->state() != v1::TRAINED && row->state() != v1::DELIVERED) return false;
+  }
+  return any;
+}
+
+void Ledger::Move(v1::SampleRow& row, v1::SampleState to) {
+  const SampleKey key = KeyOfSample(row.id());
+  const v1::SampleState from = row.state();
+  if (!Allowed(from, to)) {
+    Impossible(job_id_, key, absl::StrCat("cannot go from ", v1::SampleState_Name(from), " to ", v1::SampleState_Name(to)).c_str());
+  }
+  queued_.erase(key);
+  leased_.erase(key);
+  generated_.erase(key);
+  if (to == v1::QUEUED) queued_.insert(key);
+  if (to == v1::LEASED) leased_.insert(key);
+  if (to == v1::GENERATED) generated_.insert(key);
+  CountSample(from, &counts_, -1);
+  CountSample(to, &counts_, 1);
+  row.set_state(to);
+}
+
+v1::SampleRow& Ledger::Row(const SampleKey& key) {
+  const auto it = rows_.find(key);
+  if (it == rows_.end()) Impossible(job_id_, key, "unknown");
+  return it->second;
+}
+
+void Ledger::Put(const v1::SampleRow& row, WriteBatch* batch) const {
+  batch->Put(Table::kSamples, RowKey(job_id_, KeyOfSample(row.id())), row.SerializeAsString());
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,87 @@
+// One job's samples: identity, state, attempt, and the counts that must always add up. Knows neither leases' holders, time nor the network.
+//
+// Every change writes the sample's row into the caller's batch. Not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "coordinator/store/state_store.h"
+#include "rlhf/v1/data.pb.h"
+#include "rlhf/v1/state.pb.h"
+
+namespace rlhf::coordinator {
+
+// (step, ordinal, index): the order in which samples are issued.
+using SampleKey = std::tuple<int64_t, int32_t, int32_t>;
+SampleKey KeyOfSample(const v1::SampleId& id);
+
+class Ledger {
+ public:
+  explicit Ledger(std::string job_id) : job_id_(std::move(job_id)) {}
+
+  // Row keys: of the sample, and of one that was superseded (stale or failed, its place taken by a new attempt).
+  static std::string RowKey(const std::string& job_id, const SampleKey& key);
+  static std::string ArchivedRowKey(const std::string& job_id, const SampleKey& key, int32_t attempt);
+  static std::string Prefix(const std::string& job_id) { return job_id + "/"; }
+
+  // A row from the store; archived: it came from an ArchivedRowKey. Only counted when its story is over and its step is no longer needed.
+  void Restore(const v1::SampleRow& row, bool archived, bool keep);
+
+  void Issue(const SampleKey& key, int64_t prompt_index, WriteBatch* batch);
+  // queued → leased; returns the new attempt.
+  int32_t Lease(const SampleKey& key, const std::string& worker_id, WriteBatch* batch);
+  // leased → queued: expired, handed back, or generating failed.
+  void Requeue(const SampleKey& key, WriteBatch* batch);
+  // leased → generated.
+  void Generated(const SampleKey& key, const v1::PayloadRef& payload, const std::string& digest, const v1::PolicyVersion& oldest, WriteBatch* batch);
+  // generated → scored. score may be empty (jobs without a scorer).
+  void Scored(const SampleKey& key, const v1::PayloadRef& score, WriteBatch* batch);
+  void Assign(const SampleKey& key, WriteBatch* batch);      // scored → assigned
+  void Train(const SampleKey& key, WriteBatch* batch);       // assigned → trained
+  void Untrain(const SampleKey& key, WriteBatch* batch);     // trained → assigned: its step is replayed
+  void Deliver(const SampleKey& key, WriteBatch* batch);     // scored → delivered
+  void Cancel(const SampleKey& key, WriteBatch* batch);      // open → cancelled
+  void Fail(const SampleKey& key, const std::string& reason, WriteBatch* batch);  // open → failed, for good
+  // The sample ends as `state` (stale or failed) and a new one, queued, takes its identity; prompt_index −1 keeps the prompt.
+  void Replace(const SampleKey& key, v1::SampleState state, const std::string& reason, int64_t prompt_index, WriteBatch* batch);
+  // Brings a trained row that was forgotten back for a replay.
+  void Readmit(const v1::SampleRow& row);
+  // Forgets ended samples of steps up to `step` (rows and counts stay).
+  void Forget(int64_t step);
+
+  const v1::SampleRow* Find(const SampleKey& key) const;
+  const std::set<SampleKey>& queued() const { return queued_; }        // in issue order
+  const std::set<SampleKey>& leased() const { return leased_; }
+  const std::set<SampleKey>& generated() const { return generated_; }
+  std::vector<const v1::SampleRow*> Step(int64_t step) const;          // in issue order, those in memory
+  std::vector<SampleKey> Open() const;
+  // All samples of the step are scored, assigned, trained or delivered; false for a step without samples.
+  bool StepScored(int64_t step) const;
+  const v1::LedgerCounts& counts() const { return counts_; }
+  const std::string& job_id() const { return job_id_; }
+
+ private:
+  void Move(v1::SampleRow& row, v1::SampleState to);
+  v1::SampleRow& Row(const SampleKey& key);
+  void Put(const v1::SampleRow& row, WriteBatch* batch) const;
+
+  const std::string job_id_;
+  std::map<SampleKey, v1::SampleRow> rows_;
+  std::set<SampleKey> queued_, leased_, generated_;
+  v1::LedgerCounts counts_;
+};
+
+bool IsOpen(v1::SampleState state);
+// Adds one sample of a state to counts (issued too).
+void CountSample(v1::SampleState state, v1::LedgerCounts* counts, int64_t by = 1);
+// The states' sum equals `issued`.
+bool Balanced(const v1::LedgerCounts& counts);
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,274 @@
+// Rollout workers: who generates what, for how long, and which results count.
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "artifact/digest.h"
+#include "common/failpoint.h"
+#include "common/log.h"
+#include "common/status_util.h"
+#include "coordinator/sampling_impl.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr absl::Duration kRatesKept = absl::Seconds(10);
+
+// What is wrong with a sample's content; empty when nothing.
+std::string ProblemOf(const v1::Sample& sample) {
+  if (sample.response_tokens().empty()) return "it has no response token";
+  if (sample.behaviour_log_probs_size() != sample.response_tokens_size()) {
+    return absl::StrCat("expected a log-probability for each of ", sample.response_tokens_size(), " response tokens, found ", sample.behaviour_log_probs_size());
+  }
+  for (const float log_prob : sample.behaviour_log_probs()) {
+    if (!std::isfinite(log_prob)) return "a behaviour log-probability is not finite";
+  }
+  return "";
+}
+
+}  // namespace
+
+void SamplingImpl::LeasePrompts(const v1::LeasePromptsRequest& request, Done<v1::LeasePromptsResponse> done) {
+  const absl::StatusOr<const Session*> session = fleet_->Find(request.session_id());
+  if (!session.ok()) return done(session.status());
+  waiters_.push_back({request, std::move(done), loop_->clock().Now() + absl::Milliseconds(request.wait_ms())});
+  ServeWaiters();
+}
+
+void SamplingImpl::ServeWaiters() {
+  for (auto it = waiters_.begin(); it != waiters_.end();) {
+    const absl::StatusOr<const Session*> session = fleet_->Find(it->request.session_id());
+    if (!session.ok()) {
+      it->done(session.status());
+      it = waiters_.erase(it);
+      continue;
+    }
+    v1::LeasePromptsResponse response;
+    WriteBatch batch;
+    if ((*session)->draining || (*session)->cordoned || !TryLease(**session, it->request.max_samples(), &response, &batch)) {
+      ++it;
+      continue;
+    }
+    RLHF_FAILPOINT("coordinator/leasing");
+    Done<v1::LeasePromptsResponse> done = std::move(it->done);
+    it = waiters_.erase(it);
+    ++writes_in_flight_;
+    store_->Commit(std::move(batch), [this, done = std::move(done), response = std::move(response)](absl::Status status) mutable {
+      loop_->Post([this] { --writes_in_flight_; });
+      if (status.ok()) {
+        done(std::move(response));
+      } else {
+        done(status);
+      }
+    });
+  }
+}
+
+ActiveJob* SamplingImpl::PickJob(const Session& session) {
+  // The highest priority; among equals the job that fewest other workers serve, so that workers spread and stay.
+  ActiveJob* best = nullptr;
+  std::pair<int, size_t> best_rank;
+  for (const auto& [id, job] : jobs_) {
+    if (job->paused || job->ledger.queued().empty()) continue;
+    std::set<std::string> others;
+    for (const auto& [key, lease] : job->leases) {
+      if (lease.session_id != session.session_id) others.insert(lease.session_id);
+    }
+    const std::pair<int, size_t> rank{-job->plan.priority, others.size()};
+    if (best == nullptr || rank < best_rank) {
+      best = job.get();
+      best_rank = rank;
+    }
+  }
+  return best;
+}
+
+bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePromptsResponse* response, WriteBatch* batch) {
+  ActiveJob* job = PickJob(session);
+  if (job == nullptr || max_samples <= 0) return false;
+  // A fair share, so that the first to ask does not leave the others idle; whole prompts where possible: their samples share one prefill.
+  int workers = 0;
+  for (const Session* other : fleet_->Sessions(v1::ROLE_ROLLOUT_WORKER)) workers += other->draining || other->cordoned ? 0 : 1;
+  const int queued = static_cast<int>(job->ledger.queued().size());
+  const int per_prompt = std::max(1, job->plan.samples_per_prompt);
+  const int share = (queued + std::max(1, workers) - 1) / std::max(1, workers);
+  const int limit = std::min(max_samples, (share + per_prompt - 1) / per_prompt * per_prompt);
+  const absl::Duration now = loop_->clock().Now();
+
+  std::vector<SampleKey> keys;
+  for (const SampleKey& key : job->ledger.queued()) {
+    if (static_cast<int>(keys.size()) == limit) break;
+    keys.push_back(key);
+  }
+  v1::PromptLease* lease = nullptr;
+  for (const SampleKey& key : keys) {
+    const auto& [step, ordinal, index] = key;
+    if (lease == nullptr || lease->step() != step || lease->ordinal() != ordinal) {
+      const int64_t prompt_index = job->ledger.Find(key)->prompt_index();
+      lease = response->add_leases();
+      lease->set_job_id(job->plan.job_id);
+      lease->set_step(step);
+      lease->set_ordinal(ordinal);
+      *lease->mutable_prompt() = (*job->plan.prompts)[static_cast<size_t>(prompt_index) % job->plan.prompts->size()];
+      *lease->mutable_sampling() = job->plan.sampling;
+      lease->set_seed(job->plan.seed);
+      lease->set_stream(job->plan.stream);
+      *lease->mutable_policy() = job->plan.policy;
+    }
+    v1::SampleLease* sample = lease->add_samples();
+    sample->set_index(index);
+    sample->set_attempt(job->ledger.Lease(key, session.identity.instance_id(), batch));
+    job->leases[key] = {session.session_id, now, now, 0};
+  }
+  return true;
+}
+
+void SamplingImpl::SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v1::SubmitSamplesResponse> done) {
+  const absl::StatusOr<const Session*> session = fleet_->Find(request.session_id());
+  if (!session.ok()) return done(session.status());
+  v1::SubmitSamplesResponse response;
+  WriteBatch batch;
+  std::set<std::string> touched;
+  for (const v1::Sample& sample : request.samples()) {
+    v1::SampleVerdict& verdict = *response.add_verdicts();
+    ActiveJob* job = Find(sample.id().job_id());
+    if (job == nullptr) {
+      verdict.set_reason(v1::JOB_NOT_ACTIVE);
+    } else {
+      verdict = Take(*job, sample, (*session)->identity.instance_id(), &batch);
+      touched.insert(sample.id().job_id());
+    }
+    *verdict.mutable_id() = sample.id();
+  }
+  ++writes_in_flight_;
+  store_->Commit(std::move(batch), [this, done = std::move(done), response = std::move(response), touched](absl::Status status) mutable {
+    loop_->Post([this, touched, status] {
+      --writes_in_flight_;
+      for (const std::string& job_id : touched) {
+        if (status.ok()) AfterDurable(job_id);
+      }
+    });
+    if (status.ok()) {
+      done(std::move(response));
+    } else {
+      done(status);
+    }
+  });
+}
+
+v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, const std::string& worker, WriteBatch* batch) {
+  v1::SampleVerdict verdict;
+  const SampleKey key = KeyOfSample(sample.id());
+  const v1::SampleRow* row = job.ledger.Find(key);
+  if (row == nullptr || row->attempt() != sample.attempt() || row->state() == v1::QUEUED || row->state() == v1::SAMPLE_CANCELLED) {
+    verdict.set_reason(v1::STALE_ATTEMPT);
+    return verdict;
+  }
+  v1::Sample stored = sample;
+  stored.clear_score();
+  stored.set_worker_id(worker);
+  *stored.mutable_prompt() = (*job.plan.prompts)[static_cast<size_t>(row->prompt_index()) % job.plan.prompts->size()];
+  std::string bytes = stored.SerializeAsString();
+  const std::string digest = artifact::Sha256Hex(bytes);
+  if (row->state() != v1::LEASED) {
+    // The reply to an earlier delivery was lost: the same bytes are answered alike.
+    verdict.set_accepted(row->digest() == digest);
+    if (!verdict.accepted()) verdict.set_reason(v1::STALE_ATTEMPT);
+    return verdict;
+  }
+  if (const std::string problem = ProblemOf(sample); !problem.empty()) {
+    spdlog::warn("job {}: a sample of {} is refused: {}", job.plan.job_id, worker, problem);
+    Release(job, key, absl::StrCat("refused: ", problem), false, batch);
+    return verdict;
+  }
+  job.leases.erase(key);
+  job.ledger.Generated(key, payloads_->Append(std::move(bytes)), digest, sample.version_low(), batch);
+  if (!job.plan.score) job.ledger.Scored(key, {}, batch);
+  const absl::Duration now = loop_->clock().Now();
+  job.finished.push_back({now, 1, sample.response_tokens_size()});
+  while (now - job.finished.front().at > kRatesKept) job.finished.pop_front();
+  job.cache[key] = std::move(stored);
+  verdict.set_accepted(true);
+  return verdict;
+}
+
+void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1::ReturnLeasesResponse> done) {
+  const absl::StatusOr<const Session*> session = fleet_->Find(request.session_id());
+  if (!session.ok()) return done(session.status());
+  std::map<std::string, WriteBatch> batches;
+  for (const v1::ReturnedLease& lease : request.leases()) {
+    ActiveJob* job = Find(lease.id().job_id());
+    if (job == nullptr) continue;
+    const SampleKey key = KeyOfSample(lease.id());
+    const v1::SampleRow* row = job->ledger.Find(key);
+    if (row == nullptr || row->state() != v1::LEASED || row->attempt() != lease.attempt()) continue;
+    if (!lease.error().empty()) spdlog::warn("job {}: generating failed at {}: {}", lease.id().job_id(), (*session)->identity.instance_id(), lease.error());
+    Release(*job, key, lease.error(), lease.permanent(), &batches[lease.id().job_id()]);
+  }
+  for (auto& [job_id, batch] : batches) Write(job_id, std::move(batch));
+  done(v1::ReturnLeasesResponse());
+}
+
+void SamplingImpl::Release(ActiveJob& job, const SampleKey& key, const std::string& error, bool permanent, WriteBatch* batch) {
+  job.leases.erase(key);
+  if (error.empty()) return job.ledger.Requeue(key, batch);
+  const int failures = ++job.failures[key];
+  if (!permanent && failures < job.plan.max_attempts) return job.ledger.Requeue(key, batch);
+  const std::string reason = permanent ? error : absl::StrCat("failed ", failures, " times, at last: ", error);
+  job.ledger.Fail(key, reason, batch);
+  loop_->Post([this, job_id = job.plan.job_id, row = *job.ledger.Find(key)] {
+    if (const ActiveJob* active = Find(job_id)) active->listener->OnSampleFailed(job_id, row);
+  });
+}
+
+void SamplingImpl::ExpireLeases(ActiveJob& job) {
+  const absl::Duration now = loop_->clock().Now();
+  std::vector<std::pair<SampleKey, std::string>> expired;
+  for (const auto& [key, lease] : job.leases) {
+    if (now - lease.last_seen > options_.lease) expired.emplace_back(key, "its worker stopped reporting it");
+    else if (now - lease.last_progress > options_.no_progress) expired.emplace_back(key, "its worker made no progress on it");
+  }
+  if (expired.empty()) return;
+  WriteBatch batch;
+  for (const auto& [key, why] : expired) Release(job, key, why, false, &batch);
+  spdlog::warn("job {}: {} leases expired: {}", job.plan.job_id, expired.size(), expired.front().second);
+  Write(job.plan.job_id, std::move(batch));
+}
+
+void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request, v1::HeartbeatResponse* response) {
+  if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
+  const absl::Duration now = loop_->clock().Now();
+  for (const v1::LeaseProgress& progress : request.progress()) {
+    ActiveJob* job = Find(progress.id().job_id());
+    const SampleKey key = KeyOfSample(progress.id());
+    const v1::SampleRow* row = job == nullptr ? nullptr : job->ledger.Find(key);
+    if (row == nullptr || row->attempt() != progress.attempt() || row->state() != v1::LEASED) {
+      *response->add_revoked() = progress;
+      continue;
+    }
+    HeldLease& lease = job->leases[key];
+    lease.session_id = session.session_id;
+    lease.last_seen = now;
+    if (progress.tokens_done() > lease.tokens_done) {
+      lease.tokens_done = progress.tokens_done();
+      lease.last_progress = now;
+    }
+  }
+}
+
+void SamplingImpl::OnLost(const Session& session) {
+  reward_servers_.erase(session.session_id);
+  if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
+  for (const auto& [id, job] : jobs_) {
+    std::vector<SampleKey> held;
+    for (const auto& [key, lease] : job->leases) {
+      if (lease.session_id == session.session_id) held.push_back(key);
+    }
+    WriteBatch batch;
+    for (const SampleKey& key : held) Release(*job, key, absl::StrCat("worker ", session.identity.instance_id(), " was lost"), false, &batch);
+    Write(id, std::move(batch));
+  }
+  loop_->Post([this] { ServeWaiters(); });
+}
+
+}  // namespace rlhf::coordinator

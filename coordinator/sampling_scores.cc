@@ -1,0 +1,150 @@
+// Reward servers: batches of generated samples out, scores in. A failure is a typed status, never a number.
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/status_util.h"
+#include "coordinator/sampling_impl.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr absl::Duration kScoreBackoff = absl::Milliseconds(500);
+
+// Trying again cannot help: the model, the pattern or the sample itself is at fault.
+bool Permanent(absl::StatusCode code) {
+  return code == absl::StatusCode::kInvalidArgument || code == absl::StatusCode::kNotFound || code == absl::StatusCode::kFailedPrecondition ||
+         code == absl::StatusCode::kUnimplemented || code == absl::StatusCode::kDataLoss;
+}
+
+std::string ProblemOf(const v1::Score& score, const v1::Sample& sample, bool reference) {
+  if (!std::isfinite(score.total())) return "the score is not finite";
+  if (reference && score.reference_log_probs_size() != sample.response_tokens_size()) {
+    return absl::StrCat("expected ", sample.response_tokens_size(), " reference log-probabilities, found ", score.reference_log_probs_size());
+  }
+  for (const float log_prob : score.reference_log_probs()) {
+    if (!std::isfinite(log_prob)) return "a reference log-probability is not finite";
+  }
+  return "";
+}
+
+}  // namespace
+
+const Session* SamplingImpl::PickRewardServer() {
+  const Session* best = nullptr;
+  int least = options_.score_requests_in_flight;
+  const absl::Duration now = loop_->clock().Now();
+  for (const Session* session : fleet_->Sessions(v1::ROLE_REWARD_SERVER)) {
+    if (session->draining || session->cordoned || session->identity.address().empty()) continue;
+    const auto it = reward_servers_.find(session->session_id);
+    const int in_flight = it == reward_servers_.end() ? 0 : it->second.in_flight;
+    if (in_flight >= least || (it != reward_servers_.end() && now < it->second.not_before)) continue;
+    least = in_flight;
+    best = session;
+  }
+  return best;
+}
+
+void SamplingImpl::Dispatch(ActiveJob& job, bool now) {
+  if (!job.plan.score) return;
+  const absl::Duration time = loop_->clock().Now();
+  std::vector<SampleKey> ready;
+  for (const SampleKey& key : job.ledger.generated()) {
+    if (job.scoring.count(key) > 0) continue;
+    if (const auto it = job.score_after.find(key); it != job.score_after.end() && time < it->second) continue;
+    ready.push_back(key);
+  }
+  const bool more_to_come = !job.ledger.queued().empty() || !job.ledger.leased().empty();
+  size_t next = 0;
+  while (next < ready.size()) {
+    const size_t count = std::min(ready.size() - next, static_cast<size_t>(options_.score_batch_samples));
+    // Small batches wait for company until the next tick.
+    if (!now && more_to_come && count < static_cast<size_t>(options_.score_batch_samples)) return;
+    const Session* server = PickRewardServer();
+    if (server == nullptr) return;
+    v1::ScoreRequest request;
+    request.set_job_id(job.plan.job_id);
+    *request.mutable_scorer() = job.plan.scorer;
+    *request.mutable_gold() = job.plan.gold;
+    request.set_reference_policy(job.plan.reference_policy);
+    request.set_tokenizer(job.plan.policy.artifact());
+    request.set_temperature(job.plan.sampling.temperature());
+    std::vector<Sent> sent;
+    for (size_t i = 0; i < count; ++i) {
+      const v1::SampleRow& row = *job.ledger.Find(ready[next + i]);
+      absl::StatusOr<v1::Sample> sample = CachedSample(job, row);
+      if (!sample.ok()) {
+        spdlog::error("job {}: {}", job.plan.job_id, std::string(sample.status().message()));
+        job.score_after[ready[next + i]] = time + kScoreBackoff;
+        continue;
+      }
+      *request.add_samples() = *std::move(sample);
+      sent.push_back({ready[next + i], row.attempt()});
+      job.scoring.insert(ready[next + i]);
+    }
+    next += count;
+    if (sent.empty()) continue;
+    ++reward_servers_[server->session_id].in_flight;
+    reward_->Score(server->identity.address(), std::move(request), options_.score_timeout,
+                   [this, job_id = job.plan.job_id, session_id = server->session_id, sent](absl::StatusOr<v1::ScoreResponse> response) {
+                     loop_->Post([this, job_id, session_id, sent, response = std::move(response)] { OnScores(job_id, session_id, sent, response); });
+                   });
+  }
+}
+
+void SamplingImpl::OnScores(const std::string& job_id, const std::string& session_id, const std::vector<Sent>& sent,
+                            const absl::StatusOr<v1::ScoreResponse>& response) {
+  const absl::Duration now = loop_->clock().Now();
+  if (const auto it = reward_servers_.find(session_id); it != reward_servers_.end()) {
+    --it->second.in_flight;
+    if (!response.ok()) it->second.not_before = now + kScoreBackoff;
+  }
+  ActiveJob* job = Find(job_id);
+  if (job == nullptr) return;
+  for (const Sent& one : sent) job->scoring.erase(one.key);
+  WriteBatch batch;
+  if (!response.ok()) {
+    // The server is away, busy or broken: another one, or this one later. Only what it says of a sample counts against the sample.
+    spdlog::warn("job {}: scoring failed, trying again: {}", job_id, response.status().ToString());
+    for (const Sent& one : sent) job->score_after[one.key] = now + kScoreBackoff;
+  } else if (response->scores_size() != static_cast<int>(sent.size())) {
+    spdlog::error("job {}: a reward server answered {} of {} samples", job_id, response->scores_size(), sent.size());
+    for (const Sent& one : sent) job->score_after[one.key] = now + kScoreBackoff;
+  } else {
+    for (size_t i = 0; i < sent.size(); ++i) {
+      const absl::Status status = TakeScore(*job, sent[i], response->scores(static_cast<int>(i)), &batch);
+      if (status.ok()) continue;
+      const int failures = ++job->failures[sent[i].key];
+      if (!Permanent(status.code()) && failures < job->plan.max_attempts) {
+        job->score_after[sent[i].key] = now + kScoreBackoff * failures;
+        continue;
+      }
+      job->ledger.Fail(sent[i].key, absl::StrCat("scoring: ", status.message()), &batch);
+      loop_->Post([this, job_id, row = *job->ledger.Find(sent[i].key)] {
+        if (const ActiveJob* active = Find(job_id)) active->listener->OnSampleFailed(job_id, row);
+      });
+    }
+  }
+  Write(job_id, std::move(batch));
+  Dispatch(*job, false);
+}
+
+absl::Status SamplingImpl::TakeScore(ActiveJob& job, const Sent& sent, const v1::SampleScore& score, WriteBatch* batch) {
+  const v1::SampleRow* row = job.ledger.Find(sent.key);
+  // The first stored score wins; one of an older attempt is nobody's.
+  if (row == nullptr || row->state() != v1::GENERATED || row->attempt() != sent.attempt) return absl::OkStatus();
+  if (score.code() != 0) return absl::Status(static_cast<absl::StatusCode>(score.code()), score.error());
+  RLHF_ASSIGN_OR_RETURN(v1::Sample sample, CachedSample(job, *row));
+  if (const std::string problem = ProblemOf(score.score(), sample, !job.plan.reference_policy.empty()); !problem.empty()) {
+    return absl::InternalError(problem);
+  }
+  const v1::PayloadRef ref = payloads_->Append(score.score().SerializeAsString());
+  job.ledger.Scored(sent.key, ref, batch);
+  *sample.mutable_score() = score.score();
+  job.cache[sent.key] = std::move(sample);
+  job.score_after.erase(sent.key);
+  return absl::OkStatus();
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,234 @@
+#include "coordinator/store/payload_store.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <cerrno>
+#include <cstring>
+#include <deque>
+#include <filesystem>
+#include <map>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/synchronization/mutex.h"
+#include "common/durable_file.h"
+#include "common/failpoint.h"
+#include "common/status_util.h"
+#include "coordinator/store/state_store.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr uint64_t kHeader = 8;
+
+std::string Frame(absl::string_view bytes) {
+  const auto size = static_cast<uint32_t>(bytes.size());
+  const uint32_t sum = XXH32(bytes.data(), bytes.size(), 0);
+  std::string out(kHeader, '\0');
+  for (int i = 0; i < 4; ++i) {
+    out[i] = static_cast<char>(size >> (8 * i));
+    out[4 + i] = static_cast<char>(sum >> (8 * i));
+  }
+  out.append(bytes.data(), bytes.size());
+  return out;
+}
+
+uint32_t ReadLittleEndian(const char* at) {
+  uint32_t value = 0;
+  for (int i = 0; i < 4; ++i) value |= static_cast<uint32_t>(static_cast<uint8_t>(at[i])) << (8 * i);
+  return value;
+}
+
+class Segments final : public PayloadStore {
+ public:
+  static absl::StatusOr<std::unique_ptr<PayloadStore>> Open(const std::string& dir, uint64_t segment_bytes) {
+    RLHF_RETURN_IF_ERROR(MakeDirs(dir));
+    auto store = std::make_unique<Segments>(dir, segment_bytes);
+    uint32_t newest = 0;
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
+      uint32_t number = 0;
+      if (entry.path().extension() == ".seg" && absl::SimpleAtoi(entry.path().stem().string(), &number)) newest = std::max(newest, number);
+    }
+    if (error) return absl::UnavailableError(absl::StrCat(dir, ": ", error.message()));
+    // Always a fresh segment: whatever tail a crash left behind in the last one is never written over.
+    absl::MutexLock lock(&store->mu_);
+    store->segment_ = newest + 1;
+    return store;
+  }
+  Segments(std::string dir, uint64_t segment_bytes) : dir_(std::move(dir)), segment_bytes_(segment_bytes) {}
+  ~Segments() override {
+    for (const auto& [segment, fd] : files_) ::close(fd);
+  }
+
+  v1::PayloadRef Append(std::string bytes) override {
+    std::string frame = Frame(bytes);
+    absl::MutexLock lock(&mu_);
+    if (end_ > 0 && end_ + frame.size() > segment_bytes_) {
+      ++segment_;
+      end_ = 0;
+    }
+    v1::PayloadRef ref;
+    ref.set_segment(segment_);
+    ref.set_offset(end_);
+    ref.set_size(static_cast<uint32_t>(bytes.size()));
+    end_ += frame.size();
+    pending_.emplace(std::pair(ref.segment(), ref.offset()), std::move(frame));
+    return ref;
+  }
+
+  absl::Status Sync() override {
+    absl::MutexLock sync_lock(&sync_mu_);
+    std::map<std::pair<uint32_t, uint64_t>, std::string> writing;
+    {
+      absl::MutexLock lock(&mu_);
+      writing = pending_;  // stays readable until it is in the file
+    }
+    if (writing.empty()) return absl::OkStatus();
+    RLHF_FAILPOINT("payloads/before_sync");
+    std::map<uint32_t, int> touched;
+    for (const auto& [place, frame] : writing) {
+      RLHF_ASSIGN_OR_RETURN(const int fd, File(place.first));
+      touched[place.first] = fd;
+      size_t done = 0;
+      while (done < frame.size()) {
+        const ssize_t n = ::pwrite(fd, frame.data() + done, frame.size() - done, static_cast<off_t>(place.second + done));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return Failed("write", place.first);
+        done += static_cast<size_t>(n);
+      }
+    }
+    for (const auto& [segment, fd] : touched) {
+      if (::fdatasync(fd) != 0) return Failed("fsync", segment);
+    }
+    absl::MutexLock lock(&mu_);
+    for (const auto& [place, frame] : writing) pending_.erase(place);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::string> Read(const v1::PayloadRef& ref) override {
+    {
+      absl::MutexLock lock(&mu_);
+      if (const auto it = pending_.find({ref.segment(), ref.offset()}); it != pending_.end()) return it->second.substr(kHeader);
+    }
+    RLHF_ASSIGN_OR_RETURN(const int fd, File(ref.segment()));
+    std::string frame(kHeader + ref.size(), '\0');
+    size_t done = 0;
+    while (done < frame.size()) {
+      const ssize_t n = ::pread(fd, frame.data() + done, frame.size() - done, static_cast<off_t>(ref.offset() + done));
+      if (n < 0 && errno == EINTR) continue;
+      if (n <= 0) return Damaged(ref, "it ends early");
+      done += static_cast<size_t>(n);
+    }
+    if (ReadLittleEndian(frame.data()) != ref.size()) return Damaged(ref, "its size differs");
+    if (ReadLittleEndian(frame.data() + 4) != XXH32(frame.data() + kHeader, ref.size(), 0)) return Damaged(ref, "its checksum differs");
+    return frame.substr(kHeader);
+  }
+
+ private:
+  std::string PathOf(uint32_t segment) const { return absl::StrFormat("%s/%08u.seg", dir_, segment); }
+  absl::Status Failed(absl::string_view what, uint32_t segment) const {
+    return WithReason(absl::UnavailableError(absl::StrCat("payloads: cannot ", what, " ", PathOf(segment), ": ", std::strerror(errno))), v1::STORE_UNAVAILABLE);
+  }
+  absl::Status Damaged(const v1::PayloadRef& ref, absl::string_view how) const {
+    return absl::DataLossError(absl::StrCat("payload at ", PathOf(ref.segment()), ":", ref.offset(), " (", ref.size(), " bytes) is damaged: ", how,
+                                            "; restore the data folder from a backup"));
+  }
+  absl::StatusOr<int> File(uint32_t segment) {
+    absl::MutexLock lock(&files_mu_);
+    if (const auto it = files_.find(segment); it != files_.end()) return it->second;
+    const std::string path = PathOf(segment);
+    const bool exists = std::filesystem::exists(path);
+    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0) return Failed("open", segment);
+    files_.emplace(segment, fd);
+    if (!exists) RLHF_RETURN_IF_ERROR(FsyncDir(dir_));
+    return fd;
+  }
+
+  const std::string dir_;
+  const uint64_t segment_bytes_;
+  absl::Mutex sync_mu_ ABSL_ACQUIRED_BEFORE(mu_);  // one Sync at a time
+  absl::Mutex mu_;
+  uint32_t segment_ ABSL_GUARDED_BY(mu_) = 1;
+  uint64_t end_ ABSL_GUARDED_BY(mu_) = 0;
+  std::map<std::pair<uint32_t, uint64_t>, std::string> pending_ ABSL_GUARDED_BY(mu_);
+  absl::Mutex files_mu_;
+  std::map<uint32_t, int> files_ ABSL_GUARDED_BY(files_mu_);
+};
+
+// Its own thread makes payloads durable, then hands the batches that were queued on, in order.
+class StoreWithPayloads final : public StateStore {
+ public:
+  StoreWithPayloads(std::unique_ptr<StateStore> store, PayloadStore* payloads)
+      : store_(std::move(store)), payloads_(payloads), thread_([this] { Run(); }) {}
+  ~StoreWithPayloads() override {
+    {
+      absl::MutexLock lock(&mu_);
+      stopping_ = true;
+    }
+    thread_.join();
+    store_.reset();
+  }
+  void Commit(WriteBatch batch, Committed done) override {
+    absl::MutexLock lock(&mu_);
+    queue_.emplace_back(std::move(batch), std::move(done));
+  }
+  absl::Status Scan(Table table, absl::string_view prefix, absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
+    return store_->Scan(table, prefix, fn);
+  }
+  absl::Status ScanAfter(Table table, absl::string_view prefix, absl::string_view after,
+                         absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
+    return store_->ScanAfter(table, prefix, after, fn);
+  }
+  absl::StatusOr<std::string> Get(Table table, absl::string_view key) override { return store_->Get(table, key); }
+
+ private:
+  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !queue_.empty() || stopping_; }
+  void Run() {
+    absl::Status failure;  // as in the store: once the disk failed, nothing more is acknowledged
+    while (true) {
+      std::deque<std::pair<WriteBatch, Committed>> items;
+      {
+        absl::MutexLock lock(&mu_);
+        mu_.Await(absl::Condition(this, &StoreWithPayloads::HasWork));
+        if (queue_.empty()) return;
+        items.swap(queue_);
+      }
+      if (failure.ok()) failure = payloads_->Sync();
+      for (auto& [batch, done] : items) {
+        if (failure.ok()) {
+          store_->Commit(std::move(batch), std::move(done));
+        } else {
+          done(failure);
+        }
+      }
+    }
+  }
+
+  std::unique_ptr<StateStore> store_;
+  PayloadStore* const payloads_;
+  absl::Mutex mu_;
+  std::deque<std::pair<WriteBatch, Committed>> queue_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread thread_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PayloadStore>> OpenPayloadStore(const std::string& dir, uint64_t segment_bytes) {
+  return Segments::Open(dir, segment_bytes);
+}
+
+std::unique_ptr<StateStore> WithPayloads(std::unique_ptr<StateStore> store, PayloadStore* payloads) {
+  return std::make_unique<StoreWithPayloads>(std::move(store), payloads);
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,31 @@
+#include "coordinator/store/state_store.h"
+
+#include "absl/synchronization/notification.h"
+
+namespace rlhf::coordinator {
+
+absl::Status StateStore::CommitAndWait(WriteBatch batch) {
+  absl::Notification durable;
+  absl::Status result;
+  Commit(std::move(batch), [&](absl::Status status) {
+    result = std::move(status);
+    durable.Notify();
+  });
+  durable.WaitForNotification();
+  return result;
+}
+
+absl::Status StateStore::ScanAfter(Table table, absl::string_view prefix, absl::string_view after,
+                                   absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) {
+  return Scan(table, prefix, [&](absl::string_view key, absl::string_view value) { return key <= after || fn(key, value); });
+}
+
+std::string KeyOf(absl::string_view prefix, std::initializer_list<uint64_t> numbers) {
+  std::string key(prefix);
+  for (const uint64_t number : numbers) {
+    for (int shift = 56; shift >= 0; shift -= 8) key.push_back(static_cast<char>(number >> shift));
+  }
+  return key;
+}
+
+}  // namespace rlhf::coordinator
