@@ -48,12 +48,12 @@ struct GroupOptions {
   bool nccl = false;              // else Gloo over interface_address
   std::string interface_address = "127.0.0.1";
 };
-// Rank 0's rendezvous: a TCPStore on a free port, kept alive by the returned object.
+// Rank 0's rendezvous: a TCPStore on a free port of one address (IPv4), kept alive by the returned object.
 class Rendezvous {
  public:
   virtual ~Rendezvous() = default;
   virtual int port() const = 0;
-  static absl::StatusOr<std::unique_ptr<Rendezvous>> Host(absl::Duration timeout);
+  static absl::StatusOr<std::unique_ptr<Rendezvous>> Host(const std::string& interface_address, absl::Duration timeout);
 };
 absl::StatusOr<std::unique_ptr<Collective>> ConnectGroup(const GroupOptions& options);
 

@@ -101,8 +101,8 @@ absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
     options.nccl = options_.device.is_cuda();
     options.interface_address = options_.advertise_host;
     if (group.rank() == 0) {
-      RLHF_ASSIGN_OR_RETURN(rendezvous_, Rendezvous::Host(options.timeout));
-      options.store_host = "127.0.0.1";
+      RLHF_ASSIGN_OR_RETURN(rendezvous_, Rendezvous::Host(options.interface_address, options.timeout));
+      options.store_host = options.interface_address;
       options.store_port = rendezvous_->port();
       RLHF_RETURN_IF_ERROR(coordinator_->PublishRendezvous(group, absl::StrCat(options_.advertise_host, ":", rendezvous_->port())));
     } else {

@@ -1,0 +1,191 @@
+// Gloo and NCCL through c10d's process groups, with waits and timeouts of our own.
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#ifdef USE_C10D_NCCL
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+#endif
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "learner/collective.h"
+
+namespace rlhf::learner {
+namespace {
+
+constexpr std::chrono::milliseconds kSlice{100};  // how soon an abort is noticed
+
+absl::Status Broken(absl::string_view what, const char* why) { return absl::UnavailableError(absl::StrCat("collective: ", what, ": ", why)); }
+
+// c10d throws for everything, from a lost peer to a timeout: the group is over in each case.
+template <typename Fn>
+absl::Status Try(absl::string_view what, Fn&& fn) {
+  try {
+    fn();
+    return absl::OkStatus();
+  } catch (const c10::Error& e) {
+    return Broken(what, e.what_without_backtrace());
+  } catch (const std::exception& e) {
+    return Broken(what, e.what());
+  }
+}
+
+class C10dCollective final : public Collective {
+ public:
+  C10dCollective(c10::intrusive_ptr<c10d::Backend> backend, const GroupOptions& options)
+      : backend_(std::move(backend)), options_(options), device_(options.nccl ? torch::kCUDA : torch::kCPU) {}
+
+  int rank() const override { return options_.rank; }
+  int world_size() const override { return options_.world_size; }
+
+  absl::Status AllReduceSum(torch::Tensor tensor) override {
+    absl::StatusOr<std::unique_ptr<Pending>> pending = StartAllReduceSum(std::move(tensor));
+    return pending.ok() ? (*pending)->Wait() : pending.status();
+  }
+
+  absl::Status Broadcast(torch::Tensor tensor, int root) override {
+    c10::intrusive_ptr<c10d::Work> work;
+    std::vector<at::Tensor> tensors{tensor};
+    const absl::Status status = Try("broadcast", [&] {
+      c10d::BroadcastOptions options;
+      options.rootRank = root;
+      work = backend_->broadcast(tensors, options);
+    });
+    return status.ok() ? WaitFor(work, "broadcast") : status;
+  }
+
+  absl::StatusOr<std::unique_ptr<Pending>> StartAllReduceSum(torch::Tensor tensor) override {
+    if (aborted_) return Broken("all-reduce", "the group was given up");
+    auto sum = std::make_unique<Sum>();
+    sum->group = this;
+    sum->tensors = {std::move(tensor)};
+    const absl::Status status = Try("all-reduce", [&] { sum->work = backend_->allreduce(sum->tensors); });
+    if (!status.ok()) return status;
+    return sum;
+  }
+
+  absl::StatusOr<bool> Vote(bool ok) override {
+    torch::Tensor against = torch::full({1}, ok ? 0.0 : 1.0, torch::TensorOptions().dtype(torch::kFloat32).device(device_));
+    const absl::Status status = AllReduceSum(against);
+    if (!status.ok()) return status;
+    return against.item<float>() == 0;
+  }
+
+  void Abort() override {
+    aborted_ = true;
+#ifdef USE_C10D_NCCL
+    if (options_.nccl) (void)Try("abort", [&] { static_cast<c10d::ProcessGroupNCCL*>(backend_.get())->abort(); });
+#endif
+  }
+
+ private:
+  struct Sum final : public Pending {
+    absl::Status Wait() override { return group->WaitFor(work, "all-reduce"); }
+    C10dCollective* group = nullptr;
+    std::vector<at::Tensor> tensors;
+    c10::intrusive_ptr<c10d::Work> work;
+  };
+
+  absl::Status WaitFor(const c10::intrusive_ptr<c10d::Work>& work, absl::string_view what) {
+    const absl::Time deadline = absl::Now() + options_.timeout;
+    while (true) {
+      // Gloo cannot abort: a slice that passes throws too, and is told from a failure by the work's own state.
+      absl::Status status = Try(what, [&] { work->wait(kSlice); });
+      if (status.ok() || work->isCompleted()) return status;
+      if (aborted_) return Broken(what, "the group was given up");
+      if (absl::Now() > deadline) return Broken(what, absl::StrCat("no answer from the other ranks within ", absl::FormatDuration(options_.timeout)).c_str());
+    }
+  }
+
+  c10::intrusive_ptr<c10d::Backend> backend_;
+  const GroupOptions options_;
+  const torch::Device device_;
+  std::atomic<bool> aborted_{false};
+};
+
+class TcpRendezvous final : public Rendezvous {
+ public:
+  TcpRendezvous(c10::intrusive_ptr<c10d::TCPStore> store, int port) : store_(std::move(store)), port_(port) {}
+  int port() const override { return port_; }
+
+ private:
+  c10::intrusive_ptr<c10d::TCPStore> store_;
+  int port_;
+};
+
+std::chrono::milliseconds Millis(absl::Duration duration) { return absl::ToChronoMilliseconds(duration); }
+
+// TCPStore by itself would listen on every interface.
+absl::StatusOr<std::pair<int, int>> ListenOn(const std::string& address) {
+  const auto failed = [&](const char* what) { return absl::UnavailableError(absl::StrCat("rendezvous: cannot ", what, " ", address, ": ", std::strerror(errno))); };
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  if (inet_pton(AF_INET, address.c_str(), &at.sin_addr) != 1) return absl::InvalidArgumentError(absl::StrCat("expected an IPv4 address, found \"", address, "\""));
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return failed("open a socket for");
+  socklen_t size = sizeof(at);
+  if (::bind(fd, reinterpret_cast<sockaddr*>(&at), size) != 0 || ::listen(fd, 128) != 0 || ::getsockname(fd, reinterpret_cast<sockaddr*>(&at), &size) != 0) {
+    const absl::Status status = failed("listen on");
+    ::close(fd);
+    return status;
+  }
+  return std::pair(fd, static_cast<int>(ntohs(at.sin_port)));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Rendezvous>> Rendezvous::Host(const std::string& interface_address, absl::Duration timeout) {
+  absl::StatusOr<std::pair<int, int>> listening = ListenOn(interface_address);
+  if (!listening.ok()) return listening.status();
+  c10::intrusive_ptr<c10d::TCPStore> store;
+  const absl::Status status = Try("rendezvous", [&] {
+    c10d::TCPStoreOptions options;
+    options.port = static_cast<uint16_t>(listening->second);
+    options.isServer = true;
+    options.waitWorkers = false;
+    options.timeout = Millis(timeout);
+    options.masterListenFd = listening->first;  // the store owns it from here
+    store = c10::make_intrusive<c10d::TCPStore>(interface_address, options);
+  });
+  if (!status.ok()) return status;
+  return std::make_unique<TcpRendezvous>(std::move(store), listening->second);
+}
+
+absl::StatusOr<std::unique_ptr<Collective>> ConnectGroup(const GroupOptions& options) {
+  c10::intrusive_ptr<c10d::Backend> backend;
+  const absl::Status status = Try(absl::StrCat("rank ", options.rank, " of ", options.world_size), [&] {
+    c10d::TCPStoreOptions store_options;
+    store_options.port = static_cast<uint16_t>(options.store_port);
+    store_options.timeout = Millis(options.timeout);
+    c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::TCPStore>(options.store_host, store_options);
+    store = c10::make_intrusive<c10d::PrefixStore>(options.prefix, store);
+    if (options.nccl) {
+#ifdef USE_C10D_NCCL
+      auto nccl = c10d::ProcessGroupNCCL::Options::create();
+      nccl->timeout = Millis(options.timeout);
+      backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(store, options.rank, options.world_size, nccl);
+#else
+      throw std::runtime_error("this build has no NCCL: build the preset cuda");
+#endif
+    } else {
+      auto gloo = c10d::ProcessGroupGloo::Options::create(Millis(options.timeout));
+      gloo->devices = {c10d::ProcessGroupGloo::createDeviceForHostname(options.interface_address)};
+      backend = c10::make_intrusive<c10d::ProcessGroupGloo>(store, options.rank, options.world_size, gloo);
+    }
+  });
+  if (!status.ok()) return status;
+  return std::make_unique<C10dCollective>(std::move(backend), options);
+}
+
+}  // namespace rlhf::learner
