@@ -43,6 +43,9 @@ class Trainer {
   // Step from 1. `batch` is the step's samples in issue order (PPO), else ignored. Unavailable: a collective failed; the snapshot was restored.
   virtual absl::StatusOr<StepResult> RunStep(int64_t step, const std::vector<v1::Sample>& batch) = 0;
 
+  // Back to the state before the newest RunStep: its commit was not taken.
+  virtual void RevertStep() = 0;
+
   // Everything that shapes the future: weights, moments, schedules, KL coefficient, reward scale, random state, ptx cursor. Rank 0 writes; files only, no fsync.
   virtual absl::Status SaveCheckpoint(const std::string& dir) const = 0;
   virtual absl::Status LoadCheckpoint(const std::string& dir) = 0;

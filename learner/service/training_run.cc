@@ -161,6 +161,8 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   held_job_ = group.job_id();
   held_ = group.committed();
   held_.set_step(start);
+  // Rollout workers may need the version the group starts from.
+  if (group.spec().has_ppo() && start > 0 && group.rank() == 0) RLHF_RETURN_IF_ERROR(publisher_->Stage(group.job_id(), held_, trainer_->model()));
   return absl::OkStatus();
 }
 
@@ -231,9 +233,17 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
     ExportMetrics(result.metrics);
   }
   // Ranks go on only with what is durable.
-  RLHF_ASSIGN_OR_RETURN(const bool all, group_collective_->Vote(committed.ok()));
-  if (!committed.ok()) return committed;
-  if (!all) return absl::AbortedError("rank 0 could not commit the step");
+  const absl::StatusOr<bool> all = group_collective_->Vote(committed.ok());
+  if (!committed.ok() || (all.ok() && !*all)) {
+    trainer_->RevertStep();
+    return committed.ok() ? absl::AbortedError("rank 0 could not commit the step") : committed;
+  }
+  if (!all.ok()) {
+    // Whether rank 0's commit was taken is not known here; who holds it says so when the group forms again. Rank 0 itself knows.
+    if (group.rank() != 0) held_job_.clear();
+    else held_ = version;
+    return all.status();
+  }
   held_ = version;
   return absl::OkStatus();
 }

@@ -1,0 +1,79 @@
+#include "learner/comparison_data.h"
+
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "artifact/dataset.h"
+#include "artifact/digest.h"
+#include "common/status_util.h"
+
+namespace rlhf::learner {
+namespace {
+
+// In [0, 1), by the prompt alone.
+double Place(const std::string& prompt, uint64_t seed) {
+  uint64_t bits = 0;
+  (void)absl::SimpleHexAtoi(artifact::Sha256Hex(absl::StrCat(seed, "/", prompt)).substr(0, 12), &bits);
+  return static_cast<double>(bits) * 0x1.0p-48;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& tokenizer, const std::string& prompt, const std::string& response, bool ended) {
+  RLHF_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, tokenizer.Encode(prompt));
+  RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> answer, tokenizer.Encode(response, {.add_special_tokens = false}));
+  tokens.insert(tokens.end(), answer.begin(), answer.end());
+  if (ended && tokenizer.eos_id()) tokens.push_back(*tokenizer.eos_id());
+  return tokens;
+}
+
+absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, const artifact::Tokenizer& tokenizer, int64_t context, double held_out_fraction,
+                                                    uint64_t seed) {
+  RLHF_ASSIGN_OR_RETURN(const std::vector<artifact::ComparisonRecord> records, artifact::ReadComparisonData(path));
+  ComparisonData data;
+  for (size_t i = 0; i < records.size(); ++i) {
+    const artifact::ComparisonRecord& record = records[i];
+    ComparisonPair pair;
+    RLHF_ASSIGN_OR_RETURN(pair.chosen, EncodeForReward(tokenizer, record.prompt, record.chosen, true));
+    RLHF_ASSIGN_OR_RETURN(pair.rejected, EncodeForReward(tokenizer, record.prompt, record.rejected, true));
+    const size_t longest = std::max(pair.chosen.size(), pair.rejected.size());
+    if (static_cast<int64_t>(longest) > context) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": comparison ", i + 1, " has ", longest, " tokens; expected at most ", context, ", the model's context"));
+    }
+    pair.tie = record.tie;
+    pair.margin = record.margin;
+    if (!record.category.empty()) pair.slices.push_back(absl::StrCat("category=", record.category));
+    for (const auto& [tag, value] : record.tags) pair.slices.push_back(absl::StrCat(tag, "=", value));
+    (Place(record.prompt, seed) < held_out_fraction ? data.held_out : data.training).push_back(std::move(pair));
+  }
+  if (data.training.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": the split leaves no comparison to train on; lower held_out_fraction or add data"));
+  return data;
+}
+
+torch::Tensor SequenceRewards(const model::Transformer& model, const std::vector<std::vector<int32_t>>& sequences) {
+  const model::PackedBatch batch = model::PackedBatch::FromSequences(sequences, model.device());
+  std::vector<int64_t> last;
+  int64_t total = 0;
+  for (const auto& sequence : sequences) last.push_back((total += static_cast<int64_t>(sequence.size())) - 1);
+  const torch::Tensor rows = model.Hidden(batch).index_select(0, torch::tensor(last, torch::kInt64).to(model.device()));
+  return model.Scalar(rows);
+}
+
+std::vector<double> ScoreSequences(const model::Transformer& model, const std::vector<std::vector<int32_t>>& sequences, int64_t max_tokens) {
+  const torch::NoGradGuard no_grad;
+  std::vector<double> scores;
+  for (size_t begin = 0; begin < sequences.size();) {
+    std::vector<std::vector<int32_t>> part;
+    int64_t tokens = 0;
+    while (begin < sequences.size() && (part.empty() || tokens + static_cast<int64_t>(sequences[begin].size()) <= max_tokens)) {
+      tokens += static_cast<int64_t>(sequences[begin].size());
+      part.push_back(sequences[begin++]);
+    }
+    const torch::Tensor rewards = SequenceRewards(model, part).to(torch::kCPU, torch::kFloat64).contiguous();
+    scores.insert(scores.end(), rewards.data_ptr<double>(), rewards.data_ptr<double>() + rewards.numel());
+  }
+  return scores;
+}
+
+}  // namespace rlhf::learner

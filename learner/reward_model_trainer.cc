@@ -1,0 +1,207 @@
+#include "learner/reward_model_trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "artifact/dataset.h"
+#include "common/status_util.h"
+#include "learner/batching.h"
+#include "learner/losses.h"
+
+namespace rlhf::learner {
+namespace {
+
+constexpr uint64_t kDataStream = 2;
+constexpr double kZ = 1.959963984540054;
+
+v1::Metric Mean(const std::vector<double>& values) {
+  v1::Metric metric;
+  double sum = 0, squares = 0;
+  for (const double value : values) sum += value;
+  const auto n = static_cast<double>(values.size());
+  const double mean = values.empty() ? 0 : sum / n;
+  for (const double value : values) squares += (value - mean) * (value - mean);
+  const double error = values.size() > 1 ? std::sqrt(squares / (n - 1) / n) : 0;
+  metric.set_value(mean);
+  metric.set_low(mean - kZ * error);
+  metric.set_high(mean + kZ * error);
+  metric.set_n(static_cast<int64_t>(values.size()));
+  return metric;
+}
+
+}  // namespace
+
+std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<ComparisonPair>& pairs, const std::vector<double>& differences) {
+  constexpr int kBins = 10;
+  std::map<std::string, std::vector<double>> right;
+  std::vector<double> losses;
+  double confidence[kBins] = {}, outcome[kBins] = {}, count[kBins] = {};
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    const double d = differences[i];
+    const double value = pairs[i].tie || d == 0 ? 0.5 : d > 0 ? 1 : 0;
+    right["accuracy"].push_back(value);
+    for (const std::string& slice : pairs[i].slices) right[absl::StrCat("accuracy{", slice, "}")].push_back(value);
+    const auto log_sigmoid = [](double x) { return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x)); };
+    losses.push_back(pairs[i].tie ? -0.5 * (log_sigmoid(d) + log_sigmoid(-d)) : -log_sigmoid(d));
+    // The probability of the candidate the model prefers, and whether people did.
+    const double p = 1 / (1 + std::exp(-std::abs(d)));
+    const int bin = std::min(kBins - 1, static_cast<int>((p - 0.5) * 2 * kBins));
+    confidence[bin] += p;
+    outcome[bin] += value;
+    count[bin] += 1;
+  }
+  std::map<std::string, v1::Metric> metrics;
+  if (pairs.empty()) return metrics;
+  for (const auto& [name, values] : right) metrics[name] = Mean(values);
+  metrics["log_loss"] = Mean(losses);
+  double ece = 0;
+  for (int bin = 0; bin < kBins; ++bin) ece += std::abs(confidence[bin] - outcome[bin]) / static_cast<double>(pairs.size());
+  metrics["ece"].set_value(ece);
+  metrics["ece"].set_n(static_cast<int64_t>(pairs.size()));
+  return metrics;
+}
+
+absl::StatusOr<std::unique_ptr<Trainer>> RewardModelTrainer::Make(const TrainerInputs& inputs) {
+  auto trainer = std::make_unique<RewardModelTrainer>();
+  trainer->inputs_ = inputs;
+  const v1::RewardModelSpec& spec = trainer->spec();
+  const std::string& dir = inputs.local.at(spec.model());
+  RLHF_ASSIGN_OR_RETURN(trainer->tokenizer_, artifact::Tokenizer::Load(dir));
+  model::LoadOptions load;
+  load.dtype = DtypeOf(spec.precision());
+  load.device = inputs.device;
+  load.head = model::HeadKind::kScalar;
+  load.init_missing_scalar_head = true;
+  load.head_seed = inputs.spec.seed();
+  RLHF_ASSIGN_OR_RETURN(auto model, model::LoadModel(dir, load));
+  RLHF_ASSIGN_OR_RETURN(trainer->data_, ComparisonData::Load(inputs.local.at(spec.data()), *trainer->tokenizer_, model->config().max_position_embeddings,
+                                                             spec.held_out_fraction(), inputs.spec.seed()));
+  for (const ComparisonPair& pair : trainer->data_.training) trainer->lengths_.push_back(static_cast<int64_t>(pair.chosen.size() + pair.rejected.size()));
+  trainer->model_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), trainer->total_steps());
+  return trainer;
+}
+
+int64_t RewardModelTrainer::total_steps() const {
+  const int64_t pairs = static_cast<int64_t>(data_.training.size()) * spec().epochs();
+  return (pairs + spec().batch_size() - 1) / spec().batch_size();
+}
+
+torch::Tensor RewardModelTrainer::Loss(const std::vector<size_t>& items, double pairs, double* right) const {
+  std::vector<std::vector<int32_t>> sequences;
+  std::vector<float> margins;
+  std::vector<uint8_t> ties;
+  for (const size_t item : items) {
+    const ComparisonPair& pair = data_.training[item];
+    sequences.push_back(pair.chosen);
+    sequences.push_back(pair.rejected);
+    margins.push_back(static_cast<float>(pair.margin));
+    ties.push_back(pair.tie ? 1 : 0);
+  }
+  const torch::Tensor rewards = SequenceRewards(model_->model(), sequences).view({-1, 2});
+  const torch::Tensor chosen = rewards.select(1, 0), rejected = rewards.select(1, 1);
+  const torch::Device device = rewards.device();
+  torch::Tensor loss = BradleyTerry(chosen, rejected, torch::tensor(margins).to(device), torch::tensor(ties).to(device, torch::kBool)).sum();
+  if (spec().centering() > 0) loss = loss + spec().centering() * 0.5 * (chosen.square() + rejected.square()).sum();
+  *right += (chosen > rejected).sum().item<double>();
+  return loss / pairs;
+}
+
+absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::vector<v1::Sample>&) {
+  model_->optimizer().TakeSnapshot();
+  const int64_t all = static_cast<int64_t>(data_.training.size()) * spec().epochs();
+  const int64_t cursor = (step - 1) * spec().batch_size();
+  const std::vector<size_t> items =
+      ItemsOf(data_.training.size(), inputs_.spec.seed(), kDataStream, cursor, std::min<int64_t>(spec().batch_size(), all - cursor));
+  const std::vector<size_t> mine = RankShare(items, collective_->rank(), collective_->world_size());
+  const auto pairs = static_cast<double>(items.size());
+  double right = 0, tokens = 0;
+  for (const size_t item : items) tokens += static_cast<double>(lengths_[item]);
+  std::vector<Trainable::LossTerm> terms;
+  for (std::vector<size_t>& group : MicroBatches(mine, lengths_, spec().micro_batch_tokens())) {
+    terms.push_back([this, pairs, &right, group = std::move(group)] { return Loss(group, pairs, &right); });
+  }
+  StepResult result;
+  const double rate = model_->optimizer().learning_rate();
+  RLHF_ASSIGN_OR_RETURN(const double loss, model_->Accumulate(terms, collective_));
+  RLHF_ASSIGN_OR_RETURN(const double norm, model_->FinishSums());
+  std::vector<double> sums{loss, right};
+  RLHF_RETURN_IF_ERROR(SumOverRanks(&sums, inputs_.device, collective_));
+  RLHF_ASSIGN_OR_RETURN(const bool finite, collective_->Vote(std::isfinite(sums[0]) && std::isfinite(norm)));
+  if (!finite) {
+    result.refusal = absl::StrCat("the loss or a gradient is not finite (loss ", sums[0], ", gradient norm ", norm, ")");
+    return result;
+  }
+  model_->Step(norm);
+  result.committed_locally = true;
+  result.metrics = {{"loss", sums[0]}, {"accuracy", sums[1] / pairs}, {"learning_rate", rate}, {"grad_norm", norm}, {"tokens", tokens}};
+  return result;
+}
+
+absl::Status RewardModelTrainer::SaveCheckpoint(const std::string& dir) const {
+  NamedTensors tensors;
+  model_->AppendState("model", &tensors);
+  return WriteCheckpoint(dir, tensors, {{"kind", "reward_model"}, {"updates", model_->optimizer().updates()}});
+}
+
+absl::Status RewardModelTrainer::LoadCheckpoint(const std::string& dir) {
+  NamedTensors tensors;
+  model_->AppendState("model", &tensors);
+  nlohmann::json state;
+  RLHF_RETURN_IF_ERROR(ReadCheckpoint(dir, tensors, &state));
+  model_->optimizer().set_updates(state.value("updates", int64_t{0}));
+  return absl::OkStatus();
+}
+
+absl::Status RewardModelTrainer::SyncFrom(int root) {
+  NamedTensors tensors;
+  model_->AppendState("model", &tensors);
+  std::vector<double> numbers{static_cast<double>(model_->optimizer().updates())};
+  RLHF_RETURN_IF_ERROR(BroadcastState(tensors, &numbers, inputs_.device, root, collective_));
+  model_->optimizer().set_updates(static_cast<int64_t>(numbers[0]));
+  return absl::OkStatus();
+}
+
+// Mean 0 and deviation 1 on what the policy says.
+absl::StatusOr<model::RewardNormalization> RewardModelTrainer::Normalize() const {
+  std::vector<std::vector<int32_t>> sequences;
+  if (spec().normalization_samples().empty()) {
+    for (const ComparisonPair& pair : data_.training) {
+      sequences.push_back(pair.chosen);
+      sequences.push_back(pair.rejected);
+    }
+  } else {
+    RLHF_ASSIGN_OR_RETURN(const auto samples, artifact::ReadSampleData(inputs_.local.at(spec().normalization_samples())));
+    for (const artifact::SampleRecord& sample : samples) {
+      RLHF_ASSIGN_OR_RETURN(sequences.emplace_back(), EncodeForReward(*tokenizer_, sample.prompt, sample.response, sample.finish_reason != "MAX_TOKENS"));
+    }
+  }
+  const std::vector<double> rewards = ScoreSequences(model_->model(), sequences, spec().micro_batch_tokens());
+  double mean = 0, squares = 0;
+  for (const double reward : rewards) mean += reward / static_cast<double>(rewards.size());
+  for (const double reward : rewards) squares += (reward - mean) * (reward - mean);
+  const double deviation = rewards.size() > 1 ? std::sqrt(squares / static_cast<double>(rewards.size() - 1)) : 0;
+  model::RewardNormalization normalization;
+  normalization.shift = mean;
+  normalization.scale = deviation > 0 ? 1 / deviation : 1;
+  return normalization;
+}
+
+absl::StatusOr<std::map<std::string, v1::Metric>> RewardModelTrainer::Finish(const std::string& out_dir) {
+  if (collective_->rank() != 0) return std::map<std::string, v1::Metric>();
+  std::vector<std::vector<int32_t>> sequences;
+  for (const ComparisonPair& pair : data_.held_out) {
+    sequences.push_back(pair.chosen);
+    sequences.push_back(pair.rejected);
+  }
+  const std::vector<double> rewards = ScoreSequences(model_->model(), sequences, spec().micro_batch_tokens());
+  std::vector<double> differences;
+  for (size_t i = 0; i < rewards.size(); i += 2) differences.push_back(rewards[i] - rewards[i + 1]);
+  RLHF_ASSIGN_OR_RETURN(const model::RewardNormalization normalization, Normalize());
+  RLHF_RETURN_IF_ERROR(model::SaveModel(model_->model(), out_dir, inputs_.local.at(spec().model())));
+  RLHF_RETURN_IF_ERROR(model::SaveRewardNormalization(normalization, out_dir));
+  return RewardModelMetrics(data_.held_out, differences);
+}
+
+}  // namespace rlhf::learner

@@ -1,0 +1,44 @@
+// A reward model from comparisons: Bradley–Terry loss on a scalar head at the last token.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "learner/comparison_data.h"
+#include "learner/trainable.h"
+#include "learner/trainer.h"
+
+namespace rlhf::learner {
+
+// What a reward model is worth on comparisons it was not trained on. differences: r(chosen) − r(rejected). Keys: accuracy (a tie counts as right by one half),
+// log_loss, ece (ten bins of predicted probability), and accuracy{SLICE}; with normal 95 % intervals where it is a mean.
+std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<ComparisonPair>& pairs, const std::vector<double>& differences);
+
+class RewardModelTrainer final : public Trainer {
+ public:
+  static absl::StatusOr<std::unique_ptr<Trainer>> Make(const TrainerInputs& inputs);
+
+  void SetCollective(Collective* collective) override { collective_ = collective; }
+  int64_t total_steps() const override;
+  absl::StatusOr<StepResult> RunStep(int64_t step, const std::vector<v1::Sample>& batch) override;
+  void RevertStep() override { model_->optimizer().RestoreSnapshot(); }
+  absl::Status SaveCheckpoint(const std::string& dir) const override;
+  absl::Status LoadCheckpoint(const std::string& dir) override;
+  absl::Status SyncFrom(int root) override;
+  const model::Transformer& model() const override { return model_->model(); }
+  absl::StatusOr<std::map<std::string, v1::Metric>> Finish(const std::string& out_dir) override;
+
+ private:
+  const v1::RewardModelSpec& spec() const { return inputs_.spec.reward_model(); }
+  torch::Tensor Loss(const std::vector<size_t>& items, double pairs, double* right) const;
+  absl::StatusOr<model::RewardNormalization> Normalize() const;
+
+  TrainerInputs inputs_;
+  std::unique_ptr<artifact::Tokenizer> tokenizer_;
+  ComparisonData data_;
+  std::vector<int64_t> lengths_;  // of both sequences of a training pair
+  std::unique_ptr<Trainable> model_;
+  Collective* collective_ = nullptr;
+};
+
+}  // namespace rlhf::learner
