@@ -1,0 +1,33 @@
+// The commands of rlhf-model. Each reads its options, works on standard input and output where its line protocol says so, and returns what went wrong.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace rlhf::model::tool {
+
+absl::Status Inspect(const std::string& dir);
+absl::Status Init(const std::string& config_file, const std::string& tokenizer_dir, const std::string& out_dir, uint64_t seed);
+absl::Status TrainTokenizer(const std::vector<std::string>& files, int vocab_size, const std::string& out_dir);
+// A JSON string a line in, a JSON array of ids a line out.
+absl::Status Tokenize(const std::string& model_dir);
+// The reverse.
+absl::Status Detokenize(const std::string& model_dir);
+// A JSON array of ids a line in; {"logprobs":[…]} (natural log, one per token after the first) or, of a reward model, {"reward":x} a line out.
+absl::Status Score(const std::string& model_dir);
+
+struct GenerateOptions {
+  std::string model_dir, prompt;
+  int max_new_tokens = 64, top_k = 0, n = 1;
+  double temperature = 1.0, top_p = 1.0;
+  uint64_t seed = 0;
+};
+// One JSON string a sample.
+absl::Status Generate(const GenerateOptions& options);
+// Prefill and decode speed of random tokens, as one JSON object.
+absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, int new_tokens);
+
+}  // namespace rlhf::model::tool

@@ -1,0 +1,70 @@
+// rlhf-model: models offline, for tests, parity checks and preparing models. See docs/algorithms.md.
+#include <iostream>
+
+#include <CLI/CLI.hpp>
+
+#include "common/process.h"
+#include "model/tool/commands.h"
+
+namespace tool = rlhf::model::tool;
+
+int main(int argc, char** argv) {
+  CLI::App app{"rlhf-model: inspect, make, run and measure models in Hugging Face's layout"};
+  app.set_version_flag("--version", rlhf::kBuildVersion);
+  app.require_subcommand(1);
+  std::string model, config, tokenizer, out, dir;
+  std::vector<std::string> files;
+  uint64_t seed = 0;
+  int vocab_size = 0, batch = 16, prompt_tokens = 64, new_tokens = 64;
+  tool::GenerateOptions generate_options;
+
+  auto* inspect = app.add_subcommand("inspect", "print a model's configuration, tensors and digest as JSON");
+  inspect->add_option("DIR", dir)->required();
+  auto* init = app.add_subcommand("init", "make a randomly initialised model");
+  init->add_option("--config", config, "a config.json")->required();
+  init->add_option("--tokenizer", tokenizer, "a directory whose tokenizer is copied in");
+  init->add_option("--out", out)->required();
+  init->add_option("--seed", seed);
+  auto* train = app.add_subcommand("train-tokenizer", "train a byte-level BPE on the lines of text files");
+  train->add_option("--vocab-size", vocab_size)->required()->check(CLI::Range(260, 1 << 20));
+  train->add_option("--out", out)->required();
+  train->add_option("FILE", files)->required();
+  auto* tokenize = app.add_subcommand("tokenize", "a JSON string a line in, a JSON array of ids a line out");
+  tokenize->add_option("--model", model)->required();
+  auto* detokenize = app.add_subcommand("detokenize", "a JSON array of ids a line in, a JSON string a line out");
+  detokenize->add_option("--model", model)->required();
+  auto* score = app.add_subcommand("score", "a JSON array of ids a line in, log-probabilities (or a reward) a line out");
+  score->add_option("--model", model)->required();
+  auto* generate = app.add_subcommand("generate", "continue a prompt; one JSON string a sample");
+  generate->add_option("--model", generate_options.model_dir)->required();
+  generate->add_option("--prompt", generate_options.prompt)->required();
+  generate->add_option("--max-new-tokens", generate_options.max_new_tokens)->check(CLI::PositiveNumber);
+  generate->add_option("--temperature", generate_options.temperature)->check(CLI::Range(0.0, 10.0));
+  generate->add_option("--top-p", generate_options.top_p)->check(CLI::Range(1e-6, 1.0));
+  generate->add_option("--top-k", generate_options.top_k)->check(CLI::NonNegativeNumber);
+  generate->add_option("--seed", generate_options.seed);
+  generate->add_option("--n", generate_options.n)->check(CLI::Range(1, 4096));
+  auto* bench = app.add_subcommand("bench", "measure prefill and decode speed");
+  bench->add_option("--model", model)->required();
+  bench->add_option("--batch", batch)->check(CLI::Range(1, 4096));
+  bench->add_option("--prompt-tokens", prompt_tokens)->check(CLI::PositiveNumber);
+  bench->add_option("--new-tokens", new_tokens)->check(CLI::PositiveNumber);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? 0 : 2;
+  }
+  absl::Status status;
+  if (*inspect) status = tool::Inspect(dir);
+  if (*init) status = tool::Init(config, tokenizer, out, seed);
+  if (*train) status = tool::TrainTokenizer(files, vocab_size, out);
+  if (*tokenize) status = tool::Tokenize(model);
+  if (*detokenize) status = tool::Detokenize(model);
+  if (*score) status = tool::Score(model);
+  if (*generate) status = tool::Generate(generate_options);
+  if (*bench) status = tool::Bench(model, batch, prompt_tokens, new_tokens);
+  if (status.ok()) return 0;
+  std::cerr << "rlhf-model: " << status.message() << "\n";
+  return 1;
+}
