@@ -39,8 +39,12 @@ def main() -> int:
     parser.add_argument("--json", default="")
     parser.add_argument("--check", action="store_true")
     flags = parser.parse_args()
-    with open(flags.job, encoding="utf-8") as file:
-        metrics = json.load(file).get("result", {}).get("metrics", {})
+    try:
+        with open(flags.job, encoding="utf-8") as file:
+            metrics = json.load(file).get("result", {}).get("metrics", {})
+    except ValueError:
+        print(f"summary.py: {flags.job}: expected a job as JSON; was it submitted?", file=sys.stderr)
+        return 1
     try:
         before, after = side(metrics, "before"), side(metrics, "after")
     except KeyError as missing:

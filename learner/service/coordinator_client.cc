@@ -33,6 +33,11 @@ void CoordinatorClient::Reset() {
   cancelled_ = false;
 }
 
+void CoordinatorClient::WaitCancelled() {
+  absl::MutexLock lock(&mu_);
+  mu_.Await(absl::Condition(&cancelled_));
+}
+
 absl::Status CoordinatorClient::Retry(const std::function<absl::Status(grpc::ClientContext*)>& call, absl::Duration timeout) {
   absl::Duration pause = absl::Milliseconds(100);
   while (true) {

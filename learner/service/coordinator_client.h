@@ -39,6 +39,8 @@ class CoordinatorClient {
   // From now on, and until Reset, calls fail as Cancelled.
   void Cancel();
   void Reset();
+  // Blocks until Cancel.
+  void WaitCancelled();
 
  private:
   absl::Status Retry(const std::function<absl::Status(grpc::ClientContext*)>& call, absl::Duration timeout);

@@ -316,7 +316,12 @@ absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
     status = digest.ok() ? coordinator_->Finish(group, {{"model", *digest}}, *metrics) : digest.status();
   }
   std::filesystem::remove_all(scratch, ignored);
-  return status;
+  // Rank 0's end is everybody's: who leaves earlier breaks the group. When the end takes longer than a collective may, the coordinator tells.
+  const absl::StatusOr<bool> ended = group_collective_->Vote(status.ok());
+  if (group.rank() == 0 || !status.ok()) return status;
+  if (ended.ok()) return *ended ? absl::OkStatus() : absl::AbortedError("rank 0 could not finish the job");
+  coordinator_->WaitCancelled();
+  return ended.status();
 }
 
 void TrainingRun::ExportMetrics(const std::map<std::string, double>& values) {
