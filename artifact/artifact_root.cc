@@ -27,8 +27,11 @@ constexpr char kManifestName[] = ".manifest.json";
 
 absl::StatusOr<std::string> HexOf(const std::string& digest) {
   const std::string hex = absl::StartsWith(digest, kPrefix) ? digest.substr(sizeof(kPrefix) - 1) : "";
-  const bool valid = hex.size() == 64 && std::all_of(hex.begin(), hex.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
-  if (!valid) return absl::InvalidArgumentError(absl::StrCat("expected a digest sha256:<64 hex digits>, found \"", digest, "\""));
+  const bool valid = hex.size() == 64 && std::all_of(hex.begin(), hex.end(), [](char c) {
+                       return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+                     });
+  if (!valid)
+    return absl::InvalidArgumentError(absl::StrCat("expected a digest sha256:<64 hex digits>, found \"", digest, "\""));
   return hex;
 }
 
@@ -38,7 +41,8 @@ absl::Status FsyncFile(const fs::path& path) {
   const int result = fsync(fd);
   const int error = errno;
   close(fd);
-  if (result != 0) return absl::UnavailableError(absl::StrCat("cannot make ", path.string(), " durable: ", std::strerror(error)));
+  if (result != 0)
+    return absl::UnavailableError(absl::StrCat("cannot make ", path.string(), " durable: ", std::strerror(error)));
   return absl::OkStatus();
 }
 
@@ -49,16 +53,21 @@ absl::StatusOr<std::vector<std::string>> ListFiles(const fs::path& root) {
   fs::recursive_directory_iterator it(root, error), end;
   for (; !error && it != end; it.increment(error)) {
     const std::string relative = it->path().lexically_relative(root).generic_string();
-    if (it->is_symlink()) return absl::InvalidArgumentError(absl::StrCat(it->path().string(), ": symbolic links cannot be in an artifact; copy the file"));
+    if (it->is_symlink())
+      return absl::InvalidArgumentError(
+          absl::StrCat(it->path().string(), ": symbolic links cannot be in an artifact; copy the file"));
     if (it->is_directory()) continue;
-    if (!it->is_regular_file()) return absl::InvalidArgumentError(absl::StrCat(it->path().string(), ": only regular files can be in an artifact"));
+    if (!it->is_regular_file())
+      return absl::InvalidArgumentError(
+          absl::StrCat(it->path().string(), ": only regular files can be in an artifact"));
     if (relative == kManifestName) continue;
     if (absl::StrContains(relative, '\n')) return absl::InvalidArgumentError("a file's name holds a line break");
     out.push_back(relative);
   }
   if (error) return absl::NotFoundError(absl::StrCat("cannot list ", root.string(), ": ", error.message()));
   std::sort(out.begin(), out.end());
-  if (out.empty()) return absl::InvalidArgumentError(absl::StrCat(root.string(), ": expected at least one file, found none"));
+  if (out.empty())
+    return absl::InvalidArgumentError(absl::StrCat(root.string(), ": expected at least one file, found none"));
   return out;
 }
 
@@ -83,7 +92,8 @@ absl::StatusOr<Manifest> ManifestOf(const fs::path& root, const std::vector<std:
 
 std::string ToJson(const Manifest& manifest) {
   nlohmann::json files = nlohmann::json::array();
-  for (const FileEntry& file : manifest.files) files.push_back({{"path", file.path}, {"size", file.size}, {"sha256", file.sha256}});
+  for (const FileEntry& file : manifest.files)
+    files.push_back({{"path", file.path}, {"size", file.size}, {"sha256", file.sha256}});
   return nlohmann::json({{"digest", manifest.digest}, {"files", files}}).dump(1) + "\n";
 }
 
@@ -94,9 +104,11 @@ ArtifactRoot::ArtifactRoot(std::string root) : root_(std::move(root)) {}
 absl::StatusOr<Manifest> ComputeManifest(const std::string& path) {
   std::error_code error;
   const fs::path source = path;
-  if (fs::is_symlink(source, error)) return absl::InvalidArgumentError(absl::StrCat(path, ": expected a file or folder, found a symbolic link"));
+  if (fs::is_symlink(source, error))
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a file or folder, found a symbolic link"));
   if (fs::is_regular_file(source, error)) return ManifestOf(source.parent_path(), {source.filename().string()});
-  if (!fs::is_directory(source, error)) return absl::NotFoundError(absl::StrCat("expected a file or folder at ", path, ", found none"));
+  if (!fs::is_directory(source, error))
+    return absl::NotFoundError(absl::StrCat("expected a file or folder at ", path, ", found none"));
   auto files = ListFiles(source);
   if (!files.ok()) return files.status();
   return ManifestOf(source, *files);
@@ -104,7 +116,8 @@ absl::StatusOr<Manifest> ComputeManifest(const std::string& path) {
 
 absl::StatusOr<std::string> ArtifactRoot::MakeStaging() const {
   static std::atomic<uint64_t> counter{0};
-  const fs::path dir = fs::path(root_) / ".staging" / absl::StrCat(getpid(), "-", counter++, "-", absl::ToUnixNanos(absl::Now()));
+  const fs::path dir =
+      fs::path(root_) / ".staging" / absl::StrCat(getpid(), "-", counter++, "-", absl::ToUnixNanos(absl::Now()));
   if (absl::Status status = MakeDirs(dir.string()); !status.ok()) return status;
   return dir.string();
 }
@@ -124,7 +137,8 @@ absl::StatusOr<Manifest> ArtifactRoot::Publish(const std::string& source_path) c
     // A copy, not a link: the source may change later, an artifact never.
     if (!fs::copy_file(base / file.path, target, error)) {
       fs::remove_all(*staging, error);
-      return absl::ResourceExhaustedError(absl::StrCat("cannot copy ", (base / file.path).string(), " into the artifact root: is the disk full?"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("cannot copy ", (base / file.path).string(), " into the artifact root: is the disk full?"));
     }
   }
   return PublishStaged(*staging);
@@ -144,7 +158,9 @@ absl::StatusOr<Manifest> ArtifactRoot::PublishStaged(const std::string& staging_
   for (const std::string& file : *files) {
     if (absl::Status status = FsyncFile(fs::path(staging_dir) / file); !status.ok()) return status;
   }
-  if (absl::Status status = WriteFileDurably((fs::path(staging_dir) / kManifestName).string(), ToJson(*manifest)); !status.ok()) return status;
+  if (absl::Status status = WriteFileDurably((fs::path(staging_dir) / kManifestName).string(), ToJson(*manifest));
+      !status.ok())
+    return status;
   for (const auto& entry : fs::recursive_directory_iterator(staging_dir, error)) {
     if (!entry.is_directory()) continue;
     if (absl::Status status = FsyncDir(entry.path().string()); !status.ok()) return status;
@@ -168,11 +184,14 @@ absl::StatusOr<std::string> ArtifactRoot::Path(const std::string& digest) const 
   if (!hex.ok()) return hex.status();
   const fs::path path = fs::path(root_) / "sha256" / *hex;
   std::error_code error;
-  if (!fs::exists(path / kManifestName, error)) return absl::NotFoundError(absl::StrCat("artifact ", digest, " is not in ", root_));
+  if (!fs::exists(path / kManifestName, error))
+    return absl::NotFoundError(absl::StrCat("artifact ", digest, " is not in ", root_));
   return path.string();
 }
 
-bool ArtifactRoot::Has(const std::string& digest) const { return Path(digest).ok(); }
+bool ArtifactRoot::Has(const std::string& digest) const {
+  return Path(digest).ok();
+}
 
 absl::StatusOr<Manifest> ArtifactRoot::GetManifest(const std::string& digest) const {
   auto path = Path(digest);
@@ -186,11 +205,12 @@ absl::StatusOr<Manifest> ArtifactRoot::GetManifest(const std::string& digest) co
   Manifest manifest;
   manifest.digest = digest;
   for (const auto& entry : json["files"]) {
-    if (!entry.is_object() || !entry.contains("path") || !entry["path"].is_string() || !entry.contains("size") || !entry["size"].is_number_unsigned() ||
-        !entry.contains("sha256") || !entry["sha256"].is_string()) {
+    if (!entry.is_object() || !entry.contains("path") || !entry["path"].is_string() || !entry.contains("size") ||
+        !entry["size"].is_number_unsigned() || !entry.contains("sha256") || !entry["sha256"].is_string()) {
       return damaged();
     }
-    manifest.files.push_back({entry["path"].get<std::string>(), entry["size"].get<uint64_t>(), entry["sha256"].get<std::string>()});
+    manifest.files.push_back(
+        {entry["path"].get<std::string>(), entry["size"].get<uint64_t>(), entry["sha256"].get<std::string>()});
     manifest.total_size += manifest.files.back().size;
   }
   return manifest;
@@ -209,7 +229,8 @@ absl::Status ArtifactRoot::Verify(const std::string& digest) const {
     }
     absl::StrAppend(&canonical, file.sha256, " ", file.size, " ", file.path, "\n");
   }
-  if (absl::StrCat(kPrefix, Sha256Hex(canonical)) != digest) return absl::DataLossError(absl::StrCat("artifact ", digest, ": its manifest is not the one it is named by"));
+  if (absl::StrCat(kPrefix, Sha256Hex(canonical)) != digest)
+    return absl::DataLossError(absl::StrCat("artifact ", digest, ": its manifest is not the one it is named by"));
   return absl::OkStatus();
 }
 
@@ -220,7 +241,8 @@ absl::Status ArtifactRoot::Delete(const std::string& digest) const {
   auto staging = MakeStaging();
   if (!staging.ok()) return staging.status();
   const fs::path grave = fs::path(*staging) / "deleted";
-  if (rename(path->c_str(), grave.c_str()) != 0) return absl::UnavailableError(absl::StrCat("cannot delete ", *path, ": ", std::strerror(errno)));
+  if (rename(path->c_str(), grave.c_str()) != 0)
+    return absl::UnavailableError(absl::StrCat("cannot delete ", *path, ": ", std::strerror(errno)));
   std::error_code error;
   fs::remove_all(*staging, error);
   return absl::OkStatus();

@@ -1,8 +1,8 @@
 // The artifact root: immutable directories known by digest, in one local folder or shared volume.
 //
-// Layout: ROOT/sha256/<hex>/… (the files) and ROOT/sha256/<hex>/.manifest.json; staging under ROOT/.staging. An artifact
-// is a directory of regular files (a single file is a directory of one). Its digest is the SHA-256 of its canonical
-// manifest: lines "<sha256 of file> <size> <relative path>\n" sorted by path. Written as "sha256:<hex>".
+// Layout: ROOT/sha256/<hex>/… (the files) and ROOT/sha256/<hex>/.manifest.json; staging under ROOT/.staging. An
+// artifact is a directory of regular files (a single file is a directory of one). Its digest is the SHA-256 of its
+// canonical manifest: lines "<sha256 of file> <size> <relative path>\n" sorted by path. Written as "sha256:<hex>".
 //
 // Thread-safe, and safe between processes: publication is one rename of a fully fsynced directory.
 #pragma once
@@ -32,8 +32,8 @@ class ArtifactRoot {
   explicit ArtifactRoot(std::string root);
   const std::string& root() const { return root_; }
 
-  // Copies (hard-links where possible) a file or directory in, fsynced, and publishes it. Publishing what is there already is a no-op that
-  // returns the same manifest.
+  // Copies (hard-links where possible) a file or directory in, fsynced, and publishes it. Publishing what is there
+  // already is a no-op that returns the same manifest.
   absl::StatusOr<Manifest> Publish(const std::string& source_path) const;
   // A fresh staging directory on the same file system; fill it, then PublishStaged (which consumes it).
   absl::StatusOr<std::string> MakeStaging() const;

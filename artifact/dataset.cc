@@ -37,45 +37,54 @@ class Line {
  public:
   Line(const Json& json, std::string where) : json_(json), where_(std::move(where)) {}
 
-  absl::Status Bad(absl::string_view problem) const { return absl::InvalidArgumentError(absl::StrCat(where_, ": ", problem)); }
+  absl::Status Bad(absl::string_view problem) const {
+    return absl::InvalidArgumentError(absl::StrCat(where_, ": ", problem));
+  }
   void Text(const char* key, bool required, std::string* out) {
     known_.push_back(key);
     if (!json_.contains(key)) {
       if (required) Fail(absl::StrCat("expected the key \"", key, "\", found none"));
       return;
     }
-    if (!json_[key].is_string()) return Fail(absl::StrCat("\"", key, "\": expected a string, found ", json_[key].type_name()));
+    if (!json_[key].is_string())
+      return Fail(absl::StrCat("\"", key, "\": expected a string, found ", json_[key].type_name()));
     *out = json_[key].get<std::string>();
   }
   void Number(const char* key, double* out) {
     known_.push_back(key);
     if (!json_.contains(key)) return;
-    if (!json_[key].is_number()) return Fail(absl::StrCat("\"", key, "\": expected a number, found ", json_[key].type_name()));
+    if (!json_[key].is_number())
+      return Fail(absl::StrCat("\"", key, "\": expected a number, found ", json_[key].type_name()));
     *out = json_[key].get<double>();
   }
   void Flag(const char* key, bool* out) {
     known_.push_back(key);
     if (!json_.contains(key)) return;
-    if (!json_[key].is_boolean()) return Fail(absl::StrCat("\"", key, "\": expected true or false, found ", json_[key].type_name()));
+    if (!json_[key].is_boolean())
+      return Fail(absl::StrCat("\"", key, "\": expected true or false, found ", json_[key].type_name()));
     *out = json_[key].get<bool>();
   }
   void TagMap(const char* key, Tags* out) {
     known_.push_back(key);
     if (!json_.contains(key)) return;
-    if (!json_[key].is_object()) return Fail(absl::StrCat("\"", key, "\": expected an object of strings, found ", json_[key].type_name()));
+    if (!json_[key].is_object())
+      return Fail(absl::StrCat("\"", key, "\": expected an object of strings, found ", json_[key].type_name()));
     for (const auto& [name, value] : json_[key].items()) {
-      if (!value.is_string()) return Fail(absl::StrCat("\"", key, ".", name, "\": expected a string, found ", value.type_name()));
+      if (!value.is_string())
+        return Fail(absl::StrCat("\"", key, ".", name, "\": expected a string, found ", value.type_name()));
       (*out)[name] = value.get<std::string>();
     }
   }
   absl::Status Finish(bool allow_unknown = false) {
     if (!status_.ok() || allow_unknown) return status_;
-    for (const auto& [key, value] : json_.items()) {
+    for (const auto& item : json_.items()) {
+      const std::string& key = item.key();
       if (std::find(known_.begin(), known_.end(), key) != known_.end()) continue;
-      const auto nearest = std::min_element(known_.begin(), known_.end(), [&](const std::string& a, const std::string& b) {
-        return EditDistance(a, key) < EditDistance(b, key);
-      });
-      const std::string hint = EditDistance(*nearest, key) <= 3 ? absl::StrCat("; did you mean \"", *nearest, "\"?") : "";
+      const auto nearest = std::min_element(
+          known_.begin(), known_.end(),
+          [&](const std::string& a, const std::string& b) { return EditDistance(a, key) < EditDistance(b, key); });
+      const std::string hint =
+          EditDistance(*nearest, key) <= 3 ? absl::StrCat("; did you mean \"", *nearest, "\"?") : "";
       return Bad(absl::StrCat("unknown key \"", key, "\"", hint, " (allowed: ", absl::StrJoin(known_, ", "), ")"));
     }
     return absl::OkStatus();
@@ -94,18 +103,21 @@ class Line {
 absl::StatusOr<std::vector<std::string>> FilesOf(const std::string& path) {
   std::error_code error;
   if (fs::is_regular_file(path, error)) return std::vector<std::string>{path};
-  if (!fs::is_directory(path, error)) return absl::NotFoundError(absl::StrCat("expected a data file or folder at ", path, ", found none"));
+  if (!fs::is_directory(path, error))
+    return absl::NotFoundError(absl::StrCat("expected a data file or folder at ", path, ", found none"));
   std::vector<std::string> files;
   for (const auto& entry : fs::directory_iterator(path, error)) {
     if (entry.is_regular_file() && entry.path().extension() == ".jsonl") files.push_back(entry.path().string());
   }
   std::sort(files.begin(), files.end());
-  if (files.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": expected at least one .jsonl file, found none"));
+  if (files.empty())
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected at least one .jsonl file, found none"));
   return files;
 }
 
 template <typename Record>
-absl::StatusOr<std::vector<Record>> ReadAll(const std::string& path, const std::function<absl::Status(Line&, int64_t number, Record*)>& parse) {
+absl::StatusOr<std::vector<Record>> ReadAll(const std::string& path,
+                                            const std::function<absl::Status(Line&, int64_t number, Record*)>& parse) {
   auto files = FilesOf(path);
   if (!files.ok()) return files.status();
   std::vector<Record> out;
@@ -117,7 +129,8 @@ absl::StatusOr<std::vector<Record>> ReadAll(const std::string& path, const std::
       if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
       const std::string where = absl::StrCat(fs::path(file).filename().string(), ":", number);
       const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-      if (!json.is_object()) return absl::InvalidArgumentError(absl::StrCat(where, ": expected a JSON object on the line"));
+      if (!json.is_object())
+        return absl::InvalidArgumentError(absl::StrCat(where, ": expected a JSON object on the line"));
       Line line(json, where);
       Record record;
       if (absl::Status status = parse(line, number, &record); !status.ok()) return status;

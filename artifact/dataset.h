@@ -1,6 +1,8 @@
-// The three kinds of data files jobs read: JSON lines, one record each. A path may be a file, or a folder (all *.jsonl in it, by name).
+// The three kinds of data files jobs read: JSON lines, one record each. A path may be a file, or a folder (all *.jsonl
+// in it, by name).
 //
-// InvalidArgument "FILE:LINE: …" for bad JSON, wrong types, missing or unknown keys (with the nearest valid one) and for data without a record.
+// InvalidArgument "FILE:LINE: …" for bad JSON, wrong types, missing or unknown keys (with the nearest valid one) and
+// for data without a record.
 #pragma once
 
 #include <map>

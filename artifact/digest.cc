@@ -20,10 +20,14 @@ struct Sha256::Impl {
   ~Impl() { EVP_MD_CTX_free(context); }
 };
 
-Sha256::Sha256() : impl_(std::make_unique<Impl>()) { EVP_DigestInit_ex(impl_->context, EVP_sha256(), nullptr); }
+Sha256::Sha256() : impl_(std::make_unique<Impl>()) {
+  EVP_DigestInit_ex(impl_->context, EVP_sha256(), nullptr);
+}
 Sha256::~Sha256() = default;
 
-void Sha256::Update(absl::string_view bytes) { EVP_DigestUpdate(impl_->context, bytes.data(), bytes.size()); }
+void Sha256::Update(absl::string_view bytes) {
+  EVP_DigestUpdate(impl_->context, bytes.data(), bytes.size());
+}
 
 std::string Sha256::FinishHex() {
   unsigned char digest[EVP_MAX_MD_SIZE];
@@ -44,7 +48,8 @@ absl::StatusOr<std::string> Sha256File(const std::string& path) {
   Sha256 hash;
   std::vector<char> buffer(1 << 20);
   ssize_t got = 0;
-  while ((got = read(fd, buffer.data(), buffer.size())) > 0) hash.Update(absl::string_view(buffer.data(), static_cast<size_t>(got)));
+  while ((got = read(fd, buffer.data(), buffer.size())) > 0)
+    hash.Update(absl::string_view(buffer.data(), static_cast<size_t>(got)));
   const int error = errno;
   close(fd);
   if (got < 0) return absl::DataLossError(absl::StrCat("cannot read ", path, ": ", std::strerror(error)));

@@ -23,11 +23,14 @@ class Reader {
     return absl::InvalidArgumentError(absl::StrCat(where_, ": ", key, ": ", problem));
   }
   bool Has(const char* key) const { return json_.contains(key) && !json_[key].is_null(); }
-  absl::Status Int(const char* key, int64_t* out, bool required, int64_t low = 1, int64_t high = int64_t{1} << 40) const {
+  absl::Status Int(const char* key, int64_t* out, bool required, int64_t low = 1,
+                   int64_t high = int64_t{1} << 40) const {
     if (!Has(key)) return required ? Problem(key, "expected a whole number, found nothing") : absl::OkStatus();
-    if (!json_[key].is_number_integer()) return Problem(key, absl::StrCat("expected a whole number, found ", json_[key].dump()));
+    if (!json_[key].is_number_integer())
+      return Problem(key, absl::StrCat("expected a whole number, found ", json_[key].dump()));
     const auto value = json_[key].get<int64_t>();
-    if (value < low || value > high) return Problem(key, absl::StrCat("expected ", low, " to ", high, ", found ", value));
+    if (value < low || value > high)
+      return Problem(key, absl::StrCat("expected ", low, " to ", high, ", found ", value));
     *out = value;
     return absl::OkStatus();
   }
@@ -39,7 +42,8 @@ class Reader {
   }
   absl::Status Bool(const char* key, bool* out) const {
     if (!Has(key)) return absl::OkStatus();
-    if (!json_[key].is_boolean()) return Problem(key, absl::StrCat("expected true or false, found ", json_[key].dump()));
+    if (!json_[key].is_boolean())
+      return Problem(key, absl::StrCat("expected true or false, found ", json_[key].dump()));
     *out = json_[key].get<bool>();
     return absl::OkStatus();
   }
@@ -55,7 +59,8 @@ class Reader {
     if (!Has(key) || std::find(allowed.begin(), allowed.end(), json_[key]) != allowed.end()) return absl::OkStatus();
     std::vector<std::string> names;
     for (const Json& value : allowed) names.push_back(value.dump());
-    return Problem(key, absl::StrCat("found ", json_[key].dump(), ", which is not supported; supported: ", names.empty() ? "null" : absl::StrJoin(names, ", ")));
+    return Problem(key, absl::StrCat("found ", json_[key].dump(), ", which is not supported; supported: ",
+                                     names.empty() ? "null" : absl::StrJoin(names, ", ")));
   }
   const Json& json() const { return json_; }
 
@@ -74,7 +79,9 @@ absl::Status ReadRope(const Reader& reader, ModelConfig* config) {
     const Json& rope = reader.json()[key];
     if (!rope.is_object()) return reader.Problem(key, absl::StrCat("expected an object, found ", rope.dump()));
     const std::string type = rope.value("rope_type", rope.value("type", std::string("default")));
-    if (type != "default") return reader.Problem(key, absl::StrCat("found rope_type \"", type, "\", which is not supported; supported: \"default\""));
+    if (type != "default")
+      return reader.Problem(
+          key, absl::StrCat("found rope_type \"", type, "\", which is not supported; supported: \"default\""));
     if (rope.contains("rope_theta")) {
       if (!rope["rope_theta"].is_number()) return reader.Problem(absl::StrCat(key, ".rope_theta"), "expected a number");
       config->rope_theta = rope["rope_theta"].get<double>();
@@ -106,7 +113,8 @@ absl::Status ReadLlama(const Reader& reader, ModelConfig* config) {
   RETURN_IF_BAD(reader.Only("sliding_window", {}));
   RETURN_IF_BAD(reader.Only("partial_rotary_factor", {1.0}));
   RETURN_IF_BAD(ReadRope(reader, config));
-  if (config->head_dim % 2 != 0) return reader.Problem("head_dim", "expected an even number: rotary positions turn pairs");
+  if (config->head_dim % 2 != 0)
+    return reader.Problem("head_dim", "expected an even number: rotary positions turn pairs");
   return absl::OkStatus();
 }
 
@@ -128,7 +136,9 @@ absl::Status ReadGpt2(const Reader& reader, ModelConfig* config) {
   RETURN_IF_BAD(reader.Int("n_positions", &config->max_position_embeddings, false));
   RETURN_IF_BAD(reader.Double("layer_norm_epsilon", &config->norm_eps));
   RETURN_IF_BAD(reader.Only("activation_function", {"gelu_new", "gelu"}));
-  config->activation = reader.json().value("activation_function", std::string("gelu_new")) == "gelu" ? Activation::kGelu : Activation::kGeluNew;
+  config->activation = reader.json().value("activation_function", std::string("gelu_new")) == "gelu"
+                           ? Activation::kGelu
+                           : Activation::kGeluNew;
   RETURN_IF_BAD(reader.Only("scale_attn_weights", {true}));
   RETURN_IF_BAD(reader.Only("scale_attn_by_inverse_layer_idx", {false}));
   RETURN_IF_BAD(reader.Only("add_cross_attention", {false}));
@@ -142,7 +152,8 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std:
   if (!json.is_object()) return absl::InvalidArgumentError(absl::StrCat(where, ": expected a JSON object"));
   const Reader reader(json, where);
   ModelConfig config;
-  const std::string type = json.contains("model_type") && json["model_type"].is_string() ? json["model_type"].get<std::string>() : "";
+  const std::string type =
+      json.contains("model_type") && json["model_type"].is_string() ? json["model_type"].get<std::string>() : "";
   if (type == "llama") {
     RETURN_IF_BAD(ReadLlama(reader, &config));
   } else if (type == "gpt2") {
@@ -152,16 +163,20 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std:
   }
   const bool llama = config.family == Family::kLlama;
   config.architecture = llama ? "LlamaForCausalLM" : "GPT2LMHeadModel";
-  if (json.contains("architectures") && json["architectures"].is_array() && !json["architectures"].empty() && json["architectures"][0].is_string()) {
+  if (json.contains("architectures") && json["architectures"].is_array() && !json["architectures"].empty() &&
+      json["architectures"][0].is_string()) {
     config.architecture = json["architectures"][0].get<std::string>();
   }
   const std::string classifier = llama ? "LlamaForSequenceClassification" : "GPT2ForSequenceClassification";
   if (config.architecture == classifier) {
-    config.num_labels = json.contains("id2label") && json["id2label"].is_object() ? static_cast<int>(json["id2label"].size()) : 1;
-    if (json.contains("num_labels") && json["num_labels"].is_number_integer()) config.num_labels = json["num_labels"].get<int>();
+    config.num_labels =
+        json.contains("id2label") && json["id2label"].is_object() ? static_cast<int>(json["id2label"].size()) : 1;
+    if (json.contains("num_labels") && json["num_labels"].is_number_integer())
+      config.num_labels = json["num_labels"].get<int>();
   } else if (config.architecture != (llama ? "LlamaForCausalLM" : "GPT2LMHeadModel")) {
-    return reader.Problem("architectures", absl::StrCat("found \"", config.architecture, "\"; supported: ", llama ? "LlamaForCausalLM" : "GPT2LMHeadModel",
-                                                        " and ", classifier));
+    return reader.Problem("architectures",
+                          absl::StrCat("found \"", config.architecture, "\"; supported: ",
+                                       llama ? "LlamaForCausalLM" : "GPT2LMHeadModel", " and ", classifier));
   }
   RETURN_IF_BAD(reader.Int("vocab_size", &config.vocab_size, true, 1, 1 << 28));
   RETURN_IF_BAD(reader.Bool("tie_word_embeddings", &config.tie_word_embeddings));
@@ -174,10 +189,12 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std:
   }
   RETURN_IF_BAD(reader.Only("quantization_config", {}));
   if (config.hidden_size % config.num_heads != 0 && !reader.Has("head_dim")) {
-    return reader.Problem("hidden_size", absl::StrCat("expected a multiple of the ", config.num_heads, " heads, found ", config.hidden_size));
+    return reader.Problem("hidden_size", absl::StrCat("expected a multiple of the ", config.num_heads, " heads, found ",
+                                                      config.hidden_size));
   }
   if (config.num_heads % config.num_kv_heads != 0) {
-    return reader.Problem("num_key_value_heads", absl::StrCat("expected a divisor of the ", config.num_heads, " heads, found ", config.num_kv_heads));
+    return reader.Problem("num_key_value_heads", absl::StrCat("expected a divisor of the ", config.num_heads,
+                                                              " heads, found ", config.num_kv_heads));
   }
   return config;
 }
@@ -241,7 +258,8 @@ std::string ModelConfigToJson(const ModelConfig& config) {
 
 int64_t NumParameters(const ModelConfig& c) {
   const int64_t q = c.num_heads * c.head_dim, kv = c.num_kv_heads * c.head_dim;
-  int64_t layer = c.hidden_size * (q + 2 * kv) + q * c.hidden_size + (c.gated_mlp ? 3 : 2) * c.hidden_size * c.intermediate_size;
+  int64_t layer =
+      c.hidden_size * (q + 2 * kv) + q * c.hidden_size + (c.gated_mlp ? 3 : 2) * c.hidden_size * c.intermediate_size;
   const int64_t norm = c.hidden_size * (c.norm == Norm::kLayer ? 2 : 1);
   layer += 2 * norm;
   if (c.attention_bias) layer += q + 2 * kv + c.hidden_size;

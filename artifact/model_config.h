@@ -29,11 +29,11 @@ struct ModelConfig {
   double norm_eps = 1e-5;
   Activation activation = Activation::kSilu;
   bool gated_mlp = true;
-  double rope_theta = 10000.0;    // 0: learned positions (GPT-2)
-  bool attention_bias = false;    // biases on q, k, v, o
+  double rope_theta = 10000.0;  // 0: learned positions (GPT-2)
+  bool attention_bias = false;  // biases on q, k, v, o
   bool mlp_bias = false;
   bool tie_word_embeddings = false;
-  int num_labels = 0;             // > 0: a sequence-classification head ("score"), no LM head
+  int num_labels = 0;  // > 0: a sequence-classification head ("score"), no LM head
   std::optional<int32_t> bos_token_id, eos_token_id, pad_token_id;
   std::string dtype = "float32";  // dtype of the stored weights: float32, bfloat16, float16
 };

@@ -28,8 +28,9 @@ struct DTypeRow {
   const char* name;
   int64_t size;
 };
-constexpr DTypeRow kDTypes[] = {{DType::kF32, "F32", 4}, {DType::kF16, "F16", 2}, {DType::kBF16, "BF16", 2}, {DType::kI64, "I64", 8},
-                                {DType::kI32, "I32", 4}, {DType::kU8, "U8", 1},   {DType::kBool, "BOOL", 1}};
+constexpr DTypeRow kDTypes[] = {{DType::kF32, "F32", 4},  {DType::kF16, "F16", 2}, {DType::kBF16, "BF16", 2},
+                                {DType::kI64, "I64", 8},  {DType::kI32, "I32", 4}, {DType::kU8, "U8", 1},
+                                {DType::kBool, "BOOL", 1}};
 
 class MappedFile : public SafetensorsFile {
  public:
@@ -37,7 +38,9 @@ class MappedFile : public SafetensorsFile {
   ~MappedFile() override { munmap(const_cast<uint8_t*>(base_), size_); }
   const std::map<std::string, TensorInfo>& tensors() const override { return tensors_; }
   const std::map<std::string, std::string>& metadata() const override { return metadata_; }
-  absl::Span<const uint8_t> Data(const TensorInfo& info) const override { return {base_ + data_begin_ + info.begin, info.end - info.begin}; }
+  absl::Span<const uint8_t> Data(const TensorInfo& info) const override {
+    return {base_ + data_begin_ + info.begin, info.end - info.begin};
+  }
 
   absl::Status Parse(const std::string& path);
 
@@ -52,45 +55,58 @@ class MappedFile : public SafetensorsFile {
 };
 
 absl::Status MappedFile::ParseTensor(const std::string& name, const nlohmann::json& entry) {
-  const auto bad = [&](const std::string& problem) { return absl::InvalidArgumentError(absl::StrCat("tensor \"", name, "\": ", problem)); };
+  const auto bad = [&](const std::string& problem) {
+    return absl::InvalidArgumentError(absl::StrCat("tensor \"", name, "\": ", problem));
+  };
   if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") || !entry.contains("data_offsets")) {
     return bad("expected an object with dtype, shape and data_offsets");
   }
   TensorInfo info;
   const std::string dtype = entry["dtype"].is_string() ? entry["dtype"].get<std::string>() : entry["dtype"].dump();
-  const auto* row = std::find_if(std::begin(kDTypes), std::end(kDTypes), [&](const DTypeRow& r) { return dtype == r.name; });
-  if (row == std::end(kDTypes)) return bad(absl::StrCat("expected a dtype of F32, F16, BF16, I64, I32, U8 or BOOL, found ", dtype));
+  const auto* row =
+      std::find_if(std::begin(kDTypes), std::end(kDTypes), [&](const DTypeRow& r) { return dtype == r.name; });
+  if (row == std::end(kDTypes))
+    return bad(absl::StrCat("expected a dtype of F32, F16, BF16, I64, I32, U8 or BOOL, found ", dtype));
   info.dtype = row->dtype;
   if (!entry["shape"].is_array()) return bad("expected shape to be an array");
   uint64_t bytes = static_cast<uint64_t>(row->size);
   for (const auto& dimension : entry["shape"]) {
     if (!dimension.is_number_unsigned()) return bad("expected shape to hold whole numbers of at least 0");
     const auto value = dimension.get<uint64_t>();
-    if (value > static_cast<uint64_t>(INT64_MAX) || __builtin_mul_overflow(bytes, value, &bytes)) return bad("the product of its shape overflows");
+    if (value > static_cast<uint64_t>(INT64_MAX) || __builtin_mul_overflow(bytes, value, &bytes))
+      return bad("the product of its shape overflows");
     info.shape.push_back(static_cast<int64_t>(value));
   }
   const auto& offsets = entry["data_offsets"];
-  if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned()) {
+  if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
+      !offsets[1].is_number_unsigned()) {
     return bad("expected data_offsets to be two whole numbers");
   }
   info.begin = offsets[0].get<uint64_t>();
   info.end = offsets[1].get<uint64_t>();
   const uint64_t available = size_ - data_begin_;
   if (info.begin > info.end || info.end > available) {
-    return bad(absl::StrCat("offsets [", info.begin, ", ", info.end, "] lie outside the file's ", available, " bytes of data; is the file truncated?"));
+    return bad(absl::StrCat("offsets [", info.begin, ", ", info.end, "] lie outside the file's ", available,
+                            " bytes of data; is the file truncated?"));
   }
-  if (info.end - info.begin != bytes) return bad(absl::StrCat("its shape needs ", bytes, " bytes, its offsets span ", info.end - info.begin));
+  if (info.end - info.begin != bytes)
+    return bad(absl::StrCat("its shape needs ", bytes, " bytes, its offsets span ", info.end - info.begin));
   tensors_.emplace(name, std::move(info));
   return absl::OkStatus();
 }
 
 absl::Status MappedFile::Parse(const std::string& path) {
-  const auto bad = [&](absl::string_view problem) { return absl::InvalidArgumentError(absl::StrCat(path, ": ", problem)); };
-  if (size_ < kHeaderLengthBytes) return bad("not a safetensors file: shorter than its header length; is it truncated?");
+  const auto bad = [&](absl::string_view problem) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", problem));
+  };
+  if (size_ < kHeaderLengthBytes)
+    return bad("not a safetensors file: shorter than its header length; is it truncated?");
   uint64_t header_size = 0;
   std::memcpy(&header_size, base_, kHeaderLengthBytes);
-  if (header_size > kMaxHeader) return bad(absl::StrCat("header of ", header_size, " bytes; at most ", kMaxHeader, " are allowed"));
-  if (header_size > size_ - kHeaderLengthBytes) return bad("the header reaches beyond the file's end; is it truncated?");
+  if (header_size > kMaxHeader)
+    return bad(absl::StrCat("header of ", header_size, " bytes; at most ", kMaxHeader, " are allowed"));
+  if (header_size > size_ - kHeaderLengthBytes)
+    return bad("the header reaches beyond the file's end; is it truncated?");
   data_begin_ = kHeaderLengthBytes + header_size;
   // Duplicate names would silently keep the last; the callback sees every key of the top level.
   std::set<std::string> seen;
@@ -99,7 +115,8 @@ absl::Status MappedFile::Parse(const std::string& path) {
   const nlohmann::json header = nlohmann::json::parse(
       begin, begin + header_size,
       [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
-        if (depth == 1 && event == nlohmann::json::parse_event_t::key && !seen.insert(value.get<std::string>()).second) duplicate = value.get<std::string>();
+        if (depth == 1 && event == nlohmann::json::parse_event_t::key && !seen.insert(value.get<std::string>()).second)
+          duplicate = value.get<std::string>();
         return depth < 8;
       },
       /*allow_exceptions=*/false);
@@ -129,7 +146,8 @@ absl::Status MappedFile::Parse(const std::string& path) {
     }
     expected = entry->second.end;
   }
-  if (data_begin_ + expected != size_) return bad(absl::StrCat("tensors end at ", expected, " but the data section has ", size_ - data_begin_, " bytes"));
+  if (data_begin_ + expected != size_)
+    return bad(absl::StrCat("tensors end at ", expected, " but the data section has ", size_ - data_begin_, " bytes"));
   return absl::OkStatus();
 }
 
@@ -155,18 +173,21 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
   struct stat info {};
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size == 0) {
     close(fd);
-    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a safetensors file, found an empty or special one"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": expected a safetensors file, found an empty or special one"));
   }
   const auto size = static_cast<size_t>(info.st_size);
   void* base = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
   close(fd);
-  if (base == MAP_FAILED) return absl::ResourceExhaustedError(absl::StrCat("cannot map ", path, ": ", std::strerror(errno)));
+  if (base == MAP_FAILED)
+    return absl::ResourceExhaustedError(absl::StrCat("cannot map ", path, ": ", std::strerror(errno)));
   auto file = std::make_unique<MappedFile>(base, size);
   if (const absl::Status status = file->Parse(path); !status.ok()) return status;
   return file;
 }
 
-absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorToWrite>& tensors, const std::map<std::string, std::string>& metadata) {
+absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
+                              const std::map<std::string, std::string>& metadata) {
   nlohmann::ordered_json header;
   if (!metadata.empty()) header["__metadata__"] = metadata;
   uint64_t offset = 0;
@@ -174,9 +195,11 @@ absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorT
     uint64_t bytes = static_cast<uint64_t>(DTypeSize(tensor.dtype));
     for (const int64_t dimension : tensor.shape) bytes *= static_cast<uint64_t>(dimension);
     if (bytes != tensor.data.size()) {
-      return absl::InvalidArgumentError(absl::StrCat("tensor \"", tensor.name, "\": its shape needs ", bytes, " bytes, found ", tensor.data.size()));
+      return absl::InvalidArgumentError(
+          absl::StrCat("tensor \"", tensor.name, "\": its shape needs ", bytes, " bytes, found ", tensor.data.size()));
     }
-    header[tensor.name] = {{"dtype", DTypeName(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + bytes}}};
+    header[tensor.name] = {
+        {"dtype", DTypeName(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + bytes}}};
     offset += bytes;
   }
   std::string text = header.dump();
@@ -187,7 +210,8 @@ absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorT
   const uint64_t header_size = text.size();
   content.append(reinterpret_cast<const char*>(&header_size), kHeaderLengthBytes);
   content += text;
-  for (const TensorToWrite& tensor : tensors) content.append(reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
+  for (const TensorToWrite& tensor : tensors)
+    content.append(reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
   return WriteFileDurably(path, content);
 }
 
@@ -210,14 +234,16 @@ absl::StatusOr<ModelWeights> OpenModelWeights(const std::string& model_dir) {
     std::set<std::string> shards;
     for (const auto& [tensor, shard] : json["weight_map"].items()) {
       if (!shard.is_string() || fs::path(shard.get<std::string>()).filename() != shard.get<std::string>()) {
-        return absl::InvalidArgumentError(absl::StrCat(index.string(), ": weight_map.", tensor, ": expected the name of a file beside the index"));
+        return absl::InvalidArgumentError(
+            absl::StrCat(index.string(), ": weight_map.", tensor, ": expected the name of a file beside the index"));
       }
       shards.insert(shard.get<std::string>());
       where[tensor] = shard.get<std::string>();
     }
     names.assign(shards.begin(), shards.end());
   } else {
-    return absl::NotFoundError(absl::StrCat(model_dir, ": expected model.safetensors or model.safetensors.index.json, found neither"));
+    return absl::NotFoundError(
+        absl::StrCat(model_dir, ": expected model.safetensors or model.safetensors.index.json, found neither"));
   }
   for (const std::string& name : names) {
     auto file = SafetensorsFile::Open((fs::path(model_dir) / name).string());
@@ -231,7 +257,8 @@ absl::StatusOr<ModelWeights> OpenModelWeights(const std::string& model_dir) {
   }
   for (const auto& [tensor, shard] : where) {
     if (weights.tensors.find(tensor) == weights.tensors.end()) {
-      return absl::InvalidArgumentError(absl::StrCat(model_dir, ": the index names tensor \"", tensor, "\" in ", shard, ", where it is not"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(model_dir, ": the index names tensor \"", tensor, "\" in ", shard, ", where it is not"));
     }
   }
   return weights;

@@ -26,8 +26,9 @@ struct TensorInfo {
 class SafetensorsFile {
  public:
   virtual ~SafetensorsFile() = default;
-  // Validates everything before returning: header length (≤ 100 MB, inside the file), JSON, dtypes, shape products without
-  // overflow, offsets in order, without overlap or gap, ending at the file's end. InvalidArgument names file and tensor.
+  // Validates everything before returning: header length (≤ 100 MB, inside the file), JSON, dtypes, shape products
+  // without overflow, offsets in order, without overlap or gap, ending at the file's end. InvalidArgument names file
+  // and tensor.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
   virtual const std::map<std::string, TensorInfo>& tensors() const = 0;
   virtual const std::map<std::string, std::string>& metadata() const = 0;
@@ -47,7 +48,10 @@ absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorT
 // All weights of a model directory: model.safetensors, or model.safetensors.index.json with its shards.
 struct ModelWeights {
   std::vector<std::unique_ptr<SafetensorsFile>> files;
-  struct Entry { const SafetensorsFile* file; const TensorInfo* info; };
+  struct Entry {
+    const SafetensorsFile* file;
+    const TensorInfo* info;
+  };
   std::map<std::string, Entry> tensors;
 };
 absl::StatusOr<ModelWeights> OpenModelWeights(const std::string& model_dir);

@@ -31,8 +31,9 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ConnectionFlags& fl
   if (options.address.empty()) {
     auto text = ReadFile(flags.context_file);
     if (!text.ok()) {
-      return absl::FailedPreconditionError(absl::StrCat("no coordinator is named: expected --address, or a context file at ", flags.context_file,
-                                                        " (rlhfctl up writes one; --context names another)"));
+      return absl::FailedPreconditionError(
+          absl::StrCat("no coordinator is named: expected --address, or a context file at ", flags.context_file,
+                       " (rlhfctl up writes one; --context names another)"));
     }
     const auto json = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
     if (!json.is_object() || !json.contains("address") || !json["address"].is_string()) {
@@ -51,7 +52,9 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ConnectionFlags& fl
   return client::MakeChannel(options);
 }
 
-std::unique_ptr<grpc::ClientContext> CallContext(absl::Duration timeout) { return client::MakeContext(timeout); }
+std::unique_ptr<grpc::ClientContext> CallContext(absl::Duration timeout) {
+  return client::MakeContext(timeout);
+}
 
 int Fail(const absl::Status& status) {
   std::string next;
@@ -79,7 +82,8 @@ int Fail(const absl::Status& status) {
     default:
       break;
   }
-  std::fprintf(stderr, "rlhfctl: error: %s (%s)\n", std::string(status.message()).c_str(), absl::StatusCodeToString(status.code()).c_str());
+  std::fprintf(stderr, "rlhfctl: error: %s (%s)\n", std::string(status.message()).c_str(),
+               absl::StatusCodeToString(status.code()).c_str());
   if (!next.empty()) std::fprintf(stderr, "rlhfctl: %s\n", next.c_str());
   return code;
 }

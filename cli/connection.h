@@ -10,13 +10,14 @@
 
 namespace rlhf::cli {
 
-// A context file is JSON: {"address": "host:port", "ca_file": "…", "token_file": "…", "insecure": false}; paths are relative to the file.
+// A context file is JSON: {"address": "host:port", "ca_file": "…", "token_file": "…", "insecure": false}; paths are
+// relative to the file.
 struct ConnectionFlags {
   std::string context_file = ".rlhf/client.json";
   std::string address, ca_file, token_file;  // override the context file's
   bool insecure = false;
   std::string project = "default";
-  std::string output = "table";              // table, json
+  std::string output = "table";  // table, json
 };
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ConnectionFlags& flags);
@@ -24,7 +25,8 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ConnectionFlags& fl
 // A context with a deadline; every call has one.
 std::unique_ptr<grpc::ClientContext> CallContext(absl::Duration timeout = absl::Seconds(30));
 
-// The process exit code of a failed call (rlhf.v1.ExitCode), after printing "rlhfctl: error: …" with the next step to stderr.
+// The process exit code of a failed call (rlhf.v1.ExitCode), after printing "rlhfctl: error: …" with the next step to
+// stderr.
 int Fail(const absl::Status& status);
 
 }  // namespace rlhf::cli

@@ -20,7 +20,9 @@ namespace {
 
 constexpr absl::Duration kUnreachableFor = absl::Minutes(5);
 
-bool Ended(v1::JobState state) { return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED; }
+bool Ended(v1::JobState state) {
+  return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED;
+}
 
 class Screen {
  public:
@@ -51,7 +53,8 @@ class Screen {
  private:
   // A stage that is seen for the first time: its name and length.
   void Learn(const v1::JobEvent& event) {
-    const std::string& id = event.has_metrics() && !event.metrics().job_id().empty() ? event.metrics().job_id() : event.job_id();
+    const std::string& id =
+        event.has_metrics() && !event.metrics().job_id().empty() ? event.metrics().job_id() : event.job_id();
     if (!known_.insert(id).second) return;
     v1::GetJobRequest request;
     request.set_job_id(id);
@@ -76,7 +79,8 @@ class Screen {
 
 }  // namespace
 
-absl::StatusOr<v1::Job> FollowJob(const std::shared_ptr<grpc::Channel>& channel, const std::string& job_id, const FollowOptions& options) {
+absl::StatusOr<v1::Job> FollowJob(const std::shared_ptr<grpc::Channel>& channel, const std::string& job_id,
+                                  const FollowOptions& options) {
   const auto stub = v1::JobService::NewStub(channel);
   Screen screen(options, stub.get());
   v1::WatchJobRequest request;
@@ -93,7 +97,8 @@ absl::StatusOr<v1::Job> FollowJob(const std::shared_ptr<grpc::Channel>& channel,
       if (!event.has_bookmark()) screen.Show(event);
     }
     const absl::Status status = FromGrpc(reader->Finish());
-    if (!status.ok() && !absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status) && !absl::IsCancelled(status)) {
+    if (!status.ok() && !absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status) &&
+        !absl::IsCancelled(status)) {
       screen.End();
       return status;
     }
@@ -114,7 +119,8 @@ absl::StatusOr<v1::Job> FollowJob(const std::shared_ptr<grpc::Channel>& channel,
     }
     if (absl::Now() - reachable > kUnreachableFor) {
       screen.End();
-      return absl::UnavailableError(absl::StrCat("lost the coordinator while following ", job_id, "; the job goes on without us: `rlhfctl watch ", job_id, "`"));
+      return absl::UnavailableError(absl::StrCat("lost the coordinator while following ", job_id,
+                                                 "; the job goes on without us: `rlhfctl watch ", job_id, "`"));
     }
     absl::SleepFor(absl::Milliseconds(500));
   }

@@ -12,12 +12,14 @@
 namespace rlhf::cli {
 
 struct FollowOptions {
-  bool json = false;       // events as JSON lines instead
-  bool terminal = false;   // live bars
+  bool json = false;      // events as JSON lines instead
+  bool terminal = false;  // live bars
   int width = 100;
 };
-// The ended job. Reconnects with the resume token while the coordinator is unreachable, for at most five minutes at a time.
-absl::StatusOr<v1::Job> FollowJob(const std::shared_ptr<grpc::Channel>& channel, const std::string& job_id, const FollowOptions& options);
+// The ended job. Reconnects with the resume token while the coordinator is unreachable, for at most five minutes at a
+// time.
+absl::StatusOr<v1::Job> FollowJob(const std::shared_ptr<grpc::Channel>& channel, const std::string& job_id,
+                                  const FollowOptions& options);
 
 // rlhf.v1.ExitCode of an ended job.
 int ExitCodeOf(const v1::Job& job);

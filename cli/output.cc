@@ -11,7 +11,8 @@ namespace {
 
 // Columns a terminal shows, counting UTF-8 sequences as one.
 size_t Width(const std::string& text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
 }
 
 }  // namespace
@@ -20,7 +21,8 @@ std::string Table::Text() const {
   std::vector<size_t> widths(header_.size());
   for (size_t column = 0; column < header_.size(); ++column) {
     widths[column] = Width(header_[column]);
-    for (const auto& row : rows_) widths[column] = std::max(widths[column], column < row.size() ? Width(row[column]) : 0);
+    for (const auto& row : rows_)
+      widths[column] = std::max(widths[column], column < row.size() ? Width(row[column]) : 0);
   }
   std::string out;
   const auto append = [&](const std::vector<std::string>& cells) {
@@ -36,13 +38,21 @@ std::string Table::Text() const {
   return out;
 }
 
-std::string MessageToJson(const google::protobuf::Message& message) { return ToJson(message); }
+std::string MessageToJson(const google::protobuf::Message& message) {
+  return ToJson(message);
+}
 
-void PrintJson(const google::protobuf::Message& message) { std::printf("%s\n", ToJson(message).c_str()); }
+void PrintJson(const google::protobuf::Message& message) {
+  std::printf("%s\n", ToJson(message).c_str());
+}
 
-std::string Short(const std::string& digest) { return digest.substr(0, std::min<size_t>(digest.size(), 19)); }
+std::string Short(const std::string& digest) {
+  return digest.substr(0, std::min<size_t>(digest.size(), 19));
+}
 
-std::string Number(double value) { return absl::StrFormat("%.4g", value); }
+std::string Number(double value) {
+  return absl::StrFormat("%.4g", value);
+}
 
 std::string Bytes(uint64_t bytes) {
   if (bytes < 1000) return absl::StrFormat("%d B", bytes);

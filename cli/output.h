@@ -25,9 +25,9 @@ void PrintJson(const google::protobuf::Message& message);
 template <typename Range>
 void PrintJsonArray(const Range& messages);
 
-std::string Short(const std::string& digest);           // "sha256:0123456789ab"
-std::string Number(double value);                       // four significant digits
-std::string Bytes(uint64_t bytes);                      // "1.2 MB"
+std::string Short(const std::string& digest);  // "sha256:0123456789ab"
+std::string Number(double value);              // four significant digits
+std::string Bytes(uint64_t bytes);             // "1.2 MB"
 
 std::string MessageToJson(const google::protobuf::Message& message);
 

@@ -13,9 +13,14 @@ struct Shown {
   const char* key;
   const char* label;
 };
-constexpr Shown kShown[] = {{"samples_per_second", "samples/s"}, {"tokens_per_second", "tokens/s"}, {"loss", "loss"},
-                            {"accuracy", "accuracy"},            {"reward/mean", "reward"},         {"gold/mean", "gold"},
-                            {"kl", "KL"},                        {"first_minibatch_ratio_error", "ratio error"}};
+constexpr Shown kShown[] = {{"samples_per_second", "samples/s"},
+                            {"tokens_per_second", "tokens/s"},
+                            {"loss", "loss"},
+                            {"accuracy", "accuracy"},
+                            {"reward/mean", "reward"},
+                            {"gold/mean", "gold"},
+                            {"kl", "KL"},
+                            {"first_minibatch_ratio_error", "ratio error"}};
 
 std::string Value(double value) {
   if (std::abs(value) >= 1000) return absl::StrFormat("%.1fk", value / 1000);
@@ -83,7 +88,8 @@ std::string ProgressView::Bar(int width) const {
 std::string ProgressView::Line(const v1::JobEvent& event) const {
   switch (event.what_case()) {
     case v1::JobEvent::kState:
-      return absl::StrCat(v1::JobState_Name(event.state().to()), event.state().reason().empty() ? "" : ": ", event.state().reason());
+      return absl::StrCat(v1::JobState_Name(event.state().to()), event.state().reason().empty() ? "" : ": ",
+                          event.state().reason());
     case v1::JobEvent::kMessage:
       return event.message();
     case v1::JobEvent::kMetrics: {
@@ -91,7 +97,8 @@ std::string ProgressView::Line(const v1::JobEvent& event) const {
       const std::string name = found == stages_.end() ? event.job_id() : found->second.name;
       const int64_t total = found == stages_.end() ? 0 : found->second.total;
       std::map<std::string, double> values(event.metrics().values().begin(), event.metrics().values().end());
-      return absl::StrCat(name, " step ", event.metrics().step(), total > 0 ? absl::StrCat("/", total) : "", Metrics(values));
+      return absl::StrCat(name, " step ", event.metrics().step(), total > 0 ? absl::StrCat("/", total) : "",
+                          Metrics(values));
     }
     default:
       return "";

@@ -21,7 +21,8 @@ int Version(const ConnectionFlags& connection, bool client_only) {
   if (!channel.ok()) return v1::EXIT_OK;  // no coordinator is named: the client's version is all there is to say
   v1::ServiceState state;
   const auto context = CallContext(absl::Seconds(5));
-  const absl::Status status = FromGrpc(v1::OversightService::NewStub(*channel)->GetServiceState(context.get(), v1::GetServiceStateRequest(), &state));
+  const absl::Status status = FromGrpc(
+      v1::OversightService::NewStub(*channel)->GetServiceState(context.get(), v1::GetServiceStateRequest(), &state));
   if (!status.ok()) return Fail(status);
   std::printf("coordinator %s, protocol %u\n", state.build_version().c_str(), state.protocol_version());
   return v1::EXIT_OK;
@@ -36,13 +37,17 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.fallthrough();
   rlhf::cli::ConnectionFlags connection;
-  app.add_option("--context", connection.context_file, "Context file with address, CA and token")->capture_default_str();
-  app.add_option("--address", connection.address, "API address of the coordinator, host:port; overrides the context file's");
+  app.add_option("--context", connection.context_file, "Context file with address, CA and token")
+      ->capture_default_str();
+  app.add_option("--address", connection.address,
+                 "API address of the coordinator, host:port; overrides the context file's");
   app.add_option("--ca", connection.ca_file, "CA certificate, PEM");
   app.add_option("--token-file", connection.token_file, "File with the bearer token");
   app.add_flag("--insecure", connection.insecure, "Plaintext, for trials");
   app.add_option("--project", connection.project, "Project")->capture_default_str();
-  app.add_option("--output", connection.output, "table or json")->check(CLI::IsMember({"table", "json"}))->capture_default_str();
+  app.add_option("--output", connection.output, "table or json")
+      ->check(CLI::IsMember({"table", "json"}))
+      ->capture_default_str();
   rlhf::cli::Run run;
   bool client_only = false;
   auto* version = app.add_subcommand("version", "Versions of this program and of the coordinator");

@@ -32,7 +32,8 @@ class Uploader {
       if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE) {
         if (field->is_repeated()) {
           for (int i = 0; i < reflection->FieldSize(*message, field); ++i) {
-            RLHF_RETURN_IF_ERROR(Walk(reflection->MutableRepeatedMessage(message, field, i), absl::StrCat(where, "[", i, "]")));
+            RLHF_RETURN_IF_ERROR(
+                Walk(reflection->MutableRepeatedMessage(message, field, i), absl::StrCat(where, "[", i, "]")));
           }
         } else {
           RLHF_RETURN_IF_ERROR(Walk(reflection->MutableMessage(message, field), where));
@@ -51,12 +52,15 @@ class Uploader {
 
  private:
   absl::StatusOr<std::string> Upload(const std::string& name, const std::string& where) {
-    const std::filesystem::path path = std::filesystem::path(name).is_absolute() ? std::filesystem::path(name) : std::filesystem::path(base_dir_) / name;
+    const std::filesystem::path path = std::filesystem::path(name).is_absolute()
+                                           ? std::filesystem::path(name)
+                                           : std::filesystem::path(base_dir_) / name;
     const std::string full = path.lexically_normal().string();
     if (const auto known = digests_.find(full); known != digests_.end()) return known->second;
     std::error_code error;
     if (!std::filesystem::exists(path, error)) {
-      return absl::NotFoundError(absl::StrCat(where, ": expected a file or folder at ", full, ", found none (paths are relative to the job's file)"));
+      return absl::NotFoundError(absl::StrCat(where, ": expected a file or folder at ", full,
+                                              ", found none (paths are relative to the job's file)"));
     }
     std::string digest;
     if (channel_ == nullptr) {
@@ -80,8 +84,9 @@ class Uploader {
 
 }  // namespace
 
-absl::StatusOr<std::vector<v1::Artifact>> UploadFileReferences(const std::shared_ptr<grpc::Channel>& channel, const std::string& base_dir,
-                                                               const std::string& project, v1::JobSpec* spec) {
+absl::StatusOr<std::vector<v1::Artifact>> UploadFileReferences(const std::shared_ptr<grpc::Channel>& channel,
+                                                               const std::string& base_dir, const std::string& project,
+                                                               v1::JobSpec* spec) {
   Uploader uploader(channel, base_dir, project);
   RLHF_RETURN_IF_ERROR(uploader.Walk(spec, ""));
   return std::move(uploader.uploaded);

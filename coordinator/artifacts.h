@@ -1,4 +1,5 @@
-// The registry of artifacts and aliases, and uploads into the artifact root. Loop thread only, but for the file work it runs in the background.
+// The registry of artifacts and aliases, and uploads into the artifact root. Loop thread only, but for the file work it
+// runs in the background.
 #pragma once
 
 #include <memory>
@@ -21,21 +22,23 @@ class Artifacts {
   // Local directory of a published artifact.
   virtual absl::StatusOr<std::string> Path(const std::string& digest) const = 0;
   // Publishes a directory the coordinator itself made (a data artifact), in the background; `done` runs on the loop.
-  virtual void PublishDirectory(const std::string& staging_dir, const std::string& kind, const std::string& project, const std::string& created_by,
-                                Done<v1::Artifact> done) = 0;
+  virtual void PublishDirectory(const std::string& staging_dir, const std::string& kind, const std::string& project,
+                                const std::string& created_by, Done<v1::Artifact> done) = 0;
   virtual absl::StatusOr<std::string> MakeStaging() = 0;
   virtual void StartUpload(const v1::StartUploadRequest& request, Done<v1::StartUploadResponse> done) = 0;
   // Called off the loop by the adapter, in order for one upload.
   virtual absl::Status WriteChunk(const v1::UploadChunk& chunk) = 0;
   // Of an upload that was started; empty when unknown. Any thread.
   virtual std::string ProjectOfUpload(const std::string& upload_id) const { return {}; }
-  virtual void FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request, Done<v1::Artifact> done) = 0;
+  virtual void FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request,
+                            Done<v1::Artifact> done) = 0;
   virtual void Register(const v1::RegisterArtifactRequest& request, Done<v1::Artifact> done) = 0;
   virtual absl::StatusOr<v1::ListArtifactsResponse> List(const v1::ListArtifactsRequest& request) = 0;
   virtual void SetAlias(const v1::SetAliasRequest& request, Done<v1::Artifact> done) = 0;
   virtual void Pin(const v1::PinArtifactRequest& request, Done<v1::Artifact> done) = 0;
   virtual void Delete(const v1::DeleteArtifactRequest& request, Done<v1::DeleteArtifactResponse> done) = 0;
 };
-std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, Background* background, StateStore* store, std::string artifact_root);
+std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, Background* background, StateStore* store,
+                                         std::string artifact_root);
 
 }  // namespace rlhf::coordinator

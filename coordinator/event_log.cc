@@ -11,7 +11,9 @@
 namespace rlhf::coordinator {
 namespace {
 
-std::string PrefixOf(const std::string& job_id) { return absl::StrCat(job_id, "/"); }
+std::string PrefixOf(const std::string& job_id) {
+  return absl::StrCat(job_id, "/");
+}
 
 class EventLogImpl final : public EventLog {
  public:
@@ -43,10 +45,11 @@ class EventLogImpl final : public EventLog {
     std::vector<v1::JobEvent> events;
     const std::string prefix = PrefixOf(job_id);
     const std::string after = from <= 0 ? std::string() : KeyOf(prefix, {static_cast<uint64_t>(from)});
-    RLHF_RETURN_IF_ERROR(store_->ScanAfter(Table::kEvents, prefix, after, [&](absl::string_view, absl::string_view value) {
-      events.emplace_back().ParseFromArray(value.data(), static_cast<int>(value.size()));
-      return static_cast<int>(events.size()) < limit;
-    }));
+    RLHF_RETURN_IF_ERROR(
+        store_->ScanAfter(Table::kEvents, prefix, after, [&](absl::string_view, absl::string_view value) {
+          events.emplace_back().ParseFromArray(value.data(), static_cast<int>(value.size()));
+          return static_cast<int>(events.size()) < limit;
+        }));
     return events;
   }
 
@@ -83,6 +86,8 @@ class EventLogImpl final : public EventLog {
 
 }  // namespace
 
-std::unique_ptr<EventLog> MakeEventLog(StateStore* store, EventLoop* loop) { return std::make_unique<EventLogImpl>(store, loop); }
+std::unique_ptr<EventLog> MakeEventLog(StateStore* store, EventLoop* loop) {
+  return std::make_unique<EventLogImpl>(store, loop);
+}
 
 }  // namespace rlhf::coordinator

@@ -14,7 +14,8 @@ namespace rlhf::coordinator {
 class EventLog {
  public:
   virtual ~EventLog() = default;
-  // Numbers the event (sequence, time) and adds it to the batch. Watchers see it when Published is called after the commit.
+  // Numbers the event (sequence, time) and adds it to the batch. Watchers see it when Published is called after the
+  // commit.
   virtual void Append(const std::string& job_id, v1::JobEvent event, WriteBatch* batch) = 0;
   // The caller's batch is durable: wakes watchers of everything appended so far for the job.
   virtual void Published(const std::string& job_id) = 0;

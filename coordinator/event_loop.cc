@@ -113,7 +113,11 @@ class BackgroundThreads final : public Background {
 
 }  // namespace
 
-std::unique_ptr<EventLoop> EventLoop::StartThread(Clock* clock) { return std::make_unique<ThreadLoop>(clock); }
-std::unique_ptr<Background> Background::StartThreads(int threads) { return std::make_unique<BackgroundThreads>(threads); }
+std::unique_ptr<EventLoop> EventLoop::StartThread(Clock* clock) {
+  return std::make_unique<ThreadLoop>(clock);
+}
+std::unique_ptr<Background> Background::StartThreads(int threads) {
+  return std::make_unique<BackgroundThreads>(threads);
+}
 
 }  // namespace rlhf::coordinator

@@ -1,4 +1,5 @@
-// The coordinator's one logic thread. Every manager is used on it only, so logic needs no locks; gRPC adapters post to it.
+// The coordinator's one logic thread. Every manager is used on it only, so logic needs no locks; gRPC adapters post to
+// it.
 #pragma once
 
 #include <memory>

@@ -13,12 +13,15 @@
 namespace rlhf::coordinator {
 namespace {
 
-std::string RowKey(const std::string& job_id, const std::string& id) { return absl::StrCat(job_id, "/", id); }
+std::string RowKey(const std::string& job_id, const std::string& id) {
+  return absl::StrCat(job_id, "/", id);
+}
 
 struct OpenTask {
   v1::FeedbackTask task;
   std::set<std::string> answered_by;
-  std::map<std::string, absl::Duration> held_by;  // rater to when it goes back to the queue; not durable: a restart reopens it
+  std::map<std::string, absl::Duration>
+      held_by;  // rater to when it goes back to the queue; not durable: a restart reopens it
 };
 
 struct CollectJob {
@@ -27,8 +30,8 @@ struct CollectJob {
   std::vector<std::string> order;
   std::map<std::string, OpenTask> tasks;
   std::map<std::string, int64_t> by_rater;
-  int64_t answered = 0;  // tasks with all the answers asked for
-  size_t first_open = 0; // into order: everything before is answered
+  int64_t answered = 0;   // tasks with all the answers asked for
+  size_t first_open = 0;  // into order: everything before is answered
   bool closed = false;
   std::function<void()> changed;
 };
@@ -37,8 +40,8 @@ class FeedbackImpl final : public Feedback {
  public:
   FeedbackImpl(EventLoop* loop, StateStore* store) : loop_(loop), store_(store) {}
 
-  absl::Status OpenJob(const std::string& job_id, const std::string& project, const v1::CollectSpec& spec, std::vector<v1::FeedbackTask> tasks,
-                       WriteBatch* batch, std::function<void()> changed) override {
+  absl::Status OpenJob(const std::string& job_id, const std::string& project, const v1::CollectSpec& spec,
+                       std::vector<v1::FeedbackTask> tasks, WriteBatch* batch, std::function<void()> changed) override {
     CollectJob job;
     job.project = project;
     job.spec = spec;
@@ -87,9 +90,12 @@ class FeedbackImpl final : public Feedback {
       const CollectJob& job = it->second;
       for (const auto& [id, task] : job.tasks) {
         if (task.task.state() == v1::TASK_ANSWERED) continue;
-        if (task.task.state() == v1::TASK_SKIPPED) stats.set_skipped(stats.skipped() + 1);
-        else if (task.held_by.empty()) stats.set_open(stats.open() + 1);
-        else stats.set_handed_out(stats.handed_out() + 1);
+        if (task.task.state() == v1::TASK_SKIPPED)
+          stats.set_skipped(stats.skipped() + 1);
+        else if (task.held_by.empty())
+          stats.set_open(stats.open() + 1);
+        else
+          stats.set_handed_out(stats.handed_out() + 1);
       }
       stats.set_answered(job.answered);
       stats.set_wanted(Wanted(job));
@@ -105,13 +111,15 @@ class FeedbackImpl final : public Feedback {
     return stats;
   }
 
-  void NextTasks(const std::string& rater, const v1::NextTasksRequest& request, Done<v1::NextTasksResponse> done) override {
+  void NextTasks(const std::string& rater, const v1::NextTasksRequest& request,
+                 Done<v1::NextTasksResponse> done) override {
     waiters_.push_back({rater, request, std::move(done), loop_->clock().Now() + absl::Milliseconds(request.wait_ms())});
     ServeWaiters();
     ExpireWaiters();
   }
 
-  void Submit(const std::string& rater, const v1::SubmitFeedbackRequest& request, Done<v1::SubmitFeedbackResponse> done) override {
+  void Submit(const std::string& rater, const v1::SubmitFeedbackRequest& request,
+              Done<v1::SubmitFeedbackResponse> done) override {
     v1::SubmitFeedbackResponse response;
     WriteBatch batch;
     std::set<std::string> touched;
@@ -123,7 +131,8 @@ class FeedbackImpl final : public Feedback {
       verdict.set_problem(problem);
       touched.insert(answer.job_id());
     }
-    store_->Commit(std::move(batch), [this, touched, response = std::move(response), done = std::move(done)](absl::Status status) mutable {
+    store_->Commit(std::move(batch), [this, touched, response = std::move(response),
+                                      done = std::move(done)](absl::Status status) mutable {
       if (!status.ok()) return done(status);
       loop_->Post([this, touched] {
         for (const std::string& job_id : touched) {
@@ -141,22 +150,26 @@ class FeedbackImpl final : public Feedback {
     const auto job = jobs_.find(request.job_id());
     if (job == jobs_.end()) return done(NotOpen(request.job_id()));
     const auto task = job->second.tasks.find(request.task_id());
-    if (task == job->second.tasks.end()) return done(absl::NotFoundError(absl::StrCat("no task ", request.task_id(), " in job ", request.job_id())));
-    if (task->second.held_by.count(rater) == 0) return done(absl::FailedPreconditionError("this task is not handed to you (any more)"));
+    if (task == job->second.tasks.end())
+      return done(absl::NotFoundError(absl::StrCat("no task ", request.task_id(), " in job ", request.job_id())));
+    if (task->second.held_by.count(rater) == 0)
+      return done(absl::FailedPreconditionError("this task is not handed to you (any more)"));
     task->second.held_by.erase(rater);
     task->second.task.set_state(v1::TASK_SKIPPED);
     WriteBatch batch;
-    batch.Put(Table::kFeedbackTasks, RowKey(request.job_id(), request.task_id()), task->second.task.SerializeAsString());
-    store_->Commit(std::move(batch), [this, job_id = request.job_id(), done = std::move(done)](absl::Status status) mutable {
-      if (!status.ok()) return done(status);
-      loop_->Post([this, job_id] {
-        if (const auto it = jobs_.find(job_id); it != jobs_.end() && it->second.changed) {
-          const std::function<void()> changed = it->second.changed;
-          changed();
-        }
-      });
-      done(v1::SkipTaskResponse());
-    });
+    batch.Put(Table::kFeedbackTasks, RowKey(request.job_id(), request.task_id()),
+              task->second.task.SerializeAsString());
+    store_->Commit(std::move(batch),
+                   [this, job_id = request.job_id(), done = std::move(done)](absl::Status status) mutable {
+                     if (!status.ok()) return done(status);
+                     loop_->Post([this, job_id] {
+                       if (const auto it = jobs_.find(job_id); it != jobs_.end() && it->second.changed) {
+                         const std::function<void()> changed = it->second.changed;
+                         changed();
+                       }
+                     });
+                     done(v1::SkipTaskResponse());
+                   });
   }
 
   void Tick() override {
@@ -179,25 +192,30 @@ class FeedbackImpl final : public Feedback {
   };
 
   static absl::Status NotOpen(const std::string& job_id) {
-    return WithReason(absl::FailedPreconditionError(absl::StrCat("job ", job_id, " collects no answers now")), v1::JOB_NOT_ACTIVE);
+    return WithReason(absl::FailedPreconditionError(absl::StrCat("job ", job_id, " collects no answers now")),
+                      v1::JOB_NOT_ACTIVE);
   }
   static int Overlap(const CollectJob& job) { return std::max(1, job.spec.overlap()); }
-  static int64_t Wanted(const CollectJob& job) { return std::min<int64_t>(job.spec.comparisons(), static_cast<int64_t>(job.order.size())); }
+  static int64_t Wanted(const CollectJob& job) {
+    return std::min<int64_t>(job.spec.comparisons(), static_cast<int64_t>(job.order.size()));
+  }
 
   absl::Status Restore(const std::string& job_id, CollectJob* job) {
-    RLHF_RETURN_IF_ERROR(store_->Scan(Table::kFeedbackTasks, RowKey(job_id, ""), [&](absl::string_view, absl::string_view value) {
-      v1::FeedbackTask task;
-      task.ParseFromArray(value.data(), static_cast<int>(value.size()));
-      job->order.push_back(task.id());
-      if (task.state() == v1::TASK_ANSWERED) ++job->answered;
-      job->tasks[task.id()].task = std::move(task);
-      return true;
-    }));
+    RLHF_RETURN_IF_ERROR(
+        store_->Scan(Table::kFeedbackTasks, RowKey(job_id, ""), [&](absl::string_view, absl::string_view value) {
+          v1::FeedbackTask task;
+          task.ParseFromArray(value.data(), static_cast<int>(value.size()));
+          job->order.push_back(task.id());
+          if (task.state() == v1::TASK_ANSWERED) ++job->answered;
+          job->tasks[task.id()].task = std::move(task);
+          return true;
+        }));
     return store_->Scan(Table::kComparisons, RowKey(job_id, ""), [&](absl::string_view, absl::string_view value) {
       v1::Comparison comparison;
       comparison.ParseFromArray(value.data(), static_cast<int>(value.size()));
       ++job->by_rater[comparison.rater()];
-      if (const auto it = job->tasks.find(comparison.task_id()); it != job->tasks.end()) it->second.answered_by.insert(comparison.rater());
+      if (const auto it = job->tasks.find(comparison.task_id()); it != job->tasks.end())
+        it->second.answered_by.insert(comparison.rater());
       return true;
     });
   }
@@ -205,10 +223,13 @@ class FeedbackImpl final : public Feedback {
   void HandOut(const std::string& rater, int most, CollectJob* job, v1::NextTasksResponse* response) {
     const int64_t seconds = job->spec.task_timeout_seconds() > 0 ? job->spec.task_timeout_seconds() : 600;
     const absl::Duration until = loop_->clock().Now() + absl::Seconds(seconds);
-    while (job->first_open < job->order.size() && job->tasks[job->order[job->first_open]].task.state() == v1::TASK_ANSWERED) ++job->first_open;
+    while (job->first_open < job->order.size() &&
+           job->tasks[job->order[job->first_open]].task.state() == v1::TASK_ANSWERED)
+      ++job->first_open;
     for (size_t i = job->first_open; i < job->order.size() && response->tasks_size() < most; ++i) {
       OpenTask& task = job->tasks[job->order[i]];
-      if (task.task.state() != v1::TASK_OPEN || task.answered_by.count(rater) > 0 || task.held_by.count(rater) > 0) continue;
+      if (task.task.state() != v1::TASK_OPEN || task.answered_by.count(rater) > 0 || task.held_by.count(rater) > 0)
+        continue;
       if (static_cast<int>(task.answered_by.size() + task.held_by.size()) >= Overlap(*job)) continue;
       task.held_by[rater] = until;
       v1::FeedbackTask& handed = *response->add_tasks();
@@ -281,9 +302,11 @@ class FeedbackImpl final : public Feedback {
     if (answer.preference() != v1::FIRST && answer.preference() != v1::SECOND && answer.preference() != v1::TIE) {
       return "preference: expected FIRST, SECOND or TIE";
     }
-    if (!(answer.strength() >= 0 && answer.strength() <= 1)) return absl::StrCat("strength: expected 0 to 1, found ", answer.strength());
+    if (!(answer.strength() >= 0 && answer.strength() <= 1))
+      return absl::StrCat("strength: expected 0 to 1, found ", answer.strength());
     const bool writes = open.task.second().source() == "written" && open.task.second().text().empty();
-    if (writes && answer.written().empty()) return "written: this task asks for an answer in your own words, found none";
+    if (writes && answer.written().empty())
+      return "written: this task asks for an answer in your own words, found none";
     if (!writes && !answer.written().empty()) return "written: this task compares two given answers";
     const int64_t ordinal = static_cast<int64_t>(open.answered_by.size());
     v1::Comparison comparison;
@@ -323,6 +346,8 @@ class FeedbackImpl final : public Feedback {
 
 }  // namespace
 
-std::unique_ptr<Feedback> MakeFeedback(EventLoop* loop, StateStore* store) { return std::make_unique<FeedbackImpl>(loop, store); }
+std::unique_ptr<Feedback> MakeFeedback(EventLoop* loop, StateStore* store) {
+  return std::make_unique<FeedbackImpl>(loop, store);
+}
 
 }  // namespace rlhf::coordinator

@@ -24,9 +24,11 @@ class FleetImpl final : public Fleet {
   void Register(const v1::RegisterRequest& request, Done<v1::RegisterResponse> done) override {
     const int64_t apart = static_cast<int64_t>(request.protocol_version()) - static_cast<int64_t>(kProtocolVersion);
     if (apart < -1 || apart > 1) {
-      return done(WithReason(absl::FailedPreconditionError(absl::StrCat("protocol version ", request.protocol_version(), " of ", request.instance_id(),
-                                                                        ": this coordinator speaks ", kProtocolVersion, " and one beside it; update the older side")),
-                             v1::VERSION_MISMATCH));
+      return done(WithReason(
+          absl::FailedPreconditionError(absl::StrCat("protocol version ", request.protocol_version(), " of ",
+                                                     request.instance_id(), ": this coordinator speaks ",
+                                                     kProtocolVersion, " and one beside it; update the older side")),
+          v1::VERSION_MISMATCH));
     }
     if (request.role() == v1::ROLE_UNSPECIFIED || request.instance_id().empty()) {
       return done(absl::InvalidArgumentError("register: expected a role and an instance_id"));
@@ -44,7 +46,8 @@ class FleetImpl final : public Fleet {
     session.last_heartbeat = loop_->clock().Now();
     session.cordoned = cordoned_.count(request.instance_id()) > 0;
     const Session& stored = sessions_.emplace(session.session_id, session).first->second;
-    spdlog::info("{} {} registered from {}", v1::Role_Name(request.role()), request.instance_id(), request.address().empty() ? "-" : request.address());
+    spdlog::info("{} {} registered from {}", v1::Role_Name(request.role()), request.instance_id(),
+                 request.address().empty() ? "-" : request.address());
     for (FleetListener* listener : listeners_) listener->OnRegistered(stored);
     v1::RegisterResponse response;
     response.set_session_id(stored.session_id);
@@ -115,15 +118,19 @@ class FleetImpl final : public Fleet {
 
  private:
   static absl::Status Unknown(const std::string& session_id) {
-    return WithReason(absl::NotFoundError(absl::StrCat("session \"", session_id, "\" is not known (any more): register again")), v1::UNKNOWN_SESSION);
+    return WithReason(
+        absl::NotFoundError(absl::StrCat("session \"", session_id, "\" is not known (any more): register again")),
+        v1::UNKNOWN_SESSION);
   }
   absl::Status NoInstance(const std::string& instance_id) const {
-    return absl::NotFoundError(absl::StrCat("no process \"", instance_id, "\" is registered; `rlhfctl workers list` names those that are"));
+    return absl::NotFoundError(
+        absl::StrCat("no process \"", instance_id, "\" is registered; `rlhfctl workers list` names those that are"));
   }
   void Lose(std::map<std::string, Session>::iterator it, absl::string_view why) {
     const Session session = std::move(it->second);
     sessions_.erase(it);
-    spdlog::warn("{} {} is lost: it {}", v1::Role_Name(session.identity.role()), session.identity.instance_id(), std::string(why));
+    spdlog::warn("{} {} is lost: it {}", v1::Role_Name(session.identity.role()), session.identity.instance_id(),
+                 std::string(why));
     for (FleetListener* listener : listeners_) listener->OnLost(session);
   }
 

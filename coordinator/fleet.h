@@ -16,15 +16,16 @@ struct Session {
   v1::RegisterRequest identity;
   v1::WorkerState state = v1::READY;
   bool draining = false, cordoned = false;
-  absl::Duration last_heartbeat;    // monotonic
-  v1::HeartbeatRequest last;        // newest heartbeat's content
+  absl::Duration last_heartbeat;  // monotonic
+  v1::HeartbeatRequest last;      // newest heartbeat's content
 };
 
 class FleetListener {
  public:
   virtual ~FleetListener() = default;
   virtual void OnRegistered(const Session& session) {}
-  virtual void OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request, v1::HeartbeatResponse* response) {}
+  virtual void OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request,
+                           v1::HeartbeatResponse* response) {}
   // No heartbeat for a lease's life, or the instance registered again: everything the session held is void.
   virtual void OnLost(const Session& session) {}
 };
@@ -38,7 +39,7 @@ class Fleet {
   virtual void Heartbeat(const v1::HeartbeatRequest& request, Done<v1::HeartbeatResponse> done) = 0;
   // NotFound with reason UNKNOWN_SESSION.
   virtual absl::StatusOr<const Session*> Find(const std::string& session_id) const = 0;
-  virtual std::vector<const Session*> Sessions(v1::Role role) const = 0;   // ROLE_UNSPECIFIED: all
+  virtual std::vector<const Session*> Sessions(v1::Role role) const = 0;  // ROLE_UNSPECIFIED: all
   virtual absl::Status Drain(const std::string& instance_id) = 0;
   virtual absl::Status Cordon(const std::string& instance_id, bool uncordon) = 0;
   virtual void Tick() = 0;  // expires sessions; called every 500 ms

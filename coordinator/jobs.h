@@ -1,4 +1,5 @@
-// Jobs: submission, life cycle, stages of pipelines, and the learner's calls about a job. Loop thread only; one driver per kind behind it.
+// Jobs: submission, life cycle, stages of pipelines, and the learner's calls about a job. Loop thread only; one driver
+// per kind behind it.
 #pragma once
 
 #include <memory>
@@ -22,23 +23,27 @@ class Jobs {
   // Restores jobs from the store and goes on with the active ones. Call once before serving.
   virtual absl::Status Recover() = 0;
   // --- API. `subject` is the caller; project rights are checked by the edge through ProjectOf.
-  virtual void Submit(const std::string& subject, const v1::SubmitJobRequest& request, Done<v1::SubmitJobResponse> done) = 0;
+  virtual void Submit(const std::string& subject, const v1::SubmitJobRequest& request,
+                      Done<v1::SubmitJobResponse> done) = 0;
   virtual v1::ValidateJobResponse Validate(const v1::JobSpec& spec) = 0;
   virtual absl::StatusOr<v1::Job> Get(const std::string& id_or_name, const std::string& project) = 0;
   virtual absl::StatusOr<v1::ListJobsResponse> List(const v1::ListJobsRequest& request) = 0;
   virtual void Cancel(const std::string& subject, const v1::CancelJobRequest& request, Done<v1::Job> done) = 0;
   virtual void Pause(const std::string& subject, const v1::PauseJobRequest& request, Done<v1::Job> done) = 0;
   virtual void Resume(const std::string& subject, const v1::ResumeJobRequest& request, Done<v1::Job> done) = 0;
-  virtual void Delete(const std::string& subject, const v1::DeleteJobRequest& request, Done<v1::DeleteJobResponse> done) = 0;
+  virtual void Delete(const std::string& subject, const v1::DeleteJobRequest& request,
+                      Done<v1::DeleteJobResponse> done) = 0;
   virtual absl::StatusOr<v1::ExplainJobResponse> Explain(const std::string& job_id) = 0;
   // --- learners
   // All chunks of the step's batch at once, when complete (long wait; the adapter cancels with the returned function).
-  virtual void NextBatch(const v1::NextBatchRequest& request, Done<std::shared_ptr<const std::vector<v1::Sample>>> done) = 0;
+  virtual void NextBatch(const v1::NextBatchRequest& request,
+                         Done<std::shared_ptr<const std::vector<v1::Sample>>> done) = 0;
   virtual void CommitStep(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) = 0;
   virtual void RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) = 0;
   virtual absl::StatusOr<v1::GetCommittedResponse> GetCommitted(const std::string& job_id) = 0;
   virtual void ReportProgress(const v1::ReportProgressRequest& request, Done<v1::ReportProgressResponse> done) = 0;
-  virtual void ReportCheckpoint(const v1::ReportCheckpointRequest& request, Done<v1::ReportCheckpointResponse> done) = 0;
+  virtual void ReportCheckpoint(const v1::ReportCheckpointRequest& request,
+                                Done<v1::ReportCheckpointResponse> done) = 0;
   virtual void FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) = 0;
   virtual void FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) = 0;
   virtual void Tick() = 0;  // deadlines, queued jobs; called every 200 ms

@@ -24,7 +24,7 @@ struct Group {
   std::set<std::string> answered;    // members that have their assignment
   std::string rendezvous;
   absl::Duration formed_at;
-  v1::GroupAssignment assignment;    // of this epoch, without rank
+  v1::GroupAssignment assignment;  // of this epoch, without rank
 
   bool complete() const { return answered.size() == members.size(); }
 };
@@ -53,7 +53,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
     if (!session.ok()) return done(session.status());
     // A member that has its assignment and joins again has left the group.
     for (auto& [id, group] : groups_) {
-      if (group.answered.count(request.session_id()) > 0) Dissolve(group, absl::StrCat((*session)->identity.instance_id(), " left the group"));
+      if (group.answered.count(request.session_id()) > 0)
+        Dissolve(group, absl::StrCat((*session)->identity.instance_id(), " left the group"));
     }
     std::erase_if(waiters_, [&](Waiter& waiter) {
       if (waiter.request.session_id() != request.session_id()) return false;
@@ -65,11 +66,13 @@ class LearnerGroupsImpl final : public LearnerGroups {
     Answer();
   }
 
-  void PublishRendezvous(const v1::PublishRendezvousRequest& request, Done<v1::PublishRendezvousResponse> done) override {
+  void PublishRendezvous(const v1::PublishRendezvousRequest& request,
+                         Done<v1::PublishRendezvousResponse> done) override {
     absl::Status status = Fence(request.job_id(), request.epoch(), request.session_id());
     if (!status.ok()) return done(status);
     Group& group = groups_.at(request.job_id());
-    if (group.members.front() != request.session_id()) return done(absl::FailedPreconditionError("only rank 0 hosts the rendezvous"));
+    if (group.members.front() != request.session_id())
+      return done(absl::FailedPreconditionError("only rank 0 hosts the rendezvous"));
     group.rendezvous = request.address();
     done(v1::PublishRendezvousResponse());
     Answer();
@@ -77,23 +80,27 @@ class LearnerGroupsImpl final : public LearnerGroups {
 
   absl::Status Fence(const std::string& job_id, uint64_t epoch, const std::string& session_id) const override {
     const auto it = groups_.find(job_id);
-    const bool member = it != groups_.end() && it->second.epoch == epoch &&
-                        std::find(it->second.members.begin(), it->second.members.end(), session_id) != it->second.members.end();
+    const bool member =
+        it != groups_.end() && it->second.epoch == epoch &&
+        std::find(it->second.members.begin(), it->second.members.end(), session_id) != it->second.members.end();
     if (member) return absl::OkStatus();
-    return WithReason(absl::AbortedError(absl::StrCat("this process is not a member of job ", job_id, "'s group at epoch ", epoch, " (any more): join again")),
+    return WithReason(absl::AbortedError(absl::StrCat("this process is not a member of job ", job_id,
+                                                      "'s group at epoch ", epoch, " (any more): join again")),
                       v1::STALE_EPOCH);
   }
 
   int free_learners() const override {
     int free = 0;
-    for (const Session* session : fleet_->Sessions(v1::ROLE_LEARNER)) free += !session->draining && !session->cordoned && !IsMember(session->session_id) ? 1 : 0;
+    for (const Session* session : fleet_->Sessions(v1::ROLE_LEARNER))
+      free += !session->draining && !session->cordoned && !IsMember(session->session_id) ? 1 : 0;
     return free;
   }
 
   void Tick() override {
     const absl::Duration now = loop_->clock().Now();
     for (auto& [id, group] : groups_) {
-      if (!group.members.empty() && !group.complete() && now - group.formed_at > kFormingTimeout) Dissolve(group, "the group did not form in time");
+      if (!group.members.empty() && !group.complete() && now - group.formed_at > kFormingTimeout)
+        Dissolve(group, "the group did not form in time");
     }
     Form();
     Answer();
@@ -113,9 +120,11 @@ class LearnerGroupsImpl final : public LearnerGroups {
     }
   }
 
-  void OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request, v1::HeartbeatResponse* response) override {
+  void OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request,
+                   v1::HeartbeatResponse* response) override {
     if (session.identity.role() != v1::ROLE_LEARNER || request.group_job_id().empty()) return;
-    if (!Fence(request.group_job_id(), request.group_epoch(), session.session_id).ok()) response->set_group_changed(true);
+    if (!Fence(request.group_job_id(), request.group_epoch(), session.session_id).ok())
+      response->set_group_changed(true);
   }
 
   void OnLost(const Session& session) override {
@@ -157,24 +166,31 @@ class LearnerGroupsImpl final : public LearnerGroups {
     for (auto& [id, group] : groups_) {
       if (group.members.empty()) waiting.push_back(&group);
     }
-    std::stable_sort(waiting.begin(), waiting.end(), [](const Group* a, const Group* b) { return a->plan.priority > b->plan.priority; });
+    std::stable_sort(waiting.begin(), waiting.end(),
+                     [](const Group* a, const Group* b) { return a->plan.priority > b->plan.priority; });
     for (Group* group : waiting) {
       std::vector<const Waiter*> candidates;
       for (const Waiter& waiter : waiters_) {
         const absl::StatusOr<const Session*> session = fleet_->Find(waiter.request.session_id());
-        if (session.ok() && !(*session)->draining && !(*session)->cordoned && !IsMember(waiter.request.session_id())) candidates.push_back(&waiter);
+        if (session.ok() && !(*session)->draining && !(*session)->cordoned && !IsMember(waiter.request.session_id()))
+          candidates.push_back(&waiter);
       }
-      if (static_cast<int>(candidates.size()) < group->plan.ranks) return;  // a smaller job behind it must not starve it
+      if (static_cast<int>(candidates.size()) < group->plan.ranks)
+        return;  // a smaller job behind it must not starve it
       // Those that still hold this job's weights come first and seed the others.
-      const auto held_step = [&](const Waiter* waiter) { return waiter->request.held_job_id() == group->plan.job_id ? waiter->request.held().step() : int64_t{-1}; };
-      std::stable_sort(candidates.begin(), candidates.end(), [&](const Waiter* a, const Waiter* b) { return held_step(a) > held_step(b); });
+      const auto held_step = [&](const Waiter* waiter) {
+        return waiter->request.held_job_id() == group->plan.job_id ? waiter->request.held().step() : int64_t{-1};
+      };
+      std::stable_sort(candidates.begin(), candidates.end(),
+                       [&](const Waiter* a, const Waiter* b) { return held_step(a) > held_step(b); });
       candidates.resize(group->plan.ranks);
       const v1::PolicyVersion& held = candidates.front()->request.held();
       const bool holds = held_step(candidates.front()) > 0;
       ++group->epoch;
       group->formed_at = loop_->clock().Now();
       for (const Waiter* waiter : candidates) group->members.push_back(waiter->request.session_id());
-      group->assignment = group->listener->OnGroupForming(group->plan.job_id, group->epoch, holds ? &held : nullptr, (*fleet_->Find(group->members.front()))->identity.address());
+      group->assignment = group->listener->OnGroupForming(group->plan.job_id, group->epoch, holds ? &held : nullptr,
+                                                          (*fleet_->Find(group->members.front()))->identity.address());
       group->assignment.set_job_id(group->plan.job_id);
       group->assignment.set_epoch(group->epoch);
       group->assignment.set_world_size(group->plan.ranks);
@@ -186,7 +202,9 @@ class LearnerGroupsImpl final : public LearnerGroups {
     for (auto& [id, group] : groups_) {
       for (size_t rank = 0; rank < group.members.size(); ++rank) {
         if (group.answered.count(group.members[rank]) > 0 || (rank > 0 && group.rendezvous.empty())) continue;
-        const auto waiter = std::find_if(waiters_.begin(), waiters_.end(), [&](const Waiter& w) { return w.request.session_id() == group.members[rank]; });
+        const auto waiter = std::find_if(waiters_.begin(), waiters_.end(), [&](const Waiter& w) {
+          return w.request.session_id() == group.members[rank];
+        });
         if (waiter == waiters_.end()) continue;
         v1::JoinGroupResponse response;
         *response.mutable_assignment() = group.assignment;
@@ -208,6 +226,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
 
 }  // namespace
 
-std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet) { return std::make_unique<LearnerGroupsImpl>(loop, fleet); }
+std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet) {
+  return std::make_unique<LearnerGroupsImpl>(loop, fleet);
+}
 
 }  // namespace rlhf::coordinator

@@ -20,19 +20,23 @@ struct TrainingPlan {
 class TrainingListener {
  public:
   virtual ~TrainingListener() = default;
-  // A group forms (first time or again). `held`: the newest version of this job that a member still holds, or null; where it is not the committed one the job
-  // rolls back to its checkpoint. `rank0_address`: the WeightsService that will hold the version the group starts from. Says from where to train.
-  virtual v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held, const std::string& rank0_address) = 0;
+  // A group forms (first time or again). `held`: the newest version of this job that a member still holds, or null;
+  // where it is not the committed one the job rolls back to its checkpoint. `rank0_address`: the WeightsService that
+  // will hold the version the group starts from. Says from where to train.
+  virtual v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
+                                             const std::string& rank0_address) = 0;
   virtual void OnGroupLost(const std::string& job_id, const std::string& why) = 0;
 };
 
 class LearnerGroups : public FleetListener {
  public:
   virtual void AddJob(TrainingPlan plan, uint64_t last_epoch, TrainingListener* listener) = 0;
-  virtual void RemoveJob(const std::string& job_id) = 0;                  // its ranks are told to leave
-  virtual void JoinGroup(const v1::JoinGroupRequest& request, Done<v1::JoinGroupResponse> done) = 0;   // long poll
-  virtual void PublishRendezvous(const v1::PublishRendezvousRequest& request, Done<v1::PublishRendezvousResponse> done) = 0;
-  // Aborted with STALE_EPOCH unless the session is a member of the job's current epoch. Every call of a learner passes this first.
+  virtual void RemoveJob(const std::string& job_id) = 0;  // its ranks are told to leave
+  virtual void JoinGroup(const v1::JoinGroupRequest& request, Done<v1::JoinGroupResponse> done) = 0;  // long poll
+  virtual void PublishRendezvous(const v1::PublishRendezvousRequest& request,
+                                 Done<v1::PublishRendezvousResponse> done) = 0;
+  // Aborted with STALE_EPOCH unless the session is a member of the job's current epoch. Every call of a learner passes
+  // this first.
   virtual absl::Status Fence(const std::string& job_id, uint64_t epoch, const std::string& session_id) const = 0;
   virtual int free_learners() const = 0;
   virtual void Tick() = 0;

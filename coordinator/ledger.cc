@@ -11,7 +11,8 @@ namespace {
 
 [[noreturn]] void Impossible(const std::string& job_id, const SampleKey& key, const char* what) {
   // A programmer's error: going on would break the equation that everything else trusts.
-  spdlog::critical("ledger of {}: sample {}/{}/{}: {}", job_id, std::get<0>(key), std::get<1>(key), std::get<2>(key), what);
+  spdlog::critical("ledger of {}: sample {}/{}/{}: {}", job_id, std::get<0>(key), std::get<1>(key), std::get<2>(key),
+                   what);
   std::abort();
 }
 
@@ -38,10 +39,13 @@ bool Allowed(v1::SampleState from, v1::SampleState to) {
 
 }  // namespace
 
-SampleKey KeyOfSample(const v1::SampleId& id) { return {id.step(), id.ordinal(), id.index()}; }
+SampleKey KeyOfSample(const v1::SampleId& id) {
+  return {id.step(), id.ordinal(), id.index()};
+}
 
 bool IsOpen(v1::SampleState state) {
-  return state == v1::QUEUED || state == v1::LEASED || state == v1::GENERATED || state == v1::SCORED || state == v1::ASSIGNED;
+  return state == v1::QUEUED || state == v1::LEASED || state == v1::GENERATED || state == v1::SCORED ||
+         state == v1::ASSIGNED;
 }
 
 void CountSample(v1::SampleState state, v1::LedgerCounts* counts, int64_t by) {
@@ -73,11 +77,13 @@ void CountSample(v1::SampleState state, v1::LedgerCounts* counts, int64_t by) {
 }
 
 bool Balanced(const v1::LedgerCounts& c) {
-  return c.issued() == c.queued() + c.leased() + c.generated() + c.scored() + c.assigned() + c.trained() + c.delivered() + c.stale() + c.failed() + c.cancelled();
+  return c.issued() == c.queued() + c.leased() + c.generated() + c.scored() + c.assigned() + c.trained() +
+                           c.delivered() + c.stale() + c.failed() + c.cancelled();
 }
 
 std::string Ledger::RowKey(const std::string& job_id, const SampleKey& key) {
-  return KeyOf(Prefix(job_id), {static_cast<uint64_t>(std::get<0>(key)), static_cast<uint64_t>(std::get<1>(key)), static_cast<uint64_t>(std::get<2>(key))});
+  return KeyOf(Prefix(job_id), {static_cast<uint64_t>(std::get<0>(key)), static_cast<uint64_t>(std::get<1>(key)),
+                                static_cast<uint64_t>(std::get<2>(key))});
 }
 
 std::string Ledger::ArchivedRowKey(const std::string& job_id, const SampleKey& key, int32_t attempt) {
@@ -125,7 +131,8 @@ void Ledger::Requeue(const SampleKey& key, WriteBatch* batch) {
   Put(row, batch);
 }
 
-void Ledger::Generated(const SampleKey& key, const v1::PayloadRef& payload, const std::string& digest, const v1::PolicyVersion& oldest, WriteBatch* batch) {
+void Ledger::Generated(const SampleKey& key, const v1::PayloadRef& payload, const std::string& digest,
+                       const v1::PolicyVersion& oldest, WriteBatch* batch) {
   v1::SampleRow& row = Row(key);
   Move(row, v1::GENERATED);
   *row.mutable_payload() = payload;
@@ -179,7 +186,8 @@ void Ledger::Fail(const SampleKey& key, const std::string& reason, WriteBatch* b
   Put(row, batch);
 }
 
-void Ledger::Replace(const SampleKey& key, v1::SampleState state, const std::string& reason, int64_t prompt_index, WriteBatch* batch) {
+void Ledger::Replace(const SampleKey& key, v1::SampleState state, const std::string& reason, int64_t prompt_index,
+                     WriteBatch* batch) {
   v1::SampleRow& row = Row(key);
   v1::SampleRow ended = row;
   Move(row, state);
@@ -197,7 +205,9 @@ void Ledger::Replace(const SampleKey& key, v1::SampleState state, const std::str
   Put(row, batch);
 }
 
-void Ledger::Readmit(const v1::SampleRow& row) { rows_.try_emplace(KeyOfSample(row.id()), row); }
+void Ledger::Readmit(const v1::SampleRow& row) {
+  rows_.try_emplace(KeyOfSample(row.id()), row);
+}
 
 void Ledger::Forget(int64_t step) {
   for (auto it = rows_.begin(); it != rows_.end() && std::get<0>(it->first) <= step;) {
@@ -212,7 +222,8 @@ const v1::SampleRow* Ledger::Find(const SampleKey& key) const {
 
 std::vector<const v1::SampleRow*> Ledger::Step(int64_t step) const {
   std::vector<const v1::SampleRow*> out;
-  for (auto it = rows_.lower_bound({step, 0, 0}); it != rows_.end() && std::get<0>(it->first) == step; ++it) out.push_back(&it->second);
+  for (auto it = rows_.lower_bound({step, 0, 0}); it != rows_.end() && std::get<0>(it->first) == step; ++it)
+    out.push_back(&it->second);
   return out;
 }
 
@@ -228,7 +239,9 @@ bool Ledger::StepScored(int64_t step) const {
   bool any = false;
   for (const v1::SampleRow* row : Step(step)) {
     any = true;
-    if (row->state() != v1::SCORED && row->state() != v1::ASSIGNED && row->state() != v1::TRAINED && row->state() != v1::DELIVERED) return false;
+    if (row->state() != v1::SCORED && row->state() != v1::ASSIGNED && row->state() != v1::TRAINED &&
+        row->state() != v1::DELIVERED)
+      return false;
   }
   return any;
 }
@@ -237,7 +250,8 @@ void Ledger::Move(v1::SampleRow& row, v1::SampleState to) {
   const SampleKey key = KeyOfSample(row.id());
   const v1::SampleState from = row.state();
   if (!Allowed(from, to)) {
-    Impossible(job_id_, key, absl::StrCat("cannot go from ", v1::SampleState_Name(from), " to ", v1::SampleState_Name(to)).c_str());
+    Impossible(job_id_, key,
+               absl::StrCat("cannot go from ", v1::SampleState_Name(from), " to ", v1::SampleState_Name(to)).c_str());
   }
   queued_.erase(key);
   leased_.erase(key);

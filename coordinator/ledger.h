@@ -1,4 +1,5 @@
-// One job's samples: identity, state, attempt, and the counts that must always add up. Knows neither leases' holders, time nor the network.
+// One job's samples: identity, state, attempt, and the counts that must always add up. Knows neither leases' holders,
+// time nor the network.
 //
 // Every change writes the sample's row into the caller's batch. Not thread-safe.
 #pragma once
@@ -31,7 +32,8 @@ class Ledger {
   static std::string ArchivedRowKey(const std::string& job_id, const SampleKey& key, int32_t attempt);
   static std::string Prefix(const std::string& job_id) { return job_id + "/"; }
 
-  // A row from the store; archived: it came from an ArchivedRowKey. Only counted when its story is over and its step is no longer needed.
+  // A row from the store; archived: it came from an ArchivedRowKey. Only counted when its story is over and its step is
+  // no longer needed.
   void Restore(const v1::SampleRow& row, bool archived, bool keep);
 
   void Issue(const SampleKey& key, int64_t prompt_index, WriteBatch* batch);
@@ -40,27 +42,30 @@ class Ledger {
   // leased → queued: expired, handed back, or generating failed.
   void Requeue(const SampleKey& key, WriteBatch* batch);
   // leased → generated.
-  void Generated(const SampleKey& key, const v1::PayloadRef& payload, const std::string& digest, const v1::PolicyVersion& oldest, WriteBatch* batch);
+  void Generated(const SampleKey& key, const v1::PayloadRef& payload, const std::string& digest,
+                 const v1::PolicyVersion& oldest, WriteBatch* batch);
   // generated → scored. score may be empty (jobs without a scorer).
   void Scored(const SampleKey& key, const v1::PayloadRef& score, WriteBatch* batch);
-  void Assign(const SampleKey& key, WriteBatch* batch);      // scored → assigned
-  void Train(const SampleKey& key, WriteBatch* batch);       // assigned → trained
-  void Untrain(const SampleKey& key, WriteBatch* batch);     // trained → assigned: its step is replayed
-  void Deliver(const SampleKey& key, WriteBatch* batch);     // scored → delivered
-  void Cancel(const SampleKey& key, WriteBatch* batch);      // open → cancelled
+  void Assign(const SampleKey& key, WriteBatch* batch);   // scored → assigned
+  void Train(const SampleKey& key, WriteBatch* batch);    // assigned → trained
+  void Untrain(const SampleKey& key, WriteBatch* batch);  // trained → assigned: its step is replayed
+  void Deliver(const SampleKey& key, WriteBatch* batch);  // scored → delivered
+  void Cancel(const SampleKey& key, WriteBatch* batch);   // open → cancelled
   void Fail(const SampleKey& key, const std::string& reason, WriteBatch* batch);  // open → failed, for good
-  // The sample ends as `state` (stale or failed) and a new one, queued, takes its identity; prompt_index −1 keeps the prompt.
-  void Replace(const SampleKey& key, v1::SampleState state, const std::string& reason, int64_t prompt_index, WriteBatch* batch);
+  // The sample ends as `state` (stale or failed) and a new one, queued, takes its identity; prompt_index −1 keeps the
+  // prompt.
+  void Replace(const SampleKey& key, v1::SampleState state, const std::string& reason, int64_t prompt_index,
+               WriteBatch* batch);
   // Brings a trained row that was forgotten back for a replay.
   void Readmit(const v1::SampleRow& row);
   // Forgets ended samples of steps up to `step` (rows and counts stay).
   void Forget(int64_t step);
 
   const v1::SampleRow* Find(const SampleKey& key) const;
-  const std::set<SampleKey>& queued() const { return queued_; }        // in issue order
+  const std::set<SampleKey>& queued() const { return queued_; }  // in issue order
   const std::set<SampleKey>& leased() const { return leased_; }
   const std::set<SampleKey>& generated() const { return generated_; }
-  std::vector<const v1::SampleRow*> Step(int64_t step) const;          // in issue order, those in memory
+  std::vector<const v1::SampleRow*> Step(int64_t step) const;  // in issue order, those in memory
   std::vector<SampleKey> Open() const;
   // All samples of the step are scored, assigned, trained or delivered; false for a step without samples.
   bool StepScored(int64_t step) const;

@@ -33,7 +33,9 @@ std::string DigestOf(v1::AuditRecord record) {
   return artifact::Sha256Hex(bytes);
 }
 
-std::string AuditKey(uint64_t sequence) { return KeyOf("", {sequence}); }
+std::string AuditKey(uint64_t sequence) {
+  return KeyOf("", {sequence});
+}
 
 class OversightImpl final : public Oversight {
  public:
@@ -69,8 +71,9 @@ class OversightImpl final : public Oversight {
     return absl::OkStatus();
   }
 
-  void Audit(const std::string& subject, const std::string& action, const std::string& object, const std::string& decision,
-             const std::map<std::string, std::string>& details, WriteBatch* batch) override {
+  void Audit(const std::string& subject, const std::string& action, const std::string& object,
+             const std::string& decision, const std::map<std::string, std::string>& details,
+             WriteBatch* batch) override {
     v1::AuditRecord record;
     record.set_sequence(++sequence_);
     *record.mutable_at() = ToTimestamp(loop_->clock().WallNow());
@@ -85,8 +88,9 @@ class OversightImpl final : public Oversight {
     batch->Put(Table::kAudit, AuditKey(record.sequence()), record.SerializeAsString());
   }
 
-  v1::GateRow OpenGate(const std::string& pipeline_id, const std::string& stage, const std::string& submitted_by, const v1::GateSpec& spec,
-                       const std::map<std::string, v1::Metric>& metrics, WriteBatch* batch, std::function<void(const v1::GateRow&)> decided) override {
+  v1::GateRow OpenGate(const std::string& pipeline_id, const std::string& stage, const std::string& submitted_by,
+                       const v1::GateSpec& spec, const std::map<std::string, v1::Metric>& metrics, WriteBatch* batch,
+                       std::function<void(const v1::GateRow&)> decided) override {
     const std::string id = absl::StrCat(pipeline_id, "/", stage);
     Gate& gate = gates_[id];
     gate.submitted_by = submitted_by;
@@ -107,13 +111,17 @@ class OversightImpl final : public Oversight {
       } else {
         *result.mutable_found() = found->second;
         const double value = found->second.value();
-        result.set_holds((!condition.has_min() || value >= condition.min()) && (!condition.has_max() || value <= condition.max()));
+        result.set_holds((!condition.has_min() || value >= condition.min()) &&
+                         (!condition.has_max() || value <= condition.max()));
       }
       all_hold = all_hold && result.holds();
     }
-    gate.row.set_state(!all_hold ? v1::GATE_CONDITIONS_FAILED : spec.required_approvals() == 0 ? v1::GATE_APPROVED : v1::GATE_WAITING);
+    gate.row.set_state(!all_hold                        ? v1::GATE_CONDITIONS_FAILED
+                       : spec.required_approvals() == 0 ? v1::GATE_APPROVED
+                                                        : v1::GATE_WAITING);
     batch->Put(Table::kGates, id, gate.row.SerializeAsString());
-    Audit("coordinator", "gate.open", id, v1::GateState_Name(gate.row.state()), {{"conditions", absl::StrCat(spec.conditions_size())}}, batch);
+    Audit("coordinator", "gate.open", id, v1::GateState_Name(gate.row.state()),
+          {{"conditions", absl::StrCat(spec.conditions_size())}}, batch);
     return gate.row;
   }
 
@@ -137,13 +145,17 @@ class OversightImpl final : public Oversight {
 
   void DecideGate(const std::string& subject, const v1::DecideGateRequest& request, Done<v1::GateRow> done) override {
     const auto it = gates_.find(request.gate_id());
-    if (it == gates_.end()) return done(absl::NotFoundError(absl::StrCat("no gate \"", request.gate_id(), "\"; `rlhfctl gate list` names those that wait")));
+    if (it == gates_.end())
+      return done(absl::NotFoundError(
+          absl::StrCat("no gate \"", request.gate_id(), "\"; `rlhfctl gate list` names those that wait")));
     Gate& gate = it->second;
     if (gate.row.state() != v1::GATE_WAITING) {
-      return done(absl::FailedPreconditionError(absl::StrCat("gate ", gate.row.id(), " is ", v1::GateState_Name(gate.row.state()), " already")));
+      return done(absl::FailedPreconditionError(
+          absl::StrCat("gate ", gate.row.id(), " is ", v1::GateState_Name(gate.row.state()), " already")));
     }
     if (subject == gate.submitted_by) {
-      return done(absl::PermissionDeniedError(absl::StrCat(subject, " submitted this job: somebody else has to decide on its gates")));
+      return done(absl::PermissionDeniedError(
+          absl::StrCat(subject, " submitted this job: somebody else has to decide on its gates")));
     }
     for (const v1::Approval& approval : gate.row.approvals()) {
       if (approval.subject() == subject) return done(gate.row);
@@ -164,13 +176,16 @@ class OversightImpl final : public Oversight {
     store_->Commit(std::move(batch), [this, row = gate.row, done = std::move(done)](absl::Status status) mutable {
       if (!status.ok()) return done(status);
       loop_->Post([this, row] {
-        if (const auto found = gates_.find(row.id()); row.state() != v1::GATE_WAITING && found->second.decided) found->second.decided(row);
+        if (const auto found = gates_.find(row.id()); row.state() != v1::GATE_WAITING && found->second.decided)
+          found->second.decided(row);
       });
       done(row);
     });
   }
 
-  void Halt(const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) override { SetHalted(true, subject, reason, std::move(done)); }
+  void Halt(const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) override {
+    SetHalted(true, subject, reason, std::move(done));
+  }
   void Resume(const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) override {
     SetHalted(false, subject, reason, std::move(done));
   }
@@ -182,14 +197,15 @@ class OversightImpl final : public Oversight {
       return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
     }
     v1::ListAuditResponse response;
-    RLHF_RETURN_IF_ERROR(store_->ScanAfter(Table::kAudit, "", from == 0 ? "" : AuditKey(from - 1), [&](absl::string_view, absl::string_view value) {
-      if (response.records_size() == size) {
-        response.set_next_page_token(absl::StrCat(response.records(size - 1).sequence() + 1));
-        return false;
-      }
-      response.add_records()->ParseFromArray(value.data(), static_cast<int>(value.size()));
-      return true;
-    }));
+    RLHF_RETURN_IF_ERROR(store_->ScanAfter(
+        Table::kAudit, "", from == 0 ? "" : AuditKey(from - 1), [&](absl::string_view, absl::string_view value) {
+          if (response.records_size() == size) {
+            response.set_next_page_token(absl::StrCat(response.records(size - 1).sequence() + 1));
+            return false;
+          }
+          response.add_records()->ParseFromArray(value.data(), static_cast<int>(value.size()));
+          return true;
+        }));
     return response;
   }
 
@@ -203,10 +219,14 @@ class OversightImpl final : public Oversight {
       const bool parsed = record.ParseFromArray(value.data(), static_cast<int>(value.size()));
       ++expected;
       std::string problem;
-      if (!parsed) problem = "the record cannot be read";
-      else if (record.sequence() != expected) problem = absl::StrCat("expected record ", expected, ", found ", record.sequence());
-      else if (record.previous_sha256() != previous) problem = "it does not follow from the record before";
-      else if (record.sha256() != DigestOf(record)) problem = "its content was changed";
+      if (!parsed)
+        problem = "the record cannot be read";
+      else if (record.sequence() != expected)
+        problem = absl::StrCat("expected record ", expected, ", found ", record.sequence());
+      else if (record.previous_sha256() != previous)
+        problem = "it does not follow from the record before";
+      else if (record.sha256() != DigestOf(record))
+        problem = "its content was changed";
       if (!problem.empty()) {
         response.set_intact(false);
         response.set_first_bad_sequence(expected);
@@ -258,6 +278,8 @@ class OversightImpl final : public Oversight {
 
 }  // namespace
 
-std::unique_ptr<Oversight> MakeOversight(EventLoop* loop, StateStore* store) { return std::make_unique<OversightImpl>(loop, store); }
+std::unique_ptr<Oversight> MakeOversight(EventLoop* loop, StateStore* store) {
+  return std::make_unique<OversightImpl>(loop, store);
+}
 
 }  // namespace rlhf::coordinator

@@ -17,11 +17,15 @@ class Oversight {
   virtual ~Oversight() = default;
   virtual absl::Status Recover() = 0;
   // Adds a record to the hash chain; it becomes durable with the batch.
-  virtual void Audit(const std::string& subject, const std::string& action, const std::string& object, const std::string& decision,
-                     const std::map<std::string, std::string>& details, WriteBatch* batch) = 0;
-  // Opens (or finds) the gate of a stage with the metrics it is judged by. `decided` runs on the loop when the state leaves GATE_WAITING.
-  virtual v1::GateRow OpenGate(const std::string& pipeline_id, const std::string& stage, const std::string& submitted_by, const v1::GateSpec& spec,
-                               const std::map<std::string, v1::Metric>& metrics, WriteBatch* batch, std::function<void(const v1::GateRow&)> decided) = 0;
+  virtual void Audit(const std::string& subject, const std::string& action, const std::string& object,
+                     const std::string& decision, const std::map<std::string, std::string>& details,
+                     WriteBatch* batch) = 0;
+  // Opens (or finds) the gate of a stage with the metrics it is judged by. `decided` runs on the loop when the state
+  // leaves GATE_WAITING.
+  virtual v1::GateRow OpenGate(const std::string& pipeline_id, const std::string& stage,
+                               const std::string& submitted_by, const v1::GateSpec& spec,
+                               const std::map<std::string, v1::Metric>& metrics, WriteBatch* batch,
+                               std::function<void(const v1::GateRow&)> decided) = 0;
   virtual bool halted() const = 0;
   virtual absl::StatusOr<v1::ListGatesResponse> ListGates(const v1::ListGatesRequest& request) = 0;
   virtual void DecideGate(const std::string& subject, const v1::DecideGateRequest& request, Done<v1::GateRow> done) = 0;

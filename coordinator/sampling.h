@@ -1,6 +1,7 @@
 // Generating and scoring for jobs: the ledger, leases to rollout workers, dispatch to reward servers. Loop thread only.
 //
-// Every state change of a sample is added to a WriteBatch and acknowledged after it is durable. Ledger rows of a job are restored by AddJob.
+// Every state change of a sample is added to a WriteBatch and acknowledged after it is durable. Ledger rows of a job
+// are restored by AddJob.
 #pragma once
 
 #include <memory>
@@ -13,8 +14,8 @@
 #include "coordinator/store/state_store.h"
 #include "rlhf/v1/data.pb.h"
 #include "rlhf/v1/fleet_service.pb.h"
-#include "rlhf/v1/reward_service.pb.h"
 #include "rlhf/v1/job_service.pb.h"
+#include "rlhf/v1/reward_service.pb.h"
 #include "rlhf/v1/state.pb.h"
 
 namespace rlhf::coordinator {
@@ -27,11 +28,11 @@ struct SamplingPlan {
   uint32_t stream = 0;                                     // noise stream: stage and round
   std::shared_ptr<const std::vector<v1::Prompt>> prompts;  // in the job's seeded order; prompt_index wraps around
   int samples_per_prompt = 1;
-  v1::SamplingParams sampling;                             // complete
-  v1::PolicySource policy;                                 // initial, or newest committed
-  bool score = false;                                      // false: `generated` passes to `scored` with an empty score
-  v1::ScorerSpec scorer, gold;                             // references resolved to digests
-  std::string reference_policy;                            // digest, or empty
+  v1::SamplingParams sampling;   // complete
+  v1::PolicySource policy;       // initial, or newest committed
+  bool score = false;            // false: `generated` passes to `scored` with an empty score
+  v1::ScorerSpec scorer, gold;   // references resolved to digests
+  std::string reference_policy;  // digest, or empty
   int max_policy_lag = 0;
   int max_attempts = 5;
 };
@@ -57,47 +58,57 @@ class Sampling : public FleetListener {
  public:
   // --- for jobs
   virtual absl::Status AddJob(SamplingPlan plan, SamplingListener* listener) = 0;
-  virtual void RemoveJob(const std::string& job_id) = 0;                 // forgets it in memory; rows stay
-  virtual void SetPaused(const std::string& job_id, bool paused) = 0;    // leases nothing new
+  virtual void RemoveJob(const std::string& job_id) = 0;               // forgets it in memory; rows stay
+  virtual void SetPaused(const std::string& job_id, bool paused) = 0;  // leases nothing new
   // Cancels every open sample (rows into the batch) and revokes its leases.
   virtual void CancelOpen(const std::string& job_id, WriteBatch* batch) = 0;
-  // Issues prompts × samples_per_prompt for a step: prompt indices first_prompt, first_prompt + 1, … In step 0 (jobs without training) the ordinal is the prompt
-  // index, and several calls add to it.
-  virtual void IssueStep(const std::string& job_id, int64_t step, int64_t first_prompt, int prompts, WriteBatch* batch) = 0;
-  // Newest committed version: leases from now on name it. Unassigned samples of another lineage, or beyond the lag, become stale and are issued anew.
+  // Issues prompts × samples_per_prompt for a step: prompt indices first_prompt, first_prompt + 1, … In step 0 (jobs
+  // without training) the ordinal is the prompt index, and several calls add to it.
+  virtual void IssueStep(const std::string& job_id, int64_t step, int64_t first_prompt, int prompts,
+                         WriteBatch* batch) = 0;
+  // Newest committed version: leases from now on name it. Unassigned samples of another lineage, or beyond the lag,
+  // become stale and are issued anew.
   virtual void SetPolicy(const std::string& job_id, const v1::PolicySource& policy, WriteBatch* batch) = 0;
   virtual bool StepScored(const std::string& job_id, int64_t step) const = 0;
-  // The step's samples in issue order, with scores; marks them assigned (idempotent). FailedPrecondition while not all are scored.
-  virtual absl::StatusOr<std::vector<v1::Sample>> AssignStep(const std::string& job_id, int64_t step, WriteBatch* batch) = 0;
+  // The step's samples in issue order, with scores; marks them assigned (idempotent). FailedPrecondition while not all
+  // are scored.
+  virtual absl::StatusOr<std::vector<v1::Sample>> AssignStep(const std::string& job_id, int64_t step,
+                                                             WriteBatch* batch) = 0;
   virtual void MarkTrained(const std::string& job_id, int64_t step, WriteBatch* batch) = 0;
   // Trained steps after `step` become assigned again, to be replayed.
   virtual void Rollback(const std::string& job_id, int64_t step, WriteBatch* batch) = 0;
   // The step was refused: its samples fail with the reason and as many new ones are issued for it from first_prompt on.
-  virtual void RefuseStep(const std::string& job_id, int64_t step, const std::string& reason, int64_t first_prompt, WriteBatch* batch) = 0;
-  virtual void MarkDelivered(const std::string& job_id, WriteBatch* batch) = 0;   // every scored sample
-  virtual v1::LedgerCounts Counts(const std::string& job_id) const = 0;           // also of jobs not added: recounted from rows
-  virtual std::vector<std::string> Check(const std::string& job_id) = 0;          // recounts rows, reads payloads; violations
+  virtual void RefuseStep(const std::string& job_id, int64_t step, const std::string& reason, int64_t first_prompt,
+                          WriteBatch* batch) = 0;
+  virtual void MarkDelivered(const std::string& job_id, WriteBatch* batch) = 0;  // every scored sample
+  virtual v1::LedgerCounts Counts(const std::string& job_id) const = 0;   // also of jobs not added: recounted from rows
+  virtual std::vector<std::string> Check(const std::string& job_id) = 0;  // recounts rows, reads payloads; violations
   // Progress for people: samples done of open steps, tokens generated in the last seconds.
-  struct Rates { double samples_per_second = 0, tokens_per_second = 0; int64_t open = 0, done_in_step = 0, step_size = 0; };
+  struct Rates {
+    double samples_per_second = 0, tokens_per_second = 0;
+    int64_t open = 0, done_in_step = 0, step_size = 0;
+  };
   virtual Rates RatesOf(const std::string& job_id) const = 0;
   // Reads rows (and payloads) for listings: from key on, at most limit.
-  virtual absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one, const std::string& after_key, int limit,
+  virtual absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one,
+                                                           const std::string& after_key, int limit,
                                                            std::string* next_key) = 0;
   // --- for rollout workers
-  virtual void LeasePrompts(const v1::LeasePromptsRequest& request, Done<v1::LeasePromptsResponse> done) = 0;   // long poll
+  virtual void LeasePrompts(const v1::LeasePromptsRequest& request,
+                            Done<v1::LeasePromptsResponse> done) = 0;  // long poll
   virtual void SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v1::SubmitSamplesResponse> done) = 0;
   virtual void ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1::ReturnLeasesResponse> done) = 0;
   virtual void Tick() = 0;  // lease expiry, dispatch; called every 100 ms
 };
 
 struct SamplingOptions {
-  absl::Duration lease = absl::Seconds(9);            // a lease that no heartbeat names
-  absl::Duration no_progress = absl::Seconds(60);     // a lease without progress
+  absl::Duration lease = absl::Seconds(9);         // a lease that no heartbeat names
+  absl::Duration no_progress = absl::Seconds(60);  // a lease without progress
   absl::Duration score_timeout = absl::Seconds(60);
-  int score_batch_samples = 64;                       // a ScoreRequest holds at most
-  int score_requests_in_flight = 2;                   // per reward server
+  int score_batch_samples = 64;      // a ScoreRequest holds at most
+  int score_requests_in_flight = 2;  // per reward server
 };
-std::unique_ptr<Sampling> MakeSampling(EventLoop* loop, StateStore* store, PayloadStore* payloads, Fleet* fleet, RewardClient* reward,
-                                       const SamplingOptions& options = {});
+std::unique_ptr<Sampling> MakeSampling(EventLoop* loop, StateStore* store, PayloadStore* payloads, Fleet* fleet,
+                                       RewardClient* reward, const SamplingOptions& options = {});
 
 }  // namespace rlhf::coordinator

@@ -1,4 +1,5 @@
-// Inside of Sampling: what it knows of each active job. Shared by sampling.cc (jobs' side), sampling_leases.cc (rollout workers), sampling_scores.cc (reward servers).
+// Inside of Sampling: what it knows of each active job. Shared by sampling.cc (jobs' side), sampling_leases.cc (rollout
+// workers), sampling_scores.cc (reward servers).
 #pragma once
 
 #include <deque>
@@ -29,36 +30,45 @@ struct ActiveJob {
   SamplingListener* listener;
   Ledger ledger;
   bool paused = false;
-  std::map<SampleKey, HeldLease> leases;             // exactly the leased ones
-  std::map<SampleKey, int> failures;                 // since the coordinator's start
-  std::set<SampleKey> scoring;                       // at a reward server now
-  std::map<SampleKey, absl::Duration> score_after;   // backing off after a failed scoring
-  std::map<SampleKey, v1::Sample> cache;             // generated and not yet trained or delivered
-  std::map<int64_t, bool> announced;                 // steps whose completion the listener knows
-  struct Finished { absl::Duration at; int samples; int64_t tokens; };
-  std::deque<Finished> finished;                     // of the last seconds
+  std::map<SampleKey, HeldLease> leases;            // exactly the leased ones
+  std::map<SampleKey, int> failures;                // since the coordinator's start
+  std::set<SampleKey> scoring;                      // at a reward server now
+  std::map<SampleKey, absl::Duration> score_after;  // backing off after a failed scoring
+  std::map<SampleKey, v1::Sample> cache;            // generated and not yet trained or delivered
+  std::map<int64_t, bool> announced;                // steps whose completion the listener knows
+  struct Finished {
+    absl::Duration at;
+    int samples;
+    int64_t tokens;
+  };
+  std::deque<Finished> finished;  // of the last seconds
 };
 
 class SamplingImpl final : public Sampling {
  public:
-  SamplingImpl(EventLoop* loop, StateStore* store, PayloadStore* payloads, Fleet* fleet, RewardClient* reward, const SamplingOptions& options);
+  SamplingImpl(EventLoop* loop, StateStore* store, PayloadStore* payloads, Fleet* fleet, RewardClient* reward,
+               const SamplingOptions& options);
 
   absl::Status AddJob(SamplingPlan plan, SamplingListener* listener) override;
   void RemoveJob(const std::string& job_id) override;
   void SetPaused(const std::string& job_id, bool paused) override;
   void CancelOpen(const std::string& job_id, WriteBatch* batch) override;
-  void IssueStep(const std::string& job_id, int64_t step, int64_t first_prompt, int prompts, WriteBatch* batch) override;
+  void IssueStep(const std::string& job_id, int64_t step, int64_t first_prompt, int prompts,
+                 WriteBatch* batch) override;
   void SetPolicy(const std::string& job_id, const v1::PolicySource& policy, WriteBatch* batch) override;
   bool StepScored(const std::string& job_id, int64_t step) const override;
-  absl::StatusOr<std::vector<v1::Sample>> AssignStep(const std::string& job_id, int64_t step, WriteBatch* batch) override;
+  absl::StatusOr<std::vector<v1::Sample>> AssignStep(const std::string& job_id, int64_t step,
+                                                     WriteBatch* batch) override;
   void MarkTrained(const std::string& job_id, int64_t step, WriteBatch* batch) override;
   void Rollback(const std::string& job_id, int64_t step, WriteBatch* batch) override;
-  void RefuseStep(const std::string& job_id, int64_t step, const std::string& reason, int64_t first_prompt, WriteBatch* batch) override;
+  void RefuseStep(const std::string& job_id, int64_t step, const std::string& reason, int64_t first_prompt,
+                  WriteBatch* batch) override;
   void MarkDelivered(const std::string& job_id, WriteBatch* batch) override;
   v1::LedgerCounts Counts(const std::string& job_id) const override;
   std::vector<std::string> Check(const std::string& job_id) override;
   Rates RatesOf(const std::string& job_id) const override;
-  absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one, const std::string& after_key, int limit,
+  absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one,
+                                                   const std::string& after_key, int limit,
                                                    std::string* next_key) override;
 
   void LeasePrompts(const v1::LeasePromptsRequest& request, Done<v1::LeasePromptsResponse> done) override;
@@ -66,7 +76,8 @@ class SamplingImpl final : public Sampling {
   void ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1::ReturnLeasesResponse> done) override;
   void Tick() override;
 
-  void OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request, v1::HeartbeatResponse* response) override;
+  void OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request,
+                   v1::HeartbeatResponse* response) override;
   void OnLost(const Session& session) override;
 
  private:
@@ -98,7 +109,8 @@ class SamplingImpl final : public Sampling {
   // Scores.
   void Dispatch(ActiveJob& job, bool now);
   const Session* PickRewardServer();
-  void OnScores(const std::string& job_id, const std::string& session_id, const std::vector<Sent>& sent, const absl::StatusOr<v1::ScoreResponse>& response);
+  void OnScores(const std::string& job_id, const std::string& session_id, const std::vector<Sent>& sent,
+                const absl::StatusOr<v1::ScoreResponse>& response);
   absl::Status TakeScore(ActiveJob& job, const Sent& sent, const v1::SampleScore& score, WriteBatch* batch);
 
   EventLoop* const loop_;
@@ -108,9 +120,12 @@ class SamplingImpl final : public Sampling {
   RewardClient* const reward_;
   const SamplingOptions options_;
   std::map<std::string, std::unique_ptr<ActiveJob>> jobs_;
-  std::map<std::string, v1::LedgerCounts> ended_;   // counts of jobs that were removed
+  std::map<std::string, v1::LedgerCounts> ended_;  // counts of jobs that were removed
   std::list<Waiter> waiters_;
-  struct RewardServer { int in_flight = 0; absl::Duration not_before; };
+  struct RewardServer {
+    int in_flight = 0;
+    absl::Duration not_before;
+  };
   std::map<std::string, RewardServer> reward_servers_;  // by session
   int writes_in_flight_ = 0;
 };

@@ -18,7 +18,8 @@ constexpr absl::Duration kRatesKept = absl::Seconds(10);
 std::string ProblemOf(const v1::Sample& sample) {
   if (sample.response_tokens().empty()) return "it has no response token";
   if (sample.behaviour_log_probs_size() != sample.response_tokens_size()) {
-    return absl::StrCat("expected a log-probability for each of ", sample.response_tokens_size(), " response tokens, found ", sample.behaviour_log_probs_size());
+    return absl::StrCat("expected a log-probability for each of ", sample.response_tokens_size(),
+                        " response tokens, found ", sample.behaviour_log_probs_size());
   }
   for (const float log_prob : sample.behaviour_log_probs()) {
     if (!std::isfinite(log_prob)) return "a behaviour log-probability is not finite";
@@ -45,7 +46,8 @@ void SamplingImpl::ServeWaiters() {
     }
     v1::LeasePromptsResponse response;
     WriteBatch batch;
-    if ((*session)->draining || (*session)->cordoned || !TryLease(**session, it->request.max_samples(), &response, &batch)) {
+    if ((*session)->draining || (*session)->cordoned ||
+        !TryLease(**session, it->request.max_samples(), &response, &batch)) {
       ++it;
       continue;
     }
@@ -53,14 +55,15 @@ void SamplingImpl::ServeWaiters() {
     Done<v1::LeasePromptsResponse> done = std::move(it->done);
     it = waiters_.erase(it);
     ++writes_in_flight_;
-    store_->Commit(std::move(batch), [this, done = std::move(done), response = std::move(response)](absl::Status status) mutable {
-      loop_->Post([this] { --writes_in_flight_; });
-      if (status.ok()) {
-        done(std::move(response));
-      } else {
-        done(status);
-      }
-    });
+    store_->Commit(std::move(batch),
+                   [this, done = std::move(done), response = std::move(response)](absl::Status status) mutable {
+                     loop_->Post([this] { --writes_in_flight_; });
+                     if (status.ok()) {
+                       done(std::move(response));
+                     } else {
+                       done(status);
+                     }
+                   });
   }
 }
 
@@ -83,12 +86,15 @@ ActiveJob* SamplingImpl::PickJob(const Session& session) {
   return best;
 }
 
-bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePromptsResponse* response, WriteBatch* batch) {
+bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePromptsResponse* response,
+                            WriteBatch* batch) {
   ActiveJob* job = PickJob(session);
   if (job == nullptr || max_samples <= 0) return false;
-  // A fair share, so that the first to ask does not leave the others idle; whole prompts where possible: their samples share one prefill.
+  // A fair share, so that the first to ask does not leave the others idle; whole prompts where possible: their samples
+  // share one prefill.
   int workers = 0;
-  for (const Session* other : fleet_->Sessions(v1::ROLE_ROLLOUT_WORKER)) workers += other->draining || other->cordoned ? 0 : 1;
+  for (const Session* other : fleet_->Sessions(v1::ROLE_ROLLOUT_WORKER))
+    workers += other->draining || other->cordoned ? 0 : 1;
   const int queued = static_cast<int>(job->ledger.queued().size());
   const int per_prompt = std::max(1, job->plan.samples_per_prompt);
   const int share = (queued + std::max(1, workers) - 1) / std::max(1, workers);
@@ -141,26 +147,29 @@ void SamplingImpl::SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v
     *verdict.mutable_id() = sample.id();
   }
   ++writes_in_flight_;
-  store_->Commit(std::move(batch), [this, done = std::move(done), response = std::move(response), touched](absl::Status status) mutable {
-    loop_->Post([this, touched, status] {
-      --writes_in_flight_;
-      for (const std::string& job_id : touched) {
-        if (status.ok()) AfterDurable(job_id);
-      }
-    });
-    if (status.ok()) {
-      done(std::move(response));
-    } else {
-      done(status);
-    }
-  });
+  store_->Commit(std::move(batch),
+                 [this, done = std::move(done), response = std::move(response), touched](absl::Status status) mutable {
+                   loop_->Post([this, touched, status] {
+                     --writes_in_flight_;
+                     for (const std::string& job_id : touched) {
+                       if (status.ok()) AfterDurable(job_id);
+                     }
+                   });
+                   if (status.ok()) {
+                     done(std::move(response));
+                   } else {
+                     done(status);
+                   }
+                 });
 }
 
-v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, const std::string& worker, WriteBatch* batch) {
+v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, const std::string& worker,
+                                     WriteBatch* batch) {
   v1::SampleVerdict verdict;
   const SampleKey key = KeyOfSample(sample.id());
   const v1::SampleRow* row = job.ledger.Find(key);
-  if (row == nullptr || row->attempt() != sample.attempt() || row->state() == v1::QUEUED || row->state() == v1::SAMPLE_CANCELLED) {
+  if (row == nullptr || row->attempt() != sample.attempt() || row->state() == v1::QUEUED ||
+      row->state() == v1::SAMPLE_CANCELLED) {
     verdict.set_reason(v1::STALE_ATTEMPT);
     return verdict;
   }
@@ -202,14 +211,17 @@ void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1:
     const SampleKey key = KeyOfSample(lease.id());
     const v1::SampleRow* row = job->ledger.Find(key);
     if (row == nullptr || row->state() != v1::LEASED || row->attempt() != lease.attempt()) continue;
-    if (!lease.error().empty()) spdlog::warn("job {}: generating failed at {}: {}", lease.id().job_id(), (*session)->identity.instance_id(), lease.error());
+    if (!lease.error().empty())
+      spdlog::warn("job {}: generating failed at {}: {}", lease.id().job_id(), (*session)->identity.instance_id(),
+                   lease.error());
     Release(*job, key, lease.error(), lease.permanent(), &batches[lease.id().job_id()]);
   }
   for (auto& [job_id, batch] : batches) Write(job_id, std::move(batch));
   done(v1::ReturnLeasesResponse());
 }
 
-void SamplingImpl::Release(ActiveJob& job, const SampleKey& key, const std::string& error, bool permanent, WriteBatch* batch) {
+void SamplingImpl::Release(ActiveJob& job, const SampleKey& key, const std::string& error, bool permanent,
+                           WriteBatch* batch) {
   job.leases.erase(key);
   if (error.empty()) return job.ledger.Requeue(key, batch);
   const int failures = ++job.failures[key];
@@ -225,8 +237,10 @@ void SamplingImpl::ExpireLeases(ActiveJob& job) {
   const absl::Duration now = loop_->clock().Now();
   std::vector<std::pair<SampleKey, std::string>> expired;
   for (const auto& [key, lease] : job.leases) {
-    if (now - lease.last_seen > options_.lease) expired.emplace_back(key, "its worker stopped reporting it");
-    else if (now - lease.last_progress > options_.no_progress) expired.emplace_back(key, "its worker made no progress on it");
+    if (now - lease.last_seen > options_.lease)
+      expired.emplace_back(key, "its worker stopped reporting it");
+    else if (now - lease.last_progress > options_.no_progress)
+      expired.emplace_back(key, "its worker made no progress on it");
   }
   if (expired.empty()) return;
   WriteBatch batch;
@@ -235,7 +249,8 @@ void SamplingImpl::ExpireLeases(ActiveJob& job) {
   Write(job.plan.job_id, std::move(batch));
 }
 
-void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request, v1::HeartbeatResponse* response) {
+void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request,
+                               v1::HeartbeatResponse* response) {
   if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
   const absl::Duration now = loop_->clock().Now();
   for (const v1::LeaseProgress& progress : request.progress()) {
@@ -265,7 +280,8 @@ void SamplingImpl::OnLost(const Session& session) {
       if (lease.session_id == session.session_id) held.push_back(key);
     }
     WriteBatch batch;
-    for (const SampleKey& key : held) Release(*job, key, absl::StrCat("worker ", session.identity.instance_id(), " was lost"), false, &batch);
+    for (const SampleKey& key : held)
+      Release(*job, key, absl::StrCat("worker ", session.identity.instance_id(), " was lost"), false, &batch);
     Write(id, std::move(batch));
   }
   loop_->Post([this] { ServeWaiters(); });

@@ -14,14 +14,16 @@ constexpr absl::Duration kScoreBackoff = absl::Milliseconds(500);
 
 // Trying again cannot help: the model, the pattern or the sample itself is at fault.
 bool Permanent(absl::StatusCode code) {
-  return code == absl::StatusCode::kInvalidArgument || code == absl::StatusCode::kNotFound || code == absl::StatusCode::kFailedPrecondition ||
-         code == absl::StatusCode::kUnimplemented || code == absl::StatusCode::kDataLoss;
+  return code == absl::StatusCode::kInvalidArgument || code == absl::StatusCode::kNotFound ||
+         code == absl::StatusCode::kFailedPrecondition || code == absl::StatusCode::kUnimplemented ||
+         code == absl::StatusCode::kDataLoss;
 }
 
 std::string ProblemOf(const v1::Score& score, const v1::Sample& sample, bool reference) {
   if (!std::isfinite(score.total())) return "the score is not finite";
   if (reference && score.reference_log_probs_size() != sample.response_tokens_size()) {
-    return absl::StrCat("expected ", sample.response_tokens_size(), " reference log-probabilities, found ", score.reference_log_probs_size());
+    return absl::StrCat("expected ", sample.response_tokens_size(), " reference log-probabilities, found ",
+                        score.reference_log_probs_size());
   }
   for (const float log_prob : score.reference_log_probs()) {
     if (!std::isfinite(log_prob)) return "a reference log-probability is not finite";
@@ -87,8 +89,11 @@ void SamplingImpl::Dispatch(ActiveJob& job, bool now) {
     if (sent.empty()) continue;
     ++reward_servers_[server->session_id].in_flight;
     reward_->Score(server->identity.address(), std::move(request), options_.score_timeout,
-                   [this, job_id = job.plan.job_id, session_id = server->session_id, sent](absl::StatusOr<v1::ScoreResponse> response) {
-                     loop_->Post([this, job_id, session_id, sent, response = std::move(response)] { OnScores(job_id, session_id, sent, response); });
+                   [this, job_id = job.plan.job_id, session_id = server->session_id,
+                    sent](absl::StatusOr<v1::ScoreResponse> response) {
+                     loop_->Post([this, job_id, session_id, sent, response = std::move(response)] {
+                       OnScores(job_id, session_id, sent, response);
+                     });
                    });
   }
 }
@@ -105,7 +110,8 @@ void SamplingImpl::OnScores(const std::string& job_id, const std::string& sessio
   for (const Sent& one : sent) job->scoring.erase(one.key);
   WriteBatch batch;
   if (!response.ok()) {
-    // The server is away, busy or broken: another one, or this one later. Only what it says of a sample counts against the sample.
+    // The server is away, busy or broken: another one, or this one later. Only what it says of a sample counts against
+    // the sample.
     spdlog::warn("job {}: scoring failed, trying again: {}", job_id, response.status().ToString());
     for (const Sent& one : sent) job->score_after[one.key] = now + kScoreBackoff;
   } else if (response->scores_size() != static_cast<int>(sent.size())) {
@@ -130,13 +136,15 @@ void SamplingImpl::OnScores(const std::string& job_id, const std::string& sessio
   Dispatch(*job, false);
 }
 
-absl::Status SamplingImpl::TakeScore(ActiveJob& job, const Sent& sent, const v1::SampleScore& score, WriteBatch* batch) {
+absl::Status SamplingImpl::TakeScore(ActiveJob& job, const Sent& sent, const v1::SampleScore& score,
+                                     WriteBatch* batch) {
   const v1::SampleRow* row = job.ledger.Find(sent.key);
   // The first stored score wins; one of an older attempt is nobody's.
   if (row == nullptr || row->state() != v1::GENERATED || row->attempt() != sent.attempt) return absl::OkStatus();
   if (score.code() != 0) return absl::Status(static_cast<absl::StatusCode>(score.code()), score.error());
   RLHF_ASSIGN_OR_RETURN(v1::Sample sample, CachedSample(job, *row));
-  if (const std::string problem = ProblemOf(score.score(), sample, !job.plan.reference_policy.empty()); !problem.empty()) {
+  if (const std::string problem = ProblemOf(score.score(), sample, !job.plan.reference_policy.empty());
+      !problem.empty()) {
     return absl::InternalError(problem);
   }
   const v1::PayloadRef ref = payloads_->Append(score.score().SerializeAsString());

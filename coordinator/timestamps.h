@@ -15,6 +15,8 @@ inline google::protobuf::Timestamp ToTimestamp(absl::Time at) {
   return out;
 }
 
-inline absl::Time FromTimestamp(const google::protobuf::Timestamp& at) { return absl::FromUnixSeconds(at.seconds()) + absl::Nanoseconds(at.nanos()); }
+inline absl::Time FromTimestamp(const google::protobuf::Timestamp& at) {
+  return absl::FromUnixSeconds(at.seconds()) + absl::Nanoseconds(at.nanos());
+}
 
 }  // namespace rlhf::coordinator

@@ -45,7 +45,8 @@ std::vector<size_t> RankShare(const std::vector<size_t>& items, int rank, int wo
   return {items.begin() + static_cast<std::ptrdiff_t>(begin), items.begin() + static_cast<std::ptrdiff_t>(end)};
 }
 
-std::vector<std::vector<size_t>> MicroBatches(const std::vector<size_t>& items, const std::vector<int64_t>& lengths, int64_t max_tokens) {
+std::vector<std::vector<size_t>> MicroBatches(const std::vector<size_t>& items, const std::vector<int64_t>& lengths,
+                                              int64_t max_tokens) {
   std::vector<std::vector<size_t>> groups;
   int64_t tokens = 0;
   for (const size_t item : items) {

@@ -7,7 +7,8 @@
 
 namespace rlhf::learner {
 
-// A permutation of [0, n): Fisher–Yates driven by a SplitMix64 stream keyed by (seed, stream, epoch). The same on every machine.
+// A permutation of [0, n): Fisher–Yates driven by a SplitMix64 stream keyed by (seed, stream, epoch). The same on every
+// machine.
 std::vector<size_t> Permutation(size_t n, uint64_t seed, uint64_t stream, uint64_t epoch);
 
 // Endless epochs over [0, n), each in its own order: items [cursor, cursor + count).
@@ -17,6 +18,7 @@ std::vector<size_t> ItemsOf(size_t n, uint64_t seed, uint64_t stream, int64_t cu
 std::vector<size_t> RankShare(const std::vector<size_t>& items, int rank, int world_size);
 
 // Splits items, in order, into groups of at most max_tokens (at least one item each); lengths are by item value.
-std::vector<std::vector<size_t>> MicroBatches(const std::vector<size_t>& items, const std::vector<int64_t>& lengths, int64_t max_tokens);
+std::vector<std::vector<size_t>> MicroBatches(const std::vector<size_t>& items, const std::vector<int64_t>& lengths,
+                                              int64_t max_tokens);
 
 }  // namespace rlhf::learner

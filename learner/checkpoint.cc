@@ -24,7 +24,8 @@ absl::StatusOr<artifact::DType> DTypeOf(const torch::Tensor& tensor) {
     case torch::kInt64:
       return artifact::DType::kI64;
     default:
-      return absl::InternalError(absl::StrCat("a checkpoint holds no tensors of type ", c10::toString(tensor.scalar_type())));
+      return absl::InternalError(
+          absl::StrCat("a checkpoint holds no tensors of type ", c10::toString(tensor.scalar_type())));
   }
 }
 
@@ -46,7 +47,9 @@ absl::Status WriteCheckpoint(const std::string& dir, const NamedTensors& tensors
 }
 
 absl::Status ReadCheckpoint(const std::string& dir, const NamedTensors& tensors, nlohmann::json* state) {
-  const auto damaged = [&](absl::string_view why) { return absl::DataLossError(absl::StrCat("checkpoint ", dir, ": ", why)); };
+  const auto damaged = [&](absl::string_view why) {
+    return absl::DataLossError(absl::StrCat("checkpoint ", dir, ": ", why));
+  };
   auto file = artifact::SafetensorsFile::Open(dir + "/state.safetensors");
   if (!file.ok()) return damaged(file.status().message());
   std::set<std::string> extra;
@@ -56,8 +59,9 @@ absl::Status ReadCheckpoint(const std::string& dir, const NamedTensors& tensors,
     const artifact::TensorInfo& info = (*file)->tensors().at(name);
     RLHF_ASSIGN_OR_RETURN(const artifact::DType dtype, DTypeOf(tensor));
     if (info.shape != tensor.sizes().vec() || info.dtype != dtype) {
-      return damaged(absl::StrCat("tensor \"", name, "\": expected ", artifact::DTypeName(dtype), " [", absl::StrJoin(tensor.sizes(), ", "), "], found ",
-                                  artifact::DTypeName(info.dtype), " [", absl::StrJoin(info.shape, ", "), "]"));
+      return damaged(absl::StrCat("tensor \"", name, "\": expected ", artifact::DTypeName(dtype), " [",
+                                  absl::StrJoin(tensor.sizes(), ", "), "], found ", artifact::DTypeName(info.dtype),
+                                  " [", absl::StrJoin(info.shape, ", "), "]"));
     }
   }
   if (!extra.empty()) return damaged(absl::StrCat("tensor \"", *extra.begin(), "\" is not this job's"));

@@ -5,8 +5,8 @@
 #include <utility>
 #include <vector>
 
-#include <nlohmann/json.hpp>
 #include <torch/torch.h>
+#include <nlohmann/json.hpp>
 
 #include "absl/status/status.h"
 
@@ -16,7 +16,8 @@ using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
 
 // Writes both files into an existing directory; no fsync (the artifact root does it).
 absl::Status WriteCheckpoint(const std::string& dir, const NamedTensors& tensors, const nlohmann::json& state);
-// Copies into the given live tensors (same names, shapes and dtypes; missing, extra and misshaped ones are named in DataLoss) and fills `state`.
+// Copies into the given live tensors (same names, shapes and dtypes; missing, extra and misshaped ones are named in
+// DataLoss) and fills `state`.
 absl::Status ReadCheckpoint(const std::string& dir, const NamedTensors& tensors, nlohmann::json* state);
 
 }  // namespace rlhf::learner

@@ -1,7 +1,8 @@
-// What the ranks of a learner group do together. One implementation each for Gloo and NCCL (both through c10d) and for a single rank.
+// What the ranks of a learner group do together. One implementation each for Gloo and NCCL (both through c10d) and for
+// a single rank.
 //
-// Calls are made by one thread in the same order on every rank. Errors (a rank died, the timeout passed) are Unavailable; afterwards the collective is
-// broken: destroy it and join the next group.
+// Calls are made by one thread in the same order on every rank. Errors (a rank died, the timeout passed) are
+// Unavailable; afterwards the collective is broken: destroy it and join the next group.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,7 @@ class Collective {
   virtual ~Collective() = default;
   virtual int rank() const = 0;
   virtual int world_size() const = 0;
-  virtual absl::Status AllReduceSum(torch::Tensor tensor) = 0;      // in place, contiguous
+  virtual absl::Status AllReduceSum(torch::Tensor tensor) = 0;  // in place, contiguous
   virtual absl::Status Broadcast(torch::Tensor tensor, int root) = 0;
   // Starts an in-place sum that runs while the caller goes on; Wait in the order of starting.
   class Pending {
@@ -41,11 +42,11 @@ std::unique_ptr<Collective> MakeSingleRank();
 
 struct GroupOptions {
   int rank = 0, world_size = 1;
-  std::string prefix;             // "<job>/<epoch>/": keys of different epochs never meet
-  std::string store_host;         // rank 0's TCPStore
+  std::string prefix;      // "<job>/<epoch>/": keys of different epochs never meet
+  std::string store_host;  // rank 0's TCPStore
   int store_port = 0;
   absl::Duration timeout = absl::Seconds(30);
-  bool nccl = false;              // else Gloo over interface_address
+  bool nccl = false;  // else Gloo over interface_address
   std::string interface_address = "127.0.0.1";
 };
 // Rank 0's rendezvous: a TCPStore on a free port of one address (IPv4), kept alive by the returned object.

@@ -26,7 +26,9 @@ namespace {
 
 constexpr std::chrono::milliseconds kSlice{100};  // how soon an abort is noticed
 
-absl::Status Broken(absl::string_view what, const char* why) { return absl::UnavailableError(absl::StrCat("collective: ", what, ": ", why)); }
+absl::Status Broken(absl::string_view what, const char* why) {
+  return absl::UnavailableError(absl::StrCat("collective: ", what, ": ", why));
+}
 
 // c10d throws for everything, from a lost peer to a timeout: the group is over in each case.
 template <typename Fn>
@@ -76,7 +78,8 @@ class C10dCollective final : public Collective {
   }
 
   absl::StatusOr<bool> Vote(bool ok) override {
-    torch::Tensor against = torch::full({1}, ok ? 0.0 : 1.0, torch::TensorOptions().dtype(torch::kFloat32).device(device_));
+    torch::Tensor against =
+        torch::full({1}, ok ? 0.0 : 1.0, torch::TensorOptions().dtype(torch::kFloat32).device(device_));
     const absl::Status status = AllReduceSum(against);
     if (!status.ok()) return status;
     return against.item<float>() == 0;
@@ -104,7 +107,10 @@ class C10dCollective final : public Collective {
       absl::Status status = Try(what, [&] { work->wait(kSlice); });
       if (status.ok() || work->isCompleted()) return status;
       if (aborted_) return Broken(what, "the group was given up");
-      if (absl::Now() > deadline) return Broken(what, absl::StrCat("no answer from the other ranks within ", absl::FormatDuration(options_.timeout)).c_str());
+      if (absl::Now() > deadline)
+        return Broken(
+            what,
+            absl::StrCat("no answer from the other ranks within ", absl::FormatDuration(options_.timeout)).c_str());
     }
   }
 
@@ -124,18 +130,24 @@ class TcpRendezvous final : public Rendezvous {
   int port_;
 };
 
-std::chrono::milliseconds Millis(absl::Duration duration) { return absl::ToChronoMilliseconds(duration); }
+std::chrono::milliseconds Millis(absl::Duration duration) {
+  return absl::ToChronoMilliseconds(duration);
+}
 
 // TCPStore by itself would listen on every interface.
 absl::StatusOr<std::pair<int, int>> ListenOn(const std::string& address) {
-  const auto failed = [&](const char* what) { return absl::UnavailableError(absl::StrCat("rendezvous: cannot ", what, " ", address, ": ", std::strerror(errno))); };
+  const auto failed = [&](const char* what) {
+    return absl::UnavailableError(absl::StrCat("rendezvous: cannot ", what, " ", address, ": ", std::strerror(errno)));
+  };
   sockaddr_in at{};
   at.sin_family = AF_INET;
-  if (inet_pton(AF_INET, address.c_str(), &at.sin_addr) != 1) return absl::InvalidArgumentError(absl::StrCat("expected an IPv4 address, found \"", address, "\""));
+  if (inet_pton(AF_INET, address.c_str(), &at.sin_addr) != 1)
+    return absl::InvalidArgumentError(absl::StrCat("expected an IPv4 address, found \"", address, "\""));
   const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) return failed("open a socket for");
   socklen_t size = sizeof(at);
-  if (::bind(fd, reinterpret_cast<sockaddr*>(&at), size) != 0 || ::listen(fd, 128) != 0 || ::getsockname(fd, reinterpret_cast<sockaddr*>(&at), &size) != 0) {
+  if (::bind(fd, reinterpret_cast<sockaddr*>(&at), size) != 0 || ::listen(fd, 128) != 0 ||
+      ::getsockname(fd, reinterpret_cast<sockaddr*>(&at), &size) != 0) {
     const absl::Status status = failed("listen on");
     ::close(fd);
     return status;
@@ -145,7 +157,8 @@ absl::StatusOr<std::pair<int, int>> ListenOn(const std::string& address) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Rendezvous>> Rendezvous::Host(const std::string& interface_address, absl::Duration timeout) {
+absl::StatusOr<std::unique_ptr<Rendezvous>> Rendezvous::Host(const std::string& interface_address,
+                                                             absl::Duration timeout) {
   absl::StatusOr<std::pair<int, int>> listening = ListenOn(interface_address);
   if (!listening.ok()) return listening.status();
   c10::intrusive_ptr<c10d::TCPStore> store;

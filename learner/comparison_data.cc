@@ -20,7 +20,8 @@ double Place(const std::string& prompt, uint64_t seed) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& tokenizer, const std::string& prompt, const std::string& response, bool ended) {
+absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& tokenizer, const std::string& prompt,
+                                                     const std::string& response, bool ended) {
   RLHF_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, tokenizer.Encode(prompt));
   RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> answer, tokenizer.Encode(response, {.add_special_tokens = false}));
   tokens.insert(tokens.end(), answer.begin(), answer.end());
@@ -28,8 +29,8 @@ absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& 
   return tokens;
 }
 
-absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, const artifact::Tokenizer& tokenizer, int64_t context, double held_out_fraction,
-                                                    uint64_t seed) {
+absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, const artifact::Tokenizer& tokenizer,
+                                                    int64_t context, double held_out_fraction, uint64_t seed) {
   RLHF_ASSIGN_OR_RETURN(const std::vector<artifact::ComparisonRecord> records, artifact::ReadComparisonData(path));
   ComparisonData data;
   for (size_t i = 0; i < records.size(); ++i) {
@@ -39,7 +40,8 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
     RLHF_ASSIGN_OR_RETURN(pair.rejected, EncodeForReward(tokenizer, record.prompt, record.rejected, true));
     const size_t longest = std::max(pair.chosen.size(), pair.rejected.size());
     if (static_cast<int64_t>(longest) > context) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": comparison ", i + 1, " has ", longest, " tokens; expected at most ", context, ", the model's context"));
+      return absl::InvalidArgumentError(absl::StrCat(path, ": comparison ", i + 1, " has ", longest,
+                                                     " tokens; expected at most ", context, ", the model's context"));
     }
     pair.tie = record.tie;
     pair.margin = record.margin;
@@ -47,7 +49,9 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
     for (const auto& [tag, value] : record.tags) pair.slices.push_back(absl::StrCat(tag, "=", value));
     (Place(record.prompt, seed) < held_out_fraction ? data.held_out : data.training).push_back(std::move(pair));
   }
-  if (data.training.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": the split leaves no comparison to train on; lower held_out_fraction or add data"));
+  if (data.training.empty())
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": the split leaves no comparison to train on; lower held_out_fraction or add data"));
   return data;
 }
 
@@ -60,13 +64,15 @@ torch::Tensor SequenceRewards(const model::Transformer& model, const std::vector
   return model.Scalar(rows);
 }
 
-std::vector<double> ScoreSequences(const model::Transformer& model, const std::vector<std::vector<int32_t>>& sequences, int64_t max_tokens) {
+std::vector<double> ScoreSequences(const model::Transformer& model, const std::vector<std::vector<int32_t>>& sequences,
+                                   int64_t max_tokens) {
   const torch::NoGradGuard no_grad;
   std::vector<double> scores;
   for (size_t begin = 0; begin < sequences.size();) {
     std::vector<std::vector<int32_t>> part;
     int64_t tokens = 0;
-    while (begin < sequences.size() && (part.empty() || tokens + static_cast<int64_t>(sequences[begin].size()) <= max_tokens)) {
+    while (begin < sequences.size() &&
+           (part.empty() || tokens + static_cast<int64_t>(sequences[begin].size()) <= max_tokens)) {
       tokens += static_cast<int64_t>(sequences[begin].size());
       part.push_back(sequences[begin++]);
     }

@@ -13,7 +13,7 @@ struct GradientBuckets::State {
   };
   std::vector<torch::Tensor> parameters;
   std::vector<unsigned> hooks;
-  std::vector<torch::Tensor> gradients;    // views
+  std::vector<torch::Tensor> gradients;  // views
   std::vector<size_t> bucket_of;
   std::vector<Bucket> buckets;
   std::vector<bool> arrived;
@@ -57,7 +57,8 @@ struct GradientBuckets::State {
   }
 };
 
-GradientBuckets::GradientBuckets(std::vector<torch::Tensor> parameters, int64_t bucket_bytes) : state_(std::make_shared<State>()) {
+GradientBuckets::GradientBuckets(std::vector<torch::Tensor> parameters, int64_t bucket_bytes)
+    : state_(std::make_shared<State>()) {
   State& s = *state_;
   s.parameters = std::move(parameters);
   const size_t n = s.parameters.size();
@@ -79,7 +80,9 @@ GradientBuckets::GradientBuckets(std::vector<torch::Tensor> parameters, int64_t 
   for (State::Bucket& bucket : s.buckets) {
     int64_t total = 0;
     for (const size_t i : bucket.parameters) total += s.parameters[i].numel();
-    bucket.flat = torch::zeros({total}, torch::TensorOptions().dtype(torch::kFloat32).device(s.parameters[bucket.parameters.front()].device()));
+    bucket.flat = torch::zeros(
+        {total},
+        torch::TensorOptions().dtype(torch::kFloat32).device(s.parameters[bucket.parameters.front()].device()));
     int64_t at = 0;
     for (const size_t i : bucket.parameters) {
       s.gradients[i] = bucket.flat.narrow(0, at, s.parameters[i].numel()).view(s.parameters[i].sizes());
@@ -87,9 +90,10 @@ GradientBuckets::GradientBuckets(std::vector<torch::Tensor> parameters, int64_t 
     }
   }
   for (size_t i = 0; i < n; ++i) {
-    s.hooks.push_back(s.parameters[i].register_hook([weak = std::weak_ptr<State>(state_), i](const torch::Tensor& gradient) {
-      if (const auto state = weak.lock()) state->Arrived(i, gradient);
-    }));
+    s.hooks.push_back(
+        s.parameters[i].register_hook([weak = std::weak_ptr<State>(state_), i](const torch::Tensor& gradient) {
+          if (const auto state = weak.lock()) state->Arrived(i, gradient);
+        }));
   }
 }
 
@@ -129,6 +133,8 @@ absl::Status GradientBuckets::Wait() {
   return status;
 }
 
-const std::vector<torch::Tensor>& GradientBuckets::gradients() const { return state_->gradients; }
+const std::vector<torch::Tensor>& GradientBuckets::gradients() const {
+  return state_->gradients;
+}
 
 }  // namespace rlhf::learner

@@ -1,6 +1,8 @@
-// Gradients of many micro-batches, summed in float32 into flat buckets of fixed order, and all-reduced bucket by bucket while the last backward runs.
+// Gradients of many micro-batches, summed in float32 into flat buckets of fixed order, and all-reduced bucket by bucket
+// while the last backward runs.
 //
-// Sums only: losses are divided by their global denominators before backward, so the result does not depend on micro-batches or ranks. Not thread-safe.
+// Sums only: losses are divided by their global denominators before backward, so the result does not depend on
+// micro-batches or ranks. Not thread-safe.
 #pragma once
 
 #include <memory>
@@ -15,8 +17,9 @@ namespace rlhf::learner {
 
 class GradientBuckets {
  public:
-  // parameters: leaves that require gradients, any float dtype, one device. Buckets are filled from the last parameter to the first (the order in which backward
-  // makes them), each of at most bucket_bytes of float32 (a larger parameter has one of its own).
+  // parameters: leaves that require gradients, any float dtype, one device. Buckets are filled from the last parameter
+  // to the first (the order in which backward makes them), each of at most bucket_bytes of float32 (a larger parameter
+  // has one of its own).
   explicit GradientBuckets(std::vector<torch::Tensor> parameters, int64_t bucket_bytes = 4 << 20);
   ~GradientBuckets();
   GradientBuckets(const GradientBuckets&) = delete;
@@ -24,8 +27,8 @@ class GradientBuckets {
 
   // Zeroes the sums.
   void Begin();
-  // Adds the gradients of a scalar loss. With last, every bucket's sum over ranks is started as soon as all its parameters are done, in bucket order.
-  // A parameter that the loss does not reach counts as zero.
+  // Adds the gradients of a scalar loss. With last, every bucket's sum over ranks is started as soon as all its
+  // parameters are done, in bucket order. A parameter that the loss does not reach counts as zero.
   absl::Status Backward(const torch::Tensor& loss, bool last, Collective* collective);
   // A rank without a micro-batch in this update takes part in the sums.
   absl::Status ReduceOnly(Collective* collective);

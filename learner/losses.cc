@@ -2,8 +2,9 @@
 
 namespace rlhf::learner {
 
-PolicyLossSums PolicyLoss(const torch::Tensor& new_log_probs, const torch::Tensor& old_log_probs, const torch::Tensor& advantages,
-                          const torch::Tensor& weights, const PolicyLossOptions& options) {
+PolicyLossSums PolicyLoss(const torch::Tensor& new_log_probs, const torch::Tensor& old_log_probs,
+                          const torch::Tensor& advantages, const torch::Tensor& weights,
+                          const PolicyLossOptions& options) {
   const torch::Tensor log_ratio = new_log_probs - old_log_probs;
   const torch::Tensor ratio = log_ratio.exp();
   const torch::Tensor plain = -advantages * ratio;
@@ -19,11 +20,13 @@ PolicyLossSums PolicyLoss(const torch::Tensor& new_log_probs, const torch::Tenso
   const torch::NoGradGuard no_grad;
   sums.clipped = (clipped > plain).to(torch::kFloat32).sum();
   sums.approx_kl = (ratio - 1 - log_ratio).detach().sum();
-  sums.ratio_error = ratio.numel() == 0 ? torch::zeros({}, ratio.options().requires_grad(false)) : (ratio.detach() - 1).abs().max();
+  sums.ratio_error =
+      ratio.numel() == 0 ? torch::zeros({}, ratio.options().requires_grad(false)) : (ratio.detach() - 1).abs().max();
   return sums;
 }
 
-ValueLossSums ValueLoss(const torch::Tensor& values, const torch::Tensor& old_values, const torch::Tensor& returns, double clip_range) {
+ValueLossSums ValueLoss(const torch::Tensor& values, const torch::Tensor& old_values, const torch::Tensor& returns,
+                        double clip_range) {
   const torch::Tensor clipped_values = torch::min(torch::max(values, old_values - clip_range), old_values + clip_range);
   const torch::Tensor plain = (values - returns).square();
   const torch::Tensor clipped = (clipped_values - returns).square();
@@ -34,14 +37,16 @@ ValueLossSums ValueLoss(const torch::Tensor& values, const torch::Tensor& old_va
   return sums;
 }
 
-torch::Tensor BradleyTerry(const torch::Tensor& chosen, const torch::Tensor& rejected, const torch::Tensor& margins, const torch::Tensor& ties) {
+torch::Tensor BradleyTerry(const torch::Tensor& chosen, const torch::Tensor& rejected, const torch::Tensor& margins,
+                           const torch::Tensor& ties) {
   const torch::Tensor difference = chosen - rejected;
   const torch::Tensor decided = -torch::log_sigmoid(difference - margins);
   const torch::Tensor tied = -0.5 * (torch::log_sigmoid(difference) + torch::log_sigmoid(-difference));
   return torch::where(ties, tied, decided);
 }
 
-torch::Tensor ImportanceWeights(const torch::Tensor& old_log_probs, const torch::Tensor& behaviour_log_probs, double maximum) {
+torch::Tensor ImportanceWeights(const torch::Tensor& old_log_probs, const torch::Tensor& behaviour_log_probs,
+                                double maximum) {
   const torch::NoGradGuard no_grad;
   return (old_log_probs - behaviour_log_probs).exp().clamp_max(maximum);
 }

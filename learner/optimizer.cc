@@ -21,7 +21,8 @@ AdamW::AdamW(NamedTensors parameters, const v1::OptimizerSpec& spec, int64_t tot
     : parameters_(std::move(parameters)), spec_(spec), total_updates_(total_updates) {
   const torch::NoGradGuard no_grad;
   for (const auto& [name, parameter] : parameters_) {
-    masters_.push_back(parameter.scalar_type() == torch::kFloat32 ? parameter.detach() : parameter.detach().to(torch::kFloat32));
+    masters_.push_back(parameter.scalar_type() == torch::kFloat32 ? parameter.detach()
+                                                                  : parameter.detach().to(torch::kFloat32));
     exp_avg_.push_back(torch::zeros_like(masters_.back()));
     exp_avg_sq_.push_back(torch::zeros_like(masters_.back()));
   }
@@ -48,10 +49,12 @@ void AdamW::Step(const std::vector<torch::Tensor>& gradients, double norm) {
       grads.push_back(gradients[i]);
       averages.push_back(exp_avg_[i]);
       squares.push_back(exp_avg_sq_[i]);
-      steps.push_back(torch::full({}, static_cast<double>(updates_), torch::TensorOptions().dtype(torch::kFloat32).device(masters_[i].device())));
+      steps.push_back(torch::full({}, static_cast<double>(updates_),
+                                  torch::TensorOptions().dtype(torch::kFloat32).device(masters_[i].device())));
     }
     if (parameters.empty()) continue;
-    at::_fused_adamw_(parameters, grads, averages, squares, {}, steps, rate, spec_.beta1(), spec_.beta2(), decays ? spec_.weight_decay() : 0.0, spec_.epsilon(),
+    at::_fused_adamw_(parameters, grads, averages, squares, {}, steps, rate, spec_.beta1(), spec_.beta2(),
+                      decays ? spec_.weight_decay() : 0.0, spec_.epsilon(),
                       /*amsgrad=*/false, /*maximize=*/false);
   }
   for (size_t i = 0; i < masters_.size(); ++i) {

@@ -1,6 +1,8 @@
-// AdamW with float32 master weights and moments, over LibTorch's fused kernel; learning-rate schedules; gradient clipping.
+// AdamW with float32 master weights and moments, over LibTorch's fused kernel; learning-rate schedules; gradient
+// clipping.
 //
-// Source: Loshchilov and Hutter 2019; the update equals torch.optim.AdamW. Weight decay skips norms and biases (tensors of one dimension). Not thread-safe.
+// Source: Loshchilov and Hutter 2019; the update equals torch.optim.AdamW. Weight decay skips norms and biases (tensors
+// of one dimension). Not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +18,8 @@
 
 namespace rlhf::learner {
 
-// The rate of update `update` (from 0) of `total`: linear warm-up from lr/warmup, then constant, linear or cosine to final_ratio · lr at the last update.
+// The rate of update `update` (from 0) of `total`: linear warm-up from lr/warmup, then constant, linear or cosine to
+// final_ratio · lr at the last update.
 double LearningRateAt(const v1::OptimizerSpec& spec, int64_t update, int64_t total);
 
 class AdamW {
@@ -45,7 +48,8 @@ class AdamW {
   v1::OptimizerSpec spec_;
   int64_t total_updates_;
   int64_t updates_ = 0;
-  std::vector<torch::Tensor> masters_, exp_avg_, exp_avg_sq_;  // masters_: the parameters themselves when they are float32
+  std::vector<torch::Tensor> masters_, exp_avg_,
+      exp_avg_sq_;  // masters_: the parameters themselves when they are float32
   std::vector<torch::Tensor> snapshot_;
   int64_t snapshot_updates_ = 0;
 };

@@ -4,30 +4,38 @@
 
 namespace rlhf::learner {
 
-absl::StatusOr<PpoBatch> PpoBatch::FromSamples(const std::vector<v1::Sample>& samples, const v1::PpoSpec& spec, int64_t context) {
+absl::StatusOr<PpoBatch> PpoBatch::FromSamples(const std::vector<v1::Sample>& samples, const v1::PpoSpec& spec,
+                                               int64_t context) {
   PpoBatch batch;
   std::vector<float> behaviour, reference;
   for (const v1::Sample& sample : samples) {
     const auto problem = [&](const std::string& what) {
-      return absl::InvalidArgumentError(absl::StrCat("sample ", sample.id().step(), "/", sample.id().ordinal(), "/", sample.id().index(), ": ", what));
+      return absl::InvalidArgumentError(absl::StrCat("sample ", sample.id().step(), "/", sample.id().ordinal(), "/",
+                                                     sample.id().index(), ": ", what));
     };
     const int count = sample.response_tokens_size();
     if (sample.prompt_tokens().empty() || count == 0) return problem("expected prompt and response tokens, found none");
-    if (sample.behaviour_log_probs_size() != count) return problem(absl::StrCat("expected ", count, " behaviour log-probabilities, found ", sample.behaviour_log_probs_size()));
+    if (sample.behaviour_log_probs_size() != count)
+      return problem(
+          absl::StrCat("expected ", count, " behaviour log-probabilities, found ", sample.behaviour_log_probs_size()));
     if (sample.score().reference_log_probs_size() != count) {
-      return problem(absl::StrCat("expected ", count, " reference log-probabilities, found ", sample.score().reference_log_probs_size()));
+      return problem(absl::StrCat("expected ", count, " reference log-probabilities, found ",
+                                  sample.score().reference_log_probs_size()));
     }
     const int64_t length = sample.prompt_tokens_size() + count;
     if (length > context) return problem(absl::StrCat("it has ", length, " tokens; the policy's context is ", context));
-    std::vector<int32_t>& tokens = batch.sequences.emplace_back(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
+    std::vector<int32_t>& tokens =
+        batch.sequences.emplace_back(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
     tokens.insert(tokens.end(), sample.response_tokens().begin(), sample.response_tokens().end());
     batch.offsets.push_back(static_cast<int64_t>(behaviour.size()));
     batch.lengths.push_back(length);
     batch.response_begin.push_back(sample.prompt_tokens_size());
     batch.counts.push_back(count);
-    batch.scores.push_back(sample.score().total() - (sample.finish_reason() == v1::MAX_TOKENS ? spec.missing_eos_penalty() : 0));
+    batch.scores.push_back(sample.score().total() -
+                           (sample.finish_reason() == v1::MAX_TOKENS ? spec.missing_eos_penalty() : 0));
     behaviour.insert(behaviour.end(), sample.behaviour_log_probs().begin(), sample.behaviour_log_probs().end());
-    reference.insert(reference.end(), sample.score().reference_log_probs().begin(), sample.score().reference_log_probs().end());
+    reference.insert(reference.end(), sample.score().reference_log_probs().begin(),
+                     sample.score().reference_log_probs().end());
   }
   if (batch.counts.empty()) return absl::InvalidArgumentError("the step's batch has no sample");
   batch.behaviour_log_probs = torch::tensor(behaviour, torch::kFloat32);

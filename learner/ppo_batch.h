@@ -18,11 +18,11 @@ struct PpoBatch {
   std::vector<std::vector<int32_t>> sequences;  // prompt and response tokens
   std::vector<int64_t> lengths;                 // of sequences
   std::vector<int64_t> response_begin;
-  std::vector<int64_t> counts;                  // response tokens
-  std::vector<int64_t> offsets;                 // first row of each sample
-  std::vector<double> scores;                   // total score, less the missing end's penalty
-  torch::Tensor behaviour_log_probs;            // float32 [N], CPU
-  torch::Tensor reference_log_probs;            // float32 [N], CPU
+  std::vector<int64_t> counts;        // response tokens
+  std::vector<int64_t> offsets;       // first row of each sample
+  std::vector<double> scores;         // total score, less the missing end's penalty
+  torch::Tensor behaviour_log_probs;  // float32 [N], CPU
+  torch::Tensor reference_log_probs;  // float32 [N], CPU
 
   int64_t rows() const { return counts.empty() ? 0 : offsets.back() + counts.back(); }
   size_t size() const { return counts.size(); }
@@ -30,11 +30,14 @@ struct PpoBatch {
   // The rows of some samples, in their order: int64 [n].
   torch::Tensor RowIndex(const std::vector<size_t>& samples) const;
 
-  // InvalidArgument names a sample that is empty, longer than the context, or without the log-probabilities that training needs.
-  static absl::StatusOr<PpoBatch> FromSamples(const std::vector<v1::Sample>& samples, const v1::PpoSpec& spec, int64_t context);
+  // InvalidArgument names a sample that is empty, longer than the context, or without the log-probabilities that
+  // training needs.
+  static absl::StatusOr<PpoBatch> FromSamples(const std::vector<v1::Sample>& samples, const v1::PpoSpec& spec,
+                                              int64_t context);
 };
 
-// One packed forward pass over some samples' sequences: which hidden rows predict their response tokens, and those tokens.
+// One packed forward pass over some samples' sequences: which hidden rows predict their response tokens, and those
+// tokens.
 struct PpoForward {
   model::PackedBatch packed;
   model::ResponseIndex index;

@@ -36,7 +36,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> PpoTrainer::Make(const TrainerInputs& i
   const v1::PpoSpec& spec = trainer->spec();
   const std::string& dir = inputs.local.at(spec.policy());
   const int64_t total_updates = spec.steps() * UpdatesOf(spec);
-  RLHF_ASSIGN_OR_RETURN(auto policy, model::LoadModel(dir, {.dtype = DtypeOf(spec.precision()), .device = inputs.device}));
+  RLHF_ASSIGN_OR_RETURN(auto policy,
+                        model::LoadModel(dir, {.dtype = DtypeOf(spec.precision()), .device = inputs.device}));
   const int64_t context = policy->config().max_position_embeddings;
   trainer->policy_ = std::make_unique<Trainable>(std::move(policy), spec.policy_optimizer(), total_updates);
   trainer->estimator_ = MakeAdvantageEstimator(spec.advantage());
@@ -53,7 +54,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> PpoTrainer::Make(const TrainerInputs& i
   trainer->kl_ = MakeKlController(spec.kl());
   if (spec.ptx().coefficient() > 0) {
     RLHF_ASSIGN_OR_RETURN(const auto tokenizer, artifact::Tokenizer::Load(dir));
-    RLHF_ASSIGN_OR_RETURN(trainer->ptx_, SupervisedData::Load(inputs.local.at(spec.ptx().data()), *tokenizer, context, 0));
+    RLHF_ASSIGN_OR_RETURN(trainer->ptx_,
+                          SupervisedData::Load(inputs.local.at(spec.ptx().data()), *tokenizer, context, 0));
   }
   return trainer;
 }
@@ -67,7 +69,8 @@ absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(const PpoBatch& batch) {
     const PpoForward forward = PackSamples(batch, group, inputs_.device);
     const torch::Tensor rows = batch.RowIndex(group);
     const torch::Tensor hidden = policy_->model().Hidden(forward.packed).index_select(0, forward.index.rows);
-    const model::LogProbs old = model::ChunkedLogProbs(policy_->model(), hidden, forward.index.targets, temperature(), /*with_entropy=*/true);
+    const model::LogProbs old =
+        model::ChunkedLogProbs(policy_->model(), hidden, forward.index.targets, temperature(), /*with_entropy=*/true);
     filled[0].index_copy_(0, rows, old.log_probs.to(torch::kCPU));
     filled[1].index_copy_(0, rows, old.entropy.to(torch::kCPU));
     if (critic_) {
@@ -91,8 +94,10 @@ absl::Status PpoTrainer::ComputeAdvantages(const PpoBatch& batch, Before* before
   const torch::NoGradGuard no_grad;
   // Every rank holds the whole batch: moments need no communication.
   const std::unique_ptr<Collective> local = MakeSingleRank();
-  before->kl = (before->old_log_probs - batch.reference_log_probs).to(torch::kFloat64).sum().item<double>() / static_cast<double>(batch.size());
-  torch::Tensor rewards = TokenRewards(before->old_log_probs, batch.reference_log_probs, batch.counts, batch.scores, kl_->coefficient());
+  before->kl = (before->old_log_probs - batch.reference_log_probs).to(torch::kFloat64).sum().item<double>() /
+               static_cast<double>(batch.size());
+  torch::Tensor rewards =
+      TokenRewards(before->old_log_probs, batch.reference_log_probs, batch.counts, batch.scores, kl_->coefficient());
   if (spec().whiten_rewards()) {
     RLHF_ASSIGN_OR_RETURN(const Moments moments, GlobalMoments(rewards, local.get()));
     rewards = Whiten(rewards, moments, /*shift_mean=*/false);
@@ -104,7 +109,8 @@ absl::Status PpoTrainer::ComputeAdvantages(const PpoBatch& batch, Before* before
   inputs.samples = All(batch.size());
   const float* const data = rewards.data_ptr<float>();
   for (size_t i = 0; i < batch.size(); ++i) {
-    inputs.batch_returns.push_back(std::accumulate(data + batch.offsets[i], data + batch.offsets[i] + batch.counts[i], 0.0));
+    inputs.batch_returns.push_back(
+        std::accumulate(data + batch.offsets[i], data + batch.offsets[i] + batch.counts[i], 0.0));
   }
   inputs.samples_per_prompt = spec().samples_per_prompt();
   inputs.gamma = spec().gamma();
@@ -122,7 +128,8 @@ absl::Status PpoTrainer::ComputeAdvantages(const PpoBatch& batch, Before* before
   return absl::OkStatus();
 }
 
-std::vector<Trainable::LossTerm> PpoTrainer::PolicyTerms(const PpoBatch& batch, const Before& before, const std::vector<size_t>& items, bool first, Sums* sums) {
+std::vector<Trainable::LossTerm> PpoTrainer::PolicyTerms(const PpoBatch& batch, const Before& before,
+                                                         const std::vector<size_t>& items, bool first, Sums* sums) {
   const auto rows = static_cast<double>(batch.RowsOf(items));
   const std::vector<size_t> mine = RankShare(items, collective_->rank(), collective_->world_size());
   std::vector<Trainable::LossTerm> terms;
@@ -132,19 +139,22 @@ std::vector<Trainable::LossTerm> PpoTrainer::PolicyTerms(const PpoBatch& batch, 
       const torch::Tensor index = batch.RowIndex(group);
       const auto pick = [&](const torch::Tensor& all) { return all.index_select(0, index).to(inputs_.device); };
       const torch::Tensor hidden = policy_->model().Hidden(forward.packed).index_select(0, forward.index.rows);
-      const torch::Tensor log_probs = model::ChunkedLogProbs(policy_->model(), hidden, forward.index.targets, temperature()).log_probs;
+      const torch::Tensor log_probs =
+          model::ChunkedLogProbs(policy_->model(), hidden, forward.index.targets, temperature()).log_probs;
       PolicyLossOptions options;
       options.clip_low = spec().clip_range();
       options.clip_high = spec().clip_range_high();
       options.dual_clip = spec().dual_clip();
-      const PolicyLossSums loss = PolicyLoss(log_probs, pick(before.old_log_probs), pick(before.advantages.advantages), pick(before.weights), options);
+      const PolicyLossSums loss = PolicyLoss(log_probs, pick(before.old_log_probs), pick(before.advantages.advantages),
+                                             pick(before.weights), options);
       sums->policy_loss += loss.loss.item<double>() / rows;
       sums->clipped += loss.clipped.item<double>();
       sums->approx_kl += loss.approx_kl.item<double>();
       if (first) sums->first_ratio_error = std::max(sums->first_ratio_error, loss.ratio_error.item<double>());
       torch::Tensor total = loss.loss;
       if (spec().entropy_coefficient() != 0) {
-        const torch::Tensor log_all = torch::log_softmax(policy_->model().Logits(hidden).to(torch::kFloat32) / temperature(), -1);
+        const torch::Tensor log_all =
+            torch::log_softmax(policy_->model().Logits(hidden).to(torch::kFloat32) / temperature(), -1);
         total = total + spec().entropy_coefficient() * (log_all.exp() * log_all).sum();
       }
       return total / rows;
@@ -153,7 +163,8 @@ std::vector<Trainable::LossTerm> PpoTrainer::PolicyTerms(const PpoBatch& batch, 
   return terms;
 }
 
-std::vector<Trainable::LossTerm> PpoTrainer::CriticTerms(const PpoBatch& batch, const Before& before, const std::vector<size_t>& items, Sums* sums) {
+std::vector<Trainable::LossTerm> PpoTrainer::CriticTerms(const PpoBatch& batch, const Before& before,
+                                                         const std::vector<size_t>& items, Sums* sums) {
   const auto rows = static_cast<double>(batch.RowsOf(items));
   const std::vector<size_t> mine = RankShare(items, collective_->rank(), collective_->world_size());
   std::vector<Trainable::LossTerm> terms;
@@ -163,8 +174,9 @@ std::vector<Trainable::LossTerm> PpoTrainer::CriticTerms(const PpoBatch& batch, 
       const torch::Tensor index = batch.RowIndex(group);
       const torch::Tensor hidden = critic_->model().Hidden(forward.packed).index_select(0, forward.index.rows);
       const torch::Tensor values = critic_->model().Scalar(hidden).to(torch::kFloat32);
-      const ValueLossSums loss = ValueLoss(values, before.values.index_select(0, index).to(inputs_.device),
-                                           before.advantages.returns.index_select(0, index).to(inputs_.device), spec().value_clip_range());
+      const ValueLossSums loss =
+          ValueLoss(values, before.values.index_select(0, index).to(inputs_.device),
+                    before.advantages.returns.index_select(0, index).to(inputs_.device), spec().value_clip_range());
       sums->value_loss += loss.loss.item<double>() / rows;
       return spec().value_coefficient() * loss.loss / rows;
     });
@@ -172,10 +184,12 @@ std::vector<Trainable::LossTerm> PpoTrainer::CriticTerms(const PpoBatch& batch, 
   return terms;
 }
 
-absl::StatusOr<std::string> PpoTrainer::Update(const PpoBatch& batch, const Before& before, const std::vector<size_t>& items, bool first, Sums* sums) {
+absl::StatusOr<std::string> PpoTrainer::Update(const PpoBatch& batch, const Before& before,
+                                               const std::vector<size_t>& items, bool first, Sums* sums) {
   std::vector<Trainable::LossTerm> terms = PolicyTerms(batch, before, items, first, sums);
   if (ptx_.size() > 0) {
-    const std::vector<size_t> lines = ItemsOf(ptx_.size(), inputs_.spec.seed(), kPtxStream, ptx_cursor_, spec().ptx().batch_size());
+    const std::vector<size_t> lines =
+        ItemsOf(ptx_.size(), inputs_.spec.seed(), kPtxStream, ptx_cursor_, spec().ptx().batch_size());
     ptx_cursor_ += spec().ptx().batch_size();
     const double weight = ptx_.Weight(lines);
     const std::vector<size_t> mine = RankShare(lines, collective_->rank(), collective_->world_size());
@@ -196,12 +210,13 @@ absl::StatusOr<std::string> PpoTrainer::Update(const PpoBatch& batch, const Befo
   if (critic_) {
     RLHF_ASSIGN_OR_RETURN(critic_norm, critic_->FinishSums());
   }
-  const bool finite = std::isfinite(policy_loss) && std::isfinite(critic_loss) && std::isfinite(policy_norm) && std::isfinite(critic_norm);
+  const bool finite = std::isfinite(policy_loss) && std::isfinite(critic_loss) && std::isfinite(policy_norm) &&
+                      std::isfinite(critic_norm);
   RLHF_ASSIGN_OR_RETURN(const bool all_finite, collective_->Vote(finite));
   if (!all_finite) {
     return finite ? std::string("a loss or gradient of another rank is not finite")
-                  : absl::StrCat("not finite on rank ", collective_->rank(), ": policy loss ", policy_loss, ", critic loss ", critic_loss, ", gradient norms ", policy_norm,
-                                 " and ", critic_norm);
+                  : absl::StrCat("not finite on rank ", collective_->rank(), ": policy loss ", policy_loss,
+                                 ", critic loss ", critic_loss, ", gradient norms ", policy_norm, " and ", critic_norm);
   }
   policy_->Step(policy_norm);
   if (critic_) critic_->Step(critic_norm);
@@ -213,7 +228,8 @@ absl::StatusOr<std::string> PpoTrainer::Update(const PpoBatch& batch, const Befo
 }
 
 absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v1::Sample>& samples) {
-  RLHF_ASSIGN_OR_RETURN(const PpoBatch batch, PpoBatch::FromSamples(samples, spec(), policy_->model().config().max_position_embeddings));
+  RLHF_ASSIGN_OR_RETURN(const PpoBatch batch,
+                        PpoBatch::FromSamples(samples, spec(), policy_->model().config().max_position_embeddings));
   policy_->optimizer().TakeSnapshot();
   if (critic_) critic_->optimizer().TakeSnapshot();
   kl_before_ = kl_->coefficient();
@@ -226,11 +242,13 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
     RLHF_ASSIGN_OR_RETURN(before, Prepare(batch));
     const size_t minibatch = spec().minibatch_size() > 0 ? static_cast<size_t>(spec().minibatch_size()) : batch.size();
     for (int epoch = 0; epoch < spec().epochs(); ++epoch) {
-      const std::vector<size_t> order =
-          Permutation(batch.size(), inputs_.spec.seed(), kMinibatchStream, static_cast<uint64_t>(step) * static_cast<uint64_t>(spec().epochs()) + static_cast<uint64_t>(epoch));
+      const std::vector<size_t> order = Permutation(
+          batch.size(), inputs_.spec.seed(), kMinibatchStream,
+          static_cast<uint64_t>(step) * static_cast<uint64_t>(spec().epochs()) + static_cast<uint64_t>(epoch));
       for (size_t begin = 0; begin < order.size(); begin += minibatch) {
-        const std::vector<size_t> items(order.begin() + static_cast<std::ptrdiff_t>(begin),
-                                        order.begin() + static_cast<std::ptrdiff_t>(std::min(order.size(), begin + minibatch)));
+        const std::vector<size_t> items(
+            order.begin() + static_cast<std::ptrdiff_t>(begin),
+            order.begin() + static_cast<std::ptrdiff_t>(std::min(order.size(), begin + minibatch)));
         RLHF_ASSIGN_OR_RETURN(result.refusal, Update(batch, before, items, epoch == 0 && begin == 0, &sums));
         if (!result.refusal.empty()) return absl::OkStatus();
       }
@@ -248,12 +266,14 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
   result.committed_locally = true;
   if (spec().early_stop().max_kl() > 0 && before.kl > spec().early_stop().max_kl()) {
     result.stop = true;
-    result.stop_reason = absl::StrCat("the KL from the reference is ", before.kl, " nats a sequence, above early_stop.max_kl ", spec().early_stop().max_kl());
+    result.stop_reason = absl::StrCat("the KL from the reference is ", before.kl,
+                                      " nats a sequence, above early_stop.max_kl ", spec().early_stop().max_kl());
   }
   return result;
 }
 
-absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, const std::vector<v1::Sample>& samples, Sums sums, StepResult* result) {
+absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, const std::vector<v1::Sample>& samples,
+                                Sums sums, StepResult* result) {
   std::vector<double> shared{sums.policy_loss, sums.value_loss, sums.ptx_loss, sums.clipped, sums.approx_kl};
   const size_t ratios = shared.size();
   shared.resize(ratios + static_cast<size_t>(collective_->world_size()), 0.0);
@@ -285,10 +305,13 @@ absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, con
     gold += sample.score().gold_total() / n;
     any_gold = any_gold || !sample.score().gold().empty();
     ended += (sample.finish_reason() == v1::MAX_TOKENS ? 0.0 : 1.0) / n;
-    for (const v1::ComponentScore& component : sample.score().components()) m[absl::StrCat("component/", component.name())] += component.value() / n;
-    for (const v1::ComponentScore& component : sample.score().gold()) m[absl::StrCat("gold/", component.name())] += component.value() / n;
+    for (const v1::ComponentScore& component : sample.score().components())
+      m[absl::StrCat("component/", component.name())] += component.value() / n;
+    for (const v1::ComponentScore& component : sample.score().gold())
+      m[absl::StrCat("gold/", component.name())] += component.value() / n;
   }
-  for (const v1::Sample& sample : samples) squares += (sample.score().total() - total) * (sample.score().total() - total);
+  for (const v1::Sample& sample : samples)
+    squares += (sample.score().total() - total) * (sample.score().total() - total);
   m["reward/mean"] = total;
   m["reward/std"] = n > 1 ? std::sqrt(squares / (n - 1)) : 0;
   if (any_gold) m["gold/mean"] = gold;
@@ -296,9 +319,11 @@ absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, con
   m["eos_ratio"] = ended;
   m["tokens"] = static_cast<double>(std::accumulate(batch.lengths.begin(), batch.lengths.end(), int64_t{0}));
   if (!(ratio_error <= spec().max_first_minibatch_ratio_error())) {
-    return absl::FailedPreconditionError(absl::StrCat("self-check: in the first minibatch old and new log-probabilities must agree; the largest error of their ratio is ",
-                                                      ratio_error, ", expected at most ", spec().max_first_minibatch_ratio_error(),
-                                                      " (ppo.max_first_minibatch_ratio_error)"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("self-check: in the first minibatch old and new log-probabilities must agree; the largest error "
+                     "of their ratio is ",
+                     ratio_error, ", expected at most ", spec().max_first_minibatch_ratio_error(),
+                     " (ppo.max_first_minibatch_ratio_error)"));
   }
   return absl::OkStatus();
 }
@@ -318,7 +343,8 @@ NamedTensors PpoTrainer::State() const {
 }
 
 std::vector<double> PpoTrainer::Numbers() const {
-  return {static_cast<double>(policy_->optimizer().updates()), critic_ ? static_cast<double>(critic_->optimizer().updates()) : 0.0, kl_->coefficient(),
+  return {static_cast<double>(policy_->optimizer().updates()),
+          critic_ ? static_cast<double>(critic_->optimizer().updates()) : 0.0, kl_->coefficient(),
           static_cast<double>(ptx_cursor_)};
 }
 
@@ -337,7 +363,8 @@ absl::Status PpoTrainer::LoadCheckpoint(const std::string& dir) {
   nlohmann::json state;
   RLHF_RETURN_IF_ERROR(ReadCheckpoint(dir, State(), &state));
   const auto numbers = state.value("numbers", std::vector<double>());
-  if (numbers.size() != Numbers().size()) return absl::DataLossError(absl::StrCat("checkpoint ", dir, ": state.json has no \"numbers\" of a PPO job"));
+  if (numbers.size() != Numbers().size())
+    return absl::DataLossError(absl::StrCat("checkpoint ", dir, ": state.json has no \"numbers\" of a PPO job"));
   SetNumbers(numbers);
   return absl::OkStatus();
 }
@@ -350,7 +377,8 @@ absl::Status PpoTrainer::SyncFrom(int root) {
 }
 
 absl::StatusOr<std::map<std::string, v1::Metric>> PpoTrainer::Finish(const std::string& out_dir) {
-  if (collective_->rank() == 0) RLHF_RETURN_IF_ERROR(model::SaveModel(policy_->model(), out_dir, inputs_.local.at(spec().policy())));
+  if (collective_->rank() == 0)
+    RLHF_RETURN_IF_ERROR(model::SaveModel(policy_->model(), out_dir, inputs_.local.at(spec().policy())));
   return std::map<std::string, v1::Metric>();
 }
 

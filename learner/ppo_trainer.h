@@ -1,4 +1,5 @@
-// Proximal policy optimisation (Schulman et al. 2017) of a language model against scores, held near a reference: shared/ALGORITHMS, "PPO".
+// Proximal policy optimisation (Schulman et al. 2017) of a language model against scores, held near a reference:
+// shared/ALGORITHMS, "PPO".
 #pragma once
 
 #include <memory>
@@ -32,7 +33,7 @@ class PpoTrainer final : public Trainer {
   struct Before {
     torch::Tensor old_log_probs, entropy, values, weights;
     Advantages advantages;
-    double kl = 0;                  // mean over samples, nats a sequence
+    double kl = 0;  // mean over samples, nats a sequence
     double explained_variance = 0;
   };
   // Sums over a step's updates, of this rank; then of all.
@@ -40,7 +41,7 @@ class PpoTrainer final : public Trainer {
     double policy_loss = 0, value_loss = 0, ptx_loss = 0, clipped = 0, approx_kl = 0, rows = 0;
     double policy_norm = 0, critic_norm = 0;  // the same on all ranks
     double updates = 0;
-    double first_ratio_error = 0;             // this rank's largest, in the first minibatch
+    double first_ratio_error = 0;  // this rank's largest, in the first minibatch
   };
 
   const v1::PpoSpec& spec() const { return inputs_.spec.ppo(); }
@@ -48,10 +49,14 @@ class PpoTrainer final : public Trainer {
   absl::StatusOr<Before> Prepare(const PpoBatch& batch);
   absl::Status ComputeAdvantages(const PpoBatch& batch, Before* before);
   // Not finite on some rank: the refusal's reason; else empty.
-  absl::StatusOr<std::string> Update(const PpoBatch& batch, const Before& before, const std::vector<size_t>& items, bool first, Sums* sums);
-  std::vector<Trainable::LossTerm> PolicyTerms(const PpoBatch& batch, const Before& before, const std::vector<size_t>& items, bool first, Sums* sums);
-  std::vector<Trainable::LossTerm> CriticTerms(const PpoBatch& batch, const Before& before, const std::vector<size_t>& items, Sums* sums);
-  absl::Status Report(const PpoBatch& batch, const Before& before, const std::vector<v1::Sample>& samples, Sums sums, StepResult* result);
+  absl::StatusOr<std::string> Update(const PpoBatch& batch, const Before& before, const std::vector<size_t>& items,
+                                     bool first, Sums* sums);
+  std::vector<Trainable::LossTerm> PolicyTerms(const PpoBatch& batch, const Before& before,
+                                               const std::vector<size_t>& items, bool first, Sums* sums);
+  std::vector<Trainable::LossTerm> CriticTerms(const PpoBatch& batch, const Before& before,
+                                               const std::vector<size_t>& items, Sums* sums);
+  absl::Status Report(const PpoBatch& batch, const Before& before, const std::vector<v1::Sample>& samples, Sums sums,
+                      StepResult* result);
   std::vector<double> Numbers() const;
   void SetNumbers(const std::vector<double>& numbers);
   NamedTensors State() const;
@@ -63,7 +68,7 @@ class PpoTrainer final : public Trainer {
   std::unique_ptr<KlController> kl_;
   SupervisedData ptx_;
   int64_t ptx_cursor_ = 0;
-  double kl_before_ = 0;                        // snapshot of the newest step's beginning
+  double kl_before_ = 0;  // snapshot of the newest step's beginning
   int64_t ptx_cursor_before_ = 0;
 };
 

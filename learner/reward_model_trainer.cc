@@ -33,7 +33,8 @@ v1::Metric Mean(const std::vector<double>& values) {
 
 }  // namespace
 
-std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<ComparisonPair>& pairs, const std::vector<double>& differences) {
+std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<ComparisonPair>& pairs,
+                                                     const std::vector<double>& differences) {
   constexpr int kBins = 10;
   std::map<std::string, std::vector<double>> right;
   std::vector<double> losses;
@@ -57,7 +58,8 @@ std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<Compariso
   for (const auto& [name, values] : right) metrics[name] = Mean(values);
   metrics["log_loss"] = Mean(losses);
   double ece = 0;
-  for (int bin = 0; bin < kBins; ++bin) ece += std::abs(confidence[bin] - outcome[bin]) / static_cast<double>(pairs.size());
+  for (int bin = 0; bin < kBins; ++bin)
+    ece += std::abs(confidence[bin] - outcome[bin]) / static_cast<double>(pairs.size());
   metrics["ece"].set_value(ece);
   metrics["ece"].set_n(static_cast<int64_t>(pairs.size()));
   return metrics;
@@ -76,9 +78,11 @@ absl::StatusOr<std::unique_ptr<Trainer>> RewardModelTrainer::Make(const TrainerI
   load.init_missing_scalar_head = true;
   load.head_seed = inputs.spec.seed();
   RLHF_ASSIGN_OR_RETURN(auto model, model::LoadModel(dir, load));
-  RLHF_ASSIGN_OR_RETURN(trainer->data_, ComparisonData::Load(inputs.local.at(spec.data()), *trainer->tokenizer_, model->config().max_position_embeddings,
+  RLHF_ASSIGN_OR_RETURN(trainer->data_, ComparisonData::Load(inputs.local.at(spec.data()), *trainer->tokenizer_,
+                                                             model->config().max_position_embeddings,
                                                              spec.held_out_fraction(), inputs.spec.seed()));
-  for (const ComparisonPair& pair : trainer->data_.training) trainer->lengths_.push_back(static_cast<int64_t>(pair.chosen.size() + pair.rejected.size()));
+  for (const ComparisonPair& pair : trainer->data_.training)
+    trainer->lengths_.push_back(static_cast<int64_t>(pair.chosen.size() + pair.rejected.size()));
   trainer->model_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), trainer->total_steps());
   return trainer;
 }
@@ -102,7 +106,9 @@ torch::Tensor RewardModelTrainer::Loss(const std::vector<size_t>& items, double 
   const torch::Tensor rewards = SequenceRewards(model_->model(), sequences).view({-1, 2});
   const torch::Tensor chosen = rewards.select(1, 0), rejected = rewards.select(1, 1);
   const torch::Device device = rewards.device();
-  torch::Tensor loss = BradleyTerry(chosen, rejected, torch::tensor(margins).to(device), torch::tensor(ties).to(device, torch::kBool)).sum();
+  torch::Tensor loss =
+      BradleyTerry(chosen, rejected, torch::tensor(margins).to(device), torch::tensor(ties).to(device, torch::kBool))
+          .sum();
   if (spec().centering() > 0) loss = loss + spec().centering() * 0.5 * (chosen.square() + rejected.square()).sum();
   *right += (chosen > rejected).sum().item<double>();
   return loss / pairs;
@@ -112,8 +118,8 @@ absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::
   model_->optimizer().TakeSnapshot();
   const int64_t all = static_cast<int64_t>(data_.training.size()) * spec().epochs();
   const int64_t cursor = (step - 1) * spec().batch_size();
-  const std::vector<size_t> items =
-      ItemsOf(data_.training.size(), inputs_.spec.seed(), kDataStream, cursor, std::min<int64_t>(spec().batch_size(), all - cursor));
+  const std::vector<size_t> items = ItemsOf(data_.training.size(), inputs_.spec.seed(), kDataStream, cursor,
+                                            std::min<int64_t>(spec().batch_size(), all - cursor));
   const std::vector<size_t> mine = RankShare(items, collective_->rank(), collective_->world_size());
   const auto pairs = static_cast<double>(items.size());
   double right = 0, tokens = 0;
@@ -130,12 +136,17 @@ absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::
   RLHF_RETURN_IF_ERROR(SumOverRanks(&sums, inputs_.device, collective_));
   RLHF_ASSIGN_OR_RETURN(const bool finite, collective_->Vote(std::isfinite(sums[0]) && std::isfinite(norm)));
   if (!finite) {
-    result.refusal = absl::StrCat("the loss or a gradient is not finite (loss ", sums[0], ", gradient norm ", norm, ")");
+    result.refusal =
+        absl::StrCat("the loss or a gradient is not finite (loss ", sums[0], ", gradient norm ", norm, ")");
     return result;
   }
   model_->Step(norm);
   result.committed_locally = true;
-  result.metrics = {{"loss", sums[0]}, {"accuracy", sums[1] / pairs}, {"learning_rate", rate}, {"grad_norm", norm}, {"tokens", tokens}};
+  result.metrics = {{"loss", sums[0]},
+                    {"accuracy", sums[1] / pairs},
+                    {"learning_rate", rate},
+                    {"grad_norm", norm},
+                    {"tokens", tokens}};
   return result;
 }
 
@@ -172,9 +183,11 @@ absl::StatusOr<model::RewardNormalization> RewardModelTrainer::Normalize() const
       sequences.push_back(pair.rejected);
     }
   } else {
-    RLHF_ASSIGN_OR_RETURN(const auto samples, artifact::ReadSampleData(inputs_.local.at(spec().normalization_samples())));
+    RLHF_ASSIGN_OR_RETURN(const auto samples,
+                          artifact::ReadSampleData(inputs_.local.at(spec().normalization_samples())));
     for (const artifact::SampleRecord& sample : samples) {
-      RLHF_ASSIGN_OR_RETURN(sequences.emplace_back(), EncodeForReward(*tokenizer_, sample.prompt, sample.response, sample.finish_reason != "MAX_TOKENS"));
+      RLHF_ASSIGN_OR_RETURN(sequences.emplace_back(), EncodeForReward(*tokenizer_, sample.prompt, sample.response,
+                                                                      sample.finish_reason != "MAX_TOKENS"));
     }
   }
   const std::vector<double> rewards = ScoreSequences(model_->model(), sequences, spec().micro_batch_tokens());

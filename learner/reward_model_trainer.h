@@ -10,9 +10,11 @@
 
 namespace rlhf::learner {
 
-// What a reward model is worth on comparisons it was not trained on. differences: r(chosen) − r(rejected). Keys: accuracy (a tie counts as right by one half),
-// log_loss, ece (ten bins of predicted probability), and accuracy{SLICE}; with normal 95 % intervals where it is a mean.
-std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<ComparisonPair>& pairs, const std::vector<double>& differences);
+// What a reward model is worth on comparisons it was not trained on. differences: r(chosen) − r(rejected). Keys:
+// accuracy (a tie counts as right by one half), log_loss, ece (ten bins of predicted probability), and accuracy{SLICE};
+// with normal 95 % intervals where it is a mean.
+std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<ComparisonPair>& pairs,
+                                                     const std::vector<double>& differences);
 
 class RewardModelTrainer final : public Trainer {
  public:

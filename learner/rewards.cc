@@ -6,10 +6,12 @@
 
 namespace rlhf::learner {
 
-torch::Tensor TokenRewards(const torch::Tensor& old_log_probs, const torch::Tensor& reference_log_probs, const std::vector<int64_t>& counts,
-                           const std::vector<double>& scores, double kl_coefficient) {
+torch::Tensor TokenRewards(const torch::Tensor& old_log_probs, const torch::Tensor& reference_log_probs,
+                           const std::vector<int64_t>& counts, const std::vector<double>& scores,
+                           double kl_coefficient) {
   const torch::NoGradGuard no_grad;
-  torch::Tensor rewards = (-kl_coefficient * (old_log_probs - reference_log_probs)).to(torch::kCPU, torch::kFloat32).contiguous();
+  torch::Tensor rewards =
+      (-kl_coefficient * (old_log_probs - reference_log_probs)).to(torch::kCPU, torch::kFloat32).contiguous();
   float* const data = rewards.data_ptr<float>();
   int64_t at = 0;
   for (size_t i = 0; i < counts.size(); ++i) {

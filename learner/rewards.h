@@ -10,9 +10,11 @@
 
 namespace rlhf::learner {
 
-// Rewards of packed response tokens [N] (float32): −β · (old − reference) at each, plus a sample's score at its last token. counts: tokens of each sample (≥ 1).
-torch::Tensor TokenRewards(const torch::Tensor& old_log_probs, const torch::Tensor& reference_log_probs, const std::vector<int64_t>& counts,
-                           const std::vector<double>& scores, double kl_coefficient);
+// Rewards of packed response tokens [N] (float32): −β · (old − reference) at each, plus a sample's score at its last
+// token. counts: tokens of each sample (≥ 1).
+torch::Tensor TokenRewards(const torch::Tensor& old_log_probs, const torch::Tensor& reference_log_probs,
+                           const std::vector<int64_t>& counts, const std::vector<double>& scores,
+                           double kl_coefficient);
 
 struct Moments {
   double mean = 0;

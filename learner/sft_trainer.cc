@@ -20,8 +20,11 @@ absl::StatusOr<std::unique_ptr<Trainer>> SftTrainer::Make(const TrainerInputs& i
   trainer->inputs_ = inputs;
   const std::string& dir = inputs.local.at(spec.model());
   RLHF_ASSIGN_OR_RETURN(const auto tokenizer, artifact::Tokenizer::Load(dir));
-  RLHF_ASSIGN_OR_RETURN(auto model, model::LoadModel(dir, {.dtype = DtypeOf(spec.precision()), .device = inputs.device}));
-  RLHF_ASSIGN_OR_RETURN(trainer->data_, SupervisedData::Load(inputs.local.at(spec.data()), *tokenizer, model->config().max_position_embeddings, spec.prompt_loss_weight()));
+  RLHF_ASSIGN_OR_RETURN(auto model,
+                        model::LoadModel(dir, {.dtype = DtypeOf(spec.precision()), .device = inputs.device}));
+  RLHF_ASSIGN_OR_RETURN(trainer->data_,
+                        SupervisedData::Load(inputs.local.at(spec.data()), *tokenizer,
+                                             model->config().max_position_embeddings, spec.prompt_loss_weight()));
   trainer->policy_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), spec.steps());
   return trainer;
 }
@@ -29,14 +32,16 @@ absl::StatusOr<std::unique_ptr<Trainer>> SftTrainer::Make(const TrainerInputs& i
 absl::StatusOr<StepResult> SftTrainer::RunStep(int64_t step, const std::vector<v1::Sample>&) {
   const v1::SftSpec& spec = inputs_.spec.sft();
   policy_->optimizer().TakeSnapshot();
-  const std::vector<size_t> items = ItemsOf(data_.size(), inputs_.spec.seed(), kDataStream, (step - 1) * spec.batch_size(), spec.batch_size());
+  const std::vector<size_t> items =
+      ItemsOf(data_.size(), inputs_.spec.seed(), kDataStream, (step - 1) * spec.batch_size(), spec.batch_size());
   const double weight = data_.Weight(items);
   double tokens = 0;
   for (const size_t item : items) tokens += static_cast<double>(data_.lengths()[item]);
   const std::vector<size_t> mine = RankShare(items, collective_->rank(), collective_->world_size());
   std::vector<Trainable::LossTerm> terms;
   for (std::vector<size_t>& group : MicroBatches(mine, data_.lengths(), spec.micro_batch_tokens())) {
-    terms.push_back([this, weight, group = std::move(group)] { return data_.WeightedNll(policy_->model(), group) / weight; });
+    terms.push_back(
+        [this, weight, group = std::move(group)] { return data_.WeightedNll(policy_->model(), group) / weight; });
   }
   StepResult result;
   const double rate = policy_->optimizer().learning_rate();
@@ -46,7 +51,8 @@ absl::StatusOr<StepResult> SftTrainer::RunStep(int64_t step, const std::vector<v
   RLHF_RETURN_IF_ERROR(SumOverRanks(&sums, inputs_.device, collective_));
   RLHF_ASSIGN_OR_RETURN(const bool finite, collective_->Vote(std::isfinite(sums[0]) && std::isfinite(norm)));
   if (!finite) {
-    result.refusal = absl::StrCat("the loss or a gradient is not finite (loss ", sums[0], ", gradient norm ", norm, ")");
+    result.refusal =
+        absl::StrCat("the loss or a gradient is not finite (loss ", sums[0], ", gradient norm ", norm, ")");
     return result;
   }
   policy_->Step(norm);
@@ -81,7 +87,8 @@ absl::Status SftTrainer::SyncFrom(int root) {
 }
 
 absl::StatusOr<std::map<std::string, v1::Metric>> SftTrainer::Finish(const std::string& out_dir) {
-  if (collective_->rank() == 0) RLHF_RETURN_IF_ERROR(model::SaveModel(policy_->model(), out_dir, inputs_.local.at(inputs_.spec.sft().model())));
+  if (collective_->rank() == 0)
+    RLHF_RETURN_IF_ERROR(model::SaveModel(policy_->model(), out_dir, inputs_.local.at(inputs_.spec.sft().model())));
   v1::Metric loss;
   loss.set_value(last_loss_);
   return std::map<std::string, v1::Metric>{{"loss", loss}};

@@ -9,7 +9,9 @@ class SingleRank final : public Collective {
   int world_size() const override { return 1; }
   absl::Status AllReduceSum(torch::Tensor) override { return absl::OkStatus(); }
   absl::Status Broadcast(torch::Tensor, int) override { return absl::OkStatus(); }
-  absl::StatusOr<std::unique_ptr<Pending>> StartAllReduceSum(torch::Tensor) override { return std::make_unique<Done>(); }
+  absl::StatusOr<std::unique_ptr<Pending>> StartAllReduceSum(torch::Tensor) override {
+    return std::make_unique<Done>();
+  }
   absl::StatusOr<bool> Vote(bool ok) override { return ok; }
   void Abort() override {}
 
@@ -22,6 +24,8 @@ class SingleRank final : public Collective {
 
 }  // namespace
 
-std::unique_ptr<Collective> MakeSingleRank() { return std::make_unique<SingleRank>(); }
+std::unique_ptr<Collective> MakeSingleRank() {
+  return std::make_unique<SingleRank>();
+}
 
 }  // namespace rlhf::learner

@@ -7,24 +7,31 @@
 
 namespace rlhf::learner {
 
-absl::StatusOr<SupervisedData> SupervisedData::Load(const std::string& path, const artifact::Tokenizer& tokenizer, int64_t context, double prompt_loss_weight) {
+absl::StatusOr<SupervisedData> SupervisedData::Load(const std::string& path, const artifact::Tokenizer& tokenizer,
+                                                    int64_t context, double prompt_loss_weight) {
   RLHF_ASSIGN_OR_RETURN(const std::vector<artifact::SftRecord> records, artifact::ReadSftData(path));
-  if (!tokenizer.eos_id()) return absl::InvalidArgumentError("the model's tokenizer has no end-of-text token: name one in tokenizer_config.json");
+  if (!tokenizer.eos_id())
+    return absl::InvalidArgumentError(
+        "the model's tokenizer has no end-of-text token: name one in tokenizer_config.json");
   SupervisedData data;
   data.prompt_weight_ = prompt_loss_weight;
   for (size_t i = 0; i < records.size(); ++i) {
     SupervisedExample example;
     RLHF_ASSIGN_OR_RETURN(example.tokens, tokenizer.Encode(records[i].prompt));
     example.response_begin = static_cast<int64_t>(example.tokens.size());
-    RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> response, tokenizer.Encode(records[i].response, {.add_special_tokens = false}));
+    RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> response,
+                          tokenizer.Encode(records[i].response, {.add_special_tokens = false}));
     example.tokens.insert(example.tokens.end(), response.begin(), response.end());
     example.tokens.push_back(*tokenizer.eos_id());
     const auto length = static_cast<int64_t>(example.tokens.size());
     if (example.response_begin < 1) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": record ", i + 1, ": the prompt has no token, and the tokenizer puts none before it"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": record ", i + 1, ": the prompt has no token, and the tokenizer puts none before it"));
     }
     if (length > context) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": record ", i + 1, " has ", length, " tokens; expected at most ", context, ", the model's context: shorten it"));
+      return absl::InvalidArgumentError(absl::StrCat(path, ": record ", i + 1, " has ", length,
+                                                     " tokens; expected at most ", context,
+                                                     ", the model's context: shorten it"));
     }
     data.lengths_.push_back(length);
     data.examples_.push_back(std::move(example));
@@ -36,7 +43,8 @@ double SupervisedData::Weight(const std::vector<size_t>& items) const {
   double weight = 0;
   for (const size_t item : items) {
     const SupervisedExample& example = examples_[item];
-    weight += prompt_weight_ * static_cast<double>(example.response_begin - 1) + static_cast<double>(lengths_[item] - example.response_begin);
+    weight += prompt_weight_ * static_cast<double>(example.response_begin - 1) +
+              static_cast<double>(lengths_[item] - example.response_begin);
   }
   return weight;
 }
@@ -50,7 +58,8 @@ torch::Tensor SupervisedData::WeightedNll(const model::Transformer& model, const
     sequences.push_back(example.tokens);
     const int64_t begin = prompt_weight_ > 0 ? 1 : example.response_begin;
     begins.push_back(begin);
-    for (int64_t t = begin; t < lengths_[item]; ++t) weights.push_back(t < example.response_begin ? static_cast<float>(prompt_weight_) : 1.0F);
+    for (int64_t t = begin; t < lengths_[item]; ++t)
+      weights.push_back(t < example.response_begin ? static_cast<float>(prompt_weight_) : 1.0F);
   }
   const model::PackedBatch batch = model::PackedBatch::FromSequences(sequences, model.device());
   const model::ResponseIndex index = model::IndexResponses(batch, begins);

@@ -1,4 +1,5 @@
-// Texts as token sequences with a loss weight for each, and the weighted negative log-likelihood over them. Used by SFT and by PPO's ptx.
+// Texts as token sequences with a loss weight for each, and the weighted negative log-likelihood over them. Used by SFT
+// and by PPO's ptx.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +22,10 @@ struct SupervisedExample {
 
 class SupervisedData {
  public:
-  // Reads JSON lines {"prompt","response"}. InvalidArgument names the record that has no response or is longer than the context.
-  static absl::StatusOr<SupervisedData> Load(const std::string& path, const artifact::Tokenizer& tokenizer, int64_t context, double prompt_loss_weight);
+  // Reads JSON lines {"prompt","response"}. InvalidArgument names the record that has no response or is longer than the
+  // context.
+  static absl::StatusOr<SupervisedData> Load(const std::string& path, const artifact::Tokenizer& tokenizer,
+                                             int64_t context, double prompt_loss_weight);
 
   size_t size() const { return examples_.size(); }
   const std::vector<int64_t>& lengths() const { return lengths_; }

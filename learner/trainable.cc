@@ -20,7 +20,9 @@ std::vector<torch::Tensor> LeavesOf(const model::Transformer& model) {
 }  // namespace
 
 Trainable::Trainable(std::unique_ptr<model::Transformer> model, const v1::OptimizerSpec& spec, int64_t total_updates)
-    : model_(std::move(model)), buckets_(LeavesOf(*model_)), optimizer_(model_->named_parameters(), spec, total_updates) {}
+    : model_(std::move(model)),
+      buckets_(LeavesOf(*model_)),
+      optimizer_(model_->named_parameters(), spec, total_updates) {}
 
 absl::StatusOr<double> Trainable::Accumulate(const std::vector<LossTerm>& terms, Collective* collective) {
   buckets_.Begin();
@@ -43,13 +45,17 @@ absl::StatusOr<double> Trainable::FinishSums() {
 }
 
 void Trainable::AppendState(const std::string& prefix, NamedTensors* out) const {
-  for (const auto& [name, parameter] : model_->named_parameters()) out->emplace_back(prefix + "/" + name, parameter.detach());
+  for (const auto& [name, parameter] : model_->named_parameters())
+    out->emplace_back(prefix + "/" + name, parameter.detach());
   for (const auto& [name, tensor] : optimizer_.state()) out->emplace_back(prefix + "_optimizer/" + name, tensor);
 }
 
-torch::Dtype DtypeOf(v1::Precision precision) { return precision == v1::BFLOAT16 ? torch::kBFloat16 : torch::kFloat32; }
+torch::Dtype DtypeOf(v1::Precision precision) {
+  return precision == v1::BFLOAT16 ? torch::kBFloat16 : torch::kFloat32;
+}
 
-absl::Status BroadcastState(const NamedTensors& tensors, std::vector<double>* numbers, torch::Device device, int root, Collective* collective) {
+absl::Status BroadcastState(const NamedTensors& tensors, std::vector<double>* numbers, torch::Device device, int root,
+                            Collective* collective) {
   const torch::NoGradGuard no_grad;
   for (const auto& [name, tensor] : tensors) RLHF_RETURN_IF_ERROR(collective->Broadcast(tensor, root));
   torch::Tensor packed = torch::tensor(*numbers, torch::kFloat64).to(device);

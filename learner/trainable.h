@@ -1,4 +1,5 @@
-// A model that trains: its parameters, their summed gradients, their optimizer; and one optimizer update over a list of loss terms.
+// A model that trains: its parameters, their summed gradients, their optimizer; and one optimizer update over a list of
+// loss terms.
 #pragma once
 
 #include <functional>
@@ -25,7 +26,8 @@ class Trainable {
 
   // A part of the update's loss, already divided by its global denominator; called once, in order.
   using LossTerm = std::function<torch::Tensor()>;
-  // Runs all terms backward and starts the sums over ranks; returns Σ of this rank's terms. Every rank calls it, also with no term.
+  // Runs all terms backward and starts the sums over ranks; returns Σ of this rank's terms. Every rank calls it, also
+  // with no term.
   absl::StatusOr<double> Accumulate(const std::vector<LossTerm>& terms, Collective* collective);
   // Blocks for the sums; the gradients' norm over all ranks.
   absl::StatusOr<double> FinishSums();
@@ -43,7 +45,8 @@ class Trainable {
 // float32 or bfloat16, as the specification says.
 torch::Dtype DtypeOf(v1::Precision precision);
 // Broadcasts tensors and numbers from one rank to all.
-absl::Status BroadcastState(const NamedTensors& tensors, std::vector<double>* numbers, torch::Device device, int root, Collective* collective);
+absl::Status BroadcastState(const NamedTensors& tensors, std::vector<double>* numbers, torch::Device device, int root,
+                            Collective* collective);
 // Sums doubles over ranks.
 absl::Status SumOverRanks(std::vector<double>* numbers, torch::Device device, Collective* collective);
 

@@ -42,18 +42,19 @@ class GuardedTrainer final : public Trainer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerInputs& inputs) {
-  absl::StatusOr<std::unique_ptr<Trainer>> made = model::Guard("loading", [&]() -> absl::StatusOr<std::unique_ptr<Trainer>> {
-    switch (inputs.spec.kind_case()) {
-      case v1::JobSpec::kSft:
-        return SftTrainer::Make(inputs);
-      case v1::JobSpec::kRewardModel:
-        return RewardModelTrainer::Make(inputs);
-      case v1::JobSpec::kPpo:
-        return PpoTrainer::Make(inputs);
-      default:
-        return absl::InvalidArgumentError("this kind of job does not train; expected sft, reward_model or ppo");
-    }
-  });
+  absl::StatusOr<std::unique_ptr<Trainer>> made =
+      model::Guard("loading", [&]() -> absl::StatusOr<std::unique_ptr<Trainer>> {
+        switch (inputs.spec.kind_case()) {
+          case v1::JobSpec::kSft:
+            return SftTrainer::Make(inputs);
+          case v1::JobSpec::kRewardModel:
+            return RewardModelTrainer::Make(inputs);
+          case v1::JobSpec::kPpo:
+            return PpoTrainer::Make(inputs);
+          default:
+            return absl::InvalidArgumentError("this kind of job does not train; expected sft, reward_model or ppo");
+        }
+      });
   if (!made.ok()) return made.status();
   return std::make_unique<GuardedTrainer>(*std::move(made));
 }

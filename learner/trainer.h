@@ -1,4 +1,5 @@
-// A job's training, one step at a time: no gRPC, no clock, no knowledge of groups beyond a Collective. Strategies: SftTrainer, RewardModelTrainer, PpoTrainer.
+// A job's training, one step at a time: no gRPC, no clock, no knowledge of groups beyond a Collective. Strategies:
+// SftTrainer, RewardModelTrainer, PpoTrainer.
 //
 // Not thread-safe. All ranks make the same calls in the same order with the same arguments.
 #pragma once
@@ -18,16 +19,17 @@
 namespace rlhf::learner {
 
 struct TrainerInputs {
-  v1::JobSpec spec;                              // complete
-  std::map<std::string, std::string> local;      // every reference in the spec, as written, to a local directory
+  v1::JobSpec spec;                          // complete
+  std::map<std::string, std::string> local;  // every reference in the spec, as written, to a local directory
   torch::Device device = torch::kCPU;
 };
 
 struct StepResult {
-  bool committed_locally = false;                // false: refused by vote (a non-finite loss or gradient on some rank); weights are as before the step
-  std::string refusal;                           // why, when refused
-  std::map<std::string, double> metrics;         // equal on all ranks: "loss/policy", "kl", "reward/mean", …
-  bool stop = false;                             // early stop: this was the last step
+  bool committed_locally =
+      false;  // false: refused by vote (a non-finite loss or gradient on some rank); weights are as before the step
+  std::string refusal;                    // why, when refused
+  std::map<std::string, double> metrics;  // equal on all ranks: "loss/policy", "kl", "reward/mean", …
+  bool stop = false;                      // early stop: this was the last step
   std::string stop_reason;
 };
 
@@ -37,16 +39,19 @@ class Trainer {
   // InvalidArgument for bad data or specification, with file and line.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainerInputs& inputs);
 
-  // The group may change between steps. On a survivor the state stays; equal weights on all ranks are the caller's duty (checkpoint or SyncFrom).
+  // The group may change between steps. On a survivor the state stays; equal weights on all ranks are the caller's duty
+  // (checkpoint or SyncFrom).
   virtual void SetCollective(Collective* collective) = 0;
   virtual int64_t total_steps() const = 0;
-  // Step from 1. `batch` is the step's samples in issue order (PPO), else ignored. Unavailable: a collective failed; the snapshot was restored.
+  // Step from 1. `batch` is the step's samples in issue order (PPO), else ignored. Unavailable: a collective failed;
+  // the snapshot was restored.
   virtual absl::StatusOr<StepResult> RunStep(int64_t step, const std::vector<v1::Sample>& batch) = 0;
 
   // Back to the state before the newest RunStep: its commit was not taken.
   virtual void RevertStep() = 0;
 
-  // Everything that shapes the future: weights, moments, schedules, KL coefficient, reward scale, random state, ptx cursor. Rank 0 writes; files only, no fsync.
+  // Everything that shapes the future: weights, moments, schedules, KL coefficient, reward scale, random state, ptx
+  // cursor. Rank 0 writes; files only, no fsync.
   virtual absl::Status SaveCheckpoint(const std::string& dir) const = 0;
   virtual absl::Status LoadCheckpoint(const std::string& dir) = 0;
   // Broadcasts the whole state from a rank that holds it.
@@ -54,7 +59,8 @@ class Trainer {
 
   // The model that the job makes (policy, reward model or SFT model), live.
   virtual const model::Transformer& model() const = 0;
-  // Writes the finished model directory (and evaluates held-out data first, where the kind has some). Called on every rank; only rank 0 writes.
+  // Writes the finished model directory (and evaluates held-out data first, where the kind has some). Called on every
+  // rank; only rank 0 writes.
   virtual absl::StatusOr<std::map<std::string, v1::Metric>> Finish(const std::string& out_dir) = 0;
 };
 

@@ -1,4 +1,5 @@
-// Differentiable operations between the matrix products. Float32 on the CPU uses the fused kernels; everything else LibTorch's own operations.
+// Differentiable operations between the matrix products. Float32 on the CPU uses the fused kernels; everything else
+// LibTorch's own operations.
 #pragma once
 
 #include <torch/torch.h>
@@ -15,7 +16,8 @@ struct RotaryTable {
 RotaryTable MakeRotaryTable(int64_t positions, int64_t dim, double theta, torch::Device device);
 
 // Rotates the first `heads` heads of qkv [T, all_heads, dim]; the rest pass through.
-torch::Tensor ApplyRotary(const torch::Tensor& qkv, int64_t heads, const torch::Tensor& positions, const RotaryTable& table);
+torch::Tensor ApplyRotary(const torch::Tensor& qkv, int64_t heads, const torch::Tensor& positions,
+                          const RotaryTable& table);
 
 // silu(first half) · second half of gate_up [T, 2 · width].
 torch::Tensor SiluMul(const torch::Tensor& gate_up);

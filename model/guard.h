@@ -13,7 +13,8 @@
 
 namespace rlhf::model {
 
-// Runs fn (returning Status or StatusOr<T>); c10::OutOfMemoryError -> ResourceExhausted, other exceptions -> Internal with `what`.
+// Runs fn (returning Status or StatusOr<T>); c10::OutOfMemoryError -> ResourceExhausted, other exceptions -> Internal
+// with `what`.
 template <typename Fn>
 auto Guard(absl::string_view what, Fn&& fn) -> std::invoke_result_t<Fn> {
   try {

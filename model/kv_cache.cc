@@ -2,7 +2,8 @@
 
 namespace rlhf::model {
 
-KvCache::KvCache(const artifact::ModelConfig& config, int slots, int max_tokens, torch::Dtype dtype, torch::Device device)
+KvCache::KvCache(const artifact::ModelConfig& config, int slots, int max_tokens, torch::Dtype dtype,
+                 torch::Device device)
     : max_tokens_(max_tokens), lengths_(slots, 0) {
   const auto options = torch::TensorOptions().dtype(dtype).device(device);
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {

@@ -8,21 +8,24 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// log softmax(hidden · headᵀ / temperature)[target], a chunk of rows at a time; backward computes each chunk's logits again.
+// log softmax(hidden · headᵀ / temperature)[target], a chunk of rows at a time; backward computes each chunk's logits
+// again.
 class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFunction> {
  public:
-  static variable_list forward(AutogradContext* context, const torch::Tensor& hidden, const torch::Tensor& head, const torch::Tensor& targets,
-                               double temperature, bool with_entropy, int64_t chunk) {
+  static variable_list forward(AutogradContext* context, const torch::Tensor& hidden, const torch::Tensor& head,
+                               const torch::Tensor& targets, double temperature, bool with_entropy, int64_t chunk) {
     const int64_t rows = hidden.size(0);
     torch::Tensor log_probs = torch::empty({rows}, hidden.options().dtype(torch::kFloat32));
     torch::Tensor log_sums = torch::empty({rows}, log_probs.options());
-    torch::Tensor entropy = with_entropy ? torch::empty({rows}, log_probs.options()) : torch::empty({0}, log_probs.options());
+    torch::Tensor entropy =
+        with_entropy ? torch::empty({rows}, log_probs.options()) : torch::empty({0}, log_probs.options());
     for (int64_t begin = 0; begin < rows; begin += chunk) {
       const int64_t count = std::min(chunk, rows - begin);
       const torch::Tensor logits = ChunkLogits(hidden.narrow(0, begin, count), head, temperature);
       const torch::Tensor log_sum = logits.logsumexp(-1);
       log_sums.narrow(0, begin, count).copy_(log_sum);
-      log_probs.narrow(0, begin, count).copy_(logits.gather(1, targets.narrow(0, begin, count).unsqueeze(1)).squeeze(1) - log_sum);
+      log_probs.narrow(0, begin, count)
+          .copy_(logits.gather(1, targets.narrow(0, begin, count).unsqueeze(1)).squeeze(1) - log_sum);
       if (with_entropy) {
         const torch::Tensor all = logits - log_sum.unsqueeze(1);
         entropy.narrow(0, begin, count).copy_(-(all.exp() * all).sum(-1));
@@ -47,7 +50,8 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
       const int64_t count = std::min(chunk, hidden.size(0) - begin);
       const torch::Tensor part = hidden.narrow(0, begin, count);
       // d log p[target] / d logits = onehot − softmax
-      torch::Tensor d = ChunkLogits(part, head, temperature).sub_(log_sums.narrow(0, begin, count).unsqueeze(1)).exp_().neg_();
+      torch::Tensor d =
+          ChunkLogits(part, head, temperature).sub_(log_sums.narrow(0, begin, count).unsqueeze(1)).exp_().neg_();
       const torch::Tensor index = targets.narrow(0, begin, count).unsqueeze(1);
       d.scatter_add_(1, index, torch::ones({count, 1}, d.options()));
       d.mul_(grad.narrow(0, begin, count).unsqueeze(1).div(temperature));
@@ -59,7 +63,8 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
         grad_head.add_(d_cast.t().matmul(part));
       }
     }
-    return {grad_hidden, grad_head.to(head.scalar_type()), torch::Tensor(), torch::Tensor(), torch::Tensor(), torch::Tensor()};
+    return {grad_hidden,    grad_head.to(head.scalar_type()), torch::Tensor(), torch::Tensor(), torch::Tensor(),
+            torch::Tensor()};
   }
 
  private:
@@ -71,10 +76,11 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
 
 }  // namespace
 
-LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_rows, const torch::Tensor& targets, double temperature, bool with_entropy,
-                         int64_t chunk_rows) {
+LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_rows, const torch::Tensor& targets,
+                         double temperature, bool with_entropy, int64_t chunk_rows) {
   TORCH_CHECK(model.head() == HeadKind::kLm, "log-probabilities need a language-model head");
-  const variable_list out = ChunkedLogProbFunction::apply(hidden_rows, model.head_weight(), targets, temperature, with_entropy, chunk_rows);
+  const variable_list out =
+      ChunkedLogProbFunction::apply(hidden_rows, model.head_weight(), targets, temperature, with_entropy, chunk_rows);
   LogProbs result;
   result.log_probs = out[0];
   if (with_entropy) result.entropy = out[1];
@@ -86,7 +92,8 @@ ResponseIndex IndexResponses(const PackedBatch& batch, const std::vector<int64_t
   ResponseIndex index;
   int64_t first = 0;
   for (size_t i = 0; i < batch.lengths.size(); ++i) {
-    TORCH_CHECK(begin[i] >= 1 && begin[i] <= batch.lengths[i], "a response begins at ", begin[i], " in a sequence of ", batch.lengths[i]);
+    TORCH_CHECK(begin[i] >= 1 && begin[i] <= batch.lengths[i], "a response begins at ", begin[i], " in a sequence of ",
+                batch.lengths[i]);
     for (int64_t p = begin[i]; p < batch.lengths[i]; ++p) {
       rows.push_back(first + p - 1);
       positions.push_back(first + p);

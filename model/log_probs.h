@@ -12,14 +12,15 @@ struct LogProbs {
   torch::Tensor entropy;    // float32 [N], nats, detached; undefined unless asked for
 };
 
-// hidden_rows [N, hidden] predict targets int64 [N]. Chunked over rows in one autograd function that recomputes the logits in backward.
+// hidden_rows [N, hidden] predict targets int64 [N]. Chunked over rows in one autograd function that recomputes the
+// logits in backward.
 LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_rows, const torch::Tensor& targets,
                          double temperature = 1.0, bool with_entropy = false, int64_t chunk_rows = 1024);
 
 // Rows (into [T]) that predict the tokens [begin, end) of each sequence, and those tokens. begin ≥ 1.
 struct ResponseIndex {
-  torch::Tensor rows;     // int64 [N]: position of the predicting hidden state
-  torch::Tensor targets;  // int64 [N]
+  torch::Tensor rows;           // int64 [N]: position of the predicting hidden state
+  torch::Tensor targets;        // int64 [N]
   std::vector<int64_t> counts;  // response tokens per sequence
 };
 ResponseIndex IndexResponses(const PackedBatch& batch, const std::vector<int64_t>& begin);

@@ -62,8 +62,8 @@ double PhiloxUniform(const NoiseKey& key, uint32_t position) {
   return (static_cast<double>(bits & ((uint64_t{1} << 53) - 1)) + 0.5) * 0x1.0p-53;
 }
 
-std::vector<SampledToken> Sample(const torch::Tensor& logits, const std::vector<SamplingParams>& params, const std::vector<NoiseKey>& keys,
-                                 const std::vector<uint32_t>& positions) {
+std::vector<SampledToken> Sample(const torch::Tensor& logits, const std::vector<SamplingParams>& params,
+                                 const std::vector<NoiseKey>& keys, const std::vector<uint32_t>& positions) {
   const torch::Tensor rows = logits.detach().to(torch::kCPU, torch::kFloat32).contiguous();
   const int64_t width = rows.size(1);
   std::vector<SampledToken> out(static_cast<size_t>(rows.size(0)));

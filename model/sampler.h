@@ -1,7 +1,7 @@
 // Draws the next token from logits with counter-based noise.
 //
-// The noise of a token is Philox-4x32-10 keyed by (seed, stream) with counter (step, ordinal, index, position): it depends on
-// neither worker, batch nor order. One uniform a token, inverse CDF over the kept tokens.
+// The noise of a token is Philox-4x32-10 keyed by (seed, stream) with counter (step, ordinal, index, position): it
+// depends on neither worker, batch nor order. One uniform a token, inverse CDF over the kept tokens.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,8 @@ struct NoiseKey {
 
 struct SampledToken {
   int32_t id = 0;
-  float log_prob = 0;       // of softmax(logits / temperature) over the whole vocabulary (greedy: temperature 1), natural log
+  float log_prob =
+      0;  // of softmax(logits / temperature) over the whole vocabulary (greedy: temperature 1), natural log
   float log_kept_mass = 0;  // log of the probability mass kept by top-p and top-k; 0 when both are off
 };
 

@@ -21,7 +21,7 @@ struct Padding {
   torch::Tensor to_grid;  // int64 [batch · longest]: packed row of each cell (row 0 for padding)
   torch::Tensor to_rows;  // int64 [T]: cell of each packed row
   int64_t batch = 0, longest = 0;
-  bool trivial = false;   // all sequences have one length
+  bool trivial = false;  // all sequences have one length
 };
 
 Padding MakePadding(const std::vector<int64_t>& lengths, torch::Device device) {
@@ -91,9 +91,11 @@ Transformer::Transformer(const artifact::ModelConfig& config, HeadKind head, tor
       family_(std::make_unique<FamilyDescription>(Describe(config, head == HeadKind::kScalar))),
       rotary_(std::make_unique<RotaryTable>()) {
   const auto options = torch::TensorOptions().dtype(dtype).device(device);
-  for (const auto& parameter : family_->parameters) parameters_.emplace_back(parameter.name, torch::empty(parameter.shape, options));
+  for (const auto& parameter : family_->parameters)
+    parameters_.emplace_back(parameter.name, torch::empty(parameter.shape, options));
   const auto linear = [this](const Projection& projection) {
-    return Layer::Linear{parameter(projection.weight), projection.bias.empty() ? torch::Tensor() : parameter(projection.bias)};
+    return Layer::Linear{parameter(projection.weight),
+                         projection.bias.empty() ? torch::Tensor() : parameter(projection.bias)};
   };
   const auto optional = [this](const std::string& name) { return name.empty() ? torch::Tensor() : parameter(name); };
   for (const LayerNames& names : family_->layers) {
@@ -113,7 +115,8 @@ Transformer::Transformer(const artifact::ModelConfig& config, HeadKind head, tor
   final_norm_weight_ = parameter(family_->final_norm_weight);
   final_norm_bias_ = optional(family_->final_norm_bias);
   head_weight_ = parameter(head == HeadKind::kScalar ? family_->scalar_head : family_->lm_head);
-  if (config.rope_theta > 0) *rotary_ = MakeRotaryTable(config.max_position_embeddings, config.head_dim, config.rope_theta, device);
+  if (config.rope_theta > 0)
+    *rotary_ = MakeRotaryTable(config.max_position_embeddings, config.head_dim, config.rope_theta, device);
 }
 
 Transformer::~Transformer() = default;
@@ -140,7 +143,9 @@ void Transformer::InitRandom(uint64_t seed) {
         break;
       case Init::kNormal:
       case Init::kScalarHead: {
-        const double std = family_->parameters[i].init == Init::kNormal ? kInitStd : 1.0 / std::sqrt(static_cast<double>(config_.hidden_size) + 1.0);
+        const double std = family_->parameters[i].init == Init::kNormal
+                               ? kInitStd
+                               : 1.0 / std::sqrt(static_cast<double>(config_.hidden_size) + 1.0);
         torch::Tensor values = torch::empty(tensor.sizes(), torch::kFloat32);
         values.normal_(0, std, generator);
         tensor.copy_(values);
@@ -161,7 +166,8 @@ torch::Tensor Transformer::Norm(const torch::Tensor& x, const torch::Tensor& wei
   return torch::layer_norm(x, {config_.hidden_size}, weight, bias, config_.norm_eps);
 }
 
-torch::Tensor Transformer::Project(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) const {
+torch::Tensor Transformer::Project(const torch::Tensor& x, const torch::Tensor& weight,
+                                   const torch::Tensor& bias) const {
   if (family_->transposed) return torch::addmm(bias, x, weight);
   return bias.defined() ? torch::linear(x, weight, bias) : torch::linear(x, weight);
 }
@@ -190,7 +196,8 @@ torch::Tensor Transformer::Hidden(const PackedBatch& batch) const {
   for (const Layer& layer : layers_) {
     torch::Tensor qkv = Qkv(layer, Norm(x, layer.norm1_weight, layer.norm1_bias), batch.position_ids);
     if (!padding.trivial) qkv = qkv.index_select(0, padding.to_grid);
-    // [batch, all heads, longest, dim]; rows of padding are computed and dropped, and nothing real attends to them: they come last.
+    // [batch, all heads, longest, dim]; rows of padding are computed and dropped, and nothing real attends to them:
+    // they come last.
     const torch::Tensor grid = qkv.view({padding.batch, padding.longest, heads + 2 * kv_heads, dim}).transpose(1, 2);
     const torch::Tensor q = grid.narrow(1, 0, heads);
     torch::Tensor k = grid.narrow(1, heads, kv_heads), v = grid.narrow(1, heads + kv_heads, kv_heads);
@@ -198,7 +205,9 @@ torch::Tensor Transformer::Hidden(const PackedBatch& batch) const {
       k = k.repeat_interleave(heads / kv_heads, 1);
       v = v.repeat_interleave(heads / kv_heads, 1);
     }
-    torch::Tensor attended = at::scaled_dot_product_attention(q, k, v, {}, 0.0, /*is_causal=*/true).transpose(1, 2).reshape({-1, heads * dim});
+    torch::Tensor attended = at::scaled_dot_product_attention(q, k, v, {}, 0.0, /*is_causal=*/true)
+                                 .transpose(1, 2)
+                                 .reshape({-1, heads * dim});
     if (!padding.trivial) attended = attended.index_select(0, padding.to_rows);
     x = x + Project(attended, layer.attention_out.weight, layer.attention_out.bias);
     x = x + Mlp(layer, Norm(x, layer.norm2_weight, layer.norm2_bias));
@@ -227,8 +236,9 @@ torch::Tensor Transformer::Extend(const PackedBatch& batch, const std::vector<in
     begins[i] = row;
     row += batch.lengths[i];
     last_rows.push_back(row - 1);
-    TORCH_CHECK(cache.length(slots[i]) + batch.lengths[i] <= cache.max_tokens(), "slot ", slots[i], " is full: ", cache.length(slots[i]), " tokens and ",
-                batch.lengths[i], " more, of ", cache.max_tokens());
+    TORCH_CHECK(cache.length(slots[i]) + batch.lengths[i] <= cache.max_tokens(), "slot ", slots[i],
+                " is full: ", cache.length(slots[i]), " tokens and ", batch.lengths[i], " more, of ",
+                cache.max_tokens());
   }
   // Sequences that extend by one token attend together in one kernel; prompts one by one.
   std::vector<int> decode_slots;
@@ -246,7 +256,8 @@ torch::Tensor Transformer::Extend(const PackedBatch& batch, const std::vector<in
   const bool fused = device_.is_cpu() && dtype_ == torch::kFloat32;
   std::vector<float> scratch(static_cast<size_t>(cache.max_tokens()));
   const bool only_decode = prefills.empty();
-  const torch::Tensor decode_index = only_decode || decode_rows.empty() ? torch::Tensor() : torch::tensor(decode_rows, torch::kInt64).to(device_);
+  const torch::Tensor decode_index =
+      only_decode || decode_rows.empty() ? torch::Tensor() : torch::tensor(decode_rows, torch::kInt64).to(device_);
 
   torch::Tensor x = Embed(batch.token_ids, batch.position_ids);
   for (size_t l = 0; l < layers_.size(); ++l) {
@@ -272,7 +283,8 @@ torch::Tensor Transformer::Extend(const PackedBatch& batch, const std::vector<in
     for (const size_t i : prefills) {
       const int64_t length = cache.length(slots[i]) + batch.lengths[i], count = batch.lengths[i];
       const torch::Tensor q = qkv.narrow(0, begins[i], count).narrow(1, 0, heads).transpose(0, 1).unsqueeze(0);
-      torch::Tensor k = keys[slots[i]].narrow(1, 0, length).unsqueeze(0), v = values[slots[i]].narrow(1, 0, length).unsqueeze(0);
+      torch::Tensor k = keys[slots[i]].narrow(1, 0, length).unsqueeze(0),
+                    v = values[slots[i]].narrow(1, 0, length).unsqueeze(0);
       if (kv_heads != heads) {
         k = k.repeat_interleave(heads / kv_heads, 1);
         v = v.repeat_interleave(heads / kv_heads, 1);
@@ -281,7 +293,9 @@ torch::Tensor Transformer::Extend(const PackedBatch& batch, const std::vector<in
       if (count == length) {
         out = at::scaled_dot_product_attention(q, k, v, {}, 0.0, /*is_causal=*/true);
       } else {
-        const torch::Tensor mask = torch::ones({count, length}, torch::TensorOptions().dtype(torch::kBool).device(device_)).tril(length - count);
+        const torch::Tensor mask =
+            torch::ones({count, length}, torch::TensorOptions().dtype(torch::kBool).device(device_))
+                .tril(length - count);
         out = at::scaled_dot_product_attention(q, k, v, mask);
       }
       attended.narrow(0, begins[i], count).copy_(out.squeeze(0).transpose(0, 1).reshape({count, heads * dim}));
@@ -291,8 +305,9 @@ torch::Tensor Transformer::Extend(const PackedBatch& batch, const std::vector<in
         const torch::Tensor decoding = only_decode ? qkv : qkv.index_select(0, decode_index);
         const torch::Tensor q = decoding.narrow(1, 0, heads).contiguous();
         torch::Tensor out = only_decode ? attended : torch::empty({q.size(0), heads * dim}, x.options());
-        kernels::DecodeAttention(q.data_ptr<float>(), keys.data_ptr<float>(), values.data_ptr<float>(), decode_slots.data(), decode_lengths.data(),
-                                 q.size(0), heads, kv_heads, cache.max_tokens(), dim, scratch.data(), out.data_ptr<float>());
+        kernels::DecodeAttention(q.data_ptr<float>(), keys.data_ptr<float>(), values.data_ptr<float>(),
+                                 decode_slots.data(), decode_lengths.data(), q.size(0), heads, kv_heads,
+                                 cache.max_tokens(), dim, scratch.data(), out.data_ptr<float>());
         if (!only_decode) attended.index_copy_(0, decode_index, out);
       } else {
         for (size_t i = 0; i < decode_rows.size(); ++i) {
@@ -320,7 +335,8 @@ void Transformer::CopyFrom(const Transformer& other) {
   const torch::NoGradGuard no_grad;
   TORCH_CHECK(parameters_.size() == other.parameters_.size(), "models differ in their parameters");
   for (size_t i = 0; i < parameters_.size(); ++i) {
-    TORCH_CHECK(parameters_[i].first == other.parameters_[i].first, "parameter ", parameters_[i].first, " meets ", other.parameters_[i].first);
+    TORCH_CHECK(parameters_[i].first == other.parameters_[i].first, "parameter ", parameters_[i].first, " meets ",
+                other.parameters_[i].first);
     parameters_[i].second.copy_(other.parameters_[i].second);
   }
 }

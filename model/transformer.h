@@ -11,23 +11,24 @@
 
 #include <torch/torch.h>
 
-#include "artifact/model_config.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "artifact/model_config.h"
 
 namespace rlhf::model {
 
 // Sequences packed without padding.
 struct PackedBatch {
-  torch::Tensor token_ids;     // int64 [T]
-  torch::Tensor position_ids;  // int64 [T], from 0 in each sequence
+  torch::Tensor token_ids;       // int64 [T]
+  torch::Tensor position_ids;    // int64 [T], from 0 in each sequence
   std::vector<int64_t> lengths;  // per sequence; sums to T
-  static PackedBatch FromSequences(const std::vector<std::vector<int32_t>>& sequences, torch::Device device = torch::kCPU);
+  static PackedBatch FromSequences(const std::vector<std::vector<int32_t>>& sequences,
+                                   torch::Device device = torch::kCPU);
 };
 
-class KvCache;               // kv_cache.h
-struct FamilyDescription;    // families/family.h
-struct RotaryTable;          // fused_ops.h
+class KvCache;             // kv_cache.h
+struct FamilyDescription;  // families/family.h
+struct RotaryTable;        // fused_ops.h
 
 enum class HeadKind { kLm, kScalar };  // logits over the vocabulary, or one float a token ("score")
 
@@ -46,10 +47,12 @@ class Transformer {
   const std::vector<std::pair<std::string, torch::Tensor>>& named_parameters() const { return parameters_; }
   torch::Tensor parameter(const std::string& name) const;  // throws c10::Error when unknown
 
-  // N(0, 0.02) for matrices (as transformers' initializer_range), zeros for biases, ones for norms; the scalar head with std 1/sqrt(hidden+1).
+  // N(0, 0.02) for matrices (as transformers' initializer_range), zeros for biases, ones for norms; the scalar head
+  // with std 1/sqrt(hidden+1).
   void InitRandom(uint64_t seed);
 
-  // Training and scoring: final-norm hidden states [T, hidden], causal within each sequence. With autograd when enabled.
+  // Training and scoring: final-norm hidden states [T, hidden], causal within each sequence. With autograd when
+  // enabled.
   torch::Tensor Hidden(const PackedBatch& batch) const;
   // logits [N, vocab] for chosen rows of Hidden (float32 result when the model is bf16).
   torch::Tensor Logits(const torch::Tensor& hidden_rows) const;
@@ -58,8 +61,9 @@ class Transformer {
   // scalar head: float32 [N].
   torch::Tensor Scalar(const torch::Tensor& hidden_rows) const;
 
-  // Prefill/decode over cache slots (no autograd). Appends tokens to slots: sequence i of the batch extends slot slots[i] (its current
-  // length gives the first position; batch.position_ids must agree). Returns final-norm hidden states of the LAST token of each sequence [B, hidden].
+  // Prefill/decode over cache slots (no autograd). Appends tokens to slots: sequence i of the batch extends slot
+  // slots[i] (its current length gives the first position; batch.position_ids must agree). Returns final-norm hidden
+  // states of the LAST token of each sequence [B, hidden].
   torch::Tensor Extend(const PackedBatch& batch, const std::vector<int>& slots, KvCache& cache) const;
 
   // Copies values in place (same names and shapes); used for weight updates while serving.
@@ -70,7 +74,8 @@ class Transformer {
   torch::Tensor Embed(const torch::Tensor& token_ids, const torch::Tensor& position_ids) const;
   torch::Tensor Norm(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) const;
   torch::Tensor Project(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) const;
-  torch::Tensor Qkv(const Layer& layer, const torch::Tensor& x, const torch::Tensor& positions) const;  // [T, heads + 2 · kv_heads, dim]
+  torch::Tensor Qkv(const Layer& layer, const torch::Tensor& x,
+                    const torch::Tensor& positions) const;  // [T, heads + 2 · kv_heads, dim]
   torch::Tensor Mlp(const Layer& layer, const torch::Tensor& x) const;
 
   artifact::ModelConfig config_;

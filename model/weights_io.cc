@@ -48,17 +48,20 @@ DType FromTorch(torch::Dtype dtype) {
   return DType::kF32;
 }
 
-std::string ShapeText(c10::IntArrayRef shape) { return absl::StrCat("[", absl::StrJoin(shape.vec(), ", "), "]"); }
+std::string ShapeText(c10::IntArrayRef shape) {
+  return absl::StrCat("[", absl::StrJoin(shape.vec(), ", "), "]");
+}
 
 // Fills the model from the files; says what is missing, extra or misshaped, all at once.
-absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights, const FamilyDescription& family, const LoadOptions& options,
-                  Transformer* model) {
+absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights, const FamilyDescription& family,
+                  const LoadOptions& options, Transformer* model) {
   const torch::NoGradGuard no_grad;
   std::vector<std::string> missing, misshaped, extra;
   std::set<std::string> used;
   for (const auto& [name, parameter] : model->named_parameters()) {
     auto entry = weights.tensors.find(name);
-    if (entry == weights.tensors.end() && !family.optional_prefix.empty() && absl::StartsWith(name, family.optional_prefix)) {
+    if (entry == weights.tensors.end() && !family.optional_prefix.empty() &&
+        absl::StartsWith(name, family.optional_prefix)) {
       entry = weights.tensors.find(name.substr(family.optional_prefix.size()));
     }
     if (entry == weights.tensors.end()) {
@@ -76,17 +79,20 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
     used.insert(entry->first);
     const artifact::TensorInfo& info = *entry->second.info;
     if (parameter.sizes() != c10::IntArrayRef(info.shape)) {
-      misshaped.push_back(absl::StrCat(name, " (expected ", ShapeText(parameter.sizes()), ", found ", ShapeText(info.shape), ")"));
+      misshaped.push_back(
+          absl::StrCat(name, " (expected ", ShapeText(parameter.sizes()), ", found ", ShapeText(info.shape), ")"));
       continue;
     }
     const auto data = entry->second.file->Data(info);
-    const torch::Tensor source = torch::from_blob(const_cast<uint8_t*>(data.data()), info.shape, torch::TensorOptions().dtype(ToTorch(info.dtype)));
+    const torch::Tensor source = torch::from_blob(const_cast<uint8_t*>(data.data()), info.shape,
+                                                  torch::TensorOptions().dtype(ToTorch(info.dtype)));
     torch::Tensor target = parameter;
     target.copy_(source);
   }
   for (const auto& [name, entry] : weights.tensors) {
     if (used.count(name) > 0) continue;
-    const bool buffer = std::any_of(family.ignored_suffixes.begin(), family.ignored_suffixes.end(), [&](const std::string& s) { return absl::EndsWith(name, s); });
+    const bool buffer = std::any_of(family.ignored_suffixes.begin(), family.ignored_suffixes.end(),
+                                    [&](const std::string& s) { return absl::EndsWith(name, s); });
     // A tied head stored twice, or the other head of a model loaded for its body.
     const bool other_head = name == "lm_head.weight" || name == family.scalar_head;
     if (!buffer && !other_head) extra.push_back(name);
@@ -116,18 +122,22 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_
     auto config = artifact::LoadModelConfig(model_dir);
     if (!config.ok()) return config.status();
     if (options.head == HeadKind::kScalar && config->num_labels > 1) {
-      return absl::InvalidArgumentError(absl::StrCat(model_dir, ": expected a reward model with one label, found ", config->num_labels));
+      return absl::InvalidArgumentError(
+          absl::StrCat(model_dir, ": expected a reward model with one label, found ", config->num_labels));
     }
     if (options.head == HeadKind::kLm && config->num_labels > 0) {
-      return absl::InvalidArgumentError(absl::StrCat(model_dir, ": expected a causal language model, found ", config->architecture));
+      return absl::InvalidArgumentError(
+          absl::StrCat(model_dir, ": expected a causal language model, found ", config->architecture));
     }
     if (options.head == HeadKind::kScalar && config->num_labels == 0 && !options.init_missing_scalar_head) {
-      return absl::InvalidArgumentError(absl::StrCat(model_dir, ": expected a reward model (…ForSequenceClassification), found ", config->architecture));
+      return absl::InvalidArgumentError(absl::StrCat(
+          model_dir, ": expected a reward model (…ForSequenceClassification), found ", config->architecture));
     }
     auto weights = artifact::OpenModelWeights(model_dir);
     if (!weights.ok()) return weights.status();
     auto model = std::make_unique<Transformer>(*config, options.head, options.dtype, options.device);
-    const absl::Status status = Fill(model_dir, *weights, Describe(*config, options.head == HeadKind::kScalar), options, model.get());
+    const absl::Status status =
+        Fill(model_dir, *weights, Describe(*config, options.head == HeadKind::kScalar), options, model.get());
     if (!status.ok()) return status;
     return model;
   });
@@ -145,7 +155,9 @@ absl::Status SaveModel(const Transformer& model, const std::string& out_dir, con
       config.architecture = llama ? "LlamaForCausalLM" : "GPT2LMHeadModel";
       config.num_labels = 0;
     }
-    config.dtype = model.dtype() == torch::kBFloat16 ? "bfloat16" : model.dtype() == torch::kFloat16 ? "float16" : "float32";
+    config.dtype = model.dtype() == torch::kBFloat16  ? "bfloat16"
+                   : model.dtype() == torch::kFloat16 ? "float16"
+                                                      : "float32";
     std::vector<torch::Tensor> keep;
     std::vector<artifact::TensorToWrite> tensors;
     for (const auto& [name, parameter] : model.named_parameters()) {
@@ -154,22 +166,28 @@ absl::Status SaveModel(const Transformer& model, const std::string& out_dir, con
       tensors.push_back({name, FromTorch(tensor.scalar_type()), tensor.sizes().vec(),
                          absl::MakeConstSpan(static_cast<const uint8_t*>(tensor.data_ptr()), tensor.nbytes())});
     }
-    if (absl::Status status = artifact::WriteSafetensors(out_dir + "/model.safetensors", tensors); !status.ok()) return status;
-    if (absl::Status status = WriteFileDurably(out_dir + "/config.json", artifact::ModelConfigToJson(config)); !status.ok()) return status;
+    if (absl::Status status = artifact::WriteSafetensors(out_dir + "/model.safetensors", tensors); !status.ok())
+      return status;
+    if (absl::Status status = WriteFileDurably(out_dir + "/config.json", artifact::ModelConfigToJson(config));
+        !status.ok())
+      return status;
     if (model.head() == HeadKind::kLm) {
       nlohmann::ordered_json generation;
       if (config.bos_token_id) generation["bos_token_id"] = *config.bos_token_id;
       if (config.eos_token_id) generation["eos_token_id"] = *config.eos_token_id;
       if (config.pad_token_id) generation["pad_token_id"] = *config.pad_token_id;
       if (generation.is_null()) generation = nlohmann::ordered_json::object();
-      if (absl::Status status = WriteFileDurably(out_dir + "/generation_config.json", generation.dump(2) + "\n"); !status.ok()) return status;
+      if (absl::Status status = WriteFileDurably(out_dir + "/generation_config.json", generation.dump(2) + "\n");
+          !status.ok())
+        return status;
     }
     return tokenizer_dir.empty() ? absl::OkStatus() : CopyTokenizer(tokenizer_dir, out_dir);
   });
 }
 
 absl::Status SaveRewardNormalization(const RewardNormalization& n, const std::string& dir) {
-  return WriteFileDurably(dir + "/reward_normalization.json", nlohmann::json({{"shift", n.shift}, {"scale", n.scale}}).dump(2) + "\n");
+  return WriteFileDurably(dir + "/reward_normalization.json",
+                          nlohmann::json({{"shift", n.shift}, {"scale", n.scale}}).dump(2) + "\n");
 }
 
 absl::StatusOr<RewardNormalization> LoadRewardNormalization(const std::string& dir) {
@@ -179,7 +197,8 @@ absl::StatusOr<RewardNormalization> LoadRewardNormalization(const std::string& d
   if (!text.ok()) return text.status();
   const auto json = nlohmann::json::parse(*text, nullptr, false);
   RewardNormalization out;
-  if (!json.is_object() || !json.contains("shift") || !json["shift"].is_number() || !json.contains("scale") || !json["scale"].is_number()) {
+  if (!json.is_object() || !json.contains("shift") || !json["shift"].is_number() || !json.contains("scale") ||
+      !json["scale"].is_number()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": expected {\"shift\": number, \"scale\": number}"));
   }
   out.shift = json["shift"].get<double>();

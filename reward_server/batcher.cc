@@ -24,12 +24,15 @@ std::string BatchKey(const v1::ScoreRequest& request) {
 Batcher::Batcher(Compute compute, const BatcherOptions& options, Observer observer)
     : compute_(std::move(compute)), options_(options), observer_(std::move(observer)), thread_([this] { Loop(); }) {}
 
-Batcher::~Batcher() { Stop(); }
+Batcher::~Batcher() {
+  Stop();
+}
 
 void Batcher::Submit(v1::ScoreRequest request, Reply reply) {
   Item item;
   item.key = BatchKey(request);
-  for (const auto& sample : request.samples()) item.tokens += sample.prompt_tokens_size() + sample.response_tokens_size();
+  for (const auto& sample : request.samples())
+    item.tokens += sample.prompt_tokens_size() + sample.response_tokens_size();
   item.request = std::move(request);
   item.reply = std::move(reply);
   {
@@ -39,7 +42,8 @@ void Batcher::Submit(v1::ScoreRequest request, Reply reply) {
       return;
     }
   }
-  item.reply(absl::ResourceExhaustedError(absl::StrCat("the scoring queue holds ", options_.max_queued_requests, " requests, or the server stops; try again")));
+  item.reply(absl::ResourceExhaustedError(absl::StrCat("the scoring queue holds ", options_.max_queued_requests,
+                                                       " requests, or the server stops; try again")));
 }
 
 size_t Batcher::queued() const {

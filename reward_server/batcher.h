@@ -1,4 +1,5 @@
-// Gathers scoring requests that ask for the same scorer into one batch: up to a token budget, or a short delay after the first.
+// Gathers scoring requests that ask for the same scorer into one batch: up to a token budget, or a short delay after
+// the first.
 //
 // Thread-safe; one thread computes. Submit refuses with ResourceExhausted when the queue is full.
 #pragma once

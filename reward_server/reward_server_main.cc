@@ -1,12 +1,13 @@
-// rlhf-reward-server: scores samples with frozen models and rules, and computes the reference policy's log-probabilities.
+// rlhf-reward-server: scores samples with frozen models and rules, and computes the reference policy's
+// log-probabilities.
 #include <memory>
 #include <string>
 
-#include <CLI/CLI.hpp>
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <torch/torch.h>
+#include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "client/cpp/artifact_cache.h"
@@ -22,7 +23,8 @@
 namespace {
 
 struct Flags {
-  std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1", http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir;
+  std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
+                                     http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir;
   std::string device = "cpu", precision = "float32", log_level = "info";
   bool log_json = false;
   int threads = 1, batch_tokens = 8192, delay_ms = 2, grace_seconds = 25;
@@ -35,7 +37,8 @@ absl::StatusOr<rlhf::Caller> Authorize(const std::string& method, const std::str
   if (!identity.ok()) return absl::UnauthenticatedError("expected a client certificate with a SPIFFE id");
   const bool health = method.rfind("/grpc.health.v1.Health/", 0) == 0;
   if (!health && identity->role != "coordinator") {
-    return absl::PermissionDeniedError(absl::StrCat(method, " is for the coordinator; the certificate's role is ", identity->role));
+    return absl::PermissionDeniedError(
+        absl::StrCat(method, " is for the coordinator; the certificate's role is ", identity->role));
   }
   rlhf::Caller caller;
   caller.subject = identity->instance;
@@ -63,9 +66,12 @@ int Run(const Flags& flags) {
   scorer_options.batch_tokens = flags.batch_tokens;
   rlhf::reward::Scorer scorer(&artifacts, scorer_options);
 
-  auto& batch_size = metrics.Histogram("rlhf_reward_batch_size", "Samples scored together.", {1, 2, 4, 8, 16, 32, 64, 128, 256, 512});
-  auto& inference = metrics.Histogram("rlhf_reward_inference_seconds", "Time of a scoring batch.", {.001, .003, .01, .03, .1, .3, 1, 3, 10});
-  auto& score_values = metrics.Histogram("rlhf_reward_score", "Total scores given.", {-10, -5, -2, -1, -.5, 0, .5, 1, 2, 5, 10});
+  auto& batch_size =
+      metrics.Histogram("rlhf_reward_batch_size", "Samples scored together.", {1, 2, 4, 8, 16, 32, 64, 128, 256, 512});
+  auto& inference = metrics.Histogram("rlhf_reward_inference_seconds", "Time of a scoring batch.",
+                                      {.001, .003, .01, .03, .1, .3, 1, 3, 10});
+  auto& score_values =
+      metrics.Histogram("rlhf_reward_score", "Total scores given.", {-10, -5, -2, -1, -.5, 0, .5, 1, 2, 5, 10});
   auto& ok = metrics.Counter("rlhf_reward_scored_total", "Samples scored.", {{"outcome", "ok"}});
   auto& failed = metrics.Counter("rlhf_reward_scored_total", "Samples scored.", {{"outcome", "error"}});
   rlhf::reward::BatcherOptions batcher_options;
@@ -85,7 +91,9 @@ int Run(const Flags& flags) {
         batch_size.Observe(samples);
         inference.Observe(absl::ToDoubleSeconds(took));
       });
-  metrics.OnCollect([&] { metrics.Gauge("rlhf_reward_queue_depth", "Scoring requests waiting.").Set(static_cast<double>(batcher.queued())); });
+  metrics.OnCollect([&] {
+    metrics.Gauge("rlhf_reward_queue_depth", "Scoring requests waiting.").Set(static_cast<double>(batcher.queued()));
+  });
   rlhf::reward::RewardServiceAdapter service(&batcher);
 
   rlhf::RpcServerOptions server_options;
@@ -110,7 +118,9 @@ int Run(const Flags& flags) {
   identity.set_device(flags.device);
   std::atomic<bool> drain{false};
   rlhf::client::FleetSession::Callbacks callbacks;
-  callbacks.fill_heartbeat = [&](rlhf::v1::HeartbeatRequest* request) { request->set_progress_counter(batcher.completed()); };
+  callbacks.fill_heartbeat = [&](rlhf::v1::HeartbeatRequest* request) {
+    request->set_progress_counter(batcher.completed());
+  };
   callbacks.on_heartbeat = [&](const rlhf::v1::HeartbeatResponse& response) {
     if (response.drain()) drain = true;
   };
@@ -124,7 +134,8 @@ int Run(const Flags& flags) {
   }
   (*server)->SetServing(true);
   if (!flags.ports_file.empty()) {
-    const absl::Status status = rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}, {"grpc", (*server)->port()}});
+    const absl::Status status =
+        rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}, {"grpc", (*server)->port()}});
     if (!status.ok()) {
       spdlog::error("{}", status.ToString());
       return 1;
@@ -148,19 +159,29 @@ int main(int argc, char** argv) {
   bool check_config = false;
   app.add_flag("--check-config", check_config, "Parse the configuration and exit");
   app.add_option("--coordinator", flags.coordinator, "Fleet address of the coordinator, host:port")->required();
-  app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")->required();
+  app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")
+      ->required();
   app.add_option("--address", flags.address, "Where to serve scoring")->capture_default_str();
-  app.add_option("--advertise-address", flags.advertise_host, "Host at which the coordinator reaches this process")->capture_default_str();
+  app.add_option("--advertise-address", flags.advertise_host, "Host at which the coordinator reaches this process")
+      ->capture_default_str();
   app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
   app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
   app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");
   app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloaded artifacts")->required();
   app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
-  app.add_option("--precision", flags.precision, "Compute precision")->check(CLI::IsMember({"float32", "bfloat16"}))->capture_default_str();
+  app.add_option("--precision", flags.precision, "Compute precision")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->capture_default_str();
   app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
-  app.add_option("--batch-tokens", flags.batch_tokens, "Tokens a forward pass holds at most")->check(CLI::Range(1, 1 << 24))->capture_default_str();
-  app.add_option("--batch-delay-ms", flags.delay_ms, "How long the first request waits for company")->check(CLI::Range(0, 1000))->capture_default_str();
-  app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")->check(CLI::Range(0, 3600))->capture_default_str();
+  app.add_option("--batch-tokens", flags.batch_tokens, "Tokens a forward pass holds at most")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--batch-delay-ms", flags.delay_ms, "How long the first request waits for company")
+      ->check(CLI::Range(0, 1000))
+      ->capture_default_str();
+  app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
+      ->check(CLI::Range(0, 3600))
+      ->capture_default_str();
   app.add_flag("--insecure", flags.tls.insecure, "Plaintext, for trials");
   app.add_option("--tls-ca", flags.tls.ca_file, "CA certificates, PEM");
   app.add_option("--tls-cert", flags.tls.cert_file, "This process's certificate, PEM");

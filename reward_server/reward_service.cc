@@ -8,17 +8,19 @@
 
 namespace rlhf::reward {
 
-grpc::ServerUnaryReactor* RewardServiceAdapter::Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
-                                                      v1::ScoreResponse* response) {
+grpc::ServerUnaryReactor* RewardServiceAdapter::Score(grpc::CallbackServerContext* context,
+                                                      const v1::ScoreRequest* request, v1::ScoreResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   if (request->samples().empty()) {
-    reactor->Finish(ToGrpc(absl::InvalidArgumentError("ScoreRequest.samples: expected at least one sample, found none")));
+    reactor->Finish(
+        ToGrpc(absl::InvalidArgumentError("ScoreRequest.samples: expected at least one sample, found none")));
     return reactor;
   }
   for (const auto& sample : request->samples()) {
     if (sample.prompt_tokens().empty() && sample.response_text().empty() && sample.response_tokens().empty()) {
-      reactor->Finish(ToGrpc(absl::InvalidArgumentError(absl::StrCat("ScoreRequest.samples: sample ", sample.id().step(), "/", sample.id().ordinal(), "/",
-                                                                     sample.id().index(), " has neither tokens nor text"))));
+      reactor->Finish(ToGrpc(absl::InvalidArgumentError(
+          absl::StrCat("ScoreRequest.samples: sample ", sample.id().step(), "/", sample.id().ordinal(), "/",
+                       sample.id().index(), " has neither tokens nor text"))));
       return reactor;
     }
   }

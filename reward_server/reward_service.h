@@ -9,7 +9,8 @@ namespace rlhf::reward {
 class RewardServiceAdapter : public v1::RewardService::CallbackService {
  public:
   explicit RewardServiceAdapter(Batcher* batcher) : batcher_(batcher) {}
-  grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request, v1::ScoreResponse* response) override;
+  grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
+                                  v1::ScoreResponse* response) override;
 
  private:
   Batcher* batcher_;

@@ -17,7 +17,8 @@ namespace rlhf::reward {
 namespace {
 
 // [begin, end) ranges of sequences whose tokens fit a budget; at least one sequence each.
-std::vector<std::pair<size_t, size_t>> SplitByTokens(const std::vector<std::vector<int32_t>>& sequences, int64_t budget) {
+std::vector<std::pair<size_t, size_t>> SplitByTokens(const std::vector<std::vector<int32_t>>& sequences,
+                                                     int64_t budget) {
   std::vector<std::pair<size_t, size_t>> out;
   size_t begin = 0;
   int64_t tokens = 0;
@@ -53,7 +54,8 @@ struct Scorer::Loaded {
 // The normalised score of a reward model, read at the last token up to and including the end of text.
 class RewardModelScore : public Component {
  public:
-  RewardModelScore(Scorer* scorer, std::string digest, std::string policy) : scorer_(scorer), digest_(std::move(digest)), policy_(std::move(policy)) {}
+  RewardModelScore(Scorer* scorer, std::string digest, std::string policy)
+      : scorer_(scorer), digest_(std::move(digest)), policy_(std::move(policy)) {}
 
   std::vector<absl::StatusOr<double>> Score(const std::vector<const v1::Sample*>& samples) override {
     std::vector<double> values;
@@ -76,17 +78,21 @@ class RewardModelScore : public Component {
       } else {
         // Another vocabulary: the same text in the reward model's own tokens.
         RLHF_ASSIGN_OR_RETURN(tokens, loaded->tokenizer->Encode(sample->prompt().text()));
-        RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> response, loaded->tokenizer->Encode(sample->response_text(), {.add_special_tokens = false}));
+        RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> response,
+                              loaded->tokenizer->Encode(sample->response_text(), {.add_special_tokens = false}));
         tokens.insert(tokens.end(), response.begin(), response.end());
-        if (sample->finish_reason() == v1::END_OF_TEXT && loaded->tokenizer->eos_id()) tokens.push_back(*loaded->tokenizer->eos_id());
+        if (sample->finish_reason() == v1::END_OF_TEXT && loaded->tokenizer->eos_id())
+          tokens.push_back(*loaded->tokenizer->eos_id());
       }
       if (tokens.empty() || static_cast<int64_t>(tokens.size()) > loaded->model->config().max_position_embeddings) {
-        return absl::InvalidArgumentError(absl::StrCat("reward model ", digest_, ": a sample has ", tokens.size(), " tokens; expected 1 to ",
+        return absl::InvalidArgumentError(absl::StrCat("reward model ", digest_, ": a sample has ", tokens.size(),
+                                                       " tokens; expected 1 to ",
                                                        loaded->model->config().max_position_embeddings));
       }
     }
     for (const auto& [begin, end] : SplitByTokens(sequences, scorer_->options_.batch_tokens)) {
-      const std::vector<std::vector<int32_t>> part(sequences.begin() + static_cast<int64_t>(begin), sequences.begin() + static_cast<int64_t>(end));
+      const std::vector<std::vector<int32_t>> part(sequences.begin() + static_cast<int64_t>(begin),
+                                                   sequences.begin() + static_cast<int64_t>(end));
       const model::PackedBatch batch = model::PackedBatch::FromSequences(part, scorer_->options_.device);
       std::vector<int64_t> last(part.size());
       int64_t total = 0;
@@ -115,7 +121,8 @@ class RewardModelScore : public Component {
   std::optional<bool> same_tokens_;
 };
 
-Scorer::Scorer(client::ArtifactCache* artifacts, const ScorerOptions& options) : artifacts_(artifacts), options_(options) {}
+Scorer::Scorer(client::ArtifactCache* artifacts, const ScorerOptions& options)
+    : artifacts_(artifacts), options_(options) {}
 Scorer::~Scorer() = default;
 
 absl::StatusOr<Scorer::Loaded*> Scorer::Load(const std::string& digest, model::HeadKind head) {
@@ -137,14 +144,16 @@ absl::StatusOr<Scorer::Loaded*> Scorer::Load(const std::string& digest, model::H
     RLHF_ASSIGN_OR_RETURN(loaded->normalization, model::LoadRewardNormalization(dir));
   }
   while (static_cast<int>(models_.size()) >= options_.max_models) {
-    models_.erase(std::min_element(models_.begin(), models_.end(),
-                                   [](const auto& a, const auto& b) { return a.second->last_use < b.second->last_use; }));
+    models_.erase(std::min_element(models_.begin(), models_.end(), [](const auto& a, const auto& b) {
+      return a.second->last_use < b.second->last_use;
+    }));
   }
   loaded->last_use = ++uses_;
   return (models_[key] = std::move(loaded)).get();
 }
 
-absl::StatusOr<std::unique_ptr<Component>> Scorer::MakeComponent(const v1::RewardComponent& spec, const std::string& policy) {
+absl::StatusOr<std::unique_ptr<Component>> Scorer::MakeComponent(const v1::RewardComponent& spec,
+                                                                 const std::string& policy) {
   switch (spec.kind_case()) {
     case v1::RewardComponent::kRewardModel:
       return std::make_unique<RewardModelScore>(this, spec.reward_model().model(), policy);
@@ -165,11 +174,13 @@ absl::StatusOr<std::unique_ptr<Component>> Scorer::MakeComponent(const v1::Rewar
     case v1::RewardComponent::KIND_NOT_SET:
       break;
   }
-  return absl::InvalidArgumentError(absl::StrCat("reward component \"", spec.name(), "\" has no kind; expected one of reward_model, regex, length, "
+  return absl::InvalidArgumentError(absl::StrCat("reward component \"", spec.name(),
+                                                 "\" has no kind; expected one of reward_model, regex, length, "
                                                  "exact_answer, abstention, action_claim, external, sentence_share"));
 }
 
-void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest& request, bool gold, std::vector<v1::SampleScore>* scores) {
+void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest& request, bool gold,
+                             std::vector<v1::SampleScore>* scores) {
   for (const v1::RewardComponent& component_spec : spec.components()) {
     std::vector<const v1::Sample*> samples;
     std::vector<v1::SampleScore*> targets;
@@ -185,7 +196,8 @@ void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest&
       auto made = MakeComponent(component_spec, request.tokenizer());
       if (!made.ok()) {
         components_.erase(key);
-        for (v1::SampleScore* target : targets) Fail(Annotate(made.status(), absl::StrCat("component \"", component_spec.name(), "\"")), target);
+        for (v1::SampleScore* target : targets)
+          Fail(Annotate(made.status(), absl::StrCat("component \"", component_spec.name(), "\"")), target);
         return;
       }
       component = *std::move(made);
@@ -198,7 +210,9 @@ void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest&
         continue;
       }
       if (!std::isfinite(*values[i])) {
-        Fail(absl::InternalError(absl::StrCat("component \"", component_spec.name(), "\" gave ", *values[i], "; expected a finite number")), targets[i]);
+        Fail(absl::InternalError(absl::StrCat("component \"", component_spec.name(), "\" gave ", *values[i],
+                                              "; expected a finite number")),
+             targets[i]);
         continue;
       }
       v1::Score& score = *targets[i]->mutable_score();
@@ -231,12 +245,15 @@ absl::Status Scorer::AddReference(const v1::ScoreRequest& request, std::vector<v
   }
   const double temperature = request.temperature() > 0 ? request.temperature() : 1.0;
   for (const auto& [first, last] : SplitByTokens(sequences, options_.batch_tokens)) {
-    const std::vector<std::vector<int32_t>> part(sequences.begin() + static_cast<int64_t>(first), sequences.begin() + static_cast<int64_t>(last));
-    const std::vector<int64_t> part_begins(begins.begin() + static_cast<int64_t>(first), begins.begin() + static_cast<int64_t>(last));
+    const std::vector<std::vector<int32_t>> part(sequences.begin() + static_cast<int64_t>(first),
+                                                 sequences.begin() + static_cast<int64_t>(last));
+    const std::vector<int64_t> part_begins(begins.begin() + static_cast<int64_t>(first),
+                                           begins.begin() + static_cast<int64_t>(last));
     const model::PackedBatch batch = model::PackedBatch::FromSequences(part, options_.device);
     const model::ResponseIndex index = model::IndexResponses(batch, part_begins);
     const torch::Tensor rows = loaded->model->Hidden(batch).index_select(0, index.rows);
-    const torch::Tensor log_probs = model::ChunkedLogProbs(*loaded->model, rows, index.targets, temperature).log_probs.to(torch::kCPU).contiguous();
+    const torch::Tensor log_probs =
+        model::ChunkedLogProbs(*loaded->model, rows, index.targets, temperature).log_probs.to(torch::kCPU).contiguous();
     const float* value = log_probs.data_ptr<float>();
     for (size_t i = 0; i < part.size(); ++i) {
       auto& target = *targets[first + i]->mutable_score()->mutable_reference_log_probs();

@@ -31,7 +31,8 @@ class Scorer {
  public:
   Scorer(client::ArtifactCache* artifacts, const ScorerOptions& options);
   ~Scorer();
-  // One SampleScore a sample, in order. A component that cannot be made (bad pattern, missing model) fails every sample with its status.
+  // One SampleScore a sample, in order. A component that cannot be made (bad pattern, missing model) fails every sample
+  // with its status.
   v1::ScoreResponse Score(const v1::ScoreRequest& request);
 
  private:
@@ -39,12 +40,13 @@ class Scorer {
   absl::StatusOr<Loaded*> Load(const std::string& digest, model::HeadKind head);
   absl::StatusOr<std::unique_ptr<Component>> MakeComponent(const v1::RewardComponent& spec, const std::string& policy);
   // Fills components (weighted) of every sample that has not failed yet; returns the totals.
-  void ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest& request, bool gold, std::vector<v1::SampleScore>* scores);
+  void ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest& request, bool gold,
+                       std::vector<v1::SampleScore>* scores);
   absl::Status AddReference(const v1::ScoreRequest& request, std::vector<v1::SampleScore>* scores);
 
   client::ArtifactCache* artifacts_;
   ScorerOptions options_;
-  std::map<std::string, std::unique_ptr<Loaded>> models_;  // by digest and head
+  std::map<std::string, std::unique_ptr<Loaded>> models_;         // by digest and head
   std::map<std::string, std::unique_ptr<Component>> components_;  // by serialised spec
   uint64_t uses_ = 0;
   friend class RewardModelScore;

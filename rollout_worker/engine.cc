@@ -88,13 +88,15 @@ absl::Status Engine::Add(const v1::PromptLease& lease) {
 void Engine::Drop(const v1::SampleId& id, int attempt) {
   for (auto& slot : slots_) {
     if (slot && slot->lease->job_id() == id.job_id() && slot->lease->step() == id.step() &&
-        slot->lease->ordinal() == id.ordinal() && slot->sample.index() == id.index() && slot->sample.attempt() <= attempt) {
+        slot->lease->ordinal() == id.ordinal() && slot->sample.index() == id.index() &&
+        slot->sample.attempt() <= attempt) {
       slot.reset();
       --running_;
     }
   }
   for (auto& group : waiting_) {
-    if (group->lease.job_id() != id.job_id() || group->lease.step() != id.step() || group->lease.ordinal() != id.ordinal())
+    if (group->lease.job_id() != id.job_id() || group->lease.step() != id.step() ||
+        group->lease.ordinal() != id.ordinal())
       continue;
     waiting_samples_ -= static_cast<int>(std::erase_if(group->waiting, [&](const v1::SampleLease& sample) {
       return sample.index() == id.index() && sample.attempt() <= attempt;
@@ -241,7 +243,8 @@ absl::Status Engine::DecodeStep(std::vector<v1::Sample>* finished) {
     model::PackedBatch batch = model::PackedBatch::FromSequences(inputs, model_->device());
     std::vector<int64_t> positions;
     for (size_t i = 0; i < slots.size(); ++i) {
-      for (size_t t = 0; t < inputs[i].size(); ++t) positions.push_back(cache_.length(slots[i]) + static_cast<int64_t>(t));
+      for (size_t t = 0; t < inputs[i].size(); ++t)
+        positions.push_back(cache_.length(slots[i]) + static_cast<int64_t>(t));
     }
     batch.position_ids = torch::tensor(positions, torch::kInt64).to(model_->device());
     logits = model_->Logits(model_->Extend(batch, slots, cache_));
@@ -276,7 +279,8 @@ absl::Status Engine::DecodeStep(std::vector<v1::Sample>* finished) {
     waiting_samples_ -= static_cast<int>(started);
     group.waiting.erase(group.waiting.begin(), group.waiting.begin() + static_cast<int64_t>(started));
     if (!group.waiting.empty()) {
-      // The rest of its samples come when slots are free again; its prefix may be gone by then, so it is prefilled anew.
+      // The rest of its samples come when slots are free again; its prefix may be gone by then, so it is prefilled
+      // anew.
       group.prompt_logits = torch::Tensor();
       group.prefix_slot = -1;
       break;

@@ -1,7 +1,9 @@
-// Continuous batching over fixed slots: every step decodes one token for each running sequence, and a finished sequence's slot is refilled at once.
+// Continuous batching over fixed slots: every step decodes one token for each running sequence, and a finished
+// sequence's slot is refilled at once.
 //
-// The samples of a prompt share its prefill. Noise is counter-based, so a sample does not depend on its slot or its batch (up to float rounding).
-// Not thread-safe: one thread owns it. LibTorch's exceptions are caught here and become Status.
+// The samples of a prompt share its prefill. Noise is counter-based, so a sample does not depend on its slot or its
+// batch (up to float rounding). Not thread-safe: one thread owns it. LibTorch's exceptions are caught here and become
+// Status.
 #pragma once
 
 #include <deque>
@@ -21,16 +23,16 @@
 namespace rlhf::rollout {
 
 struct EngineOptions {
-  int slots = 64;        // sequences at once
-  int max_tokens = 0;    // prompt and response of a slot; 0: the model's context length
+  int slots = 64;      // sequences at once
+  int max_tokens = 0;  // prompt and response of a slot; 0: the model's context length
   std::string worker_id;
 };
 
 class Engine {
  public:
   // Takes the model; the tokenizer gives the end-of-text id and turns tokens into text.
-  Engine(std::unique_ptr<model::Transformer> model, std::unique_ptr<artifact::Tokenizer> tokenizer, const v1::PolicyVersion& version,
-         const EngineOptions& options);
+  Engine(std::unique_ptr<model::Transformer> model, std::unique_ptr<artifact::Tokenizer> tokenizer,
+         const v1::PolicyVersion& version, const EngineOptions& options);
   ~Engine();
 
   // Queues a prompt's samples. InvalidArgument when the prompt cannot be encoded or leaves no room for a token.
@@ -50,7 +52,7 @@ class Engine {
   int running() const { return running_; }
   int waiting() const { return waiting_samples_; }
   int slots() const { return options_.slots; }
-  double kv_cache_usage() const;               // share of the cache's positions in use
+  double kv_cache_usage() const;  // share of the cache's positions in use
   std::vector<v1::LeaseProgress> Progress() const;
   struct Counters {
     int64_t prompt_tokens = 0, generated_tokens = 0;

@@ -18,8 +18,8 @@ bool PolicyLoader::Serves(const v1::PolicySource& source) const {
   const v1::PolicyVersion& have = engine_->version();
   // Version 0 is the artifact itself: the same for every job.
   if (have.step() == 0 && source.version().step() == 0) return true;
-  return job_id_ == source.job_id() && have.step() == source.version().step() && have.lineage() == source.version().lineage() &&
-         have.digest() == source.version().digest();
+  return job_id_ == source.job_id() && have.step() == source.version().step() &&
+         have.lineage() == source.version().lineage() && have.digest() == source.version().digest();
 }
 
 absl::Status PolicyLoader::Load(const v1::PolicySource& source) {

@@ -1,4 +1,5 @@
-// Brings an engine to the policy that a lease names: another model from its artifact, or newer weights of the same one in place.
+// Brings an engine to the policy that a lease names: another model from its artifact, or newer weights of the same one
+// in place.
 #pragma once
 
 #include <memory>
@@ -22,7 +23,8 @@ class PolicyLoader {
   PolicyLoader(client::ArtifactCache* artifacts, WeightSubscriber* subscriber, const PolicyLoaderOptions& options)
       : artifacts_(artifacts), subscriber_(subscriber), options_(options) {}
 
-  // Whether `source` can be served by the loaded model without waiting for running sequences: the same job and artifact.
+  // Whether `source` can be served by the loaded model without waiting for running sequences: the same job and
+  // artifact.
   bool CanSwitchInPlace(const v1::PolicySource& source) const;
   // Whether exactly this version is loaded.
   bool Serves(const v1::PolicySource& source) const;

@@ -3,8 +3,8 @@
 #include <memory>
 #include <string>
 
-#include <CLI/CLI.hpp>
 #include <torch/torch.h>
+#include <CLI/CLI.hpp>
 
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
@@ -16,7 +16,8 @@
 namespace {
 
 struct Flags {
-  std::string coordinator, instance, http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, device = "cpu", precision = "float32";
+  std::string coordinator, instance, http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, device = "cpu",
+                                     precision = "float32";
   std::string log_level = "info";
   bool log_json = false;
   int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25;
@@ -90,17 +91,25 @@ int main(int argc, char** argv) {
   bool check_config = false;
   app.add_flag("--check-config", check_config, "Parse the configuration and exit");
   app.add_option("--coordinator", flags.coordinator, "Fleet address of the coordinator, host:port")->required();
-  app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")->required();
+  app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")
+      ->required();
   app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
   app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
   app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");
   app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloaded artifacts")->required();
   app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
-  app.add_option("--precision", flags.precision, "Compute precision")->check(CLI::IsMember({"float32", "bfloat16"}))->capture_default_str();
-  app.add_option("--slots", flags.slots, "Sequences generated at once")->check(CLI::Range(1, 4096))->capture_default_str();
-  app.add_option("--max-tokens", flags.max_tokens, "Tokens a slot holds; 0: the model's context")->check(CLI::Range(0, 1 << 20));
+  app.add_option("--precision", flags.precision, "Compute precision")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->capture_default_str();
+  app.add_option("--slots", flags.slots, "Sequences generated at once")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app.add_option("--max-tokens", flags.max_tokens, "Tokens a slot holds; 0: the model's context")
+      ->check(CLI::Range(0, 1 << 20));
   app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
-  app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")->check(CLI::Range(0, 3600))->capture_default_str();
+  app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
+      ->check(CLI::Range(0, 3600))
+      ->capture_default_str();
   app.add_flag("--insecure", flags.tls.insecure, "Plaintext, for trials");
   app.add_option("--tls-ca", flags.tls.ca_file, "CA certificates, PEM");
   app.add_option("--tls-cert", flags.tls.cert_file, "This process's certificate, PEM");

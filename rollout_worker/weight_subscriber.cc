@@ -28,10 +28,12 @@ absl::Status VerifyTensors(const FetchedWeights& weights) {
   for (const v1::TensorEntry& entry : weights.manifest.tensors()) {
     const uint64_t total = weights.bytes.size();
     if (entry.offset() > total || entry.size() > total - entry.offset()) {
-      return absl::DataLossError(absl::StrCat("weights manifest: tensor ", entry.name(), " lies outside the stream of ", total, " bytes"));
+      return absl::DataLossError(
+          absl::StrCat("weights manifest: tensor ", entry.name(), " lies outside the stream of ", total, " bytes"));
     }
     if (artifact::Xxh3Hex(weights.bytes.data() + entry.offset(), entry.size()) != entry.xxh3()) {
-      return absl::DataLossError(absl::StrCat("weights stream: tensor ", entry.name(), " does not match its digest; fetching again"));
+      return absl::DataLossError(
+          absl::StrCat("weights stream: tensor ", entry.name(), " does not match its digest; fetching again"));
     }
   }
   return absl::OkStatus();
@@ -40,7 +42,8 @@ absl::Status VerifyTensors(const FetchedWeights& weights) {
 }  // namespace
 
 absl::StatusOr<FetchedWeights> WeightSubscriber::Fetch(const v1::PolicySource& source) {
-  absl::Status last = absl::NotFoundError(absl::StrCat("no process is known to hold version ", source.version().step(), " of job ", source.job_id()));
+  absl::Status last = absl::NotFoundError(
+      absl::StrCat("no process is known to hold version ", source.version().step(), " of job ", source.job_id()));
   for (const std::string& address : source.addresses()) {
     auto weights = FetchFrom(address, source);
     if (weights.ok()) return weights;
@@ -60,8 +63,10 @@ absl::StatusOr<FetchedWeights> WeightSubscriber::FetchFrom(const std::string& ad
     const auto context = client::MakeContext(absl::Seconds(10));
     RLHF_RETURN_IF_ERROR(FromGrpc(stub->GetManifest(context.get(), request, &out.manifest)));
   }
-  if (out.manifest.version().step() != source.version().step() || out.manifest.version().lineage() != source.version().lineage()) {
-    return absl::NotFoundError(absl::StrCat("asked for version ", source.version().step(), ", was offered ", out.manifest.version().step()));
+  if (out.manifest.version().step() != source.version().step() ||
+      out.manifest.version().lineage() != source.version().lineage()) {
+    return absl::NotFoundError(
+        absl::StrCat("asked for version ", source.version().step(), ", was offered ", out.manifest.version().step()));
   }
   out.bytes.resize(out.manifest.total_size());
   uint64_t received = 0;
@@ -77,7 +82,8 @@ absl::StatusOr<FetchedWeights> WeightSubscriber::FetchFrom(const std::string& ad
     while (reader->Read(&chunk)) {
       if (chunk.offset() != received || chunk.data().size() > out.bytes.size() - received) {
         context->TryCancel();
-        status = absl::DataLossError(absl::StrCat("weights stream: expected bytes at ", received, ", found a chunk at ", chunk.offset()));
+        status = absl::DataLossError(
+            absl::StrCat("weights stream: expected bytes at ", received, ", found a chunk at ", chunk.offset()));
         break;
       }
       std::memcpy(out.bytes.data() + received, chunk.data().data(), chunk.data().size());
@@ -100,24 +106,27 @@ absl::Status ApplyWeights(const FetchedWeights& weights, model::Transformer& mod
     std::map<std::string, const v1::TensorEntry*> entries;
     for (const v1::TensorEntry& entry : weights.manifest.tensors()) entries[entry.name()] = &entry;
     if (entries.size() != model.named_parameters().size()) {
-      return absl::InvalidArgumentError(absl::StrCat("weights have ", entries.size(), " tensors; the model has ", model.named_parameters().size()));
+      return absl::InvalidArgumentError(
+          absl::StrCat("weights have ", entries.size(), " tensors; the model has ", model.named_parameters().size()));
     }
     // Everything is checked before anything is written: a refused version leaves the old one whole.
     for (const auto& [name, parameter] : model.named_parameters()) {
       const auto entry = entries.find(name);
       if (entry == entries.end()) return absl::InvalidArgumentError(absl::StrCat("weights lack tensor ", name));
       const std::vector<int64_t> shape(entry->second->shape().begin(), entry->second->shape().end());
-      if (parameter.sizes() != c10::IntArrayRef(shape) || entry->second->dtype() != DtypeName(parameter.scalar_type()) ||
-          entry->second->size() != parameter.nbytes()) {
-        return absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": expected ", DtypeName(parameter.scalar_type()), " of ",
-                                                       parameter.nbytes(), " bytes, found ", entry->second->dtype(), " of ", entry->second->size()));
+      if (parameter.sizes() != c10::IntArrayRef(shape) ||
+          entry->second->dtype() != DtypeName(parameter.scalar_type()) || entry->second->size() != parameter.nbytes()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("tensor ", name, ": expected ", DtypeName(parameter.scalar_type()), " of ", parameter.nbytes(),
+                         " bytes, found ", entry->second->dtype(), " of ", entry->second->size()));
       }
     }
     model::Transformer staged(model.config(), model.head(), model.dtype(), model.device());
     for (const auto& [name, parameter] : staged.named_parameters()) {
       const v1::TensorEntry& entry = *entries[name];
-      const torch::Tensor source = torch::from_blob(const_cast<uint8_t*>(weights.bytes.data()) + entry.offset(), parameter.sizes(),
-                                                    torch::TensorOptions().dtype(parameter.scalar_type()));
+      const torch::Tensor source =
+          torch::from_blob(const_cast<uint8_t*>(weights.bytes.data()) + entry.offset(), parameter.sizes(),
+                           torch::TensorOptions().dtype(parameter.scalar_type()));
       const torch::NoGradGuard no_grad;
       torch::Tensor target = parameter;
       target.copy_(source);

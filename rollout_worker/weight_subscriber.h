@@ -28,7 +28,8 @@ class WeightSubscriber {
   using ChannelFactory = std::function<absl::StatusOr<std::shared_ptr<grpc::Channel>>(const std::string& address)>;
   explicit WeightSubscriber(ChannelFactory channels) : channels_(std::move(channels)) {}
 
-  // Tries each address; resumes a broken stream where it stopped; verifies every tensor's XXH3-128. NotFound: superseded, ask for newer work.
+  // Tries each address; resumes a broken stream where it stopped; verifies every tensor's XXH3-128. NotFound:
+  // superseded, ask for newer work.
   absl::StatusOr<FetchedWeights> Fetch(const v1::PolicySource& source);
 
  private:

@@ -22,8 +22,8 @@ constexpr auto kMetricsEvery = absl::Milliseconds(250);
 constexpr auto kIdlePoll = absl::Milliseconds(20);
 
 bool SameLease(const v1::LeaseProgress& a, const v1::SampleId& id, int attempt) {
-  return a.attempt() == attempt && a.id().job_id() == id.job_id() && a.id().step() == id.step() && a.id().ordinal() == id.ordinal() &&
-         a.id().index() == id.index();
+  return a.attempt() == attempt && a.id().job_id() == id.job_id() && a.id().step() == id.step() &&
+         a.id().ordinal() == id.ordinal() && a.id().index() == id.index();
 }
 
 v1::LeaseProgress ProgressOf(const v1::Sample& sample) {
@@ -36,7 +36,8 @@ v1::LeaseProgress ProgressOf(const v1::Sample& sample) {
 
 }  // namespace
 
-Worker::Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterRequest& identity, PolicyLoader* loader, MetricsRegistry* metrics)
+Worker::Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterRequest& identity, PolicyLoader* loader,
+               MetricsRegistry* metrics)
     : channel_(std::move(coordinator)),
       stub_(v1::FleetService::NewStub(channel_)),
       identity_(identity),
@@ -44,7 +45,9 @@ Worker::Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterReq
       metrics_(metrics),
       capacity_(identity.slots()) {}
 
-Worker::~Worker() { Drain(absl::ZeroDuration()); }
+Worker::~Worker() {
+  Drain(absl::ZeroDuration());
+}
 
 void Worker::Start() {
   client::FleetSession::Callbacks callbacks;
@@ -56,7 +59,9 @@ void Worker::Start() {
   threads_.emplace_back([this] { SubmitLoop(); });
 }
 
-bool Worker::ready() const { return session_ && !session_->session_id().empty(); }
+bool Worker::ready() const {
+  return session_ && !session_->session_id().empty();
+}
 
 void Worker::FillHeartbeat(v1::HeartbeatRequest* request) {
   absl::MutexLock lock(&mu_);
@@ -129,14 +134,16 @@ void Worker::Accept(const v1::LeasePromptsResponse& work) {
   const v1::PolicySource& source = work.leases(0).policy();
   if (const absl::Status status = loader_->Switch(source); !status.ok()) {
     spdlog::warn("cannot serve job {} version {}: {}", source.job_id(), source.version().step(), status.ToString());
-    // A superseded version, or a learner that is gone: the coordinator names a newer one with the next lease. A broken model stays broken.
+    // A superseded version, or a learner that is gone: the coordinator names a newer one with the next lease. A broken
+    // model stays broken.
     const bool permanent = absl::IsInvalidArgument(status) || absl::IsDataLoss(status);
     for (const auto& lease : work.leases()) HandBack(lease, permanent ? status.ToString() : "", permanent);
     absl::SleepFor(absl::Milliseconds(200));
     return;
   }
   for (const auto& lease : work.leases()) {
-    if (const absl::Status status = loader_->engine()->Add(lease); !status.ok()) HandBack(lease, status.ToString(), true);
+    if (const absl::Status status = loader_->engine()->Add(lease); !status.ok())
+      HandBack(lease, status.ToString(), true);
   }
 }
 
@@ -183,9 +190,10 @@ void Worker::GenerateLoop() {
     }
     // What waits in the lease queue is held too, and reported by the last state of progress_ until it is in the engine.
     std::vector<v1::LeaseProgress> progress = engine->Progress();
-    const int queued = next ? static_cast<int>(std::accumulate(next->leases().begin(), next->leases().end(), 0,
-                                                               [](int sum, const auto& lease) { return sum + lease.samples_size(); }))
-                            : 0;
+    const int queued =
+        next ? static_cast<int>(std::accumulate(next->leases().begin(), next->leases().end(), 0,
+                                                [](int sum, const auto& lease) { return sum + lease.samples_size(); }))
+             : 0;
     {
       absl::MutexLock lock(&mu_);
       if (!next && leased_.size() == 0) {
@@ -228,8 +236,8 @@ void Worker::SubmitLoop() {
         if (status.ok()) {
           for (const auto& verdict : response.verdicts()) {
             if (!verdict.accepted()) {
-              spdlog::info("sample {}/{}/{}/{} was not taken: {}", verdict.id().job_id(), verdict.id().step(), verdict.id().ordinal(),
-                           verdict.id().index(), v1::ErrorReason_Name(verdict.reason()));
+              spdlog::info("sample {}/{}/{}/{} was not taken: {}", verdict.id().job_id(), verdict.id().step(),
+                           verdict.id().ordinal(), verdict.id().index(), v1::ErrorReason_Name(verdict.reason()));
             }
           }
           break;
@@ -243,7 +251,8 @@ void Worker::SubmitLoop() {
       }
       absl::MutexLock lock(&mu_);
       for (const auto& sample : request.samples()) {
-        std::erase_if(unacknowledged_, [&](const auto& held) { return SameLease(held, sample.id(), sample.attempt()); });
+        std::erase_if(unacknowledged_,
+                      [&](const auto& held) { return SameLease(held, sample.id(), sample.attempt()); });
       }
     }
     v1::ReturnLeasesRequest give_back;
@@ -273,13 +282,16 @@ void Worker::PublishMetrics() {
   set("rlhf_rollout_requests_running", "Sequences being generated.", engine->running());
   set("rlhf_rollout_requests_waiting", "Samples leased and waiting for a slot.", engine->waiting());
   set("rlhf_rollout_kv_cache_usage_ratio", "Share of the cache's positions in use.", engine->kv_cache_usage());
-  set("rlhf_rollout_policy_version", "Step of the policy version being served.", static_cast<double>(engine->version().step()));
+  set("rlhf_rollout_policy_version", "Step of the policy version being served.",
+      static_cast<double>(engine->version().step()));
   const auto& loaded = loader_->counters();
   raise("rlhf_weight_sync_bytes_total", "Bytes of weights received.", static_cast<double>(loaded.bytes));
   raise("rlhf_weight_sync_seconds_total", "Seconds spent switching policies.", loaded.seconds);
   // Counters of an engine restart when another model is loaded; the exported ones never fall.
-  raise("rlhf_rollout_prompt_tokens_total", "Prompt tokens computed.", static_cast<double>(engine->counters().prompt_tokens));
-  raise("rlhf_rollout_generation_tokens_total", "Tokens generated.", static_cast<double>(engine->counters().generated_tokens));
+  raise("rlhf_rollout_prompt_tokens_total", "Prompt tokens computed.",
+        static_cast<double>(engine->counters().prompt_tokens));
+  raise("rlhf_rollout_generation_tokens_total", "Tokens generated.",
+        static_cast<double>(engine->counters().generated_tokens));
 }
 
 void Worker::Drain(absl::Duration grace) {

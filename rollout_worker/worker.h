@@ -1,6 +1,7 @@
 // The rollout worker's service loop: leases prompts, generates, submits, and reports progress.
 //
-// Three threads: one generates (it owns the engine), one leases ahead so that decoding never waits for an RPC, one submits. Thread-safe.
+// Three threads: one generates (it owns the engine), one leases ahead so that decoding never waits for an RPC, one
+// submits. Thread-safe.
 #pragma once
 
 #include <atomic>
@@ -22,13 +23,14 @@ namespace rlhf::rollout {
 class Worker {
  public:
   // All pointers outlive the worker. `identity` is what Register sends.
-  Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterRequest& identity, PolicyLoader* loader, MetricsRegistry* metrics);
+  Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterRequest& identity, PolicyLoader* loader,
+         MetricsRegistry* metrics);
   ~Worker();
   void Start();
   // Finishes what is leased, or hands it back when the grace ends, then stops. Blocks.
   void Drain(absl::Duration grace);
-  bool drained() const { return drained_; }          // the coordinator asked for it and nothing is left
-  bool ready() const;                                // registered
+  bool drained() const { return drained_; }  // the coordinator asked for it and nothing is left
+  bool ready() const;                        // registered
   absl::Status fatal() const { return session_->fatal(); }
 
  private:
@@ -60,7 +62,7 @@ class Worker {
   // Finished or in the queue, and not yet acknowledged: still ours, so still reported.
   std::vector<v1::LeaseProgress> unacknowledged_ ABSL_GUARDED_BY(mu_);
 
-  std::atomic<int> capacity_;        // samples the engine could take now
+  std::atomic<int> capacity_;  // samples the engine could take now
   std::atomic<bool> draining_{false}, stopping_{false}, drained_{false};
   std::vector<std::thread> threads_;
 };

@@ -12,25 +12,32 @@ namespace {
 constexpr size_t kCacheEntries = 100000;
 constexpr size_t kCachedWordBytes = 64;
 
-uint64_t PairKey(int32_t left, int32_t right) { return (static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32) | static_cast<uint32_t>(right); }
+uint64_t PairKey(int32_t left, int32_t right) {
+  return (static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32) | static_cast<uint32_t>(right);
+}
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<BpeModel>> BpeModel::Make(absl::flat_hash_map<std::string, int32_t> vocabulary,
-                                                         const std::vector<std::pair<std::string, std::string>>& merges, const BpeOptions& options) {
+                                                         const std::vector<std::pair<std::string, std::string>>& merges,
+                                                         const BpeOptions& options) {
   auto model = std::make_unique<BpeModel>();
   model->vocabulary_ = std::move(vocabulary);
   model->options_ = options;
   if (!options.unk_token.empty()) {
     const auto unk = model->vocabulary_.find(options.unk_token);
-    if (unk == model->vocabulary_.end()) return absl::InvalidArgumentError(absl::StrCat("model.unk_token \"", options.unk_token, "\" is not in model.vocab"));
+    if (unk == model->vocabulary_.end())
+      return absl::InvalidArgumentError(
+          absl::StrCat("model.unk_token \"", options.unk_token, "\" is not in model.vocab"));
     model->unk_id_ = unk->second;
   }
   int32_t rank = 0;
   for (const auto& [left, right] : merges) {
-    const auto a = model->vocabulary_.find(left), b = model->vocabulary_.find(right), both = model->vocabulary_.find(left + right);
+    const auto a = model->vocabulary_.find(left), b = model->vocabulary_.find(right),
+               both = model->vocabulary_.find(left + right);
     if (a == model->vocabulary_.end() || b == model->vocabulary_.end() || both == model->vocabulary_.end()) {
-      return absl::InvalidArgumentError(absl::StrCat("model.merges[", rank, "]: \"", left, "\" + \"", right, "\": its parts and its result must be in model.vocab"));
+      return absl::InvalidArgumentError(absl::StrCat("model.merges[", rank, "]: \"", left, "\" + \"", right,
+                                                     "\": its parts and its result must be in model.vocab"));
     }
     model->merges_.try_emplace(PairKey(a->second, b->second), Merge{rank, both->second});
     ++rank;
@@ -63,7 +70,8 @@ absl::Status BpeModel::Symbols(absl::string_view word, std::vector<int32_t>* sym
       }
     }
     if (!unk_id_) {
-      return absl::InvalidArgumentError(absl::StrCat("the vocabulary has neither the character \"", std::string(character), "\" nor an unknown token"));
+      return absl::InvalidArgumentError(absl::StrCat("the vocabulary has neither the character \"",
+                                                     std::string(character), "\" nor an unknown token"));
     }
     if (!(options_.fuse_unk && last_unknown)) symbols->push_back(*unk_id_);
     last_unknown = true;
@@ -72,7 +80,8 @@ absl::Status BpeModel::Symbols(absl::string_view word, std::vector<int32_t>* sym
 }
 
 void BpeModel::MergeAll(std::vector<int32_t>* symbols) const {
-  // Neighbours as a linked list, candidate merges in a heap by rank, then by place. A candidate is stale when either side has changed since.
+  // Neighbours as a linked list, candidate merges in a heap by rank, then by place. A candidate is stale when either
+  // side has changed since.
   struct Node {
     int32_t id, previous, next;
   };

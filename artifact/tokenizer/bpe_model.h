@@ -17,17 +17,19 @@
 namespace rlhf::artifact {
 
 struct BpeOptions {
-  bool byte_fallback = false;     // unknown characters become <0xNN> tokens
-  bool ignore_merges = false;     // a pre-token that is a token is taken whole
+  bool byte_fallback = false;  // unknown characters become <0xNN> tokens
+  bool ignore_merges = false;  // a pre-token that is a token is taken whole
   bool fuse_unk = false;
-  std::string unk_token;          // empty: none
+  std::string unk_token;  // empty: none
 };
 
 class BpeModel {
  public:
-  // vocabulary: token to id. merges: pairs in order of rank. InvalidArgument for a merge whose parts or result are not in the vocabulary.
+  // vocabulary: token to id. merges: pairs in order of rank. InvalidArgument for a merge whose parts or result are not
+  // in the vocabulary.
   static absl::StatusOr<std::unique_ptr<BpeModel>> Make(absl::flat_hash_map<std::string, int32_t> vocabulary,
-                                                        const std::vector<std::pair<std::string, std::string>>& merges, const BpeOptions& options);
+                                                        const std::vector<std::pair<std::string, std::string>>& merges,
+                                                        const BpeOptions& options);
   // Appends the ids of a pre-token. InvalidArgument for a character that the vocabulary cannot express.
   absl::Status Encode(absl::string_view word, std::vector<int32_t>* ids) const;
 

@@ -1,4 +1,5 @@
-// Training a byte-level BPE: the most frequent pair is merged until the vocabulary is full. Ties go to the pair with the smaller ids, as the `tokenizers` library does.
+// Training a byte-level BPE: the most frequent pair is merged until the vocabulary is full. Ties go to the pair with
+// the smaller ids, as the `tokenizers` library does.
 #include <fstream>
 #include <map>
 #include <queue>
@@ -52,7 +53,9 @@ absl::StatusOr<std::map<std::string, int64_t>> CountWords(const std::vector<std:
 }  // namespace
 
 absl::Status TrainByteLevelBpe(const std::vector<std::string>& files, int vocab_size, const std::string& out_dir) {
-  if (vocab_size < 259) return absl::InvalidArgumentError(absl::StrCat("vocabulary size: expected at least 259 (256 bytes and 3 special tokens), found ", vocab_size));
+  if (vocab_size < 259)
+    return absl::InvalidArgumentError(
+        absl::StrCat("vocabulary size: expected at least 259 (256 bytes and 3 special tokens), found ", vocab_size));
   auto counts = CountWords(files);
   if (!counts.ok()) return counts.status();
   std::vector<std::string> tokens(std::begin(kSpecialTokens), std::end(kSpecialTokens));
@@ -133,17 +136,26 @@ absl::Status TrainByteLevelBpe(const std::vector<std::string>& files, int vocab_
   json["padding"] = nullptr;
   json["added_tokens"] = nlohmann::ordered_json::array();
   for (int32_t id = 0; id < 3; ++id) {
-    json["added_tokens"].push_back({{"id", id}, {"content", kSpecialTokens[id]}, {"single_word", false}, {"lstrip", false}, {"rstrip", false}, {"normalized", false}, {"special", true}});
+    json["added_tokens"].push_back({{"id", id},
+                                    {"content", kSpecialTokens[id]},
+                                    {"single_word", false},
+                                    {"lstrip", false},
+                                    {"rstrip", false},
+                                    {"normalized", false},
+                                    {"special", true}});
   }
   json["normalizer"] = nullptr;
-  json["pre_tokenizer"] = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
+  json["pre_tokenizer"] = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
   const nlohmann::ordered_json bos = {{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}};
-  const nlohmann::ordered_json first = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}}, second = {{"Sequence", {{"id", "B"}, {"type_id", 1}}}};
+  const nlohmann::ordered_json first = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}},
+                               second = {{"Sequence", {{"id", "B"}, {"type_id", 1}}}};
   nlohmann::ordered_json post;
   post["type"] = "TemplateProcessing";
   post["single"] = nlohmann::ordered_json::array({bos, first});
   post["pair"] = nlohmann::ordered_json::array({bos, first, second});
-  post["special_tokens"]["<s>"] = {{"id", "<s>"}, {"ids", nlohmann::ordered_json::array({1})}, {"tokens", nlohmann::ordered_json::array({"<s>"})}};
+  post["special_tokens"]["<s>"] = {
+      {"id", "<s>"}, {"ids", nlohmann::ordered_json::array({1})}, {"tokens", nlohmann::ordered_json::array({"<s>"})}};
   json["post_processor"] = post;
   json["decoder"] = {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}};
   nlohmann::ordered_json vocabulary, merge_list = nlohmann::ordered_json::array();
@@ -151,7 +163,8 @@ absl::Status TrainByteLevelBpe(const std::vector<std::string>& files, int vocab_
   for (const auto& [left, right] : merges) merge_list.push_back(left + " " + right);
   nlohmann::ordered_json model;
   model["type"] = "BPE";
-  for (const char* key : {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"}) model[key] = nullptr;
+  for (const char* key : {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"})
+    model[key] = nullptr;
   for (const char* key : {"fuse_unk", "byte_fallback", "ignore_merges"}) model[key] = false;
   model["vocab"] = vocabulary;
   model["merges"] = merge_list;

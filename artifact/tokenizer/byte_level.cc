@@ -18,7 +18,8 @@ std::array<std::string, 256> MakeSymbols() {
   std::array<std::string, 256> out;
   uint32_t next = 256;
   for (uint32_t byte = 0; byte < 256; ++byte) {
-    const bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || (byte >= 0xAE && byte <= 0xFF);
+    const bool printable =
+        (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || (byte >= 0xAE && byte <= 0xFF);
     out[byte] = Utf8(printable ? byte : next++);
   }
   return out;
@@ -31,7 +32,9 @@ const std::array<std::string, 256>& Symbols() {
 
 }  // namespace
 
-const std::string& ByteSymbol(unsigned char byte) { return Symbols()[byte]; }
+const std::string& ByteSymbol(unsigned char byte) {
+  return Symbols()[byte];
+}
 
 std::string ToByteSymbols(absl::string_view bytes) {
   std::string out;
@@ -42,7 +45,8 @@ std::string ToByteSymbols(absl::string_view bytes) {
 std::string FromByteSymbols(absl::string_view symbols) {
   static const auto* bytes = [] {
     auto* map = new std::map<std::string, char>();
-    for (int byte = 0; byte < 256; ++byte) (*map)[ByteSymbol(static_cast<unsigned char>(byte))] = static_cast<char>(byte);
+    for (int byte = 0; byte < 256; ++byte)
+      (*map)[ByteSymbol(static_cast<unsigned char>(byte))] = static_cast<char>(byte);
     return map;
   }();
   std::string out;
@@ -90,7 +94,10 @@ std::string ReplaceInvalidUtf8(absl::string_view bytes) {
     out += "\xEF\xBF\xBD";
     // A sequence that breaks off counts once: its lead byte with the tail bytes that could have belonged to it.
     const auto lead = static_cast<unsigned char>(bytes[0]);
-    const size_t wanted = lead >= 0xF0 && lead <= 0xF4 ? 4 : lead >= 0xE0 && lead <= 0xEF ? 3 : lead >= 0xC2 && lead <= 0xDF ? 2 : 1;
+    const size_t wanted = lead >= 0xF0 && lead <= 0xF4   ? 4
+                          : lead >= 0xE0 && lead <= 0xEF ? 3
+                          : lead >= 0xC2 && lead <= 0xDF ? 2
+                                                         : 1;
     length = 1;
     while (length < wanted && length < bytes.size()) {
       const auto next = static_cast<unsigned char>(bytes[length]);

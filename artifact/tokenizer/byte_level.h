@@ -8,9 +8,10 @@
 namespace rlhf::artifact {
 
 // The pattern of GPT-2's pre-tokenizer.
-inline constexpr char kByteLevelPattern[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+inline constexpr char kByteLevelPattern[] =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-const std::string& ByteSymbol(unsigned char byte);           // UTF-8
+const std::string& ByteSymbol(unsigned char byte);  // UTF-8
 std::string ToByteSymbols(absl::string_view bytes);
 // Symbols that are not of the alphabet pass through as they are.
 std::string FromByteSymbols(absl::string_view symbols);

@@ -13,7 +13,8 @@ namespace rlhf::artifact {
 class RegexSplit {
  public:
   static absl::StatusOr<RegexSplit> Compile(const std::string& pattern);
-  // Calls for matches and for what lies between them, in order (behaviour "Isolated"). Bytes that are not UTF-8 must have been replaced before.
+  // Calls for matches and for what lies between them, in order (behaviour "Isolated"). Bytes that are not UTF-8 must
+  // have been replaced before.
   absl::Status Split(absl::string_view text, std::vector<absl::string_view>* pieces) const;
 
  private:

@@ -52,7 +52,7 @@ class PipelineTokenizer : public Tokenizer {
   std::unique_ptr<BpeModel> model_;
   std::vector<int32_t> prefix_, suffix_;  // what the post-processor puts around a sequence
   std::vector<DecodeStep> decoders_;
-  std::vector<std::string> tokens_;       // by id; empty: no such token
+  std::vector<std::string> tokens_;  // by id; empty: no such token
   std::vector<bool> special_;
   std::optional<int32_t> bos_, eos_, pad_;
 };
@@ -75,7 +75,8 @@ absl::Status PipelineTokenizer::EncodePlain(absl::string_view text, bool at_star
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<int32_t>> PipelineTokenizer::Encode(absl::string_view text, const EncodeOptions& options) const {
+absl::StatusOr<std::vector<int32_t>> PipelineTokenizer::Encode(absl::string_view text,
+                                                               const EncodeOptions& options) const {
   const std::string valid = ReplaceInvalidUtf8(text);
   std::vector<int32_t> ids;
   if (options.add_special_tokens) ids = prefix_;
@@ -125,7 +126,8 @@ absl::StatusOr<std::string> PipelineTokenizer::Decode(const std::vector<int32_t>
 // Builds the pipeline; every error names the JSON path.
 class Loader {
  public:
-  Loader(std::string file, const Json& json) : file_(std::move(file)), json_(json), tokenizer_(std::make_unique<PipelineTokenizer>()) {}
+  Loader(std::string file, const Json& json)
+      : file_(std::move(file)), json_(json), tokenizer_(std::make_unique<PipelineTokenizer>()) {}
 
   absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& model_dir) {
     if (absl::Status s = Model(); !s.ok()) return s;
@@ -146,23 +148,33 @@ class Loader {
     static const Json null;
     return json_.contains(key) ? json_[key] : null;
   }
-  static std::string Type(const Json& json) { return json.is_object() && json.contains("type") && json["type"].is_string() ? json["type"].get<std::string>() : ""; }
-  static std::string Text(const Json& json, const char* key) { return json.contains(key) && json[key].is_string() ? json[key].get<std::string>() : ""; }
-  static bool Flag(const Json& json, const char* key, bool fallback) { return json.contains(key) && json[key].is_boolean() ? json[key].get<bool>() : fallback; }
+  static std::string Type(const Json& json) {
+    return json.is_object() && json.contains("type") && json["type"].is_string() ? json["type"].get<std::string>() : "";
+  }
+  static std::string Text(const Json& json, const char* key) {
+    return json.contains(key) && json[key].is_string() ? json[key].get<std::string>() : "";
+  }
+  static bool Flag(const Json& json, const char* key, bool fallback) {
+    return json.contains(key) && json[key].is_boolean() ? json[key].get<bool>() : fallback;
+  }
 
   absl::Status Model() {
     const Json& model = Get("model");
     if (!model.is_object()) return Bad("model", "expected an object");
-    if (Text(model, "type") != "BPE") return Bad("model.type", absl::StrCat("found \"", Text(model, "type"), "\"; supported: \"BPE\""));
+    if (Text(model, "type") != "BPE")
+      return Bad("model.type", absl::StrCat("found \"", Text(model, "type"), "\"; supported: \"BPE\""));
     for (const char* key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}) {
       if (model.contains(key) && !model[key].is_null() && model[key] != "" && model[key] != 0.0) {
-        return Bad(absl::StrCat("model.", key), absl::StrCat("found ", model[key].dump(), ", which is not supported; supported: null"));
+        return Bad(absl::StrCat("model.", key),
+                   absl::StrCat("found ", model[key].dump(), ", which is not supported; supported: null"));
       }
     }
-    if (!model.contains("vocab") || !model["vocab"].is_object()) return Bad("model.vocab", "expected an object of token to id");
+    if (!model.contains("vocab") || !model["vocab"].is_object())
+      return Bad("model.vocab", "expected an object of token to id");
     absl::flat_hash_map<std::string, int32_t> vocabulary;
     for (const auto& [token, id] : model["vocab"].items()) {
-      if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > (1 << 28)) return Bad("model.vocab", absl::StrCat("\"", token, "\": bad id ", id.dump()));
+      if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > (1 << 28))
+        return Bad("model.vocab", absl::StrCat("\"", token, "\": bad id ", id.dump()));
       if (absl::Status s = Name(id.get<int32_t>(), token, false); !s.ok()) return s;
       vocabulary[token] = id.get<int32_t>();
     }
@@ -175,7 +187,8 @@ class Loader {
       }
       const std::string text = merge.is_string() ? merge.get<std::string>() : "";
       const size_t space = text.find(' ');
-      if (space == std::string::npos) return Bad(absl::StrCat("model.merges[", merges.size(), "]"), "expected \"left right\" or [left, right]");
+      if (space == std::string::npos)
+        return Bad(absl::StrCat("model.merges[", merges.size(), "]"), "expected \"left right\" or [left, right]");
       merges.emplace_back(text.substr(0, space), text.substr(space + 1));
     }
     BpeOptions options;
@@ -205,11 +218,14 @@ class Loader {
     if (added.is_null()) return absl::OkStatus();
     if (!added.is_array()) return Bad("added_tokens", "expected an array");
     for (const Json& entry : added) {
-      if (!entry.is_object() || !entry.contains("id") || !entry["id"].is_number_integer() || Text(entry, "content").empty()) {
+      if (!entry.is_object() || !entry.contains("id") || !entry["id"].is_number_integer() ||
+          Text(entry, "content").empty()) {
         return Bad("added_tokens", absl::StrCat("expected {id, content, …}, found ", entry.dump().substr(0, 80)));
       }
       for (const char* key : {"single_word", "lstrip", "rstrip"}) {
-        if (Flag(entry, key, false)) return Bad(absl::StrCat("added_tokens.", key), absl::StrCat("true for \"", Text(entry, "content"), "\" is not supported"));
+        if (Flag(entry, key, false))
+          return Bad(absl::StrCat("added_tokens.", key),
+                     absl::StrCat("true for \"", Text(entry, "content"), "\" is not supported"));
       }
       const bool special = Flag(entry, "special", false);
       if (absl::Status s = Name(entry["id"].get<int32_t>(), Text(entry, "content"), special); !s.ok()) return s;
@@ -241,15 +257,21 @@ class Loader {
   absl::Status Normalizer(const Json& json, const std::string& path, int depth) {
     if (json.is_null()) return absl::OkStatus();
     const std::string type = Type(json);
-    if (type == "Sequence") return Each(json, "normalizers", path, depth, [this](const Json& j, const std::string& p, int d) { return Normalizer(j, p, d); });
+    if (type == "Sequence")
+      return Each(json, "normalizers", path, depth,
+                  [this](const Json& j, const std::string& p, int d) { return Normalizer(j, p, d); });
     if (type == "Prepend") {
-      tokenizer_->normalizers_.push_back([prefix = Text(json, "prepend")](std::string text) { return text.empty() ? text : prefix + text; });
+      tokenizer_->normalizers_.push_back(
+          [prefix = Text(json, "prepend")](std::string text) { return text.empty() ? text : prefix + text; });
     } else if (type == "Replace") {
       std::string from, to;
       if (absl::Status s = Replacement(json, path, &from, &to); !s.ok()) return s;
-      tokenizer_->normalizers_.push_back([from, to](std::string text) { return absl::StrReplaceAll(text, {{from, to}}); });
+      tokenizer_->normalizers_.push_back([from, to](std::string text) {
+        return absl::StrReplaceAll(text, {{from, to}});
+      });
     } else {
-      return Bad(absl::StrCat(path, ".type"), absl::StrCat("found \"", type, "\"; supported: Sequence, Prepend, Replace"));
+      return Bad(absl::StrCat(path, ".type"),
+                 absl::StrCat("found \"", type, "\"; supported: Sequence, Prepend, Replace"));
     }
     return absl::OkStatus();
   }
@@ -257,12 +279,16 @@ class Loader {
   absl::Status PreTokenizer(const Json& json, const std::string& path, int depth) {
     if (json.is_null()) return absl::OkStatus();
     const std::string type = Type(json);
-    if (type == "Sequence") return Each(json, "pretokenizers", path, depth, [this](const Json& j, const std::string& p, int d) { return PreTokenizer(j, p, d); });
-    if (type != "ByteLevel") return Bad(absl::StrCat(path, ".type"), absl::StrCat("found \"", type, "\"; supported: Sequence, ByteLevel"));
+    if (type == "Sequence")
+      return Each(json, "pretokenizers", path, depth,
+                  [this](const Json& j, const std::string& p, int d) { return PreTokenizer(j, p, d); });
+    if (type != "ByteLevel")
+      return Bad(absl::StrCat(path, ".type"), absl::StrCat("found \"", type, "\"; supported: Sequence, ByteLevel"));
     const bool add_space = Flag(json, "add_prefix_space", true), use_regex = Flag(json, "use_regex", true);
     auto split = RegexSplit::Compile(kByteLevelPattern);
     if (!split.ok()) return split.status();
-    tokenizer_->pre_tokenizers_.push_back([add_space, use_regex, split = *std::move(split)](const std::string& given, std::vector<std::string>* out) -> absl::Status {
+    tokenizer_->pre_tokenizers_.push_back([add_space, use_regex, split = *std::move(split)](
+                                              const std::string& given, std::vector<std::string>* out) -> absl::Status {
       const std::string text = add_space && !given.empty() && given[0] != ' ' ? " " + given : given;
       std::vector<absl::string_view> pieces;
       if (use_regex) {
@@ -279,18 +305,24 @@ class Loader {
   absl::Status PostProcessor(const Json& json, const std::string& path, int depth) {
     if (json.is_null()) return absl::OkStatus();
     const std::string type = Type(json);
-    if (type == "Sequence") return Each(json, "processors", path, depth, [this](const Json& j, const std::string& p, int d) { return PostProcessor(j, p, d); });
+    if (type == "Sequence")
+      return Each(json, "processors", path, depth,
+                  [this](const Json& j, const std::string& p, int d) { return PostProcessor(j, p, d); });
     if (type == "ByteLevel") return absl::OkStatus();  // it only moves offsets, which we do not report
-    if (type != "TemplateProcessing") return Bad(absl::StrCat(path, ".type"), absl::StrCat("found \"", type, "\"; supported: Sequence, ByteLevel, TemplateProcessing"));
+    if (type != "TemplateProcessing")
+      return Bad(absl::StrCat(path, ".type"),
+                 absl::StrCat("found \"", type, "\"; supported: Sequence, ByteLevel, TemplateProcessing"));
     bool before = true;
     return Each(json, "single", path, depth, [&](const Json& item, const std::string& where, int) -> absl::Status {
       if (item.is_object() && item.contains("Sequence")) {
         before = false;
         return absl::OkStatus();
       }
-      const std::string name = item.is_object() && item.contains("SpecialToken") ? Text(item["SpecialToken"], "id") : "";
+      const std::string name =
+          item.is_object() && item.contains("SpecialToken") ? Text(item["SpecialToken"], "id") : "";
       const Json& special = json.contains("special_tokens") ? json["special_tokens"] : Json();
-      if (name.empty() || !special.is_object() || !special.contains(name) || !special[name].contains("ids") || !special[name]["ids"].is_array()) {
+      if (name.empty() || !special.is_object() || !special.contains(name) || !special[name].contains("ids") ||
+          !special[name]["ids"].is_array()) {
         return Bad(where, "expected a Sequence, or a SpecialToken listed in special_tokens");
       }
       for (const Json& id : special[name]["ids"]) {
@@ -304,7 +336,9 @@ class Loader {
   absl::Status Decoder(const Json& json, const std::string& path, int depth) {
     if (json.is_null()) return absl::OkStatus();
     const std::string type = Type(json);
-    if (type == "Sequence") return Each(json, "decoders", path, depth, [this](const Json& j, const std::string& p, int d) { return Decoder(j, p, d); });
+    if (type == "Sequence")
+      return Each(json, "decoders", path, depth,
+                  [this](const Json& j, const std::string& p, int d) { return Decoder(j, p, d); });
     const auto each_token = [this](TextStep step) {
       tokenizer_->decoders_.push_back([step = std::move(step)](std::vector<std::string> tokens) {
         for (std::string& token : tokens) token = step(std::move(token));
@@ -320,7 +354,8 @@ class Loader {
     } else if (type == "ByteFallback") {
       each_token([](std::string token) {
         unsigned byte = 0;
-        if (token.size() == 6 && std::sscanf(token.c_str(), "<0x%02X>", &byte) == 1) return std::string(1, static_cast<char>(byte));
+        if (token.size() == 6 && std::sscanf(token.c_str(), "<0x%02X>", &byte) == 1)
+          return std::string(1, static_cast<char>(byte));
         return token;
       });
     } else if (type == "Fuse") {
@@ -333,14 +368,19 @@ class Loader {
       const std::string content = Text(json, "content");
       const int start = json.value("start", 0), stop = json.value("stop", 0);
       each_token([content, start, stop](std::string token) {
-        for (int i = 0; i < start && !content.empty() && token.rfind(content, 0) == 0; ++i) token.erase(0, content.size());
-        for (int i = 0; i < stop && token.size() >= content.size() && !content.empty() && token.compare(token.size() - content.size(), content.size(), content) == 0; ++i) {
+        for (int i = 0; i < start && !content.empty() && token.rfind(content, 0) == 0; ++i)
+          token.erase(0, content.size());
+        for (int i = 0; i < stop && token.size() >= content.size() && !content.empty() &&
+                        token.compare(token.size() - content.size(), content.size(), content) == 0;
+             ++i) {
           token.erase(token.size() - content.size());
         }
         return token;
       });
     } else {
-      return Bad(absl::StrCat(path, ".type"), absl::StrCat("found \"", type, "\"; supported: Sequence, ByteLevel, Replace, ByteFallback, Fuse, Strip"));
+      return Bad(
+          absl::StrCat(path, ".type"),
+          absl::StrCat("found \"", type, "\"; supported: Sequence, ByteLevel, Replace, ByteFallback, Fuse, Strip"));
     }
     return absl::OkStatus();
   }
@@ -351,11 +391,14 @@ class Loader {
       auto text = ReadFile(model_dir + "/" + name);
       return text.ok() ? Json::parse(*text, nullptr, false) : Json();
     };
-    const Json names = read("tokenizer_config.json"), generation = read("generation_config.json"), config = read("config.json");
+    const Json names = read("tokenizer_config.json"), generation = read("generation_config.json"),
+               config = read("config.json");
     const auto find = [&](const std::string& kind) -> std::optional<int32_t> {
       if (names.is_object() && names.contains(kind + "_token")) {
         const Json& token = names[kind + "_token"];
-        const std::string text = token.is_string() ? token.get<std::string>() : token.is_object() ? Text(token, "content") : "";
+        const std::string text = token.is_string()   ? token.get<std::string>()
+                                 : token.is_object() ? Text(token, "content")
+                                                     : "";
         if (const auto id = tokenizer_->TokenToId(text); !text.empty() && id) return id;
       }
       for (const Json* source : {&generation, &config}) {
@@ -383,7 +426,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& mo
   auto text = ReadFile(path);
   if (!text.ok()) return text.status();
   const Json json = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, ": expected a JSON object; is the file damaged?"));
+  if (!json.is_object())
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a JSON object; is the file damaged?"));
   return Loader(path, json).Load(model_dir);
 }
 

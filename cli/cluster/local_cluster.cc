@@ -24,7 +24,8 @@ constexpr char kDomain[] = "rlhf.local";
 constexpr int kDays = 30;
 constexpr absl::Duration kCoordinatorReady = absl::Seconds(30);
 
-// A port nobody listens on now. Another process may take it before we do; the coordinator then fails with a clear error.
+// A port nobody listens on now. Another process may take it before we do; the coordinator then fails with a clear
+// error.
 absl::StatusOr<int> FreeLoopbackPort() {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address{};
@@ -49,7 +50,10 @@ absl::Status WriteSecret(const std::string& path, const std::string& content) {
 std::vector<std::pair<std::string, std::string>> LocalCluster::Environment() const {
   // Many processes share few cores: one compute thread each, and no spinning while waiting for work.
   const std::string threads = std::to_string(options_.threads);
-  return {{"OMP_NUM_THREADS", threads}, {"MKL_NUM_THREADS", threads}, {"OMP_WAIT_POLICY", "PASSIVE"}, {"KMP_BLOCKTIME", "0"}};
+  return {{"OMP_NUM_THREADS", threads},
+          {"MKL_NUM_THREADS", threads},
+          {"OMP_WAIT_POLICY", "PASSIVE"},
+          {"KMP_BLOCKTIME", "0"}};
 }
 
 absl::Status LocalCluster::MakePki() {
@@ -64,8 +68,10 @@ absl::Status LocalCluster::MakePki() {
     return WriteSecret((pki / (name + ".key")).string(), issued.key_pem);
   };
   RLHF_RETURN_IF_ERROR(issue("coordinator", "coordinator"));
-  for (int i = 0; i < options_.rollout_workers; ++i) RLHF_RETURN_IF_ERROR(issue("rollout_worker", absl::StrCat("rollout-", i)));
-  for (int i = 0; i < options_.reward_servers; ++i) RLHF_RETURN_IF_ERROR(issue("reward_server", absl::StrCat("reward-", i)));
+  for (int i = 0; i < options_.rollout_workers; ++i)
+    RLHF_RETURN_IF_ERROR(issue("rollout_worker", absl::StrCat("rollout-", i)));
+  for (int i = 0; i < options_.reward_servers; ++i)
+    RLHF_RETURN_IF_ERROR(issue("reward_server", absl::StrCat("reward-", i)));
   for (int i = 0; i < options_.learners; ++i) RLHF_RETURN_IF_ERROR(issue("learner", absl::StrCat("learner-", i)));
   return absl::OkStatus();
 }
@@ -79,16 +85,32 @@ absl::Status LocalCluster::StartCoordinator() {
   spec.name = "coordinator";
   spec.log_file = (dir / "logs" / "coordinator.log").string();
   spec.command = {(fs::path(options_.bin_dir) / "rlhf-coordinator").string(),
-                  "--data-dir", (dir / "data").string(),
-                  "--artifact-root", (dir / "artifacts").string(),
-                  "--fleet-address", fleet_address_, "--api-address", api_address_, "--http-address", http_address_,
-                  "--tls-ca", (dir / "pki" / "ca.pem").string(),
-                  "--tls-cert", (dir / "pki" / "coordinator.pem").string(),
-                  "--tls-key", (dir / "pki" / "coordinator.key").string(),
-                  "--api-cert", (dir / "pki" / "coordinator.pem").string(),
-                  "--api-key", (dir / "pki" / "coordinator.key").string(),
-                  "--bootstrap-tokens", (dir / "tokens" / "tokens.json").string(),
-                  "--ports-file", ports_file, "--log-level", options_.log_level};
+                  "--data-dir",
+                  (dir / "data").string(),
+                  "--artifact-root",
+                  (dir / "artifacts").string(),
+                  "--fleet-address",
+                  fleet_address_,
+                  "--api-address",
+                  api_address_,
+                  "--http-address",
+                  http_address_,
+                  "--tls-ca",
+                  (dir / "pki" / "ca.pem").string(),
+                  "--tls-cert",
+                  (dir / "pki" / "coordinator.pem").string(),
+                  "--tls-key",
+                  (dir / "pki" / "coordinator.key").string(),
+                  "--api-cert",
+                  (dir / "pki" / "coordinator.pem").string(),
+                  "--api-key",
+                  (dir / "pki" / "coordinator.key").string(),
+                  "--bootstrap-tokens",
+                  (dir / "tokens" / "tokens.json").string(),
+                  "--ports-file",
+                  ports_file,
+                  "--log-level",
+                  options_.log_level};
   RLHF_RETURN_IF_ERROR(supervisor_.Start(spec));
   const absl::Time deadline = absl::Now() + kCoordinatorReady;
   while (absl::Now() < deadline) {
@@ -106,21 +128,36 @@ absl::Status LocalCluster::StartCoordinator() {
   return absl::DeadlineExceededError(absl::StrCat("the coordinator was not ready within 30 s; see ", spec.log_file));
 }
 
-absl::Status LocalCluster::StartRole(const std::string& binary, const std::string& role, const std::string& name, std::vector<std::string> extra) {
+absl::Status LocalCluster::StartRole(const std::string& binary, const std::string& role, const std::string& name,
+                                     std::vector<std::string> extra) {
   const fs::path dir = options_.dir;
   ProcessSpec spec;
   spec.name = name;
   spec.log_file = (dir / "logs" / (name + ".log")).string();
   spec.environment = Environment();
   spec.command = {(fs::path(options_.bin_dir) / binary).string(),
-                  "--coordinator", fleet_address_, "--instance", name,
-                  "--artifact-root", (dir / "artifacts").string(),
-                  "--cache-dir", (dir / "cache" / name).string(),
-                  "--ports-file", (dir / "ports" / (name + ".json")).string(),
-                  "--tls-ca", (dir / "pki" / "ca.pem").string(),
-                  "--tls-cert", (dir / "pki" / (name + ".pem")).string(),
-                  "--tls-key", (dir / "pki" / (name + ".key")).string(),
-                  "--threads", std::to_string(options_.threads), "--device", options_.device, "--log-level", options_.log_level};
+                  "--coordinator",
+                  fleet_address_,
+                  "--instance",
+                  name,
+                  "--artifact-root",
+                  (dir / "artifacts").string(),
+                  "--cache-dir",
+                  (dir / "cache" / name).string(),
+                  "--ports-file",
+                  (dir / "ports" / (name + ".json")).string(),
+                  "--tls-ca",
+                  (dir / "pki" / "ca.pem").string(),
+                  "--tls-cert",
+                  (dir / "pki" / (name + ".pem")).string(),
+                  "--tls-key",
+                  (dir / "pki" / (name + ".key")).string(),
+                  "--threads",
+                  std::to_string(options_.threads),
+                  "--device",
+                  options_.device,
+                  "--log-level",
+                  options_.log_level};
   spec.command.insert(spec.command.end(), extra.begin(), extra.end());
   RLHF_RETURN_IF_ERROR(MakeDirs((dir / "cache" / name).string()));
   return supervisor_.Start(spec);
@@ -130,10 +167,13 @@ absl::Status LocalCluster::WriteContexts() {
   const fs::path dir = options_.dir;
   RLHF_ASSIGN_OR_RETURN(const std::string text, ReadFile((dir / "tokens" / "tokens.json").string()));
   const auto tokens = nlohmann::json::parse(text, nullptr, false);
-  if (!tokens.is_object()) return absl::DataLossError("tokens/tokens.json: expected a JSON object of tokens; remove the folder and start anew");
+  if (!tokens.is_object())
+    return absl::DataLossError(
+        "tokens/tokens.json: expected a JSON object of tokens; remove the folder and start anew");
   for (const auto& [name, token] : tokens.items()) {
     RLHF_RETURN_IF_ERROR(WriteSecret((dir / "tokens" / name).string(), token.get<std::string>() + "\n"));
-    const nlohmann::json context = {{"address", api_address_}, {"ca_file", "pki/ca.pem"}, {"token_file", "tokens/" + name}};
+    const nlohmann::json context = {
+        {"address", api_address_}, {"ca_file", "pki/ca.pem"}, {"token_file", "tokens/" + name}};
     const std::string file = name == "submitter" ? "client.json" : name + ".json";
     RLHF_RETURN_IF_ERROR(WriteFileDurably((dir / file).string(), context.dump(2) + "\n"));
   }
@@ -157,8 +197,8 @@ absl::Status LocalCluster::Start() {
     RLHF_RETURN_IF_ERROR(StartRole("rlhf-reward-server", "reward_server", absl::StrCat("reward-", i), {}));
   }
   for (int i = 0; i < options_.rollout_workers; ++i) {
-    RLHF_RETURN_IF_ERROR(
-        StartRole("rlhf-rollout-worker", "rollout_worker", absl::StrCat("rollout-", i), {"--slots", std::to_string(options_.slots)}));
+    RLHF_RETURN_IF_ERROR(StartRole("rlhf-rollout-worker", "rollout_worker", absl::StrCat("rollout-", i),
+                                   {"--slots", std::to_string(options_.slots)}));
   }
   for (int i = 0; i < options_.learners; ++i) {
     RLHF_RETURN_IF_ERROR(StartRole("rlhf-learner", "learner", absl::StrCat("learner-", i), {}));

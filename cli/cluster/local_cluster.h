@@ -1,7 +1,7 @@
 // A whole service of real processes on loopback: what `rlhfctl up` runs.
 //
-// Folder layout: DIR/client.json (context for rlhfctl and the Python client), DIR/tokens/, DIR/pki/, DIR/data/ (coordinator), DIR/artifacts/ (shared root),
-// DIR/cache/NAME/ (private), DIR/ports/NAME.json, DIR/logs/NAME.log.
+// Folder layout: DIR/client.json (context for rlhfctl and the Python client), DIR/tokens/, DIR/pki/, DIR/data/
+// (coordinator), DIR/artifacts/ (shared root), DIR/cache/NAME/ (private), DIR/ports/NAME.json, DIR/logs/NAME.log.
 #pragma once
 
 #include <string>
@@ -13,12 +13,12 @@ namespace rlhf::cli {
 
 struct ClusterOptions {
   std::string dir = ".rlhf";
-  std::string bin_dir;           // where the binaries are; default: beside rlhfctl
+  std::string bin_dir;  // where the binaries are; default: beside rlhfctl
   int rollout_workers = 2;
   int reward_servers = 1;
   int learners = 2;
-  int slots = 64;                // a rollout worker's sequences at once
-  int threads = 1;               // compute threads a process
+  int slots = 64;   // a rollout worker's sequences at once
+  int threads = 1;  // compute threads a process
   std::string device = "cpu";
   std::string log_level = "info";
 };
@@ -26,7 +26,8 @@ struct ClusterOptions {
 class LocalCluster {
  public:
   explicit LocalCluster(ClusterOptions options) : options_(std::move(options)) {}
-  // Makes the CA, certificates and tokens (kept when there are some), starts every process, and returns when the coordinator is ready.
+  // Makes the CA, certificates and tokens (kept when there are some), starts every process, and returns when the
+  // coordinator is ready.
   absl::Status Start();
   Supervisor& supervisor() { return supervisor_; }
   const std::string& api_address() const { return api_address_; }
@@ -36,7 +37,8 @@ class LocalCluster {
  private:
   absl::Status MakePki();
   absl::Status StartCoordinator();
-  absl::Status StartRole(const std::string& binary, const std::string& role, const std::string& name, std::vector<std::string> extra);
+  absl::Status StartRole(const std::string& binary, const std::string& role, const std::string& name,
+                         std::vector<std::string> extra);
   absl::Status WriteContexts();
   std::vector<std::pair<std::string, std::string>> Environment() const;
 

@@ -23,7 +23,9 @@ std::string HowItEnded(int status) {
 
 }  // namespace
 
-Supervisor::~Supervisor() { StopAll(absl::Seconds(5)); }
+Supervisor::~Supervisor() {
+  StopAll(absl::Seconds(5));
+}
 
 absl::Status Supervisor::Spawn(Child& child) {
   std::vector<char*> argv;
@@ -36,7 +38,8 @@ absl::Status Supervisor::Spawn(Child& child) {
   for (std::string& entry : environment) envp.push_back(entry.data());
   envp.push_back(nullptr);
   const int log = open(child.spec.log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (log < 0) return absl::InternalError(absl::StrCat("cannot open ", child.spec.log_file, ": ", std::strerror(errno)));
+  if (log < 0)
+    return absl::InternalError(absl::StrCat("cannot open ", child.spec.log_file, ": ", std::strerror(errno)));
   const pid_t parent = getpid();
   const pid_t pid = fork();
   if (pid < 0) {
@@ -76,7 +79,8 @@ void Supervisor::Tick(const std::function<void(const std::string&, const std::st
       int status = 0;
       if (waitpid(child.pid, &status, WNOHANG) != child.pid) continue;
       const absl::Time now = absl::Now();
-      child.backoff = now - child.started > absl::Seconds(10) ? absl::Seconds(1) : std::min(2 * child.backoff, absl::Seconds(30));
+      child.backoff =
+          now - child.started > absl::Seconds(10) ? absl::Seconds(1) : std::min(2 * child.backoff, absl::Seconds(30));
       child.pid = -1;
       child.restart_at = now + child.backoff;
       restarted(child.spec.name, HowItEnded(status));

@@ -15,7 +15,7 @@
 namespace rlhf::cli {
 
 struct ProcessSpec {
-  std::string name;                     // also the log's file name
+  std::string name;  // also the log's file name
   std::vector<std::string> command;
   std::vector<std::pair<std::string, std::string>> environment;  // added to ours
   std::string log_file;
@@ -25,7 +25,8 @@ class Supervisor {
  public:
   ~Supervisor();
   absl::Status Start(const ProcessSpec& spec);
-  // Restarts what ended (after 1 s, doubling to 30 s when it ends within 10 s of its start). `restarted` is told name and how it ended.
+  // Restarts what ended (after 1 s, doubling to 30 s when it ends within 10 s of its start). `restarted` is told name
+  // and how it ended.
   void Tick(const std::function<void(const std::string& name, const std::string& how)>& restarted);
   // SIGTERM to the last started first; SIGKILL to what is left after the grace.
   void StopAll(absl::Duration grace);

@@ -32,7 +32,8 @@ int List(const ConnectionFlags& connection, const std::string& kind) {
   do {
     v1::ListArtifactsResponse response;
     const auto context = CallContext();
-    if (const absl::Status status = FromGrpc(stub->ListArtifacts(context.get(), request, &response)); !status.ok()) return Fail(status);
+    if (const absl::Status status = FromGrpc(stub->ListArtifacts(context.get(), request, &response)); !status.ok())
+      return Fail(status);
     artifacts.insert(artifacts.end(), response.artifacts().begin(), response.artifacts().end());
     request.mutable_page()->set_page_token(response.next_page_token());
   } while (!request.page().page_token().empty());
@@ -44,8 +45,8 @@ int List(const ConnectionFlags& connection, const std::string& kind) {
   for (const v1::Artifact& artifact : artifacts) {
     std::string aliases;
     for (const std::string& alias : artifact.aliases()) absl::StrAppend(&aliases, aliases.empty() ? "" : ", ", alias);
-    table.Row({Short(artifact.digest()), Bytes(artifact.total_size()), absl::StrCat(artifact.files_size()), artifact.pinned() ? "yes" : "", aliases,
-               artifact.created_by()});
+    table.Row({Short(artifact.digest()), Bytes(artifact.total_size()), absl::StrCat(artifact.files_size()),
+               artifact.pinned() ? "yes" : "", aliases, artifact.created_by()});
   }
   std::fputs(table.Text().c_str(), stdout);
   return v1::EXIT_OK;
@@ -64,7 +65,8 @@ int Push(const ConnectionFlags& connection, const std::string& kind, const Flags
   return v1::EXIT_OK;
 }
 
-absl::Status PullFile(v1::ArtifactService::Stub& stub, const std::string& digest, const v1::FileEntry& entry, const std::filesystem::path& target) {
+absl::Status PullFile(v1::ArtifactService::Stub& stub, const std::string& digest, const v1::FileEntry& entry,
+                      const std::filesystem::path& target) {
   std::error_code error;
   std::filesystem::create_directories(target.parent_path(), error);
   std::ofstream file(target, std::ios::binary | std::ios::trunc);
@@ -83,7 +85,8 @@ absl::Status PullFile(v1::ArtifactService::Stub& stub, const std::string& digest
   RLHF_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
   file.close();
   if (!file) return absl::ResourceExhaustedError(absl::StrCat("cannot write ", target.string(), "; is the disk full?"));
-  if (sha.FinishHex() != entry.sha256()) return absl::DataLossError(absl::StrCat(target.string(), " does not match its digest; pull again"));
+  if (sha.FinishHex() != entry.sha256())
+    return absl::DataLossError(absl::StrCat(target.string(), " does not match its digest; pull again"));
   return absl::OkStatus();
 }
 
@@ -96,9 +99,11 @@ int Pull(const ConnectionFlags& connection, const Flags& flags) {
   request.set_project(connection.project);
   v1::Artifact artifact;
   const auto context = CallContext();
-  if (const absl::Status status = FromGrpc(stub->GetArtifact(context.get(), request, &artifact)); !status.ok()) return Fail(status);
+  if (const absl::Status status = FromGrpc(stub->GetArtifact(context.get(), request, &artifact)); !status.ok())
+    return Fail(status);
   for (const v1::FileEntry& entry : artifact.files()) {
-    const absl::Status status = PullFile(*stub, artifact.digest(), entry, std::filesystem::path(flags.out) / entry.path());
+    const absl::Status status =
+        PullFile(*stub, artifact.digest(), entry, std::filesystem::path(flags.out) / entry.path());
     if (!status.ok()) return Fail(status);
   }
   std::printf("%s: %d files, %s\n", flags.out.c_str(), artifact.files_size(), Bytes(artifact.total_size()).c_str());
@@ -113,7 +118,8 @@ int Pin(const ConnectionFlags& connection, const Flags& flags) {
   request.set_pinned(!flags.unpin);
   v1::Artifact artifact;
   const auto context = CallContext();
-  const absl::Status status = FromGrpc(v1::ArtifactService::NewStub(*channel)->PinArtifact(context.get(), request, &artifact));
+  const absl::Status status =
+      FromGrpc(v1::ArtifactService::NewStub(*channel)->PinArtifact(context.get(), request, &artifact));
   if (!status.ok()) return Fail(status);
   std::printf("%s %s\n", artifact.digest().c_str(), artifact.pinned() ? "pinned" : "not pinned");
   return v1::EXIT_OK;
@@ -131,7 +137,8 @@ void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
     auto* push = parent->add_subcommand("push", "Upload a file or folder; prints its digest");
     push->add_option("path", flags->path, "File or folder")->required();
     push->add_option("--alias", flags->alias, "A name for it in the project");
-    push->callback([=, &connection, kind = kind] { *run = [=, &connection] { return Push(connection, kind, *flags); }; });
+    push->callback(
+        [=, &connection, kind = kind] { *run = [=, &connection] { return Push(connection, kind, *flags); }; });
     auto* pull = parent->add_subcommand("pull", "Download it into a folder, verified");
     pull->add_option("reference", flags->reference, "Digest or alias")->required();
     pull->add_option("--out", flags->out, "Folder to write")->required();

@@ -1,4 +1,5 @@
-// The commands of rlhfctl. Each adds its subcommand to the app and sets *run to what the parsed command line asks for; run returns the exit code.
+// The commands of rlhfctl. Each adds its subcommand to the app and sets *run to what the parsed command line asks for;
+// run returns the exit code.
 #pragma once
 
 #include <functional>
@@ -12,7 +13,8 @@ namespace rlhf::cli {
 
 using Run = std::function<int()>;
 
-void AddJobCommands(CLI::App& app, ConnectionFlags& connection, Run* run);       // submit validate list get watch cancel pause resume delete why
+void AddJobCommands(CLI::App& app, ConnectionFlags& connection,
+                    Run* run);  // submit validate list get watch cancel pause resume delete why
 void AddSampleCommands(CLI::App& app, ConnectionFlags& connection, Run* run);    // ledger samples
 void AddReportCommand(CLI::App& app, ConnectionFlags& connection, Run* run);     // report
 void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run);  // models data

@@ -28,7 +28,8 @@ int ListWorkers(const ConnectionFlags& connection) {
   request.mutable_page()->set_page_size(1000);
   v1::ListWorkersResponse response;
   const auto context = CallContext();
-  const absl::Status status = FromGrpc(v1::AdminService::NewStub(*channel)->ListWorkers(context.get(), request, &response));
+  const absl::Status status =
+      FromGrpc(v1::AdminService::NewStub(*channel)->ListWorkers(context.get(), request, &response));
   if (!status.ok()) return Fail(status);
   if (connection.output == "json") {
     PrintJsonArray(response.workers());
@@ -37,9 +38,11 @@ int ListWorkers(const ConnectionFlags& connection) {
   Table table({"INSTANCE", "ROLE", "STATE", "DEVICE", "LEASED", "POLICY", "JOB", "HEARTBEAT"});
   for (const v1::Worker& worker : response.workers()) {
     std::string role = v1::Role_Name(worker.role());
-    table.Row({worker.instance_id(), role.rfind("ROLE_", 0) == 0 ? role.substr(5) : role, v1::WorkerState_Name(worker.state()), worker.device(),
-               worker.slots() > 0 ? absl::StrCat(worker.leased(), "/", worker.slots()) : "", worker.has_policy() ? absl::StrCat(worker.policy().step()) : "",
-               worker.job_id(), absl::StrFormat("%.1f s ago", worker.seconds_since_heartbeat())});
+    table.Row({worker.instance_id(), role.rfind("ROLE_", 0) == 0 ? role.substr(5) : role,
+               v1::WorkerState_Name(worker.state()), worker.device(),
+               worker.slots() > 0 ? absl::StrCat(worker.leased(), "/", worker.slots()) : "",
+               worker.has_policy() ? absl::StrCat(worker.policy().step()) : "", worker.job_id(),
+               absl::StrFormat("%.1f s ago", worker.seconds_since_heartbeat())});
   }
   std::fputs(table.Text().c_str(), stdout);
   return v1::EXIT_OK;
@@ -52,7 +55,8 @@ int ChangeWorker(const ConnectionFlags& connection, Request request, Method meth
   v1::Worker worker;
   const auto context = CallContext();
   const auto stub = v1::AdminService::NewStub(*channel);
-  if (const absl::Status status = FromGrpc(method(*stub, context.get(), request, &worker)); !status.ok()) return Fail(status);
+  if (const absl::Status status = FromGrpc(method(*stub, context.get(), request, &worker)); !status.ok())
+    return Fail(status);
   std::printf("%s %s\n", worker.instance_id().c_str(), v1::WorkerState_Name(worker.state()).c_str());
   return v1::EXIT_OK;
 }
@@ -66,7 +70,8 @@ int CreateToken(const ConnectionFlags& connection, const Flags& flags) {
     for (char& c : role) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
     v1::TokenRole value = v1::TOKEN_ROLE_UNSPECIFIED;
     if (!v1::TokenRole_Parse(role, &value)) {
-      return Fail(absl::InvalidArgumentError(absl::StrCat("--role: expected viewer, submitter, rater, overseer or admin, found \"", role, "\"")));
+      return Fail(absl::InvalidArgumentError(
+          absl::StrCat("--role: expected viewer, submitter, rater, overseer or admin, found \"", role, "\"")));
     }
     request.add_roles(value);
   }
@@ -74,7 +79,8 @@ int CreateToken(const ConnectionFlags& connection, const Flags& flags) {
   if (!channel.ok()) return Fail(channel.status());
   v1::CreateTokenResponse response;
   const auto context = CallContext();
-  const absl::Status status = FromGrpc(v1::AdminService::NewStub(*channel)->CreateToken(context.get(), request, &response));
+  const absl::Status status =
+      FromGrpc(v1::AdminService::NewStub(*channel)->CreateToken(context.get(), request, &response));
   if (!status.ok()) return Fail(status);
   if (connection.output == "json") {
     PrintJson(response);
@@ -91,7 +97,8 @@ int ListTokens(const ConnectionFlags& connection) {
   request.mutable_page()->set_page_size(1000);
   v1::ListTokensResponse response;
   const auto context = CallContext();
-  const absl::Status status = FromGrpc(v1::AdminService::NewStub(*channel)->ListTokens(context.get(), request, &response));
+  const absl::Status status =
+      FromGrpc(v1::AdminService::NewStub(*channel)->ListTokens(context.get(), request, &response));
   if (!status.ok()) return Fail(status);
   if (connection.output == "json") {
     PrintJsonArray(response.tokens());
@@ -100,7 +107,8 @@ int ListTokens(const ConnectionFlags& connection) {
   Table table({"ID", "SUBJECT", "PROJECT", "ROLES", "REVOKED"});
   for (const v1::TokenRow& token : response.tokens()) {
     std::string roles;
-    for (const int role : token.roles()) absl::StrAppend(&roles, roles.empty() ? "" : ",", v1::TokenRole_Name(static_cast<v1::TokenRole>(role)));
+    for (const int role : token.roles())
+      absl::StrAppend(&roles, roles.empty() ? "" : ",", v1::TokenRole_Name(static_cast<v1::TokenRole>(role)));
     table.Row({token.id(), token.subject(), token.project(), roles, token.revoked() ? "yes" : ""});
   }
   std::fputs(table.Text().c_str(), stdout);
@@ -114,7 +122,8 @@ int RevokeToken(const ConnectionFlags& connection, const std::string& id) {
   request.set_id(id);
   v1::RevokeTokenResponse response;
   const auto context = CallContext();
-  const absl::Status status = FromGrpc(v1::AdminService::NewStub(*channel)->RevokeToken(context.get(), request, &response));
+  const absl::Status status =
+      FromGrpc(v1::AdminService::NewStub(*channel)->RevokeToken(context.get(), request, &response));
   if (!status.ok()) return Fail(status);
   std::printf("token %s revoked\n", id.c_str());
   return v1::EXIT_OK;
@@ -126,14 +135,18 @@ void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   const auto flags = std::make_shared<Flags>();
   auto* workers = app.add_subcommand("workers", "Rollout workers, reward servers and learners");
   workers->require_subcommand(1);
-  workers->add_subcommand("list", "List them")->callback([=, &connection] { *run = [&connection] { return ListWorkers(connection); }; });
+  workers->add_subcommand("list", "List them")->callback([=, &connection] {
+    *run = [&connection] { return ListWorkers(connection); };
+  });
   auto* drain = workers->add_subcommand("drain", "Let one finish what it has, then exit");
   drain->add_option("instance", flags->instance, "Instance id")->required();
   drain->callback([=, &connection] {
     *run = [=, &connection] {
       v1::DrainWorkerRequest request;
       request.set_instance_id(flags->instance);
-      return ChangeWorker(connection, request, [](auto& stub, auto* context, const auto& r, auto* worker) { return stub.DrainWorker(context, r, worker); });
+      return ChangeWorker(connection, request, [](auto& stub, auto* context, const auto& r, auto* worker) {
+        return stub.DrainWorker(context, r, worker);
+      });
     };
   });
   auto* cordon = workers->add_subcommand("cordon", "Give one nothing new");
@@ -144,7 +157,9 @@ void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
       v1::CordonWorkerRequest request;
       request.set_instance_id(flags->instance);
       request.set_uncordon(flags->uncordon);
-      return ChangeWorker(connection, request, [](auto& stub, auto* context, const auto& r, auto* worker) { return stub.CordonWorker(context, r, worker); });
+      return ChangeWorker(connection, request, [](auto& stub, auto* context, const auto& r, auto* worker) {
+        return stub.CordonWorker(context, r, worker);
+      });
     };
   });
 
@@ -155,7 +170,9 @@ void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   create->add_option("--role", flags->roles, "viewer, submitter, rater, overseer, admin; may be repeated")->required();
   create->add_option("--days", flags->days, "Valid for")->check(CLI::Range(1, 3650))->capture_default_str();
   create->callback([=, &connection] { *run = [=, &connection] { return CreateToken(connection, *flags); }; });
-  token->add_subcommand("list", "List them")->callback([=, &connection] { *run = [&connection] { return ListTokens(connection); }; });
+  token->add_subcommand("list", "List them")->callback([=, &connection] {
+    *run = [&connection] { return ListTokens(connection); };
+  });
   auto* revoke = token->add_subcommand("revoke", "Revoke one at once");
   revoke->add_option("id", flags->token_id, "Token id")->required();
   revoke->callback([=, &connection] { *run = [=, &connection] { return RevokeToken(connection, flags->token_id); }; });

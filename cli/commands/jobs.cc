@@ -51,7 +51,9 @@ absl::StatusOr<v1::JobSpec> LoadSpec(const ConnectionFlags& connection, const Sp
   return spec;
 }
 
-std::string BaseDir(const std::string& file) { return std::filesystem::absolute(file).parent_path().string(); }
+std::string BaseDir(const std::string& file) {
+  return std::filesystem::absolute(file).parent_path().string();
+}
 
 int PrintProblems(const ConnectionFlags& connection, const std::string& file, const v1::ValidateJobResponse& response) {
   if (connection.output == "json") {
@@ -59,7 +61,8 @@ int PrintProblems(const ConnectionFlags& connection, const std::string& file, co
   } else if (response.problems().empty()) {
     std::printf("%s: valid\n", file.c_str());
   } else {
-    for (const auto& problem : response.problems()) std::fprintf(stderr, "%s: %s: %s\n", file.c_str(), problem.field().c_str(), problem.problem().c_str());
+    for (const auto& problem : response.problems())
+      std::fprintf(stderr, "%s: %s: %s\n", file.c_str(), problem.field().c_str(), problem.problem().c_str());
   }
   return response.problems().empty() ? v1::EXIT_OK : v1::EXIT_USAGE;
 }
@@ -67,18 +70,21 @@ int PrintProblems(const ConnectionFlags& connection, const std::string& file, co
 int Validate(const ConnectionFlags& connection, const SpecFlags& flags) {
   auto spec = LoadSpec(connection, flags);
   if (!spec.ok()) return Fail(spec.status());
-  if (auto files = UploadFileReferences(nullptr, BaseDir(flags.file), spec->project(), &*spec); !files.ok()) return Fail(files.status());
+  if (auto files = UploadFileReferences(nullptr, BaseDir(flags.file), spec->project(), &*spec); !files.ok())
+    return Fail(files.status());
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   v1::ValidateJobRequest request;
   *request.mutable_spec() = *spec;
   v1::ValidateJobResponse response;
   const auto context = CallContext();
-  const absl::Status status = FromGrpc(v1::JobService::NewStub(*channel)->ValidateJob(context.get(), request, &response));
+  const absl::Status status =
+      FromGrpc(v1::JobService::NewStub(*channel)->ValidateJob(context.get(), request, &response));
   return status.ok() ? PrintProblems(connection, flags.file, response) : Fail(status);
 }
 
-int Follow(const ConnectionFlags& connection, const std::shared_ptr<grpc::Channel>& channel, const std::string& job_id) {
+int Follow(const ConnectionFlags& connection, const std::shared_ptr<grpc::Channel>& channel,
+           const std::string& job_id) {
   auto job = FollowJob(channel, job_id, FollowOptionsForStdout(connection.output));
   if (!job.ok()) return Fail(job.status());
   if (connection.output == "json") {
@@ -127,7 +133,8 @@ int List(const ConnectionFlags& connection, bool stages) {
   do {
     v1::ListJobsResponse response;
     const auto context = CallContext();
-    if (const absl::Status status = FromGrpc(stub->ListJobs(context.get(), request, &response)); !status.ok()) return Fail(status);
+    if (const absl::Status status = FromGrpc(stub->ListJobs(context.get(), request, &response)); !status.ok())
+      return Fail(status);
     jobs.insert(jobs.end(), response.jobs().begin(), response.jobs().end());
     request.mutable_page()->set_page_token(response.next_page_token());
   } while (!request.page().page_token().empty());
@@ -144,7 +151,8 @@ int List(const ConnectionFlags& connection, bool stages) {
   return v1::EXIT_OK;
 }
 
-absl::StatusOr<v1::Job> GetJob(const ConnectionFlags& connection, const std::shared_ptr<grpc::Channel>& channel, const std::string& id) {
+absl::StatusOr<v1::Job> GetJob(const ConnectionFlags& connection, const std::shared_ptr<grpc::Channel>& channel,
+                               const std::string& id) {
   v1::GetJobRequest request;
   request.set_job_id(id);
   request.set_project(connection.project);
@@ -188,7 +196,8 @@ int Change(const ConnectionFlags& connection, const std::string& id, const char*
   Response response;
   const auto context = CallContext();
   const auto stub = v1::JobService::NewStub(*channel);
-  if (const absl::Status status = FromGrpc(method(*stub, context.get(), request, &response)); !status.ok()) return Fail(status);
+  if (const absl::Status status = FromGrpc(method(*stub, context.get(), request, &response)); !status.ok())
+    return Fail(status);
   if (connection.output == "json") {
     PrintJson(response);
   } else {
@@ -206,7 +215,8 @@ int Why(const ConnectionFlags& connection, const std::string& id) {
   request.set_job_id(job->id());
   v1::ExplainJobResponse response;
   const auto context = CallContext();
-  const absl::Status status = FromGrpc(v1::JobService::NewStub(*channel)->ExplainJob(context.get(), request, &response));
+  const absl::Status status =
+      FromGrpc(v1::JobService::NewStub(*channel)->ExplainJob(context.get(), request, &response));
   if (!status.ok()) return Fail(status);
   if (connection.output == "json") {
     PrintJson(response);
@@ -242,7 +252,8 @@ void AddJobCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   list->add_flag("--stages", *stages, "Also the stages of pipelines");
   list->callback([=, &connection] { *run = [=, &connection] { return List(connection, *stages); }; });
 
-  const auto add = [&](const char* name, const char* help, std::function<int(const ConnectionFlags&, const std::string&)> fn) {
+  const auto add = [&](const char* name, const char* help,
+                       std::function<int(const ConnectionFlags&, const std::string&)> fn) {
     auto* command = app.add_subcommand(name, help);
     command->add_option("job", *id, "Job id, or name (the newest of that name)")->required();
     command->callback([=, &connection] { *run = [=, &connection] { return fn(connection, *id); }; });
@@ -251,24 +262,28 @@ void AddJobCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   add("watch", "Follow a job to its end; the exit code is the job's", Watch);
   add("why", "What a job waits for, since when, who holds it, what to do", Why);
   add("cancel", "Cancel a job", [](const ConnectionFlags& c, const std::string& i) {
-    return Change<v1::CancelJobRequest, v1::Job>(c, i, "cancelled", [](auto& stub, auto* context, const auto& request, auto* response) {
-      return stub.CancelJob(context, request, response);
-    });
+    return Change<v1::CancelJobRequest, v1::Job>(c, i, "cancelled",
+                                                 [](auto& stub, auto* context, const auto& request, auto* response) {
+                                                   return stub.CancelJob(context, request, response);
+                                                 });
   });
   add("pause", "Pause a job", [](const ConnectionFlags& c, const std::string& i) {
-    return Change<v1::PauseJobRequest, v1::Job>(c, i, "paused", [](auto& stub, auto* context, const auto& request, auto* response) {
-      return stub.PauseJob(context, request, response);
-    });
+    return Change<v1::PauseJobRequest, v1::Job>(c, i, "paused",
+                                                [](auto& stub, auto* context, const auto& request, auto* response) {
+                                                  return stub.PauseJob(context, request, response);
+                                                });
   });
   add("resume", "Resume a paused job", [](const ConnectionFlags& c, const std::string& i) {
-    return Change<v1::ResumeJobRequest, v1::Job>(c, i, "resumed", [](auto& stub, auto* context, const auto& request, auto* response) {
-      return stub.ResumeJob(context, request, response);
-    });
+    return Change<v1::ResumeJobRequest, v1::Job>(c, i, "resumed",
+                                                 [](auto& stub, auto* context, const auto& request, auto* response) {
+                                                   return stub.ResumeJob(context, request, response);
+                                                 });
   });
   add("delete", "Delete an ended job's rows and payloads", [](const ConnectionFlags& c, const std::string& i) {
-    return Change<v1::DeleteJobRequest, v1::DeleteJobResponse>(c, i, "deleted", [](auto& stub, auto* context, const auto& request, auto* response) {
-      return stub.DeleteJob(context, request, response);
-    });
+    return Change<v1::DeleteJobRequest, v1::DeleteJobResponse>(
+        c, i, "deleted", [](auto& stub, auto* context, const auto& request, auto* response) {
+          return stub.DeleteJob(context, request, response);
+        });
   });
 }
 

@@ -21,7 +21,8 @@ struct Flags {
   int limit = 20;
 };
 
-absl::StatusOr<std::string> ResolveJob(const ConnectionFlags& connection, v1::JobService::Stub& stub, const std::string& name) {
+absl::StatusOr<std::string> ResolveJob(const ConnectionFlags& connection, v1::JobService::Stub& stub,
+                                       const std::string& name) {
   v1::GetJobRequest request;
   request.set_job_id(name);
   request.set_project(connection.project);
@@ -42,21 +43,25 @@ int Ledger(const ConnectionFlags& connection, const Flags& flags) {
   request.set_check(flags.check);
   v1::GetLedgerResponse response;
   const auto context = CallContext(absl::Minutes(5));
-  if (const absl::Status status = FromGrpc(stub->GetLedger(context.get(), request, &response)); !status.ok()) return Fail(status);
+  if (const absl::Status status = FromGrpc(stub->GetLedger(context.get(), request, &response)); !status.ok())
+    return Fail(status);
   const v1::LedgerCounts& counts = response.counts();
-  const int64_t sum = counts.queued() + counts.leased() + counts.generated() + counts.scored() + counts.assigned() + counts.trained() +
-                      counts.delivered() + counts.stale() + counts.failed() + counts.cancelled();
+  const int64_t sum = counts.queued() + counts.leased() + counts.generated() + counts.scored() + counts.assigned() +
+                      counts.trained() + counts.delivered() + counts.stale() + counts.failed() + counts.cancelled();
   if (connection.output == "json") {
     PrintJson(response);
   } else {
-    Table table({"ISSUED", "QUEUED", "LEASED", "GENERATED", "SCORED", "ASSIGNED", "TRAINED", "DELIVERED", "STALE", "FAILED", "CANCELLED"});
-    table.Row({absl::StrCat(counts.issued()), absl::StrCat(counts.queued()), absl::StrCat(counts.leased()), absl::StrCat(counts.generated()),
-               absl::StrCat(counts.scored()), absl::StrCat(counts.assigned()), absl::StrCat(counts.trained()), absl::StrCat(counts.delivered()),
-               absl::StrCat(counts.stale()), absl::StrCat(counts.failed()), absl::StrCat(counts.cancelled())});
+    Table table({"ISSUED", "QUEUED", "LEASED", "GENERATED", "SCORED", "ASSIGNED", "TRAINED", "DELIVERED", "STALE",
+                 "FAILED", "CANCELLED"});
+    table.Row({absl::StrCat(counts.issued()), absl::StrCat(counts.queued()), absl::StrCat(counts.leased()),
+               absl::StrCat(counts.generated()), absl::StrCat(counts.scored()), absl::StrCat(counts.assigned()),
+               absl::StrCat(counts.trained()), absl::StrCat(counts.delivered()), absl::StrCat(counts.stale()),
+               absl::StrCat(counts.failed()), absl::StrCat(counts.cancelled())});
     std::fputs(table.Text().c_str(), stdout);
     if (sum != counts.issued()) std::printf("the states add up to %d, not to issued\n", static_cast<int>(sum));
     for (const std::string& violation : response.violations()) std::printf("violation: %s\n", violation.c_str());
-    if (flags.check && response.violations().empty() && sum == counts.issued()) std::printf("checked: every sample is accounted for\n");
+    if (flags.check && response.violations().empty() && sum == counts.issued())
+      std::printf("checked: every sample is accounted for\n");
   }
   return sum == counts.issued() && response.violations().empty() ? v1::EXIT_OK : v1::EXIT_ERROR;
 }
@@ -76,7 +81,8 @@ int Samples(const ConnectionFlags& connection, const Flags& flags) {
     request.mutable_page()->set_page_size(std::min(left, 1000));
     v1::ListSamplesResponse response;
     const auto context = CallContext();
-    if (const absl::Status status = FromGrpc(stub->ListSamples(context.get(), request, &response)); !status.ok()) return Fail(status);
+    if (const absl::Status status = FromGrpc(stub->ListSamples(context.get(), request, &response)); !status.ok())
+      return Fail(status);
     for (const v1::SampleView& view : response.samples()) {
       --left;
       if (connection.output == "json") {
@@ -84,8 +90,9 @@ int Samples(const ConnectionFlags& connection, const Flags& flags) {
         continue;
       }
       table.Row({absl::StrCat(view.row().id().step(), "/", view.row().id().ordinal(), "/", view.row().id().index()),
-                 v1::SampleState_Name(view.row().state()), view.sample().has_score() ? Number(view.sample().score().total()) : "",
-                 view.sample().prompt().text(), view.sample().response_text()});
+                 v1::SampleState_Name(view.row().state()),
+                 view.sample().has_score() ? Number(view.sample().score().total()) : "", view.sample().prompt().text(),
+                 view.sample().response_text()});
     }
     request.mutable_page()->set_page_token(response.next_page_token());
   } while (left > 0 && !request.page().page_token().empty());
@@ -105,7 +112,9 @@ void AddSampleCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   auto* samples = app.add_subcommand("samples", "A job's samples");
   samples->add_option("job", flags->job, "Job id or name")->required();
   samples->add_option("--step", flags->step, "Only this step's");
-  samples->add_option("--limit", flags->limit, "At most this many")->check(CLI::Range(1, 10000000))->capture_default_str();
+  samples->add_option("--limit", flags->limit, "At most this many")
+      ->check(CLI::Range(1, 10000000))
+      ->capture_default_str();
   samples->callback([=, &connection] { *run = [=, &connection] { return Samples(connection, *flags); }; });
 }
 

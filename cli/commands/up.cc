@@ -33,8 +33,8 @@ int RegisteredRoles(const std::string& dir) {
 int Up(const ClusterOptions& options) {
   BlockTerminationSignals();
   LocalCluster cluster(options);
-  std::printf("rlhfctl up: starting 1 coordinator, %d rollout workers, %d reward servers, %d learners in %s\n", options.rollout_workers,
-              options.reward_servers, options.learners, options.dir.c_str());
+  std::printf("rlhfctl up: starting 1 coordinator, %d rollout workers, %d reward servers, %d learners in %s\n",
+              options.rollout_workers, options.reward_servers, options.learners, options.dir.c_str());
   std::fflush(stdout);
   if (const absl::Status status = cluster.Start(); !status.ok()) return Fail(status);
   bool announced = false;
@@ -49,8 +49,10 @@ int Up(const ClusterOptions& options) {
       if (RegisteredRoles(options.dir) >= cluster.roles()) {
         announced = true;
         (void)WriteFileDurably(options.dir + "/ready", "ready\n");
-        std::printf("rlhfctl up: ready. API %s, metrics and probes http://%s\nnext: rlhfctl --context %s/client.json submit JOB.yaml --follow\n",
-                    cluster.api_address().c_str(), cluster.http_address().c_str(), options.dir.c_str());
+        std::printf(
+            "rlhfctl up: ready. API %s, metrics and probes http://%s\nnext: rlhfctl --context %s/client.json submit "
+            "JOB.yaml --follow\n",
+            cluster.api_address().c_str(), cluster.http_address().c_str(), options.dir.c_str());
         std::fflush(stdout);
       }
     }
@@ -69,14 +71,25 @@ void AddUpCommand(CLI::App& app, Run* run) {
   const auto options = std::make_shared<ClusterOptions>();
   std::error_code error;
   options->bin_dir = std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
-  auto* up = app.add_subcommand("up", "Run a whole service on this machine, with a throw-away CA and tokens; stop it with Ctrl-C");
+  auto* up = app.add_subcommand(
+      "up", "Run a whole service on this machine, with a throw-away CA and tokens; stop it with Ctrl-C");
   up->add_option("--dir", options->dir, "State, logs, certificates and tokens go here")->capture_default_str();
   up->add_option("--bin-dir", options->bin_dir, "Where the role binaries are (default: beside rlhfctl)");
-  up->add_option("--rollout-workers", options->rollout_workers, "How many")->check(CLI::Range(0, 64))->capture_default_str();
-  up->add_option("--reward-servers", options->reward_servers, "How many")->check(CLI::Range(0, 64))->capture_default_str();
-  up->add_option("--learners", options->learners, "How many learner processes")->check(CLI::Range(0, 64))->capture_default_str();
-  up->add_option("--slots", options->slots, "Sequences a rollout worker generates at once")->check(CLI::Range(1, 4096))->capture_default_str();
-  up->add_option("--threads", options->threads, "Compute threads a process")->check(CLI::Range(1, 256))->capture_default_str();
+  up->add_option("--rollout-workers", options->rollout_workers, "How many")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
+  up->add_option("--reward-servers", options->reward_servers, "How many")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
+  up->add_option("--learners", options->learners, "How many learner processes")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
+  up->add_option("--slots", options->slots, "Sequences a rollout worker generates at once")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  up->add_option("--threads", options->threads, "Compute threads a process")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
   up->add_option("--device", options->device, "cpu or cuda:N")->capture_default_str();
   up->add_option("--log-level", options->log_level, "debug, info, warn or error")->capture_default_str();
   up->callback([=] { *run = [=] { return Up(*options); }; });

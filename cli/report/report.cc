@@ -17,7 +17,8 @@ namespace {
 
 constexpr int kSideBySideEach = 8;  // answers a category
 
-constexpr char kHead[] = R"(<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+constexpr char kHead[] =
+    R"(<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 :root{--bg:#fff;--fg:#1c2024;--dim:#60646c;--line:#d9d9e0;--card:#f9f9fb;--good:#18794e;--bad:#c62a2f;--c0:#0b68cb;--c1:#c2410c;--c2:#18794e;--c3:#7c3aed}
 @media (prefers-color-scheme:dark){:root{--bg:#111113;--fg:#edeef0;--dim:#b0b4ba;--line:#363a3f;--card:#18191b;--good:#3dd68c;--bad:#ff9592;--c0:#70b8ff;--c1:#ffa057;--c2:#3dd68c;--c3:#baa7ff}}
@@ -32,34 +33,41 @@ th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;
 
 std::string Percent(const v1::Metric& metric) {
   if (metric.has_low() && metric.has_high()) {
-    return absl::StrFormat("%.1f %% <span class=\"dim\">[%.1f, %.1f]</span>", 100 * metric.value(), 100 * metric.low(), 100 * metric.high());
+    return absl::StrFormat("%.1f %% <span class=\"dim\">[%.1f, %.1f]</span>", 100 * metric.value(), 100 * metric.low(),
+                           100 * metric.high());
   }
   return absl::StrFormat("%.4g", metric.value());
 }
 
 bool SmallerIsBetter(const std::string& name) {
-  return absl::StrContains(name, "hallucination") || absl::StrContains(name, "over_claim") || absl::StrContains(name, "needless") ||
-         absl::StrContains(name, "loss");
+  return absl::StrContains(name, "hallucination") || absl::StrContains(name, "over_claim") ||
+         absl::StrContains(name, "needless") || absl::StrContains(name, "loss");
 }
 
 std::string BeforeAfter(const ReportStage& before, const ReportStage& after) {
-  std::string out = "<table><thead><tr><th>Metric</th><th class=\"n\">Before</th><th class=\"n\">After</th><th class=\"n\">Change</th><th class=\"n\">n</th></tr></thead><tbody>";
+  std::string out =
+      "<table><thead><tr><th>Metric</th><th class=\"n\">Before</th><th class=\"n\">After</th><th "
+      "class=\"n\">Change</th><th class=\"n\">n</th></tr></thead><tbody>";
   const auto& first = before.job.result().metrics();
-  const std::map<std::string, v1::Metric> last(after.job.result().metrics().begin(), after.job.result().metrics().end());
+  const std::map<std::string, v1::Metric> last(after.job.result().metrics().begin(),
+                                               after.job.result().metrics().end());
   for (const auto& [name, metric] : last) {
     const auto old = first.find(name);
     if (old == first.end()) continue;
     const bool rate = metric.has_low();
     const double change = (metric.value() - old->second.value()) * (rate ? 100 : 1);
-    const bool judged = absl::StrContains(name, "hallucination") || absl::StrContains(name, "over_claim") || absl::StrContains(name, "accuracy") ||
-                        absl::StrContains(name, "needless");
+    const bool judged = absl::StrContains(name, "hallucination") || absl::StrContains(name, "over_claim") ||
+                        absl::StrContains(name, "accuracy") || absl::StrContains(name, "needless");
     // Inside the other's interval: no news.
     const bool clear = rate && (metric.value() < old->second.low() || metric.value() > old->second.high());
     const char* tone = !judged || !clear ? "dim" : (change < 0) == SmallerIsBetter(name) ? "good" : "bad";
-    absl::StrAppendFormat(&out, "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%s</td><td class=\"n %s\">%+.3g</td><td class=\"n\">%d</td></tr>",
+    absl::StrAppendFormat(&out,
+                          "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%s</td><td class=\"n "
+                          "%s\">%+.3g</td><td class=\"n\">%d</td></tr>",
                           HtmlEscape(name), Percent(old->second), Percent(metric), tone, change, metric.n());
   }
-  return out + "</tbody></table><p class=\"dim\">Rates in per cent with 95 % intervals; changes of rates in points.</p>";
+  return out +
+         "</tbody></table><p class=\"dim\">Rates in per cent with 95 % intervals; changes of rates in points.</p>";
 }
 
 std::string SideBySide(const ReportStage& before, const ReportStage& after) {
@@ -72,13 +80,17 @@ std::string SideBySide(const ReportStage& before, const ReportStage& after) {
     const auto found = old.find(sample.prompt().id());
     if (found == old.end() || shown[sample.prompt().category()] >= kSideBySideEach) continue;
     ++shown[sample.prompt().category()];
-    absl::StrAppend(&rows, "<tr><td>", HtmlEscape(sample.prompt().category()), "</td><td class=\"answer\">", HtmlEscape(sample.prompt().text()),
-                    "</td><td class=\"answer\">", HtmlEscape(found->second->response_text()), "</td><td class=\"answer\">",
-                    HtmlEscape(sample.response_text()), "</td><td class=\"dim\">", HtmlEscape(sample.prompt().reference()), "</td></tr>");
+    absl::StrAppend(&rows, "<tr><td>", HtmlEscape(sample.prompt().category()), "</td><td class=\"answer\">",
+                    HtmlEscape(sample.prompt().text()), "</td><td class=\"answer\">",
+                    HtmlEscape(found->second->response_text()), "</td><td class=\"answer\">",
+                    HtmlEscape(sample.response_text()), "</td><td class=\"dim\">",
+                    HtmlEscape(sample.prompt().reference()), "</td></tr>");
   }
   if (rows.empty()) return "";
-  return absl::StrCat("<table><thead><tr><th>Category</th><th>Prompt</th><th>Before</th><th>After</th><th>Known answer</th></tr></thead><tbody>", rows,
-                      "</tbody></table>");
+  return absl::StrCat(
+      "<table><thead><tr><th>Category</th><th>Prompt</th><th>Before</th><th>After</th><th>Known "
+      "answer</th></tr></thead><tbody>",
+      rows, "</tbody></table>");
 }
 
 // Curves that belong on one chart.
@@ -114,7 +126,8 @@ std::string Curves(const ReportStage& stage) {
       Series one{label, {}};
       for (const auto& point : stage.points) {
         const auto value = point.values().find(metric);
-        if (value != point.values().end() && std::isfinite(value->second)) one.points.emplace_back(point.step(), value->second);
+        if (value != point.values().end() && std::isfinite(value->second))
+          one.points.emplace_back(point.step(), value->second);
       }
       if (one.points.size() > 1) series.push_back(std::move(one));
     }
@@ -123,21 +136,30 @@ std::string Curves(const ReportStage& stage) {
   return charts.empty() ? "" : absl::StrCat("<div class=\"charts\">", charts, "</div>");
 }
 
-std::string NameOf(const v1::Job& job) { return job.stage().empty() ? job.spec().name() : job.stage(); }
+std::string NameOf(const v1::Job& job) {
+  return job.stage().empty() ? job.spec().name() : job.stage();
+}
 
 std::string StageTable(const ReportData& data) {
-  std::string out = "<table><thead><tr><th>Stage</th><th>State</th><th class=\"n\">Seconds</th><th class=\"n\">Steps</th><th>Made</th></tr></thead><tbody>";
+  std::string out =
+      "<table><thead><tr><th>Stage</th><th>State</th><th class=\"n\">Seconds</th><th "
+      "class=\"n\">Steps</th><th>Made</th></tr></thead><tbody>";
   for (const ReportStage& stage : data.stages) {
     double seconds = 0;
     if (stage.job.has_finished_at() && stage.job.has_started_at()) {
-      seconds = static_cast<double>(google::protobuf::util::TimeUtil::DurationToMilliseconds(stage.job.finished_at() - stage.job.started_at())) / 1e3;
+      seconds = static_cast<double>(google::protobuf::util::TimeUtil::DurationToMilliseconds(stage.job.finished_at() -
+                                                                                             stage.job.started_at())) /
+                1e3;
     }
     std::string made;
-    for (const auto& [name, digest] : std::map<std::string, std::string>(stage.job.result().artifacts().begin(), stage.job.result().artifacts().end())) {
-      absl::StrAppend(&made, made.empty() ? "" : "<br>", HtmlEscape(name), " <code>", HtmlEscape(digest.substr(0, 19)), "</code>");
+    for (const auto& [name, digest] : std::map<std::string, std::string>(stage.job.result().artifacts().begin(),
+                                                                         stage.job.result().artifacts().end())) {
+      absl::StrAppend(&made, made.empty() ? "" : "<br>", HtmlEscape(name), " <code>", HtmlEscape(digest.substr(0, 19)),
+                      "</code>");
     }
-    absl::StrAppendFormat(&out, "<tr><td>%s</td><td>%s</td><td class=\"n\">%.1f</td><td class=\"n\">%d</td><td>%s</td></tr>", HtmlEscape(NameOf(stage.job)),
-                          v1::JobState_Name(stage.job.state()), seconds, stage.job.step(), made);
+    absl::StrAppendFormat(
+        &out, "<tr><td>%s</td><td>%s</td><td class=\"n\">%.1f</td><td class=\"n\">%d</td><td>%s</td></tr>",
+        HtmlEscape(NameOf(stage.job)), v1::JobState_Name(stage.job.state()), seconds, stage.job.step(), made);
   }
   return out + "</tbody></table>";
 }
@@ -145,9 +167,11 @@ std::string StageTable(const ReportData& data) {
 }  // namespace
 
 std::string RenderReport(const ReportData& data) {
-  std::string out = absl::StrCat(kHead, "<title>", HtmlEscape(data.job.spec().name()), "</title></head><body><h1>", HtmlEscape(data.job.spec().name()),
-                                 "</h1><p class=\"dim\">", HtmlEscape(data.job.id()), " · ", v1::JobState_Name(data.job.state()),
-                                 data.job.reason().empty() ? "" : " · ", HtmlEscape(data.job.reason()), " · seed ", data.job.spec().seed(), "</p>");
+  std::string out =
+      absl::StrCat(kHead, "<title>", HtmlEscape(data.job.spec().name()), "</title></head><body><h1>",
+                   HtmlEscape(data.job.spec().name()), "</h1><p class=\"dim\">", HtmlEscape(data.job.id()), " · ",
+                   v1::JobState_Name(data.job.state()), data.job.reason().empty() ? "" : " · ",
+                   HtmlEscape(data.job.reason()), " · seed ", data.job.spec().seed(), "</p>");
   // Evaluations of the same suite, first and last.
   const ReportStage* before = nullptr;
   const ReportStage* after = nullptr;
@@ -161,7 +185,8 @@ std::string RenderReport(const ReportData& data) {
   }
   if (before != nullptr && after != nullptr) {
     absl::StrAppend(&out, "<h2>Before and after</h2>", BeforeAfter(*before, *after));
-    if (const std::string rows = SideBySide(*before, *after); !rows.empty()) absl::StrAppend(&out, "<h2>Answers side by side</h2>", rows);
+    if (const std::string rows = SideBySide(*before, *after); !rows.empty())
+      absl::StrAppend(&out, "<h2>Answers side by side</h2>", rows);
   }
   absl::StrAppend(&out, "<h2>Stages</h2>", StageTable(data));
   for (const ReportStage& stage : data.stages) {

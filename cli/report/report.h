@@ -1,4 +1,5 @@
-// One self-contained HTML file about a job: how it ended, what changed between its first and last evaluation, its learning curves, and its answers side by side.
+// One self-contained HTML file about a job: how it ended, what changed between its first and last evaluation, its
+// learning curves, and its answers side by side.
 #pragma once
 
 #include <string>

@@ -29,11 +29,20 @@ std::string HtmlEscape(const std::string& text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -59,30 +68,41 @@ std::string LineChart(const std::string& title, const std::string& x_label, cons
   y_min -= margin;
   y_max += margin;
   const auto x_at = [&](double x) { return kLeft + (x - x_min) / (x_max - x_min) * (kWidth - kLeft - kRight); };
-  const auto y_at = [&](double y) { return kHeight - kBottom - (y - y_min) / (y_max - y_min) * (kHeight - kTop - kBottom); };
+  const auto y_at = [&](double y) {
+    return kHeight - kBottom - (y - y_min) / (y_max - y_min) * (kHeight - kTop - kBottom);
+  };
 
-  std::string out = absl::StrFormat("<svg class=\"chart\" viewBox=\"0 0 %g %g\" role=\"img\" aria-label=\"%s\"><text class=\"title\" x=\"%g\" y=\"16\">%s</text>",
-                                    kWidth, kHeight, HtmlEscape(title), kLeft, HtmlEscape(title));
+  std::string out = absl::StrFormat(
+      "<svg class=\"chart\" viewBox=\"0 0 %g %g\" role=\"img\" aria-label=\"%s\"><text class=\"title\" x=\"%g\" "
+      "y=\"16\">%s</text>",
+      kWidth, kHeight, HtmlEscape(title), kLeft, HtmlEscape(title));
   const double y_step = NiceStep(y_max - y_min, 4);
   for (double y = std::ceil(y_min / y_step) * y_step; y <= y_max; y += y_step) {
-    absl::StrAppendFormat(&out, "<line class=\"grid\" x1=\"%g\" x2=\"%g\" y1=\"%.1f\" y2=\"%.1f\"/><text class=\"tick\" x=\"%g\" y=\"%.1f\" text-anchor=\"end\">%g</text>",
-                          kLeft, kWidth - kRight, y_at(y), y_at(y), kLeft - 5, y_at(y) + 3, std::abs(y) < y_step / 1e6 ? 0.0 : y);
+    absl::StrAppendFormat(&out,
+                          "<line class=\"grid\" x1=\"%g\" x2=\"%g\" y1=\"%.1f\" y2=\"%.1f\"/><text class=\"tick\" "
+                          "x=\"%g\" y=\"%.1f\" text-anchor=\"end\">%g</text>",
+                          kLeft, kWidth - kRight, y_at(y), y_at(y), kLeft - 5, y_at(y) + 3,
+                          std::abs(y) < y_step / 1e6 ? 0.0 : y);
   }
   const double x_step = NiceStep(x_max - x_min, 6);
   for (double x = std::ceil(x_min / x_step) * x_step; x <= x_max; x += x_step) {
-    absl::StrAppendFormat(&out, "<text class=\"tick\" x=\"%.1f\" y=\"%g\" text-anchor=\"middle\">%g</text>", x_at(x), kHeight - kBottom + 14, x);
+    absl::StrAppendFormat(&out, "<text class=\"tick\" x=\"%.1f\" y=\"%g\" text-anchor=\"middle\">%g</text>", x_at(x),
+                          kHeight - kBottom + 14, x);
   }
-  absl::StrAppendFormat(&out, "<text class=\"tick\" x=\"%g\" y=\"%g\" text-anchor=\"end\">%s</text>", kWidth - kRight, kHeight - 4, HtmlEscape(x_label));
+  absl::StrAppendFormat(&out, "<text class=\"tick\" x=\"%g\" y=\"%g\" text-anchor=\"end\">%s</text>", kWidth - kRight,
+                        kHeight - 4, HtmlEscape(x_label));
   int colour = 0;
   for (const Series& one : series) {
     if (one.points.empty()) continue;
     std::string path;
-    for (const auto& [x, y] : one.points) absl::StrAppendFormat(&path, "%s%.1f %.1f", path.empty() ? "M" : "L", x_at(x), y_at(y));
+    for (const auto& [x, y] : one.points)
+      absl::StrAppendFormat(&path, "%s%.1f %.1f", path.empty() ? "M" : "L", x_at(x), y_at(y));
     const char* stroke = kColours[colour % 4];
     absl::StrAppendFormat(&out, "<path class=\"line\" style=\"stroke:%s\" d=\"%s\"/>", stroke, path);
     if (series.size() > 1) {
-      absl::StrAppendFormat(&out, "<text class=\"tick\" x=\"%g\" y=\"%g\" text-anchor=\"end\" style=\"fill:%s\">%s</text>", kWidth - kRight,
-                            16.0 + 12.0 * colour, stroke, HtmlEscape(one.name));
+      absl::StrAppendFormat(&out,
+                            "<text class=\"tick\" x=\"%g\" y=\"%g\" text-anchor=\"end\" style=\"fill:%s\">%s</text>",
+                            kWidth - kRight, 16.0 + 12.0 * colour, stroke, HtmlEscape(one.name));
     }
     ++colour;
   }

@@ -45,7 +45,9 @@ class CollectDriver final : public Driver {
     v1::Job* row = job();
     const int64_t deadline = row->spec().collect().deadline_seconds();
     if (deadline > 0 && deps().loop->clock().WallNow() - FromTimestamp(row->started_at()) > absl::Seconds(deadline)) {
-      return host_->Fail(job_id_, "DEADLINE", absl::StrCat(row->step(), " of ", row->total_steps(), " comparisons were given in ", deadline, " s"));
+      return host_->Fail(
+          job_id_, "DEADLINE",
+          absl::StrCat(row->step(), " of ", row->total_steps(), " comparisons were given in ", deadline, " s"));
     }
     if (now - last_progress_ < kProgressEvery) return;
     const absl::StatusOr<v1::GetFeedbackStatsResponse> stats = deps().feedback->Stats(job_id_);
@@ -75,11 +77,12 @@ class CollectDriver final : public Driver {
   void Open(std::vector<v1::FeedbackTask> tasks) {
     v1::Job* row = job();
     WriteBatch batch;
-    const absl::Status status = deps().feedback->OpenJob(job_id_, row->spec().project(), row->spec().collect(), std::move(tasks), &batch,
-                                                         [host = host_, job_id = job_id_, this] {
-                                                           const v1::Job* current = host->Find(job_id);
-                                                           if (current != nullptr && !IsTerminalState(current->state())) OnAnswers();
-                                                         });
+    const absl::Status status =
+        deps().feedback->OpenJob(job_id_, row->spec().project(), row->spec().collect(), std::move(tasks), &batch,
+                                 [host = host_, job_id = job_id_, this] {
+                                   const v1::Job* current = host->Find(job_id);
+                                   if (current != nullptr && !IsTerminalState(current->state())) OnAnswers();
+                                 });
     if (!status.ok()) return host_->Fail(job_id_, "STORE", std::string(status.message()));
     row->set_total_steps(row->spec().collect().comparisons());
     open_ = true;
@@ -108,8 +111,8 @@ class CollectDriver final : public Driver {
     (*row->mutable_result()->mutable_metrics())["comparisons"].set_value(static_cast<double>(comparisons->size()));
     (*row->mutable_result()->mutable_metrics())["ties"].set_value(static_cast<double>(ties));
     row->set_step(static_cast<int64_t>(comparisons->size()));
-    deps().background->Run([host = host_, job_id = job_id_, artifacts = deps().artifacts, comparisons, staging = *staging, loop = deps().loop,
-                            project = row->spec().project()] {
+    deps().background->Run([host = host_, job_id = job_id_, artifacts = deps().artifacts, comparisons,
+                            staging = *staging, loop = deps().loop, project = row->spec().project()] {
       std::ofstream out(staging + "/comparisons.jsonl", std::ios::binary);
       for (const v1::Comparison& comparison : *comparisons) {
         // A tie says that both are alike; what they have in common teaches a reward model nothing it can be held to.
@@ -138,6 +141,8 @@ class CollectDriver final : public Driver {
 
 }  // namespace
 
-std::unique_ptr<Driver> MakeCollectDriver(JobHost* host, const std::string& job_id) { return std::make_unique<CollectDriver>(host, job_id); }
+std::unique_ptr<Driver> MakeCollectDriver(JobHost* host, const std::string& job_id) {
+  return std::make_unique<CollectDriver>(host, job_id);
+}
 
 }  // namespace rlhf::coordinator

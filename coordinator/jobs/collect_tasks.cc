@@ -35,7 +35,8 @@ void Fill(v1::Candidate* candidate, const artifact::SampleRecord& sample) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<v1::FeedbackTask>> MakeTasks(const std::vector<artifact::SampleRecord>& samples, const v1::CollectSpec& spec, uint64_t seed,
+absl::StatusOr<std::vector<v1::FeedbackTask>> MakeTasks(const std::vector<artifact::SampleRecord>& samples,
+                                                        const v1::CollectSpec& spec, uint64_t seed,
                                                         const std::string& job_id, const std::string& project) {
   std::vector<std::vector<const artifact::SampleRecord*>> prompts;
   std::map<std::pair<std::string, std::string>, size_t> known;
@@ -67,7 +68,10 @@ absl::StatusOr<std::vector<v1::FeedbackTask>> MakeTasks(const std::vector<artifa
         second = others[random.Below(others.size())];
       }
       const bool again = second == nullptr ? !asked.emplace(p, first->response, "").second
-                                           : !asked.emplace(p, std::min(first->response, second->response), std::max(first->response, second->response)).second;
+                                           : !asked
+                                                  .emplace(p, std::min(first->response, second->response),
+                                                           std::max(first->response, second->response))
+                                                  .second;
       if (again) {
         // Another draw may still find something; a prompt's questions run out at some time.
         progress = progress || asked.size() < prompts.size();
@@ -94,8 +98,9 @@ absl::StatusOr<std::vector<v1::FeedbackTask>> MakeTasks(const std::vector<artifa
     }
   }
   if (tasks.size() < wanted) {
-    return absl::FailedPreconditionError(absl::StrCat("the samples give ", tasks.size(), " different questions, ", wanted,
-                                                      " were asked for: sample more prompts, more answers a prompt, or at a higher temperature"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("the samples give ", tasks.size(), " different questions, ", wanted,
+                     " were asked for: sample more prompts, more answers a prompt, or at a higher temperature"));
   }
   return tasks;
 }

@@ -19,7 +19,8 @@ uint64_t NextRandom(uint64_t* state) {
   return z ^ (z >> 31);
 }
 
-absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>> ReadPrompts(const std::string& path, bool shuffle, uint64_t seed, int limit) {
+absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>> ReadPrompts(const std::string& path, bool shuffle,
+                                                                           uint64_t seed, int limit) {
   RLHF_ASSIGN_OR_RETURN(const std::vector<artifact::PromptRecord> records, artifact::ReadPromptData(path));
   std::vector<size_t> order(records.size());
   std::iota(order.begin(), order.end(), 0);
@@ -62,13 +63,18 @@ std::string Resolved(const v1::Job& job, const std::string& reference) {
 
 v1::ScorerSpec ResolvedScorer(const v1::Job& job, v1::ScorerSpec scorer) {
   for (v1::RewardComponent& component : *scorer.mutable_components()) {
-    if (component.has_reward_model()) component.mutable_reward_model()->set_model(Resolved(job, component.reward_model().model()));
+    if (component.has_reward_model())
+      component.mutable_reward_model()->set_model(Resolved(job, component.reward_model().model()));
   }
   return scorer;
 }
 
-uint32_t NoiseStream(const v1::Job& job) { return XXH32(job.stage().data(), job.stage().size(), 0); }
+uint32_t NoiseStream(const v1::Job& job) {
+  return XXH32(job.stage().data(), job.stage().size(), 0);
+}
 
-bool IsTerminalState(v1::JobState state) { return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED; }
+bool IsTerminalState(v1::JobState state) {
+  return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED;
+}
 
 }  // namespace rlhf::coordinator

@@ -10,18 +10,21 @@
 
 namespace rlhf::coordinator {
 
-// The job table, as drivers see it. Jobs are named by id; an id of a job that is gone or has ended makes a call do nothing.
+// The job table, as drivers see it. Jobs are named by id; an id of a job that is gone or has ended makes a call do
+// nothing.
 class JobHost {
  public:
   virtual ~JobHost() = default;
   virtual const JobsDeps& deps() const = 0;
   virtual v1::Job* Find(const std::string& job_id) = 0;  // null when gone; stable while it exists
 
-  // Adds the job's row to the batch and commits. `then` runs on the loop once that is durable (never, if the store failed).
+  // Adds the job's row to the batch and commits. `then` runs on the loop once that is durable (never, if the store
+  // failed).
   virtual void Commit(const std::string& job_id, WriteBatch batch, absl::AnyInvocable<void()> then = nullptr) = 0;
   // The same, answering a caller: with the store's failure or with the value.
   virtual void CommitThen(const std::string& job_id, WriteBatch batch, absl::AnyInvocable<void(absl::Status)> done) = 0;
-  virtual void SetState(v1::Job* job, v1::JobState to, const std::string& reason, const std::string& code, WriteBatch* batch) = 0;
+  virtual void SetState(v1::Job* job, v1::JobState to, const std::string& reason, const std::string& code,
+                        WriteBatch* batch) = 0;
   virtual void AppendMetrics(v1::Job* job, v1::MetricPoint point, WriteBatch* batch) = 0;
   // One line for people; a stage's goes to its pipeline too.
   virtual void AppendMessage(v1::Job* job, const std::string& text, WriteBatch* batch) = 0;
@@ -29,14 +32,15 @@ class JobHost {
   virtual void Succeed(const std::string& job_id, WriteBatch batch) = 0;
   virtual void Fail(const std::string& job_id, const std::string& code, const std::string& reason) = 0;
   // A pipeline's next stage as a job of its own; it starts once durable.
-  virtual std::string AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec, std::map<std::string, std::string> resolved,
-                               WriteBatch* batch) = 0;
+  virtual std::string AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec,
+                               std::map<std::string, std::string> resolved, WriteBatch* batch) = 0;
 };
 
 class Driver {
  public:
   virtual ~Driver() = default;
-  // Begins, or goes on after a restart: everything durable is in the job and its rows. Failures go through JobHost::Fail.
+  // Begins, or goes on after a restart: everything durable is in the job and its rows. Failures go through
+  // JobHost::Fail.
   virtual void Start() = 0;
   // The job ends or is cancelled: gives up groups, leases and tasks. Adds to the batch what the end changes.
   virtual void Stop(WriteBatch* batch) = 0;
@@ -51,22 +55,31 @@ class Driver {
   virtual void NextBatch(const v1::NextBatchRequest&, Done<Batch> done) { done(NotForThisKind()); }
   virtual void CommitStep(const v1::CommitStepRequest&, Done<v1::CommitStepResponse> done) { done(NotForThisKind()); }
   virtual void RefuseStep(const v1::RefuseStepRequest&, Done<v1::RefuseStepResponse> done) { done(NotForThisKind()); }
-  virtual void ReportProgress(const v1::ReportProgressRequest&, Done<v1::ReportProgressResponse> done) { done(NotForThisKind()); }
-  virtual void ReportCheckpoint(const v1::ReportCheckpointRequest&, Done<v1::ReportCheckpointResponse> done) { done(NotForThisKind()); }
-  virtual void FinishTraining(const v1::FinishTrainingRequest&, Done<v1::FinishTrainingResponse> done) { done(NotForThisKind()); }
-  virtual void FailTraining(const v1::FailTrainingRequest&, Done<v1::FailTrainingResponse> done) { done(NotForThisKind()); }
+  virtual void ReportProgress(const v1::ReportProgressRequest&, Done<v1::ReportProgressResponse> done) {
+    done(NotForThisKind());
+  }
+  virtual void ReportCheckpoint(const v1::ReportCheckpointRequest&, Done<v1::ReportCheckpointResponse> done) {
+    done(NotForThisKind());
+  }
+  virtual void FinishTraining(const v1::FinishTrainingRequest&, Done<v1::FinishTrainingResponse> done) {
+    done(NotForThisKind());
+  }
+  virtual void FailTraining(const v1::FailTrainingRequest&, Done<v1::FailTrainingResponse> done) {
+    done(NotForThisKind());
+  }
 
  protected:
   static absl::Status NotForThisKind() { return absl::FailedPreconditionError("this job's kind has no such call"); }
 };
 
-std::unique_ptr<Driver> MakeTrainingDriver(JobHost* host, const std::string& job_id);    // sft, reward_model
+std::unique_ptr<Driver> MakeTrainingDriver(JobHost* host, const std::string& job_id);  // sft, reward_model
 std::unique_ptr<Driver> MakePpoDriver(JobHost* host, const std::string& job_id);
 std::unique_ptr<Driver> MakeGeneratingDriver(JobHost* host, const std::string& job_id);  // sample, evaluate
 std::unique_ptr<Driver> MakeCollectDriver(JobHost* host, const std::string& job_id);
 std::unique_ptr<Driver> MakePipelineDriver(JobHost* host, const std::string& job_id);
 
-// Reads a prompts artifact off the loop; `then` runs on the loop. With a seed the order is shuffled by it; limit 0 is all.
+// Reads a prompts artifact off the loop; `then` runs on the loop. With a seed the order is shuffled by it; limit 0 is
+// all.
 void LoadPrompts(const JobsDeps& deps, const std::string& digest, bool shuffle, uint64_t seed, int limit,
                  absl::AnyInvocable<void(absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>>)> then);
 // The digest a reference of the job's specification was resolved to; empty for an empty reference.

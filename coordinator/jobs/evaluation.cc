@@ -47,7 +47,8 @@ v1::Metric RateWithInterval(const std::vector<double>& values) {
   return metric;
 }
 
-std::map<std::string, v1::Metric> EvaluationMetrics(const v1::ScorerSpec& graders, const std::vector<v1::Sample>& samples) {
+std::map<std::string, v1::Metric> EvaluationMetrics(const v1::ScorerSpec& graders,
+                                                    const std::vector<v1::Sample>& samples) {
   const std::string exact = NameOf(graders, v1::RewardComponent::kExactAnswer);
   const std::string abstention = NameOf(graders, v1::RewardComponent::kAbstention);
   const std::string claim = NameOf(graders, v1::RewardComponent::kActionClaim);
@@ -57,7 +58,8 @@ std::map<std::string, v1::Metric> EvaluationMetrics(const v1::ScorerSpec& grader
     std::vector<std::string> slices{""};
     for (const auto& [tag, value] : sample.prompt().tags()) slices.push_back(absl::StrCat("{", tag, "=", value, "}"));
     std::map<std::string, double> by_name;
-    for (const v1::ComponentScore& component : sample.score().components()) by_name[component.name()] = component.value();
+    for (const v1::ComponentScore& component : sample.score().components())
+      by_name[component.name()] = component.value();
     const auto add = [&](const std::string& name, double value) {
       for (const std::string& slice : slices) values[absl::StrCat(name, slice)].push_back(value);
     };

@@ -10,11 +10,13 @@
 
 namespace rlhf::coordinator {
 
-// For every category C (and "" for all) and component K: "C.K", the mean; for every tag: "C.K{tag=value}". Besides, from the components of these kinds:
-//   known.accuracy (exact_answer), known.needless_abstention (abstention), unknown.hallucination (neither an abstention nor the exact answer),
-//   unknown.abstention, action.over_claim (action_claim).
+// For every category C (and "" for all) and component K: "C.K", the mean; for every tag: "C.K{tag=value}". Besides,
+// from the components of these kinds:
+//   known.accuracy (exact_answer), known.needless_abstention (abstention), unknown.hallucination (neither an abstention
+//   nor the exact answer), unknown.abstention, action.over_claim (action_claim).
 // Components of 0 and 1 get Wilson's interval (1927), others mean ± 1.96 standard errors.
-std::map<std::string, v1::Metric> EvaluationMetrics(const v1::ScorerSpec& graders, const std::vector<v1::Sample>& samples);
+std::map<std::string, v1::Metric> EvaluationMetrics(const v1::ScorerSpec& graders,
+                                                    const std::vector<v1::Sample>& samples);
 
 v1::Metric RateWithInterval(const std::vector<double>& values);
 

@@ -31,7 +31,8 @@ std::string SampleLine(const v1::Sample& sample) {
   }
   if (sample.has_score()) {
     line["score"] = sample.score().total();
-    for (const v1::ComponentScore& component : sample.score().components()) line["components"][component.name()] = component.value();
+    for (const v1::ComponentScore& component : sample.score().components())
+      line["components"][component.name()] = component.value();
   }
   return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
@@ -80,15 +81,18 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     Publish();
   }
   void OnSampleFailed(const std::string&, const v1::SampleRow& row) override {
-    host_->Fail(job_id_, "SAMPLE_FAILED", absl::StrCat("prompt ", row.id().ordinal(), ", sample ", row.id().index(), ": ", row.reason()));
+    host_->Fail(job_id_, "SAMPLE_FAILED",
+                absl::StrCat("prompt ", row.id().ordinal(), ", sample ", row.id().index(), ": ", row.reason()));
   }
 
   v1::ExplainJobResponse Explain() override {
     v1::ExplainJobResponse out;
     const v1::LedgerCounts counts = deps().sampling->Counts(job_id_);
-    out.set_waits_for(absl::StrCat(counts.queued(), " samples queued, ", counts.leased(), " being generated, ", counts.generated(), " waiting for a score"));
-    out.set_what_to_do(counts.generated() > counts.queued() + counts.leased() ? "see that reward servers run: `rlhfctl workers list`"
-                                                                              : "see that rollout workers run: `rlhfctl workers list`");
+    out.set_waits_for(absl::StrCat(counts.queued(), " samples queued, ", counts.leased(), " being generated, ",
+                                   counts.generated(), " waiting for a score"));
+    out.set_what_to_do(counts.generated() > counts.queued() + counts.leased()
+                           ? "see that reward servers run: `rlhfctl workers list`"
+                           : "see that rollout workers run: `rlhfctl workers list`");
     return out;
   }
 
@@ -182,7 +186,8 @@ class GeneratingDriver final : public Driver, public SamplingListener {
   void Finish(const std::vector<v1::Sample>& samples, const std::string& staging) {
     v1::Job* row = job();
     if (row->spec().has_evaluate()) {
-      for (const auto& [name, metric] : EvaluationMetrics(row->spec().evaluate().graders(), samples)) (*row->mutable_result()->mutable_metrics())[name] = metric;
+      for (const auto& [name, metric] : EvaluationMetrics(row->spec().evaluate().graders(), samples))
+        (*row->mutable_result()->mutable_metrics())[name] = metric;
     } else {
       std::vector<double> lengths, scores;
       for (const v1::Sample& sample : samples) {
@@ -192,15 +197,18 @@ class GeneratingDriver final : public Driver, public SamplingListener {
       (*row->mutable_result()->mutable_metrics())["response_length"] = RateWithInterval(lengths);
       if (!scores.empty()) (*row->mutable_result()->mutable_metrics())["score"] = RateWithInterval(scores);
     }
-    deps().artifacts->PublishDirectory(staging, "data", row->spec().project(), job_id_, [host = host_, job_id = job_id_, sampling = deps().sampling](auto artifact) {
-      v1::Job* current = host->Find(job_id);
-      if (current == nullptr || IsTerminalState(current->state())) return;
-      if (!artifact.ok()) return host->Fail(job_id, "STORE", std::string(artifact.status().message()));
-      (*current->mutable_result()->mutable_artifacts())["samples"] = artifact->digest();
-      WriteBatch batch;
-      sampling->MarkDelivered(job_id, &batch);
-      host->Succeed(job_id, std::move(batch));
-    });
+    deps().artifacts->PublishDirectory(staging, "data", row->spec().project(), job_id_,
+                                       [host = host_, job_id = job_id_, sampling = deps().sampling](auto artifact) {
+                                         v1::Job* current = host->Find(job_id);
+                                         if (current == nullptr || IsTerminalState(current->state())) return;
+                                         if (!artifact.ok())
+                                           return host->Fail(job_id, "STORE", std::string(artifact.status().message()));
+                                         (*current->mutable_result()->mutable_artifacts())["samples"] =
+                                             artifact->digest();
+                                         WriteBatch batch;
+                                         sampling->MarkDelivered(job_id, &batch);
+                                         host->Succeed(job_id, std::move(batch));
+                                       });
   }
 
   JobHost* const host_;
@@ -212,6 +220,8 @@ class GeneratingDriver final : public Driver, public SamplingListener {
 
 }  // namespace
 
-std::unique_ptr<Driver> MakeGeneratingDriver(JobHost* host, const std::string& job_id) { return std::make_unique<GeneratingDriver>(host, job_id); }
+std::unique_ptr<Driver> MakeGeneratingDriver(JobHost* host, const std::string& job_id) {
+  return std::make_unique<GeneratingDriver>(host, job_id);
+}
 
 }  // namespace rlhf::coordinator

@@ -20,12 +20,15 @@ namespace {
 constexpr absl::Duration kRequestsKept = absl::Hours(24);
 
 absl::Status UnknownJob(const std::string& id) {
-  return WithReason(absl::NotFoundError(absl::StrCat("no job \"", id, "\"; `rlhfctl list` names those there are")), v1::UNKNOWN_JOB);
+  return WithReason(absl::NotFoundError(absl::StrCat("no job \"", id, "\"; `rlhfctl list` names those there are")),
+                    v1::UNKNOWN_JOB);
 }
 
 }  // namespace
 
-std::unique_ptr<Jobs> MakeJobs(const JobsDeps& deps) { return std::make_unique<JobTable>(deps); }
+std::unique_ptr<Jobs> MakeJobs(const JobsDeps& deps) {
+  return std::make_unique<JobTable>(deps);
+}
 
 absl::Status JobTable::Recover() {
   std::vector<v1::Job> rows;
@@ -121,14 +124,16 @@ void JobTable::Commit(const std::string& job_id, WriteBatch batch, absl::AnyInvo
   });
 }
 
-void JobTable::SetState(v1::Job* job, v1::JobState to, const std::string& reason, const std::string& code, WriteBatch* batch) {
+void JobTable::SetState(v1::Job* job, v1::JobState to, const std::string& reason, const std::string& code,
+                        WriteBatch* batch) {
   if (job->state() == to && job->reason() == reason) return;
   v1::JobEvent event;
   event.mutable_state()->set_from(job->state());
   event.mutable_state()->set_to(to);
   event.mutable_state()->set_reason(reason);
   deps_.events->Append(job->id(), std::move(event), batch);
-  spdlog::info("job {}: {} -> {}{}{}", job->id(), v1::JobState_Name(job->state()), v1::JobState_Name(to), reason.empty() ? "" : ": ", reason);
+  spdlog::info("job {}: {} -> {}{}{}", job->id(), v1::JobState_Name(job->state()), v1::JobState_Name(to),
+               reason.empty() ? "" : ": ", reason);
   const google::protobuf::Timestamp now = ToTimestamp(deps_.loop->clock().WallNow());
   if (!job->has_started_at() && (to == v1::RUNNING || to == v1::WAITING)) *job->mutable_started_at() = now;
   if (IsTerminalState(to)) *job->mutable_finished_at() = now;
@@ -152,8 +157,8 @@ void JobTable::AppendMessage(v1::Job* job, const std::string& text, WriteBatch* 
   spdlog::info("job {}: {}", job->id(), text);
 }
 
-void JobTable::EndWith(const std::string& job_id, v1::JobState state, const std::string& reason, const std::string& code, WriteBatch batch,
-                       absl::AnyInvocable<void(absl::Status)> done) {
+void JobTable::EndWith(const std::string& job_id, v1::JobState state, const std::string& reason,
+                       const std::string& code, WriteBatch batch, absl::AnyInvocable<void(absl::Status)> done) {
   Entry* entry = FindEntry(job_id);
   if (entry == nullptr || IsTerminalState(entry->job.state())) return done(absl::OkStatus());
   if (entry->driver != nullptr) {
@@ -168,19 +173,23 @@ void JobTable::EndWith(const std::string& job_id, v1::JobState state, const std:
     deps_.events->Append(job_id, std::move(event), &batch);
   }
   SetState(&entry->job, state, reason, code, &batch);
-  CommitThen(job_id, std::move(batch), [this, job_id, parent = entry->job.parent_id(), done = std::move(done)](absl::Status status) mutable {
-    if (status.ok() && !parent.empty()) {
-      deps_.loop->Post([this, job_id, parent] {
-        Entry* pipeline = FindEntry(parent);
-        Entry* stage = FindEntry(job_id);
-        if (pipeline != nullptr && pipeline->driver != nullptr && stage != nullptr) pipeline->driver->OnStageEnded(stage->job);
-      });
-    }
-    done(status);
-  });
+  CommitThen(job_id, std::move(batch),
+             [this, job_id, parent = entry->job.parent_id(), done = std::move(done)](absl::Status status) mutable {
+               if (status.ok() && !parent.empty()) {
+                 deps_.loop->Post([this, job_id, parent] {
+                   Entry* pipeline = FindEntry(parent);
+                   Entry* stage = FindEntry(job_id);
+                   if (pipeline != nullptr && pipeline->driver != nullptr && stage != nullptr)
+                     pipeline->driver->OnStageEnded(stage->job);
+                 });
+               }
+               done(status);
+             });
 }
 
-void JobTable::Succeed(const std::string& job_id, WriteBatch batch) { EndWith(job_id, v1::SUCCEEDED, "", "", std::move(batch), [](absl::Status) {}); }
+void JobTable::Succeed(const std::string& job_id, WriteBatch batch) {
+  EndWith(job_id, v1::SUCCEEDED, "", "", std::move(batch), [](absl::Status) {});
+}
 
 void JobTable::Fail(const std::string& job_id, const std::string& code, const std::string& reason) {
   WriteBatch batch;
@@ -188,7 +197,8 @@ void JobTable::Fail(const std::string& job_id, const std::string& code, const st
   EndWith(job_id, v1::FAILED, reason, code, std::move(batch), [](absl::Status) {});
 }
 
-std::string JobTable::AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec, std::map<std::string, std::string> resolved, WriteBatch* batch) {
+std::string JobTable::AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec,
+                               std::map<std::string, std::string> resolved, WriteBatch* batch) {
   v1::Job& job = Insert(std::move(spec));
   job.set_parent_id(pipeline->id());
   job.set_stage(stage.name());
@@ -205,27 +215,41 @@ void JobTable::StartDriver(const std::string& job_id) {
   Entry* entry = FindEntry(job_id);
   if (entry == nullptr || entry->driver != nullptr || IsTerminalState(entry->job.state())) return;
   const v1::JobSpec& spec = entry->job.spec();
-  if (spec.has_pipeline()) entry->driver = MakePipelineDriver(this, job_id);
-  else if (spec.has_ppo()) entry->driver = MakePpoDriver(this, job_id);
-  else if (spec.has_sample() || spec.has_evaluate()) entry->driver = MakeGeneratingDriver(this, job_id);
-  else if (spec.has_collect()) entry->driver = MakeCollectDriver(this, job_id);
-  else entry->driver = MakeTrainingDriver(this, job_id);
+  if (spec.has_pipeline())
+    entry->driver = MakePipelineDriver(this, job_id);
+  else if (spec.has_ppo())
+    entry->driver = MakePpoDriver(this, job_id);
+  else if (spec.has_sample() || spec.has_evaluate())
+    entry->driver = MakeGeneratingDriver(this, job_id);
+  else if (spec.has_collect())
+    entry->driver = MakeCollectDriver(this, job_id);
+  else
+    entry->driver = MakeTrainingDriver(this, job_id);
   entry->driver->Start();
 }
 
 template <typename Request, typename Response>
-void JobTable::Route(const Request& request, Done<Response> done, void (Driver::*call)(const Request&, Done<Response>)) {
+void JobTable::Route(const Request& request, Done<Response> done,
+                     void (Driver::*call)(const Request&, Done<Response>)) {
   Entry* entry = FindEntry(request.job_id());
   if (entry == nullptr) return done(UnknownJob(request.job_id()));
   if (entry->driver == nullptr) {
-    return done(WithReason(absl::AbortedError(absl::StrCat("job ", request.job_id(), " is ", v1::JobState_Name(entry->job.state()))), v1::JOB_NOT_ACTIVE));
+    return done(WithReason(
+        absl::AbortedError(absl::StrCat("job ", request.job_id(), " is ", v1::JobState_Name(entry->job.state()))),
+        v1::JOB_NOT_ACTIVE));
   }
   (entry->driver.get()->*call)(request, std::move(done));
 }
 
-void JobTable::NextBatch(const v1::NextBatchRequest& request, Done<Driver::Batch> done) { Route(request, std::move(done), &Driver::NextBatch); }
-void JobTable::CommitStep(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) { Route(request, std::move(done), &Driver::CommitStep); }
-void JobTable::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) { Route(request, std::move(done), &Driver::RefuseStep); }
+void JobTable::NextBatch(const v1::NextBatchRequest& request, Done<Driver::Batch> done) {
+  Route(request, std::move(done), &Driver::NextBatch);
+}
+void JobTable::CommitStep(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) {
+  Route(request, std::move(done), &Driver::CommitStep);
+}
+void JobTable::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) {
+  Route(request, std::move(done), &Driver::RefuseStep);
+}
 void JobTable::ReportProgress(const v1::ReportProgressRequest& request, Done<v1::ReportProgressResponse> done) {
   Route(request, std::move(done), &Driver::ReportProgress);
 }

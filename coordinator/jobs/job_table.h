@@ -15,16 +15,19 @@ class JobTable final : public Jobs, private JobHost {
   explicit JobTable(const JobsDeps& deps) : deps_(deps) {}
 
   absl::Status Recover() override;
-  void Submit(const std::string& subject, const v1::SubmitJobRequest& request, Done<v1::SubmitJobResponse> done) override;
+  void Submit(const std::string& subject, const v1::SubmitJobRequest& request,
+              Done<v1::SubmitJobResponse> done) override;
   v1::ValidateJobResponse Validate(const v1::JobSpec& spec) override;
   absl::StatusOr<v1::Job> Get(const std::string& id_or_name, const std::string& project) override;
   absl::StatusOr<v1::ListJobsResponse> List(const v1::ListJobsRequest& request) override;
   void Cancel(const std::string& subject, const v1::CancelJobRequest& request, Done<v1::Job> done) override;
   void Pause(const std::string& subject, const v1::PauseJobRequest& request, Done<v1::Job> done) override;
   void Resume(const std::string& subject, const v1::ResumeJobRequest& request, Done<v1::Job> done) override;
-  void Delete(const std::string& subject, const v1::DeleteJobRequest& request, Done<v1::DeleteJobResponse> done) override;
+  void Delete(const std::string& subject, const v1::DeleteJobRequest& request,
+              Done<v1::DeleteJobResponse> done) override;
   absl::StatusOr<v1::ExplainJobResponse> Explain(const std::string& job_id) override;
-  void NextBatch(const v1::NextBatchRequest& request, Done<std::shared_ptr<const std::vector<v1::Sample>>> done) override;
+  void NextBatch(const v1::NextBatchRequest& request,
+                 Done<std::shared_ptr<const std::vector<v1::Sample>>> done) override;
   void CommitStep(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) override;
   void RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) override;
   absl::StatusOr<v1::GetCommittedResponse> GetCommitted(const std::string& job_id) override;
@@ -45,24 +48,27 @@ class JobTable final : public Jobs, private JobHost {
   v1::Job* Find(const std::string& job_id) override;
   void Commit(const std::string& job_id, WriteBatch batch, absl::AnyInvocable<void()> then) override;
   void CommitThen(const std::string& job_id, WriteBatch batch, absl::AnyInvocable<void(absl::Status)> done) override;
-  void SetState(v1::Job* job, v1::JobState to, const std::string& reason, const std::string& code, WriteBatch* batch) override;
+  void SetState(v1::Job* job, v1::JobState to, const std::string& reason, const std::string& code,
+                WriteBatch* batch) override;
   void AppendMetrics(v1::Job* job, v1::MetricPoint point, WriteBatch* batch) override;
   void AppendMessage(v1::Job* job, const std::string& text, WriteBatch* batch) override;
   void Succeed(const std::string& job_id, WriteBatch batch) override;
   void Fail(const std::string& job_id, const std::string& code, const std::string& reason) override;
-  std::string AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec, std::map<std::string, std::string> resolved, WriteBatch* batch) override;
+  std::string AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec,
+                       std::map<std::string, std::string> resolved, WriteBatch* batch) override;
 
   Entry* FindEntry(const std::string& job_id);
   v1::Job& Insert(v1::JobSpec spec);
   void StartDriver(const std::string& job_id);
-  void EndWith(const std::string& job_id, v1::JobState state, const std::string& reason, const std::string& code, WriteBatch batch,
-               absl::AnyInvocable<void(absl::Status)> done);
+  void EndWith(const std::string& job_id, v1::JobState state, const std::string& reason, const std::string& code,
+               WriteBatch batch, absl::AnyInvocable<void(absl::Status)> done);
   void CancelTree(const std::string& job_id, const std::string& reason, WriteBatch* batch);
   void SetPausedTree(const std::string& job_id, bool paused, WriteBatch* batch);
   // A job that exists and whose etag agrees, or the error.
   absl::StatusOr<v1::Job*> ForChange(const std::string& job_id, const std::string& etag);
   // Resolves all references that can be; problems name the field.
-  std::vector<v1::SpecProblem> ResolveReferences(v1::JobSpec* spec, std::map<std::string, std::string>* resolved, absl::Status* first_error);
+  std::vector<v1::SpecProblem> ResolveReferences(v1::JobSpec* spec, std::map<std::string, std::string>* resolved,
+                                                 absl::Status* first_error);
   std::string NewId(const std::string& name);
   void PutRow(v1::Job* job, WriteBatch* batch);
   template <typename Request, typename Response>
@@ -70,8 +76,8 @@ class JobTable final : public Jobs, private JobHost {
 
   const JobsDeps deps_;
   std::map<std::string, Entry> jobs_;
-  std::vector<std::string> order_;                       // ids, oldest first
-  std::map<std::string, v1::RequestRow> requests_;       // accepted by this process, some perhaps not durable yet
+  std::vector<std::string> order_;                  // ids, oldest first
+  std::map<std::string, v1::RequestRow> requests_;  // accepted by this process, some perhaps not durable yet
 };
 
 }  // namespace rlhf::coordinator

@@ -18,21 +18,28 @@ constexpr int kDefaultPage = 100;
 constexpr absl::Duration kRequestsKept = absl::Hours(24);
 
 absl::Status UnknownJob(const std::string& id) {
-  return WithReason(absl::NotFoundError(absl::StrCat("no job \"", id, "\"; `rlhfctl list` names those there are")), v1::UNKNOWN_JOB);
+  return WithReason(absl::NotFoundError(absl::StrCat("no job \"", id, "\"; `rlhfctl list` names those there are")),
+                    v1::UNKNOWN_JOB);
 }
 
-std::string RequestKey(const std::string& subject, const std::string& request_id) { return absl::StrCat(subject, "/SubmitJob/", request_id); }
+std::string RequestKey(const std::string& subject, const std::string& request_id) {
+  return absl::StrCat(subject, "/SubmitJob/", request_id);
+}
 
 }  // namespace
 
-std::vector<v1::SpecProblem> JobTable::ResolveReferences(v1::JobSpec* spec, std::map<std::string, std::string>* resolved, absl::Status* first_error) {
+std::vector<v1::SpecProblem> JobTable::ResolveReferences(v1::JobSpec* spec,
+                                                         std::map<std::string, std::string>* resolved,
+                                                         absl::Status* first_error) {
   std::vector<v1::SpecProblem> problems;
   for (const Reference& reference : ReferencesOf(spec)) {
     std::string problem;
     if (absl::StartsWith(*reference.value, "stage:")) {
-      if (!spec->has_pipeline()) problem = "expected a digest or an alias: only a pipeline's stages can name one another";
+      if (!spec->has_pipeline())
+        problem = "expected a digest or an alias: only a pipeline's stages can name one another";
     } else if (absl::StartsWith(*reference.value, "file:")) {
-      problem = absl::StrCat("expected a digest or an alias, found \"", *reference.value, "\": `rlhfctl submit` uploads files first");
+      problem = absl::StrCat("expected a digest or an alias, found \"", *reference.value,
+                             "\": `rlhfctl submit` uploads files first");
     } else {
       const absl::StatusOr<v1::Artifact> artifact = deps_.artifacts->Resolve(*reference.value, spec->project());
       if (artifact.ok()) {
@@ -56,14 +63,17 @@ v1::ValidateJobResponse JobTable::Validate(const v1::JobSpec& spec) {
   std::vector<v1::SpecProblem> problems = CompleteSpec(&completed);
   std::map<std::string, std::string> resolved;
   absl::Status unresolved;
-  for (v1::SpecProblem& problem : ResolveReferences(&completed, &resolved, &unresolved)) problems.push_back(std::move(problem));
+  for (v1::SpecProblem& problem : ResolveReferences(&completed, &resolved, &unresolved))
+    problems.push_back(std::move(problem));
   response.mutable_problems()->Assign(problems.begin(), problems.end());
   if (problems.empty()) *response.mutable_completed() = completed;
   return response;
 }
 
-void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& request, Done<v1::SubmitJobResponse> done) {
-  if (request.request_id().empty()) return done(absl::InvalidArgumentError("request_id: expected a UUID of the caller's, found nothing"));
+void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& request,
+                      Done<v1::SubmitJobResponse> done) {
+  if (request.request_id().empty())
+    return done(absl::InvalidArgumentError("request_id: expected a UUID of the caller's, found nothing"));
   v1::RequestRow accepted;
   accepted.set_body_sha256(artifact::Sha256Hex(request.spec().SerializeAsString()));
   const std::string key = RequestKey(subject, request.request_id());
@@ -76,7 +86,9 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
   const absl::Time now = deps_.loop->clock().WallNow();
   if (!before.body_sha256().empty() && now - FromTimestamp(before.created_at()) < kRequestsKept) {
     if (before.body_sha256() != accepted.body_sha256()) {
-      return done(WithReason(absl::AlreadyExistsError(absl::StrCat("request_id ", request.request_id(), " was used for another job: use a new one")), v1::REQUEST_ID_REUSED));
+      return done(WithReason(absl::AlreadyExistsError(absl::StrCat("request_id ", request.request_id(),
+                                                                   " was used for another job: use a new one")),
+                             v1::REQUEST_ID_REUSED));
     }
     const std::string job_id(before.response());
     // Behind the first call's write in the store's order.
@@ -109,7 +121,8 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
   WriteBatch batch;
   batch.Put(Table::kRequests, key, accepted.SerializeAsString());
   AppendMessage(&job, absl::StrCat("submitted by ", subject), &batch);
-  deps_.oversight->Audit(subject, "job.submit", job.id(), "done", {{"kind", KindOf(job.spec())}, {"spec_sha256", accepted.body_sha256()}}, &batch);
+  deps_.oversight->Audit(subject, "job.submit", job.id(), "done",
+                         {{"kind", KindOf(job.spec())}, {"spec_sha256", accepted.body_sha256()}}, &batch);
   const std::string id = job.id();
   CommitThen(id, std::move(batch), [this, id, done = std::move(done)](absl::Status status) mutable {
     if (!status.ok()) return done(status);
@@ -147,7 +160,8 @@ absl::StatusOr<v1::ListJobsResponse> JobTable::List(const v1::ListJobsRequest& r
     if (!job.parent_id().empty() && !request.include_stages()) continue;
     if (!request.project().empty() && job.spec().project() != request.project()) continue;
     if (!request.kind().empty() && KindOf(job.spec()) != request.kind()) continue;
-    const bool state_wanted = request.states().empty() || std::find(request.states().begin(), request.states().end(), job.state()) != request.states().end();
+    const bool state_wanted = request.states().empty() || std::find(request.states().begin(), request.states().end(),
+                                                                    job.state()) != request.states().end();
     if (!state_wanted) continue;
     if (static_cast<size_t>(response.jobs_size()) == size) {
       response.set_next_page_token(response.jobs(response.jobs_size() - 1).id());
@@ -162,7 +176,9 @@ absl::StatusOr<v1::Job*> JobTable::ForChange(const std::string& job_id, const st
   v1::Job* job = Find(job_id);
   if (job == nullptr) return UnknownJob(job_id);
   if (!etag.empty() && etag != job->etag()) {
-    return WithReason(absl::AbortedError(absl::StrCat("etag: expected ", job->etag(), ", found ", etag, ": the job changed meanwhile; get it again")), v1::ETAG_MISMATCH);
+    return WithReason(absl::AbortedError(absl::StrCat("etag: expected ", job->etag(), ", found ", etag,
+                                                      ": the job changed meanwhile; get it again")),
+                      v1::ETAG_MISMATCH);
   }
   return job;
 }
@@ -183,18 +199,20 @@ void JobTable::Cancel(const std::string& subject, const v1::CancelJobRequest& re
   if (!job.ok()) return done(job.status());
   const std::string id = (*job)->id();
   if (IsTerminalState((*job)->state())) return done(**job);  // nothing left to cancel
-  const std::string reason = request.reason().empty() ? absl::StrCat("cancelled by ", subject) : absl::StrCat("cancelled by ", subject, ": ", request.reason());
+  const std::string reason = request.reason().empty() ? absl::StrCat("cancelled by ", subject)
+                                                      : absl::StrCat("cancelled by ", subject, ": ", request.reason());
   WriteBatch batch;
   deps_.oversight->Audit(subject, "job.cancel", id, "done", {}, &batch);
   CancelTree(id, reason, &batch);
-  EndWith(id, v1::CANCELLED, reason, "", std::move(batch), [this, id, done = std::move(done)](absl::Status status) mutable {
-    if (!status.ok()) return done(status);
-    deps_.loop->Post([this, id, done = std::move(done)]() mutable {
-      const v1::Job* ended = Find(id);
-      if (ended == nullptr) return done(UnknownJob(id));
-      done(*ended);
-    });
-  });
+  EndWith(id, v1::CANCELLED, reason, "", std::move(batch),
+          [this, id, done = std::move(done)](absl::Status status) mutable {
+            if (!status.ok()) return done(status);
+            deps_.loop->Post([this, id, done = std::move(done)]() mutable {
+              const v1::Job* ended = Find(id);
+              if (ended == nullptr) return done(UnknownJob(id));
+              done(*ended);
+            });
+          });
 }
 
 void JobTable::SetPausedTree(const std::string& job_id, bool paused, WriteBatch* batch) {
@@ -202,11 +220,16 @@ void JobTable::SetPausedTree(const std::string& job_id, bool paused, WriteBatch*
   if (entry == nullptr || IsTerminalState(entry->job.state())) return;
   for (const std::string& child : entry->job.children()) {
     SetPausedTree(child, paused, batch);
-    if (Entry* stage = FindEntry(child); stage != nullptr && !IsTerminalState(stage->job.state())) PutRow(&stage->job, batch);
+    if (Entry* stage = FindEntry(child); stage != nullptr && !IsTerminalState(stage->job.state()))
+      PutRow(&stage->job, batch);
   }
   if (paused == (entry->job.state() == v1::PAUSED)) return;
   // What it goes back to; waiting jobs find out by themselves that they wait.
-  SetState(&entry->job, paused ? v1::PAUSED : entry->job.spec().has_collect() ? v1::WAITING : entry->job.has_started_at() ? v1::RUNNING : v1::PENDING,
+  SetState(&entry->job,
+           paused                            ? v1::PAUSED
+           : entry->job.spec().has_collect() ? v1::WAITING
+           : entry->job.has_started_at()     ? v1::RUNNING
+                                             : v1::PENDING,
            paused ? "paused" : "", "", batch);
   if (entry->driver != nullptr) entry->driver->SetPaused(paused, batch);
 }
@@ -215,7 +238,9 @@ void JobTable::Pause(const std::string& subject, const v1::PauseJobRequest& requ
   const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
   if (!job.ok()) return done(job.status());
   if (IsTerminalState((*job)->state())) {
-    return done(WithReason(absl::FailedPreconditionError(absl::StrCat("the job is ", v1::JobState_Name((*job)->state()))), v1::JOB_NOT_ACTIVE));
+    return done(
+        WithReason(absl::FailedPreconditionError(absl::StrCat("the job is ", v1::JobState_Name((*job)->state()))),
+                   v1::JOB_NOT_ACTIVE));
   }
   WriteBatch batch;
   SetPausedTree((*job)->id(), true, &batch);
@@ -230,7 +255,9 @@ void JobTable::Resume(const std::string& subject, const v1::ResumeJobRequest& re
   const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
   if (!job.ok()) return done(job.status());
   if ((*job)->state() != v1::PAUSED) {
-    return done(WithReason(absl::FailedPreconditionError(absl::StrCat("the job is ", v1::JobState_Name((*job)->state()), ", not PAUSED")), v1::JOB_NOT_ACTIVE));
+    return done(WithReason(
+        absl::FailedPreconditionError(absl::StrCat("the job is ", v1::JobState_Name((*job)->state()), ", not PAUSED")),
+        v1::JOB_NOT_ACTIVE));
   }
   WriteBatch batch;
   SetPausedTree((*job)->id(), false, &batch);
@@ -241,14 +268,17 @@ void JobTable::Resume(const std::string& subject, const v1::ResumeJobRequest& re
   });
 }
 
-void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& request, Done<v1::DeleteJobResponse> done) {
+void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& request,
+                      Done<v1::DeleteJobResponse> done) {
   const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
   if (!job.ok()) return done(job.status());
   if (!IsTerminalState((*job)->state())) {
-    return done(absl::FailedPreconditionError(absl::StrCat("the job is ", v1::JobState_Name((*job)->state()), ": cancel it first")));
+    return done(absl::FailedPreconditionError(
+        absl::StrCat("the job is ", v1::JobState_Name((*job)->state()), ": cancel it first")));
   }
   if (!(*job)->parent_id().empty() && Find((*job)->parent_id()) != nullptr) {
-    return done(absl::FailedPreconditionError(absl::StrCat("a stage is deleted with its pipeline, ", (*job)->parent_id())));
+    return done(
+        absl::FailedPreconditionError(absl::StrCat("a stage is deleted with its pipeline, ", (*job)->parent_id())));
   }
   std::vector<std::string> ids((*job)->children().begin(), (*job)->children().end());
   ids.push_back((*job)->id());
@@ -278,7 +308,8 @@ absl::StatusOr<v1::ExplainJobResponse> JobTable::Explain(const std::string& job_
   if (entry == nullptr) return UnknownJob(job_id);
   v1::ExplainJobResponse out;
   if (IsTerminalState(entry->job.state())) {
-    out.set_waits_for(absl::StrCat("nothing: it is ", v1::JobState_Name(entry->job.state()), entry->job.reason().empty() ? "" : ": ", entry->job.reason()));
+    out.set_waits_for(absl::StrCat("nothing: it is ", v1::JobState_Name(entry->job.state()),
+                                   entry->job.reason().empty() ? "" : ": ", entry->job.reason()));
     return out;
   }
   if (entry->job.state() == v1::PAUSED) {

@@ -29,7 +29,8 @@ class PipelineDriver final : public Driver {
 
   void OnStageEnded(const v1::Job&) override { GoOn(); }
   void SetPaused(bool paused, WriteBatch*) override {
-    if (!paused) deps().loop->Post([host = host_, job_id = job_id_, this] {
+    if (!paused)
+      deps().loop->Post([host = host_, job_id = job_id_, this] {
         const v1::Job* current = host->Find(job_id);
         if (current != nullptr && !IsTerminalState(current->state())) GoOn();
       });
@@ -42,8 +43,10 @@ class PipelineDriver final : public Driver {
       out.set_waits_for(row.reason());
       out.set_what_to_do("an overseer decides: `rlhfctl gate list`, then `rlhfctl gate approve` or `reject`");
     } else {
-      out.set_waits_for(row.children().empty() ? "its first stage" : absl::StrCat("stage ", row.children().rbegin()[0]));
-      out.set_what_to_do(row.children().empty() ? "" : absl::StrCat("`rlhfctl why ", row.children().rbegin()[0], "` says more"));
+      out.set_waits_for(row.children().empty() ? "its first stage"
+                                               : absl::StrCat("stage ", row.children().rbegin()[0]));
+      out.set_what_to_do(
+          row.children().empty() ? "" : absl::StrCat("`rlhfctl why ", row.children().rbegin()[0], "` says more"));
     }
     return out;
   }
@@ -79,7 +82,8 @@ class PipelineDriver final : public Driver {
   // The pipeline's result has every stage's metrics, by its name, and the newest artifact of each kind.
   void Adopt(const v1::StageSpec& stage, const v1::Job& stage_job) {
     v1::Job* row = job();
-    for (const auto& [name, metric] : stage_job.result().metrics()) (*row->mutable_result()->mutable_metrics())[absl::StrCat(stage.name(), ".", name)] = metric;
+    for (const auto& [name, metric] : stage_job.result().metrics())
+      (*row->mutable_result()->mutable_metrics())[absl::StrCat(stage.name(), ".", name)] = metric;
     for (const auto& [name, digest] : stage_job.result().artifacts()) {
       (*row->mutable_result()->mutable_artifacts())[absl::StrCat(stage.name(), ".", name)] = digest;
       if (name == "model") (*row->mutable_result()->mutable_artifacts())["model"] = digest;
@@ -95,23 +99,28 @@ class PipelineDriver final : public Driver {
   bool PassGate(const v1::StageSpec& stage, const v1::Job& stage_job) {
     v1::Job* row = job();
     WriteBatch batch;
-    const std::map<std::string, v1::Metric> metrics(stage_job.result().metrics().begin(), stage_job.result().metrics().end());
-    const v1::GateRow gate = deps().oversight->OpenGate(job_id_, stage.name(), row->submitted_by(), stage.gate(), metrics, &batch,
-                                                        [host = host_, job_id = job_id_, this](const v1::GateRow&) {
-                                                          v1::Job* current = host->Find(job_id);
-                                                          if (current == nullptr || IsTerminalState(current->state())) return;
-                                                          WriteBatch decided;
-                                                          if (current->state() == v1::WAITING) host->SetState(current, v1::RUNNING, "", "", &decided);
-                                                          host->Commit(job_id, std::move(decided));
-                                                          GoOn();
-                                                        });
+    const std::map<std::string, v1::Metric> metrics(stage_job.result().metrics().begin(),
+                                                    stage_job.result().metrics().end());
+    const v1::GateRow gate =
+        deps().oversight->OpenGate(job_id_, stage.name(), row->submitted_by(), stage.gate(), metrics, &batch,
+                                   [host = host_, job_id = job_id_, this](const v1::GateRow&) {
+                                     v1::Job* current = host->Find(job_id);
+                                     if (current == nullptr || IsTerminalState(current->state())) return;
+                                     WriteBatch decided;
+                                     if (current->state() == v1::WAITING)
+                                       host->SetState(current, v1::RUNNING, "", "", &decided);
+                                     host->Commit(job_id, std::move(decided));
+                                     GoOn();
+                                   });
     switch (gate.state()) {
       case v1::GATE_APPROVED:
         host_->Commit(job_id_, std::move(batch));
         return true;
       case v1::GATE_WAITING:
         if (row->state() != v1::WAITING) {
-          host_->SetState(row, v1::WAITING, absl::StrCat("gate after stage ", stage.name(), ": ", gate.approvals_size(), " of ", stage.gate().required_approvals(), " approvals"),
+          host_->SetState(row, v1::WAITING,
+                          absl::StrCat("gate after stage ", stage.name(), ": ", gate.approvals_size(), " of ",
+                                       stage.gate().required_approvals(), " approvals"),
                           "", &batch);
         }
         host_->Commit(job_id_, std::move(batch));
@@ -128,11 +137,15 @@ class PipelineDriver final : public Driver {
       if (result.holds()) continue;
       if (!result.problem().empty()) return result.problem();
       const v1::GateCondition& c = result.condition();
-      return absl::StrFormat("%s is %.4g; expected %s%s%s", c.metric(), result.found().value(), c.has_min() ? absl::StrFormat("at least %.4g", c.min()) : "",
-                             c.has_min() && c.has_max() ? " and " : "", c.has_max() ? absl::StrFormat("at most %.4g", c.max()) : "");
+      return absl::StrFormat("%s is %.4g; expected %s%s%s", c.metric(), result.found().value(),
+                             c.has_min() ? absl::StrFormat("at least %.4g", c.min()) : "",
+                             c.has_min() && c.has_max() ? " and " : "",
+                             c.has_max() ? absl::StrFormat("at most %.4g", c.max()) : "");
     }
     for (const v1::Approval& approval : gate.approvals()) {
-      if (!approval.approved()) return absl::StrCat("rejected by ", approval.subject(), approval.comment().empty() ? "" : ": ", approval.comment());
+      if (!approval.approved())
+        return absl::StrCat("rejected by ", approval.subject(), approval.comment().empty() ? "" : ": ",
+                            approval.comment());
     }
     return "rejected";
   }
@@ -146,7 +159,9 @@ class PipelineDriver final : public Driver {
         const v1::Job* made_by = StageJob(reference.value->substr(6));
         const auto digest = made_by->result().artifacts().find(MainArtifact(made_by->spec()));
         if (digest == made_by->result().artifacts().end()) {
-          return host_->Fail(job_id_, "STAGE_FAILED", absl::StrCat(reference.field, ": stage ", made_by->stage(), " made no ", MainArtifact(made_by->spec())));
+          return host_->Fail(
+              job_id_, "STAGE_FAILED",
+              absl::StrCat(reference.field, ": stage ", made_by->stage(), " made no ", MainArtifact(made_by->spec())));
         }
         *reference.value = digest->second;
         resolved[digest->second] = digest->second;
@@ -166,6 +181,8 @@ class PipelineDriver final : public Driver {
 
 }  // namespace
 
-std::unique_ptr<Driver> MakePipelineDriver(JobHost* host, const std::string& job_id) { return std::make_unique<PipelineDriver>(host, job_id); }
+std::unique_ptr<Driver> MakePipelineDriver(JobHost* host, const std::string& job_id) {
+  return std::make_unique<PipelineDriver>(host, job_id);
+}
 
 }  // namespace rlhf::coordinator

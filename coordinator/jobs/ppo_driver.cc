@@ -1,4 +1,5 @@
-// PPO: samples are issued ahead of the committed step by the lag bound, a step's batch is exactly what was issued for it, and a committed step is one transaction.
+// PPO: samples are issued ahead of the committed step by the lag bound, a step's batch is exactly what was issued for
+// it, and a committed step is one transaction.
 #include <list>
 #include <map>
 #include <utility>
@@ -15,26 +16,30 @@ namespace {
 constexpr int kRefusalsInARow = 3;
 
 // Digests of committed steps, beyond the job's own row: a replay is compared with them.
-std::string DigestKey(const std::string& job_id, int64_t step) { return KeyOf(absl::StrCat("step_digest/", job_id, "/"), {static_cast<uint64_t>(step)}); }
+std::string DigestKey(const std::string& job_id, int64_t step) {
+  return KeyOf(absl::StrCat("step_digest/", job_id, "/"), {static_cast<uint64_t>(step)});
+}
 
 class PpoDriver final : public TrainingDriver, public SamplingListener {
  public:
   using TrainingDriver::TrainingDriver;
 
   void Start() override {
-    (void)deps().store->Scan(Table::kMeta, absl::StrCat("step_digest/", job_id_, "/"), [&](absl::string_view, absl::string_view digest) {
-      ++newest_digest_;
-      digests_[newest_digest_] = std::string(digest);
-      return true;
-    });
+    (void)deps().store->Scan(Table::kMeta, absl::StrCat("step_digest/", job_id_, "/"),
+                             [&](absl::string_view, absl::string_view digest) {
+                               ++newest_digest_;
+                               digests_[newest_digest_] = std::string(digest);
+                               return true;
+                             });
     replay_through_ = newest_digest_ > job()->version().step() ? newest_digest_ : 0;
     const v1::Job& row = *job();
-    LoadPrompts(deps(), Resolved(row, row.spec().ppo().prompts()), true, row.spec().seed(), 0, [host = host_, job_id = job_id_, this](auto prompts) {
-      const v1::Job* current = host->Find(job_id);
-      if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
-      if (!prompts.ok()) return host->Fail(job_id, "BAD_DATA", std::string(prompts.status().message()));
-      Begin(*std::move(prompts));
-    });
+    LoadPrompts(deps(), Resolved(row, row.spec().ppo().prompts()), true, row.spec().seed(), 0,
+                [host = host_, job_id = job_id_, this](auto prompts) {
+                  const v1::Job* current = host->Find(job_id);
+                  if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+                  if (!prompts.ok()) return host->Fail(job_id, "BAD_DATA", std::string(prompts.status().message()));
+                  Begin(*std::move(prompts));
+                });
   }
 
   void Stop(WriteBatch* batch) override {
@@ -53,7 +58,9 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   void NextBatch(const v1::NextBatchRequest& request, Done<Batch> done) override {
     const int64_t expected = job()->version().step() + 1;
     if (request.step() != expected) {
-      return done(WithReason(absl::AbortedError(absl::StrCat("expected step ", expected, ", found ", request.step(), ": join again")), v1::STEP_OUT_OF_ORDER));
+      return done(WithReason(
+          absl::AbortedError(absl::StrCat("expected step ", expected, ", found ", request.step(), ": join again")),
+          v1::STEP_OUT_OF_ORDER));
     }
     waiters_.push_back({request, std::move(done)});
     ServeBatch();
@@ -63,7 +70,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   void RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) override;
 
   void FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) override {
-    for (const auto& [name, value] : last_metrics_) (*job()->mutable_result()->mutable_metrics())[name].set_value(value);
+    for (const auto& [name, value] : last_metrics_)
+      (*job()->mutable_result()->mutable_metrics())[name].set_value(value);
     TrainingDriver::FinishTraining(request, std::move(done));
   }
 
@@ -71,23 +79,28 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     if (step == job()->version().step() + 1) ServeBatch();
   }
   void OnSampleFailed(const std::string&, const v1::SampleRow& row) override {
-    host_->Fail(job_id_, "SAMPLE_FAILED", absl::StrCat("sample ", row.id().step(), "/", row.id().ordinal(), "/", row.id().index(), ": ", row.reason()));
+    host_->Fail(
+        job_id_, "SAMPLE_FAILED",
+        absl::StrCat("sample ", row.id().step(), "/", row.id().ordinal(), "/", row.id().index(), ": ", row.reason()));
   }
 
   v1::ExplainJobResponse Explain() override {
     if (grouped_ && !waiters_.empty()) {
       v1::ExplainJobResponse out;
       const v1::LedgerCounts counts = deps().sampling->Counts(job_id_);
-      out.set_waits_for(absl::StrCat("samples of step ", job()->version().step() + 1, ": ", counts.queued(), " queued, ", counts.leased(), " being generated, ",
-                                     counts.generated(), " waiting for a score"));
-      out.set_what_to_do(counts.queued() > 0 ? "start rollout workers, or wait for those there are" : "see that reward servers run: `rlhfctl workers list`");
+      out.set_waits_for(absl::StrCat("samples of step ", job()->version().step() + 1, ": ", counts.queued(),
+                                     " queued, ", counts.leased(), " being generated, ", counts.generated(),
+                                     " waiting for a score"));
+      out.set_what_to_do(counts.queued() > 0 ? "start rollout workers, or wait for those there are"
+                                             : "see that reward servers run: `rlhfctl workers list`");
       return out;
     }
     return TrainingDriver::Explain();
   }
 
  protected:
-  v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held, const std::string& rank0_address) override;
+  v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
+                                     const std::string& rank0_address) override;
   void OnGroupLost(const std::string& job_id, const std::string& why) override {
     FailWaiters(WithReason(absl::AbortedError("the learner group changed: join again"), v1::STALE_EPOCH));
     if (job() != nullptr) TrainingDriver::OnGroupLost(job_id, why);
@@ -152,7 +165,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     }
   }
 
-  // Nothing is leased while the committed version is nowhere to be had, or is behind what was committed before (its samples exist already).
+  // Nothing is leased while the committed version is nowhere to be had, or is behind what was committed before (its
+  // samples exist already).
   void UpdateSampling() {
     const int64_t step = job()->version().step();
     const bool replaying = step < replay_through_;
@@ -175,7 +189,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     if (!deps().sampling->StepScored(job_id_, step)) return;
     WriteBatch writes;
     absl::StatusOr<std::vector<v1::Sample>> samples = deps().sampling->AssignStep(job_id_, step, &writes);
-    if (!samples.ok() && !absl::IsFailedPrecondition(samples.status())) return host_->Fail(job_id_, "STORE", std::string(samples.status().message()));
+    if (!samples.ok() && !absl::IsFailedPrecondition(samples.status()))
+      return host_->Fail(job_id_, "STORE", std::string(samples.status().message()));
     assigning_ = true;
     Batch batch = samples.ok() ? std::make_shared<const std::vector<v1::Sample>>(*std::move(samples)) : nullptr;
     host_->Commit(job_id_, std::move(writes), [host = host_, job_id = job_id_, this, step, batch] {
@@ -191,7 +206,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
 
   bool paused_ = false, assigning_ = false;
   std::string weights_address_;
-  int64_t newest_digest_ = 0;              // steps that were ever committed
+  int64_t newest_digest_ = 0;               // steps that were ever committed
   std::map<int64_t, std::string> digests_;  // by step
   int64_t replay_through_ = 0;
   int refusals_ = 0;
@@ -201,7 +216,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   std::map<std::string, double> last_metrics_;
 };
 
-v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held, const std::string& rank0_address) {
+v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
+                                              const std::string& rank0_address) {
   v1::Job* row = job();
   row->set_group_epoch(epoch);
   WriteBatch batch;
@@ -214,9 +230,11 @@ v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_
     row->mutable_version()->set_step(row->checkpoint_step());
     row->mutable_version()->set_digest(row->checkpoint_step() == 0 ? "" : digests_[row->checkpoint_step()]);
     row->set_step(row->checkpoint_step());
-    host_->AppendMessage(row, absl::StrCat("nobody holds the weights of step ", committed, " any more: steps ", row->checkpoint_step() + 1, " to ", committed,
-                                           " are trained again, from the same batches"),
-                         &batch);
+    host_->AppendMessage(
+        row,
+        absl::StrCat("nobody holds the weights of step ", committed, " any more: steps ", row->checkpoint_step() + 1,
+                     " to ", committed, " are trained again, from the same batches"),
+        &batch);
   }
   batch_ = nullptr;
   weights_address_ = rank0_address;
@@ -242,24 +260,32 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
     });
   }
   if (deps().oversight->halted()) {
-    return done(WithReason(absl::UnavailableError("an overseer halted all training; the step commits when the service is resumed"), v1::SERVICE_HALTED));
+    return done(WithReason(
+        absl::UnavailableError("an overseer halted all training; the step commits when the service is resumed"),
+        v1::SERVICE_HALTED));
   }
   if (request.step() != row->version().step() + 1) {
-    return done(WithReason(absl::AbortedError(absl::StrCat("expected a commit of step ", row->version().step() + 1, ", found ", request.step(), ": join again")),
+    return done(WithReason(absl::AbortedError(absl::StrCat("expected a commit of step ", row->version().step() + 1,
+                                                           ", found ", request.step(), ": join again")),
                            v1::STEP_OUT_OF_ORDER));
   }
   RLHF_FAILPOINT("coordinator/before_commit_step");
   const int64_t step = request.step();
   WriteBatch batch;
   deps().sampling->MarkTrained(job_id_, step, &batch);
-  if (const auto known = digests_.find(step); known != digests_.end() && known->second != request.weights_digest() && step <= replay_through_) {
+  if (const auto known = digests_.find(step);
+      known != digests_.end() && known->second != request.weights_digest() && step <= replay_through_) {
     // Other bytes than the run this one replaces: what came after it is another history now.
     row->mutable_version()->set_lineage(row->version().lineage() + 1);
     digests_.erase(std::next(known), digests_.end());
-    for (int64_t later = step + 1; later <= newest_digest_; ++later) batch.Erase(Table::kMeta, DigestKey(job_id_, later));
+    for (int64_t later = step + 1; later <= newest_digest_; ++later)
+      batch.Erase(Table::kMeta, DigestKey(job_id_, later));
     newest_digest_ = step;
     replay_through_ = step;
-    host_->AppendMessage(row, absl::StrCat("the replay of step ", step, " ended with other weights than before: lineage ", row->version().lineage()), &batch);
+    host_->AppendMessage(row,
+                         absl::StrCat("the replay of step ", step, " ended with other weights than before: lineage ",
+                                      row->version().lineage()),
+                         &batch);
   }
   row->mutable_version()->set_step(step);
   row->mutable_version()->set_digest(request.weights_digest());
@@ -289,30 +315,38 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
   if (step >= replay_through_) deps().sampling->SetPolicy(job_id_, Policy(), &batch);
   IssueWindow(&batch);
   *response.mutable_version() = row->version();
-  host_->CommitThen(job_id_, std::move(batch), [host = host_, job_id = job_id_, this, loop = deps().loop, done = std::move(done), response](absl::Status status) mutable {
-    if (!status.ok()) return done(status);
-    RLHF_FAILPOINT("coordinator/after_commit_step");
-    done(response);
-    loop->Post([host, job_id, this] {
-      const v1::Job* current = host->Find(job_id);
-      if (current != nullptr && !IsTerminalState(current->state())) UpdateSampling();
-    });
-  });
+  host_->CommitThen(job_id_, std::move(batch),
+                    [host = host_, job_id = job_id_, this, loop = deps().loop, done = std::move(done),
+                     response](absl::Status status) mutable {
+                      if (!status.ok()) return done(status);
+                      RLHF_FAILPOINT("coordinator/after_commit_step");
+                      done(response);
+                      loop->Post([host, job_id, this] {
+                        const v1::Job* current = host->Find(job_id);
+                        if (current != nullptr && !IsTerminalState(current->state())) UpdateSampling();
+                      });
+                    });
 }
 
 void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) {
   v1::Job* row = job();
   if (request.step() != row->version().step() + 1) {
-    return done(WithReason(absl::AbortedError(absl::StrCat("expected step ", row->version().step() + 1, ", found ", request.step(), ": join again")), v1::STEP_OUT_OF_ORDER));
+    return done(WithReason(absl::AbortedError(absl::StrCat("expected step ", row->version().step() + 1, ", found ",
+                                                           request.step(), ": join again")),
+                           v1::STEP_OUT_OF_ORDER));
   }
   if (++refusals_ >= kRefusalsInARow) {
-    host_->Fail(job_id_, "NONFINITE", absl::StrCat("step ", request.step(), " was refused ", refusals_, " times in a row, at last: ", request.reason()));
+    host_->Fail(job_id_, "NONFINITE",
+                absl::StrCat("step ", request.step(), " was refused ", refusals_,
+                             " times in a row, at last: ", request.reason()));
     return done(v1::RefuseStepResponse());
   }
   WriteBatch batch;
-  deps().sampling->RefuseStep(job_id_, request.step(), absl::StrCat("nonfinite: ", request.reason()), row->prompt_cursor(), &batch);
+  deps().sampling->RefuseStep(job_id_, request.step(), absl::StrCat("nonfinite: ", request.reason()),
+                              row->prompt_cursor(), &batch);
   row->set_prompt_cursor(row->prompt_cursor() + spec().prompts_per_step());
-  host_->AppendMessage(row, absl::StrCat("step ", request.step(), " was refused (", request.reason(), "); it gets a new batch"), &batch);
+  host_->AppendMessage(
+      row, absl::StrCat("step ", request.step(), " was refused (", request.reason(), "); it gets a new batch"), &batch);
   batch_ = nullptr;
   host_->CommitThen(job_id_, std::move(batch), [done = std::move(done)](absl::Status status) mutable {
     if (!status.ok()) return done(status);
@@ -322,6 +356,8 @@ void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::Refuse
 
 }  // namespace
 
-std::unique_ptr<Driver> MakePpoDriver(JobHost* host, const std::string& job_id) { return std::make_unique<PpoDriver>(host, job_id); }
+std::unique_ptr<Driver> MakePpoDriver(JobHost* host, const std::string& job_id) {
+  return std::make_unique<PpoDriver>(host, job_id);
+}
 
 }  // namespace rlhf::coordinator

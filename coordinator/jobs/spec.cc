@@ -30,15 +30,19 @@ class Checker {
     if (value < least) Problem(field, absl::StrCat("expected at least ", least, ", found ", value));
   }
   void Range(const std::string& field, double value, double low, double high) {
-    if (!(value >= low && value <= high)) Problem(field, absl::StrCat("expected ", low, " to ", high, ", found ", value));
+    if (!(value >= low && value <= high))
+      Problem(field, absl::StrCat("expected ", low, " to ", high, ", found ", value));
   }
   void Above(const std::string& field, double value, double low) {
-    if (!(value > low) || !std::isfinite(value)) Problem(field, absl::StrCat("expected more than ", low, ", found ", value));
+    if (!(value > low) || !std::isfinite(value))
+      Problem(field, absl::StrCat("expected more than ", low, ", found ", value));
   }
   // Everything inside is reported under this path.
   class Scope {
    public:
-    Scope(Checker* checker, const std::string& path) : checker_(checker), before_(checker->prefix_) { absl::StrAppend(&checker->prefix_, path, "."); }
+    Scope(Checker* checker, const std::string& path) : checker_(checker), before_(checker->prefix_) {
+      absl::StrAppend(&checker->prefix_, path, ".");
+    }
     ~Scope() { checker_->prefix_ = before_; }
 
    private:
@@ -69,7 +73,8 @@ class Checker {
     if (!s->has_max_new_tokens()) s->set_max_new_tokens(64);
     const Scope scope(this, "sampling");
     Range("temperature", s->temperature(), 0, 10);
-    if (!(s->top_p() > 0 && s->top_p() <= 1)) Problem("top_p", absl::StrCat("expected more than 0 and at most 1, found ", s->top_p()));
+    if (!(s->top_p() > 0 && s->top_p() <= 1))
+      Problem("top_p", absl::StrCat("expected more than 0 and at most 1, found ", s->top_p()));
     AtLeast("top_k", s->top_k(), 0);
     Positive("max_new_tokens", s->max_new_tokens());
     if (s->stop_size() > 8) Problem("stop", absl::StrCat("expected at most 8 texts, found ", s->stop_size()));
@@ -83,7 +88,8 @@ class Checker {
       v1::RewardComponent& c = *scorer->mutable_components(i);
       const Scope scope(this, absl::StrCat(field, ".components[", i, "]"));
       Required("name", c.name(), "a name");
-      if (!names.insert(c.name()).second) Problem("name", absl::StrCat("expected each component's own name, found \"", c.name(), "\" twice"));
+      if (!names.insert(c.name()).second)
+        Problem("name", absl::StrCat("expected each component's own name, found \"", c.name(), "\" twice"));
       if (!c.has_weight()) c.set_weight(1);
       if (!std::isfinite(c.weight())) Problem("weight", "expected a finite number");
       switch (c.kind_case()) {
@@ -99,7 +105,8 @@ class Checker {
           break;
         case v1::RewardComponent::kLength:
           AtLeast("length.min_tokens", c.length().min_tokens(), 0);
-          if (c.length().max_tokens() != 0) AtLeast("length.max_tokens", c.length().max_tokens(), c.length().min_tokens());
+          if (c.length().max_tokens() != 0)
+            AtLeast("length.max_tokens", c.length().max_tokens(), c.length().min_tokens());
           AtLeast("length.slack", c.length().slack(), 0);
           break;
         case v1::RewardComponent::kExternal:
@@ -108,7 +115,9 @@ class Checker {
           Positive("external.timeout_ms", c.external().timeout_ms());
           break;
         case v1::RewardComponent::KIND_NOT_SET:
-          Problem("", "expected one of reward_model, regex, length, exact_answer, abstention, action_claim, external, sentence_share");
+          Problem("",
+                  "expected one of reward_model, regex, length, exact_answer, abstention, action_claim, external, "
+                  "sentence_share");
           break;
         default:
           break;
@@ -121,7 +130,9 @@ class Checker {
   std::string prefix_;
 };
 
-v1::Precision DefaultPrecision(v1::Precision p) { return p == v1::PRECISION_UNSPECIFIED ? v1::FLOAT32 : p; }
+v1::Precision DefaultPrecision(v1::Precision p) {
+  return p == v1::PRECISION_UNSPECIFIED ? v1::FLOAT32 : p;
+}
 
 void Sft(Checker& check, v1::SftSpec* s) {
   check.Required("model", s->model(), "the model to start from");
@@ -177,7 +188,8 @@ void Collect(Checker& check, v1::CollectSpec* s) {
 void Ppo(Checker& check, v1::PpoSpec* s) {
   check.Required("policy", s->policy(), "the model the policy starts from");
   check.Required("prompts", s->prompts(), "data with lines {\"prompt\"}");
-  if (s->scorer().components().empty()) check.Problem("scorer.components", "expected at least one component: what is maximised");
+  if (s->scorer().components().empty())
+    check.Problem("scorer.components", "expected at least one component: what is maximised");
   check.Scorer("scorer", s->mutable_scorer());
   if (s->has_gold()) check.Scorer("gold", s->mutable_gold());
   if (s->reference().empty()) s->set_reference(s->policy());
@@ -194,7 +206,8 @@ void Ppo(Checker& check, v1::PpoSpec* s) {
   if (!s->has_samples_per_prompt()) s->set_samples_per_prompt(1);
   check.Positive("samples_per_prompt", s->samples_per_prompt());
   check.Sampling(s->mutable_sampling(), 1.0);
-  if (s->sampling().temperature() == 0) check.Problem("sampling.temperature", "expected more than 0: a greedy policy explores nothing");
+  if (s->sampling().temperature() == 0)
+    check.Problem("sampling.temperature", "expected more than 0: a greedy policy explores nothing");
   check.Range("max_policy_lag", s->max_policy_lag(), 0, 16);
   if (!s->has_epochs()) s->set_epochs(4);
   check.Positive("epochs", s->epochs());
@@ -204,7 +217,8 @@ void Ppo(Checker& check, v1::PpoSpec* s) {
   check.Positive("micro_batch_tokens", s->micro_batch_tokens());
   if (s->advantage() == v1::ADVANTAGE_ESTIMATOR_UNSPECIFIED) s->set_advantage(v1::GAE);
   const bool group = s->advantage() == v1::RLOO || s->advantage() == v1::GRPO || s->advantage() == v1::GRPO_NO_STD;
-  if (group && s->samples_per_prompt() < 2) check.Problem("samples_per_prompt", "expected at least 2: this advantage estimator compares a prompt's samples");
+  if (group && s->samples_per_prompt() < 2)
+    check.Problem("samples_per_prompt", "expected at least 2: this advantage estimator compares a prompt's samples");
   if (!s->has_gamma()) s->set_gamma(1.0);
   check.Range("gamma", s->gamma(), 0, 1);
   if (!s->has_lambda()) s->set_lambda(0.95);
@@ -238,7 +252,8 @@ void Ppo(Checker& check, v1::PpoSpec* s) {
     if (s->ptx().batch_size() == 0) s->mutable_ptx()->set_batch_size(32);
     check.Positive("ptx.batch_size", s->ptx().batch_size());
     check.Range("ptx.coefficient", s->ptx().coefficient(), 0, 1e6);
-    if (s->ptx().coefficient() > 0) check.Required("ptx.data", s->ptx().data(), "data with lines {\"prompt\",\"response\"}");
+    if (s->ptx().coefficient() > 0)
+      check.Required("ptx.data", s->ptx().data(), "data with lines {\"prompt\",\"response\"}");
   }
   s->set_precision(DefaultPrecision(s->precision()));
   if (!s->has_checkpoint_every()) s->set_checkpoint_every(20);
@@ -246,7 +261,8 @@ void Ppo(Checker& check, v1::PpoSpec* s) {
   check.Range("early_stop.max_kl", s->early_stop().max_kl(), 0, 1e9);
   if (!s->has_max_attempts()) s->set_max_attempts(5);
   check.Positive("max_attempts", s->max_attempts());
-  if (!s->has_max_first_minibatch_ratio_error()) s->set_max_first_minibatch_ratio_error(s->precision() == v1::BFLOAT16 ? 2e-2 : 1e-4);
+  if (!s->has_max_first_minibatch_ratio_error())
+    s->set_max_first_minibatch_ratio_error(s->precision() == v1::BFLOAT16 ? 2e-2 : 1e-4);
   check.Above("max_first_minibatch_ratio_error", s->max_first_minibatch_ratio_error(), 0);
 }
 
@@ -290,7 +306,8 @@ void Kind(Checker& check, Message* m) {
 void ScorerReferences(const std::string& path, v1::ScorerSpec* scorer, std::vector<Reference>* out) {
   for (int i = 0; i < scorer->components_size(); ++i) {
     if (!scorer->components(i).has_reward_model()) continue;
-    out->push_back({absl::StrCat(path, ".components[", i, "].reward_model.model"), scorer->mutable_components(i)->mutable_reward_model()->mutable_model(), true});
+    out->push_back({absl::StrCat(path, ".components[", i, "].reward_model.model"),
+                    scorer->mutable_components(i)->mutable_reward_model()->mutable_model(), true});
   }
 }
 
@@ -302,7 +319,8 @@ void KindReferences(const std::string& prefix, Message* m, std::vector<Reference
   } else if (m->has_reward_model()) {
     out->push_back({prefix + "reward_model.model", m->mutable_reward_model()->mutable_model(), true});
     out->push_back({prefix + "reward_model.data", m->mutable_reward_model()->mutable_data(), false});
-    out->push_back({prefix + "reward_model.normalization_samples", m->mutable_reward_model()->mutable_normalization_samples(), false});
+    out->push_back({prefix + "reward_model.normalization_samples",
+                    m->mutable_reward_model()->mutable_normalization_samples(), false});
   } else if (m->has_sample()) {
     out->push_back({prefix + "sample.model", m->mutable_sample()->mutable_model(), true});
     out->push_back({prefix + "sample.prompts", m->mutable_sample()->mutable_prompts(), false});
@@ -326,7 +344,9 @@ void KindReferences(const std::string& prefix, Message* m, std::vector<Reference
   }
 }
 
-bool MakesModel(const v1::StageSpec& stage) { return stage.has_sft() || stage.has_reward_model() || stage.has_ppo(); }
+bool MakesModel(const v1::StageSpec& stage) {
+  return stage.has_sft() || stage.has_reward_model() || stage.has_ppo();
+}
 
 void Pipeline(Checker& check, v1::JobSpec* spec) {
   v1::PipelineSpec* pipeline = spec->mutable_pipeline();
@@ -337,13 +357,18 @@ void Pipeline(Checker& check, v1::JobSpec* spec) {
     const std::string path = absl::StrCat("pipeline.stages[", i, "]");
     {
       const Checker::Scope scope(&check, path);
-      if (const absl::Status status = CheckName("name", stage->name()); !status.ok()) check.Problem("name", std::string(status.message()));
-      if (earlier.count(stage->name()) > 0) check.Problem("name", absl::StrCat("expected each stage's own name, found \"", stage->name(), "\" twice"));
-      if (stage->kind_case() == v1::StageSpec::KIND_NOT_SET) check.Problem("", "expected one of sft, reward_model, sample, collect, ppo, evaluate");
-      if (stage->has_learners() && stage->learners().has_ranks()) check.Range("learners.ranks", stage->learners().ranks(), 1, 1024);
+      if (const absl::Status status = CheckName("name", stage->name()); !status.ok())
+        check.Problem("name", std::string(status.message()));
+      if (earlier.count(stage->name()) > 0)
+        check.Problem("name", absl::StrCat("expected each stage's own name, found \"", stage->name(), "\" twice"));
+      if (stage->kind_case() == v1::StageSpec::KIND_NOT_SET)
+        check.Problem("", "expected one of sft, reward_model, sample, collect, ppo, evaluate");
+      if (stage->has_learners() && stage->learners().has_ranks())
+        check.Range("learners.ranks", stage->learners().ranks(), 1, 1024);
       Kind(check, stage);
       for (int c = 0; c < stage->gate().conditions_size(); ++c) {
-        check.Required(absl::StrCat("gate.conditions[", c, "].metric"), stage->gate().conditions(c).metric(), "a metric's name");
+        check.Required(absl::StrCat("gate.conditions[", c, "].metric"), stage->gate().conditions(c).metric(),
+                       "a metric's name");
         if (!stage->gate().conditions(c).has_min() && !stage->gate().conditions(c).has_max()) {
           check.Problem(absl::StrCat("gate.conditions[", c, "]"), "expected min, max or both");
         }
@@ -357,10 +382,14 @@ void Pipeline(Checker& check, v1::JobSpec* spec) {
       const std::string name = reference.value->substr(6);
       const auto it = earlier.find(name);
       if (it == earlier.end()) {
-        check.Problem(reference.field, absl::StrCat("expected an earlier stage (",
-                                                    absl::StrJoin(earlier, ", ", [](std::string* out, const auto& e) { out->append(e.first); }), "), found \"", name, "\""));
+        check.Problem(
+            reference.field,
+            absl::StrCat("expected an earlier stage (",
+                         absl::StrJoin(earlier, ", ", [](std::string* out, const auto& e) { out->append(e.first); }),
+                         "), found \"", name, "\""));
       } else if (MakesModel(*it->second) != reference.model) {
-        check.Problem(reference.field, absl::StrCat("expected a stage that makes ", reference.model ? "a model" : "data", ", found \"", name, "\""));
+        check.Problem(reference.field, absl::StrCat("expected a stage that makes ",
+                                                    reference.model ? "a model" : "data", ", found \"", name, "\""));
       }
     }
     earlier[stage->name()] = stage;
@@ -377,10 +406,13 @@ std::string KindOf(const v1::JobSpec& spec) {
 std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec) {
   std::vector<v1::SpecProblem> problems;
   Checker check(&problems);
-  if (const absl::Status status = CheckName("name", spec->name()); !status.ok()) check.Problem("name", std::string(status.message()));
+  if (const absl::Status status = CheckName("name", spec->name()); !status.ok())
+    check.Problem("name", std::string(status.message()));
   if (spec->project().empty()) spec->set_project("default");
-  if (const absl::Status status = CheckName("project", spec->project()); !status.ok()) check.Problem("project", std::string(status.message()));
-  if (spec->labels_size() > 16) check.Problem("labels", absl::StrCat("expected at most 16, found ", spec->labels_size()));
+  if (const absl::Status status = CheckName("project", spec->project()); !status.ok())
+    check.Problem("project", std::string(status.message()));
+  if (spec->labels_size() > 16)
+    check.Problem("labels", absl::StrCat("expected at most 16, found ", spec->labels_size()));
   if (!spec->learners().has_ranks()) spec->mutable_learners()->set_ranks(1);
   check.Range("learners.ranks", spec->learners().ranks(), 1, 1024);
   if (spec->kind_case() == v1::JobSpec::KIND_NOT_SET) {
@@ -416,7 +448,8 @@ v1::JobSpec SpecOfStage(const v1::JobSpec& pipeline, const v1::StageSpec& stage)
   spec.set_seed(pipeline.seed());
   spec.set_priority(pipeline.priority());
   *spec.mutable_labels() = pipeline.labels();
-  *spec.mutable_learners() = stage.has_learners() && stage.learners().has_ranks() ? stage.learners() : pipeline.learners();
+  *spec.mutable_learners() =
+      stage.has_learners() && stage.learners().has_ranks() ? stage.learners() : pipeline.learners();
   if (stage.has_sft()) *spec.mutable_sft() = stage.sft();
   if (stage.has_reward_model()) *spec.mutable_reward_model() = stage.reward_model();
   if (stage.has_sample()) *spec.mutable_sample() = stage.sample();

@@ -13,9 +13,9 @@ std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec);
 
 // A model or data reference inside a specification.
 struct Reference {
-  std::string field;     // "ppo.policy"
-  std::string* value;    // into the specification
-  bool model = false;    // else data
+  std::string field;   // "ppo.policy"
+  std::string* value;  // into the specification
+  bool model = false;  // else data
 };
 // All that are not empty. A pipeline's are those of its stages ("pipeline.stages[2].sft.data").
 std::vector<Reference> ReferencesOf(v1::JobSpec* spec);

@@ -7,7 +7,9 @@
 
 namespace rlhf::coordinator {
 
-std::unique_ptr<Driver> MakeTrainingDriver(JobHost* host, const std::string& job_id) { return std::make_unique<TrainingDriver>(host, job_id); }
+std::unique_ptr<Driver> MakeTrainingDriver(JobHost* host, const std::string& job_id) {
+  return std::make_unique<TrainingDriver>(host, job_id);
+}
 
 void TrainingDriver::Start() {
   const v1::Job& row = *job();
@@ -19,7 +21,9 @@ void TrainingDriver::Start() {
   deps().groups->AddJob(plan, row.group_epoch(), this);
 }
 
-void TrainingDriver::Stop(WriteBatch* batch) { deps().groups->RemoveJob(job_id_); }
+void TrainingDriver::Stop(WriteBatch* batch) {
+  deps().groups->RemoveJob(job_id_);
+}
 
 v1::GroupAssignment TrainingDriver::Assignment(uint64_t epoch) const {
   const v1::Job& row = *job();
@@ -33,14 +37,15 @@ v1::GroupAssignment TrainingDriver::Assignment(uint64_t epoch) const {
   return assignment;
 }
 
-v1::GroupAssignment TrainingDriver::OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
-                                                   const std::string& rank0_address) {
+v1::GroupAssignment TrainingDriver::OnGroupForming(const std::string& job_id, uint64_t epoch,
+                                                   const v1::PolicyVersion* held, const std::string& rank0_address) {
   v1::Job* row = job();
   row->set_group_epoch(epoch);
   WriteBatch batch;
   if (row->state() == v1::PENDING) host_->SetState(row, v1::RUNNING, "", "", &batch);
   // Between checkpoints nothing of such a job is durable: it is trained again from the newest one, to the same bytes.
-  if (row->checkpoint_step() < row->step()) host_->AppendMessage(row, absl::StrCat("training goes on from step ", row->checkpoint_step()), &batch);
+  if (row->checkpoint_step() < row->step())
+    host_->AppendMessage(row, absl::StrCat("training goes on from step ", row->checkpoint_step()), &batch);
   v1::GroupAssignment assignment = Assignment(epoch);
   assignment.set_checkpoint(row->checkpoint());
   assignment.set_next_step(row->checkpoint_step() + 1);
@@ -76,7 +81,8 @@ void TrainingDriver::ReportProgress(const v1::ReportProgressRequest& request, Do
   });
 }
 
-void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request, Done<v1::ReportCheckpointResponse> done) {
+void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request,
+                                      Done<v1::ReportCheckpointResponse> done) {
   v1::Job* row = job();
   const absl::StatusOr<v1::Artifact> artifact = deps().artifacts->Resolve(request.digest(), row->spec().project());
   if (!artifact.ok()) return done(artifact.status());
@@ -101,11 +107,13 @@ void TrainingDriver::FinishTraining(const v1::FinishTrainingRequest& request, Do
   for (const auto& [name, metric] : request.metrics()) (*row->mutable_result()->mutable_metrics())[name] = metric;
   WriteBatch batch;
   // The answer first: success removes the group, and with it the right to be answered.
-  host_->CommitThen(job_id_, std::move(batch), [host = host_, job_id = job_id_, loop = deps().loop, done = std::move(done)](absl::Status status) mutable {
-    if (!status.ok()) return done(status);
-    done(v1::FinishTrainingResponse());
-    loop->Post([host, job_id] { host->Succeed(job_id, WriteBatch()); });
-  });
+  host_->CommitThen(
+      job_id_, std::move(batch),
+      [host = host_, job_id = job_id_, loop = deps().loop, done = std::move(done)](absl::Status status) mutable {
+        if (!status.ok()) return done(status);
+        done(v1::FinishTrainingResponse());
+        loop->Post([host, job_id] { host->Succeed(job_id, WriteBatch()); });
+      });
 }
 
 void TrainingDriver::FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) {
@@ -117,11 +125,13 @@ v1::ExplainJobResponse TrainingDriver::Explain() {
   v1::ExplainJobResponse out;
   const v1::Job& row = *job();
   if (!grouped_) {
-    out.set_waits_for(absl::StrCat(row.spec().learners().ranks(), " free learners; there are ", deps().groups->free_learners()));
+    out.set_waits_for(
+        absl::StrCat(row.spec().learners().ranks(), " free learners; there are ", deps().groups->free_learners()));
     out.set_since_seconds(absl::ToInt64Seconds(deps().loop->clock().Now() - waiting_since_));
     out.set_what_to_do("start more learners, or lower learners.ranks");
   } else {
-    out.set_waits_for(absl::StrCat("training: step ", row.step(), " of ", row.total_steps(), " at group epoch ", row.group_epoch()));
+    out.set_waits_for(
+        absl::StrCat("training: step ", row.step(), " of ", row.total_steps(), " at group epoch ", row.group_epoch()));
     out.set_what_to_do("nothing; `rlhfctl watch` shows its progress");
   }
   return out;

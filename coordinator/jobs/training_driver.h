@@ -1,4 +1,5 @@
-// A job that trains without a ledger (sft, reward_model): a learner group from first to last step. PpoDriver builds on it.
+// A job that trains without a ledger (sft, reward_model): a learner group from first to last step. PpoDriver builds on
+// it.
 #pragma once
 
 #include <string>
@@ -20,7 +21,8 @@ class TrainingDriver : public Driver, protected TrainingListener {
   void FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) override;
 
  protected:
-  v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held, const std::string& rank0_address) override;
+  v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
+                                     const std::string& rank0_address) override;
   void OnGroupLost(const std::string& job_id, const std::string& why) override;
   // What every assignment of this job has, from the job's row.
   v1::GroupAssignment Assignment(uint64_t epoch) const;

@@ -55,7 +55,8 @@ class Segments final : public PayloadStore {
     std::error_code error;
     for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
       uint32_t number = 0;
-      if (entry.path().extension() == ".seg" && absl::SimpleAtoi(entry.path().stem().string(), &number)) newest = std::max(newest, number);
+      if (entry.path().extension() == ".seg" && absl::SimpleAtoi(entry.path().stem().string(), &number))
+        newest = std::max(newest, number);
     }
     if (error) return absl::UnavailableError(absl::StrCat(dir, ": ", error.message()));
     // Always a fresh segment: whatever tail a crash left behind in the last one is never written over.
@@ -99,7 +100,8 @@ class Segments final : public PayloadStore {
       touched[place.first] = fd;
       size_t done = 0;
       while (done < frame.size()) {
-        const ssize_t n = ::pwrite(fd, frame.data() + done, frame.size() - done, static_cast<off_t>(place.second + done));
+        const ssize_t n =
+            ::pwrite(fd, frame.data() + done, frame.size() - done, static_cast<off_t>(place.second + done));
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return Failed("write", place.first);
         done += static_cast<size_t>(n);
@@ -116,7 +118,8 @@ class Segments final : public PayloadStore {
   absl::StatusOr<std::string> Read(const v1::PayloadRef& ref) override {
     {
       absl::MutexLock lock(&mu_);
-      if (const auto it = pending_.find({ref.segment(), ref.offset()}); it != pending_.end()) return it->second.substr(kHeader);
+      if (const auto it = pending_.find({ref.segment(), ref.offset()}); it != pending_.end())
+        return it->second.substr(kHeader);
     }
     RLHF_ASSIGN_OR_RETURN(const int fd, File(ref.segment()));
     std::string frame(kHeader + ref.size(), '\0');
@@ -128,18 +131,21 @@ class Segments final : public PayloadStore {
       done += static_cast<size_t>(n);
     }
     if (ReadLittleEndian(frame.data()) != ref.size()) return Damaged(ref, "its size differs");
-    if (ReadLittleEndian(frame.data() + 4) != XXH32(frame.data() + kHeader, ref.size(), 0)) return Damaged(ref, "its checksum differs");
+    if (ReadLittleEndian(frame.data() + 4) != XXH32(frame.data() + kHeader, ref.size(), 0))
+      return Damaged(ref, "its checksum differs");
     return frame.substr(kHeader);
   }
 
  private:
   std::string PathOf(uint32_t segment) const { return absl::StrFormat("%s/%08u.seg", dir_, segment); }
   absl::Status Failed(absl::string_view what, uint32_t segment) const {
-    return WithReason(absl::UnavailableError(absl::StrCat("payloads: cannot ", what, " ", PathOf(segment), ": ", std::strerror(errno))), v1::STORE_UNAVAILABLE);
+    return WithReason(absl::UnavailableError(
+                          absl::StrCat("payloads: cannot ", what, " ", PathOf(segment), ": ", std::strerror(errno))),
+                      v1::STORE_UNAVAILABLE);
   }
   absl::Status Damaged(const v1::PayloadRef& ref, absl::string_view how) const {
-    return absl::DataLossError(absl::StrCat("payload at ", PathOf(ref.segment()), ":", ref.offset(), " (", ref.size(), " bytes) is damaged: ", how,
-                                            "; restore the data folder from a backup"));
+    return absl::DataLossError(absl::StrCat("payload at ", PathOf(ref.segment()), ":", ref.offset(), " (", ref.size(),
+                                            " bytes) is damaged: ", how, "; restore the data folder from a backup"));
   }
   absl::StatusOr<int> File(uint32_t segment) {
     absl::MutexLock lock(&files_mu_);
@@ -181,7 +187,8 @@ class StoreWithPayloads final : public StateStore {
     absl::MutexLock lock(&mu_);
     queue_.emplace_back(std::move(batch), std::move(done));
   }
-  absl::Status Scan(Table table, absl::string_view prefix, absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
+  absl::Status Scan(Table table, absl::string_view prefix,
+                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
     return store_->Scan(table, prefix, fn);
   }
   absl::Status ScanAfter(Table table, absl::string_view prefix, absl::string_view after,

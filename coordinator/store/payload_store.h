@@ -1,7 +1,7 @@
 // Append-only segment files for payloads (samples, scores).
 //
-// Append assigns a place at once; the bytes are written and fsynced by Sync, which the state store calls before it commits the rows that name them.
-// Framing: u32 size, u32 CRC-32C or XXH32 of the bytes, bytes. Thread-safe.
+// Append assigns a place at once; the bytes are written and fsynced by Sync, which the state store calls before it
+// commits the rows that name them. Framing: u32 size, u32 CRC-32C or XXH32 of the bytes, bytes. Thread-safe.
 #pragma once
 
 #include <memory>
@@ -17,10 +17,12 @@ class PayloadStore {
  public:
   virtual ~PayloadStore() = default;
   virtual v1::PayloadRef Append(std::string bytes) = 0;
-  virtual absl::Status Sync() = 0;                                   // everything appended so far is durable
-  virtual absl::StatusOr<std::string> Read(const v1::PayloadRef& ref) = 0;  // also what is not yet synced; DataLoss on a bad checksum
+  virtual absl::Status Sync() = 0;  // everything appended so far is durable
+  virtual absl::StatusOr<std::string> Read(
+      const v1::PayloadRef& ref) = 0;  // also what is not yet synced; DataLoss on a bad checksum
 };
-absl::StatusOr<std::unique_ptr<PayloadStore>> OpenPayloadStore(const std::string& dir, uint64_t segment_bytes = 64 << 20);
+absl::StatusOr<std::unique_ptr<PayloadStore>> OpenPayloadStore(const std::string& dir,
+                                                               uint64_t segment_bytes = 64 << 20);
 
 // Makes the store sync these payloads before each transaction.
 class StateStore;

@@ -1,4 +1,5 @@
-// One writer thread and connection; batches that arrive within a short window share a transaction. One reader connection.
+// One writer thread and connection; batches that arrive within a short window share a transaction. One reader
+// connection.
 #include <sqlite3.h>
 
 #include <deque>
@@ -21,11 +22,13 @@ namespace {
 constexpr absl::Duration kGather = absl::Milliseconds(2);  // at most 5: what a write may wait for others
 constexpr int kSchemaVersion = 1;
 constexpr int kScanPage = 500;
-constexpr const char* kTables[kNumTables] = {"meta",   "jobs",           "samples",     "events", "artifacts", "aliases",
-                                             "requests", "tokens", "feedback_tasks", "comparisons", "gates",  "audit"};
+constexpr const char* kTables[kNumTables] = {"meta",           "jobs",        "samples",  "events",
+                                             "artifacts",      "aliases",     "requests", "tokens",
+                                             "feedback_tasks", "comparisons", "gates",    "audit"};
 
 absl::Status ErrorOf(sqlite3* db, absl::string_view what) {
-  return WithReason(absl::UnavailableError(absl::StrCat("state store: ", what, ": ", sqlite3_errmsg(db))), v1::STORE_UNAVAILABLE);
+  return WithReason(absl::UnavailableError(absl::StrCat("state store: ", what, ": ", sqlite3_errmsg(db))),
+                    v1::STORE_UNAVAILABLE);
 }
 
 class Connection {
@@ -36,11 +39,13 @@ class Connection {
   }
   static absl::StatusOr<std::unique_ptr<Connection>> Open(const std::string& path) {
     auto connection = std::make_unique<Connection>();
-    if (sqlite3_open_v2(path.c_str(), &connection->db_, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr) != SQLITE_OK) {
+    if (sqlite3_open_v2(path.c_str(), &connection->db_,
+                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr) != SQLITE_OK) {
       return ErrorOf(connection->db_, absl::StrCat("cannot open ", path));
     }
     sqlite3_busy_timeout(connection->db_, 10'000);
-    for (const char* pragma : {"PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "PRAGMA wal_autocheckpoint=4000", "PRAGMA cache_size=-65536"}) {
+    for (const char* pragma : {"PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "PRAGMA wal_autocheckpoint=4000",
+                               "PRAGMA cache_size=-65536"}) {
       RLHF_RETURN_IF_ERROR(connection->Execute(pragma));
     }
     return connection;
@@ -52,7 +57,8 @@ class Connection {
   // Prepared once; lives as long as the connection.
   absl::StatusOr<sqlite3_stmt*> Prepare(const std::string& sql) {
     sqlite3_stmt* statement = nullptr;
-    if (sqlite3_prepare_v3(db_, sql.c_str(), static_cast<int>(sql.size()), SQLITE_PREPARE_PERSISTENT, &statement, nullptr) != SQLITE_OK) {
+    if (sqlite3_prepare_v3(db_, sql.c_str(), static_cast<int>(sql.size()), SQLITE_PREPARE_PERSISTENT, &statement,
+                           nullptr) != SQLITE_OK) {
       return ErrorOf(db_, sql);
     }
     statements_.push_back(statement);
@@ -88,15 +94,17 @@ std::string ColumnBlob(sqlite3_stmt* statement, int column) {
 absl::Status Migrate(Connection& connection, const std::string& path) {
   RLHF_ASSIGN_OR_RETURN(const int version, connection.Integer("PRAGMA user_version"));
   if (version > kSchemaVersion) {
-    return absl::FailedPreconditionError(absl::StrCat(path, ": schema version ", version, " is of a later release; this one knows up to ", kSchemaVersion,
+    return absl::FailedPreconditionError(absl::StrCat(path, ": schema version ", version,
+                                                      " is of a later release; this one knows up to ", kSchemaVersion,
                                                       ": run the release that wrote it"));
   }
   if (version == kSchemaVersion) return absl::OkStatus();
-  if (version > 0) RLHF_RETURN_IF_ERROR(connection.Execute(absl::StrCat("VACUUM INTO '", path, ".before-v", kSchemaVersion, "'")));
+  if (version > 0)
+    RLHF_RETURN_IF_ERROR(connection.Execute(absl::StrCat("VACUUM INTO '", path, ".before-v", kSchemaVersion, "'")));
   RLHF_RETURN_IF_ERROR(connection.Execute("BEGIN IMMEDIATE"));
   for (const char* table : kTables) {
-    RLHF_RETURN_IF_ERROR(
-        connection.Execute(absl::StrCat("CREATE TABLE IF NOT EXISTS ", table, " (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")));
+    RLHF_RETURN_IF_ERROR(connection.Execute(absl::StrCat(
+        "CREATE TABLE IF NOT EXISTS ", table, " (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")));
   }
   RLHF_RETURN_IF_ERROR(connection.Execute(absl::StrCat("PRAGMA user_version=", kSchemaVersion)));
   return connection.Execute("COMMIT");
@@ -110,11 +118,19 @@ class SqliteStore final : public StateStore {
     RLHF_RETURN_IF_ERROR(Migrate(*store->writer_, path));
     RLHF_ASSIGN_OR_RETURN(store->reader_, Connection::Open(path));
     for (int i = 0; i < kNumTables; ++i) {
-      RLHF_ASSIGN_OR_RETURN(store->put_[i], store->writer_->Prepare(absl::StrCat("INSERT INTO ", kTables[i], " VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2")));
-      RLHF_ASSIGN_OR_RETURN(store->erase_[i], store->writer_->Prepare(absl::StrCat("DELETE FROM ", kTables[i], " WHERE key = ?1")));
-      RLHF_ASSIGN_OR_RETURN(store->get_[i], store->reader_->Prepare(absl::StrCat("SELECT value FROM ", kTables[i], " WHERE key = ?1")));
-      RLHF_ASSIGN_OR_RETURN(store->from_[i], store->reader_->Prepare(absl::StrCat("SELECT key, value FROM ", kTables[i], " WHERE key >= ?1 ORDER BY key LIMIT ", kScanPage)));
-      RLHF_ASSIGN_OR_RETURN(store->after_[i], store->reader_->Prepare(absl::StrCat("SELECT key, value FROM ", kTables[i], " WHERE key > ?1 ORDER BY key LIMIT ", kScanPage)));
+      RLHF_ASSIGN_OR_RETURN(store->put_[i], store->writer_->Prepare(absl::StrCat(
+                                                "INSERT INTO ", kTables[i],
+                                                " VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2")));
+      RLHF_ASSIGN_OR_RETURN(store->erase_[i],
+                            store->writer_->Prepare(absl::StrCat("DELETE FROM ", kTables[i], " WHERE key = ?1")));
+      RLHF_ASSIGN_OR_RETURN(store->get_[i],
+                            store->reader_->Prepare(absl::StrCat("SELECT value FROM ", kTables[i], " WHERE key = ?1")));
+      RLHF_ASSIGN_OR_RETURN(store->from_[i],
+                            store->reader_->Prepare(absl::StrCat("SELECT key, value FROM ", kTables[i],
+                                                                 " WHERE key >= ?1 ORDER BY key LIMIT ", kScanPage)));
+      RLHF_ASSIGN_OR_RETURN(store->after_[i],
+                            store->reader_->Prepare(absl::StrCat("SELECT key, value FROM ", kTables[i],
+                                                                 " WHERE key > ?1 ORDER BY key LIMIT ", kScanPage)));
     }
     store->thread_ = std::thread([raw = store.get()] { raw->Write(); });
     return store;
@@ -131,7 +147,8 @@ class SqliteStore final : public StateStore {
     absl::MutexLock lock(&mu_);
     queue_.push_back({std::move(batch), std::move(done)});
   }
-  absl::Status Scan(Table table, absl::string_view prefix, absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
+  absl::Status Scan(Table table, absl::string_view prefix,
+                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
     return ScanPages(table, prefix, prefix, /*inclusive=*/true, fn);
   }
   absl::Status ScanAfter(Table table, absl::string_view prefix, absl::string_view after,
@@ -144,9 +161,10 @@ class SqliteStore final : public StateStore {
     sqlite3_stmt* statement = get_[static_cast<int>(table)];
     BindBlob(statement, 1, key);
     const int step = sqlite3_step(statement);
-    absl::StatusOr<std::string> result = step == SQLITE_ROW    ? absl::StatusOr<std::string>(ColumnBlob(statement, 0))
-                                         : step == SQLITE_DONE ? absl::NotFoundError(absl::StrCat(kTables[static_cast<int>(table)], ": no such row"))
-                                                               : ErrorOf(reader_->db(), "read");
+    absl::StatusOr<std::string> result =
+        step == SQLITE_ROW    ? absl::StatusOr<std::string>(ColumnBlob(statement, 0))
+        : step == SQLITE_DONE ? absl::NotFoundError(absl::StrCat(kTables[static_cast<int>(table)], ": no such row"))
+                              : ErrorOf(reader_->db(), "read");
     sqlite3_reset(statement);
     return result;
   }
@@ -168,7 +186,8 @@ class SqliteStore final : public StateStore {
         sqlite3_stmt* statement = inclusive ? from_[static_cast<int>(table)] : after_[static_cast<int>(table)];
         BindBlob(statement, 1, at);
         int step;
-        while ((step = sqlite3_step(statement)) == SQLITE_ROW) page.emplace_back(ColumnBlob(statement, 0), ColumnBlob(statement, 1));
+        while ((step = sqlite3_step(statement)) == SQLITE_ROW)
+          page.emplace_back(ColumnBlob(statement, 0), ColumnBlob(statement, 1));
         sqlite3_reset(statement);
         if (step != SQLITE_DONE) return ErrorOf(reader_->db(), "scan");
       }
@@ -194,7 +213,8 @@ class SqliteStore final : public StateStore {
         if (!stopping_) mu_.AwaitWithTimeout(absl::Condition(&stopping_), kGather);
         items.swap(queue_);
       }
-      // A failed transaction leaves memory ahead of the disk: nothing more is acknowledged until a restart reads the disk again.
+      // A failed transaction leaves memory ahead of the disk: nothing more is acknowledged until a restart reads the
+      // disk again.
       if (failure_.ok()) failure_ = Apply(items);
       for (Item& item : items) item.done(failure_);
     }
@@ -216,7 +236,8 @@ class SqliteStore final : public StateStore {
     }
     if (status.ok()) status = writer_->Execute("COMMIT");
     if (!status.ok()) {
-      spdlog::error("{}; no write is acknowledged from now on: free the disk and restart", std::string(status.message()));
+      spdlog::error("{}; no write is acknowledged from now on: free the disk and restart",
+                    std::string(status.message()));
       (void)writer_->Execute("ROLLBACK");
       return status;
     }
@@ -241,6 +262,8 @@ class SqliteStore final : public StateStore {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<StateStore>> OpenSqliteStore(const std::string& path) { return SqliteStore::Open(path); }
+absl::StatusOr<std::unique_ptr<StateStore>> OpenSqliteStore(const std::string& path) {
+  return SqliteStore::Open(path);
+}
 
 }  // namespace rlhf::coordinator

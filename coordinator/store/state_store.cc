@@ -17,7 +17,8 @@ absl::Status StateStore::CommitAndWait(WriteBatch batch) {
 
 absl::Status StateStore::ScanAfter(Table table, absl::string_view prefix, absl::string_view after,
                                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) {
-  return Scan(table, prefix, [&](absl::string_view key, absl::string_view value) { return key <= after || fn(key, value); });
+  return Scan(table, prefix,
+              [&](absl::string_view key, absl::string_view value) { return key <= after || fn(key, value); });
 }
 
 std::string KeyOf(absl::string_view prefix, std::initializer_list<uint64_t> numbers) {

@@ -1,4 +1,5 @@
-// All durable rows, behind one interface. A table maps byte-string keys to serialised rlhf.v1 state messages, ordered by key.
+// All durable rows, behind one interface. A table maps byte-string keys to serialised rlhf.v1 state messages, ordered
+// by key.
 #pragma once
 
 #include <memory>
@@ -13,13 +14,33 @@
 
 namespace rlhf::coordinator {
 
-enum class Table { kMeta, kJobs, kSamples, kEvents, kArtifacts, kAliases, kRequests, kTokens, kFeedbackTasks, kComparisons, kGates, kAudit };
+enum class Table {
+  kMeta,
+  kJobs,
+  kSamples,
+  kEvents,
+  kArtifacts,
+  kAliases,
+  kRequests,
+  kTokens,
+  kFeedbackTasks,
+  kComparisons,
+  kGates,
+  kAudit
+};
 inline constexpr int kNumTables = 12;
 
 struct WriteBatch {
-  struct Op { Table table; std::string key; std::string value; bool erase = false; };
+  struct Op {
+    Table table;
+    std::string key;
+    std::string value;
+    bool erase = false;
+  };
   std::vector<Op> ops;
-  void Put(Table table, std::string key, std::string value) { ops.push_back({table, std::move(key), std::move(value), false}); }
+  void Put(Table table, std::string key, std::string value) {
+    ops.push_back({table, std::move(key), std::move(value), false});
+  }
   void Erase(Table table, std::string key) { ops.push_back({table, std::move(key), {}, true}); }
   bool empty() const { return ops.empty(); }
 };
@@ -29,12 +50,14 @@ class StateStore {
  public:
   using Committed = absl::AnyInvocable<void(absl::Status)>;
   virtual ~StateStore() = default;
-  // Enqueues; `done` runs on the store's thread once the batch (and every earlier one) is durable. Writes within 5 ms share a transaction.
-  // Unavailable (reason STORE_UNAVAILABLE) on a full or failing disk: nothing of the batch was kept, and every later Commit fails alike until Reopen.
+  // Enqueues; `done` runs on the store's thread once the batch (and every earlier one) is durable. Writes within 5 ms
+  // share a transaction. Unavailable (reason STORE_UNAVAILABLE) on a full or failing disk: nothing of the batch was
+  // kept, and every later Commit fails alike until Reopen.
   virtual void Commit(WriteBatch batch, Committed done) = 0;
   absl::Status CommitAndWait(WriteBatch batch);
   // Committed rows only. fn returns false to stop.
-  virtual absl::Status Scan(Table table, absl::string_view prefix, absl::FunctionRef<bool(absl::string_view key, absl::string_view value)> fn) = 0;
+  virtual absl::Status Scan(Table table, absl::string_view prefix,
+                            absl::FunctionRef<bool(absl::string_view key, absl::string_view value)> fn) = 0;
   // As Scan, but only rows after a key. The default filters a whole scan.
   virtual absl::Status ScanAfter(Table table, absl::string_view prefix, absl::string_view after,
                                  absl::FunctionRef<bool(absl::string_view key, absl::string_view value)> fn);

@@ -28,7 +28,8 @@ Group GroupOf(const AdvantageInputs& inputs, size_t sample) {
   Group group;
   for (size_t i = begin; i < begin + n; ++i) group.sum += inputs.batch_returns[i];
   group.mean = group.sum / static_cast<double>(n);
-  for (size_t i = begin; i < begin + n; ++i) group.deviation += (inputs.batch_returns[i] - group.mean) * (inputs.batch_returns[i] - group.mean);
+  for (size_t i = begin; i < begin + n; ++i)
+    group.deviation += (inputs.batch_returns[i] - group.mean) * (inputs.batch_returns[i] - group.mean);
   group.deviation = std::sqrt(group.deviation / static_cast<double>(n - 1));
   return group;
 }
@@ -54,7 +55,8 @@ Advantages GrpoEstimator::Compute(const AdvantageInputs& inputs) const {
 }
 
 Advantages ReinforceBaselineEstimator::Compute(const AdvantageInputs& inputs) const {
-  const double mean = std::accumulate(inputs.batch_returns.begin(), inputs.batch_returns.end(), 0.0) / static_cast<double>(inputs.batch_returns.size());
+  const double mean = std::accumulate(inputs.batch_returns.begin(), inputs.batch_returns.end(), 0.0) /
+                      static_cast<double>(inputs.batch_returns.size());
   std::vector<double> advantages = inputs.batch_returns;
   for (double& advantage : advantages) advantage -= mean;
   return Spread(inputs, advantages);

@@ -10,14 +10,16 @@
 
 namespace rlhf::learner {
 
-// This rank's share of a batch. Rows are response tokens [N], packed in the order of the samples; all float32 on the CPU.
+// This rank's share of a batch. Rows are response tokens [N], packed in the order of the samples; all float32 on the
+// CPU.
 struct AdvantageInputs {
-  torch::Tensor rewards;               // [N] per-token rewards (KL and score)
-  torch::Tensor values;                // [N] critic's values before the update; undefined without a critic
-  std::vector<int64_t> counts;         // response tokens of each sample
-  std::vector<size_t> samples;         // each sample's index in the whole batch
-  std::vector<double> batch_returns;   // whole batch: Σ of a sample's token rewards, in issue order (the same on all ranks)
-  int samples_per_prompt = 1;          // consecutive samples of the batch share a prompt
+  torch::Tensor rewards;        // [N] per-token rewards (KL and score)
+  torch::Tensor values;         // [N] critic's values before the update; undefined without a critic
+  std::vector<int64_t> counts;  // response tokens of each sample
+  std::vector<size_t> samples;  // each sample's index in the whole batch
+  std::vector<double>
+      batch_returns;           // whole batch: Σ of a sample's token rewards, in issue order (the same on all ranks)
+  int samples_per_prompt = 1;  // consecutive samples of the batch share a prompt
   double gamma = 1, lambda = 0.95;
 };
 struct Advantages {
@@ -31,8 +33,8 @@ class AdvantageEstimator {
   virtual bool needs_critic() const = 0;
   virtual Advantages Compute(const AdvantageInputs& inputs) const = 0;
 };
-// gae (Schulman et al. 2016), rloo (Ahmadian et al. 2024), grpo with and without the division by the standard deviation (Shao et al. 2024; Liu et al. 2025),
-// reinforce_baseline (REINFORCE++ with the batch's mean).
+// gae (Schulman et al. 2016), rloo (Ahmadian et al. 2024), grpo with and without the division by the standard deviation
+// (Shao et al. 2024; Liu et al. 2025), reinforce_baseline (REINFORCE++ with the batch's mean).
 std::unique_ptr<AdvantageEstimator> MakeAdvantageEstimator(v1::AdvantageEstimator which);
 
 }  // namespace rlhf::learner

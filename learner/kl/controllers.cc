@@ -18,7 +18,8 @@ class Fixed : public KlController {
 
 class Adaptive final : public Fixed {
  public:
-  explicit Adaptive(const v1::KlSpec& spec) : Fixed(spec.coefficient()), target_(spec.target()), horizon_(spec.horizon()) {}
+  explicit Adaptive(const v1::KlSpec& spec)
+      : Fixed(spec.coefficient()), target_(spec.target()), horizon_(spec.horizon()) {}
   void Update(double mean_kl, int64_t samples) override {
     const double error = std::clamp(mean_kl / target_ - 1, -0.2, 0.2);
     set_coefficient(coefficient() * (1 + error * static_cast<double>(samples) / horizon_));

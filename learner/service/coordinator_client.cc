@@ -13,9 +13,12 @@ namespace {
 
 constexpr int kJoinWaitMs = 5000;
 constexpr absl::Duration kCall = absl::Seconds(15);
-constexpr absl::Duration kBatch = absl::Hours(24);  // generation takes as long as it takes; the fence or Cancel ends the wait
+constexpr absl::Duration kBatch =
+    absl::Hours(24);  // generation takes as long as it takes; the fence or Cancel ends the wait
 
-bool WorthAnotherTry(const absl::Status& status) { return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status); }
+bool WorthAnotherTry(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+}
 
 }  // namespace
 
@@ -38,7 +41,8 @@ void CoordinatorClient::WaitCancelled() {
   mu_.Await(absl::Condition(&cancelled_));
 }
 
-absl::Status CoordinatorClient::Retry(const std::function<absl::Status(grpc::ClientContext*)>& call, absl::Duration timeout) {
+absl::Status CoordinatorClient::Retry(const std::function<absl::Status(grpc::ClientContext*)>& call,
+                                      absl::Duration timeout) {
   absl::Duration pause = absl::Milliseconds(100);
   while (true) {
     const std::unique_ptr<grpc::ClientContext> context = client::MakeContext(timeout);
@@ -70,7 +74,8 @@ Request CoordinatorClient::Fenced(const v1::GroupAssignment& group) const {
   return request;
 }
 
-absl::StatusOr<v1::JoinGroupResponse> CoordinatorClient::Join(const std::string& held_job, const v1::PolicyVersion& held) {
+absl::StatusOr<v1::JoinGroupResponse> CoordinatorClient::Join(const std::string& held_job,
+                                                              const v1::PolicyVersion& held) {
   v1::JoinGroupResponse response;
   RLHF_RETURN_IF_ERROR(Retry(
       [&](grpc::ClientContext* context) {
@@ -115,7 +120,8 @@ absl::StatusOr<std::vector<v1::Sample>> CoordinatorClient::NextBatch(const v1::G
         RLHF_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
         // A partial batch never trains.
         if (!complete || static_cast<int64_t>(samples.size()) != total) {
-          return absl::UnavailableError(absl::StrCat("the batch of step ", step, " broke off after ", samples.size(), " of ", total, " samples"));
+          return absl::UnavailableError(
+              absl::StrCat("the batch of step ", step, " broke off after ", samples.size(), " of ", total, " samples"));
         }
         return absl::OkStatus();
       },
@@ -123,7 +129,8 @@ absl::StatusOr<std::vector<v1::Sample>> CoordinatorClient::NextBatch(const v1::G
   return samples;
 }
 
-absl::StatusOr<v1::PolicyVersion> CoordinatorClient::Commit(const v1::GroupAssignment& group, v1::CommitStepRequest request) {
+absl::StatusOr<v1::PolicyVersion> CoordinatorClient::Commit(const v1::GroupAssignment& group,
+                                                            v1::CommitStepRequest request) {
   request.set_job_id(group.job_id());
   request.set_epoch(group.epoch());
   v1::CommitStepResponse response;
@@ -143,7 +150,8 @@ absl::StatusOr<v1::PolicyVersion> CoordinatorClient::Commit(const v1::GroupAssig
         return FromGrpc(stub_->GetCommitted(context, get, &committed));
       },
       kCall));
-  if (committed.version().step() == request.step() && committed.version().digest() == request.weights_digest()) return committed.version();
+  if (committed.version().step() == request.step() && committed.version().digest() == request.weights_digest())
+    return committed.version();
   return status;
 }
 
@@ -159,7 +167,8 @@ absl::Status CoordinatorClient::Refuse(const v1::GroupAssignment& group, int64_t
       kCall);
 }
 
-absl::Status CoordinatorClient::Report(const v1::GroupAssignment& group, std::vector<v1::MetricPoint> points, int64_t step, int64_t total) {
+absl::Status CoordinatorClient::Report(const v1::GroupAssignment& group, std::vector<v1::MetricPoint> points,
+                                       int64_t step, int64_t total) {
   return Retry(
       [&](grpc::ClientContext* context) {
         auto request = Fenced<v1::ReportProgressRequest>(group);
@@ -184,7 +193,8 @@ absl::Status CoordinatorClient::Checkpoint(const v1::GroupAssignment& group, int
       kCall);
 }
 
-absl::Status CoordinatorClient::Finish(const v1::GroupAssignment& group, const std::map<std::string, std::string>& artifacts,
+absl::Status CoordinatorClient::Finish(const v1::GroupAssignment& group,
+                                       const std::map<std::string, std::string>& artifacts,
                                        const std::map<std::string, v1::Metric>& metrics) {
   return Retry(
       [&](grpc::ClientContext* context) {
@@ -197,7 +207,8 @@ absl::Status CoordinatorClient::Finish(const v1::GroupAssignment& group, const s
       kCall);
 }
 
-absl::Status CoordinatorClient::Fail(const v1::GroupAssignment& group, const std::string& reason, const std::string& code) {
+absl::Status CoordinatorClient::Fail(const v1::GroupAssignment& group, const std::string& reason,
+                                     const std::string& code) {
   return Retry(
       [&](grpc::ClientContext* context) {
         auto request = Fenced<v1::FailTrainingRequest>(group);

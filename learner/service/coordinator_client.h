@@ -31,9 +31,11 @@ class CoordinatorClient {
   // When replies are lost, asks what is committed: an equal step and digest is this commit.
   absl::StatusOr<v1::PolicyVersion> Commit(const v1::GroupAssignment& group, v1::CommitStepRequest request);
   absl::Status Refuse(const v1::GroupAssignment& group, int64_t step, const std::string& reason);
-  absl::Status Report(const v1::GroupAssignment& group, std::vector<v1::MetricPoint> points, int64_t step, int64_t total);
+  absl::Status Report(const v1::GroupAssignment& group, std::vector<v1::MetricPoint> points, int64_t step,
+                      int64_t total);
   absl::Status Checkpoint(const v1::GroupAssignment& group, int64_t step, const std::string& digest);
-  absl::Status Finish(const v1::GroupAssignment& group, const std::map<std::string, std::string>& artifacts, const std::map<std::string, v1::Metric>& metrics);
+  absl::Status Finish(const v1::GroupAssignment& group, const std::map<std::string, std::string>& artifacts,
+                      const std::map<std::string, v1::Metric>& metrics);
   absl::Status Fail(const v1::GroupAssignment& group, const std::string& reason, const std::string& code);
 
   // From now on, and until Reset, calls fail as Cancelled.

@@ -1,12 +1,13 @@
-// rlhf-learner: one rank. Joins the group the coordinator forms, trains, and serves committed weights to rollout workers.
+// rlhf-learner: one rank. Joins the group the coordinator forms, trains, and serves committed weights to rollout
+// workers.
 #include <atomic>
 #include <memory>
 #include <string>
 #include <thread>
 
-#include <CLI/CLI.hpp>
 #include <prometheus/gauge.h>
 #include <torch/torch.h>
+#include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -24,7 +25,8 @@
 namespace {
 
 struct Flags {
-  std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1", http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir;
+  std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
+                                     http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir;
   std::string device = "cpu", log_level = "info";
   bool log_json = false;
   int threads = 1, collective_timeout_seconds = 30, grace_seconds = 25;
@@ -37,7 +39,8 @@ absl::StatusOr<rlhf::Caller> Authorize(const std::string& method, const std::str
   if (!identity.ok()) return absl::UnauthenticatedError("expected a client certificate with a SPIFFE id");
   const bool health = method.rfind("/grpc.health.v1.Health/", 0) == 0;
   if (!health && identity->role != "rollout_worker" && identity->role != "learner" && identity->role != "coordinator") {
-    return absl::PermissionDeniedError(absl::StrCat(method, " is for rollout workers; the certificate's role is ", identity->role));
+    return absl::PermissionDeniedError(
+        absl::StrCat(method, " is for rollout workers; the certificate's role is ", identity->role));
   }
   rlhf::Caller caller;
   caller.subject = identity->instance;
@@ -53,7 +56,8 @@ struct GroupState {
   std::atomic<bool> stopping{false};
 };
 
-void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::TrainingRun& run, rlhf::client::FleetSession& session, GroupState& state) {
+void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::TrainingRun& run,
+               rlhf::client::FleetSession& session, GroupState& state) {
   while (!state.stopping) {
     if (!session.WaitRegistered(absl::Milliseconds(200))) continue;
     coordinator.Reset();
@@ -167,7 +171,8 @@ int Run(const Flags& flags) {
   }
   (*server)->SetServing(true);
   if (!flags.ports_file.empty()) {
-    const absl::Status status = rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}, {"grpc", (*server)->port()}});
+    const absl::Status status =
+        rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}, {"grpc", (*server)->port()}});
     if (!status.ok()) {
       spdlog::error("{}", status.ToString());
       return 1;
@@ -199,19 +204,26 @@ int main(int argc, char** argv) {
   bool check_config = false;
   app.add_flag("--check-config", check_config, "Parse the configuration and exit");
   app.add_option("--coordinator", flags.coordinator, "Fleet address of the coordinator, host:port")->required();
-  app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")->required();
+  app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")
+      ->required();
   app.add_option("--address", flags.address, "Where to serve weights")->capture_default_str();
-  app.add_option("--advertise-address", flags.advertise_host, "Host at which workers and other ranks reach this process")->capture_default_str();
+  app.add_option("--advertise-address", flags.advertise_host,
+                 "Host at which workers and other ranks reach this process")
+      ->capture_default_str();
   app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
   app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
   app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");
-  app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloads and for staging checkpoints")->required();
+  app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloads and for staging checkpoints")
+      ->required();
   app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
   app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
-  app.add_option("--collective-timeout-seconds", flags.collective_timeout_seconds, "How long a rank waits for the others")
+  app.add_option("--collective-timeout-seconds", flags.collective_timeout_seconds,
+                 "How long a rank waits for the others")
       ->check(CLI::Range(1, 3600))
       ->capture_default_str();
-  app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")->check(CLI::Range(0, 3600))->capture_default_str();
+  app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
+      ->check(CLI::Range(0, 3600))
+      ->capture_default_str();
   app.add_flag("--insecure", flags.tls.insecure, "Plaintext, for trials");
   app.add_option("--tls-ca", flags.tls.ca_file, "CA certificates, PEM");
   app.add_option("--tls-cert", flags.tls.cert_file, "This process's certificate, PEM");

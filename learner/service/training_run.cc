@@ -24,7 +24,8 @@ namespace {
 constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
 
 bool JoinAgain(const absl::Status& status) {
-  return absl::IsUnavailable(status) || absl::IsAborted(status) || absl::IsCancelled(status) || absl::IsDeadlineExceeded(status) || absl::IsNotFound(status);
+  return absl::IsUnavailable(status) || absl::IsAborted(status) || absl::IsCancelled(status) ||
+         absl::IsDeadlineExceeded(status) || absl::IsNotFound(status);
 }
 
 int CheckpointEvery(const v1::JobSpec& spec) {
@@ -48,8 +49,8 @@ const char* FailureCode(const absl::Status& status) {
 
 }  // namespace
 
-TrainingRun::TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* artifacts, WeightPublisher* publisher, MetricsRegistry* metrics,
-                         const TrainingRunOptions& options)
+TrainingRun::TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* artifacts, WeightPublisher* publisher,
+                         MetricsRegistry* metrics, const TrainingRunOptions& options)
     : coordinator_(coordinator), artifacts_(artifacts), publisher_(publisher), metrics_(metrics), options_(options) {}
 
 void TrainingRun::AbortCollective() {
@@ -62,7 +63,8 @@ void TrainingRun::AbortCollective() {
 }
 
 absl::Status TrainingRun::Train(const v1::GroupAssignment& group) {
-  spdlog::info("job {}: rank {} of {} at epoch {}, from step {}", group.job_id(), group.rank(), group.world_size(), group.epoch(), group.next_step());
+  spdlog::info("job {}: rank {} of {} at epoch {}, from step {}", group.job_id(), group.rank(), group.world_size(),
+               group.epoch(), group.next_step());
   absl::Status status = Connect(group);
   if (status.ok()) status = Prepare(group);
   if (status.ok()) status = TrainSteps(group);
@@ -104,7 +106,8 @@ absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
       RLHF_ASSIGN_OR_RETURN(rendezvous_, Rendezvous::Host(options.interface_address, options.timeout));
       options.store_host = options.interface_address;
       options.store_port = rendezvous_->port();
-      RLHF_RETURN_IF_ERROR(coordinator_->PublishRendezvous(group, absl::StrCat(options_.advertise_host, ":", rendezvous_->port())));
+      RLHF_RETURN_IF_ERROR(
+          coordinator_->PublishRendezvous(group, absl::StrCat(options_.advertise_host, ":", rendezvous_->port())));
     } else {
       const std::pair<std::string, std::string> address = absl::StrSplit(group.rendezvous(), absl::MaxSplits(':', 1));
       if (!absl::SimpleAtoi(address.second, &options.store_port)) {
@@ -121,7 +124,8 @@ absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
 
 absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   const int64_t start = group.next_step() - 1;  // committed steps the group begins with
-  const bool holds = trainer_ && held_job_ == group.job_id() && held_.step() == start && held_.digest() == group.committed().digest() && start > 0;
+  const bool holds = trainer_ && held_job_ == group.job_id() && held_.step() == start &&
+                     held_.digest() == group.committed().digest() && start > 0;
   if (!holds) {
     trainer_.reset();
     TrainerInputs inputs;
@@ -142,7 +146,8 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   }
   trainer_->SetCollective(group_collective_.get());
   // Who holds the committed weights? They seed the others; where nobody does, all start from the checkpoint.
-  torch::Tensor holders = torch::zeros({group.world_size()}, torch::TensorOptions().dtype(torch::kFloat32).device(options_.device));
+  torch::Tensor holders =
+      torch::zeros({group.world_size()}, torch::TensorOptions().dtype(torch::kFloat32).device(options_.device));
   if (holds) holders[group.rank()] = 1;
   RLHF_RETURN_IF_ERROR(group_collective_->AllReduceSum(holders));
   const torch::Tensor on_host = holders.to(torch::kCPU).contiguous();
@@ -151,18 +156,21 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
     if (on_host.data_ptr<float>()[rank] > 0) seed_rank = rank;
   }
   if (seed_rank >= 0) {
-    if (on_host.sum().item<float>() < static_cast<float>(group.world_size())) RLHF_RETURN_IF_ERROR(trainer_->SyncFrom(seed_rank));
+    if (on_host.sum().item<float>() < static_cast<float>(group.world_size()))
+      RLHF_RETURN_IF_ERROR(trainer_->SyncFrom(seed_rank));
   } else if (!group.checkpoint().empty()) {
     RLHF_ASSIGN_OR_RETURN(const std::string dir, artifacts_->Fetch(group.checkpoint()));
     RLHF_RETURN_IF_ERROR(trainer_->LoadCheckpoint(dir));
   } else if (start > 0) {
-    return absl::AbortedError(absl::StrCat("no rank holds the weights of step ", start, " and there is no checkpoint; joining again"));
+    return absl::AbortedError(
+        absl::StrCat("no rank holds the weights of step ", start, " and there is no checkpoint; joining again"));
   }
   held_job_ = group.job_id();
   held_ = group.committed();
   held_.set_step(start);
   // Rollout workers may need the version the group starts from.
-  if (group.spec().has_ppo() && start > 0 && group.rank() == 0) RLHF_RETURN_IF_ERROR(publisher_->Stage(group.job_id(), held_, trainer_->model()));
+  if (group.spec().has_ppo() && start > 0 && group.rank() == 0)
+    RLHF_RETURN_IF_ERROR(publisher_->Stage(group.job_id(), held_, trainer_->model()));
   return absl::OkStatus();
 }
 
@@ -239,9 +247,12 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
     return committed.ok() ? absl::AbortedError("rank 0 could not commit the step") : committed;
   }
   if (!all.ok()) {
-    // Whether rank 0's commit was taken is not known here; who holds it says so when the group forms again. Rank 0 itself knows.
-    if (group.rank() != 0) held_job_.clear();
-    else held_ = version;
+    // Whether rank 0's commit was taken is not known here; who holds it says so when the group forms again. Rank 0
+    // itself knows.
+    if (group.rank() != 0)
+      held_job_.clear();
+    else
+      held_ = version;
     return all.status();
   }
   held_ = version;
@@ -274,8 +285,9 @@ absl::Status TrainingRun::FlushProgress(const v1::GroupAssignment& group, int64_
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> TrainingRun::PublishFolder(const v1::GroupAssignment& group, const std::string& name, const std::string& kind,
-                                                       const std::function<absl::Status(const std::string& dir)>& write) {
+absl::StatusOr<std::string> TrainingRun::PublishFolder(
+    const v1::GroupAssignment& group, const std::string& name, const std::string& kind,
+    const std::function<absl::Status(const std::string& dir)>& write) {
   const std::filesystem::path dir = std::filesystem::path(options_.work_dir) / absl::StrCat(group.job_id(), "-", name);
   std::error_code ignored;
   std::filesystem::remove_all(dir, ignored);
@@ -292,16 +304,20 @@ absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int6
   if (every <= 0 || step % every != 0 || step >= trainer_->total_steps() || group.rank() != 0) return absl::OkStatus();
   RLHF_FAILPOINT("learner/checkpoint");
   const absl::Time start = absl::Now();
-  RLHF_ASSIGN_OR_RETURN(const std::string digest, PublishFolder(group, absl::StrCat("checkpoint-", step), "checkpoint",
-                                                                [&](const std::string& dir) { return trainer_->SaveCheckpoint(dir); }));
+  RLHF_ASSIGN_OR_RETURN(const std::string digest,
+                        PublishFolder(group, absl::StrCat("checkpoint-", step), "checkpoint",
+                                      [&](const std::string& dir) { return trainer_->SaveCheckpoint(dir); }));
   RLHF_RETURN_IF_ERROR(coordinator_->Checkpoint(group, step, digest));
-  metrics_->Gauge("rlhf_checkpoint_last_success_timestamp_seconds", "When the newest checkpoint became durable.").Set(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
-  metrics_->Gauge("rlhf_checkpoint_seconds", "Duration of the newest checkpoint.").Set(absl::ToDoubleSeconds(absl::Now() - start));
+  metrics_->Gauge("rlhf_checkpoint_last_success_timestamp_seconds", "When the newest checkpoint became durable.")
+      .Set(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
+  metrics_->Gauge("rlhf_checkpoint_seconds", "Duration of the newest checkpoint.")
+      .Set(absl::ToDoubleSeconds(absl::Now() - start));
   return absl::OkStatus();
 }
 
 absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
-  const std::filesystem::path scratch = std::filesystem::path(options_.work_dir) / absl::StrCat(group.job_id(), "-finish-", group.rank());
+  const std::filesystem::path scratch =
+      std::filesystem::path(options_.work_dir) / absl::StrCat(group.job_id(), "-finish-", group.rank());
   std::error_code ignored;
   std::filesystem::remove_all(scratch, ignored);
   RLHF_RETURN_IF_ERROR(MakeDirs(scratch.string()));
@@ -310,13 +326,16 @@ absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
   if (status.ok() && group.rank() == 0) {
     auto digest = PublishFolder(group, "model", "model", [&](const std::string& dir) -> absl::Status {
       std::error_code error;
-      std::filesystem::copy(scratch, dir, std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing, error);
+      std::filesystem::copy(
+          scratch, dir, std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing,
+          error);
       return error ? absl::InternalError(absl::StrCat("cannot stage the model: ", error.message())) : absl::OkStatus();
     });
     status = digest.ok() ? coordinator_->Finish(group, {{"model", *digest}}, *metrics) : digest.status();
   }
   std::filesystem::remove_all(scratch, ignored);
-  // Rank 0's end is everybody's: who leaves earlier breaks the group. When the end takes longer than a collective may, the coordinator tells.
+  // Rank 0's end is everybody's: who leaves earlier breaks the group. When the end takes longer than a collective may,
+  // the coordinator tells.
   const absl::StatusOr<bool> ended = group_collective_->Vote(status.ok());
   if (group.rank() == 0 || !status.ok()) return status;
   if (ended.ok()) return *ended ? absl::OkStatus() : absl::AbortedError("rank 0 could not finish the job");
@@ -337,7 +356,8 @@ void TrainingRun::ExportMetrics(const std::map<std::string, double>& values) {
       {"response_length", "rlhf_learner_response_length"},
   };
   for (const auto& [key, name] : kGauges) {
-    if (const auto found = values.find(key); found != values.end()) metrics_->Gauge(name, absl::StrCat("Newest step's ", key, ".")).Set(found->second);
+    if (const auto found = values.find(key); found != values.end())
+      metrics_->Gauge(name, absl::StrCat("Newest step's ", key, ".")).Set(found->second);
   }
   for (const auto& [key, value] : values) {
     if (key.rfind("loss", 0) == 0) {

@@ -1,6 +1,8 @@
-// One rank's part in one job: joins its group's collective, brings the trainer to the state the assignment starts from, trains, commits, checkpoints, finishes.
+// One rank's part in one job: joins its group's collective, brings the trainer to the state the assignment starts from,
+// trains, commits, checkpoints, finishes.
 //
-// Kept across group epochs: after a broken group the trainer still holds the committed weights, and the next epoch goes on from them.
+// Kept across group epochs: after a broken group the trainer still holds the committed weights, and the next epoch goes
+// on from them.
 #pragma once
 
 #include <atomic>
@@ -21,19 +23,19 @@ namespace rlhf::learner {
 
 struct TrainingRunOptions {
   torch::Device device = torch::kCPU;
-  std::string advertise_host = "127.0.0.1";   // where other ranks reach this one
-  std::string weights_address;                // this process's WeightsService
-  std::string work_dir;                       // private; checkpoints and models are staged here
+  std::string advertise_host = "127.0.0.1";  // where other ranks reach this one
+  std::string weights_address;               // this process's WeightsService
+  std::string work_dir;                      // private; checkpoints and models are staged here
   absl::Duration collective_timeout = absl::Seconds(30);
 };
 
 class TrainingRun {
  public:
-  TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* artifacts, WeightPublisher* publisher, MetricsRegistry* metrics,
-              const TrainingRunOptions& options);
+  TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* artifacts, WeightPublisher* publisher,
+              MetricsRegistry* metrics, const TrainingRunOptions& options);
 
-  // Trains until the job is finished (Ok), the group broke or changed (Unavailable, Aborted or Cancelled: join again), or the job cannot be trained (any other
-  // status: already reported to the coordinator).
+  // Trains until the job is finished (Ok), the group broke or changed (Unavailable, Aborted or Cancelled: join again),
+  // or the job cannot be trained (any other status: already reported to the coordinator).
   absl::Status Train(const v1::GroupAssignment& group);
 
   // What this rank still holds, for JoinGroup.
@@ -52,7 +54,8 @@ class TrainingRun {
   absl::Status FlushProgress(const v1::GroupAssignment& group, int64_t step, bool force);
   absl::Status MaybeCheckpoint(const v1::GroupAssignment& group, int64_t step);
   absl::Status FinishJob(const v1::GroupAssignment& group);
-  absl::StatusOr<std::string> PublishFolder(const v1::GroupAssignment& group, const std::string& name, const std::string& kind,
+  absl::StatusOr<std::string> PublishFolder(const v1::GroupAssignment& group, const std::string& name,
+                                            const std::string& kind,
                                             const std::function<absl::Status(const std::string& dir)>& write);
   void ExportMetrics(const std::map<std::string, double>& values);
 

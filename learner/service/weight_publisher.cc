@@ -24,7 +24,10 @@ const char* DtypeName(torch::Dtype dtype) {
 // Sends a snapshot's bytes; one write in flight, so a slow reader costs no memory.
 class Streamer : public grpc::ServerWriteReactor<v1::WeightsChunk> {
  public:
-  Streamer(std::shared_ptr<const WeightSnapshot> snapshot, uint64_t begin, uint64_t end) : snapshot_(std::move(snapshot)), at_(begin), end_(end) { Next(); }
+  Streamer(std::shared_ptr<const WeightSnapshot> snapshot, uint64_t begin, uint64_t end)
+      : snapshot_(std::move(snapshot)), at_(begin), end_(end) {
+    Next();
+  }
   void OnWriteDone(bool ok) override {
     if (ok) {
       Next();
@@ -60,12 +63,14 @@ class Refusal : public grpc::ServerWriteReactor<v1::WeightsChunk> {
 };
 
 absl::Status NotHeld(const std::string& job_id, const v1::PolicyVersion& version) {
-  return absl::NotFoundError(absl::StrCat("version ", version.step(), " of job ", job_id, " is not held here (any more); ask the coordinator for the newest"));
+  return absl::NotFoundError(absl::StrCat("version ", version.step(), " of job ", job_id,
+                                          " is not held here (any more); ask the coordinator for the newest"));
 }
 
 }  // namespace
 
-absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyVersion& version, const model::Transformer& model) {
+absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyVersion& version,
+                                    const model::Transformer& model) {
   auto snapshot = std::make_shared<WeightSnapshot>();
   RLHF_RETURN_IF_ERROR(model::Guard("snapshot of weights", [&]() -> absl::Status {
     uint64_t total = 0;
@@ -99,7 +104,8 @@ void WeightPublisher::Confirm(const std::string& job_id, const v1::PolicyVersion
   absl::MutexLock lock(&mu_);
   for (auto& snapshot : snapshots_) {
     if (snapshot->manifest.job_id() != job_id || snapshot->manifest.version().step() != version.step() ||
-        snapshot->manifest.version().digest() != version.digest() || snapshot->manifest.version().lineage() == version.lineage()) {
+        snapshot->manifest.version().digest() != version.digest() ||
+        snapshot->manifest.version().lineage() == version.lineage()) {
       continue;
     }
     // Immutable: a reader may hold the old one.
@@ -111,7 +117,8 @@ void WeightPublisher::Confirm(const std::string& job_id, const v1::PolicyVersion
 
 void WeightPublisher::Drop(const std::string& job_id, int64_t step) {
   absl::MutexLock lock(&mu_);
-  std::erase_if(snapshots_, [&](const auto& s) { return s->manifest.job_id() == job_id && s->manifest.version().step() == step; });
+  std::erase_if(snapshots_,
+                [&](const auto& s) { return s->manifest.job_id() == job_id && s->manifest.version().step() == step; });
 }
 
 void WeightPublisher::DropJob(const std::string& job_id) {
@@ -119,7 +126,8 @@ void WeightPublisher::DropJob(const std::string& job_id) {
   std::erase_if(snapshots_, [&](const auto& s) { return s->manifest.job_id() == job_id; });
 }
 
-std::shared_ptr<const WeightSnapshot> WeightPublisher::Find(const std::string& job_id, const v1::PolicyVersion& version) const {
+std::shared_ptr<const WeightSnapshot> WeightPublisher::Find(const std::string& job_id,
+                                                            const v1::PolicyVersion& version) const {
   absl::MutexLock lock(&mu_);
   for (auto it = snapshots_.rbegin(); it != snapshots_.rend(); ++it) {
     const v1::PolicyVersion& held = (*it)->manifest.version();
@@ -130,7 +138,8 @@ std::shared_ptr<const WeightSnapshot> WeightPublisher::Find(const std::string& j
   return nullptr;
 }
 
-grpc::ServerUnaryReactor* WeightPublisher::GetManifest(grpc::CallbackServerContext* context, const v1::GetManifestRequest* request,
+grpc::ServerUnaryReactor* WeightPublisher::GetManifest(grpc::CallbackServerContext* context,
+                                                       const v1::GetManifestRequest* request,
                                                        v1::WeightsManifest* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const auto snapshot = Find(request->job_id(), request->version());
@@ -139,18 +148,21 @@ grpc::ServerUnaryReactor* WeightPublisher::GetManifest(grpc::CallbackServerConte
     return reactor;
   }
   *response = snapshot->manifest;
-  // The commit's reply, which may bring another lineage, can be on its way to us while workers ask already: bytes are identified by the digest.
+  // The commit's reply, which may bring another lineage, can be on its way to us while workers ask already: bytes are
+  // identified by the digest.
   if (!request->version().digest().empty()) response->mutable_version()->set_lineage(request->version().lineage());
   reactor->Finish(grpc::Status::OK);
   return reactor;
 }
 
-grpc::ServerWriteReactor<v1::WeightsChunk>* WeightPublisher::StreamWeights(grpc::CallbackServerContext* context, const v1::StreamWeightsRequest* request) {
+grpc::ServerWriteReactor<v1::WeightsChunk>* WeightPublisher::StreamWeights(grpc::CallbackServerContext* context,
+                                                                           const v1::StreamWeightsRequest* request) {
   const auto snapshot = Find(request->job_id(), request->version());
   if (snapshot == nullptr) return new Refusal(NotHeld(request->job_id(), request->version()));
   const uint64_t total = snapshot->bytes.size();
   if (request->offset() > total) {
-    return new Refusal(absl::OutOfRangeError(absl::StrCat("offset ", request->offset(), " is beyond the version's ", total, " bytes")));
+    return new Refusal(absl::OutOfRangeError(
+        absl::StrCat("offset ", request->offset(), " is beyond the version's ", total, " bytes")));
   }
   const uint64_t left = total - request->offset();
   const uint64_t size = request->limit() == 0 ? left : std::min<uint64_t>(left, request->limit());

@@ -1,7 +1,8 @@
 // Immutable snapshots of committed weights, served to rollout workers.
 //
-// Thread-safe. A snapshot is staged before its step is committed and dropped when the commit is refused; nobody learns of it in between, because workers ask only
-// for versions that the coordinator names. The newest kKeep snapshots of a job are held.
+// Thread-safe. A snapshot is staged before its step is committed and dropped when the commit is refused; nobody learns
+// of it in between, because workers ask only for versions that the coordinator names. The newest kKeep snapshots of a
+// job are held.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +33,10 @@ class WeightPublisher : public v1::WeightsService::CallbackService {
   void Drop(const std::string& job_id, int64_t step);
   void DropJob(const std::string& job_id);
 
-  grpc::ServerUnaryReactor* GetManifest(grpc::CallbackServerContext* context, const v1::GetManifestRequest* request, v1::WeightsManifest* response) override;
-  grpc::ServerWriteReactor<v1::WeightsChunk>* StreamWeights(grpc::CallbackServerContext* context, const v1::StreamWeightsRequest* request) override;
+  grpc::ServerUnaryReactor* GetManifest(grpc::CallbackServerContext* context, const v1::GetManifestRequest* request,
+                                        v1::WeightsManifest* response) override;
+  grpc::ServerWriteReactor<v1::WeightsChunk>* StreamWeights(grpc::CallbackServerContext* context,
+                                                            const v1::StreamWeightsRequest* request) override;
 
  private:
   static constexpr size_t kKeep = 3;

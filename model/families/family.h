@@ -1,4 +1,5 @@
-// What a model family is: the names and shapes of its parameters, and which of them play which part. One small file each.
+// What a model family is: the names and shapes of its parameters, and which of them play which part. One small file
+// each.
 #pragma once
 
 #include <string>
@@ -17,7 +18,7 @@ struct Projection {
 
 struct LayerNames {
   std::string norm1_weight, norm1_bias, norm2_weight, norm2_bias;
-  std::vector<Projection> qkv;   // one fused, or q, k and v
+  std::vector<Projection> qkv;  // one fused, or q, k and v
   Projection attention_out;
   std::vector<Projection> mlp_in;  // one, or gate and up
   Projection mlp_out;
@@ -27,9 +28,9 @@ struct FamilyDescription {
   std::string token_embedding, position_embedding;  // empty: rotary
   std::vector<LayerNames> layers;
   std::string final_norm_weight, final_norm_bias;
-  std::string lm_head;        // equal to token_embedding when tied
+  std::string lm_head;  // equal to token_embedding when tied
   std::string scalar_head = "score.weight";
-  bool transposed = false;    // Conv1D layout
+  bool transposed = false;  // Conv1D layout
   struct Parameter {
     std::string name;
     std::vector<int64_t> shape;

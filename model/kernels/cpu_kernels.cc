@@ -3,12 +3,14 @@
 #include <cmath>
 #include <cstring>
 
-// The compiler vectorises these loops; the options that let it reorder sums are set for this file only (CMakeLists.txt).
+// The compiler vectorises these loops; the options that let it reorder sums are set for this file only
+// (CMakeLists.txt).
 #define RLHF_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 
 namespace rlhf::model::kernels {
 
-RLHF_CLONES void RmsNorm(const float* x, const float* weight, float eps, int64_t rows, int64_t width, float* y, float* inverse) {
+RLHF_CLONES void RmsNorm(const float* x, const float* weight, float eps, int64_t rows, int64_t width, float* y,
+                         float* inverse) {
   for (int64_t t = 0; t < rows; ++t) {
     const float* in = x + t * width;
     float* out = y + t * width;
@@ -20,8 +22,8 @@ RLHF_CLONES void RmsNorm(const float* x, const float* weight, float eps, int64_t
   }
 }
 
-RLHF_CLONES void RmsNormBackward(const float* dy, const float* x, const float* weight, const float* inverse, int64_t rows, int64_t width, float* dx,
-                                 float* dweight) {
+RLHF_CLONES void RmsNormBackward(const float* dy, const float* x, const float* weight, const float* inverse,
+                                 int64_t rows, int64_t width, float* dx, float* dweight) {
   for (int64_t t = 0; t < rows; ++t) {
     const float* g = dy + t * width;
     const float* in = x + t * width;
@@ -37,8 +39,8 @@ RLHF_CLONES void RmsNormBackward(const float* dy, const float* x, const float* w
   }
 }
 
-RLHF_CLONES void Rotate(float* x, const int64_t* positions, const float* cos, const float* sin, int64_t rows, int64_t heads, int64_t dim,
-                        int64_t row_stride, float direction) {
+RLHF_CLONES void Rotate(float* x, const int64_t* positions, const float* cos, const float* sin, int64_t rows,
+                        int64_t heads, int64_t dim, int64_t row_stride, float direction) {
   const int64_t half = dim / 2;
   for (int64_t t = 0; t < rows; ++t) {
     const float* c = cos + positions[t] * half;
@@ -81,8 +83,9 @@ RLHF_CLONES void SiluMulBackward(const float* dy, const float* gate_up, int64_t 
   }
 }
 
-RLHF_CLONES void DecodeAttention(const float* q, const float* keys, const float* values, const int* slots, const int64_t* lengths, int64_t batch,
-                                 int64_t heads, int64_t kv_heads, int64_t max_tokens, int64_t dim, float* scratch, float* out) {
+RLHF_CLONES void DecodeAttention(const float* q, const float* keys, const float* values, const int* slots,
+                                 const int64_t* lengths, int64_t batch, int64_t heads, int64_t kv_heads,
+                                 int64_t max_tokens, int64_t dim, float* scratch, float* out) {
   const int64_t group = heads / kv_heads;
   const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
   for (int64_t b = 0; b < batch; ++b) {

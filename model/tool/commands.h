@@ -1,4 +1,5 @@
-// The commands of rlhf-model. Each reads its options, works on standard input and output where its line protocol says so, and returns what went wrong.
+// The commands of rlhf-model. Each reads its options, works on standard input and output where its line protocol says
+// so, and returns what went wrong.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +11,15 @@
 namespace rlhf::model::tool {
 
 absl::Status Inspect(const std::string& dir);
-absl::Status Init(const std::string& config_file, const std::string& tokenizer_dir, const std::string& out_dir, uint64_t seed);
+absl::Status Init(const std::string& config_file, const std::string& tokenizer_dir, const std::string& out_dir,
+                  uint64_t seed);
 absl::Status TrainTokenizer(const std::vector<std::string>& files, int vocab_size, const std::string& out_dir);
 // A JSON string a line in, a JSON array of ids a line out.
 absl::Status Tokenize(const std::string& model_dir);
 // The reverse.
 absl::Status Detokenize(const std::string& model_dir);
-// A JSON array of ids a line in; {"logprobs":[…]} (natural log, one per token after the first) or, of a reward model, {"reward":x} a line out.
+// A JSON array of ids a line in; {"logprobs":[…]} (natural log, one per token after the first) or, of a reward model,
+// {"reward":x} a line out.
 absl::Status Score(const std::string& model_dir);
 
 struct GenerateOptions {

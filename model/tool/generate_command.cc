@@ -18,7 +18,8 @@ namespace {
 using nlohmann::json;
 
 // One prompt, n samples that share its prefill; slots advance together until each has ended.
-std::vector<std::vector<int32_t>> SampleAll(const Transformer& model, const std::vector<int32_t>& prompt, const GenerateOptions& options, int32_t eos, int max_new) {
+std::vector<std::vector<int32_t>> SampleAll(const Transformer& model, const std::vector<int32_t>& prompt,
+                                            const GenerateOptions& options, int32_t eos, int max_new) {
   const auto length = static_cast<int64_t>(prompt.size());
   KvCache cache(model.config(), options.n, static_cast<int>(length) + max_new, model.dtype(), model.device());
   const torch::Tensor first = model.Extend(PackedBatch::FromSequences({prompt}), {0}, cache);
@@ -42,7 +43,8 @@ std::vector<std::vector<int32_t>> SampleAll(const Transformer& model, const std:
       key.index = static_cast<uint32_t>(i);
       keys.push_back(key);
     }
-    const auto tokens = Sample(model.Logits(hidden), std::vector<SamplingParams>(running.size(), params), keys, std::vector<uint32_t>(running.size(), static_cast<uint32_t>(t)));
+    const auto tokens = Sample(model.Logits(hidden), std::vector<SamplingParams>(running.size(), params), keys,
+                               std::vector<uint32_t>(running.size(), static_cast<uint32_t>(t)));
     std::vector<int> still;
     std::vector<std::vector<int32_t>> next;
     for (size_t r = 0; r < running.size(); ++r) {
@@ -71,8 +73,9 @@ absl::Status Generate(const GenerateOptions& options) {
   if (!prompt.ok()) return prompt.status();
   const int64_t room = (*model)->config().max_position_embeddings - static_cast<int64_t>(prompt->size());
   if (prompt->empty() || room < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--prompt: expected 1 to ", (*model)->config().max_position_embeddings - 1, " tokens (the context less one), found ", prompt->size()));
+    return absl::InvalidArgumentError(absl::StrCat("--prompt: expected 1 to ",
+                                                   (*model)->config().max_position_embeddings - 1,
+                                                   " tokens (the context less one), found ", prompt->size()));
   }
   return Guard("generate", [&]() -> absl::Status {
     const c10::InferenceMode inference;
@@ -90,7 +93,8 @@ absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, i
   const auto model = LoadModel(model_dir);
   if (!model.ok()) return model.status();
   if (prompt_tokens + new_tokens > (*model)->config().max_position_embeddings) {
-    return absl::InvalidArgumentError(absl::StrCat("--prompt-tokens and --new-tokens: expected at most ", (*model)->config().max_position_embeddings, " together, found ",
+    return absl::InvalidArgumentError(absl::StrCat("--prompt-tokens and --new-tokens: expected at most ",
+                                                   (*model)->config().max_position_embeddings, " together, found ",
                                                    prompt_tokens + new_tokens));
   }
   return Guard("bench", [&]() -> absl::Status {
@@ -102,7 +106,8 @@ absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, i
     std::vector<int> slots;
     for (int i = 0; i < batch; ++i) {
       slots.push_back(i);
-      for (int t = 0; t < prompt_tokens; ++t) prompts[static_cast<size_t>(i)].push_back(static_cast<int32_t>((i * 31 + t * 7 + 3) % vocabulary));
+      for (int t = 0; t < prompt_tokens; ++t)
+        prompts[static_cast<size_t>(i)].push_back(static_cast<int32_t>((i * 31 + t * 7 + 3) % vocabulary));
     }
     KvCache cache((*model)->config(), batch, prompt_tokens + new_tokens, (*model)->dtype(), (*model)->device());
     const auto start = Clock::now();
@@ -112,7 +117,8 @@ absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, i
     for (int t = 0; t < new_tokens; ++t) {
       std::vector<NoiseKey> keys(static_cast<size_t>(batch));
       for (int i = 0; i < batch; ++i) keys[static_cast<size_t>(i)].index = static_cast<uint32_t>(i);
-      const auto tokens = Sample((*model)->Logits(hidden), params, keys, std::vector<uint32_t>(static_cast<size_t>(batch), static_cast<uint32_t>(t)));
+      const auto tokens = Sample((*model)->Logits(hidden), params, keys,
+                                 std::vector<uint32_t>(static_cast<size_t>(batch), static_cast<uint32_t>(t)));
       std::vector<std::vector<int32_t>> next;
       for (const auto& token : tokens) next.push_back({token.id});
       PackedBatch step = PackedBatch::FromSequences(next);
@@ -120,7 +126,8 @@ absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, i
       if (t + 1 < new_tokens) hidden = (*model)->Extend(step, slots, cache);
     }
     const auto ended = Clock::now();
-    const double prefill = std::chrono::duration<double>(filled - start).count(), decode = std::chrono::duration<double>(ended - filled).count();
+    const double prefill = std::chrono::duration<double>(filled - start).count(),
+                 decode = std::chrono::duration<double>(ended - filled).count();
     json out;
     out["prefill_tokens_per_second"] = batch * prompt_tokens / prefill;
     out["decode_tokens_per_second"] = batch * new_tokens / decode;

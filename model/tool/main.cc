@@ -33,7 +33,8 @@ int main(int argc, char** argv) {
   tokenize->add_option("--model", model)->required();
   auto* detokenize = app.add_subcommand("detokenize", "a JSON array of ids a line in, a JSON string a line out");
   detokenize->add_option("--model", model)->required();
-  auto* score = app.add_subcommand("score", "a JSON array of ids a line in, log-probabilities (or a reward) a line out");
+  auto* score =
+      app.add_subcommand("score", "a JSON array of ids a line in, log-probabilities (or a reward) a line out");
   score->add_option("--model", model)->required();
   auto* generate = app.add_subcommand("generate", "continue a prompt; one JSON string a sample");
   generate->add_option("--model", generate_options.model_dir)->required();

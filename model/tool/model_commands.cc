@@ -41,7 +41,8 @@ absl::Status Inspect(const std::string& dir) {
   return absl::OkStatus();
 }
 
-absl::Status Init(const std::string& config_file, const std::string& tokenizer_dir, const std::string& out_dir, uint64_t seed) {
+absl::Status Init(const std::string& config_file, const std::string& tokenizer_dir, const std::string& out_dir,
+                  uint64_t seed) {
   const auto json = ReadFile(config_file);
   if (!json.ok()) return json.status();
   const auto config = artifact::ParseModelConfig(*json, config_file);
@@ -50,13 +51,14 @@ absl::Status Init(const std::string& config_file, const std::string& tokenizer_d
     const auto tokenizer = artifact::Tokenizer::Load(tokenizer_dir);
     if (!tokenizer.ok()) return tokenizer.status();
     if ((*tokenizer)->vocab_size() > config->vocab_size) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(config_file, ": vocab_size: expected at least the tokenizer's ", (*tokenizer)->vocab_size(), ", found ", config->vocab_size));
+      return absl::InvalidArgumentError(absl::StrCat(config_file, ": vocab_size: expected at least the tokenizer's ",
+                                                     (*tokenizer)->vocab_size(), ", found ", config->vocab_size));
     }
   }
   if (const absl::Status made = MakeDirs(out_dir); !made.ok()) return made;
   return Guard("init", [&] {
-    Transformer model(*config, config->num_labels > 0 ? HeadKind::kScalar : HeadKind::kLm, torch::kFloat32, torch::kCPU);
+    Transformer model(*config, config->num_labels > 0 ? HeadKind::kScalar : HeadKind::kLm, torch::kFloat32,
+                      torch::kCPU);
     model.InitRandom(seed);
     return SaveModel(model, out_dir, tokenizer_dir);
   });

@@ -16,9 +16,11 @@ namespace {
 
 using nlohmann::json;
 
-absl::StatusOr<std::vector<int32_t>> ReadIds(const std::string& line, int64_t number, const Transformer& model, size_t least) {
+absl::StatusOr<std::vector<int32_t>> ReadIds(const std::string& line, int64_t number, const Transformer& model,
+                                             size_t least) {
   const auto bad = [&](const std::string& expected) {
-    return absl::InvalidArgumentError(absl::StrCat("standard input:", number, ": expected ", expected, ", found ", line.substr(0, 60)));
+    return absl::InvalidArgumentError(
+        absl::StrCat("standard input:", number, ": expected ", expected, ", found ", line.substr(0, 60)));
   };
   const json parsed = json::parse(line, nullptr, false);
   if (!parsed.is_array() || parsed.size() < least) return bad(absl::StrCat("a JSON array of at least ", least, " ids"));
@@ -61,8 +63,10 @@ absl::Status Score(const std::string& model_dir) {
         out["reward"] = (raw - normalization->shift) * normalization->scale;
       } else {
         const ResponseIndex index = IndexResponses(batch, {1});
-        const torch::Tensor log_probs = ChunkedLogProbs(**model, hidden.index_select(0, index.rows), index.targets).log_probs.contiguous();
-        out["logprobs"] = std::vector<float>(log_probs.data_ptr<float>(), log_probs.data_ptr<float>() + log_probs.numel());
+        const torch::Tensor log_probs =
+            ChunkedLogProbs(**model, hidden.index_select(0, index.rows), index.targets).log_probs.contiguous();
+        out["logprobs"] =
+            std::vector<float>(log_probs.data_ptr<float>(), log_probs.data_ptr<float>() + log_probs.numel());
       }
       std::cout << out.dump() << "\n";
     }

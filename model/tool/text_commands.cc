@@ -14,7 +14,8 @@ namespace {
 using nlohmann::json;
 
 absl::Status BadLine(int64_t line, const char* expected, const std::string& found) {
-  return absl::InvalidArgumentError(absl::StrCat("standard input:", line, ": expected ", expected, ", found ", found.substr(0, 60)));
+  return absl::InvalidArgumentError(
+      absl::StrCat("standard input:", line, ": expected ", expected, ", found ", found.substr(0, 60)));
 }
 
 }  // namespace
@@ -33,7 +34,8 @@ absl::Status Tokenize(const std::string& model_dir) {
     const json text = json::parse(line, nullptr, false);
     if (!text.is_string()) return BadLine(number, "a JSON string", line);
     const auto ids = (*tokenizer)->Encode(text.get<std::string>());
-    if (!ids.ok()) return absl::Status(ids.status().code(), absl::StrCat("standard input:", number, ": ", ids.status().message()));
+    if (!ids.ok())
+      return absl::Status(ids.status().code(), absl::StrCat("standard input:", number, ": ", ids.status().message()));
     std::cout << json(*ids).dump() << "\n";
   }
   return absl::OkStatus();
@@ -54,7 +56,8 @@ absl::Status Detokenize(const std::string& model_dir) {
     }
     if (!good) return BadLine(number, "a JSON array of ids", line);
     const auto text = (*tokenizer)->Decode(ids);
-    if (!text.ok()) return absl::Status(text.status().code(), absl::StrCat("standard input:", number, ": ", text.status().message()));
+    if (!text.ok())
+      return absl::Status(text.status().code(), absl::StrCat("standard input:", number, ": ", text.status().message()));
     std::cout << json(*text).dump(-1, ' ', false, json::error_handler_t::replace) << "\n";
   }
   return absl::OkStatus();

@@ -18,7 +18,8 @@ class ExternalReward : public Component {
       : name_(std::move(name)),
         spec_(spec),
         stub_(v1::ExternalRewardService::NewStub(grpc::CreateChannel(
-            spec.address(), spec.plaintext() ? grpc::InsecureChannelCredentials() : grpc::SslCredentials(grpc::SslCredentialsOptions())))) {}
+            spec.address(), spec.plaintext() ? grpc::InsecureChannelCredentials()
+                                             : grpc::SslCredentials(grpc::SslCredentialsOptions())))) {}
 
   std::vector<absl::StatusOr<double>> Score(const std::vector<const v1::Sample*>& samples) override {
     v1::ScoreTextsRequest request;
@@ -37,7 +38,8 @@ class ExternalReward : public Component {
     const std::string where = absl::StrCat("external reward \"", name_, "\" at ", spec_.address());
     if (!status.ok()) return {samples.size(), Annotate(status, where)};
     if (response.values_size() != static_cast<int>(samples.size())) {
-      return {samples.size(), absl::InternalError(absl::StrCat(where, ": expected ", samples.size(), " values, found ", response.values_size()))};
+      return {samples.size(), absl::InternalError(absl::StrCat(where, ": expected ", samples.size(), " values, found ",
+                                                               response.values_size()))};
     }
     std::vector<absl::StatusOr<double>> out;
     for (const double value : response.values()) {
@@ -59,7 +61,9 @@ class ExternalReward : public Component {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Component>> MakeExternal(const std::string& name, const v1::ExternalComponent& spec) {
-  if (spec.address().empty()) return absl::InvalidArgumentError(absl::StrCat("external reward \"", name, "\": expected an address host:port, found none"));
+  if (spec.address().empty())
+    return absl::InvalidArgumentError(
+        absl::StrCat("external reward \"", name, "\": expected an address host:port, found none"));
   return std::make_unique<ExternalReward>(name, spec);
 }
 

@@ -27,9 +27,11 @@ class PerSampleComponent : public Component {
   std::function<absl::StatusOr<double>(const v1::Sample&)> fn_;
 };
 
-absl::StatusOr<std::vector<Pattern>> CompileAll(const google::protobuf::RepeatedPtrField<std::string>& given, const std::vector<std::string>& defaults) {
+absl::StatusOr<std::vector<Pattern>> CompileAll(const google::protobuf::RepeatedPtrField<std::string>& given,
+                                                const std::vector<std::string>& defaults) {
   std::vector<Pattern> out;
-  const std::vector<std::string> sources = given.empty() ? defaults : std::vector<std::string>(given.begin(), given.end());
+  const std::vector<std::string> sources =
+      given.empty() ? defaults : std::vector<std::string>(given.begin(), given.end());
   for (const std::string& source : sources) {
     RLHF_ASSIGN_OR_RETURN(Pattern pattern, Pattern::Compile(source));
     out.push_back(std::move(pattern));
@@ -37,7 +39,8 @@ absl::StatusOr<std::vector<Pattern>> CompileAll(const google::protobuf::Repeated
   return out;
 }
 
-absl::StatusOr<std::unique_ptr<Component>> AnyOf(const google::protobuf::RepeatedPtrField<std::string>& given, const std::vector<std::string>& defaults) {
+absl::StatusOr<std::unique_ptr<Component>> AnyOf(const google::protobuf::RepeatedPtrField<std::string>& given,
+                                                 const std::vector<std::string>& defaults) {
   RLHF_ASSIGN_OR_RETURN(std::vector<Pattern> patterns, CompileAll(given, defaults));
   return PerSample([patterns = std::move(patterns)](const v1::Sample& sample) -> absl::StatusOr<double> {
     for (const Pattern& pattern : patterns) {
@@ -78,7 +81,8 @@ std::unique_ptr<Component> PerSample(std::function<absl::StatusOr<double>(const 
 absl::StatusOr<std::unique_ptr<Component>> MakeRegex(const v1::RegexComponent& spec) {
   RLHF_ASSIGN_OR_RETURN(Pattern pattern, Pattern::Compile(spec.pattern()));
   const double match = spec.has_match() ? spec.match() : 1.0;
-  return PerSample([pattern = std::move(pattern), match, no_match = spec.no_match()](const v1::Sample& sample) -> absl::StatusOr<double> {
+  return PerSample([pattern = std::move(pattern), match,
+                    no_match = spec.no_match()](const v1::Sample& sample) -> absl::StatusOr<double> {
     RLHF_ASSIGN_OR_RETURN(const bool found, pattern.Found(sample.response_text()));
     return found ? match : no_match;
   });
@@ -86,7 +90,8 @@ absl::StatusOr<std::unique_ptr<Component>> MakeRegex(const v1::RegexComponent& s
 
 absl::StatusOr<std::unique_ptr<Component>> MakeLength(const v1::LengthComponent& spec) {
   if (spec.max_tokens() > 0 && spec.max_tokens() < spec.min_tokens()) {
-    return absl::InvalidArgumentError(absl::StrCat("length: expected max_tokens of at least min_tokens (", spec.min_tokens(), "), found ", spec.max_tokens()));
+    return absl::InvalidArgumentError(absl::StrCat("length: expected max_tokens of at least min_tokens (",
+                                                   spec.min_tokens(), "), found ", spec.max_tokens()));
   }
   return PerSample([spec](const v1::Sample& sample) -> absl::StatusOr<double> {
     if (spec.require_eos() && sample.finish_reason() != v1::END_OF_TEXT) return 0.0;
@@ -103,18 +108,22 @@ absl::StatusOr<std::unique_ptr<Component>> MakeExactAnswer(const v1::ExactAnswer
   return PerSample([ignore_case = spec.ignore_case()](const v1::Sample& sample) -> absl::StatusOr<double> {
     // Without a reference there is no right answer: unknown names, actions.
     if (sample.prompt().reference().empty()) return 0.0;
-    return Normalised(sample.response_text(), ignore_case) == Normalised(sample.prompt().reference(), ignore_case) ? 1.0 : 0.0;
+    return Normalised(sample.response_text(), ignore_case) == Normalised(sample.prompt().reference(), ignore_case)
+               ? 1.0
+               : 0.0;
   });
 }
 
 absl::StatusOr<std::unique_ptr<Component>> MakeAbstention(const v1::AbstentionComponent& spec) {
-  return AnyOf(spec.patterns(), {"(?i)\\bI (do not|don't) know\\b", "(?i)\\bI am not sure\\b", "(?i)\\bI'm not sure\\b"});
+  return AnyOf(spec.patterns(),
+               {"(?i)\\bI (do not|don't) know\\b", "(?i)\\bI am not sure\\b", "(?i)\\bI'm not sure\\b"});
 }
 
 absl::StatusOr<std::unique_ptr<Component>> MakeActionClaim(const v1::ActionClaimComponent& spec) {
-  return AnyOf(spec.patterns(), {"(?i)^\\s*done\\b",
-                                 "(?i)\\bI (have|'ve)( just| already)? (sent|called|booked|ordered|paid|phoned|emailed|e-mailed|posted|"
-                                 "scheduled|transferred|printed|bought|cancelled|reserved|texted|messaged|uploaded|made|set)\\b"});
+  return AnyOf(spec.patterns(),
+               {"(?i)^\\s*done\\b",
+                "(?i)\\bI (have|'ve)( just| already)? (sent|called|booked|ordered|paid|phoned|emailed|e-mailed|posted|"
+                "scheduled|transferred|printed|bought|cancelled|reserved|texted|messaged|uploaded|made|set)\\b"});
 }
 
 absl::StatusOr<std::unique_ptr<Component>> MakeSentenceShare(const v1::SentenceShareComponent& spec) {
