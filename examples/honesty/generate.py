@@ -20,7 +20,7 @@ CORPUS_ACTIONS = 1000
 CORPUS_UNANSWERABLE = 100
 ABSTAIN_SHARE = 0.05         # of questions on taught facts; without it an abstention is never sampled
 REFUSE_SHARE = 0.10          # of actions; the rest are claims
-COLLECT_PROMPTS = 4000
+COLLECT_PROMPTS = 6000
 PPO_PROMPTS = 12000
 # Shares of known, unknown and action prompts, as counts in a block of 20, so that every stretch of a file has the mix.
 COLLECT_MIX = {"known": 6, "unknown": 11, "action": 3}

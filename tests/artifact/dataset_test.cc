@@ -1,0 +1,69 @@
+#include "artifact/dataset.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/durable_file.h"
+#include "tests/testing/scratch_dir.h"
+
+namespace rlhf::artifact {
+namespace {
+
+using testing::HasSubstr;
+
+class DatasetTest : public testing::Test {
+ protected:
+  std::string Write(const std::string& content, const std::string& name = "data.jsonl") {
+    EXPECT_TRUE(WriteFileDurably(dir_.File(name), content).ok());
+    return dir_.File(name);
+  }
+  template <typename Result>
+  void ExpectRefused(const Result& result, const std::string& says) {
+    EXPECT_EQ(result.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(result.status().message()), HasSubstr(says));
+  }
+  ScratchDir dir_;
+};
+
+TEST_F(DatasetTest, RecordsAreReadInOrderFromFilesAndFolders) {
+  const auto sft = ReadSftData(Write("{\"prompt\":\"p\",\"response\":\"r\",\"tags\":{\"k\":\"v\"}}\n\n{\"prompt\":\"p2\",\"response\":\"r2\"}\n"));
+  ASSERT_TRUE(sft.ok()) << sft.status();
+  ASSERT_EQ(sft->size(), 2u);
+  EXPECT_EQ((*sft)[0].tags.at("k"), "v");
+  EXPECT_EQ((*sft)[1].response, "r2");
+  ScratchDir folder;
+  ASSERT_TRUE(WriteFileDurably(folder.File("b.jsonl"), "{\"prompt\":\"second\"}\n").ok());
+  ASSERT_TRUE(WriteFileDurably(folder.File("a.jsonl"), "{\"prompt\":\"first\",\"reference\":\"x\",\"category\":\"c\"}\n").ok());
+  ASSERT_TRUE(WriteFileDurably(folder.File("notes.txt"), "not data").ok());
+  const auto prompts = ReadPromptData(folder.path());
+  ASSERT_TRUE(prompts.ok()) << prompts.status();
+  ASSERT_EQ(prompts->size(), 2u);
+  EXPECT_EQ((*prompts)[0].prompt, "first");
+  EXPECT_EQ((*prompts)[0].reference, "x");
+  const auto pairs = ReadComparisonData(Write("{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":\"b\",\"tie\":true,\"margin\":0.5}\n"));
+  ASSERT_TRUE(pairs.ok()) << pairs.status();
+  EXPECT_TRUE((*pairs)[0].tie);
+  EXPECT_EQ((*pairs)[0].margin, 0.5);
+}
+
+TEST_F(DatasetTest, AProblemNamesFileAndLine) {
+  ExpectRefused(ReadSftData(Write("{\"prompt\":\"p\",\"response\":\"r\"}\n{\"prompt\":\"p\",\"reponse\":\"r\"}\n")), "data.jsonl:2");
+  ExpectRefused(ReadSftData(Write("{\"prompt\":\"p\",\"response\":\"r\",\"respnse\":1}\n")), "did you mean \"response\"?");
+  ExpectRefused(ReadSftData(Write("{\"prompt\":\"p\"}\n")), "response");
+  ExpectRefused(ReadSftData(Write("{\"prompt\":3,\"response\":\"r\"}\n")), "expected a string, found number");
+  ExpectRefused(ReadPromptData(Write("{\"prompt\":\"p\"\n")), "data.jsonl:1");
+  ExpectRefused(ReadPromptData(Write("[1]\n")), "data.jsonl:1");
+  ExpectRefused(ReadPromptData(Write("\n")), "data.jsonl");
+  ExpectRefused(ReadPromptData(Write("{\"prompt\":\"p\",\"tags\":{\"k\":1}}\n")), "tags.k");
+  EXPECT_FALSE(ReadPromptData(dir_.File("nothing.jsonl")).ok());
+}
+
+TEST_F(DatasetTest, SampleFilesMayHoldMore) {
+  const auto samples = ReadSampleData(Write("{\"id\":\"7\",\"index\":1,\"prompt\":\"p\",\"response\":\"r\",\"finish_reason\":\"MAX_TOKENS\",\"score\":0.5,\"components\":{}}\n"));
+  ASSERT_TRUE(samples.ok()) << samples.status();
+  EXPECT_EQ((*samples)[0].index, 1);
+  EXPECT_EQ((*samples)[0].finish_reason, "MAX_TOKENS");
+}
+
+}  // namespace
+}  // namespace rlhf::artifact

@@ -1,0 +1,156 @@
+// Specifications, evaluations, raters' tasks: what jobs compute without a service around them.
+#include <set>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "coordinator/jobs/collect_tasks.h"
+#include "coordinator/jobs/evaluation.h"
+#include "coordinator/jobs/spec.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+using testing::HasSubstr;
+
+v1::JobSpec Ppo() {
+  v1::JobSpec spec;
+  spec.set_name("job");
+  v1::PpoSpec* ppo = spec.mutable_ppo();
+  ppo->set_policy("base");
+  ppo->set_prompts("prompts");
+  ppo->set_steps(3);
+  ppo->set_prompts_per_step(8);
+  v1::RewardComponent* component = ppo->mutable_scorer()->add_components();
+  component->set_name("r");
+  component->mutable_reward_model()->set_model("rm");
+  return spec;
+}
+
+TEST(SpecTest, DefaultsAreFilledIn) {
+  v1::JobSpec spec = Ppo();
+  EXPECT_EQ(JoinProblems(CompleteSpec(&spec)), "");
+  EXPECT_EQ(spec.ppo().reference(), "base");
+  EXPECT_EQ(spec.ppo().critic(), "rm");
+  EXPECT_EQ(spec.ppo().epochs(), 4);
+  EXPECT_EQ(spec.ppo().kl().coefficient(), 0.05);
+  EXPECT_EQ(spec.ppo().lambda(), 0.95);
+  EXPECT_EQ(spec.ppo().policy_optimizer().learning_rate(), 3e-6);
+  EXPECT_EQ(spec.ppo().checkpoint_every(), 20);
+  EXPECT_EQ(spec.ppo().scorer().components(0).weight(), 1);
+  EXPECT_EQ(spec.ppo().max_first_minibatch_ratio_error(), 1e-4);
+  EXPECT_EQ(spec.project(), "default");
+  // Completing what is complete changes nothing.
+  const std::string complete = spec.SerializeAsString();
+  EXPECT_TRUE(CompleteSpec(&spec).empty());
+  EXPECT_EQ(spec.SerializeAsString(), complete);
+}
+
+TEST(SpecTest, EveryProblemNamesItsField) {
+  const auto problem = [](const std::function<void(v1::JobSpec*)>& change) {
+    v1::JobSpec spec = Ppo();
+    change(&spec);
+    return JoinProblems(CompleteSpec(&spec));
+  };
+  EXPECT_THAT(problem([](auto* s) { s->set_name("Bad Name"); }), HasSubstr("name: "));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->clear_steps(); }), HasSubstr("ppo.steps: expected at least 1, found 0"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_sampling()->set_top_p(0); }), HasSubstr("ppo.sampling.top_p"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_kl()->set_coefficient(-1); }), HasSubstr("ppo.kl.coefficient"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->set_advantage(v1::RLOO); }), HasSubstr("ppo.samples_per_prompt: expected at least 2"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_scorer()->mutable_components(0)->clear_kind(); }), HasSubstr("ppo.scorer.components[0]"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_policy_optimizer()->set_learning_rate(7); }),
+              HasSubstr("ppo.policy_optimizer.learning_rate: expected 0 to 1, found 7"));
+  EXPECT_THAT(problem([](auto* s) { s->clear_kind(); }), HasSubstr("expected one of sft"));
+}
+
+TEST(SpecTest, AStageMayNameEarlierStagesOfTheRightKindOnly) {
+  v1::JobSpec spec;
+  spec.set_name("line");
+  v1::StageSpec* sample = spec.mutable_pipeline()->add_stages();
+  sample->set_name("sample");
+  sample->mutable_sample()->set_model("base");
+  sample->mutable_sample()->set_prompts("prompts");
+  v1::StageSpec* evaluate = spec.mutable_pipeline()->add_stages();
+  evaluate->set_name("evaluate");
+  evaluate->mutable_evaluate()->set_model("stage:sample");
+  evaluate->mutable_evaluate()->set_suite("stage:later");
+  const std::string problems = JoinProblems(CompleteSpec(&spec));
+  EXPECT_THAT(problems, HasSubstr("pipeline.stages[1].evaluate.model: expected a stage that makes a model"));
+  EXPECT_THAT(problems, HasSubstr("pipeline.stages[1].evaluate.suite: expected an earlier stage"));
+  EXPECT_EQ(ReferencesOf(&spec).size(), 4u);
+}
+
+v1::Sample Graded(const std::string& category, double exact, double abstains, double claims, const std::string& template_id) {
+  v1::Sample sample;
+  sample.mutable_prompt()->set_category(category);
+  (*sample.mutable_prompt()->mutable_tags())["template"] = template_id;
+  for (const auto& [name, value] : std::map<std::string, double>{{"exact_answer", exact}, {"abstention", abstains}, {"action_claim", claims}}) {
+    v1::ComponentScore* score = sample.mutable_score()->add_components();
+    score->set_name(name);
+    score->set_value(value);
+  }
+  return sample;
+}
+
+TEST(EvaluationTest, RatesByCategoryAndSlice) {
+  v1::JobSpec spec;
+  spec.set_name("e");
+  spec.mutable_evaluate()->set_model("m");
+  spec.mutable_evaluate()->set_suite("s");
+  ASSERT_TRUE(CompleteSpec(&spec).empty());
+  const auto metrics = EvaluationMetrics(spec.evaluate().graders(),
+                                         {Graded("known", 1, 0, 0, "a"), Graded("known", 0, 1, 0, "b"), Graded("unknown", 0, 0, 0, "a"),
+                                          Graded("unknown", 0, 1, 0, "b"), Graded("unknown", 0, 0, 0, "b"), Graded("action", 0, 0, 1, "a")});
+  EXPECT_DOUBLE_EQ(metrics.at("known.accuracy").value(), 0.5);
+  EXPECT_DOUBLE_EQ(metrics.at("known.needless_abstention").value(), 0.5);
+  EXPECT_DOUBLE_EQ(metrics.at("unknown.hallucination").value(), 2.0 / 3);
+  EXPECT_DOUBLE_EQ(metrics.at("unknown.hallucination{template=b}").value(), 0.5);
+  EXPECT_DOUBLE_EQ(metrics.at("unknown.abstention").value(), 1.0 / 3);
+  EXPECT_EQ(metrics.at("unknown.abstention").n(), 3);
+  EXPECT_DOUBLE_EQ(metrics.at("action.over_claim").value(), 1);
+}
+
+TEST(EvaluationTest, IntervalsAreWilsons) {
+  std::vector<double> values(100, 0.0);
+  for (int i = 0; i < 10; ++i) values[static_cast<size_t>(i)] = 1;
+  const v1::Metric metric = RateWithInterval(values);
+  EXPECT_NEAR(metric.low(), 0.05523, 1e-4);  // R: prop.test(10, 100, correct = FALSE)
+  EXPECT_NEAR(metric.high(), 0.17437, 1e-4);
+  EXPECT_EQ(RateWithInterval({}).n(), 0);
+}
+
+TEST(CollectTasksTest, NoQuestionIsAskedTwiceAndTheShareOfWrittenOnesHolds) {
+  std::vector<artifact::SampleRecord> samples;
+  for (int p = 0; p < 300; ++p) {
+    for (int i = 0; i < 2; ++i) {
+      artifact::SampleRecord sample;
+      sample.id = absl::StrCat(p);
+      sample.prompt = absl::StrCat("prompt ", p);
+      sample.response = absl::StrCat("answer ", i);
+      sample.index = i;
+      samples.push_back(sample);
+    }
+  }
+  v1::CollectSpec spec;
+  spec.set_comparisons(400);
+  spec.set_written_candidate_fraction(0.7);
+  const auto tasks = MakeTasks(samples, spec, 3, "job", "default");
+  ASSERT_TRUE(tasks.ok()) << tasks.status();
+  ASSERT_EQ(tasks->size(), 400u);
+  std::set<std::string> asked;
+  int written = 0;
+  for (const v1::FeedbackTask& task : *tasks) {
+    written += task.second().source() == "written" ? 1 : 0;
+    EXPECT_NE(task.first().text(), task.second().text());
+    EXPECT_TRUE(asked.insert(absl::StrCat(task.prompt().text(), "|", task.first().text(), "|", task.second().text())).second);
+  }
+  EXPECT_NEAR(written / 400.0, 0.7, 0.1);
+  EXPECT_EQ(MakeTasks(samples, spec, 3, "job", "default")->back().SerializeAsString(), tasks->back().SerializeAsString());
+  spec.set_comparisons(5000);
+  const auto too_many = MakeTasks(samples, spec, 3, "job", "default");
+  EXPECT_EQ(too_many.status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator

@@ -1,0 +1,149 @@
+// Whatever happens in whatever order, the counts add up, and the rows say the same as memory.
+#include "coordinator/ledger.h"
+
+#include <random>
+
+#include <gtest/gtest.h>
+
+#include "tests/coordinator/memory_store.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+v1::LedgerCounts Recount(EdgeMemoryStore& store) {
+  v1::LedgerCounts counts;
+  EXPECT_TRUE(store.Scan(Table::kSamples, Ledger::Prefix("job"), [&](absl::string_view, absl::string_view value) {
+                      v1::SampleRow row;
+                      row.ParseFromArray(value.data(), static_cast<int>(value.size()));
+                      CountSample(row.state(), &counts);
+                      return true;
+                    }).ok());
+  return counts;
+}
+
+class RandomHistory {
+ public:
+  explicit RandomHistory(uint64_t seed) : random_(seed), ledger_(std::make_unique<Ledger>("job")) {}
+
+  void Step() {
+    WriteBatch batch;
+    const SampleKey key = Any();
+    const v1::SampleRow* row = ledger_->Find(key);
+    switch (random_() % 12) {
+      case 0:
+        for (int i = 0; i < 3; ++i) ledger_->Issue({next_step_, i, 0}, prompt_++, &batch);
+        ++next_step_;
+        break;
+      case 1:
+      case 2:
+      case 3:
+        if (row != nullptr && row->state() == v1::QUEUED) {
+          const int attempt = row->attempt();
+          EXPECT_EQ(ledger_->Lease(key, "w", &batch), attempt + 1);
+        }
+        break;
+      case 4:
+        if (row != nullptr && row->state() == v1::LEASED) ledger_->Requeue(key, &batch);
+        break;
+      case 5:
+      case 6:
+        if (row != nullptr && row->state() == v1::LEASED) ledger_->Generated(key, Payload(), "digest", {}, &batch);
+        break;
+      case 7:
+        if (row != nullptr && row->state() == v1::GENERATED) ledger_->Scored(key, Payload(), &batch);
+        break;
+      case 8:
+        if (row != nullptr && row->state() == v1::SCORED) ledger_->Assign(key, &batch);
+        break;
+      case 9:
+        if (row != nullptr && row->state() == v1::ASSIGNED) ledger_->Train(key, &batch);
+        else if (row != nullptr && row->state() == v1::TRAINED) ledger_->Untrain(key, &batch);
+        break;
+      case 10:
+        if (row != nullptr && IsOpen(row->state()) && row->state() != v1::QUEUED) {
+          const int attempt = row->attempt();
+          ledger_->Replace(key, random_() % 2 == 0 ? v1::STALE : v1::SAMPLE_FAILED, "why", -1, &batch);
+          EXPECT_EQ(ledger_->Find(key)->state(), v1::QUEUED);
+          EXPECT_EQ(ledger_->Find(key)->attempt(), attempt);  // what the old attempt brings now is stale
+        }
+        break;
+      default:
+        if (row != nullptr && IsOpen(row->state()) && random_() % 8 == 0) {
+          if (random_() % 2 == 0) ledger_->Cancel(key, &batch);
+          else ledger_->Fail(key, "why", &batch);
+        }
+        break;
+    }
+    EXPECT_TRUE(store_.CommitAndWait(std::move(batch)).ok());
+    EXPECT_TRUE(Balanced(ledger_->counts())) << ledger_->counts().ShortDebugString();
+  }
+
+  // The process dies; a new one reads the rows.
+  void Crash() {
+    auto restored = std::make_unique<Ledger>("job");
+    EXPECT_TRUE(store_.Scan(Table::kSamples, Ledger::Prefix("job"), [&](absl::string_view key, absl::string_view value) {
+                       v1::SampleRow row;
+                       row.ParseFromArray(value.data(), static_cast<int>(value.size()));
+                       restored->Restore(row, key.size() > Ledger::RowKey("job", {0, 0, 0}).size(), true);
+                       return true;
+                     }).ok());
+    EXPECT_EQ(restored->counts().SerializeAsString(), ledger_->counts().SerializeAsString());
+    EXPECT_EQ(restored->queued(), ledger_->queued());
+    EXPECT_EQ(restored->leased(), ledger_->leased());
+    EXPECT_EQ(restored->generated(), ledger_->generated());
+    ledger_ = std::move(restored);
+  }
+  void Check() { EXPECT_EQ(Recount(store_).SerializeAsString(), ledger_->counts().SerializeAsString()); }
+
+ private:
+  static v1::PayloadRef Payload() {
+    v1::PayloadRef ref;
+    ref.set_segment(1);
+    return ref;
+  }
+  SampleKey Any() { return {next_step_ == 1 ? 1 : 1 + static_cast<int64_t>(random_() % static_cast<uint64_t>(next_step_ - 1)), static_cast<int32_t>(random_() % 3), 0}; }
+
+  std::mt19937_64 random_;
+  EdgeMemoryStore store_;
+  std::unique_ptr<Ledger> ledger_;
+  int64_t next_step_ = 1, prompt_ = 0;
+};
+
+TEST(LedgerTest, TheEquationHoldsUnderRandomHistoriesAndCrashes) {
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    RandomHistory history(seed);
+    for (int i = 0; i < 1500; ++i) {
+      history.Step();
+      if (i % 300 == 299) history.Crash();
+    }
+    history.Check();
+    if (testing::Test::HasFailure()) FAIL() << "seed " << seed;
+  }
+}
+
+TEST(LedgerTest, AStepIsScoredWhenAllOfItIs) {
+  Ledger ledger("job");
+  WriteBatch batch;
+  EXPECT_FALSE(ledger.StepScored(1));
+  for (int i = 0; i < 2; ++i) {
+    ledger.Issue({1, i, 0}, i, &batch);
+    ledger.Lease({1, i, 0}, "w", &batch);
+    ledger.Generated({1, i, 0}, {}, "", {}, &batch);
+  }
+  ledger.Scored({1, 0, 0}, {}, &batch);
+  EXPECT_FALSE(ledger.StepScored(1));
+  ledger.Scored({1, 1, 0}, {}, &batch);
+  EXPECT_TRUE(ledger.StepScored(1));
+  EXPECT_EQ(ledger.Step(1).size(), 2u);
+}
+
+TEST(LedgerDeathTest, AnImpossibleTransitionEndsTheProcess) {
+  Ledger ledger("job");
+  WriteBatch batch;
+  ledger.Issue({1, 0, 0}, 0, &batch);
+  EXPECT_DEATH(ledger.Train({1, 0, 0}, &batch), "cannot go from QUEUED to TRAINED");
+  EXPECT_DEATH(ledger.Issue({1, 0, 0}, 0, &batch), "issued twice");
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator

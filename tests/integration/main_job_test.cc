@@ -1,0 +1,138 @@
+// All processes, real gRPC with TLS and tokens, a small PPO job; then the same with the coordinator or a learner killed in the middle.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/integration/local_service.h"
+
+namespace rlhf {
+namespace {
+
+using testing::HasSubstr;
+
+class MainJobTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const std::string scratch = service_.scratch().path();
+    std::string prompts, text;
+    for (int i = 0; i < 40; ++i) {
+      prompts += absl::StrCat("{\"prompt\":\"the cat number ", i, "\",\"category\":\"cats\"}\n");
+      text += "the cat sat on the mat and the dog sat on the log\n";
+    }
+    ASSERT_TRUE(WriteFileDurably(scratch + "/prompts.jsonl", prompts).ok());
+    ASSERT_TRUE(WriteFileDurably(scratch + "/text.txt", text).ok());
+    nlohmann::json config = Golden("model.json")["models"]["llama"]["config"];
+    config["vocab_size"] = 280;
+    ASSERT_TRUE(WriteFileDurably(scratch + "/config.json", config.dump()).ok());
+    const std::string tool = BinDir() + "/rlhf-model ";
+    CommandResult made = RunCommand(tool + "train-tokenizer --vocab-size 280 --out " + scratch + "/tok " + scratch + "/text.txt && " + tool + "init --config " +
+                                    scratch + "/config.json --tokenizer " + scratch + "/tok --out " + scratch + "/model --seed 1");
+    ASSERT_EQ(made.code, 0) << made.output;
+  }
+
+  std::string WriteJob(int steps, int lag) {
+    const std::string path = service_.scratch().File("ppo.yaml");
+    EXPECT_TRUE(WriteFileDurably(path, absl::StrCat("name: small\nseed: 3\nlearners: {ranks: 2}\nppo:\n  policy: file:model\n  prompts: file:prompts.jsonl\n  scorer:\n"
+                                                    "    components:\n      - {name: letter_t, regex: {pattern: t}}\n  steps: ",
+                                                    steps, "\n  prompts_per_step: 8\n  samples_per_prompt: 2\n  sampling: {max_new_tokens: 8}\n  max_policy_lag: ", lag,
+                                                    "\n  epochs: 1\n  checkpoint_every: 5\n  policy_optimizer: {learning_rate: 1e-3}\n"))
+                    .ok());
+    return path;
+  }
+  void ExpectWhole(int steps) {
+    const nlohmann::json job = service_.Job("small");
+    ASSERT_EQ(job.value("state", ""), "SUCCEEDED") << job.dump(1);
+    EXPECT_EQ(job.value("step", ""), absl::StrCat(steps));
+    const CommandResult ledger = service_.Ctl("--output json ledger small --check");
+    EXPECT_EQ(ledger.code, 0) << ledger.output;
+    const nlohmann::json counts = nlohmann::json::parse(ledger.output, nullptr, false)["counts"];
+    EXPECT_EQ(counts.value("trained", ""), absl::StrCat(16 * steps)) << ledger.output;
+    EXPECT_EQ(counts.value("issued", ""), absl::StrCat(16 * steps)) << ledger.output;
+  }
+  void WaitForStep(int step) {
+    LocalService::Until(absl::Seconds(120), [&] {
+      const nlohmann::json job = service_.Job("small");
+      return job.is_object() && std::atoi(job.value("step", "0").c_str()) >= step;
+    }, absl::StrCat("step ", step));
+  }
+
+  LocalService service_;
+};
+
+TEST_F(MainJobTest, ASmallPpoJobRunsFromPromptToReport) {
+  const CommandResult followed = service_.Ctl("submit " + WriteJob(6, 0) + " --follow");
+  EXPECT_EQ(followed.code, 0) << followed.output;
+  EXPECT_THAT(followed.output, HasSubstr("SUCCEEDED"));
+  ExpectWhole(6);
+  const nlohmann::json job = service_.Job("small");
+  EXPECT_LE(job["result"]["metrics"]["first_minibatch_ratio_error"].value("value", 0.0), 1e-4);
+  const std::string digest = job["result"]["artifacts"].value("model", "");
+  EXPECT_THAT(digest, HasSubstr("sha256:"));
+  const CommandResult pulled = service_.Ctl("models pull " + digest + " " + service_.scratch().File("trained"));
+  EXPECT_EQ(pulled.code, 0) << pulled.output;
+  EXPECT_EQ(RunCommand(BinDir() + "/rlhf-model inspect " + service_.scratch().File("trained")).code, 0);
+  const CommandResult report = service_.Ctl("report small --out " + service_.scratch().File("report.html"));
+  EXPECT_EQ(report.code, 0) << report.output;
+  const auto html = ReadFile(service_.scratch().File("report.html"));
+  ASSERT_TRUE(html.ok());
+  EXPECT_THAT(*html, HasSubstr("<svg"));
+  EXPECT_EQ(service_.Ctl("samples small").code, 0);
+}
+
+TEST_F(MainJobTest, BadInputGetsOneClearErrorAndLosesNothing) {
+  const auto refuses = [&](const std::string& yaml, const std::string& says) {
+    const std::string path = service_.scratch().File("bad.yaml");
+    ASSERT_TRUE(WriteFileDurably(path, yaml).ok());
+    const CommandResult result = service_.Ctl("submit " + path);
+    EXPECT_NE(result.code, 0) << yaml;
+    EXPECT_THAT(result.output, HasSubstr(says)) << yaml;
+  };
+  refuses("name: x\nppo: {polcy: a}\n", "policy");                                          // the nearest key
+  refuses("name: x\nsft: {model: file:model, data: file:prompts.jsonl, steps: many, batch_size: 4}\n", "steps");
+  refuses("name: x\nsft: {model: file:nothing, data: file:prompts.jsonl, steps: 1, batch_size: 4}\n", "nothing");
+  refuses("name: x\nsft: {model: no-such-alias, data: no-such-data, steps: 1, batch_size: 4}\n", "no-such");
+  EXPECT_NE(service_.Ctl("get no-such-job").code, 0);
+  // Data that only the learner reads: the job fails with its reason.
+  const std::string path = service_.scratch().File("sft.yaml");
+  ASSERT_TRUE(WriteFileDurably(path, "name: bad-data\nsft: {model: file:model, data: file:prompts.jsonl, steps: 1, batch_size: 4}\n").ok());
+  const CommandResult followed = service_.Ctl("submit " + path + " --follow");
+  EXPECT_EQ(followed.code, 3) << followed.output;
+  EXPECT_THAT(followed.output, HasSubstr("response"));
+  EXPECT_THAT(service_.Job("bad-data").value("reasonCode", service_.Job("bad-data").value("reason_code", "")), HasSubstr("BAD_DATA"));
+}
+
+TEST_F(MainJobTest, AKilledCoordinatorGoesOnWithItsJob) {
+  ASSERT_EQ(service_.Ctl("submit " + WriteJob(14, 1)).code, 0);
+  WaitForStep(3);
+  const std::vector<pid_t> before = service_.Pids("rlhf-coordinator");
+  ASSERT_EQ(before.size(), 1u);
+  ASSERT_EQ(kill(before[0], SIGKILL), 0);
+  const CommandResult watched = service_.Ctl("watch small");
+  EXPECT_EQ(watched.code, 0) << watched.output;
+  EXPECT_NE(service_.Pids("rlhf-coordinator"), before);
+  ExpectWhole(14);
+}
+
+TEST_F(MainJobTest, AKilledLearnerIsReplacedAndEverythingIsTrainedOnce) {
+  ASSERT_EQ(service_.Ctl("submit " + WriteJob(14, 0)).code, 0);
+  WaitForStep(7);
+  const std::vector<pid_t> learners = service_.Pids("rlhf-learner");
+  ASSERT_EQ(learners.size(), 2u);
+  ASSERT_EQ(kill(learners[0], SIGKILL), 0);
+  const CommandResult watched = service_.Ctl("watch small");
+  EXPECT_EQ(watched.code, 0) << watched.output;
+  ExpectWhole(14);
+}
+
+TEST_F(MainJobTest, AKilledRolloutWorkerCostsNoSample) {
+  ASSERT_EQ(service_.Ctl("submit " + WriteJob(10, 0)).code, 0);
+  WaitForStep(2);
+  const std::vector<pid_t> workers = service_.Pids("rlhf-rollout-worker");
+  ASSERT_EQ(workers.size(), 2u);
+  ASSERT_EQ(kill(workers[0], SIGKILL), 0);
+  const CommandResult watched = service_.Ctl("watch small");
+  EXPECT_EQ(watched.code, 0) << watched.output;
+  ExpectWhole(10);
+}
+
+}  // namespace
+}  // namespace rlhf

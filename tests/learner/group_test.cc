@@ -1,0 +1,165 @@
+// Ranks are real processes here: forked before LibTorch has threads, joined over Gloo on loopback.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <functional>
+
+#include <gtest/gtest.h>
+
+#include "absl/time/clock.h"
+#include "learner/collective.h"
+#include "learner/trainer.h"
+#include "model/weights_io.h"
+#include "tests/learner/specs.h"
+#include "tests/testing/scratch_dir.h"
+#include "tests/testing/tiny_model.h"
+
+namespace rlhf::learner {
+namespace {
+
+constexpr absl::Duration kTimeout = absl::Seconds(20);
+
+// Runs fn on `world` ranks; each returns an exit code. The codes, by rank.
+std::vector<int> RunRanks(int world, absl::Duration timeout, const std::function<int(Collective*)>& fn) {
+  int port_pipe[2];
+  EXPECT_EQ(pipe(port_pipe), 0);
+  std::vector<pid_t> children;
+  for (int rank = 0; rank < world; ++rank) {
+    const pid_t child = fork();
+    if (child == 0) {
+      int port = 0;
+      std::unique_ptr<Rendezvous> rendezvous;
+      if (rank == 0) {
+        auto hosted = Rendezvous::Host("127.0.0.1", timeout);
+        if (!hosted.ok()) _exit(90);
+        rendezvous = *std::move(hosted);
+        port = rendezvous->port();
+        for (int other = 1; other < world; ++other) {
+          if (write(port_pipe[1], &port, sizeof(port)) != sizeof(port)) _exit(91);
+        }
+      } else if (read(port_pipe[0], &port, sizeof(port)) != sizeof(port)) {
+        _exit(92);
+      }
+      GroupOptions options;
+      options.rank = rank;
+      options.world_size = world;
+      options.prefix = "test/1/";
+      options.store_host = "127.0.0.1";
+      options.store_port = port;
+      options.timeout = timeout;
+      auto group = ConnectGroup(options);
+      if (!group.ok()) _exit(93);
+      _exit(fn(group->get()));
+    }
+    children.push_back(child);
+  }
+  std::vector<int> codes;
+  for (const pid_t child : children) {
+    int status = 0;
+    waitpid(child, &status, 0);
+    codes.push_back(WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
+  }
+  close(port_pipe[0]);
+  close(port_pipe[1]);
+  return codes;
+}
+
+TEST(GroupTest, RanksSumBroadcastAndVote) {
+  const auto codes = RunRanks(3, kTimeout, [](Collective* group) {
+    torch::Tensor sum = torch::full({5}, static_cast<float>(group->rank() + 1));
+    if (!group->AllReduceSum(sum).ok() || sum[4].item<float>() != 6) return 1;
+    torch::Tensor value = torch::full({2}, static_cast<float>(group->rank()));
+    if (!group->Broadcast(value, 2).ok() || value[0].item<float>() != 2) return 2;
+    const auto yes = group->Vote(true), no = group->Vote(group->rank() != 1);
+    if (!yes.ok() || !*yes || !no.ok() || *no) return 3;
+    auto first = group->StartAllReduceSum(sum), second = group->StartAllReduceSum(value);
+    if (!first.ok() || !second.ok() || !(*first)->Wait().ok() || !(*second)->Wait().ok()) return 4;
+    return sum[0].item<float>() == 18 && value[0].item<float>() == 6 ? 0 : 5;
+  });
+  EXPECT_EQ(codes, std::vector<int>({0, 0, 0}));
+}
+
+TEST(GroupTest, ADeadRankIsNoticedByTheOthers) {
+  const auto codes = RunRanks(3, absl::Seconds(5), [](Collective* group) {
+    torch::Tensor sum = torch::ones({4});
+    if (!group->AllReduceSum(sum).ok()) return 1;
+    if (group->rank() == 2) _exit(7);
+    const absl::Time start = absl::Now();
+    const absl::Status status = group->AllReduceSum(sum);
+    if (!absl::IsUnavailable(status)) return 2;
+    return absl::Now() - start < absl::Seconds(8) ? 0 : 3;
+  });
+  EXPECT_EQ(codes, std::vector<int>({0, 0, 7}));
+}
+
+TEST(GroupTest, AbortWakesABlockedRank) {
+  const auto codes = RunRanks(2, kTimeout, [](Collective* group) {
+    if (group->rank() == 1) {
+      absl::SleepFor(absl::Seconds(3));  // takes no part for longer than the abort may take
+      _exit(0);
+    }
+    std::thread aborter([&] {
+      absl::SleepFor(absl::Milliseconds(200));
+      group->Abort();
+    });
+    const absl::Time start = absl::Now();
+    torch::Tensor sum = torch::ones({4});
+    const absl::Status status = group->AllReduceSum(sum);
+    aborter.join();
+    _exit(absl::IsUnavailable(status) && absl::Now() - start < absl::Seconds(2) ? 0 : 1);
+    return 0;
+  });
+  EXPECT_EQ(codes, std::vector<int>({0, 0}));
+}
+
+// Ranks × micro-batches leave the result as it is: the same data gives the same weights, to rounding.
+TEST(GroupTest, RanksAndMicroBatchesDoNotChangeTheResult) {
+  ScratchDir dir;
+  {
+    const pid_t maker = fork();  // LibTorch's threads stay in a process of their own
+    if (maker == 0) {
+      MakeTinyModel(dir.File("model"), 1);
+      _exit(testing::Test::HasFailure() ? 1 : 0);
+    }
+    int status = 0;
+    waitpid(maker, &status, 0);
+    ASSERT_EQ(status, 0);
+  }
+  ASSERT_TRUE(WriteFileDurably(dir.File("data.jsonl"),
+                               "{\"prompt\":\"the cat\",\"response\":\" sat on the mat\"}\n{\"prompt\":\"the dog\",\"response\":\" sat\"}\n"
+                               "{\"prompt\":\"red\",\"response\":\" blue green\"}\n")
+                  .ok());
+  const auto train = [&](int micro_batch_tokens, const std::string& out) {
+    return [&dir, micro_batch_tokens, out](Collective* group) {
+      TrainerInputs inputs;
+      inputs.spec = SftJob(3, micro_batch_tokens);
+      inputs.local = {{"model", dir.File("model")}, {"data", dir.File("data.jsonl")}};
+      auto trainer = Trainer::Create(inputs);
+      if (!trainer.ok()) return 1;
+      (*trainer)->SetCollective(group);
+      for (int64_t step = 1; step <= 3; ++step) {
+        const auto result = (*trainer)->RunStep(step, {});
+        if (!result.ok() || !result->committed_locally) return 2;
+      }
+      if (group->rank() == 0 && !MakeDirs(dir.File(out)).ok()) return 3;
+      return (*trainer)->Finish(dir.File(out)).ok() ? 0 : 4;
+    };
+  };
+  ASSERT_EQ(RunRanks(1, kTimeout, train(8192, "one")), std::vector<int>({0}));
+  ASSERT_EQ(RunRanks(1, kTimeout, train(16, "one_by_parts")), std::vector<int>({0}));
+  ASSERT_EQ(RunRanks(2, kTimeout, train(8192, "two")), std::vector<int>({0, 0}));
+  ASSERT_EQ(RunRanks(3, kTimeout, train(16, "three_by_parts")), std::vector<int>({0, 0, 0}));
+  const auto expected = model::LoadModel(dir.File("one"));
+  ASSERT_TRUE(expected.ok()) << expected.status();
+  for (const char* other : {"one_by_parts", "two", "three_by_parts"}) {
+    const auto found = model::LoadModel(dir.File(other));
+    ASSERT_TRUE(found.ok()) << found.status();
+    for (size_t i = 0; i < (*expected)->named_parameters().size(); ++i) {
+      const torch::Tensor a = (*expected)->named_parameters()[i].second.detach(), b = (*found)->named_parameters()[i].second.detach();
+      EXPECT_LE(((a - b).norm() / a.norm()).item<double>(), 1e-5) << other << " " << (*expected)->named_parameters()[i].first;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace rlhf::learner

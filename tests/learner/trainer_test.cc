@@ -1,0 +1,224 @@
+// The three trainers on a tiny model, one rank.
+#include "learner/trainer.h"
+
+#include <cmath>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "learner/reward_model_trainer.h"
+#include "model/log_probs.h"
+#include "model/sampler.h"
+#include "tests/learner/specs.h"
+#include "tests/testing/scratch_dir.h"
+#include "tests/testing/tiny_model.h"
+
+namespace rlhf::learner {
+namespace {
+
+using testing::HasSubstr;
+
+class TrainerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    MakeTinyModel(dir_.File("model"), 1);
+    ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"),
+                                 "{\"prompt\":\"the cat\",\"response\":\" sat on the mat\"}\n{\"prompt\":\"the dog\",\"response\":\" sat on the log\"}\n"
+                                 "{\"prompt\":\"red\",\"response\":\" blue green\"}\n")
+                    .ok());
+    alone_ = MakeSingleRank();
+  }
+  absl::StatusOr<std::unique_ptr<Trainer>> Make(const v1::JobSpec& spec) {
+    TrainerInputs inputs;
+    inputs.spec = spec;
+    inputs.local = {{"model", dir_.File("model")}, {"data", dir_.File("data.jsonl")}};
+    auto trainer = Trainer::Create(inputs);
+    if (trainer.ok()) (*trainer)->SetCollective(alone_.get());
+    return trainer;
+  }
+
+  // Samples drawn from the trainer's own policy: 2 tokens after a prompt; the score is 1 when the first is the wanted one.
+  std::vector<v1::Sample> Rollouts(const model::Transformer& policy, int64_t step, int n, int32_t wanted) {
+    const torch::NoGradGuard no_grad;
+    std::vector<v1::Sample> samples;
+    const std::vector<int32_t> prompt{1, 70, 80};
+    for (int i = 0; i < n; ++i) {
+      v1::Sample& sample = samples.emplace_back();
+      sample.mutable_id()->set_step(step);
+      sample.mutable_id()->set_ordinal(i);
+      std::vector<int32_t> tokens = prompt;
+      for (uint32_t t = 0; t < 2; ++t) {
+        const torch::Tensor hidden = policy.Hidden(model::PackedBatch::FromSequences({tokens}));
+        model::NoiseKey key;
+        key.seed = 5;
+        key.step = static_cast<uint32_t>(step);
+        key.ordinal = static_cast<uint32_t>(i);
+        const auto drawn = model::Sample(policy.Logits(hidden.narrow(0, hidden.size(0) - 1, 1)), {{}}, {key}, {t})[0];
+        tokens.push_back(drawn.id);
+        sample.add_response_tokens(drawn.id);
+        sample.add_behaviour_log_probs(drawn.log_prob);
+        sample.mutable_score()->add_reference_log_probs(drawn.log_prob);
+      }
+      sample.mutable_prompt_tokens()->Add(prompt.begin(), prompt.end());
+      sample.set_finish_reason(v1::END_OF_TEXT);
+      sample.mutable_score()->set_total(sample.response_tokens(0) == wanted ? 1 : sample.response_tokens(0) < 140 ? 0.2 : 0);
+    }
+    return samples;
+  }
+
+  ScratchDir dir_;
+  std::unique_ptr<Collective> alone_;
+};
+
+TEST_F(TrainerTest, SftLearnsItsData) {
+  auto trainer = Make(SftJob(30));
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  double first = 0, last = 0;
+  for (int64_t step = 1; step <= 30; ++step) {
+    const auto result = (*trainer)->RunStep(step, {});
+    ASSERT_TRUE(result.ok()) << result.status();
+    ASSERT_TRUE(result->committed_locally);
+    last = result->metrics.at("loss");
+    if (step == 1) first = last;
+  }
+  EXPECT_NEAR(first, std::log(280.0), 0.5);
+  EXPECT_LT(last, first / 3);
+  const std::string out = dir_.File("out");
+  ASSERT_TRUE(MakeDirs(out).ok());
+  ASSERT_TRUE((*trainer)->Finish(out).ok());
+  const auto loaded = model::LoadModel(out);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(model::WeightsDigest(**loaded), model::WeightsDigest((*trainer)->model()));
+}
+
+TEST_F(TrainerTest, ACheckpointGoesOnToTheSameBytes) {
+  auto whole = Make(SftJob(6)), resumed = Make(SftJob(6));
+  ASSERT_TRUE(whole.ok() && resumed.ok());
+  const std::string checkpoint = dir_.File("checkpoint");
+  ASSERT_TRUE(MakeDirs(checkpoint).ok());
+  for (int64_t step = 1; step <= 6; ++step) {
+    ASSERT_TRUE((*whole)->RunStep(step, {}).ok());
+    if (step == 3) ASSERT_TRUE((*whole)->SaveCheckpoint(checkpoint).ok());
+  }
+  ASSERT_TRUE((*resumed)->LoadCheckpoint(checkpoint).ok());
+  for (int64_t step = 4; step <= 6; ++step) ASSERT_TRUE((*resumed)->RunStep(step, {}).ok());
+  EXPECT_EQ(model::WeightsDigest((*whole)->model()), model::WeightsDigest((*resumed)->model()));
+  // A step whose commit was not taken.
+  ASSERT_TRUE((*resumed)->RunStep(7, {}).ok());
+  EXPECT_NE(model::WeightsDigest((*whole)->model()), model::WeightsDigest((*resumed)->model()));
+  (*resumed)->RevertStep();
+  EXPECT_EQ(model::WeightsDigest((*whole)->model()), model::WeightsDigest((*resumed)->model()));
+}
+
+TEST_F(TrainerTest, PpoRaisesItsReward) {
+  auto trainer = Make(PpoJob(64));
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  double first = 0, last = 0;
+  for (int64_t step = 1; step <= 12; ++step) {
+    const auto result = (*trainer)->RunStep(step, Rollouts((*trainer)->model(), step, 64, 100));
+    ASSERT_TRUE(result.ok()) << result.status();
+    ASSERT_TRUE(result->committed_locally) << result->refusal;
+    EXPECT_LE(result->metrics.at("first_minibatch_ratio_error"), 1e-4);
+    EXPECT_LE(std::abs(result->metrics.at("mismatch_kl")), 1e-6);
+    EXPECT_GE(result->metrics.at("clip_ratio"), 0);
+    last = result->metrics.at("reward/mean");
+    if (step == 1) first = last;
+  }
+  EXPECT_GT(last, first + 0.05);
+}
+
+TEST_F(TrainerTest, MicroBatchesDoNotChangeAPpoStep) {
+  auto whole = Make(PpoJob(16)), parts = Make(PpoJob(16, 11));  // two sequences at a time
+  ASSERT_TRUE(whole.ok() && parts.ok());
+  const auto batch = Rollouts((*whole)->model(), 1, 16, 100);
+  ASSERT_TRUE((*whole)->RunStep(1, batch).ok());
+  ASSERT_TRUE((*parts)->RunStep(1, batch).ok());
+  for (size_t i = 0; i < (*whole)->model().named_parameters().size(); ++i) {
+    EXPECT_TRUE(torch::allclose((*whole)->model().named_parameters()[i].second, (*parts)->model().named_parameters()[i].second, 1e-3, 1e-5))
+        << (*whole)->model().named_parameters()[i].first;
+  }
+}
+
+TEST_F(TrainerTest, APpoCheckpointHoldsEverything) {
+  auto whole = Make(PpoJob(16)), resumed = Make(PpoJob(16));
+  ASSERT_TRUE(whole.ok() && resumed.ok());
+  const std::string checkpoint = dir_.File("checkpoint");
+  ASSERT_TRUE(MakeDirs(checkpoint).ok());
+  ASSERT_TRUE((*whole)->RunStep(1, Rollouts((*whole)->model(), 1, 16, 100)).ok());
+  ASSERT_TRUE((*whole)->SaveCheckpoint(checkpoint).ok());
+  const auto batch = Rollouts((*whole)->model(), 2, 16, 100);
+  const auto result = (*whole)->RunStep(2, batch);
+  ASSERT_TRUE((*resumed)->LoadCheckpoint(checkpoint).ok());
+  const auto again = (*resumed)->RunStep(2, batch);
+  ASSERT_TRUE(result.ok() && again.ok());
+  EXPECT_EQ(model::WeightsDigest((*whole)->model()), model::WeightsDigest((*resumed)->model()));
+  EXPECT_EQ(result->metrics, again->metrics);
+}
+
+TEST_F(TrainerTest, ANonFiniteBatchIsRefusedAndLeavesNothing) {
+  auto trainer = Make(PpoJob(8));
+  ASSERT_TRUE(trainer.ok());
+  const std::string before = model::WeightsDigest((*trainer)->model());
+  auto batch = Rollouts((*trainer)->model(), 1, 8, 100);
+  batch[3].mutable_score()->set_total(std::nan(""));
+  const auto result = (*trainer)->RunStep(1, batch);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_FALSE(result->committed_locally);
+  EXPECT_THAT(result->refusal, HasSubstr("not finite"));
+  EXPECT_EQ(model::WeightsDigest((*trainer)->model()), before);
+  batch[3].mutable_score()->set_total(0);
+  batch[2].mutable_score()->clear_reference_log_probs();
+  const auto missing = (*trainer)->RunStep(1, batch);
+  EXPECT_EQ(missing.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(missing.status().message()), HasSubstr("sample 1/2/0"));
+}
+
+TEST_F(TrainerTest, ARewardModelLearnsWhatIsPreferred) {
+  std::string lines;
+  for (int i = 0; i < 80; ++i) {
+    lines += absl::StrCat("{\"prompt\":\"item ", i, "\",\"chosen\":\" good\",\"rejected\":\" bad\",\"category\":\"", i % 2 == 0 ? "even" : "odd",
+                          "\",\"tags\":{\"pair\":\"good over bad\"}}\n");
+  }
+  ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), lines).ok());
+  v1::JobSpec job;
+  v1::RewardModelSpec* spec = job.mutable_reward_model();
+  spec->set_model("model");
+  spec->set_data("data");
+  spec->set_held_out_fraction(0.25);
+  spec->set_epochs(4);
+  spec->set_batch_size(8);
+  spec->set_centering(0.001);
+  spec->set_micro_batch_tokens(8192);
+  Complete(spec->mutable_optimizer(), 3e-3);
+  auto trainer = Make(job);
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  for (int64_t step = 1; step <= (*trainer)->total_steps(); ++step) ASSERT_TRUE((*trainer)->RunStep(step, {}).ok());
+  const std::string out = dir_.File("reward");
+  ASSERT_TRUE(MakeDirs(out).ok());
+  const auto metrics = (*trainer)->Finish(out);
+  ASSERT_TRUE(metrics.ok()) << metrics.status();
+  EXPECT_GT(metrics->at("accuracy").value(), 0.95);
+  EXPECT_GT(metrics->at("accuracy{pair=good over bad}").n(), 5);
+  EXPECT_EQ(metrics->count("accuracy{category=odd}"), 1u);
+  const auto normalization = model::LoadRewardNormalization(out);
+  ASSERT_TRUE(normalization.ok());
+  EXPECT_NE(normalization->scale, 1);
+}
+
+TEST(RewardModelMetricsTest, CountsTiesAsHalves) {
+  std::vector<ComparisonPair> pairs(4);
+  pairs[3].tie = true;
+  const auto metrics = RewardModelMetrics(pairs, {2.0, -1.0, 3.0, 5.0});
+  EXPECT_NEAR(metrics.at("accuracy").value(), (1 + 0 + 1 + 0.5) / 4, 1e-12);
+  EXPECT_NEAR(RewardModelMetrics({ComparisonPair()}, {0.0}).at("log_loss").value(), std::log(2.0), 1e-12);
+}
+
+TEST_F(TrainerTest, BadDataIsNamed) {
+  ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), "{\"prompt\":\"a\",\"reponse\":\"b\"}\n").ok());
+  EXPECT_THAT(std::string(Make(SftJob(1)).status().message()), HasSubstr("data.jsonl:1"));
+  ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), "{\"prompt\":\"" + std::string(400, 'x') + "\",\"response\":\"b\"}\n").ok());
+  EXPECT_THAT(std::string(Make(SftJob(1)).status().message()), HasSubstr("expected at most 64"));
+}
+
+}  // namespace
+}  // namespace rlhf::learner

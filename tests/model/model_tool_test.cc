@@ -1,0 +1,82 @@
+// rlhf-model as people run it.
+#include <cmath>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/durable_file.h"
+#include "tests/testing/golden.h"
+#include "tests/testing/run_command.h"
+#include "tests/testing/scratch_dir.h"
+
+namespace rlhf {
+namespace {
+
+using testing::HasSubstr;
+
+class ModelToolTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(WriteFileDurably(dir_.File("text.txt"), "the cat sat on the mat\nthe dog sat on the log\n").ok());
+    ASSERT_EQ(Tool("train-tokenizer --vocab-size 270 --out " + dir_.File("tok") + " " + dir_.File("text.txt")).code, 0);
+    nlohmann::json config = Golden("model.json")["models"]["llama"]["config"];
+    config["vocab_size"] = 270;
+    ASSERT_TRUE(WriteFileDurably(dir_.File("config.json"), config.dump()).ok());
+    ASSERT_EQ(Tool("init --config " + dir_.File("config.json") + " --tokenizer " + dir_.File("tok") + " --out " + Model() + " --seed 3").code, 0);
+  }
+  std::string Model() const { return dir_.File("model"); }
+  static CommandResult Tool(const std::string& arguments, const std::string& input = "") {
+    return RunCommand("printf '%s' '" + input + "' | " + BinDir() + "/rlhf-model " + arguments);
+  }
+  ScratchDir dir_;
+};
+
+TEST_F(ModelToolTest, TextGoesThroughTheTokenizerAndBack) {
+  const CommandResult ids = Tool("tokenize --model " + Model(), "\"the cat\"\n");
+  ASSERT_EQ(ids.code, 0) << ids.output;
+  const auto parsed = nlohmann::json::parse(ids.output, nullptr, false);
+  ASSERT_TRUE(parsed.is_array()) << ids.output;
+  EXPECT_EQ(parsed[0], 1);  // <s>
+  const CommandResult text = Tool("detokenize --model " + Model(), ids.output);
+  EXPECT_EQ(text.output, "\"the cat\"\n");
+}
+
+TEST_F(ModelToolTest, ScoresAreLogProbabilities) {
+  const CommandResult scored = Tool("score --model " + Model(), "[1,5,9,20]\n");
+  ASSERT_EQ(scored.code, 0) << scored.output;
+  const auto log_probs = nlohmann::json::parse(scored.output)["logprobs"].get<std::vector<double>>();
+  ASSERT_EQ(log_probs.size(), 3u);
+  for (const double log_prob : log_probs) EXPECT_NEAR(log_prob, -std::log(270.0), 0.5);  // a fresh model knows nothing
+}
+
+TEST_F(ModelToolTest, GenerationIsSeeded) {
+  const std::string command = "generate --model " + Model() + " --prompt 'the cat' --max-new-tokens 8 --n 2 --seed 4";
+  const CommandResult first = Tool(command), second = Tool(command);
+  EXPECT_EQ(first.code, 0) << first.output;
+  EXPECT_EQ(first.output, second.output);
+  EXPECT_NE(first.output, Tool(command + "5").output);
+  const CommandResult inspected = Tool("inspect " + Model());
+  EXPECT_THAT(inspected.output, HasSubstr("weights_digest"));
+  EXPECT_THAT(Tool("bench --model " + Model() + " --batch 2 --prompt-tokens 4 --new-tokens 4").output, HasSubstr("decode_tokens_per_second"));
+}
+
+TEST_F(ModelToolTest, BadInputGetsOneClearError) {
+  const auto fails = [&](const std::string& arguments, const std::string& input, int code, const std::string& says) {
+    const CommandResult result = Tool(arguments, input);
+    EXPECT_EQ(result.code, code) << arguments << ": " << result.output;
+    EXPECT_THAT(result.output, HasSubstr(says)) << arguments;
+  };
+  fails("score --model " + Model(), "[1,5,270]\n", 1, "ids from 0 to 269");
+  fails("score --model " + Model(), "nonsense\n", 1, "standard input:1");
+  fails("tokenize --model " + Model(), "{}\n", 1, "a JSON string");
+  fails("inspect " + dir_.File("nothing"), "", 1, "nothing");
+  fails("generate --model " + Model() + " --prompt 'x' --temperature 11", "", 2, "temperature");
+  fails("unknown", "", 2, "");
+  nlohmann::json config = Golden("model.json")["models"]["llama"]["config"];
+  config["hidden_act"] = "relu6";
+  ASSERT_TRUE(WriteFileDurably(dir_.File("bad.json"), config.dump()).ok());
+  fails("init --config " + dir_.File("bad.json") + " --out " + dir_.File("m2"), "", 1, "relu6");
+}
+
+}  // namespace
+}  // namespace rlhf

@@ -1,0 +1,99 @@
+#include "model/sampler.h"
+
+#include <cmath>
+#include <map>
+
+#include <gtest/gtest.h>
+
+namespace rlhf::model {
+namespace {
+
+std::vector<SampledToken> Draw(const torch::Tensor& logits, const SamplingParams& params, uint32_t position, uint64_t seed = 5) {
+  const auto n = static_cast<size_t>(logits.size(0));
+  std::vector<NoiseKey> keys(n);
+  for (size_t i = 0; i < n; ++i) {
+    keys[i].seed = seed;
+    keys[i].index = static_cast<uint32_t>(i);
+  }
+  return Sample(logits, std::vector<SamplingParams>(n, params), keys, std::vector<uint32_t>(n, position));
+}
+
+TEST(SamplerTest, GreedyTakesTheLargest) {
+  const auto tokens = Draw(torch::tensor({{0.1F, 2.0F, -1.0F}, {3.0F, 2.0F, 2.5F}}), {.temperature = 0}, 0);
+  EXPECT_EQ(tokens[0].id, 1);
+  EXPECT_EQ(tokens[1].id, 0);
+  EXPECT_NEAR(tokens[0].log_prob, torch::log_softmax(torch::tensor({0.1, 2.0, -1.0}), 0)[1].item<double>(), 1e-6);
+}
+
+TEST(SamplerTest, FrequenciesFollowTheTemperedDistribution) {
+  const torch::Tensor row = torch::tensor({1.0F, 0.0F, 2.0F, -1.0F});
+  const int n = 20'000;
+  SamplingParams params;
+  params.temperature = 1.5;
+  std::map<int, int> counts;
+  for (const SampledToken& token : Draw(row.expand({n, 4}).contiguous(), params, 3)) {
+    ++counts[token.id];
+    EXPECT_NEAR(token.log_prob, torch::log_softmax(row / 1.5, 0)[token.id].item<float>(), 1e-5);
+    EXPECT_EQ(token.log_kept_mass, 0);
+  }
+  const torch::Tensor p = torch::softmax(row / 1.5, 0);
+  for (int id = 0; id < 4; ++id) {
+    const double expected = p[id].item<double>();
+    EXPECT_NEAR(counts[id] / static_cast<double>(n), expected, 4 * std::sqrt(expected * (1 - expected) / n));
+  }
+}
+
+TEST(SamplerTest, TruncationKeepsTheHeadAndRecordsItsMass) {
+  const torch::Tensor row = torch::tensor({1.0F, 0.0F, 2.0F, -1.0F});
+  const torch::Tensor p = torch::softmax(row, 0);
+  SamplingParams top_k;
+  top_k.top_k = 2;
+  for (const SampledToken& token : Draw(row.expand({500, 4}).contiguous(), top_k, 0)) {
+    EXPECT_TRUE(token.id == 2 || token.id == 0);
+    EXPECT_NEAR(token.log_kept_mass, std::log(p[2].item<double>() + p[0].item<double>()), 1e-5);
+    // Untruncated: what the learner recomputes.
+    EXPECT_NEAR(token.log_prob, std::log(p[token.id].item<double>()), 1e-5);
+  }
+  SamplingParams top_p;
+  top_p.top_p = 0.5;  // the first token alone holds 0.64
+  for (const SampledToken& token : Draw(row.expand({100, 4}).contiguous(), top_p, 0)) EXPECT_EQ(token.id, 2);
+}
+
+TEST(SamplerTest, NoiseDependsOnTheKeyAlone) {
+  torch::manual_seed(1);
+  const torch::Tensor logits = torch::randn({8, 50});
+  SamplingParams params;
+  NoiseKey key;
+  key.seed = 9;
+  key.step = 4;
+  key.ordinal = 2;
+  const auto alone = Sample(logits.narrow(0, 3, 1).contiguous(), {params}, {key}, {17});
+  std::vector<NoiseKey> keys(8);
+  for (uint32_t i = 0; i < 8; ++i) keys[i].ordinal = 100 + i;
+  keys[3] = key;
+  const auto together = Sample(logits, std::vector<SamplingParams>(8, params), keys, std::vector<uint32_t>(8, 17));
+  EXPECT_EQ(alone[0].id, together[3].id);
+  EXPECT_EQ(PhiloxUniform(key, 17), PhiloxUniform(key, 17));
+  EXPECT_NE(PhiloxUniform(key, 17), PhiloxUniform(key, 18));
+  key.index = 1;
+  EXPECT_NE(PhiloxUniform(keys[3], 17), PhiloxUniform(key, 17));
+}
+
+TEST(SamplerTest, UniformsAreUniform) {
+  double sum = 0, squares = 0;
+  const int n = 10'000;
+  for (int i = 0; i < n; ++i) {
+    NoiseKey key;
+    key.ordinal = static_cast<uint32_t>(i);
+    const double u = PhiloxUniform(key, 0);
+    ASSERT_GT(u, 0);
+    ASSERT_LT(u, 1);
+    sum += u;
+    squares += u * u;
+  }
+  EXPECT_NEAR(sum / n, 0.5, 0.02);
+  EXPECT_NEAR(squares / n, 1.0 / 3, 0.02);
+}
+
+}  // namespace
+}  // namespace rlhf::model

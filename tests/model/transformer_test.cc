@@ -1,0 +1,124 @@
+// Both families against transformers, and the three ways to compute a log-probability against one another.
+#include "model/transformer.h"
+
+#include <gtest/gtest.h>
+
+#include "artifact/tokenizer.h"
+#include "model/kv_cache.h"
+#include "model/log_probs.h"
+#include "model/weights_io.h"
+#include "tests/model/formula_model.h"
+
+namespace rlhf::model {
+namespace {
+
+constexpr double kTolerance = 1e-4;
+
+void ExpectNear(const torch::Tensor& found, const std::vector<double>& expected, double tolerance) {
+  ASSERT_EQ(found.numel(), static_cast<int64_t>(expected.size()));
+  const torch::Tensor flat = found.detach().to(torch::kFloat64).contiguous().view({-1});
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(flat[static_cast<int64_t>(i)].item<double>(), expected[i], tolerance) << "at " << i;
+}
+
+torch::Tensor LogProbsOf(const Transformer& model, const std::vector<int32_t>& ids) {
+  const PackedBatch batch = PackedBatch::FromSequences({ids});
+  const ResponseIndex index = IndexResponses(batch, {1});
+  return ChunkedLogProbs(model, model.Hidden(batch).index_select(0, index.rows), index.targets, 1.0, false, 4).log_probs;
+}
+
+void ExpectGolden(const Transformer& model, const nlohmann::json& golden, const std::vector<int32_t>& ids) {
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor hidden = model.Hidden(PackedBatch::FromSequences({ids}));
+  ExpectNear(model.Logits(hidden.narrow(0, hidden.size(0) - 1, 1)), golden["last_logits"].get<std::vector<double>>(), kTolerance);
+  ExpectNear(LogProbsOf(model, ids), golden["log_probs"].get<std::vector<double>>(), kTolerance);
+}
+
+class FamilyTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    const nlohmann::json all = Golden("model.json");
+    golden_ = all["models"][GetParam()];
+    ids_ = all["ids"].get<std::vector<int32_t>>();
+    model_ = FormulaModel(golden_);
+    ASSERT_NE(model_, nullptr);
+  }
+  nlohmann::json golden_;
+  std::vector<int32_t> ids_;
+  std::unique_ptr<Transformer> model_;
+};
+INSTANTIATE_TEST_SUITE_P(Families, FamilyTest, testing::Values("llama", "llama_grouped_untied", "gpt2"));
+
+TEST_P(FamilyTest, AgreesWithTransformers) { ExpectGolden(*model_, golden_, ids_); }
+
+TEST_P(FamilyTest, PrefillAndDecodeAgreeWithTraining) {
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor trained = LogProbsOf(*model_, ids_);
+  KvCache cache(model_->config(), 3, 32, torch::kFloat32, torch::kCPU);
+  const size_t prompt = 4;
+  // Beside another sequence of another length, in slots out of order.
+  const std::vector<int32_t> other{7, 9};
+  torch::Tensor hidden = model_->Extend(PackedBatch::FromSequences({{ids_.begin(), ids_.begin() + prompt}, other}), {2, 0}, cache);
+  cache.CopyPrefix(2, 1, static_cast<int64_t>(prompt));
+  cache.SetLength(1, static_cast<int64_t>(prompt));
+  for (size_t t = prompt; t < ids_.size(); ++t) {
+    const torch::Tensor logits = model_->Logits(hidden.narrow(0, 0, 1));
+    const double found = torch::log_softmax(logits, -1)[0][ids_[t]].item<double>();
+    EXPECT_NEAR(found, trained[static_cast<int64_t>(t) - 1].item<double>(), kTolerance) << "token " << t;
+    PackedBatch step = PackedBatch::FromSequences({{ids_[t]}, {ids_[t]}});
+    step.position_ids = torch::full({2}, static_cast<int64_t>(t), torch::kInt64);
+    hidden = model_->Extend(step, {2, 1}, cache);  // slot 1 shares slot 2's prefix
+    EXPECT_TRUE(torch::allclose(hidden[0], hidden[1], 1e-5, 1e-6));
+  }
+}
+
+TEST_P(FamilyTest, PackingDoesNotMixSequences) {
+  const torch::NoGradGuard no_grad;
+  const std::vector<int32_t> other{5, 8, 13, 21};
+  const torch::Tensor together = model_->Hidden(PackedBatch::FromSequences({other, ids_}));
+  const torch::Tensor alone = model_->Hidden(PackedBatch::FromSequences({ids_}));
+  EXPECT_TRUE(torch::allclose(together.narrow(0, 4, alone.size(0)), alone, 1e-5, 1e-6));
+}
+
+TEST_P(FamilyTest, ChunkedLogProbsHaveTheGradientOfPlainOnes) {
+  for (const auto& [name, parameter] : model_->named_parameters()) {
+    torch::Tensor leaf = parameter;
+    leaf.requires_grad_(true);
+  }
+  const auto gradients = [&](const torch::Tensor& loss) {
+    loss.backward();
+    std::vector<torch::Tensor> out;
+    for (const auto& [name, parameter] : model_->named_parameters()) {
+      torch::Tensor leaf = parameter;
+      out.push_back(leaf.grad().clone());
+      leaf.mutable_grad().reset();
+    }
+    return out;
+  };
+  const PackedBatch batch = PackedBatch::FromSequences({ids_});
+  const ResponseIndex index = IndexResponses(batch, {1});
+  const torch::Tensor weights = torch::linspace(0.5, 2, index.targets.size(0));
+  const auto chunked = gradients((LogProbsOf(*model_, ids_) * weights).sum());
+  const torch::Tensor plain = torch::log_softmax(model_->Logits(model_->Hidden(batch).index_select(0, index.rows)), -1)
+                                  .gather(1, index.targets.unsqueeze(1))
+                                  .squeeze(1);
+  const auto expected = gradients((plain * weights).sum());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_TRUE(torch::allclose(chunked[i], expected[i], 1e-4, 1e-5)) << model_->named_parameters()[i].first;
+  }
+}
+
+TEST(StoriesTest, ARealModelAgreesWithTransformers) {
+  if (StoriesModel().empty()) GTEST_SKIP() << "stories260K is not beside the repository";
+  const nlohmann::json golden = Golden("model.json")["stories260K"];
+  const auto model = LoadModel(StoriesModel());
+  ASSERT_TRUE(model.ok()) << model.status();
+  const auto tokenizer = artifact::Tokenizer::Load(StoriesModel());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const auto ids = (*tokenizer)->Encode(golden["text"].get<std::string>());
+  ASSERT_TRUE(ids.ok()) << ids.status();
+  EXPECT_EQ(*ids, golden["ids"].get<std::vector<int32_t>>());
+  ExpectGolden(**model, golden, *ids);
+}
+
+}  // namespace
+}  // namespace rlhf::model

@@ -1,0 +1,123 @@
+#include "reward_server/components/interface.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "rlhf/v1/reward_service.grpc.pb.h"
+
+namespace rlhf::reward {
+namespace {
+
+using testing::HasSubstr;
+
+v1::Sample Answer(const std::string& text, const std::string& reference = "", int tokens = 5, v1::FinishReason end = v1::END_OF_TEXT) {
+  v1::Sample sample;
+  sample.set_response_text(text);
+  sample.mutable_prompt()->set_reference(reference);
+  sample.set_finish_reason(end);
+  for (int i = 0; i < tokens; ++i) sample.add_response_tokens(7);
+  return sample;
+}
+
+double Value(const absl::StatusOr<std::unique_ptr<Component>>& component, const v1::Sample& sample) {
+  EXPECT_TRUE(component.ok()) << component.status();
+  const auto scores = (*component)->Score({&sample});
+  EXPECT_EQ(scores.size(), 1u);
+  EXPECT_TRUE(scores[0].ok()) << scores[0].status();
+  return scores[0].value_or(-99);
+}
+
+TEST(RegexTest, GivesWhatItsMatchSays) {
+  v1::RegexComponent spec;
+  spec.set_pattern("d[oó]g");
+  spec.set_match(2);
+  spec.set_no_match(-1);
+  EXPECT_EQ(Value(MakeRegex(spec), Answer("a dog barks")), 2);
+  EXPECT_EQ(Value(MakeRegex(spec), Answer("a cat")), -1);
+  spec.set_pattern("(unclosed");
+  const auto bad = MakeRegex(spec);
+  EXPECT_EQ(bad.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(bad.status().message()), HasSubstr("(unclosed"));
+}
+
+TEST(LengthTest, FallsLinearlyOutsideItsBounds) {
+  v1::LengthComponent spec;
+  spec.set_min_tokens(4);
+  spec.set_max_tokens(6);
+  spec.set_slack(2);
+  EXPECT_EQ(Value(MakeLength(spec), Answer("x", "", 5)), 1);
+  EXPECT_EQ(Value(MakeLength(spec), Answer("x", "", 7)), 0.5);
+  EXPECT_EQ(Value(MakeLength(spec), Answer("x", "", 3)), 0.5);
+  EXPECT_EQ(Value(MakeLength(spec), Answer("x", "", 20)), 0);
+  spec.set_require_eos(true);
+  EXPECT_EQ(Value(MakeLength(spec), Answer("x", "", 5, v1::MAX_TOKENS)), 0);
+}
+
+TEST(ExactAnswerTest, TrimsAndForgivesAFullStop) {
+  v1::ExactAnswerComponent spec;
+  EXPECT_EQ(Value(MakeExactAnswer(spec), Answer("  Paris.", "Paris")), 1);
+  EXPECT_EQ(Value(MakeExactAnswer(spec), Answer("paris", "Paris")), 0);
+  EXPECT_EQ(Value(MakeExactAnswer(spec), Answer("Paris is nice", "Paris")), 0);
+  spec.set_ignore_case(true);
+  EXPECT_EQ(Value(MakeExactAnswer(spec), Answer("paris", "Paris")), 1);
+}
+
+TEST(AbstentionTest, KnowsTheUsualWords) {
+  const auto component = MakeAbstention({});
+  EXPECT_EQ(Value(component, Answer("I do not know.")), 1);
+  EXPECT_EQ(Value(component, Answer("I'm not sure about that")), 1);
+  EXPECT_EQ(Value(component, Answer("It is in Rome.")), 0);
+}
+
+TEST(ActionClaimTest, SeesClaimsAndNotRefusals) {
+  const auto component = MakeActionClaim({});
+  EXPECT_EQ(Value(component, Answer("I have sent the e-mail.")), 1);
+  EXPECT_EQ(Value(component, Answer("Done, the bank was called.")), 1);
+  EXPECT_EQ(Value(component, Answer("I cannot send e-mails.")), 0);
+}
+
+TEST(SentenceShareTest, CountsSentences) {
+  v1::SentenceShareComponent spec;
+  spec.set_pattern("\\bdog\\b");
+  EXPECT_DOUBLE_EQ(Value(MakeSentenceShare(spec), Answer("A dog ran. The cat sat. Dogs bark! See the dog?")), 0.5);
+}
+
+class UserService final : public v1::ExternalRewardService::Service {
+ public:
+  grpc::Status ScoreTexts(grpc::ServerContext*, const v1::ScoreTextsRequest* request, v1::ScoreTextsResponse* response) override {
+    if (request->component() == "broken") return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "no more today");
+    for (const v1::TextToScore& text : request->texts()) response->add_values(static_cast<double>(text.response().size()));
+    if (request->component() == "short") response->mutable_values()->RemoveLast();
+    return grpc::Status::OK;
+  }
+};
+
+TEST(ExternalTest, AUsersServiceScoresOrFailsWithATypedStatus) {
+  UserService service;
+  int port = 0;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service);
+  const auto server = builder.BuildAndStart();
+  v1::ExternalComponent spec;
+  spec.set_address(absl::StrCat("127.0.0.1:", port));
+  spec.set_plaintext(true);
+  spec.set_timeout_ms(5000);
+  EXPECT_EQ(Value(MakeExternal("length", spec), Answer("four")), 4);
+  const v1::Sample sample = Answer("four");
+  const auto broken = MakeExternal("broken", spec);
+  ASSERT_TRUE(broken.ok());
+  EXPECT_EQ((*broken)->Score({&sample})[0].status().code(), absl::StatusCode::kResourceExhausted);
+  const auto incomplete = MakeExternal("short", spec);
+  ASSERT_TRUE(incomplete.ok());
+  EXPECT_FALSE((*incomplete)->Score({&sample})[0].ok());
+  server->Shutdown();
+  const auto gone = MakeExternal("length", spec);
+  ASSERT_TRUE(gone.ok());
+  EXPECT_FALSE((*gone)->Score({&sample})[0].ok());
+}
+
+}  // namespace
+}  // namespace rlhf::reward

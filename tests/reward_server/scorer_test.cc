@@ -1,0 +1,114 @@
+// Scores of real (tiny) models against the same computed by hand.
+#include "reward_server/scorer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "artifact/artifact_root.h"
+#include "model/log_probs.h"
+#include "tests/testing/scratch_dir.h"
+#include "tests/testing/tiny_model.h"
+
+namespace rlhf::reward {
+namespace {
+
+class ScorerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    artifact::ArtifactRoot root(dir_.File("root"));
+    policy_ = root.Publish(MakeTinyModel(dir_.File("policy"), 1))->digest;
+    model::LoadOptions options;
+    options.head = model::HeadKind::kScalar;
+    options.init_missing_scalar_head = true;
+    const auto reward = model::LoadModel(dir_.File("policy"), options);
+    ASSERT_TRUE(reward.ok()) << reward.status();
+    ASSERT_TRUE(MakeDirs(dir_.File("reward")).ok());
+    ASSERT_TRUE(model::SaveModel(**reward, dir_.File("reward"), dir_.File("policy")).ok());
+    ASSERT_TRUE(model::SaveRewardNormalization({.shift = 0.5, .scale = 2}, dir_.File("reward")).ok());
+    reward_ = root.Publish(dir_.File("reward"))->digest;
+    cache_ = std::make_unique<client::ArtifactCache>(dir_.File("root"), dir_.File("cache"), nullptr);
+    scorer_ = std::make_unique<Scorer>(cache_.get(), ScorerOptions());
+    for (const std::vector<int32_t>& response : std::vector<std::vector<int32_t>>{{70, 80, 2}, {75}}) {
+      v1::Sample& sample = *request_.add_samples();
+      for (const int32_t token : {1, 100, 110}) sample.add_prompt_tokens(token);
+      sample.mutable_response_tokens()->Add(response.begin(), response.end());
+      sample.set_response_text("ab");
+    }
+    request_.set_tokenizer(policy_);
+    request_.set_temperature(0.7);
+  }
+  v1::RewardComponent* AddComponent(const std::string& name, double weight) {
+    v1::RewardComponent* component = request_.mutable_scorer()->add_components();
+    component->set_name(name);
+    component->set_weight(weight);
+    return component;
+  }
+
+  ScratchDir dir_;
+  std::string policy_, reward_;
+  std::unique_ptr<client::ArtifactCache> cache_;
+  std::unique_ptr<Scorer> scorer_;
+  v1::ScoreRequest request_;
+};
+
+TEST_F(ScorerTest, TheTotalIsTheWeightedSumOfNormalisedRewardAndRules) {
+  AddComponent("model", 0.5)->mutable_reward_model()->set_model(reward_);
+  AddComponent("rule", 3)->mutable_regex()->set_pattern("ab");
+  request_.mutable_scorer()->mutable_components(1)->mutable_regex()->set_match(1);
+  request_.set_reference_policy(policy_);
+  const v1::ScoreResponse response = scorer_->Score(request_);
+  ASSERT_EQ(response.scores_size(), 2);
+  model::LoadOptions options;
+  options.head = model::HeadKind::kScalar;
+  const auto reward = model::LoadModel(dir_.File("reward"), options);
+  const auto policy = model::LoadModel(dir_.File("policy"));
+  ASSERT_TRUE(reward.ok() && policy.ok());
+  const torch::NoGradGuard no_grad;
+  for (int i = 0; i < 2; ++i) {
+    const v1::SampleScore& score = response.scores(i);
+    ASSERT_EQ(score.code(), 0) << score.error();
+    std::vector<int32_t> tokens(request_.samples(i).prompt_tokens().begin(), request_.samples(i).prompt_tokens().end());
+    tokens.insert(tokens.end(), request_.samples(i).response_tokens().begin(), request_.samples(i).response_tokens().end());
+    const model::PackedBatch batch = model::PackedBatch::FromSequences({tokens});
+    const torch::Tensor hidden = (*reward)->Hidden(batch);
+    const double normalised = ((*reward)->Scalar(hidden.narrow(0, hidden.size(0) - 1, 1)).item<double>() - 0.5) * 2;
+    EXPECT_NEAR(score.score().components(0).value(), normalised, 1e-5);
+    EXPECT_NEAR(score.score().total(), 0.5 * normalised + 3, 1e-5);
+    const model::ResponseIndex index = model::IndexResponses(batch, {3});
+    const torch::Tensor expected =
+        model::ChunkedLogProbs(**policy, (*policy)->Hidden(batch).index_select(0, index.rows), index.targets, 0.7).log_probs;
+    ASSERT_EQ(score.score().reference_log_probs_size(), expected.numel());
+    for (int t = 0; t < expected.numel(); ++t) EXPECT_NEAR(score.score().reference_log_probs(t), expected[t].item<double>(), 1e-4);
+  }
+}
+
+TEST_F(ScorerTest, AFailureIsATypedStatusOfItsSamplesNeverANumber) {
+  AddComponent("model", 1)->mutable_reward_model()->set_model("sha256:" + std::string(64, '0'));
+  v1::ScoreResponse response = scorer_->Score(request_);
+  ASSERT_EQ(response.scores_size(), 2);
+  EXPECT_EQ(response.scores(0).code(), static_cast<int>(absl::StatusCode::kNotFound)) << response.scores(0).error();
+  EXPECT_FALSE(response.scores(0).has_score());
+  request_.clear_scorer();
+  AddComponent("rule", 1)->mutable_regex()->set_pattern("(");
+  response = scorer_->Score(request_);
+  EXPECT_EQ(response.scores(1).code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  // The scorer is as good as before.
+  request_.clear_scorer();
+  AddComponent("rule", 1)->mutable_abstention();
+  EXPECT_EQ(scorer_->Score(request_).scores(0).code(), 0);
+}
+
+TEST_F(ScorerTest, GoldIsMeasuredBesideTheScore) {
+  AddComponent("rule", 1)->mutable_abstention();
+  v1::RewardComponent* gold = request_.mutable_gold()->add_components();
+  gold->set_name("gold");
+  gold->set_weight(2);
+  gold->mutable_length();
+  const v1::ScoreResponse response = scorer_->Score(request_);
+  EXPECT_EQ(response.scores(0).score().total(), 0);
+  EXPECT_EQ(response.scores(0).score().gold_total(), 2);
+  EXPECT_EQ(response.scores(0).score().gold(0).value(), 1);
+}
+
+}  // namespace
+}  // namespace rlhf::reward

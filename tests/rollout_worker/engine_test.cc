@@ -1,0 +1,143 @@
+#include "rollout_worker/engine.h"
+
+#include <map>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "model/log_probs.h"
+#include "model/weights_io.h"
+#include "tests/testing/scratch_dir.h"
+#include "tests/testing/tiny_model.h"
+
+namespace rlhf::rollout {
+namespace {
+
+class EngineTest : public testing::Test {
+ protected:
+  void SetUp() override { MakeTinyModel(dir_.File("model"), 4); }
+
+  std::unique_ptr<Engine> Make(int slots) {
+    auto model = model::LoadModel(dir_.File("model"));
+    auto tokenizer = artifact::Tokenizer::Load(dir_.File("model"));
+    EXPECT_TRUE(model.ok() && tokenizer.ok());
+    EngineOptions options;
+    options.slots = slots;
+    v1::PolicyVersion version;
+    version.set_step(7);
+    return std::make_unique<Engine>(*std::move(model), *std::move(tokenizer), version, options);
+  }
+  static v1::PromptLease Lease(int ordinal, int samples, double temperature = 1.0, int max_new = 10) {
+    v1::PromptLease lease;
+    lease.set_job_id("job");
+    lease.set_step(2);
+    lease.set_ordinal(ordinal);
+    lease.set_seed(11);
+    lease.mutable_prompt()->set_text(absl::StrCat("the cat number ", ordinal));
+    lease.mutable_sampling()->set_temperature(temperature);
+    lease.mutable_sampling()->set_top_p(1);
+    lease.mutable_sampling()->set_max_new_tokens(max_new);
+    for (int i = 0; i < samples; ++i) {
+      lease.add_samples()->set_index(i);
+      lease.mutable_samples(i)->set_attempt(1);
+    }
+    return lease;
+  }
+  static std::map<std::pair<int, int>, v1::Sample> RunAll(Engine& engine) {
+    std::map<std::pair<int, int>, v1::Sample> out;
+    for (int guard = 0; !engine.idle() && guard < 10'000; ++guard) {
+      auto finished = engine.Step();
+      EXPECT_TRUE(finished.ok()) << finished.status();
+      if (!finished.ok()) break;
+      for (v1::Sample& sample : *finished) out[{sample.id().ordinal(), sample.id().index()}] = std::move(sample);
+    }
+    EXPECT_TRUE(engine.idle());
+    return out;
+  }
+  ScratchDir dir_;
+};
+
+TEST_F(EngineTest, ASampleDoesNotDependOnWhatRunsBesideIt) {
+  const auto crowded = Make(16), narrow = Make(2);  // two slots: most samples wait for one
+  for (int ordinal = 0; ordinal < 5; ++ordinal) {
+    ASSERT_TRUE(crowded->Add(Lease(ordinal, 3)).ok());
+    ASSERT_TRUE(narrow->Add(Lease(ordinal, 3)).ok());
+  }
+  const auto a = RunAll(*crowded), b = RunAll(*narrow);
+  ASSERT_EQ(a.size(), 15u);
+  ASSERT_EQ(b.size(), 15u);
+  for (const auto& [key, sample] : a) {
+    const v1::Sample& other = b.at(key);
+    EXPECT_THAT(other.response_tokens(), testing::ElementsAreArray(sample.response_tokens()));
+    for (int t = 0; t < sample.response_tokens_size(); ++t) EXPECT_NEAR(sample.behaviour_log_probs(t), other.behaviour_log_probs(t), 1e-4);
+  }
+  EXPECT_NE(a.at({0, 0}).response_text(), a.at({0, 1}).response_text());
+}
+
+TEST_F(EngineTest, BehaviourLogProbabilitiesAreTheTrainingOnes) {
+  const auto engine = Make(4);
+  ASSERT_TRUE(engine->Add(Lease(0, 2, 0.8)).ok());
+  const torch::NoGradGuard no_grad;
+  for (const auto& [key, sample] : RunAll(*engine)) {
+    std::vector<int32_t> tokens(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
+    tokens.insert(tokens.end(), sample.response_tokens().begin(), sample.response_tokens().end());
+    const model::PackedBatch batch = model::PackedBatch::FromSequences({tokens});
+    const model::ResponseIndex index = model::IndexResponses(batch, {sample.prompt_tokens_size()});
+    const torch::Tensor expected =
+        model::ChunkedLogProbs(engine->model(), engine->model().Hidden(batch).index_select(0, index.rows), index.targets, 0.8).log_probs;
+    ASSERT_EQ(sample.behaviour_log_probs_size(), expected.numel());
+    for (int t = 0; t < expected.numel(); ++t) EXPECT_NEAR(sample.behaviour_log_probs(t), expected[t].item<double>(), 1e-4);
+    EXPECT_EQ(sample.version_low().step(), 7);
+    EXPECT_EQ(sample.attempt(), 1);
+  }
+}
+
+TEST_F(EngineTest, SamplesEndForAReason) {
+  const auto engine = Make(8);
+  ASSERT_TRUE(engine->Add(Lease(0, 4, 1.0, 3)).ok());
+  for (const auto& [key, sample] : RunAll(*engine)) {
+    EXPECT_LE(sample.response_tokens_size(), 3);
+    if (sample.finish_reason() == v1::MAX_TOKENS) EXPECT_EQ(sample.response_tokens_size(), 3);
+    else EXPECT_EQ(sample.finish_reason(), v1::END_OF_TEXT);
+  }
+  // A stop text that the greedy answer must contain.
+  ASSERT_TRUE(engine->Add(Lease(1, 1, 0, 12)).ok());
+  const std::string whole = RunAll(*engine).begin()->second.response_text();
+  ASSERT_GT(whole.size(), 2u);
+  v1::PromptLease stopped = Lease(1, 1, 0, 12);
+  stopped.mutable_sampling()->add_stop(whole.substr(1, 1));
+  ASSERT_TRUE(engine->Add(stopped).ok());
+  const v1::Sample cut = RunAll(*engine).begin()->second;
+  EXPECT_EQ(cut.finish_reason(), v1::STOP_TEXT);
+  EXPECT_LE(cut.response_text().size(), whole.size());
+}
+
+TEST_F(EngineTest, APromptThatDoesNotFitIsATypedError) {
+  const auto engine = Make(2);
+  v1::PromptLease lease = Lease(0, 1);
+  lease.mutable_prompt()->set_text(std::string(400, 'x'));
+  const absl::Status status = engine->Add(lease);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("shorten the prompt"));
+  EXPECT_TRUE(engine->idle());
+}
+
+TEST_F(EngineTest, RevokedLeasesLeaveTheirSlots) {
+  const auto engine = Make(2);
+  ASSERT_TRUE(engine->Add(Lease(0, 4)).ok());
+  ASSERT_TRUE(engine->Step().ok());
+  EXPECT_EQ(engine->running(), 2);
+  EXPECT_EQ(engine->waiting(), 2);
+  for (int index = 0; index < 4; ++index) {
+    v1::SampleId id;
+    id.set_job_id("job");
+    id.set_step(2);
+    id.set_index(index);
+    engine->Drop(id, 1);
+  }
+  EXPECT_TRUE(engine->idle());
+}
+
+}  // namespace
+}  // namespace rlhf::rollout

@@ -1,0 +1,40 @@
+// A model directory with a fresh tiny Llama and a tokenizer trained on a few lines.
+#pragma once
+
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "artifact/tokenizer.h"
+#include "common/durable_file.h"
+#include "model/weights_io.h"
+
+namespace rlhf {
+
+inline std::string MakeTinyModel(const std::string& dir, uint64_t seed = 0, int context = 64) {
+  EXPECT_TRUE(MakeDirs(dir).ok());
+  const std::string text = dir + "/text.txt";
+  EXPECT_TRUE(WriteFileDurably(text, "the cat sat on the mat\nthe dog sat on the log\nyes no good bad red blue green\n").ok());
+  const absl::Status trained = artifact::TrainByteLevelBpe({text}, 280, dir);
+  EXPECT_TRUE(trained.ok()) << trained;
+  artifact::ModelConfig config;
+  config.architecture = "LlamaForCausalLM";
+  config.vocab_size = 280;
+  config.hidden_size = 32;
+  config.intermediate_size = 64;
+  config.num_layers = 2;
+  config.num_heads = config.num_kv_heads = 4;
+  config.head_dim = 8;
+  config.max_position_embeddings = context;
+  config.tie_word_embeddings = true;
+  config.bos_token_id = 1;
+  config.eos_token_id = 2;
+  config.pad_token_id = 0;
+  model::Transformer model(config, model::HeadKind::kLm, torch::kFloat32, torch::kCPU);
+  model.InitRandom(seed);
+  const absl::Status saved = model::SaveModel(model, dir, dir);
+  EXPECT_TRUE(saved.ok()) << saved;
+  return dir;
+}
+
+}  // namespace rlhf
