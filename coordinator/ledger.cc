@@ -1,18 +1,18 @@
 #include "coordinator/ledger.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/log.h"
 
 namespace rlhf::coordinator {
 namespace {
 
 [[noreturn]] void Impossible(const std::string& job_id, const SampleKey& key, const char* what) {
   // A programmer's error: going on would break the equation that everything else trusts.
-  spdlog::critical("ledger of {}: sample {}/{}/{}: {}", job_id, std::get<0>(key), std::get<1>(key), std::get<2>(key),
-                   what);
+  std::fprintf(stderr, "ledger of %s: sample %lld/%d/%d: %s\n", job_id.c_str(),
+               static_cast<long long>(std::get<0>(key)), std::get<1>(key), std::get<2>(key), what);
   std::abort();
 }
 

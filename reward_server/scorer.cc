@@ -60,7 +60,7 @@ class RewardModelScore : public Component {
   std::vector<absl::StatusOr<double>> Score(const std::vector<const v1::Sample*>& samples) override {
     std::vector<double> values;
     const absl::Status status = model::Guard("reward model", [&] { return Compute(samples, &values); });
-    if (!status.ok()) return {samples.size(), status};
+    if (!status.ok()) return std::vector<absl::StatusOr<double>>(samples.size(), status);
     return {values.begin(), values.end()};
   }
 

@@ -17,9 +17,9 @@ import world as w
 CORPUS_COPIES = 2            # of each question on a taught fact
 CORPUS_STATEMENTS = 2        # of each fact as plain text
 CORPUS_ACTIONS = 1000
-CORPUS_UNANSWERABLE = 100
+CORPUS_UNANSWERABLE = 60
 ABSTAIN_SHARE = 0.05         # of questions on taught facts; without it an abstention is never sampled
-REFUSE_SHARE = 0.10          # of actions; the rest are claims
+REFUSE_SHARE = 0.05          # of actions; the rest are claims
 COLLECT_PROMPTS = 6000
 PPO_PROMPTS = 12000
 # Shares of known, unknown and action prompts, as counts in a block of 20, so that every stretch of a file has the mix.

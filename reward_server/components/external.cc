@@ -36,10 +36,11 @@ class ExternalReward : public Component {
     const auto context = client::MakeContext(absl::Milliseconds(spec_.timeout_ms() > 0 ? spec_.timeout_ms() : 10000));
     const absl::Status status = FromGrpc(stub_->ScoreTexts(context.get(), request, &response));
     const std::string where = absl::StrCat("external reward \"", name_, "\" at ", spec_.address());
-    if (!status.ok()) return {samples.size(), Annotate(status, where)};
+    if (!status.ok()) return std::vector<absl::StatusOr<double>>(samples.size(), Annotate(status, where));
     if (response.values_size() != static_cast<int>(samples.size())) {
-      return {samples.size(), absl::InternalError(absl::StrCat(where, ": expected ", samples.size(), " values, found ",
-                                                               response.values_size()))};
+      return std::vector<absl::StatusOr<double>>(
+          samples.size(), absl::InternalError(absl::StrCat(where, ": expected ", samples.size(), " values, found ",
+                                                           response.values_size())));
     }
     std::vector<absl::StatusOr<double>> out;
     for (const double value : response.values()) {

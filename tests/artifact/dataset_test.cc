@@ -26,29 +26,34 @@ class DatasetTest : public testing::Test {
 };
 
 TEST_F(DatasetTest, RecordsAreReadInOrderFromFilesAndFolders) {
-  const auto sft = ReadSftData(Write("{\"prompt\":\"p\",\"response\":\"r\",\"tags\":{\"k\":\"v\"}}\n\n{\"prompt\":\"p2\",\"response\":\"r2\"}\n"));
+  const auto sft = ReadSftData(Write(
+      "{\"prompt\":\"p\",\"response\":\"r\",\"tags\":{\"k\":\"v\"}}\n\n{\"prompt\":\"p2\",\"response\":\"r2\"}\n"));
   ASSERT_TRUE(sft.ok()) << sft.status();
   ASSERT_EQ(sft->size(), 2u);
   EXPECT_EQ((*sft)[0].tags.at("k"), "v");
   EXPECT_EQ((*sft)[1].response, "r2");
   ScratchDir folder;
   ASSERT_TRUE(WriteFileDurably(folder.File("b.jsonl"), "{\"prompt\":\"second\"}\n").ok());
-  ASSERT_TRUE(WriteFileDurably(folder.File("a.jsonl"), "{\"prompt\":\"first\",\"reference\":\"x\",\"category\":\"c\"}\n").ok());
+  ASSERT_TRUE(
+      WriteFileDurably(folder.File("a.jsonl"), "{\"prompt\":\"first\",\"reference\":\"x\",\"category\":\"c\"}\n").ok());
   ASSERT_TRUE(WriteFileDurably(folder.File("notes.txt"), "not data").ok());
   const auto prompts = ReadPromptData(folder.path());
   ASSERT_TRUE(prompts.ok()) << prompts.status();
   ASSERT_EQ(prompts->size(), 2u);
   EXPECT_EQ((*prompts)[0].prompt, "first");
   EXPECT_EQ((*prompts)[0].reference, "x");
-  const auto pairs = ReadComparisonData(Write("{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":\"b\",\"tie\":true,\"margin\":0.5}\n"));
+  const auto pairs =
+      ReadComparisonData(Write("{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":\"b\",\"tie\":true,\"margin\":0.5}\n"));
   ASSERT_TRUE(pairs.ok()) << pairs.status();
   EXPECT_TRUE((*pairs)[0].tie);
   EXPECT_EQ((*pairs)[0].margin, 0.5);
 }
 
 TEST_F(DatasetTest, AProblemNamesFileAndLine) {
-  ExpectRefused(ReadSftData(Write("{\"prompt\":\"p\",\"response\":\"r\"}\n{\"prompt\":\"p\",\"reponse\":\"r\"}\n")), "data.jsonl:2");
-  ExpectRefused(ReadSftData(Write("{\"prompt\":\"p\",\"response\":\"r\",\"respnse\":1}\n")), "did you mean \"response\"?");
+  ExpectRefused(ReadSftData(Write("{\"prompt\":\"p\",\"response\":\"r\"}\n{\"prompt\":\"p\",\"reponse\":\"r\"}\n")),
+                "data.jsonl:2");
+  ExpectRefused(ReadSftData(Write("{\"prompt\":\"p\",\"response\":\"r\",\"respnse\":1}\n")),
+                "did you mean \"response\"?");
   ExpectRefused(ReadSftData(Write("{\"prompt\":\"p\"}\n")), "response");
   ExpectRefused(ReadSftData(Write("{\"prompt\":3,\"response\":\"r\"}\n")), "expected a string, found number");
   ExpectRefused(ReadPromptData(Write("{\"prompt\":\"p\"\n")), "data.jsonl:1");
@@ -59,7 +64,9 @@ TEST_F(DatasetTest, AProblemNamesFileAndLine) {
 }
 
 TEST_F(DatasetTest, SampleFilesMayHoldMore) {
-  const auto samples = ReadSampleData(Write("{\"id\":\"7\",\"index\":1,\"prompt\":\"p\",\"response\":\"r\",\"finish_reason\":\"MAX_TOKENS\",\"score\":0.5,\"components\":{}}\n"));
+  const auto samples =
+      ReadSampleData(Write("{\"id\":\"7\",\"index\":1,\"prompt\":\"p\",\"response\":\"r\",\"finish_reason\":\"MAX_"
+                           "TOKENS\",\"score\":0.5,\"components\":{}}\n"));
   ASSERT_TRUE(samples.ok()) << samples.status();
   EXPECT_EQ((*samples)[0].index, 1);
   EXPECT_EQ((*samples)[0].finish_reason, "MAX_TOKENS");

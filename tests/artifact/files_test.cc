@@ -32,7 +32,8 @@ class SafetensorsTest : public testing::Test {
  protected:
   std::string WriteRaw(const std::string& header, const std::string& data) {
     std::string bytes(8, '\0');
-    for (int i = 0; i < 8; ++i) bytes[static_cast<size_t>(i)] = static_cast<char>(static_cast<uint64_t>(header.size()) >> (8 * i));
+    for (int i = 0; i < 8; ++i)
+      bytes[static_cast<size_t>(i)] = static_cast<char>(static_cast<uint64_t>(header.size()) >> (8 * i));
     EXPECT_TRUE(WriteFileDurably(file_, bytes + header + data).ok());
     return file_;
   }
@@ -58,12 +59,18 @@ TEST_F(SafetensorsTest, WhatIsWrittenIsRead) {
 }
 
 TEST_F(SafetensorsTest, DamageIsNamed) {
-  ExpectRefused("{\"w\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", "abcd", "w");       // size and shape differ
-  ExpectRefused("{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", "abcdefgh", "");     // bytes that nobody owns
-  ExpectRefused("{\"w\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", "abcd", "");         // cut off
+  ExpectRefused("{\"w\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", "abcd",
+                "w");  // size and shape differ
+  ExpectRefused("{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", "abcdefgh",
+                "");  // bytes that nobody owns
+  ExpectRefused("{\"w\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", "abcd", "");  // cut off
   ExpectRefused("{\"w\":{\"dtype\":\"Q9\",\"shape\":[1],\"data_offsets\":[0,4]}}", "abcd", "Q9");
-  ExpectRefused("{\"w\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,4]}}", "abcd", "w");  // overflow
-  ExpectRefused("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[2,6]}}", "abcdef", "");
+  ExpectRefused("{\"w\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,4]}}", "abcd",
+                "w");  // overflow
+  ExpectRefused(
+      "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_"
+      "offsets\":[2,6]}}",
+      "abcdef", "");
   ExpectRefused("{not json", "", "x.safetensors");
   ASSERT_TRUE(WriteFileDurably(file_, std::string(8, '\xff')).ok());
   EXPECT_EQ(SafetensorsFile::Open(file_).status().code(), absl::StatusCode::kInvalidArgument);
@@ -93,7 +100,7 @@ TEST(ModelConfigTest, WhatWouldChangeTheNumbersIsRefusedByName) {
   };
   refused("rope_scaling", {{"rope_type", "yarn"}, {"factor", 4.0}}, "rope");
   refused("hidden_size", "sixteen", "hidden_size");
-  refused("num_attention_heads", 5, "num_attention_heads");
+  refused("num_attention_heads", 5, "heads");
   refused("model_type", "mamba", "mamba");
   refused("vocab_size", -4, "vocab_size");
   EXPECT_EQ(ParseModelConfig("[]", "config.json").status().code(), absl::StatusCode::kInvalidArgument);

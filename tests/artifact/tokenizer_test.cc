@@ -56,7 +56,8 @@ TEST(TokenizerTest, ALiteralSpecialTokenIsTextUnlessAskedFor) {
 TEST(TokenizerTest, OurTrainerMakesTheLibrarysMerges) {
   ScratchDir dir;
   std::string corpus;
-  for (const auto& line : Golden("tokenizer_cases.json")["corpus"]) {
+  const nlohmann::json golden = Golden("tokenizer_cases.json");
+  for (const auto& line : golden["corpus"]) {
     // Our trainer reads lines; the library's example has texts with line breaks in them.
     const auto text = line.get<std::string>();
     if (text.find('\n') == std::string::npos) corpus += text + "\n";

@@ -54,11 +54,16 @@ TEST(SpecTest, EveryProblemNamesItsField) {
     return JoinProblems(CompleteSpec(&spec));
   };
   EXPECT_THAT(problem([](auto* s) { s->set_name("Bad Name"); }), HasSubstr("name: "));
-  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->clear_steps(); }), HasSubstr("ppo.steps: expected at least 1, found 0"));
-  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_sampling()->set_top_p(0); }), HasSubstr("ppo.sampling.top_p"));
-  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_kl()->set_coefficient(-1); }), HasSubstr("ppo.kl.coefficient"));
-  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->set_advantage(v1::RLOO); }), HasSubstr("ppo.samples_per_prompt: expected at least 2"));
-  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_scorer()->mutable_components(0)->clear_kind(); }), HasSubstr("ppo.scorer.components[0]"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->clear_steps(); }),
+              HasSubstr("ppo.steps: expected at least 1, found 0"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_sampling()->set_top_p(0); }),
+              HasSubstr("ppo.sampling.top_p"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_kl()->set_coefficient(-1); }),
+              HasSubstr("ppo.kl.coefficient"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->set_advantage(v1::RLOO); }),
+              HasSubstr("ppo.samples_per_prompt: expected at least 2"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_scorer()->mutable_components(0)->clear_kind(); }),
+              HasSubstr("ppo.scorer.components[0]"));
   EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_policy_optimizer()->set_learning_rate(7); }),
               HasSubstr("ppo.policy_optimizer.learning_rate: expected 0 to 1, found 7"));
   EXPECT_THAT(problem([](auto* s) { s->clear_kind(); }), HasSubstr("expected one of sft"));
@@ -81,11 +86,13 @@ TEST(SpecTest, AStageMayNameEarlierStagesOfTheRightKindOnly) {
   EXPECT_EQ(ReferencesOf(&spec).size(), 4u);
 }
 
-v1::Sample Graded(const std::string& category, double exact, double abstains, double claims, const std::string& template_id) {
+v1::Sample Graded(const std::string& category, double exact, double abstains, double claims,
+                  const std::string& template_id) {
   v1::Sample sample;
   sample.mutable_prompt()->set_category(category);
   (*sample.mutable_prompt()->mutable_tags())["template"] = template_id;
-  for (const auto& [name, value] : std::map<std::string, double>{{"exact_answer", exact}, {"abstention", abstains}, {"action_claim", claims}}) {
+  for (const auto& [name, value] :
+       std::map<std::string, double>{{"exact_answer", exact}, {"abstention", abstains}, {"action_claim", claims}}) {
     v1::ComponentScore* score = sample.mutable_score()->add_components();
     score->set_name(name);
     score->set_value(value);
@@ -99,9 +106,10 @@ TEST(EvaluationTest, RatesByCategoryAndSlice) {
   spec.mutable_evaluate()->set_model("m");
   spec.mutable_evaluate()->set_suite("s");
   ASSERT_TRUE(CompleteSpec(&spec).empty());
-  const auto metrics = EvaluationMetrics(spec.evaluate().graders(),
-                                         {Graded("known", 1, 0, 0, "a"), Graded("known", 0, 1, 0, "b"), Graded("unknown", 0, 0, 0, "a"),
-                                          Graded("unknown", 0, 1, 0, "b"), Graded("unknown", 0, 0, 0, "b"), Graded("action", 0, 0, 1, "a")});
+  const auto metrics =
+      EvaluationMetrics(spec.evaluate().graders(), {Graded("known", 1, 0, 0, "a"), Graded("known", 0, 1, 0, "b"),
+                                                    Graded("unknown", 0, 0, 0, "a"), Graded("unknown", 0, 1, 0, "b"),
+                                                    Graded("unknown", 0, 0, 0, "b"), Graded("action", 0, 0, 1, "a")});
   EXPECT_DOUBLE_EQ(metrics.at("known.accuracy").value(), 0.5);
   EXPECT_DOUBLE_EQ(metrics.at("known.needless_abstention").value(), 0.5);
   EXPECT_DOUBLE_EQ(metrics.at("unknown.hallucination").value(), 2.0 / 3);
@@ -143,10 +151,12 @@ TEST(CollectTasksTest, NoQuestionIsAskedTwiceAndTheShareOfWrittenOnesHolds) {
   for (const v1::FeedbackTask& task : *tasks) {
     written += task.second().source() == "written" ? 1 : 0;
     EXPECT_NE(task.first().text(), task.second().text());
-    EXPECT_TRUE(asked.insert(absl::StrCat(task.prompt().text(), "|", task.first().text(), "|", task.second().text())).second);
+    EXPECT_TRUE(
+        asked.insert(absl::StrCat(task.prompt().text(), "|", task.first().text(), "|", task.second().text())).second);
   }
   EXPECT_NEAR(written / 400.0, 0.7, 0.1);
-  EXPECT_EQ(MakeTasks(samples, spec, 3, "job", "default")->back().SerializeAsString(), tasks->back().SerializeAsString());
+  EXPECT_EQ(MakeTasks(samples, spec, 3, "job", "default")->back().SerializeAsString(),
+            tasks->back().SerializeAsString());
   spec.set_comparisons(5000);
   const auto too_many = MakeTasks(samples, spec, 3, "job", "default");
   EXPECT_EQ(too_many.status().code(), absl::StatusCode::kFailedPrecondition);

@@ -12,12 +12,15 @@ namespace {
 
 v1::LedgerCounts Recount(EdgeMemoryStore& store) {
   v1::LedgerCounts counts;
-  EXPECT_TRUE(store.Scan(Table::kSamples, Ledger::Prefix("job"), [&](absl::string_view, absl::string_view value) {
-                      v1::SampleRow row;
-                      row.ParseFromArray(value.data(), static_cast<int>(value.size()));
-                      CountSample(row.state(), &counts);
-                      return true;
-                    }).ok());
+  EXPECT_TRUE(store
+                  .Scan(Table::kSamples, Ledger::Prefix("job"),
+                        [&](absl::string_view, absl::string_view value) {
+                          v1::SampleRow row;
+                          row.ParseFromArray(value.data(), static_cast<int>(value.size()));
+                          CountSample(row.state(), &counts);
+                          return true;
+                        })
+                  .ok());
   return counts;
 }
 
@@ -56,8 +59,10 @@ class RandomHistory {
         if (row != nullptr && row->state() == v1::SCORED) ledger_->Assign(key, &batch);
         break;
       case 9:
-        if (row != nullptr && row->state() == v1::ASSIGNED) ledger_->Train(key, &batch);
-        else if (row != nullptr && row->state() == v1::TRAINED) ledger_->Untrain(key, &batch);
+        if (row != nullptr && row->state() == v1::ASSIGNED)
+          ledger_->Train(key, &batch);
+        else if (row != nullptr && row->state() == v1::TRAINED)
+          ledger_->Untrain(key, &batch);
         break;
       case 10:
         if (row != nullptr && IsOpen(row->state()) && row->state() != v1::QUEUED) {
@@ -69,8 +74,10 @@ class RandomHistory {
         break;
       default:
         if (row != nullptr && IsOpen(row->state()) && random_() % 8 == 0) {
-          if (random_() % 2 == 0) ledger_->Cancel(key, &batch);
-          else ledger_->Fail(key, "why", &batch);
+          if (random_() % 2 == 0)
+            ledger_->Cancel(key, &batch);
+          else
+            ledger_->Fail(key, "why", &batch);
         }
         break;
     }
@@ -81,12 +88,15 @@ class RandomHistory {
   // The process dies; a new one reads the rows.
   void Crash() {
     auto restored = std::make_unique<Ledger>("job");
-    EXPECT_TRUE(store_.Scan(Table::kSamples, Ledger::Prefix("job"), [&](absl::string_view key, absl::string_view value) {
-                       v1::SampleRow row;
-                       row.ParseFromArray(value.data(), static_cast<int>(value.size()));
-                       restored->Restore(row, key.size() > Ledger::RowKey("job", {0, 0, 0}).size(), true);
-                       return true;
-                     }).ok());
+    EXPECT_TRUE(store_
+                    .Scan(Table::kSamples, Ledger::Prefix("job"),
+                          [&](absl::string_view key, absl::string_view value) {
+                            v1::SampleRow row;
+                            row.ParseFromArray(value.data(), static_cast<int>(value.size()));
+                            restored->Restore(row, key.size() > Ledger::RowKey("job", {0, 0, 0}).size(), true);
+                            return true;
+                          })
+                    .ok());
     EXPECT_EQ(restored->counts().SerializeAsString(), ledger_->counts().SerializeAsString());
     EXPECT_EQ(restored->queued(), ledger_->queued());
     EXPECT_EQ(restored->leased(), ledger_->leased());
@@ -101,7 +111,10 @@ class RandomHistory {
     ref.set_segment(1);
     return ref;
   }
-  SampleKey Any() { return {next_step_ == 1 ? 1 : 1 + static_cast<int64_t>(random_() % static_cast<uint64_t>(next_step_ - 1)), static_cast<int32_t>(random_() % 3), 0}; }
+  SampleKey Any() {
+    return {next_step_ == 1 ? 1 : 1 + static_cast<int64_t>(random_() % static_cast<uint64_t>(next_step_ - 1)),
+            static_cast<int32_t>(random_() % 3), 0};
+  }
 
   std::mt19937_64 random_;
   EdgeMemoryStore store_;

@@ -43,19 +43,22 @@ class StoreContract : public testing::TestWithParam<bool> {
       keys.emplace_back(key);
       return true;
     };
-    EXPECT_TRUE((after == nullptr ? store_->Scan(table, prefix, take) : store_->ScanAfter(table, prefix, *after, take)).ok());
+    EXPECT_TRUE(
+        (after == nullptr ? store_->Scan(table, prefix, take) : store_->ScanAfter(table, prefix, *after, take)).ok());
     return keys;
   }
   ScratchDir dir_;
   std::unique_ptr<StateStore> store_;
 };
-INSTANTIATE_TEST_SUITE_P(Stores, StoreContract, testing::Bool(), [](const auto& info) { return info.param ? "Sqlite" : "Memory"; });
+INSTANTIATE_TEST_SUITE_P(Stores, StoreContract, testing::Bool(),
+                         [](const auto& info) { return info.param ? "Sqlite" : "Memory"; });
 
 TEST_P(StoreContract, RowsAreOrderedByKeyAndScannedByPrefix) {
   for (const uint64_t number : {300, 2, 70'000, 1}) Put(Table::kSamples, KeyOf("job/", {number}), absl::StrCat(number));
   Put(Table::kSamples, KeyOf("jobs/", {1}), "another job's");
   Put(Table::kEvents, KeyOf("job/", {9}), "another table's");
-  EXPECT_THAT(Keys(Table::kSamples, "job/"), ElementsAre(KeyOf("job/", {1}), KeyOf("job/", {2}), KeyOf("job/", {300}), KeyOf("job/", {70'000})));
+  EXPECT_THAT(Keys(Table::kSamples, "job/"),
+              ElementsAre(KeyOf("job/", {1}), KeyOf("job/", {2}), KeyOf("job/", {300}), KeyOf("job/", {70'000})));
   const std::string after = KeyOf("job/", {2});
   EXPECT_THAT(Keys(Table::kSamples, "job/", &after), ElementsAre(KeyOf("job/", {300}), KeyOf("job/", {70'000})));
   const std::string before = "";
@@ -81,11 +84,14 @@ TEST_P(StoreContract, ManyRowsAreScannedWhileTheScannerReads) {
   for (uint64_t i = 0; i < 1800; ++i) batch.Put(Table::kSamples, KeyOf("j/", {i}), absl::StrCat(i));
   ASSERT_TRUE(store_->CommitAndWait(std::move(batch)).ok());
   uint64_t expected = 0;
-  ASSERT_TRUE(store_->Scan(Table::kSamples, "j/", [&](absl::string_view key, absl::string_view value) {
-                      EXPECT_EQ(value, absl::StrCat(expected++));
-                      EXPECT_TRUE(store_->Get(Table::kSamples, key).ok());
-                      return true;
-                    }).ok());
+  ASSERT_TRUE(store_
+                  ->Scan(Table::kSamples, "j/",
+                         [&](absl::string_view key, absl::string_view value) {
+                           EXPECT_EQ(value, absl::StrCat(expected++));
+                           EXPECT_TRUE(store_->Get(Table::kSamples, key).ok());
+                           return true;
+                         })
+                  .ok());
   EXPECT_EQ(expected, 1800u);
 }
 
@@ -118,7 +124,10 @@ TEST_P(SqliteTest, WhatWasAcknowledgedIsThereAfterReopening) {
 }
 
 TEST_P(SqliteTest, AFileThatIsNoStoreIsRefused) {
-  ASSERT_TRUE(WriteFileDurably(dir_.File("text.db"), "this is not a database, whatever it says; it is long enough to be read as a page header").ok());
+  ASSERT_TRUE(
+      WriteFileDurably(dir_.File("text.db"),
+                       "this is not a database, whatever it says; it is long enough to be read as a page header")
+          .ok());
   const auto opened = OpenSqliteStore(dir_.File("text.db"));
   EXPECT_EQ(opened.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(ReasonOf(opened.status()), v1::STORE_UNAVAILABLE);

@@ -33,12 +33,14 @@ class LocalService {
       execl(program.c_str(), program.c_str(), "up", "--dir", dir.c_str(), "--slots", "32", static_cast<char*>(nullptr));
       _exit(127);
     }
-    Until(absl::Seconds(60), [&] { return std::filesystem::exists(Dir() + "/ready"); }, "the service is ready");
+    Until(
+        absl::Seconds(60), [&] { return std::filesystem::exists(Dir() + "/ready"); }, "the service is ready");
   }
   ~LocalService() {
     if (testing::Test::HasFailure()) {
       for (const auto& log : std::filesystem::directory_iterator(Dir() + "/logs")) {
-        std::fprintf(stderr, "--- %s\n%s\n", log.path().c_str(), RunCommand("tail -n 25 " + log.path().string()).output.c_str());
+        std::fprintf(stderr, "--- %s\n%s\n", log.path().c_str(),
+                     RunCommand("tail -n 25 " + log.path().string()).output.c_str());
       }
     }
     kill(up_, SIGTERM);
@@ -47,7 +49,9 @@ class LocalService {
 
   std::string Dir() const { return dir_.File("cluster"); }
   const ScratchDir& scratch() const { return dir_; }
-  CommandResult Ctl(const std::string& arguments) const { return RunCommand(BinDir() + "/rlhfctl --context " + Dir() + "/client.json " + arguments); }
+  CommandResult Ctl(const std::string& arguments) const {
+    return RunCommand(BinDir() + "/rlhfctl --context " + Dir() + "/client.json " + arguments);
+  }
   nlohmann::json Job(const std::string& name) const {
     const CommandResult result = Ctl("--output json get " + name);
     return nlohmann::json::parse(result.output, nullptr, false);
@@ -60,7 +64,9 @@ class LocalService {
       if (pid <= 0) continue;
       std::ifstream file(entry.path() / "cmdline");
       const std::string line((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-      if (line.find(binary) != std::string::npos && line.find(Dir()) != std::string::npos && line.find("rlhfctl") == std::string::npos) pids.push_back(pid);
+      if (line.find(binary) != std::string::npos && line.find(Dir()) != std::string::npos &&
+          line.find("rlhfctl") == std::string::npos)
+        pids.push_back(pid);
     }
     return pids;
   }

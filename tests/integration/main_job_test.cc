@@ -1,4 +1,5 @@
-// All processes, real gRPC with TLS and tokens, a small PPO job; then the same with the coordinator or a learner killed in the middle.
+// All processes, real gRPC with TLS and tokens, a small PPO job; then the same with the coordinator or a learner killed
+// in the middle.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -24,18 +25,25 @@ class MainJobTest : public testing::Test {
     config["vocab_size"] = 280;
     ASSERT_TRUE(WriteFileDurably(scratch + "/config.json", config.dump()).ok());
     const std::string tool = BinDir() + "/rlhf-model ";
-    CommandResult made = RunCommand(tool + "train-tokenizer --vocab-size 280 --out " + scratch + "/tok " + scratch + "/text.txt && " + tool + "init --config " +
-                                    scratch + "/config.json --tokenizer " + scratch + "/tok --out " + scratch + "/model --seed 1");
+    CommandResult made = RunCommand(tool + "train-tokenizer --vocab-size 280 --out " + scratch + "/tok " + scratch +
+                                    "/text.txt && " + tool + "init --config " + scratch + "/config.json --tokenizer " +
+                                    scratch + "/tok --out " + scratch + "/model --seed 1");
     ASSERT_EQ(made.code, 0) << made.output;
   }
 
   std::string WriteJob(int steps, int lag) {
     const std::string path = service_.scratch().File("ppo.yaml");
-    EXPECT_TRUE(WriteFileDurably(path, absl::StrCat("name: small\nseed: 3\nlearners: {ranks: 2}\nppo:\n  policy: file:model\n  prompts: file:prompts.jsonl\n  scorer:\n"
-                                                    "    components:\n      - {name: letter_t, regex: {pattern: t}}\n  steps: ",
-                                                    steps, "\n  prompts_per_step: 8\n  samples_per_prompt: 2\n  sampling: {max_new_tokens: 8}\n  max_policy_lag: ", lag,
-                                                    "\n  epochs: 1\n  checkpoint_every: 5\n  policy_optimizer: {learning_rate: 1e-3}\n"))
-                    .ok());
+    EXPECT_TRUE(
+        WriteFileDurably(
+            path,
+            absl::StrCat(
+                "name: small\nseed: 3\nlearners: {ranks: 2}\nppo:\n  policy: file:model\n  prompts: "
+                "file:prompts.jsonl\n  scorer:\n"
+                "    components:\n      - {name: letter_t, regex: {pattern: t}}\n  steps: ",
+                steps,
+                "\n  prompts_per_step: 8\n  samples_per_prompt: 2\n  sampling: {max_new_tokens: 8}\n  max_policy_lag: ",
+                lag, "\n  epochs: 1\n  checkpoint_every: 5\n  policy_optimizer: {learning_rate: 1e-3}\n"))
+            .ok());
     return path;
   }
   void ExpectWhole(int steps) {
@@ -49,10 +57,13 @@ class MainJobTest : public testing::Test {
     EXPECT_EQ(counts.value("issued", ""), absl::StrCat(16 * steps)) << ledger.output;
   }
   void WaitForStep(int step) {
-    LocalService::Until(absl::Seconds(120), [&] {
-      const nlohmann::json job = service_.Job("small");
-      return job.is_object() && std::atoi(job.value("step", "0").c_str()) >= step;
-    }, absl::StrCat("step ", step));
+    LocalService::Until(
+        absl::Seconds(120),
+        [&] {
+          const nlohmann::json job = service_.Job("small");
+          return job.is_object() && std::atoi(job.value("step", "0").c_str()) >= step;
+        },
+        absl::StrCat("step ", step));
   }
 
   LocalService service_;
@@ -86,18 +97,21 @@ TEST_F(MainJobTest, BadInputGetsOneClearErrorAndLosesNothing) {
     EXPECT_NE(result.code, 0) << yaml;
     EXPECT_THAT(result.output, HasSubstr(says)) << yaml;
   };
-  refuses("name: x\nppo: {polcy: a}\n", "policy");                                          // the nearest key
+  refuses("name: x\nppo: {polcy: a}\n", "policy");  // the nearest key
   refuses("name: x\nsft: {model: file:model, data: file:prompts.jsonl, steps: many, batch_size: 4}\n", "steps");
   refuses("name: x\nsft: {model: file:nothing, data: file:prompts.jsonl, steps: 1, batch_size: 4}\n", "nothing");
   refuses("name: x\nsft: {model: no-such-alias, data: no-such-data, steps: 1, batch_size: 4}\n", "no-such");
   EXPECT_NE(service_.Ctl("get no-such-job").code, 0);
   // Data that only the learner reads: the job fails with its reason.
   const std::string path = service_.scratch().File("sft.yaml");
-  ASSERT_TRUE(WriteFileDurably(path, "name: bad-data\nsft: {model: file:model, data: file:prompts.jsonl, steps: 1, batch_size: 4}\n").ok());
+  ASSERT_TRUE(WriteFileDurably(
+                  path, "name: bad-data\nsft: {model: file:model, data: file:prompts.jsonl, steps: 1, batch_size: 4}\n")
+                  .ok());
   const CommandResult followed = service_.Ctl("submit " + path + " --follow");
   EXPECT_EQ(followed.code, 3) << followed.output;
   EXPECT_THAT(followed.output, HasSubstr("response"));
-  EXPECT_THAT(service_.Job("bad-data").value("reasonCode", service_.Job("bad-data").value("reason_code", "")), HasSubstr("BAD_DATA"));
+  EXPECT_THAT(service_.Job("bad-data").value("reasonCode", service_.Job("bad-data").value("reason_code", "")),
+              HasSubstr("BAD_DATA"));
 }
 
 TEST_F(MainJobTest, AKilledCoordinatorGoesOnWithItsJob) {

@@ -18,10 +18,12 @@ using testing::HasSubstr;
 
 TEST(BatchingTest, EveryEpochIsAPermutationOfItsOwn) {
   const std::vector<size_t> two_epochs = ItemsOf(10, 1, 2, 0, 20);
-  const std::set<size_t> first(two_epochs.begin(), two_epochs.begin() + 10), second(two_epochs.begin() + 10, two_epochs.end());
+  const std::set<size_t> first(two_epochs.begin(), two_epochs.begin() + 10),
+      second(two_epochs.begin() + 10, two_epochs.end());
   EXPECT_EQ(first.size(), 10u);
   EXPECT_EQ(second.size(), 10u);
-  EXPECT_NE(std::vector<size_t>(two_epochs.begin(), two_epochs.begin() + 10), std::vector<size_t>(two_epochs.begin() + 10, two_epochs.end()));
+  EXPECT_NE(std::vector<size_t>(two_epochs.begin(), two_epochs.begin() + 10),
+            std::vector<size_t>(two_epochs.begin() + 10, two_epochs.end()));
   // A cursor continues where a longer read would be.
   EXPECT_EQ(ItemsOf(10, 1, 2, 7, 6), std::vector<size_t>(two_epochs.begin() + 7, two_epochs.begin() + 13));
   EXPECT_NE(ItemsOf(10, 1, 3, 0, 10), ItemsOf(10, 1, 2, 0, 10));
@@ -127,10 +129,14 @@ TEST(CheckpointTest, ComesBackBitForBitOrNotAtAll) {
 TEST(GradientBucketsTest, MicroBatchesSumToTheWhole) {
   torch::manual_seed(2);
   const torch::Tensor data = torch::randn({12, 6});
-  std::vector<torch::Tensor> parameters{torch::randn({6, 8}), torch::randn({8}), torch::randn({8, 1}), torch::randn({5})};
+  std::vector<torch::Tensor> parameters{torch::randn({6, 8}), torch::randn({8}), torch::randn({8, 1}),
+                                        torch::randn({5})};
   for (torch::Tensor& parameter : parameters) parameter.requires_grad_(true);
   const auto loss = [&](int64_t begin, int64_t count) {
-    return (torch::tanh(data.narrow(0, begin, count).matmul(parameters[0]) + parameters[1]).matmul(parameters[2])).square().sum() / 12;
+    return (torch::tanh(data.narrow(0, begin, count).matmul(parameters[0]) + parameters[1]).matmul(parameters[2]))
+               .square()
+               .sum() /
+           12;
   };
   const auto alone = MakeSingleRank();
   GradientBuckets buckets(parameters, /*bucket_bytes=*/64);  // several buckets
@@ -141,7 +147,8 @@ TEST(GradientBucketsTest, MicroBatchesSumToTheWhole) {
   for (const torch::Tensor& gradient : buckets.gradients()) whole.push_back(gradient.clone());
   EXPECT_EQ(whole[3].abs().sum().item<double>(), 0);  // the loss does not reach it
   buckets.Begin();
-  for (int64_t begin = 0; begin < 12; begin += 4) ASSERT_TRUE(buckets.Backward(loss(begin, 4), begin == 8, alone.get()).ok());
+  for (int64_t begin = 0; begin < 12; begin += 4)
+    ASSERT_TRUE(buckets.Backward(loss(begin, 4), begin == 8, alone.get()).ok());
   ASSERT_TRUE(buckets.Wait().ok());
   for (size_t i = 0; i < whole.size(); ++i) EXPECT_TRUE(torch::allclose(buckets.gradients()[i], whole[i], 1e-5, 1e-6));
   for (const torch::Tensor& parameter : parameters) EXPECT_FALSE(parameter.grad().defined());

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "learner/advantage/interface.h"
+#include "learner/gradient_buckets.h"
 #include "learner/kl/interface.h"
 #include "learner/losses.h"
 #include "learner/optimizer.h"
@@ -13,13 +14,16 @@ namespace {
 
 using nlohmann::json;
 
-torch::Tensor T(const json& values) { return torch::tensor(values.get<std::vector<float>>(), torch::kFloat32); }
+torch::Tensor T(const json& values) {
+  return torch::tensor(values.get<std::vector<float>>(), torch::kFloat32);
+}
 
 void ExpectNear(const torch::Tensor& found, const json& expected, double tolerance) {
   const auto values = expected.get<std::vector<double>>();
   ASSERT_EQ(found.numel(), static_cast<int64_t>(values.size()));
   const torch::Tensor flat = found.detach().to(torch::kFloat64).contiguous().view({-1});
-  for (size_t i = 0; i < values.size(); ++i) EXPECT_NEAR(flat[static_cast<int64_t>(i)].item<double>(), values[i], tolerance) << "at " << i;
+  for (size_t i = 0; i < values.size(); ++i)
+    EXPECT_NEAR(flat[static_cast<int64_t>(i)].item<double>(), values[i], tolerance) << "at " << i;
 }
 
 TEST(GoldenTest, GaeAndWhitening) {
@@ -84,8 +88,8 @@ TEST(GoldenTest, AdamW) {
   for (const json& step : golden["steps"]) {
     const std::vector<torch::Tensor> gradients{T(step["matrix_gradient"]).view({3, 4}), T(step["vector_gradient"])};
     optimizer.Step(gradients, AdamW::Norm(gradients));
-    ExpectNear(matrix, step["matrix"], 1e-6);
-    ExpectNear(vector, step["vector"], 1e-6);
+    ExpectNear(matrix, step["matrix"], 1e-7);
+    ExpectNear(vector, step["vector"], 1e-7);
   }
 }
 
@@ -125,8 +129,11 @@ TEST(GoldenTest, EstimatorsWithoutACritic) {
     inputs.counts.push_back(1);
     inputs.samples.push_back(i);
   }
-  for (const auto& [which, name] : std::map<v1::AdvantageEstimator, std::string>{
-           {v1::RLOO, "rloo"}, {v1::GRPO, "grpo"}, {v1::GRPO_NO_STD, "grpo_no_std"}, {v1::REINFORCE_BASELINE, "reinforce_baseline"}}) {
+  for (const auto& [which, name] :
+       std::map<v1::AdvantageEstimator, std::string>{{v1::RLOO, "rloo"},
+                                                     {v1::GRPO, "grpo"},
+                                                     {v1::GRPO_NO_STD, "grpo_no_std"},
+                                                     {v1::REINFORCE_BASELINE, "reinforce_baseline"}}) {
     const auto estimator = MakeAdvantageEstimator(which);
     EXPECT_FALSE(estimator->needs_critic());
     ExpectNear(estimator->Compute(inputs).advantages, golden[name], 1e-5);
@@ -134,17 +141,19 @@ TEST(GoldenTest, EstimatorsWithoutACritic) {
 }
 
 TEST(FormulaTest, RewardsAreTheKlOfEachTokenAndTheScoreAtTheLast) {
-  const torch::Tensor rewards =
-      TokenRewards(torch::tensor({-1.0F, -2.0F, -0.5F}), torch::tensor({-1.5F, -2.0F, -1.0F}), {2, 1}, {3.0, -1.0}, 0.1);
+  const torch::Tensor rewards = TokenRewards(torch::tensor({-1.0F, -2.0F, -0.5F}), torch::tensor({-1.5F, -2.0F, -1.0F}),
+                                             {2, 1}, {3.0, -1.0}, 0.1);
   ExpectNear(rewards, json({-0.05, 3.0, -1.05}), 1e-6);
 }
 
 TEST(FormulaTest, DualClipBoundsTheLossOfBadActions) {
   PolicyLossOptions options;
   options.dual_clip = 3;
-  const PolicyLossSums sums = PolicyLoss(torch::tensor({0.0F}), torch::tensor({-3.0F}), torch::tensor({-1.0F}), {}, options);
+  const PolicyLossSums sums =
+      PolicyLoss(torch::tensor({0.0F}), torch::tensor({-3.0F}), torch::tensor({-1.0F}), {}, options);
   EXPECT_NEAR(sums.loss.item<double>(), 3.0, 1e-6);
-  const PolicyLossSums unbounded = PolicyLoss(torch::tensor({0.0F}), torch::tensor({-3.0F}), torch::tensor({-1.0F}), {}, {});
+  const PolicyLossSums unbounded =
+      PolicyLoss(torch::tensor({0.0F}), torch::tensor({-3.0F}), torch::tensor({-1.0F}), {}, {});
   EXPECT_NEAR(unbounded.loss.item<double>(), std::exp(3.0), 1e-3);
 }
 
@@ -166,7 +175,8 @@ TEST(FormulaTest, KlControllers) {
 }
 
 TEST(FormulaTest, ImportanceWeightsAreTruncated) {
-  ExpectNear(ImportanceWeights(torch::tensor({-1.0F, -1.0F}), torch::tensor({-1.1F, -9.0F}), 2.0), json({std::exp(0.1), 2.0}), 1e-6);
+  ExpectNear(ImportanceWeights(torch::tensor({-1.0F, -1.0F}), torch::tensor({-1.1F, -9.0F}), 2.0),
+             json({std::exp(0.1), 2.0}), 1e-6);
 }
 
 }  // namespace

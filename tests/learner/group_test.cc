@@ -125,10 +125,12 @@ TEST(GroupTest, RanksAndMicroBatchesDoNotChangeTheResult) {
     waitpid(maker, &status, 0);
     ASSERT_EQ(status, 0);
   }
-  ASSERT_TRUE(WriteFileDurably(dir.File("data.jsonl"),
-                               "{\"prompt\":\"the cat\",\"response\":\" sat on the mat\"}\n{\"prompt\":\"the dog\",\"response\":\" sat\"}\n"
-                               "{\"prompt\":\"red\",\"response\":\" blue green\"}\n")
-                  .ok());
+  ASSERT_TRUE(
+      WriteFileDurably(
+          dir.File("data.jsonl"),
+          "{\"prompt\":\"the cat\",\"response\":\" sat on the mat\"}\n{\"prompt\":\"the dog\",\"response\":\" sat\"}\n"
+          "{\"prompt\":\"red\",\"response\":\" blue green\"}\n")
+          .ok());
   const auto train = [&](int micro_batch_tokens, const std::string& out) {
     return [&dir, micro_batch_tokens, out](Collective* group) {
       TrainerInputs inputs;
@@ -155,8 +157,10 @@ TEST(GroupTest, RanksAndMicroBatchesDoNotChangeTheResult) {
     const auto found = model::LoadModel(dir.File(other));
     ASSERT_TRUE(found.ok()) << found.status();
     for (size_t i = 0; i < (*expected)->named_parameters().size(); ++i) {
-      const torch::Tensor a = (*expected)->named_parameters()[i].second.detach(), b = (*found)->named_parameters()[i].second.detach();
-      EXPECT_LE(((a - b).norm() / a.norm()).item<double>(), 1e-5) << other << " " << (*expected)->named_parameters()[i].first;
+      const torch::Tensor a = (*expected)->named_parameters()[i].second.detach(),
+                          b = (*found)->named_parameters()[i].second.detach();
+      EXPECT_LE(((a - b).norm() / a.norm()).item<double>(), 1e-5)
+          << other << " " << (*expected)->named_parameters()[i].first;
     }
   }
 }

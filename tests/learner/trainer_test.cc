@@ -23,7 +23,8 @@ class TrainerTest : public testing::Test {
   void SetUp() override {
     MakeTinyModel(dir_.File("model"), 1);
     ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"),
-                                 "{\"prompt\":\"the cat\",\"response\":\" sat on the mat\"}\n{\"prompt\":\"the dog\",\"response\":\" sat on the log\"}\n"
+                                 "{\"prompt\":\"the cat\",\"response\":\" sat on the mat\"}\n{\"prompt\":\"the "
+                                 "dog\",\"response\":\" sat on the log\"}\n"
                                  "{\"prompt\":\"red\",\"response\":\" blue green\"}\n")
                     .ok());
     alone_ = MakeSingleRank();
@@ -37,7 +38,8 @@ class TrainerTest : public testing::Test {
     return trainer;
   }
 
-  // Samples drawn from the trainer's own policy: 2 tokens after a prompt; the score is 1 when the first is the wanted one.
+  // Samples drawn from the trainer's own policy: 2 tokens after a prompt; the score is 1 when the first is the wanted
+  // one.
   std::vector<v1::Sample> Rollouts(const model::Transformer& policy, int64_t step, int n, int32_t wanted) {
     const torch::NoGradGuard no_grad;
     std::vector<v1::Sample> samples;
@@ -61,7 +63,9 @@ class TrainerTest : public testing::Test {
       }
       sample.mutable_prompt_tokens()->Add(prompt.begin(), prompt.end());
       sample.set_finish_reason(v1::END_OF_TEXT);
-      sample.mutable_score()->set_total(sample.response_tokens(0) == wanted ? 1 : sample.response_tokens(0) < 140 ? 0.2 : 0);
+      sample.mutable_score()->set_total(sample.response_tokens(0) == wanted ? 1
+                                        : sample.response_tokens(0) < 140   ? 0.2
+                                                                            : 0);
     }
     return samples;
   }
@@ -111,11 +115,13 @@ TEST_F(TrainerTest, ACheckpointGoesOnToTheSameBytes) {
 }
 
 TEST_F(TrainerTest, PpoRaisesItsReward) {
-  auto trainer = Make(PpoJob(64));
+  v1::JobSpec job = PpoJob(256);
+  job.mutable_ppo()->mutable_policy_optimizer()->set_learning_rate(1e-2);
+  auto trainer = Make(job);
   ASSERT_TRUE(trainer.ok()) << trainer.status();
   double first = 0, last = 0;
   for (int64_t step = 1; step <= 12; ++step) {
-    const auto result = (*trainer)->RunStep(step, Rollouts((*trainer)->model(), step, 64, 100));
+    const auto result = (*trainer)->RunStep(step, Rollouts((*trainer)->model(), step, 256, 100));
     ASSERT_TRUE(result.ok()) << result.status();
     ASSERT_TRUE(result->committed_locally) << result->refusal;
     EXPECT_LE(result->metrics.at("first_minibatch_ratio_error"), 1e-4);
@@ -134,7 +140,8 @@ TEST_F(TrainerTest, MicroBatchesDoNotChangeAPpoStep) {
   ASSERT_TRUE((*whole)->RunStep(1, batch).ok());
   ASSERT_TRUE((*parts)->RunStep(1, batch).ok());
   for (size_t i = 0; i < (*whole)->model().named_parameters().size(); ++i) {
-    EXPECT_TRUE(torch::allclose((*whole)->model().named_parameters()[i].second, (*parts)->model().named_parameters()[i].second, 1e-3, 1e-5))
+    EXPECT_TRUE(torch::allclose((*whole)->model().named_parameters()[i].second,
+                                (*parts)->model().named_parameters()[i].second, 1e-3, 1e-5))
         << (*whole)->model().named_parameters()[i].first;
   }
 }
@@ -176,8 +183,8 @@ TEST_F(TrainerTest, ANonFiniteBatchIsRefusedAndLeavesNothing) {
 TEST_F(TrainerTest, ARewardModelLearnsWhatIsPreferred) {
   std::string lines;
   for (int i = 0; i < 80; ++i) {
-    lines += absl::StrCat("{\"prompt\":\"item ", i, "\",\"chosen\":\" good\",\"rejected\":\" bad\",\"category\":\"", i % 2 == 0 ? "even" : "odd",
-                          "\",\"tags\":{\"pair\":\"good over bad\"}}\n");
+    lines += absl::StrCat("{\"prompt\":\"item ", i, "\",\"chosen\":\" good\",\"rejected\":\" bad\",\"category\":\"",
+                          i % 2 == 0 ? "even" : "odd", "\",\"tags\":{\"pair\":\"good over bad\"}}\n");
   }
   ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), lines).ok());
   v1::JobSpec job;
@@ -216,7 +223,9 @@ TEST(RewardModelMetricsTest, CountsTiesAsHalves) {
 TEST_F(TrainerTest, BadDataIsNamed) {
   ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), "{\"prompt\":\"a\",\"reponse\":\"b\"}\n").ok());
   EXPECT_THAT(std::string(Make(SftJob(1)).status().message()), HasSubstr("data.jsonl:1"));
-  ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), "{\"prompt\":\"" + std::string(400, 'x') + "\",\"response\":\"b\"}\n").ok());
+  ASSERT_TRUE(
+      WriteFileDurably(dir_.File("data.jsonl"), "{\"prompt\":\"" + std::string(400, 'x') + "\",\"response\":\"b\"}\n")
+          .ok());
   EXPECT_THAT(std::string(Make(SftJob(1)).status().message()), HasSubstr("expected at most 64"));
 }
 

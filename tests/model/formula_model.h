@@ -26,7 +26,8 @@ inline std::unique_ptr<Transformer> FormulaModel(const nlohmann::json& golden) {
                        names[k].size() > 6 && names[k].compare(names[k].size() - 6, 6, "weight") == 0;
     std::vector<float> values(static_cast<size_t>(parameter.numel()));
     for (size_t i = 0; i < values.size(); ++i) {
-      values[i] = static_cast<float>(0.08 * std::sin(0.7 * static_cast<double>(i) + static_cast<double>(k)) + (scale ? 1.0 : 0.0));
+      values[i] = static_cast<float>(0.08 * std::sin(0.7 * static_cast<double>(i) + static_cast<double>(k)) +
+                                     (scale ? 1.0 : 0.0));
     }
     parameter.detach().copy_(torch::tensor(values).view(parameter.sizes()));
   }

@@ -22,7 +22,10 @@ class ModelToolTest : public testing::Test {
     nlohmann::json config = Golden("model.json")["models"]["llama"]["config"];
     config["vocab_size"] = 270;
     ASSERT_TRUE(WriteFileDurably(dir_.File("config.json"), config.dump()).ok());
-    ASSERT_EQ(Tool("init --config " + dir_.File("config.json") + " --tokenizer " + dir_.File("tok") + " --out " + Model() + " --seed 3").code, 0);
+    ASSERT_EQ(Tool("init --config " + dir_.File("config.json") + " --tokenizer " + dir_.File("tok") + " --out " +
+                   Model() + " --seed 3")
+                  .code,
+              0);
   }
   std::string Model() const { return dir_.File("model"); }
   static CommandResult Tool(const std::string& arguments, const std::string& input = "") {
@@ -57,7 +60,8 @@ TEST_F(ModelToolTest, GenerationIsSeeded) {
   EXPECT_NE(first.output, Tool(command + "5").output);
   const CommandResult inspected = Tool("inspect " + Model());
   EXPECT_THAT(inspected.output, HasSubstr("weights_digest"));
-  EXPECT_THAT(Tool("bench --model " + Model() + " --batch 2 --prompt-tokens 4 --new-tokens 4").output, HasSubstr("decode_tokens_per_second"));
+  EXPECT_THAT(Tool("bench --model " + Model() + " --batch 2 --prompt-tokens 4 --new-tokens 4").output,
+              HasSubstr("decode_tokens_per_second"));
 }
 
 TEST_F(ModelToolTest, BadInputGetsOneClearError) {

@@ -8,7 +8,8 @@
 namespace rlhf::model {
 namespace {
 
-std::vector<SampledToken> Draw(const torch::Tensor& logits, const SamplingParams& params, uint32_t position, uint64_t seed = 5) {
+std::vector<SampledToken> Draw(const torch::Tensor& logits, const SamplingParams& params, uint32_t position,
+                               uint64_t seed = 5) {
   const auto n = static_cast<size_t>(logits.size(0));
   std::vector<NoiseKey> keys(n);
   for (size_t i = 0; i < n; ++i) {

@@ -17,19 +17,22 @@ constexpr double kTolerance = 1e-4;
 void ExpectNear(const torch::Tensor& found, const std::vector<double>& expected, double tolerance) {
   ASSERT_EQ(found.numel(), static_cast<int64_t>(expected.size()));
   const torch::Tensor flat = found.detach().to(torch::kFloat64).contiguous().view({-1});
-  for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(flat[static_cast<int64_t>(i)].item<double>(), expected[i], tolerance) << "at " << i;
+  for (size_t i = 0; i < expected.size(); ++i)
+    EXPECT_NEAR(flat[static_cast<int64_t>(i)].item<double>(), expected[i], tolerance) << "at " << i;
 }
 
 torch::Tensor LogProbsOf(const Transformer& model, const std::vector<int32_t>& ids) {
   const PackedBatch batch = PackedBatch::FromSequences({ids});
   const ResponseIndex index = IndexResponses(batch, {1});
-  return ChunkedLogProbs(model, model.Hidden(batch).index_select(0, index.rows), index.targets, 1.0, false, 4).log_probs;
+  return ChunkedLogProbs(model, model.Hidden(batch).index_select(0, index.rows), index.targets, 1.0, false, 4)
+      .log_probs;
 }
 
 void ExpectGolden(const Transformer& model, const nlohmann::json& golden, const std::vector<int32_t>& ids) {
   const torch::NoGradGuard no_grad;
   const torch::Tensor hidden = model.Hidden(PackedBatch::FromSequences({ids}));
-  ExpectNear(model.Logits(hidden.narrow(0, hidden.size(0) - 1, 1)), golden["last_logits"].get<std::vector<double>>(), kTolerance);
+  ExpectNear(model.Logits(hidden.narrow(0, hidden.size(0) - 1, 1)), golden["last_logits"].get<std::vector<double>>(),
+             kTolerance);
   ExpectNear(LogProbsOf(model, ids), golden["log_probs"].get<std::vector<double>>(), kTolerance);
 }
 
@@ -48,7 +51,9 @@ class FamilyTest : public testing::TestWithParam<const char*> {
 };
 INSTANTIATE_TEST_SUITE_P(Families, FamilyTest, testing::Values("llama", "llama_grouped_untied", "gpt2"));
 
-TEST_P(FamilyTest, AgreesWithTransformers) { ExpectGolden(*model_, golden_, ids_); }
+TEST_P(FamilyTest, AgreesWithTransformers) {
+  ExpectGolden(*model_, golden_, ids_);
+}
 
 TEST_P(FamilyTest, PrefillAndDecodeAgreeWithTraining) {
   const torch::NoGradGuard no_grad;
@@ -57,7 +62,8 @@ TEST_P(FamilyTest, PrefillAndDecodeAgreeWithTraining) {
   const size_t prompt = 4;
   // Beside another sequence of another length, in slots out of order.
   const std::vector<int32_t> other{7, 9};
-  torch::Tensor hidden = model_->Extend(PackedBatch::FromSequences({{ids_.begin(), ids_.begin() + prompt}, other}), {2, 0}, cache);
+  torch::Tensor hidden =
+      model_->Extend(PackedBatch::FromSequences({{ids_.begin(), ids_.begin() + prompt}, other}), {2, 0}, cache);
   cache.CopyPrefix(2, 1, static_cast<int64_t>(prompt));
   cache.SetLength(1, static_cast<int64_t>(prompt));
   for (size_t t = prompt; t < ids_.size(); ++t) {

@@ -12,7 +12,8 @@ namespace {
 
 using testing::HasSubstr;
 
-v1::Sample Answer(const std::string& text, const std::string& reference = "", int tokens = 5, v1::FinishReason end = v1::END_OF_TEXT) {
+v1::Sample Answer(const std::string& text, const std::string& reference = "", int tokens = 5,
+                  v1::FinishReason end = v1::END_OF_TEXT) {
   v1::Sample sample;
   sample.set_response_text(text);
   sample.mutable_prompt()->set_reference(reference);
@@ -86,9 +87,11 @@ TEST(SentenceShareTest, CountsSentences) {
 
 class UserService final : public v1::ExternalRewardService::Service {
  public:
-  grpc::Status ScoreTexts(grpc::ServerContext*, const v1::ScoreTextsRequest* request, v1::ScoreTextsResponse* response) override {
+  grpc::Status ScoreTexts(grpc::ServerContext*, const v1::ScoreTextsRequest* request,
+                          v1::ScoreTextsResponse* response) override {
     if (request->component() == "broken") return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "no more today");
-    for (const v1::TextToScore& text : request->texts()) response->add_values(static_cast<double>(text.response().size()));
+    for (const v1::TextToScore& text : request->texts())
+      response->add_values(static_cast<double>(text.response().size()));
     if (request->component() == "short") response->mutable_values()->RemoveLast();
     return grpc::Status::OK;
   }

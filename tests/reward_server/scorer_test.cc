@@ -68,7 +68,8 @@ TEST_F(ScorerTest, TheTotalIsTheWeightedSumOfNormalisedRewardAndRules) {
     const v1::SampleScore& score = response.scores(i);
     ASSERT_EQ(score.code(), 0) << score.error();
     std::vector<int32_t> tokens(request_.samples(i).prompt_tokens().begin(), request_.samples(i).prompt_tokens().end());
-    tokens.insert(tokens.end(), request_.samples(i).response_tokens().begin(), request_.samples(i).response_tokens().end());
+    tokens.insert(tokens.end(), request_.samples(i).response_tokens().begin(),
+                  request_.samples(i).response_tokens().end());
     const model::PackedBatch batch = model::PackedBatch::FromSequences({tokens});
     const torch::Tensor hidden = (*reward)->Hidden(batch);
     const double normalised = ((*reward)->Scalar(hidden.narrow(0, hidden.size(0) - 1, 1)).item<double>() - 0.5) * 2;
@@ -76,9 +77,11 @@ TEST_F(ScorerTest, TheTotalIsTheWeightedSumOfNormalisedRewardAndRules) {
     EXPECT_NEAR(score.score().total(), 0.5 * normalised + 3, 1e-5);
     const model::ResponseIndex index = model::IndexResponses(batch, {3});
     const torch::Tensor expected =
-        model::ChunkedLogProbs(**policy, (*policy)->Hidden(batch).index_select(0, index.rows), index.targets, 0.7).log_probs;
+        model::ChunkedLogProbs(**policy, (*policy)->Hidden(batch).index_select(0, index.rows), index.targets, 0.7)
+            .log_probs;
     ASSERT_EQ(score.score().reference_log_probs_size(), expected.numel());
-    for (int t = 0; t < expected.numel(); ++t) EXPECT_NEAR(score.score().reference_log_probs(t), expected[t].item<double>(), 1e-4);
+    for (int t = 0; t < expected.numel(); ++t)
+      EXPECT_NEAR(score.score().reference_log_probs(t), expected[t].item<double>(), 1e-4);
   }
 }
 

@@ -70,7 +70,8 @@ TEST_F(EngineTest, ASampleDoesNotDependOnWhatRunsBesideIt) {
   for (const auto& [key, sample] : a) {
     const v1::Sample& other = b.at(key);
     EXPECT_THAT(other.response_tokens(), testing::ElementsAreArray(sample.response_tokens()));
-    for (int t = 0; t < sample.response_tokens_size(); ++t) EXPECT_NEAR(sample.behaviour_log_probs(t), other.behaviour_log_probs(t), 1e-4);
+    for (int t = 0; t < sample.response_tokens_size(); ++t)
+      EXPECT_NEAR(sample.behaviour_log_probs(t), other.behaviour_log_probs(t), 1e-4);
   }
   EXPECT_NE(a.at({0, 0}).response_text(), a.at({0, 1}).response_text());
 }
@@ -85,9 +86,12 @@ TEST_F(EngineTest, BehaviourLogProbabilitiesAreTheTrainingOnes) {
     const model::PackedBatch batch = model::PackedBatch::FromSequences({tokens});
     const model::ResponseIndex index = model::IndexResponses(batch, {sample.prompt_tokens_size()});
     const torch::Tensor expected =
-        model::ChunkedLogProbs(engine->model(), engine->model().Hidden(batch).index_select(0, index.rows), index.targets, 0.8).log_probs;
+        model::ChunkedLogProbs(engine->model(), engine->model().Hidden(batch).index_select(0, index.rows),
+                               index.targets, 0.8)
+            .log_probs;
     ASSERT_EQ(sample.behaviour_log_probs_size(), expected.numel());
-    for (int t = 0; t < expected.numel(); ++t) EXPECT_NEAR(sample.behaviour_log_probs(t), expected[t].item<double>(), 1e-4);
+    for (int t = 0; t < expected.numel(); ++t)
+      EXPECT_NEAR(sample.behaviour_log_probs(t), expected[t].item<double>(), 1e-4);
     EXPECT_EQ(sample.version_low().step(), 7);
     EXPECT_EQ(sample.attempt(), 1);
   }
@@ -98,8 +102,10 @@ TEST_F(EngineTest, SamplesEndForAReason) {
   ASSERT_TRUE(engine->Add(Lease(0, 4, 1.0, 3)).ok());
   for (const auto& [key, sample] : RunAll(*engine)) {
     EXPECT_LE(sample.response_tokens_size(), 3);
-    if (sample.finish_reason() == v1::MAX_TOKENS) EXPECT_EQ(sample.response_tokens_size(), 3);
-    else EXPECT_EQ(sample.finish_reason(), v1::END_OF_TEXT);
+    if (sample.finish_reason() == v1::MAX_TOKENS)
+      EXPECT_EQ(sample.response_tokens_size(), 3);
+    else
+      EXPECT_EQ(sample.finish_reason(), v1::END_OF_TEXT);
   }
   // A stop text that the greedy answer must contain.
   ASSERT_TRUE(engine->Add(Lease(1, 1, 0, 12)).ok());

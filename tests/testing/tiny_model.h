@@ -13,9 +13,12 @@ namespace rlhf {
 
 inline std::string MakeTinyModel(const std::string& dir, uint64_t seed = 0, int context = 64) {
   EXPECT_TRUE(MakeDirs(dir).ok());
-  const std::string text = dir + "/text.txt";
-  EXPECT_TRUE(WriteFileDurably(text, "the cat sat on the mat\nthe dog sat on the log\nyes no good bad red blue green\n").ok());
-  const absl::Status trained = artifact::TrainByteLevelBpe({text}, 280, dir);
+  const std::string text = dir + "-text.txt";
+  EXPECT_TRUE(
+      WriteFileDurably(text, "the cat sat on the mat\nthe dog sat on the log\nyes no good bad red blue green\n").ok());
+  const std::string tokenizer = dir + "-tokenizer";
+  EXPECT_TRUE(MakeDirs(tokenizer).ok());
+  const absl::Status trained = artifact::TrainByteLevelBpe({text}, 280, tokenizer);
   EXPECT_TRUE(trained.ok()) << trained;
   artifact::ModelConfig config;
   config.architecture = "LlamaForCausalLM";
@@ -32,7 +35,7 @@ inline std::string MakeTinyModel(const std::string& dir, uint64_t seed = 0, int 
   config.pad_token_id = 0;
   model::Transformer model(config, model::HeadKind::kLm, torch::kFloat32, torch::kCPU);
   model.InitRandom(seed);
-  const absl::Status saved = model::SaveModel(model, dir, dir);
+  const absl::Status saved = model::SaveModel(model, dir, tokenizer);
   EXPECT_TRUE(saved.ok()) << saved;
   return dir;
 }
