@@ -37,7 +37,7 @@ class LocalService {
         absl::Seconds(60), [&] { return std::filesystem::exists(Dir() + "/ready"); }, "the service is ready");
   }
   ~LocalService() {
-    if (testing::Test::HasFailure()) {
+    if (testing::Test::HasFailure() && std::filesystem::exists(Dir() + "/logs")) {
       for (const auto& log : std::filesystem::directory_iterator(Dir() + "/logs")) {
         std::fprintf(stderr, "--- %s\n%s\n", log.path().c_str(),
                      RunCommand("tail -n 25 " + log.path().string()).output.c_str());

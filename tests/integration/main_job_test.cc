@@ -1,5 +1,7 @@
 // All processes, real gRPC with TLS and tokens, a small PPO job; then the same with the coordinator or a learner killed
 // in the middle.
+#include <thread>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -78,7 +80,7 @@ TEST_F(MainJobTest, ASmallPpoJobRunsFromPromptToReport) {
   EXPECT_LE(job["result"]["metrics"]["first_minibatch_ratio_error"].value("value", 0.0), 1e-4);
   const std::string digest = job["result"]["artifacts"].value("model", "");
   EXPECT_THAT(digest, HasSubstr("sha256:"));
-  const CommandResult pulled = service_.Ctl("models pull " + digest + " " + service_.scratch().File("trained"));
+  const CommandResult pulled = service_.Ctl("models pull " + digest + " --out " + service_.scratch().File("trained"));
   EXPECT_EQ(pulled.code, 0) << pulled.output;
   EXPECT_EQ(RunCommand(BinDir() + "/rlhf-model inspect " + service_.scratch().File("trained")).code, 0);
   const CommandResult report = service_.Ctl("report small --out " + service_.scratch().File("report.html"));
@@ -115,15 +117,19 @@ TEST_F(MainJobTest, BadInputGetsOneClearErrorAndLosesNothing) {
 }
 
 TEST_F(MainJobTest, AKilledCoordinatorGoesOnWithItsJob) {
-  ASSERT_EQ(service_.Ctl("submit " + WriteJob(14, 1)).code, 0);
+  ASSERT_EQ(service_.Ctl("submit " + WriteJob(30, 1)).code, 0);
   WaitForStep(3);
   const std::vector<pid_t> before = service_.Pids("rlhf-coordinator");
   ASSERT_EQ(before.size(), 1u);
-  ASSERT_EQ(kill(before[0], SIGKILL), 0);
-  const CommandResult watched = service_.Ctl("watch small");
+  // Who watches stays with the job across the restart.
+  CommandResult watched;
+  std::thread watcher([&] { watched = service_.Ctl("watch small"); });
+  WaitForStep(4);
+  EXPECT_EQ(kill(before[0], SIGKILL), 0);
+  watcher.join();
   EXPECT_EQ(watched.code, 0) << watched.output;
   EXPECT_NE(service_.Pids("rlhf-coordinator"), before);
-  ExpectWhole(14);
+  ExpectWhole(30);
 }
 
 TEST_F(MainJobTest, AKilledLearnerIsReplacedAndEverythingIsTrainedOnce) {
