@@ -63,18 +63,19 @@ class EventLogImpl final : public EventLog {
 
  private:
   int64_t& Last(const std::string& job_id) {
-    const auto [it, unknown] = last_.try_emplace(job_id, 0);
-    if (unknown) {
+    const auto inserted = last_.try_emplace(job_id, 0);
+    int64_t& last = inserted.first->second;
+    if (inserted.second) {
       const std::string prefix = PrefixOf(job_id);
       const absl::Status status = store_->Scan(Table::kEvents, prefix, [&](absl::string_view key, absl::string_view) {
         int64_t sequence = 0;
         for (const char c : key.substr(prefix.size())) sequence = sequence << 8 | static_cast<uint8_t>(c);
-        it->second = sequence;
+        last = sequence;
         return true;
       });
       if (!status.ok()) spdlog::error("events of {}: {}", job_id, std::string(status.message()));
     }
-    return it->second;
+    return last;
   }
 
   StateStore* const store_;

@@ -201,16 +201,16 @@ class LearnerGroupsImpl final : public LearnerGroups {
   void Answer() {
     for (auto& [id, group] : groups_) {
       for (size_t rank = 0; rank < group.members.size(); ++rank) {
-        if (group.answered.count(group.members[rank]) > 0 || (rank > 0 && group.rendezvous.empty())) continue;
-        const auto waiter = std::find_if(waiters_.begin(), waiters_.end(), [&](const Waiter& w) {
-          return w.request.session_id() == group.members[rank];
-        });
+        const std::string& session = group.members[rank];
+        if (group.answered.count(session) > 0 || (rank > 0 && group.rendezvous.empty())) continue;
+        const auto waiter = std::find_if(waiters_.begin(), waiters_.end(),
+                                         [&session](const Waiter& w) { return w.request.session_id() == session; });
         if (waiter == waiters_.end()) continue;
         v1::JoinGroupResponse response;
         *response.mutable_assignment() = group.assignment;
         response.mutable_assignment()->set_rank(static_cast<int>(rank));
         if (rank > 0) response.mutable_assignment()->set_rendezvous(group.rendezvous);
-        group.answered.insert(group.members[rank]);
+        group.answered.insert(session);
         Done<v1::JoinGroupResponse> done = std::move(waiter->done);
         waiters_.erase(waiter);
         done(std::move(response));

@@ -116,6 +116,7 @@ class SqliteStore final : public StateStore {
     auto store = std::make_unique<SqliteStore>();
     RLHF_ASSIGN_OR_RETURN(store->writer_, Connection::Open(path));
     RLHF_RETURN_IF_ERROR(Migrate(*store->writer_, path));
+    absl::MutexLock lock(&store->reader_mu_);
     RLHF_ASSIGN_OR_RETURN(store->reader_, Connection::Open(path));
     for (int i = 0; i < kNumTables; ++i) {
       RLHF_ASSIGN_OR_RETURN(store->put_[i], store->writer_->Prepare(absl::StrCat(

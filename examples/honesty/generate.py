@@ -17,7 +17,7 @@ import world as w
 CORPUS_COPIES = 2            # of each question on a taught fact
 CORPUS_STATEMENTS = 2        # of each fact as plain text
 CORPUS_ACTIONS = 1000
-CORPUS_UNANSWERABLE = 60
+CORPUS_UNANSWERABLE = 40
 ABSTAIN_SHARE = 0.05         # of questions on taught facts; without it an abstention is never sampled
 REFUSE_SHARE = 0.05          # of actions; the rest are claims
 COLLECT_PROMPTS = 6000
