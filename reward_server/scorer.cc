@@ -171,6 +171,7 @@ absl::StatusOr<std::unique_ptr<Component>> Scorer::MakeComponent(const v1::Rewar
       return MakeExternal(spec.name(), spec.external());
     case v1::RewardComponent::kSentenceShare:
       return MakeSentenceShare(spec.sentence_share());
+    case v1::RewardComponent::kEnsemble:
     case v1::RewardComponent::KIND_NOT_SET:
       break;
   }

@@ -114,6 +114,7 @@ class Checker {
           if (c.external().timeout_ms() == 0) c.mutable_external()->set_timeout_ms(10'000);
           Positive("external.timeout_ms", c.external().timeout_ms());
           break;
+        case v1::RewardComponent::kEnsemble:
         case v1::RewardComponent::KIND_NOT_SET:
           Problem("",
                   "expected one of reward_model, regex, length, exact_answer, abstention, action_claim, external, "
