@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/digest.h"
+#include "common/canonical_bytes.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
 #include "coordinator/comparison_line.h"
@@ -66,7 +67,7 @@ void ComparisonSets::Import(const std::string& subject, const std::string& proje
     v1::Comparison& comparison = comparisons[i];
     comparison.set_project(project);
     std::string problem = ProblemOf(comparison);
-    if (comparison.id().empty()) comparison.set_id(artifact::Sha256Hex(comparison.SerializeAsString()).substr(0, 32));
+    if (comparison.id().empty()) comparison.set_id(artifact::Sha256Hex(CanonicalBytes(comparison)).substr(0, 32));
     if (problem.empty()) problem = std::string(CheckText("id", comparison.id(), 128).message());
     if (!problem.empty()) {
       if (response.problems_size() < kMaxProblems)

@@ -4,12 +4,10 @@
 #include <set>
 #include <utility>
 
-#include <google/protobuf/io/coded_stream.h>
-#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
-
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "artifact/digest.h"
+#include "common/canonical_bytes.h"
 #include "common/process.h"
 #include "common/status_util.h"
 #include "coordinator/timestamps.h"
@@ -23,14 +21,7 @@ constexpr int kDefaultPage = 100;
 // Of the record with its own digest empty; maps in a fixed order.
 std::string DigestOf(v1::AuditRecord record) {
   record.clear_sha256();
-  std::string bytes;
-  {
-    google::protobuf::io::StringOutputStream stream(&bytes);
-    google::protobuf::io::CodedOutputStream coded(&stream);
-    coded.SetSerializationDeterministic(true);
-    record.SerializeToCodedStream(&coded);
-  }
-  return artifact::Sha256Hex(bytes);
+  return artifact::Sha256Hex(CanonicalBytes(record));
 }
 
 std::string AuditKey(uint64_t sequence) {

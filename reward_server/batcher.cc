@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/canonical_bytes.h"
 
 namespace rlhf::reward {
 namespace {
@@ -16,7 +17,7 @@ std::string BatchKey(const v1::ScoreRequest& request) {
   without_samples.set_reference_policy(request.reference_policy());
   without_samples.set_tokenizer(request.tokenizer());
   without_samples.set_temperature(request.temperature());
-  return without_samples.SerializeAsString();
+  return CanonicalBytes(without_samples);
 }
 
 }  // namespace

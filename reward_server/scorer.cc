@@ -8,6 +8,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/canonical_bytes.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
 #include "model/guard.h"
@@ -191,7 +192,7 @@ void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest&
       targets.push_back(&(*scores)[i]);
     }
     if (samples.empty()) return;
-    const std::string key = absl::StrCat(request.tokenizer(), "\n", component_spec.SerializeAsString());
+    const std::string key = absl::StrCat(request.tokenizer(), "\n", CanonicalBytes(component_spec));
     auto& component = components_[key];
     if (!component) {
       auto made = MakeComponent(component_spec, request.tokenizer());

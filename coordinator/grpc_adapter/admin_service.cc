@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "artifact/digest.h"
+#include "common/canonical_bytes.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
 
@@ -150,7 +151,7 @@ class AdminService final : public v1::AdminService::CallbackService {
     absl::Status status = edge_.Admit(caller, wanted.project, "/rlhf.v1.AdminService/CreateToken");
     if (!status.ok()) return done(status);
     const std::string key = r.request_id().empty() ? "" : absl::StrCat(caller.subject, "/", r.request_id());
-    const std::string body = artifact::Sha256Hex(r.SerializeAsString());
+    const std::string body = artifact::Sha256Hex(CanonicalBytes(r));
     if (!key.empty()) {
       absl::StatusOr<v1::CreateTokenResponse> before = answers_.Find(key, body);
       if (!absl::IsNotFound(before.status())) return done(std::move(before));

@@ -5,6 +5,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "artifact/digest.h"
+#include "common/canonical_bytes.h"
 #include "common/status_util.h"
 #include "coordinator/jobs/job_table.h"
 #include "coordinator/jobs/spec.h"
@@ -75,7 +76,7 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
   if (request.request_id().empty())
     return done(absl::InvalidArgumentError("request_id: expected a UUID of the caller's, found nothing"));
   v1::RequestRow accepted;
-  accepted.set_body_sha256(artifact::Sha256Hex(request.spec().SerializeAsString()));
+  accepted.set_body_sha256(artifact::Sha256Hex(CanonicalBytes(request.spec())));
   const std::string key = RequestKey(subject, request.request_id());
   v1::RequestRow before;
   if (const auto it = requests_.find(key); it != requests_.end()) {

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include "absl/status/statusor.h"
+#include "common/canonical_bytes.h"
+#include "rlhf/v1/job.pb.h"
 
 namespace rlhf {
 namespace {
@@ -17,6 +19,15 @@ TEST(StatusUtilTest, EveryCodeMakesTheRoundTrip) {
   }
   EXPECT_TRUE(ToGrpc(absl::OkStatus()).ok());
   EXPECT_TRUE(FromGrpc(grpc::Status::OK).ok());
+}
+
+TEST(CanonicalBytesTest, DoNotDependOnTheOrderInWhichAMapWasFilled) {
+  v1::JobSpec one, other;
+  for (int i = 0; i < 16; ++i) (*one.mutable_labels())[std::to_string(i)] = "x";
+  for (int i = 15; i >= 0; --i) (*other.mutable_labels())[std::to_string(i)] = "x";
+  EXPECT_EQ(CanonicalBytes(one), CanonicalBytes(other));
+  (*other.mutable_labels())["3"] = "y";
+  EXPECT_NE(CanonicalBytes(one), CanonicalBytes(other));
 }
 
 TEST(StatusUtilTest, ReasonAndRetryDelayTravel) {
