@@ -77,6 +77,21 @@ class Screen {
   absl::Time last_metrics_ = absl::InfinitePast();
 };
 
+// Shows events until the stream ends; request->resume_token follows what was seen.
+absl::Status Watch(v1::JobService::Stub* stub, v1::WatchJobRequest* request, Screen* screen, absl::Time* reachable) {
+  const auto context = CallContext(absl::Hours(24 * 30));
+  const auto reader = stub->WatchJob(context.get(), *request);
+  v1::JobEvent event;
+  while (reader->Read(&event)) {
+    *reachable = absl::Now();
+    // Stages count events of their own; the token is of the watched job's.
+    if (event.job_id() == request->job_id() && event.sequence() > request->resume_token())
+      request->set_resume_token(event.sequence());
+    if (!event.has_bookmark()) screen->Show(event);
+  }
+  return FromGrpc(reader->Finish());
+}
+
 }  // namespace
 
 absl::StatusOr<v1::Job> FollowJob(const std::shared_ptr<grpc::Channel>& channel, const std::string& job_id,
@@ -84,45 +99,37 @@ absl::StatusOr<v1::Job> FollowJob(const std::shared_ptr<grpc::Channel>& channel,
   const auto stub = v1::JobService::NewStub(channel);
   Screen screen(options, stub.get());
   v1::WatchJobRequest request;
-  request.set_job_id(job_id);
   request.set_include_stages(true);
   absl::Time reachable = absl::Now();
   while (true) {
-    const auto context = CallContext(absl::Hours(24 * 30));
-    const auto reader = stub->WatchJob(context.get(), request);
-    v1::JobEvent event;
-    while (reader->Read(&event)) {
-      reachable = absl::Now();
-      if (event.sequence() > request.resume_token()) request.set_resume_token(event.sequence());
-      if (!event.has_bookmark()) screen.Show(event);
-    }
-    const absl::Status status = FromGrpc(reader->Finish());
-    if (!status.ok() && !absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status) &&
-        !absl::IsCancelled(status)) {
-      screen.End();
-      return status;
-    }
     v1::GetJobRequest get;
     get.set_job_id(job_id);
     v1::Job job;
     const auto get_context = CallContext(absl::Seconds(10));
-    const absl::Status got = FromGrpc(stub->GetJob(get_context.get(), get, &job));
-    if (got.ok()) {
+    absl::Status status = FromGrpc(stub->GetJob(get_context.get(), get, &job));
+    if (status.ok()) {
       reachable = absl::Now();
-      if (Ended(job.state())) {
+      request.set_job_id(job.id());
+      status = Watch(stub.get(), &request, &screen, &reachable);
+      // The end is shown only once all events before it were.
+      if (status.ok() && Ended(job.state())) {
         screen.End();
         return job;
       }
-    } else if (!absl::IsUnavailable(got) && !absl::IsDeadlineExceeded(got)) {
+      // The newest events are what matters; those before the first one kept are gone.
+      if (absl::IsOutOfRange(status)) request.set_resume_token(0);
+    }
+    if (!status.ok() && !absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status) &&
+        !absl::IsCancelled(status) && !absl::IsOutOfRange(status)) {
       screen.End();
-      return got;
+      return status;
     }
     if (absl::Now() - reachable > kUnreachableFor) {
       screen.End();
       return absl::UnavailableError(absl::StrCat("lost the coordinator while following ", job_id,
                                                  "; the job goes on without us: `rlhfctl watch ", job_id, "`"));
     }
-    absl::SleepFor(absl::Milliseconds(500));
+    if (!status.ok()) absl::SleepFor(absl::Milliseconds(500));
   }
 }
 

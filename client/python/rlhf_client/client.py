@@ -13,6 +13,8 @@ import grpc
 from rlhf.v1 import (admin_service_pb2_grpc, artifact_service_pb2, artifact_service_pb2_grpc, feedback_service_pb2,
                      feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, state_pb2)
 
+# A stream's life is bounded, so that a connection that died silently is found; the watch goes on from its resume token.
+_WATCH_SECONDS = 600.0
 _ENDED = (state_pb2.SUCCEEDED, state_pb2.FAILED, state_pb2.CANCELLED)
 _RETRY = {
     "methodConfig": [{
@@ -120,21 +122,29 @@ class Client:
     def watch(self, job: str, resume_token: int = 0, patience: float = 300.0) -> Iterator[state_pb2.JobEvent]:
         """Events from `resume_token` on until the job ends, across lost connections of up to `patience` seconds."""
         lost: Optional[float] = None
+        watched = ""
         while True:
-            request = job_service_pb2.WatchJobRequest(job_id=job, resume_token=resume_token, include_stages=True)
             try:
-                for event in self._jobs.WatchJob(request):
+                watched = watched or self.get(job).id
+                request = job_service_pb2.WatchJobRequest(job_id=watched, resume_token=resume_token, include_stages=True)
+                for event in self._jobs.WatchJob(request, timeout=_WATCH_SECONDS):
                     lost = None
-                    resume_token = max(resume_token, event.sequence)
+                    # Stages count events of their own; the token is of the watched job's.
+                    if event.job_id == watched:
+                        resume_token = max(resume_token, event.sequence)
                     if event.WhichOneof("what") != "bookmark":
                         yield event
                 return
-            except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE:
-                    raise RlhfError(error.code(), error.details()) from None
+            except (grpc.RpcError, RlhfError) as error:
+                code = error.code() if isinstance(error, grpc.RpcError) else error.code
+                if code == grpc.StatusCode.OUT_OF_RANGE and resume_token > 0:
+                    resume_token = 0
+                    continue
+                if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise RlhfError(code, error.details() if isinstance(error, grpc.RpcError) else error.message) from None
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost > patience:
-                    raise RlhfError(error.code(), f"lost the coordinator while following {job}; the job goes on") from None
+                    raise RlhfError(code, f"lost the coordinator while following {job}; the job goes on") from None
                 time.sleep(0.5)
 
     def wait(self, job: str) -> state_pb2.Job:
@@ -187,6 +197,8 @@ class Client:
         artifact = self._call(self._artifacts.GetArtifact, artifact_service_pb2.GetArtifactRequest(reference=reference, project=project))
         root = pathlib.Path(out)
         for entry in artifact.files:
+            if pathlib.PurePosixPath(entry.path).is_absolute() or ".." in pathlib.PurePosixPath(entry.path).parts:
+                raise RlhfError(grpc.StatusCode.DATA_LOSS, f"artifact {artifact.digest} names a file outside itself: {entry.path!r}")
             target = root / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
             digest = hashlib.sha256()
