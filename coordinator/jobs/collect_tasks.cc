@@ -50,10 +50,10 @@ absl::StatusOr<std::vector<v1::FeedbackTask>> MakeTasks(const std::vector<artifa
 
   std::vector<v1::FeedbackTask> tasks;
   std::set<std::tuple<size_t, std::string, std::string>> asked;
-  bool progress = true;
   const auto wanted = static_cast<size_t>(spec.comparisons());
-  while (tasks.size() < wanted && progress) {
-    progress = false;
+  // A draw may hit what was asked already; after so many rounds without anything new the questions have run out.
+  constexpr int kRoundsInVain = 16;
+  for (int in_vain = 0; tasks.size() < wanted && in_vain < kRoundsInVain; ++in_vain) {
     for (size_t p = 0; p < prompts.size() && tasks.size() < wanted; ++p) {
       const auto& candidates = prompts[p];
       const bool written = random.Uniform() < spec.written_candidate_fraction();
@@ -72,12 +72,8 @@ absl::StatusOr<std::vector<v1::FeedbackTask>> MakeTasks(const std::vector<artifa
                                                   .emplace(p, std::min(first->response, second->response),
                                                            std::max(first->response, second->response))
                                                   .second;
-      if (again) {
-        // Another draw may still find something; a prompt's questions run out at some time.
-        progress = progress || asked.size() < prompts.size();
-        continue;
-      }
-      progress = true;
+      if (again) continue;
+      in_vain = -1;
       v1::FeedbackTask& task = tasks.emplace_back();
       task.set_id(absl::StrFormat("t%07d", tasks.size() - 1));
       task.set_job_id(job_id);

@@ -162,5 +162,23 @@ TEST(CollectTasksTest, NoQuestionIsAskedTwiceAndTheShareOfWrittenOnesHolds) {
   EXPECT_EQ(too_many.status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
+TEST(CollectTasksTest, QuestionsThatRunOutAreAnErrorAlsoWhereSomePromptsHaveNone) {
+  // Six prompts with one pair each, four whose answers are all alike.
+  std::vector<artifact::SampleRecord> samples;
+  for (int prompt = 0; prompt < 10; ++prompt) {
+    for (int index = 0; index < 2; ++index) {
+      artifact::SampleRecord& sample = samples.emplace_back();
+      sample.id = sample.prompt = absl::StrCat("p", prompt);
+      sample.index = index;
+      sample.response = absl::StrCat("answer ", prompt < 6 ? index : 0);
+    }
+  }
+  v1::CollectSpec spec;
+  spec.set_comparisons(8);
+  const auto tasks = MakeTasks(samples, spec, 1, "job", "default");
+  EXPECT_EQ(tasks.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(tasks.status().message()), HasSubstr("6 different questions"));
+}
+
 }  // namespace
 }  // namespace rlhf::coordinator
