@@ -35,7 +35,8 @@ class Jobs {
                       Done<v1::DeleteJobResponse> done) = 0;
   virtual absl::StatusOr<v1::ExplainJobResponse> Explain(const std::string& job_id) = 0;
   // --- learners
-  // All chunks of the step's batch at once, when complete (long wait; the adapter cancels with the returned function).
+  // All chunks of the step's batch at once, when complete (a long wait: ends with the batch, or Aborted when the group
+  // changes).
   virtual void NextBatch(const v1::NextBatchRequest& request,
                          Done<std::shared_ptr<const std::vector<v1::Sample>>> done) = 0;
   virtual void CommitStep(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) = 0;

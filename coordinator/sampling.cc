@@ -1,5 +1,6 @@
 #include "coordinator/sampling.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -55,7 +56,10 @@ absl::Status SamplingImpl::AddJob(SamplingPlan plan, SamplingListener* listener)
       }));
   for (const auto& [row, archived] : rows) {
     job->ledger.Restore(row, archived, row.id().step() > newest - kStepsKept);
-    if (!archived && row.state() == v1::LEASED) job->leases[KeyOfSample(row.id())] = {"", now, now, 0};
+    if (archived || !IsOpen(row.state())) continue;
+    if (row.state() == v1::LEASED) job->leases[KeyOfSample(row.id())] = {"", now, now, 0};
+    // What was open before a restart is announced like what is issued after it.
+    if (row.state() != v1::ASSIGNED) job->announced.try_emplace(row.id().step(), false);
   }
   ended_.erase(job_id);
   jobs_[job_id] = std::move(job);
@@ -123,6 +127,14 @@ bool SamplingImpl::StepScored(const std::string& job_id, int64_t step) const {
   return job != nullptr && job->ledger.StepScored(step);
 }
 
+bool SamplingImpl::StepAssigned(const std::string& job_id, int64_t step) const {
+  const ActiveJob* job = Find(job_id);
+  if (job == nullptr) return false;
+  const std::vector<const v1::SampleRow*> rows = job->ledger.Step(step);
+  return !rows.empty() &&
+         std::all_of(rows.begin(), rows.end(), [](const v1::SampleRow* row) { return row->state() == v1::ASSIGNED; });
+}
+
 absl::StatusOr<v1::Sample> SamplingImpl::ReadSample(const v1::SampleRow& row) {
   v1::Sample sample;
   RLHF_ASSIGN_OR_RETURN(const std::string bytes, payloads_->Read(row.payload()));
@@ -154,6 +166,7 @@ absl::StatusOr<std::vector<v1::Sample>> SamplingImpl::AssignStep(const std::stri
   }
   for (const SampleKey& key : stale) {
     job->cache.erase(key);
+    job->failures.erase(key);
     job->ledger.Replace(key, v1::STALE,
                         absl::StrCat("older than the lag bound ", job->plan.max_policy_lag, " at step ", step), -1,
                         batch);
@@ -221,6 +234,8 @@ void SamplingImpl::RefuseStep(const std::string& job_id, int64_t step, const std
   for (const SampleKey& key : keys) {
     job->leases.erase(key);
     job->cache.erase(key);
+    job->failures.erase(key);
+    job->score_after.erase(key);
     job->ledger.Replace(key, v1::SAMPLE_FAILED, reason, first_prompt + std::get<1>(key), batch);
   }
   job->announced[step] = false;
@@ -306,6 +321,11 @@ Sampling::Rates SamplingImpl::RatesOf(const std::string& job_id) const {
     break;
   }
   return rates;
+}
+
+std::string SamplingImpl::LastProblem(const std::string& job_id) const {
+  const ActiveJob* job = Find(job_id);
+  return job == nullptr ? "" : job->last_problem;
 }
 
 absl::StatusOr<std::vector<v1::SampleView>> SamplingImpl::List(const std::string& job_id, int64_t step_or_minus_one,

@@ -66,10 +66,12 @@ class Sampling : public FleetListener {
   // without training) the ordinal is the prompt index, and several calls add to it.
   virtual void IssueStep(const std::string& job_id, int64_t step, int64_t first_prompt, int prompts,
                          WriteBatch* batch) = 0;
-  // Newest committed version: leases from now on name it. Unassigned samples of another lineage, or beyond the lag,
-  // become stale and are issued anew.
+  // Newest committed version: leases from now on name it. Unassigned samples of another lineage become
+  // stale and are issued anew; those beyond the lag when they would be assigned.
   virtual void SetPolicy(const std::string& job_id, const v1::PolicySource& policy, WriteBatch* batch) = 0;
   virtual bool StepScored(const std::string& job_id, int64_t step) const = 0;
+  // The step's batch was handed out: every sample of it is assigned.
+  virtual bool StepAssigned(const std::string& job_id, int64_t step) const = 0;
   // The step's samples in issue order, with scores; marks them assigned (idempotent). FailedPrecondition while not all
   // are scored.
   virtual absl::StatusOr<std::vector<v1::Sample>> AssignStep(const std::string& job_id, int64_t step,
@@ -89,6 +91,8 @@ class Sampling : public FleetListener {
     int64_t open = 0, done_in_step = 0, step_size = 0;
   };
   virtual Rates RatesOf(const std::string& job_id) const = 0;
+  // The newest failure of a worker or reward server at this job's samples, for people; empty when all is well.
+  virtual std::string LastProblem(const std::string& job_id) const = 0;
   // Reads rows (and payloads) for listings: from key on, at most limit.
   virtual absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one,
                                                            const std::string& after_key, int limit,

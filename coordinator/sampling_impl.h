@@ -34,6 +34,9 @@ struct ActiveJob {
   std::map<SampleKey, int> failures;                // since the coordinator's start
   std::set<SampleKey> scoring;                      // at a reward server now
   std::map<SampleKey, absl::Duration> score_after;  // backing off after a failed scoring
+  std::map<SampleKey, int> score_tries;             // in vain, while what scoring needs was away
+  int score_batch_halvings = 0;                     // after requests that took too long
+  std::string last_problem;                         // for people; empty when the newest result was good
   std::map<SampleKey, v1::Sample> cache;            // generated and not yet trained or delivered
   std::map<int64_t, bool> announced;                // steps whose completion the listener knows
   struct Finished {
@@ -57,6 +60,7 @@ class SamplingImpl final : public Sampling {
                  WriteBatch* batch) override;
   void SetPolicy(const std::string& job_id, const v1::PolicySource& policy, WriteBatch* batch) override;
   bool StepScored(const std::string& job_id, int64_t step) const override;
+  bool StepAssigned(const std::string& job_id, int64_t step) const override;
   absl::StatusOr<std::vector<v1::Sample>> AssignStep(const std::string& job_id, int64_t step,
                                                      WriteBatch* batch) override;
   void MarkTrained(const std::string& job_id, int64_t step, WriteBatch* batch) override;
@@ -67,6 +71,7 @@ class SamplingImpl final : public Sampling {
   v1::LedgerCounts Counts(const std::string& job_id) const override;
   std::vector<std::string> Check(const std::string& job_id) override;
   Rates RatesOf(const std::string& job_id) const override;
+  std::string LastProblem(const std::string& job_id) const override;
   absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one,
                                                    const std::string& after_key, int limit,
                                                    std::string* next_key) override;
@@ -109,6 +114,8 @@ class SamplingImpl final : public Sampling {
   // Scores.
   void Dispatch(ActiveJob& job, bool now);
   const Session* PickRewardServer();
+  // A sample could not be scored: later again, or for good.
+  void FailScoring(ActiveJob& job, const SampleKey& key, const absl::Status& why, WriteBatch* batch);
   void OnScores(const std::string& job_id, const std::string& session_id, const std::vector<Sent>& sent,
                 const absl::StatusOr<v1::ScoreResponse>& response);
   absl::Status TakeScore(ActiveJob& job, const Sent& sent, const v1::SampleScore& score, WriteBatch* batch);

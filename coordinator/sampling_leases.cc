@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/digest.h"
+#include "common/canonical_bytes.h"
 #include "common/failpoint.h"
 #include "common/log.h"
 #include "common/status_util.h"
@@ -103,9 +104,12 @@ bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePr
 
   std::vector<SampleKey> keys;
   for (const SampleKey& key : job->ledger.queued()) {
-    if (static_cast<int>(keys.size()) == limit) break;
+    // Later steps wait for their policy: what an older one made of them would be stale.
+    const bool too_early = std::get<0>(key) - 1 - job->plan.max_policy_lag > job->plan.policy.version().step();
+    if (static_cast<int>(keys.size()) == limit || too_early) break;
     keys.push_back(key);
   }
+  if (keys.empty()) return false;
   v1::PromptLease* lease = nullptr;
   for (const SampleKey& key : keys) {
     const auto& [step, ordinal, index] = key;
@@ -177,7 +181,7 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
   stored.clear_score();
   stored.set_worker_id(worker);
   *stored.mutable_prompt() = (*job.plan.prompts)[static_cast<size_t>(row->prompt_index()) % job.plan.prompts->size()];
-  std::string bytes = stored.SerializeAsString();
+  std::string bytes = CanonicalBytes(stored);
   const std::string digest = artifact::Sha256Hex(bytes);
   if (row->state() != v1::LEASED) {
     // The reply to an earlier delivery was lost: the same bytes are answered alike.
@@ -197,6 +201,7 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
   job.finished.push_back({now, 1, sample.response_tokens_size()});
   while (now - job.finished.front().at > kRatesKept) job.finished.pop_front();
   job.cache[key] = std::move(stored);
+  if (!job.plan.score) job.last_problem.clear();
   verdict.set_accepted(true);
   return verdict;
 }
@@ -214,7 +219,9 @@ void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1:
     if (!lease.error().empty())
       spdlog::warn("job {}: generating failed at {}: {}", lease.id().job_id(), (*session)->identity.instance_id(),
                    lease.error());
-    Release(*job, key, lease.error(), lease.permanent(), &batches[lease.id().job_id()]);
+    if (!lease.error().empty())
+      job->last_problem = absl::StrCat((*session)->identity.instance_id(), ": ", lease.error());
+    Release(*job, key, lease.unavailable() ? "" : lease.error(), lease.permanent(), &batches[lease.id().job_id()]);
   }
   for (auto& [job_id, batch] : batches) Write(job_id, std::move(batch));
   done(v1::ReturnLeasesResponse());

@@ -11,12 +11,20 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr absl::Duration kScoreBackoff = absl::Milliseconds(500);
+constexpr absl::Duration kLongestBackoff = absl::Seconds(30);
 
 // Trying again cannot help: the model, the pattern or the sample itself is at fault.
 bool Permanent(absl::StatusCode code) {
   return code == absl::StatusCode::kInvalidArgument || code == absl::StatusCode::kNotFound ||
          code == absl::StatusCode::kFailedPrecondition || code == absl::StatusCode::kUnimplemented ||
          code == absl::StatusCode::kDataLoss;
+}
+
+// What a scorer needs is away for now (its own dependency too): waiting helps, and the sample is not at fault.
+bool Transient(absl::StatusCode code) {
+  return code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kDeadlineExceeded ||
+         code == absl::StatusCode::kResourceExhausted || code == absl::StatusCode::kAborted ||
+         code == absl::StatusCode::kCancelled;
 }
 
 std::string ProblemOf(const v1::Score& score, const v1::Sample& sample, bool reference) {
@@ -57,14 +65,16 @@ void SamplingImpl::Dispatch(ActiveJob& job, bool now) {
     if (const auto it = job.score_after.find(key); it != job.score_after.end() && time < it->second) continue;
     ready.push_back(key);
   }
+  WriteBatch batch;  // of samples whose payload cannot be read any more
   const bool more_to_come = !job.ledger.queued().empty() || !job.ledger.leased().empty();
   size_t next = 0;
   while (next < ready.size()) {
-    const size_t count = std::min(ready.size() - next, static_cast<size_t>(options_.score_batch_samples));
+    const size_t full = static_cast<size_t>(std::max(1, options_.score_batch_samples >> job.score_batch_halvings));
+    const size_t count = std::min(ready.size() - next, full);
     // Small batches wait for company until the next tick.
-    if (!now && more_to_come && count < static_cast<size_t>(options_.score_batch_samples)) return;
+    if (!now && more_to_come && count < full) break;
     const Session* server = PickRewardServer();
-    if (server == nullptr) return;
+    if (server == nullptr) break;
     v1::ScoreRequest request;
     request.set_job_id(job.plan.job_id);
     *request.mutable_scorer() = job.plan.scorer;
@@ -77,8 +87,7 @@ void SamplingImpl::Dispatch(ActiveJob& job, bool now) {
       const v1::SampleRow& row = *job.ledger.Find(ready[next + i]);
       absl::StatusOr<v1::Sample> sample = CachedSample(job, row);
       if (!sample.ok()) {
-        spdlog::error("job {}: {}", job.plan.job_id, std::string(sample.status().message()));
-        job.score_after[ready[next + i]] = time + kScoreBackoff;
+        FailScoring(job, ready[next + i], sample.status(), &batch);
         continue;
       }
       *request.add_samples() = *std::move(sample);
@@ -96,6 +105,21 @@ void SamplingImpl::Dispatch(ActiveJob& job, bool now) {
                      });
                    });
   }
+  Write(job.plan.job_id, std::move(batch));
+}
+
+void SamplingImpl::FailScoring(ActiveJob& job, const SampleKey& key, const absl::Status& why, WriteBatch* batch) {
+  job.last_problem = absl::StrCat("scoring: ", why.message());
+  const bool spent = !Transient(why.code()) && ++job.failures[key] >= job.plan.max_attempts;
+  if (!spent && !Permanent(why.code())) {
+    const int tries = std::min(job.score_tries[key]++, 10);
+    job.score_after[key] = loop_->clock().Now() + std::min(kScoreBackoff * (1 << tries), kLongestBackoff);
+    return;
+  }
+  job.ledger.Fail(key, job.last_problem, batch);
+  loop_->Post([this, job_id = job.plan.job_id, row = *job.ledger.Find(key)] {
+    if (const ActiveJob* active = Find(job_id)) active->listener->OnSampleFailed(job_id, row);
+  });
 }
 
 void SamplingImpl::OnScores(const std::string& job_id, const std::string& session_id, const std::vector<Sent>& sent,
@@ -109,27 +133,28 @@ void SamplingImpl::OnScores(const std::string& job_id, const std::string& sessio
   if (job == nullptr) return;
   for (const Sent& one : sent) job->scoring.erase(one.key);
   WriteBatch batch;
+  const auto held = [job](const Sent& one) {
+    const v1::SampleRow* row = job->ledger.Find(one.key);
+    return row != nullptr && row->state() == v1::GENERATED && row->attempt() == one.attempt;
+  };
   if (!response.ok()) {
-    // The server is away, busy or broken: another one, or this one later. Only what it says of a sample counts against
-    // the sample.
-    spdlog::warn("job {}: scoring failed, trying again: {}", job_id, response.status().ToString());
-    for (const Sent& one : sent) job->score_after[one.key] = now + kScoreBackoff;
+    spdlog::warn("job {}: scoring failed: {}", job_id, response.status().ToString());
+    // Too much for the time there is: smaller requests.
+    if (absl::IsDeadlineExceeded(response.status()) && (options_.score_batch_samples >> job->score_batch_halvings) > 1)
+      ++job->score_batch_halvings;
+    for (const Sent& one : sent) {
+      if (held(one)) FailScoring(*job, one.key, response.status(), &batch);
+    }
   } else if (response->scores_size() != static_cast<int>(sent.size())) {
-    spdlog::error("job {}: a reward server answered {} of {} samples", job_id, response->scores_size(), sent.size());
-    for (const Sent& one : sent) job->score_after[one.key] = now + kScoreBackoff;
+    const absl::Status broken = absl::InternalError(
+        absl::StrCat("a reward server answered ", response->scores_size(), " of ", sent.size(), " samples"));
+    for (const Sent& one : sent) {
+      if (held(one)) FailScoring(*job, one.key, broken, &batch);
+    }
   } else {
     for (size_t i = 0; i < sent.size(); ++i) {
       const absl::Status status = TakeScore(*job, sent[i], response->scores(static_cast<int>(i)), &batch);
-      if (status.ok()) continue;
-      const int failures = ++job->failures[sent[i].key];
-      if (!Permanent(status.code()) && failures < job->plan.max_attempts) {
-        job->score_after[sent[i].key] = now + kScoreBackoff * failures;
-        continue;
-      }
-      job->ledger.Fail(sent[i].key, absl::StrCat("scoring: ", status.message()), &batch);
-      loop_->Post([this, job_id, row = *job->ledger.Find(sent[i].key)] {
-        if (const ActiveJob* active = Find(job_id)) active->listener->OnSampleFailed(job_id, row);
-      });
+      if (!status.ok()) FailScoring(*job, sent[i].key, status, &batch);
     }
   }
   Write(job_id, std::move(batch));
@@ -152,6 +177,8 @@ absl::Status SamplingImpl::TakeScore(ActiveJob& job, const Sent& sent, const v1:
   *sample.mutable_score() = score.score();
   job.cache[sent.key] = std::move(sample);
   job.score_after.erase(sent.key);
+  job.score_tries.erase(sent.key);
+  job.last_problem.clear();
   return absl::OkStatus();
 }
 

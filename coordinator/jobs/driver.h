@@ -26,7 +26,7 @@ class JobHost {
   virtual void SetState(v1::Job* job, v1::JobState to, const std::string& reason, const std::string& code,
                         WriteBatch* batch) = 0;
   virtual void AppendMetrics(v1::Job* job, v1::MetricPoint point, WriteBatch* batch) = 0;
-  // One line for people; a stage's goes to its pipeline too.
+  // One line for people, among the job's own events.
   virtual void AppendMessage(v1::Job* job, const std::string& text, WriteBatch* batch) = 0;
   // End the job: its driver is stopped first (which may add to the batch), everything in one commit.
   virtual void Succeed(const std::string& job_id, WriteBatch batch) = 0;

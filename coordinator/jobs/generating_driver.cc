@@ -88,8 +88,10 @@ class GeneratingDriver final : public Driver, public SamplingListener {
   v1::ExplainJobResponse Explain() override {
     v1::ExplainJobResponse out;
     const v1::LedgerCounts counts = deps().sampling->Counts(job_id_);
+    const std::string problem = deps().sampling->LastProblem(job_id_);
     out.set_waits_for(absl::StrCat(counts.queued(), " samples queued, ", counts.leased(), " being generated, ",
-                                   counts.generated(), " waiting for a score"));
+                                   counts.generated(), " waiting for a score",
+                                   problem.empty() ? "" : absl::StrCat("; the newest problem: ", problem)));
     out.set_what_to_do(counts.generated() > counts.queued() + counts.leased()
                            ? "see that reward servers run: `rlhfctl workers list`"
                            : "see that rollout workers run: `rlhfctl workers list`");

@@ -25,6 +25,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   using TrainingDriver::TrainingDriver;
 
   void Start() override {
+    if (FinishedBefore()) return;
     (void)deps().store->Scan(Table::kMeta, absl::StrCat("step_digest/", job_id_, "/"),
                              [&](absl::string_view, absl::string_view digest) {
                                ++newest_digest_;
@@ -90,7 +91,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
       const v1::LedgerCounts counts = deps().sampling->Counts(job_id_);
       out.set_waits_for(absl::StrCat("samples of step ", job()->version().step() + 1, ": ", counts.queued(),
                                      " queued, ", counts.leased(), " being generated, ", counts.generated(),
-                                     " waiting for a score"));
+                                     " waiting for a score", Problem()));
       out.set_what_to_do(counts.queued() > 0 ? "start rollout workers, or wait for those there are"
                                              : "see that reward servers run: `rlhfctl workers list`");
       return out;
@@ -112,6 +113,10 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     Done<Batch> done;
   };
 
+  std::string Problem() const {
+    const std::string problem = deps().sampling->LastProblem(job_id_);
+    return problem.empty() ? "" : absl::StrCat("; the newest problem: ", problem);
+  }
   const v1::PpoSpec& spec() const { return job()->spec().ppo(); }
 
   void Begin(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
@@ -135,7 +140,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     if (const absl::Status status = deps().sampling->AddJob(std::move(plan), this); !status.ok()) {
       return host_->Fail(job_id_, "BAD_DATA", std::string(status.message()));
     }
-    row.set_total_steps(spec().steps());
+    if (row.total_steps() == 0) row.set_total_steps(spec().steps());  // an early stop lowered it for good
     paused_ = row.state() == v1::PAUSED;
     WriteBatch batch;
     IssueWindow(&batch);
@@ -243,6 +248,7 @@ v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_
   v1::GroupAssignment assignment = Assignment(epoch);
   if (row->version().step() == row->checkpoint_step()) assignment.set_checkpoint(row->checkpoint());
   assignment.set_next_step(row->version().step() + 1);
+  assignment.set_total_steps(row->total_steps());
   grouped_ = true;
   host_->Commit(job_id_, std::move(batch));
   return assignment;
@@ -334,6 +340,13 @@ void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::Refuse
     return done(WithReason(absl::AbortedError(absl::StrCat("expected step ", row->version().step() + 1, ", found ",
                                                            request.step(), ": join again")),
                            v1::STEP_OUT_OF_ORDER));
+  }
+  if (!deps().sampling->StepAssigned(job_id_, request.step())) {
+    // A repeated call: this batch was refused already, and the new one has not been handed out.
+    return host_->CommitThen(job_id_, WriteBatch(), [done = std::move(done)](absl::Status status) mutable {
+      if (!status.ok()) return done(status);
+      done(v1::RefuseStepResponse());
+    });
   }
   if (++refusals_ >= kRefusalsInARow) {
     host_->Fail(job_id_, "NONFINITE",

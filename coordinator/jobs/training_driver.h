@@ -26,6 +26,8 @@ class TrainingDriver : public Driver, protected TrainingListener {
   void OnGroupLost(const std::string& job_id, const std::string& why) override;
   // What every assignment of this job has, from the job's row.
   v1::GroupAssignment Assignment(uint64_t epoch) const;
+  // The result was durable before a restart and only the job's end was not: ends it.
+  bool FinishedBefore();
   v1::Job* job() const { return host_->Find(job_id_); }
   const JobsDeps& deps() const { return host_->deps(); }
 

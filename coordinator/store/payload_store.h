@@ -1,7 +1,7 @@
 // Append-only segment files for payloads (samples, scores).
 //
 // Append assigns a place at once; the bytes are written and fsynced by Sync, which the state store calls before it
-// commits the rows that name them. Framing: u32 size, u32 CRC-32C or XXH32 of the bytes, bytes. Thread-safe.
+// commits the rows that name them. Framing: u32 size, u32 XXH32 of the bytes, bytes. Thread-safe.
 #pragma once
 
 #include <memory>

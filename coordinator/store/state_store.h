@@ -52,7 +52,7 @@ class StateStore {
   virtual ~StateStore() = default;
   // Enqueues; `done` runs on the store's thread once the batch (and every earlier one) is durable. Writes within 5 ms
   // share a transaction. Unavailable (reason STORE_UNAVAILABLE) on a full or failing disk: nothing of the batch was
-  // kept, and every later Commit fails alike until Reopen.
+  // kept, and every later Commit fails alike until the store is opened anew.
   virtual void Commit(WriteBatch batch, Committed done) = 0;
   absl::Status CommitAndWait(WriteBatch batch);
   // Committed rows only. fn returns false to stop.

@@ -1,0 +1,305 @@
+// Sampling by itself: a store in memory, a clock that stands still, a reward server of this test. What a job hears
+// after a restart, what a scorer's failures cost, and who may lease what.
+#include <deque>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "common/process.h"
+#include "coordinator/sampling.h"
+#include "tests/coordinator/memory_store.h"
+#include "tests/testing/fake_clock.h"
+#include "tests/testing/scratch_dir.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+class Listener final : public SamplingListener {
+ public:
+  void OnStepScored(const std::string&, int64_t step) override { scored.push_back(step); }
+  void OnSampleFailed(const std::string&, const v1::SampleRow& row) override { failed.push_back(row.reason()); }
+  std::vector<int64_t> scored;
+  std::vector<std::string> failed;
+};
+
+// Answers each request by `answer`; nothing while it is unset.
+class ScriptedRewards final : public RewardClient {
+ public:
+  using Answer = std::function<absl::StatusOr<v1::ScoreResponse>(const v1::ScoreRequest&)>;
+  void Score(const std::string&, v1::ScoreRequest request, absl::Duration,
+             absl::AnyInvocable<void(absl::StatusOr<v1::ScoreResponse>)> done) override {
+    sizes.push_back(request.samples_size());
+    if (answer) done(answer(request));
+  }
+  Answer answer;
+  std::vector<int> sizes;
+};
+
+absl::StatusOr<v1::ScoreResponse> Ones(const v1::ScoreRequest& request) {
+  v1::ScoreResponse response;
+  for (int i = 0; i < request.samples_size(); ++i) response.add_scores()->mutable_score()->set_total(1);
+  return response;
+}
+absl::StatusOr<v1::ScoreResponse> EachFailsWith(const v1::ScoreRequest& request, absl::StatusCode code) {
+  v1::ScoreResponse response;
+  for (int i = 0; i < request.samples_size(); ++i) {
+    v1::SampleScore* score = response.add_scores();
+    score->set_code(static_cast<int>(code));
+    score->set_error("the scorer said so");
+  }
+  return response;
+}
+
+class SamplingTest : public testing::Test {
+ protected:
+  void SetUp() override { Start(); }
+  void TearDown() override { loop_->Stop(); }
+
+  void Start() {
+    loop_ = EventLoop::StartThread(&clock_);
+    auto payloads = OpenPayloadStore(dir_.File("payloads"));
+    ASSERT_TRUE(payloads.ok()) << payloads.status();
+    payloads_ = *std::move(payloads);
+    fleet_ = MakeFleet(loop_.get(), absl::Hours(1), absl::Hours(3));
+    sampling_ = MakeSampling(loop_.get(), &store_, payloads_.get(), fleet_.get(), &rewards_);
+    worker_ = Register(v1::ROLE_ROLLOUT_WORKER, "rollout-0");
+    Register(v1::ROLE_REWARD_SERVER, "reward-0");
+  }
+  // As after SIGKILL: only what the store holds is left.
+  void Restart() {
+    loop_->Stop();
+    sampling_.reset();
+    fleet_.reset();
+    payloads_.reset();
+    listener_ = Listener();
+    Start();
+  }
+
+  // On the loop's thread, waiting for it; then waits for what that posted.
+  void OnLoop(const std::function<void()>& fn) {
+    for (const std::function<void()>& each : {fn, std::function<void()>([] {}), std::function<void()>([] {})}) {
+      absl::Notification done;
+      loop_->Post([&] {
+        each();
+        done.Notify();
+      });
+      done.WaitForNotification();
+    }
+  }
+  std::string Register(v1::Role role, const std::string& instance) {
+    v1::RegisterRequest request;
+    request.set_role(role);
+    request.set_instance_id(instance);
+    request.set_address("nowhere:1");
+    request.set_protocol_version(kProtocolVersion);
+    request.set_slots(64);
+    std::string session;
+    OnLoop([&] {
+      fleet_->Register(request, [&](auto response) {
+        ASSERT_TRUE(response.ok()) << response.status();
+        session = response->session_id();
+      });
+    });
+    return session;
+  }
+
+  void AddJob(int64_t policy_step, int max_attempts = 3) {
+    SamplingPlan plan;
+    plan.job_id = "job";
+    auto prompts = std::make_shared<std::vector<v1::Prompt>>(4);
+    for (v1::Prompt& prompt : *prompts) prompt.set_text("say something");
+    plan.prompts = prompts;
+    plan.policy.set_job_id("job");
+    plan.policy.mutable_version()->set_step(policy_step);
+    plan.score = true;
+    plan.max_attempts = max_attempts;
+    OnLoop([&] { ASSERT_TRUE(sampling_->AddJob(std::move(plan), &listener_).ok()); });
+  }
+  void Issue(int64_t step) {
+    OnLoop([&] {
+      WriteBatch batch;
+      sampling_->IssueStep("job", step, (step - 1) * 4, 4, &batch);
+      store_.Commit(std::move(batch), [](absl::Status) {});
+    });
+  }
+  v1::LeasePromptsResponse Lease() {
+    v1::LeasePromptsRequest request;
+    request.set_session_id(worker_);
+    request.set_max_samples(64);
+    v1::LeasePromptsResponse out;
+    OnLoop([&] {
+      sampling_->LeasePrompts(request, [&](auto response) {
+        if (response.ok()) out = *std::move(response);
+      });
+    });
+    OnLoop([&] { sampling_->Tick(); });  // ends the poll when there is nothing
+    return out;
+  }
+  void Generate(const v1::LeasePromptsResponse& work) {
+    v1::SubmitSamplesRequest request;
+    request.set_session_id(worker_);
+    for (const v1::PromptLease& lease : work.leases()) {
+      for (const v1::SampleLease& sample : lease.samples()) {
+        v1::Sample* out = request.add_samples();
+        out->mutable_id()->set_job_id("job");
+        out->mutable_id()->set_step(lease.step());
+        out->mutable_id()->set_ordinal(lease.ordinal());
+        out->mutable_id()->set_index(sample.index());
+        out->set_attempt(sample.attempt());
+        out->add_response_tokens(7);
+        out->add_behaviour_log_probs(-1);
+        *out->mutable_version_low() = lease.policy().version();
+      }
+    }
+    OnLoop([&] { sampling_->SubmitSamples(request, [](auto response) { ASSERT_TRUE(response.ok()); }); });
+    Tick();
+  }
+  void Tick() {
+    for (int i = 0; i < 3; ++i) OnLoop([&] { sampling_->Tick(); });
+  }
+  v1::LedgerCounts Counts() {
+    v1::LedgerCounts counts;
+    OnLoop([&] { counts = sampling_->Counts("job"); });
+    return counts;
+  }
+
+  ScratchDir dir_;
+  FakeClock clock_;
+  EdgeMemoryStore store_;
+  ScriptedRewards rewards_;
+  Listener listener_;
+  std::unique_ptr<EventLoop> loop_;
+  std::unique_ptr<PayloadStore> payloads_;
+  std::unique_ptr<Fleet> fleet_;
+  std::unique_ptr<Sampling> sampling_;
+  std::string worker_;
+};
+
+TEST_F(SamplingTest, AStepThatWasOpenBeforeARestartIsAnnouncedWhenItIsScored) {
+  AddJob(0);
+  Issue(1);
+  const v1::LeasePromptsResponse work = Lease();
+  ASSERT_EQ(work.leases_size(), 4);
+  Restart();
+  rewards_.answer = Ones;
+  AddJob(0);
+  EXPECT_THAT(listener_.scored, IsEmpty());
+  Generate(work);  // the leases outlived the restart
+  EXPECT_THAT(listener_.scored, ElementsAre(1));
+}
+
+TEST_F(SamplingTest, AStepThatWasScoredBeforeARestartIsAnnouncedAgain) {
+  rewards_.answer = Ones;
+  AddJob(0);
+  Issue(1);
+  Generate(Lease());
+  ASSERT_THAT(listener_.scored, ElementsAre(1));
+  Restart();
+  AddJob(0);
+  Tick();
+  EXPECT_THAT(listener_.scored, ElementsAre(1));
+}
+
+TEST_F(SamplingTest, AScorerThatIsAwayCostsNoAttempt) {
+  rewards_.answer = [](const auto& request) { return EachFailsWith(request, absl::StatusCode::kUnavailable); };
+  AddJob(0, /*max_attempts=*/3);
+  Issue(1);
+  Generate(Lease());
+  for (int i = 0; i < 20; ++i) {
+    clock_.Advance(absl::Seconds(31));
+    Tick();
+  }
+  EXPECT_GE(rewards_.sizes.size(), 20u);
+  EXPECT_THAT(listener_.failed, IsEmpty());
+  EXPECT_EQ(Counts().generated(), 4);
+  OnLoop([&] { EXPECT_THAT(sampling_->LastProblem("job"), HasSubstr("the scorer said so")); });
+  rewards_.answer = Ones;
+  clock_.Advance(absl::Seconds(31));
+  Tick();
+  EXPECT_EQ(Counts().scored(), 4);
+  OnLoop([&] { EXPECT_EQ(sampling_->LastProblem("job"), ""); });
+}
+
+TEST_F(SamplingTest, AScorersOwnErrorSpendsAttemptsAndThenFailsTheSample) {
+  rewards_.answer = [](const auto& request) { return EachFailsWith(request, absl::StatusCode::kInternal); };
+  AddJob(0, /*max_attempts=*/3);
+  Issue(1);
+  Generate(Lease());
+  for (int i = 0; i < 3; ++i) {
+    clock_.Advance(absl::Seconds(31));
+    Tick();
+  }
+  ASSERT_EQ(listener_.failed.size(), 4u);
+  EXPECT_THAT(listener_.failed[0], HasSubstr("the scorer said so"));
+  EXPECT_EQ(Counts().failed(), 4);
+}
+
+TEST_F(SamplingTest, RequestsThatTakeTooLongAreHalved) {
+  AddJob(0);
+  Issue(1);
+  rewards_.answer = [](const v1::ScoreRequest& request) -> absl::StatusOr<v1::ScoreResponse> {
+    if (request.samples_size() > 1) return absl::DeadlineExceededError("60 s");
+    return Ones(request);
+  };
+  Generate(Lease());
+  for (int i = 0; i < 12; ++i) {
+    clock_.Advance(absl::Seconds(31));
+    Tick();
+  }
+  EXPECT_EQ(Counts().scored(), 4);
+  EXPECT_THAT(listener_.scored, ElementsAre(1));
+}
+
+TEST_F(SamplingTest, AStepBeyondTheLagBoundIsNotLeasedYet) {
+  AddJob(0);
+  Issue(1);
+  Issue(2);  // max_policy_lag is 0: step 2 needs version 1
+  const v1::LeasePromptsResponse work = Lease();
+  ASSERT_EQ(work.leases_size(), 4);
+  EXPECT_EQ(work.leases(0).step(), 1);
+  EXPECT_EQ(Lease().leases_size(), 0);
+  v1::PolicySource newer;
+  newer.set_job_id("job");
+  newer.mutable_version()->set_step(1);
+  OnLoop([&] {
+    WriteBatch batch;
+    sampling_->SetPolicy("job", newer, &batch);
+  });
+  EXPECT_EQ(Lease().leases_size(), 4);
+}
+
+TEST_F(SamplingTest, WhatAWorkerCannotHaveForNowCostsNoAttemptAndIsTold) {
+  AddJob(0, /*max_attempts=*/2);
+  Issue(1);
+  for (int i = 0; i < 5; ++i) {
+    const v1::LeasePromptsResponse work = Lease();
+    ASSERT_EQ(work.leases_size(), 4);
+    v1::ReturnLeasesRequest request;
+    request.set_session_id(worker_);
+    for (const v1::PromptLease& lease : work.leases()) {
+      v1::ReturnedLease* returned = request.add_leases();
+      returned->mutable_id()->set_job_id("job");
+      returned->mutable_id()->set_step(lease.step());
+      returned->mutable_id()->set_ordinal(lease.ordinal());
+      returned->set_attempt(lease.samples(0).attempt());
+      returned->set_error("no such artifact");
+      returned->set_unavailable(true);
+    }
+    OnLoop([&] { sampling_->ReturnLeases(request, [](auto) {}); });
+  }
+  EXPECT_THAT(listener_.failed, IsEmpty());
+  OnLoop([&] { EXPECT_THAT(sampling_->LastProblem("job"), HasSubstr("no such artifact")); });
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator
