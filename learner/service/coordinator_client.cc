@@ -46,6 +46,7 @@ absl::Status CoordinatorClient::Retry(const std::function<absl::Status(grpc::Cli
   absl::Duration pause = absl::Milliseconds(100);
   while (true) {
     const std::unique_ptr<grpc::ClientContext> context = client::MakeContext(timeout);
+    const std::string session = session_->session_id();
     {
       absl::MutexLock lock(&mu_);
       if (cancelled_) return absl::CancelledError("the group changed, or this process is stopping");
@@ -57,7 +58,7 @@ absl::Status CoordinatorClient::Retry(const std::function<absl::Status(grpc::Cli
       active_ = nullptr;
       if (cancelled_) return absl::CancelledError("the group changed, or this process is stopping");
     }
-    if (ReasonOf(status) == v1::UNKNOWN_SESSION) session_->Invalidate();
+    if (ReasonOf(status) == v1::UNKNOWN_SESSION) session_->Invalidate(session);
     if (!WorthAnotherTry(status)) return status;
     spdlog::warn("the coordinator does not answer ({}); trying again", std::string(status.message()));
     absl::SleepFor(pause);

@@ -1,6 +1,8 @@
 #include "learner/service/training_run.h"
 
+#include <chrono>
 #include <filesystem>
+#include <future>
 #include <utility>
 
 #include <prometheus/counter.h>
@@ -22,6 +24,7 @@ namespace rlhf::learner {
 namespace {
 
 constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
+constexpr std::chrono::seconds kMeetEvery(2);  // well below what a collective may take
 
 bool JoinAgain(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsAborted(status) || absl::IsCancelled(status) ||
@@ -126,24 +129,30 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   const int64_t start = group.next_step() - 1;  // committed steps the group begins with
   const bool holds = trainer_ && held_job_ == group.job_id() && held_.step() == start &&
                      held_.digest() == group.committed().digest() && start > 0;
+  // Every rank takes part in every vote, also one that needs nothing: what ranks exchange must stay paired.
+  TrainerInputs inputs;
+  inputs.spec = group.spec();
+  inputs.device = options_.device;
+  absl::Status prepared;
+  RLHF_RETURN_IF_ERROR(Together(
+      [&]() -> absl::Status {
+        if (holds) return absl::OkStatus();
+        for (const auto& [reference, digest] : group.resolved()) {
+          RLHF_ASSIGN_OR_RETURN(inputs.local[reference], artifacts_->Fetch(digest));
+        }
+        return absl::OkStatus();
+      },
+      &prepared));
   if (!holds) {
     trainer_.reset();
-    TrainerInputs inputs;
-    inputs.spec = group.spec();
-    inputs.device = options_.device;
-    for (const auto& [reference, digest] : group.resolved()) {
-      RLHF_ASSIGN_OR_RETURN(inputs.local[reference], artifacts_->Fetch(digest));
-    }
-    auto created = Trainer::Create(inputs);
-    // A rank whose data cannot be read must not leave the others waiting in a collective: everybody votes.
-    RLHF_ASSIGN_OR_RETURN(const bool all_created, group_collective_->Vote(created.ok()));
-    if (!created.ok()) return created.status();
-    if (!all_created) return absl::AbortedError("another rank could not prepare the job");
-    trainer_ = *std::move(created);
-  } else {
-    RLHF_ASSIGN_OR_RETURN(const bool all, group_collective_->Vote(true));
-    if (!all) return absl::AbortedError("another rank could not prepare the job");
+    auto created = prepared.ok() ? Trainer::Create(inputs) : prepared;
+    prepared = created.status();
+    if (created.ok()) trainer_ = *std::move(created);
   }
+  // A rank whose data cannot be had or read must not leave the others waiting in a collective.
+  RLHF_ASSIGN_OR_RETURN(const bool all_prepared, group_collective_->Vote(prepared.ok()));
+  if (!prepared.ok()) return prepared;
+  if (!all_prepared) return absl::AbortedError("another rank could not prepare the job");
   trainer_->SetCollective(group_collective_.get());
   // Who holds the committed weights? They seed the others; where nobody does, all start from the checkpoint.
   torch::Tensor holders =
@@ -174,10 +183,14 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   return absl::OkStatus();
 }
 
+int64_t TrainingRun::TotalSteps(const v1::GroupAssignment& group) const {
+  return group.total_steps() > 0 ? group.total_steps() : trainer_->total_steps();
+}
+
 absl::Status TrainingRun::TrainSteps(const v1::GroupAssignment& group) {
   const bool ledger = group.spec().has_ppo();
   bool stop = false;
-  for (int64_t step = group.next_step(); step <= trainer_->total_steps() && !stop;) {
+  for (int64_t step = group.next_step(); step <= TotalSteps(group) && !stop;) {
     bool advanced = true;
     if (ledger) {
       RLHF_RETURN_IF_ERROR(TrainLedgerStep(group, step, &advanced, &stop));
@@ -202,6 +215,7 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
   *advanced = result.committed_locally;
   if (!result.committed_locally) {
     spdlog::warn("step {} was refused: {}", step, result.refusal);
+    if (group.rank() == 0) CountStep("refused");
     absl::Status refused;
     if (group.rank() == 0) refused = coordinator_->Refuse(group, step, result.refusal);
     RLHF_ASSIGN_OR_RETURN(const bool told, group_collective_->Vote(refused.ok()));
@@ -238,7 +252,7 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
         committed = answered.status();
       }
     }
-    ExportMetrics(result.metrics);
+    if (committed.ok()) ExportMetrics(result.metrics);
   }
   // Ranks go on only with what is durable.
   const absl::StatusOr<bool> all = group_collective_->Vote(committed.ok());
@@ -301,7 +315,14 @@ absl::StatusOr<std::string> TrainingRun::PublishFolder(
 
 absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int64_t step) {
   const int every = CheckpointEvery(group.spec());
-  if (every <= 0 || step % every != 0 || step >= trainer_->total_steps() || group.rank() != 0) return absl::OkStatus();
+  if (every <= 0 || step % every != 0 || step >= TotalSteps(group)) return absl::OkStatus();
+  absl::Status written;
+  RLHF_RETURN_IF_ERROR(
+      Together([&] { return group.rank() == 0 ? PublishCheckpoint(group, step) : absl::OkStatus(); }, &written));
+  return written;
+}
+
+absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, int64_t step) {
   RLHF_FAILPOINT("learner/checkpoint");
   const absl::Time start = absl::Now();
   RLHF_ASSIGN_OR_RETURN(const std::string digest,
@@ -312,6 +333,21 @@ absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int6
       .Set(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
   metrics_->Gauge("rlhf_checkpoint_seconds", "Duration of the newest checkpoint.")
       .Set(absl::ToDoubleSeconds(absl::Now() - start));
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::Together(std::function<absl::Status()> work, absl::Status* outcome) {
+  std::future<absl::Status> running = std::async(std::launch::async, std::move(work));
+  while (true) {
+    const bool done = running.wait_for(kMeetEvery) == std::future_status::ready;
+    const absl::StatusOr<bool> all_done = group_collective_->Vote(done);
+    if (!all_done.ok()) {
+      running.wait();
+      return all_done.status();
+    }
+    if (*all_done) break;
+  }
+  *outcome = running.get();
   return absl::OkStatus();
 }
 
@@ -343,6 +379,10 @@ absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
   return ended.status();
 }
 
+void TrainingRun::CountStep(const char* outcome) {
+  metrics_->Counter("rlhf_learner_steps_total", "Training steps, from rank 0.", {{"outcome", outcome}}).Increment();
+}
+
 void TrainingRun::ExportMetrics(const std::map<std::string, double>& values) {
   static constexpr std::pair<const char*, const char*> kGauges[] = {
       {"kl", "rlhf_learner_kl"},
@@ -365,7 +405,7 @@ void TrainingRun::ExportMetrics(const std::map<std::string, double>& values) {
       metrics_->Gauge("rlhf_learner_loss", "Newest step's loss.", {{"kind", kind}}).Set(value);
     }
   }
-  metrics_->Counter("rlhf_learner_steps_total", "Optimizer steps.", {{"outcome", "committed"}}).Increment();
+  CountStep("committed");
   if (const auto tokens = values.find("tokens"); tokens != values.end() && tokens->second > 0) {
     metrics_->Counter("rlhf_learner_tokens_total", "Tokens trained on.").Increment(tokens->second);
   }

@@ -53,10 +53,18 @@ class TrainingRun {
   absl::Status TrainLocalStep(const v1::GroupAssignment& group, int64_t step);
   absl::Status FlushProgress(const v1::GroupAssignment& group, int64_t step, bool force);
   absl::Status MaybeCheckpoint(const v1::GroupAssignment& group, int64_t step);
+  absl::Status PublishCheckpoint(const v1::GroupAssignment& group, int64_t step);
+  // Runs `work` on a thread of its own while all ranks keep meeting in votes, until everybody's is done: work of any
+  // length (a checkpoint, a download) exceeds no collective's timeout. The returned status is the group's, *outcome the
+  // work's.
+  absl::Status Together(std::function<absl::Status()> work, absl::Status* outcome);
+  // Fewer than the specification's after an early stop.
+  int64_t TotalSteps(const v1::GroupAssignment& group) const;
   absl::Status FinishJob(const v1::GroupAssignment& group);
   absl::StatusOr<std::string> PublishFolder(const v1::GroupAssignment& group, const std::string& name,
                                             const std::string& kind,
                                             const std::function<absl::Status(const std::string& dir)>& write);
+  void CountStep(const char* outcome);
   void ExportMetrics(const std::map<std::string, double>& values);
 
   CoordinatorClient* coordinator_;
