@@ -160,7 +160,7 @@ bool Engine::Append(Running& sequence, const model::SampledToken& token) {
   if (tokenizer_->eos_id() && token.id == *tokenizer_->eos_id()) {
     sequence.finish = v1::END_OF_TEXT;
   } else if (!sequence.lease->sampling().stop().empty()) {
-    const auto text = tokenizer_->Decode(sequence.tokens);
+    const auto text = Text(sequence.tokens);
     for (const std::string& stop : sequence.lease->sampling().stop()) {
       if (text.ok() && text->find(stop) != std::string::npos) sequence.finish = v1::STOP_TEXT;
     }
@@ -172,7 +172,13 @@ bool Engine::Append(Running& sequence, const model::SampledToken& token) {
   return sequence.finish != v1::FINISH_REASON_UNSPECIFIED;
 }
 
-v1::Sample Engine::Finish(Running& sequence) {
+absl::StatusOr<std::string> Engine::Text(std::vector<int32_t> tokens) const {
+  // A padded vocabulary has ids that no tokenizer knows; they are tokens like others, without a text.
+  std::erase_if(tokens, [known = tokenizer_->vocab_size()](int32_t id) { return id >= known; });
+  return tokenizer_->Decode(tokens);
+}
+
+absl::StatusOr<v1::Sample> Engine::Finish(Running& sequence) {
   v1::Sample out;
   out.mutable_id()->set_job_id(sequence.lease->job_id());
   out.mutable_id()->set_step(sequence.lease->step());
@@ -186,13 +192,11 @@ v1::Sample Engine::Finish(Running& sequence) {
   if (sequence.sampling.top_p < 1.0 || sequence.sampling.top_k > 0) {
     out.mutable_log_kept_mass()->Add(sequence.log_kept_mass.begin(), sequence.log_kept_mass.end());
   }
-  if (auto text = tokenizer_->Decode(sequence.tokens); text.ok()) out.set_response_text(*text);
+  RLHF_ASSIGN_OR_RETURN(*out.mutable_response_text(), Text(sequence.tokens));
   out.set_finish_reason(sequence.finish);
   *out.mutable_version_low() = sequence.version_low;
   *out.mutable_version_high() = sequence.version_high;
   out.set_worker_id(options_.worker_id);
-  slots_[sequence.slot].reset();
-  --running_;
   return out;
 }
 
@@ -304,7 +308,21 @@ absl::Status Engine::DecodeStep(std::vector<v1::Sample>* finished) {
   }
   const std::vector<model::SampledToken> tokens = model::Sample(all, params, keys, positions);
   for (size_t i = 0; i < sequences.size(); ++i) {
-    if (Append(*sequences[i], tokens[i])) finished->push_back(Finish(*sequences[i]));
+    Running& sequence = *sequences[i];
+    if (!Append(sequence, tokens[i])) continue;
+    if (absl::StatusOr<v1::Sample> sample = Finish(sequence); sample.ok()) {
+      finished->push_back(*std::move(sample));
+    } else {
+      v1::ReturnedLease& failed = failed_.emplace_back();
+      failed.mutable_id()->set_job_id(sequence.lease->job_id());
+      failed.mutable_id()->set_step(sequence.lease->step());
+      failed.mutable_id()->set_ordinal(sequence.lease->ordinal());
+      failed.mutable_id()->set_index(sequence.sample.index());
+      failed.set_attempt(sequence.sample.attempt());
+      failed.set_error(absl::StrCat("the response is no text: ", sample.status().message()));
+    }
+    slots_[sequence.slot].reset();
+    --running_;
   }
   return absl::OkStatus();
 }

@@ -9,6 +9,7 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -42,6 +43,8 @@ class Engine {
 
   // Admits what fits, then advances every running sequence by one token. Returns the samples that ended.
   absl::StatusOr<std::vector<v1::Sample>> Step();
+  // Samples that ended and whose tokens cannot be made text, with the reason; to be handed back.
+  std::vector<v1::ReturnedLease> TakeFailed() { return std::exchange(failed_, {}); }
 
   // Between steps: the weights were replaced in place.
   void SetVersion(const v1::PolicyVersion& version) { version_ = version; }
@@ -64,7 +67,8 @@ class Engine {
   struct Running;
   void Start(Group& group, int sample, int slot);
   bool Append(Running& sequence, const model::SampledToken& token);
-  v1::Sample Finish(Running& sequence);
+  absl::StatusOr<std::string> Text(std::vector<int32_t> tokens) const;
+  absl::StatusOr<v1::Sample> Finish(Running& sequence);
   absl::Status DecodeStep(std::vector<v1::Sample>* finished);
 
   std::unique_ptr<model::Transformer> model_;
@@ -74,6 +78,7 @@ class Engine {
   model::KvCache cache_;
   std::deque<std::unique_ptr<Group>> waiting_;
   std::vector<std::unique_ptr<Running>> slots_;
+  std::vector<v1::ReturnedLease> failed_;
   int running_ = 0;
   int waiting_samples_ = 0;
   Counters counters_;

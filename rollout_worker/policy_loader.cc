@@ -8,6 +8,14 @@
 #include "model/weights_io.h"
 
 namespace rlhf::rollout {
+namespace {
+
+bool SameVersion(const v1::PolicySource& a, const v1::PolicySource& b) {
+  return a.job_id() == b.job_id() && a.version().step() == b.version().step() &&
+         a.version().lineage() == b.version().lineage() && a.version().digest() == b.version().digest();
+}
+
+}  // namespace
 
 bool PolicyLoader::CanSwitchInPlace(const v1::PolicySource& source) const {
   return engine_ && artifact_ == source.artifact() && (job_id_ == source.job_id() || engine_->idle());
@@ -35,7 +43,33 @@ absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
   engine_ = std::make_unique<Engine>(std::move(model), std::move(tokenizer), initial, options_.engine);
   artifact_ = source.artifact();
   job_id_ = source.job_id();
+  ++counters_.loads;
   return absl::OkStatus();
+}
+
+void PolicyLoader::Prefetch(const v1::PolicySource& source) {
+  if (source.version().step() == 0) return;
+  {
+    absl::MutexLock lock(&mu_);
+    if (SameVersion(served_, source) || (weights_ && SameVersion(ahead_, source))) return;
+  }
+  absl::StatusOr<FetchedWeights> weights = subscriber_->Fetch(source);
+  if (!weights.ok()) return;
+  absl::MutexLock lock(&mu_);
+  ahead_ = source;
+  weights_ = *std::move(weights);
+}
+
+absl::StatusOr<FetchedWeights> PolicyLoader::TakeWeights(const v1::PolicySource& source) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (weights_ && SameVersion(ahead_, source)) {
+      FetchedWeights weights = *std::move(weights_);
+      weights_.reset();
+      return weights;
+    }
+  }
+  return subscriber_->Fetch(source);
 }
 
 absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
@@ -48,12 +82,16 @@ absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
   // Going back to version 0 after updates in place needs the artifact's weights again.
   if (!engine_ || artifact_ != source.artifact() || source.version().step() == 0) RLHF_RETURN_IF_ERROR(Load(source));
   if (source.version().step() > 0) {
-    RLHF_ASSIGN_OR_RETURN(const FetchedWeights weights, subscriber_->Fetch(source));
+    RLHF_ASSIGN_OR_RETURN(const FetchedWeights weights, TakeWeights(source));
     RLHF_RETURN_IF_ERROR(ApplyWeights(weights, engine_->model()));
     counters_.bytes += static_cast<int64_t>(weights.bytes.size());
   }
   engine_->SetVersion(source.version());
   job_id_ = source.job_id();
+  {
+    absl::MutexLock lock(&mu_);
+    served_ = source;
+  }
   ++counters_.switches;
   const double seconds = absl::ToDoubleSeconds(Clock::Real()->Now() - start);
   counters_.seconds += seconds;

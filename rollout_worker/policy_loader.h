@@ -3,9 +3,12 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
 #include "client/cpp/artifact_cache.h"
 #include "rollout_worker/engine.h"
 #include "rollout_worker/weight_subscriber.h"
@@ -30,16 +33,20 @@ class PolicyLoader {
   bool Serves(const v1::PolicySource& source) const;
   // Makes the engine serve the version. Unless CanSwitchInPlace, the engine must be idle (it is replaced).
   absl::Status Switch(const v1::PolicySource& source);
+  // Fetches the weights that a later Switch will ask for, so that decoding does not wait for them. From any thread; a
+  // failure is Switch's to report.
+  void Prefetch(const v1::PolicySource& source);
 
   Engine* engine() { return engine_.get(); }
   struct Counters {
-    int64_t switches = 0, bytes = 0;
+    int64_t loads = 0, switches = 0, bytes = 0;  // loads: engines made
     double seconds = 0;
   };
   const Counters& counters() const { return counters_; }
 
  private:
   absl::Status Load(const v1::PolicySource& source);
+  absl::StatusOr<FetchedWeights> TakeWeights(const v1::PolicySource& source);
 
   client::ArtifactCache* artifacts_;
   WeightSubscriber* subscriber_;
@@ -47,6 +54,11 @@ class PolicyLoader {
   std::unique_ptr<Engine> engine_;
   std::string job_id_, artifact_;
   Counters counters_;
+
+  absl::Mutex mu_;
+  v1::PolicySource served_ ABSL_GUARDED_BY(mu_);  // newest one applied
+  v1::PolicySource ahead_ ABSL_GUARDED_BY(mu_);   // what weights_ are
+  std::optional<FetchedWeights> weights_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rlhf::rollout

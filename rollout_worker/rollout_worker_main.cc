@@ -61,6 +61,7 @@ int Run(const Flags& flags) {
   identity.set_device(flags.device);
   rlhf::rollout::Worker worker(*channel, identity, &loader, &metrics);
 
+  worker.Start();
   auto http = rlhf::HttpEndpoint::Start(flags.http_address, &metrics, [&worker] {
     return worker.ready() ? std::string() : std::string("not registered with the coordinator");
   });
@@ -68,7 +69,6 @@ int Run(const Flags& flags) {
     spdlog::error("{}", http.status().ToString());
     return 1;
   }
-  worker.Start();
   if (!flags.ports_file.empty()) {
     if (const absl::Status status = rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}}); !status.ok()) {
       spdlog::error("{}", status.ToString());

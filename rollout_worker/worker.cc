@@ -65,6 +65,7 @@ bool Worker::ready() const {
 
 void Worker::FillHeartbeat(v1::HeartbeatRequest* request) {
   absl::MutexLock lock(&mu_);
+  for (const auto& progress : arriving_) *request->add_progress() = progress;
   for (const auto& progress : progress_) *request->add_progress() = progress;
   for (const auto& progress : unacknowledged_) *request->add_progress() = progress;
   *request->mutable_policy() = policy_;
@@ -89,34 +90,33 @@ void Worker::LeaseLoop() {
     v1::LeasePromptsResponse response;
     const auto context = client::MakeContext(absl::Milliseconds(kLeaseWaitMs + 5000));
     const absl::Status status = FromGrpc(stub_->LeasePrompts(context.get(), request, &response));
-    if (ReasonOf(status) == v1::UNKNOWN_SESSION) session_->Invalidate();
+    if (ReasonOf(status) == v1::UNKNOWN_SESSION) session_->Invalidate(request.session_id());
     if (!status.ok()) {
       absl::SleepFor(absl::Milliseconds(200));
       continue;
     }
     if (response.leases().empty()) continue;
     RLHF_FAILPOINT("rollout/leased");
-    int samples = 0;
     {
       absl::MutexLock lock(&mu_);
       for (const auto& lease : response.leases()) {
         for (const auto& sample : lease.samples()) {
-          v1::LeaseProgress& progress = progress_.emplace_back();
+          v1::LeaseProgress& progress = arriving_.emplace_back();
           progress.mutable_id()->set_job_id(lease.job_id());
           progress.mutable_id()->set_step(lease.step());
           progress.mutable_id()->set_ordinal(lease.ordinal());
           progress.mutable_id()->set_index(sample.index());
           progress.set_attempt(sample.attempt());
-          ++samples;
         }
       }
+      capacity_ -= static_cast<int>(arriving_.size());
     }
-    capacity_ -= samples;
+    loader_->Prefetch(response.leases(0).policy());
     if (!leased_.Push(std::move(response))) return;
   }
 }
 
-void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, bool permanent) {
+void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, bool permanent, bool unavailable) {
   for (const auto& sample : lease.samples()) {
     v1::ReturnedLease returned;
     returned.mutable_id()->set_job_id(lease.job_id());
@@ -126,24 +126,46 @@ void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, bo
     returned.set_attempt(sample.attempt());
     returned.set_error(error);
     returned.set_permanent(permanent);
+    returned.set_unavailable(unavailable);
     returned_.TryPush(std::move(returned));
   }
 }
 
 void Worker::Accept(const v1::LeasePromptsResponse& work) {
+  TakeUp(work);
+  Arrived(work);
+}
+
+void Worker::Arrived(const v1::LeasePromptsResponse& work) {
+  Engine* const engine = loader_->engine();
+  std::vector<v1::LeaseProgress> progress = engine == nullptr ? std::vector<v1::LeaseProgress>() : engine->Progress();
+  absl::MutexLock lock(&mu_);
+  progress_ = std::move(progress);
+  for (const auto& lease : work.leases()) {
+    std::erase_if(arriving_, [&lease](const v1::LeaseProgress& held) {
+      return held.id().job_id() == lease.job_id() && held.id().step() == lease.step() &&
+             held.id().ordinal() == lease.ordinal() &&
+             std::any_of(lease.samples().begin(), lease.samples().end(), [&held](const v1::SampleLease& sample) {
+               return sample.index() == held.id().index() && sample.attempt() == held.attempt();
+             });
+    });
+  }
+}
+
+void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
   const v1::PolicySource& source = work.leases(0).policy();
   if (const absl::Status status = loader_->Switch(source); !status.ok()) {
     spdlog::warn("cannot serve job {} version {}: {}", source.job_id(), source.version().step(), status.ToString());
     // A superseded version, or a learner that is gone: the coordinator names a newer one with the next lease. A broken
     // model stays broken.
     const bool permanent = absl::IsInvalidArgument(status) || absl::IsDataLoss(status);
-    for (const auto& lease : work.leases()) HandBack(lease, permanent ? status.ToString() : "", permanent);
+    for (const auto& lease : work.leases()) HandBack(lease, status.ToString(), permanent, !permanent);
     absl::SleepFor(absl::Milliseconds(200));
     return;
   }
   for (const auto& lease : work.leases()) {
     if (const absl::Status status = loader_->engine()->Add(lease); !status.ok())
-      HandBack(lease, status.ToString(), true);
+      HandBack(lease, status.ToString(), true, false);
   }
 }
 
@@ -164,9 +186,10 @@ void Worker::GenerateLoop() {
       absl::MutexLock lock(&mu_);
       revoked.swap(revoked_);
     }
-    if (engine == nullptr) continue;
-    for (const auto& lease : revoked) engine->Drop(lease.id(), lease.attempt());
-    if (!engine->idle()) {
+    for (const auto& lease : revoked) {
+      if (engine != nullptr) engine->Drop(lease.id(), lease.attempt());
+    }
+    if (engine != nullptr && !engine->idle()) {
       auto finished = engine->Step();
       if (!finished.ok()) {
         // The batch is lost as a whole; its leases go back and are generated again, here or elsewhere.
@@ -179,7 +202,9 @@ void Worker::GenerateLoop() {
           returned_.TryPush(std::move(returned));
           engine->Drop(lease.id(), lease.attempt());
         }
-      } else if (!finished->empty()) {
+      }
+      for (auto& returned : engine->TakeFailed()) returned_.TryPush(std::move(returned));
+      if (finished.ok() && !finished->empty()) {
         RLHF_FAILPOINT("rollout/generated");
         {
           absl::MutexLock lock(&mu_);
@@ -188,27 +213,16 @@ void Worker::GenerateLoop() {
         finished_.Push(*std::move(finished));
       }
     }
-    // What waits in the lease queue is held too, and reported by the last state of progress_ until it is in the engine.
-    std::vector<v1::LeaseProgress> progress = engine->Progress();
-    const int queued =
-        next ? static_cast<int>(std::accumulate(next->leases().begin(), next->leases().end(), 0,
-                                                [](int sum, const auto& lease) { return sum + lease.samples_size(); }))
-             : 0;
+    std::vector<v1::LeaseProgress> progress = engine == nullptr ? std::vector<v1::LeaseProgress>() : engine->Progress();
     {
       absl::MutexLock lock(&mu_);
-      if (!next && leased_.size() == 0) {
-        progress_ = std::move(progress);
-        policy_ = engine->version();
-      } else {
-        // Refresh the counts of those that run; keep the others.
-        for (auto& held : progress_) {
-          for (const auto& running : progress) {
-            if (SameLease(held, running.id(), running.attempt())) held.set_tokens_done(running.tokens_done());
-          }
-        }
-      }
+      progress_ = std::move(progress);
+      if (engine != nullptr) policy_ = engine->version();
+      // What has not reached the engine yet takes its room all the same.
+      const int slots = engine == nullptr ? identity_.slots() : engine->slots();
+      capacity_ = slots - static_cast<int>(progress_.size() + arriving_.size());
     }
-    if (leased_.size() == 0) capacity_ = engine->slots() - engine->running() - engine->waiting() - queued;
+    if (engine == nullptr) continue;
     if (const absl::Time now = absl::Now(); now - published > kMetricsEvery) {
       PublishMetrics();
       published = now;
@@ -229,6 +243,7 @@ void Worker::SubmitLoop() {
       for (auto& sample : *batch) *request.add_samples() = std::move(sample);
       RLHF_FAILPOINT("rollout/before_submit");
       while (!stopping_) {
+        if (!session_->WaitRegistered(absl::Milliseconds(200))) continue;
         request.set_session_id(session_->session_id());
         v1::SubmitSamplesResponse response;
         const auto context = client::MakeContext(absl::Seconds(10));
@@ -242,7 +257,7 @@ void Worker::SubmitLoop() {
           }
           break;
         }
-        if (ReasonOf(status) == v1::UNKNOWN_SESSION) session_->Invalidate();
+        if (ReasonOf(status) == v1::UNKNOWN_SESSION) session_->Invalidate(request.session_id());
         if (absl::IsInvalidArgument(status)) {
           spdlog::error("the coordinator refused samples: {}", status.ToString());
           break;
@@ -267,7 +282,7 @@ void Worker::SubmitLoop() {
     if (stopping_ && !batch) return;
     if (draining_ && !batch) {
       absl::MutexLock lock(&mu_);
-      if (progress_.empty() && unacknowledged_.empty()) drained_ = true;
+      if (arriving_.empty() && progress_.empty() && unacknowledged_.empty()) drained_ = true;
     }
   }
 }
@@ -275,23 +290,30 @@ void Worker::SubmitLoop() {
 void Worker::PublishMetrics() {
   Engine* engine = loader_->engine();
   const auto set = [this](const char* name, const char* help, double value) { metrics_->Gauge(name, help).Set(value); };
-  const auto raise = [this](const char* name, const char* help, double total) {
-    auto& counter = metrics_->Counter(name, help);
-    if (total > counter.Value()) counter.Increment(total - counter.Value());
+  const auto count = [this](const char* name, const char* help, double by) {
+    if (by > 0) metrics_->Counter(name, help).Increment(by);
   };
   set("rlhf_rollout_requests_running", "Sequences being generated.", engine->running());
   set("rlhf_rollout_requests_waiting", "Samples leased and waiting for a slot.", engine->waiting());
   set("rlhf_rollout_kv_cache_usage_ratio", "Share of the cache's positions in use.", engine->kv_cache_usage());
   set("rlhf_rollout_policy_version", "Step of the policy version being served.",
       static_cast<double>(engine->version().step()));
+  // What came since the last time: another model's engine counts from zero again.
   const auto& loaded = loader_->counters();
-  raise("rlhf_weight_sync_bytes_total", "Bytes of weights received.", static_cast<double>(loaded.bytes));
-  raise("rlhf_weight_sync_seconds_total", "Seconds spent switching policies.", loaded.seconds);
-  // Counters of an engine restart when another model is loaded; the exported ones never fall.
-  raise("rlhf_rollout_prompt_tokens_total", "Prompt tokens computed.",
-        static_cast<double>(engine->counters().prompt_tokens));
-  raise("rlhf_rollout_generation_tokens_total", "Tokens generated.",
-        static_cast<double>(engine->counters().generated_tokens));
+  count("rlhf_weight_sync_bytes_total", "Bytes of weights received.",
+        static_cast<double>(loaded.bytes - published_.weight_bytes));
+  count("rlhf_weight_sync_seconds_total", "Seconds spent switching policies.",
+        loaded.seconds - published_.weight_seconds);
+  published_.weight_bytes = loaded.bytes;
+  published_.weight_seconds = loaded.seconds;
+  if (published_.engine != loaded.loads) published_.tokens = {};
+  published_.engine = loaded.loads;
+  const Engine::Counters& tokens = engine->counters();
+  count("rlhf_rollout_prompt_tokens_total", "Prompt tokens computed.",
+        static_cast<double>(tokens.prompt_tokens - published_.tokens.prompt_tokens));
+  count("rlhf_rollout_generation_tokens_total", "Tokens generated.",
+        static_cast<double>(tokens.generated_tokens - published_.tokens.generated_tokens));
+  published_.tokens = tokens;
 }
 
 void Worker::Drain(absl::Duration grace) {
@@ -301,7 +323,8 @@ void Worker::Drain(absl::Duration grace) {
   while (!drained_ && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(20));
   {
     absl::MutexLock lock(&mu_);
-    for (const auto& progress : progress_) {
+    arriving_.insert(arriving_.end(), progress_.begin(), progress_.end());
+    for (const auto& progress : arriving_) {
       v1::ReturnedLease returned;
       *returned.mutable_id() = progress.id();
       returned.set_attempt(progress.attempt());

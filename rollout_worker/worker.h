@@ -39,9 +39,11 @@ class Worker {
   void SubmitLoop();
   void FillHeartbeat(v1::HeartbeatRequest* request);
   void OnHeartbeat(const v1::HeartbeatResponse& response);
-  // True when the response's work was accepted by the engine or handed back.
+  // The work is in the engine or handed back afterwards.
   void Accept(const v1::LeasePromptsResponse& work);
-  void HandBack(const v1::PromptLease& lease, const std::string& error, bool permanent);
+  void TakeUp(const v1::LeasePromptsResponse& work);
+  void Arrived(const v1::LeasePromptsResponse& work);
+  void HandBack(const v1::PromptLease& lease, const std::string& error, bool permanent, bool unavailable);
   void PublishMetrics();
 
   std::shared_ptr<grpc::Channel> channel_;
@@ -56,13 +58,19 @@ class Worker {
   BoundedQueue<v1::ReturnedLease> returned_{4096};
 
   mutable absl::Mutex mu_;
-  std::vector<v1::LeaseProgress> progress_ ABSL_GUARDED_BY(mu_);
+  std::vector<v1::LeaseProgress> arriving_ ABSL_GUARDED_BY(mu_);  // leased, not in the engine yet
+  std::vector<v1::LeaseProgress> progress_ ABSL_GUARDED_BY(mu_);  // in the engine
   v1::PolicyVersion policy_ ABSL_GUARDED_BY(mu_);
   std::vector<v1::LeaseProgress> revoked_ ABSL_GUARDED_BY(mu_);
   // Finished or in the queue, and not yet acknowledged: still ours, so still reported.
   std::vector<v1::LeaseProgress> unacknowledged_ ABSL_GUARDED_BY(mu_);
 
   std::atomic<int> capacity_;  // samples the engine could take now
+  struct Published {           // what the exported counters hold already
+    int64_t engine = 0, weight_bytes = 0;
+    double weight_seconds = 0;
+    Engine::Counters tokens;
+  } published_;  // the generating thread's
   std::atomic<bool> draining_{false}, stopping_{false}, drained_{false};
   std::vector<std::thread> threads_;
 };
