@@ -1,5 +1,6 @@
 // All processes, real gRPC with TLS and tokens, a small PPO job; then the same with the coordinator or a learner killed
 // in the middle.
+#include <algorithm>
 #include <thread>
 
 #include <gmock/gmock.h>
@@ -130,6 +131,51 @@ TEST_F(MainJobTest, AKilledCoordinatorGoesOnWithItsJob) {
   EXPECT_EQ(watched.code, 0) << watched.output;
   EXPECT_NE(service_.Pids("rlhf-coordinator"), before);
   ExpectWhole(30);
+}
+
+TEST_F(MainJobTest, WhoFollowsAPipelineStaysWithItWhenTheCoordinatorIsKilled) {
+  // Many events of a stage before few of the pipeline's own; strictly on-policy, so that the step under way at the kill
+  // is all there is to go on with.
+  const std::string path = service_.scratch().File("pipeline.yaml");
+  ASSERT_TRUE(WriteFileDurably(path, R"(name: small
+seed: 3
+learners: {ranks: 2}
+pipeline:
+  stages:
+    - name: ppo
+      ppo:
+        policy: file:model
+        prompts: file:prompts.jsonl
+        scorer: {components: [{name: letter_t, regex: {pattern: t}}]}
+        steps: 20
+        prompts_per_step: 16
+        sampling: {max_new_tokens: 16}
+        epochs: 1
+    - name: after
+      evaluate:
+        model: stage:ppo
+        suite: file:prompts.jsonl
+        sampling: {temperature: 0, max_new_tokens: 8}
+)")
+                  .ok());
+  CommandResult followed;
+  std::thread follower([&] { followed = service_.Ctl("submit " + path + " --follow"); });
+  LocalService::Until(
+      absl::Seconds(120),
+      [&] {
+        const nlohmann::json jobs = nlohmann::json::parse(service_.Ctl("--output json list --stages").output, nullptr,
+                                                          /*allow_exceptions=*/false);
+        return jobs.is_array() && std::any_of(jobs.begin(), jobs.end(), [](const nlohmann::json& job) {
+                 return job.value("stage", "") == "ppo" && std::atoi(job.value("step", "0").c_str()) >= 4;
+               });
+      },
+      "step 4 of the stage");
+  const std::vector<pid_t> before = service_.Pids("rlhf-coordinator");
+  ASSERT_EQ(before.size(), 1u);
+  EXPECT_EQ(kill(before[0], SIGKILL), 0);
+  follower.join();
+  EXPECT_EQ(followed.code, 0) << followed.output;
+  EXPECT_THAT(followed.output, HasSubstr("SUCCEEDED"));
 }
 
 TEST_F(MainJobTest, AKilledLearnerIsReplacedAndEverythingIsTrainedOnce) {
