@@ -149,14 +149,21 @@ absl::StatusOr<v1::Job> JobTable::Get(const std::string& id_or_name, const std::
 
 absl::StatusOr<v1::ListJobsResponse> JobTable::List(const v1::ListJobsRequest& request) {
   const size_t size = request.page().page_size() <= 0 ? kDefaultPage : static_cast<size_t>(request.page().page_size());
-  auto it = order_.rbegin();
+  std::vector<std::string> ids(order_.begin(), order_.end());  // as they were created
+  if (request.order_by().empty() || request.order_by() == "created_at desc") {
+    std::reverse(ids.begin(), ids.end());
+  } else if (request.order_by() != "created_at") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("order_by: expected \"created_at desc\" or \"created_at\", found \"", request.order_by(), "\""));
+  }
+  auto it = ids.begin();
   if (!request.page().page_token().empty()) {
-    it = std::find(order_.rbegin(), order_.rend(), request.page().page_token());
-    if (it == order_.rend()) return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
+    it = std::find(ids.begin(), ids.end(), request.page().page_token());
+    if (it == ids.end()) return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
     ++it;
   }
   v1::ListJobsResponse response;
-  for (; it != order_.rend(); ++it) {
+  for (; it != ids.end(); ++it) {
     const v1::Job& job = jobs_.at(*it).job;
     if (!job.parent_id().empty() && !request.include_stages()) continue;
     if (!request.project().empty() && job.spec().project() != request.project()) continue;

@@ -69,6 +69,31 @@ TEST_F(JobsEdgeTest, AnInvalidSpecificationComesBackWithItsProblems) {
   EXPECT_EQ(ReasonOf(refused.status()), v1::INVALID_SPEC);
 }
 
+TEST_F(JobsEdgeTest, ListsComeInPagesInTheOrderAskedFor) {
+  for (const char* name : {"one", "two", "three"}) ASSERT_TRUE(Submit(name).ok());
+  const auto names = [&](const std::string& order) {
+    std::vector<std::string> out;
+    v1::ListJobsRequest request;
+    request.mutable_page()->set_page_size(2);
+    request.set_order_by(order);
+    do {
+      const auto response = Call(stub_, &Stub::ListJobs, request);
+      EXPECT_TRUE(response.ok()) << response.status();
+      if (!response.ok()) break;
+      for (const v1::Job& job : response->jobs()) out.push_back(job.spec().name());
+      request.mutable_page()->set_page_token(response->next_page_token());
+    } while (!request.page().page_token().empty());
+    return out;
+  };
+  EXPECT_THAT(names(""), testing::ElementsAre("three", "two", "one"));
+  EXPECT_THAT(names("created_at"), testing::ElementsAre("one", "two", "three"));
+  v1::ListJobsRequest request;
+  request.set_order_by("name");
+  const auto refused = Call(stub_, &Stub::ListJobs, request);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("created_at desc"));
+}
+
 TEST_F(JobsEdgeTest, AnUnknownJobIsSaidToBeUnknownEverywhere) {
   v1::GetJobRequest get;
   get.set_job_id("nothing");
