@@ -119,6 +119,8 @@ const std::vector<Panel>& Panels() {
 }
 
 std::string Curves(const ReportStage& stage) {
+  // Of a stage that learns nothing the only curve would be its speed.
+  if (stage.job.spec().has_evaluate() || stage.job.spec().has_sample() || stage.job.spec().has_collect()) return "";
   std::string charts;
   for (const Panel& panel : Panels()) {
     std::vector<Series> series;
@@ -164,6 +166,21 @@ std::string StageTable(const ReportData& data) {
   return out + "</tbody></table>";
 }
 
+// The last evaluation, and the first of the same suite; null where there is only one (a gate may have a suite of its
+// own).
+std::pair<const ReportStage*, const ReportStage*> FirstAndLast(const ReportData& data) {
+  const ReportStage* last = nullptr;
+  for (const ReportStage& stage : data.stages) {
+    if (stage.job.spec().has_evaluate()) last = &stage;
+  }
+  if (last == nullptr) return {nullptr, nullptr};
+  for (const ReportStage& stage : data.stages) {
+    if (stage.job.spec().has_evaluate() && stage.job.spec().evaluate().suite() == last->job.spec().evaluate().suite())
+      return {&stage == last ? nullptr : &stage, last};
+  }
+  return {nullptr, nullptr};
+}
+
 }  // namespace
 
 std::string RenderReport(const ReportData& data) {
@@ -172,17 +189,7 @@ std::string RenderReport(const ReportData& data) {
                    HtmlEscape(data.job.spec().name()), "</h1><p class=\"dim\">", HtmlEscape(data.job.id()), " · ",
                    v1::JobState_Name(data.job.state()), data.job.reason().empty() ? "" : " · ",
                    HtmlEscape(data.job.reason()), " · seed ", data.job.spec().seed(), "</p>");
-  // Evaluations of the same suite, first and last.
-  const ReportStage* before = nullptr;
-  const ReportStage* after = nullptr;
-  for (const ReportStage& stage : data.stages) {
-    if (!stage.job.spec().has_evaluate()) continue;
-    if (before == nullptr) {
-      before = &stage;
-    } else if (stage.job.spec().evaluate().suite() == before->job.spec().evaluate().suite()) {
-      after = &stage;
-    }
-  }
+  const auto [before, after] = FirstAndLast(data);
   if (before != nullptr && after != nullptr) {
     absl::StrAppend(&out, "<h2>Before and after</h2>", BeforeAfter(*before, *after));
     if (const std::string rows = SideBySide(*before, *after); !rows.empty())

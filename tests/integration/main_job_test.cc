@@ -137,11 +137,22 @@ TEST_F(MainJobTest, WhoFollowsAPipelineStaysWithItWhenTheCoordinatorIsKilled) {
   // Many events of a stage before few of the pipeline's own; strictly on-policy, so that the step under way at the kill
   // is all there is to go on with.
   const std::string path = service_.scratch().File("pipeline.yaml");
+  ASSERT_TRUE(WriteFileDurably(service_.scratch().File("few.jsonl"), "{\"prompt\":\"the dog\"}\n").ok());
   ASSERT_TRUE(WriteFileDurably(path, R"(name: small
 seed: 3
 learners: {ranks: 2}
 pipeline:
   stages:
+    - name: gate
+      evaluate:
+        model: file:model
+        suite: file:few.jsonl
+        sampling: {temperature: 0, max_new_tokens: 8}
+    - name: before
+      evaluate:
+        model: file:model
+        suite: file:prompts.jsonl
+        sampling: {temperature: 0, max_new_tokens: 8}
     - name: ppo
       ppo:
         policy: file:model
@@ -176,6 +187,12 @@ pipeline:
   follower.join();
   EXPECT_EQ(followed.code, 0) << followed.output;
   EXPECT_THAT(followed.output, HasSubstr("SUCCEEDED"));
+  // The evaluations of one suite are compared, whatever others there are.
+  EXPECT_EQ(service_.Ctl("report small --out " + service_.scratch().File("pipeline.html")).code, 0);
+  const auto html = ReadFile(service_.scratch().File("pipeline.html"));
+  ASSERT_TRUE(html.ok());
+  EXPECT_THAT(*html, HasSubstr("Before and after"));
+  EXPECT_THAT(*html, HasSubstr("Answers side by side"));
 }
 
 TEST_F(MainJobTest, AKilledLearnerIsReplacedAndEverythingIsTrainedOnce) {
