@@ -103,6 +103,8 @@ class Sampling : public FleetListener {
   virtual void SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v1::SubmitSamplesResponse> done) = 0;
   virtual void ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1::ReturnLeasesResponse> done) = 0;
   virtual void Tick() = 0;  // lease expiry, dispatch; called every 100 ms
+  // Leases that ran out because their worker went silent or made no progress, since the start.
+  virtual int64_t leases_expired() const = 0;
 };
 
 struct SamplingOptions {

@@ -80,6 +80,7 @@ class SamplingImpl final : public Sampling {
   void SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v1::SubmitSamplesResponse> done) override;
   void ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1::ReturnLeasesResponse> done) override;
   void Tick() override;
+  int64_t leases_expired() const override { return leases_expired_; }
 
   void OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request,
                    v1::HeartbeatResponse* response) override;
@@ -120,6 +121,7 @@ class SamplingImpl final : public Sampling {
                 const absl::StatusOr<v1::ScoreResponse>& response);
   absl::Status TakeScore(ActiveJob& job, const Sent& sent, const v1::SampleScore& score, WriteBatch* batch);
 
+  int64_t leases_expired_ = 0;
   EventLoop* const loop_;
   StateStore* const store_;
   PayloadStore* const payloads_;

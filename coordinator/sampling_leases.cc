@@ -250,6 +250,7 @@ void SamplingImpl::ExpireLeases(ActiveJob& job) {
       expired.emplace_back(key, "its worker made no progress on it");
   }
   if (expired.empty()) return;
+  leases_expired_ += static_cast<int64_t>(expired.size());
   WriteBatch batch;
   for (const auto& [key, why] : expired) Release(job, key, why, false, &batch);
   spdlog::warn("job {}: {} leases expired: {}", job.plan.job_id, expired.size(), expired.front().second);
