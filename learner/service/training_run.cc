@@ -5,9 +5,6 @@
 #include <future>
 #include <utility>
 
-#include <prometheus/counter.h>
-#include <prometheus/gauge.h>
-
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -17,6 +14,7 @@
 #include "common/log.h"
 #include "common/status_util.h"
 #include "google/protobuf/util/time_util.h"
+#include "learner/metered_collective.h"
 #include "model/guard.h"
 #include "model/weights_io.h"
 
@@ -54,7 +52,11 @@ const char* FailureCode(const absl::Status& status) {
 
 TrainingRun::TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* artifacts, WeightPublisher* publisher,
                          MetricsRegistry* metrics, const TrainingRunOptions& options)
-    : coordinator_(coordinator), artifacts_(artifacts), publisher_(publisher), metrics_(metrics), options_(options) {}
+    : coordinator_(coordinator),
+      artifacts_(artifacts),
+      publisher_(publisher),
+      run_metrics_(metrics),
+      options_(options) {}
 
 void TrainingRun::AbortCollective() {
   std::shared_ptr<Collective> collective;
@@ -78,6 +80,7 @@ absl::Status TrainingRun::Train(const v1::GroupAssignment& group) {
   }
   if (trainer_) trainer_->SetCollective(nullptr);
   group_collective_.reset();
+  run_metrics_.Left();
   rendezvous_.reset();
   unreported_.clear();
   if (!status.ok() && !JoinAgain(status)) {
@@ -118,10 +121,12 @@ absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
       }
       options.store_host = address.first;
     }
-    RLHF_ASSIGN_OR_RETURN(group_collective_, ConnectGroup(options));
+    RLHF_ASSIGN_OR_RETURN(std::unique_ptr<Collective> connected, ConnectGroup(options));
+    group_collective_ = WithTimes(std::move(connected), [this](absl::Duration took) { run_metrics_.AllReduced(took); });
   }
   absl::MutexLock lock(&mu_);
   collective_ = group_collective_;
+  run_metrics_.Joined(group);
   return absl::OkStatus();
 }
 
@@ -215,7 +220,7 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
   *advanced = result.committed_locally;
   if (!result.committed_locally) {
     spdlog::warn("step {} was refused: {}", step, result.refusal);
-    if (group.rank() == 0) CountStep("refused");
+    if (group.rank() == 0) run_metrics_.Refused();
     absl::Status refused;
     if (group.rank() == 0) refused = coordinator_->Refuse(group, step, result.refusal);
     RLHF_ASSIGN_OR_RETURN(const bool told, group_collective_->Vote(refused.ok()));
@@ -252,7 +257,7 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
         committed = answered.status();
       }
     }
-    if (committed.ok()) ExportMetrics(result.metrics);
+    if (committed.ok()) run_metrics_.Committed(result.metrics);
   }
   // Ranks go on only with what is durable.
   const absl::StatusOr<bool> all = group_collective_->Vote(committed.ok());
@@ -287,7 +292,7 @@ absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64
   *point.mutable_at() = google::protobuf::util::TimeUtil::GetCurrentTime();
   point.mutable_values()->insert(result.metrics.begin(), result.metrics.end());
   unreported_.push_back(std::move(point));
-  ExportMetrics(result.metrics);
+  run_metrics_.Committed(result.metrics);
   return FlushProgress(group, step, /*force=*/false);
 }
 
@@ -325,15 +330,11 @@ absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int6
 absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, int64_t step) {
   RLHF_FAILPOINT("learner/checkpoint");
   const absl::Time start = absl::Now();
-  RLHF_ASSIGN_OR_RETURN(const std::string digest,
-                        PublishFolder(group, absl::StrCat("checkpoint-", step), "checkpoint",
-                                      [&](const std::string& dir) { return trainer_->SaveCheckpoint(dir); }));
-  RLHF_RETURN_IF_ERROR(coordinator_->Checkpoint(group, step, digest));
-  metrics_->Gauge("rlhf_checkpoint_last_success_timestamp_seconds", "When the newest checkpoint became durable.")
-      .Set(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
-  metrics_->Gauge("rlhf_checkpoint_seconds", "Duration of the newest checkpoint.")
-      .Set(absl::ToDoubleSeconds(absl::Now() - start));
-  return absl::OkStatus();
+  const auto digest = PublishFolder(group, absl::StrCat("checkpoint-", step), "checkpoint",
+                                    [&](const std::string& dir) { return trainer_->SaveCheckpoint(dir); });
+  const absl::Status status = digest.ok() ? coordinator_->Checkpoint(group, step, *digest) : digest.status();
+  run_metrics_.Checkpointed(absl::Now() - start, status.ok());
+  return status;
 }
 
 absl::Status TrainingRun::Together(std::function<absl::Status()> work, absl::Status* outcome) {
@@ -377,38 +378,6 @@ absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
   if (ended.ok()) return *ended ? absl::OkStatus() : absl::AbortedError("rank 0 could not finish the job");
   coordinator_->WaitCancelled();
   return ended.status();
-}
-
-void TrainingRun::CountStep(const char* outcome) {
-  metrics_->Counter("rlhf_learner_steps_total", "Training steps, from rank 0.", {{"outcome", outcome}}).Increment();
-}
-
-void TrainingRun::ExportMetrics(const std::map<std::string, double>& values) {
-  static constexpr std::pair<const char*, const char*> kGauges[] = {
-      {"kl", "rlhf_learner_kl"},
-      {"kl_coefficient", "rlhf_learner_kl_coefficient"},
-      {"clip_ratio", "rlhf_learner_clip_ratio"},
-      {"first_minibatch_ratio_error", "rlhf_learner_first_minibatch_ratio_error"},
-      {"mismatch_kl", "rlhf_learner_mismatch_kl"},
-      {"entropy", "rlhf_learner_entropy"},
-      {"explained_variance", "rlhf_learner_explained_variance"},
-      {"reward/mean", "rlhf_learner_reward_mean"},
-      {"response_length", "rlhf_learner_response_length"},
-  };
-  for (const auto& [key, name] : kGauges) {
-    if (const auto found = values.find(key); found != values.end())
-      metrics_->Gauge(name, absl::StrCat("Newest step's ", key, ".")).Set(found->second);
-  }
-  for (const auto& [key, value] : values) {
-    if (key.rfind("loss", 0) == 0) {
-      const std::string kind = key == "loss" ? "total" : key.substr(5);
-      metrics_->Gauge("rlhf_learner_loss", "Newest step's loss.", {{"kind", kind}}).Set(value);
-    }
-  }
-  CountStep("committed");
-  if (const auto tokens = values.find("tokens"); tokens != values.end() && tokens->second > 0) {
-    metrics_->Counter("rlhf_learner_tokens_total", "Tokens trained on.").Increment(tokens->second);
-  }
 }
 
 }  // namespace rlhf::learner
