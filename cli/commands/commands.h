@@ -21,4 +21,9 @@ void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run); 
 void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run);     // workers token
 void AddUpCommand(CLI::App& app, Run* run);                                      // up
 
+void AddPkiCommands(CLI::App& app, Run* run);                                 // pki
+void AddRanksCommand(CLI::App& app, Run* run);                                // ranks
+void AddToolCommands(CLI::App& app, ConnectionFlags& connection, Run* run);   // completion man plan logs
+void AddDoctorCommand(CLI::App& app, ConnectionFlags& connection, Run* run);  // doctor
+
 }  // namespace rlhf::cli
