@@ -82,6 +82,7 @@ void SamplingImpl::Dispatch(ActiveJob& job, bool now) {
     request.set_reference_policy(job.plan.reference_policy);
     request.set_tokenizer(job.plan.policy.artifact());
     request.set_temperature(job.plan.sampling.temperature());
+    request.set_deterministic(job.plan.policy.deterministic());
     std::vector<Sent> sent;
     for (size_t i = 0; i < count; ++i) {
       const v1::SampleRow& row = *job.ledger.Find(ready[next + i]);

@@ -69,6 +69,7 @@ class RewardModelScore : public Component {
   absl::Status Compute(const std::vector<const v1::Sample*>& samples, std::vector<double>* values) {
     const c10::InferenceMode inference;
     RLHF_ASSIGN_OR_RETURN(Scorer::Loaded * loaded, scorer_->Load(digest_, model::HeadKind::kScalar));
+    RLHF_RETURN_IF_ERROR(loaded->model->SetDeterministic(scorer_->deterministic_));
     RLHF_ASSIGN_OR_RETURN(const bool same_tokens, SameTokens(*loaded));
     std::vector<std::vector<int32_t>> sequences;
     for (const v1::Sample* sample : samples) {
@@ -234,6 +235,7 @@ void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest&
 absl::Status Scorer::AddReference(const v1::ScoreRequest& request, std::vector<v1::SampleScore>* scores) {
   const c10::InferenceMode inference;
   RLHF_ASSIGN_OR_RETURN(Loaded * loaded, Load(request.reference_policy(), model::HeadKind::kLm));
+  RLHF_RETURN_IF_ERROR(loaded->model->SetDeterministic(deterministic_));
   std::vector<std::vector<int32_t>> sequences;
   std::vector<int64_t> begins;
   std::vector<v1::SampleScore*> targets;
@@ -267,6 +269,7 @@ absl::Status Scorer::AddReference(const v1::ScoreRequest& request, std::vector<v
 }
 
 v1::ScoreResponse Scorer::Score(const v1::ScoreRequest& request) {
+  deterministic_ = request.deterministic();
   std::vector<v1::SampleScore> scores(request.samples_size());
   for (int i = 0; i < request.samples_size(); ++i) {
     *scores[i].mutable_id() = request.samples(i).id();

@@ -116,6 +116,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     plan.samples_per_prompt = per_prompt();
     plan.sampling = is_sample() ? row.spec().sample().sampling() : row.spec().evaluate().sampling();
     plan.policy.set_job_id(job_id_);
+    plan.policy.set_deterministic(row.spec().deterministic());
     plan.policy.set_artifact(Resolved(row, is_sample() ? row.spec().sample().model() : row.spec().evaluate().model()));
     plan.scorer = ResolvedScorer(row, is_sample() ? row.spec().sample().scorer() : row.spec().evaluate().graders());
     plan.score = !plan.scorer.components().empty();

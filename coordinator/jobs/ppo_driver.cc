@@ -134,7 +134,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     plan.scorer = ResolvedScorer(row, spec().scorer());
     plan.gold = ResolvedScorer(row, spec().gold());
     // Also with β = 0: the KL is what people watch.
-    plan.reference_policy = Resolved(row, spec().reference());
+    // With adapters the learner computes it itself, from the base that it holds anyway.
+    if (!spec().has_lora()) plan.reference_policy = Resolved(row, spec().reference());
     plan.max_policy_lag = spec().max_policy_lag();
     plan.max_attempts = spec().max_attempts();
     if (const absl::Status status = deps().sampling->AddJob(std::move(plan), this); !status.ok()) {
@@ -154,6 +155,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     policy.set_job_id(job_id_);
     policy.set_artifact(Resolved(*job(), spec().policy()));
     *policy.mutable_version() = job()->version();
+    policy.set_deterministic(job()->spec().deterministic());
+    if (spec().has_lora()) *policy.mutable_lora() = spec().lora();
     if (!weights_address_.empty() && job()->version().step() > 0) policy.add_addresses(weights_address_);
     return policy;
   }
@@ -296,6 +299,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
   row->mutable_version()->set_step(step);
   row->mutable_version()->set_digest(request.weights_digest());
   row->set_step(step);
+  if (!request.numerics().empty()) row->set_numerics(request.numerics());
   digests_[step] = request.weights_digest();
   newest_digest_ = std::max(newest_digest_, step);
   batch.Put(Table::kMeta, DigestKey(job_id_, step), request.weights_digest());

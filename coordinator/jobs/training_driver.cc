@@ -38,6 +38,7 @@ v1::GroupAssignment TrainingDriver::Assignment(uint64_t epoch) const {
   *assignment.mutable_spec() = row.spec();
   *assignment.mutable_resolved() = row.resolved();
   assignment.set_stage(row.stage());
+  assignment.set_numerics(row.numerics());
   assignment.set_epoch(epoch);
   assignment.set_lineage(row.version().lineage());
   *assignment.mutable_committed() = row.version();

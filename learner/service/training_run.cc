@@ -15,6 +15,7 @@
 #include "common/status_util.h"
 #include "google/protobuf/util/time_util.h"
 #include "learner/metered_collective.h"
+#include "learner/trainable.h"
 #include "model/guard.h"
 #include "model/weights_io.h"
 
@@ -131,6 +132,12 @@ absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
 }
 
 absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
+  if (const std::string now = NumericsOf(group.spec(), group.world_size());
+      !group.numerics().empty() && group.numerics() != now) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("deterministic: the job's steps were trained with \"", group.numerics(), "\", this learner has \"",
+                     now, "\"; start it with the same --threads on the same kind of machine"));
+  }
   const int64_t start = group.next_step() - 1;  // committed steps the group begins with
   const bool holds = trainer_ && held_job_ == group.job_id() && held_.step() == start &&
                      held_.digest() == group.committed().digest() && start > 0;
@@ -244,6 +251,7 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
       request.set_weights_address(options_.weights_address);
       request.set_stop(result.stop);
       request.set_stop_reason(result.stop_reason);
+      request.set_numerics(NumericsOf(group.spec(), group.world_size()));
       request.mutable_metrics()->set_job_id(group.job_id());
       request.mutable_metrics()->set_step(step);
       request.mutable_metrics()->mutable_values()->insert(result.metrics.begin(), result.metrics.end());

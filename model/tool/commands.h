@@ -30,7 +30,20 @@ struct GenerateOptions {
 };
 // One JSON string a sample.
 absl::Status Generate(const GenerateOptions& options);
-// Prefill and decode speed of random tokens, as one JSON object.
-absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, int new_tokens);
+// Speed of prefill, decode, and of a training pass (forward and backward of the mean log-probability over the same
+// sequences) on made-up tokens, as one JSON object.
+absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, int new_tokens, bool deterministic);
+
+// Loading DIR's weights from the page cache against memcpy of as many bytes in the same run, as one JSON object.
+absl::Status BenchLoad(const std::string& model_dir);
+// Reads a model, merges an adapter where there is one, and writes it; dtype empty: as stored.
+absl::Status Merge(const std::string& model_dir, const std::string& adapter_dir, const std::string& out_dir,
+                   const std::string& dtype);
+struct NumbersOptions {
+  std::string model_dir, adapter_dir, sequences_file, out_file, dtype = "float32";
+  int greedy = 0;
+  bool decode = false, gradients = false, deterministic = false;
+};
+absl::Status Numbers(const NumbersOptions& options);
 
 }  // namespace rlhf::model::tool

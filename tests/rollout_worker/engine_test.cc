@@ -97,6 +97,48 @@ TEST_F(EngineTest, BehaviourLogProbabilitiesAreTheTrainingOnes) {
   }
 }
 
+// The sampler's numbers and the learner's, over many samples: to rounding, and in a deterministic job to the bit,
+// whatever runs beside a sample.
+TEST_F(EngineTest, OneNumericsForSamplingAndTraining) {
+  const torch::NoGradGuard no_grad;
+  for (const bool deterministic : {false, true}) {
+    const auto crowded = Make(16), narrow = Make(3);
+    std::map<std::pair<int, int>, v1::Sample> all[2];
+    for (Engine* engine : {crowded.get(), narrow.get()}) {
+      ASSERT_TRUE(engine->model().SetDeterministic(deterministic).ok());
+      for (int ordinal = 0; ordinal < 12; ++ordinal)
+        ASSERT_TRUE(engine->Add(Lease(ordinal, 1 + ordinal % 4, 0.7, 4 + 3 * ordinal)).ok());
+      all[engine == narrow.get()] = RunAll(*engine);
+    }
+    std::vector<std::vector<int32_t>> sequences;
+    std::vector<int64_t> begins;
+    std::vector<float> behaviour;
+    for (const auto& [key, sample] : all[0]) {
+      std::vector<int32_t>& tokens =
+          sequences.emplace_back(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
+      tokens.insert(tokens.end(), sample.response_tokens().begin(), sample.response_tokens().end());
+      begins.push_back(sample.prompt_tokens_size());
+      behaviour.insert(behaviour.end(), sample.behaviour_log_probs().begin(), sample.behaviour_log_probs().end());
+      if (!deterministic) continue;
+      const v1::Sample& other = all[1].at(key);
+      EXPECT_THAT(other.response_tokens(), testing::ElementsAreArray(sample.response_tokens()));
+      EXPECT_THAT(other.behaviour_log_probs(), testing::ElementsAreArray(sample.behaviour_log_probs()));
+    }
+    const model::PackedBatch batch = model::PackedBatch::FromSequences(sequences);
+    const model::ResponseIndex index = model::IndexResponses(batch, begins);
+    const torch::Tensor old =
+        model::ChunkedLogProbs(crowded->model(), crowded->model().Hidden(batch).index_select(0, index.rows),
+                               index.targets, 0.7, false, 50)
+            .log_probs;
+    const torch::Tensor log_r = (old - torch::tensor(behaviour)).to(torch::kFloat64);
+    ASSERT_GT(log_r.numel(), 200);
+    EXPECT_LE((log_r.exp() - 1 - log_r).mean().item<double>(), 1e-6);
+    if (deterministic) {
+      EXPECT_EQ(log_r.abs().max().item<double>(), 0);
+    }
+  }
+}
+
 TEST_F(EngineTest, SamplesEndForAReason) {
   const auto engine = Make(8);
   ASSERT_TRUE(engine->Add(Lease(0, 4, 1.0, 3)).ok());
