@@ -20,6 +20,7 @@
 #include "common/status_util.h"
 #include "coordinator/auth/authorizer.h"
 #include "coordinator/auth/bootstrap_token.h"
+#include "coordinator/backup.h"
 #include "coordinator/data_dir_lock.h"
 #include "coordinator/grpc_adapter/edge.h"
 #include "coordinator/grpc_adapter/reward_client.h"
@@ -71,6 +72,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   absl::Status Recover();
   absl::Status BootstrapAdmin();
   absl::Status AuditBootstrapAdmin();
+  absl::Status AfterRestore();
   absl::Status BootstrapTokens();
   absl::Status Listen();
   absl::Status ListenWeb();
@@ -93,6 +95,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   MetricsRegistry metrics_{"coordinator"};
   std::unique_ptr<EventLoop> loop_;
   OpenCalls open_calls_;
+  Quotas quotas_;
   std::unique_ptr<Fleet> fleet_;
   std::unique_ptr<EventLog> events_;
   std::unique_ptr<Oversight> oversight_;
@@ -147,6 +150,7 @@ absl::Status CoordinatorServerImpl::Open() {
 }
 
 absl::Status CoordinatorServerImpl::OpenStores() {
+  RemoveStaleBackups(config_.data_dir);
   RLHF_ASSIGN_OR_RETURN(payloads_, OpenPayloadStore(absl::StrCat(config_.data_dir, "/payloads")));
   RLHF_ASSIGN_OR_RETURN(std::unique_ptr<StateStore> sqlite,
                         OpenSqliteStore(absl::StrCat(config_.data_dir, "/state.db")));
@@ -165,11 +169,13 @@ void CoordinatorServerImpl::MakeManagers() {
   events_ = MakeEventLog(store_.get(), loop_.get());
   oversight_ = MakeOversight(loop_.get(), store_.get());
   artifacts_ = MakeArtifacts(loop_.get(), background_.get(), store_.get(), config_.artifact_root);
-  sampling_ = MakeSampling(loop_.get(), store_.get(), payloads_.get(), fleet_.get(), reward_.get());
-  groups_ = MakeLearnerGroups(loop_.get(), fleet_.get());
+  SamplingOptions sampling;
+  sampling.quotas = &quotas_;
+  sampling_ = MakeSampling(loop_.get(), store_.get(), payloads_.get(), fleet_.get(), reward_.get(), sampling);
+  groups_ = MakeLearnerGroups(loop_.get(), fleet_.get(), &quotas_);
   feedback_ = MakeFeedback(loop_.get(), store_.get());
   jobs_ = MakeJobs({loop_.get(), background_.get(), store_.get(), events_.get(), sampling_.get(), groups_.get(),
-                    feedback_.get(), oversight_.get(), artifacts_.get()});
+                    feedback_.get(), oversight_.get(), artifacts_.get(), &quotas_});
   logs_ = std::make_unique<Logs>();
   denials_ = std::make_unique<Denials>(loop_.get(), oversight_.get(), store_.get(), &metrics_);
 
@@ -189,6 +195,8 @@ void CoordinatorServerImpl::MakeManagers() {
   edge_.denials = denials_.get();
   edge_.metrics = &metrics_;
   edge_.open_calls = &open_calls_;
+  edge_.quotas = &quotas_;
+  edge_.data_dir = config_.data_dir;
 
   MetricsSources sources;
   sources.loop = loop_.get();
@@ -217,6 +225,8 @@ absl::Status CoordinatorServerImpl::OnLoopAndWait(std::function<absl::Status()> 
 absl::Status CoordinatorServerImpl::Recover() {
   return OnLoopAndWait([this]() -> absl::Status {
     RLHF_RETURN_IF_ERROR(Annotate(oversight_->Recover(), "recovering the audit chain"));
+    RLHF_RETURN_IF_ERROR(Annotate(quotas_.Recover(store_.get()), "recovering quotas"));
+    RLHF_RETURN_IF_ERROR(Annotate(AfterRestore(), "after a restored backup"));
     RLHF_RETURN_IF_ERROR(Annotate(artifacts_->Recover(), "recovering artifacts"));
     return Annotate(jobs_->Recover(), "recovering jobs");
   });
@@ -249,6 +259,16 @@ absl::Status CoordinatorServerImpl::AuditBootstrapAdmin() {
                       {{"subject", "bootstrap-admin"}, {"project", "*"}, {"roles", "admin"}}, &batch);
     return store_->CommitAndWait(std::move(batch));
   });
+}
+
+absl::Status CoordinatorServerImpl::AfterRestore() {
+  WriteBatch batch;
+  RLHF_ASSIGN_OR_RETURN(const int jobs, BeginLineagesAfterRestore(store_.get(), config_.data_dir, &batch));
+  if (jobs < 0) return absl::OkStatus();
+  oversight_->Audit("operator", "service.restore", "service", "done", {{"new_lineages", absl::StrCat(jobs)}}, &batch);
+  RLHF_RETURN_IF_ERROR(store_->CommitAndWait(std::move(batch)));
+  spdlog::warn("this state is a restored backup: {} jobs begin a new lineage", jobs);
+  return ForgetRestore(config_.data_dir);
 }
 
 absl::Status CoordinatorServerImpl::BootstrapTokens() {

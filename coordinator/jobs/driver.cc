@@ -73,6 +73,20 @@ uint32_t NoiseStream(const v1::Job& job) {
   return XXH32(job.stage().data(), job.stage().size(), 0);
 }
 
+void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFacts* facts) {
+  const Sampling::Situation situation = deps.sampling->SituationOf(job_id);
+  facts->generates = true;
+  facts->counts = situation.counts;
+  facts->rollout_workers = situation.rollout_workers;
+  facts->reward_servers = situation.reward_servers;
+  facts->serving_this = situation.serving_this;
+  facts->rollout_holders = situation.rollout_holders;
+  facts->over_quota = situation.over_quota;
+  facts->score_requests = situation.score_requests;
+  facts->since = situation.since_last;
+  facts->last_problem = deps.sampling->LastProblem(job_id);
+}
+
 bool IsTerminalState(v1::JobState state) {
   return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED;
 }

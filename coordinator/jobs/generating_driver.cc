@@ -1,4 +1,5 @@
 // sample and evaluate: every prompt is generated and scored once, then the samples become a data artifact.
+#include <algorithm>
 #include <fstream>
 #include <utility>
 
@@ -85,17 +86,11 @@ class GeneratingDriver final : public Driver, public SamplingListener {
                 absl::StrCat("prompt ", row.id().ordinal(), ", sample ", row.id().index(), ": ", row.reason()));
   }
 
-  v1::ExplainJobResponse Explain() override {
-    v1::ExplainJobResponse out;
-    const v1::LedgerCounts counts = deps().sampling->Counts(job_id_);
-    const std::string problem = deps().sampling->LastProblem(job_id_);
-    out.set_waits_for(absl::StrCat(counts.queued(), " samples queued, ", counts.leased(), " being generated, ",
-                                   counts.generated(), " waiting for a score",
-                                   problem.empty() ? "" : absl::StrCat("; the newest problem: ", problem)));
-    out.set_what_to_do(counts.generated() > counts.queued() + counts.leased()
-                           ? "see that reward servers run: `rlhfctl workers list`"
-                           : "see that rollout workers run: `rlhfctl workers list`");
-    return out;
+  void Describe(JobFacts* facts) override {
+    facts->starting = !begun_;
+    if (!begun_) return;
+    DescribeSamples(deps(), job_id_, &facts->samples);
+    facts->no_progress = std::min(facts->no_progress, facts->samples.since);
   }
 
  private:
@@ -109,6 +104,8 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     prompts_ = prompts->size();
     SamplingPlan plan;
     plan.job_id = job_id_;
+    plan.project = row.spec().project();
+    plan.submitter = row.submitted_by();
     plan.priority = row.spec().priority();
     plan.seed = row.spec().seed();
     plan.stream = NoiseStream(row);

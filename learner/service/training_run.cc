@@ -328,7 +328,10 @@ absl::StatusOr<std::string> TrainingRun::PublishFolder(
 
 absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int64_t step) {
   const int every = CheckpointEvery(group.spec());
-  if (every <= 0 || step % every != 0 || step >= TotalSteps(group)) return absl::OkStatus();
+  // Only rank 0 hears what the coordinator asks for.
+  RLHF_ASSIGN_OR_RETURN(const bool unasked, group_collective_->Vote(!coordinator_->TakeCheckpointRequest()));
+  const bool due = !unasked || (every > 0 && step % every == 0);
+  if (!due || step >= TotalSteps(group)) return absl::OkStatus();
   absl::Status written;
   RLHF_RETURN_IF_ERROR(
       Together([&] { return group.rank() == 0 ? PublishCheckpoint(group, step) : absl::OkStatus(); }, &written));
