@@ -106,7 +106,8 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
 }
 
 absl::Status CopyTokenizer(const std::string& from, const std::string& to) {
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}) {
+  for (const char* name :
+       {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}) {
     std::error_code error;
     if (!fs::exists(fs::path(from) / name, error)) continue;
     fs::copy_file(fs::path(from) / name, fs::path(to) / name, fs::copy_options::overwrite_existing, error);
