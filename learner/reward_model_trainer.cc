@@ -187,8 +187,9 @@ absl::StatusOr<model::RewardNormalization> RewardModelTrainer::Normalize() const
     RLHF_ASSIGN_OR_RETURN(const auto samples,
                           artifact::ReadSampleData(inputs_.local.at(spec().normalization_samples())));
     for (const artifact::SampleRecord& sample : samples) {
-      RLHF_ASSIGN_OR_RETURN(sequences.emplace_back(), EncodeForReward(*tokenizer_, sample.prompt, sample.response,
-                                                                      sample.finish_reason != "MAX_TOKENS"));
+      RLHF_ASSIGN_OR_RETURN(sequences.emplace_back(),
+                            EncodeForReward(*tokenizer_, sample.prompt, sample.messages, sample.response,
+                                            sample.finish_reason != "MAX_TOKENS"));
     }
   }
   const std::vector<double> rewards = ScoreSequences(model_->model(), sequences, spec().micro_batch_tokens());

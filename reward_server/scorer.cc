@@ -8,6 +8,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/prompt.h"
 #include "common/canonical_bytes.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
@@ -79,7 +80,8 @@ class RewardModelScore : public Component {
         tokens.insert(tokens.end(), sample->response_tokens().begin(), sample->response_tokens().end());
       } else {
         // Another vocabulary: the same text in the reward model's own tokens.
-        RLHF_ASSIGN_OR_RETURN(tokens, loaded->tokenizer->Encode(sample->prompt().text()));
+        RLHF_ASSIGN_OR_RETURN(tokens, artifact::EncodePrompt(*loaded->tokenizer, sample->prompt().text(),
+                                                             artifact::MessagesOf(sample->prompt())));
         RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> response,
                               loaded->tokenizer->Encode(sample->response_text(), {.add_special_tokens = false}));
         tokens.insert(tokens.end(), response.begin(), response.end());

@@ -6,6 +6,7 @@
 #include <xxhash.h>
 
 #include "artifact/dataset.h"
+#include "artifact/prompt.h"
 #include "common/status_util.h"
 
 namespace rlhf::coordinator {
@@ -34,6 +35,7 @@ absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>> ReadPrompts(const
     v1::Prompt& prompt = prompts->emplace_back();
     prompt.set_id(records[i].id);
     prompt.set_text(records[i].prompt);
+    artifact::SetMessages(records[i].messages, &prompt);
     prompt.set_reference(records[i].reference);
     prompt.set_category(records[i].category);
     prompt.mutable_tags()->insert(records[i].tags.begin(), records[i].tags.end());

@@ -23,6 +23,8 @@ std::string SampleLine(const v1::Sample& sample) {
   line["id"] = sample.prompt().id();
   line["index"] = sample.id().index();
   line["prompt"] = sample.prompt().text();
+  for (const v1::ChatMessage& message : sample.prompt().messages())
+    line["messages"].push_back({{"role", message.role()}, {"content", message.content()}});
   line["response"] = sample.response_text();
   if (!sample.prompt().reference().empty()) line["reference"] = sample.prompt().reference();
   if (!sample.prompt().category().empty()) line["category"] = sample.prompt().category();

@@ -14,7 +14,8 @@ absl::Status Inspect(const std::string& dir);
 absl::Status Init(const std::string& config_file, const std::string& tokenizer_dir, const std::string& out_dir,
                   uint64_t seed);
 absl::Status TrainTokenizer(const std::vector<std::string>& files, int vocab_size, const std::string& out_dir);
-// A JSON string a line in, a JSON array of ids a line out.
+// A JSON string, or {"messages": [{"role", "content"}, …]} for the chat template, a line in; a JSON array of ids a line
+// out.
 absl::Status Tokenize(const std::string& model_dir);
 // The reverse.
 absl::Status Detokenize(const std::string& model_dir);
@@ -24,6 +25,7 @@ absl::Status Score(const std::string& model_dir);
 
 struct GenerateOptions {
   std::string model_dir, prompt;
+  std::string messages;  // a JSON array of {"role", "content"}; not empty: instead of prompt
   int max_new_tokens = 64, top_k = 0, n = 1;
   double temperature = 1.0, top_p = 1.0;
   uint64_t seed = 0;

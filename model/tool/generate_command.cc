@@ -5,6 +5,8 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/dataset.h"
+#include "artifact/prompt.h"
 #include "artifact/tokenizer.h"
 #include "model/guard.h"
 #include "model/kv_cache.h"
@@ -90,7 +92,13 @@ absl::Status Generate(const GenerateOptions& options) {
   if (!tokenizer.ok()) return tokenizer.status();
   const auto model = LoadModel(options.model_dir);
   if (!model.ok()) return model.status();
-  const auto prompt = (*tokenizer)->Encode(options.prompt);
+  std::vector<artifact::ChatMessage> messages;
+  if (!options.messages.empty()) {
+    auto parsed = artifact::ParseMessages(options.messages, "--messages");
+    if (!parsed.ok()) return parsed.status();
+    messages = *std::move(parsed);
+  }
+  const auto prompt = artifact::EncodePrompt(**tokenizer, options.prompt, messages);
   if (!prompt.ok()) return prompt.status();
   const int64_t room = (*model)->config().max_position_embeddings - static_cast<int64_t>(prompt->size());
   if (prompt->empty() || room < 1) {

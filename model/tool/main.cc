@@ -32,7 +32,8 @@ int main(int argc, char** argv) {
   train->add_option("--vocab-size", vocab_size)->required()->check(CLI::Range(260, 1 << 20));
   train->add_option("--out", out)->required();
   train->add_option("FILE", files)->required();
-  auto* tokenize = app.add_subcommand("tokenize", "a JSON string a line in, a JSON array of ids a line out");
+  auto* tokenize =
+      app.add_subcommand("tokenize", "a JSON string or {\"messages\": […]} a line in, a JSON array of ids a line out");
   tokenize->add_option("--model", model)->required();
   auto* detokenize = app.add_subcommand("detokenize", "a JSON array of ids a line in, a JSON string a line out");
   detokenize->add_option("--model", model)->required();
@@ -41,7 +42,11 @@ int main(int argc, char** argv) {
   score->add_option("--model", model)->required();
   auto* generate = app.add_subcommand("generate", "continue a prompt; one JSON string a sample");
   generate->add_option("--model", generate_options.model_dir)->required();
-  generate->add_option("--prompt", generate_options.prompt)->required();
+  auto* prompt = generate->add_option_group("prompt", "one of the two");
+  prompt->add_option("--prompt", generate_options.prompt, "a text");
+  prompt->add_option("--messages", generate_options.messages,
+                     "a conversation for the model's chat template: a JSON array of {\"role\", \"content\"}");
+  prompt->require_option(1);
   generate->add_option("--max-new-tokens", generate_options.max_new_tokens)->check(CLI::PositiveNumber);
   generate->add_option("--temperature", generate_options.temperature)->check(CLI::Range(0.0, 10.0));
   generate->add_option("--top-p", generate_options.top_p)->check(CLI::Range(1e-6, 1.0));

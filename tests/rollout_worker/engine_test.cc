@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/durable_file.h"
 #include "model/log_probs.h"
 #include "model/weights_io.h"
 #include "tests/testing/scratch_dir.h"
@@ -169,6 +170,26 @@ TEST_F(EngineTest, APromptThatDoesNotFitIsATypedError) {
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("shorten the prompt"));
   EXPECT_TRUE(engine->idle());
+}
+
+TEST_F(EngineTest, AConversationIsRenderedByTheModelsOwnTemplate) {
+  ASSERT_TRUE(
+      WriteFileDurably(dir_.File("model/chat_template.jinja"),
+                       "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}assistant:")
+          .ok());
+  const auto engine = Make(2);
+  v1::PromptLease lease = Lease(0, 1);
+  auto* message = lease.mutable_prompt()->add_messages();
+  message->set_role("user");
+  message->set_content("the cat</s>");
+  ASSERT_TRUE(engine->Add(lease).ok());
+  const v1::Sample sample = RunAll(*engine).begin()->second;
+  const auto tokenizer = artifact::Tokenizer::Load(dir_.File("model"));
+  ASSERT_TRUE(tokenizer.ok());
+  const std::vector<int32_t> tokens(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
+  EXPECT_EQ(*(*tokenizer)->Decode(tokens, false), "user: the cat</s></s>assistant:");
+  EXPECT_EQ(std::count(tokens.begin(), tokens.end(), *(*tokenizer)->eos_id()),
+            1);  // the template's; the message's is text
 }
 
 TEST_F(EngineTest, RevokedLeasesLeaveTheirSlots) {
