@@ -204,7 +204,7 @@ TEST_F(TrainerTest, ADeterministicPpoStepHasARatioOfExactlyOne) {
 
 TEST_F(TrainerTest, ALoraPolicyTrainsItsAdaptersAgainstItsOwnBase) {
   v1::JobSpec job = PpoJob(256);
-  job.mutable_ppo()->mutable_policy_optimizer()->set_learning_rate(3e-2);
+  job.mutable_ppo()->mutable_policy_optimizer()->set_learning_rate(1e-2);
   job.mutable_ppo()->mutable_lora()->set_rank(4);
   job.mutable_ppo()->mutable_lora()->set_alpha(8);
   auto trainer = Make(job);
