@@ -51,9 +51,7 @@ absl::StatusOr<std::unique_ptr<LoadCluster>> LoadCluster::Start(const LoadOption
 LoadCluster::~LoadCluster() {
   StopFleet();
   coordinator_.reset();
-  some_channels_.clear();
-  workers_.clear();  // before the loop: channels end their calls, which post to it
-  loop_.reset();
+  loop_.reset();  // runs what calls have posted
   std::error_code ignored;
   if (options_.dir.empty()) fs::remove_all(dir_, ignored);
 }
@@ -102,6 +100,7 @@ void LoadCluster::StopFleet() {
     OnLoop([this] {
       for (const auto& worker : workers_) worker->Stop();
     });
+    for (const auto& worker : workers_) worker->Drain();
   }
   if (learner_ != nullptr) learner_->Stop();
   reward_servers_.clear();
@@ -115,6 +114,7 @@ absl::Status LoadCluster::Restart() {
 
 absl::Status LoadCluster::MoveTo(const std::string& data_dir) {
   StopFleet();
+  loop_.reset();
   some_channels_.clear();
   workers_.clear();
   data_dir_ = data_dir;

@@ -54,7 +54,6 @@ class LoadCluster {
   std::shared_ptr<grpc::Channel> api_;
   std::vector<std::unique_ptr<SimulatedRewardServer>> reward_servers_;
   std::unique_ptr<SimulatedLearner> learner_;
-  // Calls in flight post to the loop when they end; the loop is destroyed after the workers.
   std::unique_ptr<coordinator::EventLoop> loop_;
   std::vector<std::shared_ptr<grpc::Channel>> some_channels_;
   std::vector<std::unique_ptr<SimulatedWorker>> workers_;

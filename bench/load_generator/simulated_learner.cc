@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -43,8 +44,13 @@ SimulatedLearner::SimulatedLearner(const LoadOptions& options, std::string insta
 }
 
 void SimulatedLearner::Stop() {
-  stopped_ = true;
-  if (thread_.joinable()) thread_.join();
+  if (!thread_.joinable()) return;
+  {
+    absl::MutexLock lock(&mu_);
+    stopped_ = true;
+    if (reading_ != nullptr) reading_->TryCancel();
+  }
+  thread_.join();
   session_->Stop();
 }
 
@@ -59,6 +65,7 @@ Request SimulatedLearner::Fenced(const v1::GroupAssignment& group) const {
 
 void SimulatedLearner::Run() {
   while (!stopped_) {
+    if (!session_->WaitRegistered(kPause)) continue;
     v1::JoinGroupRequest request;
     request.set_session_id(session_->session_id());
     request.set_wait_ms(kJoinWaitMs);
@@ -108,6 +115,15 @@ absl::Status SimulatedLearner::ReadBatch(const v1::GroupAssignment& group, int64
   auto request = Fenced<v1::NextBatchRequest>(group);
   request.set_step(step);
   const auto context = client::MakeContext(absl::Hours(1));
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopped_) return absl::OkStatus();
+    reading_ = context.get();
+  }
+  const absl::Cleanup done = [this] {
+    absl::MutexLock lock(&mu_);
+    reading_ = nullptr;
+  };
   const auto reader = stub_->NextBatch(context.get(), request);
   v1::BatchChunk chunk;
   int64_t read = 0, total = -1;

@@ -9,6 +9,8 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "bench/load_generator/options.h"
 #include "bench/load_generator/recorder.h"
 #include "client/cpp/artifact_cache.h"
@@ -41,6 +43,8 @@ class SimulatedLearner {
   client::ArtifactCache artifacts_;
   const std::unique_ptr<v1::LearnerService::Stub> stub_;
   std::unique_ptr<client::FleetSession> session_;
+  absl::Mutex mu_;
+  grpc::ClientContext* reading_ ABSL_GUARDED_BY(mu_) = nullptr;  // the call that waits for a batch
   std::atomic<bool> stopped_{false};
   std::atomic<int64_t> committed_{0};
   std::string held_job_;

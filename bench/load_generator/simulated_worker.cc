@@ -44,6 +44,10 @@ void SimulatedWorker::Call(const std::string& what,
   auto response = std::make_shared<Response>();
   context->set_deadline(absl::ToChronoTime(absl::Now() + kCall));
   const absl::Duration started = loop_->clock().Now();
+  {
+    absl::MutexLock lock(&mu_);
+    in_flight_.insert(context.get());
+  }
   (stub_->async()->*method)(context.get(), request.get(), response.get(),
                             [this, what, context, request, response, started, items = std::move(items),
                              then = std::move(then)](grpc::Status status) {
@@ -56,7 +60,21 @@ void SimulatedWorker::Call(const std::string& what,
                                 if (!status.ok()) recorder_->Fail(what, status.error_message());
                                 then(FromGrpc(status), *response);
                               });
+                              absl::MutexLock lock(&mu_);
+                              in_flight_.erase(context.get());
                             });
+}
+
+void SimulatedWorker::Stop() {
+  stopped_ = true;
+  absl::MutexLock lock(&mu_);
+  for (grpc::ClientContext* context : in_flight_) context->TryCancel();
+}
+
+void SimulatedWorker::Drain() {
+  absl::MutexLock lock(&mu_);
+  mu_.Await(absl::Condition(
+      +[](std::set<grpc::ClientContext*>* calls) { return calls->empty(); }, &in_flight_));
 }
 
 void SimulatedWorker::Start(absl::Duration delay, absl::Duration period) {

@@ -1,13 +1,17 @@
 // A rollout worker without a model: registers, heartbeats, leases on a schedule, "generates" for a while, submits.
 //
-// All logic runs on the given loop; calls are gRPC's asynchronous ones. Stop, then destroy after the loop has stopped.
+// All logic runs on the given loop; calls are gRPC's asynchronous ones. To end: Stop on the loop, Drain, end the loop,
+// destroy.
 #pragma once
 
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "bench/load_generator/options.h"
 #include "bench/load_generator/recorder.h"
 #include "coordinator/event_loop.h"
@@ -21,7 +25,8 @@ class SimulatedWorker {
                   coordinator::EventLoop* loop, Recorder* recorder);
   // The first lease is asked for `delay` after it is registered, the next ones every `period`.
   void Start(absl::Duration delay, absl::Duration period);
-  void Stop() { stopped_ = true; }  // on the loop; calls in flight end by their deadlines
+  void Stop();   // on the loop: cancels the calls in flight
+  void Drain();  // off the loop: blocks until they have ended
   bool registered() const { return !session_.empty(); }
 
  private:
@@ -50,6 +55,8 @@ class SimulatedWorker {
   absl::Duration delay_, period_, next_lease_, heartbeat_;
   int tokens_done_ = 0;
   bool stopped_ = false;
+  absl::Mutex mu_;
+  std::set<grpc::ClientContext*> in_flight_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rlhf::bench
