@@ -25,17 +25,20 @@ struct PromptRecord {
   std::string id, prompt, reference, category;
   Tags tags;
 };
-// {"prompt", "chosen", "rejected", "tie"?, "margin"?, "strength"?, "category"?, "tags"?}
+// {"prompt", "chosen", "rejected", "tie"?, "margin"?, "strength"?, "category"?, "tags"?, "ratings"?}; ratings are
+// {"CRITERION": [of the chosen, of the rejected]}.
 struct ComparisonRecord {
   std::string prompt, chosen, rejected, category;
   bool tie = false;
   double margin = 0, strength = 0;
   Tags tags;
+  std::map<std::string, std::pair<double, double>> ratings;
 };
 // A line of a sample job's output; keys beyond these are allowed.
 struct SampleRecord {
   std::string id, prompt, response, reference, category, finish_reason;
   int index = 0;
+  std::map<std::string, double> components;  // of its score, by name
   Tags tags;
 };
 
