@@ -58,6 +58,8 @@ int main(int argc, char** argv) {
   rlhf::cli::AddReportCommand(app, connection, &run);
   rlhf::cli::AddArtifactCommands(app, connection, &run);
   rlhf::cli::AddFleetCommands(app, connection, &run);
+  rlhf::cli::AddFeedbackCommands(app, connection, &run);
+  rlhf::cli::AddOversightCommands(app, connection, &run);
   rlhf::cli::AddUpCommand(app, &run);
   try {
     app.parse(argc, argv);

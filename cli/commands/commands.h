@@ -15,10 +15,12 @@ using Run = std::function<int()>;
 
 void AddJobCommands(CLI::App& app, ConnectionFlags& connection,
                     Run* run);  // submit validate list get watch cancel pause resume delete why
-void AddSampleCommands(CLI::App& app, ConnectionFlags& connection, Run* run);    // ledger samples
-void AddReportCommand(CLI::App& app, ConnectionFlags& connection, Run* run);     // report
-void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run);  // models data
-void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run);     // workers token
-void AddUpCommand(CLI::App& app, Run* run);                                      // up
+void AddSampleCommands(CLI::App& app, ConnectionFlags& connection, Run* run);     // ledger samples
+void AddReportCommand(CLI::App& app, ConnectionFlags& connection, Run* run);      // report
+void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run);   // models data
+void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run);      // workers token
+void AddFeedbackCommands(CLI::App& app, ConnectionFlags& connection, Run* run);   // feedback
+void AddOversightCommands(CLI::App& app, ConnectionFlags& connection, Run* run);  // gate service audit
+void AddUpCommand(CLI::App& app, Run* run);                                       // up
 
 }  // namespace rlhf::cli

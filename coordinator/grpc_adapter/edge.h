@@ -60,6 +60,7 @@ struct Edge {
   Denials* denials = nullptr;
   MetricsRegistry* metrics = nullptr;
   OpenCalls* open_calls = nullptr;
+  std::string data_dir;
 
   // CheckProject, with the refusal noted.
   absl::Status Admit(const Caller& caller, const std::string& project, const char* method) const;

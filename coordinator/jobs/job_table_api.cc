@@ -35,7 +35,7 @@ std::vector<v1::SpecProblem> JobTable::ResolveReferences(v1::JobSpec* spec,
   std::vector<v1::SpecProblem> problems;
   for (const Reference& reference : ReferencesOf(spec)) {
     std::string problem;
-    if (absl::StartsWith(*reference.value, "stage:")) {
+    if (absl::StartsWith(*reference.value, "stage:") || absl::StartsWith(*reference.value, "approved:")) {
       if (!spec->has_pipeline())
         problem = "expected a digest or an alias: only a pipeline's stages can name one another";
     } else if (absl::StartsWith(*reference.value, "file:")) {
