@@ -299,6 +299,14 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
       });
       if (!status.ok()) return done(status);
     }
+    for (const char* kind : {"step_digest/", "monitor/"}) {
+      const absl::Status status =
+          deps_.store->Scan(Table::kMeta, absl::StrCat(kind, id, "/"), [&](absl::string_view key, absl::string_view) {
+            batch.Erase(Table::kMeta, std::string(key));
+            return true;
+          });
+      if (!status.ok()) return done(status);
+    }
     batch.Erase(Table::kJobs, id);
     deps_.sampling->RemoveJob(id);
     jobs_.erase(id);
