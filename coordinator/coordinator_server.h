@@ -17,7 +17,7 @@ class CoordinatorServer {
   // Blocks until everything is recovered and all listeners are open. FailedPrecondition when the data folder is in use.
   static absl::StatusOr<std::unique_ptr<CoordinatorServer>> Start(const CoordinatorConfig& config, Clock* clock);
   virtual ~CoordinatorServer() = default;  // as Shutdown, without grace
-  // "fleet", "api", "http".
+  // "fleet", "api", "http", "web".
   virtual std::map<std::string, int> ports() const = 0;
   // Not ready and NOT_SERVING at once; waiting calls are told to come again; others get the grace. Blocks.
   virtual void Shutdown(absl::Duration grace) = 0;

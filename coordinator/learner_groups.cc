@@ -14,7 +14,10 @@
 namespace rlhf::coordinator {
 namespace {
 
+constexpr uint32_t kCheckpointOnRequest = 2;  // the protocol version that knows it
 constexpr absl::Duration kFormingTimeout = absl::Seconds(30);
+// So long a group that broke keeps its turn: its survivors, and who takes the place of the dead, are for it.
+constexpr absl::Duration kReturning = absl::Seconds(30);
 
 struct Group {
   TrainingPlan plan;
@@ -23,7 +26,11 @@ struct Group {
   std::vector<std::string> members;  // sessions by rank; empty: no group now
   std::set<std::string> answered;    // members that have their assignment
   std::string rendezvous;
-  absl::Duration formed_at;
+  absl::Duration formed_at, waiting_since;
+  absl::Duration returning_until = -absl::InfiniteDuration();
+  int started_with = 0;   // effective priority
+  std::string yields_to;  // the job that is to have its learners
+  GangWait wait = GangWait::kNone;
   v1::GroupAssignment assignment;  // of this epoch, without rank
 
   bool complete() const { return answered.size() == members.size(); }
@@ -31,7 +38,9 @@ struct Group {
 
 class LearnerGroupsImpl final : public LearnerGroups {
  public:
-  LearnerGroupsImpl(EventLoop* loop, Fleet* fleet) : loop_(loop), fleet_(fleet) { fleet_->AddListener(this); }
+  LearnerGroupsImpl(EventLoop* loop, Fleet* fleet, const Quotas* quotas) : loop_(loop), fleet_(fleet), quotas_(quotas) {
+    fleet_->AddListener(this);
+  }
 
   void AddJob(TrainingPlan plan, uint64_t last_epoch, TrainingListener* listener) override {
     Group group;
@@ -39,6 +48,10 @@ class LearnerGroupsImpl final : public LearnerGroups {
     group.plan = std::move(plan);
     group.listener = listener;
     group.epoch = last_epoch;
+    group.waiting_since = loop_->clock().Now();
+    // After a restart its learners still hold its weights: its turn is not over.
+    if (last_epoch > 0) group.returning_until = group.waiting_since + kReturning;
+    group.started_with = group.plan.priority;
     groups_[job_id] = std::move(group);
     loop_->Post([this] { Form(); });
   }
@@ -87,6 +100,51 @@ class LearnerGroupsImpl final : public LearnerGroups {
     return WithReason(absl::AbortedError(absl::StrCat("this process is not a member of job ", job_id,
                                                       "'s group at epoch ", epoch, " (any more): join again")),
                       v1::STALE_EPOCH);
+  }
+
+  void Release(const std::string& job_id, const std::string& why) override {
+    const auto it = groups_.find(job_id);
+    if (it == groups_.end()) return;
+    spdlog::info("job {}: group of epoch {} makes room: {}", job_id, it->second.epoch, why);
+    Clear(it->second);
+    it->second.returning_until = -absl::InfiniteDuration();
+    loop_->Post([this] {
+      Form();
+      Answer();
+    });
+  }
+
+  bool CheckpointsOnRequest(const std::string& job_id) const override {
+    const auto it = groups_.find(job_id);
+    if (it == groups_.end() || it->second.members.empty()) return false;
+    return std::all_of(it->second.members.begin(), it->second.members.end(), [this](const std::string& member) {
+      const absl::StatusOr<const Session*> session = fleet_->Find(member);
+      return session.ok() && (*session)->identity.protocol_version() >= kCheckpointOnRequest;
+    });
+  }
+
+  Situation SituationOf(const std::string& job_id) const override {
+    Situation out;
+    const auto it = groups_.find(job_id);
+    if (it == groups_.end()) return out;
+    const Group& group = it->second;
+    out.formed = !group.members.empty() && group.complete();
+    out.forming = !group.members.empty() && !group.complete();
+    out.ranks = group.plan.ranks;
+    out.registered = Registered();
+    out.free = static_cast<int>(Candidates().size());
+    out.wait = group.wait;
+    out.yields_to = group.yields_to;
+    out.since = loop_->clock().Now() - (group.members.empty() ? group.waiting_since : group.formed_at);
+    for (const std::string& member : group.members) {
+      const absl::StatusOr<const Session*> session = fleet_->Find(member);
+      if (group.answered.count(member) == 0 && session.ok())
+        out.not_joined.push_back((*session)->identity.instance_id());
+    }
+    for (const auto& [id, other] : groups_) {
+      if (id != job_id && !other.members.empty()) out.holders.push_back(id);
+    }
+    return out;
   }
 
   int free_learners() const override {
@@ -152,49 +210,110 @@ class LearnerGroupsImpl final : public LearnerGroups {
   void Dissolve(Group& group, const std::string& why) {
     if (group.members.empty()) return;
     spdlog::warn("job {}: group of epoch {} is over: {}", group.plan.job_id, group.epoch, why);
-    group.members.clear();
-    group.answered.clear();
-    group.rendezvous.clear();
+    Clear(group);
+    group.returning_until = group.waiting_since + kReturning;
     loop_->Post([this, job_id = group.plan.job_id, why] {
       if (const auto it = groups_.find(job_id); it != groups_.end()) it->second.listener->OnGroupLost(job_id, why);
     });
   }
 
-  // All ranks at once or none: jobs by priority, then age.
+  void Clear(Group& group) {
+    group.members.clear();
+    group.answered.clear();
+    group.rendezvous.clear();
+    group.yields_to.clear();
+    group.waiting_since = loop_->clock().Now();
+  }
+
+  std::vector<const Waiter*> Candidates() const {
+    std::vector<const Waiter*> candidates;
+    for (const Waiter& waiter : waiters_) {
+      const absl::StatusOr<const Session*> session = fleet_->Find(waiter.request.session_id());
+      if (session.ok() && !(*session)->draining && !(*session)->cordoned && !IsMember(waiter.request.session_id()))
+        candidates.push_back(&waiter);
+    }
+    return candidates;
+  }
+
+  int Registered() const {
+    int registered = 0;
+    for (const Session* session : fleet_->Sessions(v1::ROLE_LEARNER))
+      registered += !session->draining && !session->cordoned ? 1 : 0;
+    return registered;
+  }
+
   void Form() {
-    std::vector<Group*> waiting;
+    const absl::Duration now = loop_->clock().Now();
+    // Groups that broke come first: nobody else gets their turn so soon.
+    int kept = 0;
+    std::vector<GangJob> jobs;
     for (auto& [id, group] : groups_) {
-      if (group.members.empty()) waiting.push_back(&group);
-    }
-    std::stable_sort(waiting.begin(), waiting.end(),
-                     [](const Group* a, const Group* b) { return a->plan.priority > b->plan.priority; });
-    for (Group* group : waiting) {
-      std::vector<const Waiter*> candidates;
-      for (const Waiter& waiter : waiters_) {
-        const absl::StatusOr<const Session*> session = fleet_->Find(waiter.request.session_id());
-        if (session.ok() && !(*session)->draining && !(*session)->cordoned && !IsMember(waiter.request.session_id()))
-          candidates.push_back(&waiter);
+      if (group.members.empty() && now < group.returning_until) {
+        const int there = static_cast<int>(Candidates().size());
+        if (there >= group.plan.ranks) {
+          FormGroup(group);
+        } else {
+          kept += there;
+          continue;
+        }
       }
-      if (static_cast<int>(candidates.size()) < group->plan.ranks)
-        return;  // a smaller job behind it must not starve it
-      // Those that still hold this job's weights come first and seed the others.
-      const auto held_step = [&](const Waiter* waiter) {
-        return waiter->request.held_job_id() == group->plan.job_id ? waiter->request.held().step() : int64_t{-1};
-      };
-      std::stable_sort(candidates.begin(), candidates.end(),
-                       [&](const Waiter* a, const Waiter* b) { return held_step(a) > held_step(b); });
-      candidates.resize(group->plan.ranks);
-      const v1::PolicyVersion& held = candidates.front()->request.held();
-      const bool holds = held_step(candidates.front()) > 0;
-      ++group->epoch;
-      group->formed_at = loop_->clock().Now();
-      for (const Waiter* waiter : candidates) group->members.push_back(waiter->request.session_id());
-      group->assignment = group->listener->OnGroupForming(group->plan.job_id, group->epoch, holds ? &held : nullptr,
-                                                          (*fleet_->Find(group->members.front()))->identity.address());
-      group->assignment.set_job_id(group->plan.job_id);
-      group->assignment.set_epoch(group->epoch);
-      group->assignment.set_world_size(group->plan.ranks);
+      GangJob job;
+      job.id = id;
+      job.priority = group.plan.priority;
+      job.project = group.plan.project;
+      job.submitter = group.plan.submitter;
+      job.ranks = group.plan.ranks;
+      job.running = !group.members.empty();
+      job.yielding = !group.yields_to.empty();
+      job.held = static_cast<int>(group.members.size());
+      job.started_with = group.started_with;
+      job.waited = now - group.waiting_since;
+      jobs.push_back(std::move(job));
     }
+    const int free = std::max(0, static_cast<int>(Candidates().size()) - kept);
+    const GangPlan plan =
+        PlanGangs(jobs, free, Registered(), [this](const std::string& project, const std::string& submitter) {
+          if (quotas_ == nullptr) return ShareRule();
+          const v1::Quota quota = quotas_->Of(project, submitter);
+          return ShareRule{quota.max_learners(), quota.weight()};
+        });
+    for (auto& [id, group] : groups_) {
+      const auto wait = plan.waits.find(id);
+      group.wait = wait == plan.waits.end() ? GangWait::kNone : wait->second;
+    }
+    for (const std::string& id : plan.start) {
+      for (const GangJob& job : jobs) {
+        if (job.id == id) groups_.at(id).started_with = EffectivePriority(job, {});
+      }
+      FormGroup(groups_.at(id));
+    }
+    for (const auto& [id, to] : plan.yield) {
+      groups_.at(id).yields_to = to;
+      loop_->Post([this, id = id, to = to] {
+        if (const auto it = groups_.find(id); it != groups_.end()) it->second.listener->OnYield(id, to);
+      });
+    }
+  }
+
+  void FormGroup(Group& group) {
+    std::vector<const Waiter*> candidates = Candidates();
+    // Those that still hold this job's weights come first and seed the others.
+    const auto held_step = [&](const Waiter* waiter) {
+      return waiter->request.held_job_id() == group.plan.job_id ? waiter->request.held().step() : int64_t{-1};
+    };
+    std::stable_sort(candidates.begin(), candidates.end(),
+                     [&](const Waiter* a, const Waiter* b) { return held_step(a) > held_step(b); });
+    candidates.resize(static_cast<size_t>(group.plan.ranks));
+    const v1::PolicyVersion& held = candidates.front()->request.held();
+    const bool holds = held_step(candidates.front()) > 0;
+    ++group.epoch;
+    group.formed_at = loop_->clock().Now();
+    for (const Waiter* waiter : candidates) group.members.push_back(waiter->request.session_id());
+    group.assignment = group.listener->OnGroupForming(group.plan.job_id, group.epoch, holds ? &held : nullptr,
+                                                      (*fleet_->Find(group.members.front()))->identity.address());
+    group.assignment.set_job_id(group.plan.job_id);
+    group.assignment.set_epoch(group.epoch);
+    group.assignment.set_world_size(group.plan.ranks);
   }
 
   // Rank 0 is answered at once, the others when its rendezvous is known.
@@ -220,14 +339,15 @@ class LearnerGroupsImpl final : public LearnerGroups {
 
   EventLoop* const loop_;
   Fleet* const fleet_;
+  const Quotas* const quotas_;
   std::map<std::string, Group> groups_;
   std::list<Waiter> waiters_;
 };
 
 }  // namespace
 
-std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet) {
-  return std::make_unique<LearnerGroupsImpl>(loop, fleet);
+std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet, const Quotas* quotas) {
+  return std::make_unique<LearnerGroupsImpl>(loop, fleet, quotas);
 }
 
 }  // namespace rlhf::coordinator

@@ -14,6 +14,7 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr absl::Duration kRatesKept = absl::Seconds(10);
+constexpr absl::Duration kWorkersCounted = absl::Milliseconds(200);  // how old their count may be
 
 // What is wrong with a sample's content; empty when nothing.
 std::string ProblemOf(const v1::Sample& sample) {
@@ -37,8 +38,17 @@ void SamplingImpl::LeasePrompts(const v1::LeasePromptsRequest& request, Done<v1:
   ServeWaiters();
 }
 
+void SamplingImpl::ServeSoon() {
+  if (std::exchange(serve_posted_, true)) return;
+  loop_->Post([this] {
+    serve_posted_ = false;
+    ServeWaiters();
+  });
+}
+
 void SamplingImpl::ServeWaiters() {
-  for (auto it = waiters_.begin(); it != waiters_.end();) {
+  bool nothing_for_idle = false;  // an idle worker got nothing: neither will the next one
+  for (auto it = waiters_.begin(); it != waiters_.end() && AnyQueued();) {
     const absl::StatusOr<const Session*> session = fleet_->Find(it->request.session_id());
     if (!session.ok()) {
       it->done(session.status());
@@ -47,8 +57,10 @@ void SamplingImpl::ServeWaiters() {
     }
     v1::LeasePromptsResponse response;
     WriteBatch batch;
-    if ((*session)->draining || (*session)->cordoned ||
-        !TryLease(**session, it->request.max_samples(), &response, &batch)) {
+    const bool idle = HeldBy((*session)->session_id) == 0;
+    const bool may = !(*session)->draining && !(*session)->cordoned && !(idle && nothing_for_idle);
+    if (!may || !TryLease(**session, it->request.max_samples(), &response, &batch)) {
+      nothing_for_idle = nothing_for_idle || (may && idle);
       ++it;
       continue;
     }
@@ -68,23 +80,63 @@ void SamplingImpl::ServeWaiters() {
   }
 }
 
-ActiveJob* SamplingImpl::PickJob(const Session& session) {
-  // The highest priority; among equals the job that fewest other workers serve, so that workers spread and stay.
-  ActiveJob* best = nullptr;
-  std::pair<int, size_t> best_rank;
+bool SamplingImpl::Leasable(const ActiveJob& job) {
+  if (job.paused || job.ledger.queued().empty()) return false;
+  const int64_t step = std::get<0>(*job.ledger.queued().begin());
+  return step - 1 - job.plan.max_policy_lag <= job.plan.policy.version().step();
+}
+
+bool SamplingImpl::AnyQueued() const {
   for (const auto& [id, job] : jobs_) {
-    if (job->paused || job->ledger.queued().empty()) continue;
-    std::set<std::string> others;
-    for (const auto& [key, lease] : job->leases) {
-      if (lease.session_id != session.session_id) others.insert(lease.session_id);
-    }
-    const std::pair<int, size_t> rank{-job->plan.priority, others.size()};
-    if (best == nullptr || rank < best_rank) {
-      best = job.get();
-      best_rank = rank;
-    }
+    if (Leasable(*job)) return true;
   }
-  return best;
+  return false;
+}
+
+size_t SamplingImpl::HeldBy(const std::string& session_id) const {
+  size_t held = 0;
+  for (const auto& [id, job] : jobs_) {
+    held += job->leases.HeldBy(session_id);
+  }
+  return held;
+}
+
+ActiveJob* SamplingImpl::PickJob(const Session& session) {
+  std::vector<Claim> claims;
+  std::vector<ActiveJob*> jobs;
+  int current = -1;
+  const auto last = last_job_.find(session.session_id);
+  for (const auto& [id, job] : jobs_) {
+    const bool holds = job->leases.HeldBy(session.session_id) > 0;
+    const bool wants = Leasable(*job);
+    // A worker is moved only between leases: while it has some of a job, it gets more of that one or nothing.
+    if (holds) return wants ? job.get() : nullptr;
+    if (!wants && job->leases.empty()) continue;
+    if (last != last_job_.end() && id == last->second) current = static_cast<int>(claims.size());
+    claims.push_back(
+        {job->plan.priority, job->plan.project, job->plan.submitter, static_cast<int>(job->leases.workers()), wants});
+    jobs.push_back(job.get());
+  }
+  const int picked = PickClaim(
+      claims,
+      [this](const std::string& project, const std::string& submitter) {
+        if (options_.quotas == nullptr) return ShareRule();
+        const v1::Quota quota = options_.quotas->Of(project, submitter);
+        return ShareRule{quota.max_rollout_workers(), quota.weight()};
+      },
+      current);
+  return picked < 0 ? nullptr : jobs[static_cast<size_t>(picked)];
+}
+
+int SamplingImpl::AvailableWorkers() {
+  const absl::Duration now = loop_->clock().Now();
+  if (available_workers_ <= 0 || now - available_at_ > kWorkersCounted) {
+    available_at_ = now;
+    available_workers_ = 0;
+    for (const Session* worker : fleet_->Sessions(v1::ROLE_ROLLOUT_WORKER))
+      available_workers_ += worker->draining || worker->cordoned ? 0 : 1;
+  }
+  return std::max(1, available_workers_);
 }
 
 bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePromptsResponse* response,
@@ -93,12 +145,10 @@ bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePr
   if (job == nullptr || max_samples <= 0) return false;
   // A fair share, so that the first to ask does not leave the others idle; whole prompts where possible: their samples
   // share one prefill.
-  int workers = 0;
-  for (const Session* other : fleet_->Sessions(v1::ROLE_ROLLOUT_WORKER))
-    workers += other->draining || other->cordoned ? 0 : 1;
+  const int workers = AvailableWorkers();
   const int queued = static_cast<int>(job->ledger.queued().size());
   const int per_prompt = std::max(1, job->plan.samples_per_prompt);
-  const int share = (queued + std::max(1, workers) - 1) / std::max(1, workers);
+  const int share = (queued + workers - 1) / workers;
   const int limit = std::min(max_samples, (share + per_prompt - 1) / per_prompt * per_prompt);
   const absl::Duration now = loop_->clock().Now();
 
@@ -110,6 +160,7 @@ bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePr
     keys.push_back(key);
   }
   if (keys.empty()) return false;
+  last_job_[session.session_id] = job->plan.job_id;
   v1::PromptLease* lease = nullptr;
   for (const SampleKey& key : keys) {
     const auto& [step, ordinal, index] = key;
@@ -128,7 +179,7 @@ bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePr
     v1::SampleLease* sample = lease->add_samples();
     sample->set_index(index);
     sample->set_attempt(job->ledger.Lease(key, session.identity.instance_id(), batch));
-    job->leases[key] = {session.session_id, now, now, 0};
+    job->leases.Set(key, {session.session_id, now, now, 0});
   }
   return true;
 }
@@ -199,6 +250,7 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
   if (!job.plan.score) job.ledger.Scored(key, {}, batch);
   const absl::Duration now = loop_->clock().Now();
   job.finished.push_back({now, 1, sample.response_tokens_size()});
+  job.last_finished = now;
   while (now - job.finished.front().at > kRatesKept) job.finished.pop_front();
   job.cache[key] = std::move(stored);
   if (!job.plan.score) job.last_problem.clear();
@@ -250,6 +302,7 @@ void SamplingImpl::ExpireLeases(ActiveJob& job) {
       expired.emplace_back(key, "its worker made no progress on it");
   }
   if (expired.empty()) return;
+  leases_expired_ += static_cast<int64_t>(expired.size());
   WriteBatch batch;
   for (const auto& [key, why] : expired) Release(job, key, why, false, &batch);
   spdlog::warn("job {}: {} leases expired: {}", job.plan.job_id, expired.size(), expired.front().second);
@@ -268,8 +321,7 @@ void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatReques
       *response->add_revoked() = progress;
       continue;
     }
-    HeldLease& lease = job->leases[key];
-    lease.session_id = session.session_id;
+    HeldLease& lease = job->leases.Claim(key, session.session_id);
     lease.last_seen = now;
     if (progress.tokens_done() > lease.tokens_done) {
       lease.tokens_done = progress.tokens_done();
@@ -280,6 +332,7 @@ void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatReques
 
 void SamplingImpl::OnLost(const Session& session) {
   reward_servers_.erase(session.session_id);
+  last_job_.erase(session.session_id);
   if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
   for (const auto& [id, job] : jobs_) {
     std::vector<SampleKey> held;
@@ -291,7 +344,7 @@ void SamplingImpl::OnLost(const Session& session) {
       Release(*job, key, absl::StrCat("worker ", session.identity.instance_id(), " was lost"), false, &batch);
     Write(id, std::move(batch));
   }
-  loop_->Post([this] { ServeWaiters(); });
+  ServeSoon();
 }
 
 }  // namespace rlhf::coordinator

@@ -319,8 +319,7 @@ void AddOversightCommands(CLI::App& app, ConnectionFlags& connection, Run* run) 
   reject->add_option("gate", flags->gate, "Gate id")->required();
   reject->add_option("--comment", flags->comment, "Why");
 
-  auto* service = app.add_subcommand("service", "The whole service");
-  service->require_subcommand(1);
+  auto* service = Subcommand(app, "service", "The service as a whole");
   add(service, "halt", "Stop all training: once acknowledged, no step commits anywhere", Halt)
       ->add_option("--reason", flags->reason, "Why")
       ->required();

@@ -48,8 +48,8 @@ int Ledger(const ConnectionFlags& connection, const Flags& flags) {
   const v1::LedgerCounts& counts = response.counts();
   const int64_t sum = counts.queued() + counts.leased() + counts.generated() + counts.scored() + counts.assigned() +
                       counts.trained() + counts.delivered() + counts.stale() + counts.failed() + counts.cancelled();
-  if (connection.output == "json") {
-    PrintJson(response);
+  if (connection.output != "table") {
+    PrintMessage(connection.output, response);
   } else {
     Table table({"ISSUED", "QUEUED", "LEASED", "GENERATED", "SCORED", "ASSIGNED", "TRAINED", "DELIVERED", "STALE",
                  "FAILED", "CANCELLED"});
@@ -85,7 +85,7 @@ int Samples(const ConnectionFlags& connection, const Flags& flags) {
       return Fail(status);
     for (const v1::SampleView& view : response.samples()) {
       --left;
-      if (connection.output == "json") {
+      if (connection.output != "table") {
         std::printf("%s\n", ToJson(view, /*pretty=*/false).c_str());
         continue;
       }
@@ -96,7 +96,7 @@ int Samples(const ConnectionFlags& connection, const Flags& flags) {
     }
     request.mutable_page()->set_page_token(response.next_page_token());
   } while (left > 0 && !request.page().page_token().empty());
-  if (connection.output != "json") std::fputs(table.Text().c_str(), stdout);
+  if (connection.output == "table") std::fputs(table.Text().c_str(), stdout);
   return v1::EXIT_OK;
 }
 

@@ -10,6 +10,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "artifact/prompt.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -109,6 +110,7 @@ class Builder {
       task.set_planted(true);
       task.set_kind(v1::FEEDBACK_COMPARISON);
       task.mutable_prompt()->set_text(record.prompt);
+      artifact::SetMessages(record.messages, task.mutable_prompt());
       task.mutable_prompt()->set_category(record.category);
       task.mutable_prompt()->mutable_tags()->insert(record.tags.begin(), record.tags.end());
       const bool swap = random_.Uniform() < 0.5;
@@ -167,6 +169,7 @@ class Builder {
     task.set_kind(kind);
     task.mutable_prompt()->set_id(first->id);
     task.mutable_prompt()->set_text(first->prompt);
+    artifact::SetMessages(first->messages, task.mutable_prompt());
     task.mutable_prompt()->set_reference(first->reference);
     task.mutable_prompt()->set_category(first->category);
     task.mutable_prompt()->mutable_tags()->insert(first->tags.begin(), first->tags.end());

@@ -7,6 +7,7 @@
 
 #include "absl/functional/any_invocable.h"
 #include "coordinator/jobs.h"
+#include "coordinator/jobs/explain.h"
 
 namespace rlhf::coordinator {
 
@@ -49,7 +50,8 @@ class Driver {
   virtual void Stop(WriteBatch* batch) = 0;
   virtual void SetPaused(bool paused, WriteBatch* batch) {}
   virtual void Tick() {}
-  virtual v1::ExplainJobResponse Explain() = 0;
+  // Adds what it knows to the facts that `rlhfctl why` is made of.
+  virtual void Describe(JobFacts* facts) = 0;
   // A pipeline's stage ended, durably.
   virtual void OnStageEnded(const v1::Job& stage) {}
 
@@ -92,5 +94,7 @@ v1::ScorerSpec ResolvedScorer(const v1::Job& job, v1::ScorerSpec scorer);
 // Noise stream of a job: stages of one pipeline, which share its seed, get different ones.
 uint32_t NoiseStream(const v1::Job& job);
 bool IsTerminalState(v1::JobState state);
+// What sampling knows of a job that generates.
+void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFacts* facts);
 
 }  // namespace rlhf::coordinator

@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "coordinator/jobs/numerics_spec.h"
 #include "coordinator/names.h"
 
 namespace rlhf::coordinator {
@@ -549,6 +550,7 @@ std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec) {
   } else {
     Kind(check, spec);
   }
+  CheckNumerics(spec, &problems);
   return problems;
 }
 
@@ -578,6 +580,7 @@ v1::JobSpec SpecOfStage(const v1::JobSpec& pipeline, const v1::StageSpec& stage,
   // Far apart, so that pipelines with neighbouring seeds do not share a later round's.
   spec.set_seed(pipeline.seed() + 1'000'003ull * static_cast<uint64_t>(std::max(0, round - 1)) +
                 10'000'019ull * static_cast<uint64_t>(repeat));
+  spec.set_deterministic(pipeline.deterministic());
   spec.set_priority(pipeline.priority());
   *spec.mutable_labels() = pipeline.labels();
   *spec.mutable_learners() =

@@ -34,19 +34,23 @@ absl::StatusOr<uint64_t> PageStart(const v1::PageRequest& page, uint64_t from) {
 }  // namespace
 
 absl::Status AuditChain::Recover() {
-  RLHF_RETURN_IF_ERROR(store_->Scan(Table::kAudit, "", [&](absl::string_view, absl::string_view value) {
+  const absl::StatusOr<std::string> last = store_->LastKey(Table::kAudit, "");
+  if (last.ok()) {
+    RLHF_ASSIGN_OR_RETURN(const std::string bytes, store_->Get(Table::kAudit, *last));
     v1::AuditRecord record;
-    record.ParseFromArray(value.data(), static_cast<int>(value.size()));
+    record.ParseFromString(bytes);
     sequence_ = record.sequence();
     last_sha256_ = record.sha256();
-    return true;
-  }));
-  return store_->Scan(Table::kMeta, kHeadPrefix, [&](absl::string_view, absl::string_view value) {
-    v1::AuditHead head;
-    head.ParseFromArray(value.data(), static_cast<int>(value.size()));
-    signed_ = head.sequence();
-    return true;
-  });
+  } else if (!absl::IsNotFound(last.status())) {
+    return last.status();
+  }
+  const absl::StatusOr<std::string> head = store_->LastKey(Table::kMeta, kHeadPrefix);
+  if (!head.ok()) return absl::IsNotFound(head.status()) ? absl::OkStatus() : head.status();
+  RLHF_ASSIGN_OR_RETURN(const std::string bytes, store_->Get(Table::kMeta, *head));
+  v1::AuditHead signed_head;
+  signed_head.ParseFromString(bytes);
+  signed_ = signed_head.sequence();
+  return absl::OkStatus();
 }
 
 void AuditChain::Append(const std::string& subject, const std::string& action, const std::string& object,

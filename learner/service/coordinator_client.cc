@@ -141,7 +141,10 @@ absl::StatusOr<v1::PolicyVersion> CoordinatorClient::Commit(const v1::GroupAssig
         return FromGrpc(stub_->CommitStep(context, request, &response));
       },
       kCall);
-  if (status.ok()) return response.version();
+  if (status.ok()) {
+    NoteCheckpointRequest(response.checkpoint());
+    return response.version();
+  }
   // The coordinator may have committed and then lost us (its restart voids the session): what is durable decides.
   v1::GetCommittedResponse committed;
   RLHF_RETURN_IF_ERROR(Retry(
@@ -154,6 +157,16 @@ absl::StatusOr<v1::PolicyVersion> CoordinatorClient::Commit(const v1::GroupAssig
   if (committed.version().step() == request.step() && committed.version().digest() == request.weights_digest())
     return committed.version();
   return status;
+}
+
+void CoordinatorClient::NoteCheckpointRequest(bool asked) {
+  absl::MutexLock lock(&mu_);
+  checkpoint_asked_ = checkpoint_asked_ || asked;
+}
+
+bool CoordinatorClient::TakeCheckpointRequest() {
+  absl::MutexLock lock(&mu_);
+  return std::exchange(checkpoint_asked_, false);
 }
 
 absl::Status CoordinatorClient::Refuse(const v1::GroupAssignment& group, int64_t step, const std::string& reason) {
@@ -177,7 +190,9 @@ absl::Status CoordinatorClient::Report(const v1::GroupAssignment& group, std::ve
         request.set_step(step);
         request.set_total_steps(total);
         v1::ReportProgressResponse response;
-        return FromGrpc(stub_->ReportProgress(context, request, &response));
+        const absl::Status status = FromGrpc(stub_->ReportProgress(context, request, &response));
+        NoteCheckpointRequest(status.ok() && response.checkpoint());
+        return status;
       },
       kCall);
 }
