@@ -83,6 +83,28 @@ class Line {
       (*out)[name] = value.get<std::string>();
     }
   }
+  void NumberMap(const char* key, std::map<std::string, double>* out) {
+    known_.push_back(key);
+    if (!json_.contains(key)) return;
+    if (!json_[key].is_object())
+      return Fail(absl::StrCat("\"", key, "\": expected an object of numbers, found ", json_[key].type_name()));
+    for (const auto& [name, value] : json_[key].items()) {
+      if (!value.is_number())
+        return Fail(absl::StrCat("\"", key, ".", name, "\": expected a number, found ", value.type_name()));
+      (*out)[name] = value.get<double>();
+    }
+  }
+  void PairMap(const char* key, std::map<std::string, std::pair<double, double>>* out) {
+    known_.push_back(key);
+    if (!json_.contains(key)) return;
+    if (!json_[key].is_object())
+      return Fail(absl::StrCat("\"", key, "\": expected an object, found ", json_[key].type_name()));
+    for (const auto& [name, value] : json_[key].items()) {
+      if (!value.is_array() || value.size() != 2 || !value[0].is_number() || !value[1].is_number())
+        return Fail(absl::StrCat("\"", key, ".", name, "\": expected two numbers, of the chosen and the rejected"));
+      (*out)[name] = {value[0].get<double>(), value[1].get<double>()};
+    }
+  }
   bool lacks(const char* key) const { return !json_.contains(key); }
   absl::Status Finish(bool allow_unknown = false) {
     if (!status_.ok() || allow_unknown) return status_;
@@ -222,6 +244,7 @@ absl::StatusOr<std::vector<ComparisonRecord>> ReadComparisonData(const std::stri
     line.Number("strength", &record->strength);
     line.Text("category", false, &record->category);
     line.TagMap("tags", &record->tags);
+    line.PairMap("ratings", &record->ratings);
     return line.Finish();
   });
 }
@@ -238,6 +261,7 @@ absl::StatusOr<std::vector<SampleRecord>> ReadSampleData(const std::string& path
     line.Number("index", &index);
     record->index = static_cast<int>(index);
     line.TagMap("tags", &record->tags);
+    line.NumberMap("components", &record->components);
     return line.Finish(/*allow_unknown=*/true);
   });
 }

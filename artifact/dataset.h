@@ -32,19 +32,22 @@ struct PromptRecord {
   std::vector<ChatMessage> messages;
   Tags tags;
 };
-// {"prompt", "chosen", "rejected", "tie"?, "margin"?, "strength"?, "category"?, "tags"?}
+// {"prompt", "chosen", "rejected", "tie"?, "margin"?, "strength"?, "category"?, "tags"?, "ratings"?}; ratings are
+// {"CRITERION": [of the chosen, of the rejected]}.
 struct ComparisonRecord {
   std::string prompt, chosen, rejected, category;
   std::vector<ChatMessage> messages;
   bool tie = false;
   double margin = 0, strength = 0;
   Tags tags;
+  std::map<std::string, std::pair<double, double>> ratings;
 };
 // A line of a sample job's output; keys beyond these are allowed.
 struct SampleRecord {
   std::string id, prompt, response, reference, category, finish_reason;
   std::vector<ChatMessage> messages;
   int index = 0;
+  std::map<std::string, double> components;  // of its score, by name
   Tags tags;
 };
 

@@ -92,6 +92,8 @@ std::string ProgressView::Line(const v1::JobEvent& event) const {
                           event.state().reason());
     case v1::JobEvent::kMessage:
       return event.message();
+    case v1::JobEvent::kAlert:
+      return absl::StrCat("ALERT ", event.alert().monitor(), ": ", event.alert().text());
     case v1::JobEvent::kMetrics: {
       const auto found = stages_.find(event.metrics().job_id().empty() ? event.job_id() : event.metrics().job_id());
       const std::string name = found == stages_.end() ? event.job_id() : found->second.name;

@@ -58,7 +58,9 @@ int main(int argc, char** argv) {
   rlhf::cli::AddReportCommand(app, connection, &run);
   rlhf::cli::AddArtifactCommands(app, connection, &run);
   rlhf::cli::AddFleetCommands(app, connection, &run);
+  rlhf::cli::AddFeedbackCommands(app, connection, &run);
   rlhf::cli::AddServiceCommands(app, connection, &run);
+  rlhf::cli::AddOversightCommands(app, connection, &run);
   rlhf::cli::AddQuotaCommands(app, connection, &run);
   rlhf::cli::AddUpCommand(app, &run);
   rlhf::cli::AddPkiCommands(app, &run);

@@ -20,6 +20,34 @@ std::string ComparisonLine(const v1::Comparison& comparison) {
   std::map<std::string, std::string> tags(comparison.prompt().tags().begin(), comparison.prompt().tags().end());
   for (const auto& [key, value] : comparison.tags()) tags[key] = value;
   if (!tags.empty()) line["tags"] = tags;
+  const auto& chosen = second ? comparison.second_ratings() : comparison.first_ratings();
+  const auto& rejected = second ? comparison.first_ratings() : comparison.second_ratings();
+  for (const auto& [criterion, value] : std::map<std::string, double>(chosen.begin(), chosen.end())) {
+    const auto other = rejected.find(criterion);
+    if (other != rejected.end()) line["ratings"][criterion] = {value, other->second};
+  }
+  return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+bool IsTrainingComparison(const v1::Comparison& comparison) {
+  // A tie says that both are alike; what they have in common teaches a reward model nothing it can be held to.
+  return !comparison.planted() && comparison.kind() != v1::FEEDBACK_RATING && comparison.preference() != v1::TIE;
+}
+
+std::string SftLine(const v1::Comparison& comparison) {
+  const std::string& source = comparison.second().source();
+  const bool theirs = source == "edited" || (source == "written" && comparison.preference() == v1::SECOND);
+  if (comparison.planted() || !theirs || comparison.second().text().empty()) return "";
+  nlohmann::ordered_json line;
+  line["prompt"] = comparison.prompt().text();
+  for (const v1::ChatMessage& message : comparison.prompt().messages())
+    line["messages"].push_back({{"role", message.role()}, {"content", message.content()}});
+  line["response"] = comparison.second().text();
+  if (!comparison.prompt().category().empty()) line["category"] = comparison.prompt().category();
+  if (!comparison.prompt().tags().empty()) {
+    line["tags"] =
+        std::map<std::string, std::string>(comparison.prompt().tags().begin(), comparison.prompt().tags().end());
+  }
   return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 

@@ -1,129 +1,286 @@
 #include "coordinator/comparison_sets.h"
 
-#include <map>
-#include <set>
+#include <fstream>
 #include <utility>
 
-#include <nlohmann/json.hpp>
-
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "artifact/digest.h"
-#include "common/canonical_bytes.h"
-#include "common/durable_file.h"
 #include "common/status_util.h"
-#include "coordinator/comparison_line.h"
 #include "coordinator/names.h"
+#include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
 namespace {
 
-constexpr int kMaxProblems = 100;
+constexpr char kLogPrefix[] = "comparison_log/";  // rows: which generation of a set's log counts, and how much of it
 
-std::string PrefixOf(const std::string& project, const std::string& set) {
-  return absl::StrCat("set/", project, "/", set, "//");
+std::string LogKey(const std::string& project, const std::string& set) {
+  return absl::StrCat(kLogPrefix, project, "/", set);
 }
 
-std::string ProblemOf(const v1::Comparison& comparison) {
-  if (comparison.prompt().text().empty()) return "prompt.text: expected a text, found nothing";
-  if (comparison.preference() != v1::FIRST && comparison.preference() != v1::SECOND &&
-      comparison.preference() != v1::TIE) {
-    return "preference: expected FIRST, SECOND or TIE";
+// Everything but the rater's, into a new file. Returns its end, or the old end when there is nothing of the rater.
+absl::StatusOr<std::pair<v1::PayloadRef, int64_t>> Rewrite(const std::string& from, const std::string& to,
+                                                           v1::PayloadRef end, const std::string& rater) {
+  RLHF_ASSIGN_OR_RETURN(const auto reader, ImportLogReader::Open(from, end.offset()));
+  RLHF_ASSIGN_OR_RETURN(const auto writer, ImportLogWriter::Open(to, 0));
+  v1::Comparison comparison;
+  int64_t removed = 0;
+  while (true) {
+    RLHF_ASSIGN_OR_RETURN(const bool more, reader->Next(&comparison));
+    if (!more) break;
+    if (comparison.rater() == rater) {
+      ++removed;
+      continue;
+    }
+    RLHF_RETURN_IF_ERROR(writer->Append(comparison));
   }
-  if (comparison.first().text() == comparison.second().text()) return "first, second: expected two different texts";
-  if (!(comparison.strength() >= 0 && comparison.strength() <= 1)) {
-    return absl::StrCat("strength: expected 0 to 1, found ", comparison.strength());
+  if (removed == 0) {
+    std::remove(to.c_str());
+    return std::pair(end, removed);
   }
-  return "";
+  v1::PayloadRef made;
+  made.set_segment(end.segment() + 1);
+  RLHF_ASSIGN_OR_RETURN(const uint64_t length, writer->Sync());
+  made.set_offset(length);
+  return std::pair(made, removed);
 }
 
 }  // namespace
 
-absl::StatusOr<std::vector<v1::Comparison>> ComparisonSets::Read(const std::string& project, const std::string& set) {
-  std::vector<v1::Comparison> found;
-  absl::Status bad;
-  RLHF_RETURN_IF_ERROR(
-      store_->Scan(Table::kComparisons, PrefixOf(project, set), [&](absl::string_view key, absl::string_view value) {
-        if (found.emplace_back().ParseFromArray(value.data(), static_cast<int>(value.size()))) return true;
-        bad = absl::DataLossError(absl::StrCat("the comparison row \"", key, "\" cannot be read; restore a backup"));
-        return false;
-      }));
-  RLHF_RETURN_IF_ERROR(bad);
-  return found;
+std::string ComparisonSets::LogPath(const std::string& project, const std::string& set, uint32_t generation) const {
+  // A set's name may have slashes.
+  return absl::StrCat(data_dir_, "/comparisons/", artifact::Sha256Hex(absl::StrCat(project, "/", set)).substr(0, 32),
+                      ".", generation);
 }
 
-void ComparisonSets::Import(const std::string& subject, const std::string& project, const std::string& set,
-                            std::vector<v1::Comparison> comparisons, Done<v1::ImportComparisonsResponse> done) {
-  absl::Status status = CheckName("project", project);
-  if (status.ok()) status = CheckAlias("set", set);
-  if (!status.ok()) return done(status);
-  const absl::StatusOr<std::vector<v1::Comparison>> before = Read(project, set);
-  if (!before.ok()) return done(before.status());
-  std::set<std::string> ids;
-  for (const v1::Comparison& comparison : *before) ids.insert(comparison.id());
+absl::StatusOr<v1::PayloadRef> ComparisonSets::LogEnd(const std::string& project, const std::string& set) const {
+  const absl::StatusOr<std::string> row = store_->Get(Table::kMeta, LogKey(project, set));
+  v1::PayloadRef end;
+  if (row.ok())
+    end.ParseFromString(*row);
+  else if (!absl::IsNotFound(row.status()))
+    return row.status();
+  return end;
+}
 
-  v1::ImportComparisonsResponse response;
-  WriteBatch batch;
-  for (size_t i = 0; i < comparisons.size(); ++i) {
-    v1::Comparison& comparison = comparisons[i];
-    comparison.set_project(project);
-    std::string problem = ProblemOf(comparison);
-    if (comparison.id().empty()) comparison.set_id(artifact::Sha256Hex(CanonicalBytes(comparison)).substr(0, 32));
-    if (problem.empty()) problem = std::string(CheckText("id", comparison.id(), 128).message());
-    if (!problem.empty()) {
-      if (response.problems_size() < kMaxProblems)
-        response.add_problems(absl::StrCat("comparisons[", i, "]: ", problem));
-      continue;
-    }
-    if (!ids.insert(comparison.id()).second) {
-      response.set_duplicates(response.duplicates() + 1);
-      continue;
-    }
-    batch.Put(Table::kComparisons, PrefixOf(project, set) + comparison.id(), comparison.SerializeAsString());
-    response.set_imported(response.imported() + 1);
+absl::StatusOr<std::shared_ptr<ImportSession>> ComparisonSets::BeginImport(const std::string& project,
+                                                                           const std::string& set) {
+  RLHF_RETURN_IF_ERROR(CheckName("project", project));
+  RLHF_RETURN_IF_ERROR(CheckFreeAlias("set", set));
+  const std::string key = absl::StrCat(project, "/", set);
+  if (!busy_.insert(key).second) {
+    return WithRetryDelay(absl::AbortedError(absl::StrCat("another import into \"", set, "\" is running; try again")),
+                          absl::Seconds(2));
   }
-  // Nothing new: what was published before stands. The alias is still set again, should its last publication have been
-  // cut off.
-  if (ids.empty()) return done(std::move(response));
-  store_->Commit(std::move(batch), [this, subject, project, set, response = std::move(response),
-                                    done = std::move(done)](absl::Status committed) mutable {
-    loop_->Post(
-        [this, subject, project, set, committed, response = std::move(response), done = std::move(done)]() mutable {
-          if (!committed.ok()) return done(committed);
-          Publish(subject, project, set, std::move(response), std::move(done));
-        });
+  const auto prepare = [&]() -> absl::StatusOr<ImportSession::Start> {
+    ImportSession::Start start;
+    start.project = project;
+    start.name = set;
+    RLHF_ASSIGN_OR_RETURN(const v1::PayloadRef end, LogEnd(project, set));
+    start.log_path = LogPath(project, set, end.segment());
+    start.log_length = end.offset();
+    RLHF_ASSIGN_OR_RETURN(start.staging, artifacts_->MakeStaging());
+    // What was published last is the log's content, unless a rater was forgotten since; then it is written anew.
+    const std::vector<v1::ComparisonSet> before = feedback_->sets().List(project, set);
+    if (start.log_length > 0 && !before.empty() && !before.back().forgotten()) {
+      const absl::StatusOr<std::string> path = artifacts_->Path(before.back().digest());
+      if (path.ok()) {
+        start.previous = before.back();
+        start.previous_path = *path;
+      }
+    }
+    return start;
+  };
+  absl::StatusOr<ImportSession::Start> start = prepare();
+  if (!start.ok()) {
+    busy_.erase(key);
+    return start.status();
+  }
+  return std::make_shared<ImportSession>(*std::move(start));
+}
+
+void ComparisonSets::AbandonImport(const ImportSession& session) {
+  busy_.erase(absl::StrCat(session.start().project, "/", session.start().name));
+}
+
+void ComparisonSets::EndImport(const std::string& subject, std::shared_ptr<ImportSession> session,
+                               Done<v1::ImportComparisonsResponse> done) {
+  auto finish = [this, session, done = std::move(done)](absl::StatusOr<v1::ComparisonSet> set) mutable {
+    AbandonImport(*session);
+    if (!set.ok()) return done(set.status());
+    *session->response().mutable_set() = *std::move(set);
+    done(session->response());
+  };
+  v1::ComparisonSet set = session->response().set();
+  set.set_project(session->start().project);
+  set.set_name(session->start().name);
+  if (set.comparisons() == 0) return finish(std::move(set));  // nothing but problems: there is no set yet
+  const std::vector<v1::ComparisonSet> before = feedback_->sets().List(set.project(), set.name());
+  if (session->response().imported() == 0 && !before.empty() && !before.back().forgotten())
+    return finish(before.back());  // nothing new: what was published before stands
+  v1::PayloadRef end;
+  const absl::StatusOr<v1::PayloadRef> old = LogEnd(set.project(), set.name());
+  if (!old.ok()) return finish(old.status());
+  end = *old;
+  end.set_offset(session->log_length());
+  Publish(subject, "comparisons.import", session->start().staging, std::move(set), &end, std::move(finish));
+}
+
+void ComparisonSets::Publish(const std::string& subject, const std::string& action, const std::string& staging,
+                             v1::ComparisonSet set, const v1::PayloadRef* log_end, Done<v1::ComparisonSet> done) {
+  const std::string project = set.project();
+  std::string log_row = log_end == nullptr ? "" : log_end->SerializeAsString();
+  artifacts_->PublishDirectory(
+      staging, "data", project, subject,
+      [this, subject, action, set = std::move(set), log_row = std::move(log_row),
+       done = std::move(done)](absl::StatusOr<v1::Artifact> made) mutable {
+        if (!made.ok()) return done(made.status());
+        set.set_digest(made->digest());
+        set.set_made_by(subject);
+        *set.mutable_created_at() = ToTimestamp(loop_->clock().WallNow());
+        WriteBatch batch;
+        feedback_->sets().Add(&set, &batch);
+        if (!log_row.empty()) batch.Put(Table::kMeta, LogKey(set.project(), set.name()), log_row);
+        oversight_->Audit(subject, action, absl::StrCat(set.project(), "/", set.name()), "done",
+                          {{"artifact", set.digest()},
+                           {"version", absl::StrCat(set.version())},
+                           {"comparisons", absl::StrCat(set.comparisons())},
+                           {"content_sha256", set.content_sha256()},
+                           {"excluded_raters", absl::StrJoin(set.excluded_raters(), ",")}},
+                          &batch);
+        store_->Commit(
+            std::move(batch), [this, set = std::move(set), done = std::move(done)](absl::Status status) mutable {
+              loop_->Post([this, status, set = std::move(set), done = std::move(done)]() mutable {
+                if (!status.ok()) return done(status);
+                v1::SetAliasRequest alias;
+                alias.set_digest(set.digest());
+                alias.set_project(set.project());
+                alias.set_alias(set.name());
+                artifacts_->SetAlias(
+                    alias, [set = std::move(set), done = std::move(done)](absl::StatusOr<v1::Artifact> named) mutable {
+                      if (!named.ok()) return done(named.status());
+                      done(std::move(set));
+                    });
+              });
+            });
+      });
+}
+
+absl::StatusOr<std::unique_ptr<ImportLogReader>> ComparisonSets::Read(const std::string& project,
+                                                                      const std::string& set) const {
+  RLHF_ASSIGN_OR_RETURN(const v1::PayloadRef end, LogEnd(project, set));
+  if (end.offset() == 0) return absl::NotFoundError(absl::StrCat("no comparisons were imported as \"", set, "\""));
+  return ImportLogReader::Open(LogPath(project, set, end.segment()), end.offset());
+}
+
+absl::StatusOr<std::vector<v1::Comparison>> ComparisonSets::ReadAll(const std::string& project,
+                                                                    const std::string& set) const {
+  RLHF_ASSIGN_OR_RETURN(const auto reader, Read(project, set));
+  std::vector<v1::Comparison> all;
+  while (true) {
+    RLHF_ASSIGN_OR_RETURN(const bool more, reader->Next(&all.emplace_back()));
+    if (more) continue;
+    all.pop_back();
+    return all;
+  }
+}
+
+void ComparisonSets::Freeze(const std::string& subject, const v1::FreezeSetRequest& request,
+                            std::shared_ptr<const std::vector<v1::Comparison>> comparisons,
+                            std::set<std::string> excluded, Done<v1::ComparisonSet> done) {
+  absl::Status status = CheckName("project", request.project());
+  if (status.ok()) status = CheckFreeAlias("name", request.name());
+  if (!status.ok()) return done(status);
+  const absl::StatusOr<v1::PayloadRef> log = LogEnd(request.project(), request.name());
+  if (!log.ok()) return done(log.status());
+  if (log->offset() > 0) {
+    return done(absl::FailedPreconditionError(
+        absl::StrCat("name: \"", request.name(), "\" is a set that is imported into; freeze under another name")));
+  }
+  const absl::StatusOr<std::string> staging = artifacts_->MakeStaging();
+  if (!staging.ok()) return done(staging.status());
+  background_->Run([this, subject, request, comparisons, excluded = std::move(excluded), staging = *staging,
+                    done = std::move(done)]() mutable {
+    const bool sft = request.edits_as_sft();
+    std::ofstream out(absl::StrCat(staging, sft ? "/edits.jsonl" : "/comparisons.jsonl"), std::ios::binary);
+    SetBuilder builder(&out, excluded, sft ? SetBuilder::Kind::kSft : SetBuilder::Kind::kComparisons);
+    for (const v1::Comparison& comparison : *comparisons) builder.Add(comparison);
+    out.close();
+    const bool good = out.good();
+    v1::ComparisonSet set = builder.Finish();
+    set.set_project(request.project());
+    set.set_name(request.name());
+    loop_->Post([this, subject, staging, good, sft, set = std::move(set), done = std::move(done)]() mutable {
+      if (!good) return done(absl::UnavailableError(absl::StrCat("cannot write to ", staging)));
+      if (set.comparisons() == 0) {
+        return done(absl::FailedPreconditionError(absl::StrCat("nothing is left to freeze: expected at least one ",
+                                                               sft ? "edit" : "comparison that is no tie")));
+      }
+      Publish(subject, "comparisons.freeze", staging, std::move(set), nullptr, std::move(done));
+    });
   });
 }
 
-void ComparisonSets::Publish(const std::string& subject, const std::string& project, const std::string& set,
-                             v1::ImportComparisonsResponse response, Done<v1::ImportComparisonsResponse> done) {
-  absl::StatusOr<std::vector<v1::Comparison>> all = Read(project, set);
-  if (!all.ok()) return done(all.status());
-  auto finish = [this, subject, project, set, response = std::move(response),
-                 done = std::move(done)](absl::StatusOr<v1::Artifact> made) mutable {
-    if (!made.ok()) return done(made.status());
-    WriteBatch batch;
-    oversight_->Audit(subject, "comparisons.import", absl::StrCat(project, "/", set), "allowed",
-                      {{"artifact", made->digest()}, {"imported", absl::StrCat(response.imported())}}, &batch);
-    store_->Commit(std::move(batch), [](absl::Status) {});
-    v1::SetAliasRequest alias;
-    alias.set_digest(made->digest());
-    alias.set_project(project);
-    alias.set_alias(set);
-    artifacts_->SetAlias(
-        alias, [response = std::move(response), done = std::move(done)](absl::StatusOr<v1::Artifact> named) mutable {
-          if (!named.ok()) return done(named.status());
-          done(std::move(response));
+void ComparisonSets::Forget(const std::string& rater, Done<int64_t> done) {
+  std::vector<std::string> keys;
+  const absl::Status status = store_->Scan(Table::kMeta, kLogPrefix, [&](absl::string_view key, absl::string_view) {
+    keys.emplace_back(key.substr(sizeof(kLogPrefix) - 1));
+    return true;
+  });
+  if (!status.ok()) return done(status);
+  ForgetNext(rater, std::move(keys), 0, std::move(done));
+}
+
+void ComparisonSets::ForgetNext(const std::string& rater, std::vector<std::string> keys, int64_t removed,
+                                Done<int64_t> done) {
+  if (keys.empty()) return done(removed);
+  const std::string key = keys.back();
+  keys.pop_back();
+  const std::string project = key.substr(0, key.find('/')), set = key.substr(key.find('/') + 1);
+  if (!busy_.insert(key).second)
+    return done(absl::AbortedError(absl::StrCat("an import into \"", set, "\" is running; try again")));
+  const absl::StatusOr<v1::PayloadRef> end = LogEnd(project, set);
+  if (!end.ok()) return done(end.status());
+  const std::string from = LogPath(project, set, end->segment()), to = LogPath(project, set, end->segment() + 1);
+  background_->Run([this, rater, keys = std::move(keys), removed, key, project, set, from, to, end = *end,
+                    done = std::move(done)]() mutable {
+    auto rewritten = Rewrite(from, to, end, rater);
+    loop_->Post([this, rater, keys = std::move(keys), removed, key, project, set, from, rewritten,
+                 done = std::move(done)]() mutable {
+      busy_.erase(key);
+      if (!rewritten.ok()) return done(rewritten.status());
+      if (rewritten->second == 0) return ForgetNext(rater, std::move(keys), removed, std::move(done));
+      WriteBatch batch;
+      batch.Put(Table::kMeta, LogKey(project, set), rewritten->first.SerializeAsString());
+      store_->Commit(std::move(batch), [this, rater, keys = std::move(keys), total = removed + rewritten->second,
+                                        project, set, from, done = std::move(done)](absl::Status status) mutable {
+        if (!status.ok()) return done(status);
+        std::remove(from.c_str());
+        // Published again without the rater.
+        loop_->Post([this, rater, keys = std::move(keys), total, project, set, done = std::move(done)]() mutable {
+          auto session = BeginImport(project, set);
+          if (!session.ok()) return done(session.status());
+          background_->Run(
+              [this, rater, keys = std::move(keys), total, session = *session, done = std::move(done)]() mutable {
+                absl::Status written = session->Begin();
+                if (written.ok()) written = session->Finish();
+                loop_->Post([this, rater, keys = std::move(keys), total, session, written,
+                             done = std::move(done)]() mutable {
+                  if (!written.ok()) {
+                    AbandonImport(*session);
+                    return done(written);
+                  }
+                  EndImport("coordinator", session,
+                            [this, rater, keys = std::move(keys), total,
+                             done = std::move(done)](absl::StatusOr<v1::ImportComparisonsResponse> published) mutable {
+                              if (!published.ok()) return done(published.status());
+                              ForgetNext(rater, std::move(keys), total, std::move(done));
+                            });
+                });
+              });
         });
-  };
-  background_->Run([this, subject, project, all = *std::move(all), finish = std::move(finish)]() mutable {
-    std::string lines;
-    for (const v1::Comparison& comparison : all) absl::StrAppend(&lines, ComparisonLine(comparison), "\n");
-    absl::StatusOr<std::string> staging = artifacts_->MakeStaging();
-    absl::Status status = staging.status();
-    if (status.ok()) status = WriteFileDurably(absl::StrCat(*staging, "/comparisons.jsonl"), lines);
-    loop_->Post([this, subject, project, status, staging = std::move(staging), finish = std::move(finish)]() mutable {
-      if (!status.ok()) return finish(status);
-      artifacts_->PublishDirectory(*staging, "data", project, subject, std::move(finish));
+      });
     });
   });
 }

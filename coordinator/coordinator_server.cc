@@ -33,6 +33,7 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kBackgroundThreads = 2;
+constexpr absl::Duration kSignEvery = absl::Minutes(1);
 constexpr absl::Duration kStuckAfter = absl::Seconds(30);
 
 class CoordinatorServerImpl final : public CoordinatorServer {
@@ -133,6 +134,10 @@ absl::Status CoordinatorServerImpl::Open() {
   RLHF_RETURN_IF_ERROR(BootstrapAdmin());
   RLHF_ASSIGN_OR_RETURN(tokens_, Tokens::Open(store_.get(), clock_));
   MakeManagers();
+  if (!config_.audit_key_file.empty()) {
+    RLHF_ASSIGN_OR_RETURN(std::shared_ptr<const Signer> signer, Signer::Open(config_.audit_key_file));
+    oversight_->SetSigner(std::move(signer));
+  }
   RLHF_RETURN_IF_ERROR(Recover());
   RLHF_RETURN_IF_ERROR(AuditBootstrapAdmin());
   RLHF_RETURN_IF_ERROR(BootstrapTokens());
@@ -228,6 +233,7 @@ absl::Status CoordinatorServerImpl::Recover() {
     RLHF_RETURN_IF_ERROR(Annotate(quotas_.Recover(store_.get()), "recovering quotas"));
     RLHF_RETURN_IF_ERROR(Annotate(AfterRestore(), "after a restored backup"));
     RLHF_RETURN_IF_ERROR(Annotate(artifacts_->Recover(), "recovering artifacts"));
+    RLHF_RETURN_IF_ERROR(Annotate(feedback_->Recover(), "recovering comparison sets"));
     return Annotate(jobs_->Recover(), "recovering jobs");
   });
 }
@@ -368,6 +374,7 @@ void CoordinatorServerImpl::StartTicks() {
   Every(absl::Milliseconds(200), [this] { groups_->Tick(); });
   Every(absl::Milliseconds(500), [this] { fleet_->Tick(); });
   Every(absl::Seconds(1), [this] { feedback_->Tick(); });
+  Every(kSignEvery, [this] { oversight_->audit().SignHead(); });
 }
 
 void CoordinatorServerImpl::Shutdown(absl::Duration grace) {
@@ -382,6 +389,8 @@ void CoordinatorServerImpl::Shutdown(absl::Duration grace) {
   if (fleet_server_ != nullptr) fleet_server_->Shutdown(std::max(absl::ZeroDuration(), deadline - clock_->Now()));
   stopped_ = true;
   if (export_ != nullptr) export_->Stop();
+  // What was recorded since the last time is signed before the process ends.
+  if (loop_ != nullptr && oversight_ != nullptr) loop_->Post([this] { oversight_->audit().SignHead(); });
   // The logic first: it is what calls the reward client.
   if (loop_ != nullptr) loop_->Stop();
   reward_.reset();

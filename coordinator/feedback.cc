@@ -1,6 +1,7 @@
 #include "coordinator/feedback.h"
 
 #include <algorithm>
+#include <limits>
 #include <list>
 #include <map>
 #include <set>
@@ -8,7 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_util.h"
-#include "coordinator/timestamps.h"
+#include "coordinator/feedback/collect_queue.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -17,21 +18,10 @@ std::string RowKey(const std::string& job_id, const std::string& id) {
   return absl::StrCat(job_id, "/", id);
 }
 
-struct OpenTask {
-  v1::FeedbackTask task;
-  std::set<std::string> answered_by;
-  std::map<std::string, absl::Duration>
-      held_by;  // rater to when it goes back to the queue; not durable: a restart reopens it
-};
-
 struct CollectJob {
   std::string project;
   v1::CollectSpec spec;
-  std::vector<std::string> order;
-  std::map<std::string, OpenTask> tasks;
-  std::map<std::string, int64_t> by_rater;
-  int64_t answered = 0;   // tasks with all the answers asked for
-  size_t first_open = 0;  // into order: everything before is answered
+  std::unique_ptr<CollectQueue> queue;
   bool closed = false;
   std::function<void()> changed;
 };
@@ -40,6 +30,12 @@ class FeedbackImpl final : public Feedback {
  public:
   FeedbackImpl(EventLoop* loop, StateStore* store) : loop_(loop), store_(store) {}
 
+  absl::Status Recover() override {
+    RLHF_ASSIGN_OR_RETURN(sets_, SetTable::Load(store_));
+    return absl::OkStatus();
+  }
+  SetTable& sets() override { return sets_; }
+
   absl::Status OpenJob(const std::string& job_id, const std::string& project, const v1::CollectSpec& spec,
                        std::vector<v1::FeedbackTask> tasks, WriteBatch* batch, std::function<void()> changed) override {
     CollectJob job;
@@ -47,12 +43,12 @@ class FeedbackImpl final : public Feedback {
     job.spec = spec;
     job.changed = std::move(changed);
     if (HasTasks(job_id)) {
-      RLHF_RETURN_IF_ERROR(Restore(job_id, &job));
+      RLHF_ASSIGN_OR_RETURN(job.queue, Restore(job_id, project, spec));
     } else {
+      job.queue = std::make_unique<CollectQueue>(project, spec);
       for (v1::FeedbackTask& task : tasks) {
         batch->Put(Table::kFeedbackTasks, RowKey(job_id, task.id()), task.SerializeAsString());
-        job.order.push_back(task.id());
-        job.tasks[task.id()].task = std::move(task);
+        job.queue->Add(std::move(task));
       }
     }
     jobs_[job_id] = std::move(job);
@@ -85,30 +81,19 @@ class FeedbackImpl final : public Feedback {
   }
 
   absl::StatusOr<v1::GetFeedbackStatsResponse> Stats(const std::string& job_id) override {
-    v1::GetFeedbackStatsResponse stats;
-    if (const auto it = jobs_.find(job_id); it != jobs_.end()) {
-      const CollectJob& job = it->second;
-      for (const auto& [id, task] : job.tasks) {
-        if (task.task.state() == v1::TASK_ANSWERED) continue;
-        if (task.task.state() == v1::TASK_SKIPPED)
-          stats.set_skipped(stats.skipped() + 1);
-        else if (task.held_by.empty())
-          stats.set_open(stats.open() + 1);
-        else
-          stats.set_handed_out(stats.handed_out() + 1);
-      }
-      stats.set_answered(job.answered);
-      stats.set_wanted(Wanted(job));
-      stats.mutable_by_rater()->insert(job.by_rater.begin(), job.by_rater.end());
-      return stats;
-    }
+    if (const auto it = jobs_.find(job_id); it != jobs_.end()) return it->second.queue->Stats();
     if (!HasTasks(job_id)) return absl::NotFoundError(absl::StrCat("job ", job_id, " has no feedback tasks"));
-    CollectJob job;
-    RLHF_RETURN_IF_ERROR(Restore(job_id, &job));
-    stats.set_answered(job.answered);
-    stats.set_wanted(static_cast<int64_t>(job.order.size()));
-    stats.mutable_by_rater()->insert(job.by_rater.begin(), job.by_rater.end());
+    v1::CollectSpec spec;
+    spec.set_comparisons(std::numeric_limits<int32_t>::max());
+    RLHF_ASSIGN_OR_RETURN(const std::unique_ptr<CollectQueue> queue, Restore(job_id, "", spec));
+    v1::GetFeedbackStatsResponse stats = queue->Stats();
+    stats.set_open(0);  // nothing is handed out of a job that has ended
     return stats;
+  }
+
+  bool Finished(const std::string& job_id) const override {
+    const auto it = jobs_.find(job_id);
+    return it != jobs_.end() && it->second.queue->finished();
   }
 
   void NextTasks(const std::string& rater, const v1::NextTasksRequest& request,
@@ -135,12 +120,7 @@ class FeedbackImpl final : public Feedback {
                                       done = std::move(done)](absl::Status status) mutable {
       if (!status.ok()) return done(status);
       loop_->Post([this, touched] {
-        for (const std::string& job_id : touched) {
-          if (const auto it = jobs_.find(job_id); it != jobs_.end() && it->second.changed) {
-            const std::function<void()> changed = it->second.changed;  // it may close the job
-            changed();
-          }
-        }
+        for (const std::string& job_id : touched) Changed(job_id);
       });
       done(std::move(response));
     });
@@ -149,35 +129,80 @@ class FeedbackImpl final : public Feedback {
   void Skip(const std::string& rater, const v1::SkipTaskRequest& request, Done<v1::SkipTaskResponse> done) override {
     const auto job = jobs_.find(request.job_id());
     if (job == jobs_.end()) return done(NotOpen(request.job_id()));
-    const auto task = job->second.tasks.find(request.task_id());
-    if (task == job->second.tasks.end())
-      return done(absl::NotFoundError(absl::StrCat("no task ", request.task_id(), " in job ", request.job_id())));
-    if (task->second.held_by.count(rater) == 0)
-      return done(absl::FailedPreconditionError("this task is not handed to you (any more)"));
-    task->second.held_by.erase(rater);
-    task->second.task.set_state(v1::TASK_SKIPPED);
+    v1::FeedbackTask changed;
+    const absl::Status skipped = job->second.queue->Skip(rater, request.task_id(), &changed);
+    if (!skipped.ok()) return done(skipped);
     WriteBatch batch;
-    batch.Put(Table::kFeedbackTasks, RowKey(request.job_id(), request.task_id()),
-              task->second.task.SerializeAsString());
+    batch.Put(Table::kFeedbackTasks, RowKey(request.job_id(), request.task_id()), changed.SerializeAsString());
     store_->Commit(std::move(batch),
                    [this, job_id = request.job_id(), done = std::move(done)](absl::Status status) mutable {
                      if (!status.ok()) return done(status);
                      loop_->Post([this, job_id] {
-                       if (const auto it = jobs_.find(job_id); it != jobs_.end() && it->second.changed) {
-                         const std::function<void()> changed = it->second.changed;
-                         changed();
-                       }
+                       Changed(job_id);
+                       ServeWaiters();
                      });
                      done(v1::SkipTaskResponse());
                    });
   }
 
+  int64_t Forget(const std::string& rater, WriteBatch* batch, std::vector<std::string>* jobs) override {
+    int64_t removed = 0;
+    std::set<std::string> touched, reopened;
+    (void)store_->Scan(Table::kComparisons, "", [&](absl::string_view key, absl::string_view value) {
+      v1::Comparison comparison;
+      if (!comparison.ParseFromArray(value.data(), static_cast<int>(value.size())) || comparison.rater() != rater)
+        return true;
+      batch->Erase(Table::kComparisons, std::string(key));
+      ++removed;
+      const std::string job_id(key.substr(0, key.find('/')));
+      touched.insert(job_id);
+      reopened.insert(RowKey(job_id, comparison.task_id()));
+      return true;
+    });
+    (void)store_->Scan(Table::kFeedbackTasks, "", [&](absl::string_view key, absl::string_view value) {
+      v1::FeedbackTask task;
+      if (!task.ParseFromArray(value.data(), static_cast<int>(value.size()))) return true;
+      const auto skipped = std::find(task.skipped_by().begin(), task.skipped_by().end(), rater);
+      const bool answered = reopened.count(std::string(key)) > 0;
+      if (!answered && skipped == task.skipped_by().end() && task.rater() != rater) return true;
+      if (skipped != task.skipped_by().end()) task.mutable_skipped_by()->erase(skipped);
+      if (task.rater() == rater) task.clear_rater();
+      if (answered && task.state() == v1::TASK_ANSWERED) task.set_state(v1::TASK_OPEN);
+      batch->Put(Table::kFeedbackTasks, std::string(key), task.SerializeAsString());
+      touched.insert(task.job_id());
+      return true;
+    });
+    jobs->assign(touched.begin(), touched.end());
+    return removed;
+  }
+
+  void Reload(const std::vector<std::string>& jobs) override {
+    for (const std::string& job_id : jobs) {
+      const auto it = jobs_.find(job_id);
+      if (it == jobs_.end()) continue;
+      auto queue = Restore(job_id, it->second.project, it->second.spec);
+      if (queue.ok()) it->second.queue = *std::move(queue);
+    }
+    ServeWaiters();
+  }
+
   void Tick() override {
-    const absl::Duration now = loop_->clock().Now();
+    std::vector<std::string> expired;
+    WriteBatch batch;
     for (auto& [id, job] : jobs_) {
-      for (auto& [task_id, task] : job.tasks) {
-        std::erase_if(task.held_by, [&](const auto& held) { return now > held.second; });
+      job.queue->TakeBackLate(loop_->clock().Now());
+      for (const v1::FeedbackTask& task : job.queue->Expire(loop_->clock().WallNow())) {
+        batch.Put(Table::kFeedbackTasks, RowKey(id, task.id()), task.SerializeAsString());
+        if (expired.empty() || expired.back() != id) expired.push_back(id);
       }
+    }
+    if (!expired.empty()) {
+      store_->Commit(std::move(batch), [this, expired](absl::Status status) {
+        if (!status.ok()) return;
+        loop_->Post([this, expired] {
+          for (const std::string& id : expired) Changed(id);
+        });
+      });
     }
     ServeWaiters();
     ExpireWaiters();
@@ -195,48 +220,32 @@ class FeedbackImpl final : public Feedback {
     return WithReason(absl::FailedPreconditionError(absl::StrCat("job ", job_id, " collects no answers now")),
                       v1::JOB_NOT_ACTIVE);
   }
-  static int Overlap(const CollectJob& job) { return std::max(1, job.spec.overlap()); }
-  static int64_t Wanted(const CollectJob& job) {
-    return std::min<int64_t>(job.spec.comparisons(), static_cast<int64_t>(job.order.size()));
+
+  void Changed(const std::string& job_id) {
+    const auto it = jobs_.find(job_id);
+    if (it == jobs_.end() || !it->second.changed) return;
+    const std::function<void()> changed = it->second.changed;  // it may close the job
+    changed();
   }
 
-  absl::Status Restore(const std::string& job_id, CollectJob* job) {
+  absl::StatusOr<std::unique_ptr<CollectQueue>> Restore(const std::string& job_id, const std::string& project,
+                                                        const v1::CollectSpec& spec) {
+    auto queue = std::make_unique<CollectQueue>(project, spec);
     RLHF_RETURN_IF_ERROR(
         store_->Scan(Table::kFeedbackTasks, RowKey(job_id, ""), [&](absl::string_view, absl::string_view value) {
           v1::FeedbackTask task;
           task.ParseFromArray(value.data(), static_cast<int>(value.size()));
-          job->order.push_back(task.id());
-          if (task.state() == v1::TASK_ANSWERED) ++job->answered;
-          job->tasks[task.id()].task = std::move(task);
+          queue->Add(std::move(task));
           return true;
         }));
-    return store_->Scan(Table::kComparisons, RowKey(job_id, ""), [&](absl::string_view, absl::string_view value) {
-      v1::Comparison comparison;
-      comparison.ParseFromArray(value.data(), static_cast<int>(value.size()));
-      ++job->by_rater[comparison.rater()];
-      if (const auto it = job->tasks.find(comparison.task_id()); it != job->tasks.end())
-        it->second.answered_by.insert(comparison.rater());
-      return true;
-    });
-  }
-
-  void HandOut(const std::string& rater, int most, CollectJob* job, v1::NextTasksResponse* response) {
-    const int64_t seconds = job->spec.task_timeout_seconds() > 0 ? job->spec.task_timeout_seconds() : 600;
-    const absl::Duration until = loop_->clock().Now() + absl::Seconds(seconds);
-    while (job->first_open < job->order.size() &&
-           job->tasks[job->order[job->first_open]].task.state() == v1::TASK_ANSWERED)
-      ++job->first_open;
-    for (size_t i = job->first_open; i < job->order.size() && response->tasks_size() < most; ++i) {
-      OpenTask& task = job->tasks[job->order[i]];
-      if (task.task.state() != v1::TASK_OPEN || task.answered_by.count(rater) > 0 || task.held_by.count(rater) > 0)
-        continue;
-      if (static_cast<int>(task.answered_by.size() + task.held_by.size()) >= Overlap(*job)) continue;
-      task.held_by[rater] = until;
-      v1::FeedbackTask& handed = *response->add_tasks();
-      handed = task.task;
-      handed.set_state(v1::TASK_HANDED_OUT);
-      handed.set_rater(rater);
-    }
+    RLHF_RETURN_IF_ERROR(
+        store_->Scan(Table::kComparisons, RowKey(job_id, ""), [&](absl::string_view, absl::string_view value) {
+          v1::Comparison comparison;
+          comparison.ParseFromArray(value.data(), static_cast<int>(value.size()));
+          queue->Restore(comparison);
+          return true;
+        }));
+    return queue;
   }
 
   // Which open job a request means; null when none.
@@ -251,16 +260,20 @@ class FeedbackImpl final : public Feedback {
     return nullptr;
   }
 
+  v1::NextTasksResponse Ask(const Waiter& waiter, bool hand_out) {
+    v1::NextTasksResponse response;
+    CollectJob* job = JobOf(waiter.request);
+    if (job == nullptr) return response;
+    if (hand_out && !job->closed)
+      job->queue->HandOut(waiter.rater, std::max(1, waiter.request.max_tasks()), loop_->clock().Now(), &response);
+    job->queue->AddCounts(waiter.rater, &response);
+    response.set_closed(job->closed || job->queue->finished());
+    return response;
+  }
+
   void ServeWaiters() {
     for (auto it = waiters_.begin(); it != waiters_.end();) {
-      v1::NextTasksResponse response;
-      CollectJob* job = JobOf(it->request);
-      if (job != nullptr && !job->closed) HandOut(it->rater, std::max(1, it->request.max_tasks()), job, &response);
-      if (job != nullptr) {
-        response.set_answered(job->answered);
-        response.set_wanted(Wanted(*job));
-        response.set_closed(job->closed || job->answered >= Wanted(*job));
-      }
+      v1::NextTasksResponse response = Ask(*it, /*hand_out=*/true);
       if (response.tasks().empty() && !response.closed()) {
         ++it;
         continue;
@@ -278,11 +291,7 @@ class FeedbackImpl final : public Feedback {
         ++it;
         continue;
       }
-      v1::NextTasksResponse response;
-      if (const CollectJob* job = JobOf(it->request)) {
-        response.set_answered(job->answered);
-        response.set_wanted(Wanted(*job));
-      }
+      v1::NextTasksResponse response = Ask(*it, /*hand_out=*/false);
       Done<v1::NextTasksResponse> done = std::move(it->done);
       it = waiters_.erase(it);
       done(std::move(response));
@@ -291,49 +300,14 @@ class FeedbackImpl final : public Feedback {
 
   // Empty: accepted.
   std::string Take(const std::string& rater, const v1::Answer& answer, WriteBatch* batch) {
-    const auto job_it = jobs_.find(answer.job_id());
-    if (job_it == jobs_.end()) return absl::StrCat("job ", answer.job_id(), " collects no answers now");
-    CollectJob& job = job_it->second;
-    const auto it = job.tasks.find(answer.task_id());
-    if (it == job.tasks.end()) return absl::StrCat("no such task in job ", answer.job_id());
-    OpenTask& open = it->second;
-    if (open.answered_by.count(rater) > 0) return "";  // the first answer counts; its reply may have been lost
-    if (open.task.state() == v1::TASK_ANSWERED) return "already answered";
-    if (answer.preference() != v1::FIRST && answer.preference() != v1::SECOND && answer.preference() != v1::TIE) {
-      return "preference: expected FIRST, SECOND or TIE";
-    }
-    if (!(answer.strength() >= 0 && answer.strength() <= 1))
-      return absl::StrCat("strength: expected 0 to 1, found ", answer.strength());
-    const bool writes = open.task.second().source() == "written" && open.task.second().text().empty();
-    if (writes && answer.written().empty())
-      return "written: this task asks for an answer in your own words, found none";
-    if (!writes && !answer.written().empty()) return "written: this task compares two given answers";
-    const int64_t ordinal = static_cast<int64_t>(open.answered_by.size());
-    v1::Comparison comparison;
-    comparison.set_id(Overlap(job) == 1 ? answer.task_id() : absl::StrCat(answer.task_id(), "-", ordinal));
-    comparison.set_project(job.project);
-    comparison.set_task_id(answer.task_id());
-    *comparison.mutable_prompt() = open.task.prompt();
-    *comparison.mutable_first() = open.task.first();
-    *comparison.mutable_second() = open.task.second();
-    if (writes) comparison.mutable_second()->set_text(answer.written());
-    comparison.set_preference(answer.preference());
-    comparison.set_strength(answer.strength());
-    *comparison.mutable_first_ratings() = answer.first_ratings();
-    *comparison.mutable_second_ratings() = answer.second_ratings();
-    comparison.set_comment(answer.comment());
-    comparison.set_rater(rater);
-    *comparison.mutable_created_at() = ToTimestamp(loop_->clock().WallNow());
-    *comparison.mutable_tags() = answer.tags();
-    batch->Put(Table::kComparisons, RowKey(answer.job_id(), comparison.id()), comparison.SerializeAsString());
-    open.answered_by.insert(rater);
-    open.held_by.erase(rater);
-    ++job.by_rater[rater];
-    if (static_cast<int>(open.answered_by.size()) >= Overlap(job)) {
-      open.task.set_state(v1::TASK_ANSWERED);
-      open.task.set_rater(rater);
-      ++job.answered;
-      batch->Put(Table::kFeedbackTasks, RowKey(answer.job_id(), answer.task_id()), open.task.SerializeAsString());
+    const auto job = jobs_.find(answer.job_id());
+    if (job == jobs_.end()) return absl::StrCat("job ", answer.job_id(), " collects no answers now");
+    const CollectQueue::Taken taken = job->second.queue->Take(rater, answer, loop_->clock().WallNow());
+    if (!taken.fresh) return taken.problem;
+    batch->Put(Table::kComparisons, RowKey(answer.job_id(), taken.comparison.id()),
+               taken.comparison.SerializeAsString());
+    if (taken.task_changed) {
+      batch->Put(Table::kFeedbackTasks, RowKey(answer.job_id(), answer.task_id()), taken.task.SerializeAsString());
     }
     return "";
   }
@@ -342,6 +316,7 @@ class FeedbackImpl final : public Feedback {
   StateStore* const store_;
   std::map<std::string, CollectJob> jobs_;
   std::list<Waiter> waiters_;
+  SetTable sets_;
 };
 
 }  // namespace

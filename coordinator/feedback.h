@@ -1,4 +1,4 @@
-// Tasks for raters and their answers. Loop thread only.
+// Tasks for raters and their answers: durable queues, one for each collect job. Loop thread only.
 #pragma once
 
 #include <functional>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "coordinator/event_loop.h"
+#include "coordinator/feedback/comparison_set.h"
 #include "coordinator/store/state_store.h"
 #include "rlhf/v1/feedback_service.pb.h"
 
@@ -15,8 +16,10 @@ namespace rlhf::coordinator {
 class Feedback {
  public:
   virtual ~Feedback() = default;
-  // Opens a collect job with its tasks (restored from rows when there are any). `changed` runs after answers became
-  // durable.
+  virtual absl::Status Recover() = 0;  // before anything else
+  virtual SetTable& sets() = 0;
+  // Opens a collect job with its tasks (restored from rows when there are any). `changed` runs after answers, skips and
+  // expiries became durable.
   virtual absl::Status OpenJob(const std::string& job_id, const std::string& project, const v1::CollectSpec& spec,
                                std::vector<v1::FeedbackTask> tasks, WriteBatch* batch,
                                std::function<void()> changed) = 0;
@@ -24,6 +27,7 @@ class Feedback {
   virtual void CloseJob(const std::string& job_id) = 0;
   virtual std::vector<v1::Comparison> Comparisons(const std::string& job_id) = 0;  // durable ones, in order of task
   virtual absl::StatusOr<v1::GetFeedbackStatsResponse> Stats(const std::string& job_id) = 0;
+  virtual bool Finished(const std::string& job_id) const = 0;  // an open job that needs no more
   // `rater` is the caller's pseudonym. job_id is already a collect job's id (the edge resolves names and pipelines
   // through Jobs).
   virtual void NextTasks(const std::string& rater, const v1::NextTasksRequest& request,
@@ -31,6 +35,10 @@ class Feedback {
   virtual void Submit(const std::string& rater, const v1::SubmitFeedbackRequest& request,
                       Done<v1::SubmitFeedbackResponse> done) = 0;
   virtual void Skip(const std::string& rater, const v1::SkipTaskRequest& request, Done<v1::SkipTaskResponse> done) = 0;
+  // Removes the rater's answers from every collect job; their tasks are open again where the job is. Adds to the batch;
+  // the caller commits and then calls Reload. Returns how many answers and of which jobs.
+  virtual int64_t Forget(const std::string& rater, WriteBatch* batch, std::vector<std::string>* jobs) = 0;
+  virtual void Reload(const std::vector<std::string>& jobs) = 0;
   virtual void Tick() = 0;
 };
 std::unique_ptr<Feedback> MakeFeedback(EventLoop* loop, StateStore* store);

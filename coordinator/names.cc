@@ -4,8 +4,10 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "common/status_util.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -35,6 +37,15 @@ absl::Status CheckAlias(absl::string_view field, absl::string_view value) {
                     });
   return good ? absl::OkStatus()
               : Bad(field, "letters, digits, '.', '_', '-' and '/', at most 128, a letter or digit first", value);
+}
+
+absl::Status CheckFreeAlias(absl::string_view field, absl::string_view value) {
+  if (absl::Status status = CheckAlias(field, value); !status.ok()) return status;
+  if (!absl::StartsWith(value, "approved/")) return absl::OkStatus();
+  return WithReason(
+      absl::PermissionDeniedError(absl::StrCat(
+          field, ": only a gate that people approved publishes under \"approved/\", found \"", value, "\"")),
+      v1::RESERVED_ALIAS);
 }
 
 absl::Status CheckText(absl::string_view field, absl::string_view value, size_t longest) {

@@ -12,6 +12,8 @@ namespace rlhf::coordinator {
 absl::Status CheckName(absl::string_view field, absl::string_view value);
 // Aliases: letters, digits, '.', '_', '-' and '/', 1 to 128 characters, starting with a letter or digit.
 absl::Status CheckAlias(absl::string_view field, absl::string_view value);
+// The same, and not one that only a gate may give: "approved/…". PermissionDenied with RESERVED_ALIAS.
+absl::Status CheckFreeAlias(absl::string_view field, absl::string_view value);
 // Not empty, at most so many bytes, no control characters.
 absl::Status CheckText(absl::string_view field, absl::string_view value, size_t longest);
 // A path inside an artifact: relative, '/'-separated, no empty part, no "." or "..", no control characters, no hidden

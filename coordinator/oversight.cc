@@ -1,15 +1,12 @@
 #include "coordinator/oversight.h"
 
 #include <map>
-#include <set>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "artifact/digest.h"
-#include "common/canonical_bytes.h"
 #include "common/process.h"
 #include "common/status_util.h"
+#include "coordinator/lineage.h"
 #include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
@@ -18,34 +15,25 @@ namespace {
 constexpr char kStateKey[] = "service_state";
 constexpr int kDefaultPage = 100;
 
-// Of the record with its own digest empty; maps in a fixed order.
-std::string DigestOf(v1::AuditRecord record) {
-  record.clear_sha256();
-  return artifact::Sha256Hex(CanonicalBytes(record));
-}
-
-std::string AuditKey(uint64_t sequence) {
-  return KeyOf("", {sequence});
+// Of what the decision rests on; not of the decision itself.
+std::string ReportSha256(const v1::GateRow& gate) {
+  v1::GateRow report = gate;
+  report.clear_approvals();
+  report.clear_state();
+  report.clear_opened_at();
+  report.clear_report_sha256();
+  return MessageSha256(report);
 }
 
 class OversightImpl final : public Oversight {
  public:
-  OversightImpl(EventLoop* loop, StateStore* store) : loop_(loop), store_(store) {
+  OversightImpl(EventLoop* loop, StateStore* store) : loop_(loop), store_(store), audit_(&loop->clock(), store) {
     state_.set_build_version(kBuildVersion);
     state_.set_protocol_version(kProtocolVersion);
   }
 
   absl::Status Recover() override {
-    const absl::StatusOr<std::string> head = store_->LastKey(Table::kAudit, "");
-    if (head.ok()) {
-      v1::AuditRecord record;
-      RLHF_ASSIGN_OR_RETURN(const std::string bytes, store_->Get(Table::kAudit, *head));
-      record.ParseFromString(bytes);
-      sequence_ = record.sequence();
-      last_sha256_ = record.sha256();
-    } else if (!absl::IsNotFound(head.status())) {
-      return head.status();
-    }
+    RLHF_RETURN_IF_ERROR(audit_.Recover());
     RLHF_RETURN_IF_ERROR(store_->Scan(Table::kGates, "", [&](absl::string_view, absl::string_view value) {
       v1::GateRow row;
       row.ParseFromArray(value.data(), static_cast<int>(value.size()));
@@ -59,6 +47,7 @@ class OversightImpl final : public Oversight {
       state_.set_halted(stored.halted());
       state_.set_reason(stored.reason());
       state_.set_by(stored.by());
+      *state_.mutable_since() = stored.since();
     } else if (!absl::IsNotFound(state.status())) {
       return state.status();
     }
@@ -68,54 +57,44 @@ class OversightImpl final : public Oversight {
   void Audit(const std::string& subject, const std::string& action, const std::string& object,
              const std::string& decision, const std::map<std::string, std::string>& details,
              WriteBatch* batch) override {
-    v1::AuditRecord record;
-    record.set_sequence(++sequence_);
-    *record.mutable_at() = ToTimestamp(loop_->clock().WallNow());
-    record.set_subject(subject);
-    record.set_action(action);
-    record.set_object(object);
-    record.set_decision(decision);
-    record.mutable_details()->insert(details.begin(), details.end());
-    record.set_previous_sha256(last_sha256_);
-    record.set_sha256(DigestOf(record));
-    last_sha256_ = record.sha256();
-    batch->Put(Table::kAudit, AuditKey(record.sequence()), record.SerializeAsString());
+    audit_.Append(subject, action, object, decision, details, batch);
   }
+  void SetSigner(std::shared_ptr<const Signer> signer) override { audit_.SetSigner(std::move(signer)); }
+  AuditChain& audit() override { return audit_; }
 
-  v1::GateRow OpenGate(const std::string& pipeline_id, const std::string& stage, const std::string& submitted_by,
-                       const v1::GateSpec& spec, const std::map<std::string, v1::Metric>& metrics, WriteBatch* batch,
+  v1::GateRow OpenGate(const GateOpening& opening, WriteBatch* batch,
                        std::function<void(const v1::GateRow&)> decided) override {
-    const std::string id = absl::StrCat(pipeline_id, "/", stage);
+    const std::string id = GateId(opening.pipeline_id, opening.stage, opening.round, opening.repeat);
     Gate& gate = gates_[id];
-    gate.submitted_by = submitted_by;
+    gate.submitted_by = opening.submitted_by;
     gate.decided = std::move(decided);
     if (!gate.row.id().empty()) return gate.row;  // opened before a restart
     gate.row.set_id(id);
-    gate.row.set_job_id(pipeline_id);
-    gate.row.set_stage(stage);
-    *gate.row.mutable_spec() = spec;
-    *gate.row.mutable_opened_at() = ToTimestamp(loop_->clock().WallNow());
+    gate.row.set_job_id(opening.pipeline_id);
+    gate.row.set_stage(opening.stage);
+    gate.row.set_round(opening.round);
+    gate.row.set_repeat(opening.repeat);
+    gate.row.set_policy(opening.policy);
+    *gate.row.mutable_spec() = opening.spec;
+    gate.row.mutable_metrics()->insert(opening.metrics.begin(), opening.metrics.end());
+    gate.row.mutable_artifacts()->insert(opening.artifacts.begin(), opening.artifacts.end());
     bool all_hold = true;
-    for (const v1::GateCondition& condition : spec.conditions()) {
+    for (const v1::GateCondition& condition : opening.spec.conditions()) {
       v1::ConditionResult& result = *gate.row.add_results();
-      *result.mutable_condition() = condition;
-      const auto found = metrics.find(condition.metric());
-      if (found == metrics.end()) {
-        result.set_problem(absl::StrCat("the stage's result has no metric \"", condition.metric(), "\""));
-      } else {
-        *result.mutable_found() = found->second;
-        const double value = found->second.value();
-        result.set_holds((!condition.has_min() || value >= condition.min()) &&
-                         (!condition.has_max() || value <= condition.max()));
-      }
+      result = CheckCondition(condition, opening.metrics);
       all_hold = all_hold && result.holds();
     }
-    gate.row.set_state(!all_hold                        ? v1::GATE_CONDITIONS_FAILED
-                       : spec.required_approvals() == 0 ? v1::GATE_APPROVED
-                                                        : v1::GATE_WAITING);
+    gate.row.set_report_sha256(ReportSha256(gate.row));
+    *gate.row.mutable_opened_at() = ToTimestamp(loop_->clock().WallNow());
+    gate.row.set_state(!all_hold                                ? v1::GATE_CONDITIONS_FAILED
+                       : opening.spec.required_approvals() == 0 ? v1::GATE_APPROVED
+                                                                : v1::GATE_WAITING);
     batch->Put(Table::kGates, id, gate.row.SerializeAsString());
     Audit("coordinator", "gate.open", id, v1::GateState_Name(gate.row.state()),
-          {{"conditions", absl::StrCat(spec.conditions_size())}}, batch);
+          {{"conditions", absl::StrCat(opening.spec.conditions_size())},
+           {"policy", gate.row.policy()},
+           {"report_sha256", gate.row.report_sha256()}},
+          batch);
     return gate.row;
   }
 
@@ -143,21 +122,34 @@ class OversightImpl final : public Oversight {
       return done(absl::NotFoundError(
           absl::StrCat("no gate \"", request.gate_id(), "\"; `rlhfctl gate list` names those that wait")));
     Gate& gate = it->second;
+    if (subject == gate.submitted_by) {
+      WriteBatch batch;
+      Audit(subject, request.approve() ? "gate.approve" : "gate.reject", gate.row.id(), "denied",
+            {{"why", "own submission"}}, &batch);
+      store_->Commit(std::move(batch), [](absl::Status) {});
+      return done(WithReason(absl::PermissionDeniedError(absl::StrCat(
+                                 subject, " submitted this job: somebody else has to decide on its gates")),
+                             v1::OWN_SUBMISSION));
+    }
+    for (const v1::Approval& approval : gate.row.approvals()) {
+      if (approval.subject() == subject && approval.approved() == request.approve()) return done(gate.row);
+    }
     if (gate.row.state() != v1::GATE_WAITING) {
       return done(absl::FailedPreconditionError(
           absl::StrCat("gate ", gate.row.id(), " is ", v1::GateState_Name(gate.row.state()), " already")));
     }
-    if (subject == gate.submitted_by) {
-      return done(absl::PermissionDeniedError(
-          absl::StrCat(subject, " submitted this job: somebody else has to decide on its gates")));
-    }
-    for (const v1::Approval& approval : gate.row.approvals()) {
-      if (approval.subject() == subject) return done(gate.row);
+    if (request.approve() && request.report_sha256() != gate.row.report_sha256()) {
+      return done(WithReason(
+          absl::FailedPreconditionError(absl::StrCat(
+              "report_sha256: expected the digest of the report this approval rests on, found \"",
+              request.report_sha256(), "\"; `rlhfctl gate show ", gate.row.id(), "` shows the report and its digest")),
+          v1::REPORT_NOT_SEEN));
     }
     v1::Approval& approval = *gate.row.add_approvals();
     approval.set_subject(subject);
     approval.set_approved(request.approve());
     approval.set_comment(request.comment());
+    approval.set_report_sha256(request.report_sha256());
     *approval.mutable_at() = ToTimestamp(loop_->clock().WallNow());
     if (!request.approve()) {
       gate.row.set_state(v1::GATE_REJECTED);
@@ -166,7 +158,11 @@ class OversightImpl final : public Oversight {
     }
     WriteBatch batch;
     batch.Put(Table::kGates, gate.row.id(), gate.row.SerializeAsString());
-    Audit(subject, request.approve() ? "gate.approve" : "gate.reject", gate.row.id(), "done", {}, &batch);
+    Audit(subject, request.approve() ? "gate.approve" : "gate.reject", gate.row.id(), "done",
+          {{"report_sha256", gate.row.report_sha256()},
+           {"policy", gate.row.policy()},
+           {"state", v1::GateState_Name(gate.row.state())}},
+          &batch);
     store_->Commit(std::move(batch), [this, row = gate.row, done = std::move(done)](absl::Status status) mutable {
       if (!status.ok()) return done(status);
       loop_->Post([this, row] {
@@ -184,60 +180,6 @@ class OversightImpl final : public Oversight {
     SetHalted(false, subject, reason, std::move(done));
   }
 
-  absl::StatusOr<v1::ListAuditResponse> ListAudit(const v1::ListAuditRequest& request) override {
-    const int size = request.page().page_size() == 0 ? kDefaultPage : request.page().page_size();
-    uint64_t from = request.from_sequence();
-    if (!request.page().page_token().empty() && !absl::SimpleAtoi(request.page().page_token(), &from)) {
-      return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
-    }
-    v1::ListAuditResponse response;
-    RLHF_RETURN_IF_ERROR(store_->ScanAfter(
-        Table::kAudit, "", from == 0 ? "" : AuditKey(from - 1), [&](absl::string_view, absl::string_view value) {
-          if (response.records_size() == size) {
-            response.set_next_page_token(absl::StrCat(response.records(size - 1).sequence() + 1));
-            return false;
-          }
-          response.add_records()->ParseFromArray(value.data(), static_cast<int>(value.size()));
-          return true;
-        }));
-    return response;
-  }
-
-  v1::VerifyAuditResponse VerifyAudit() override {
-    v1::VerifyAuditResponse response;
-    response.set_intact(true);
-    std::string previous;
-    uint64_t expected = 0;
-    const absl::Status status = store_->Scan(Table::kAudit, "", [&](absl::string_view, absl::string_view value) {
-      v1::AuditRecord record;
-      const bool parsed = record.ParseFromArray(value.data(), static_cast<int>(value.size()));
-      ++expected;
-      std::string problem;
-      if (!parsed)
-        problem = "the record cannot be read";
-      else if (record.sequence() != expected)
-        problem = absl::StrCat("expected record ", expected, ", found ", record.sequence());
-      else if (record.previous_sha256() != previous)
-        problem = "it does not follow from the record before";
-      else if (record.sha256() != DigestOf(record))
-        problem = "its content was changed";
-      if (!problem.empty()) {
-        response.set_intact(false);
-        response.set_first_bad_sequence(expected);
-        response.set_problem(problem);
-        return false;
-      }
-      previous = record.sha256();
-      response.set_records(expected);
-      return true;
-    });
-    if (!status.ok()) {
-      response.set_intact(false);
-      response.set_problem(std::string(status.message()));
-    }
-    return response;
-  }
-
  private:
   struct Gate {
     v1::GateRow row;
@@ -246,10 +188,12 @@ class OversightImpl final : public Oversight {
   };
 
   void SetHalted(bool halted, const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) {
-    // From this moment, not only from its durability: nothing commits after the acknowledgement.
+    // From this moment, not only from its durability: what was accepted before is durable before the acknowledgement,
+    // and nothing is accepted after it.
     state_.set_halted(halted);
     state_.set_reason(reason);
     state_.set_by(subject);
+    *state_.mutable_since() = ToTimestamp(loop_->clock().WallNow());
     WriteBatch batch;
     batch.Put(Table::kMeta, kStateKey, state_.SerializeAsString());
     Audit(subject, halted ? "service.halt" : "service.resume", "service", "done", {{"reason", reason}}, &batch);
@@ -264,13 +208,49 @@ class OversightImpl final : public Oversight {
 
   EventLoop* const loop_;
   StateStore* const store_;
-  uint64_t sequence_ = 0;
-  std::string last_sha256_;
+  AuditChain audit_;
   v1::ServiceState state_;
   std::map<std::string, Gate> gates_;
 };
 
 }  // namespace
+
+std::string GateId(const std::string& pipeline_id, const std::string& stage, int round, int repeat) {
+  std::string id = absl::StrCat(pipeline_id, "/", stage);
+  if (round > 1 || repeat > 0) absl::StrAppend(&id, "/", round);
+  if (repeat > 0) absl::StrAppend(&id, ".", repeat);
+  return id;
+}
+
+v1::ConditionResult CheckCondition(const v1::GateCondition& condition,
+                                   const std::map<std::string, v1::Metric>& metrics) {
+  v1::ConditionResult result;
+  *result.mutable_condition() = condition;
+  const std::string name =
+      condition.stage().empty() ? condition.metric() : absl::StrCat(condition.stage(), ".", condition.metric());
+  const auto found = metrics.find(name);
+  if (found == metrics.end()) {
+    result.set_problem(absl::StrCat("the stage's result has no metric \"", name, "\""));
+    return result;
+  }
+  const v1::Metric& metric = found->second;
+  *result.mutable_found() = metric;
+  if (condition.by_interval() && !(metric.has_low() && metric.has_high())) {
+    result.set_problem(absl::StrCat("\"", name, "\" has no interval: leave out by_interval"));
+    return result;
+  }
+  const double low = condition.by_interval() ? metric.low() : metric.value();
+  const double high = condition.by_interval() ? metric.high() : metric.value();
+  result.set_holds((!condition.has_min() || low >= condition.min()) &&
+                   (!condition.has_max() || high <= condition.max()));
+  return result;
+}
+
+absl::Status HaltedError() {
+  return WithReason(
+      absl::UnavailableError("an overseer halted all training; it goes on when an overseer resumes the service"),
+      v1::SERVICE_HALTED);
+}
 
 std::unique_ptr<Oversight> MakeOversight(EventLoop* loop, StateStore* store) {
   return std::make_unique<OversightImpl>(loop, store);

@@ -7,10 +7,26 @@
 #include <string>
 
 #include "coordinator/event_loop.h"
+#include "coordinator/oversight/audit_chain.h"
 #include "coordinator/store/state_store.h"
 #include "rlhf/v1/oversight_service.pb.h"
 
 namespace rlhf::coordinator {
+
+// A gate that a pipeline has come to, with everything its decision rests on.
+struct GateOpening {
+  std::string pipeline_id, stage, submitted_by;
+  int round = 0, repeat = 0;
+  v1::GateSpec spec;
+  std::map<std::string, v1::Metric> metrics;     // of the stage; those of others under "STAGE.METRIC"
+  std::map<std::string, std::string> artifacts;  // names to digests
+  std::string policy;                            // what it would approve, if anything
+};
+// "PIPELINE/STAGE", and the round where there is more than one attempt.
+std::string GateId(const std::string& pipeline_id, const std::string& stage, int round, int repeat);
+// Whether a bound holds for a metric; `problem` says why when it cannot be told.
+v1::ConditionResult CheckCondition(const v1::GateCondition& condition,
+                                   const std::map<std::string, v1::Metric>& metrics);
 
 class Oversight {
  public:
@@ -20,11 +36,11 @@ class Oversight {
   virtual void Audit(const std::string& subject, const std::string& action, const std::string& object,
                      const std::string& decision, const std::map<std::string, std::string>& details,
                      WriteBatch* batch) = 0;
-  // Opens (or finds) the gate of a stage with the metrics it is judged by. `decided` runs on the loop when the state
-  // leaves GATE_WAITING.
-  virtual v1::GateRow OpenGate(const std::string& pipeline_id, const std::string& stage,
-                               const std::string& submitted_by, const v1::GateSpec& spec,
-                               const std::map<std::string, v1::Metric>& metrics, WriteBatch* batch,
+  // Signs the chain's head and model cards from now on.
+  virtual void SetSigner(std::shared_ptr<const Signer> signer) = 0;
+  virtual AuditChain& audit() = 0;
+  // Opens (or finds) a gate. `decided` runs on the loop when the state leaves GATE_WAITING.
+  virtual v1::GateRow OpenGate(const GateOpening& opening, WriteBatch* batch,
                                std::function<void(const v1::GateRow&)> decided) = 0;
   virtual bool halted() const = 0;
   virtual absl::StatusOr<v1::ListGatesResponse> ListGates(const v1::ListGatesRequest& request) = 0;
@@ -32,9 +48,9 @@ class Oversight {
   virtual void Halt(const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) = 0;
   virtual void Resume(const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) = 0;
   virtual v1::ServiceState state() const = 0;
-  virtual absl::StatusOr<v1::ListAuditResponse> ListAudit(const v1::ListAuditRequest& request) = 0;
-  virtual v1::VerifyAuditResponse VerifyAudit() = 0;
 };
+// What a call gets that would commit something while the service is halted.
+absl::Status HaltedError();
 std::unique_ptr<Oversight> MakeOversight(EventLoop* loop, StateStore* store);
 
 }  // namespace rlhf::coordinator

@@ -1,6 +1,6 @@
 # The web listener and its pages. A page's files are listed here and compiled in (EmbedFiles.cmake).
 set(_static "${CMAKE_CURRENT_SOURCE_DIR}/web/static")
-set(_pages alerts.js app.js curves.js index.html samples.html samples.js signin.html signin.js status.js style.css)
+set(_pages alerts.js app.js curves.js index.html rate.css rate.html rate.js samples.html samples.js signin.html signin.js status.js style.css)
 list(TRANSFORM _pages PREPEND "${_static}/" OUTPUT_VARIABLE _page_files)
 set(_assets "${PROJECT_BINARY_DIR}/gen/coordinator/web/assets.cc")
 add_custom_command(OUTPUT "${_assets}"

@@ -31,12 +31,26 @@ absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& 
   return tokens;
 }
 
+void CombineRatings(const std::map<std::string, double>& criteria, artifact::ComparisonRecord* record) {
+  double difference = 0;
+  for (const auto& [criterion, weight] : criteria) {
+    const auto ratings = record->ratings.find(criterion);
+    if (ratings == record->ratings.end()) return;
+    difference += weight * (ratings->second.first - ratings->second.second);
+  }
+  if (criteria.empty()) return;
+  record->tie = difference == 0;
+  if (difference < 0) std::swap(record->chosen, record->rejected);
+}
+
 absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, const artifact::Tokenizer& tokenizer,
-                                                    int64_t context, double held_out_fraction, uint64_t seed) {
-  RLHF_ASSIGN_OR_RETURN(const std::vector<artifact::ComparisonRecord> records, artifact::ReadComparisonData(path));
+                                                    int64_t context, double held_out_fraction, uint64_t seed,
+                                                    const std::map<std::string, double>& criteria) {
+  RLHF_ASSIGN_OR_RETURN(std::vector<artifact::ComparisonRecord> records, artifact::ReadComparisonData(path));
   ComparisonData data;
   for (size_t i = 0; i < records.size(); ++i) {
-    const artifact::ComparisonRecord& record = records[i];
+    artifact::ComparisonRecord& record = records[i];
+    CombineRatings(criteria, &record);
     ComparisonPair pair;
     RLHF_ASSIGN_OR_RETURN(pair.chosen, EncodeForReward(tokenizer, record.prompt, record.messages, record.chosen, true));
     RLHF_ASSIGN_OR_RETURN(pair.rejected,

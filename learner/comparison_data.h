@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "artifact/dataset.h"
 #include "artifact/tokenizer.h"
 #include "model/transformer.h"
 
@@ -22,10 +23,15 @@ struct ComparisonPair {
 struct ComparisonData {
   std::vector<ComparisonPair> training, held_out;
   // InvalidArgument names a record that does not fit the context. A prompt's comparisons are all on one side of the
-  // split.
+  // split. With criteria (weights by name) the comparison's ratings say which answer is better: see CombineRatings.
   static absl::StatusOr<ComparisonData> Load(const std::string& path, const artifact::Tokenizer& tokenizer,
-                                             int64_t context, double held_out_fraction, uint64_t seed);
+                                             int64_t context, double held_out_fraction, uint64_t seed,
+                                             const std::map<std::string, double>& criteria = {});
 };
+
+// Turns a comparison round, or makes it a tie, by the sign of Σ weight · (rating of chosen − rating of rejected).
+// Leaves it as it is when it lacks the rating of a criterion, or there are no criteria.
+void CombineRatings(const std::map<std::string, double>& criteria, artifact::ComparisonRecord* record);
 
 // Prompt and response as a reward model reads them.
 absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& tokenizer, const std::string& prompt,

@@ -14,6 +14,7 @@ namespace rlhf::learner {
 namespace {
 
 constexpr uint64_t kDataStream = 2;
+constexpr uint64_t kMemberSeeds = 15'485'863;  // members of an ensemble: another head and order, the same split
 constexpr double kZ = 1.959963984540054;
 
 v1::Metric Mean(const std::vector<double>& values) {
@@ -31,6 +32,34 @@ v1::Metric Mean(const std::vector<double>& values) {
   return metric;
 }
 
+void AddBaselines(const std::vector<ComparisonPair>& pairs, const std::vector<double>& differences,
+                  const std::vector<double>& right, std::map<std::string, v1::Metric>* metrics) {
+  std::vector<double> longer, shorter, lengths;
+  for (const ComparisonPair& pair : pairs) {
+    // Both begin with the same prompt and end alike.
+    lengths.push_back(static_cast<double>(pair.chosen.size()) - static_cast<double>(pair.rejected.size()));
+    longer.push_back(pair.tie || lengths.back() == 0 ? 0.5 : lengths.back() > 0 ? 1 : 0);
+    shorter.push_back(1 - longer.back());
+  }
+  const std::vector<double>& by_length = Mean(longer).value() >= 0.5 ? longer : shorter;
+  (*metrics)["baseline.length.accuracy"] = Mean(by_length);
+  (*metrics)["baseline.random.accuracy"].set_value(0.5);
+  std::vector<double> against;
+  for (size_t i = 0; i < by_length.size(); ++i) {
+    if (by_length[i] == 0) against.push_back(right[i]);
+  }
+  if (!against.empty()) (*metrics)["accuracy{against length}"] = Mean(against);
+  const double mx = Mean(differences).value(), my = Mean(lengths).value();
+  double xy = 0, xx = 0, yy = 0;
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    xy += (differences[i] - mx) * (lengths[i] - my);
+    xx += (differences[i] - mx) * (differences[i] - mx);
+    yy += (lengths[i] - my) * (lengths[i] - my);
+  }
+  (*metrics)["length_correlation"].set_value(xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : 0);
+  (*metrics)["length_correlation"].set_n(static_cast<int64_t>(pairs.size()));
+}
+
 }  // namespace
 
 std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<ComparisonPair>& pairs,
@@ -38,6 +67,7 @@ std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<Compariso
   constexpr int kBins = 10;
   std::map<std::string, std::vector<double>> right;
   std::vector<double> losses;
+  std::map<std::string, std::vector<double>> losses_by_slice;
   double confidence[kBins] = {}, outcome[kBins] = {}, count[kBins] = {};
   for (size_t i = 0; i < pairs.size(); ++i) {
     const double d = differences[i];
@@ -46,6 +76,8 @@ std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<Compariso
     for (const std::string& slice : pairs[i].slices) right[absl::StrCat("accuracy{", slice, "}")].push_back(value);
     const auto log_sigmoid = [](double x) { return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x)); };
     losses.push_back(pairs[i].tie ? -0.5 * (log_sigmoid(d) + log_sigmoid(-d)) : -log_sigmoid(d));
+    for (const std::string& slice : pairs[i].slices)
+      losses_by_slice[absl::StrCat("log_loss{", slice, "}")].push_back(losses.back());
     // The probability of the candidate the model prefers, and whether people did.
     const double p = 1 / (1 + std::exp(-std::abs(d)));
     const int bin = std::min(kBins - 1, static_cast<int>((p - 0.5) * 2 * kBins));
@@ -57,9 +89,19 @@ std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<Compariso
   if (pairs.empty()) return metrics;
   for (const auto& [name, values] : right) metrics[name] = Mean(values);
   metrics["log_loss"] = Mean(losses);
+  for (const auto& [name, values] : losses_by_slice) metrics[name] = Mean(values);
+  AddBaselines(pairs, differences, right["accuracy"], &metrics);
   double ece = 0;
   for (int bin = 0; bin < kBins; ++bin)
     ece += std::abs(confidence[bin] - outcome[bin]) / static_cast<double>(pairs.size());
+  for (int bin = 0; bin < kBins; ++bin) {
+    if (count[bin] == 0) continue;
+    const std::string name = absl::StrCat("calibration/", bin), sure = absl::StrCat("calibration.confidence/", bin);
+    metrics[name].set_value(outcome[bin] / count[bin]);
+    metrics[name].set_n(static_cast<int64_t>(count[bin]));
+    metrics[sure].set_value(confidence[bin] / count[bin]);
+    metrics[sure].set_n(static_cast<int64_t>(count[bin]));
+  }
   metrics["ece"].set_value(ece);
   metrics["ece"].set_n(static_cast<int64_t>(pairs.size()));
   return metrics;
@@ -76,12 +118,13 @@ absl::StatusOr<std::unique_ptr<Trainer>> RewardModelTrainer::Make(const TrainerI
   load.device = inputs.device;
   load.head = model::HeadKind::kScalar;
   load.init_missing_scalar_head = true;
-  load.head_seed = inputs.spec.seed();
+  load.head_seed = inputs.spec.seed() + kMemberSeeds * static_cast<uint64_t>(spec.member());
   RLHF_ASSIGN_OR_RETURN(auto model, model::LoadModel(dir, load));
   RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, spec.has_lora() ? &spec.lora() : nullptr, model.get()));
-  RLHF_ASSIGN_OR_RETURN(trainer->data_, ComparisonData::Load(inputs.local.at(spec.data()), *trainer->tokenizer_,
-                                                             model->config().max_position_embeddings,
-                                                             spec.held_out_fraction(), inputs.spec.seed()));
+  RLHF_ASSIGN_OR_RETURN(trainer->data_,
+                        ComparisonData::Load(inputs.local.at(spec.data()), *trainer->tokenizer_,
+                                             model->config().max_position_embeddings, spec.held_out_fraction(),
+                                             inputs.spec.seed(), {spec.criteria().begin(), spec.criteria().end()}));
   for (const ComparisonPair& pair : trainer->data_.training)
     trainer->lengths_.push_back(static_cast<int64_t>(pair.chosen.size() + pair.rejected.size()));
   trainer->model_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), trainer->total_steps());
@@ -119,8 +162,9 @@ absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::
   model_->optimizer().TakeSnapshot();
   const int64_t all = static_cast<int64_t>(data_.training.size()) * spec().epochs();
   const int64_t cursor = (step - 1) * spec().batch_size();
-  const std::vector<size_t> items = ItemsOf(data_.training.size(), inputs_.spec.seed(), kDataStream, cursor,
-                                            std::min<int64_t>(spec().batch_size(), all - cursor));
+  const std::vector<size_t> items =
+      ItemsOf(data_.training.size(), inputs_.spec.seed() + kMemberSeeds * static_cast<uint64_t>(spec().member()),
+              kDataStream, cursor, std::min<int64_t>(spec().batch_size(), all - cursor));
   const std::vector<size_t> mine = RankShare(items, collective_->rank(), collective_->world_size());
   const auto pairs = static_cast<double>(items.size());
   double right = 0, tokens = 0;

@@ -11,8 +11,14 @@
 namespace rlhf::learner {
 
 // What a reward model is worth on comparisons it was not trained on. differences: r(chosen) − r(rejected). Keys:
-// accuracy (a tie counts as right by one half), log_loss, ece (ten bins of predicted probability), and accuracy{SLICE};
-// with normal 95 % intervals where it is a mean.
+// accuracy (a tie counts as right by one half), log_loss, ece (ten bins of predicted probability) with its bins as
+// "calibration/BIN" (how often people agreed) and "calibration.confidence/BIN" (how sure the model was), and accuracy
+// and log_loss by slice, as "accuracy{SLICE}"; with normal 95 % intervals where it is a mean.
+//
+// Beside them simple baselines, so that a model that only counts words is seen as such: "baseline.random.accuracy",
+// "baseline.length.accuracy" (always the longer answer, or always the shorter one, whichever is right more often),
+// "accuracy{against length}" (on pairs that the length baseline gets wrong) and "length_correlation" (Pearson's r of
+// the differences in reward and in tokens).
 std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<ComparisonPair>& pairs,
                                                      const std::vector<double>& differences);
 

@@ -14,6 +14,7 @@
 #include "common/status_util.h"
 #include "model/guard.h"
 #include "model/log_probs.h"
+#include "reward_server/components/ensemble.h"
 
 namespace rlhf::reward {
 namespace {
@@ -175,13 +176,20 @@ absl::StatusOr<std::unique_ptr<Component>> Scorer::MakeComponent(const v1::Rewar
       return MakeExternal(spec.name(), spec.external());
     case v1::RewardComponent::kSentenceShare:
       return MakeSentenceShare(spec.sentence_share());
-    case v1::RewardComponent::kEnsemble:
+    case v1::RewardComponent::kEnsemble: {
+      std::vector<std::unique_ptr<Component>> members;
+      for (const std::string& model : spec.ensemble().models())
+        members.push_back(std::make_unique<RewardModelScore>(this, model, policy));
+      if (members.empty()) return absl::InvalidArgumentError("an ensemble has no models; expected at least two");
+      return std::make_unique<Ensemble>(spec.ensemble().rule(), spec.ensemble().coefficient(), std::move(members));
+    }
     case v1::RewardComponent::KIND_NOT_SET:
       break;
   }
-  return absl::InvalidArgumentError(absl::StrCat("reward component \"", spec.name(),
-                                                 "\" has no kind; expected one of reward_model, regex, length, "
-                                                 "exact_answer, abstention, action_claim, external, sentence_share"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("reward component \"", spec.name(),
+                   "\" has no kind; expected one of reward_model, ensemble, regex, "
+                   "length, exact_answer, abstention, action_claim, external, sentence_share"));
 }
 
 void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest& request, bool gold,
@@ -225,6 +233,13 @@ void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest&
       entry.set_name(component_spec.name());
       entry.set_value(*values[i]);
       entry.set_weight(weight);
+      if (component->parts() != nullptr) {
+        for (size_t part = 0; part < component->parts()->size(); ++part) {
+          v1::ComponentScore& member = gold ? *score.add_gold() : *score.add_components();
+          member.set_name(absl::StrCat(component_spec.name(), "/", part));
+          member.set_value((*component->parts())[part][i]);
+        }
+      }
       if (gold) {
         score.set_gold_total(score.gold_total() + weight * *values[i]);
       } else {

@@ -110,6 +110,8 @@ absl::Status LocalCluster::StartCoordinator() {
                   (dir / "pki" / "coordinator.key").string(),
                   "--bootstrap-tokens",
                   (dir / "tokens" / "tokens.json").string(),
+                  "--audit-key-file",
+                  (dir / "pki" / "audit.key").string(),
                   "--ports-file",
                   ports_file,
                   "--log-level",

@@ -22,9 +22,12 @@ void AddSampleCommands(CLI::App& app, ConnectionFlags& connection, Run* run);   
 void AddReportCommand(CLI::App& app, ConnectionFlags& connection, Run* run);     // report
 void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run);  // models data
 void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run);     // workers token
+void AddFeedbackCommands(CLI::App& app, ConnectionFlags& connection, Run* run);  // feedback
 void AddServiceCommands(CLI::App& app, ConnectionFlags& connection, Run* run);   // service
-void AddQuotaCommands(CLI::App& app, ConnectionFlags& connection, Run* run);     // quota
-void AddUpCommand(CLI::App& app, Run* run);                                      // up
+void AddOversightCommands(CLI::App& app, ConnectionFlags& connection,
+                          Run* run);                                          // gate audit, service halt|resume|state
+void AddQuotaCommands(CLI::App& app, ConnectionFlags& connection, Run* run);  // quota
+void AddUpCommand(CLI::App& app, Run* run);                                   // up
 
 void AddPkiCommands(CLI::App& app, Run* run);                                 // pki
 void AddRanksCommand(CLI::App& app, Run* run);                                // ranks

@@ -118,6 +118,11 @@ const std::vector<Panel>& Panels() {
   return *panels;
 }
 
+std::string OverOptimization(const ReportStage& stage);
+std::string GoldByCategory(const ReportStage& stage);
+std::string Calibration(const v1::Job& job);
+std::string RewardModelTable(const v1::Job& job);
+
 std::string Curves(const ReportStage& stage) {
   // Of a stage that learns nothing the only curve would be its speed.
   if (stage.job.spec().has_evaluate() || stage.job.spec().has_sample() || stage.job.spec().has_collect()) return "";
@@ -135,11 +140,117 @@ std::string Curves(const ReportStage& stage) {
     }
     if (!series.empty()) charts += LineChart(panel.title, "step", series);
   }
-  return charts.empty() ? "" : absl::StrCat("<div class=\"charts\">", charts, "</div>");
+  absl::StrAppend(&charts, OverOptimization(stage), GoldByCategory(stage), Calibration(stage.job));
+  const std::string table = stage.job.spec().has_reward_model() ? RewardModelTable(stage.job) : "";
+  return charts.empty() ? table : absl::StrCat(table, "<div class=\"charts\">", charts, "</div>");
 }
 
 std::string NameOf(const v1::Job& job) {
-  return job.stage().empty() ? job.spec().name() : job.stage();
+  const std::string name = job.stage().empty() ? job.spec().name() : job.stage();
+  return job.round() > 1 || job.repeat() > 0
+             ? absl::StrCat(name, ", round ", job.round(), job.repeat() > 0 ? absl::StrCat(".", job.repeat()) : "")
+             : name;
+}
+
+// How proxy and gold reward part as the policy leaves the reference (Gao et al. 2022).
+std::string OverOptimization(const ReportStage& stage) {
+  std::vector<Series> series;
+  for (const auto& [metric, label] :
+       {std::pair("monitor/score", "reward (proxy)"), std::pair("monitor/gold", "gold")}) {
+    Series one{label, {}};
+    for (const auto& point : stage.points) {
+      const auto kl = point.values().find("kl"), value = point.values().find(metric);
+      if (kl == point.values().end() || value == point.values().end() || !(kl->second >= 0)) continue;
+      one.points.emplace_back(std::sqrt(kl->second), value->second);
+    }
+    std::sort(one.points.begin(), one.points.end());
+    if (one.points.size() > 1) series.push_back(std::move(one));
+  }
+  if (series.empty()) return "";
+  return LineChart("Proxy and gold reward over √KL", "√KL, nats½ a sequence", series);
+}
+
+// Gold by category: the mean hides a category that is lost.
+std::string GoldByCategory(const ReportStage& stage) {
+  std::map<std::string, Series> by_category;
+  for (const auto& point : stage.points) {
+    for (const auto& [name, value] : point.values()) {
+      if (!absl::StartsWith(name, "monitor/gold/") || !std::isfinite(value)) continue;
+      Series& series = by_category[name];
+      series.name = name.substr(13);
+      series.points.emplace_back(point.step(), value);
+    }
+  }
+  std::vector<Series> series;
+  for (auto& [name, one] : by_category) {
+    if (one.points.size() > 1) series.push_back(std::move(one));
+  }
+  return series.empty() ? "" : LineChart("Gold reward by category", "step", series);
+}
+
+// How sure a model was against how often it was right; a calibrated one lies on the diagonal.
+std::string Calibration(const v1::Job& job) {
+  Series found{"found", {}}, ideal{"calibrated", {}};
+  for (int bin = 0; bin < 10; ++bin) {
+    const auto sure = job.result().metrics().find(absl::StrCat("calibration.confidence/", bin));
+    const auto right = job.result().metrics().find(absl::StrCat("calibration/", bin));
+    if (sure == job.result().metrics().end() || right == job.result().metrics().end()) continue;
+    found.points.emplace_back(sure->second.value(), right->second.value());
+    ideal.points.emplace_back(sure->second.value(), sure->second.value());
+  }
+  if (found.points.empty()) return "";
+  const auto ece = job.result().metrics().find(job.spec().has_evaluate() ? "calibration.ece" : "ece");
+  return LineChart(
+      absl::StrFormat("Calibration, ECE %.3f", ece == job.result().metrics().end() ? 0 : ece->second.value()),
+      "how sure", {ideal, found});
+}
+
+// A reward model beside what needs no model.
+std::string RewardModelTable(const v1::Job& job) {
+  std::string rows;
+  for (const char* name : {"accuracy", "baseline.length.accuracy", "baseline.random.accuracy",
+                           "accuracy{against length}", "length_correlation", "log_loss", "ece"}) {
+    const auto metric = job.result().metrics().find(name);
+    if (metric == job.result().metrics().end()) continue;
+    absl::StrAppendFormat(&rows, "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td></tr>", HtmlEscape(name),
+                          Percent(metric->second), metric->second.n());
+  }
+  if (rows.empty()) return "";
+  return absl::StrCat(
+      "<table><thead><tr><th>On held-out prompts</th><th class=\"n\">Value</th><th "
+      "class=\"n\">n</th></tr></thead><tbody>",
+      rows, "</tbody></table>");
+}
+
+// The last evaluation of every round side by side.
+std::string ByRound(const v1::Job& job) {
+  const int rounds = job.spec().pipeline().rounds();
+  if (rounds < 2) return "";
+  std::map<std::string, std::map<int, v1::Metric>> rows;
+  for (const auto& [name, metric] : job.result().metrics()) {
+    if (!absl::StartsWith(name, "round")) continue;
+    const size_t dot = name.find('.');
+    const int round = std::atoi(name.c_str() + 5);
+    const std::string rest = name.substr(dot + 1);
+    const bool shown = absl::StrContains(rest, "accuracy") || absl::StrContains(rest, "hallucination") ||
+                       absl::StrContains(rest, "over_claim") || absl::StrContains(rest, "needless") ||
+                       absl::StrContains(rest, "win_rate") || absl::EndsWith(rest, ".comparisons") ||
+                       absl::EndsWith(rest, ".kl");
+    if (shown && !absl::StrContains(rest, "{")) rows[rest][round] = metric;
+  }
+  if (rows.empty()) return "";
+  std::string out = "<h2>By round</h2><table><thead><tr><th>Metric</th>";
+  for (int round = 1; round <= rounds; ++round) absl::StrAppend(&out, "<th class=\"n\">Round ", round, "</th>");
+  absl::StrAppend(&out, "</tr></thead><tbody>");
+  for (const auto& [name, values] : rows) {
+    absl::StrAppend(&out, "<tr><td>", HtmlEscape(name), "</td>");
+    for (int round = 1; round <= rounds; ++round) {
+      const auto value = values.find(round);
+      absl::StrAppend(&out, "<td class=\"n\">", value == values.end() ? "" : Percent(value->second), "</td>");
+    }
+    absl::StrAppend(&out, "</tr>");
+  }
+  return out + "</tbody></table>";
 }
 
 std::string StageTable(const ReportData& data) {
@@ -195,7 +306,7 @@ std::string RenderReport(const ReportData& data) {
     if (const std::string rows = SideBySide(*before, *after); !rows.empty())
       absl::StrAppend(&out, "<h2>Answers side by side</h2>", rows);
   }
-  absl::StrAppend(&out, "<h2>Stages</h2>", StageTable(data));
+  absl::StrAppend(&out, ByRound(data.job), "<h2>Stages</h2>", StageTable(data));
   for (const ReportStage& stage : data.stages) {
     const std::string curves = Curves(stage);
     if (!curves.empty()) absl::StrAppend(&out, "<h2>", HtmlEscape(NameOf(stage.job)), "</h2>", curves);

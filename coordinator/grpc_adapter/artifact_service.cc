@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
+#include "coordinator/names.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -139,8 +140,12 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
 
   grpc::ServerUnaryReactor* StartUpload(grpc::CallbackServerContext* context, const v1::StartUploadRequest* request,
                                         v1::StartUploadResponse* response) override {
-    return InProject(context, request, response, "StartUpload",
-                     [this](const Caller&, auto& r, auto done) { edge_.artifacts->StartUpload(r, std::move(done)); });
+    return InProject(context, request, response, "StartUpload", [this](const Caller&, auto& r, auto done) {
+      if (!r.alias().empty()) {
+        if (absl::Status status = CheckFreeAlias("alias", r.alias()); !status.ok()) return done(status);
+      }
+      edge_.artifacts->StartUpload(r, std::move(done));
+    });
   }
   grpc::ServerReadReactor<v1::UploadChunk>* UploadChunks(grpc::CallbackServerContext* context,
                                                          v1::UploadChunksResponse* response) override {
@@ -197,6 +202,7 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
     return InProject(context, request, response, "SetAlias", [this](const Caller& caller, auto& r, auto done) {
       // The caller must be able to see what the alias is to name; removing one needs no more than its project.
       const std::string visible_to = caller.project == "*" ? "" : r.project();
+      if (absl::Status status = CheckFreeAlias("alias", r.alias()); !status.ok()) return done(status);
       if (!r.remove()) {
         absl::StatusOr<v1::Artifact> artifact = edge_.artifacts->Resolve(r.digest(), visible_to);
         if (!artifact.ok()) return done(artifact.status());

@@ -24,7 +24,12 @@ absl::StatusOr<CollectTarget> OfPipeline(const Edge& edge, const v1::Job& pipeli
       target.job_id = child.id();
     if (!IsTerminal(child.state()) && target.job_id != child.id()) target.more_to_come = true;
   }
-  target.more_to_come = target.more_to_come || begun < wanted;
+  // A gate may send a round back, to more comparisons: only its end says that there are none.
+  const bool rounds = pipeline.spec().pipeline().rounds() > 1 ||
+                      std::any_of(stages.begin(), stages.end(), [](const v1::StageSpec& stage) {
+                        return stage.gate().on_closed() == v1::GATE_REPEATS_ROUND;
+                      });
+  target.more_to_come = target.more_to_come || begun < wanted || (rounds && !IsTerminal(pipeline.state()));
   target.closed = target.job_id.empty() && (IsTerminal(pipeline.state()) || !target.more_to_come);
   return target;
 }

@@ -2,130 +2,32 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 
-#include <prometheus/counter.h>
-
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "coordinator/comparison_sets.h"
+#include "coordinator/feedback/agreement.h"
 #include "coordinator/grpc_adapter/collect_lookup.h"
-#include "coordinator/grpc_adapter/loop_stream.h"
+#include "coordinator/grpc_adapter/comparison_streams.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
+#include "coordinator/lineage.h"
 
 namespace rlhf::coordinator {
 namespace {
 
 constexpr absl::Duration kLookAgain = absl::Milliseconds(200);
 constexpr int kMaxAnswers = 1000;
-constexpr size_t kMaxImportBytes = 256 << 20;
-
-void CountComparisons(const Edge& edge, const char* source, double n) {
-  if (edge.metrics == nullptr || n <= 0) return;
-  edge.metrics
-      ->Counter("rlhf_comparisons_total", "Comparisons taken in, by where they came from.", {{"source", source}})
-      .Increment(n);
-}
-
-// The comparisons of a collect job, or of an imported set ("set:NAME").
-class ExportStream final : public LoopStream<v1::Comparison> {
- public:
-  ExportStream(const Edge& edge, ComparisonSets* sets, Caller caller, v1::ExportComparisonsRequest request)
-      : LoopStream(edge), sets_(sets), caller_(std::move(caller)), request_(std::move(request)) {}
-
- private:
-  void Pump() override {
-    if (!begun_) {
-      begun_ = true;
-      if (absl::Status status = Begin(); !status.ok()) return End(status);
-    }
-    if (next_ == comparisons_.size()) return End(absl::OkStatus());
-    Write(std::move(comparisons_[next_++]));
-  }
-  absl::Status Begin() {
-    if (absl::StartsWith(request_.job_id(), "set:")) {
-      RLHF_ASSIGN_OR_RETURN(comparisons_, sets_->Read(Edge::ProjectFor(caller_, ""), request_.job_id().substr(4)));
-      if (comparisons_.empty())
-        return absl::NotFoundError(
-            absl::StrCat("no comparisons were imported as \"", request_.job_id().substr(4), "\""));
-      return absl::OkStatus();
-    }
-    RLHF_ASSIGN_OR_RETURN(const CollectTarget target, FindCollect(edge_, caller_, request_.job_id(), "",
-                                                                  "/rlhf.v1.FeedbackService/ExportComparisons"));
-    const std::string id = target.job_id.empty() ? target.last_id : target.job_id;
-    if (!id.empty()) comparisons_ = edge_.feedback->Comparisons(id);
-    return absl::OkStatus();
-  }
-
-  ComparisonSets* const sets_;
-  const Caller caller_;
-  const v1::ExportComparisonsRequest request_;
-  bool begun_ = false;
-  std::vector<v1::Comparison> comparisons_;
-  size_t next_ = 0;
-};
-
-// Reads everything, within a bound, and imports it as one.
-class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsRequest> {
- public:
-  ImportStream(const Edge& edge, ComparisonSets* sets, Caller caller, v1::ImportComparisonsResponse* response)
-      : edge_(edge), sets_(sets), caller_(std::move(caller)), response_(response) {
-    StartRead(&request_);
-  }
-  void OnReadDone(bool ok) override {
-    if (!ok) {
-      // On the loop, in its own time; a client that has gone away gets what it sent imported all the same.
-      edge_.loop->Post([this] { Import(); });
-      return;
-    }
-    if (comparisons_.empty()) {
-      project_ = Edge::ProjectFor(caller_, request_.project());
-      set_ = request_.set();
-    } else if (request_.set() != set_ && !request_.set().empty()) {
-      return Finish(ToGrpc(
-          absl::InvalidArgumentError(absl::StrCat("set: expected \"", set_, "\" in every message of the stream"))));
-    }
-    bytes_ += request_.ByteSizeLong();
-    if (bytes_ > kMaxImportBytes) {
-      return Finish(ToGrpc(absl::ResourceExhaustedError(
-          absl::StrCat("expected at most ", kMaxImportBytes, " bytes a call; import the rest with another"))));
-    }
-    for (v1::Comparison& comparison : *request_.mutable_comparisons()) comparisons_.push_back(std::move(comparison));
-    StartRead(&request_);
-  }
-  void OnDone() override { delete this; }
-
- private:
-  void Import() {
-    if (absl::Status status = edge_.Admit(caller_, project_, "/rlhf.v1.FeedbackService/ImportComparisons");
-        !status.ok()) {
-      return Finish(ToGrpc(status));
-    }
-    sets_->Import(caller_.subject, project_, set_, std::move(comparisons_),
-                  [this](absl::StatusOr<v1::ImportComparisonsResponse> result) {
-                    if (result.ok()) {
-                      CountComparisons(edge_, "import", static_cast<double>(result->imported()));
-                      *response_ = *std::move(result);
-                    }
-                    Finish(ToGrpc(result.status()));
-                  });
-  }
-
-  const Edge& edge_;
-  ComparisonSets* const sets_;
-  const Caller caller_;
-  v1::ImportComparisonsResponse* const response_;
-  v1::ImportComparisonsRequest request_;
-  std::string project_, set_;
-  size_t bytes_ = 0;
-  std::vector<v1::Comparison> comparisons_;
-};
+constexpr char kService[] = "/rlhf.v1.FeedbackService/";
 
 class FeedbackService final : public v1::FeedbackService::CallbackService {
  public:
   explicit FeedbackService(const Edge& edge)
-      : edge_(edge), sets_(edge.loop, edge.background, edge.store, edge.artifacts, edge.oversight) {}
+      : edge_(edge),
+        sets_(edge.loop, edge.background, edge.store, edge.artifacts, edge.oversight, edge.feedback, edge.data_dir) {}
 
   grpc::ServerUnaryReactor* NextTasks(grpc::CallbackServerContext* context, const v1::NextTasksRequest* request,
                                       v1::NextTasksResponse* response) override {
@@ -168,11 +70,11 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
   }
   grpc::ServerReadReactor<v1::ImportComparisonsRequest>* ImportComparisons(
       grpc::CallbackServerContext* context, v1::ImportComparisonsResponse* response) override {
-    return new ImportStream(edge_, &sets_, CallerOf(*context), response);
+    return ImportStreamOf(edge_, &sets_, CallerOf(*context), response);
   }
   grpc::ServerWriteReactor<v1::Comparison>* ExportComparisons(grpc::CallbackServerContext* context,
                                                               const v1::ExportComparisonsRequest* request) override {
-    return ExportStream::Run(std::make_shared<ExportStream>(edge_, &sets_, CallerOf(*context), *request));
+    return ExportStreamOf(edge_, &sets_, CallerOf(*context), *request);
   }
   grpc::ServerUnaryReactor* GetFeedbackStats(grpc::CallbackServerContext* context,
                                              const v1::GetFeedbackStatsRequest* request,
@@ -184,17 +86,146 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
                     return edge_.feedback->Stats(id);
                   }));
   }
+  grpc::ServerUnaryReactor* GetAgreement(grpc::CallbackServerContext* context, const v1::GetAgreementRequest* request,
+                                         v1::AgreementReport* response) override {
+    return OnLoop(edge_, context, request, response,
+                  [this](const Caller& caller, v1::GetAgreementRequest& r, Done<v1::AgreementReport> done) {
+                    Gather(caller, r.job_id(), r.project(), "GetAgreement",
+                           [this, done = std::move(done)](absl::StatusOr<Judgements> all) mutable {
+                             if (!all.ok()) return done(all.status());
+                             edge_.background->Run([all = *std::move(all), done = std::move(done)]() mutable {
+                               done(MeasureAgreement(*all));
+                             });
+                           });
+                  });
+  }
+  grpc::ServerUnaryReactor* FreezeSet(grpc::CallbackServerContext* context, const v1::FreezeSetRequest* request,
+                                      v1::ComparisonSet* response) override {
+    return OnLoop(
+        edge_, context, request, response,
+        [this](const Caller& caller, v1::FreezeSetRequest& r, Done<v1::ComparisonSet> done) {
+          r.set_project(Edge::ProjectFor(caller, r.project()));
+          Gather(caller, r.job_id(), r.project(), "FreezeSet",
+                 [this, subject = caller.subject, r, done = std::move(done)](auto all) mutable {
+                   if (!all.ok()) return done(all.status());
+                   edge_.background->Run([this, subject, r, all = *std::move(all), done = std::move(done)]() mutable {
+                     Freeze(subject, r, std::move(all), std::move(done));
+                   });
+                 });
+        });
+  }
+  grpc::ServerUnaryReactor* ListSets(grpc::CallbackServerContext* context, const v1::ListSetsRequest* request,
+                                     v1::ListSetsResponse* response) override {
+    return OnLoop(
+        edge_, context, request, response,
+        Directly([this](const Caller& caller, v1::ListSetsRequest& r) -> absl::StatusOr<v1::ListSetsResponse> {
+          const std::string project = Edge::ProjectFor(caller, r.project());
+          RLHF_RETURN_IF_ERROR(edge_.Admit(caller, project, "/rlhf.v1.FeedbackService/ListSets"));
+          RLHF_ASSIGN_OR_RETURN(const int size, PageSize(r.page()));
+          int64_t from = 0;
+          if (!r.page().page_token().empty() && !absl::SimpleAtoi(r.page().page_token(), &from))
+            return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
+          const std::vector<v1::ComparisonSet> all = edge_.feedback->sets().List(project, r.name());
+          v1::ListSetsResponse page;
+          for (size_t i = static_cast<size_t>(from); i < all.size(); ++i) {
+            if (page.sets_size() == size) {
+              page.set_next_page_token(absl::StrCat(i));
+              break;
+            }
+            *page.add_sets() = all[i];
+          }
+          return page;
+        }));
+  }
   grpc::ServerUnaryReactor* ForgetRater(grpc::CallbackServerContext* context, const v1::ForgetRaterRequest* request,
                                         v1::ForgetRaterResponse* response) override {
-    return OnLoop(edge_, context, request, response,
-                  Directly([](const Caller&, v1::ForgetRaterRequest&) -> absl::StatusOr<v1::ForgetRaterResponse> {
-                    return WithReason(
-                        absl::UnimplementedError("forgetting a rater is not in this release; its shape is final"),
-                        v1::NOT_IN_THIS_RELEASE);
-                  }));
+    return OnLoop(
+        edge_, context, request, response,
+        [this](const Caller& caller, v1::ForgetRaterRequest& r, Done<v1::ForgetRaterResponse> done) {
+          if (absl::Status status = edge_.Admit(caller, "*", "/rlhf.v1.FeedbackService/ForgetRater"); !status.ok())
+            return done(status);
+          if (r.rater().empty())
+            return done(absl::InvalidArgumentError("rater: expected a pseudonym or a subject, found nothing"));
+          Forget(caller.subject, IsPseudonym(r.rater()) ? r.rater() : edge_.tokens->Pseudonym(r.rater()),
+                 std::move(done));
+        });
   }
 
  private:
+  using Judgements = std::shared_ptr<const std::vector<v1::Comparison>>;
+
+  // All comparisons that a reference means; long sets are read in the background.
+  void Gather(const Caller& caller, const std::string& reference, const std::string& project, const char* method,
+              Done<Judgements> done) {
+    if (absl::StartsWith(reference, "set:")) {
+      const std::string owner = Edge::ProjectFor(caller, project);
+      if (absl::Status status = edge_.Admit(caller, owner, absl::StrCat(kService, method).c_str()); !status.ok())
+        return done(status);
+      return edge_.background->Run([this, owner, set = reference.substr(4), done = std::move(done)]() mutable {
+        auto all = sets_.ReadAll(owner, set);
+        edge_.loop->Post([all = std::move(all), done = std::move(done)]() mutable {
+          if (!all.ok()) return done(all.status());
+          done(std::make_shared<const std::vector<v1::Comparison>>(*std::move(all)));
+        });
+      });
+    }
+    const absl::StatusOr<std::string> id = Known(caller, reference, absl::StrCat(kService, method).c_str());
+    if (!id.ok()) return done(id.status());
+    done(std::make_shared<const std::vector<v1::Comparison>>(edge_.feedback->Comparisons(*id)));
+  }
+
+  // In the background.
+  void Freeze(const std::string& subject, const v1::FreezeSetRequest& request, Judgements all,
+              Done<v1::ComparisonSet> done) {
+    std::set<std::string> excluded(request.exclude_raters().begin(), request.exclude_raters().end());
+    if (request.exclude_flagged()) {
+      const v1::AgreementReport report = MeasureAgreement(*all);
+      for (const v1::RaterQuality& rater : report.raters()) {
+        if (rater.flagged()) excluded.insert(rater.rater());
+      }
+    }
+    edge_.loop->Post([this, subject, request, all = std::move(all), excluded = std::move(excluded),
+                      done = std::move(done)]() mutable {
+      sets_.Freeze(subject, request, std::move(all), std::move(excluded), std::move(done));
+    });
+  }
+
+  void Forget(const std::string& subject, const std::string& rater, Done<v1::ForgetRaterResponse> done) {
+    v1::ForgetRaterResponse response;
+    response.set_rater(rater);
+    WriteBatch batch;
+    std::vector<std::string> jobs;
+    response.set_removed(edge_.feedback->Forget(rater, &batch, &jobs));
+    std::set<std::string> digests;
+    for (v1::ComparisonSet& set : edge_.feedback->sets().Forget(rater, &batch)) {
+      digests.insert(set.digest());
+      response.add_used_by(absl::StrCat("set ", set.project(), "/", set.name(), " version ", set.version(), " ",
+                                        set.digest(), ": ", set.raters().at(rater), " comparisons"));
+      *response.add_sets() = std::move(set);
+    }
+    for (const DerivedModel& model : ModelsMadeFrom(AllJobs(*edge_.jobs), digests)) {
+      response.add_models(model.digest);
+      response.add_used_by(absl::StrCat("model ", model.digest, " of job ", model.job_id));
+    }
+    edge_.oversight->Audit(subject, "rater.forget", rater, "done",
+                           {{"removed", absl::StrCat(response.removed())},
+                            {"sets", absl::StrCat(response.sets_size())},
+                            {"models", absl::StrCat(response.models_size())}},
+                           &batch);
+    edge_.store->Commit(
+        std::move(batch), [this, rater, jobs, response, done = std::move(done)](absl::Status status) mutable {
+          if (!status.ok()) return done(status);
+          edge_.loop->Post([this, rater, jobs, response, done = std::move(done)]() mutable {
+            edge_.feedback->Reload(jobs);
+            sets_.Forget(rater, [response, done = std::move(done)](absl::StatusOr<int64_t> removed) mutable {
+              if (!removed.ok()) return done(removed.status());
+              response.set_removed(response.removed() + *removed);
+              done(std::move(response));
+            });
+          });
+        });
+  }
+
   // Looks again while the caller waits: a pipeline may not have come to its collect stage yet.
   void Next(const Caller& caller, const v1::NextTasksRequest& r, absl::Duration deadline,
             Done<v1::NextTasksResponse> done) {

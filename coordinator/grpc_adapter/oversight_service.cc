@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
+#include "coordinator/lineage.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -73,7 +74,7 @@ class OversightService final : public v1::OversightService::CallbackService {
         Directly([this](const Caller& caller, v1::ListAuditRequest& r) -> absl::StatusOr<v1::ListAuditResponse> {
           RLHF_RETURN_IF_ERROR(PageSize(r.page()).status());
           RLHF_RETURN_IF_ERROR(ForAll(caller, "ListAudit"));
-          return edge_.oversight->ListAudit(r);
+          return edge_.oversight->audit().List(r);
         }));
   }
   grpc::ServerUnaryReactor* VerifyAudit(grpc::CallbackServerContext* context, const v1::VerifyAuditRequest* request,
@@ -82,8 +83,32 @@ class OversightService final : public v1::OversightService::CallbackService {
         edge_, context, request, response,
         Directly([this](const Caller& caller, v1::VerifyAuditRequest&) -> absl::StatusOr<v1::VerifyAuditResponse> {
           RLHF_RETURN_IF_ERROR(ForAll(caller, "VerifyAudit"));
-          return edge_.oversight->VerifyAudit();
+          return edge_.oversight->audit().Verify();
         }));
+  }
+  grpc::ServerUnaryReactor* ListAuditHeads(grpc::CallbackServerContext* context,
+                                           const v1::ListAuditHeadsRequest* request,
+                                           v1::ListAuditHeadsResponse* response) override {
+    return OnLoop(edge_, context, request, response,
+                  Directly([this](const Caller& caller,
+                                  v1::ListAuditHeadsRequest& r) -> absl::StatusOr<v1::ListAuditHeadsResponse> {
+                    RLHF_RETURN_IF_ERROR(PageSize(r.page()).status());
+                    RLHF_RETURN_IF_ERROR(ForAll(caller, "ListAuditHeads"));
+                    return edge_.oversight->audit().ListHeads(r);
+                  }));
+  }
+  grpc::ServerUnaryReactor* GetLineage(grpc::CallbackServerContext* context, const v1::GetLineageRequest* request,
+                                       v1::Lineage* response) override {
+    return OnLoop(edge_, context, request, response,
+                  Directly([this](const Caller& caller, v1::GetLineageRequest& r) -> absl::StatusOr<v1::Lineage> {
+                    const std::string project = Edge::ProjectFor(caller, r.project());
+                    RLHF_RETURN_IF_ERROR(edge_.Admit(caller, project, "/rlhf.v1.OversightService/GetLineage"));
+                    RLHF_ASSIGN_OR_RETURN(const v1::Artifact model, edge_.artifacts->Resolve(r.model(), project));
+                    RLHF_ASSIGN_OR_RETURN(
+                        const LineageRows rows,
+                        CollectLineageRows(project, *edge_.jobs, *edge_.feedback, *edge_.oversight, *edge_.artifacts));
+                    return LineageOf(model.digest(), rows);
+                  }));
   }
 
  private:

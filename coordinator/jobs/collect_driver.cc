@@ -1,10 +1,15 @@
 // collect: tasks for people, until enough are answered; then the comparisons become a data artifact.
+#include <algorithm>
+#include <array>
+#include <filesystem>
 #include <fstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/status_util.h"
-#include "coordinator/comparison_line.h"
+#include "coordinator/feedback/comparison_set.h"
+#include "coordinator/jobs/collect_metrics.h"
 #include "coordinator/jobs/collect_tasks.h"
 #include "coordinator/jobs/driver.h"
 #include "coordinator/timestamps.h"
@@ -19,19 +24,24 @@ class CollectDriver final : public Driver {
   CollectDriver(JobHost* host, std::string job_id) : host_(host), job_id_(std::move(job_id)) {}
 
   void Start() override {
-    const v1::Job& row = *job();
-    const absl::StatusOr<std::string> path = deps().artifacts->Path(Resolved(row, row.spec().collect().samples()));
-    if (!path.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(path.status().message()));
     if (deps().feedback->HasTasks(job_id_)) return Open({});
-    deps().background->Run([host = host_, job_id = job_id_, this, path = *path, spec = row.spec(), loop = deps().loop] {
-      absl::StatusOr<std::vector<v1::FeedbackTask>> tasks = [&]() -> absl::StatusOr<std::vector<v1::FeedbackTask>> {
-        RLHF_ASSIGN_OR_RETURN(const std::vector<artifact::SampleRecord> samples, artifact::ReadSampleData(path));
-        return MakeTasks(samples, spec.collect(), spec.seed(), job_id, spec.project());
-      }();
+    const v1::Job& row = *job();
+    std::array<std::string, 3> paths;
+    const std::array<std::string, 3> references = {row.spec().collect().samples(), row.spec().collect().against(),
+                                                   row.spec().collect().planted()};
+    for (size_t i = 0; i < references.size(); ++i) {
+      if (references[i].empty()) continue;
+      const absl::StatusOr<std::string> path = deps().artifacts->Path(Resolved(row, references[i]));
+      if (!path.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(path.status().message()));
+      paths[i] = *path;
+    }
+    deps().background->Run([host = host_, job_id = job_id_, this, paths, spec = row.spec(), loop = deps().loop] {
+      absl::StatusOr<std::vector<v1::FeedbackTask>> tasks = ReadTasks(paths, spec, job_id);
       loop->Post([host, job_id, this, tasks = std::move(tasks)]() mutable {
         const v1::Job* current = host->Find(job_id);
         if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
         if (!tasks.ok()) return host->Fail(job_id, "BAD_DATA", std::string(tasks.status().message()));
+        for (v1::FeedbackTask& task : *tasks) *task.mutable_created_at() = ToTimestamp(deps().loop->clock().WallNow());
         Open(*std::move(tasks));
       });
     });
@@ -97,49 +107,138 @@ class CollectDriver final : public Driver {
     });
   }
 
-  void OnAnswers() {
-    const absl::StatusOr<v1::GetFeedbackStatsResponse> stats = deps().feedback->Stats(job_id_);
-    if (!stats.ok() || publishing_) return;
-    const bool all = stats->answered() + stats->skipped() >= stats->wanted();
-    if (all) Publish();
+  static absl::StatusOr<std::vector<v1::FeedbackTask>> ReadTasks(const std::array<std::string, 3>& paths,
+                                                                 const v1::JobSpec& spec, const std::string& job_id) {
+    TaskSources sources;
+    RLHF_ASSIGN_OR_RETURN(sources.samples, artifact::ReadSampleData(paths[0]));
+    if (!paths[1].empty()) {
+      RLHF_ASSIGN_OR_RETURN(sources.against, artifact::ReadSampleData(paths[1]));
+    }
+    if (!paths[2].empty()) {
+      RLHF_ASSIGN_OR_RETURN(sources.planted, artifact::ReadComparisonData(paths[2]));
+    }
+    return MakeTasks(sources, spec.collect(), spec.seed(), job_id, spec.project());
   }
+
+  void OnAnswers() {
+    if (!publishing_ && deps().feedback->Finished(job_id_)) Publish();
+  }
+
+  // What becomes of the answers, off the loop.
+  struct Made {
+    absl::Status status;
+    v1::ComparisonSet set;
+    std::map<std::string, v1::Metric> metrics;
+    int64_t edits = 0;
+  };
 
   void Publish() {
     publishing_ = true;
     v1::Job* row = job();
     auto comparisons = std::make_shared<const std::vector<v1::Comparison>>(deps().feedback->Comparisons(job_id_));
-    const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
-    if (!staging.ok()) return host_->Fail(job_id_, "STORE", std::string(staging.status().message()));
-    int64_t ties = 0;
-    for (const v1::Comparison& comparison : *comparisons) ties += comparison.preference() == v1::TIE ? 1 : 0;
-    (*row->mutable_result()->mutable_metrics())["comparisons"].set_value(static_cast<double>(comparisons->size()));
-    (*row->mutable_result()->mutable_metrics())["ties"].set_value(static_cast<double>(ties));
     row->set_step(static_cast<int64_t>(comparisons->size()));
-    deps().background->Run([host = host_, job_id = job_id_, artifacts = deps().artifacts, comparisons,
-                            staging = *staging, loop = deps().loop, project = row->spec().project()] {
-      std::ofstream out(staging + "/comparisons.jsonl", std::ios::binary);
-      for (const v1::Comparison& comparison : *comparisons) {
-        // A tie says that both are alike; what they have in common teaches a reward model nothing it can be held to.
-        if (comparison.preference() != v1::TIE) out << ComparisonLine(comparison) << "\n";
-      }
-      out.close();
-      const bool good = out.good();
-      loop->Post([host, job_id, artifacts, staging, good, project] {
-        if (!good) return host->Fail(job_id, "STORE", absl::StrCat("cannot write ", staging, "/comparisons.jsonl"));
-        artifacts->PublishDirectory(staging, "data", project, job_id, [host, job_id](auto artifact) {
-          v1::Job* current = host->Find(job_id);
-          if (current == nullptr || IsTerminalState(current->state())) return;
-          if (!artifact.ok()) return host->Fail(job_id, "STORE", std::string(artifact.status().message()));
-          (*current->mutable_result()->mutable_artifacts())["comparisons"] = artifact->digest();
-          host->Succeed(job_id, WriteBatch());
+    const v1::CollectSpec& spec = row->spec().collect();
+    v1::ComparisonSet previous;
+    std::string previous_path;
+    if (!spec.previous().empty()) {
+      const std::string digest = Resolved(*row, spec.previous());
+      const absl::StatusOr<std::string> path = deps().artifacts->Path(digest);
+      if (!path.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(path.status().message()));
+      previous_path = *path;
+      if (const v1::ComparisonSet* known = deps().feedback->sets().FindDigest(digest); known != nullptr)
+        previous = *known;
+      previous.set_digest(digest);
+    }
+    const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
+    const absl::StatusOr<std::string> sft_staging = deps().artifacts->MakeStaging();
+    if (!staging.ok() || !sft_staging.ok())
+      return host_->Fail(job_id_, "STORE", std::string((staging.ok() ? sft_staging : staging).status().message()));
+    deps().background->Run([host = host_, job_id = job_id_, this, comparisons, spec, previous, previous_path,
+                            staging = *staging, sft_staging = *sft_staging, loop = deps().loop] {
+      Made made = Write(*comparisons, spec, previous, previous_path, staging, sft_staging);
+      loop->Post([host, job_id, this, staging, sft_staging, made = std::move(made)]() mutable {
+        const v1::Job* current = host->Find(job_id);
+        if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+        if (!made.status.ok()) return host->Fail(job_id, "STORE", std::string(made.status.message()));
+        made_ = std::move(made);
+        PublishNext(staging, "comparisons", [this, sft_staging] {
+          if (made_.edits == 0) return Finish();
+          PublishNext(sft_staging, "edits", [this] { Finish(); });
         });
       });
     });
   }
 
+  static Made Write(const std::vector<v1::Comparison>& comparisons, const v1::CollectSpec& spec,
+                    const v1::ComparisonSet& previous, const std::string& previous_path, const std::string& staging,
+                    const std::string& sft_staging) {
+    Made made;
+    made.metrics = CollectMetrics(comparisons, spec);
+    std::ofstream out(staging + "/comparisons.jsonl", std::ios::binary);
+    SetBuilder set(&out, RatersBelow(comparisons, spec.min_planted_accuracy()));
+    if (!previous_path.empty()) {
+      set.Begin(previous);
+      std::vector<std::filesystem::path> files;
+      for (const auto& entry : std::filesystem::directory_iterator(previous_path))
+        if (entry.path().extension() == ".jsonl") files.push_back(entry.path());
+      std::sort(files.begin(), files.end());
+      for (const auto& file : files) {
+        std::ifstream in(file, std::ios::binary);
+        if (in.peek() != std::ifstream::traits_type::eof()) out << in.rdbuf();
+      }
+    }
+    std::ofstream sft(sft_staging + "/edits.jsonl", std::ios::binary);
+    SetBuilder edits(&sft, {}, SetBuilder::Kind::kSft);
+    for (const v1::Comparison& comparison : comparisons) {
+      set.Add(comparison);
+      edits.Add(comparison);
+    }
+    out.close();
+    sft.close();
+    if (!out.good() || !sft.good())
+      made.status = absl::UnavailableError(absl::StrCat("cannot write ", staging, "/comparisons.jsonl"));
+    made.set = set.Finish();
+    made.edits = edits.Finish().comparisons();
+    made.metrics["comparisons"].set_value(static_cast<double>(made.set.comparisons()));
+    return made;
+  }
+
+  void PublishNext(const std::string& staging, const std::string& name, std::function<void()> then) {
+    deps().artifacts->PublishDirectory(staging, "data", job()->spec().project(), job_id_,
+                                       [host = host_, job_id = job_id_, name, then = std::move(then)](auto artifact) {
+                                         v1::Job* current = host->Find(job_id);
+                                         if (current == nullptr || IsTerminalState(current->state())) return;
+                                         if (!artifact.ok())
+                                           return host->Fail(job_id, "STORE", std::string(artifact.status().message()));
+                                         (*current->mutable_result()->mutable_artifacts())[name] = artifact->digest();
+                                         then();
+                                       });
+  }
+
+  void Finish() {
+    v1::Job* row = job();
+    for (const auto& [name, metric] : made_.metrics) (*row->mutable_result()->mutable_metrics())[name] = metric;
+    WriteBatch batch;
+    v1::ComparisonSet& set = made_.set;
+    set.set_project(row->spec().project());
+    set.set_name(job_id_);
+    set.set_digest(row->result().artifacts().at("comparisons"));
+    set.set_made_by(job_id_);
+    *set.mutable_created_at() = ToTimestamp(deps().loop->clock().WallNow());
+    deps().feedback->sets().Add(&set, &batch);
+    deps().oversight->Audit("coordinator", "comparisons.freeze", set.digest(), "done",
+                            {{"job", job_id_},
+                             {"content_sha256", set.content_sha256()},
+                             {"comparisons", absl::StrCat(set.comparisons())},
+                             {"excluded_raters", absl::StrJoin(set.excluded_raters(), ",")}},
+                            &batch);
+    host_->Succeed(job_id_, std::move(batch));
+  }
+
   JobHost* const host_;
   const std::string job_id_;
   bool open_ = false, publishing_ = false;
+  Made made_;
   absl::Duration last_progress_ = absl::ZeroDuration();
 };
 

@@ -5,6 +5,7 @@
 
 #include <xxhash.h>
 
+#include "absl/strings/str_cat.h"
 #include "artifact/dataset.h"
 #include "artifact/prompt.h"
 #include "common/status_util.h"
@@ -67,12 +68,17 @@ v1::ScorerSpec ResolvedScorer(const v1::Job& job, v1::ScorerSpec scorer) {
   for (v1::RewardComponent& component : *scorer.mutable_components()) {
     if (component.has_reward_model())
       component.mutable_reward_model()->set_model(Resolved(job, component.reward_model().model()));
+    if (component.has_ensemble()) {
+      for (std::string& model : *component.mutable_ensemble()->mutable_models()) model = Resolved(job, model);
+    }
   }
   return scorer;
 }
 
 uint32_t NoiseStream(const v1::Job& job) {
-  return XXH32(job.stage().data(), job.stage().size(), 0);
+  std::string name = job.stage();
+  if (job.round() > 1 || job.repeat() > 0) absl::StrAppend(&name, "/", job.round(), "/", job.repeat());
+  return XXH32(name.data(), name.size(), 0);
 }
 
 void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFacts* facts) {

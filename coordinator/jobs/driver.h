@@ -29,12 +29,15 @@ class JobHost {
   virtual void AppendMetrics(v1::Job* job, v1::MetricPoint point, WriteBatch* batch) = 0;
   // One line for people, among the job's own events.
   virtual void AppendMessage(v1::Job* job, const std::string& text, WriteBatch* batch) = 0;
+  // The same for something a person should look at: an event of its own, audited.
+  virtual void AppendAlert(v1::Job* job, const v1::Alert& alert, WriteBatch* batch) = 0;
   // End the job: its driver is stopped first (which may add to the batch), everything in one commit.
   virtual void Succeed(const std::string& job_id, WriteBatch batch) = 0;
   virtual void Fail(const std::string& job_id, const std::string& code, const std::string& reason) = 0;
   // A pipeline's next stage as a job of its own; it starts once durable.
   virtual std::string AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec,
-                               std::map<std::string, std::string> resolved, WriteBatch* batch) = 0;
+                               std::map<std::string, std::string> resolved, int round, int repeat,
+                               WriteBatch* batch) = 0;
 };
 
 class Driver {

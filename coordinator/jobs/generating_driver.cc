@@ -6,9 +6,11 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/dataset.h"
 #include "common/status_util.h"
 #include "coordinator/jobs/driver.h"
 #include "coordinator/jobs/evaluation.h"
+#include "coordinator/jobs/evaluation_against.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -171,23 +173,64 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     } while (!after.empty());
     const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
     if (!staging.ok()) return host_->Fail(job_id_, "STORE", std::string(staging.status().message()));
-    deps().background->Run([host = host_, job_id = job_id_, this, samples, staging = *staging, loop = deps().loop] {
+    std::string against;
+    if (job()->spec().has_evaluate() && !job()->spec().evaluate().against().empty()) {
+      const absl::StatusOr<std::string> path =
+          deps().artifacts->Path(Resolved(*job(), job()->spec().evaluate().against()));
+      if (!path.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(path.status().message()));
+      against = *path;
+    }
+    deps().background->Run([host = host_, job_id = job_id_, this, samples, staging = *staging, against,
+                            spec = job()->spec().evaluate(), loop = deps().loop] {
       std::ofstream out(staging + "/samples.jsonl", std::ios::binary);
       for (const v1::Sample& sample : *samples) out << SampleLine(sample) << "\n";
       out.close();
       const bool good = out.good();
-      loop->Post([host, job_id, this, samples, staging, good] {
+      auto measured = Measure(spec, *samples, against);
+      loop->Post([host, job_id, this, samples, staging, good, measured = std::move(measured)] {
         const v1::Job* current = host->Find(job_id);
         if (current == nullptr || IsTerminalState(current->state())) return;
         if (!good) return host->Fail(job_id, "STORE", absl::StrCat("cannot write ", staging, "/samples.jsonl"));
-        Finish(*samples, staging);
+        if (!measured.ok()) return host->Fail(job_id, "BAD_DATA", std::string(measured.status().message()));
+        Finish(*samples, *measured, staging);
       });
     });
   }
 
-  void Finish(const std::vector<v1::Sample>& samples, const std::string& staging) {
+  // What an evaluation measures beside its graders' rates. Off the loop.
+  static absl::StatusOr<std::map<std::string, v1::Metric>> Measure(const v1::EvaluateSpec& spec,
+                                                                   const std::vector<v1::Sample>& samples,
+                                                                   const std::string& against) {
+    std::map<std::string, v1::Metric> metrics;
+    if (!against.empty()) {
+      RLHF_ASSIGN_OR_RETURN(const auto others, artifact::ReadSampleData(against));
+      RLHF_ASSIGN_OR_RETURN(metrics, CompareEvaluations(spec, samples, others));
+    }
+    if (!spec.confidence_pattern().empty()) {
+      RLHF_ASSIGN_OR_RETURN(auto calibration, StatedCalibration(spec, samples));
+      metrics.merge(calibration);
+    }
+    return metrics;
+  }
+
+  void Finish(const std::vector<v1::Sample>& samples, const std::map<std::string, v1::Metric>& measured,
+              const std::string& staging) {
     v1::Job* row = job();
+    WriteBatch alerts;
     if (row->spec().has_evaluate()) {
+      for (const auto& [name, metric] : measured) (*row->mutable_result()->mutable_metrics())[name] = metric;
+      const auto rise = measured.find("disparity_rise");
+      const double bound = row->spec().evaluate().max_disparity_rise();
+      if (row->spec().evaluate().has_max_disparity_rise() && rise != measured.end() && rise->second.value() > bound) {
+        v1::Alert alert;
+        alert.set_monitor("disparity");
+        alert.set_value(rise->second.value());
+        alert.set_bound(bound);
+        alert.set_text(
+            absl::StrCat("the largest gap between slices grew by ", rise->second.value(), "; the bound is ", bound));
+        host_->AppendAlert(row, alert, &alerts);
+        host_->Commit(job_id_, std::move(alerts));
+      }
       for (const auto& [name, metric] : EvaluationMetrics(row->spec().evaluate().graders(), samples))
         (*row->mutable_result()->mutable_metrics())[name] = metric;
     } else {

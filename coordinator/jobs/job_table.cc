@@ -163,6 +163,19 @@ void JobTable::AppendMessage(v1::Job* job, const std::string& text, WriteBatch* 
   spdlog::info("job {}: {}", job->id(), text);
 }
 
+void JobTable::AppendAlert(v1::Job* job, const v1::Alert& alert, WriteBatch* batch) {
+  v1::JobEvent event;
+  *event.mutable_alert() = alert;
+  deps_.events->Append(job->id(), std::move(event), batch);
+  deps_.oversight->Audit("coordinator", absl::StrCat("alert.", alert.monitor()), job->id(), "done",
+                         {{"step", absl::StrCat(job->step())},
+                          {"slice", alert.slice()},
+                          {"value", absl::StrCat(alert.value())},
+                          {"bound", absl::StrCat(alert.bound())}},
+                         batch);
+  spdlog::warn("job {}: alert {}: {}", job->id(), alert.monitor(), alert.text());
+}
+
 void JobTable::EndWith(const std::string& job_id, v1::JobState state, const std::string& reason,
                        const std::string& code, WriteBatch batch, absl::AnyInvocable<void(absl::Status)> done) {
   Entry* entry = FindEntry(job_id);
@@ -205,10 +218,12 @@ void JobTable::Fail(const std::string& job_id, const std::string& code, const st
 }
 
 std::string JobTable::AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec,
-                               std::map<std::string, std::string> resolved, WriteBatch* batch) {
+                               std::map<std::string, std::string> resolved, int round, int repeat, WriteBatch* batch) {
   v1::Job& job = Insert(std::move(spec));
   job.set_parent_id(pipeline->id());
   job.set_stage(stage.name());
+  job.set_round(round);
+  job.set_repeat(repeat);
   job.set_submitted_by(pipeline->submitted_by());
   job.mutable_resolved()->insert(resolved.begin(), resolved.end());
   pipeline->add_children(job.id());

@@ -53,10 +53,11 @@ class JobTable final : public Jobs, private JobHost {
                 WriteBatch* batch) override;
   void AppendMetrics(v1::Job* job, v1::MetricPoint point, WriteBatch* batch) override;
   void AppendMessage(v1::Job* job, const std::string& text, WriteBatch* batch) override;
+  void AppendAlert(v1::Job* job, const v1::Alert& alert, WriteBatch* batch) override;
   void Succeed(const std::string& job_id, WriteBatch batch) override;
   void Fail(const std::string& job_id, const std::string& code, const std::string& reason) override;
   std::string AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec,
-                       std::map<std::string, std::string> resolved, WriteBatch* batch) override;
+                       std::map<std::string, std::string> resolved, int round, int repeat, WriteBatch* batch) override;
 
   Entry* FindEntry(const std::string& job_id);
   v1::Job& Insert(v1::JobSpec spec);

@@ -35,7 +35,7 @@ std::vector<v1::SpecProblem> JobTable::ResolveReferences(v1::JobSpec* spec,
   std::vector<v1::SpecProblem> problems;
   for (const Reference& reference : ReferencesOf(spec)) {
     std::string problem;
-    if (absl::StartsWith(*reference.value, "stage:")) {
+    if (absl::StartsWith(*reference.value, "stage:") || absl::StartsWith(*reference.value, "approved:")) {
       if (!spec->has_pipeline())
         problem = "expected a digest or an alias: only a pipeline's stages can name one another";
     } else if (absl::StartsWith(*reference.value, "file:")) {
@@ -297,6 +297,14 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
         batch.Erase(table, std::string(key));
         return true;
       });
+      if (!status.ok()) return done(status);
+    }
+    for (const char* kind : {"step_digest/", "monitor/"}) {
+      const absl::Status status =
+          deps_.store->Scan(Table::kMeta, absl::StrCat(kind, id, "/"), [&](absl::string_view key, absl::string_view) {
+            batch.Erase(Table::kMeta, std::string(key));
+            return true;
+          });
       if (!status.ok()) return done(status);
     }
     batch.Erase(Table::kJobs, id);

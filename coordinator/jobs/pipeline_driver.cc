@@ -1,4 +1,6 @@
-// pipeline: its stages one after the other, each a job of its own, with gates between them.
+// pipeline: its stages one after the other, each a job of its own, in rounds, with gates between them.
+#include <algorithm>
+#include <set>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -6,6 +8,8 @@
 #include "absl/strings/str_format.h"
 #include "common/status_util.h"
 #include "coordinator/jobs/driver.h"
+#include "coordinator/jobs/policy_publisher.h"
+#include "coordinator/jobs/rounds.h"
 #include "coordinator/jobs/spec.h"
 
 namespace rlhf::coordinator {
@@ -17,7 +21,8 @@ class PipelineDriver final : public Driver {
 
   void Start() override {
     v1::Job* row = job();
-    row->set_total_steps(row->spec().pipeline().stages_size());
+    row->set_total_steps(TotalStages(row->spec().pipeline()));
+    if (row->round() == 0) row->set_round(1);
     WriteBatch batch;
     if (row->state() == v1::PENDING) host_->SetState(row, v1::RUNNING, "", "", &batch);
     host_->Commit(job_id_, std::move(batch));
@@ -29,11 +34,7 @@ class PipelineDriver final : public Driver {
 
   void OnStageEnded(const v1::Job&) override { GoOn(); }
   void SetPaused(bool paused, WriteBatch*) override {
-    if (!paused)
-      deps().loop->Post([host = host_, job_id = job_id_, this] {
-        const v1::Job* current = host->Find(job_id);
-        if (current != nullptr && !IsTerminalState(current->state())) GoOn();
-      });
+    if (!paused) deps().loop->Post([this, alive = Alive()] { alive() ? GoOn() : void(); });
   }
 
   void Describe(JobFacts* facts) override {
@@ -56,82 +57,157 @@ class PipelineDriver final : public Driver {
  private:
   v1::Job* job() const { return host_->Find(job_id_); }
   const JobsDeps& deps() const { return host_->deps(); }
+  const v1::PipelineSpec& pipeline() const { return job()->spec().pipeline(); }
+  // Whether this driver still drives, asked without touching it.
+  std::function<bool()> Alive() const {
+    return [host = host_, job_id = job_id_] {
+      const v1::Job* current = host->Find(job_id);
+      return current != nullptr && !IsTerminalState(current->state());
+    };
+  }
 
-  v1::Job* StageJob(const std::string& stage) const {
+  std::vector<v1::Job> Stages() const {
+    std::vector<v1::Job> found;
     for (const std::string& child : job()->children()) {
-      v1::Job* found = host_->Find(child);
-      if (found != nullptr && found->stage() == stage) return found;
+      if (const v1::Job* stage = host_->Find(child); stage != nullptr) found.push_back(*stage);
     }
-    return nullptr;
+    return found;
   }
 
   // From the first stage on: the same path at the beginning, after each stage, and after a restart.
   void GoOn() {
-    for (const v1::StageSpec& stage : job()->spec().pipeline().stages()) {
-      const v1::Job* stage_job = StageJob(stage.name());
-      if (stage_job == nullptr) return job()->state() == v1::PAUSED ? void() : Begin(stage);
+    const std::vector<v1::Job> stages = Stages();
+    for (const Place& place : PlacesUpTo(pipeline(), job()->round())) {
+      const Attempt attempt{place.round, AttemptOf(*job(), stages, place.round)};
+      const v1::Job* stage_job = FindStage(stages, place.stage->name(), attempt);
+      if (stage_job == nullptr) return job()->state() == v1::PAUSED ? void() : Begin(*place.stage, attempt, stages);
       if (!IsTerminalState(stage_job->state())) return;
       if (stage_job->state() != v1::SUCCEEDED) {
         const std::string code = stage_job->reason_code().empty() ? "STAGE_FAILED" : stage_job->reason_code();
-        return host_->Fail(job_id_, code, absl::StrCat("stage ", stage.name(), ": ", stage_job->reason()));
+        return host_->Fail(job_id_, code, absl::StrCat("stage ", place.stage->name(), ": ", stage_job->reason()));
       }
-      Adopt(stage, *stage_job);
-      if (stage.has_gate() && !PassGate(stage, *stage_job)) return;
+      Adopt(*place.stage, *stage_job, stages);
+      if (place.stage->has_gate() && !PassGate(*place.stage, *stage_job, attempt, stages)) return;
     }
-    host_->Succeed(job_id_, WriteBatch());
+    v1::Job* row = job();
+    if (row->round() >= Rounds(pipeline())) return host_->Succeed(job_id_, WriteBatch());
+    row->set_round(row->round() + 1);
+    row->set_repeat(0);
+    BeginRound(absl::StrCat("round ", row->round(), " of ", Rounds(pipeline()), " begins"));
   }
 
-  // The pipeline's result has every stage's metrics, by its name, and the newest artifact of each kind.
-  void Adopt(const v1::StageSpec& stage, const v1::Job& stage_job) {
+  void BeginRound(const std::string& message) {
+    WriteBatch batch;
+    host_->AppendMessage(job(), message, &batch);
+    host_->Commit(job_id_, std::move(batch), [this, alive = Alive()] { alive() ? GoOn() : void(); });
+  }
+
+  // The pipeline's result has every stage's newest metrics, by its name, and with several rounds each round's; and the
+  // newest artifact of each kind.
+  void Adopt(const v1::StageSpec& stage, const v1::Job& stage_job, const std::vector<v1::Job>& stages) {
     v1::Job* row = job();
-    for (const auto& [name, metric] : stage_job.result().metrics())
+    for (const auto& [name, metric] : stage_job.result().metrics()) {
       (*row->mutable_result()->mutable_metrics())[absl::StrCat(stage.name(), ".", name)] = metric;
+      if (Rounds(pipeline()) > 1 && stage_job.round() > 0) {
+        (*row->mutable_result()
+              ->mutable_metrics())[absl::StrCat("round", stage_job.round(), ".", stage.name(), ".", name)] = metric;
+      }
+    }
     for (const auto& [name, digest] : stage_job.result().artifacts()) {
       (*row->mutable_result()->mutable_artifacts())[absl::StrCat(stage.name(), ".", name)] = digest;
       if (name == "model") (*row->mutable_result()->mutable_artifacts())["model"] = digest;
     }
-    int64_t done = 0;
-    for (const v1::StageSpec& s : row->spec().pipeline().stages()) {
-      const v1::Job* other = StageJob(s.name());
-      done += other != nullptr && other->state() == v1::SUCCEEDED ? 1 : 0;
-    }
-    row->set_step(done);
+    row->set_step(std::count_if(stages.begin(), stages.end(), [&](const v1::Job& other) {
+      return other.state() == v1::SUCCEEDED && other.repeat() == AttemptOf(*row, stages, other.round());
+    }));
   }
 
-  bool PassGate(const v1::StageSpec& stage, const v1::Job& stage_job) {
+  GateOpening Opening(const v1::StageSpec& stage, const v1::Job& stage_job, const Attempt& attempt,
+                      const std::vector<v1::Job>& stages) const {
+    GateOpening opening;
+    opening.pipeline_id = job_id_;
+    opening.stage = stage.name();
+    opening.submitted_by = job()->submitted_by();
+    opening.round = attempt.round;
+    opening.repeat = attempt.repeat;
+    opening.spec = stage.gate();
+    if (stage.has_evaluate() && stage.evaluate().has_max_disparity_rise()) {
+      // The bound on disparity is a condition of the gate like any other.
+      v1::GateCondition& disparity = *opening.spec.add_conditions();
+      disparity.set_metric("disparity_rise");
+      disparity.set_max(stage.evaluate().max_disparity_rise());
+    }
+    for (const auto& [name, metric] : stage_job.result().metrics()) opening.metrics[name] = metric;
+    for (const v1::StageSpec& other : pipeline().stages()) {
+      const v1::Job* earlier = FindStage(stages, other.name(), attempt);
+      if (earlier == nullptr) earlier = FindStage(stages, other.name(), Attempt{0, 0});
+      if (earlier == nullptr || earlier->state() != v1::SUCCEEDED) continue;
+      for (const auto& [name, metric] : earlier->result().metrics())
+        opening.metrics[absl::StrCat(other.name(), ".", name)] = metric;
+      for (const auto& [name, digest] : earlier->result().artifacts())
+        opening.artifacts[absl::StrCat(other.name(), ".", name)] = digest;
+    }
+    if (!stage.gate().approves().empty()) {
+      const auto policy = opening.artifacts.find(absl::StrCat(stage.gate().approves(), ".model"));
+      if (policy != opening.artifacts.end()) opening.policy = policy->second;
+    }
+    return opening;
+  }
+
+  bool PassGate(const v1::StageSpec& stage, const v1::Job& stage_job, const Attempt& attempt,
+                const std::vector<v1::Job>& stages) {
     v1::Job* row = job();
     WriteBatch batch;
-    const std::map<std::string, v1::Metric> metrics(stage_job.result().metrics().begin(),
-                                                    stage_job.result().metrics().end());
-    const v1::GateRow gate =
-        deps().oversight->OpenGate(job_id_, stage.name(), row->submitted_by(), stage.gate(), metrics, &batch,
-                                   [host = host_, job_id = job_id_, this](const v1::GateRow&) {
-                                     v1::Job* current = host->Find(job_id);
-                                     if (current == nullptr || IsTerminalState(current->state())) return;
-                                     WriteBatch decided;
-                                     if (current->state() == v1::WAITING)
-                                       host->SetState(current, v1::RUNNING, "", "", &decided);
-                                     host->Commit(job_id, std::move(decided));
-                                     GoOn();
-                                   });
+    const v1::GateRow gate = deps().oversight->OpenGate(Opening(stage, stage_job, attempt, stages), &batch,
+                                                        [this, alive = Alive()](const v1::GateRow&) {
+                                                          if (!alive()) return;
+                                                          WriteBatch decided;
+                                                          if (job()->state() == v1::WAITING)
+                                                            host_->SetState(job(), v1::RUNNING, "", "", &decided);
+                                                          host_->Commit(job_id_, std::move(decided));
+                                                          GoOn();
+                                                        });
     switch (gate.state()) {
       case v1::GATE_APPROVED:
         host_->Commit(job_id_, std::move(batch));
-        return true;
+        return gate.policy().empty() || Approve(gate);
       case v1::GATE_WAITING:
-        if (row->state() != v1::WAITING) {
+        if (row->state() != v1::WAITING && row->state() != v1::PAUSED) {
           host_->SetState(row, v1::WAITING,
-                          absl::StrCat("gate after stage ", stage.name(), ": ", gate.approvals_size(), " of ",
+                          absl::StrCat("gate ", gate.id(), ": ", gate.approvals_size(), " of ",
                                        stage.gate().required_approvals(), " approvals"),
                           "", &batch);
         }
         host_->Commit(job_id_, std::move(batch));
         return false;
       default:
-        host_->Commit(job_id_, std::move(batch));
-        host_->Fail(job_id_, "GATE_CLOSED", absl::StrCat("gate after stage ", stage.name(), ": ", WhyClosed(gate)));
-        return false;
+        break;
     }
+    const std::string why = absl::StrCat("gate after stage ", stage.name(), ": ", WhyClosed(gate));
+    host_->Commit(job_id_, std::move(batch));
+    const int most = stage.gate().max_repeats();
+    if (stage.gate().on_closed() == v1::GATE_REPEATS_ROUND && attempt.round > 0 && attempt.repeat < most) {
+      row->set_repeat(attempt.repeat + 1);
+      BeginRound(absl::StrCat(why, "; round ", attempt.round, " is repeated, for the ", attempt.repeat + 1, ". of ",
+                              most, " times"));
+      return false;
+    }
+    host_->Fail(job_id_, "GATE_CLOSED", why);
+    return false;
+  }
+
+  // True when all of the approval is done already; else it goes on by itself and comes back through GoOn.
+  bool Approve(const v1::GateRow& gate) {
+    v1::Job* row = job();
+    if (IsPublished(*row, gate)) return true;
+    if (!publishing_.insert(gate.id()).second) return false;
+    row->set_approved_policy(gate.policy());
+    PublishPolicy(host_, job_id_, gate, [this, alive = Alive()](const absl::Status& status) {
+      if (!alive()) return;
+      if (!status.ok()) return host_->Fail(job_id_, "STORE", std::string(status.message()));
+      GoOn();
+    });
+    return false;
   }
 
   static std::string WhyClosed(const v1::GateRow& gate) {
@@ -139,10 +215,12 @@ class PipelineDriver final : public Driver {
       if (result.holds()) continue;
       if (!result.problem().empty()) return result.problem();
       const v1::GateCondition& c = result.condition();
-      return absl::StrFormat("%s is %.4g; expected %s%s%s", c.metric(), result.found().value(),
-                             c.has_min() ? absl::StrFormat("at least %.4g", c.min()) : "",
-                             c.has_min() && c.has_max() ? " and " : "",
-                             c.has_max() ? absl::StrFormat("at most %.4g", c.max()) : "");
+      const bool interval = c.by_interval();
+      return absl::StrFormat(
+          "%s is %.4g%s; expected %s%s%s", c.metric(), result.found().value(),
+          interval ? absl::StrFormat(" [%.4g, %.4g]", result.found().low(), result.found().high()) : "",
+          c.has_min() ? absl::StrFormat("at least %.4g", c.min()) : "", c.has_min() && c.has_max() ? " and " : "",
+          c.has_max() ? absl::StrFormat("at most %.4g", c.max()) : "");
     }
     for (const v1::Approval& approval : gate.approvals()) {
       if (!approval.approved())
@@ -152,33 +230,55 @@ class PipelineDriver final : public Driver {
     return "rejected";
   }
 
-  void Begin(const v1::StageSpec& stage) {
+  void Begin(const v1::StageSpec& stage, const Attempt& attempt, const std::vector<v1::Job>& stages) {
     v1::Job* row = job();
-    v1::JobSpec spec = SpecOfStage(row->spec(), stage);
+    v1::JobSpec spec = SpecOfStage(row->spec(), stage, attempt.round, attempt.repeat);
+    if (spec.has_collect() && spec.collect().previous().empty() && !spec.collect().fresh()) {
+      // Comparisons accumulate, also those of a round that was repeated: people's judgements are as good as before.
+      if (const v1::Job* before = PreviousAttempt(stages, stage.name(), attempt); before != nullptr)
+        spec.mutable_collect()->set_previous(before->result().artifacts().at("comparisons"));
+    }
     std::map<std::string, std::string> resolved;
     for (const Reference& reference : ReferencesOf(&spec)) {
-      if (absl::StartsWith(*reference.value, "stage:")) {
-        const v1::Job* made_by = StageJob(reference.value->substr(6));
-        const auto digest = made_by->result().artifacts().find(MainArtifact(made_by->spec()));
-        if (digest == made_by->result().artifacts().end()) {
-          return host_->Fail(
-              job_id_, "STAGE_FAILED",
-              absl::StrCat(reference.field, ": stage ", made_by->stage(), " made no ", MainArtifact(made_by->spec())));
-        }
-        *reference.value = digest->second;
-        resolved[digest->second] = digest->second;
-      } else {
-        resolved[*reference.value] = Resolved(*row, *reference.value);
-      }
+      const absl::StatusOr<std::string> digest = Digest(reference, attempt, stages);
+      if (!digest.ok()) return host_->Fail(job_id_, "STAGE_FAILED", std::string(digest.status().message()));
+      if (absl::StartsWith(*reference.value, "stage:") || absl::StartsWith(*reference.value, "approved:"))
+        *reference.value = *digest;
+      resolved[*reference.value] = *digest;
     }
     WriteBatch batch;
-    host_->AddStage(row, stage, std::move(spec), std::move(resolved), &batch);
-    host_->AppendMessage(row, absl::StrCat("stage ", stage.name(), " begins"), &batch);
+    host_->AddStage(row, stage, std::move(spec), std::move(resolved), attempt.round, attempt.repeat, &batch);
+    host_->AppendMessage(row,
+                         Rounds(pipeline()) > 1 && attempt.round > 0
+                             ? absl::StrCat("stage ", stage.name(), " of round ", attempt.round, " begins")
+                             : absl::StrCat("stage ", stage.name(), " begins"),
+                         &batch);
     host_->Commit(job_id_, std::move(batch));
+  }
+
+  absl::StatusOr<std::string> Digest(const Reference& reference, const Attempt& attempt,
+                                     const std::vector<v1::Job>& stages) const {
+    const bool approved = absl::StartsWith(*reference.value, "approved:");
+    if (!approved && !absl::StartsWith(*reference.value, "stage:")) {
+      const std::string known = Resolved(*job(), *reference.value);
+      return known.empty() ? *reference.value : known;  // a digest that this driver put there
+    }
+    if (approved && !job()->approved_policy().empty()) return job()->approved_policy();
+    const std::string name = reference.value->substr(reference.value->find(':') + 1);
+    const v1::Job* made_by = FindStage(stages, name, attempt);
+    if (made_by == nullptr) made_by = FindStage(stages, name, Attempt{0, 0});
+    if (made_by == nullptr)
+      return absl::NotFoundError(absl::StrCat(reference.field, ": stage ", name, " was not run in this round"));
+    const std::string wanted = ArtifactFor(reference, made_by->spec());
+    const auto digest = made_by->result().artifacts().find(wanted);
+    if (digest == made_by->result().artifacts().end())
+      return absl::NotFoundError(absl::StrCat(reference.field, ": stage ", name, " made no ", wanted));
+    return digest->second;
   }
 
   JobHost* const host_;
   const std::string job_id_;
+  std::set<std::string> publishing_;  // gates whose policy is being published
 };
 
 }  // namespace

@@ -9,12 +9,14 @@
 #include "common/failpoint.h"
 #include "common/log.h"
 #include "common/status_util.h"
+#include "coordinator/jobs/monitor.h"
 #include "coordinator/jobs/training_driver.h"
 
 namespace rlhf::coordinator {
 namespace {
 
 constexpr int kRefusalsInARow = 3;
+constexpr int kPage = 1000;
 
 // Digests of committed steps, beyond the job's own row: a replay is compared with them.
 std::string DigestKey(const std::string& job_id, int64_t step) {
@@ -34,6 +36,14 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
                                return true;
                              });
     replay_through_ = newest_digest_ > job()->version().step() ? newest_digest_ : 0;
+    monitor_ = std::make_unique<Monitor>(spec().monitor());
+    (void)deps().store->Scan(Table::kMeta, absl::StrCat("monitor/", job_id_, "/"),
+                             [&](absl::string_view, absl::string_view value) {
+                               v1::MonitorStep seen;
+                               seen.ParseFromArray(value.data(), static_cast<int>(value.size()));
+                               (void)monitor_->Add(seen);
+                               return true;
+                             });
     const v1::Job& row = *job();
     LoadPrompts(deps(), Resolved(row, row.spec().ppo().prompts()), true, row.spec().seed(), 0,
                 [host = host_, job_id = job_id_, this](auto prompts) {
@@ -64,6 +74,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
           absl::AbortedError(absl::StrCat("expected step ", expected, ", found ", request.step(), ": join again")),
           v1::STEP_OUT_OF_ORDER));
     }
+    if (request.step() > job()->total_steps())
+      return done(absl::OutOfRangeError(absl::StrCat("the job ends at step ", job()->total_steps())));
     waiters_.push_back({request, std::move(done)});
     ServeBatch();
   }
@@ -218,7 +230,11 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     });
   }
 
+  // What the committed step's batch says; alarms are added to the batch of writes.
+  std::vector<v1::Alert> Watch(int64_t step, v1::MetricPoint* point, WriteBatch* batch);
+
   bool begun_ = false, paused_ = false, assigning_ = false;
+  std::unique_ptr<Monitor> monitor_;
   std::string weights_address_;
   int64_t newest_digest_ = 0;               // steps that were ever committed
   std::map<int64_t, std::string> digests_;  // by step
@@ -278,9 +294,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
     });
   }
   if (deps().oversight->halted()) {
-    return done(WithReason(
-        absl::UnavailableError("an overseer halted all training; the step commits when the service is resumed"),
-        v1::SERVICE_HALTED));
+    return done(HaltedError());
   }
   if (request.step() != row->version().step() + 1) {
     return done(WithReason(absl::AbortedError(absl::StrCat("expected a commit of step ", row->version().step() + 1,
@@ -313,21 +327,32 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
   newest_digest_ = std::max(newest_digest_, step);
   batch.Put(Table::kMeta, DigestKey(job_id_, step), request.weights_digest());
   refusals_ = 0;
+  v1::MetricPoint point = request.metrics();
+  point.set_step(step);
+  const std::vector<v1::Alert> alarms = Watch(step, &point, &batch);
   batch_ = nullptr;
+  const bool stops = !alarms.empty() && spec().monitor().action() == v1::MONITOR_STOP;
+  const bool fails = !alarms.empty() && spec().monitor().action() == v1::MONITOR_FAIL;
+  if (stops) {
+    row->set_total_steps(step);
+    deps().sampling->CancelOpen(job_id_, &batch);
+    response.set_stop(true);
+    response.set_stop_reason(alarms[0].text());
+    host_->AppendMessage(row, absl::StrCat("stopped at step ", step, ": ", alarms[0].text()), &batch);
+  }
   if (request.stop()) {
     row->set_total_steps(step);
     deps().sampling->CancelOpen(job_id_, &batch);
     host_->AppendMessage(row, absl::StrCat("stopped early at step ", step, ": ", request.stop_reason()), &batch);
   }
-  v1::MetricPoint point = request.metrics();
-  point.set_step(step);
   const Sampling::Rates rates = deps().sampling->RatesOf(job_id_);
   (*point.mutable_values())["samples_per_second"] = rates.samples_per_second;
   (*point.mutable_values())["tokens_per_second"] = rates.tokens_per_second;
   (*point.mutable_values())["total_steps"] = static_cast<double>(row->total_steps());
   last_metrics_.clear();
-  for (const auto& [name, value] : request.metrics().values()) {
-    if (name.rfind("seconds/", 0) != 0) last_metrics_[name] = value;
+  for (const auto& [name, value] : point.values()) {
+    if (name.rfind("seconds/", 0) != 0 && name.rfind("_per_second") == std::string::npos && name != "total_steps")
+      last_metrics_[name] = value;
   }
   host_->AppendMetrics(row, std::move(point), &batch);
   weights_address_ = request.weights_address();
@@ -338,16 +363,51 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
   const bool leave_now = !yields_to_.empty() && !deps().groups->CheckpointsOnRequest(job_id_);
   host_->CommitThen(job_id_, std::move(batch),
                     [host = host_, job_id = job_id_, this, loop = deps().loop, done = std::move(done), leave_now,
-                     response](absl::Status status) mutable {
+                     response, why = fails ? alarms[0].text() : std::string()](absl::Status status) mutable {
                       if (!status.ok()) return done(status);
                       RLHF_FAILPOINT("coordinator/after_commit_step");
                       done(response);
-                      if (leave_now) YieldSoon(host, job_id, loop, this);
-                      loop->Post([host, job_id, this] {
+                      if (leave_now && why.empty()) YieldSoon(host, job_id, loop, this);
+                      loop->Post([host, job_id, this, why] {
                         const v1::Job* current = host->Find(job_id);
-                        if (current != nullptr && !IsTerminalState(current->state())) UpdateSampling();
+                        if (current == nullptr || IsTerminalState(current->state())) return;
+                        if (!why.empty()) {
+                          for (const auto& [name, value] : last_metrics_)
+                            (*job()->mutable_result()->mutable_metrics())[name].set_value(value);
+                          return host->Fail(job_id, "REWARD_HACKING", why);
+                        }
+                        UpdateSampling();
                       });
                     });
+}
+
+std::vector<v1::Alert> PpoDriver::Watch(int64_t step, v1::MetricPoint* point, WriteBatch* batch) {
+  std::vector<v1::Sample> read;  // after a restart in the middle of the step, its batch is only in the store
+  if (batch_ == nullptr || batch_step_ != step) {
+    std::string after;
+    do {
+      std::string next;
+      absl::StatusOr<std::vector<v1::SampleView>> page = deps().sampling->List(job_id_, step, after, kPage, &next);
+      if (!page.ok()) return {};
+      for (v1::SampleView& view : *page) {
+        if (view.row().state() == v1::TRAINED || view.row().state() == v1::ASSIGNED)
+          read.push_back(std::move(*view.mutable_sample()));
+      }
+      after = next;
+    } while (!after.empty());
+  }
+  const auto kl = point->values().find("kl");
+  const v1::MonitorStep seen =
+      ObserveStep(step, read.empty() && batch_ != nullptr ? *batch_ : read,
+                  kl == point->values().end() ? 0 : kl->second, monitor_->outside_deviations());
+  for (const auto& [name, value] : seen.values())
+    point->mutable_values()->insert({absl::StrCat("monitor/", name), value});
+  batch->Put(Table::kMeta, KeyOf(absl::StrCat("monitor/", job_id_, "/"), {static_cast<uint64_t>(step)}),
+             seen.SerializeAsString());
+  std::vector<v1::Alert> alarms = monitor_->Add(seen);
+  for (const v1::Alert& alarm : alarms) host_->AppendAlert(job(), alarm, batch);
+  point->mutable_values()->insert({"monitor/alarms", static_cast<double>(alarms.size())});
+  return alarms;
 }
 
 void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) {

@@ -1,5 +1,6 @@
 #include "coordinator/jobs/spec.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <set>
@@ -96,6 +97,11 @@ class Checker {
       switch (c.kind_case()) {
         case v1::RewardComponent::kRewardModel:
           Required("reward_model.model", c.reward_model().model(), "a model");
+          if (!c.reward_model().criteria().empty()) {
+            Problem("reward_model.criteria",
+                    "expected nothing: criteria are combined when the reward model is trained (reward_model.criteria "
+                    "of its job)");
+          }
           break;
         case v1::RewardComponent::kRegex:
           Required("regex.pattern", c.regex().pattern(), "a pattern");
@@ -115,11 +121,21 @@ class Checker {
           if (c.external().timeout_ms() == 0) c.mutable_external()->set_timeout_ms(10'000);
           Positive("external.timeout_ms", c.external().timeout_ms());
           break;
-        case v1::RewardComponent::kEnsemble:
+        case v1::RewardComponent::kEnsemble: {
+          v1::EnsembleComponent* ensemble = c.mutable_ensemble();
+          if (ensemble->models_size() < 2)
+            Problem("ensemble.models", absl::StrCat("expected at least two, found ", ensemble->models_size()));
+          for (const std::string& model : ensemble->models()) Required("ensemble.models", model, "a model");
+          if (ensemble->rule() == v1::ENSEMBLE_RULE_UNSPECIFIED) ensemble->set_rule(v1::ENSEMBLE_MEAN);
+          if (ensemble->rule() == v1::ENSEMBLE_MEAN_MINUS_STD && ensemble->coefficient() == 0)
+            ensemble->set_coefficient(1);
+          Range("ensemble.coefficient", ensemble->coefficient(), 0, 100);
+          break;
+        }
         case v1::RewardComponent::KIND_NOT_SET:
           Problem("",
-                  "expected one of reward_model, regex, length, exact_answer, abstention, action_claim, external, "
-                  "sentence_share");
+                  "expected one of reward_model, ensemble, regex, length, exact_answer, abstention, action_claim, "
+                  "external, sentence_share");
           break;
         default:
           break;
@@ -159,6 +175,10 @@ void RewardModel(Checker& check, v1::RewardModelSpec* s) {
   check.Positive("epochs", s->epochs());
   check.Positive("batch_size", s->batch_size());
   check.Range("centering", s->centering(), 0, 100);
+  check.Range("member", s->member(), 0, 1000);
+  for (const auto& [criterion, weight] : s->criteria()) {
+    if (!std::isfinite(weight) || criterion.empty()) check.Problem("criteria", "expected names with finite weights");
+  }
   s->set_precision(DefaultPrecision(s->precision()));
   if (!s->has_micro_batch_tokens()) s->set_micro_batch_tokens(8192);
   check.Positive("micro_batch_tokens", s->micro_batch_tokens());
@@ -185,6 +205,23 @@ void Collect(Checker& check, v1::CollectSpec* s) {
   if (s->task_timeout_seconds() == 0) s->set_task_timeout_seconds(600);
   check.Positive("task_timeout_seconds", s->task_timeout_seconds());
   check.AtLeast("deadline_seconds", s->deadline_seconds(), 0);
+  if (s->pairs() == v1::PAIR_CHOICE_UNSPECIFIED) s->set_pairs(v1::PAIRS_RANDOM);
+  check.Range("rating_fraction", s->rating_fraction(), 0, 1);
+  check.Range("edit_fraction", s->edit_fraction(), 0, 1);
+  if (s->written_candidate_fraction() + s->rating_fraction() + s->edit_fraction() > 1)
+    check.Problem("edit_fraction", "expected the fractions of written, rating and edit tasks to add up to at most 1");
+  if (s->rating_fraction() > 0 && s->criteria().empty())
+    check.Problem("criteria", "expected at least one: rating_fraction asks for ratings by criterion");
+  if (s->pairs() == v1::PAIRS_DISAGREEMENT &&
+      (!s->against().empty() || s->written_candidate_fraction() + s->rating_fraction() + s->edit_fraction() > 0)) {
+    check.Problem("pairs", "expected PAIRS_RANDOM with `against` and with fractions of other tasks");
+  }
+  check.Range("planted_fraction", s->planted_fraction(), 0, 1);
+  if (s->planted_fraction() > 0) check.Required("planted", s->planted(), "comparisons whose answers are known");
+  check.Range("min_planted_accuracy", s->min_planted_accuracy(), 0, 1);
+  if (!s->has_max_skips()) s->set_max_skips(1);
+  check.Positive("max_skips", s->max_skips());
+  check.AtLeast("task_expiry_seconds", s->task_expiry_seconds(), 0);
 }
 
 void Ppo(Checker& check, v1::PpoSpec* s) {
@@ -198,8 +235,8 @@ void Ppo(Checker& check, v1::PpoSpec* s) {
   if (s->critic().empty()) {
     s->set_critic(s->policy());
     for (const v1::RewardComponent& c : s->scorer().components()) {
-      if (!c.has_reward_model()) continue;
-      s->set_critic(c.reward_model().model());
+      if (!c.has_reward_model() && c.ensemble().models().empty()) continue;
+      s->set_critic(c.has_ensemble() ? c.ensemble().models(0) : c.reward_model().model());
       break;
     }
   }
@@ -261,6 +298,26 @@ void Ppo(Checker& check, v1::PpoSpec* s) {
   if (!s->has_checkpoint_every()) s->set_checkpoint_every(20);
   check.AtLeast("checkpoint_every", s->checkpoint_every(), 0);
   check.Range("early_stop.max_kl", s->early_stop().max_kl(), 0, 1e9);
+  if (s->has_monitor()) {
+    v1::MonitorSpec* m = s->mutable_monitor();
+    if (m->action() == v1::MONITOR_ACTION_UNSPECIFIED) m->set_action(v1::MONITOR_FAIL);
+    if (m->window() == 0) m->set_window(3);
+    if (m->min_steps() == 0) m->set_min_steps(m->window());
+    if (!m->has_outside_deviations()) m->set_outside_deviations(4);
+    const Checker::Scope scope(&check, "monitor");
+    check.Positive("window", m->window());
+    check.AtLeast("min_steps", m->min_steps(), m->window());
+    check.Range("max_kl", m->max_kl(), 0, 1e9);
+    check.Range("max_gold_drop", m->max_gold_drop(), 0, 1e9);
+    check.Range("max_gold_gap", m->max_gold_gap(), 0, 1e9);
+    if (m->max_length_ratio() != 0) check.Above("max_length_ratio", m->max_length_ratio(), 1);
+    check.Range("max_repetition", m->max_repetition(), 0, 1);
+    check.Range("max_reward_length_correlation", m->max_reward_length_correlation(), 0, 1);
+    check.Range("max_outside_share", m->max_outside_share(), 0, 1);
+    check.Above("outside_deviations", m->outside_deviations(), 0);
+    if ((m->max_gold_drop() > 0 || m->max_gold_gap() > 0) && !s->has_gold())
+      check.Problem("max_gold_drop", "expected ppo.gold: a scorer that is measured and never trained on");
+  }
   if (!s->has_max_attempts()) s->set_max_attempts(5);
   check.Positive("max_attempts", s->max_attempts());
   if (!s->has_max_first_minibatch_ratio_error())
@@ -288,6 +345,21 @@ void Evaluate(Checker& check, v1::EvaluateSpec* s) {
     c->mutable_action_claim();
   }
   check.Scorer("graders", s->mutable_graders());
+  for (int i = 0; i < s->judge().components_size(); ++i) {
+    const v1::RewardComponent& judge = s->judge().components(i);
+    const bool graded = std::any_of(s->graders().components().begin(), s->graders().components().end(),
+                                    [&](const auto& grader) { return grader.name() == judge.name(); });
+    if (!graded) {
+      check.Problem(absl::StrCat("judge.components[", i, "].name"),
+                    absl::StrCat("expected the name of one of the graders, found \"", judge.name(), "\""));
+    }
+  }
+  if (!s->has_bootstrap()) s->set_bootstrap(1000);
+  check.Range("bootstrap", s->bootstrap(), 0, 100'000);
+  if (s->has_max_disparity_rise()) {
+    check.Range("max_disparity_rise", s->max_disparity_rise(), 0, 1e9);
+    check.Required("against", s->against(), "an earlier evaluation's samples to measure the rise against");
+  }
 }
 
 // The kind's own part, of a job or a stage.
@@ -307,6 +379,11 @@ void Kind(Checker& check, Message* m) {
 
 void ScorerReferences(const std::string& path, v1::ScorerSpec* scorer, std::vector<Reference>* out) {
   for (int i = 0; i < scorer->components_size(); ++i) {
+    if (scorer->components(i).has_ensemble()) {
+      int m = 0;
+      for (std::string& model : *scorer->mutable_components(i)->mutable_ensemble()->mutable_models())
+        out->push_back({absl::StrCat(path, ".components[", i, "].ensemble.models[", m++, "]"), &model, true});
+    }
     if (!scorer->components(i).has_reward_model()) continue;
     out->push_back({absl::StrCat(path, ".components[", i, "].reward_model.model"),
                     scorer->mutable_components(i)->mutable_reward_model()->mutable_model(), true});
@@ -329,7 +406,11 @@ void KindReferences(const std::string& prefix, Message* m, std::vector<Reference
     ScorerReferences(prefix + "sample.scorer", m->mutable_sample()->mutable_scorer(), out);
     if (m->sample().scorer().components().empty()) m->mutable_sample()->clear_scorer();
   } else if (m->has_collect()) {
-    out->push_back({prefix + "collect.samples", m->mutable_collect()->mutable_samples(), false});
+    v1::CollectSpec* collect = m->mutable_collect();
+    out->push_back({prefix + "collect.samples", collect->mutable_samples(), false});
+    out->push_back({prefix + "collect.against", collect->mutable_against(), false});
+    out->push_back({prefix + "collect.planted", collect->mutable_planted(), false});
+    out->push_back({prefix + "collect.previous", collect->mutable_previous(), false});
   } else if (m->has_ppo()) {
     v1::PpoSpec* ppo = m->mutable_ppo();
     out->push_back({prefix + "ppo.policy", ppo->mutable_policy(), true});
@@ -342,6 +423,7 @@ void KindReferences(const std::string& prefix, Message* m, std::vector<Reference
   } else if (m->has_evaluate()) {
     out->push_back({prefix + "evaluate.model", m->mutable_evaluate()->mutable_model(), true});
     out->push_back({prefix + "evaluate.suite", m->mutable_evaluate()->mutable_suite(), false});
+    out->push_back({prefix + "evaluate.against", m->mutable_evaluate()->mutable_against(), false});
     ScorerReferences(prefix + "evaluate.graders", m->mutable_evaluate()->mutable_graders(), out);
   }
 }
@@ -350,9 +432,48 @@ bool MakesModel(const v1::StageSpec& stage) {
   return stage.has_sft() || stage.has_reward_model() || stage.has_ppo();
 }
 
+void Gate(Checker& check, const std::map<std::string, const v1::StageSpec*>& earlier, const v1::StageSpec& stage,
+          v1::GateSpec* gate) {
+  check.AtLeast("gate.required_approvals", gate->required_approvals(), 0);
+  if (gate->on_closed() == v1::GATE_CLOSED_UNSPECIFIED) gate->set_on_closed(v1::GATE_ENDS);
+  if (gate->max_repeats() == 0) gate->set_max_repeats(1);
+  check.Range("gate.max_repeats", gate->max_repeats(), 1, 100);
+  if (!gate->approves().empty()) {
+    const auto it = earlier.find(gate->approves());
+    const v1::StageSpec* approved = gate->approves() == stage.name() ? &stage
+                                    : it == earlier.end()            ? nullptr
+                                                                     : it->second;
+    if (approved == nullptr || !(approved->has_ppo() || approved->has_sft()))
+      check.Problem("gate.approves", absl::StrCat("expected this or an earlier stage that makes a policy, found \"",
+                                                  gate->approves(), "\""));
+  }
+  if (!gate->publish_as().empty()) {
+    if (const absl::Status status = CheckAlias("publish_as", gate->publish_as()); !status.ok())
+      check.Problem("gate.publish_as", std::string(status.message()));
+    if (gate->approves().empty()) check.Problem("gate.approves", "expected the stage whose model is published");
+    if (gate->required_approvals() < 1)
+      check.Problem("gate.required_approvals",
+                    "expected at least 1: nothing is published as approved without a person");
+  }
+  for (const v1::GateCondition& condition : gate->conditions()) {
+    if (!condition.stage().empty() && earlier.count(condition.stage()) == 0)
+      check.Problem("gate.conditions", absl::StrCat("expected an earlier stage, found \"", condition.stage(), "\""));
+  }
+}
+
 void Pipeline(Checker& check, v1::JobSpec* spec) {
   v1::PipelineSpec* pipeline = spec->mutable_pipeline();
   if (pipeline->stages().empty()) check.Problem("pipeline.stages", "expected at least one stage, found none");
+  if (pipeline->rounds() == 0) pipeline->set_rounds(1);
+  check.Range("pipeline.rounds", pipeline->rounds(), 1, 100);
+  bool approves = false, repeats_from = pipeline->repeat_from().empty();
+  for (const v1::StageSpec& stage : pipeline->stages()) {
+    approves = approves || !stage.gate().approves().empty();
+    repeats_from = repeats_from || stage.name() == pipeline->repeat_from();
+  }
+  if (!repeats_from)
+    check.Problem("pipeline.repeat_from",
+                  absl::StrCat("expected the name of a stage, found \"", pipeline->repeat_from(), "\""));
   std::map<std::string, const v1::StageSpec*> earlier;
   for (int i = 0; i < pipeline->stages_size(); ++i) {
     v1::StageSpec* stage = pipeline->mutable_stages(i);
@@ -375,13 +496,18 @@ void Pipeline(Checker& check, v1::JobSpec* spec) {
           check.Problem(absl::StrCat("gate.conditions[", c, "]"), "expected min, max or both");
         }
       }
-      check.AtLeast("gate.required_approvals", stage->gate().required_approvals(), 0);
+      if (stage->has_gate()) Gate(check, earlier, *stage, stage->mutable_gate());
+      check.Range("from_round", stage->from_round(), 0, 100);
     }
     std::vector<Reference> references;
     KindReferences(absl::StrCat(path, "."), stage, &references);
     for (const Reference& reference : references) {
-      if (!absl::StartsWith(*reference.value, "stage:")) continue;
-      const std::string name = reference.value->substr(6);
+      const bool approved = absl::StartsWith(*reference.value, "approved:");
+      if (!approved && !absl::StartsWith(*reference.value, "stage:")) continue;
+      const std::string name = reference.value->substr(reference.value->find(':') + 1);
+      if (approved && !approves) {
+        check.Problem(reference.field, "expected a gate of the pipeline that says which stage's model it `approves`");
+      }
       const auto it = earlier.find(name);
       if (it == earlier.end()) {
         check.Problem(
@@ -444,11 +570,16 @@ std::vector<Reference> ReferencesOf(v1::JobSpec* spec) {
   return out;
 }
 
-v1::JobSpec SpecOfStage(const v1::JobSpec& pipeline, const v1::StageSpec& stage) {
+v1::JobSpec SpecOfStage(const v1::JobSpec& pipeline, const v1::StageSpec& stage, int round, int repeat) {
   v1::JobSpec spec;
-  spec.set_name(absl::StrCat(pipeline.name(), "-", stage.name()).substr(0, 63));
+  std::string suffix = absl::StrCat("-", stage.name());
+  if (round > 1 || repeat > 0) absl::StrAppend(&suffix, "-r", round);
+  if (repeat > 0) absl::StrAppend(&suffix, "-", repeat);
+  spec.set_name(pipeline.name().substr(0, 63 - std::min<size_t>(63, suffix.size())) + suffix);
   spec.set_project(pipeline.project());
-  spec.set_seed(pipeline.seed());
+  // Far apart, so that pipelines with neighbouring seeds do not share a later round's.
+  spec.set_seed(pipeline.seed() + 1'000'003ull * static_cast<uint64_t>(std::max(0, round - 1)) +
+                10'000'019ull * static_cast<uint64_t>(repeat));
   spec.set_deterministic(pipeline.deterministic());
   spec.set_priority(pipeline.priority());
   *spec.mutable_labels() = pipeline.labels();
@@ -467,6 +598,11 @@ std::string MainArtifact(const v1::JobSpec& spec) {
   if (spec.has_sample() || spec.has_evaluate()) return "samples";
   if (spec.has_collect()) return "comparisons";
   return "model";
+}
+
+std::string ArtifactFor(const Reference& reference, const v1::JobSpec& made_by) {
+  const bool sft = absl::EndsWith(reference.field, "sft.data") || absl::EndsWith(reference.field, "ptx.data");
+  return made_by.has_collect() && sft ? "edits" : MainArtifact(made_by);
 }
 
 std::string JoinProblems(const std::vector<v1::SpecProblem>& problems) {

@@ -22,10 +22,13 @@ std::vector<Reference> ReferencesOf(v1::JobSpec* spec);
 
 // "sft", "ppo", …; empty when none is set.
 std::string KindOf(const v1::JobSpec& spec);
-// A stage as a job of its own. References to other stages are as written.
-v1::JobSpec SpecOfStage(const v1::JobSpec& pipeline, const v1::StageSpec& stage);
+// A stage as a job of its own. References to other stages are as written. Later rounds and repeats have names and seeds
+// of their own.
+v1::JobSpec SpecOfStage(const v1::JobSpec& pipeline, const v1::StageSpec& stage, int round = 0, int repeat = 0);
 // The artifact a finished job of this kind is referred to by: "model", "samples" or "comparisons".
 std::string MainArtifact(const v1::JobSpec& spec);
+// The same for a reference: where SFT data is asked for, a collect job is meant for its "edits".
+std::string ArtifactFor(const Reference& reference, const v1::JobSpec& made_by);
 
 std::string JoinProblems(const std::vector<v1::SpecProblem>& problems);
 

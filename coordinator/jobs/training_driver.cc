@@ -92,6 +92,7 @@ void TrainingDriver::OnGroupLost(const std::string& job_id, const std::string& w
 }
 
 void TrainingDriver::ReportProgress(const v1::ReportProgressRequest& request, Done<v1::ReportProgressResponse> done) {
+  if (deps().oversight->halted()) return done(HaltedError());
   v1::Job* row = job();
   WriteBatch batch;
   for (v1::MetricPoint point : request.points()) {
@@ -115,6 +116,7 @@ void TrainingDriver::ReportProgress(const v1::ReportProgressRequest& request, Do
 
 void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request,
                                       Done<v1::ReportCheckpointResponse> done) {
+  if (deps().oversight->halted()) return done(HaltedError());
   v1::Job* row = job();
   const absl::StatusOr<v1::Artifact> artifact = deps().artifacts->Resolve(request.digest(), row->spec().project());
   if (!artifact.ok()) return done(artifact.status());
@@ -136,6 +138,7 @@ void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request
 }
 
 void TrainingDriver::FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) {
+  if (deps().oversight->halted()) return done(HaltedError());
   v1::Job* row = job();
   for (const auto& [name, digest] : request.artifacts()) {
     const absl::StatusOr<v1::Artifact> artifact = deps().artifacts->Resolve(digest, row->spec().project());

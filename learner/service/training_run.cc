@@ -219,7 +219,15 @@ absl::Status TrainingRun::TrainSteps(const v1::GroupAssignment& group) {
 
 absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int64_t step, bool* advanced, bool* stop) {
   const absl::Time asked = absl::Now();
-  RLHF_ASSIGN_OR_RETURN(const std::vector<v1::Sample> batch, coordinator_->NextBatch(group, step));
+  absl::StatusOr<std::vector<v1::Sample>> next = coordinator_->NextBatch(group, step);
+  if (absl::IsOutOfRange(next.status())) {
+    // A monitor ended the job at an earlier step: all ranks hear it here.
+    spdlog::info("training ends: {}", std::string(next.status().message()));
+    *advanced = false;
+    *stop = true;
+    return absl::OkStatus();
+  }
+  RLHF_ASSIGN_OR_RETURN(const std::vector<v1::Sample> batch, std::move(next));
   const absl::Time got = absl::Now();
   RLHF_FAILPOINT("learner/before_step");
   RLHF_ASSIGN_OR_RETURN(StepResult result, trainer_->RunStep(step, batch));

@@ -20,6 +20,8 @@ class Component {
   virtual ~Component() = default;
   // One result a sample, in order. A failure belongs to its sample and is a status, never a number.
   virtual std::vector<absl::StatusOr<double>> Score(const std::vector<const v1::Sample*>& samples) = 0;
+  // What the last Score was made of, by part and sample: recorded beside it. Null for most.
+  virtual const std::vector<std::vector<double>>* parts() const { return nullptr; }
 };
 
 // A component that looks at one sample at a time.

@@ -35,6 +35,7 @@ class CoordinatorFixture : public testing::Test {
     config.tls_key = config.api_key = tls.key_file;
     config.trust_domain = "test";
     config.bootstrap_tokens = dir_.File("tokens.json");
+    config.audit_key_file = dir_.File("audit.key");
     config.heartbeat_ms = 200;
     config.lease_ms = 60'000;  // nothing expires by itself
     return config;

@@ -156,7 +156,7 @@ TEST(CollectTasksTest, NoQuestionIsAskedTwiceAndTheShareOfWrittenOnesHolds) {
   v1::CollectSpec spec;
   spec.set_comparisons(400);
   spec.set_written_candidate_fraction(0.7);
-  const auto tasks = MakeTasks(samples, spec, 3, "job", "default");
+  const auto tasks = MakeTasks({samples, {}, {}}, spec, 3, "job", "default");
   ASSERT_TRUE(tasks.ok()) << tasks.status();
   ASSERT_EQ(tasks->size(), 400u);
   std::set<std::string> asked;
@@ -168,10 +168,10 @@ TEST(CollectTasksTest, NoQuestionIsAskedTwiceAndTheShareOfWrittenOnesHolds) {
         asked.insert(absl::StrCat(task.prompt().text(), "|", task.first().text(), "|", task.second().text())).second);
   }
   EXPECT_NEAR(written / 400.0, 0.7, 0.1);
-  EXPECT_EQ(MakeTasks(samples, spec, 3, "job", "default")->back().SerializeAsString(),
+  EXPECT_EQ(MakeTasks({samples, {}, {}}, spec, 3, "job", "default")->back().SerializeAsString(),
             tasks->back().SerializeAsString());
   spec.set_comparisons(5000);
-  const auto too_many = MakeTasks(samples, spec, 3, "job", "default");
+  const auto too_many = MakeTasks({samples, {}, {}}, spec, 3, "job", "default");
   EXPECT_EQ(too_many.status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
@@ -188,7 +188,7 @@ TEST(CollectTasksTest, QuestionsThatRunOutAreAnErrorAlsoWhereSomePromptsHaveNone
   }
   v1::CollectSpec spec;
   spec.set_comparisons(8);
-  const auto tasks = MakeTasks(samples, spec, 1, "job", "default");
+  const auto tasks = MakeTasks({samples, {}, {}}, spec, 1, "job", "default");
   EXPECT_EQ(tasks.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(tasks.status().message()), HasSubstr("6 different questions"));
 }

@@ -319,6 +319,46 @@ TEST(RewardModelMetricsTest, CountsTiesAsHalves) {
   EXPECT_NEAR(RewardModelMetrics({ComparisonPair()}, {0.0}).at("log_loss").value(), std::log(2.0), 1e-12);
 }
 
+TEST(CombineRatingsTest, WeightsDecideWhichAnswerIsBetter) {
+  artifact::ComparisonRecord record;
+  record.chosen = "a";
+  record.rejected = "b";
+  record.ratings = {{"helpful", {5, 2}}, {"honest", {1, 4}}};
+  CombineRatings({}, &record);
+  EXPECT_EQ(record.chosen, "a");
+  CombineRatings({{"helpful", 1}, {"funny", 9}}, &record);
+  EXPECT_EQ(record.chosen, "a") << "without a rating the preference stands";
+  CombineRatings({{"helpful", 1}, {"honest", 1}}, &record);
+  EXPECT_TRUE(record.tie);
+  CombineRatings({{"helpful", 1}, {"honest", 2}}, &record);
+  EXPECT_EQ(record.chosen, "b");
+  EXPECT_FALSE(record.tie);
+}
+
+TEST(RewardModelMetricsTest, AModelThatOnlyCountsWordsIsSeenAsSuch) {
+  // In three of four pairs the longer answer was preferred; the model gives every token one point.
+  std::vector<ComparisonPair> pairs(40);
+  std::vector<double> differences;
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    const bool longer = i % 4 != 0;
+    pairs[i].chosen.resize(longer ? 10 : 4);
+    pairs[i].rejected.resize(7);
+    pairs[i].slices = {longer ? "kind=longer" : "kind=shorter"};
+    differences.push_back(longer ? 3 : -3);
+  }
+  const auto metrics = RewardModelMetrics(pairs, differences);
+  EXPECT_DOUBLE_EQ(metrics.at("accuracy").value(), 0.75);
+  EXPECT_DOUBLE_EQ(metrics.at("baseline.length.accuracy").value(), 0.75);
+  EXPECT_DOUBLE_EQ(metrics.at("baseline.random.accuracy").value(), 0.5);
+  EXPECT_DOUBLE_EQ(metrics.at("accuracy{against length}").value(), 0);
+  EXPECT_NEAR(metrics.at("length_correlation").value(), 1, 1e-12);
+  EXPECT_GT(metrics.at("log_loss{kind=shorter}").value(), 3);
+  // All are in the surest bin: people agreed in 75 % of them.
+  EXPECT_DOUBLE_EQ(metrics.at("calibration/9").value(), 0.75);
+  EXPECT_NEAR(metrics.at("calibration.confidence/9").value(), 1 / (1 + std::exp(-3.0)), 1e-12);
+  EXPECT_NEAR(metrics.at("ece").value(), 1 / (1 + std::exp(-3.0)) - 0.75, 1e-12);
+}
+
 TEST_F(TrainerTest, BadDataIsNamed) {
   ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), "{\"prompt\":\"a\",\"reponse\":\"b\"}\n").ok());
   EXPECT_THAT(std::string(Make(SftJob(1)).status().message()), HasSubstr("data.jsonl:1"));

@@ -1,10 +1,13 @@
 #include "reward_server/components/interface.h"
 
+#include <cmath>
+
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "reward_server/components/ensemble.h"
 #include "rlhf/v1/reward_service.grpc.pb.h"
 
 namespace rlhf::reward {
@@ -120,6 +123,27 @@ TEST(ExternalTest, AUsersServiceScoresOrFailsWithATypedStatus) {
   const auto gone = MakeExternal("length", spec);
   ASSERT_TRUE(gone.ok());
   EXPECT_FALSE((*gone)->Score({&sample})[0].ok());
+}
+
+TEST(EnsembleTest, CombinesMembersAndKeepsTheirScores) {
+  EXPECT_DOUBLE_EQ(CombineEnsemble(v1::ENSEMBLE_MEAN, 0, {1, 2, 6}), 3);
+  EXPECT_DOUBLE_EQ(CombineEnsemble(v1::ENSEMBLE_MIN, 0, {1, 2, 6}), 1);
+  EXPECT_DOUBLE_EQ(CombineEnsemble(v1::ENSEMBLE_MEAN_MINUS_STD, 0.5, {1, 2, 6}), 3 - 0.5 * std::sqrt(7.0));
+  const auto fixed = [](double value) {
+    return PerSample([value](const v1::Sample& sample) -> absl::StatusOr<double> {
+      if (sample.response_text() == "bad" && value < 0) return absl::InvalidArgumentError("too long");
+      return value;
+    });
+  };
+  std::vector<std::unique_ptr<Component>> members;
+  members.push_back(fixed(-1));
+  members.push_back(fixed(3));
+  Ensemble ensemble(v1::ENSEMBLE_MEAN, 0, std::move(members));
+  const v1::Sample good = Answer("good"), bad = Answer("bad");
+  const auto scores = ensemble.Score({&good, &bad});
+  EXPECT_DOUBLE_EQ(*scores[0], 1);
+  EXPECT_FALSE(scores[1].ok()) << "without one member there is no score";
+  EXPECT_EQ((*ensemble.parts())[1][0], 3);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 const kPages = [
   {path: "/", title: "Status", roles: ["viewer", "submitter", "overseer", "admin"]},
   {path: "/samples", title: "Samples", roles: ["viewer", "submitter", "overseer", "admin"]},
+  {path: "/rate", title: "Compare", roles: ["rater", "admin"]},
 ];
 
 let session = null;

@@ -1,0 +1,135 @@
+#include "cli/feedback/import.h"
+
+#include <algorithm>
+#include <deque>
+#include <future>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cli/connection.h"
+#include "cli/feedback/record_reader.h"
+#include "common/status_util.h"
+#include "rlhf/v1/feedback_service.grpc.pb.h"
+
+namespace rlhf::cli {
+namespace {
+
+constexpr size_t kMostProblems = 1000;
+constexpr size_t kPieceRecords = 2000, kPieceBytes = 2 << 20;  // below the service's bound on messages
+constexpr size_t kPiecesAhead = 4;
+
+struct Record {
+  std::string text;
+  int64_t line = 0;
+};
+struct Problem {
+  int64_t line = 0;
+  std::string reason;
+};
+struct Piece {
+  v1::ImportComparisonsRequest request;
+  std::vector<Problem> problems;
+};
+
+Piece Parse(std::vector<Record> records, int64_t first_number, Format format) {
+  Piece piece;
+  for (size_t i = 0; i < records.size(); ++i) {
+    auto parsed = ParseRecord(records[i].text, format);
+    if (!parsed.ok()) {
+      piece.problems.push_back({records[i].line, std::string(parsed.status().message())});
+      continue;
+    }
+    for (v1::Comparison& comparison : *parsed) {
+      *piece.request.add_comparisons() = std::move(comparison);
+      piece.request.add_lines(first_number + static_cast<int64_t>(i));
+    }
+  }
+  return piece;
+}
+
+}  // namespace
+
+absl::StatusOr<ImportResult> ImportFiles(const std::shared_ptr<grpc::Channel>& channel, const std::string& project,
+                                         const std::string& set, const std::vector<std::string>& files, Format format) {
+  ImportResult result;
+  const auto stub = v1::FeedbackService::NewStub(channel);
+  const auto context = CallContext(absl::Hours(6));
+  const auto writer = stub->ImportComparisons(context.get(), &result.response);
+  struct Place {
+    uint32_t file;
+    int64_t line;
+  };
+  std::vector<Place> places;  // of every record, by the number that the service is told
+  const auto named = [&](int64_t number, int64_t line) {
+    return absl::StrCat(files[places[static_cast<size_t>(number)].file], ":", line, ": ");
+  };
+  std::vector<std::pair<int64_t, std::string>> problems;
+  int64_t rejected_here = 0;
+  bool open = true, first = true;
+
+  std::deque<std::pair<int64_t, std::future<Piece>>> ahead;
+  const auto send_one = [&] {
+    const int64_t begin = ahead.front().first;
+    Piece piece = ahead.front().second.get();
+    ahead.pop_front();
+    for (Problem& problem : piece.problems) {
+      ++rejected_here;
+      if (problems.size() < kMostProblems)
+        problems.emplace_back(begin, absl::StrCat(named(begin, problem.line), problem.reason));
+    }
+    if (piece.request.comparisons().empty() && !first) return;
+    piece.request.set_project(project);
+    piece.request.set_set(set);
+    first = false;
+    open = open && writer->Write(piece.request);
+  };
+  std::vector<Record> records;
+  size_t bytes = 0;
+  const auto flush = [&] {
+    if (records.empty()) return;
+    const int64_t begin = static_cast<int64_t>(places.size()) - static_cast<int64_t>(records.size());
+    ahead.emplace_back(begin, std::async(std::launch::async, Parse, std::move(records), begin, format));
+    records = {};
+    bytes = 0;
+    if (ahead.size() >= kPiecesAhead) send_one();
+  };
+  absl::Status read;
+  for (size_t f = 0; f < files.size() && read.ok(); ++f) {
+    const auto reader = RecordReader::Open(files[f]);
+    read = reader.status();
+    while (open && read.ok()) {
+      Record record;
+      const absl::StatusOr<bool> more = (*reader)->Next(&record.text, &record.line);
+      read = more.status();
+      if (!more.ok() || !*more) break;
+      places.push_back({static_cast<uint32_t>(f), record.line});
+      bytes += record.text.size();
+      records.push_back(std::move(record));
+      if (records.size() >= kPieceRecords || bytes >= kPieceBytes) flush();
+    }
+    flush();  // a piece is of one file
+  }
+  while (!ahead.empty()) send_one();
+  if (read.ok() && first) read = absl::InvalidArgumentError("expected at least one record in the files, found none");
+  writer->WritesDone();
+  const absl::Status sent = FromGrpc(writer->Finish());
+  if (!read.ok()) return read;
+  if (!sent.ok()) return sent;
+  for (const v1::LineProblem& problem : result.response.line_problems()) {
+    const auto number = static_cast<size_t>(problem.line());
+    if (number < places.size())
+      problems.emplace_back(problem.line(), named(problem.line(), places[number].line) + problem.reason());
+  }
+  result.response.set_rejected(result.response.rejected() + rejected_here);
+  std::stable_sort(problems.begin(), problems.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  result.response.clear_problems();
+  result.response.clear_line_problems();
+  for (auto& [number, text] : problems) {
+    if (result.problems.size() == kMostProblems) break;
+    result.response.add_problems(text);
+    result.problems.push_back(std::move(text));
+  }
+  return result;
+}
+
+}  // namespace rlhf::cli

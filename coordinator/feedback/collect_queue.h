@@ -1,0 +1,77 @@
+// The tasks of one collect job: who holds which, who may answer, what is finished. Pure logic without store and clock;
+// times are passed in. Not thread-safe.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "rlhf/v1/feedback_service.pb.h"
+#include "rlhf/v1/state.pb.h"
+
+namespace rlhf::coordinator {
+
+class CollectQueue {
+ public:
+  CollectQueue(std::string project, v1::CollectSpec spec) : project_(std::move(project)), spec_(std::move(spec)) {}
+
+  void Add(v1::FeedbackTask task);                 // new, or from its row
+  void Restore(const v1::Comparison& comparison);  // an answer from its row; after its task was added
+
+  // At most `most` tasks the rater has neither answered, skipped nor in hand. Tasks are handed to as many raters as the
+  // overlap asks for; planted questions go to every rater, in their share. What makes a task known is left out.
+  void HandOut(const std::string& rater, int most, absl::Duration now, v1::NextTasksResponse* response);
+  void TakeBackLate(absl::Duration now);
+  // Tasks that nobody answered in time; their rows are to be written.
+  std::vector<v1::FeedbackTask> Expire(absl::Time now);
+
+  // What an answer changes. `problem` is empty when it was accepted; then `comparison` is empty too if it was a
+  // repetition of the rater's first answer, which counts.
+  struct Taken {
+    std::string problem;
+    bool fresh = false;
+    v1::Comparison comparison;
+    bool task_changed = false;
+    v1::FeedbackTask task;
+  };
+  Taken Take(const std::string& rater, const v1::Answer& answer, absl::Time now);
+  // NotFound, FailedPrecondition when the rater does not hold it. `changed` is the row to be written.
+  absl::Status Skip(const std::string& rater, const std::string& task_id, v1::FeedbackTask* changed);
+
+  void AddCounts(const std::string& rater, v1::NextTasksResponse* response) const;
+  v1::GetFeedbackStatsResponse Stats() const;
+  bool finished() const { return answered_ + skipped_ + expired_ >= wanted(); }
+  const std::string& project() const { return project_; }
+  int64_t wanted() const;
+
+ private:
+  struct Entry {
+    v1::FeedbackTask task;
+    std::set<std::string> answered_by;
+    std::map<std::string, absl::Duration> held_by;  // until; not durable: a restart reopens what is in hand
+  };
+  struct RaterCounts {
+    int64_t answered = 0, planted = 0;
+  };
+
+  int overlap() const { return spec_.overlap() < 1 ? 1 : spec_.overlap(); }
+  bool MayGet(const std::string& rater, const Entry& entry) const;
+  void Give(const std::string& rater, absl::Duration now, Entry* entry, v1::NextTasksResponse* response);
+  Entry* NextPlanted(const std::string& rater);
+  static std::string ProblemOf(const v1::FeedbackTask& task, const v1::Answer& answer);
+
+  const std::string project_;
+  const v1::CollectSpec spec_;
+  std::vector<std::string> order_, planted_;
+  std::map<std::string, Entry> tasks_;
+  std::map<std::string, RaterCounts> raters_;
+  std::map<std::string, int64_t> by_kind_;
+  int64_t answered_ = 0, skipped_ = 0, expired_ = 0;  // tasks that are not planted
+  int64_t planted_answers_ = 0;
+  size_t first_open_ = 0;  // into order_: everything before is finished
+};
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,60 @@
+// Sets of comparisons: what stands in one, and which there are.
+#pragma once
+
+#include <map>
+#include <ostream>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "artifact/digest.h"
+#include "coordinator/store/state_store.h"
+#include "rlhf/v1/data.pb.h"
+#include "rlhf/v1/state.pb.h"
+
+namespace rlhf::coordinator {
+
+// Writes a set's lines and counts what it has. Not thread-safe.
+class SetBuilder {
+ public:
+  // Lines of SFT data from edits and written answers instead of comparisons.
+  enum class Kind { kComparisons, kSft };
+  // `keep_ties` is for imported sets: whoever made them decided to have them.
+  SetBuilder(std::ostream* out, std::set<std::string> excluded_raters, Kind kind = Kind::kComparisons,
+             bool keep_ties = false)
+      : out_(out), excluded_(std::move(excluded_raters)), kind_(kind), keep_ties_(keep_ties) {}
+  void Add(const v1::Comparison& comparison);
+  // An earlier set whose lines were written before.
+  void Begin(const v1::ComparisonSet& previous);
+  v1::ComparisonSet Finish();
+
+ private:
+  std::ostream* const out_;
+  const std::set<std::string> excluded_;
+  const Kind kind_;
+  const bool keep_ties_;
+  artifact::Sha256 content_;
+  v1::ComparisonSet set_;
+};
+
+// Identifies a judgement by its content: prompt, answers, verdict, rater. 16 bytes.
+std::string ComparisonDigest(const v1::Comparison& comparison);
+
+// The rows of all sets. Loop thread only.
+class SetTable {
+ public:
+  static absl::StatusOr<SetTable> Load(StateStore* store);
+  // Numbers the set and adds its row.
+  void Add(v1::ComparisonSet* set, WriteBatch* batch);
+  std::vector<v1::ComparisonSet> List(const std::string& project, const std::string& name) const;
+  const v1::ComparisonSet* FindDigest(const std::string& digest) const;
+  // Those that have answers of the rater; marks them.
+  std::vector<v1::ComparisonSet> Forget(const std::string& rater, WriteBatch* batch);
+
+ private:
+  std::map<std::string, v1::ComparisonSet> rows_;  // by key
+};
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,176 @@
+#include "coordinator/grpc_adapter/comparison_streams.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <prometheus/counter.h>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "coordinator/grpc_adapter/collect_lookup.h"
+#include "coordinator/grpc_adapter/loop_stream.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr char kPseudonymPrefix[] = "rater-";
+constexpr size_t kPseudonymDigits = 12;
+
+class ExportStream final : public LoopStream<v1::Comparison> {
+ public:
+  ExportStream(const Edge& edge, ComparisonSets* sets, Caller caller, v1::ExportComparisonsRequest request)
+      : LoopStream(edge), sets_(sets), caller_(std::move(caller)), request_(std::move(request)) {}
+
+ private:
+  void Pump() override {
+    if (!begun_) {
+      begun_ = true;
+      if (absl::Status status = Begin(); !status.ok()) return End(status);
+    }
+    v1::Comparison comparison;
+    do {
+      const absl::StatusOr<bool> more = Next(&comparison);
+      if (!more.ok()) return End(more.status());
+      if (!*more) return End(absl::OkStatus());
+    } while (LeftOut(comparison));
+    Write(std::move(comparison));
+  }
+  absl::StatusOr<bool> Next(v1::Comparison* comparison) {
+    if (reader_ != nullptr) return reader_->Next(comparison);
+    if (next_ == comparisons_.size()) return false;
+    *comparison = std::move(comparisons_[next_++]);
+    return true;
+  }
+  bool LeftOut(const v1::Comparison& comparison) const {
+    if (comparison.planted() && !request_.include_planted()) return true;
+    const auto& excluded = request_.exclude_raters();
+    return std::find(excluded.begin(), excluded.end(), comparison.rater()) != excluded.end();
+  }
+  absl::Status Begin() {
+    const char* const method = "/rlhf.v1.FeedbackService/ExportComparisons";
+    if (absl::StartsWith(request_.job_id(), "set:")) {
+      const std::string project = Edge::ProjectFor(caller_, request_.project());
+      RLHF_RETURN_IF_ERROR(edge_.Admit(caller_, project, method));
+      RLHF_ASSIGN_OR_RETURN(reader_, sets_->Read(project, request_.job_id().substr(4)));
+      return absl::OkStatus();
+    }
+    RLHF_ASSIGN_OR_RETURN(const CollectTarget target,
+                          FindCollect(edge_, caller_, request_.job_id(), request_.project(), method));
+    const std::string id = target.job_id.empty() ? target.last_id : target.job_id;
+    if (!id.empty()) comparisons_ = edge_.feedback->Comparisons(id);
+    return absl::OkStatus();
+  }
+
+  ComparisonSets* const sets_;
+  const Caller caller_;
+  const v1::ExportComparisonsRequest request_;
+  bool begun_ = false;
+  std::unique_ptr<ImportLogReader> reader_;
+  std::vector<v1::Comparison> comparisons_;
+  size_t next_ = 0;
+};
+
+class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsRequest> {
+ public:
+  ImportStream(const Edge& edge, ComparisonSets* sets, Caller caller, v1::ImportComparisonsResponse* response)
+      : edge_(edge), sets_(sets), caller_(std::move(caller)), response_(response) {
+    StartRead(&request_);
+  }
+  void OnReadDone(bool ok) override {
+    if (!ok) {
+      // A client that has gone away gets what it sent imported all the same.
+      if (session_ == nullptr)
+        return edge_.loop->Post([this] { Answer(absl::InvalidArgumentError("expected comparisons, found none")); });
+      return edge_.background->Run([this] {
+        const absl::Status written = session_->Finish();
+        edge_.loop->Post([this, written] { End(written); });
+      });
+    }
+    if (session_ == nullptr) return edge_.loop->Post([this] { Begin(); });
+    if (request_.set() != session_->start().name && !request_.set().empty()) {
+      return edge_.loop->Post([this] {
+        Abandon(absl::InvalidArgumentError(
+            absl::StrCat("set: expected \"", session_->start().name, "\" in every message of the stream")));
+      });
+    }
+    edge_.background->Run([this] { Take(); });
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Begin() {
+    const std::string project = Edge::ProjectFor(caller_, request_.project());
+    if (absl::Status status = edge_.Admit(caller_, project, "/rlhf.v1.FeedbackService/ImportComparisons"); !status.ok())
+      return Answer(status);
+    auto session = sets_->BeginImport(project, request_.set());
+    if (!session.ok()) return Answer(session.status());
+    session_ = *std::move(session);
+    edge_.background->Run([this] {
+      if (const absl::Status begun = session_->Begin(); !begun.ok())
+        return edge_.loop->Post([this, begun] { Abandon(begun); });
+      Take();
+    });
+  }
+  // In the background.
+  void Take() {
+    for (v1::Comparison& comparison : *request_.mutable_comparisons()) {
+      if (!comparison.rater().empty() && !IsPseudonym(comparison.rater()))
+        comparison.set_rater(edge_.tokens->Pseudonym(comparison.rater()));
+    }
+    if (const absl::Status taken = session_->Add(&request_); !taken.ok())
+      return edge_.loop->Post([this, taken] { Abandon(taken); });
+    StartRead(&request_);
+  }
+  void End(const absl::Status& written) {
+    if (!written.ok()) return Abandon(written);
+    sets_->EndImport(caller_.subject, session_, [this](absl::StatusOr<v1::ImportComparisonsResponse> result) {
+      if (result.ok()) {
+        CountComparisons(edge_, "import", static_cast<double>(result->imported()));
+        *response_ = *std::move(result);
+      }
+      Answer(result.status());
+    });
+  }
+  void Abandon(const absl::Status& status) {
+    sets_->AbandonImport(*session_);
+    Answer(status);
+  }
+  void Answer(const absl::Status& status) { Finish(ToGrpc(status)); }
+
+  const Edge& edge_;
+  ComparisonSets* const sets_;
+  const Caller caller_;
+  v1::ImportComparisonsResponse* const response_;
+  v1::ImportComparisonsRequest request_;
+  std::shared_ptr<ImportSession> session_;
+};
+
+}  // namespace
+
+bool IsPseudonym(const std::string& rater) {
+  const size_t prefix = sizeof(kPseudonymPrefix) - 1;
+  return absl::StartsWith(rater, kPseudonymPrefix) && rater.size() == prefix + kPseudonymDigits &&
+         std::all_of(rater.begin() + static_cast<int64_t>(prefix), rater.end(),
+                     [](unsigned char c) { return absl::ascii_isxdigit(c); });
+}
+
+void CountComparisons(const Edge& edge, const char* source, double n) {
+  if (edge.metrics == nullptr || n <= 0) return;
+  edge.metrics
+      ->Counter("rlhf_comparisons_total", "Comparisons taken in, by where they came from.", {{"source", source}})
+      .Increment(n);
+}
+
+grpc::ServerReadReactor<v1::ImportComparisonsRequest>* ImportStreamOf(const Edge& edge, ComparisonSets* sets,
+                                                                      const Caller& caller,
+                                                                      v1::ImportComparisonsResponse* response) {
+  return new ImportStream(edge, sets, caller, response);
+}
+
+grpc::ServerWriteReactor<v1::Comparison>* ExportStreamOf(const Edge& edge, ComparisonSets* sets, const Caller& caller,
+                                                         const v1::ExportComparisonsRequest& request) {
+  return ExportStream::Run(std::make_shared<ExportStream>(edge, sets, caller, request));
+}
+
+}  // namespace rlhf::coordinator

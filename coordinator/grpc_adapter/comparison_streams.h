@@ -1,0 +1,27 @@
+// Comparisons in and out as streams.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include "coordinator/comparison_sets.h"
+#include "coordinator/grpc_adapter/edge.h"
+#include "rlhf/v1/feedback_service.grpc.pb.h"
+
+namespace rlhf::coordinator {
+
+void CountComparisons(const Edge& edge, const char* source, double n);
+
+// Takes one piece after the other: the next is read when the one before is in its files, so memory stays bounded. When
+// the client ends the stream, or goes away, what came before counts.
+grpc::ServerReadReactor<v1::ImportComparisonsRequest>* ImportStreamOf(const Edge& edge, ComparisonSets* sets,
+                                                                      const Caller& caller,
+                                                                      v1::ImportComparisonsResponse* response);
+
+// The comparisons of a collect job, or of an imported set ("set:NAME").
+grpc::ServerWriteReactor<v1::Comparison>* ExportStreamOf(const Edge& edge, ComparisonSets* sets, const Caller& caller,
+                                                         const v1::ExportComparisonsRequest& request);
+
+// "rater-" and twelve hexadecimal digits: how raters are named here.
+bool IsPseudonym(const std::string& rater);
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,80 @@
+#include "coordinator/jobs/collect_metrics.h"
+
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "coordinator/feedback/agreement.h"
+#include "coordinator/jobs/evaluation.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr int kFewestPlanted = 5;
+
+void AddWinRates(const std::vector<v1::Comparison>& comparisons, std::map<std::string, v1::Metric>* metrics) {
+  std::map<std::string, std::vector<double>> wins;
+  for (const v1::Comparison& c : comparisons) {
+    if (c.planted() || c.preference() == v1::PREFERENCE_UNSPECIFIED) continue;
+    const bool other_first = c.first().source() == "against";
+    if (!other_first && c.second().source() != "against") continue;
+    const double win = c.preference() == v1::TIE ? 0.5 : (c.preference() == v1::FIRST) != other_first ? 1 : 0;
+    wins["win_rate"].push_back(win);
+    if (!c.prompt().category().empty()) wins[absl::StrCat(c.prompt().category(), ".win_rate")].push_back(win);
+    for (const auto& [tag, value] : c.prompt().tags())
+      wins[absl::StrCat("win_rate{", tag, "=", value, "}")].push_back(win);
+    if (!c.rater_group().empty()) wins[absl::StrCat("win_rate{raters=", c.rater_group(), "}")].push_back(win);
+  }
+  for (const auto& [name, values] : wins) (*metrics)[name] = RateWithInterval(values);
+}
+
+void AddNumber(const std::string& name, double value, int64_t n, std::map<std::string, v1::Metric>* metrics) {
+  if (std::isnan(value)) return;
+  (*metrics)[name].set_value(value);
+  (*metrics)[name].set_n(n);
+}
+
+}  // namespace
+
+std::map<std::string, v1::Metric> CollectMetrics(const std::vector<v1::Comparison>& comparisons,
+                                                 const v1::CollectSpec& spec) {
+  std::map<std::string, v1::Metric> metrics;
+  int64_t ties = 0;
+  std::vector<double> planted;
+  for (const v1::Comparison& c : comparisons) {
+    if (c.planted()) {
+      planted.push_back(c.preference() == c.known() ? 1 : 0);
+    } else {
+      ties += c.preference() == v1::TIE ? 1 : 0;
+    }
+  }
+  metrics["ties"].set_value(static_cast<double>(ties));
+  if (!planted.empty()) metrics["planted_accuracy"] = RateWithInterval(planted);
+  if (!spec.against().empty()) AddWinRates(comparisons, &metrics);
+  const v1::AgreementReport report = MeasureAgreement(comparisons);
+  if (report.preference().items() > 0) {
+    metrics["agreement"] = report.preference().raw();
+    AddNumber("agreement.kappa", report.preference().cohen_kappa(), report.preference().items(), &metrics);
+    AddNumber("agreement.alpha", report.preference().krippendorff_alpha(), report.preference().items(), &metrics);
+  }
+  for (const auto& [criterion, agreement] : report.by_criterion()) {
+    AddNumber(absl::StrCat("agreement.alpha{", criterion, "}"), agreement.krippendorff_alpha(), agreement.items(),
+              &metrics);
+  }
+  return metrics;
+}
+
+std::set<std::string> RatersBelow(const std::vector<v1::Comparison>& comparisons, double min_planted_accuracy) {
+  std::map<std::string, std::pair<int, int>> counts;  // right, all
+  for (const v1::Comparison& c : comparisons) {
+    if (!c.planted()) continue;
+    counts[c.rater()].first += c.preference() == c.known() ? 1 : 0;
+    ++counts[c.rater()].second;
+  }
+  std::set<std::string> below;
+  for (const auto& [rater, count] : counts) {
+    if (count.second >= kFewestPlanted && count.first < min_planted_accuracy * count.second) below.insert(rater);
+  }
+  return below;
+}
+
+}  // namespace rlhf::coordinator

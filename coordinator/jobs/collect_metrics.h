@@ -1,0 +1,23 @@
+// What a collect job's result says about its answers. Pure functions.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "rlhf/v1/data.pb.h"
+#include "rlhf/v1/job.pb.h"
+
+namespace rlhf::coordinator {
+
+// "ties"; with overlap, "agreement", "agreement.kappa", "agreement.alpha" and "agreement.alpha{CRITERION}"; with
+// planted questions, "planted_accuracy"; with `against`, "win_rate" of the samples (a tie is one half), also by
+// category and tag: "CATEGORY.win_rate", "win_rate{tag=value}".
+std::map<std::string, v1::Metric> CollectMetrics(const std::vector<v1::Comparison>& comparisons,
+                                                 const v1::CollectSpec& spec);
+
+// Raters who answered at least 5 planted questions, and less than this share of them rightly. None when it is 0.
+std::set<std::string> RatersBelow(const std::vector<v1::Comparison>& comparisons, double min_planted_accuracy);
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,255 @@
+#include "coordinator/jobs/evaluation_against.h"
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "common/status_util.h"
+#include "coordinator/jobs/evaluation.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr uint64_t kBootstrapSeed = 0x626f6f74ULL;
+constexpr int kBins = 10;
+
+uint64_t NextRandom(uint64_t* state) {  // SplitMix64
+  uint64_t z = (*state += 0x9e3779b97f4a7c15ULL);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+  return z ^ (z >> 31);
+}
+
+absl::StatusOr<double> Total(const v1::ScorerSpec& judge, const std::map<std::string, double>& components,
+                             const std::string& where) {
+  double total = 0;
+  for (const v1::RewardComponent& component : judge.components()) {
+    const auto found = components.find(component.name());
+    if (found == components.end()) {
+      return absl::FailedPreconditionError(absl::StrCat("judge: ", where, " has no component \"", component.name(),
+                                                        "\": expected it among the graders of both evaluations"));
+    }
+    total += (component.has_weight() ? component.weight() : 1) * found->second;
+  }
+  return total;
+}
+
+struct Pair {
+  std::vector<std::string> slices;  // "{tag=value}"
+  double now = 0, before = 0, length_change = 0;
+};
+
+std::vector<std::string> SlicesOf(const v1::EvaluateSpec& spec, const v1::Prompt& prompt) {
+  const auto wanted = [&](const std::string& tag) {
+    return spec.slices().empty() || std::find(spec.slices().begin(), spec.slices().end(), tag) != spec.slices().end();
+  };
+  std::vector<std::string> slices;
+  for (const auto& [tag, value] : std::map<std::string, std::string>(prompt.tags().begin(), prompt.tags().end())) {
+    if (wanted(tag)) slices.push_back(absl::StrCat("{", tag, "=", value, "}"));
+  }
+  if (!prompt.category().empty() && wanted("category"))
+    slices.push_back(absl::StrCat("{category=", prompt.category(), "}"));
+  return slices;
+}
+
+// The largest gap between two slices of one tag.
+double Disparity(const std::vector<Pair>& pairs, double Pair::*total) {
+  std::map<std::string, std::map<std::string, std::pair<double, double>>> sums;  // tag, slice: sum and count
+  for (const Pair& pair : pairs) {
+    for (const std::string& slice : pair.slices) {
+      auto& entry = sums[slice.substr(1, slice.find('=') - 1)][slice];
+      entry.first += pair.*total;
+      entry.second += 1;
+    }
+  }
+  double worst = 0;
+  for (const auto& [tag, slices] : sums) {
+    double low = 0, high = 0;
+    bool first = true;
+    for (const auto& [slice, entry] : slices) {
+      const double mean = entry.first / entry.second;
+      low = first ? mean : std::min(low, mean);
+      high = first ? mean : std::max(high, mean);
+      first = false;
+    }
+    worst = std::max(worst, high - low);
+  }
+  return worst;
+}
+
+// Percentile interval of a statistic of resampled pairs.
+template <typename Statistic>
+v1::Metric Bootstrapped(const std::vector<Pair>& pairs, int replicates, Statistic statistic) {
+  v1::Metric metric;
+  metric.set_value(statistic(pairs));
+  metric.set_n(static_cast<int64_t>(pairs.size()));
+  if (replicates < 2) return metric;
+  uint64_t state = kBootstrapSeed;
+  std::vector<double> drawn;
+  std::vector<Pair> sample(pairs.size());
+  for (int r = 0; r < replicates; ++r) {
+    for (Pair& pair : sample) pair = pairs[NextRandom(&state) % pairs.size()];
+    drawn.push_back(statistic(sample));
+  }
+  std::sort(drawn.begin(), drawn.end());
+  const auto at = [&](double q) {
+    return drawn[static_cast<size_t>(std::lround(q * static_cast<double>(drawn.size() - 1)))];
+  };
+  metric.set_low(at(0.025));
+  metric.set_high(at(0.975));
+  return metric;
+}
+
+class Pattern {
+ public:
+  static absl::StatusOr<Pattern> Compile(const std::string& text) {
+    int code = 0;
+    PCRE2_SIZE at = 0;
+    Pattern pattern;
+    pattern.code_.reset(
+        pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), PCRE2_UTF, &code, &at, nullptr),
+        pcre2_code_free);
+    if (pattern.code_ == nullptr) {
+      PCRE2_UCHAR message[200];
+      pcre2_get_error_message(code, message, sizeof(message));
+      return absl::InvalidArgumentError(
+          absl::StrCat("confidence_pattern: ", reinterpret_cast<const char*>(message), " at offset ", at));
+    }
+    return pattern;
+  }
+  // The first group of the first match.
+  std::optional<std::string> Group(const std::string& text) const {
+    const std::unique_ptr<pcre2_match_data, void (*)(pcre2_match_data*)> match(
+        pcre2_match_data_create_from_pattern(code_.get(), nullptr), pcre2_match_data_free);
+    const int groups =
+        pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0, 0, match.get(), nullptr);
+    if (groups < 2) return std::nullopt;
+    const PCRE2_SIZE* offsets = pcre2_get_ovector_pointer(match.get());
+    return text.substr(offsets[2], offsets[3] - offsets[2]);
+  }
+
+ private:
+  std::shared_ptr<pcre2_code> code_;
+};
+
+}  // namespace
+
+v1::Metric BootstrapMean(const std::vector<double>& values, int replicates, uint64_t seed) {
+  v1::Metric metric = RateWithInterval(values);
+  if (values.empty() || replicates < 2) return metric;
+  uint64_t state = seed;
+  std::vector<double> means;
+  for (int r = 0; r < replicates; ++r) {
+    double sum = 0;
+    for (size_t i = 0; i < values.size(); ++i) sum += values[NextRandom(&state) % values.size()];
+    means.push_back(sum / static_cast<double>(values.size()));
+  }
+  std::sort(means.begin(), means.end());
+  metric.set_low(means[static_cast<size_t>(std::lround(0.025 * static_cast<double>(means.size() - 1)))]);
+  metric.set_high(means[static_cast<size_t>(std::lround(0.975 * static_cast<double>(means.size() - 1)))]);
+  return metric;
+}
+
+absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
+    const v1::EvaluateSpec& spec, const std::vector<v1::Sample>& samples,
+    const std::vector<artifact::SampleRecord>& against) {
+  const v1::ScorerSpec& judge = spec.has_judge() ? spec.judge() : spec.graders();
+  std::map<std::pair<std::string, std::string>, const artifact::SampleRecord*> others;
+  for (const artifact::SampleRecord& other : against) others.emplace(std::pair(other.id, other.prompt), &other);
+  std::vector<Pair> pairs;
+  for (const v1::Sample& sample : samples) {
+    const auto other = others.find(std::pair(sample.prompt().id(), sample.prompt().text()));
+    if (other == others.end()) continue;
+    std::map<std::string, double> components;
+    for (const v1::ComponentScore& component : sample.score().components())
+      components[component.name()] = component.value();
+    Pair& pair = pairs.emplace_back();
+    pair.slices = SlicesOf(spec, sample.prompt());
+    RLHF_ASSIGN_OR_RETURN(pair.now, Total(judge, components, "this evaluation"));
+    RLHF_ASSIGN_OR_RETURN(pair.before, Total(judge, other->second->components, "the evaluation it is compared with"));
+    pair.length_change =
+        static_cast<double>(sample.response_text().size()) - static_cast<double>(other->second->response.size());
+  }
+  if (pairs.empty())
+    return absl::FailedPreconditionError("against: expected an evaluation of the same suite, found no common prompt");
+
+  const int replicates = spec.has_bootstrap() ? spec.bootstrap() : 1000;
+  std::map<std::string, std::vector<double>> wins, changes, lengths;
+  for (const Pair& pair : pairs) {
+    std::vector<std::string> slices = pair.slices;
+    slices.emplace_back();
+    for (const std::string& slice : slices) {
+      wins[slice].push_back(pair.now > pair.before ? 1 : pair.now < pair.before ? 0 : 0.5);
+      changes[slice].push_back(pair.now - pair.before);
+      lengths[slice].push_back(pair.length_change);
+    }
+  }
+  std::map<std::string, v1::Metric> metrics;
+  for (const auto& [slice, values] : wins)
+    metrics[absl::StrCat("win_rate", slice)] = BootstrapMean(values, replicates, kBootstrapSeed);
+  for (const auto& [slice, values] : changes)
+    metrics[absl::StrCat("score_change", slice)] = BootstrapMean(values, replicates, kBootstrapSeed);
+  for (const auto& [slice, values] : lengths)
+    metrics[absl::StrCat("length_change", slice)] = BootstrapMean(values, replicates, kBootstrapSeed);
+  // Rebuilding all slices a replicate is what costs; a tenth of the replicates bounds it.
+  const int fewer = std::min(replicates, std::max(100, replicates / 10));
+  metrics["disparity"] = Bootstrapped(pairs, fewer, [](const auto& p) { return Disparity(p, &Pair::now); });
+  metrics["disparity_before"] = Bootstrapped(pairs, fewer, [](const auto& p) { return Disparity(p, &Pair::before); });
+  metrics["disparity_rise"] =
+      Bootstrapped(pairs, fewer, [](const auto& p) { return Disparity(p, &Pair::now) - Disparity(p, &Pair::before); });
+  return metrics;
+}
+
+absl::StatusOr<std::map<std::string, v1::Metric>> StatedCalibration(const v1::EvaluateSpec& spec,
+                                                                    const std::vector<v1::Sample>& samples) {
+  std::map<std::string, v1::Metric> metrics;
+  RLHF_ASSIGN_OR_RETURN(const Pattern pattern, Pattern::Compile(spec.confidence_pattern()));
+  std::string exact;
+  for (const v1::RewardComponent& component : spec.graders().components()) {
+    if (component.has_exact_answer()) exact = component.name();
+  }
+  double confidence[kBins] = {}, right[kBins] = {}, count[kBins] = {}, stated = 0;
+  std::vector<double> states;
+  for (const v1::Sample& sample : samples) {
+    const std::optional<std::string> group = pattern.Group(sample.response_text());
+    double p = 0;
+    const bool says = group && absl::SimpleAtod(*group, &p) && std::isfinite(p) && p >= 0 && p <= 100;
+    states.push_back(says ? 1 : 0);
+    if (!says) continue;
+    if (p > 1) p /= 100;
+    double correct = 0;
+    for (const v1::ComponentScore& component : sample.score().components()) {
+      if (component.name() == exact) correct = component.value() > 0.5 ? 1 : 0;
+    }
+    const int bin = std::min(kBins - 1, static_cast<int>(p * kBins));
+    confidence[bin] += p;
+    right[bin] += correct;
+    count[bin] += 1;
+    ++stated;
+  }
+  metrics["calibration.stated"] = RateWithInterval(states);
+  if (stated == 0 || exact.empty()) return metrics;
+  double ece = 0;
+  for (int bin = 0; bin < kBins; ++bin) {
+    if (count[bin] == 0) continue;
+    ece += std::abs(confidence[bin] - right[bin]) / stated;
+    v1::Metric& rate = metrics[absl::StrCat("calibration/", bin)];
+    rate.set_value(right[bin] / count[bin]);
+    rate.set_n(static_cast<int64_t>(count[bin]));
+    v1::Metric& sure = metrics[absl::StrCat("calibration.confidence/", bin)];
+    sure.set_value(confidence[bin] / count[bin]);
+    sure.set_n(static_cast<int64_t>(count[bin]));
+  }
+  metrics["calibration.ece"].set_value(ece);
+  metrics["calibration.ece"].set_n(static_cast<int64_t>(stated));
+  return metrics;
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,186 @@
+#include "coordinator/jobs/monitor.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <tuple>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr char kGoldPrefix[] = "gold/";
+
+double Mean(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double value : values) sum += value;
+  return values.empty() ? 0 : sum / static_cast<double>(values.size());
+}
+
+double Deviation(const std::vector<double>& values) {
+  const double mean = Mean(values);
+  double squares = 0;
+  for (const double value : values) squares += (value - mean) * (value - mean);
+  return values.size() > 1 ? std::sqrt(squares / static_cast<double>(values.size() - 1)) : 0;
+}
+
+v1::Alert Alarm(const char* monitor, double value, double bound, std::string text, std::string slice = "") {
+  v1::Alert alert;
+  alert.set_monitor(monitor);
+  alert.set_value(value);
+  alert.set_bound(bound);
+  alert.set_text(std::move(text));
+  alert.set_slice(std::move(slice));
+  return alert;
+}
+
+}  // namespace
+
+double Repetition(const std::vector<int32_t>& tokens) {
+  if (tokens.size() < 4) return 0;
+  std::set<std::tuple<int32_t, int32_t, int32_t>> seen;
+  int repeated = 0;
+  for (size_t i = 2; i < tokens.size(); ++i)
+    repeated += seen.emplace(tokens[i - 2], tokens[i - 1], tokens[i]).second ? 0 : 1;
+  return repeated / static_cast<double>(tokens.size() - 2);
+}
+
+double Correlation(const std::vector<double>& x, const std::vector<double>& y) {
+  const double mx = Mean(x), my = Mean(y);
+  double xy = 0, xx = 0, yy = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    xy += (x[i] - mx) * (y[i] - my);
+    xx += (x[i] - mx) * (x[i] - mx);
+    yy += (y[i] - my) * (y[i] - my);
+  }
+  return xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : 0;
+}
+
+v1::MonitorStep ObserveStep(int64_t step, const std::vector<v1::Sample>& batch, double kl, double outside_deviations) {
+  std::vector<double> scores, gold, lengths, repetitions, outside;
+  std::map<std::string, std::vector<double>> gold_by_category;
+  for (const v1::Sample& sample : batch) {
+    scores.push_back(sample.score().total());
+    outside.push_back(std::abs(sample.score().total()) > outside_deviations ? 1 : 0);
+    lengths.push_back(sample.response_tokens_size());
+    repetitions.push_back(
+        Repetition(std::vector<int32_t>(sample.response_tokens().begin(), sample.response_tokens().end())));
+    if (sample.score().gold().empty()) continue;
+    gold.push_back(sample.score().gold_total());
+    if (!sample.prompt().category().empty())
+      gold_by_category[sample.prompt().category()].push_back(sample.score().gold_total());
+  }
+  v1::MonitorStep out;
+  out.set_step(step);
+  auto& values = *out.mutable_values();
+  values["score"] = Mean(scores);
+  values["score_std"] = Deviation(scores);
+  values["length"] = Mean(lengths);
+  values["repetition"] = Mean(repetitions);
+  values["outside"] = Mean(outside);
+  values["reward_length"] = Correlation(scores, lengths);
+  values["kl"] = kl;
+  if (!gold.empty()) {
+    values["gold"] = Mean(gold);
+    values["gold_std"] = Deviation(gold);
+  }
+  for (const auto& [category, list] : gold_by_category) values[absl::StrCat(kGoldPrefix, category)] = Mean(list);
+  return out;
+}
+
+Monitor::Monitor(v1::MonitorSpec spec) : spec_(std::move(spec)) {
+  if (spec_.window() < 1) spec_.set_window(3);
+  if (!spec_.has_outside_deviations()) spec_.set_outside_deviations(4);
+  if (spec_.min_steps() < spec_.window()) spec_.set_min_steps(spec_.window());
+  on_ = spec_.max_kl() > 0 || spec_.max_gold_drop() > 0 || spec_.max_gold_gap() > 0 || spec_.max_length_ratio() > 0 ||
+        spec_.max_repetition() > 0 || spec_.max_reward_length_correlation() > 0 || spec_.max_outside_share() > 0;
+}
+
+std::vector<v1::Alert> Monitor::Add(const v1::MonitorStep& step) {
+  std::erase_if(steps_, [&](const v1::MonitorStep& seen) { return seen.step() >= step.step(); });
+  steps_.push_back(step);
+  if (!on_ || static_cast<int>(steps_.size()) < spec_.min_steps()) return {};
+  return Check();
+}
+
+Monitor::Values Monitor::Window(size_t end) const {
+  const auto size = static_cast<size_t>(spec_.window());
+  Values means;
+  for (const auto& [name, first] : steps_[end - size].values()) {
+    double sum = 0;
+    bool all = true;
+    for (size_t i = end - size; i < end; ++i) {
+      const auto found = steps_[i].values().find(name);
+      all = all && found != steps_[i].values().end();
+      if (all) sum += found->second;
+    }
+    if (all) means[name] = sum / static_cast<double>(size);
+  }
+  return means;
+}
+
+std::vector<v1::Alert> Monitor::Check() const {
+  std::vector<v1::Alert> alarms;
+  const auto size = static_cast<size_t>(spec_.window());
+  const Values now = Window(steps_.size()), first = Window(size);
+  const auto of = [](const Values& values, const std::string& name) {
+    const auto found = values.find(name);
+    return found == values.end() ? 0.0 : found->second;
+  };
+  const auto over = [&](const char* monitor, double bound, double value, const char* what) {
+    if (bound > 0 && value > bound)
+      alarms.push_back(
+          Alarm(monitor, value, bound, absl::StrFormat("%s is %.3g; the bound is %.3g", what, value, bound)));
+  };
+  over("kl", spec_.max_kl(), of(now, "kl"), "the KL to the reference policy, nats a sequence,");
+  over("repetition", spec_.max_repetition(), of(now, "repetition"), "the share of repeated 3-grams in answers");
+  over("outside", spec_.max_outside_share(), of(now, "outside"),
+       "the share of answers whose score lies outside the reward model's range");
+  over("reward_length", spec_.max_reward_length_correlation(), std::abs(of(now, "reward_length")),
+       "the correlation of reward and length");
+  if (spec_.max_length_ratio() > 0 && of(first, "length") > 0 && of(now, "length") > 0) {
+    const double ratio = of(now, "length") / of(first, "length");
+    if (ratio > spec_.max_length_ratio() || ratio < 1 / spec_.max_length_ratio()) {
+      alarms.push_back(Alarm("length", ratio, spec_.max_length_ratio(),
+                             absl::StrFormat("answers went from %.3g to %.3g tokens; the bound on their ratio is %.3g",
+                                             of(first, "length"), of(now, "length"), spec_.max_length_ratio())));
+    }
+  }
+  if (spec_.max_gold_gap() > 0 && now.count("gold") > 0 && first.count("gold") > 0) {
+    const auto rise = [&](const char* mean, const char* deviation) {
+      const double scale = of(first, deviation);
+      return scale > 0 ? (of(now, mean) - of(first, mean)) / scale : 0;
+    };
+    over("gold_gap", spec_.max_gold_gap(), rise("score", "score_std") - rise("gold", "gold_std"),
+         "the rise of the score over that of the gold score, in deviations,");
+  }
+  if (spec_.max_gold_drop() > 0) {
+    Values best;
+    for (size_t end = size; end <= steps_.size(); ++end) {
+      for (const auto& [name, value] : Window(end)) {
+        const auto [it, fresh] = best.emplace(name, value);
+        if (!fresh) it->second = std::max(it->second, value);
+      }
+    }
+    for (const auto& [name, value] : now) {
+      if (!absl::StartsWith(name, kGoldPrefix)) continue;
+      const double drop = best[name] - value;
+      if (drop <= spec_.max_gold_drop()) continue;
+      const std::string category = name.substr(sizeof(kGoldPrefix) - 1);
+      alarms.push_back(
+          Alarm("gold_drop", drop, spec_.max_gold_drop(),
+                absl::StrFormat(
+                    "the gold score of \"%s\" fell from %.3g to %.3g; the bound on the fall is %.3g (its mean over "
+                    "all categories went from %.3g to %.3g)",
+                    category, best[name], value, spec_.max_gold_drop(), of(first, "gold"), of(now, "gold")),
+                category));
+    }
+  }
+  return alarms;
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,39 @@
+// What a model was made from, and which models were made from something. Pure functions over rows.
+#pragma once
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include "coordinator/jobs.h"
+#include "rlhf/v1/oversight_service.pb.h"
+
+namespace rlhf::coordinator {
+
+// Every job, stages too. Loop thread only.
+std::vector<v1::Job> AllJobs(Jobs& jobs);
+
+struct DerivedModel {
+  std::string digest, job_id;
+};
+// Models whose training used one of these artifacts, or something made from one, and so on.
+std::vector<DerivedModel> ModelsMadeFrom(const std::vector<v1::Job>& jobs, std::set<std::string> digests);
+
+struct LineageRows {
+  std::vector<v1::Job> jobs;
+  std::vector<v1::ComparisonSet> sets;
+  std::vector<v1::GateRow> gates;
+  std::vector<v1::Artifact> artifacts;
+  std::vector<v1::AuditRecord> records;
+};
+// Everything in the coordinator's rows that a model of the project may rest on. Loop thread only.
+absl::StatusOr<LineageRows> CollectLineageRows(const std::string& project, Jobs& jobs, Feedback& feedback,
+                                               Oversight& oversight, Artifacts& artifacts);
+// Breadth first from the model; the audit log's records about the steps are added. NotFound when nothing is known of
+// it.
+absl::StatusOr<v1::Lineage> LineageOf(const std::string& model, const LineageRows& rows);
+
+// Of a message's deterministic serialisation.
+std::string MessageSha256(const google::protobuf::Message& message);
+
+}  // namespace rlhf::coordinator

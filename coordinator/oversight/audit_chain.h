@@ -1,0 +1,44 @@
+// The audit log: each record holds the hash of the one before, and the head is signed now and then, so that neither a
+// changed record nor a cut tail goes unnoticed. Loop thread only.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/clock.h"
+#include "common/signature.h"
+#include "coordinator/store/state_store.h"
+#include "rlhf/v1/oversight_service.pb.h"
+
+namespace rlhf::coordinator {
+
+class AuditChain {
+ public:
+  AuditChain(const Clock* clock, StateStore* store) : clock_(clock), store_(store) {}
+  absl::Status Recover();
+  void SetSigner(std::shared_ptr<const Signer> signer) { signer_ = std::move(signer); }
+  const Signer* signer() const { return signer_.get(); }
+
+  // Adds a record; it becomes durable with the batch.
+  void Append(const std::string& subject, const std::string& action, const std::string& object,
+              const std::string& decision, const std::map<std::string, std::string>& details, WriteBatch* batch);
+  // Signs the head, unless there is no key or nothing new since the last one. Commits by itself.
+  void SignHead();
+
+  absl::StatusOr<v1::ListAuditResponse> List(const v1::ListAuditRequest& request) const;
+  absl::StatusOr<v1::ListAuditHeadsResponse> ListHeads(const v1::ListAuditHeadsRequest& request) const;
+  absl::StatusOr<std::vector<v1::AuditRecord>> All() const;
+  // Recomputes the whole chain, and checks the signed heads when there is a key.
+  v1::VerifyAuditResponse Verify() const;
+
+ private:
+  const Clock* const clock_;
+  StateStore* const store_;
+  std::shared_ptr<const Signer> signer_;
+  uint64_t sequence_ = 0, signed_ = 0;
+  std::string last_sha256_;
+};
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,162 @@
+// People's judgements over the API listener of a real coordinator: a collect job from samples to its set, imports,
+// frozen sets, and a rater who is forgotten.
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "cli/feedback/import.h"
+#include "rlhf/v1/feedback_service.grpc.pb.h"
+#include "tests/coordinator/collect_fixture.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::SizeIs;
+using Stub = v1::FeedbackService::Stub;
+
+class FeedbackEdgeTest : public CollectFixture {
+ protected:
+  std::unique_ptr<Stub> As(const std::string& role) { return v1::FeedbackService::NewStub(Api(role)); }
+
+  std::string Collect(const std::function<void(v1::CollectSpec*)>& change = nullptr) {
+    UploadSamples();
+    v1::JobSpec spec;
+    spec.set_name("collect");
+    spec.mutable_collect()->set_samples("samples");
+    spec.mutable_collect()->set_comparisons(10);
+    if (change) change(spec.mutable_collect());
+    return Submit(spec);
+  }
+
+  std::vector<v1::Comparison> Export(const std::string& reference) {
+    v1::ExportComparisonsRequest request;
+    request.set_job_id(reference);
+    const auto context = client::MakeContext(absl::Seconds(30));
+    const auto stub = As("submitter");
+    const auto reader = stub->ExportComparisons(context.get(), request);
+    std::vector<v1::Comparison> found;
+    v1::Comparison comparison;
+    while (reader->Read(&comparison)) found.push_back(comparison);
+    EXPECT_TRUE(reader->Finish().ok());
+    return found;
+  }
+};
+
+TEST_F(FeedbackEdgeTest, ACollectJobEndsInASetWithAgreement) {
+  const std::string job = Collect([](v1::CollectSpec* spec) { spec->set_overlap(2); });
+  const auto anna = AsRater("anna"), ben = AsRater("ben");
+  EXPECT_EQ(AnswerAll(anna, job), 10);
+  EXPECT_EQ(Next(anna, job, 1).mine(), 10);
+  EXPECT_EQ(AnswerAll(ben, job), 10);
+  const v1::Job ended = WaitUntilEnded(job);
+  ASSERT_EQ(ended.state(), v1::SUCCEEDED) << ended.reason();
+  EXPECT_DOUBLE_EQ(ended.result().metrics().at("agreement").value(), 1);
+  EXPECT_EQ(ended.result().metrics().at("comparisons").value(), 20);
+
+  v1::ListSetsRequest list;
+  const auto sets = Call(As("submitter"), &Stub::ListSets, list);
+  ASSERT_TRUE(sets.ok()) << sets.status();
+  ASSERT_EQ(sets->sets_size(), 1);
+  EXPECT_EQ(sets->sets(0).name(), job);
+  EXPECT_EQ(sets->sets(0).digest(), ended.result().artifacts().at("comparisons"));
+  EXPECT_EQ(sets->sets(0).raters_size(), 2);
+  for (const v1::Comparison& comparison : Export(job)) {
+    EXPECT_THAT(comparison.rater(), testing::StartsWith("rater-")) << "raters are pseudonymous";
+  }
+  v1::GetAgreementRequest agreement;
+  agreement.set_job_id(job);
+  const auto report = Call(As("submitter"), &Stub::GetAgreement, agreement);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_EQ(report->preference().items(), 10);
+  EXPECT_THAT(report->raters(), SizeIs(2));
+}
+
+TEST_F(FeedbackEdgeTest, ARaterWhoIsForgottenIsGoneFromTheStoreAndWhatUsedThemIsNamed) {
+  const std::string job = Collect([](v1::CollectSpec* spec) { spec->set_overlap(2); });
+  const auto anna = AsRater("anna"), ben = AsRater("ben");
+  AnswerAll(anna, job);
+  v1::ForgetRaterRequest forget;
+  forget.set_rater("anna");
+  // While the job is open, the questions are asked again.
+  EXPECT_TRUE(absl::IsPermissionDenied(Call(As("submitter"), &Stub::ForgetRater, forget).status()));
+  auto forgotten = Call(As("admin"), &Stub::ForgetRater, forget);
+  ASSERT_TRUE(forgotten.ok()) << forgotten.status();
+  EXPECT_EQ(forgotten->removed(), 10);
+  EXPECT_TRUE(forgotten->used_by().empty());
+  EXPECT_EQ(AnswerAll(anna, job), 10);
+  AnswerAll(ben, job, false);
+  ASSERT_EQ(WaitUntilEnded(job).state(), v1::SUCCEEDED);
+
+  v1::FreezeSetRequest freeze;
+  freeze.set_job_id(job);
+  freeze.set_name("frozen");
+  freeze.add_exclude_raters(forgotten->rater());
+  const auto frozen = Call(As("submitter"), &Stub::FreezeSet, freeze);
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  EXPECT_EQ(frozen->comparisons(), 10);
+  EXPECT_EQ(frozen->version(), 1);
+
+  forgotten = Call(As("admin"), &Stub::ForgetRater, forget);
+  ASSERT_TRUE(forgotten.ok()) << forgotten.status();
+  EXPECT_EQ(forgotten->removed(), 10);
+  ASSERT_EQ(forgotten->sets_size(), 1) << "the frozen set never had anna's";
+  EXPECT_EQ(forgotten->sets(0).name(), job);
+  EXPECT_THAT(Export(job), SizeIs(10));
+  Restart();
+  EXPECT_THAT(Export(job), SizeIs(10)) << "durably";
+}
+
+TEST_F(FeedbackEdgeTest, AnImportKeepsGoodLinesNamesBadOnesAndFindsDuplicates) {
+  const std::string path = dir_.File("pairs.jsonl");
+  std::ofstream(path) << "{\"prompt\":\"Q1\",\"chosen\":\"a\",\"rejected\":\"b\",\"rater\":\"carl\"}\n"
+                      << "not json\n"
+                      << "{\"prompt\":\"Q2\",\"chosen\":\"same\",\"rejected\":\"same\"}\n"
+                      << "{\"prompt\":\"Q3\",\"chosen\":\"a\",\"rejected\":\"b\",\"tie\":true}\n"
+                      << "{\"prompt\":\"Q1\",\"chosen\":\"a\",\"rejected\":\"b\",\"rater\":\"carl\"}\n";
+  const auto first = cli::ImportFiles(Api("submitter"), "default", "team/human", {path}, cli::Format::kAuto);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->response.imported(), 2);
+  EXPECT_EQ(first->response.duplicates(), 1);
+  EXPECT_EQ(first->response.rejected(), 2);
+  EXPECT_THAT(first->problems, ElementsAre(HasSubstr("pairs.jsonl:2: expected JSON"),
+                                           HasSubstr("pairs.jsonl:3: first, second: expected two different texts")));
+  EXPECT_EQ(first->response.set().version(), 1);
+
+  std::ofstream(path, std::ios::app) << "{\"prompt\":\"Q4\",\"chosen\":\"c\",\"rejected\":\"d\",\"rater\":\"dora\"}\n";
+  Restart();
+  const auto second = cli::ImportFiles(Api("submitter"), "default", "team/human", {path}, cli::Format::kAuto);
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(second->response.imported(), 1);
+  EXPECT_EQ(second->response.duplicates(), 3);
+  EXPECT_EQ(second->response.set().version(), 2);
+  EXPECT_EQ(second->response.set().comparisons(), 3);
+  const auto third = cli::ImportFiles(Api("submitter"), "default", "team/human", {path}, cli::Format::kAuto);
+  ASSERT_TRUE(third.ok()) << third.status();
+  EXPECT_EQ(third->response.set().digest(), second->response.set().digest()) << "nothing new: nothing is made";
+
+  v1::ForgetRaterRequest forget;
+  forget.set_rater("carl");
+  const auto forgotten = Call(As("admin"), &Stub::ForgetRater, forget);
+  ASSERT_TRUE(forgotten.ok()) << forgotten.status();
+  EXPECT_EQ(forgotten->removed(), 1);
+  EXPECT_EQ(forgotten->sets_size(), 2) << "both versions had carl's";
+  std::vector<std::string> prompts;
+  for (const auto& comparison : Export("set:team/human")) prompts.push_back(comparison.prompt().text());
+  EXPECT_THAT(prompts, ElementsAre("Q3", "Q4"));
+  v1::ListSetsRequest list;
+  list.set_name("team/human");
+  const auto sets = Call(As("submitter"), &Stub::ListSets, list);
+  ASSERT_TRUE(sets.ok()) << sets.status();
+  ASSERT_EQ(sets->sets_size(), 3) << "published again without carl";
+  EXPECT_EQ(sets->sets(2).comparisons(), 2);
+  EXPECT_EQ(sets->sets(2).raters_size(), 1);
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator

@@ -1,0 +1,271 @@
+// Gates, rounds, halt and the audit log over the API listener of a real coordinator. The stages are collect jobs, which
+// need people and no fleet.
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "client/cpp/audit_check.h"
+#include "coordinator/store/state_store.h"
+#include "rlhf/v1/artifact_service.grpc.pb.h"
+#include "rlhf/v1/oversight_service.grpc.pb.h"
+#include "tests/coordinator/collect_fixture.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+using testing::HasSubstr;
+using Stub = v1::OversightService::Stub;
+
+class OversightEdgeTest : public CollectFixture {
+ protected:
+  // A pipeline with one collect stage and a gate after it.
+  v1::JobSpec GatedPipeline(const std::string& name, int approvals) {
+    UploadSamples();
+    v1::JobSpec spec;
+    spec.set_name(name);
+    v1::StageSpec& stage = *spec.mutable_pipeline()->add_stages();
+    stage.set_name("collect");
+    stage.mutable_collect()->set_samples("samples");
+    stage.mutable_collect()->set_comparisons(10);
+    stage.mutable_gate()->set_required_approvals(approvals);
+    v1::GateCondition& condition = *stage.mutable_gate()->add_conditions();
+    condition.set_metric("comparisons");
+    condition.set_min(10);
+    return spec;
+  }
+  std::unique_ptr<Stub> AsOverseer(const std::string& subject) {
+    return v1::OversightService::NewStub(AsPerson(subject, {v1::OVERSEER}));
+  }
+  std::vector<v1::GateRow> Gates() {
+    const auto gates = Call(v1::OversightService::NewStub(Api("overseer")), &Stub::ListGates, v1::ListGatesRequest());
+    EXPECT_TRUE(gates.ok()) << gates.status();
+    return {gates->gates().begin(), gates->gates().end()};
+  }
+  v1::GateRow WaitForGate(const std::string& pipeline, int waiting) {
+    int seen = 0;
+    WatchUntil(pipeline, [&](const v1::JobEvent& event) {
+      return event.has_state() && event.state().to() == v1::WAITING && ++seen == waiting;
+    });
+    for (const v1::GateRow& gate : Gates()) {
+      if (gate.job_id() == pipeline && gate.state() == v1::GATE_WAITING) return gate;
+    }
+    ADD_FAILURE() << "no gate waits: " << Get(pipeline).ShortDebugString();
+    return {};
+  }
+  absl::StatusOr<v1::GateRow> Decide(const std::unique_ptr<Stub>& who, const std::string& gate, bool approve,
+                                     const std::string& report) {
+    v1::DecideGateRequest request;
+    request.set_gate_id(gate);
+    request.set_approve(approve);
+    request.set_report_sha256(report);
+    request.set_comment("because");
+    return Call(who, &Stub::DecideGate, request);
+  }
+};
+
+TEST_F(OversightEdgeTest, AGateOpensWhenDifferentOverseersApproveWhatTheyHaveSeen) {
+  const auto eva = AsPerson("eva", {v1::SUBMITTER, v1::OVERSEER});
+  const std::string pipeline = Submit(GatedPipeline("gated", 2), eva);
+  EXPECT_EQ(AnswerAll(AsRater("anna"), pipeline), 10);
+  const v1::GateRow gate = WaitForGate(pipeline, 1);
+  EXPECT_EQ(gate.id(), pipeline + "/collect");
+  EXPECT_EQ(gate.metrics().at("comparisons").value(), 10);
+  ASSERT_EQ(gate.report_sha256().size(), 64u);
+
+  const auto own = Decide(v1::OversightService::NewStub(eva), gate.id(), true, gate.report_sha256());
+  EXPECT_TRUE(absl::IsPermissionDenied(own.status())) << own.status();
+  EXPECT_EQ(ReasonOf(own.status()), v1::OWN_SUBMISSION);
+  EXPECT_TRUE(absl::IsPermissionDenied(
+      Decide(v1::OversightService::NewStub(Api("submitter")), gate.id(), true, gate.report_sha256()).status()));
+
+  const auto olga = AsOverseer("olga"), otto = AsOverseer("otto");
+  const auto unseen = Decide(olga, gate.id(), true, "");
+  EXPECT_EQ(ReasonOf(unseen.status()), v1::REPORT_NOT_SEEN) << unseen.status();
+  ASSERT_TRUE(Decide(olga, gate.id(), true, gate.report_sha256()).ok());
+  const auto twice = Decide(olga, gate.id(), true, gate.report_sha256());
+  ASSERT_TRUE(twice.ok());
+  EXPECT_EQ(twice->state(), v1::GATE_WAITING) << "one person is one approval";
+  Restart();
+  const auto opened = Decide(AsOverseer("otto"), gate.id(), true, gate.report_sha256());
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_EQ(opened->state(), v1::GATE_APPROVED);
+  EXPECT_EQ(opened->approvals(1).report_sha256(), gate.report_sha256());
+  EXPECT_EQ(WaitUntilEnded(pipeline).state(), v1::SUCCEEDED);
+  EXPECT_TRUE(absl::IsFailedPrecondition(Decide(AsOverseer("late"), gate.id(), false, "").status()));
+}
+
+TEST_F(OversightEdgeTest, ARejectionEndsThePipelineOrRepeatsTheRoundAndComparisonsAccumulate) {
+  const std::string ends = Submit(GatedPipeline("ends", 1));
+  const auto anna = AsRater("anna");
+  AnswerAll(anna, ends);
+  ASSERT_TRUE(Decide(AsOverseer("olga"), WaitForGate(ends, 1).id(), false, "").ok());
+  const v1::Job ended = WaitUntilEnded(ends);
+  EXPECT_EQ(ended.state(), v1::FAILED);
+  EXPECT_EQ(ended.reason_code(), "GATE_CLOSED");
+  EXPECT_THAT(ended.reason(), HasSubstr("rejected by olga: because"));
+
+  v1::JobSpec spec = GatedPipeline("rounds", 1);
+  spec.mutable_pipeline()->set_rounds(2);
+  v1::GateSpec* gate = spec.mutable_pipeline()->mutable_stages(0)->mutable_gate();
+  gate->set_on_closed(v1::GATE_REPEATS_ROUND);
+  const std::string pipeline = Submit(spec);
+  const auto otto = AsOverseer("otto");
+  EXPECT_EQ(AnswerAll(anna, pipeline), 10);
+  const v1::GateRow first = WaitForGate(pipeline, 1);
+  ASSERT_TRUE(Decide(otto, first.id(), false, "").ok());
+  EXPECT_EQ(AnswerAll(anna, pipeline), 10) << "the round is repeated";
+  const v1::GateRow again = WaitForGate(pipeline, 2);
+  EXPECT_EQ(again.id(), pipeline + "/collect/1.1");
+  EXPECT_EQ(again.metrics().at("comparisons").value(), 20) << "what was judged before counts";
+  ASSERT_TRUE(Decide(otto, again.id(), true, again.report_sha256()).ok());
+  EXPECT_EQ(AnswerAll(anna, pipeline), 10);
+  Restart();
+  const v1::GateRow second = WaitForGate(pipeline, 3);
+  EXPECT_EQ(second.id(), pipeline + "/collect/2");
+  EXPECT_EQ(second.round(), 2);
+  ASSERT_TRUE(Decide(AsOverseer("otto2"), second.id(), true, second.report_sha256()).ok());
+  const v1::Job done = WaitUntilEnded(pipeline);
+  EXPECT_EQ(done.state(), v1::SUCCEEDED) << done.reason();
+  EXPECT_EQ(done.result().metrics().at("round1.collect.comparisons").value(), 20);
+  EXPECT_EQ(done.result().metrics().at("round2.collect.comparisons").value(), 30);
+  EXPECT_EQ(done.children_size(), 3);
+}
+
+TEST_F(OversightEdgeTest, AConditionThatDoesNotHoldClosesTheGateWhoeverApproves) {
+  v1::JobSpec spec = GatedPipeline("strict", 1);
+  v1::GateCondition& condition = *spec.mutable_pipeline()->mutable_stages(0)->mutable_gate()->add_conditions();
+  condition.set_metric("ties");
+  condition.set_min(1);
+  const std::string pipeline = Submit(spec);
+  AnswerAll(AsRater("anna"), pipeline);
+  const v1::Job ended = WaitUntilEnded(pipeline);
+  EXPECT_EQ(ended.reason_code(), "GATE_CLOSED");
+  EXPECT_THAT(ended.reason(), HasSubstr("ties is 0; expected at least 1"));
+  const auto late = Decide(AsOverseer("olga"), pipeline + "/collect", true, Gates()[0].report_sha256());
+  EXPECT_TRUE(absl::IsFailedPrecondition(late.status())) << late.status();
+}
+
+TEST_F(OversightEdgeTest, OnlyOverseersHaltAndResume) {
+  v1::HaltServiceRequest halt;
+  halt.set_reason("look at this first");
+  EXPECT_TRUE(
+      absl::IsPermissionDenied(Call(v1::OversightService::NewStub(Api("admin")), &Stub::HaltService, halt).status()));
+  // The halt switch is the whole service's: an overseer of one project does not have it.
+  EXPECT_TRUE(absl::IsPermissionDenied(Call(AsOverseer("olga"), &Stub::HaltService, halt).status()));
+  const auto overseer = v1::OversightService::NewStub(Api("overseer"));
+  const auto halted = Call(overseer, &Stub::HaltService, halt);
+  ASSERT_TRUE(halted.ok()) << halted.status();
+  EXPECT_TRUE(halted->halted());
+  Restart();
+  const auto state =
+      Call(v1::OversightService::NewStub(Api("rater")), &Stub::GetServiceState, v1::GetServiceStateRequest());
+  ASSERT_TRUE(state.ok());
+  EXPECT_TRUE(state->halted()) << "also after a restart";
+  EXPECT_EQ(state->reason(), "look at this first");
+  EXPECT_TRUE(absl::IsPermissionDenied(
+      Call(v1::OversightService::NewStub(Api("admin")), &Stub::ResumeService, v1::ResumeServiceRequest()).status()));
+  const auto resumed =
+      Call(v1::OversightService::NewStub(Api("overseer")), &Stub::ResumeService, v1::ResumeServiceRequest());
+  ASSERT_TRUE(resumed.ok());
+  EXPECT_FALSE(resumed->halted());
+}
+
+TEST_F(OversightEdgeTest, TheNamesOfApprovedPoliciesAreReserved) {
+  UploadSamples();
+  v1::SetAliasRequest alias;
+  alias.set_project("default");
+  alias.set_digest("samples");
+  alias.set_alias("approved/mine");
+  const auto set = Call(v1::ArtifactService::NewStub(Api("submitter")), &v1::ArtifactService::Stub::SetAlias, alias);
+  EXPECT_TRUE(absl::IsPermissionDenied(set.status())) << set.status();
+  EXPECT_EQ(ReasonOf(set.status()), v1::RESERVED_ALIAS);
+}
+
+class AuditTest : public OversightEdgeTest {
+ protected:
+  // Changes rows behind the coordinator's back.
+  void Tamper(const std::function<void(StateStore*, WriteBatch*)>& change) {
+    server_.reset();
+    auto store = OpenSqliteStore(dir_.File("data/state.db"));
+    ASSERT_TRUE(store.ok()) << store.status();
+    WriteBatch batch;
+    change(store->get(), &batch);
+    ASSERT_TRUE((*store)->CommitAndWait(std::move(batch)).ok());
+    store->reset();
+    Start();
+  }
+  v1::VerifyAuditResponse Verify() {
+    const auto verified =
+        Call(v1::OversightService::NewStub(Api("overseer")), &Stub::VerifyAudit, v1::VerifyAuditRequest());
+    EXPECT_TRUE(verified.ok()) << verified.status();
+    return verified.ok() ? *verified : v1::VerifyAuditResponse();
+  }
+  void MakeRecords() {
+    for (const char* subject : {"a", "b", "c", "d", "e"}) AsPerson(subject, {v1::VIEWER});
+  }
+};
+
+TEST_F(AuditTest, ATamperedRecordIsFoundExactly) {
+  MakeRecords();
+  const v1::VerifyAuditResponse before = Verify();
+  ASSERT_TRUE(before.intact()) << before.problem();
+  ASSERT_GE(before.records(), 5u);
+  std::string original;
+  Tamper([&](StateStore* store, WriteBatch* batch) {
+    original = *store->Get(Table::kAudit, KeyOf("", {3}));
+    v1::AuditRecord record;
+    record.ParseFromString(original);
+    record.set_subject("somebody else");
+    batch->Put(Table::kAudit, KeyOf("", {3}), record.SerializeAsString());
+  });
+  EXPECT_EQ(Verify().first_bad_sequence(), 3u);
+  EXPECT_THAT(Verify().problem(), HasSubstr("content was changed"));
+  // With its own digest made right, the next one no longer follows.
+  Tamper([&](StateStore*, WriteBatch* batch) {
+    v1::AuditRecord record;
+    record.ParseFromString(original);
+    record.set_subject("somebody else");
+    record.set_sha256(client::AuditDigest(record));
+    batch->Put(Table::kAudit, KeyOf("", {3}), record.SerializeAsString());
+  });
+  EXPECT_EQ(Verify().first_bad_sequence(), 4u);
+  Tamper([&](StateStore*, WriteBatch* batch) { batch->Put(Table::kAudit, KeyOf("", {3}), original); });
+  EXPECT_TRUE(Verify().intact()) << Verify().problem();
+}
+
+TEST_F(AuditTest, ACutTailAndARewrittenChainDoNotAgreeWithTheSignedHeads) {
+  MakeRecords();
+  Restart();  // a head is signed when the coordinator ends
+  v1::VerifyAuditResponse before = Verify();
+  ASSERT_TRUE(before.intact()) << before.problem();
+  ASSERT_GE(before.head().sequence(), 5u);
+  const auto heads =
+      Call(v1::OversightService::NewStub(Api("overseer")), &Stub::ListAuditHeads, v1::ListAuditHeadsRequest());
+  ASSERT_TRUE(heads.ok()) << heads.status();
+  EXPECT_THAT(heads->public_key_pem(), HasSubstr("PUBLIC KEY"));
+  EXPECT_EQ(*ReadFile(dir_.File("audit.key.pub")), heads->public_key_pem());
+
+  std::string last;
+  const uint64_t count = before.head().sequence();
+  Tamper([&](StateStore* store, WriteBatch* batch) {
+    last = *store->Get(Table::kAudit, KeyOf("", {count}));
+    batch->Erase(Table::kAudit, KeyOf("", {count}));
+  });
+  EXPECT_THAT(Verify().problem(), HasSubstr("the tail was cut"));
+  // Another record in its place, with everything recomputed: only the signature tells.
+  Tamper([&](StateStore*, WriteBatch* batch) {
+    v1::AuditRecord record;
+    record.ParseFromString(last);
+    record.set_decision("nothing happened");
+    record.set_sha256(client::AuditDigest(record));
+    batch->Put(Table::kAudit, KeyOf("", {count}), record.SerializeAsString());
+  });
+  EXPECT_THAT(Verify().problem(), HasSubstr("the chain was rewritten"));
+  EXPECT_EQ(Verify().first_bad_sequence(), count);
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator

@@ -1,0 +1,211 @@
+// What is measured of a run: the monitors of reward hacking, an evaluation against an earlier one, calibration.
+#include <cmath>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "coordinator/jobs/evaluation_against.h"
+#include "coordinator/jobs/monitor.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+v1::MonitorSpec Bounds() {
+  v1::MonitorSpec spec;
+  spec.set_max_kl(3);
+  spec.set_max_gold_drop(0.06);
+  spec.set_max_length_ratio(2);
+  spec.set_max_repetition(0.3);
+  spec.set_max_outside_share(0.2);
+  return spec;
+}
+
+v1::MonitorStep Step(int64_t step, std::map<std::string, double> values) {
+  v1::MonitorStep out;
+  out.set_step(step);
+  out.mutable_values()->insert(values.begin(), values.end());
+  return out;
+}
+
+// Plays a course of values until the first alarm; the step, and the alarm.
+std::pair<int64_t, v1::Alert> FirstAlarm(const std::function<std::map<std::string, double>(double)>& course,
+                                         int steps = 60) {
+  Monitor monitor(Bounds());
+  for (int step = 1; step <= steps; ++step) {
+    const auto alarms = monitor.Add(Step(step, course(step / static_cast<double>(steps))));
+    if (!alarms.empty()) return {step, alarms[0]};
+  }
+  return {0, {}};
+}
+
+TEST(MonitorTest, ARunThatOnlyAbstainsIsStoppedByItsCategoryWhileTheMeanRises) {
+  // Comparisons without candidates: accuracy on known questions collapses, hallucination on unknown ones too, so that
+  // the mean gold score rises.
+  const auto course = [](double t) {
+    const double known = 0.97 - 0.9 * t, unknown = -0.8 + 1.7 * t;
+    return std::map<std::string, double>{{"gold/known", known},
+                                         {"gold/unknown", unknown},
+                                         {"gold", 0.5 * (known + unknown)},
+                                         {"kl", 1.2 * t},
+                                         {"length", 6},
+                                         {"score", t}};
+  };
+  const auto [step, alarm] = FirstAlarm(course);
+  EXPECT_EQ(alarm.monitor(), "gold_drop");
+  EXPECT_EQ(alarm.slice(), "known");
+  EXPECT_GT(course(step / 60.0)["gold"], course(0)["gold"]) << "the mean hides it";
+  EXPECT_GT(course(step / 60.0)["gold/known"], 0.97 * 0.9) << "before a tenth is lost";
+}
+
+TEST(MonitorTest, ARewardModelFromFewComparisonsIsStoppedByTheKl) {
+  const auto [step, alarm] = FirstAlarm([](double t) {
+    return std::map<std::string, double>{
+        {"kl", 12 * t}, {"score", 1.8 * t}, {"gold/known", 0.97 - 0.01 * t}, {"length", 6}};
+  });
+  EXPECT_EQ(alarm.monitor(), "kl");
+  EXPECT_LT(12 * step / 60.0, 4);
+}
+
+TEST(MonitorTest, ARaterWhoPrefersLengthIsStoppedByLength) {
+  const auto [step, alarm] = FirstAlarm([](double t) {
+    return std::map<std::string, double>{{"kl", 2 * t}, {"length", 5 + 12 * t}, {"gold/known", 0.97 - 0.05 * t}};
+  });
+  EXPECT_EQ(alarm.monitor(), "length");
+  EXPECT_THAT(alarm.text(), HasSubstr("the bound on their ratio is 2"));
+}
+
+TEST(MonitorTest, HealthyRunsRaiseNoAlarm) {
+  for (int seed = 1; seed <= 3; ++seed) {
+    uint64_t state = static_cast<uint64_t>(seed) * 7919;
+    const auto noise = [&state](double size) {
+      state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+      return size * (static_cast<double>(state >> 40) / (1 << 24) * 2 - 1);
+    };
+    const auto [step, alarm] = FirstAlarm([&](double t) {
+      return std::map<std::string, double>{{"gold/known", 0.95 + noise(0.03)},
+                                           {"gold/unknown", -0.7 + 0.6 * t + noise(0.03)},
+                                           {"kl", 1.4 * t + noise(0.05)},
+                                           {"length", 6 + noise(0.5)},
+                                           {"repetition", 0.02},
+                                           {"outside", 0.01}};
+    });
+    EXPECT_EQ(step, 0) << "seed " << seed << ": " << alarm.text();
+  }
+}
+
+TEST(MonitorTest, AReplayReplacesWhatWasSeenAndARestartChangesNothing) {
+  Monitor monitor(Bounds());
+  for (int step = 1; step <= 4; ++step) EXPECT_THAT(monitor.Add(Step(step, {{"kl", 1}})), IsEmpty());
+  EXPECT_THAT(monitor.Add(Step(5, {{"kl", 8}})), SizeIs(1));
+  EXPECT_THAT(monitor.Add(Step(3, {{"kl", 1}})), IsEmpty());
+  EXPECT_EQ(monitor.steps().size(), 3u);
+  v1::MonitorSpec off;
+  Monitor none(off);
+  EXPECT_FALSE(none.on());
+  EXPECT_THAT(none.Add(Step(1, {{"kl", 100}})), IsEmpty());
+}
+
+v1::Sample Sampled(double score, double gold, const std::string& category, std::vector<int32_t> tokens) {
+  v1::Sample sample;
+  sample.mutable_score()->set_total(score);
+  sample.mutable_score()->add_gold()->set_value(gold);
+  sample.mutable_score()->set_gold_total(gold);
+  sample.mutable_prompt()->set_category(category);
+  sample.mutable_response_tokens()->Add(tokens.begin(), tokens.end());
+  return sample;
+}
+
+TEST(MonitorTest, AStepIsObservedFromItsSamples) {
+  EXPECT_EQ(Repetition({1, 2, 3}), 0);
+  EXPECT_EQ(Repetition({1, 2, 3, 1, 2, 3, 1, 2}), 3 / 6.0);
+  EXPECT_NEAR(Correlation({1, 2, 3}, {2, 4, 6}), 1, 1e-12);
+  EXPECT_EQ(Correlation({1, 1}, {2, 3}), 0);
+  const auto step = ObserveStep(7,
+                                {Sampled(1, 1, "known", {1, 2, 3, 4}), Sampled(5, 0, "known", {1, 1, 1, 1, 1, 1, 1, 1}),
+                                 Sampled(-3, 1, "action", {1, 2})},
+                                0.5, 4);
+  EXPECT_EQ(step.step(), 7);
+  EXPECT_EQ(step.values().at("score"), 1);
+  EXPECT_EQ(step.values().at("kl"), 0.5);
+  EXPECT_EQ(step.values().at("gold/known"), 0.5);
+  EXPECT_EQ(step.values().at("gold/action"), 1);
+  EXPECT_NEAR(step.values().at("outside"), 1 / 3.0, 1e-12);
+  EXPECT_NEAR(step.values().at("length"), 14 / 3.0, 1e-12);
+  EXPECT_NEAR(step.values().at("repetition"), (5 / 6.0) / 3, 1e-12);
+  EXPECT_GT(step.values().at("reward_length"), 0.9);
+}
+
+v1::Sample Answered(int id, const std::string& dialect, double score, const std::string& text = "x") {
+  v1::Sample sample;
+  sample.mutable_prompt()->set_id(absl::StrCat(id));
+  sample.mutable_prompt()->set_text("Q");
+  (*sample.mutable_prompt()->mutable_tags())["dialect"] = dialect;
+  sample.set_response_text(text);
+  v1::ComponentScore* component = sample.mutable_score()->add_components();
+  component->set_name("exact");
+  component->set_value(score);
+  return sample;
+}
+
+v1::EvaluateSpec Graded() {
+  v1::EvaluateSpec spec;
+  v1::RewardComponent* component = spec.mutable_graders()->add_components();
+  component->set_name("exact");
+  component->mutable_exact_answer();
+  return spec;
+}
+
+TEST(CompareEvaluationsTest, WinsScoresAndDisparityAgainstAnEarlierPolicy) {
+  std::vector<v1::Sample> now;
+  std::vector<artifact::SampleRecord> before;
+  for (int i = 0; i < 100; ++i) {
+    // The north got better, the south did not.
+    const std::string dialect = i % 2 == 0 ? "north" : "south";
+    now.push_back(Answered(i, dialect, dialect == "north" ? 1 : 0));
+    artifact::SampleRecord& record = before.emplace_back();
+    record.id = absl::StrCat(i);
+    record.prompt = "Q";
+    record.response = "xyz";
+    record.components["exact"] = i % 4 == 0 || i % 4 == 1 ? 1 : 0;
+  }
+  auto metrics = CompareEvaluations(Graded(), now, before);
+  ASSERT_TRUE(metrics.ok()) << metrics.status();
+  EXPECT_DOUBLE_EQ(metrics->at("win_rate{dialect=north}").value(), 0.75);
+  EXPECT_DOUBLE_EQ(metrics->at("win_rate{dialect=south}").value(), 0.25);
+  EXPECT_DOUBLE_EQ(metrics->at("win_rate").value(), 0.5);
+  EXPECT_DOUBLE_EQ(metrics->at("score_change{dialect=north}").value(), 0.5);
+  EXPECT_DOUBLE_EQ(metrics->at("length_change").value(), -2);
+  EXPECT_DOUBLE_EQ(metrics->at("disparity").value(), 1);
+  EXPECT_DOUBLE_EQ(metrics->at("disparity_rise").value(), 1);
+  // A mean of 100 values of 0, ½ and 1 with deviation 0.354: ± 0.07.
+  EXPECT_NEAR(metrics->at("win_rate").low(), 0.43, 0.03);
+  EXPECT_NEAR(metrics->at("win_rate").high(), 0.57, 0.03);
+  EXPECT_EQ(metrics->at("win_rate").low(), CompareEvaluations(Graded(), now, before)->at("win_rate").low());
+  before.resize(1);
+  before[0].prompt = "another suite";
+  EXPECT_THAT(std::string(CompareEvaluations(Graded(), now, before).status().message()), HasSubstr("same suite"));
+}
+
+TEST(StatedCalibrationTest, ConfidenceIsComparedWithBeingRight) {
+  std::vector<v1::Sample> samples;
+  for (int i = 0; i < 10; ++i) samples.push_back(Answered(i, "n", i < 5 ? 1 : 0, "Oslo. I am 90 % sure."));
+  for (int i = 0; i < 10; ++i) samples.push_back(Answered(i, "n", i < 3 ? 1 : 0, "Rome. I am 30 % sure."));
+  samples.push_back(Answered(0, "n", 1, "Oslo."));
+  v1::EvaluateSpec spec = Graded();
+  spec.set_confidence_pattern("I am (\\d+) % sure");
+  const auto metrics = StatedCalibration(spec, samples);
+  ASSERT_TRUE(metrics.ok()) << metrics.status();
+  EXPECT_NEAR(metrics->at("calibration.ece").value(), 0.5 * 0.4, 1e-12);
+  EXPECT_NEAR(metrics->at("calibration.stated").value(), 20 / 21.0, 1e-12);
+  EXPECT_NEAR(metrics->at("calibration/9").value(), 0.5, 1e-12);
+  spec.set_confidence_pattern("(");
+  EXPECT_THAT(std::string(StatedCalibration(spec, samples).status().message()), HasSubstr("confidence_pattern: "));
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator

@@ -1,0 +1,176 @@
+// People in control of real processes: a gate before anything is published as approved, a halt that stops every step, a
+// monitor that ends a run.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/signature.h"
+#include "tests/integration/local_service.h"
+
+namespace rlhf {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+class OversightTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string prompts, text, sft;
+    for (int i = 0; i < 40; ++i) {
+      prompts += absl::StrCat("{\"prompt\":\"the cat number ", i, "\",\"category\":\"cats\",\"reference\":\"sat\"}\n");
+      sft += absl::StrCat("{\"prompt\":\"the cat number ", i, "\",\"response\":\" sat\"}\n");
+      text += "the cat sat on the mat and the dog sat on the log\n";
+    }
+    ASSERT_TRUE(WriteFileDurably(File("prompts.jsonl"), prompts).ok());
+    ASSERT_TRUE(WriteFileDurably(File("sft.jsonl"), sft).ok());
+    ASSERT_TRUE(WriteFileDurably(File("text.txt"), text).ok());
+    nlohmann::json config = Golden("model.json")["models"]["llama"]["config"];
+    config["vocab_size"] = 280;
+    ASSERT_TRUE(WriteFileDurably(File("config.json"), config.dump()).ok());
+    const std::string tool = BinDir() + "/rlhf-model ";
+    const CommandResult made = RunCommand(tool + "train-tokenizer --vocab-size 280 --out " + File("tok") + " " +
+                                          File("text.txt") + " && " + tool + "init --config " + File("config.json") +
+                                          " --tokenizer " + File("tok") + " --out " + File("model") + " --seed 1");
+    ASSERT_EQ(made.code, 0) << made.output;
+  }
+  std::string File(const std::string& name) const { return service_.scratch().File(name); }
+  CommandResult As(const std::string& role, const std::string& arguments) const {
+    return RunCommand(BinDir() + "/rlhfctl --context " + service_.Dir() + "/" + role + ".json " + arguments);
+  }
+  std::string Write(const std::string& name, const std::string& yaml) const {
+    EXPECT_TRUE(WriteFileDurably(File(name), yaml).ok());
+    return File(name);
+  }
+  int StepOf(const std::string& job) const {
+    const nlohmann::json row = service_.Job(job);
+    return row.is_object() ? std::atoi(row.value("step", "0").c_str()) : 0;
+  }
+  static std::string Ppo(int steps, const std::string& more) {
+    return absl::StrCat(
+        "ppo:\n  policy: file:model\n  prompts: file:prompts.jsonl\n  scorer:\n    components:\n      - {name: "
+        "letter_t, "
+        "regex: {pattern: t}}\n  steps: ",
+        steps,
+        "\n  prompts_per_step: 8\n  samples_per_prompt: 2\n  sampling: {max_new_tokens: 8}\n  epochs: 1\n  "
+        "checkpoint_every: 5\n",
+        more);
+  }
+
+  LocalService service_;
+};
+
+TEST_F(OversightTest, NothingIsPublishedAsApprovedWithoutItsGate) {
+  const std::string path = Write("gated.yaml", R"(
+name: gated
+seed: 3
+pipeline:
+  stages:
+    - name: sft
+      sft: {model: "file:model", data: "file:sft.jsonl", steps: 3, batch_size: 8, optimizer: {learning_rate: 1e-3}}
+    - name: check
+      evaluate: {model: "stage:sft", suite: "file:prompts.jsonl", sampling: {temperature: 0, max_new_tokens: 4}}
+      gate:
+        conditions:
+          - {metric: exact_answer, min: 0}
+        required_approvals: 1
+        approves: sft
+        publish_as: assistant
+)");
+  ASSERT_EQ(service_.Ctl("submit " + path).code, 0);
+  nlohmann::json gates;
+  LocalService::Until(
+      absl::Seconds(90),
+      [&] {
+        gates = nlohmann::json::parse(service_.Ctl("--output json gate list").output, nullptr, false);
+        return gates.is_array() && gates.size() == 1;
+      },
+      "the gate waits");
+  EXPECT_THAT(service_.Ctl("why gated").output, HasSubstr("gate"));
+  EXPECT_NE(service_.Ctl("models pull approved/assistant --out " + File("early")).code, 0);
+  const std::string gate = gates[0]["id"], report = gates[0]["report_sha256"];
+  EXPECT_EQ(service_.Ctl("gate approve " + gate + " --report " + report).code, 7) << "a submitter is no overseer";
+  EXPECT_NE(As("overseer", "gate approve " + gate + " --report 00").code, 0) << "another report";
+  const CommandResult shown = As("overseer", "gate show " + gate);
+  EXPECT_THAT(shown.output, HasSubstr("exact_answer"));
+  const CommandResult approved = As("overseer", "gate approve " + gate + " --comment fine --report " + report);
+  ASSERT_EQ(approved.code, 0) << approved.output;
+  EXPECT_EQ(service_.Ctl("watch gated").code, 0);
+
+  ASSERT_EQ(service_.Ctl("models pull approved/assistant --out " + File("assistant")).code, 0);
+  ASSERT_EQ(service_.Ctl("models pull approved/assistant.card --out " + File("card")).code, 0);
+  const auto card = ReadFile(File("card/model_card.json")), signature = ReadFile(File("card/model_card.json.sig"));
+  const auto key = ReadFile(service_.Dir() + "/pki/audit.key.pub");
+  ASSERT_TRUE(card.ok() && signature.ok() && key.ok());
+  EXPECT_TRUE(VerifySignature(*key, *card, signature->substr(0, signature->find('\n'))).ok());
+  EXPECT_FALSE(VerifySignature(*key, *card + " ", signature->substr(0, signature->find('\n'))).ok());
+  const nlohmann::json parsed = nlohmann::json::parse(*card);
+  EXPECT_EQ(parsed["approval"]["approvals"][0]["by"], "overseer");
+  EXPECT_EQ(parsed["approval"]["report_sha256"], report);
+  EXPECT_THAT(*ReadFile(File("card/model_card.md")), HasSubstr("overseer | approved"));
+
+  const CommandResult lineage = service_.Ctl("audit show --model " + File("assistant"));
+  EXPECT_EQ(lineage.code, 0) << lineage.output;
+  EXPECT_THAT(lineage.output, HasSubstr(parsed["model"].get<std::string>()));
+  EXPECT_THAT(lineage.output, HasSubstr("kind: sft"));
+  EXPECT_THAT(lineage.output, HasSubstr("gate " + gate));
+  EXPECT_THAT(lineage.output, HasSubstr("gate.approve"));
+  const CommandResult verified = As("overseer", "audit verify --public-key " + service_.Dir() + "/pki/audit.key.pub");
+  EXPECT_EQ(verified.code, 0) << verified.output;
+  EXPECT_THAT(verified.output, HasSubstr("records hold"));
+  // Exported, changed in one place, and checked by whoever has the file.
+  const CommandResult exported = As("overseer", "audit export > " + File("audit.jsonl"));
+  ASSERT_EQ(exported.code, 0) << exported.output;
+  ASSERT_EQ(RunCommand("sed -i '2s/\"decision\":\"[a-z]*\"/\"decision\":\"other\"/' " + File("audit.jsonl")).code, 0);
+  const CommandResult tampered = As("overseer", "audit verify --file " + File("audit.jsonl"));
+  EXPECT_EQ(tampered.code, 1);
+  EXPECT_THAT(tampered.output, HasSubstr("tampered with at record 2"));
+}
+
+TEST_F(OversightTest, OnceAHaltIsAcknowledgedNoStepCommitsUntilAnOverseerResumes) {
+  const std::string path = Write("long.yaml", absl::StrCat("name: long\nseed: 3\nlearners: {ranks: 2}\n",
+                                                           Ppo(30, "  policy_optimizer: {learning_rate: 1e-4}\n")));
+  ASSERT_EQ(service_.Ctl("submit " + path).code, 0);
+  LocalService::Until(
+      absl::Seconds(120), [&] { return StepOf("long") >= 3; }, "three steps are committed");
+  ASSERT_EQ(As("overseer", "service halt --reason look").code, 0);
+  const int halted_at = StepOf("long");
+  ASSERT_LT(halted_at, 30);
+  EXPECT_THAT(service_.Ctl("service state").output, HasSubstr("halted by overseer: look"));
+  absl::SleepFor(absl::Seconds(3));  // that nothing happens cannot be waited for otherwise
+  EXPECT_EQ(StepOf("long"), halted_at);
+  EXPECT_EQ(As("admin", "service resume").code, 7);
+  ASSERT_EQ(As("overseer", "service resume").code, 0);
+  const CommandResult watched = service_.Ctl("watch long");
+  EXPECT_EQ(watched.code, 0) << watched.output;
+  EXPECT_EQ(StepOf("long"), 30);
+  EXPECT_EQ(service_.Ctl("ledger long --check").code, 0);
+}
+
+TEST_F(OversightTest, AMonitorEndsARunWithItsReason) {
+  const std::string fails = Write(
+      "fails.yaml", absl::StrCat("name: fails\nseed: 3\n",
+                                 Ppo(40,
+                                     "  policy_optimizer: {learning_rate: 2e-2}\n  kl: {coefficient: 0.0}\n  monitor: "
+                                     "{max_kl: 0.2, window: 2}\n")));
+  const CommandResult failed = service_.Ctl("submit " + fails + " --follow");
+  EXPECT_EQ(failed.code, 3) << failed.output;
+  EXPECT_THAT(failed.output, HasSubstr("ALERT kl: "));
+  const nlohmann::json job = service_.Job("fails");
+  EXPECT_EQ(job.value("reason_code", job.value("reasonCode", "")), "REWARD_HACKING") << job.dump(1);
+  EXPECT_THAT(job.dump(), Not(HasSubstr("\"model\":\"sha256")));
+  EXPECT_LT(StepOf("fails"), 40);
+
+  const std::string stops = Write(
+      "stops.yaml", absl::StrCat("name: stops\nseed: 3\nlearners: {ranks: 2}\n",
+                                 Ppo(40,
+                                     "  policy_optimizer: {learning_rate: 2e-2}\n  kl: {coefficient: 0.0}\n  monitor: "
+                                     "{max_kl: 0.2, window: 2, action: MONITOR_STOP}\n")));
+  const CommandResult stopped = service_.Ctl("submit " + stops + " --follow");
+  EXPECT_EQ(stopped.code, 0) << stopped.output;
+  EXPECT_THAT(stopped.output, HasSubstr("stopped at step"));
+  EXPECT_LT(StepOf("stops"), 40);
+  EXPECT_GT(service_.Job("stops")["result"]["metrics"]["monitor/kl"].value("value", 0.0), 0.0);
+}
+
+}  // namespace
+}  // namespace rlhf

@@ -1,0 +1,165 @@
+"""The raters' page in a real browser: signing in, comparing by mouse and by keyboard, rating, editing, skipping, on a desk and on a phone."""
+import json
+import os
+import pathlib
+import sys
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import chromium  # noqa: E402
+from service import Service, until  # noqa: E402
+
+PROMPTS = 12
+
+# WCAG's contrast of two colours, and what is wrong with a page: controls without a name, text that is hard to read.
+AUDIT = """(() => {
+  const channel = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = (c) => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number); return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b); };
+  const ground = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (!/, 0\\)$/.test(c)) return c; } return "rgb(255, 255, 255)"; };
+  const problems = [];
+  for (const e of document.querySelectorAll("input, textarea, button, select")) {
+    const named = (e.labels && e.labels.length) || e.getAttribute("aria-label") || (e.tagName === "BUTTON" && e.textContent.trim());
+    if (!named) problems.push("no label: " + e.outerHTML.slice(0, 80));
+  }
+  for (const e of document.querySelectorAll("p, h1, h2, legend, label, button")) {
+    if (!e.textContent.trim() || e.offsetParent === null) continue;
+    const a = light(getComputedStyle(e).color), b = light(ground(e));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) problems.push(`contrast ${ratio.toFixed(2)}: ` + e.outerHTML.slice(0, 80));
+  }
+  if (!document.documentElement.lang) problems.push("no language");
+  if (document.documentElement.scrollWidth > document.documentElement.clientWidth) problems.push("scrolls sideways");
+  return problems;
+})()"""
+
+
+class RatePageTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        if not chromium.find():
+            raise unittest.SkipTest("no chromium here")
+        cls.service = Service()
+        samples = cls.service.scratch / "samples.jsonl"
+        with open(samples, "w") as file:
+            for p in range(PROMPTS):
+                for i in range(2):
+                    file.write(json.dumps({"id": str(p), "index": i, "prompt": f"Question {p}?", "response": f"Answer {i} <b>of</b> {p}"}) + "\n")
+        cls.service.ctl("data", "push", samples, "--alias", "samples")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.service.close()
+
+    def setUp(self):
+        self.browser = chromium.Browser()
+
+    def tearDown(self):
+        self.browser.close()
+
+    def submit(self, name, more):
+        path = self.service.scratch / f"{name}.yaml"
+        path.write_text(f"name: {name}\ncollect:\n  samples: samples\n{more}")
+        self.service.ctl("submit", path)
+
+    def open(self, job):
+        web = self.service.ports()["coordinator"]["web"]
+        self.browser.go(f"https://127.0.0.1:{web}/signin?next=/rate?job={job}")
+        self.browser.wait("document.querySelector('input[name=token]') !== null")
+        self.browser.js(f"document.querySelector('input[name=token]').value = {json.dumps(self.service.token('rater'))}")
+        self.browser.js("document.querySelector('form').requestSubmit()")
+        self.browser.wait("document.querySelector('#form') !== null")
+
+    def prompt(self):
+        return self.browser.wait("document.querySelector('#prompt') && document.querySelector('#prompt').textContent")
+
+    def after(self, prompt):
+        self.browser.wait(f"document.querySelector('#done') || (document.querySelector('#prompt') && document.querySelector('#prompt').textContent !== {json.dumps(prompt)})")
+
+    def press(self, key, code=None):
+        text = "\r" if key == "Enter" else key if len(key) == 1 else ""
+        extra = {"windowsVirtualKeyCode": 13} if key == "Enter" else {}
+        self.browser.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=text, **extra)
+        self.browser.call("Input.dispatchKeyEvent", type="keyUp", key=key, **extra)
+
+    def comparisons(self, job):
+        out = self.service.ctl("feedback", "export", "--job", job, "--format", "own").stdout
+        return [json.loads(line) for line in out.splitlines()]
+
+    def test_answers_are_compared_by_mouse_and_keyboard_and_the_order_is_mixed(self):
+        self.submit("compare", f"  comparisons: {PROMPTS}\n  criteria: [helpful]\n")
+        self.open("compare")
+        browser, chosen, left = self.browser, {}, {}
+        self.assertEqual(browser.js(AUDIT), [])
+        self.assertEqual(browser.js("document.querySelectorAll('#task b').length"), 0, "an answer is text, never markup")
+        browser.js("document.getElementById('send').click()")
+        browser.wait("document.querySelector('[role=alert]').textContent.includes('which answer is better')")
+        for i in range(PROMPTS):
+            prompt = self.prompt()
+            left[prompt] = browser.js("document.querySelector('#answer-a .text').textContent")
+            if i == 0:  # by mouse: the left one
+                chosen[prompt] = left[prompt]
+                browser.js("document.getElementById('prefer-a').click()")
+                browser.js("document.getElementById('strength-1').click()")
+                browser.js("document.querySelector('input[name=\"a:helpful\"][value=\"5\"]').click()")
+                browser.js("document.querySelector('input[name=\"b:helpful\"][value=\"2\"]').click()")
+                browser.js("document.getElementById('comment').value = 'clearer'")
+                self.assertTrue(browser.js("document.getElementById('answer-a').classList.contains('chosen')"))
+                browser.js("document.getElementById('send').click()")
+            else:  # by keyboard only: the right one, or a tie at last
+                tie = i == PROMPTS - 1
+                chosen[prompt] = None if tie else browser.js("document.querySelector('#answer-b .text').textContent")
+                self.press("3" if tie else "2")
+                self.press("Enter")
+            self.after(prompt)
+        browser.wait("document.querySelector('#done')")
+        self.assertIn(f"{PROMPTS} of {PROMPTS} answered, {PROMPTS} by you", browser.js("document.getElementById('counts').textContent"))
+        self.assertEqual(browser.problems, [])
+        swapped = 0
+        for made in self.comparisons("compare"):
+            prompt, first, second = made["prompt"]["text"], made["first"]["text"], made["second"]["text"]
+            preferred = {"FIRST": first, "SECOND": second, "TIE": None}[made["preference"]]
+            self.assertEqual(preferred, chosen[prompt], prompt)
+            swapped += left[prompt] == second
+            if made.get("comment"):
+                best = "first_ratings" if preferred == first else "second_ratings"
+                worst = "second_ratings" if preferred == first else "first_ratings"
+                self.assertEqual((made[best], made[worst], made["strength"]), ({"helpful": 5}, {"helpful": 2}, 1))
+        self.assertTrue(0 < swapped < PROMPTS, f"{swapped} of {PROMPTS} were shown the other way round")
+        until("the job ends", 20, lambda: self.service.job("compare")["state"] == "SUCCEEDED")
+
+    def test_edits_ratings_and_skips_on_a_phone(self):
+        self.submit("edits", "  comparisons: 6\n  edit_fraction: 0.5\n  rating_fraction: 0.5\n  criteria: [helpful, honest]\n")
+        self.browser.call("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True)
+        self.open("edits")
+        skipped = kinds = 0
+        for i in range(6):
+            prompt = self.prompt()
+            self.assertEqual(self.browser.js(AUDIT), [])
+            smallest = self.browser.js("Math.min(...[...document.querySelectorAll('.choices label, .actions button')].map((e) => e.getBoundingClientRect().height))")
+            self.assertGreaterEqual(smallest, 44, "large enough for a finger")
+            if i == 2:
+                skipped += 1
+                self.browser.js("document.getElementById('skip').click()")
+            elif self.browser.js("document.getElementById('written') !== null"):
+                kinds |= 1
+                self.browser.js("document.getElementById('written').value += ', better'")
+                self.browser.js("document.getElementById('send').click()")
+            else:
+                kinds |= 2
+                for criterion in ("helpful", "honest"):
+                    self.browser.js(f"document.querySelector('input[name=\"a:{criterion}\"][value=\"4\"]').click()")
+                self.browser.js("document.getElementById('send').click()")
+            self.after_any(prompt)
+        self.browser.wait("document.querySelector('#done')")
+        self.assertEqual(self.browser.problems, [])
+        self.assertEqual(len(self.comparisons("edits")), 6 - skipped)
+        if folder := os.environ.get("RLHF_KEEP_PICTURES"):
+            self.browser.screenshot(pathlib.Path(folder) / "rate-phone.png")
+
+    def after_any(self, prompt):
+        """The same prompt may come again as another kind of task: the form is a new one."""
+        self.browser.wait("document.querySelector('#done') || document.querySelector('#send:not([disabled])')")
+
+
+if __name__ == "__main__":
+    unittest.main()
