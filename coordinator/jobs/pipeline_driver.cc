@@ -43,8 +43,8 @@ class PipelineDriver final : public Driver {
     v1::ListGatesRequest request;
     request.mutable_page()->set_page_size(1000);
     request.add_states(v1::GATE_WAITING);
-    const absl::StatusOr<v1::ListGatesResponse> gates = deps().oversight->ListGates(request);
-    for (const v1::GateRow& gate : gates.ok() ? gates->gates() : v1::ListGatesResponse().gates()) {
+    const v1::ListGatesResponse gates = deps().oversight->ListGates(request).value_or(v1::ListGatesResponse());
+    for (const v1::GateRow& gate : gates.gates()) {
       if (gate.job_id() != job_id_) continue;
       facts->gate_id = gate.id();
       facts->approvals = gate.approvals_size();
