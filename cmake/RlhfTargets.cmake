@@ -16,9 +16,6 @@ if(RLHF_SANITIZE)
     -fno-sanitize-recover=undefined)
   target_link_options(rlhf_build_flags INTERFACE -fsanitize=${RLHF_SANITIZE})
 endif()
-if(RLHF_FAILPOINTS)
-  target_compile_definitions(rlhf_build_flags INTERFACE RLHF_FAILPOINTS=1)
-endif()
 
 # The shared precompiled headers. Compile options must agree with every user: rlhf_build_flags holds them.
 function(_rlhf_pch NAME HEADER)
@@ -53,6 +50,25 @@ function(_rlhf_apply_kind TARGET TORCH GRPC)
   endif()
 endfunction()
 
+# The sources of a library that have failpoints, once more with them compiled in: rlhf_<NAME>_failpoints, objects that
+# rlhf_cc_binary links before the library. The library's own members of the same names are then never pulled in.
+function(_rlhf_failpoint_objects NAME TORCH GRPC SRCS DEPS)
+  set(_with)
+  foreach(_src IN LISTS SRCS)
+    file(STRINGS "${CMAKE_CURRENT_SOURCE_DIR}/${_src}" _uses REGEX "RLHF_FAILPOINT" LIMIT_COUNT 1)
+    if(_uses)
+      list(APPEND _with "${_src}")
+    endif()
+  endforeach()
+  if(NOT _with)
+    return()
+  endif()
+  add_library(rlhf_${NAME}_failpoints OBJECT ${_with})
+  target_link_libraries(rlhf_${NAME}_failpoints PUBLIC ${DEPS})
+  target_compile_definitions(rlhf_${NAME}_failpoints PRIVATE RLHF_FAILPOINTS=1)
+  _rlhf_apply_kind(rlhf_${NAME}_failpoints "${TORCH}" "${GRPC}")
+endfunction()
+
 # rlhf_cc_library(NAME artifact_tokenizer [TORCH] [GRPC] HDRS a.h SRCS a.cc DEPS rlhf::common absl::status)
 function(rlhf_cc_library)
   cmake_parse_arguments(ARG "TORCH;GRPC" "NAME" "HDRS;SRCS;DEPS" ${ARGN})
@@ -60,6 +76,7 @@ function(rlhf_cc_library)
     add_library(rlhf_${ARG_NAME} STATIC ${ARG_SRCS} ${ARG_HDRS})
     target_link_libraries(rlhf_${ARG_NAME} PUBLIC ${ARG_DEPS})
     _rlhf_apply_kind(rlhf_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
+    _rlhf_failpoint_objects(${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}" "${ARG_SRCS}" "${ARG_DEPS}")
   else()
     add_library(rlhf_${ARG_NAME} INTERFACE ${ARG_HDRS})
     target_link_libraries(rlhf_${ARG_NAME} INTERFACE rlhf_build_flags ${ARG_DEPS})
@@ -67,15 +84,28 @@ function(rlhf_cc_library)
   add_library(rlhf::${ARG_NAME} ALIAS rlhf_${ARG_NAME})
 endfunction()
 
-# rlhf_cc_binary(NAME coordinator OUTPUT rlhf-coordinator [TORCH] [GRPC] SRCS main.cc DEPS …) -> build/<preset>/bin/OUTPUT
+# rlhf_cc_binary(NAME coordinator OUTPUT rlhf-coordinator [TORCH] [GRPC] SRCS main.cc DEPS … [FAILPOINTS lib…])
+# -> build/<preset>/bin/OUTPUT; with FAILPOINTS (libraries whose sources have some) also build/<preset>/bin-faults/OUTPUT,
+# for tests/faults.
 function(rlhf_cc_binary)
-  cmake_parse_arguments(ARG "TORCH;GRPC" "NAME;OUTPUT" "SRCS;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "TORCH;GRPC" "NAME;OUTPUT" "SRCS;DEPS;FAILPOINTS" ${ARGN})
   add_executable(rlhf_bin_${ARG_NAME} ${ARG_SRCS})
   target_link_libraries(rlhf_bin_${ARG_NAME} PRIVATE ${ARG_DEPS})
   _rlhf_apply_kind(rlhf_bin_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
   set_target_properties(rlhf_bin_${ARG_NAME} PROPERTIES OUTPUT_NAME "${ARG_OUTPUT}"
     RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin")
   install(TARGETS rlhf_bin_${ARG_NAME} RUNTIME DESTINATION bin)
+  if(ARG_FAILPOINTS)
+    set(_objects)
+    foreach(_lib IN LISTS ARG_FAILPOINTS)
+      list(APPEND _objects $<TARGET_OBJECTS:rlhf_${_lib}_failpoints>)
+    endforeach()
+    add_executable(rlhf_faults_${ARG_NAME} ${ARG_SRCS} ${_objects})
+    target_link_libraries(rlhf_faults_${ARG_NAME} PRIVATE ${ARG_DEPS})
+    _rlhf_apply_kind(rlhf_faults_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
+    set_target_properties(rlhf_faults_${ARG_NAME} PROPERTIES OUTPUT_NAME "${ARG_OUTPUT}"
+      RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin-faults")
+  endif()
 endfunction()
 
 # rlhf_cc_test(NAME ledger_test [TORCH] [GRPC] [LABELS integration] [TIMEOUT 60] SRCS ledger_test.cc DEPS …): one
@@ -91,7 +121,7 @@ function(rlhf_cc_test)
   set_target_properties(${ARG_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
   set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
-    ENVIRONMENT "RLHF_SOURCE_DIR=${PROJECT_SOURCE_DIR};RLHF_BIN_DIR=${PROJECT_BINARY_DIR}/bin;OMP_NUM_THREADS=1")
+    ENVIRONMENT "RLHF_SOURCE_DIR=${PROJECT_SOURCE_DIR};RLHF_BIN_DIR=${PROJECT_BINARY_DIR}/bin;RLHF_FAULTS_BIN_DIR=${PROJECT_BINARY_DIR}/bin-faults;OMP_NUM_THREADS=1")
 endfunction()
 
 # rlhf_proto_library(NAME proto SRCS rlhf/v1/job.proto …): messages and gRPC stubs into one library.

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "common/failpoint.h"
 #include "common/status_util.h"
 
 namespace rlhf::learner {
@@ -26,6 +27,7 @@ Trainable::Trainable(std::unique_ptr<model::Transformer> model, const v1::Optimi
 
 absl::StatusOr<double> Trainable::Accumulate(const std::vector<LossTerm>& terms, Collective* collective) {
   buckets_.Begin();
+  RLHF_FAILPOINT("learner/before_allreduce");
   if (terms.empty()) {
     RLHF_RETURN_IF_ERROR(buckets_.ReduceOnly(collective));
     return 0.0;
@@ -40,6 +42,7 @@ absl::StatusOr<double> Trainable::Accumulate(const std::vector<LossTerm>& terms,
 }
 
 absl::StatusOr<double> Trainable::FinishSums() {
+  RLHF_FAILPOINT("learner/inside_allreduce");
   RLHF_RETURN_IF_ERROR(buckets_.Wait());
   return AdamW::Norm(buckets_.gradients());
 }
