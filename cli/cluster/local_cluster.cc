@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
@@ -109,8 +110,13 @@ absl::Status LocalCluster::StartCoordinator() {
                   (dir / "tokens" / "tokens.json").string(),
                   "--ports-file",
                   ports_file,
+                  "--heartbeat-ms",
+                  absl::StrCat(options_.heartbeat_ms),
+                  "--lease-ms",
+                  absl::StrCat(3 * options_.heartbeat_ms),
                   "--log-level",
                   options_.log_level};
+  Wrap(&spec);
   RLHF_RETURN_IF_ERROR(supervisor_.Start(spec));
   const absl::Time deadline = absl::Now() + kCoordinatorReady;
   while (absl::Now() < deadline) {
@@ -137,7 +143,7 @@ absl::Status LocalCluster::StartRole(const std::string& binary, const std::strin
   spec.environment = Environment();
   spec.command = {(fs::path(options_.bin_dir) / binary).string(),
                   "--coordinator",
-                  fleet_address_,
+                  options_.via.count(name) > 0 ? options_.via.at(name) : fleet_address_,
                   "--instance",
                   name,
                   "--artifact-root",
@@ -160,6 +166,7 @@ absl::Status LocalCluster::StartRole(const std::string& binary, const std::strin
                   options_.log_level};
   spec.command.insert(spec.command.end(), extra.begin(), extra.end());
   RLHF_RETURN_IF_ERROR(MakeDirs((dir / "cache" / name).string()));
+  Wrap(&spec);
   return supervisor_.Start(spec);
 }
 
@@ -180,6 +187,20 @@ absl::Status LocalCluster::WriteContexts() {
   return absl::OkStatus();
 }
 
+void LocalCluster::Wrap(ProcessSpec* spec) const {
+  const auto wrap = options_.wrap.find(spec->name);
+  if (wrap == options_.wrap.end()) return;
+  // An absolute path is what execve wants; env finds the rest.
+  std::vector<std::string> words = absl::StrSplit(absl::StrCat("/usr/bin/env ", wrap->second), ' ', absl::SkipEmpty());
+  words.insert(words.end(), spec->command.begin(), spec->command.end());
+  spec->command = std::move(words);
+}
+
+std::vector<std::string> LocalCluster::Evidence() const {
+  if (!options_.evidence) return {};
+  return {"--evidence-dir", (fs::path(options_.dir) / "evidence").string()};
+}
+
 absl::Status LocalCluster::Start() {
   options_.dir = fs::absolute(options_.dir).string();
   for (const char* folder : {"data", "artifacts", "tokens", "ports", "logs", "cache"}) {
@@ -197,11 +218,13 @@ absl::Status LocalCluster::Start() {
     RLHF_RETURN_IF_ERROR(StartRole("rlhf-reward-server", "reward_server", absl::StrCat("reward-", i), {}));
   }
   for (int i = 0; i < options_.rollout_workers; ++i) {
-    RLHF_RETURN_IF_ERROR(StartRole("rlhf-rollout-worker", "rollout_worker", absl::StrCat("rollout-", i),
-                                   {"--slots", std::to_string(options_.slots)}));
+    std::vector<std::string> extra = Evidence();
+    extra.insert(extra.end(), {"--slots", std::to_string(options_.slots)});
+    RLHF_RETURN_IF_ERROR(
+        StartRole("rlhf-rollout-worker", "rollout_worker", absl::StrCat("rollout-", i), std::move(extra)));
   }
   for (int i = 0; i < options_.learners; ++i) {
-    RLHF_RETURN_IF_ERROR(StartRole("rlhf-learner", "learner", absl::StrCat("learner-", i), {}));
+    RLHF_RETURN_IF_ERROR(StartRole("rlhf-learner", "learner", absl::StrCat("learner-", i), Evidence()));
   }
   return absl::OkStatus();
 }
