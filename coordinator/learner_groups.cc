@@ -15,6 +15,8 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr absl::Duration kFormingTimeout = absl::Seconds(30);
+// A rank that died is usually started again at once: so long a smaller group waits for the full number.
+constexpr absl::Duration kFullGroupPatience = absl::Seconds(5);
 
 struct Group {
   TrainingPlan plan;
@@ -23,8 +25,10 @@ struct Group {
   std::vector<std::string> members;  // sessions by rank; empty: no group now
   std::set<std::string> answered;    // members that have their assignment
   std::string rendezvous;
-  absl::Duration formed_at;
-  v1::GroupAssignment assignment;  // of this epoch, without rank
+  absl::Duration formed_at, broken_at;
+  std::set<std::string> survivors;  // sessions of the group before that may still join again
+  bool growing = false;             // broken to take a rank in: it waits for the survivors only
+  v1::GroupAssignment assignment;   // of this epoch, without rank
 
   bool complete() const { return answered.size() == members.size(); }
 };
@@ -39,6 +43,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     group.plan = std::move(plan);
     group.listener = listener;
     group.epoch = last_epoch;
+    group.broken_at = loop_->clock().Now();
     groups_[job_id] = std::move(group);
     loop_->Post([this] { Form(); });
   }
@@ -89,6 +94,19 @@ class LearnerGroupsImpl final : public LearnerGroups {
                       v1::STALE_EPOCH);
   }
 
+  void Break(const std::string& job_id, const std::string& why) override {
+    if (const auto it = groups_.find(job_id); it != groups_.end()) Dissolve(it->second, why);
+  }
+
+  bool TakeIn(const std::string& job_id) override {
+    const auto it = groups_.find(job_id);
+    if (it == groups_.end() || it->second.growing || it->second.members.empty() ||
+        static_cast<int>(it->second.members.size()) >= it->second.plan.ranks || Candidates().empty())
+      return false;
+    it->second.growing = true;
+    return true;
+  }
+
   int free_learners() const override {
     int free = 0;
     for (const Session* session : fleet_->Sessions(v1::ROLE_LEARNER))
@@ -129,6 +147,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
 
   void OnLost(const Session& session) override {
     for (auto& [id, group] : groups_) {
+      group.survivors.erase(session.session_id);
       if (std::find(group.members.begin(), group.members.end(), session.session_id) != group.members.end()) {
         Dissolve(group, absl::StrCat("learner ", session.identity.instance_id(), " was lost"));
       }
@@ -152,12 +171,42 @@ class LearnerGroupsImpl final : public LearnerGroups {
   void Dissolve(Group& group, const std::string& why) {
     if (group.members.empty()) return;
     spdlog::warn("job {}: group of epoch {} is over: {}", group.plan.job_id, group.epoch, why);
+    group.broken_at = loop_->clock().Now();
+    group.survivors.clear();
+    for (const std::string& member : group.members) {
+      if (fleet_->Find(member).ok()) group.survivors.insert(member);
+    }
     group.members.clear();
     group.answered.clear();
     group.rendezvous.clear();
     loop_->Post([this, job_id = group.plan.job_id, why] {
       if (const auto it = groups_.find(job_id); it != groups_.end()) it->second.listener->OnGroupLost(job_id, why);
     });
+  }
+
+  // Waiting sessions that may become a rank, longest waiting first.
+  std::vector<const Waiter*> Candidates() const {
+    std::vector<const Waiter*> candidates;
+    for (const Waiter& waiter : waiters_) {
+      const absl::StatusOr<const Session*> session = fleet_->Find(waiter.request.session_id());
+      if (session.ok() && !(*session)->draining && !(*session)->cordoned && !IsMember(waiter.request.session_id()))
+        candidates.push_back(&waiter);
+    }
+    return candidates;
+  }
+
+  // How many ranks the group is formed with now, 0: it still waits. All it wants; or, where the job allows fewer, all
+  // there are once the survivors are back and the dead had their moment to return.
+  int RanksNow(const Group& group, const std::vector<const Waiter*>& candidates) const {
+    const int there = static_cast<int>(candidates.size());
+    if (there >= group.plan.ranks) return group.plan.ranks;
+    if (there < group.plan.min_ranks) return 0;
+    const bool all_back = std::all_of(group.survivors.begin(), group.survivors.end(), [&](const std::string& survivor) {
+      return std::any_of(candidates.begin(), candidates.end(),
+                         [&](const Waiter* waiter) { return waiter->request.session_id() == survivor; });
+    });
+    const absl::Duration waited = loop_->clock().Now() - group.broken_at;
+    return (all_back && group.growing) || waited > kFullGroupPatience ? there : 0;
   }
 
   // All ranks at once or none: jobs by priority, then age.
@@ -169,21 +218,16 @@ class LearnerGroupsImpl final : public LearnerGroups {
     std::stable_sort(waiting.begin(), waiting.end(),
                      [](const Group* a, const Group* b) { return a->plan.priority > b->plan.priority; });
     for (Group* group : waiting) {
-      std::vector<const Waiter*> candidates;
-      for (const Waiter& waiter : waiters_) {
-        const absl::StatusOr<const Session*> session = fleet_->Find(waiter.request.session_id());
-        if (session.ok() && !(*session)->draining && !(*session)->cordoned && !IsMember(waiter.request.session_id()))
-          candidates.push_back(&waiter);
-      }
-      if (static_cast<int>(candidates.size()) < group->plan.ranks)
-        return;  // a smaller job behind it must not starve it
+      std::vector<const Waiter*> candidates = Candidates();
+      const int ranks = RanksNow(*group, candidates);
+      if (ranks == 0) return;  // a smaller job behind it must not starve it
       // Those that still hold this job's weights come first and seed the others.
       const auto held_step = [&](const Waiter* waiter) {
         return waiter->request.held_job_id() == group->plan.job_id ? waiter->request.held().step() : int64_t{-1};
       };
       std::stable_sort(candidates.begin(), candidates.end(),
                        [&](const Waiter* a, const Waiter* b) { return held_step(a) > held_step(b); });
-      candidates.resize(group->plan.ranks);
+      candidates.resize(ranks);
       const v1::PolicyVersion& held = candidates.front()->request.held();
       const bool holds = held_step(candidates.front()) > 0;
       ++group->epoch;
@@ -193,7 +237,9 @@ class LearnerGroupsImpl final : public LearnerGroups {
                                                           (*fleet_->Find(group->members.front()))->identity.address());
       group->assignment.set_job_id(group->plan.job_id);
       group->assignment.set_epoch(group->epoch);
-      group->assignment.set_world_size(group->plan.ranks);
+      group->assignment.set_world_size(ranks);
+      group->growing = false;
+      group->survivors.clear();
     }
   }
 

@@ -14,6 +14,8 @@ struct TrainingPlan {
   std::string job_id;
   int priority = 0;
   int ranks = 1;
+  int min_ranks =
+      1;  // in [1, ranks]: with fewer than `ranks` the survivors go on, after a moment for the dead to return
 };
 
 // The job behind a group.
@@ -38,6 +40,11 @@ class LearnerGroups : public FleetListener {
   // Aborted with STALE_EPOCH unless the session is a member of the job's current epoch. Every call of a learner passes
   // this first.
   virtual absl::Status Fence(const std::string& job_id, uint64_t epoch, const std::string& session_id) const = 0;
+  // Ends the job's group, if there is one: its ranks join again.
+  virtual void Break(const std::string& job_id, const std::string& why) = 0;
+  // The group has fewer ranks than the job wants and a free one waits: true once, and the group is formed anew as soon
+  // as its ranks have joined again.
+  virtual bool TakeIn(const std::string& job_id) = 0;
   virtual int free_learners() const = 0;
   virtual void Tick() = 0;
 };

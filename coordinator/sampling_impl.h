@@ -19,7 +19,8 @@ namespace rlhf::coordinator {
 // A sample that a rollout worker generates. Deadlines are never stored: after a restart every lease has one full life.
 struct HeldLease {
   std::string session_id;  // empty: of before a restart, until a heartbeat claims it
-  absl::Duration last_seen, last_progress;
+  int32_t attempt = 0;
+  absl::Duration since, last_seen, last_progress;
   int tokens_done = 0;
 };
 
@@ -30,7 +31,9 @@ struct ActiveJob {
   SamplingListener* listener;
   Ledger ledger;
   bool paused = false;
-  std::map<SampleKey, HeldLease> leases;            // exactly the leased ones
+  std::map<SampleKey, HeldLease> leases;            // exactly the leased ones, each at its newest attempt
+  std::map<SampleKey, HeldLease> slow;              // a lease that is hedged: its older attempt, which may still win
+  std::deque<absl::Duration> took;                  // from lease to result, of the newest ones
   std::map<SampleKey, int> failures;                // since the coordinator's start
   std::set<SampleKey> scoring;                      // at a reward server now
   std::map<SampleKey, absl::Duration> score_after;  // backing off after a failed scoring
@@ -106,6 +109,15 @@ class SamplingImpl final : public Sampling {
   // Leases.
   ActiveJob* PickJob(const Session& session);
   bool TryLease(const Session& session, int max_samples, v1::LeasePromptsResponse* response, WriteBatch* batch);
+  // A second attempt, at an idle worker, of what another takes much longer for than is usual.
+  bool TryHedge(const Session& session, int max_samples, v1::LeasePromptsResponse* response, WriteBatch* batch);
+  void AddLease(ActiveJob& job, const SampleKey& key, const Session& session, bool hedge,
+                v1::LeasePromptsResponse* response, WriteBatch* batch);
+  // The lease of a sample at an attempt, null when nobody holds it (any more).
+  static HeldLease* FindLease(ActiveJob& job, const SampleKey& key, int32_t attempt);
+  // One attempt ends without a result; the sample is released unless another attempt of it goes on.
+  void EndAttempt(ActiveJob& job, const SampleKey& key, int32_t attempt, const std::string& error, bool permanent,
+                  WriteBatch* batch);
   void ServeWaiters();
   void Release(ActiveJob& job, const SampleKey& key, const std::string& error, bool permanent, WriteBatch* batch);
   void ExpireLeases(ActiveJob& job);
@@ -134,6 +146,7 @@ class SamplingImpl final : public Sampling {
     absl::Duration not_before;
   };
   std::map<std::string, RewardServer> reward_servers_;  // by session
+  std::set<std::string> stuck_;  // workers' sessions that report and get nowhere: nothing new until they do
   int writes_in_flight_ = 0;
 };
 

@@ -73,6 +73,11 @@ uint32_t NoiseStream(const v1::Job& job) {
   return XXH32(job.stage().data(), job.stage().size(), 0);
 }
 
+v1::JobState StateAfterPause(const v1::Job& job) {
+  if (job.spec().has_collect()) return v1::WAITING;
+  return job.has_started_at() ? v1::RUNNING : v1::PENDING;
+}
+
 bool IsTerminalState(v1::JobState state) {
   return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED;
 }

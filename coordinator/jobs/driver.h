@@ -7,6 +7,7 @@
 
 #include "absl/functional/any_invocable.h"
 #include "coordinator/jobs.h"
+#include "coordinator/store/keys.h"
 
 namespace rlhf::coordinator {
 
@@ -89,5 +90,8 @@ v1::ScorerSpec ResolvedScorer(const v1::Job& job, v1::ScorerSpec scorer);
 // Noise stream of a job: stages of one pipeline, which share its seed, get different ones.
 uint32_t NoiseStream(const v1::Job& job);
 bool IsTerminalState(v1::JobState state);
+// What a paused job goes back to; waiting jobs find out by themselves that they wait.
+v1::JobState StateAfterPause(const v1::Job& job);
+inline constexpr char kDiskFull[] = "DISK_FULL";  // reason_code of a job that is paused for want of room
 
 }  // namespace rlhf::coordinator

@@ -232,13 +232,7 @@ void JobTable::SetPausedTree(const std::string& job_id, bool paused, WriteBatch*
       PutRow(&stage->job, batch);
   }
   if (paused == (entry->job.state() == v1::PAUSED)) return;
-  // What it goes back to; waiting jobs find out by themselves that they wait.
-  SetState(&entry->job,
-           paused                            ? v1::PAUSED
-           : entry->job.spec().has_collect() ? v1::WAITING
-           : entry->job.has_started_at()     ? v1::RUNNING
-                                             : v1::PENDING,
-           paused ? "paused" : "", "", batch);
+  SetState(&entry->job, paused ? v1::PAUSED : StateAfterPause(entry->job), paused ? "paused" : "", "", batch);
   if (entry->driver != nullptr) entry->driver->SetPaused(paused, batch);
 }
 
@@ -299,6 +293,14 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
       });
       if (!status.ok()) return done(status);
     }
+    for (const std::string& prefix : {CommittedStepPrefix(id), CheckpointPrefix(id)}) {
+      const absl::Status status =
+          deps_.store->Scan(Table::kMeta, prefix, [&](absl::string_view key, absl::string_view) {
+            batch.Erase(Table::kMeta, std::string(key));
+            return true;
+          });
+      if (!status.ok()) return done(status);
+    }
     batch.Erase(Table::kJobs, id);
     deps_.sampling->RemoveJob(id);
     jobs_.erase(id);
@@ -321,6 +323,11 @@ absl::StatusOr<v1::ExplainJobResponse> JobTable::Explain(const std::string& job_
     return out;
   }
   if (entry->job.state() == v1::PAUSED) {
+    if (entry->job.reason_code() == kDiskFull) {
+      out.set_waits_for(entry->job.reason());
+      out.set_what_to_do("free some space; the job goes on by itself");
+      return out;
+    }
     out.set_waits_for("a person: it is paused");
     out.set_what_to_do(absl::StrCat("`rlhfctl resume ", job_id, "`"));
     return out;

@@ -24,6 +24,8 @@ class TrainingDriver : public Driver, protected TrainingListener {
   v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
                                      const std::string& rank0_address) override;
   void OnGroupLost(const std::string& job_id, const std::string& why) override;
+  // The newest checkpoint cannot be read: the one before takes its place, and the group forms anew.
+  void GoBackACheckpoint(const std::string& why, Done<v1::FailTrainingResponse> done);
   // What every assignment of this job has, from the job's row.
   v1::GroupAssignment Assignment(uint64_t epoch) const;
   // The result was durable before a restart and only the job's end was not: ends it.
