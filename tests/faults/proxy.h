@@ -116,7 +116,8 @@ class Proxy {
     while (side.bytes < kHeldAtMost && !side.ended) {
       const ssize_t n = recv(side.from, buffer, sizeof(buffer), MSG_DONTWAIT);
       if (n > 0) {
-        side.held.push_back({absl::Now() + absl::Milliseconds(delay_ms_), std::string(buffer, static_cast<size_t>(n))});
+        side.held.push_back(
+            {absl::Now() + absl::Milliseconds(delay_ms_.load()), std::string(buffer, static_cast<size_t>(n))});
         side.bytes += static_cast<size_t>(n);
       } else if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
         break;
