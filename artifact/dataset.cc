@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "artifact/prompt.h"
 
 namespace rlhf::artifact {
 namespace {
@@ -50,6 +51,13 @@ class Line {
       return Fail(absl::StrCat("\"", key, "\": expected a string, found ", json_[key].type_name()));
     *out = json_[key].get<std::string>();
   }
+  // "prompt", "messages", or both.
+  void Prompt(std::string* prompt, std::vector<ChatMessage>* messages) {
+    known_.push_back("messages");
+    if (json_.contains("messages")) Messages(json_["messages"], messages);
+    Text("prompt", messages->empty(), prompt);
+    if (!json_.contains("prompt")) *prompt = ShownText(*messages);
+  }
   void Number(const char* key, double* out) {
     known_.push_back(key);
     if (!json_.contains(key)) return;
@@ -75,6 +83,7 @@ class Line {
       (*out)[name] = value.get<std::string>();
     }
   }
+  bool lacks(const char* key) const { return !json_.contains(key); }
   absl::Status Finish(bool allow_unknown = false) {
     if (!status_.ok() || allow_unknown) return status_;
     for (const auto& item : json_.items()) {
@@ -90,9 +99,23 @@ class Line {
     return absl::OkStatus();
   }
 
- private:
   void Fail(const std::string& problem) {
     if (status_.ok()) status_ = Bad(problem);
+  }
+
+ private:
+  void Messages(const Json& list, std::vector<ChatMessage>* out) {
+    if (!list.is_array() || list.empty() || list.size() > 1000)
+      return Fail("\"messages\": expected an array of 1 to 1000 {\"role\", \"content\"}");
+    for (const Json& item : list) {
+      const bool good = item.is_object() && item.size() == 2 && item.contains("role") && item.contains("content") &&
+                        item["role"].is_string() && item["content"].is_string() && item["role"] != "";
+      if (!good) {
+        return Fail(absl::StrCat("\"messages[", out->size(),
+                                 "]\": expected {\"role\": text, \"content\": text}, and no other key"));
+      }
+      out->push_back({item["role"].get<std::string>(), item["content"].get<std::string>()});
+    }
   }
   const Json& json_;
   std::string where_;
@@ -145,8 +168,18 @@ absl::StatusOr<std::vector<Record>> ReadAll(const std::string& path,
 
 absl::StatusOr<std::vector<SftRecord>> ReadSftData(const std::string& path) {
   return ReadAll<SftRecord>(path, [](Line& line, int64_t, SftRecord* record) {
-    line.Text("prompt", true, &record->prompt);
-    line.Text("response", true, &record->response);
+    line.Prompt(&record->prompt, &record->messages);
+    // A conversation may end with the answer.
+    const bool answered = !record->messages.empty() && record->messages.back().role == "assistant";
+    line.Text("response", !answered, &record->response);
+    if (answered) {
+      if (!record->response.empty())
+        line.Fail("\"response\": the last of \"messages\" is an answer already; expected one of the two");
+      record->response = record->messages.back().content;
+      record->messages.pop_back();
+      if (record->messages.empty()) line.Fail("\"messages\": expected a question before the answer");
+      if (line.lacks("prompt")) record->prompt = ShownText(record->messages);
+    }
     line.Text("category", false, &record->category);
     line.TagMap("tags", &record->tags);
     return line.Finish();
@@ -156,7 +189,7 @@ absl::StatusOr<std::vector<SftRecord>> ReadSftData(const std::string& path) {
 absl::StatusOr<std::vector<PromptRecord>> ReadPromptData(const std::string& path) {
   return ReadAll<PromptRecord>(path, [](Line& line, int64_t number, PromptRecord* record) {
     record->id = std::to_string(number);
-    line.Text("prompt", true, &record->prompt);
+    line.Prompt(&record->prompt, &record->messages);
     line.Text("reference", false, &record->reference);
     line.Text("id", false, &record->id);
     line.Text("category", false, &record->category);
@@ -165,9 +198,23 @@ absl::StatusOr<std::vector<PromptRecord>> ReadPromptData(const std::string& path
   });
 }
 
+absl::StatusOr<std::vector<ChatMessage>> ParseMessages(absl::string_view text, const std::string& name) {
+  const Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
+  const Json object = json.is_array() ? Json{{"messages", json}} : json;
+  if (!object.is_object() || !object.contains("messages"))
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": expected [{\"role\", \"content\"}, …] or {\"messages\": […]}"));
+  Line line(object, name);
+  std::string prompt;
+  std::vector<ChatMessage> out;
+  line.Prompt(&prompt, &out);
+  if (absl::Status status = line.Finish(); !status.ok()) return status;
+  return out;
+}
+
 absl::StatusOr<std::vector<ComparisonRecord>> ReadComparisonData(const std::string& path) {
   return ReadAll<ComparisonRecord>(path, [](Line& line, int64_t, ComparisonRecord* record) {
-    line.Text("prompt", true, &record->prompt);
+    line.Prompt(&record->prompt, &record->messages);
     line.Text("chosen", true, &record->chosen);
     line.Text("rejected", true, &record->rejected);
     line.Flag("tie", &record->tie);
@@ -183,7 +230,7 @@ absl::StatusOr<std::vector<SampleRecord>> ReadSampleData(const std::string& path
   return ReadAll<SampleRecord>(path, [](Line& line, int64_t, SampleRecord* record) {
     double index = 0;
     line.Text("id", false, &record->id);
-    line.Text("prompt", true, &record->prompt);
+    line.Prompt(&record->prompt, &record->messages);
     line.Text("response", true, &record->response);
     line.Text("reference", false, &record->reference);
     line.Text("category", false, &record->category);

@@ -10,24 +10,32 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "artifact/chat_message.h"
 
 namespace rlhf::artifact {
 
 using Tags = std::map<std::string, std::string>;
 
-// {"prompt", "response", "category"?, "tags"?}
+// Every record may have "messages" ([{"role", "content"}, …]) instead of, or beside, "prompt": then the messages are
+// what a model sees, and `prompt` what people are shown (of the messages, when it is not given).
+
+// {"prompt", "response", "category"?, "tags"?}; without "response" the last message is the assistant's answer.
 struct SftRecord {
   std::string prompt, response, category;
+  std::vector<ChatMessage> messages;
   Tags tags;
 };
 // {"prompt", "reference"?, "id"?, "category"?, "tags"?}; id defaults to the line's number, from 1.
 struct PromptRecord {
   std::string id, prompt, reference, category;
+  std::vector<ChatMessage> messages;
   Tags tags;
 };
 // {"prompt", "chosen", "rejected", "tie"?, "margin"?, "strength"?, "category"?, "tags"?}
 struct ComparisonRecord {
   std::string prompt, chosen, rejected, category;
+  std::vector<ChatMessage> messages;
   bool tie = false;
   double margin = 0, strength = 0;
   Tags tags;
@@ -35,9 +43,13 @@ struct ComparisonRecord {
 // A line of a sample job's output; keys beyond these are allowed.
 struct SampleRecord {
   std::string id, prompt, response, reference, category, finish_reason;
+  std::vector<ChatMessage> messages;
   int index = 0;
   Tags tags;
 };
+
+// One conversation: an array of messages, or {"messages": […]}. `name` stands for the place in errors.
+absl::StatusOr<std::vector<ChatMessage>> ParseMessages(absl::string_view text, const std::string& name);
 
 absl::StatusOr<std::vector<SftRecord>> ReadSftData(const std::string& path);
 absl::StatusOr<std::vector<PromptRecord>> ReadPromptData(const std::string& path);

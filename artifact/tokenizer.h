@@ -11,6 +11,8 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "artifact/chat_message.h"
 
 namespace rlhf::artifact {
 
@@ -18,25 +20,38 @@ struct EncodeOptions {
   // Apply the template post-processor (for instance, prepend <s>).
   bool add_special_tokens = true;
   // Treat literal special tokens in the text as special. Off for text that comes from people: a prompt holding a
-  // literal
-  // "</s>" is plain text unless the caller opts in.
+  // literal "</s>" is plain text unless the caller opts in.
   bool parse_special_tokens = false;
+  // With parse_special_tokens: ascending byte offsets inside literal special tokens that stay plain text all the same.
+  absl::Span<const size_t> plain_at = {};
 };
 
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  // Reads DIR/tokenizer.json (and tokenizer_config.json, generation_config.json for special ids, when present).
-  // InvalidArgument with file and JSON path for anything unsupported or damaged; NotFound when the file is missing.
+  // Reads DIR/tokenizer.json (and, when present, tokenizer_config.json and generation_config.json for special ids, and
+  // the chat template). InvalidArgument with file and JSON path for anything unsupported or damaged; NotFound when the
+  // file is missing.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& model_dir);
 
+  // The same from the text of a tokenizer.json; `name` stands for the file in errors. No bos, eos or pad.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> FromJson(absl::string_view text, const std::string& name);
+
+  // Ids are those of the `tokenizers` library. Invalid UTF-8 becomes U+FFFD, one for each maximal part that could have
+  // begun a sequence.
   virtual absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text,
                                                       const EncodeOptions& options = {}) const = 0;
 
-  // Concatenates and decodes; incomplete UTF-8 sequences become U+FFFD. Unknown ids: OutOfRange.
+  // By the file's decoder; incomplete UTF-8 sequences become U+FFFD. Unknown ids: OutOfRange.
   virtual absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids,
                                              bool skip_special_tokens = true) const = 0;
+
+  // A conversation in the model's own chat template, without what the post-processor adds. Special tokens of the
+  // template are tokens, those written in messages plain text. NotFound when the model has no template; InvalidArgument
+  // when the template refuses the conversation, or cannot be read.
+  virtual absl::StatusOr<std::vector<int32_t>> EncodeChat(absl::Span<const ChatMessage> messages,
+                                                          bool add_generation_prompt = true) const = 0;
 
   virtual int vocab_size() const = 0;  // highest id + 1, added tokens included
   virtual std::optional<int32_t> bos_id() const = 0;

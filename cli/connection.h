@@ -17,7 +17,7 @@ struct ConnectionFlags {
   std::string address, ca_file, token_file;  // override the context file's
   bool insecure = false;
   std::string project = "default";
-  std::string output = "table";  // table, json
+  std::string output = "table";  // table, json, yaml
 };
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ConnectionFlags& flags);

@@ -156,7 +156,7 @@ std::string Verdict(const v1::Job& job) {
 
 FollowOptions FollowOptionsForStdout(const std::string& output) {
   FollowOptions options;
-  options.json = output == "json";
+  options.json = output != "table";  // a stream is JSON lines in either case
   options.terminal = isatty(STDOUT_FILENO) != 0;
   winsize size{};
   if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) options.width = size.ws_col;

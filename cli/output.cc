@@ -42,8 +42,16 @@ std::string MessageToJson(const google::protobuf::Message& message) {
   return ToJson(message);
 }
 
-void PrintJson(const google::protobuf::Message& message) {
-  std::printf("%s\n", ToJson(message).c_str());
+std::string MessageToYaml(const google::protobuf::Message& message) {
+  return ToYaml(message);
+}
+
+void PrintMessage(const std::string& output, const google::protobuf::Message& message) {
+  if (output == "yaml") {
+    std::fputs(ToYaml(message).c_str(), stdout);
+  } else {
+    std::printf("%s\n", ToJson(message).c_str());
+  }
 }
 
 std::string Short(const std::string& digest) {

@@ -20,10 +20,20 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
-void PrintJson(const google::protobuf::Message& message);
-// One JSON array of messages.
+// `output` is "json" or "yaml".
+void PrintMessage(const std::string& output, const google::protobuf::Message& message);
+// One array of messages: JSON, or YAML documents.
 template <typename Range>
-void PrintJsonArray(const Range& messages);
+void PrintMessages(const std::string& output, const Range& messages);
+
+// For commands that know no YAML.
+inline void PrintJson(const google::protobuf::Message& message) {
+  PrintMessage("json", message);
+}
+template <typename Range>
+void PrintJsonArray(const Range& messages) {
+  PrintMessages("json", messages);
+}
 
 std::string Short(const std::string& digest);  // "sha256:0123456789ab"
 std::string Number(double value);              // four significant digits
@@ -31,8 +41,14 @@ std::string Bytes(uint64_t bytes);             // "1.2 MB"
 
 std::string MessageToJson(const google::protobuf::Message& message);
 
+std::string MessageToYaml(const google::protobuf::Message& message);
+
 template <typename Range>
-void PrintJsonArray(const Range& messages) {
+void PrintMessages(const std::string& output, const Range& messages) {
+  if (output == "yaml") {
+    for (const auto& message : messages) std::fputs(("---\n" + MessageToYaml(message)).c_str(), stdout);
+    return;
+  }
   std::string out = "[";
   bool first = true;
   for (const auto& message : messages) {

@@ -45,8 +45,8 @@ int main(int argc, char** argv) {
   app.add_option("--token-file", connection.token_file, "File with the bearer token");
   app.add_flag("--insecure", connection.insecure, "Plaintext, for trials");
   app.add_option("--project", connection.project, "Project")->capture_default_str();
-  app.add_option("--output", connection.output, "table or json")
-      ->check(CLI::IsMember({"table", "json"}))
+  app.add_option("--output", connection.output, "table, json or yaml")
+      ->check(CLI::IsMember({"table", "json", "yaml"}))
       ->capture_default_str();
   rlhf::cli::Run run;
   bool client_only = false;
@@ -60,7 +60,13 @@ int main(int argc, char** argv) {
   rlhf::cli::AddReportCommand(app, connection, &run);
   rlhf::cli::AddArtifactCommands(app, connection, &run);
   rlhf::cli::AddFleetCommands(app, connection, &run);
+  rlhf::cli::AddServiceCommands(app, connection, &run);
+  rlhf::cli::AddQuotaCommands(app, connection, &run);
   rlhf::cli::AddUpCommand(app, &run);
+  rlhf::cli::AddPkiCommands(app, &run);
+  rlhf::cli::AddRanksCommand(app, &run);
+  rlhf::cli::AddToolCommands(app, connection, &run);
+  rlhf::cli::AddDoctorCommand(app, connection, &run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

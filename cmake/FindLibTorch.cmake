@@ -35,8 +35,10 @@ if(LibTorch_FOUND AND NOT TARGET Torch::cpu)
 
   add_library(Torch::cpu INTERFACE IMPORTED)
   set(_torch_link_options)
+  # Run paths are for the build tree only; what is installed has its own (RlhfInstall.cmake).
+  list(APPEND CMAKE_BUILD_RPATH ${_torch_rpath})
   foreach(_dir IN LISTS _torch_rpath)
-    list(APPEND _torch_link_options "LINKER:-rpath,${_dir}" "LINKER:-rpath-link,${_dir}")
+    list(APPEND _torch_link_options "LINKER:-rpath-link,${_dir}")
   endforeach()
   target_compile_options(Torch::cpu INTERFACE
     "SHELL:-idirafter ${LibTorch_INCLUDE_DIR}"

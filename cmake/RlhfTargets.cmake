@@ -84,17 +84,17 @@ function(rlhf_cc_library)
   add_library(rlhf::${ARG_NAME} ALIAS rlhf_${ARG_NAME})
 endfunction()
 
-# rlhf_cc_binary(NAME coordinator OUTPUT rlhf-coordinator [TORCH] [GRPC] SRCS main.cc DEPS … [FAILPOINTS lib…])
-# -> build/<preset>/bin/OUTPUT; with FAILPOINTS (libraries whose sources have some) also build/<preset>/bin-faults/OUTPUT,
-# for tests/faults.
+# rlhf_cc_binary(NAME coordinator OUTPUT rlhf-coordinator [COMPONENT rlhf-coordinator] [TORCH] [GRPC] SRCS main.cc DEPS …
+#                [FAILPOINTS lib…])
+# -> build/<preset>/bin/OUTPUT. With a COMPONENT it is installed (RlhfInstall.cmake); with FAILPOINTS (libraries whose sources
+# have some) there is also build/<preset>/bin-faults/OUTPUT, for tests/faults.
 function(rlhf_cc_binary)
-  cmake_parse_arguments(ARG "TORCH;GRPC" "NAME;OUTPUT" "SRCS;DEPS;FAILPOINTS" ${ARGN})
+  cmake_parse_arguments(ARG "TORCH;GRPC" "NAME;OUTPUT;COMPONENT" "SRCS;DEPS;FAILPOINTS" ${ARGN})
   add_executable(rlhf_bin_${ARG_NAME} ${ARG_SRCS})
   target_link_libraries(rlhf_bin_${ARG_NAME} PRIVATE ${ARG_DEPS})
   _rlhf_apply_kind(rlhf_bin_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
   set_target_properties(rlhf_bin_${ARG_NAME} PROPERTIES OUTPUT_NAME "${ARG_OUTPUT}"
     RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin")
-  install(TARGETS rlhf_bin_${ARG_NAME} RUNTIME DESTINATION bin)
   if(ARG_FAILPOINTS)
     set(_objects)
     foreach(_lib IN LISTS ARG_FAILPOINTS)
@@ -105,6 +105,12 @@ function(rlhf_cc_binary)
     _rlhf_apply_kind(rlhf_faults_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
     set_target_properties(rlhf_faults_${ARG_NAME} PROPERTIES OUTPUT_NAME "${ARG_OUTPUT}"
       RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin-faults")
+  endif()
+  if(ARG_TORCH)
+    set_target_properties(rlhf_bin_${ARG_NAME} PROPERTIES INSTALL_RPATH "$ORIGIN/../lib/rlhf/torch/lib")
+  endif()
+  if(ARG_COMPONENT)
+    install(TARGETS rlhf_bin_${ARG_NAME} RUNTIME DESTINATION bin COMPONENT "${ARG_COMPONENT}")
   endif()
 endfunction()
 

@@ -12,6 +12,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "common/fleet_names.h"
 #include "common/status_util.h"
 #include "common/tls.h"
 
@@ -146,7 +147,8 @@ absl::StatusOr<IssuedCertificate> IssueCertificate(const CertificateAuthority& c
     return OpenSslError("name the issuer");
 
   std::string names =
-      absl::StrCat("URI:spiffe://", domain, "/role/", role, "/instance/", instance, ",DNS:localhost,IP:127.0.0.1");
+      absl::StrCat("URI:spiffe://", domain, "/role/", role, "/instance/", instance, ",DNS:", FleetServerName(role),
+                   ",DNS:", FleetServerName(""), ",DNS:localhost,IP:127.0.0.1");
   for (const std::string& host : hosts) {
     RLHF_RETURN_IF_ERROR(CheckName("host", host));
     if (host == "localhost" || host == "127.0.0.1") continue;

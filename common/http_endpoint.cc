@@ -1,3 +1,5 @@
+#include "common/http_endpoint.h"
+
 #include <sys/socket.h>
 
 #include <atomic>
@@ -7,9 +9,8 @@
 
 #include <httplib.h>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "common/metrics.h"
+#include "common/host_port.h"
 
 namespace rlhf {
 namespace {
@@ -20,7 +21,8 @@ constexpr int kThreads = 2;
 
 class HttplibEndpoint final : public HttpEndpoint {
  public:
-  HttplibEndpoint(MetricsRegistry* metrics, std::function<std::string()> ready) : ready_(std::move(ready)) {
+  HttplibEndpoint(MetricsRegistry* metrics, std::function<std::string()> ready, std::function<std::string()> alive)
+      : ready_(std::move(ready)), alive_(std::move(alive)) {
     server_.new_task_queue = [] { return new httplib::ThreadPool(kThreads); };
     // Without the library's SO_REUSEPORT: a port that another process holds must be an error.
     server_.set_socket_options([](socket_t socket) {
@@ -36,12 +38,9 @@ class HttplibEndpoint final : public HttpEndpoint {
       response.set_content(metrics->Text(), kExposition);
     });
     server_.Get("/healthz",
-                [](const httplib::Request&, httplib::Response& response) { response.set_content("ok\n", kPlainText); });
-    server_.Get("/readyz", [this](const httplib::Request&, httplib::Response& response) {
-      const std::string reason = ready_ ? ready_() : "";
-      response.status = reason.empty() ? 200 : 503;
-      response.set_content(reason.empty() ? "ready\n" : absl::StrCat(reason, "\n"), kPlainText);
-    });
+                [this](const httplib::Request&, httplib::Response& response) { Answer(alive_, "ok\n", &response); });
+    server_.Get("/readyz",
+                [this](const httplib::Request&, httplib::Response& response) { Answer(ready_, "ready\n", &response); });
   }
   ~HttplibEndpoint() override {
     server_.stop();
@@ -65,7 +64,13 @@ class HttplibEndpoint final : public HttpEndpoint {
   int port() const override { return port_; }
 
  private:
-  const std::function<std::string()> ready_;
+  static void Answer(const std::function<std::string()>& why_not, const char* yes, httplib::Response* response) {
+    const std::string reason = why_not ? why_not() : "";
+    response->status = reason.empty() ? 200 : 503;
+    response->set_content(reason.empty() ? yes : absl::StrCat(reason, "\n"), kPlainText);
+  }
+
+  const std::function<std::string()> ready_, alive_;
   httplib::Server server_;
   std::thread thread_;
   std::atomic<bool> ended_{false};
@@ -76,16 +81,16 @@ class HttplibEndpoint final : public HttpEndpoint {
 
 absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const std::string& address, MetricsRegistry* metrics,
                                                                   std::function<std::string()> ready) {
-  const size_t colon = address.rfind(':');
-  int port = -1;
-  if (colon == std::string::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 || port > 65535) {
-    return absl::InvalidArgumentError(absl::StrCat("metrics address \"", address, "\": expected HOST:PORT"));
-  }
-  std::string host = address.substr(0, colon);
-  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
-  if (host.empty()) host = "0.0.0.0";
-  auto endpoint = std::make_unique<HttplibEndpoint>(metrics, std::move(ready));
-  if (absl::Status status = endpoint->Listen(host, port); !status.ok()) return status;
+  return StartHttpEndpoint(address, metrics, std::move(ready), nullptr);
+}
+
+absl::StatusOr<std::unique_ptr<HttpEndpoint>> StartHttpEndpoint(const std::string& address, MetricsRegistry* metrics,
+                                                                std::function<std::string()> ready,
+                                                                std::function<std::string()> alive) {
+  const absl::StatusOr<HostPort> parsed = ParseHostPort(address, "metrics address");
+  if (!parsed.ok()) return parsed.status();
+  auto endpoint = std::make_unique<HttplibEndpoint>(metrics, std::move(ready), std::move(alive));
+  if (absl::Status status = endpoint->Listen(parsed->host, parsed->port); !status.ok()) return status;
   return endpoint;
 }
 

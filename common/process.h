@@ -18,6 +18,6 @@ int WaitForTermination(const std::function<bool()>& done);
 absl::Status WritePortsFile(const std::string& path, const std::map<std::string, int>& ports);
 
 inline constexpr const char kBuildVersion[] = "0.1.0";
-inline constexpr unsigned kProtocolVersion = 1;
+inline constexpr unsigned kProtocolVersion = 2;  // 2: checkpoints on request (CommitStepResponse.checkpoint)
 
 }  // namespace rlhf

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/in_process_channel.h"
 #include "common/rpc_interceptor.h"
 #include "common/status_util.h"
 
@@ -98,6 +99,11 @@ class GrpcServer final : public RpcServer {
   }
 
   int port() const override { return port_; }
+  std::shared_ptr<grpc::Channel> InProcess() {
+    grpc::ChannelArguments arguments;
+    arguments.SetMaxReceiveMessageSize(-1);  // the server's own answers
+    return server_->InProcessChannel(arguments);
+  }
   void SetServing(bool serving) override {
     if (auto* health = server_->GetHealthCheckService(); health != nullptr) health->SetServingStatus(serving);
   }
@@ -119,6 +125,10 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptio
   auto server = std::make_unique<GrpcServer>();
   RLHF_RETURN_IF_ERROR(server->Listen(options));
   return server;
+}
+
+std::shared_ptr<grpc::Channel> InProcessChannel(RpcServer& server) {
+  return static_cast<GrpcServer&>(server).InProcess();  // the only kind that Start makes
 }
 
 }  // namespace rlhf

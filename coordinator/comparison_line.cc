@@ -10,6 +10,8 @@ std::string ComparisonLine(const v1::Comparison& comparison) {
   const bool second = comparison.preference() == v1::SECOND;
   nlohmann::ordered_json line;
   line["prompt"] = comparison.prompt().text();
+  for (const v1::ChatMessage& message : comparison.prompt().messages())
+    line["messages"].push_back({{"role", message.role()}, {"content", message.content()}});
   line["chosen"] = (second ? comparison.second() : comparison.first()).text();
   line["rejected"] = (second ? comparison.first() : comparison.second()).text();
   if (comparison.preference() == v1::TIE) line["tie"] = true;

@@ -32,6 +32,7 @@ void Declare(CLI::App* app, CoordinatorConfig* config, std::string* file) {
   option("--fleet-address", config->fleet_address, "host:port for workers, learners and reward servers");
   option("--api-address", config->api_address, "host:port for people and scripts");
   option("--http-address", config->http_address, "host:port for metrics and probes");
+  option("--web-address,--web", config->web_address, "host:port of the web pages");
   option("--advertise-address", config->advertise_address, "host by which others reach this process");
   option("--tls-ca", config->tls_ca, "PEM of the fleet's CA");
   option("--tls-cert", config->tls_cert, "PEM of this process's fleet certificate");
@@ -42,6 +43,8 @@ void Declare(CLI::App* app, CoordinatorConfig* config, std::string* file) {
   app->add_flag("--insecure", config->insecure, "neither TLS nor tokens; for tests");
   option("--bootstrap-tokens", config->bootstrap_tokens,
          "on the first start, write one token of each role to this file");
+  option("--bootstrap-token-file", config->bootstrap_token_file,
+         "file with an admin token to accept while there are no tokens (rlhfctl token create --bootstrap)");
   option("--ports-file", config->ports_file, "write the bound ports to this file once ready");
   option("--log-level", config->log_level, "debug, info, warn or error");
   app->add_flag("--log-json", config->log_json, "log lines as JSON");
@@ -112,6 +115,7 @@ absl::Status Complete(CoordinatorConfig* config) {
   RLHF_RETURN_IF_ERROR(CheckAddress("fleet-address", config->fleet_address));
   RLHF_RETURN_IF_ERROR(CheckAddress("api-address", config->api_address));
   RLHF_RETURN_IF_ERROR(CheckAddress("http-address", config->http_address));
+  RLHF_RETURN_IF_ERROR(CheckAddress("web-address", config->web_address));
   if (config->heartbeat_ms < 10 || config->heartbeat_ms > 60'000) {
     return absl::InvalidArgumentError(absl::StrCat("heartbeat-ms: expected 10 to 60000, found ", config->heartbeat_ms));
   }

@@ -14,12 +14,14 @@ struct CoordinatorConfig {
   std::string fleet_address = "127.0.0.1:0";
   std::string api_address = "127.0.0.1:0";
   std::string http_address = "127.0.0.1:0";
+  std::string web_address = "127.0.0.1:0";  // pages for people, with the API's certificate
   std::string advertise_address;  // host by which others reach this process; for the log and the ports file only
   std::string tls_ca, tls_cert, tls_key;  // fleet listener, and what is presented to reward servers
   std::string api_cert, api_key;          // default: the fleet's
   std::string trust_domain;               // of fleet certificates; default: any the CA signed
   bool insecure = false;                  // no TLS and no tokens on any listener
   std::string bootstrap_tokens;           // where the first start writes one token of each role, as JSON
+  std::string bootstrap_token_file;       // holds the first admin token, taken up when there are no tokens yet
   std::string ports_file;                 // where the bound ports are written once ready
   std::string log_level = "info";
   bool log_json = false;

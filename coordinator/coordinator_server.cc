@@ -13,22 +13,28 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "common/durable_file.h"
+#include "common/http_endpoint.h"
+#include "common/in_process_channel.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/rpc_server.h"
 #include "common/status_util.h"
 #include "coordinator/auth/authorizer.h"
+#include "coordinator/auth/bootstrap_token.h"
+#include "coordinator/backup.h"
 #include "coordinator/data_dir_lock.h"
 #include "coordinator/grpc_adapter/edge.h"
 #include "coordinator/grpc_adapter/reward_client.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/metered_store.h"
 #include "coordinator/metrics_export.h"
+#include "coordinator/web/web_server.h"
 
 namespace rlhf::coordinator {
 namespace {
 
 constexpr int kBackgroundThreads = 2;
+constexpr absl::Duration kStuckAfter = absl::Seconds(30);
 
 class CoordinatorServerImpl final : public CoordinatorServer {
  public:
@@ -37,7 +43,8 @@ class CoordinatorServerImpl final : public CoordinatorServer {
 
   absl::Status Open();
   std::map<std::string, int> ports() const override {
-    return {{"fleet", fleet_server_->port()}, {"api", api_server_->port()}, {"http", http_->port()}};
+    return {
+        {"fleet", fleet_server_->port()}, {"api", api_server_->port()}, {"http", http_->port()}, {"web", web_->port()}};
   }
   void Shutdown(absl::Duration grace) override;
   bool store_failed() const override { return store_failed_; }
@@ -56,11 +63,21 @@ class CoordinatorServerImpl final : public CoordinatorServer {
     }
     return "";
   }
+  // The event loop answers for the process: when it has not turned over for long, nothing else matters.
+  std::string StuckBecause() const {
+    const absl::Duration since = clock_->Now() - absl::Nanoseconds(loop_turned_ns_.load());
+    if (phase_ != Phase::kReady || since < kStuckAfter) return "";
+    return absl::StrCat("the event loop has not turned over for ", absl::ToInt64Seconds(since), " s");
+  }
   absl::Status OpenStores();
   void MakeManagers();
   absl::Status Recover();
+  absl::Status BootstrapAdmin();
+  absl::Status AuditBootstrapAdmin();
+  absl::Status AfterRestore();
   absl::Status BootstrapTokens();
   absl::Status Listen();
+  absl::Status ListenWeb();
   void StartTicks();
   // Off the loop: a volume that hangs must not stop everything.
   void LookForRoom();
@@ -71,9 +88,11 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   const CoordinatorConfig config_;
   Clock* const clock_;
   std::atomic<Phase> phase_{Phase::kRecovering};
+  std::atomic<int64_t> loop_turned_ns_{0};
   std::atomic<bool> stopped_{false}, store_failed_{false};
   std::atomic<bool> looking_for_room_{false}, out_of_room_{false};
   bool shut_down_ = false;
+  std::string bootstrap_token_id_;  // taken up by this start
 
   // Destroyed from the last to the first: servers before services, the store's thread (whose callbacks use managers)
   // before managers, and the loop, to which everybody posts, at the very end.
@@ -81,6 +100,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   MetricsRegistry metrics_{"coordinator"};
   std::unique_ptr<EventLoop> loop_;
   OpenCalls open_calls_;
+  Quotas quotas_;
   std::unique_ptr<Fleet> fleet_;
   std::unique_ptr<EventLog> events_;
   std::unique_ptr<Oversight> oversight_;
@@ -101,6 +121,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::vector<std::unique_ptr<grpc::Service>> services_;
   std::unique_ptr<RpcServer> fleet_server_, api_server_;
   std::unique_ptr<HttpEndpoint> http_;
+  std::unique_ptr<WebServer> web_;  // calls the API server
 };
 
 absl::Status CoordinatorServerImpl::Open() {
@@ -108,28 +129,33 @@ absl::Status CoordinatorServerImpl::Open() {
   RLHF_RETURN_IF_ERROR(MakeDirs(config_.data_dir));
   RLHF_ASSIGN_OR_RETURN(lock_, DataDirLock::Take(config_.data_dir));
   RLHF_RETURN_IF_ERROR(MakeDirs(config_.artifact_root));
-  RLHF_ASSIGN_OR_RETURN(http_,
-                        HttpEndpoint::Start(config_.http_address, &metrics_, [this] { return NotReadyBecause(); }));
+  RLHF_ASSIGN_OR_RETURN(http_, StartHttpEndpoint(
+                                   config_.http_address, &metrics_, [this] { return NotReadyBecause(); },
+                                   [this] { return StuckBecause(); }));
   RLHF_RETURN_IF_ERROR(OpenStores());
   loop_ = EventLoop::StartThread(clock_);
   background_ = Background::StartThreads(kBackgroundThreads);
+  RLHF_RETURN_IF_ERROR(BootstrapAdmin());
   RLHF_ASSIGN_OR_RETURN(tokens_, Tokens::Open(store_.get(), clock_));
   MakeManagers();
   RLHF_RETURN_IF_ERROR(Recover());
+  RLHF_RETURN_IF_ERROR(AuditBootstrapAdmin());
   RLHF_RETURN_IF_ERROR(BootstrapTokens());
   RLHF_RETURN_IF_ERROR(Listen());
+  RLHF_RETURN_IF_ERROR(ListenWeb());
   StartTicks();
   export_->Attach();
   const double seconds = absl::ToDoubleSeconds(clock_->Now() - started);
   metrics_.Gauge("rlhf_recovery_seconds", "How long the last start took until it served.").Set(seconds);
   phase_ = Phase::kReady;
-  spdlog::info("ready after {:.2f} s: fleet on port {}, API on port {}, HTTP on port {}{}", seconds,
-               fleet_server_->port(), api_server_->port(), http_->port(),
+  spdlog::info("ready after {:.2f} s: fleet on port {}, API on port {}, HTTP on port {}, pages on port {}{}", seconds,
+               fleet_server_->port(), api_server_->port(), http_->port(), web_->port(),
                config_.advertise_address.empty() ? "" : absl::StrCat(", reachable as ", config_.advertise_address));
   return absl::OkStatus();
 }
 
 absl::Status CoordinatorServerImpl::OpenStores() {
+  RemoveStaleBackups(config_.data_dir);
   RLHF_ASSIGN_OR_RETURN(payloads_, OpenPayloadStore(absl::StrCat(config_.data_dir, "/payloads")));
   RLHF_ASSIGN_OR_RETURN(std::unique_ptr<StateStore> sqlite,
                         OpenSqliteStore(absl::StrCat(config_.data_dir, "/state.db")));
@@ -151,11 +177,12 @@ void CoordinatorServerImpl::MakeManagers() {
   SamplingOptions sampling;
   sampling.lease = absl::Milliseconds(config_.lease_ms);
   sampling.no_progress = absl::Milliseconds(config_.no_progress_ms);
+  sampling.quotas = &quotas_;
   sampling_ = MakeSampling(loop_.get(), store_.get(), payloads_.get(), fleet_.get(), reward_.get(), sampling);
-  groups_ = MakeLearnerGroups(loop_.get(), fleet_.get());
+  groups_ = MakeLearnerGroups(loop_.get(), fleet_.get(), &quotas_);
   feedback_ = MakeFeedback(loop_.get(), store_.get());
   jobs_ = MakeJobs({loop_.get(), background_.get(), store_.get(), events_.get(), sampling_.get(), groups_.get(),
-                    feedback_.get(), oversight_.get(), artifacts_.get()});
+                    feedback_.get(), oversight_.get(), artifacts_.get(), &quotas_});
   logs_ = std::make_unique<Logs>();
   denials_ = std::make_unique<Denials>(loop_.get(), oversight_.get(), store_.get(), &metrics_);
 
@@ -175,6 +202,8 @@ void CoordinatorServerImpl::MakeManagers() {
   edge_.denials = denials_.get();
   edge_.metrics = &metrics_;
   edge_.open_calls = &open_calls_;
+  edge_.quotas = &quotas_;
+  edge_.data_dir = config_.data_dir;
 
   MetricsSources sources;
   sources.loop = loop_.get();
@@ -203,9 +232,50 @@ absl::Status CoordinatorServerImpl::OnLoopAndWait(std::function<absl::Status()> 
 absl::Status CoordinatorServerImpl::Recover() {
   return OnLoopAndWait([this]() -> absl::Status {
     RLHF_RETURN_IF_ERROR(Annotate(oversight_->Recover(), "recovering the audit chain"));
+    RLHF_RETURN_IF_ERROR(Annotate(quotas_.Recover(store_.get()), "recovering quotas"));
+    RLHF_RETURN_IF_ERROR(Annotate(AfterRestore(), "after a restored backup"));
     RLHF_RETURN_IF_ERROR(Annotate(artifacts_->Recover(), "recovering artifacts"));
     return Annotate(jobs_->Recover(), "recovering jobs");
   });
+}
+
+// Before the tokens are read, so that the row is one of them.
+absl::Status CoordinatorServerImpl::BootstrapAdmin() {
+  if (config_.bootstrap_token_file.empty()) return absl::OkStatus();
+  bool any = false;
+  RLHF_RETURN_IF_ERROR(store_->Scan(Table::kTokens, "", [&any](absl::string_view, absl::string_view) {
+    any = true;
+    return false;
+  }));
+  if (any) return absl::OkStatus();
+  RLHF_ASSIGN_OR_RETURN(const std::string token, ReadFile(config_.bootstrap_token_file));
+  const absl::StatusOr<v1::TokenRow> row = BootstrapTokenRow(token, clock_->WallNow());
+  if (!row.ok()) return Annotate(row.status(), config_.bootstrap_token_file);
+  WriteBatch batch;
+  batch.Put(Table::kTokens, row->id(), row->SerializeAsString());
+  bootstrap_token_id_ = row->id();
+  spdlog::info("the admin token of {} is accepted; revoke it when there are others", config_.bootstrap_token_file);
+  return store_->CommitAndWait(std::move(batch));
+}
+
+absl::Status CoordinatorServerImpl::AuditBootstrapAdmin() {
+  if (bootstrap_token_id_.empty()) return absl::OkStatus();
+  return OnLoopAndWait([this]() -> absl::Status {
+    WriteBatch batch;
+    oversight_->Audit("bootstrap", "token.create", bootstrap_token_id_, "allowed",
+                      {{"subject", "bootstrap-admin"}, {"project", "*"}, {"roles", "admin"}}, &batch);
+    return store_->CommitAndWait(std::move(batch));
+  });
+}
+
+absl::Status CoordinatorServerImpl::AfterRestore() {
+  WriteBatch batch;
+  RLHF_ASSIGN_OR_RETURN(const int jobs, BeginLineagesAfterRestore(store_.get(), config_.data_dir, &batch));
+  if (jobs < 0) return absl::OkStatus();
+  oversight_->Audit("operator", "service.restore", "service", "done", {{"new_lineages", absl::StrCat(jobs)}}, &batch);
+  RLHF_RETURN_IF_ERROR(store_->CommitAndWait(std::move(batch)));
+  spdlog::warn("this state is a restored backup: {} jobs begin a new lineage", jobs);
+  return ForgetRestore(config_.data_dir);
 }
 
 absl::Status CoordinatorServerImpl::BootstrapTokens() {
@@ -274,6 +344,21 @@ absl::Status CoordinatorServerImpl::Listen() {
   return absl::OkStatus();
 }
 
+absl::Status CoordinatorServerImpl::ListenWeb() {
+  WebServerOptions web;
+  web.address = config_.web_address;
+  web.insecure = config_.insecure;
+  web.cert_file = config_.api_cert;
+  web.key_file = config_.api_key;
+  web.api = InProcessChannel(*api_server_);
+  web.authorizer = MakeApiAuthorizer(tokens_.get(), denials_.get());
+  web.sign_in = [this](const std::string& token) { return WhoseToken(*tokens_, token, denials_.get()); };
+  web.artifact_root = config_.artifact_root;
+  web.clock = clock_;
+  RLHF_ASSIGN_OR_RETURN(web_, WebServer::Start(std::move(web)));
+  return absl::OkStatus();
+}
+
 void CoordinatorServerImpl::Every(absl::Duration period, std::function<void()> tick) {
   loop_->PostAfter(period, [this, period, tick = std::move(tick)] {
     if (stopped_) return;
@@ -283,6 +368,8 @@ void CoordinatorServerImpl::Every(absl::Duration period, std::function<void()> t
 }
 
 void CoordinatorServerImpl::StartTicks() {
+  loop_turned_ns_ = absl::ToInt64Nanoseconds(clock_->Now());
+  Every(absl::Seconds(1), [this] { loop_turned_ns_ = absl::ToInt64Nanoseconds(clock_->Now()); });
   Every(absl::Milliseconds(100), [this] { sampling_->Tick(); });
   Every(absl::Milliseconds(200), [this] { jobs_->Tick(); });
   Every(absl::Milliseconds(200), [this] { groups_->Tick(); });
@@ -320,6 +407,7 @@ void CoordinatorServerImpl::Shutdown(absl::Duration grace) {
   if (api_server_ != nullptr) api_server_->SetServing(false);
   open_calls_.EndAll();
   const absl::Duration deadline = clock_->Now() + grace;
+  web_.reset();
   if (api_server_ != nullptr) api_server_->Shutdown(grace);
   if (fleet_server_ != nullptr) fleet_server_->Shutdown(std::max(absl::ZeroDuration(), deadline - clock_->Now()));
   stopped_ = true;

@@ -17,7 +17,7 @@ class CoordinatorServer {
   // Blocks until everything is recovered and all listeners are open. FailedPrecondition when the data folder is in use.
   static absl::StatusOr<std::unique_ptr<CoordinatorServer>> Start(const CoordinatorConfig& config, Clock* clock);
   virtual ~CoordinatorServer() = default;  // as Shutdown, without grace
-  // "fleet", "api", "http".
+  // "fleet", "api", "http", "web".
   virtual std::map<std::string, int> ports() const = 0;
   // A write could not be made durable (a full or failing disk). Nothing is acknowledged any more: shut down and start
   // again, which reads what the disk holds.

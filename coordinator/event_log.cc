@@ -67,13 +67,12 @@ class EventLogImpl final : public EventLog {
     int64_t& last = inserted.first->second;
     if (inserted.second) {
       const std::string prefix = PrefixOf(job_id);
-      const absl::Status status = store_->Scan(Table::kEvents, prefix, [&](absl::string_view key, absl::string_view) {
-        int64_t sequence = 0;
-        for (const char c : key.substr(prefix.size())) sequence = sequence << 8 | static_cast<uint8_t>(c);
-        last = sequence;
-        return true;
-      });
-      if (!status.ok()) spdlog::error("events of {}: {}", job_id, std::string(status.message()));
+      const absl::StatusOr<std::string> key = store_->LastKey(Table::kEvents, prefix);
+      if (key.ok()) {
+        for (const char c : key->substr(prefix.size())) last = last << 8 | static_cast<uint8_t>(c);
+      } else if (!absl::IsNotFound(key.status())) {
+        spdlog::error("events of {}: {}", job_id, std::string(key.status().message()));
+      }
     }
     return last;
   }

@@ -1,5 +1,6 @@
 #include "coordinator/fleet.h"
 
+#include <algorithm>
 #include <map>
 #include <random>
 #include <set>
@@ -22,13 +23,13 @@ class FleetImpl final : public Fleet {
   void AddListener(FleetListener* listener) override { listeners_.push_back(listener); }
 
   void Register(const v1::RegisterRequest& request, Done<v1::RegisterResponse> done) override {
-    const int64_t apart = static_cast<int64_t>(request.protocol_version()) - static_cast<int64_t>(kProtocolVersion);
-    if (apart < -1 || apart > 1) {
-      return done(WithReason(
-          absl::FailedPreconditionError(absl::StrCat("protocol version ", request.protocol_version(), " of ",
-                                                     request.instance_id(), ": this coordinator speaks ",
-                                                     kProtocolVersion, " and one beside it; update the older side")),
-          v1::VERSION_MISMATCH));
+    const int64_t behind = static_cast<int64_t>(kProtocolVersion) - static_cast<int64_t>(request.protocol_version());
+    if (behind < 0 || behind > 1) {
+      return done(WithReason(absl::FailedPreconditionError(absl::StrCat(
+                                 "protocol version of ", request.instance_id(), ": expected ", kProtocolVersion - 1,
+                                 " or ", kProtocolVersion, ", found ", request.protocol_version(), ": update ",
+                                 behind < 0 ? "the coordinator first" : "this process to the coordinator's release")),
+                             v1::VERSION_MISMATCH));
     }
     if (request.role() == v1::ROLE_UNSPECIFIED || request.instance_id().empty()) {
       return done(absl::InvalidArgumentError("register: expected a role and an instance_id"));
@@ -53,6 +54,7 @@ class FleetImpl final : public Fleet {
     response.set_session_id(stored.session_id);
     response.set_heartbeat_interval_ms(static_cast<int32_t>(absl::ToInt64Milliseconds(heartbeat_interval_)));
     response.set_lease_ms(static_cast<int32_t>(absl::ToInt64Milliseconds(lease_)));
+    response.set_protocol_version(std::min(request.protocol_version(), kProtocolVersion));
     done(std::move(response));
   }
 

@@ -34,7 +34,7 @@ class Fleet {
  public:
   virtual ~Fleet() = default;
   virtual void AddListener(FleetListener* listener) = 0;
-  // FailedPrecondition VERSION_MISMATCH when protocol versions are more than one apart.
+  // FailedPrecondition VERSION_MISMATCH unless the process speaks this protocol version or the one before it.
   virtual void Register(const v1::RegisterRequest& request, Done<v1::RegisterResponse> done) = 0;
   virtual void Heartbeat(const v1::HeartbeatRequest& request, Done<v1::HeartbeatResponse> done) = 0;
   // NotFound with reason UNKNOWN_SESSION.

@@ -11,6 +11,7 @@
 #include "coordinator/feedback.h"
 #include "coordinator/learner_groups.h"
 #include "coordinator/oversight.h"
+#include "coordinator/quotas.h"
 #include "coordinator/sampling.h"
 #include "rlhf/v1/job_service.pb.h"
 #include "rlhf/v1/learner_service.pb.h"
@@ -63,6 +64,7 @@ struct JobsDeps {
   Feedback* feedback;
   Oversight* oversight;
   Artifacts* artifacts;
+  const Quotas* quotas = nullptr;  // null: no bounds
 };
 std::unique_ptr<Jobs> MakeJobs(const JobsDeps& deps);
 

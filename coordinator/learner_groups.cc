@@ -14,9 +14,12 @@
 namespace rlhf::coordinator {
 namespace {
 
+constexpr uint32_t kCheckpointOnRequest = 2;  // the protocol version that knows it
 constexpr absl::Duration kFormingTimeout = absl::Seconds(30);
 // A rank that died is usually started again at once: so long a smaller group waits for the full number.
 constexpr absl::Duration kFullGroupPatience = absl::Seconds(5);
+// So long a group that broke keeps its turn: its survivors, and who takes the place of the dead, are for it.
+constexpr absl::Duration kReturning = absl::Seconds(30);
 
 struct Group {
   TrainingPlan plan;
@@ -25,17 +28,23 @@ struct Group {
   std::vector<std::string> members;  // sessions by rank; empty: no group now
   std::set<std::string> answered;    // members that have their assignment
   std::string rendezvous;
-  absl::Duration formed_at, broken_at;
+  absl::Duration formed_at, waiting_since;
+  absl::Duration returning_until = -absl::InfiniteDuration();
   std::set<std::string> survivors;  // sessions of the group before that may still join again
   bool growing = false;             // broken to take a rank in: it waits for the survivors only
-  v1::GroupAssignment assignment;   // of this epoch, without rank
+  int started_with = 0;             // effective priority
+  std::string yields_to;            // the job that is to have its learners
+  GangWait wait = GangWait::kNone;
+  v1::GroupAssignment assignment;  // of this epoch, without rank
 
   bool complete() const { return answered.size() == members.size(); }
 };
 
 class LearnerGroupsImpl final : public LearnerGroups {
  public:
-  LearnerGroupsImpl(EventLoop* loop, Fleet* fleet) : loop_(loop), fleet_(fleet) { fleet_->AddListener(this); }
+  LearnerGroupsImpl(EventLoop* loop, Fleet* fleet, const Quotas* quotas) : loop_(loop), fleet_(fleet), quotas_(quotas) {
+    fleet_->AddListener(this);
+  }
 
   void AddJob(TrainingPlan plan, uint64_t last_epoch, TrainingListener* listener) override {
     Group group;
@@ -43,7 +52,10 @@ class LearnerGroupsImpl final : public LearnerGroups {
     group.plan = std::move(plan);
     group.listener = listener;
     group.epoch = last_epoch;
-    group.broken_at = loop_->clock().Now();
+    group.waiting_since = loop_->clock().Now();
+    // After a restart its learners still hold its weights: its turn is not over.
+    if (last_epoch > 0) group.returning_until = group.waiting_since + kReturning;
+    group.started_with = group.plan.priority;
     groups_[job_id] = std::move(group);
     loop_->Post([this] { Form(); });
   }
@@ -100,11 +112,56 @@ class LearnerGroupsImpl final : public LearnerGroups {
 
   bool TakeIn(const std::string& job_id) override {
     const auto it = groups_.find(job_id);
-    if (it == groups_.end() || it->second.growing || it->second.members.empty() ||
+    if (it == groups_.end() || it->second.growing || it->second.members.empty() || !it->second.yields_to.empty() ||
         static_cast<int>(it->second.members.size()) >= it->second.plan.ranks || Candidates().empty())
       return false;
     it->second.growing = true;
     return true;
+  }
+
+  void Release(const std::string& job_id, const std::string& why) override {
+    const auto it = groups_.find(job_id);
+    if (it == groups_.end()) return;
+    spdlog::info("job {}: group of epoch {} makes room: {}", job_id, it->second.epoch, why);
+    Clear(it->second);
+    it->second.returning_until = -absl::InfiniteDuration();
+    loop_->Post([this] {
+      Form();
+      Answer();
+    });
+  }
+
+  bool CheckpointsOnRequest(const std::string& job_id) const override {
+    const auto it = groups_.find(job_id);
+    if (it == groups_.end() || it->second.members.empty()) return false;
+    return std::all_of(it->second.members.begin(), it->second.members.end(), [this](const std::string& member) {
+      const absl::StatusOr<const Session*> session = fleet_->Find(member);
+      return session.ok() && (*session)->identity.protocol_version() >= kCheckpointOnRequest;
+    });
+  }
+
+  Situation SituationOf(const std::string& job_id) const override {
+    Situation out;
+    const auto it = groups_.find(job_id);
+    if (it == groups_.end()) return out;
+    const Group& group = it->second;
+    out.formed = !group.members.empty() && group.complete();
+    out.forming = !group.members.empty() && !group.complete();
+    out.ranks = group.plan.ranks;
+    out.registered = Registered();
+    out.free = static_cast<int>(Candidates().size());
+    out.wait = group.wait;
+    out.yields_to = group.yields_to;
+    out.since = loop_->clock().Now() - (group.members.empty() ? group.waiting_since : group.formed_at);
+    for (const std::string& member : group.members) {
+      const absl::StatusOr<const Session*> session = fleet_->Find(member);
+      if (group.answered.count(member) == 0 && session.ok())
+        out.not_joined.push_back((*session)->identity.instance_id());
+    }
+    for (const auto& [id, other] : groups_) {
+      if (id != job_id && !other.members.empty()) out.holders.push_back(id);
+    }
+    return out;
   }
 
   int free_learners() const override {
@@ -171,17 +228,23 @@ class LearnerGroupsImpl final : public LearnerGroups {
   void Dissolve(Group& group, const std::string& why) {
     if (group.members.empty()) return;
     spdlog::warn("job {}: group of epoch {} is over: {}", group.plan.job_id, group.epoch, why);
-    group.broken_at = loop_->clock().Now();
     group.survivors.clear();
     for (const std::string& member : group.members) {
       if (fleet_->Find(member).ok()) group.survivors.insert(member);
     }
-    group.members.clear();
-    group.answered.clear();
-    group.rendezvous.clear();
+    Clear(group);
+    group.returning_until = group.waiting_since + kReturning;
     loop_->Post([this, job_id = group.plan.job_id, why] {
       if (const auto it = groups_.find(job_id); it != groups_.end()) it->second.listener->OnGroupLost(job_id, why);
     });
+  }
+
+  void Clear(Group& group) {
+    group.members.clear();
+    group.answered.clear();
+    group.rendezvous.clear();
+    group.yields_to.clear();
+    group.waiting_since = loop_->clock().Now();
   }
 
   // Waiting sessions that may become a rank, longest waiting first.
@@ -205,42 +268,94 @@ class LearnerGroupsImpl final : public LearnerGroups {
       return std::any_of(candidates.begin(), candidates.end(),
                          [&](const Waiter* waiter) { return waiter->request.session_id() == survivor; });
     });
-    const absl::Duration waited = loop_->clock().Now() - group.broken_at;
+    const absl::Duration waited = loop_->clock().Now() - group.waiting_since;
     return (all_back && group.growing) || waited > kFullGroupPatience ? there : 0;
   }
 
-  // All ranks at once or none: jobs by priority, then age.
+  int Registered() const {
+    int registered = 0;
+    for (const Session* session : fleet_->Sessions(v1::ROLE_LEARNER))
+      registered += !session->draining && !session->cordoned ? 1 : 0;
+    return registered;
+  }
+
   void Form() {
-    std::vector<Group*> waiting;
+    const absl::Duration now = loop_->clock().Now();
+    // Groups that broke come first: nobody else gets their turn so soon.
+    int kept = 0;
+    std::vector<GangJob> jobs;
     for (auto& [id, group] : groups_) {
-      if (group.members.empty()) waiting.push_back(&group);
+      if (group.members.empty() && now < group.returning_until) {
+        const std::vector<const Waiter*> candidates = Candidates();
+        if (RanksNow(group, candidates) > 0) {
+          FormGroup(group);
+        } else {
+          kept += static_cast<int>(candidates.size());
+          continue;
+        }
+      }
+      GangJob job;
+      job.id = id;
+      job.priority = group.plan.priority;
+      job.project = group.plan.project;
+      job.submitter = group.plan.submitter;
+      const int now_possible = group.members.empty() ? RanksNow(group, Candidates()) : 0;
+      job.ranks = now_possible > 0 ? now_possible : group.plan.ranks;
+      job.running = !group.members.empty();
+      job.yielding = !group.yields_to.empty();
+      job.held = static_cast<int>(group.members.size());
+      job.started_with = group.started_with;
+      job.waited = now - group.waiting_since;
+      jobs.push_back(std::move(job));
     }
-    std::stable_sort(waiting.begin(), waiting.end(),
-                     [](const Group* a, const Group* b) { return a->plan.priority > b->plan.priority; });
-    for (Group* group : waiting) {
-      std::vector<const Waiter*> candidates = Candidates();
-      const int ranks = RanksNow(*group, candidates);
-      if (ranks == 0) return;  // a smaller job behind it must not starve it
-      // Those that still hold this job's weights come first and seed the others.
-      const auto held_step = [&](const Waiter* waiter) {
-        return waiter->request.held_job_id() == group->plan.job_id ? waiter->request.held().step() : int64_t{-1};
-      };
-      std::stable_sort(candidates.begin(), candidates.end(),
-                       [&](const Waiter* a, const Waiter* b) { return held_step(a) > held_step(b); });
-      candidates.resize(ranks);
-      const v1::PolicyVersion& held = candidates.front()->request.held();
-      const bool holds = held_step(candidates.front()) > 0;
-      ++group->epoch;
-      group->formed_at = loop_->clock().Now();
-      for (const Waiter* waiter : candidates) group->members.push_back(waiter->request.session_id());
-      group->assignment = group->listener->OnGroupForming(group->plan.job_id, group->epoch, holds ? &held : nullptr,
-                                                          (*fleet_->Find(group->members.front()))->identity.address());
-      group->assignment.set_job_id(group->plan.job_id);
-      group->assignment.set_epoch(group->epoch);
-      group->assignment.set_world_size(ranks);
-      group->growing = false;
-      group->survivors.clear();
+    const int free = std::max(0, static_cast<int>(Candidates().size()) - kept);
+    const GangPlan plan =
+        PlanGangs(jobs, free, Registered(), [this](const std::string& project, const std::string& submitter) {
+          if (quotas_ == nullptr) return ShareRule();
+          const v1::Quota quota = quotas_->Of(project, submitter);
+          return ShareRule{quota.max_learners(), quota.weight()};
+        });
+    for (auto& [id, group] : groups_) {
+      const auto wait = plan.waits.find(id);
+      group.wait = wait == plan.waits.end() ? GangWait::kNone : wait->second;
     }
+    for (const std::string& id : plan.start) {
+      for (const GangJob& job : jobs) {
+        if (job.id == id) groups_.at(id).started_with = EffectivePriority(job, {});
+      }
+      FormGroup(groups_.at(id));
+    }
+    for (const auto& [id, to] : plan.yield) {
+      groups_.at(id).yields_to = to;
+      loop_->Post([this, id = id, to = to] {
+        if (const auto it = groups_.find(id); it != groups_.end()) it->second.listener->OnYield(id, to);
+      });
+    }
+  }
+
+  void FormGroup(Group& group) {
+    std::vector<const Waiter*> candidates = Candidates();
+    // Those that still hold this job's weights come first and seed the others.
+    const auto held_step = [&](const Waiter* waiter) {
+      return waiter->request.held_job_id() == group.plan.job_id ? waiter->request.held().step() : int64_t{-1};
+    };
+    std::stable_sort(candidates.begin(), candidates.end(),
+                     [&](const Waiter* a, const Waiter* b) { return held_step(a) > held_step(b); });
+    const int ranks = RanksNow(group, candidates);
+    if (ranks == 0) return;  // who was free a moment ago has become another's
+    candidates.resize(static_cast<size_t>(ranks));
+    const v1::PolicyVersion& held = candidates.front()->request.held();
+    const bool holds = held_step(candidates.front()) > 0;
+    ++group.epoch;
+    group.formed_at = loop_->clock().Now();
+    for (const Waiter* waiter : candidates) group.members.push_back(waiter->request.session_id());
+    group.assignment = group.listener->OnGroupForming(group.plan.job_id, group.epoch, holds ? &held : nullptr,
+                                                      (*fleet_->Find(group.members.front()))->identity.address());
+    group.assignment.set_job_id(group.plan.job_id);
+    group.assignment.set_epoch(group.epoch);
+    group.assignment.set_world_size(ranks);
+    group.growing = false;
+    group.survivors.clear();
   }
 
   // Rank 0 is answered at once, the others when its rendezvous is known.
@@ -266,14 +381,15 @@ class LearnerGroupsImpl final : public LearnerGroups {
 
   EventLoop* const loop_;
   Fleet* const fleet_;
+  const Quotas* const quotas_;
   std::map<std::string, Group> groups_;
   std::list<Waiter> waiters_;
 };
 
 }  // namespace
 
-std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet) {
-  return std::make_unique<LearnerGroupsImpl>(loop, fleet);
+std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet, const Quotas* quotas) {
+  return std::make_unique<LearnerGroupsImpl>(loop, fleet, quotas);
 }
 
 }  // namespace rlhf::coordinator

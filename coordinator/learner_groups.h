@@ -3,15 +3,19 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "coordinator/event_loop.h"
 #include "coordinator/fleet.h"
+#include "coordinator/quotas.h"
+#include "coordinator/scheduling/gang.h"
 #include "rlhf/v1/learner_service.pb.h"
 
 namespace rlhf::coordinator {
 
 struct TrainingPlan {
   std::string job_id;
+  std::string project, submitter;  // whose share it is
   int priority = 0;
   int ranks = 1;
   int min_ranks =
@@ -28,6 +32,8 @@ class TrainingListener {
   virtual v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
                                              const std::string& rank0_address) = 0;
   virtual void OnGroupLost(const std::string& job_id, const std::string& why) = 0;
+  // A job of higher priority is to have this one's learners: calls Release at the end of the step, after a checkpoint.
+  virtual void OnYield(const std::string& job_id, const std::string& to) = 0;
 };
 
 class LearnerGroups : public FleetListener {
@@ -45,9 +51,25 @@ class LearnerGroups : public FleetListener {
   // The group has fewer ranks than the job wants and a free one waits: true once, and the group is formed anew as soon
   // as its ranks have joined again.
   virtual bool TakeIn(const std::string& job_id) = 0;
+  // Gives the group's learners up in good order: no OnGroupLost, and the job waits for its next turn.
+  virtual void Release(const std::string& job_id, const std::string& why) = 0;
+  // All members know CommitStepResponse.checkpoint (protocol version 2).
+  virtual bool CheckpointsOnRequest(const std::string& job_id) const = 0;
   virtual int free_learners() const = 0;
+  // For `rlhfctl why`.
+  struct Situation {
+    bool formed = false, forming = false;
+    int ranks = 0, registered = 0, free = 0;
+    GangWait wait = GangWait::kNone;
+    std::vector<std::string> holders;     // other jobs that have learners
+    std::vector<std::string> not_joined;  // instances that have not taken their assignment
+    std::string yields_to;
+    absl::Duration since;
+  };
+  virtual Situation SituationOf(const std::string& job_id) const = 0;
   virtual void Tick() = 0;
 };
-std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet);
+// quotas may be null: no bounds, equal weights.
+std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet, const Quotas* quotas = nullptr);
 
 }  // namespace rlhf::coordinator

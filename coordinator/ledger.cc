@@ -1,5 +1,6 @@
 #include "coordinator/ledger.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <utility>
@@ -35,6 +36,10 @@ bool Allowed(v1::SampleState from, v1::SampleState to) {
     default:
       return IsOpen(from);
   }
+}
+
+int64_t OpenIn(const v1::LedgerCounts& c) {
+  return c.queued() + c.leased() + c.generated() + c.scored() + c.assigned();
 }
 
 }  // namespace
@@ -76,6 +81,20 @@ void CountSample(v1::SampleState state, v1::LedgerCounts* counts, int64_t by) {
   }
 }
 
+void AddCounts(const v1::LedgerCounts& from, v1::LedgerCounts* to, int64_t by) {
+  to->set_issued(to->issued() + by * from.issued());
+  to->set_queued(to->queued() + by * from.queued());
+  to->set_leased(to->leased() + by * from.leased());
+  to->set_generated(to->generated() + by * from.generated());
+  to->set_scored(to->scored() + by * from.scored());
+  to->set_assigned(to->assigned() + by * from.assigned());
+  to->set_trained(to->trained() + by * from.trained());
+  to->set_delivered(to->delivered() + by * from.delivered());
+  to->set_stale(to->stale() + by * from.stale());
+  to->set_failed(to->failed() + by * from.failed());
+  to->set_cancelled(to->cancelled() + by * from.cancelled());
+}
+
 bool Balanced(const v1::LedgerCounts& c) {
   return c.issued() == c.queued() + c.leased() + c.generated() + c.scored() + c.assigned() + c.trained() +
                            c.delivered() + c.stale() + c.failed() + c.cancelled();
@@ -90,8 +109,13 @@ std::string Ledger::ArchivedRowKey(const std::string& job_id, const SampleKey& k
   return KeyOf(RowKey(job_id, key), {static_cast<uint64_t>(attempt)});
 }
 
+void Ledger::Count(int64_t step, v1::SampleState state, int64_t by) {
+  CountSample(state, &counts_, by);
+  CountSample(state, &steps_[step], by);
+}
+
 void Ledger::Restore(const v1::SampleRow& row, bool archived, bool keep) {
-  CountSample(row.state(), &counts_);
+  Count(row.id().step(), row.state(), 1);
   if (archived || (!keep && !IsOpen(row.state()))) return;
   const SampleKey key = KeyOfSample(row.id());
   rows_[key] = row;
@@ -111,7 +135,7 @@ void Ledger::Issue(const SampleKey& key, int64_t prompt_index, WriteBatch* batch
   row.set_state(v1::QUEUED);
   row.set_prompt_index(prompt_index);
   queued_.insert(key);
-  CountSample(v1::QUEUED, &counts_);
+  Count(std::get<0>(key), v1::QUEUED, 1);
   Put(row, batch);
 }
 
@@ -210,12 +234,43 @@ void Ledger::Replace(const SampleKey& key, v1::SampleState state, const std::str
   fresh.set_prompt_index(prompt_index < 0 ? ended.prompt_index() : prompt_index);
   row = fresh;
   queued_.insert(key);
-  CountSample(v1::QUEUED, &counts_);
+  Count(std::get<0>(key), v1::QUEUED, 1);
   Put(row, batch);
 }
 
 void Ledger::Readmit(const v1::SampleRow& row) {
   rows_.try_emplace(KeyOfSample(row.id()), row);
+}
+
+void Ledger::Settle(int64_t step, WriteBatch* batch) {
+  const int64_t before = base_.through_step();
+  while (!steps_.empty() && steps_.begin()->first <= step && OpenIn(steps_.begin()->second) == 0) {
+    AddCounts(steps_.begin()->second, base_.mutable_counts());
+    base_.set_through_step(steps_.begin()->first);
+    steps_.erase(steps_.begin());
+  }
+  if (base_.through_step() == before) return;
+  Forget(base_.through_step());
+  PutBase(batch);
+}
+
+void Ledger::RestoreBase(const v1::LedgerBase& base) {
+  base_ = base;
+  AddCounts(base.counts(), &counts_);
+}
+
+void Ledger::Unsettle(int64_t step, const std::vector<v1::SampleRow>& rows, WriteBatch* batch) {
+  for (const v1::SampleRow& row : rows) {
+    if (row.id().step() <= step || row.id().step() > base_.through_step()) continue;
+    CountSample(row.state(), base_.mutable_counts(), -1);
+    CountSample(row.state(), &steps_[row.id().step()]);
+  }
+  base_.set_through_step(std::min(step, base_.through_step()));
+  PutBase(batch);
+}
+
+void Ledger::PutBase(WriteBatch* batch) const {
+  batch->Put(Table::kMeta, BaseKey(job_id_), base_.SerializeAsString());
 }
 
 void Ledger::Forget(int64_t step) {
@@ -245,6 +300,9 @@ std::vector<SampleKey> Ledger::Open() const {
 }
 
 bool Ledger::StepScored(int64_t step) const {
+  const auto counts = steps_.find(step);
+  if (counts == steps_.end() || counts->second.queued() + counts->second.leased() + counts->second.generated() > 0)
+    return false;
   bool any = false;
   for (const v1::SampleRow* row : Step(step)) {
     any = true;
@@ -262,14 +320,14 @@ void Ledger::Move(v1::SampleRow& row, v1::SampleState to) {
     Impossible(job_id_, key,
                absl::StrCat("cannot go from ", v1::SampleState_Name(from), " to ", v1::SampleState_Name(to)).c_str());
   }
-  queued_.erase(key);
-  leased_.erase(key);
-  generated_.erase(key);
+  if (from == v1::QUEUED) queued_.erase(key);
+  if (from == v1::LEASED) leased_.erase(key);
+  if (from == v1::GENERATED) generated_.erase(key);
   if (to == v1::QUEUED) queued_.insert(key);
   if (to == v1::LEASED) leased_.insert(key);
   if (to == v1::GENERATED) generated_.insert(key);
-  CountSample(from, &counts_, -1);
-  CountSample(to, &counts_, 1);
+  Count(std::get<0>(key), from, -1);
+  Count(std::get<0>(key), to, 1);
   row.set_state(to);
 }
 

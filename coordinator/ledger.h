@@ -25,7 +25,7 @@ SampleKey KeyOfSample(const v1::SampleId& id);
 
 class Ledger {
  public:
-  explicit Ledger(std::string job_id) : job_id_(std::move(job_id)) {}
+  explicit Ledger(std::string job_id) : job_id_(std::move(job_id)) { base_.set_through_step(-1); }
 
   // Row keys: of the sample, and of one that was superseded (stale or failed, its place taken by a new attempt).
   static std::string RowKey(const std::string& job_id, const SampleKey& key);
@@ -60,6 +60,17 @@ class Ledger {
                WriteBatch* batch);
   // Brings a trained row that was forgotten back for a replay.
   void Readmit(const v1::SampleRow& row);
+  // The samples of steps up to `step` are final (a durable checkpoint lies behind them): they are forgotten, and their
+  // counts go into the job's LedgerBase, so that a restart need not read their rows. Stops before a step with an open
+  // sample.
+  void Settle(int64_t step, WriteBatch* batch);
+  // The base a restart found; then Restore gets the rows of later steps only.
+  void RestoreBase(const v1::LedgerBase& base);
+  // Takes steps after `step` out of the base again, given all their rows: a rollback behind a settled checkpoint.
+  void Unsettle(int64_t step, const std::vector<v1::SampleRow>& rows, WriteBatch* batch);
+  int64_t settled_through() const { return base_.through_step(); }
+  // Meta key of a job's LedgerBase.
+  static std::string BaseKey(const std::string& job_id) { return "ledger/" + job_id; }
   // Forgets ended samples of steps up to `step` (rows and counts stay).
   void Forget(int64_t step);
 
@@ -76,6 +87,8 @@ class Ledger {
 
  private:
   void Move(v1::SampleRow& row, v1::SampleState to);
+  void Count(int64_t step, v1::SampleState state, int64_t by);
+  void PutBase(WriteBatch* batch) const;
   v1::SampleRow& Row(const SampleKey& key);
   void Put(const v1::SampleRow& row, WriteBatch* batch) const;
 
@@ -83,11 +96,14 @@ class Ledger {
   std::map<SampleKey, v1::SampleRow> rows_;
   std::set<SampleKey> queued_, leased_, generated_;
   v1::LedgerCounts counts_;
+  std::map<int64_t, v1::LedgerCounts> steps_;  // of steps that are not settled
+  v1::LedgerBase base_;                        // of those that are
 };
 
 bool IsOpen(v1::SampleState state);
 // Adds one sample of a state to counts (issued too).
 void CountSample(v1::SampleState state, v1::LedgerCounts* counts, int64_t by = 1);
+void AddCounts(const v1::LedgerCounts& from, v1::LedgerCounts* to, int64_t by = 1);
 // The states' sum equals `issued`.
 bool Balanced(const v1::LedgerCounts& counts);
 

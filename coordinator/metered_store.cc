@@ -39,6 +39,10 @@ class MeteredStore final : public StateStore {
     return store_->ScanAfter(table, prefix, after, fn);
   }
   absl::StatusOr<std::string> Get(Table table, absl::string_view key) override { return store_->Get(table, key); }
+  absl::StatusOr<std::string> LastKey(Table table, absl::string_view prefix) override {
+    return store_->LastKey(table, prefix);
+  }
+  absl::Status BackUp(const std::string& path) override { return store_->BackUp(path); }
 
  private:
   const std::unique_ptr<StateStore> store_;

@@ -17,6 +17,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/synchronization/notification.h"
 #include "common/durable_file.h"
+#include "coordinator/slice_metrics.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -64,7 +65,17 @@ MetricsExport::MetricsExport(const MetricsSources& sources, MetricsRegistry* met
     : sources_(sources),
       metrics_(metrics),
       started_(sources.loop->clock().WallNow()),
-      stopped_(std::make_shared<std::atomic<bool>>(false)) {}
+      stopped_(std::make_shared<std::atomic<bool>>(false)) {
+  // Rare events are there with 0 from the first scrape on, so that a rate sees the first of them.
+  for (const char* reason : {"no_token", "malformed_token", "unknown_token", "expired_token", "revoked_token", "role",
+                             "project", "certificate", "identity", "session"})
+    metrics_->Counter("rlhf_auth_failures_total", "Calls refused for want of identity or permission.",
+                      {{"reason", reason}});
+  metrics_->Counter("rlhf_results_rejected_total", "Samples of workers that were not taken, by reason.",
+                    {{"reason", v1::ErrorReason_Name(v1::STALE_ATTEMPT)}});
+  for (const char* source : {"rater", "import"})
+    metrics_->Counter("rlhf_comparisons_total", "Comparisons taken in, by where they came from.", {{"source", source}});
+}
 
 std::shared_ptr<MetricsExport> MetricsExport::Make(const MetricsSources& sources, MetricsRegistry* metrics) {
   return std::shared_ptr<MetricsExport>(new MetricsExport(sources, metrics));
@@ -124,6 +135,7 @@ void MetricsExport::RefreshJobs() {
       // A job that has just ended is looked at once more, for its last counts.
       if (over && jobs_.count(job.id()) == 0) continue;
       if (!over) seen.insert(job.id());
+      if (over) ExportSlices(job);
       RefreshJob(job, &samples, &progress);
     }
     request.mutable_page()->set_page_token(page->next_page_token());
@@ -147,6 +159,10 @@ void MetricsExport::RefreshJobs() {
           .Set(static_cast<double>((counts.*state.count)()));
     }
   }
+  auto& expired = metrics_->Counter("rlhf_leases_expired_total",
+                                    "Leases of rollout workers that ran out: no heartbeat, or no progress.");
+  const double newly_expired = static_cast<double>(sources_.sampling->leases_expired()) - expired.Value();
+  if (newly_expired > 0) expired.Increment(newly_expired);
   metrics_->Gauge("rlhf_leases_active", "Samples that a rollout worker holds a lease on.")
       .Set(static_cast<double>(leased));
   for (const auto& [labels, at] : progress) {
@@ -165,6 +181,8 @@ void MetricsExport::RefreshJobs() {
     const MetricsRegistry::Labels labels = {{"project", it->first.first}, {"rlhf_job", it->first.second}};
     metrics_->Remove("rlhf_samples", labels);
     metrics_->Remove("rlhf_job_last_progress_timestamp_seconds", labels);
+    metrics_->Remove("rlhf_slice_reward_mean", labels);
+    metrics_->Remove("rlhf_slice_win_rate", labels);
     it = labels_.erase(it);
   }
 }
@@ -212,6 +230,12 @@ void MetricsExport::RefreshJob(const v1::Job& job, std::map<JobLabels, v1::Ledge
       }
     }
   }
+  // Who waits for people, or was told to wait, is not stuck.
+  if (job.state() == v1::WAITING || job.state() == v1::PAUSED) {
+    metrics_->Remove("rlhf_job_last_progress_timestamp_seconds",
+                     {{"project", labels.first}, {"rlhf_job", labels.second}});
+    return;
+  }
   double& latest = (*progress)[labels];
   const absl::Time since = series.last_progress == absl::Time() ? TimeOf(job.created_at()) : series.last_progress;
   latest = std::max(latest, absl::ToDoubleSeconds(since - absl::UnixEpoch()));
@@ -222,6 +246,18 @@ void MetricsExport::RefreshJob(const v1::Job& job, std::map<JobLabels, v1::Ledge
                     {0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400})
         .Observe(absl::ToDoubleSeconds(TimeOf(job.started_at()) - TimeOf(job.created_at())));
   }
+}
+
+void MetricsExport::ExportSlices(const v1::Job& job) {
+  const auto set = [&](const char* name, const char* help, const std::map<std::string, double>& slices) {
+    for (const auto& [slice, value] : slices) {
+      metrics_
+          ->Gauge(name, help, {{"project", job.spec().project()}, {"rlhf_job", job.spec().name()}, {"slice", slice}})
+          .Set(value);
+    }
+  };
+  set("rlhf_slice_reward_mean", "An evaluation's mean grade, by slice.", SliceRewardMeans(job));
+  set("rlhf_slice_win_rate", "Share of comparisons won, by slice.", SliceWinRates(job));
 }
 
 void MetricsExport::RefreshWorkers() {

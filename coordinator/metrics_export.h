@@ -52,6 +52,7 @@ class MetricsExport : public std::enable_shared_from_this<MetricsExport> {
   void RefreshJobs();
   void RefreshJob(const v1::Job& job, std::map<JobLabels, v1::LedgerCounts>* samples,
                   std::map<JobLabels, double>* progress);
+  void ExportSlices(const v1::Job& job);
   void RefreshWorkers();
   void RefreshOversight();
   void RefreshHost();

@@ -36,13 +36,16 @@ class OversightImpl final : public Oversight {
   }
 
   absl::Status Recover() override {
-    RLHF_RETURN_IF_ERROR(store_->Scan(Table::kAudit, "", [&](absl::string_view, absl::string_view value) {
+    const absl::StatusOr<std::string> head = store_->LastKey(Table::kAudit, "");
+    if (head.ok()) {
       v1::AuditRecord record;
-      record.ParseFromArray(value.data(), static_cast<int>(value.size()));
+      RLHF_ASSIGN_OR_RETURN(const std::string bytes, store_->Get(Table::kAudit, *head));
+      record.ParseFromString(bytes);
       sequence_ = record.sequence();
       last_sha256_ = record.sha256();
-      return true;
-    }));
+    } else if (!absl::IsNotFound(head.status())) {
+      return head.status();
+    }
     RLHF_RETURN_IF_ERROR(store_->Scan(Table::kGates, "", [&](absl::string_view, absl::string_view value) {
       v1::GateRow row;
       row.ParseFromArray(value.data(), static_cast<int>(value.size()));

@@ -13,11 +13,19 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr int64_t kStepsKept = 64;  // ended samples of so many steps stay in memory, for a rollback
+constexpr int64_t kStepsKept =
+    8;  // ended samples of so many steps stay in memory: late duplicates are recognised by them
 constexpr absl::Duration kRateWindow = absl::Seconds(5);
 
 bool IsArchived(const std::string& job_id, absl::string_view key) {
   return key.size() > Ledger::RowKey(job_id, {0, 0, 0}).size();
+}
+
+int64_t StepOfKey(const std::string& job_id, absl::string_view key) {
+  const size_t from = Ledger::Prefix(job_id).size();
+  uint64_t step = 0;
+  for (const char c : key.substr(from, 8)) step = step << 8 | static_cast<uint8_t>(c);
+  return static_cast<int64_t>(step);
 }
 
 }  // namespace
@@ -38,29 +46,55 @@ ActiveJob* SamplingImpl::Find(const std::string& job_id) const {
   return it == jobs_.end() ? nullptr : it->second.get();
 }
 
+absl::StatusOr<v1::LedgerBase> SamplingImpl::BaseOf(const std::string& job_id) const {
+  v1::LedgerBase base;
+  const absl::StatusOr<std::string> stored = store_->Get(Table::kMeta, Ledger::BaseKey(job_id));
+  if (absl::IsNotFound(stored.status())) {
+    base.set_through_step(-1);
+    return base;
+  }
+  RLHF_RETURN_IF_ERROR(stored.status());
+  if (!base.ParseFromString(*stored)) return absl::DataLossError(absl::StrCat("ledger of ", job_id, " is damaged"));
+  return base;
+}
+
+absl::Status SamplingImpl::ScanRows(const std::string& job_id, int64_t after_step,
+                                    absl::FunctionRef<void(const v1::SampleRow&, bool)> fn) const {
+  const std::string prefix = Ledger::Prefix(job_id);
+  // Keys of a step are longer than its number: the next step's number alone comes before all of them.
+  const std::string after = after_step < 0 ? "" : KeyOf(prefix, {static_cast<uint64_t>(after_step) + 1});
+  v1::SampleRow row;
+  bool damaged = false;
+  RLHF_RETURN_IF_ERROR(
+      store_->ScanAfter(Table::kSamples, prefix, after, [&](absl::string_view key, absl::string_view value) {
+        if (!row.ParseFromArray(value.data(), static_cast<int>(value.size()))) damaged = true;
+        if (!damaged) fn(row, IsArchived(job_id, key));
+        return !damaged;
+      }));
+  if (damaged) return absl::DataLossError(absl::StrCat("a sample row of ", job_id, " is damaged; restore a backup"));
+  return absl::OkStatus();
+}
+
 absl::Status SamplingImpl::AddJob(SamplingPlan plan, SamplingListener* listener) {
   if (plan.prompts == nullptr || plan.prompts->empty())
     return absl::InvalidArgumentError(absl::StrCat("job ", plan.job_id, " has no prompts"));
   const std::string job_id = plan.job_id;
   auto job = std::make_unique<ActiveJob>(std::move(plan), listener);
   const absl::Duration now = loop_->clock().Now();
-  int64_t newest = 0;
-  std::vector<std::pair<v1::SampleRow, bool>> rows;
-  RLHF_RETURN_IF_ERROR(
-      store_->Scan(Table::kSamples, Ledger::Prefix(job_id), [&](absl::string_view key, absl::string_view value) {
-        v1::SampleRow row;
-        row.ParseFromArray(value.data(), static_cast<int>(value.size()));
-        newest = std::max(newest, row.id().step());
-        rows.emplace_back(std::move(row), IsArchived(job_id, key));
-        return true;
-      }));
-  for (const auto& [row, archived] : rows) {
+  job->last_finished = now;
+  RLHF_ASSIGN_OR_RETURN(const v1::LedgerBase base, BaseOf(job_id));
+  job->ledger.RestoreBase(base);
+  // What memory keeps of the past: steps that a rollback may come back to.
+  const absl::StatusOr<std::string> last = store_->LastKey(Table::kSamples, Ledger::Prefix(job_id));
+  if (!last.ok() && !absl::IsNotFound(last.status())) return last.status();
+  const int64_t newest = last.ok() ? StepOfKey(job_id, *last) : 0;
+  RLHF_RETURN_IF_ERROR(ScanRows(job_id, base.through_step(), [&](const v1::SampleRow& row, bool archived) {
     job->ledger.Restore(row, archived, row.id().step() > newest - kStepsKept);
-    if (archived || !IsOpen(row.state())) continue;
-    if (row.state() == v1::LEASED) job->leases[KeyOfSample(row.id())] = {"", row.attempt(), now, now, now, 0};
+    if (archived || !IsOpen(row.state())) return;
+    if (row.state() == v1::LEASED) job->leases.Set(KeyOfSample(row.id()), {"", row.attempt(), now, now, now, 0});
     // What was open before a restart is announced like what is issued after it.
     if (row.state() != v1::ASSIGNED) job->announced.try_emplace(row.id().step(), false);
-  }
+  }));
   ended_.erase(job_id);
   jobs_[job_id] = std::move(job);
   loop_->Post([this, job_id] { AfterDurable(job_id); });
@@ -98,7 +132,7 @@ void SamplingImpl::IssueStep(const std::string& job_id, int64_t step, int64_t fi
       job->ledger.Issue({step, ordinal, index}, first_prompt + i, batch);
   }
   job->announced[step] = false;
-  loop_->Post([this] { ServeWaiters(); });
+  ServeSoon();
 }
 
 void SamplingImpl::SetPolicy(const std::string& job_id, const v1::PolicySource& policy, WriteBatch* batch) {
@@ -121,7 +155,7 @@ void SamplingImpl::SetPolicy(const std::string& job_id, const v1::PolicySource& 
       }
     }
   }
-  loop_->Post([this] { ServeWaiters(); });
+  ServeSoon();
 }
 
 bool SamplingImpl::StepScored(const std::string& job_id, int64_t step) const {
@@ -175,7 +209,7 @@ absl::StatusOr<std::vector<v1::Sample>> SamplingImpl::AssignStep(const std::stri
   }
   if (!stale.empty()) {
     job->announced[step] = false;
-    loop_->Post([this] { ServeWaiters(); });
+    ServeSoon();
   }
   if (!job->ledger.StepScored(step))
     return absl::FailedPreconditionError(
@@ -207,15 +241,13 @@ void SamplingImpl::Rollback(const std::string& job_id, int64_t step, WriteBatch*
   ActiveJob* job = Find(job_id);
   if (job == nullptr) return;
   // Rows beyond what memory keeps have been durable for long.
-  const absl::Status status =
-      store_->Scan(Table::kSamples, Ledger::Prefix(job_id), [&](absl::string_view key, absl::string_view value) {
-        if (IsArchived(job_id, key)) return true;
-        v1::SampleRow row;
-        row.ParseFromArray(value.data(), static_cast<int>(value.size()));
-        if (row.id().step() > step && row.state() == v1::TRAINED) job->ledger.Readmit(row);
-        return true;
-      });
+  std::vector<v1::SampleRow> settled;
+  const absl::Status status = ScanRows(job_id, step, [&](const v1::SampleRow& row, bool archived) {
+    if (row.id().step() <= job->ledger.settled_through()) settled.push_back(row);
+    if (!archived && row.state() == v1::TRAINED) job->ledger.Readmit(row);
+  });
   if (!status.ok()) spdlog::error("rollback of {}: {}", job_id, std::string(status.message()));
+  if (!settled.empty()) job->ledger.Unsettle(step, settled, batch);
   for (int64_t s = step + 1;; ++s) {
     const std::vector<const v1::SampleRow*> rows = job->ledger.Step(s);
     if (rows.empty()) return;
@@ -223,6 +255,20 @@ void SamplingImpl::Rollback(const std::string& job_id, int64_t step, WriteBatch*
       if (row->state() == v1::TRAINED) job->ledger.Untrain(KeyOfSample(row->id()), batch);
     }
   }
+}
+
+void SamplingImpl::Settle(const std::string& job_id, int64_t step, WriteBatch* batch) {
+  if (ActiveJob* job = Find(job_id)) job->ledger.Settle(step, batch);
+}
+
+void SamplingImpl::Close(const std::string& job_id, WriteBatch* batch) {
+  const ActiveJob* job = Find(job_id);
+  const auto ended = ended_.find(job_id);
+  if (job == nullptr && ended == ended_.end()) return;
+  v1::LedgerBase base;
+  *base.mutable_counts() = job != nullptr ? job->ledger.counts() : ended->second;
+  base.set_ended(true);
+  batch->Put(Table::kMeta, Ledger::BaseKey(job_id), base.SerializeAsString());
 }
 
 void SamplingImpl::RefuseStep(const std::string& job_id, int64_t step, const std::string& reason, int64_t first_prompt,
@@ -242,7 +288,7 @@ void SamplingImpl::RefuseStep(const std::string& job_id, int64_t step, const std
     job->ledger.Replace(key, v1::SAMPLE_FAILED, reason, first_prompt + std::get<1>(key), batch);
   }
   job->announced[step] = false;
-  loop_->Post([this] { ServeWaiters(); });
+  ServeSoon();
 }
 
 void SamplingImpl::MarkDelivered(const std::string& job_id, WriteBatch* batch) {
@@ -257,14 +303,13 @@ void SamplingImpl::MarkDelivered(const std::string& job_id, WriteBatch* batch) {
 v1::LedgerCounts SamplingImpl::Counts(const std::string& job_id) const {
   if (const ActiveJob* job = Find(job_id)) return job->ledger.counts();
   if (const auto it = ended_.find(job_id); it != ended_.end()) return it->second;
-  v1::LedgerCounts counts;
-  const absl::Status status =
-      store_->Scan(Table::kSamples, Ledger::Prefix(job_id), [&](absl::string_view, absl::string_view value) {
-        v1::SampleRow row;
-        row.ParseFromArray(value.data(), static_cast<int>(value.size()));
-        CountSample(row.state(), &counts);
-        return true;
-      });
+  const absl::StatusOr<v1::LedgerBase> base = BaseOf(job_id);
+  v1::LedgerCounts counts = base.ok() ? base->counts() : v1::LedgerCounts();
+  absl::Status status = base.status();
+  if (base.ok() && !base->ended()) {
+    status = ScanRows(job_id, base->through_step(),
+                      [&](const v1::SampleRow& row, bool) { CountSample(row.state(), &counts); });
+  }
   if (!status.ok()) spdlog::error("ledger of {}: {}", job_id, std::string(status.message()));
   return counts;
 }
@@ -331,6 +376,36 @@ std::string SamplingImpl::LastProblem(const std::string& job_id) const {
   return job == nullptr ? "" : job->last_problem;
 }
 
+Sampling::Situation SamplingImpl::SituationOf(const std::string& job_id) const {
+  Situation out;
+  out.counts = Counts(job_id);
+  const auto takes_work = [](const Session* session) { return !session->draining && !session->cordoned; };
+  for (const Session* session : fleet_->Sessions(v1::ROLE_ROLLOUT_WORKER))
+    out.rollout_workers += takes_work(session) ? 1 : 0;
+  for (const Session* session : fleet_->Sessions(v1::ROLE_REWARD_SERVER))
+    out.reward_servers += takes_work(session) ? 1 : 0;
+  const ActiveJob* job = Find(job_id);
+  if (job == nullptr) return out;
+  out.paused = job->paused;
+  out.serving_this = static_cast<int>(job->leases.workers());
+  out.score_requests = job->score_requests;
+  out.since_last = loop_->clock().Now() - job->last_finished;
+  int of_project = 0, of_submitter = 0;
+  for (const auto& [id, other] : jobs_) {
+    const int workers = static_cast<int>(other->leases.workers());
+    if (id != job_id && workers > 0) out.rollout_holders.push_back(id);
+    if (other->plan.project != job->plan.project) continue;
+    of_project += workers;
+    of_submitter += other->plan.submitter == job->plan.submitter ? workers : 0;
+  }
+  if (options_.quotas != nullptr) {
+    const int project = options_.quotas->Of(job->plan.project, "").max_rollout_workers();
+    const int submitter = options_.quotas->Of(job->plan.project, job->plan.submitter).max_rollout_workers();
+    out.over_quota = (project > 0 && of_project >= project) || (submitter > 0 && of_submitter >= submitter);
+  }
+  return out;
+}
+
 absl::StatusOr<std::vector<v1::SampleView>> SamplingImpl::List(const std::string& job_id, int64_t step_or_minus_one,
                                                                const std::string& after_key, int limit,
                                                                std::string* next_key) {
@@ -376,7 +451,7 @@ void SamplingImpl::AfterDurable(const std::string& job_id) {
   for (const auto& [step, announced] : job->announced) {
     if (!announced && job->ledger.StepScored(step)) steps.insert(step);
   }
-  Dispatch(*job, false);
+  Dispatch(false);
   SamplingListener* const listener = job->listener;
   for (const int64_t step : steps) {
     job = Find(job_id);  // the listener may end the job
@@ -392,18 +467,23 @@ void SamplingImpl::Tick() {
   for (const auto& [id, job] : jobs_) ids.push_back(id);
   for (const std::string& id : ids) {
     if (ActiveJob* job = Find(id)) ExpireLeases(*job);
-    if (ActiveJob* job = Find(id)) Dispatch(*job, true);
   }
+  Dispatch(true);
   const absl::Duration now = loop_->clock().Now();
   ServeWaiters();
   for (auto it = waiters_.begin(); it != waiters_.end();) {
-    if (now < it->deadline) {
+    const absl::StatusOr<const Session*> session = fleet_->Find(it->request.session_id());
+    if (session.ok() && now < it->deadline) {
       ++it;
       continue;
     }
     Done<v1::LeasePromptsResponse> done = std::move(it->done);
     it = waiters_.erase(it);
-    done(v1::LeasePromptsResponse());
+    if (session.ok()) {
+      done(v1::LeasePromptsResponse());
+    } else {
+      done(session.status());
+    }
   }
 }
 

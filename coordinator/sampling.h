@@ -20,9 +20,12 @@
 
 namespace rlhf::coordinator {
 
+class Quotas;
+
 // What a job that generates says once.
 struct SamplingPlan {
   std::string job_id;
+  std::string project, submitter;  // whose share it is
   int priority = 0;
   uint64_t seed = 0;
   uint32_t stream = 0;                                     // noise stream: stage and round
@@ -79,6 +82,10 @@ class Sampling : public FleetListener {
   virtual void MarkTrained(const std::string& job_id, int64_t step, WriteBatch* batch) = 0;
   // Trained steps after `step` become assigned again, to be replayed.
   virtual void Rollback(const std::string& job_id, int64_t step, WriteBatch* batch) = 0;
+  // No rollback goes behind `step` any more: what a restart reads grows only with the steps after it.
+  virtual void Settle(const std::string& job_id, int64_t step, WriteBatch* batch) = 0;
+  // The job is over: its counts are final and need not be recounted from rows.
+  virtual void Close(const std::string& job_id, WriteBatch* batch) = 0;
   // The step was refused: its samples fail with the reason and as many new ones are issued for it from first_prompt on.
   virtual void RefuseStep(const std::string& job_id, int64_t step, const std::string& reason, int64_t first_prompt,
                           WriteBatch* batch) = 0;
@@ -93,6 +100,18 @@ class Sampling : public FleetListener {
   virtual Rates RatesOf(const std::string& job_id) const = 0;
   // The newest failure of a worker or reward server at this job's samples, for people; empty when all is well.
   virtual std::string LastProblem(const std::string& job_id) const = 0;
+  // For `rlhfctl why`.
+  struct Situation {
+    v1::LedgerCounts counts;
+    bool paused = false;
+    int rollout_workers = 0, reward_servers = 0;  // that take work
+    int serving_this = 0;                         // rollout workers with leases of this job
+    std::vector<std::string> rollout_holders;     // other jobs that have rollout workers
+    bool over_quota = false;                      // of rollout workers
+    int score_requests = 0;
+    absl::Duration since_last;  // since a sample of it finished, or since it was added
+  };
+  virtual Situation SituationOf(const std::string& job_id) const = 0;
   // Reads rows (and payloads) for listings: from key on, at most limit.
   virtual absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one,
                                                            const std::string& after_key, int limit,
@@ -103,6 +122,8 @@ class Sampling : public FleetListener {
   virtual void SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v1::SubmitSamplesResponse> done) = 0;
   virtual void ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1::ReturnLeasesResponse> done) = 0;
   virtual void Tick() = 0;  // lease expiry, dispatch; called every 100 ms
+  // Leases that ran out because their worker went silent or made no progress, since the start.
+  virtual int64_t leases_expired() const = 0;
 };
 
 struct SamplingOptions {
@@ -111,6 +132,7 @@ struct SamplingOptions {
   absl::Duration score_timeout = absl::Seconds(60);
   int score_batch_samples = 64;      // a ScoreRequest holds at most
   int score_requests_in_flight = 2;  // per reward server
+  const Quotas* quotas = nullptr;    // bounds and weights of shares; null: none
 };
 std::unique_ptr<Sampling> MakeSampling(EventLoop* loop, StateStore* store, PayloadStore* payloads, Fleet* fleet,
                                        RewardClient* reward, const SamplingOptions& options = {});

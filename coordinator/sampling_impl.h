@@ -12,7 +12,9 @@
 #include <vector>
 
 #include "coordinator/ledger.h"
+#include "coordinator/quotas.h"
 #include "coordinator/sampling.h"
+#include "coordinator/scheduling/fair_share.h"
 
 namespace rlhf::coordinator {
 
@@ -24,6 +26,54 @@ struct HeldLease {
   int tokens_done = 0;
 };
 
+// A job's leases, and how many of them each worker's session has.
+class LeaseTable {
+ public:
+  using Map = std::map<SampleKey, HeldLease>;
+  Map::const_iterator begin() const { return leases_.begin(); }
+  Map::const_iterator end() const { return leases_.end(); }
+  Map::const_iterator find(const SampleKey& key) const { return leases_.find(key); }
+  // Its session stays as it is; other fields may be changed.
+  HeldLease* Find(const SampleKey& key) {
+    const auto it = leases_.find(key);
+    return it == leases_.end() ? nullptr : &it->second;
+  }
+  bool empty() const { return leases_.empty(); }
+  size_t workers() const { return held_.size(); }
+  size_t HeldBy(const std::string& session_id) const {
+    const auto it = held_.find(session_id);
+    return it == held_.end() ? 0 : it->second;
+  }
+  void Set(const SampleKey& key, HeldLease lease) {
+    erase(key);
+    ++held_[lease.session_id];
+    leases_[key] = std::move(lease);
+  }
+  // The lease of a worker that reports it, perhaps under a new session; its other fields may be changed.
+  HeldLease& Claim(const SampleKey& key, const std::string& session_id) {
+    const auto it = leases_.find(key);
+    if (it != leases_.end() && it->second.session_id == session_id) return it->second;
+    HeldLease lease = it == leases_.end() ? HeldLease() : it->second;
+    lease.session_id = session_id;
+    Set(key, std::move(lease));
+    return leases_.at(key);
+  }
+  void erase(const SampleKey& key) {
+    const auto it = leases_.find(key);
+    if (it == leases_.end()) return;
+    if (const auto holder = held_.find(it->second.session_id); --holder->second == 0) held_.erase(holder);
+    leases_.erase(it);
+  }
+  void clear() {
+    leases_.clear();
+    held_.clear();
+  }
+
+ private:
+  Map leases_;
+  std::map<std::string, size_t> held_;
+};
+
 struct ActiveJob {
   ActiveJob(SamplingPlan p, SamplingListener* l) : plan(std::move(p)), listener(l), ledger(plan.job_id) {}
 
@@ -31,11 +81,12 @@ struct ActiveJob {
   SamplingListener* listener;
   Ledger ledger;
   bool paused = false;
-  std::map<SampleKey, HeldLease> leases;            // exactly the leased ones, each at its newest attempt
-  std::map<SampleKey, HeldLease> slow;              // a lease that is hedged: its older attempt, which may still win
+  LeaseTable leases;                                // exactly the leased ones, each at its newest attempt
+  LeaseTable slow;                                  // a lease that is hedged: its older attempt, which may still win
   std::deque<absl::Duration> took;                  // from lease to result, of the newest ones
   std::map<SampleKey, int> failures;                // since the coordinator's start
   std::set<SampleKey> scoring;                      // at a reward server now
+  int score_requests = 0;                           // that hold them
   std::map<SampleKey, absl::Duration> score_after;  // backing off after a failed scoring
   std::map<SampleKey, int> score_tries;             // in vain, while what scoring needs was away
   int score_batch_halvings = 0;                     // after requests that took too long
@@ -48,6 +99,7 @@ struct ActiveJob {
     int64_t tokens;
   };
   std::deque<Finished> finished;  // of the last seconds
+  absl::Duration last_finished = absl::ZeroDuration();
 };
 
 class SamplingImpl final : public Sampling {
@@ -68,6 +120,8 @@ class SamplingImpl final : public Sampling {
                                                      WriteBatch* batch) override;
   void MarkTrained(const std::string& job_id, int64_t step, WriteBatch* batch) override;
   void Rollback(const std::string& job_id, int64_t step, WriteBatch* batch) override;
+  void Settle(const std::string& job_id, int64_t step, WriteBatch* batch) override;
+  void Close(const std::string& job_id, WriteBatch* batch) override;
   void RefuseStep(const std::string& job_id, int64_t step, const std::string& reason, int64_t first_prompt,
                   WriteBatch* batch) override;
   void MarkDelivered(const std::string& job_id, WriteBatch* batch) override;
@@ -75,6 +129,7 @@ class SamplingImpl final : public Sampling {
   std::vector<std::string> Check(const std::string& job_id) override;
   Rates RatesOf(const std::string& job_id) const override;
   std::string LastProblem(const std::string& job_id) const override;
+  Situation SituationOf(const std::string& job_id) const override;
   absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one,
                                                    const std::string& after_key, int limit,
                                                    std::string* next_key) override;
@@ -83,6 +138,7 @@ class SamplingImpl final : public Sampling {
   void SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v1::SubmitSamplesResponse> done) override;
   void ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1::ReturnLeasesResponse> done) override;
   void Tick() override;
+  int64_t leases_expired() const override { return leases_expired_; }
 
   void OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request,
                    v1::HeartbeatResponse* response) override;
@@ -100,6 +156,10 @@ class SamplingImpl final : public Sampling {
   };
 
   ActiveJob* Find(const std::string& job_id) const;
+  absl::StatusOr<v1::LedgerBase> BaseOf(const std::string& job_id) const;
+  // Rows of steps after the base's, in issue order; archived ones too.
+  absl::Status ScanRows(const std::string& job_id, int64_t after_step,
+                        absl::FunctionRef<void(const v1::SampleRow&, bool archived)> fn) const;
   absl::StatusOr<v1::Sample> ReadSample(const v1::SampleRow& row);
   absl::StatusOr<v1::Sample> CachedSample(ActiveJob& job, const v1::SampleRow& row);
   // Commits and, once durable, announces steps that became complete and serves workers that wait.
@@ -111,20 +171,31 @@ class SamplingImpl final : public Sampling {
   bool TryLease(const Session& session, int max_samples, v1::LeasePromptsResponse* response, WriteBatch* batch);
   // A second attempt, at an idle worker, of what another takes much longer for than is usual.
   bool TryHedge(const Session& session, int max_samples, v1::LeasePromptsResponse* response, WriteBatch* batch);
+  bool HedgeDue() const;  // there may be something that is slow
   void AddLease(ActiveJob& job, const SampleKey& key, const Session& session, bool hedge,
                 v1::LeasePromptsResponse* response, WriteBatch* batch);
-  // The lease of a sample at an attempt, null when nobody holds it (any more).
-  static HeldLease* FindLease(ActiveJob& job, const SampleKey& key, int32_t attempt);
+  // Where a sample's lease at an attempt is, null when nobody holds it (any more).
+  static LeaseTable* TableOf(ActiveJob& job, const SampleKey& key, int32_t attempt);
   // One attempt ends without a result; the sample is released unless another attempt of it goes on.
   void EndAttempt(ActiveJob& job, const SampleKey& key, int32_t attempt, const std::string& error, bool permanent,
                   WriteBatch* batch);
   void ServeWaiters();
+  void ServeSoon();  // once, after what is on the loop now
+  bool AnyQueued() const;
+  // Has samples that may be leased now: later steps wait for their policy, since what an older one made would be stale.
+  static bool Leasable(const ActiveJob& job);
+  size_t HeldBy(const std::string& session_id) const;  // samples leased to it
+  int AvailableWorkers();
   void Release(ActiveJob& job, const SampleKey& key, const std::string& error, bool permanent, WriteBatch* batch);
   void ExpireLeases(ActiveJob& job);
   v1::SampleVerdict Take(ActiveJob& job, const v1::Sample& sample, const std::string& worker, WriteBatch* batch);
 
   // Scores.
-  void Dispatch(ActiveJob& job, bool now);
+  // Sends what is ready, job by job in fair shares, while reward servers have room. Unless `now`, small batches of a
+  // job that expects more wait for company.
+  void Dispatch(bool now);
+  bool SendBatch(ActiveJob& job);  // false when nothing could be sent
+  size_t FullBatch(const ActiveJob& job) const;
   const Session* PickRewardServer();
   // A sample could not be scored: later again, or for good.
   void FailScoring(ActiveJob& job, const SampleKey& key, const absl::Status& why, WriteBatch* batch);
@@ -132,6 +203,7 @@ class SamplingImpl final : public Sampling {
                 const absl::StatusOr<v1::ScoreResponse>& response);
   absl::Status TakeScore(ActiveJob& job, const Sent& sent, const v1::SampleScore& score, WriteBatch* batch);
 
+  int64_t leases_expired_ = 0;
   EventLoop* const loop_;
   StateStore* const store_;
   PayloadStore* const payloads_;
@@ -141,6 +213,7 @@ class SamplingImpl final : public Sampling {
   std::map<std::string, std::unique_ptr<ActiveJob>> jobs_;
   std::map<std::string, v1::LedgerCounts> ended_;  // counts of jobs that were removed
   std::list<Waiter> waiters_;
+  std::map<std::string, std::string> last_job_;  // by rollout worker's session
   struct RewardServer {
     int in_flight = 0;
     absl::Duration not_before;
@@ -148,6 +221,10 @@ class SamplingImpl final : public Sampling {
   std::map<std::string, RewardServer> reward_servers_;  // by session
   std::set<std::string> stuck_;  // workers' sessions that report and get nowhere: nothing new until they do
   int writes_in_flight_ = 0;
+  bool serve_posted_ = false;
+  absl::Duration hedge_looked_at_ = -absl::InfiniteDuration();  // and found nothing that is slow
+  int available_workers_ = 0;
+  absl::Duration available_at_;
 };
 
 }  // namespace rlhf::coordinator

@@ -18,7 +18,9 @@ constexpr absl::Duration kRatesKept = absl::Seconds(10);
 // A lease is slow when it takes so many times the median of the newest results, and at least so long.
 constexpr double kHedgeFactor = 2.0;
 constexpr absl::Duration kHedgeAtLeast = absl::Milliseconds(500);
+constexpr absl::Duration kHedgeEvery = absl::Milliseconds(100);
 constexpr size_t kHedgeAfterResults = 8, kResultsRemembered = 64;
+constexpr absl::Duration kWorkersCounted = absl::Milliseconds(200);  // how old their count may be
 
 // What is wrong with a sample's content; empty when nothing.
 std::string ProblemOf(const v1::Sample& sample) {
@@ -42,8 +44,17 @@ void SamplingImpl::LeasePrompts(const v1::LeasePromptsRequest& request, Done<v1:
   ServeWaiters();
 }
 
+void SamplingImpl::ServeSoon() {
+  if (std::exchange(serve_posted_, true)) return;
+  loop_->Post([this] {
+    serve_posted_ = false;
+    ServeWaiters();
+  });
+}
+
 void SamplingImpl::ServeWaiters() {
-  for (auto it = waiters_.begin(); it != waiters_.end();) {
+  bool nothing_for_idle = false;  // an idle worker got nothing: neither will the next one
+  for (auto it = waiters_.begin(); it != waiters_.end() && (AnyQueued() || HedgeDue());) {
     const absl::StatusOr<const Session*> session = fleet_->Find(it->request.session_id());
     if (!session.ok()) {
       it->done(session.status());
@@ -52,9 +63,13 @@ void SamplingImpl::ServeWaiters() {
     }
     v1::LeasePromptsResponse response;
     WriteBatch batch;
-    if ((*session)->draining || (*session)->cordoned || stuck_.count((*session)->session_id) > 0 ||
-        (!TryLease(**session, it->request.max_samples(), &response, &batch) &&
-         !TryHedge(**session, it->request.max_samples(), &response, &batch))) {
+    const bool idle = HeldBy((*session)->session_id) == 0;
+    const bool may = !(*session)->draining && !(*session)->cordoned && stuck_.count((*session)->session_id) == 0;
+    const bool tries = may && !(idle && nothing_for_idle);
+    const int most = it->request.max_samples();
+    const bool leased = tries && TryLease(**session, most, &response, &batch);
+    nothing_for_idle = nothing_for_idle || (tries && idle && !leased);
+    if (!leased && !(may && HedgeDue() && TryHedge(**session, most, &response, &batch))) {
       ++it;
       continue;
     }
@@ -74,23 +89,63 @@ void SamplingImpl::ServeWaiters() {
   }
 }
 
-ActiveJob* SamplingImpl::PickJob(const Session& session) {
-  // The highest priority; among equals the job that fewest other workers serve, so that workers spread and stay.
-  ActiveJob* best = nullptr;
-  std::pair<int, size_t> best_rank;
+bool SamplingImpl::Leasable(const ActiveJob& job) {
+  if (job.paused || job.ledger.queued().empty()) return false;
+  const int64_t step = std::get<0>(*job.ledger.queued().begin());
+  return step - 1 - job.plan.max_policy_lag <= job.plan.policy.version().step();
+}
+
+bool SamplingImpl::AnyQueued() const {
   for (const auto& [id, job] : jobs_) {
-    if (job->paused || job->ledger.queued().empty()) continue;
-    std::set<std::string> others;
-    for (const auto& [key, lease] : job->leases) {
-      if (lease.session_id != session.session_id) others.insert(lease.session_id);
-    }
-    const std::pair<int, size_t> rank{-job->plan.priority, others.size()};
-    if (best == nullptr || rank < best_rank) {
-      best = job.get();
-      best_rank = rank;
-    }
+    if (Leasable(*job)) return true;
   }
-  return best;
+  return false;
+}
+
+size_t SamplingImpl::HeldBy(const std::string& session_id) const {
+  size_t held = 0;
+  for (const auto& [id, job] : jobs_) {
+    held += job->leases.HeldBy(session_id);
+  }
+  return held;
+}
+
+ActiveJob* SamplingImpl::PickJob(const Session& session) {
+  std::vector<Claim> claims;
+  std::vector<ActiveJob*> jobs;
+  int current = -1;
+  const auto last = last_job_.find(session.session_id);
+  for (const auto& [id, job] : jobs_) {
+    const bool holds = job->leases.HeldBy(session.session_id) > 0;
+    const bool wants = Leasable(*job);
+    // A worker is moved only between leases: while it has some of a job, it gets more of that one or nothing.
+    if (holds) return wants ? job.get() : nullptr;
+    if (!wants && job->leases.empty()) continue;
+    if (last != last_job_.end() && id == last->second) current = static_cast<int>(claims.size());
+    claims.push_back(
+        {job->plan.priority, job->plan.project, job->plan.submitter, static_cast<int>(job->leases.workers()), wants});
+    jobs.push_back(job.get());
+  }
+  const int picked = PickClaim(
+      claims,
+      [this](const std::string& project, const std::string& submitter) {
+        if (options_.quotas == nullptr) return ShareRule();
+        const v1::Quota quota = options_.quotas->Of(project, submitter);
+        return ShareRule{quota.max_rollout_workers(), quota.weight()};
+      },
+      current);
+  return picked < 0 ? nullptr : jobs[static_cast<size_t>(picked)];
+}
+
+int SamplingImpl::AvailableWorkers() {
+  const absl::Duration now = loop_->clock().Now();
+  if (available_workers_ <= 0 || now - available_at_ > kWorkersCounted) {
+    available_at_ = now;
+    available_workers_ = 0;
+    for (const Session* worker : fleet_->Sessions(v1::ROLE_ROLLOUT_WORKER))
+      available_workers_ += worker->draining || worker->cordoned ? 0 : 1;
+  }
+  return std::max(1, available_workers_);
 }
 
 bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePromptsResponse* response,
@@ -99,12 +154,10 @@ bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePr
   if (job == nullptr || max_samples <= 0) return false;
   // A fair share, so that the first to ask does not leave the others idle; whole prompts where possible: their samples
   // share one prefill.
-  int workers = 0;
-  for (const Session* other : fleet_->Sessions(v1::ROLE_ROLLOUT_WORKER))
-    workers += other->draining || other->cordoned ? 0 : 1;
+  const int workers = AvailableWorkers();
   const int queued = static_cast<int>(job->ledger.queued().size());
   const int per_prompt = std::max(1, job->plan.samples_per_prompt);
-  const int share = (queued + std::max(1, workers) - 1) / std::max(1, workers);
+  const int share = (queued + workers - 1) / workers;
   const int limit = std::min(max_samples, (share + per_prompt - 1) / per_prompt * per_prompt);
 
   std::vector<SampleKey> keys;
@@ -115,6 +168,7 @@ bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePr
     keys.push_back(key);
   }
   if (keys.empty()) return false;
+  last_job_[session.session_id] = job->plan.job_id;
   for (const SampleKey& key : keys) AddLease(*job, key, session, /*hedge=*/false, response, batch);
   return true;
 }
@@ -130,7 +184,7 @@ bool SamplingImpl::TryHedge(const Session& session, int max_samples, v1::LeasePr
     std::vector<SampleKey> keys;
     for (const auto& [key, lease] : job->leases) {
       if (static_cast<int>(keys.size()) == max_samples) break;
-      if (lease.session_id != session.session_id && now - lease.since > slow && job->slow.count(key) == 0)
+      if (lease.session_id != session.session_id && now - lease.since > slow && job->slow.Find(key) == nullptr)
         keys.push_back(key);
     }
     if (keys.empty()) continue;
@@ -138,6 +192,15 @@ bool SamplingImpl::TryHedge(const Session& session, int max_samples, v1::LeasePr
                  absl::FormatDuration(slow), session.identity.instance_id());
     for (const SampleKey& key : keys) AddLease(*job, key, session, /*hedge=*/true, response, batch);
     return true;
+  }
+  hedge_looked_at_ = now;
+  return false;
+}
+
+bool SamplingImpl::HedgeDue() const {
+  if (loop_->clock().Now() - hedge_looked_at_ < kHedgeEvery) return false;
+  for (const auto& [id, job] : jobs_) {
+    if (!job->leases.empty() && job->took.size() >= kHedgeAfterResults) return true;
   }
   return false;
 }
@@ -159,19 +222,19 @@ void SamplingImpl::AddLease(ActiveJob& job, const SampleKey& key, const Session&
     lease->set_stream(job.plan.stream);
     *lease->mutable_policy() = job.plan.policy;
   }
-  if (hedge) job.slow[key] = job.leases[key];
+  if (hedge) job.slow.Set(key, job.leases.find(key)->second);
   const std::string& worker = session.identity.instance_id();
   const int32_t attempt = hedge ? job.ledger.Hedge(key, worker, batch) : job.ledger.Lease(key, worker, batch);
   v1::SampleLease* sample = lease->add_samples();
   sample->set_index(index);
   sample->set_attempt(attempt);
   const absl::Duration now = loop_->clock().Now();
-  job.leases[key] = {session.session_id, attempt, now, now, now, 0};
+  job.leases.Set(key, {session.session_id, attempt, now, now, now, 0});
 }
 
-HeldLease* SamplingImpl::FindLease(ActiveJob& job, const SampleKey& key, int32_t attempt) {
-  for (auto* leases : {&job.leases, &job.slow}) {
-    if (const auto it = leases->find(key); it != leases->end() && it->second.attempt == attempt) return &it->second;
+LeaseTable* SamplingImpl::TableOf(ActiveJob& job, const SampleKey& key, int32_t attempt) {
+  for (LeaseTable* table : {&job.leases, &job.slow}) {
+    if (const HeldLease* lease = table->Find(key); lease != nullptr && lease->attempt == attempt) return table;
   }
   return nullptr;
 }
@@ -181,8 +244,8 @@ void SamplingImpl::EndAttempt(ActiveJob& job, const SampleKey& key, int32_t atte
   const auto slow = job.slow.find(key);
   if (slow == job.slow.end() || permanent) return Release(job, key, error, permanent, batch);
   // The other one goes on.
-  if (slow->second.attempt != attempt) job.leases[key] = slow->second;
-  job.slow.erase(slow);
+  if (slow->second.attempt != attempt) job.leases.Set(key, slow->second);
+  job.slow.erase(key);
 }
 
 void SamplingImpl::SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v1::SubmitSamplesResponse> done) {
@@ -230,7 +293,7 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
     return verdict;
   };
   const bool leased = row != nullptr && row->state() == v1::LEASED;
-  HeldLease* const lease = leased ? FindLease(job, key, sample.attempt()) : nullptr;
+  LeaseTable* const lease = leased ? TableOf(job, key, sample.attempt()) : nullptr;
   if (row == nullptr || row->state() == v1::QUEUED || row->state() == v1::SAMPLE_CANCELLED ||
       (leased && lease == nullptr)) {
     return refuse(v1::STALE_ATTEMPT);
@@ -256,7 +319,7 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
     EndAttempt(job, key, sample.attempt(), absl::StrCat("refused: ", problem), false, batch);
     return verdict;
   }
-  job.took.push_back(loop_->clock().Now() - lease->since);
+  job.took.push_back(loop_->clock().Now() - lease->Find(key)->since);
   if (job.took.size() > kResultsRemembered) job.took.pop_front();
   job.leases.erase(key);
   job.slow.erase(key);
@@ -264,6 +327,7 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
   if (!job.plan.score) job.ledger.Scored(key, {}, batch);
   const absl::Duration now = loop_->clock().Now();
   job.finished.push_back({now, 1, sample.response_tokens_size()});
+  job.last_finished = now;
   while (now - job.finished.front().at > kRatesKept) job.finished.pop_front();
   job.cache[key] = std::move(stored);
   if (!job.plan.score) job.last_problem.clear();
@@ -280,7 +344,7 @@ void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1:
     if (job == nullptr) continue;
     const SampleKey key = KeyOfSample(lease.id());
     const v1::SampleRow* row = job->ledger.Find(key);
-    if (row == nullptr || row->state() != v1::LEASED || FindLease(*job, key, lease.attempt()) == nullptr) continue;
+    if (row == nullptr || row->state() != v1::LEASED || TableOf(*job, key, lease.attempt()) == nullptr) continue;
     if (!lease.error().empty())
       spdlog::warn("job {}: generating failed at {}: {}", lease.id().job_id(), (*session)->identity.instance_id(),
                    lease.error());
@@ -326,6 +390,7 @@ void SamplingImpl::ExpireLeases(ActiveJob& job) {
     }
   }
   if (expired.empty()) return;
+  leases_expired_ += static_cast<int64_t>(expired.size());
   WriteBatch batch;
   for (const Expired& one : expired) EndAttempt(job, one.key, one.attempt, one.why, false, &batch);
   spdlog::warn("job {}: {} leases expired: {}", job.plan.job_id, expired.size(), expired.front().why);
@@ -340,14 +405,13 @@ void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatReques
     ActiveJob* job = Find(progress.id().job_id());
     const SampleKey key = KeyOfSample(progress.id());
     const v1::SampleRow* row = job == nullptr ? nullptr : job->ledger.Find(key);
-    HeldLease* const held =
-        row == nullptr || row->state() != v1::LEASED ? nullptr : FindLease(*job, key, progress.attempt());
+    LeaseTable* const held =
+        row == nullptr || row->state() != v1::LEASED ? nullptr : TableOf(*job, key, progress.attempt());
     if (held == nullptr) {
       *response->add_revoked() = progress;
       continue;
     }
-    HeldLease& lease = *held;
-    lease.session_id = session.session_id;
+    HeldLease& lease = held->Claim(key, session.session_id);
     lease.last_seen = now;
     if (progress.tokens_done() > lease.tokens_done) {
       lease.tokens_done = progress.tokens_done();
@@ -360,6 +424,7 @@ void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatReques
 void SamplingImpl::OnLost(const Session& session) {
   reward_servers_.erase(session.session_id);
   stuck_.erase(session.session_id);
+  last_job_.erase(session.session_id);
   if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
   for (const auto& [id, job] : jobs_) {
     std::vector<std::pair<SampleKey, int32_t>> held;
@@ -374,7 +439,7 @@ void SamplingImpl::OnLost(const Session& session) {
                  &batch);
     Write(id, std::move(batch));
   }
-  loop_->Post([this] { ServeWaiters(); });
+  ServeSoon();
 }
 
 }  // namespace rlhf::coordinator

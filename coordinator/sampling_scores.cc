@@ -1,5 +1,7 @@
 // Reward servers: batches of generated samples out, scores in. A failure is a typed status, never a number.
+#include <algorithm>
 #include <cmath>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -56,56 +58,83 @@ const Session* SamplingImpl::PickRewardServer() {
   return best;
 }
 
-void SamplingImpl::Dispatch(ActiveJob& job, bool now) {
-  if (!job.plan.score) return;
+void SamplingImpl::Dispatch(bool now) {
+  std::set<const ActiveJob*> idle;  // jobs that have nothing to send after all
+  while (PickRewardServer() != nullptr) {
+    std::vector<Claim> claims;
+    std::vector<ActiveJob*> jobs;
+    bool any = false;
+    for (const auto& [id, job] : jobs_) {
+      const size_t ready =
+          job->ledger.generated().size() - std::min(job->ledger.generated().size(), job->scoring.size());
+      const bool more_to_come = !job->ledger.queued().empty() || !job->ledger.leased().empty();
+      const bool wants = job->plan.score && idle.count(job.get()) == 0 && ready > 0 &&
+                         (now || !more_to_come || ready >= FullBatch(*job));
+      if (!wants && job->score_requests == 0) continue;
+      any = any || wants;
+      claims.push_back({job->plan.priority, job->plan.project, job->plan.submitter, job->score_requests, wants});
+      jobs.push_back(job.get());
+    }
+    const int picked = !any ? -1
+                            : PickClaim(
+                                  claims,
+                                  [this](const std::string& project, const std::string& submitter) {
+                                    if (options_.quotas == nullptr) return ShareRule();
+                                    const v1::Quota quota = options_.quotas->Of(project, submitter);
+                                    return ShareRule{quota.max_score_requests(), quota.weight()};
+                                  },
+                                  -1);
+    if (picked < 0) return;
+    if (!SendBatch(*jobs[static_cast<size_t>(picked)])) idle.insert(jobs[static_cast<size_t>(picked)]);
+  }
+}
+
+size_t SamplingImpl::FullBatch(const ActiveJob& job) const {
+  return static_cast<size_t>(std::max(1, options_.score_batch_samples >> job.score_batch_halvings));
+}
+
+bool SamplingImpl::SendBatch(ActiveJob& job) {
   const absl::Duration time = loop_->clock().Now();
-  std::vector<SampleKey> ready;
+  const Session* server = PickRewardServer();
+  if (server == nullptr) return false;
+  v1::ScoreRequest request;
+  request.set_job_id(job.plan.job_id);
+  *request.mutable_scorer() = job.plan.scorer;
+  *request.mutable_gold() = job.plan.gold;
+  request.set_reference_policy(job.plan.reference_policy);
+  request.set_tokenizer(job.plan.policy.artifact());
+  request.set_temperature(job.plan.sampling.temperature());
+  request.set_deterministic(job.plan.policy.deterministic());
+  std::vector<Sent> sent;
+  std::vector<std::pair<SampleKey, absl::Status>> unreadable;
   for (const SampleKey& key : job.ledger.generated()) {
+    if (sent.size() == FullBatch(job)) break;
     if (job.scoring.count(key) > 0) continue;
     if (const auto it = job.score_after.find(key); it != job.score_after.end() && time < it->second) continue;
-    ready.push_back(key);
-  }
-  WriteBatch batch;  // of samples whose payload cannot be read any more
-  const bool more_to_come = !job.ledger.queued().empty() || !job.ledger.leased().empty();
-  size_t next = 0;
-  while (next < ready.size()) {
-    const size_t full = static_cast<size_t>(std::max(1, options_.score_batch_samples >> job.score_batch_halvings));
-    const size_t count = std::min(ready.size() - next, full);
-    // Small batches wait for company until the next tick.
-    if (!now && more_to_come && count < full) break;
-    const Session* server = PickRewardServer();
-    if (server == nullptr) break;
-    v1::ScoreRequest request;
-    request.set_job_id(job.plan.job_id);
-    *request.mutable_scorer() = job.plan.scorer;
-    *request.mutable_gold() = job.plan.gold;
-    request.set_reference_policy(job.plan.reference_policy);
-    request.set_tokenizer(job.plan.policy.artifact());
-    request.set_temperature(job.plan.sampling.temperature());
-    std::vector<Sent> sent;
-    for (size_t i = 0; i < count; ++i) {
-      const v1::SampleRow& row = *job.ledger.Find(ready[next + i]);
-      absl::StatusOr<v1::Sample> sample = CachedSample(job, row);
-      if (!sample.ok()) {
-        FailScoring(job, ready[next + i], sample.status(), &batch);
-        continue;
-      }
-      *request.add_samples() = *std::move(sample);
-      sent.push_back({ready[next + i], row.attempt()});
-      job.scoring.insert(ready[next + i]);
+    const v1::SampleRow& row = *job.ledger.Find(key);
+    absl::StatusOr<v1::Sample> sample = CachedSample(job, row);
+    if (!sample.ok()) {
+      unreadable.emplace_back(key, sample.status());
+      continue;
     }
-    next += count;
-    if (sent.empty()) continue;
-    ++reward_servers_[server->session_id].in_flight;
-    reward_->Score(server->identity.address(), std::move(request), options_.score_timeout,
-                   [this, job_id = job.plan.job_id, session_id = server->session_id,
-                    sent](absl::StatusOr<v1::ScoreResponse> response) {
-                     loop_->Post([this, job_id, session_id, sent, response = std::move(response)] {
-                       OnScores(job_id, session_id, sent, response);
-                     });
-                   });
+    *request.add_samples() = *std::move(sample);
+    sent.push_back({key, row.attempt()});
   }
+  WriteBatch batch;
+  for (const auto& [key, why] : unreadable) FailScoring(job, key, why, &batch);
   Write(job.plan.job_id, std::move(batch));
+  if (sent.empty()) return false;
+  for (const Sent& one : sent) job.scoring.insert(one.key);
+  ++job.score_requests;
+  ++reward_servers_[server->session_id].in_flight;
+  reward_->Score(server->identity.address(), std::move(request), options_.score_timeout,
+                 [this, job_id = job.plan.job_id, session_id = server->session_id,
+                  sent](absl::StatusOr<v1::ScoreResponse> response) {
+                   loop_->Post([this, job_id, session_id, sent, response = std::move(response)] {
+                     OnScores(job_id, session_id, sent, response);
+                   });
+                 });
+  return true;
 }
 
 void SamplingImpl::FailScoring(ActiveJob& job, const SampleKey& key, const absl::Status& why, WriteBatch* batch) {
@@ -130,7 +159,8 @@ void SamplingImpl::OnScores(const std::string& job_id, const std::string& sessio
     if (!response.ok()) it->second.not_before = now + kScoreBackoff;
   }
   ActiveJob* job = Find(job_id);
-  if (job == nullptr) return;
+  if (job == nullptr) return Dispatch(false);
+  --job->score_requests;
   for (const Sent& one : sent) job->scoring.erase(one.key);
   WriteBatch batch;
   const auto held = [job](const Sent& one) {
@@ -158,7 +188,7 @@ void SamplingImpl::OnScores(const std::string& job_id, const std::string& sessio
     }
   }
   Write(job_id, std::move(batch));
-  Dispatch(*job, false);
+  Dispatch(false);
 }
 
 absl::Status SamplingImpl::TakeScore(ActiveJob& job, const Sent& sent, const v1::SampleScore& score,

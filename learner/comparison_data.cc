@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "artifact/dataset.h"
 #include "artifact/digest.h"
+#include "artifact/prompt.h"
 #include "common/status_util.h"
 
 namespace rlhf::learner {
@@ -21,8 +22,9 @@ double Place(const std::string& prompt, uint64_t seed) {
 }  // namespace
 
 absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& tokenizer, const std::string& prompt,
+                                                     const std::vector<artifact::ChatMessage>& messages,
                                                      const std::string& response, bool ended) {
-  RLHF_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, tokenizer.Encode(prompt));
+  RLHF_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, artifact::EncodePrompt(tokenizer, prompt, messages));
   RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> answer, tokenizer.Encode(response, {.add_special_tokens = false}));
   tokens.insert(tokens.end(), answer.begin(), answer.end());
   if (ended && tokenizer.eos_id()) tokens.push_back(*tokenizer.eos_id());
@@ -36,8 +38,9 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
   for (size_t i = 0; i < records.size(); ++i) {
     const artifact::ComparisonRecord& record = records[i];
     ComparisonPair pair;
-    RLHF_ASSIGN_OR_RETURN(pair.chosen, EncodeForReward(tokenizer, record.prompt, record.chosen, true));
-    RLHF_ASSIGN_OR_RETURN(pair.rejected, EncodeForReward(tokenizer, record.prompt, record.rejected, true));
+    RLHF_ASSIGN_OR_RETURN(pair.chosen, EncodeForReward(tokenizer, record.prompt, record.messages, record.chosen, true));
+    RLHF_ASSIGN_OR_RETURN(pair.rejected,
+                          EncodeForReward(tokenizer, record.prompt, record.messages, record.rejected, true));
     const size_t longest = std::max(pair.chosen.size(), pair.rejected.size());
     if (static_cast<int64_t>(longest) > context) {
       return absl::InvalidArgumentError(absl::StrCat(path, ": comparison ", i + 1, " has ", longest,

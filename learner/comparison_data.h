@@ -29,6 +29,7 @@ struct ComparisonData {
 
 // Prompt and response as a reward model reads them.
 absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& tokenizer, const std::string& prompt,
+                                                     const std::vector<artifact::ChatMessage>& messages,
                                                      const std::string& response, bool ended);
 // Rewards at the last tokens: float32 [N], with gradient when enabled.
 torch::Tensor SequenceRewards(const model::Transformer& model, const std::vector<std::vector<int32_t>>& sequences);

@@ -18,7 +18,7 @@ absl::StatusOr<PpoBatch> PpoBatch::FromSamples(const std::vector<v1::Sample>& sa
     if (sample.behaviour_log_probs_size() != count)
       return problem(
           absl::StrCat("expected ", count, " behaviour log-probabilities, found ", sample.behaviour_log_probs_size()));
-    if (sample.score().reference_log_probs_size() != count) {
+    if (!spec.has_lora() && sample.score().reference_log_probs_size() != count) {
       return problem(absl::StrCat("expected ", count, " reference log-probabilities, found ",
                                   sample.score().reference_log_probs_size()));
     }
@@ -34,12 +34,13 @@ absl::StatusOr<PpoBatch> PpoBatch::FromSamples(const std::vector<v1::Sample>& sa
     batch.scores.push_back(sample.score().total() -
                            (sample.finish_reason() == v1::MAX_TOKENS ? spec.missing_eos_penalty() : 0));
     behaviour.insert(behaviour.end(), sample.behaviour_log_probs().begin(), sample.behaviour_log_probs().end());
+    if (spec.has_lora()) continue;
     reference.insert(reference.end(), sample.score().reference_log_probs().begin(),
                      sample.score().reference_log_probs().end());
   }
   if (batch.counts.empty()) return absl::InvalidArgumentError("the step's batch has no sample");
   batch.behaviour_log_probs = torch::tensor(behaviour, torch::kFloat32);
-  batch.reference_log_probs = torch::tensor(reference, torch::kFloat32);
+  if (!spec.has_lora()) batch.reference_log_probs = torch::tensor(reference, torch::kFloat32);
   return batch;
 }
 

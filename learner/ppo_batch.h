@@ -22,7 +22,7 @@ struct PpoBatch {
   std::vector<int64_t> offsets;       // first row of each sample
   std::vector<double> scores;         // total score, less the missing end's penalty
   torch::Tensor behaviour_log_probs;  // float32 [N], CPU
-  torch::Tensor reference_log_probs;  // float32 [N], CPU
+  torch::Tensor reference_log_probs;  // float32 [N], CPU; with LoRA the trainer fills it in
 
   int64_t rows() const { return counts.empty() ? 0 : offsets.back() + counts.back(); }
   size_t size() const { return counts.size(); }

@@ -17,6 +17,18 @@ namespace {
 
 constexpr uint64_t kPtxStream = 3, kMinibatchStream = 4;
 
+// While it lives, the policy is its base.
+class AdaptersOff {
+ public:
+  explicit AdaptersOff(model::Transformer* model) : model_(model) { model_->SetAdaptersActive(false); }
+  ~AdaptersOff() { model_->SetAdaptersActive(true); }
+  AdaptersOff(const AdaptersOff&) = delete;
+  AdaptersOff& operator=(const AdaptersOff&) = delete;
+
+ private:
+  model::Transformer* model_;
+};
+
 std::vector<size_t> All(size_t n) {
   std::vector<size_t> items(n);
   std::iota(items.begin(), items.end(), size_t{0});
@@ -39,6 +51,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> PpoTrainer::Make(const TrainerInputs& i
   const int64_t total_updates = spec.steps() * UpdatesOf(spec);
   RLHF_ASSIGN_OR_RETURN(auto policy,
                         model::LoadModel(dir, {.dtype = DtypeOf(spec.precision()), .device = inputs.device}));
+  RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, spec.has_lora() ? &spec.lora() : nullptr, policy.get()));
   const int64_t context = policy->config().max_position_embeddings;
   trainer->policy_ = std::make_unique<Trainable>(std::move(policy), spec.policy_optimizer(), total_updates);
   trainer->estimator_ = MakeAdvantageEstimator(spec.advantage());
@@ -50,6 +63,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> PpoTrainer::Make(const TrainerInputs& i
     load.init_missing_scalar_head = true;
     load.head_seed = inputs.spec.seed();
     RLHF_ASSIGN_OR_RETURN(auto critic, model::LoadModel(inputs.local.at(spec.critic()), load));
+    RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, nullptr, critic.get()));
     trainer->critic_ = std::make_unique<Trainable>(std::move(critic), spec.critic_optimizer(), total_updates);
   }
   trainer->kl_ = MakeKlController(spec.kl());
@@ -61,10 +75,11 @@ absl::StatusOr<std::unique_ptr<Trainer>> PpoTrainer::Make(const TrainerInputs& i
   return trainer;
 }
 
-// Old log-probabilities and values: each rank computes its share, the sum of what they filled in is the whole.
-absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(const PpoBatch& batch) {
+// Old log-probabilities, values and, with adapters, the reference's log-probabilities: each rank computes its share,
+// the sum of what they filled in is the whole.
+absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(PpoBatch& batch) {
   const torch::NoGradGuard no_grad;
-  torch::Tensor filled = torch::zeros({3, batch.rows()}, torch::kFloat32);
+  torch::Tensor filled = torch::zeros({4, batch.rows()}, torch::kFloat32);
   const std::vector<size_t> mine = RankShare(All(batch.size()), collective_->rank(), collective_->world_size());
   for (const std::vector<size_t>& group : MicroBatches(mine, batch.lengths, spec().micro_batch_tokens())) {
     const PpoForward forward = PackSamples(batch, group, inputs_.device);
@@ -74,6 +89,7 @@ absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(const PpoBatch& batch) {
         model::ChunkedLogProbs(policy_->model(), hidden, forward.index.targets, temperature(), /*with_entropy=*/true);
     filled[0].index_copy_(0, rows, old.log_probs.to(torch::kCPU));
     filled[1].index_copy_(0, rows, old.entropy.to(torch::kCPU));
+    if (own_reference()) filled[3].index_copy_(0, rows, ReferenceLogProbs(forward).to(torch::kCPU));
     if (critic_) {
       const torch::Tensor critic_rows = critic_->model().Hidden(forward.packed).index_select(0, forward.index.rows);
       filled[2].index_copy_(0, rows, critic_->model().Scalar(critic_rows).to(torch::kCPU, torch::kFloat32));
@@ -86,9 +102,17 @@ absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(const PpoBatch& batch) {
   before.old_log_probs = filled[0].clone();
   before.entropy = filled[1].clone();
   if (critic_) before.values = filled[2].clone();
+  if (own_reference()) batch.reference_log_probs = filled[3].clone();
   before.weights = ImportanceWeights(before.old_log_probs, batch.behaviour_log_probs, spec().max_importance_weight());
   RLHF_RETURN_IF_ERROR(ComputeAdvantages(batch, &before));
   return before;
+}
+
+torch::Tensor PpoTrainer::ReferenceLogProbs(const PpoForward& forward) {
+  // The base alone is the reference: it is held once.
+  const AdaptersOff off(&policy_->model());
+  const torch::Tensor rows = policy_->model().Hidden(forward.packed).index_select(0, forward.index.rows);
+  return model::ChunkedLogProbs(policy_->model(), rows, forward.index.targets, temperature()).log_probs;
 }
 
 absl::Status PpoTrainer::ComputeAdvantages(const PpoBatch& batch, Before* before) {
@@ -229,7 +253,7 @@ absl::StatusOr<std::string> PpoTrainer::Update(const PpoBatch& batch, const Befo
 }
 
 absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v1::Sample>& samples) {
-  RLHF_ASSIGN_OR_RETURN(const PpoBatch batch,
+  RLHF_ASSIGN_OR_RETURN(PpoBatch batch,
                         PpoBatch::FromSamples(samples, spec(), policy_->model().config().max_position_embeddings));
   policy_->optimizer().TakeSnapshot();
   if (critic_) critic_->optimizer().TakeSnapshot();
@@ -297,6 +321,12 @@ absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, con
   if (critic_) m["explained_variance"] = before.explained_variance;
   const torch::Tensor log_r = (before.old_log_probs - batch.behaviour_log_probs).to(torch::kFloat64);
   m["mismatch_kl"] = (log_r.exp() - 1 - log_r).mean().item<double>();
+  if (inputs_.spec.deterministic() && spec().max_policy_lag() == 0 && log_r.abs().max().item<double>() != 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "deterministic: the sampler's log-probabilities and the learner's differ by up to ",
+        log_r.abs().max().item<double>(), ", expected 0; a rollout worker computes with another instruction set or ",
+        "build than this learner (", NumericsOf(inputs_.spec, collective_->world_size()), ")"));
+  }
   m["importance_weight/mean"] = before.weights.mean().item<double>();
   const auto n = static_cast<double>(samples.size());
   double total = 0, squares = 0, gold = 0, ended = 0;
@@ -383,7 +413,7 @@ absl::Status PpoTrainer::SyncFrom(int root) {
 
 absl::StatusOr<std::map<std::string, v1::Metric>> PpoTrainer::Finish(const std::string& out_dir) {
   if (collective_->rank() == 0)
-    RLHF_RETURN_IF_ERROR(model::SaveModel(policy_->model(), out_dir, inputs_.local.at(spec().policy())));
+    RLHF_RETURN_IF_ERROR(SaveFinished(policy_->model(), out_dir, inputs_.local.at(spec().policy()), spec().policy()));
   return std::map<std::string, v1::Metric>();
 }
 

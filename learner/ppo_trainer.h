@@ -47,7 +47,11 @@ class PpoTrainer final : public Trainer {
 
   const v1::PpoSpec& spec() const { return inputs_.spec.ppo(); }
   double temperature() const { return spec().sampling().temperature() > 0 ? spec().sampling().temperature() : 1.0; }
-  absl::StatusOr<Before> Prepare(const PpoBatch& batch);
+  // With adapters the reference is the policy's own base, and nobody else computes it.
+  bool own_reference() const { return policy_->model().lora() != nullptr; }
+  // Fills the batch's reference log-probabilities in where they are this learner's to make.
+  absl::StatusOr<Before> Prepare(PpoBatch& batch);
+  torch::Tensor ReferenceLogProbs(const PpoForward& forward);
   absl::Status ComputeAdvantages(const PpoBatch& batch, Before* before);
   // Not finite on some rank: the refusal's reason; else empty.
   absl::StatusOr<std::string> Update(const PpoBatch& batch, const Before& before, const std::vector<size_t>& items,

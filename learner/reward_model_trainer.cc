@@ -78,6 +78,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> RewardModelTrainer::Make(const TrainerI
   load.init_missing_scalar_head = true;
   load.head_seed = inputs.spec.seed();
   RLHF_ASSIGN_OR_RETURN(auto model, model::LoadModel(dir, load));
+  RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, spec.has_lora() ? &spec.lora() : nullptr, model.get()));
   RLHF_ASSIGN_OR_RETURN(trainer->data_, ComparisonData::Load(inputs.local.at(spec.data()), *trainer->tokenizer_,
                                                              model->config().max_position_embeddings,
                                                              spec.held_out_fraction(), inputs.spec.seed()));
@@ -192,8 +193,9 @@ absl::StatusOr<model::RewardNormalization> RewardModelTrainer::Normalize() const
     RLHF_ASSIGN_OR_RETURN(const auto samples,
                           artifact::ReadSampleData(inputs_.local.at(spec().normalization_samples())));
     for (const artifact::SampleRecord& sample : samples) {
-      RLHF_ASSIGN_OR_RETURN(sequences.emplace_back(), EncodeForReward(*tokenizer_, sample.prompt, sample.response,
-                                                                      sample.finish_reason != "MAX_TOKENS"));
+      RLHF_ASSIGN_OR_RETURN(sequences.emplace_back(),
+                            EncodeForReward(*tokenizer_, sample.prompt, sample.messages, sample.response,
+                                            sample.finish_reason != "MAX_TOKENS"));
     }
   }
   const std::vector<double> rewards = ScoreSequences(model_->model(), sequences, spec().micro_batch_tokens());
@@ -218,7 +220,7 @@ absl::StatusOr<std::map<std::string, v1::Metric>> RewardModelTrainer::Finish(con
   std::vector<double> differences;
   for (size_t i = 0; i < rewards.size(); i += 2) differences.push_back(rewards[i] - rewards[i + 1]);
   RLHF_ASSIGN_OR_RETURN(const model::RewardNormalization normalization, Normalize());
-  RLHF_RETURN_IF_ERROR(model::SaveModel(model_->model(), out_dir, inputs_.local.at(spec().model())));
+  RLHF_RETURN_IF_ERROR(SaveFinished(model_->model(), out_dir, inputs_.local.at(spec().model()), spec().model()));
   RLHF_RETURN_IF_ERROR(model::SaveRewardNormalization(normalization, out_dir));
   return RewardModelMetrics(data_.held_out, differences);
 }

@@ -22,6 +22,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> SftTrainer::Make(const TrainerInputs& i
   RLHF_ASSIGN_OR_RETURN(const auto tokenizer, artifact::Tokenizer::Load(dir));
   RLHF_ASSIGN_OR_RETURN(auto model,
                         model::LoadModel(dir, {.dtype = DtypeOf(spec.precision()), .device = inputs.device}));
+  RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, spec.has_lora() ? &spec.lora() : nullptr, model.get()));
   RLHF_ASSIGN_OR_RETURN(trainer->data_,
                         SupervisedData::Load(inputs.local.at(spec.data()), *tokenizer,
                                              model->config().max_position_embeddings, spec.prompt_loss_weight()));
@@ -94,7 +95,8 @@ absl::Status SftTrainer::SyncFrom(int root) {
 
 absl::StatusOr<std::map<std::string, v1::Metric>> SftTrainer::Finish(const std::string& out_dir) {
   if (collective_->rank() == 0)
-    RLHF_RETURN_IF_ERROR(model::SaveModel(policy_->model(), out_dir, inputs_.local.at(inputs_.spec.sft().model())));
+    RLHF_RETURN_IF_ERROR(SaveFinished(policy_->model(), out_dir, inputs_.local.at(inputs_.spec.sft().model()),
+                                      inputs_.spec.sft().model()));
   v1::Metric loss;
   loss.set_value(last_loss_);
   return std::map<std::string, v1::Metric>{{"loss", loss}};

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/dataset.h"
+#include "artifact/prompt.h"
 #include "common/status_util.h"
 #include "model/log_probs.h"
 
@@ -17,7 +18,7 @@ absl::StatusOr<SupervisedData> SupervisedData::Load(const std::string& path, con
   data.prompt_weight_ = prompt_loss_weight;
   for (size_t i = 0; i < records.size(); ++i) {
     SupervisedExample example;
-    RLHF_ASSIGN_OR_RETURN(example.tokens, tokenizer.Encode(records[i].prompt));
+    RLHF_ASSIGN_OR_RETURN(example.tokens, artifact::EncodePrompt(tokenizer, records[i].prompt, records[i].messages));
     example.response_begin = static_cast<int64_t>(example.tokens.size());
     RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> response,
                           tokenizer.Encode(records[i].response, {.add_special_tokens = false}));

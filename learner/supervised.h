@@ -22,8 +22,8 @@ struct SupervisedExample {
 
 class SupervisedData {
  public:
-  // Reads JSON lines {"prompt","response"}. InvalidArgument names the record that has no response or is longer than the
-  // context.
+  // Reads JSON lines {"prompt","response"} or {"messages"}. InvalidArgument names the record that has no response or is
+  // longer than the context.
   static absl::StatusOr<SupervisedData> Load(const std::string& path, const artifact::Tokenizer& tokenizer,
                                              int64_t context, double prompt_loss_weight);
 

@@ -2,15 +2,18 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/failpoint.h"
 #include "common/status_util.h"
+#include "model/kernels/cpu_kernels.h"
+#include "model/lora.h"
 
 namespace rlhf::learner {
 namespace {
 
 std::vector<torch::Tensor> LeavesOf(const model::Transformer& model) {
   std::vector<torch::Tensor> leaves;
-  for (const auto& [name, parameter] : model.named_parameters()) {
+  for (const auto& [name, parameter] : model.trained_parameters()) {
     torch::Tensor leaf = parameter;
     leaf.requires_grad_(true);
     leaves.push_back(leaf);
@@ -23,7 +26,7 @@ std::vector<torch::Tensor> LeavesOf(const model::Transformer& model) {
 Trainable::Trainable(std::unique_ptr<model::Transformer> model, const v1::OptimizerSpec& spec, int64_t total_updates)
     : model_(std::move(model)),
       buckets_(LeavesOf(*model_)),
-      optimizer_(model_->named_parameters(), spec, total_updates) {}
+      optimizer_(model_->trained_parameters(), spec, total_updates) {}
 
 absl::StatusOr<double> Trainable::Accumulate(const std::vector<LossTerm>& terms, Collective* collective) {
   buckets_.Begin();
@@ -48,9 +51,31 @@ absl::StatusOr<double> Trainable::FinishSums() {
 }
 
 void Trainable::AppendState(const std::string& prefix, NamedTensors* out) const {
-  for (const auto& [name, parameter] : model_->named_parameters())
+  for (const auto& [name, parameter] : model_->trained_parameters())
     out->emplace_back(prefix + "/" + name, parameter.detach());
   for (const auto& [name, tensor] : optimizer_.state()) out->emplace_back(prefix + "_optimizer/" + name, tensor);
+}
+
+absl::Status SetUp(const v1::JobSpec& spec, const v1::LoraSpec* lora, model::Transformer* model) {
+  RLHF_RETURN_IF_ERROR(model->SetDeterministic(spec.deterministic()));
+  if (lora == nullptr || lora->rank() == 0) return absl::OkStatus();
+  model::LoraConfig config;
+  config.rank = lora->rank();
+  config.alpha = lora->has_alpha() ? lora->alpha() : lora->rank();
+  config.target_modules.assign(lora->target_modules().begin(), lora->target_modules().end());
+  return model->AttachLora(config, spec.seed());
+}
+
+absl::Status SaveFinished(const model::Transformer& model, const std::string& out_dir, const std::string& base_dir,
+                          const std::string& base_name) {
+  RLHF_RETURN_IF_ERROR(model::SaveModel(model, out_dir, base_dir));
+  return model.lora() == nullptr ? absl::OkStatus() : model::SaveAdapter(model, out_dir + "/adapter", base_name);
+}
+
+std::string NumericsOf(const v1::JobSpec& spec, int world_size) {
+  if (!spec.deterministic()) return "";
+  return absl::StrCat("kernels=fixed-order-1 isa=", model::kernels::InstructionSet(),
+                      " threads=", torch::get_num_threads(), " ranks=", world_size);
 }
 
 torch::Dtype DtypeOf(v1::Precision precision) {

@@ -33,7 +33,7 @@ class Trainable {
   absl::StatusOr<double> FinishSums();
   void Step(double norm) { optimizer_.Step(buckets_.gradients(), norm); }
 
-  // "PREFIX/…" to live tensors: parameters, moments, masters.
+  // "PREFIX/…" to live tensors: trained parameters, moments, masters.
   void AppendState(const std::string& prefix, NamedTensors* out) const;
 
  private:
@@ -41,6 +41,16 @@ class Trainable {
   GradientBuckets buckets_;
   AdamW optimizer_;
 };
+
+// Sets a freshly loaded model up as the job says: deterministic numerics, adapters (null or rank 0: none).
+// InvalidArgument when the model or this process cannot.
+absl::Status SetUp(const v1::JobSpec& spec, const v1::LoraSpec* lora, model::Transformer* model);
+// Writes the model, adapters merged, with its tokenizer from base_dir; a LoRA job's adapters also, in "adapter/".
+absl::Status SaveFinished(const model::Transformer& model, const std::string& out_dir, const std::string& base_dir,
+                          const std::string& base_name);
+// What shapes a deterministic job's bytes beside its inputs; empty for other jobs. The threads are LibTorch's, whose
+// own operations (the losses' sums, the fused optimizer) may split their work by them.
+std::string NumericsOf(const v1::JobSpec& spec, int world_size);
 
 // float32 or bfloat16, as the specification says.
 torch::Dtype DtypeOf(v1::Precision precision);

@@ -1,25 +1,33 @@
-// Differentiable operations between the matrix products. Float32 on the CPU uses the fused kernels; everything else
-// LibTorch's own operations.
+// Differentiable operations between the matrix products. Float32 on the CPU uses the kernels, whose rows do not depend
+// on one another; everything else LibTorch's own operations.
 #pragma once
 
 #include <torch/torch.h>
 
+#include "artifact/model_config.h"
+#include "model/rotary.h"
+
 namespace rlhf::model {
 
-// Root-mean-square norm, computed in float32: x [T, hidden] · weight [hidden].
-torch::Tensor RmsNorm(const torch::Tensor& x, const torch::Tensor& weight, double eps);
+// Whether the CPU kernels serve this tensor.
+inline bool HasKernels(const torch::Tensor& x) {
+  return x.device().is_cpu() && x.scalar_type() == torch::kFloat32;
+}
 
-// cos and sin of rotary positions: float32 [positions, dim / 2].
-struct RotaryTable {
-  torch::Tensor cos, sin;
-};
-RotaryTable MakeRotaryTable(int64_t positions, int64_t dim, double theta, torch::Device device);
+// Root-mean-square norm over the last dimension, computed in float32: x [rows, width] · weight [width]. offset: the
+// scale is 1 + weight (Gemma), rounded once at the end.
+torch::Tensor RmsNorm(const torch::Tensor& x, const torch::Tensor& weight, double eps, bool offset);
 
-// Rotates the first `heads` heads of qkv [T, all_heads, dim]; the rest pass through.
-torch::Tensor ApplyRotary(const torch::Tensor& qkv, int64_t heads, const torch::Tensor& positions,
-                          const RotaryTable& table);
+// Layer norm over the last dimension: x [rows, width] · weight + bias [width].
+torch::Tensor LayerNorm(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias, double eps);
 
-// silu(first half) · second half of gate_up [T, 2 · width].
-torch::Tensor SiluMul(const torch::Tensor& gate_up);
+// Rotates the first rows.dim of each of the first `heads` heads of qkv [T, all_heads, dim]; the rest pass through.
+torch::Tensor ApplyRotary(const torch::Tensor& qkv, int64_t heads, const RotaryRows& rows);
+
+// f(x), or with gated: f(first half) · second half of x [T, 2 · width].
+torch::Tensor Activate(const torch::Tensor& x, artifact::Activation kind, bool gated);
+
+// cap · tanh(x / cap), without a gradient of its own when x needs none.
+torch::Tensor Softcap(const torch::Tensor& x, double cap);
 
 }  // namespace rlhf::model

@@ -2,37 +2,86 @@
 
 #include <algorithm>
 
+#include <ATen/Parallel.h>
+
+#include "model/fused_ops.h"
+#include "model/kernels/cpu_kernels.h"
+#include "model/linear.h"
+
 namespace rlhf::model {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// How hidden rows become a distribution.
+struct Head {
+  double temperature = 1, softcap = 0;
+  bool fixed_order = false;
+};
+
+torch::Tensor Product(const torch::Tensor& a, const torch::Tensor& b_rows, bool fixed_order) {
+  return fixed_order ? FixedOrderMatmulNT(a, b_rows) : a.matmul(b_rows.t());
+}
+
+// float32 [rows, vocabulary], before the temperature.
+torch::Tensor ChunkLogits(const torch::Tensor& hidden, const torch::Tensor& weight, const Head& head) {
+  torch::Tensor logits = Product(hidden, weight, head.fixed_order);
+  if (head.softcap > 0) logits = Softcap(logits, head.softcap);
+  return logits.to(torch::kFloat32);
+}
+
+// Per row: log Σ exp(logits / temperature), the target's log-probability, the entropy where asked for. On the CPU by
+// the sampler's own kernel, so that equal logits give equal log-probabilities.
+void Normalise(const torch::Tensor& logits_in, const torch::Tensor& targets, const Head& head, torch::Tensor log_sums,
+               torch::Tensor log_probs, torch::Tensor entropy) {
+  if (!HasKernels(logits_in)) {
+    const torch::Tensor logits = head.temperature == 1 ? logits_in : logits_in / head.temperature;
+    const torch::Tensor log_sum = logits.logsumexp(-1);
+    log_sums.copy_(log_sum);
+    log_probs.copy_(logits.gather(1, targets.unsqueeze(1)).squeeze(1) - log_sum);
+    if (!entropy.defined()) return;
+    const torch::Tensor all = logits - log_sum.unsqueeze(1);
+    entropy.copy_(-(all.exp() * all).sum(-1));
+    return;
+  }
+  const torch::Tensor logits = logits_in.contiguous();
+  const auto inverse = static_cast<float>(1.0 / head.temperature);
+  const int64_t width = logits.size(1);
+  const float* row = logits.data_ptr<float>();
+  const int64_t* target = targets.data_ptr<int64_t>();
+  float *sums = log_sums.data_ptr<float>(), *out = log_probs.data_ptr<float>(),
+        *nats = entropy.defined() ? entropy.data_ptr<float>() : nullptr;
+  at::parallel_for(0, logits.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      sums[i] = kernels::LogSumExp(row + i * width, width, inverse, nullptr, nullptr);
+      out[i] = row[i * width + target[i]] * inverse - sums[i];
+      if (nats != nullptr) nats[i] = kernels::Entropy(row + i * width, width, inverse, sums[i]);
+    }
+  });
+}
+
 // log softmax(hidden · headᵀ / temperature)[target], a chunk of rows at a time; backward computes each chunk's logits
 // again.
 class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFunction> {
  public:
-  static variable_list forward(AutogradContext* context, const torch::Tensor& hidden, const torch::Tensor& head,
-                               const torch::Tensor& targets, double temperature, bool with_entropy, int64_t chunk) {
+  static variable_list forward(AutogradContext* context, const torch::Tensor& hidden, const torch::Tensor& weight,
+                               const torch::Tensor& targets, const Head& head, bool with_entropy, int64_t chunk) {
     const int64_t rows = hidden.size(0);
-    torch::Tensor log_probs = torch::empty({rows}, hidden.options().dtype(torch::kFloat32));
-    torch::Tensor log_sums = torch::empty({rows}, log_probs.options());
-    torch::Tensor entropy =
-        with_entropy ? torch::empty({rows}, log_probs.options()) : torch::empty({0}, log_probs.options());
+    const auto options = hidden.options().dtype(torch::kFloat32);
+    torch::Tensor log_probs = torch::empty({rows}, options), log_sums = torch::empty({rows}, options);
+    torch::Tensor entropy = torch::empty({with_entropy ? rows : 0}, options);
+    const torch::Tensor wanted = targets.contiguous();
     for (int64_t begin = 0; begin < rows; begin += chunk) {
       const int64_t count = std::min(chunk, rows - begin);
-      const torch::Tensor logits = ChunkLogits(hidden.narrow(0, begin, count), head, temperature);
-      const torch::Tensor log_sum = logits.logsumexp(-1);
-      log_sums.narrow(0, begin, count).copy_(log_sum);
-      log_probs.narrow(0, begin, count)
-          .copy_(logits.gather(1, targets.narrow(0, begin, count).unsqueeze(1)).squeeze(1) - log_sum);
-      if (with_entropy) {
-        const torch::Tensor all = logits - log_sum.unsqueeze(1);
-        entropy.narrow(0, begin, count).copy_(-(all.exp() * all).sum(-1));
-      }
+      const auto part = [&](const torch::Tensor& all) { return all.narrow(0, begin, count); };
+      Normalise(ChunkLogits(part(hidden), weight, head), part(wanted), head, part(log_sums), part(log_probs),
+                with_entropy ? part(entropy) : torch::Tensor());
     }
-    context->save_for_backward({hidden, head, targets, log_sums});
-    context->saved_data["temperature"] = temperature;
+    context->save_for_backward({hidden, weight, targets, log_sums});
+    context->saved_data["temperature"] = head.temperature;
+    context->saved_data["softcap"] = head.softcap;
+    context->saved_data["fixed_order"] = head.fixed_order;
     context->saved_data["chunk"] = chunk;
     context->mark_non_differentiable({entropy});
     return {log_probs, entropy};
@@ -40,37 +89,45 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const torch::Tensor &hidden = saved[0], &head = saved[1], &targets = saved[2], &log_sums = saved[3];
-    const double temperature = context->saved_data["temperature"].toDouble();
+    const torch::Tensor &hidden = saved[0], &weight = saved[1], &targets = saved[2], &log_sums = saved[3];
+    Head head;
+    head.temperature = context->saved_data["temperature"].toDouble();
+    head.softcap = context->saved_data["softcap"].toDouble();
+    head.fixed_order = context->saved_data["fixed_order"].toBool();
     const int64_t chunk = context->saved_data["chunk"].toInt();
-    const torch::Tensor& grad = grads[0];
+    const bool to_weight = context->needs_input_grad(1);
     torch::Tensor grad_hidden = torch::empty_like(hidden);
-    torch::Tensor grad_head = torch::zeros(head.sizes(), head.options().dtype(torch::kFloat32));
+    torch::Tensor grad_weight;
+    if (to_weight) grad_weight = torch::zeros(weight.sizes(), weight.options().dtype(torch::kFloat32));
+    const torch::Tensor across = head.fixed_order ? weight.t().contiguous() : torch::Tensor();
     for (int64_t begin = 0; begin < hidden.size(0); begin += chunk) {
       const int64_t count = std::min(chunk, hidden.size(0) - begin);
       const torch::Tensor part = hidden.narrow(0, begin, count);
-      // d log p[target] / d logits = onehot − softmax
-      torch::Tensor d =
-          ChunkLogits(part, head, temperature).sub_(log_sums.narrow(0, begin, count).unsqueeze(1)).exp_().neg_();
+      const torch::Tensor logits = ChunkLogits(part, weight, head);
+      // d log p[target] / d (logits / temperature) = onehot − softmax
+      torch::Tensor d = (head.temperature == 1 ? logits : logits / head.temperature)
+                            .sub(log_sums.narrow(0, begin, count).unsqueeze(1))
+                            .exp_()
+                            .neg_();
       const torch::Tensor index = targets.narrow(0, begin, count).unsqueeze(1);
       d.scatter_add_(1, index, torch::ones({count, 1}, d.options()));
-      d.mul_(grad.narrow(0, begin, count).unsqueeze(1).div(temperature));
-      const torch::Tensor d_cast = d.to(head.scalar_type());
-      grad_hidden.narrow(0, begin, count).copy_(d_cast.matmul(head));
-      if (head.scalar_type() == torch::kFloat32) {
-        grad_head.addmm_(d_cast.t(), part);
+      d.mul_(grads[0].narrow(0, begin, count).unsqueeze(1).div(head.temperature));
+      if (head.softcap > 0) d.mul_(1 - (logits / head.softcap).square());
+      const torch::Tensor d_cast = d.to(weight.scalar_type());
+      grad_hidden.narrow(0, begin, count)
+          .copy_(head.fixed_order ? FixedOrderMatmulNT(d_cast, across) : d_cast.matmul(weight));
+      if (!to_weight) continue;
+      if (head.fixed_order) {
+        grad_weight.add_(FixedOrderMatmulNT(d_cast.t().contiguous(), part.t().contiguous()));
+      } else if (weight.scalar_type() == torch::kFloat32) {
+        grad_weight.addmm_(d_cast.t(), part);
       } else {
-        grad_head.add_(d_cast.t().matmul(part));
+        grad_weight.add_(d_cast.t().matmul(part));
       }
     }
-    return {grad_hidden,    grad_head.to(head.scalar_type()), torch::Tensor(), torch::Tensor(), torch::Tensor(),
-            torch::Tensor()};
-  }
-
- private:
-  static torch::Tensor ChunkLogits(const torch::Tensor& hidden, const torch::Tensor& head, double temperature) {
-    torch::Tensor logits = hidden.matmul(head.t()).to(torch::kFloat32);
-    return temperature == 1.0 ? logits : logits.div_(temperature);
+    return {grad_hidden,     to_weight ? grad_weight.to(weight.scalar_type()) : torch::Tensor(),
+            torch::Tensor(), torch::Tensor(),
+            torch::Tensor(), torch::Tensor()};
   }
 };
 
@@ -79,8 +136,12 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
 LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_rows, const torch::Tensor& targets,
                          double temperature, bool with_entropy, int64_t chunk_rows) {
   TORCH_CHECK(model.head() == HeadKind::kLm, "log-probabilities need a language-model head");
+  Head head;
+  head.temperature = temperature;
+  head.softcap = model.config().logit_softcap;
+  head.fixed_order = model.deterministic();
   const variable_list out =
-      ChunkedLogProbFunction::apply(hidden_rows, model.head_weight(), targets, temperature, with_entropy, chunk_rows);
+      ChunkedLogProbFunction::apply(hidden_rows, model.head_weight(), targets, head, with_entropy, chunk_rows);
   LogProbs result;
   result.log_probs = out[0];
   if (with_entropy) result.entropy = out[1];

@@ -1,10 +1,12 @@
-// The one transformer of learner, rollout worker and reward server: Llama and GPT-2 families by description.
+// The one transformer of learner, rollout worker and reward server: every family by description (families/family.h) and
+// configuration.
 //
 // Tensors are on the parameters' device. Packed layout: sequences are concatenated without padding into [T] token ids,
 // with position ids that start at 0 in each sequence and cumulative lengths. Not thread-safe: one caller at a time.
 // LibTorch's exceptions leave these functions; entry points (see guard.h) turn them into Status.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,8 +29,16 @@ struct PackedBatch {
 };
 
 class KvCache;             // kv_cache.h
+class Rotary;              // rotary.h
 struct FamilyDescription;  // families/family.h
-struct RotaryTable;        // fused_ops.h
+struct RotaryRows;         // rotary.h
+
+// Low-rank adapters: y = W x + alpha / rank · B A x on every projection whose name's last part is among the targets.
+struct LoraConfig {
+  int64_t rank = 8;
+  double alpha = 8;
+  std::vector<std::string> target_modules;  // empty: every projection of attention and perceptron
+};
 
 enum class HeadKind { kLm, kScalar };  // logits over the vocabulary, or one float a token ("score")
 
@@ -43,18 +53,40 @@ class Transformer {
   torch::Dtype dtype() const { return dtype_; }
   torch::Device device() const { return device_; }
 
-  // Hugging Face names (without tied duplicates) to parameters, in a fixed order. The tensors are the live parameters.
+  // Batch-invariant numerics: every sum in a fixed order, so that a token's hidden state, logits and log-probability
+  // are the same bytes whatever else is computed with it, in Hidden and in Extend, with any number of threads.
+  // InvalidArgument unless float32 on the CPU.
+  absl::Status SetDeterministic(bool on);
+  bool deterministic() const { return deterministic_; }
+
+  // Adds adapters: A uniform in ±1/sqrt(in) from the seed (as PEFT), B zero, so that nothing changes at first.
+  // InvalidArgument names a target that no projection has. Call once, before gradients are asked for.
+  absl::Status AttachLora(const LoraConfig& config, uint64_t seed);
+  const LoraConfig* lora() const { return lora_.get(); }
+  // With the adapters off, the model is its base: the reference policy of a LoRA job.
+  void SetAdaptersActive(bool on) { adapters_active_ = on; }
+  // What trains and is published: all parameters; with LoRA, the adapters ("MODULE.lora_A.weight", "….lora_B.weight")
+  // and the scalar head.
+  const std::vector<std::pair<std::string, torch::Tensor>>& trained_parameters() const {
+    return lora_ ? adapters_ : parameters_;
+  }
+  // A copy of named_parameters with the adapters merged into the weights they adapt.
+  std::vector<std::pair<std::string, torch::Tensor>> MergedParameters() const;
+
+  // Hugging Face names (without tied duplicates) to parameters, in a fixed order; adapters are not among them. The
+  // tensors are the live parameters.
   const std::vector<std::pair<std::string, torch::Tensor>>& named_parameters() const { return parameters_; }
   torch::Tensor parameter(const std::string& name) const;  // throws c10::Error when unknown
 
-  // N(0, 0.02) for matrices (as transformers' initializer_range), zeros for biases, ones for norms; the scalar head
-  // with std 1/sqrt(hidden+1).
+  // N(0, initializer_range) for matrices, zeros for biases, a scale of one for norms; the scalar head with std
+  // 1/sqrt(hidden+1).
   void InitRandom(uint64_t seed);
 
   // Training and scoring: final-norm hidden states [T, hidden], causal within each sequence. With autograd when
   // enabled.
   torch::Tensor Hidden(const PackedBatch& batch) const;
-  // logits [N, vocab] for chosen rows of Hidden (float32 result when the model is bf16).
+  // logits [N, vocab] for chosen rows of Hidden, soft-capped where the family does (float32 result when the model is
+  // bf16).
   torch::Tensor Logits(const torch::Tensor& hidden_rows) const;
   // The language-model or scalar head: [vocab, hidden] or [1, hidden]; the embedding itself when tied.
   const torch::Tensor& head_weight() const { return head_weight_; }
@@ -66,28 +98,38 @@ class Transformer {
   // states of the LAST token of each sequence [B, hidden].
   torch::Tensor Extend(const PackedBatch& batch, const std::vector<int>& slots, KvCache& cache) const;
 
-  // Copies values in place (same names and shapes); used for weight updates while serving.
+  // Copies trained_parameters in place (same names and shapes); used for weight updates while serving.
   void CopyFrom(const Transformer& other);
 
  private:
+  struct Linear;
   struct Layer;
+  // Attention of one layer over its joined queries, keys and values [T, heads + 2 · kv_heads, dim]: [T, heads · dim].
+  using Attend = std::function<torch::Tensor(size_t layer, const torch::Tensor& qkv)>;
+
   torch::Tensor Embed(const torch::Tensor& token_ids, const torch::Tensor& position_ids) const;
   torch::Tensor Norm(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) const;
-  torch::Tensor Project(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) const;
-  torch::Tensor Qkv(const Layer& layer, const torch::Tensor& x,
-                    const torch::Tensor& positions) const;  // [T, heads + 2 · kv_heads, dim]
-  torch::Tensor Mlp(const Layer& layer, const torch::Tensor& x) const;
+  torch::Tensor Project(const torch::Tensor& x, const std::vector<Linear>& parts) const;
+  torch::Tensor Product(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) const;
+  torch::Tensor Qkv(const Layer& layer, const torch::Tensor& x, const RotaryRows* rotary) const;
+  torch::Tensor Run(torch::Tensor x, const RotaryRows* rotary, const RotaryRows* local, const Attend& attend) const;
+  torch::Tensor HeadProduct(const torch::Tensor& hidden_rows) const;
+  int64_t Window(size_t layer) const { return config_.windowed[layer] ? config_.sliding_window : 0; }
+  void CheckPositions(int64_t longest) const;
 
   artifact::ModelConfig config_;
   HeadKind head_;
   torch::Dtype dtype_;
   torch::Device device_;
+  bool deterministic_ = false, adapters_active_ = true;
   std::unique_ptr<FamilyDescription> family_;
-  std::vector<std::pair<std::string, torch::Tensor>> parameters_;
-  std::unique_ptr<RotaryTable> rotary_;
+  std::vector<std::pair<std::string, torch::Tensor>> parameters_, adapters_;
+  std::unique_ptr<LoraConfig> lora_;
+  std::unique_ptr<Rotary> rotary_, local_rotary_;  // local: of windowed layers, where they have their own
   // The parameters again, by part. Projections that read the same input are joined for each forward pass.
   std::vector<Layer> layers_;
   torch::Tensor token_embedding_, position_embedding_, final_norm_weight_, final_norm_bias_, head_weight_;
+  friend class ExtendPass;
 };
 
 }  // namespace rlhf::model

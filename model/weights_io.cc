@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <set>
 
+#include <sys/mman.h>
+
 #include <ATen/CPUGeneratorImpl.h>
 #include <nlohmann/json.hpp>
 
@@ -15,37 +17,27 @@
 #include "common/durable_file.h"
 #include "model/families/family.h"
 #include "model/guard.h"
+#include "model/tensor_types.h"
 
 namespace rlhf::model {
 namespace {
 
 namespace fs = std::filesystem;
-using artifact::DType;
 
-torch::Dtype ToTorch(DType dtype) {
-  switch (dtype) {
-    case DType::kF16:
-      return torch::kFloat16;
-    case DType::kBF16:
-      return torch::kBFloat16;
-    case DType::kI64:
-      return torch::kInt64;
-    case DType::kI32:
-      return torch::kInt32;
-    case DType::kU8:
-      return torch::kUInt8;
-    case DType::kBool:
-      return torch::kBool;
-    case DType::kF32:
-      break;
+// Before memory is touched for the first time: huge pages for what is new, and the file's pages mapped at once. Without
+// them page faults cost more than the copy. Advice only: where the kernel does not know it, nothing is lost.
+void PrepareCopy(const torch::Tensor& target, absl::Span<const uint8_t> source) {
+  constexpr uintptr_t kHuge = 2 << 20, kPage = 4096;
+  if (target.device().is_cpu() && target.nbytes() >= 2 * kHuge) {
+    const auto begin = (reinterpret_cast<uintptr_t>(target.data_ptr()) + kHuge - 1) / kHuge * kHuge;
+    const auto end = (reinterpret_cast<uintptr_t>(target.data_ptr()) + target.nbytes()) / kHuge * kHuge;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
   }
-  return torch::kFloat32;
-}
-
-DType FromTorch(torch::Dtype dtype) {
-  if (dtype == torch::kBFloat16) return DType::kBF16;
-  if (dtype == torch::kFloat16) return DType::kF16;
-  return DType::kF32;
+#ifdef MADV_POPULATE_READ
+  const auto begin = reinterpret_cast<uintptr_t>(source.data()) / kPage * kPage;
+  const auto end = reinterpret_cast<uintptr_t>(source.data()) + source.size();
+  if (source.size() >= kHuge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);
+#endif
 }
 
 std::string ShapeText(c10::IntArrayRef shape) {
@@ -64,6 +56,8 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
         absl::StartsWith(name, family.optional_prefix)) {
       entry = weights.tensors.find(name.substr(family.optional_prefix.size()));
     }
+    // GPT-NeoX's head has two names, by transformers' version.
+    if (entry == weights.tensors.end() && name == family.lm_head) entry = weights.tensors.find("lm_head.weight");
     if (entry == weights.tensors.end()) {
       if (options.init_missing_scalar_head && name == family.scalar_head) {
         torch::Tensor values = torch::empty(parameter.sizes(), torch::kFloat32);
@@ -87,6 +81,7 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
     const torch::Tensor source = torch::from_blob(const_cast<uint8_t*>(data.data()), info.shape,
                                                   torch::TensorOptions().dtype(ToTorch(info.dtype)));
     torch::Tensor target = parameter;
+    PrepareCopy(target, data);
     target.copy_(source);
   }
   for (const auto& [name, entry] : weights.tensors) {
@@ -94,7 +89,7 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
     const bool buffer = std::any_of(family.ignored_suffixes.begin(), family.ignored_suffixes.end(),
                                     [&](const std::string& s) { return absl::EndsWith(name, s); });
     // A tied head stored twice, or the other head of a model loaded for its body.
-    const bool other_head = name == "lm_head.weight" || name == family.scalar_head;
+    const bool other_head = name == "lm_head.weight" || name == "embed_out.weight" || name == family.scalar_head;
     if (!buffer && !other_head) extra.push_back(name);
   }
   if (missing.empty() && misshaped.empty() && extra.empty()) return absl::OkStatus();
@@ -105,14 +100,36 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
   return absl::InvalidArgumentError(text);
 }
 
+// What else belongs to a model, beside its weights and configuration.
+constexpr const char* kCompanions[] = {
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt",     "tokenizer.model",       "chat_template.jinja",     "chat_template.json"};
+
 absl::Status CopyTokenizer(const std::string& from, const std::string& to) {
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}) {
+  for (const char* name : kCompanions) {
     std::error_code error;
     if (!fs::exists(fs::path(from) / name, error)) continue;
     fs::copy_file(fs::path(from) / name, fs::path(to) / name, fs::copy_options::overwrite_existing, error);
     if (error) return absl::InternalError(absl::StrCat("cannot copy ", name, " to ", to, ": ", error.message()));
   }
   return absl::OkStatus();
+}
+
+// The model's own file where it has one (its list of ends of text, its sampling defaults), else from its configuration.
+absl::Status WriteGenerationConfig(const artifact::ModelConfig& config, const std::string& dir,
+                                   const std::string& source) {
+  if (!source.empty()) {
+    auto own = ReadFile(source + "/generation_config.json");
+    if (own.ok()) return WriteFileDurably(dir + "/generation_config.json", *own);
+    if (!absl::IsNotFound(own.status())) return own.status();
+  }
+  const auto file = nlohmann::ordered_json::parse(config.json);
+  nlohmann::ordered_json generation = nlohmann::ordered_json::object();
+  generation["_from_model_config"] = true;
+  for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) {
+    if (file.contains(key) && !file[key].is_null()) generation[key] = file[key];
+  }
+  return WriteFileDurably(dir + "/generation_config.json", generation.dump(2) + "\n");
 }
 
 }  // namespace
@@ -147,20 +164,14 @@ absl::Status SaveModel(const Transformer& model, const std::string& out_dir, con
   return Guard(absl::StrCat("saving ", out_dir), [&]() -> absl::Status {
     if (absl::Status status = MakeDirs(out_dir); !status.ok()) return status;
     artifact::ModelConfig config = model.config();
-    const bool llama = config.family == artifact::Family::kLlama;
-    if (model.head() == HeadKind::kScalar) {
-      config.architecture = llama ? "LlamaForSequenceClassification" : "GPT2ForSequenceClassification";
-      config.num_labels = 1;
-    } else {
-      config.architecture = llama ? "LlamaForCausalLM" : "GPT2LMHeadModel";
-      config.num_labels = 0;
-    }
+    config.num_labels = model.head() == HeadKind::kScalar ? 1 : 0;
+    config.architecture = artifact::ArchitectureName(config.family, config.num_labels > 0);
     config.dtype = model.dtype() == torch::kBFloat16  ? "bfloat16"
                    : model.dtype() == torch::kFloat16 ? "float16"
                                                       : "float32";
     std::vector<torch::Tensor> keep;
     std::vector<artifact::TensorToWrite> tensors;
-    for (const auto& [name, parameter] : model.named_parameters()) {
+    for (const auto& [name, parameter] : model.MergedParameters()) {
       keep.push_back(parameter.detach().to(torch::kCPU).contiguous());
       const torch::Tensor& tensor = keep.back();
       tensors.push_back({name, FromTorch(tensor.scalar_type()), tensor.sizes().vec(),
@@ -172,14 +183,7 @@ absl::Status SaveModel(const Transformer& model, const std::string& out_dir, con
         !status.ok())
       return status;
     if (model.head() == HeadKind::kLm) {
-      nlohmann::ordered_json generation;
-      if (config.bos_token_id) generation["bos_token_id"] = *config.bos_token_id;
-      if (config.eos_token_id) generation["eos_token_id"] = *config.eos_token_id;
-      if (config.pad_token_id) generation["pad_token_id"] = *config.pad_token_id;
-      if (generation.is_null()) generation = nlohmann::ordered_json::object();
-      if (absl::Status status = WriteFileDurably(out_dir + "/generation_config.json", generation.dump(2) + "\n");
-          !status.ok())
-        return status;
+      if (absl::Status status = WriteGenerationConfig(config, out_dir, tokenizer_dir); !status.ok()) return status;
     }
     return tokenizer_dir.empty() ? absl::OkStatus() : CopyTokenizer(tokenizer_dir, out_dir);
   });
@@ -212,7 +216,7 @@ absl::StatusOr<RewardNormalization> LoadRewardNormalization(const std::string& d
 std::string WeightsDigest(const Transformer& model) {
   // Names and order are part of the model's description; the bytes of all parameters, one digest each, make the whole.
   std::string parts;
-  for (const auto& [name, parameter] : model.named_parameters()) {
+  for (const auto& [name, parameter] : model.trained_parameters()) {
     const torch::Tensor host = parameter.detach().to(torch::kCPU).contiguous();
     absl::StrAppend(&parts, artifact::Xxh3Hex(host.data_ptr(), host.nbytes()));
   }

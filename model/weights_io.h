@@ -22,8 +22,9 @@ struct LoadOptions {
 // Missing, extra and misshaped tensors are named (InvalidArgument).
 absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_dir, const LoadOptions& options = {});
 
-// Writes config.json, generation_config.json and model.safetensors (and copies tokenizer files from tokenizer_dir when
-// not empty) so that `transformers` loads it without a warning. For scalar heads writes *ForSequenceClassification with
+// Writes config.json, generation_config.json and model.safetensors (and copies tokenizer files and the generation
+// configuration from tokenizer_dir when not empty) so that `transformers` loads it without a warning. Adapters are
+// merged. For scalar heads writes *ForSequenceClassification with
 // num_labels 1.
 absl::Status SaveModel(const Transformer& model, const std::string& out_dir, const std::string& tokenizer_dir);
 
@@ -35,7 +36,7 @@ absl::Status SaveRewardNormalization(const RewardNormalization& n, const std::st
 absl::StatusOr<RewardNormalization> LoadRewardNormalization(
     const std::string& dir);  // identity when the file is absent
 
-// XXH3-128 over all parameters' bytes in order: the digest of a policy version.
+// XXH3-128 over the bytes of all trained parameters in order: the digest of a policy version.
 std::string WeightsDigest(const Transformer& model);
 
 }  // namespace rlhf::model

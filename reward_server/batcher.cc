@@ -17,6 +17,7 @@ std::string BatchKey(const v1::ScoreRequest& request) {
   without_samples.set_reference_policy(request.reference_policy());
   without_samples.set_tokenizer(request.tokenizer());
   without_samples.set_temperature(request.temperature());
+  without_samples.set_deterministic(request.deterministic());
   return CanonicalBytes(without_samples);
 }
 

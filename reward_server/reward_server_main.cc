@@ -156,6 +156,7 @@ int main(int argc, char** argv) {
   Flags flags;
   CLI::App app{"Scores samples: reward models, rules, and the reference policy's log-probabilities."};
   app.set_config("--config", "", "A file with the same keys as the flags");
+  app.allow_config_extras(CLI::config_extras_mode::error);
   bool check_config = false;
   app.add_flag("--check-config", check_config, "Parse the configuration and exit");
   app.add_option("--coordinator", flags.coordinator, "Fleet address of the coordinator, host:port")->required();

@@ -8,6 +8,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/prompt.h"
 #include "common/canonical_bytes.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
@@ -69,6 +70,7 @@ class RewardModelScore : public Component {
   absl::Status Compute(const std::vector<const v1::Sample*>& samples, std::vector<double>* values) {
     const c10::InferenceMode inference;
     RLHF_ASSIGN_OR_RETURN(Scorer::Loaded * loaded, scorer_->Load(digest_, model::HeadKind::kScalar));
+    RLHF_RETURN_IF_ERROR(loaded->model->SetDeterministic(scorer_->deterministic_));
     RLHF_ASSIGN_OR_RETURN(const bool same_tokens, SameTokens(*loaded));
     std::vector<std::vector<int32_t>> sequences;
     for (const v1::Sample* sample : samples) {
@@ -78,7 +80,8 @@ class RewardModelScore : public Component {
         tokens.insert(tokens.end(), sample->response_tokens().begin(), sample->response_tokens().end());
       } else {
         // Another vocabulary: the same text in the reward model's own tokens.
-        RLHF_ASSIGN_OR_RETURN(tokens, loaded->tokenizer->Encode(sample->prompt().text()));
+        RLHF_ASSIGN_OR_RETURN(tokens, artifact::EncodePrompt(*loaded->tokenizer, sample->prompt().text(),
+                                                             artifact::MessagesOf(sample->prompt())));
         RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> response,
                               loaded->tokenizer->Encode(sample->response_text(), {.add_special_tokens = false}));
         tokens.insert(tokens.end(), response.begin(), response.end());
@@ -234,6 +237,7 @@ void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest&
 absl::Status Scorer::AddReference(const v1::ScoreRequest& request, std::vector<v1::SampleScore>* scores) {
   const c10::InferenceMode inference;
   RLHF_ASSIGN_OR_RETURN(Loaded * loaded, Load(request.reference_policy(), model::HeadKind::kLm));
+  RLHF_RETURN_IF_ERROR(loaded->model->SetDeterministic(deterministic_));
   std::vector<std::vector<int32_t>> sequences;
   std::vector<int64_t> begins;
   std::vector<v1::SampleScore*> targets;
@@ -267,6 +271,7 @@ absl::Status Scorer::AddReference(const v1::ScoreRequest& request, std::vector<v
 }
 
 v1::ScoreResponse Scorer::Score(const v1::ScoreRequest& request) {
+  deterministic_ = request.deterministic();
   std::vector<v1::SampleScore> scores(request.samples_size());
   for (int i = 0; i < request.samples_size(); ++i) {
     *scores[i].mutable_id() = request.samples(i).id();

@@ -49,6 +49,7 @@ class Scorer {
   std::map<std::string, std::unique_ptr<Loaded>> models_;         // by digest and head
   std::map<std::string, std::unique_ptr<Component>> components_;  // by serialised spec
   uint64_t uses_ = 0;
+  bool deterministic_ = false;  // of the request being scored
   friend class RewardModelScore;
 };
 

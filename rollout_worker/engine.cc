@@ -6,6 +6,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/prompt.h"
 #include "common/status_util.h"
 #include "model/guard.h"
 
@@ -65,7 +66,7 @@ Engine::Engine(std::unique_ptr<model::Transformer> model, std::unique_ptr<artifa
 Engine::~Engine() = default;
 
 absl::Status Engine::Add(const v1::PromptLease& lease) {
-  auto tokens = tokenizer_->Encode(lease.prompt().text());
+  auto tokens = artifact::EncodePrompt(*tokenizer_, lease.prompt().text(), artifact::MessagesOf(lease.prompt()));
   if (!tokens.ok()) return Annotate(tokens.status(), absl::StrCat("prompt ", lease.prompt().id()));
   const int room = cache_.max_tokens() - static_cast<int>(tokens->size());
   if (tokens->empty() || room < 1) {

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/status_util.h"
@@ -17,12 +18,21 @@ bool SameVersion(const v1::PolicySource& a, const v1::PolicySource& b) {
 
 }  // namespace
 
+std::string PolicyLoader::MadeFrom(const v1::PolicySource& source) {
+  // Adapters start from zero, and a fresh base from none: jobs share a base only without adapters.
+  return absl::StrCat(
+      source.artifact(), source.deterministic() ? "\ndeterministic" : "",
+      source.has_lora() ? absl::StrCat("\n", source.job_id(), "\n", source.lora().SerializeAsString()) : "");
+}
+
 bool PolicyLoader::CanSwitchInPlace(const v1::PolicySource& source) const {
-  return engine_ && artifact_ == source.artifact() && (job_id_ == source.job_id() || engine_->idle());
+  if (!engine_ || made_from_ != MadeFrom(source)) return false;
+  if (engine_->idle()) return true;
+  return job_id_ == source.job_id() && (!source.deterministic() || Serves(source));
 }
 
 bool PolicyLoader::Serves(const v1::PolicySource& source) const {
-  if (!engine_ || artifact_ != source.artifact()) return false;
+  if (!engine_ || made_from_ != MadeFrom(source)) return false;
   const v1::PolicyVersion& have = engine_->version();
   // Version 0 is the artifact itself: the same for every job.
   if (have.step() == 0 && source.version().step() == 0) return true;
@@ -37,11 +47,20 @@ absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
   load.dtype = options_.dtype;
   load.device = options_.device;
   RLHF_ASSIGN_OR_RETURN(std::unique_ptr<model::Transformer> model, model::LoadModel(dir, load));
+  RLHF_RETURN_IF_ERROR(model->SetDeterministic(source.deterministic()));
+  if (source.has_lora()) {
+    model::LoraConfig lora;
+    lora.rank = source.lora().rank();
+    lora.alpha = source.lora().has_alpha() ? source.lora().alpha() : source.lora().rank();
+    lora.target_modules.assign(source.lora().target_modules().begin(), source.lora().target_modules().end());
+    // B is zero, so A counts for nothing until both arrive from the learner.
+    RLHF_RETURN_IF_ERROR(model->AttachLora(lora, 0));
+  }
   v1::PolicyVersion initial = source.version();
   initial.set_step(0);
   initial.clear_digest();
   engine_ = std::make_unique<Engine>(std::move(model), std::move(tokenizer), initial, options_.engine);
-  artifact_ = source.artifact();
+  made_from_ = MadeFrom(source);
   job_id_ = source.job_id();
   ++counters_.loads;
   return absl::OkStatus();
@@ -80,7 +99,7 @@ absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
   }
   const absl::Duration start = Clock::Real()->Now();
   // Going back to version 0 after updates in place needs the artifact's weights again.
-  if (!engine_ || artifact_ != source.artifact() || source.version().step() == 0) RLHF_RETURN_IF_ERROR(Load(source));
+  if (!engine_ || made_from_ != MadeFrom(source) || source.version().step() == 0) RLHF_RETURN_IF_ERROR(Load(source));
   if (source.version().step() > 0) {
     RLHF_ASSIGN_OR_RETURN(const FetchedWeights weights, TakeWeights(source));
     RLHF_RETURN_IF_ERROR(ApplyWeights(weights, engine_->model()));

@@ -27,7 +27,7 @@ class PolicyLoader {
       : artifacts_(artifacts), subscriber_(subscriber), options_(options) {}
 
   // Whether `source` can be served by the loaded model without waiting for running sequences: the same job and
-  // artifact.
+  // artifact; in a deterministic job the same version too, since no weights change there while a sequence runs.
   bool CanSwitchInPlace(const v1::PolicySource& source) const;
   // Whether exactly this version is loaded.
   bool Serves(const v1::PolicySource& source) const;
@@ -52,7 +52,9 @@ class PolicyLoader {
   WeightSubscriber* subscriber_;
   PolicyLoaderOptions options_;
   std::unique_ptr<Engine> engine_;
-  std::string job_id_, artifact_;
+  // What the loaded model was made from: artifact, numerics, adapters.
+  static std::string MadeFrom(const v1::PolicySource& source);
+  std::string job_id_, made_from_;
   Counters counters_;
 
   absl::Mutex mu_;

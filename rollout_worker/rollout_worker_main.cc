@@ -8,6 +8,7 @@
 
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
+#include "common/fleet_names.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
@@ -42,6 +43,7 @@ int Run(const Flags& flags) {
     rlhf::client::ChannelOptions options;
     options.address = address;
     options.tls = flags.tls;
+    options.server_name = rlhf::FleetServerName("");
     return rlhf::client::MakeChannel(options);
   });
   rlhf::rollout::PolicyLoaderOptions loader_options;
@@ -88,6 +90,7 @@ int main(int argc, char** argv) {
   Flags flags;
   CLI::App app{"Generates samples for the coordinator; holds one policy replica."};
   app.set_config("--config", "", "A file with the same keys as the flags");
+  app.allow_config_extras(CLI::config_extras_mode::error);
   bool check_config = false;
   app.add_flag("--check-config", check_config, "Parse the configuration and exit");
   app.add_option("--coordinator", flags.coordinator, "Fleet address of the coordinator, host:port")->required();

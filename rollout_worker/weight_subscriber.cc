@@ -107,12 +107,13 @@ absl::Status ApplyWeights(const FetchedWeights& weights, model::Transformer& mod
   return model::Guard("applying weights", [&]() -> absl::Status {
     std::map<std::string, const v1::TensorEntry*> entries;
     for (const v1::TensorEntry& entry : weights.manifest.tensors()) entries[entry.name()] = &entry;
-    if (entries.size() != model.named_parameters().size()) {
+    const auto& parameters = model.trained_parameters();
+    if (entries.size() != parameters.size()) {
       return absl::InvalidArgumentError(
-          absl::StrCat("weights have ", entries.size(), " tensors; the model has ", model.named_parameters().size()));
+          absl::StrCat("weights have ", entries.size(), " tensors; the model has ", parameters.size()));
     }
     // Everything is checked before anything is written: a refused version leaves the old one whole.
-    for (const auto& [name, parameter] : model.named_parameters()) {
+    for (const auto& [name, parameter] : parameters) {
       const auto entry = entries.find(name);
       if (entry == entries.end()) return absl::InvalidArgumentError(absl::StrCat("weights lack tensor ", name));
       const std::vector<int64_t> shape(entry->second->shape().begin(), entry->second->shape().end());
@@ -123,17 +124,15 @@ absl::Status ApplyWeights(const FetchedWeights& weights, model::Transformer& mod
                          " bytes, found ", entry->second->dtype(), " of ", entry->second->size()));
       }
     }
-    model::Transformer staged(model.config(), model.head(), model.dtype(), model.device());
-    for (const auto& [name, parameter] : staged.named_parameters()) {
+    const torch::NoGradGuard no_grad;
+    for (const auto& [name, parameter] : parameters) {
       const v1::TensorEntry& entry = *entries[name];
       const torch::Tensor source =
           torch::from_blob(const_cast<uint8_t*>(weights.bytes.data()) + entry.offset(), parameter.sizes(),
                            torch::TensorOptions().dtype(parameter.scalar_type()));
-      const torch::NoGradGuard no_grad;
       torch::Tensor target = parameter;
       target.copy_(source);
     }
-    model.CopyFrom(staged);
     return absl::OkStatus();
   });
 }

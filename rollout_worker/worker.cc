@@ -5,9 +5,6 @@
 #include <optional>
 #include <utility>
 
-#include <prometheus/counter.h>
-#include <prometheus/gauge.h>
-
 #include "absl/strings/str_cat.h"
 #include "artifact/sample_digest.h"
 #include "client/cpp/channel.h"
@@ -169,8 +166,11 @@ void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
     return;
   }
   for (const auto& lease : work.leases()) {
-    if (const absl::Status status = loader_->engine()->Add(lease); !status.ok())
+    if (const absl::Status status = loader_->engine()->Add(lease); !status.ok()) {
       HandBack(lease, status.ToString(), true, false);
+    } else {
+      metrics_.Accepted(lease, absl::Now());
+    }
   }
 }
 
@@ -196,7 +196,9 @@ void Worker::GenerateLoop() {
     }
     if (engine != nullptr && !engine->idle()) {
       RLHF_FAILPOINT("rollout/mid_generation");
+      const absl::Time began = absl::Now();
       auto finished = engine->Step();
+      const absl::Time ended = absl::Now();
       if (!finished.ok()) {
         // The batch is lost as a whole; its leases go back and are generated again, here or elsewhere.
         spdlog::error("generating failed: {}", finished.status().ToString());
@@ -208,6 +210,9 @@ void Worker::GenerateLoop() {
           returned_.TryPush(std::move(returned));
           engine->Drop(lease.id(), lease.attempt());
         }
+      } else {
+        metrics_.Stepped(ended - began, engine->Progress(), ended);
+        metrics_.Finished(*finished, ended);
       }
       for (auto& returned : engine->TakeFailed()) returned_.TryPush(std::move(returned));
       if (finished.ok() && !finished->empty()) {
@@ -230,7 +235,7 @@ void Worker::GenerateLoop() {
     }
     if (engine == nullptr) continue;
     if (const absl::Time now = absl::Now(); now - published > kMetricsEvery) {
-      PublishMetrics();
+      metrics_.Mirror(*engine, loader_->counters());
       published = now;
     }
   }
@@ -304,35 +309,6 @@ void Worker::KeepEvidence(const v1::SubmitSamplesRequest& request, const v1::Sub
               << artifact::BatchLine(sample) << "\"}\n";
   }
   evidence_.flush();
-}
-
-void Worker::PublishMetrics() {
-  Engine* engine = loader_->engine();
-  const auto set = [this](const char* name, const char* help, double value) { metrics_->Gauge(name, help).Set(value); };
-  const auto count = [this](const char* name, const char* help, double by) {
-    if (by > 0) metrics_->Counter(name, help).Increment(by);
-  };
-  set("rlhf_rollout_requests_running", "Sequences being generated.", engine->running());
-  set("rlhf_rollout_requests_waiting", "Samples leased and waiting for a slot.", engine->waiting());
-  set("rlhf_rollout_kv_cache_usage_ratio", "Share of the cache's positions in use.", engine->kv_cache_usage());
-  set("rlhf_rollout_policy_version", "Step of the policy version being served.",
-      static_cast<double>(engine->version().step()));
-  // What came since the last time: another model's engine counts from zero again.
-  const auto& loaded = loader_->counters();
-  count("rlhf_weight_sync_bytes_total", "Bytes of weights received.",
-        static_cast<double>(loaded.bytes - published_.weight_bytes));
-  count("rlhf_weight_sync_seconds_total", "Seconds spent switching policies.",
-        loaded.seconds - published_.weight_seconds);
-  published_.weight_bytes = loaded.bytes;
-  published_.weight_seconds = loaded.seconds;
-  if (published_.engine != loaded.loads) published_.tokens = {};
-  published_.engine = loaded.loads;
-  const Engine::Counters& tokens = engine->counters();
-  count("rlhf_rollout_prompt_tokens_total", "Prompt tokens computed.",
-        static_cast<double>(tokens.prompt_tokens - published_.tokens.prompt_tokens));
-  count("rlhf_rollout_generation_tokens_total", "Tokens generated.",
-        static_cast<double>(tokens.generated_tokens - published_.tokens.generated_tokens));
-  published_.tokens = tokens;
 }
 
 void Worker::Drain(absl::Duration grace) {

@@ -18,6 +18,7 @@
 #include "common/metrics.h"
 #include "rlhf/v1/fleet_service.grpc.pb.h"
 #include "rollout_worker/policy_loader.h"
+#include "rollout_worker/worker_metrics.h"
 
 namespace rlhf::rollout {
 
@@ -46,14 +47,13 @@ class Worker {
   void TakeUp(const v1::LeasePromptsResponse& work);
   void Arrived(const v1::LeasePromptsResponse& work);
   void HandBack(const v1::PromptLease& lease, const std::string& error, bool permanent, bool unavailable);
-  void PublishMetrics();
   void KeepEvidence(const v1::SubmitSamplesRequest& request, const v1::SubmitSamplesResponse& response);
 
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::FleetService::Stub> stub_;
   v1::RegisterRequest identity_;
   PolicyLoader* loader_;
-  MetricsRegistry* metrics_;
+  WorkerMetrics metrics_;   // the generating thread's
   std::ofstream evidence_;  // the submitting thread's
   std::unique_ptr<client::FleetSession> session_;
 
@@ -70,11 +70,6 @@ class Worker {
   std::vector<v1::LeaseProgress> unacknowledged_ ABSL_GUARDED_BY(mu_);
 
   std::atomic<int> capacity_;  // samples the engine could take now
-  struct Published {           // what the exported counters hold already
-    int64_t engine = 0, weight_bytes = 0;
-    double weight_seconds = 0;
-    Engine::Counters tokens;
-  } published_;  // the generating thread's
   std::atomic<bool> draining_{false}, stopping_{false}, drained_{false};
   std::vector<std::thread> threads_;
 };

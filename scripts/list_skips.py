@@ -1,4 +1,5 @@
-"""Prints the GoogleTest cases that a CTest JUnit file's outputs report as skipped, one a line, each with its reason."""
+"""Prints what a CTest JUnit file's outputs report as skipped, one a line, each with its reason: GoogleTest's cases, cases of
+Python's unittest, and whole tests that ended with their skip code."""
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -9,3 +10,7 @@ for case in ElementTree.parse(sys.argv[1]).getroot().iter("testcase"):
     for match in re.finditer(r"Skipped\n(.*?)\n*\[  SKIPPED \] (\S+) \(", output, re.S):
         reason = " ".join(match.group(1).split()) or "no reason given"
         print(f"{case.get('name')}: {match.group(2)}: {reason}")
+    for match in re.finditer(r"^(\w+) \(.*\) \.\.\. skipped ['\"](.*)['\"]$", output, re.M):
+        print(f"{case.get('name')}: {match.group(1)}: {match.group(2)}")
+    if case.get("status") == "notrun":
+        print(f"{case.get('name')}: {' '.join(output.split()) or 'no reason given'}")

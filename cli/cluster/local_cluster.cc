@@ -64,7 +64,8 @@ absl::Status LocalCluster::MakePki() {
   RLHF_ASSIGN_OR_RETURN(const CertificateAuthority ca, MakeCertificateAuthority(kDomain, kDays));
   RLHF_RETURN_IF_ERROR(WriteFileDurably((pki / "ca.pem").string(), ca.cert_pem));
   const auto issue = [&](const std::string& role, const std::string& name) -> absl::Status {
-    RLHF_ASSIGN_OR_RETURN(const IssuedCertificate issued, IssueCertificate(ca, kDomain, role, name, {}, kDays));
+    const std::vector<std::string> hosts = role == "coordinator" ? options_.hosts : std::vector<std::string>();
+    RLHF_ASSIGN_OR_RETURN(const IssuedCertificate issued, IssueCertificate(ca, kDomain, role, name, hosts, kDays));
     RLHF_RETURN_IF_ERROR(WriteFileDurably((pki / (name + ".pem")).string(), issued.cert_pem));
     return WriteSecret((pki / (name + ".key")).string(), issued.key_pem);
   };
@@ -96,6 +97,8 @@ absl::Status LocalCluster::StartCoordinator() {
                   api_address_,
                   "--http-address",
                   http_address_,
+                  "--web-address",
+                  web_address_,
                   "--tls-ca",
                   (dir / "pki" / "ca.pem").string(),
                   "--tls-cert",
@@ -122,10 +125,12 @@ absl::Status LocalCluster::StartCoordinator() {
   while (absl::Now() < deadline) {
     if (auto text = ReadFile(ports_file); text.ok()) {
       const auto json = nlohmann::json::parse(*text, nullptr, false);
-      if (json.is_object() && json.contains("fleet") && json.contains("api") && json.contains("http")) {
+      if (json.is_object() && json.contains("fleet") && json.contains("api") && json.contains("http") &&
+          json.contains("web")) {
         fleet_address_ = absl::StrCat("127.0.0.1:", json["fleet"].get<int>());
         api_address_ = absl::StrCat("127.0.0.1:", json["api"].get<int>());
         http_address_ = absl::StrCat("127.0.0.1:", json["http"].get<int>());
+        web_address_ = absl::StrCat("127.0.0.1:", json["web"].get<int>());
         return absl::OkStatus();
       }
     }
@@ -179,8 +184,10 @@ absl::Status LocalCluster::WriteContexts() {
         "tokens/tokens.json: expected a JSON object of tokens; remove the folder and start anew");
   for (const auto& [name, token] : tokens.items()) {
     RLHF_RETURN_IF_ERROR(WriteSecret((dir / "tokens" / name).string(), token.get<std::string>() + "\n"));
-    const nlohmann::json context = {
-        {"address", api_address_}, {"ca_file", "pki/ca.pem"}, {"token_file", "tokens/" + name}};
+    const nlohmann::json context = {{"address", api_address_},
+                                    {"web", absl::StrCat("https://", web_address_)},
+                                    {"ca_file", "pki/ca.pem"},
+                                    {"token_file", "tokens/" + name}};
     const std::string file = name == "submitter" ? "client.json" : name + ".json";
     RLHF_RETURN_IF_ERROR(WriteFileDurably((dir / file).string(), context.dump(2) + "\n"));
   }
@@ -208,7 +215,11 @@ absl::Status LocalCluster::Start() {
   }
   RLHF_RETURN_IF_ERROR(MakePki());
   // Chosen here and not by the coordinator: one that is started again must come back where its workers look for it.
-  for (std::string* address : {&fleet_address_, &api_address_, &http_address_}) {
+  api_address_ = options_.api_address;
+  http_address_ = options_.http_address;
+  web_address_ = options_.web_address;
+  for (std::string* address : {&fleet_address_, &api_address_, &http_address_, &web_address_}) {
+    if (!address->empty()) continue;
     RLHF_ASSIGN_OR_RETURN(const int port, FreeLoopbackPort());
     *address = absl::StrCat("127.0.0.1:", port);
   }

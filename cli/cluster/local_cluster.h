@@ -29,6 +29,8 @@ struct ClusterOptions {
   int heartbeat_ms = 3000;     // and a session's life without one is three of them
   double restart_seconds = 1;  // before a process that ended is started again; doubles while it ends soon after
   double restart_seconds_most = 30;
+  std::string api_address, http_address, web_address;  // host:port; empty: 127.0.0.1 and a free port
+  std::vector<std::string> hosts;                      // more names that clients use, for the certificate
 };
 
 class LocalCluster {
@@ -42,6 +44,7 @@ class LocalCluster {
   Supervisor& supervisor() { return supervisor_; }
   const std::string& api_address() const { return api_address_; }
   const std::string& http_address() const { return http_address_; }
+  const std::string& web_address() const { return web_address_; }
   int roles() const { return options_.rollout_workers + options_.reward_servers + options_.learners; }
 
  private:
@@ -56,7 +59,7 @@ class LocalCluster {
 
   ClusterOptions options_;
   Supervisor supervisor_;
-  std::string fleet_address_, api_address_, http_address_;
+  std::string fleet_address_, api_address_, http_address_, web_address_;
 };
 
 }  // namespace rlhf::cli

@@ -37,7 +37,9 @@ absl::Status Supervisor::Spawn(Child& child) {
   std::vector<char*> envp;
   for (std::string& entry : environment) envp.push_back(entry.data());
   envp.push_back(nullptr);
-  const int log = open(child.spec.log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  const std::string& file = child.spec.log_file;
+  const int log = file.empty() ? fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3)
+                               : open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (log < 0)
     return absl::InternalError(absl::StrCat("cannot open ", child.spec.log_file, ": ", std::strerror(errno)));
   const pid_t parent = getpid();

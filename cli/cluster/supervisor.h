@@ -18,7 +18,7 @@ struct ProcessSpec {
   std::string name;  // also the log's file name
   std::vector<std::string> command;
   std::vector<std::pair<std::string, std::string>> environment;  // added to ours
-  std::string log_file;
+  std::string log_file;                                          // empty: our own output
 };
 
 class Supervisor {

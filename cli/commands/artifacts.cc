@@ -37,8 +37,8 @@ int List(const ConnectionFlags& connection, const std::string& kind) {
     artifacts.insert(artifacts.end(), response.artifacts().begin(), response.artifacts().end());
     request.mutable_page()->set_page_token(response.next_page_token());
   } while (!request.page().page_token().empty());
-  if (connection.output == "json") {
-    PrintJsonArray(artifacts);
+  if (connection.output != "table") {
+    PrintMessages(connection.output, artifacts);
     return v1::EXIT_OK;
   }
   Table table({"DIGEST", "SIZE", "FILES", "PINNED", "ALIASES", "MADE BY"});
@@ -57,8 +57,8 @@ int Push(const ConnectionFlags& connection, const std::string& kind, const Flags
   if (!channel.ok()) return Fail(channel.status());
   auto artifact = client::UploadArtifact(*channel, flags.path, kind, connection.project, flags.alias);
   if (!artifact.ok()) return Fail(artifact.status());
-  if (connection.output == "json") {
-    PrintJson(*artifact);
+  if (connection.output != "table") {
+    PrintMessage(connection.output, *artifact);
   } else {
     std::printf("%s\n", artifact->digest().c_str());
   }

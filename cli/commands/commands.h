@@ -13,6 +13,9 @@ namespace rlhf::cli {
 
 using Run = std::function<int()>;
 
+// A group of subcommands that several files add to.
+CLI::App* Subcommand(CLI::App& app, const std::string& name, const std::string& description);
+
 void AddJobCommands(CLI::App& app, ConnectionFlags& connection,
                     Run* run);  // submit validate list get watch cancel pause resume delete why
 void AddLedgerCommand(CLI::App& app, ConnectionFlags& connection, Run* run);     // ledger
@@ -21,6 +24,13 @@ void AddReplayCommand(CLI::App& app, ConnectionFlags& connection, Run* run);    
 void AddReportCommand(CLI::App& app, ConnectionFlags& connection, Run* run);     // report
 void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run);  // models data
 void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run);     // workers token
+void AddServiceCommands(CLI::App& app, ConnectionFlags& connection, Run* run);   // service
+void AddQuotaCommands(CLI::App& app, ConnectionFlags& connection, Run* run);     // quota
 void AddUpCommand(CLI::App& app, Run* run);                                      // up
+
+void AddPkiCommands(CLI::App& app, Run* run);                                 // pki
+void AddRanksCommand(CLI::App& app, Run* run);                                // ranks
+void AddToolCommands(CLI::App& app, ConnectionFlags& connection, Run* run);   // completion man plan logs
+void AddDoctorCommand(CLI::App& app, ConnectionFlags& connection, Run* run);  // doctor
 
 }  // namespace rlhf::cli

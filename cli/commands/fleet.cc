@@ -7,7 +7,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/commands/commands.h"
+#include "cli/kubernetes.h"
 #include "cli/output.h"
+#include "cli/secret_file.h"
 #include "common/status_util.h"
 #include "rlhf/v1/admin_service.grpc.pb.h"
 
@@ -15,9 +17,9 @@ namespace rlhf::cli {
 namespace {
 
 struct Flags {
-  std::string instance, subject, token_id;
+  std::string instance, subject, token_id, secret_name, name_space = "rlhf";
   std::vector<std::string> roles;
-  bool uncordon = false;
+  bool uncordon = false, bootstrap = false, kubernetes = false;
   int64_t days = 30;
 };
 
@@ -31,8 +33,8 @@ int ListWorkers(const ConnectionFlags& connection) {
   const absl::Status status =
       FromGrpc(v1::AdminService::NewStub(*channel)->ListWorkers(context.get(), request, &response));
   if (!status.ok()) return Fail(status);
-  if (connection.output == "json") {
-    PrintJsonArray(response.workers());
+  if (connection.output != "table") {
+    PrintMessages(connection.output, response.workers());
     return v1::EXIT_OK;
   }
   Table table({"INSTANCE", "ROLE", "STATE", "DEVICE", "LEASED", "POLICY", "JOB", "HEARTBEAT"});
@@ -61,7 +63,28 @@ int ChangeWorker(const ConnectionFlags& connection, Request request, Method meth
   return v1::EXIT_OK;
 }
 
+void PrintToken(const Flags& flags, const std::string& token, const char* default_name) {
+  if (!flags.kubernetes) {
+    std::printf("%s\n", token.c_str());
+    return;
+  }
+  const std::string name = flags.secret_name.empty() ? default_name : flags.secret_name;
+  std::fputs(SecretManifest(name, flags.name_space, {{"token", token}}).c_str(), stdout);
+}
+
+// Of an installation that is yet to start: the coordinator takes it up with --bootstrap-token-file.
+int CreateBootstrapToken(const Flags& flags) {
+  const auto token = NewToken();
+  if (!token.ok()) return Fail(token.status());
+  PrintToken(flags, *token, "rlhf-bootstrap-token");
+  return v1::EXIT_OK;
+}
+
 int CreateToken(const ConnectionFlags& connection, const Flags& flags) {
+  if (flags.bootstrap) return CreateBootstrapToken(flags);
+  if (flags.subject.empty() || flags.roles.empty()) {
+    return Fail(absl::InvalidArgumentError("expected --subject and --role (or --bootstrap, for the first token)"));
+  }
   v1::CreateTokenRequest request;
   request.set_subject(flags.subject);
   request.set_project(connection.project);
@@ -82,10 +105,10 @@ int CreateToken(const ConnectionFlags& connection, const Flags& flags) {
   const absl::Status status =
       FromGrpc(v1::AdminService::NewStub(*channel)->CreateToken(context.get(), request, &response));
   if (!status.ok()) return Fail(status);
-  if (connection.output == "json") {
-    PrintJson(response);
+  if (connection.output != "table") {
+    PrintMessage(connection.output, response);
   } else {
-    std::printf("%s\n", response.secret().c_str());
+    PrintToken(flags, response.secret(), "rlhf-token");
   }
   return v1::EXIT_OK;
 }
@@ -100,8 +123,8 @@ int ListTokens(const ConnectionFlags& connection) {
   const absl::Status status =
       FromGrpc(v1::AdminService::NewStub(*channel)->ListTokens(context.get(), request, &response));
   if (!status.ok()) return Fail(status);
-  if (connection.output == "json") {
-    PrintJsonArray(response.tokens());
+  if (connection.output != "table") {
+    PrintMessages(connection.output, response.tokens());
     return v1::EXIT_OK;
   }
   Table table({"ID", "SUBJECT", "PROJECT", "ROLES", "REVOKED"});
@@ -166,8 +189,13 @@ void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   auto* token = app.add_subcommand("token", "Bearer tokens of the API");
   token->require_subcommand(1);
   auto* create = token->add_subcommand("create", "Mint one; prints the secret, once");
-  create->add_option("--subject", flags->subject, "The person or service")->required();
-  create->add_option("--role", flags->roles, "viewer, submitter, rater, overseer, admin; may be repeated")->required();
+  create->add_option("--subject", flags->subject, "The person or service");
+  create->add_option("--role", flags->roles, "viewer, submitter, rater, overseer, admin; may be repeated");
+  create->add_flag("--bootstrap", flags->bootstrap,
+                   "The first admin token, for a coordinator that has not started yet (--bootstrap-token-file)");
+  create->add_flag("--kubernetes", flags->kubernetes, "Print a Secret for kubectl apply -f - instead");
+  create->add_option("--secret-name", flags->secret_name, "Its name; default rlhf-token, or rlhf-bootstrap-token");
+  create->add_option("--namespace", flags->name_space, "Its namespace")->capture_default_str();
   create->add_option("--days", flags->days, "Valid for")->check(CLI::Range(1, 3650))->capture_default_str();
   create->callback([=, &connection] { *run = [=, &connection] { return CreateToken(connection, *flags); }; });
   token->add_subcommand("list", "List them")->callback([=, &connection] {

@@ -13,6 +13,8 @@
 #include "absl/strings/str_format.h"
 #include "cli/commands/commands.h"
 #include "cli/follow.h"
+#include "cli/kubernetes.h"
+#include "cli/memory_plan.h"
 #include "cli/output.h"
 #include "cli/uploads.h"
 #include "common/spec_loader.h"
@@ -26,7 +28,8 @@ struct SpecFlags {
   std::string file;
   std::vector<std::string> set;
   std::string request_id;
-  bool follow = false;
+  bool follow = false, dry_run = false, kubernetes = false;
+  OwnFleet fleet;
 };
 
 std::string RandomId() {
@@ -56,8 +59,8 @@ std::string BaseDir(const std::string& file) {
 }
 
 int PrintProblems(const ConnectionFlags& connection, const std::string& file, const v1::ValidateJobResponse& response) {
-  if (connection.output == "json") {
-    PrintJson(response);
+  if (connection.output != "table") {
+    PrintMessage(connection.output, response);
   } else if (response.problems().empty()) {
     std::printf("%s: valid\n", file.c_str());
   } else {
@@ -67,9 +70,21 @@ int PrintProblems(const ConnectionFlags& connection, const std::string& file, co
   return response.problems().empty() ? v1::EXIT_OK : v1::EXIT_USAGE;
 }
 
+// One line a model of the job that lies beside its file; models that are known by name or digest only are left out.
+void PrintMemory(const std::string& base_dir, const v1::JobSpec& spec) {
+  for (const MemoryEstimate& estimate : EstimateMemory(spec, base_dir)) {
+    std::printf(
+        "%s: a learner takes about %s, a rollout worker of 64 slots %s, a reward server %s (rlhfctl plan says of "
+        "what)\n",
+        estimate.where.c_str(), Bytes(estimate.learner).c_str(), Bytes(estimate.rollout_worker).c_str(),
+        Bytes(estimate.reward_server).c_str());
+  }
+}
+
 int Validate(const ConnectionFlags& connection, const SpecFlags& flags) {
   auto spec = LoadSpec(connection, flags);
   if (!spec.ok()) return Fail(spec.status());
+  if (connection.output == "table") PrintMemory(BaseDir(flags.file), *spec);
   if (auto files = UploadFileReferences(nullptr, BaseDir(flags.file), spec->project(), &*spec); !files.ok())
     return Fail(files.status());
   auto channel = Connect(connection);
@@ -87,7 +102,7 @@ int Follow(const ConnectionFlags& connection, const std::shared_ptr<grpc::Channe
            const std::string& job_id) {
   auto job = FollowJob(channel, job_id, FollowOptionsForStdout(connection.output));
   if (!job.ok()) return Fail(job.status());
-  if (connection.output == "json") {
+  if (connection.output != "table") {
     std::printf("%s\n", ToJson(*job, /*pretty=*/false).c_str());
   } else {
     std::printf("%s\n", Verdict(*job).c_str());
@@ -95,9 +110,36 @@ int Follow(const ConnectionFlags& connection, const std::shared_ptr<grpc::Channe
   return ExitCodeOf(*job);
 }
 
+// The file parsed and filled in, its references to files looked at; nobody is asked and nothing is sent.
+int DryRun(const ConnectionFlags& connection, const SpecFlags& flags, v1::JobSpec spec) {
+  if (auto files = UploadFileReferences(nullptr, BaseDir(flags.file), spec.project(), &spec); !files.ok())
+    return Fail(files.status());
+  if (connection.output != "table") {
+    PrintMessage(connection.output, spec);
+  } else {
+    std::fputs(ToYaml(spec).c_str(), stdout);
+  }
+  return v1::EXIT_OK;
+}
+
+// The job as it is submitted inside the cluster: its references must be names there, not files here.
+int PrintManifests(SpecFlags flags, const v1::JobSpec& spec) {
+  const std::string yaml = ToYaml(spec);
+  if (yaml.find("file:") != std::string::npos) {
+    return Fail(
+        absl::InvalidArgumentError("the job names files of this machine: push them (rlhfctl models push, data push) "
+                                   "and name their aliases instead"));
+  }
+  if (spec.learners().has_ranks()) flags.fleet.learners = spec.learners().ranks();
+  std::fputs(OwnFleetManifest(spec.name(), yaml, flags.fleet).c_str(), stdout);
+  return v1::EXIT_OK;
+}
+
 int Submit(const ConnectionFlags& connection, const SpecFlags& flags) {
   auto spec = LoadSpec(connection, flags);
   if (!spec.ok()) return Fail(spec.status());
+  if (flags.dry_run) return DryRun(connection, flags, *spec);
+  if (flags.kubernetes) return PrintManifests(flags, *spec);
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   auto uploaded = UploadFileReferences(*channel, BaseDir(flags.file), spec->project(), &*spec);
@@ -109,8 +151,8 @@ int Submit(const ConnectionFlags& connection, const SpecFlags& flags) {
   const auto context = CallContext(absl::Seconds(60));
   const absl::Status status = FromGrpc(v1::JobService::NewStub(*channel)->SubmitJob(context.get(), request, &response));
   if (!status.ok()) return Fail(status);
-  if (connection.output == "json") {
-    if (!flags.follow) PrintJson(response.job());
+  if (connection.output != "table") {
+    if (!flags.follow) PrintMessage(connection.output, response.job());
   } else {
     std::printf("job %s submitted\n", response.job().id().c_str());
     std::fflush(stdout);
@@ -138,8 +180,8 @@ int List(const ConnectionFlags& connection, bool stages) {
     jobs.insert(jobs.end(), response.jobs().begin(), response.jobs().end());
     request.mutable_page()->set_page_token(response.next_page_token());
   } while (!request.page().page_token().empty());
-  if (connection.output == "json") {
-    PrintJsonArray(jobs);
+  if (connection.output != "table") {
+    PrintMessages(connection.output, jobs);
     return v1::EXIT_OK;
   }
   Table table({"JOB", "KIND", "STATE", "STEP", "REASON"});
@@ -167,8 +209,8 @@ int Get(const ConnectionFlags& connection, const std::string& id) {
   if (!channel.ok()) return Fail(channel.status());
   auto job = GetJob(connection, *channel, id);
   if (!job.ok()) return Fail(job.status());
-  if (connection.output == "json") {
-    PrintJson(*job);
+  if (connection.output != "table") {
+    PrintMessage(connection.output, *job);
   } else {
     std::fputs(ToYaml(*job).c_str(), stdout);
   }
@@ -198,8 +240,8 @@ int Change(const ConnectionFlags& connection, const std::string& id, const char*
   const auto stub = v1::JobService::NewStub(*channel);
   if (const absl::Status status = FromGrpc(method(*stub, context.get(), request, &response)); !status.ok())
     return Fail(status);
-  if (connection.output == "json") {
-    PrintJson(response);
+  if (connection.output != "table") {
+    PrintMessage(connection.output, response);
   } else {
     std::printf("job %s %s\n", job->id().c_str(), done);
   }
@@ -218,8 +260,8 @@ int Why(const ConnectionFlags& connection, const std::string& id) {
   const absl::Status status =
       FromGrpc(v1::JobService::NewStub(*channel)->ExplainJob(context.get(), request, &response));
   if (!status.ok()) return Fail(status);
-  if (connection.output == "json") {
-    PrintJson(response);
+  if (connection.output != "table") {
+    PrintMessage(connection.output, response);
     return v1::EXIT_OK;
   }
   std::printf("%s is %s\n", job->id().c_str(), v1::JobState_Name(job->state()).c_str());
@@ -241,6 +283,15 @@ void AddJobCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   submit->add_option("--set", flags->set, "key=value for ${key} in the file; may be repeated");
   submit->add_option("--request-id", flags->request_id, "Submits at most once under this id (default: a new one)");
   submit->add_flag("--follow", flags->follow, "Follow it to its end; the exit code is the job's");
+  submit->add_flag("--kubernetes", flags->kubernetes,
+                   "Print ConfigMaps and a JobSet that run the job with a fleet of its own, for kubectl apply -f -");
+  submit->add_option("--namespace", flags->fleet.name_space, "With --kubernetes")->capture_default_str();
+  submit->add_option("--registry", flags->fleet.registry, "With --kubernetes: images are REGISTRY/ROLE:TAG")
+      ->capture_default_str();
+  submit->add_option("--tag", flags->fleet.tag, "With --kubernetes: of learners and rollout workers")
+      ->capture_default_str();
+  submit->add_option("--rollout-workers", flags->fleet.rollout_workers, "With --kubernetes")->capture_default_str();
+  submit->add_flag("--dry-run", flags->dry_run, "Show what would be submitted, and send nothing");
   submit->callback([=, &connection] { *run = [=, &connection] { return Submit(connection, *flags); }; });
 
   auto* validate = app.add_subcommand("validate", "Check a job's YAML file without submitting it");

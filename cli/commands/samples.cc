@@ -50,7 +50,7 @@ int Samples(const ConnectionFlags& connection, const Flags& flags) {
       return Fail(status);
     for (const v1::SampleView& view : response.samples()) {
       --left;
-      if (connection.output == "json") {
+      if (connection.output != "table") {
         std::printf("%s\n", ToJson(view, /*pretty=*/false).c_str());
         continue;
       }
@@ -61,7 +61,7 @@ int Samples(const ConnectionFlags& connection, const Flags& flags) {
     }
     request.mutable_page()->set_page_token(response.next_page_token());
   } while (left > 0 && !request.page().page_token().empty());
-  if (connection.output != "json") std::fputs(table.Text().c_str(), stdout);
+  if (connection.output == "table") std::fputs(table.Text().c_str(), stdout);
   return v1::EXIT_OK;
 }
 

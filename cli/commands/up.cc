@@ -50,9 +50,11 @@ int Up(const ClusterOptions& options) {
         announced = true;
         (void)WriteFileDurably(options.dir + "/ready", "ready\n");
         std::printf(
-            "rlhfctl up: ready. API %s, metrics and probes http://%s\nnext: rlhfctl --context %s/client.json submit "
+            "rlhfctl up: ready. API %s, pages https://%s, metrics and probes http://%s\nnext: rlhfctl --context "
+            "%s/client.json submit "
             "JOB.yaml --follow\n",
-            cluster.api_address().c_str(), cluster.http_address().c_str(), options.dir.c_str());
+            cluster.api_address().c_str(), cluster.web_address().c_str(), cluster.http_address().c_str(),
+            options.dir.c_str());
         std::fflush(stdout);
       }
     }
@@ -123,6 +125,10 @@ void AddUpCommand(CLI::App& app, Run* run) {
                  "What that wait grows to while a process ends soon after its start")
       ->check(CLI::Range(0.0, 600.0))
       ->capture_default_str();
+  up->add_option("--api-address", options->api_address, "host:port of the API (default: 127.0.0.1 and a free port)");
+  up->add_option("--web-address", options->web_address, "host:port of the web pages (default likewise)");
+  up->add_option("--http-address", options->http_address, "host:port of metrics and probes (default likewise)");
+  up->add_option("--host", options->hosts, "Another name or address that clients use; may be repeated");
   up->add_option("--log-level", options->log_level, "debug, info, warn or error")->capture_default_str();
   up->callback([=] { *run = [=] { return Up(*options); }; });
 }

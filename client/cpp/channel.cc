@@ -137,6 +137,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const ChannelOptions&
   // Roles talk to each other directly; a proxy from the environment is for the outside world.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetServiceConfigJSON(ServiceConfig());
+  if (!options.server_name.empty() && !options.tls.insecure) arguments.SetSslTargetNameOverride(options.server_name);
 
   if (options.bearer_token.empty()) return grpc::CreateCustomChannel(options.address, *credentials, arguments);
   if (!options.tls.insecure) {

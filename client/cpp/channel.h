@@ -14,6 +14,7 @@ namespace rlhf::client {
 struct ChannelOptions {
   std::string address;  // host:port
   TlsFiles tls;
+  std::string server_name;   // what the server's certificate must be of (FleetServerName); empty: the address's host
   std::string bearer_token;  // API listener; sent with every call (TLS, or loopback with insecure)
   int max_message_bytes = 64 << 20;
 };

@@ -14,7 +14,25 @@ absl::Status Unauthenticated(const std::string& message) {
   return WithReason(absl::UnauthenticatedError(message), v1::UNAUTHENTICATED_CALLER);
 }
 
+Caller CallerOfRow(const v1::TokenRow& row) {
+  Caller caller;
+  caller.subject = row.subject();
+  caller.project = row.project();
+  for (const int role : row.roles()) caller.roles.push_back(RoleName(static_cast<v1::TokenRole>(role)));
+  return caller;
+}
+
 }  // namespace
+
+absl::StatusOr<Caller> WhoseToken(const Tokens& tokens, const std::string& token, Denials* denials) {
+  std::string why;
+  const absl::StatusOr<v1::TokenRow> row = tokens.Verify(token, &why);
+  if (!row.ok()) {
+    denials->Note("", "/session", why);
+    return row.status();
+  }
+  return CallerOfRow(*row);
+}
 
 Authorizer MakeApiAuthorizer(const Tokens* tokens, Denials* denials) {
   return [tokens, denials](const std::string& method, const std::string& bearer,
@@ -30,10 +48,7 @@ Authorizer MakeApiAuthorizer(const Tokens* tokens, Denials* denials) {
       denials->Note("", method, why);
       return row.status();
     }
-    Caller caller;
-    caller.subject = row->subject();
-    caller.project = row->project();
-    for (const int role : row->roles()) caller.roles.push_back(RoleName(static_cast<v1::TokenRole>(role)));
+    Caller caller = CallerOfRow(*row);
     if (absl::Status status = CheckRole(Listener::kApi, method, caller.roles); !status.ok()) {
       denials->Note(caller.subject, method, "role");
       return status;

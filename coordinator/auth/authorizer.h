@@ -10,6 +10,8 @@
 
 namespace rlhf::coordinator {
 
+// Who a bearer token belongs to, for a sign-in: subject, roles, project. Unauthenticated, noted, when to nobody.
+absl::StatusOr<Caller> WhoseToken(const Tokens& tokens, const std::string& token, Denials* denials);
 // Bearer tokens; roles by the method table. Caller: subject, roles and project of the token.
 Authorizer MakeApiAuthorizer(const Tokens* tokens, Denials* denials);
 // SPIFFE ids of verified client certificates. `trust_domain` empty: any domain the CA has signed. Caller: subject is

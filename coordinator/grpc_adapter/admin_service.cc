@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "artifact/digest.h"
 #include "common/canonical_bytes.h"
+#include "coordinator/grpc_adapter/backup_stream.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
 
@@ -106,8 +107,58 @@ class AdminService final : public v1::AdminService::CallbackService {
                     Revoke(caller, r.id(), std::move(done));
                   });
   }
+  grpc::ServerUnaryReactor* GetQuota(grpc::CallbackServerContext* context, const v1::GetQuotaRequest* request,
+                                     v1::Quota* response) override {
+    return OnLoop(edge_, context, request, response,
+                  Directly([this](const Caller& caller, v1::GetQuotaRequest& r) -> absl::StatusOr<v1::Quota> {
+                    const std::string project = Edge::ProjectFor(caller, r.project());
+                    RLHF_RETURN_IF_ERROR(edge_.Admit(caller, project, "/rlhf.v1.AdminService/GetQuota"));
+                    return edge_.quotas->Of(project, r.submitter());
+                  }));
+  }
+  grpc::ServerUnaryReactor* SetQuota(grpc::CallbackServerContext* context, const v1::SetQuotaRequest* request,
+                                     v1::Quota* response) override {
+    return OnLoop(edge_, context, request, response,
+                  [this](const Caller& caller, v1::SetQuotaRequest& r, Done<v1::Quota> done) {
+                    ChangeQuota(caller, r.quota(), std::move(done));
+                  });
+  }
+  grpc::ServerUnaryReactor* ListQuotas(grpc::CallbackServerContext* context, const v1::ListQuotasRequest* request,
+                                       v1::ListQuotasResponse* response) override {
+    return OnLoop(
+        edge_, context, request, response,
+        Directly([this](const Caller& caller, v1::ListQuotasRequest& r) -> absl::StatusOr<v1::ListQuotasResponse> {
+          RLHF_ASSIGN_OR_RETURN(const int page_size, PageSize(r.page()));
+          return edge_.quotas->List(caller.project, r.page().page_token(), page_size);
+        }));
+  }
+  grpc::ServerWriteReactor<v1::BackupChunk>* Backup(grpc::CallbackServerContext* context,
+                                                    const v1::BackupRequest* request) override {
+    return BackupStream::Run(std::make_shared<BackupStream>(edge_, CallerOf(*context)));
+  }
 
  private:
+  void ChangeQuota(const Caller& caller, const v1::Quota& quota, Done<v1::Quota> done) {
+    absl::Status status = Quotas::Check(quota);
+    if (status.ok()) status = edge_.Admit(caller, quota.project(), "/rlhf.v1.AdminService/SetQuota");
+    if (!status.ok()) return done(status);
+    WriteBatch batch;
+    edge_.quotas->Set(quota, &batch);
+    const v1::Quota stored = edge_.quotas->Of(quota.project(), quota.submitter());
+    edge_.oversight->Audit(caller.subject, "quota.set", absl::StrCat(quota.project(), "/", quota.submitter()),
+                           "allowed",
+                           {{"max_jobs", absl::StrCat(stored.max_jobs())},
+                            {"max_learners", absl::StrCat(stored.max_learners())},
+                            {"max_rollout_workers", absl::StrCat(stored.max_rollout_workers())},
+                            {"max_score_requests", absl::StrCat(stored.max_score_requests())},
+                            {"weight", absl::StrCat(stored.weight())}},
+                           &batch);
+    edge_.store->Commit(std::move(batch), [stored, done = std::move(done)](absl::Status committed) mutable {
+      if (!committed.ok()) return done(committed);
+      done(stored);
+    });
+  }
+
   absl::StatusOr<v1::ListWorkersResponse> Workers(const v1::ListWorkersRequest& r) const {
     RLHF_ASSIGN_OR_RETURN(const int page_size, PageSize(r.page()));
     std::vector<const Session*> sessions = edge_.fleet->Sessions(r.role());

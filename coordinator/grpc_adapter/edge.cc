@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/fleet_names.h"
 #include "common/status_util.h"
 #include "coordinator/auth/authorizer.h"
 
@@ -60,7 +61,7 @@ absl::StatusOr<v1::Job> Edge::FindJob(const Caller& caller, const std::string& i
 absl::Status Edge::CheckSession(const Caller& caller, const std::string& session_id, const char* method) const {
   RLHF_ASSIGN_OR_RETURN(const Session* session, fleet->Find(session_id));
   // Without TLS there is no identity to compare with.
-  if (caller.role.empty() || session->identity.instance_id() == caller.subject) return absl::OkStatus();
+  if (caller.role.empty() || SpeaksFor(caller.subject, session->identity.instance_id())) return absl::OkStatus();
   if (denials != nullptr) denials->Note(caller.subject, method, "session");
   return WithReason(absl::PermissionDeniedError(absl::StrCat(
                         "the session is of another instance than the certificate's (", caller.subject, ")")),

@@ -23,6 +23,7 @@
 #include "coordinator/learner_groups.h"
 #include "coordinator/logs.h"
 #include "coordinator/oversight.h"
+#include "coordinator/quotas.h"
 #include "coordinator/sampling.h"
 
 namespace rlhf::coordinator {
@@ -60,6 +61,8 @@ struct Edge {
   Denials* denials = nullptr;
   MetricsRegistry* metrics = nullptr;
   OpenCalls* open_calls = nullptr;
+  Quotas* quotas = nullptr;
+  std::string data_dir;
 
   // CheckProject, with the refusal noted.
   absl::Status Admit(const Caller& caller, const std::string& project, const char* method) const;

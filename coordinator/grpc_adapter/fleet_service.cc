@@ -5,6 +5,7 @@
 #include <prometheus/counter.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/fleet_names.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
 
@@ -110,7 +111,7 @@ class FleetService final : public v1::FleetService::CallbackService {
       return absl::InvalidArgumentError("role: expected a rollout worker, a learner or a reward server");
     if (r.instance_id().empty()) return absl::InvalidArgumentError("instance_id: expected a name, found nothing");
     if (caller.role.empty()) return absl::OkStatus();
-    if (r.instance_id() == caller.subject && role == caller.role) return absl::OkStatus();
+    if (SpeaksFor(caller.subject, r.instance_id()) && role == caller.role) return absl::OkStatus();
     edge_.denials->Note(caller.subject, "/rlhf.v1.FleetService/Register", "identity");
     return WithReason(absl::PermissionDeniedError(absl::StrCat(
                           "the certificate is of ", caller.role, " \"", caller.subject, "\", the registration of ",

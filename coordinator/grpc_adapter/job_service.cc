@@ -9,6 +9,7 @@
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
 #include "coordinator/grpc_adapter/watch_job.h"
+#include "coordinator/ledger.h"
 #include "coordinator/store/keys.h"
 
 namespace rlhf::coordinator {
@@ -18,20 +19,6 @@ constexpr absl::Duration kBookmarkPeriod = absl::Seconds(5);
 constexpr int kEventsAPage = 500;
 // A filter may look at so many rows a call; the page token goes on from there.
 constexpr int kSamplesLookedAt = 5000;
-
-void AddCounts(const v1::LedgerCounts& from, v1::LedgerCounts* to) {
-  to->set_issued(to->issued() + from.issued());
-  to->set_queued(to->queued() + from.queued());
-  to->set_leased(to->leased() + from.leased());
-  to->set_generated(to->generated() + from.generated());
-  to->set_scored(to->scored() + from.scored());
-  to->set_assigned(to->assigned() + from.assigned());
-  to->set_trained(to->trained() + from.trained());
-  to->set_delivered(to->delivered() + from.delivered());
-  to->set_stale(to->stale() + from.stale());
-  to->set_failed(to->failed() + from.failed());
-  to->set_cancelled(to->cancelled() + from.cancelled());
-}
 
 class JobService final : public v1::JobService::CallbackService {
  public:

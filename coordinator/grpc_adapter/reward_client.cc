@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "client/cpp/channel.h"
+#include "common/fleet_names.h"
 #include "common/status_util.h"
 #include "rlhf/v1/reward_service.grpc.pb.h"
 
@@ -71,6 +72,7 @@ class GrpcRewardClient final : public RewardClient {
     client::ChannelOptions options;
     options.address = address;
     options.tls = tls_;
+    options.server_name = FleetServerName("reward_server");
     RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, client::MakeChannel(options));
     if (stubs_.size() >= kMaxChannels) stubs_.clear();  // calls in flight hold theirs
     std::shared_ptr<v1::RewardService::Stub> stub = v1::RewardService::NewStub(channel);

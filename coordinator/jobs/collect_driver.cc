@@ -62,12 +62,16 @@ class CollectDriver final : public Driver {
     host_->Commit(job_id_, std::move(batch));
   }
 
-  v1::ExplainJobResponse Explain() override {
-    v1::ExplainJobResponse out;
-    const v1::Job& row = *job();
-    out.set_waits_for(absl::StrCat("people: ", row.step(), " of ", row.total_steps(), " comparisons are given"));
-    out.set_what_to_do("answer tasks: `rlhfctl feedback next`, the Python client, or the web page");
-    return out;
+  void Describe(JobFacts* facts) override {
+    facts->starting = !open_;
+    if (!open_) return;
+    facts->collects = true;
+    facts->wanted = job()->total_steps();
+    facts->answered = job()->step();
+    const absl::StatusOr<v1::GetFeedbackStatsResponse> stats = deps().feedback->Stats(job_id_);
+    if (!stats.ok()) return;
+    facts->answered = stats->answered();
+    facts->handed_out = stats->handed_out();
   }
 
  private:

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "artifact/prompt.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -80,6 +81,7 @@ absl::StatusOr<std::vector<v1::FeedbackTask>> MakeTasks(const std::vector<artifa
       task.set_project(project);
       task.mutable_prompt()->set_id(first->id);
       task.mutable_prompt()->set_text(first->prompt);
+      artifact::SetMessages(first->messages, task.mutable_prompt());
       task.mutable_prompt()->set_reference(first->reference);
       task.mutable_prompt()->set_category(first->category);
       task.mutable_prompt()->mutable_tags()->insert(first->tags.begin(), first->tags.end());

@@ -6,6 +6,7 @@
 #include <xxhash.h>
 
 #include "artifact/dataset.h"
+#include "artifact/prompt.h"
 #include "common/status_util.h"
 
 namespace rlhf::coordinator {
@@ -34,6 +35,7 @@ absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>> ReadPrompts(const
     v1::Prompt& prompt = prompts->emplace_back();
     prompt.set_id(records[i].id);
     prompt.set_text(records[i].prompt);
+    artifact::SetMessages(records[i].messages, &prompt);
     prompt.set_reference(records[i].reference);
     prompt.set_category(records[i].category);
     prompt.mutable_tags()->insert(records[i].tags.begin(), records[i].tags.end());
@@ -76,6 +78,20 @@ uint32_t NoiseStream(const v1::Job& job) {
 v1::JobState StateAfterPause(const v1::Job& job) {
   if (job.spec().has_collect()) return v1::WAITING;
   return job.has_started_at() ? v1::RUNNING : v1::PENDING;
+}
+
+void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFacts* facts) {
+  const Sampling::Situation situation = deps.sampling->SituationOf(job_id);
+  facts->generates = true;
+  facts->counts = situation.counts;
+  facts->rollout_workers = situation.rollout_workers;
+  facts->reward_servers = situation.reward_servers;
+  facts->serving_this = situation.serving_this;
+  facts->rollout_holders = situation.rollout_holders;
+  facts->over_quota = situation.over_quota;
+  facts->score_requests = situation.score_requests;
+  facts->since = situation.since_last;
+  facts->last_problem = deps.sampling->LastProblem(job_id);
 }
 
 bool IsTerminalState(v1::JobState state) {

@@ -7,6 +7,7 @@
 
 #include "absl/functional/any_invocable.h"
 #include "coordinator/jobs.h"
+#include "coordinator/jobs/explain.h"
 #include "coordinator/store/keys.h"
 
 namespace rlhf::coordinator {
@@ -47,7 +48,8 @@ class Driver {
   virtual void Stop(WriteBatch* batch) = 0;
   virtual void SetPaused(bool paused, WriteBatch* batch) {}
   virtual void Tick() {}
-  virtual v1::ExplainJobResponse Explain() = 0;
+  // Adds what it knows to the facts that `rlhfctl why` is made of.
+  virtual void Describe(JobFacts* facts) = 0;
   // A pipeline's stage ended, durably.
   virtual void OnStageEnded(const v1::Job& stage) {}
 
@@ -93,5 +95,7 @@ bool IsTerminalState(v1::JobState state);
 // What a paused job goes back to; waiting jobs find out by themselves that they wait.
 v1::JobState StateAfterPause(const v1::Job& job);
 inline constexpr char kDiskFull[] = "DISK_FULL";  // reason_code of a job that is paused for want of room
+// What sampling knows of a job that generates.
+void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFacts* facts);
 
 }  // namespace rlhf::coordinator

@@ -1,4 +1,5 @@
 // sample and evaluate: every prompt is generated and scored once, then the samples become a data artifact.
+#include <algorithm>
 #include <fstream>
 #include <utility>
 
@@ -22,6 +23,8 @@ std::string SampleLine(const v1::Sample& sample) {
   line["id"] = sample.prompt().id();
   line["index"] = sample.id().index();
   line["prompt"] = sample.prompt().text();
+  for (const v1::ChatMessage& message : sample.prompt().messages())
+    line["messages"].push_back({{"role", message.role()}, {"content", message.content()}});
   line["response"] = sample.response_text();
   if (!sample.prompt().reference().empty()) line["reference"] = sample.prompt().reference();
   if (!sample.prompt().category().empty()) line["category"] = sample.prompt().category();
@@ -85,17 +88,11 @@ class GeneratingDriver final : public Driver, public SamplingListener {
                 absl::StrCat("prompt ", row.id().ordinal(), ", sample ", row.id().index(), ": ", row.reason()));
   }
 
-  v1::ExplainJobResponse Explain() override {
-    v1::ExplainJobResponse out;
-    const v1::LedgerCounts counts = deps().sampling->Counts(job_id_);
-    const std::string problem = deps().sampling->LastProblem(job_id_);
-    out.set_waits_for(absl::StrCat(counts.queued(), " samples queued, ", counts.leased(), " being generated, ",
-                                   counts.generated(), " waiting for a score",
-                                   problem.empty() ? "" : absl::StrCat("; the newest problem: ", problem)));
-    out.set_what_to_do(counts.generated() > counts.queued() + counts.leased()
-                           ? "see that reward servers run: `rlhfctl workers list`"
-                           : "see that rollout workers run: `rlhfctl workers list`");
-    return out;
+  void Describe(JobFacts* facts) override {
+    facts->starting = !begun_;
+    if (!begun_) return;
+    DescribeSamples(deps(), job_id_, &facts->samples);
+    facts->no_progress = std::min(facts->no_progress, facts->samples.since);
   }
 
  private:
@@ -109,6 +106,8 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     prompts_ = prompts->size();
     SamplingPlan plan;
     plan.job_id = job_id_;
+    plan.project = row.spec().project();
+    plan.submitter = row.submitted_by();
     plan.priority = row.spec().priority();
     plan.seed = row.spec().seed();
     plan.stream = NoiseStream(row);
@@ -116,6 +115,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     plan.samples_per_prompt = per_prompt();
     plan.sampling = is_sample() ? row.spec().sample().sampling() : row.spec().evaluate().sampling();
     plan.policy.set_job_id(job_id_);
+    plan.policy.set_deterministic(row.spec().deterministic());
     plan.policy.set_artifact(Resolved(row, is_sample() ? row.spec().sample().model() : row.spec().evaluate().model()));
     plan.scorer = ResolvedScorer(row, is_sample() ? row.spec().sample().scorer() : row.spec().evaluate().graders());
     plan.score = !plan.scorer.components().empty();

@@ -56,7 +56,7 @@ absl::Status JobTable::Recover() {
   if (!expired.empty()) deps_.store->Commit(std::move(expired), [](absl::Status) {});
   // Drivers start on the loop after recovery: stages before pipelines would look for each other.
   for (const std::string& id : order_) {
-    if (!IsTerminalState(jobs_.at(id).job.state())) deps_.loop->Post([this, id] { StartDriver(id); });
+    if (!IsTerminalState(jobs_.at(id).job.state())) deps_.loop->Post([this, id] { Admit(id); });
   }
   return absl::OkStatus();
 }
@@ -114,6 +114,7 @@ void JobTable::CommitThen(const std::string& job_id, WriteBatch batch, absl::Any
     } else {
       spdlog::error("job {}: a write was not kept: {}", job_id, std::string(status.message()));
     }
+    deps_.loop->Post([this, failure = std::string(status.message())] { store_failure_ = failure; });
     done(status);
   });
 }
@@ -137,6 +138,10 @@ void JobTable::SetState(v1::Job* job, v1::JobState to, const std::string& reason
   const google::protobuf::Timestamp now = ToTimestamp(deps_.loop->clock().WallNow());
   if (!job->has_started_at() && (to == v1::RUNNING || to == v1::WAITING)) *job->mutable_started_at() = now;
   if (IsTerminalState(to)) *job->mutable_finished_at() = now;
+  if (job->state() != to) {
+    *job->mutable_state_since() = now;
+    *job->mutable_last_progress_at() = now;
+  }
   job->set_state(to);
   job->set_reason(reason);
   job->set_reason_code(code);
@@ -145,6 +150,7 @@ void JobTable::SetState(v1::Job* job, v1::JobState to, const std::string& reason
 void JobTable::AppendMetrics(v1::Job* job, v1::MetricPoint point, WriteBatch* batch) {
   point.set_job_id(job->id());
   if (!point.has_at()) *point.mutable_at() = ToTimestamp(deps_.loop->clock().WallNow());
+  *job->mutable_last_progress_at() = point.at();
   v1::JobEvent event;
   *event.mutable_metrics() = std::move(point);
   deps_.events->Append(job->id(), std::move(event), batch);
@@ -171,6 +177,7 @@ void JobTable::EndWith(const std::string& job_id, v1::JobState state, const std:
     v1::JobEvent event;
     *event.mutable_ledger() = counts;
     deps_.events->Append(job_id, std::move(event), &batch);
+    deps_.sampling->Close(job_id, &batch);
   }
   SetState(&entry->job, state, reason, code, &batch);
   CommitThen(job_id, std::move(batch),
@@ -209,6 +216,32 @@ std::string JobTable::AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1
   PutRow(&job, batch);
   deps_.loop->Post([this, id] { StartDriver(id); });
   return id;
+}
+
+std::vector<std::string> JobTable::InTheWayOf(const v1::Job& job) const {
+  // Stages are part of their pipeline; what has started once keeps its place.
+  if (!job.parent_id().empty() || job.has_started_at() || deps_.quotas == nullptr) return {};
+  std::vector<std::string> of_project, of_submitter;
+  for (const std::string& id : order_) {
+    const Entry& entry = jobs_.at(id);
+    if (entry.driver == nullptr || !entry.job.parent_id().empty() || entry.job.spec().project() != job.spec().project())
+      continue;
+    of_project.push_back(id);
+    if (entry.job.submitted_by() == job.submitted_by()) of_submitter.push_back(id);
+  }
+  const int project = deps_.quotas->Of(job.spec().project(), "").max_jobs();
+  const int submitter = deps_.quotas->Of(job.spec().project(), job.submitted_by()).max_jobs();
+  if (submitter > 0 && static_cast<int>(of_submitter.size()) >= submitter) return of_submitter;
+  if (project > 0 && static_cast<int>(of_project.size()) >= project) return of_project;
+  return {};
+}
+
+void JobTable::Admit(const std::string& job_id) {
+  Entry* entry = FindEntry(job_id);
+  if (entry == nullptr) return;
+  entry->admissible = true;
+  if (entry->driver != nullptr || !InTheWayOf(entry->job).empty()) return;
+  StartDriver(job_id);
 }
 
 void JobTable::StartDriver(const std::string& job_id) {
@@ -272,10 +305,19 @@ absl::StatusOr<v1::GetCommittedResponse> JobTable::GetCommitted(const std::strin
 }
 
 void JobTable::Tick() {
-  std::vector<std::string> ids;
-  for (const auto& [id, entry] : jobs_) {
-    if (entry.driver != nullptr) ids.push_back(id);
+  std::vector<std::string> ids, waiting;
+  for (const std::string& id : order_) {
+    const Entry& entry = jobs_.at(id);
+    if (entry.driver != nullptr) {
+      ids.push_back(id);
+    } else if (entry.admissible && entry.job.state() == v1::PENDING) {
+      waiting.push_back(id);
+    }
   }
+  std::stable_sort(waiting.begin(), waiting.end(), [this](const std::string& a, const std::string& b) {
+    return jobs_.at(a).job.spec().priority() > jobs_.at(b).job.spec().priority();
+  });
+  for (const std::string& id : waiting) Admit(id);
   for (const std::string& id : ids) {
     Entry* entry = FindEntry(id);
     if (entry != nullptr && entry->driver != nullptr) FollowRoom(entry);

@@ -42,6 +42,7 @@ class JobTable final : public Jobs, private JobHost {
   struct Entry {
     v1::Job job;
     std::unique_ptr<Driver> driver;  // while active
+    bool admissible = false;         // durable, and waits for its turn where it has no driver
   };
 
   // JobHost.
@@ -66,7 +67,12 @@ class JobTable final : public Jobs, private JobHost {
   void CancelTree(const std::string& job_id, const std::string& reason, WriteBatch* batch);
   // Pauses for want of room, or goes on after it.
   void FollowRoom(Entry* entry);
-  void SetPausedTree(const std::string& job_id, bool paused, WriteBatch* batch);
+  void SetPausedTree(const std::string& job_id, bool paused, const std::string& reason, WriteBatch* batch);
+  // Starts the driver if the quota of active jobs allows; else Tick tries again, by priority, then age.
+  void Admit(const std::string& job_id);
+  // Whose active jobs fill the quota of one that waits for its turn; empty: it may start.
+  std::vector<std::string> InTheWayOf(const v1::Job& job) const;
+  JobFacts FactsOf(const Entry& entry);
   // A job that exists and whose etag agrees, or the error.
   absl::StatusOr<v1::Job*> ForChange(const std::string& job_id, const std::string& etag);
   // Resolves all references that can be; problems name the field.
@@ -81,6 +87,7 @@ class JobTable final : public Jobs, private JobHost {
   std::map<std::string, Entry> jobs_;
   std::string out_of_room_;
   std::vector<std::string> order_;                  // ids, oldest first
+  std::string store_failure_;                       // of the newest write that was not kept
   std::map<std::string, v1::RequestRow> requests_;  // accepted by this process, some perhaps not durable yet
 };
 

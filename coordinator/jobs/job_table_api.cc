@@ -132,7 +132,7 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
       v1::SubmitJobResponse response;
       if (stored != nullptr) *response.mutable_job() = *stored;
       done(std::move(response));
-      StartDriver(id);
+      Admit(id);
     });
   });
 }
@@ -223,16 +223,16 @@ void JobTable::Cancel(const std::string& subject, const v1::CancelJobRequest& re
           });
 }
 
-void JobTable::SetPausedTree(const std::string& job_id, bool paused, WriteBatch* batch) {
+void JobTable::SetPausedTree(const std::string& job_id, bool paused, const std::string& reason, WriteBatch* batch) {
   Entry* entry = FindEntry(job_id);
   if (entry == nullptr || IsTerminalState(entry->job.state())) return;
   for (const std::string& child : entry->job.children()) {
-    SetPausedTree(child, paused, batch);
+    SetPausedTree(child, paused, reason, batch);
     if (Entry* stage = FindEntry(child); stage != nullptr && !IsTerminalState(stage->job.state()))
       PutRow(&stage->job, batch);
   }
   if (paused == (entry->job.state() == v1::PAUSED)) return;
-  SetState(&entry->job, paused ? v1::PAUSED : StateAfterPause(entry->job), paused ? "paused" : "", "", batch);
+  SetState(&entry->job, paused ? v1::PAUSED : StateAfterPause(entry->job), reason, "", batch);
   if (entry->driver != nullptr) entry->driver->SetPaused(paused, batch);
 }
 
@@ -245,7 +245,7 @@ void JobTable::Pause(const std::string& subject, const v1::PauseJobRequest& requ
                    v1::JOB_NOT_ACTIVE));
   }
   WriteBatch batch;
-  SetPausedTree((*job)->id(), true, &batch);
+  SetPausedTree((*job)->id(), true, absl::StrCat("paused by ", subject), &batch);
   deps_.oversight->Audit(subject, "job.pause", (*job)->id(), "done", {}, &batch);
   CommitThen((*job)->id(), std::move(batch), [row = **job, done = std::move(done)](absl::Status status) mutable {
     if (!status.ok()) return done(status);
@@ -262,7 +262,7 @@ void JobTable::Resume(const std::string& subject, const v1::ResumeJobRequest& re
         v1::JOB_NOT_ACTIVE));
   }
   WriteBatch batch;
-  SetPausedTree((*job)->id(), false, &batch);
+  SetPausedTree((*job)->id(), false, "", &batch);
   deps_.oversight->Audit(subject, "job.resume", (*job)->id(), "done", {}, &batch);
   CommitThen((*job)->id(), std::move(batch), [row = **job, done = std::move(done)](absl::Status status) mutable {
     if (!status.ok()) return done(status);
@@ -302,6 +302,7 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
       if (!status.ok()) return done(status);
     }
     batch.Erase(Table::kJobs, id);
+    batch.Erase(Table::kMeta, Ledger::BaseKey(id));
     deps_.sampling->RemoveJob(id);
     jobs_.erase(id);
     order_.erase(std::remove(order_.begin(), order_.end(), id), order_.end());
@@ -313,30 +314,37 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
   });
 }
 
+JobFacts JobTable::FactsOf(const Entry& entry) {
+  JobFacts facts;
+  facts.job = entry.job;
+  const absl::Time now = deps_.loop->clock().WallNow();
+  const absl::Time created = FromTimestamp(entry.job.created_at());
+  const auto since = [&](bool known, const google::protobuf::Timestamp& at) {
+    return std::max(absl::ZeroDuration(), now - (known ? FromTimestamp(at) : created));
+  };
+  facts.in_state = since(entry.job.has_state_since(), entry.job.state_since());
+  facts.no_progress = since(entry.job.has_last_progress_at(), entry.job.last_progress_at());
+  facts.store_failure = store_failure_;
+  const v1::ServiceState service = deps_.oversight->state();
+  facts.halted = service.halted();
+  facts.halted_by = service.by();
+  facts.halt_reason = service.reason();
+  if (entry.driver != nullptr) {
+    entry.driver->Describe(&facts);
+  } else {
+    facts.quota_holders = InTheWayOf(entry.job);
+    facts.over_job_quota = !facts.quota_holders.empty();
+    facts.starting = !facts.over_job_quota;
+  }
+  if (const Entry* stage = FindEntry(facts.stage_id); stage != nullptr && stage->driver != nullptr)
+    facts.stage_waits_for = ExplainFacts(FactsOf(*stage)).waits_for();
+  return facts;
+}
+
 absl::StatusOr<v1::ExplainJobResponse> JobTable::Explain(const std::string& job_id) {
-  Entry* entry = FindEntry(job_id);
+  const Entry* entry = FindEntry(job_id);
   if (entry == nullptr) return UnknownJob(job_id);
-  v1::ExplainJobResponse out;
-  if (IsTerminalState(entry->job.state())) {
-    out.set_waits_for(absl::StrCat("nothing: it is ", v1::JobState_Name(entry->job.state()),
-                                   entry->job.reason().empty() ? "" : ": ", entry->job.reason()));
-    return out;
-  }
-  if (entry->job.state() == v1::PAUSED) {
-    if (entry->job.reason_code() == kDiskFull) {
-      out.set_waits_for(entry->job.reason());
-      out.set_what_to_do("free some space; the job goes on by itself");
-      return out;
-    }
-    out.set_waits_for("a person: it is paused");
-    out.set_what_to_do(absl::StrCat("`rlhfctl resume ", job_id, "`"));
-    return out;
-  }
-  if (entry->driver == nullptr) {
-    out.set_waits_for("its start");
-    return out;
-  }
-  return entry->driver->Explain();
+  return ExplainFacts(FactsOf(*entry));
 }
 
 }  // namespace rlhf::coordinator

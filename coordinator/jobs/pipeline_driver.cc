@@ -36,19 +36,21 @@ class PipelineDriver final : public Driver {
       });
   }
 
-  v1::ExplainJobResponse Explain() override {
-    v1::ExplainJobResponse out;
+  void Describe(JobFacts* facts) override {
     const v1::Job& row = *job();
-    if (row.state() == v1::WAITING) {
-      out.set_waits_for(row.reason());
-      out.set_what_to_do("an overseer decides: `rlhfctl gate list`, then `rlhfctl gate approve` or `reject`");
-    } else {
-      out.set_waits_for(row.children().empty() ? "its first stage"
-                                               : absl::StrCat("stage ", row.children().rbegin()[0]));
-      out.set_what_to_do(
-          row.children().empty() ? "" : absl::StrCat("`rlhfctl why ", row.children().rbegin()[0], "` says more"));
+    facts->pipeline = true;
+    v1::ListGatesRequest request;
+    request.mutable_page()->set_page_size(1000);
+    request.add_states(v1::GATE_WAITING);
+    const absl::StatusOr<v1::ListGatesResponse> gates = deps().oversight->ListGates(request);
+    for (const v1::GateRow& gate : gates.ok() ? gates->gates() : v1::ListGatesResponse().gates()) {
+      if (gate.job_id() != job_id_) continue;
+      facts->gate_id = gate.id();
+      facts->approvals = gate.approvals_size();
+      facts->required_approvals = gate.spec().required_approvals();
+      for (const v1::Approval& approval : gate.approvals()) facts->approved_by.push_back(approval.subject());
     }
-    return out;
+    if (!row.children().empty()) facts->stage_id = row.children().rbegin()[0];
   }
 
  private:

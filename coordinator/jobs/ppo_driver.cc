@@ -1,5 +1,6 @@
 // PPO: samples are issued ahead of the committed step by the lag bound, a step's batch is exactly what was issued for
 // it, and a committed step is one transaction.
+#include <algorithm>
 #include <list>
 #include <map>
 #include <utility>
@@ -87,18 +88,14 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
         absl::StrCat("sample ", row.id().step(), "/", row.id().ordinal(), "/", row.id().index(), ": ", row.reason()));
   }
 
-  v1::ExplainJobResponse Explain() override {
-    if (grouped_ && !waiters_.empty()) {
-      v1::ExplainJobResponse out;
-      const v1::LedgerCounts counts = deps().sampling->Counts(job_id_);
-      out.set_waits_for(absl::StrCat("samples of step ", job()->version().step() + 1, ": ", counts.queued(),
-                                     " queued, ", counts.leased(), " being generated, ", counts.generated(),
-                                     " waiting for a score", Problem()));
-      out.set_what_to_do(counts.queued() > 0 ? "start rollout workers, or wait for those there are"
-                                             : "see that reward servers run: `rlhfctl workers list`");
-      return out;
-    }
-    return TrainingDriver::Explain();
+  void Describe(JobFacts* facts) override {
+    facts->starting = !begun_;
+    if (!begun_) return;
+    TrainingDriver::Describe(facts);
+    DescribeSamples(deps(), job_id_, &facts->samples);
+    facts->samples.batch_wanted = between_steps();
+    facts->samples.weights_away = job()->version().step() > 0 && weights_address_.empty();
+    facts->no_progress = std::min(facts->no_progress, facts->samples.since);
   }
 
  protected:
@@ -108,6 +105,16 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     FailWaiters(WithReason(absl::AbortedError("the learner group changed: join again"), v1::STALE_EPOCH));
     if (job() != nullptr) TrainingDriver::OnGroupLost(job_id, why);
   }
+  void Yield() override {
+    if (yields_to_.empty()) return;
+    FailWaiters(
+        WithReason(absl::AbortedError("a job of higher priority takes the learners: join again"), v1::STALE_EPOCH));
+    weights_address_.clear();  // who served them serves another job now
+    batch_ = nullptr;
+    TrainingDriver::Yield();
+    UpdateSampling();
+  }
+  bool between_steps() const override { return grouped_ && !waiters_.empty(); }
 
  private:
   struct Waiter {
@@ -115,10 +122,6 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     Done<Batch> done;
   };
 
-  std::string Problem() const {
-    const std::string problem = deps().sampling->LastProblem(job_id_);
-    return problem.empty() ? "" : absl::StrCat("; the newest problem: ", problem);
-  }
   const v1::PpoSpec& spec() const { return job()->spec().ppo(); }
   int64_t newest() const { return steps_.empty() ? 0 : steps_.rbegin()->first; }  // step that was ever committed
   // The step's row; what a replay that ended otherwise makes void is removed.
@@ -128,6 +131,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     v1::Job& row = *job();
     SamplingPlan plan;
     plan.job_id = job_id_;
+    plan.project = row.spec().project();
+    plan.submitter = row.submitted_by();
     plan.priority = row.spec().priority();
     plan.seed = row.spec().seed();
     plan.stream = NoiseStream(row);
@@ -139,7 +144,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     plan.scorer = ResolvedScorer(row, spec().scorer());
     plan.gold = ResolvedScorer(row, spec().gold());
     // Also with β = 0: the KL is what people watch.
-    plan.reference_policy = Resolved(row, spec().reference());
+    // With adapters the learner computes it itself, from the base that it holds anyway.
+    if (!spec().has_lora()) plan.reference_policy = Resolved(row, spec().reference());
     plan.max_policy_lag = spec().max_policy_lag();
     plan.max_attempts = spec().max_attempts();
     if (const absl::Status status = deps().sampling->AddJob(std::move(plan), this); !status.ok()) {
@@ -147,6 +153,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     }
     if (row.total_steps() == 0) row.set_total_steps(spec().steps());  // an early stop lowered it for good
     paused_ = row.state() == v1::PAUSED;
+    begun_ = true;
     WriteBatch batch;
     IssueWindow(&batch);
     UpdateSampling();
@@ -159,6 +166,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     policy.set_job_id(job_id_);
     policy.set_artifact(Resolved(*job(), spec().policy()));
     *policy.mutable_version() = job()->version();
+    policy.set_deterministic(job()->spec().deterministic());
+    if (spec().has_lora()) *policy.mutable_lora() = spec().lora();
     if (!weights_address_.empty() && job()->version().step() > 0) policy.add_addresses(weights_address_);
     return policy;
   }
@@ -214,7 +223,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     });
   }
 
-  bool paused_ = false, assigning_ = false;
+  bool begun_ = false, paused_ = false, assigning_ = false;
   std::string weights_address_;
   std::map<int64_t, v1::CommittedStep> steps_;  // every step that was committed, also those rolled back since
   int64_t replay_through_ = 0;
@@ -230,6 +239,8 @@ v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_
   v1::Job* row = job();
   row->set_group_epoch(epoch);
   WriteBatch batch;
+  yields_to_.clear();
+  row->clear_preempted_by();
   if (row->state() == v1::PENDING) host_->SetState(row, v1::RUNNING, "", "", &batch);
   const int64_t committed = row->version().step();
   const bool holds = held != nullptr && held->step() == committed && held->digest() == row->version().digest();
@@ -265,6 +276,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
   if (request.step() == row->version().step() && request.weights_digest() == row->version().digest()) {
     // A repeated call: answered alike, once everything before is durable.
     *response.mutable_version() = row->version();
+    response.set_checkpoint(!yields_to_.empty());
     return host_->CommitThen(job_id_, WriteBatch(), [done = std::move(done), response](absl::Status status) mutable {
       if (!status.ok()) return done(status);
       done(response);
@@ -307,13 +319,16 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
   if (step >= replay_through_) deps().sampling->SetPolicy(job_id_, Policy(), &batch);
   IssueWindow(&batch);
   *response.mutable_version() = row->version();
-  response.set_regroup(!request.stop() && deps().groups->TakeIn(job_id_));
+  response.set_checkpoint(!yields_to_.empty());
+  const bool leave_now = !yields_to_.empty() && !deps().groups->CheckpointsOnRequest(job_id_);
+  response.set_regroup(!request.stop() && yields_to_.empty() && deps().groups->TakeIn(job_id_));
   host_->CommitThen(job_id_, std::move(batch),
-                    [host = host_, job_id = job_id_, this, loop = deps().loop, done = std::move(done),
+                    [host = host_, job_id = job_id_, this, loop = deps().loop, done = std::move(done), leave_now,
                      response](absl::Status status) mutable {
                       if (!status.ok()) return done(status);
                       RLHF_FAILPOINT("coordinator/after_commit_step");
                       done(response);
+                      if (leave_now) YieldSoon(host, job_id, loop, this);
                       loop->Post([host, job_id, this] {
                         const v1::Job* current = host->Find(job_id);
                         if (current != nullptr && !IsTerminalState(current->state())) UpdateSampling();
@@ -339,6 +354,7 @@ void PpoDriver::RecordStep(const v1::CommitStepRequest& request, WriteBatch* bat
   row->mutable_version()->set_step(step);
   row->mutable_version()->set_digest(request.weights_digest());
   row->set_step(step);
+  if (!request.numerics().empty()) row->set_numerics(request.numerics());
   v1::CommittedStep& stored = steps_[step];
   stored.set_step(step);
   stored.set_lineage(row->version().lineage());

@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "coordinator/jobs/numerics_spec.h"
 #include "coordinator/names.h"
 
 namespace rlhf::coordinator {
@@ -427,6 +428,7 @@ std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec) {
   } else {
     Kind(check, spec);
   }
+  CheckNumerics(spec, &problems);
   return problems;
 }
 
@@ -451,6 +453,7 @@ v1::JobSpec SpecOfStage(const v1::JobSpec& pipeline, const v1::StageSpec& stage)
   spec.set_name(absl::StrCat(pipeline.name(), "-", stage.name()).substr(0, 63));
   spec.set_project(pipeline.project());
   spec.set_seed(pipeline.seed());
+  spec.set_deterministic(pipeline.deterministic());
   spec.set_priority(pipeline.priority());
   *spec.mutable_labels() = pipeline.labels();
   *spec.mutable_learners() =

@@ -6,6 +6,11 @@
 #include "common/status_util.h"
 
 namespace rlhf::coordinator {
+namespace {
+
+constexpr absl::Duration kYieldPatience = absl::Seconds(30);
+
+}  // namespace
 
 namespace {
 
@@ -26,6 +31,8 @@ void TrainingDriver::Start() {
   waiting_since_ = deps().loop->clock().Now();
   TrainingPlan plan;
   plan.job_id = job_id_;
+  plan.project = row.spec().project();
+  plan.submitter = row.submitted_by();
   plan.priority = row.spec().priority();
   plan.ranks = row.spec().learners().ranks();
   plan.min_ranks = row.spec().learners().has_min_ranks() ? row.spec().learners().min_ranks() : plan.ranks;
@@ -42,12 +49,21 @@ void TrainingDriver::Stop(WriteBatch* batch) {
   deps().groups->RemoveJob(job_id_);
 }
 
+// On the loop, if the job and its driver are still there.
+void TrainingDriver::YieldSoon(JobHost* host, const std::string& job_id, EventLoop* loop, TrainingDriver* driver) {
+  loop->Post([host, job_id, driver] {
+    const v1::Job* current = host->Find(job_id);
+    if (current != nullptr && !IsTerminalState(current->state())) driver->Yield();
+  });
+}
+
 v1::GroupAssignment TrainingDriver::Assignment(uint64_t epoch) const {
   const v1::Job& row = *job();
   v1::GroupAssignment assignment;
   *assignment.mutable_spec() = row.spec();
   *assignment.mutable_resolved() = row.resolved();
   assignment.set_stage(row.stage());
+  assignment.set_numerics(row.numerics());
   assignment.set_epoch(epoch);
   assignment.set_lineage(row.version().lineage());
   *assignment.mutable_committed() = row.version();
@@ -59,6 +75,8 @@ v1::GroupAssignment TrainingDriver::OnGroupForming(const std::string& job_id, ui
   v1::Job* row = job();
   row->set_group_epoch(epoch);
   WriteBatch batch;
+  yields_to_.clear();
+  row->clear_preempted_by();
   if (row->state() == v1::PENDING) host_->SetState(row, v1::RUNNING, "", "", &batch);
   // Between checkpoints nothing of such a job is durable: it is trained again from the newest one, to the same bytes.
   if (row->checkpoint_step() < row->step())
@@ -76,6 +94,7 @@ void TrainingDriver::OnGroupLost(const std::string& job_id, const std::string& w
   v1::Job* row = job();
   if (row == nullptr) return;
   grouped_ = false;
+  yields_to_.clear();
   waiting_since_ = deps().loop->clock().Now();
   WriteBatch batch;
   host_->AppendMessage(row, absl::StrCat("the learner group broke: ", why, "; forming it again"), &batch);
@@ -92,10 +111,16 @@ void TrainingDriver::ReportProgress(const v1::ReportProgressRequest& request, Do
     host_->AppendMetrics(row, std::move(point), &batch);
   }
   row->set_total_steps(request.total_steps());
-  host_->CommitThen(job_id_, std::move(batch), [done = std::move(done)](absl::Status status) mutable {
-    if (!status.ok()) return done(status);
-    done(v1::ReportProgressResponse());
-  });
+  v1::ReportProgressResponse response;
+  response.set_checkpoint(!yields_to_.empty());
+  const bool leave_now = !yields_to_.empty() && !deps().groups->CheckpointsOnRequest(job_id_);
+  host_->CommitThen(job_id_, std::move(batch),
+                    [this, host = host_, job_id = job_id_, loop = deps().loop, leave_now, response,
+                     done = std::move(done)](absl::Status status) mutable {
+                      if (!status.ok()) return done(status);
+                      done(response);
+                      if (leave_now) YieldSoon(host, job_id, loop, this);
+                    });
 }
 
 void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request,
@@ -106,13 +131,19 @@ void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request
   WriteBatch batch;
   batch.Put(Table::kMeta, CheckpointKey(job_id_, request.step()), request.digest());
   if (request.step() > row->checkpoint_step()) {
+    // The one before stays something to fall back to; nothing goes behind that one any more.
+    deps().sampling->Settle(job_id_, row->checkpoint_step(), &batch);
     row->set_checkpoint(request.digest());
     row->set_checkpoint_step(request.step());
   }
-  host_->CommitThen(job_id_, std::move(batch), [done = std::move(done)](absl::Status status) mutable {
-    if (!status.ok()) return done(status);
-    done(v1::ReportCheckpointResponse());
-  });
+  const bool leave = !yields_to_.empty() && request.step() >= row->step();
+  host_->CommitThen(job_id_, std::move(batch),
+                    [this, host = host_, job_id = job_id_, loop = deps().loop, leave,
+                     done = std::move(done)](absl::Status status) mutable {
+                      if (!status.ok()) return done(status);
+                      done(v1::ReportCheckpointResponse());
+                      if (leave) YieldSoon(host, job_id, loop, this);
+                    });
 }
 
 void TrainingDriver::FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) {
@@ -167,20 +198,60 @@ void TrainingDriver::FailTraining(const v1::FailTrainingRequest& request, Done<v
   done(v1::FailTrainingResponse());
 }
 
-v1::ExplainJobResponse TrainingDriver::Explain() {
-  v1::ExplainJobResponse out;
+void TrainingDriver::OnYield(const std::string&, const std::string& to) {
+  if (!yields_to_.empty() || job() == nullptr) return;
+  yields_to_ = to;
+  yields_since_ = deps().loop->clock().Now();
+  WriteBatch batch;
+  host_->AppendMessage(job(), absl::StrCat("job ", to, " has a higher priority: this one makes room after its step"),
+                       &batch);
+  host_->Commit(job_id_, std::move(batch));
+}
+
+void TrainingDriver::Yield() {
+  v1::Job* row = job();
+  const std::string to = std::exchange(yields_to_, "");
+  if (row == nullptr || to.empty() || IsTerminalState(row->state())) return;
+  grouped_ = false;
+  waiting_since_ = deps().loop->clock().Now();
+  row->set_preempted_by(to);
+  WriteBatch batch;
+  if (row->state() == v1::RUNNING)
+    host_->SetState(row, v1::PENDING, absl::StrCat("preempted by job ", to), "PREEMPTED", &batch);
+  deps().groups->Release(job_id_, absl::StrCat("preempted by job ", to));
+  host_->Commit(job_id_, std::move(batch));
+}
+
+void TrainingDriver::Tick() {
+  // Nobody trains, and nobody knows when samples come: the one that waits for the learners has waited enough.
+  if (!yields_to_.empty() && between_steps() && deps().loop->clock().Now() - yields_since_ > kYieldPatience) Yield();
+}
+
+bool TrainingDriver::checkpoint_due() const {
   const v1::Job& row = *job();
-  if (!grouped_) {
-    out.set_waits_for(
-        absl::StrCat(row.spec().learners().ranks(), " free learners; there are ", deps().groups->free_learners()));
-    out.set_since_seconds(absl::ToInt64Seconds(deps().loop->clock().Now() - waiting_since_));
-    out.set_what_to_do("start more learners, or lower learners.ranks");
-  } else {
-    out.set_waits_for(
-        absl::StrCat("training: step ", row.step(), " of ", row.total_steps(), " at group epoch ", row.group_epoch()));
-    out.set_what_to_do("nothing; `rlhfctl watch` shows its progress");
-  }
-  return out;
+  const v1::JobSpec& spec = row.spec();
+  const int every = spec.has_ppo()   ? spec.ppo().checkpoint_every()
+                    : spec.has_sft() ? spec.sft().checkpoint_every()
+                                     : spec.reward_model().checkpoint_every();
+  return row.step() > row.checkpoint_step() && (!yields_to_.empty() || (every > 0 && row.step() % every == 0));
+}
+
+void TrainingDriver::Describe(JobFacts* facts) {
+  const LearnerGroups::Situation situation = deps().groups->SituationOf(job_id_);
+  LearnerFacts& learners = facts->learners;
+  learners.trains = true;
+  learners.formed = situation.formed;
+  learners.forming = situation.forming;
+  learners.ranks = job()->spec().learners().ranks();
+  learners.registered = situation.registered;
+  learners.free = situation.free;
+  learners.wait = situation.wait;
+  learners.holders = situation.holders;
+  learners.not_joined = situation.not_joined;
+  learners.yielding = !yields_to_.empty();
+  learners.yields_to = yields_to_;
+  learners.since = situation.since;
+  facts->checkpointing = situation.formed && !between_steps() && checkpoint_due();
 }
 
 }  // namespace rlhf::coordinator

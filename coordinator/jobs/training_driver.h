@@ -14,7 +14,8 @@ class TrainingDriver : public Driver, protected TrainingListener {
 
   void Start() override;
   void Stop(WriteBatch* batch) override;
-  v1::ExplainJobResponse Explain() override;
+  void Describe(JobFacts* facts) override;
+  void Tick() override;
   void ReportProgress(const v1::ReportProgressRequest& request, Done<v1::ReportProgressResponse> done) override;
   void ReportCheckpoint(const v1::ReportCheckpointRequest& request, Done<v1::ReportCheckpointResponse> done) override;
   void FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) override;
@@ -26,6 +27,13 @@ class TrainingDriver : public Driver, protected TrainingListener {
   void OnGroupLost(const std::string& job_id, const std::string& why) override;
   // The newest checkpoint cannot be read: the one before takes its place, and the group forms anew.
   void GoBackACheckpoint(const std::string& why, Done<v1::FailTrainingResponse> done);
+  void OnYield(const std::string& job_id, const std::string& to) override;
+  // The step is over and the learners are another's: this job waits, and goes on from its checkpoint.
+  virtual void Yield();
+  static void YieldSoon(JobHost* host, const std::string& job_id, EventLoop* loop, TrainingDriver* driver);
+  // Whether its ranks wait for samples, so that no end of a step is near.
+  virtual bool between_steps() const { return false; }
+  bool checkpoint_due() const;
   // What every assignment of this job has, from the job's row.
   v1::GroupAssignment Assignment(uint64_t epoch) const;
   // The result was durable before a restart and only the job's end was not: ends it.
@@ -36,6 +44,8 @@ class TrainingDriver : public Driver, protected TrainingListener {
   JobHost* const host_;
   const std::string job_id_;
   bool grouped_ = false;
+  std::string yields_to_;  // the job that is to have its learners at the end of the step
+  absl::Duration yields_since_ = absl::ZeroDuration();
   absl::Duration waiting_since_ = absl::ZeroDuration();
 };
 

@@ -197,6 +197,10 @@ class StoreWithPayloads final : public StateStore {
     return store_->ScanAfter(table, prefix, after, fn);
   }
   absl::StatusOr<std::string> Get(Table table, absl::string_view key) override { return store_->Get(table, key); }
+  absl::StatusOr<std::string> LastKey(Table table, absl::string_view prefix) override {
+    return store_->LastKey(table, prefix);
+  }
+  absl::Status BackUp(const std::string& path) override { return store_->BackUp(path); }
 
  private:
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !queue_.empty() || stopping_; }

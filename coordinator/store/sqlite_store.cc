@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "common/durable_file.h"
 #include "common/failpoint.h"
 #include "common/log.h"
 #include "common/status_util.h"
@@ -20,11 +21,10 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr absl::Duration kGather = absl::Milliseconds(2);  // at most 5: what a write may wait for others
-constexpr int kSchemaVersion = 1;
 constexpr int kScanPage = 500;
-constexpr const char* kTables[kNumTables] = {"meta",           "jobs",        "samples",  "events",
-                                             "artifacts",      "aliases",     "requests", "tokens",
-                                             "feedback_tasks", "comparisons", "gates",    "audit"};
+constexpr const char* kTables[kNumTables] = {"meta",    "jobs",     "samples", "events",         "artifacts",
+                                             "aliases", "requests", "tokens",  "feedback_tasks", "comparisons",
+                                             "gates",   "audit",    "quotas"};
 
 absl::Status ErrorOf(sqlite3* db, absl::string_view what) {
   return WithReason(absl::UnavailableError(absl::StrCat("state store: ", what, ": ", sqlite3_errmsg(db))),
@@ -90,7 +90,35 @@ std::string ColumnBlob(sqlite3_stmt* statement, int column) {
   return data == nullptr ? std::string() : std::string(data, sqlite3_column_bytes(statement, column));
 }
 
-// Brings an older file to this schema, one version at a time, after a copy beside it.
+// A copy as of now; complete and on disk (finishing a backup commits, and syncs, the copy), or not there.
+absl::Status CopyTo(Connection& connection, const std::string& path) {
+  const std::string partial = absl::StrCat(path, ".partial");
+  std::error_code ignored;
+  std::filesystem::remove(partial, ignored);
+  sqlite3* copy = nullptr;
+  absl::Status status;
+  if (sqlite3_open_v2(partial.c_str(), &copy, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
+                      nullptr) != SQLITE_OK) {
+    status = ErrorOf(copy, absl::StrCat("cannot make ", partial));
+  } else {
+    sqlite3_backup* backup = sqlite3_backup_init(copy, "main", connection.db(), "main");
+    // All pages in one step: in WAL mode a reader does not hold up the writer.
+    if (backup == nullptr || sqlite3_backup_step(backup, -1) != SQLITE_DONE) status = ErrorOf(copy, "back up");
+    if (backup != nullptr && sqlite3_backup_finish(backup) != SQLITE_OK && status.ok())
+      status = ErrorOf(copy, "back up");
+  }
+  sqlite3_close_v2(copy);
+  if (!status.ok()) {
+    std::filesystem::remove(partial, ignored);
+    return status;
+  }
+  std::error_code error;
+  std::filesystem::rename(partial, path, error);
+  if (error) return absl::UnavailableError(absl::StrCat("cannot rename ", partial, ": ", error.message()));
+  return FsyncDir(std::filesystem::path(path).parent_path().string());
+}
+
+// Brings an older file to this schema, after a copy beside it. Version 1 had no quotas.
 absl::Status Migrate(Connection& connection, const std::string& path) {
   RLHF_ASSIGN_OR_RETURN(const int version, connection.Integer("PRAGMA user_version"));
   if (version > kSchemaVersion) {
@@ -99,8 +127,11 @@ absl::Status Migrate(Connection& connection, const std::string& path) {
                                                       ": run the release that wrote it"));
   }
   if (version == kSchemaVersion) return absl::OkStatus();
-  if (version > 0)
-    RLHF_RETURN_IF_ERROR(connection.Execute(absl::StrCat("VACUUM INTO '", path, ".before-v", kSchemaVersion, "'")));
+  if (version > 0) {
+    const std::string copy = absl::StrCat(path, ".before-v", kSchemaVersion);
+    RLHF_RETURN_IF_ERROR(Annotate(CopyTo(connection, copy), "backing up before a migration"));
+    spdlog::info("{} is migrated from schema version {} to {}; as it was: {}", path, version, kSchemaVersion, copy);
+  }
   RLHF_RETURN_IF_ERROR(connection.Execute("BEGIN IMMEDIATE"));
   for (const char* table : kTables) {
     RLHF_RETURN_IF_ERROR(connection.Execute(absl::StrCat(
@@ -114,6 +145,7 @@ class SqliteStore final : public StateStore {
  public:
   static absl::StatusOr<std::unique_ptr<StateStore>> Open(const std::string& path) {
     auto store = std::make_unique<SqliteStore>();
+    store->path_ = path;
     RLHF_ASSIGN_OR_RETURN(store->writer_, Connection::Open(path));
     RLHF_RETURN_IF_ERROR(Migrate(*store->writer_, path));
     absl::MutexLock lock(&store->reader_mu_);
@@ -132,6 +164,11 @@ class SqliteStore final : public StateStore {
       RLHF_ASSIGN_OR_RETURN(store->after_[i],
                             store->reader_->Prepare(absl::StrCat("SELECT key, value FROM ", kTables[i],
                                                                  " WHERE key > ?1 ORDER BY key LIMIT ", kScanPage)));
+      RLHF_ASSIGN_OR_RETURN(store->last_[i], store->reader_->Prepare(absl::StrCat("SELECT key FROM ", kTables[i],
+                                                                                  " ORDER BY key DESC LIMIT 1")));
+      RLHF_ASSIGN_OR_RETURN(store->last_before_[i],
+                            store->reader_->Prepare(absl::StrCat("SELECT key FROM ", kTables[i],
+                                                                 " WHERE key < ?1 ORDER BY key DESC LIMIT 1")));
     }
     store->thread_ = std::thread([raw = store.get()] { raw->Write(); });
     return store;
@@ -156,6 +193,30 @@ class SqliteStore final : public StateStore {
                          absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
     if (after < prefix) return Scan(table, prefix, fn);
     return ScanPages(table, prefix, after, /*inclusive=*/false, fn);
+  }
+  absl::StatusOr<std::string> LastKey(Table table, absl::string_view prefix) override {
+    // Keys with the prefix come before its successor: the prefix with its last byte that is not 255 grown by one.
+    std::string end(prefix);
+    while (!end.empty() && end.back() == '\xff') end.pop_back();
+    if (!end.empty()) end.back() = static_cast<char>(end.back() + 1);
+    absl::MutexLock lock(&reader_mu_);
+    sqlite3_stmt* statement = (end.empty() ? last_ : last_before_)[static_cast<int>(table)];
+    if (!end.empty()) BindBlob(statement, 1, end);
+    const int step = sqlite3_step(statement);
+    absl::StatusOr<std::string> result = absl::NotFoundError("no such row");
+    if (step == SQLITE_ROW) {
+      std::string key = ColumnBlob(statement, 0);
+      if (absl::string_view(key).substr(0, prefix.size()) == prefix) result = std::move(key);
+    } else if (step != SQLITE_DONE) {
+      result = ErrorOf(reader_->db(), "read");
+    }
+    sqlite3_reset(statement);
+    return result;
+  }
+  absl::Status BackUp(const std::string& path) override {
+    // A connection of its own: scans go on meanwhile.
+    RLHF_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> connection, Connection::Open(path_));
+    return CopyTo(*connection, path);
   }
   absl::StatusOr<std::string> Get(Table table, absl::string_view key) override {
     absl::MutexLock lock(&reader_mu_);
@@ -246,6 +307,7 @@ class SqliteStore final : public StateStore {
     return absl::OkStatus();
   }
 
+  std::string path_;
   std::unique_ptr<Connection> writer_;  // the writer thread's alone, with put_, erase_ and failure_
   sqlite3_stmt* put_[kNumTables] = {};
   sqlite3_stmt* erase_[kNumTables] = {};
@@ -255,6 +317,8 @@ class SqliteStore final : public StateStore {
   sqlite3_stmt* get_[kNumTables] = {};  // used under reader_mu_, as from_ and after_
   sqlite3_stmt* from_[kNumTables] = {};
   sqlite3_stmt* after_[kNumTables] = {};
+  sqlite3_stmt* last_[kNumTables] = {};
+  sqlite3_stmt* last_before_[kNumTables] = {};
   absl::Mutex mu_;
   std::deque<Item> queue_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

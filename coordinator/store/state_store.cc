@@ -1,6 +1,7 @@
 #include "coordinator/store/state_store.h"
 
 #include "absl/synchronization/notification.h"
+#include "common/status_util.h"
 
 namespace rlhf::coordinator {
 
@@ -19,6 +20,21 @@ absl::Status StateStore::ScanAfter(Table table, absl::string_view prefix, absl::
                                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) {
   return Scan(table, prefix,
               [&](absl::string_view key, absl::string_view value) { return key <= after || fn(key, value); });
+}
+
+absl::StatusOr<std::string> StateStore::LastKey(Table table, absl::string_view prefix) {
+  std::string last;
+  bool any = false;
+  RLHF_RETURN_IF_ERROR(Scan(table, prefix, [&](absl::string_view key, absl::string_view) {
+    last = std::string(key);
+    return any = true;
+  }));
+  if (!any) return absl::NotFoundError("no such row");
+  return last;
+}
+
+absl::Status StateStore::BackUp(const std::string& path) {
+  return absl::UnimplementedError("this store is not a file: back it up with the tools of its database");
 }
 
 std::string KeyOf(absl::string_view prefix, std::initializer_list<uint64_t> numbers) {

@@ -26,9 +26,10 @@ enum class Table {
   kFeedbackTasks,
   kComparisons,
   kGates,
-  kAudit
+  kAudit,
+  kQuotas
 };
-inline constexpr int kNumTables = 12;
+inline constexpr int kNumTables = 13;
 
 struct WriteBatch {
   struct Op {
@@ -63,9 +64,16 @@ class StateStore {
                                  absl::FunctionRef<bool(absl::string_view key, absl::string_view value)> fn);
   // NotFound when absent.
   virtual absl::StatusOr<std::string> Get(Table table, absl::string_view key) = 0;
+  // The greatest key with the prefix; NotFound when there is none. The default scans.
+  virtual absl::StatusOr<std::string> LastKey(Table table, absl::string_view prefix);
+  // A consistent copy of all committed rows as a new file, made while writes go on. Blocks. Unimplemented for a store
+  // that is not a file.
+  virtual absl::Status BackUp(const std::string& path);
 };
 
-// SQLite: WAL, synchronous=FULL, one table each, schema version with migrations (a backup is made before one).
+// Of the rows; a store of an older version is brought to it when it is opened.
+inline constexpr int kSchemaVersion = 2;
+// SQLite: WAL, synchronous=FULL, one table each. Before a migration the file is copied to PATH.before-vN.
 absl::StatusOr<std::unique_ptr<StateStore>> OpenSqliteStore(const std::string& path);
 
 // Big-endian key parts, so that key order is numeric order.

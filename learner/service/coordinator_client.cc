@@ -146,7 +146,10 @@ absl::StatusOr<v1::CommitStepResponse> CoordinatorClient::Commit(const v1::Group
         return FromGrpc(stub_->CommitStep(context, request, &response));
       },
       kCall);
-  if (status.ok()) return response;
+  if (status.ok()) {
+    NoteCheckpointRequest(response.checkpoint());
+    return response;
+  }
   // The coordinator may have committed and then lost us (its restart voids the session): what is durable decides.
   RLHF_ASSIGN_OR_RETURN(const v1::PolicyVersion committed, Committed(group.job_id()));
   if (committed.step() != request.step() || committed.digest() != request.weights_digest()) return status;
@@ -165,6 +168,16 @@ absl::StatusOr<v1::PolicyVersion> CoordinatorClient::Committed(const std::string
       },
       kCall));
   return committed.version();
+}
+
+void CoordinatorClient::NoteCheckpointRequest(bool asked) {
+  absl::MutexLock lock(&mu_);
+  checkpoint_asked_ = checkpoint_asked_ || asked;
+}
+
+bool CoordinatorClient::TakeCheckpointRequest() {
+  absl::MutexLock lock(&mu_);
+  return std::exchange(checkpoint_asked_, false);
 }
 
 absl::Status CoordinatorClient::Refuse(const v1::GroupAssignment& group, int64_t step, const std::string& reason) {
@@ -188,7 +201,9 @@ absl::Status CoordinatorClient::Report(const v1::GroupAssignment& group, std::ve
         request.set_step(step);
         request.set_total_steps(total);
         v1::ReportProgressResponse response;
-        return FromGrpc(stub_->ReportProgress(context, request, &response));
+        const absl::Status status = FromGrpc(stub_->ReportProgress(context, request, &response));
+        NoteCheckpointRequest(status.ok() && response.checkpoint());
+        return status;
       },
       kCall);
 }

@@ -40,6 +40,9 @@ class CoordinatorClient {
                       const std::map<std::string, v1::Metric>& metrics);
   absl::Status Fail(const v1::GroupAssignment& group, const std::string& reason, const std::string& code);
 
+  // Whether an answer asked for a checkpoint since the last call: the group is about to be preempted.
+  bool TakeCheckpointRequest();
+
   // From now on, and until Reset, calls fail as Cancelled.
   void Cancel();
   void Reset();
@@ -50,6 +53,7 @@ class CoordinatorClient {
 
  private:
   absl::Status Retry(const std::function<absl::Status(grpc::ClientContext*)>& call, absl::Duration timeout);
+  void NoteCheckpointRequest(bool asked);
   template <typename Request>
   Request Fenced(const v1::GroupAssignment& group) const;
 
@@ -58,6 +62,7 @@ class CoordinatorClient {
   absl::Mutex mu_;
   grpc::ClientContext* active_ ABSL_GUARDED_BY(mu_) = nullptr;
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
+  bool checkpoint_asked_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace rlhf::learner

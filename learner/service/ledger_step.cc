@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "common/status_util.h"
 #include "learner/service/training_run.h"
+#include "learner/trainable.h"
 #include "model/weights_io.h"
 
 namespace rlhf::learner {
@@ -50,7 +51,7 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
   *advanced = result.committed_locally;
   if (!result.committed_locally) {
     spdlog::warn("step {} was refused: {}", step, result.refusal);
-    if (group.rank() == 0) CountStep("refused");
+    if (group.rank() == 0) run_metrics_.Refused();
     step_log_.Refused(group, step, result.refusal);
     absl::Status refused;
     if (group.rank() == 0) refused = coordinator_->Refuse(group, step, result.refusal);
@@ -113,6 +114,7 @@ absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, con
       request.set_state_digest(evidence.state_digest);
       request.set_metrics_digest(evidence.metrics_digest);
       request.set_world_size(group.world_size());
+      request.set_numerics(NumericsOf(group.spec(), group.world_size()));
       request.mutable_metrics()->set_job_id(group.job_id());
       request.mutable_metrics()->set_step(evidence.step);
       request.mutable_metrics()->mutable_values()->insert(result.metrics.begin(), result.metrics.end());
@@ -128,7 +130,7 @@ absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, con
         committed = answered.status();
       }
     }
-    if (committed.ok()) ExportMetrics(result.metrics);
+    if (committed.ok()) run_metrics_.Committed(result.metrics);
   }
   // Ranks go on only with what is durable. One sum tells whether it is, whether to form the group anew, and rank 0's
   // lineage.

@@ -5,9 +5,6 @@
 #include <future>
 #include <utility>
 
-#include <prometheus/counter.h>
-#include <prometheus/gauge.h>
-
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -17,6 +14,8 @@
 #include "common/log.h"
 #include "common/status_util.h"
 #include "google/protobuf/util/time_util.h"
+#include "learner/metered_collective.h"
+#include "learner/trainable.h"
 #include "model/guard.h"
 #include "model/weights_io.h"
 
@@ -43,7 +42,11 @@ const char* FailureCode(const absl::Status& status) {
 
 TrainingRun::TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* artifacts, WeightPublisher* publisher,
                          MetricsRegistry* metrics, const TrainingRunOptions& options)
-    : coordinator_(coordinator), artifacts_(artifacts), publisher_(publisher), metrics_(metrics), options_(options) {
+    : coordinator_(coordinator),
+      artifacts_(artifacts),
+      publisher_(publisher),
+      run_metrics_(metrics),
+      options_(options) {
   absl::StatusOr<StepLog> log = StepLog::Open(options_.evidence_dir, options_.instance);
   if (log.ok()) {
     step_log_ = *std::move(log);
@@ -87,6 +90,7 @@ absl::Status TrainingRun::Train(const v1::GroupAssignment& group) {
   }
   if (trainer_) trainer_->SetCollective(nullptr);
   group_collective_.reset();
+  run_metrics_.Left();
   rendezvous_.reset();
   unreported_.clear();
   if (!status.ok() && !JoinAgain(status)) {
@@ -127,14 +131,22 @@ absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
       }
       options.store_host = address.first;
     }
-    RLHF_ASSIGN_OR_RETURN(group_collective_, ConnectGroup(options));
+    RLHF_ASSIGN_OR_RETURN(std::unique_ptr<Collective> connected, ConnectGroup(options));
+    group_collective_ = WithTimes(std::move(connected), [this](absl::Duration took) { run_metrics_.AllReduced(took); });
   }
   absl::MutexLock lock(&mu_);
   collective_ = group_collective_;
+  run_metrics_.Joined(group);
   return absl::OkStatus();
 }
 
 absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
+  if (const std::string now = NumericsOf(group.spec(), group.world_size());
+      !group.numerics().empty() && group.numerics() != now) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("deterministic: the job's steps were trained with \"", group.numerics(), "\", this learner has \"",
+                     now, "\"; start it with the same --threads on the same kind of machine"));
+  }
   const int64_t start = group.next_step() - 1;  // committed steps the group begins with
   const bool holds = trainer_ && held_job_ == group.job_id() && held_.step() == start &&
                      held_.digest() == group.committed().digest() && start > 0;
@@ -241,7 +253,7 @@ absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64
   *point.mutable_at() = google::protobuf::util::TimeUtil::GetCurrentTime();
   point.mutable_values()->insert(result.metrics.begin(), result.metrics.end());
   unreported_.push_back(std::move(point));
-  ExportMetrics(result.metrics);
+  run_metrics_.Committed(result.metrics);
   return FlushProgress(group, step, /*force=*/false);
 }
 
@@ -269,7 +281,10 @@ absl::StatusOr<std::string> TrainingRun::PublishFolder(
 
 absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int64_t step) {
   const int every = CheckpointEvery(group.spec());
-  if (every <= 0 || step % every != 0 || step >= TotalSteps(group)) return absl::OkStatus();
+  // Only rank 0 hears what the coordinator asks for.
+  RLHF_ASSIGN_OR_RETURN(const bool unasked, group_collective_->Vote(!coordinator_->TakeCheckpointRequest()));
+  const bool due = !unasked || (every > 0 && step % every == 0);
+  if (!due || step >= TotalSteps(group)) return absl::OkStatus();
   absl::Status written;
   RLHF_RETURN_IF_ERROR(
       Together([&] { return group.rank() == 0 ? PublishCheckpoint(group, step) : absl::OkStatus(); }, &written));
@@ -282,19 +297,13 @@ absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, in
   const absl::StatusOr<std::string> digest =
       PublishFolder(group, absl::StrCat("checkpoint-", step), "checkpoint",
                     [&](const std::string& dir) { return trainer_->SaveCheckpoint(dir); });
-  if (!digest.ok()) {
-    // The older one is intact and training can go on; a full disk is the operator's to free.
-    spdlog::error("no checkpoint of step {}: {}", step, digest.status().ToString());
-    metrics_->Counter("rlhf_checkpoint_failures_total", "Checkpoints that could not be written.").Increment();
-    return JoinAgain(digest.status()) && !absl::IsUnavailable(digest.status()) ? digest.status() : absl::OkStatus();
-  }
   RLHF_FAILPOINT("learner/checkpoint_published");
-  RLHF_RETURN_IF_ERROR(coordinator_->Checkpoint(group, step, *digest));
-  metrics_->Gauge("rlhf_checkpoint_last_success_timestamp_seconds", "When the newest checkpoint became durable.")
-      .Set(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
-  metrics_->Gauge("rlhf_checkpoint_seconds", "Duration of the newest checkpoint.")
-      .Set(absl::ToDoubleSeconds(absl::Now() - start));
-  return absl::OkStatus();
+  const absl::Status status = digest.ok() ? coordinator_->Checkpoint(group, step, *digest) : digest.status();
+  run_metrics_.Checkpointed(absl::Now() - start, status.ok());
+  if (digest.ok()) return status;
+  // The older one is intact and training can go on; a full disk is the operator's to free.
+  spdlog::error("no checkpoint of step {}: {}", step, digest.status().ToString());
+  return JoinAgain(status) && !absl::IsUnavailable(status) ? status : absl::OkStatus();
 }
 
 absl::Status TrainingRun::Together(std::function<absl::Status()> work, absl::Status* outcome) {
@@ -343,38 +352,6 @@ absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
   if (ended.ok()) return *ended ? absl::OkStatus() : absl::AbortedError("rank 0 could not finish the job");
   coordinator_->WaitCancelled();
   return ended.status();
-}
-
-void TrainingRun::CountStep(const char* outcome) {
-  metrics_->Counter("rlhf_learner_steps_total", "Training steps, from rank 0.", {{"outcome", outcome}}).Increment();
-}
-
-void TrainingRun::ExportMetrics(const std::map<std::string, double>& values) {
-  static constexpr std::pair<const char*, const char*> kGauges[] = {
-      {"kl", "rlhf_learner_kl"},
-      {"kl_coefficient", "rlhf_learner_kl_coefficient"},
-      {"clip_ratio", "rlhf_learner_clip_ratio"},
-      {"first_minibatch_ratio_error", "rlhf_learner_first_minibatch_ratio_error"},
-      {"mismatch_kl", "rlhf_learner_mismatch_kl"},
-      {"entropy", "rlhf_learner_entropy"},
-      {"explained_variance", "rlhf_learner_explained_variance"},
-      {"reward/mean", "rlhf_learner_reward_mean"},
-      {"response_length", "rlhf_learner_response_length"},
-  };
-  for (const auto& [key, name] : kGauges) {
-    if (const auto found = values.find(key); found != values.end())
-      metrics_->Gauge(name, absl::StrCat("Newest step's ", key, ".")).Set(found->second);
-  }
-  for (const auto& [key, value] : values) {
-    if (key.rfind("loss", 0) == 0) {
-      const std::string kind = key == "loss" ? "total" : key.substr(5);
-      metrics_->Gauge("rlhf_learner_loss", "Newest step's loss.", {{"kind", kind}}).Set(value);
-    }
-  }
-  CountStep("committed");
-  if (const auto tokens = values.find("tokens"); tokens != values.end() && tokens->second > 0) {
-    metrics_->Counter("rlhf_learner_tokens_total", "Tokens trained on.").Increment(tokens->second);
-  }
 }
 
 }  // namespace rlhf::learner

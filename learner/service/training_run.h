@@ -16,6 +16,7 @@
 #include "common/metrics.h"
 #include "learner/collective.h"
 #include "learner/service/coordinator_client.h"
+#include "learner/service/run_metrics.h"
 #include "learner/service/step_log.h"
 #include "learner/service/weight_publisher.h"
 #include "learner/trainer.h"
@@ -75,13 +76,11 @@ class TrainingRun {
   absl::StatusOr<std::string> PublishFolder(const v1::GroupAssignment& group, const std::string& name,
                                             const std::string& kind,
                                             const std::function<absl::Status(const std::string& dir)>& write);
-  void CountStep(const char* outcome);
-  void ExportMetrics(const std::map<std::string, double>& values);
 
   CoordinatorClient* coordinator_;
   client::ArtifactCache* artifacts_;
   WeightPublisher* publisher_;
-  MetricsRegistry* metrics_;
+  RunMetrics run_metrics_;
   TrainingRunOptions options_;
 
   std::unique_ptr<Rendezvous> rendezvous_;

@@ -74,13 +74,13 @@ absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyV
   auto snapshot = std::make_shared<WeightSnapshot>();
   RLHF_RETURN_IF_ERROR(model::Guard("snapshot of weights", [&]() -> absl::Status {
     uint64_t total = 0;
-    for (const auto& [name, parameter] : model.named_parameters()) total += parameter.nbytes();
+    for (const auto& [name, parameter] : model.trained_parameters()) total += parameter.nbytes();
     snapshot->bytes.resize(total);
     snapshot->manifest.set_job_id(job_id);
     *snapshot->manifest.mutable_version() = version;
     snapshot->manifest.set_total_size(total);
     uint64_t offset = 0;
-    for (const auto& [name, parameter] : model.named_parameters()) {
+    for (const auto& [name, parameter] : model.trained_parameters()) {
       const torch::Tensor host = parameter.detach().to(torch::kCPU).contiguous();
       std::memcpy(snapshot->bytes.data() + offset, host.data_ptr(), host.nbytes());
       v1::TensorEntry& entry = *snapshot->manifest.add_tensors();

@@ -26,7 +26,8 @@ struct WeightSnapshot {
 
 class WeightPublisher : public v1::WeightsService::CallbackService {
  public:
-  // Copies the parameters (one copy on the host) and computes every tensor's digest.
+  // Copies the trained parameters, which are the adapters in a LoRA job (one copy on the host) and computes every
+  // tensor's digest.
   absl::Status Stage(const std::string& job_id, const v1::PolicyVersion& version, const model::Transformer& model);
   // The commit answered with this version (its lineage may differ from the staged one); equal step and digest.
   void Confirm(const std::string& job_id, const v1::PolicyVersion& version);

@@ -1,38 +1,78 @@
-// Float32 CPU kernels for what small models spend their time on between matrix products. No LibTorch; rows are
-// contiguous.
+// Float32 CPU kernels for what small models spend their time on, and for numerics that do not depend on the batch. No
+// LibTorch; rows are contiguous unless a stride is given. Thread-safe.
 //
-// Each has clones for AVX2 and AVX-512 chosen at load. For given inputs on one machine the results are always the same
-// bytes.
+// Every sum has one order, given by the length of what is summed alone: 16 partial sums over the index modulo 16, then
+// a fixed tree. So a row's result is the same bytes whatever rows are computed beside it, with any number of threads,
+// and on every machine with fused multiply-add (x86-64-v3 and v4; the default build rounds each product).
 #pragma once
 
 #include <cstdint>
 
 namespace rlhf::model::kernels {
 
-// y[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight; inverse[t] keeps 1 / sqrt(…) for the backward pass. x, y: [rows,
-// width].
+// The instruction set that was chosen at load: "x86-64-v4", "x86-64-v3" or "x86-64".
+const char* InstructionSet();
+
+// c[i, j] = Σ_k a[i, k] · b[j, k] + bias[j] (bias may be null). Strides in elements.
+void MatmulNT(const float* a, int64_t a_stride, const float* b, int64_t b_stride, const float* bias, int64_t rows,
+              int64_t columns, int64_t inner, float* c, int64_t c_stride);
+
+// y[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight; inverse[t] keeps 1 / sqrt(…) for the backward pass, unless null. x,
+// y: [rows, width].
 void RmsNorm(const float* x, const float* weight, float eps, int64_t rows, int64_t width, float* y, float* inverse);
 // dx and dweight (added to) of the above.
 void RmsNormBackward(const float* dy, const float* x, const float* weight, const float* inverse, int64_t rows,
                      int64_t width, float* dx, float* dweight);
 
-// Rotates the halves of each head (Hugging Face's layout) of x [rows, heads, dim] in place by position. cos, sin:
-// [positions, dim / 2]. direction −1 undoes it, which is also the backward pass.
+// y[t] = (x[t] − mean) / sqrt(variance + eps) · weight + bias; moments [rows, 2] keeps mean and 1 / sqrt(…).
+void LayerNorm(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t width, float* y,
+               float* moments);
+// dx, and dweight and dbias (added to) of the above.
+void LayerNormBackward(const float* dy, const float* x, const float* weight, const float* moments, int64_t rows,
+                       int64_t width, float* dx, float* dweight, float* dbias);
+
+// Rotates the halves of the first `turning` of each head's `dim` numbers (Hugging Face's layout) of x [rows, heads,
+// dim] in place by position. cos, sin: [positions, turning / 2]. direction −1 undoes it up to the table's scale, which
+// is also the backward pass.
 void Rotate(float* x, const int64_t* positions, const float* cos, const float* sin, int64_t rows, int64_t heads,
-            int64_t dim, int64_t row_stride, float direction);
+            int64_t dim, int64_t turning, int64_t row_stride, float direction);
 
-// y = silu(gate) · up over gate_up [rows, 2 · width] (gate first).
-void SiluMul(const float* gate_up, int64_t rows, int64_t width, float* y);
-void SiluMulBackward(const float* dy, const float* gate_up, int64_t rows, int64_t width, float* dgate_up);
+enum class Unary { kSilu, kGeluTanh, kGelu };
+// y = f(gate) · up; up null: y = f(gate). All have `rows` rows of `width` numbers; gate and up lie `stride` apart.
+void Activate(Unary kind, const float* gate, const float* up, int64_t rows, int64_t width, int64_t stride, float* y);
+// dgate and dup (null with up) lie `stride` apart.
+void ActivateBackward(Unary kind, const float* dy, const float* gate, const float* up, int64_t rows, int64_t width,
+                      int64_t stride, float* dgate, float* dup);
 
+struct AttentionShape {
+  int64_t heads = 0, kv_heads = 0, dim = 0;
+  float scale = 1;
+  float softcap = 0;   // 0: none; s -> cap · tanh(s / cap)
+  int64_t window = 0;  // 0: none; how many positions a query sees, its own included
+};
 // One query token per sequence against its slot's cache. q, out: [batch, heads, dim]; keys, values: [slots, kv_heads,
-// max_tokens, dim]; lengths[b] positions of slot slots[b] are attended to. scratch: at least the largest length.
-void DecodeAttention(const float* q, const float* keys, const float* values, const int* slots, const int64_t* lengths,
-                     int64_t batch, int64_t heads, int64_t kv_heads, int64_t max_tokens, int64_t dim, float* scratch,
+// max_tokens, dim]; lengths[b] positions of slot slots[b] are there. scratch: the largest length, rounded up to 16.
+void DecodeAttention(const AttentionShape& shape, const float* q, const float* keys, const float* values,
+                     const int* slots, const int64_t* lengths, int64_t batch, int64_t max_tokens, float* scratch,
                      float* out);
+// `count` newest positions of one sequence of `length` against its keys and values, for the query heads of one key
+// head. q: row t at q + t · q_stride; key p at keys + p · kv_stride; out: row t at out + t · out_stride. The queries'
+// heads lie dim apart from head kv_head · group on. scratch as above.
+void CausalAttention(const AttentionShape& shape, const float* q, int64_t q_stride, const float* keys,
+                     const float* values, int64_t kv_stride, int64_t count, int64_t length, int64_t kv_head,
+                     float* scratch, float* out, int64_t out_stride);
+// Gradients of the above over a whole sequence (count = length). dq, dkeys, dvalues: laid out as q, keys and values,
+// and added to. scratch: twice the length, rounded up to 16 each.
+void CausalAttentionBackward(const AttentionShape& shape, const float* dout, int64_t out_stride, const float* q,
+                             int64_t q_stride, const float* keys, const float* values, int64_t kv_stride,
+                             int64_t length, int64_t kv_head, float* scratch, float* dq, float* dkeys, float* dvalues);
 
-// log(Σ exp(row / temperature)) with the row's maximum taken out; writes exp(row / temperature − max) to `exps` when
-// not null.
+// log(Σ exp(row · inverse_temperature)) with the row's maximum taken out; writes exp(row · inverse_temperature − max)
+// to `exps` when not null. The result does not depend on whether it is.
 float LogSumExp(const float* row, int64_t width, float inverse_temperature, float* exps, float* max_out);
+// Σ p · log p of the same distribution, negated: its entropy in nats.
+float Entropy(const float* row, int64_t width, float inverse_temperature, float log_sum);
+// x -> cap · tanh(x / cap), in place.
+void Softcap(float* x, int64_t count, float cap);
 
 }  // namespace rlhf::model::kernels

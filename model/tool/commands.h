@@ -14,7 +14,8 @@ absl::Status Inspect(const std::string& dir);
 absl::Status Init(const std::string& config_file, const std::string& tokenizer_dir, const std::string& out_dir,
                   uint64_t seed);
 absl::Status TrainTokenizer(const std::vector<std::string>& files, int vocab_size, const std::string& out_dir);
-// A JSON string a line in, a JSON array of ids a line out.
+// A JSON string, or {"messages": [{"role", "content"}, …]} for the chat template, a line in; a JSON array of ids a line
+// out.
 absl::Status Tokenize(const std::string& model_dir);
 // The reverse.
 absl::Status Detokenize(const std::string& model_dir);
@@ -24,13 +25,27 @@ absl::Status Score(const std::string& model_dir);
 
 struct GenerateOptions {
   std::string model_dir, prompt;
+  std::string messages;  // a JSON array of {"role", "content"}; not empty: instead of prompt
   int max_new_tokens = 64, top_k = 0, n = 1;
   double temperature = 1.0, top_p = 1.0;
   uint64_t seed = 0;
 };
 // One JSON string a sample.
 absl::Status Generate(const GenerateOptions& options);
-// Prefill and decode speed of random tokens, as one JSON object.
-absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, int new_tokens);
+// Speed of prefill, decode, and of a training pass (forward and backward of the mean log-probability over the same
+// sequences) on made-up tokens, as one JSON object.
+absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, int new_tokens, bool deterministic);
+
+// Loading DIR's weights from the page cache against memcpy of as many bytes in the same run, as one JSON object.
+absl::Status BenchLoad(const std::string& model_dir);
+// Reads a model, merges an adapter where there is one, and writes it; dtype empty: as stored.
+absl::Status Merge(const std::string& model_dir, const std::string& adapter_dir, const std::string& out_dir,
+                   const std::string& dtype);
+struct NumbersOptions {
+  std::string model_dir, adapter_dir, sequences_file, out_file, dtype = "float32";
+  int greedy = 0;
+  bool decode = false, gradients = false, deterministic = false;
+};
+absl::Status Numbers(const NumbersOptions& options);
 
 }  // namespace rlhf::model::tool

@@ -5,9 +5,12 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/dataset.h"
+#include "artifact/prompt.h"
 #include "artifact/tokenizer.h"
 #include "model/guard.h"
 #include "model/kv_cache.h"
+#include "model/log_probs.h"
 #include "model/sampler.h"
 #include "model/tool/commands.h"
 #include "model/weights_io.h"
@@ -62,6 +65,26 @@ std::vector<std::vector<int32_t>> SampleAll(const Transformer& model, const std:
   return out;
 }
 
+// The second of two passes: the first one allocates.
+double TrainingSeconds(Transformer* model, const std::vector<std::vector<int32_t>>& sequences) {
+  std::vector<torch::Tensor> leaves;
+  for (const auto& [name, parameter] : model->named_parameters()) leaves.push_back(parameter);
+  for (torch::Tensor& leaf : leaves) leaf.requires_grad_(true);
+  double seconds = 0;
+  for (int run = 0; run < 2; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    const PackedBatch batch = PackedBatch::FromSequences(sequences);
+    const ResponseIndex index = IndexResponses(batch, std::vector<int64_t>(sequences.size(), 1));
+    ChunkedLogProbs(*model, model->Hidden(batch).index_select(0, index.rows), index.targets)
+        .log_probs.mean()
+        .backward();
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    for (torch::Tensor& leaf : leaves) leaf.mutable_grad().reset();
+  }
+  for (torch::Tensor& leaf : leaves) leaf.requires_grad_(false);
+  return seconds;
+}
+
 }  // namespace
 
 absl::Status Generate(const GenerateOptions& options) {
@@ -69,7 +92,13 @@ absl::Status Generate(const GenerateOptions& options) {
   if (!tokenizer.ok()) return tokenizer.status();
   const auto model = LoadModel(options.model_dir);
   if (!model.ok()) return model.status();
-  const auto prompt = (*tokenizer)->Encode(options.prompt);
+  std::vector<artifact::ChatMessage> messages;
+  if (!options.messages.empty()) {
+    auto parsed = artifact::ParseMessages(options.messages, "--messages");
+    if (!parsed.ok()) return parsed.status();
+    messages = *std::move(parsed);
+  }
+  const auto prompt = artifact::EncodePrompt(**tokenizer, options.prompt, messages);
   if (!prompt.ok()) return prompt.status();
   const int64_t room = (*model)->config().max_position_embeddings - static_cast<int64_t>(prompt->size());
   if (prompt->empty() || room < 1) {
@@ -89,7 +118,7 @@ absl::Status Generate(const GenerateOptions& options) {
   });
 }
 
-absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, int new_tokens) {
+absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, int new_tokens, bool deterministic) {
   const auto model = LoadModel(model_dir);
   if (!model.ok()) return model.status();
   if (prompt_tokens + new_tokens > (*model)->config().max_position_embeddings) {
@@ -97,8 +126,8 @@ absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, i
                                                    (*model)->config().max_position_embeddings, " together, found ",
                                                    prompt_tokens + new_tokens));
   }
+  if (absl::Status status = (*model)->SetDeterministic(deterministic); !status.ok()) return status;
   return Guard("bench", [&]() -> absl::Status {
-    const c10::InferenceMode inference;
     using Clock = std::chrono::steady_clock;
     torch::manual_seed(0);
     const int64_t vocabulary = (*model)->config().vocab_size;
@@ -109,6 +138,8 @@ absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, i
       for (int t = 0; t < prompt_tokens; ++t)
         prompts[static_cast<size_t>(i)].push_back(static_cast<int32_t>((i * 31 + t * 7 + 3) % vocabulary));
     }
+    const double training = TrainingSeconds(model->get(), prompts);
+    const c10::InferenceMode inference;
     KvCache cache((*model)->config(), batch, prompt_tokens + new_tokens, (*model)->dtype(), (*model)->device());
     const auto start = Clock::now();
     torch::Tensor hidden = (*model)->Extend(PackedBatch::FromSequences(prompts), slots, cache);
@@ -131,6 +162,7 @@ absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, i
     json out;
     out["prefill_tokens_per_second"] = batch * prompt_tokens / prefill;
     out["decode_tokens_per_second"] = batch * new_tokens / decode;
+    out["training_tokens_per_second"] = batch * prompt_tokens / training;
     out["batch"] = batch;
     std::cout << out.dump() << "\n";
     return absl::OkStatus();

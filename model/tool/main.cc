@@ -17,6 +17,9 @@ int main(int argc, char** argv) {
   uint64_t seed = 0;
   int vocab_size = 0, batch = 16, prompt_tokens = 64, new_tokens = 64;
   tool::GenerateOptions generate_options;
+  tool::NumbersOptions numbers_options;
+  std::string adapter, dtype;
+  bool deterministic = false;
 
   auto* inspect = app.add_subcommand("inspect", "print a model's configuration, tensors and digest as JSON");
   inspect->add_option("DIR", dir)->required();
@@ -29,7 +32,8 @@ int main(int argc, char** argv) {
   train->add_option("--vocab-size", vocab_size)->required()->check(CLI::Range(260, 1 << 20));
   train->add_option("--out", out)->required();
   train->add_option("FILE", files)->required();
-  auto* tokenize = app.add_subcommand("tokenize", "a JSON string a line in, a JSON array of ids a line out");
+  auto* tokenize =
+      app.add_subcommand("tokenize", "a JSON string or {\"messages\": […]} a line in, a JSON array of ids a line out");
   tokenize->add_option("--model", model)->required();
   auto* detokenize = app.add_subcommand("detokenize", "a JSON array of ids a line in, a JSON string a line out");
   detokenize->add_option("--model", model)->required();
@@ -38,7 +42,11 @@ int main(int argc, char** argv) {
   score->add_option("--model", model)->required();
   auto* generate = app.add_subcommand("generate", "continue a prompt; one JSON string a sample");
   generate->add_option("--model", generate_options.model_dir)->required();
-  generate->add_option("--prompt", generate_options.prompt)->required();
+  auto* prompt = generate->add_option_group("prompt", "one of the two");
+  prompt->add_option("--prompt", generate_options.prompt, "a text");
+  prompt->add_option("--messages", generate_options.messages,
+                     "a conversation for the model's chat template: a JSON array of {\"role\", \"content\"}");
+  prompt->require_option(1);
   generate->add_option("--max-new-tokens", generate_options.max_new_tokens)->check(CLI::PositiveNumber);
   generate->add_option("--temperature", generate_options.temperature)->check(CLI::Range(0.0, 10.0));
   generate->add_option("--top-p", generate_options.top_p)->check(CLI::Range(1e-6, 1.0));
@@ -50,6 +58,26 @@ int main(int argc, char** argv) {
   bench->add_option("--batch", batch)->check(CLI::Range(1, 4096));
   bench->add_option("--prompt-tokens", prompt_tokens)->check(CLI::PositiveNumber);
   bench->add_option("--new-tokens", new_tokens)->check(CLI::PositiveNumber);
+  bench->add_flag("--deterministic", deterministic, "batch-invariant kernels");
+  auto* bench_load = app.add_subcommand("bench-load", "measure loading from the page cache against memcpy");
+  bench_load->add_option("--model", model)->required();
+  auto* merge = app.add_subcommand("merge", "write a model anew, with a LoRA adapter (PEFT's layout) merged into it");
+  merge->add_option("--model", model, "the adapter's base")->required();
+  merge->add_option("--adapter", adapter, "a directory with adapter_config.json; none: the model as it is");
+  merge->add_option("--out", out)->required();
+  merge->add_option("--dtype", dtype, "of the written weights; default: as they are")
+      ->check(CLI::IsMember({"float32", "bfloat16", "float16"}));
+  auto* numbers = app.add_subcommand("numbers", "what a model computes for sequences of ids, as a safetensors file");
+  numbers->add_option("--model", numbers_options.model_dir)->required();
+  numbers->add_option("--adapter", numbers_options.adapter_dir);
+  numbers->add_option("--sequences", numbers_options.sequences_file, "a JSON array of arrays of ids")->required();
+  numbers->add_option("--out", numbers_options.out_file)->required();
+  numbers->add_option("--dtype", numbers_options.dtype)->check(CLI::IsMember({"float32", "bfloat16"}));
+  numbers->add_option("--greedy", numbers_options.greedy, "tokens to generate after each")
+      ->check(CLI::Range(1, 1 << 20));
+  numbers->add_flag("--decode", numbers_options.decode, "the logits also token by token through the cache");
+  numbers->add_flag("--gradients", numbers_options.gradients, "of the first sequence's mean loss");
+  numbers->add_flag("--deterministic", numbers_options.deterministic);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -64,7 +92,10 @@ int main(int argc, char** argv) {
   if (*detokenize) status = tool::Detokenize(model);
   if (*score) status = tool::Score(model);
   if (*generate) status = tool::Generate(generate_options);
-  if (*bench) status = tool::Bench(model, batch, prompt_tokens, new_tokens);
+  if (*bench) status = tool::Bench(model, batch, prompt_tokens, new_tokens, deterministic);
+  if (*bench_load) status = tool::BenchLoad(model);
+  if (*merge) status = tool::Merge(model, adapter, out, dtype);
+  if (*numbers) status = tool::Numbers(numbers_options);
   if (status.ok()) return 0;
   std::cerr << "rlhf-model: " << status.message() << "\n";
   return 1;

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/dataset.h"
 #include "artifact/tokenizer.h"
 #include "common/durable_file.h"
 #include "model/tool/commands.h"
@@ -32,8 +33,15 @@ absl::Status Tokenize(const std::string& model_dir) {
   for (std::string line; std::getline(std::cin, line);) {
     ++number;
     const json text = json::parse(line, nullptr, false);
-    if (!text.is_string()) return BadLine(number, "a JSON string", line);
-    const auto ids = (*tokenizer)->Encode(text.get<std::string>());
+    absl::StatusOr<std::vector<int32_t>> ids;
+    if (text.is_string()) {
+      ids = (*tokenizer)->Encode(text.get<std::string>());
+    } else if (text.is_object() && text.contains("messages")) {
+      const auto messages = artifact::ParseMessages(line, "messages");
+      ids = messages.ok() ? (*tokenizer)->EncodeChat(*messages) : messages.status();
+    } else {
+      return BadLine(number, "a JSON string or {\"messages\": […]}", line);
+    }
     if (!ids.ok())
       return absl::Status(ids.status().code(), absl::StrCat("standard input:", number, ": ", ids.status().message()));
     std::cout << json(*ids).dump() << "\n";

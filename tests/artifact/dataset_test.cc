@@ -49,6 +49,34 @@ TEST_F(DatasetTest, RecordsAreReadInOrderFromFilesAndFolders) {
   EXPECT_EQ((*pairs)[0].margin, 0.5);
 }
 
+TEST_F(DatasetTest, MessagesStandForThePrompt) {
+  const auto prompts = ReadPromptData(
+      Write("{\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"q\"}]}\n"
+            "{\"prompt\":\"shown\",\"messages\":[{\"role\":\"user\",\"content\":\"q\"}]}\n"));
+  ASSERT_TRUE(prompts.ok()) << prompts.status();
+  EXPECT_EQ((*prompts)[0].messages.size(), 2u);
+  EXPECT_EQ((*prompts)[0].prompt, "system: s\n\nuser: q");
+  EXPECT_EQ((*prompts)[1].prompt, "shown");
+  const auto sft = ReadSftData(
+      Write("{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"}]}\n"
+            "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"}],\"response\":\"r\"}\n"));
+  ASSERT_TRUE(sft.ok()) << sft.status();
+  EXPECT_EQ((*sft)[0].response, "a");
+  EXPECT_EQ((*sft)[0].messages.size(), 1u);
+  EXPECT_EQ((*sft)[0].prompt, "q");
+  EXPECT_EQ((*sft)[1].response, "r");
+  const std::string message = "{\"role\":\"user\",\"content\":\"q\"}",
+                    answer = "{\"role\":\"assistant\",\"content\":\"a\"}";
+  ExpectRefused(ReadSftData(Write("{\"messages\":[" + message + "]}\n")), "response");
+  ExpectRefused(ReadSftData(Write("{\"messages\":[" + answer + "]}\n")), "a question before the answer");
+  ExpectRefused(ReadSftData(Write("{\"messages\":[" + message + "," + answer + "],\"response\":\"x\"}\n")),
+                "one of the two");
+  ExpectRefused(ReadPromptData(Write("{\"messages\":[]}\n")), "1 to 1000");
+  ExpectRefused(ReadPromptData(Write("{\"messages\":[{\"role\":\"user\"}]}\n")), "messages[0]");
+  ExpectRefused(ReadPromptData(Write("{\"messages\":[{\"role\":\"user\",\"content\":\"q\",\"name\":\"n\"}]}\n")),
+                "no other key");
+}
+
 TEST_F(DatasetTest, AProblemNamesFileAndLine) {
   ExpectRefused(ReadSftData(Write("{\"prompt\":\"p\",\"response\":\"r\"}\n{\"prompt\":\"p\",\"reponse\":\"r\"}\n")),
                 "data.jsonl:2");

@@ -53,7 +53,7 @@ TEST(TokenizerTest, ALiteralSpecialTokenIsTextUnlessAskedFor) {
   EXPECT_EQ(*parsed, std::vector<int32_t>{2});
 }
 
-TEST(TokenizerTest, OurTrainerMakesTheLibrarysMerges) {
+TEST(TokenizerTest, ATrainedTokenizerLoads) {
   ScratchDir dir;
   std::string corpus;
   const nlohmann::json golden = Golden("tokenizer_cases.json");
@@ -73,6 +73,59 @@ TEST(TokenizerTest, OurTrainerMakesTheLibrarysMerges) {
   EXPECT_EQ(ids->front(), 1);
   EXPECT_LT(ids->size(), 9u);  // merges were learnt
   EXPECT_EQ(*(*tokenizer)->Decode(*ids), "The cat sat");
+}
+
+TEST(TokenizerTest, WhatIsNotSupportedIsNamed) {
+  const auto whole = ReadFile(SourceDir() + "/tests/golden/tokenizer.json");
+  ASSERT_TRUE(whole.ok());
+  const nlohmann::json good = nlohmann::json::parse(*whole);
+  const auto refuses = [&](const char* pointer, const nlohmann::json& value, const std::string& name) {
+    nlohmann::json changed = good;
+    changed[nlohmann::json::json_pointer(pointer)] = value;
+    const auto made = Tokenizer::FromJson(changed.dump(), "tokenizer.json");
+    EXPECT_EQ(made.status().code(), absl::StatusCode::kInvalidArgument) << pointer;
+    EXPECT_THAT(std::string(made.status().message()), testing::HasSubstr(name)) << pointer;
+  };
+  refuses("/model/dropout", 0.1, "model.dropout");
+  refuses("/model/type", "WordLevel", "WordLevel");
+  refuses("/model/new_option", true, "model.new_option");
+  refuses("/normalizer", {{"type", "Nmt"}}, "Nmt");
+  refuses("/pre_tokenizer", {{"type", "UnicodeScripts"}}, "UnicodeScripts");
+  refuses("/pre_tokenizer",
+          {{"type", "Split"}, {"pattern", {{"Regex", "[a&&b]"}}}, {"behavior", "Isolated"}, {"invert", false}}, "&&");
+  refuses("/pre_tokenizer",
+          {{"type", "Split"}, {"pattern", {{"Regex", "("}}}, {"behavior", "Isolated"}, {"invert", false}},
+          "pattern.Regex");
+  refuses("/pre_tokenizer",
+          {{"type", "Split"}, {"pattern", {{"String", "a"}}}, {"behavior", "Sometimes"}, {"invert", false}},
+          "Sometimes");
+  refuses("/decoder", {{"type", "CTC"}}, "CTC");
+  refuses("/post_processor", {{"type", "Other"}}, "Other");
+  refuses("/added_tokens/0/id", 77, "added_tokens[0].id");
+  refuses("/unheard_of", 1, "unheard_of");
+}
+
+TEST(TokenizerTest, InvalidUtf8BecomesReplacementCharacters) {
+  const auto tokenizer = Tokenizer::Load(SourceDir() + "/tests/golden");
+  ASSERT_TRUE(tokenizer.ok());
+  // Each maximal part that could have begun a sequence: a cut three-byte sequence, an overlong one, a surrogate.
+  const auto ids = (*tokenizer)->Encode("a\xE2\x82z\xC0\xAF\xED\xA0\x80", {.add_special_tokens = false});
+  ASSERT_TRUE(ids.ok());
+  const std::string r = "\xEF\xBF\xBD";
+  EXPECT_EQ(*(*tokenizer)->Decode(*ids), "a" + r + "z" + r + r + r + r + r);
+}
+
+TEST(TokenizerTest, SpecialTokensStayTextWhereTheCallerSaysSo) {
+  const auto tokenizer = Tokenizer::Load(SourceDir() + "/tests/golden");
+  ASSERT_TRUE(tokenizer.ok());
+  const std::vector<size_t> plain_at{1};
+  const auto ids =
+      (*tokenizer)
+          ->Encode("</s></s>", {.add_special_tokens = false, .parse_special_tokens = true, .plain_at = plain_at});
+  ASSERT_TRUE(ids.ok());
+  EXPECT_EQ(ids->back(), 2);
+  EXPECT_EQ(std::count(ids->begin(), ids->end(), 2), 1);
+  EXPECT_EQ(*(*tokenizer)->Decode(*ids, false), "</s></s>");
 }
 
 TEST(TokenizerTest, DamageIsOneClearError) {

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "common/fleet_names.h"
 #include "tests/testing/certificates.h"
 
 namespace rlhf {
@@ -24,6 +25,15 @@ TEST(SpiffeIdTest, RefusesEverythingElse) {
         "https://d/role/r/instance/i", "spiffe://d/role/r/instance/i/x"}) {
     EXPECT_TRUE(absl::IsInvalidArgument(ParseSpiffeId(bad).status())) << bad;
   }
+}
+
+TEST(SpiffeIdTest, ACertificateSpeaksForItsInstanceAndItsSet) {
+  EXPECT_TRUE(SpeaksFor("learner-0", "learner-0"));
+  EXPECT_TRUE(SpeaksFor("learner", "learner-0"));
+  EXPECT_TRUE(SpeaksFor("reward", "reward-7c9f-x2x"));
+  for (const char* other : {"", "learner-", "learner-1", "learner-00", "rollout-0", "xlearner-0"})
+    EXPECT_FALSE(SpeaksFor("learner-0", other)) << other;
+  EXPECT_FALSE(SpeaksFor("", "-x"));
 }
 
 TEST(CertificatesTest, NamesThatMeanSomethingElsewhereAreRefused) {

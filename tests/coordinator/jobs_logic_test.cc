@@ -60,6 +60,19 @@ TEST(SpecTest, EveryProblemNamesItsField) {
               HasSubstr("ppo.sampling.top_p"));
   EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_kl()->set_coefficient(-1); }),
               HasSubstr("ppo.kl.coefficient"));
+  EXPECT_THAT(
+      problem([](auto* s) {
+        s->set_deterministic(true);
+        s->mutable_ppo()->set_precision(v1::BFLOAT16);
+        s->mutable_ppo()->set_max_policy_lag(1);
+      }),
+      testing::AllOf(HasSubstr("ppo.precision: expected FLOAT32"), HasSubstr("ppo.max_policy_lag: expected 0")));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_lora(); }), HasSubstr("ppo.lora.rank"));
+  EXPECT_THAT(problem([](auto* s) {
+                s->mutable_ppo()->mutable_lora()->set_rank(8);
+                s->mutable_ppo()->set_reference("another");
+              }),
+              HasSubstr("ppo.reference"));
   EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->set_advantage(v1::RLOO); }),
               HasSubstr("ppo.samples_per_prompt: expected at least 2"));
   EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_scorer()->mutable_components(0)->clear_kind(); }),

@@ -28,6 +28,7 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
     return {};
   }
   void OnGroupLost(const std::string&, const std::string&) override { ++lost_; }
+  void OnYield(const std::string&, const std::string&) override {}
 
   std::string Register(const std::string& instance) {
     v1::RegisterRequest request;

@@ -150,6 +150,69 @@ TEST(LedgerTest, AStepIsScoredWhenAllOfItIs) {
   EXPECT_EQ(ledger.Step(1).size(), 2u);
 }
 
+TEST(LedgerTest, WhatIsSettledNeedNotBeReadAgainUnlessARollbackGoesBehindIt) {
+  EdgeMemoryStore store;
+  Ledger ledger("job");
+  for (int64_t step = 1; step <= 6; ++step) {
+    WriteBatch batch;
+    for (int i = 0; i < 3; ++i) {
+      const SampleKey key{step, i, 0};
+      ledger.Issue(key, i, &batch);
+      ledger.Lease(key, "w", &batch);
+      ledger.Generated(key, {}, "", {}, &batch);
+      if (i == 0 && step == 2) {
+        ledger.Replace(key, v1::STALE, "why", -1, &batch);
+        ledger.Lease(key, "w", &batch);
+        ledger.Generated(key, {}, "", {}, &batch);
+      }
+      ledger.Scored(key, {}, &batch);
+      ledger.Assign(key, &batch);
+      if (step <= 5) ledger.Train(key, &batch);
+    }
+    ledger.Settle(step - 2, &batch);
+    ASSERT_TRUE(store.CommitAndWait(std::move(batch)).ok());
+  }
+  EXPECT_EQ(ledger.settled_through(), 4);
+  WriteBatch refused;
+  ledger.Settle(6, &refused);
+  EXPECT_EQ(ledger.settled_through(), 5) << "a step with open samples is never settled";
+  ASSERT_TRUE(store.CommitAndWait(std::move(refused)).ok());
+
+  // A restart reads the base and the rows after it.
+  v1::LedgerBase base;
+  ASSERT_TRUE(base.ParseFromString(*store.Get(Table::kMeta, Ledger::BaseKey("job"))));
+  Ledger restored("job");
+  restored.RestoreBase(base);
+  std::vector<v1::SampleRow> rows;
+  ASSERT_TRUE(store
+                  .Scan(Table::kSamples, Ledger::Prefix("job"),
+                        [&](absl::string_view key, absl::string_view value) {
+                          rows.emplace_back().ParseFromArray(value.data(), static_cast<int>(value.size()));
+                          if (rows.back().id().step() > base.through_step())
+                            restored.Restore(rows.back(), key.size() > Ledger::RowKey("job", {0, 0, 0}).size(), true);
+                          return true;
+                        })
+                  .ok());
+  EXPECT_EQ(restored.counts().SerializeAsString(), ledger.counts().SerializeAsString());
+  EXPECT_EQ(restored.counts().SerializeAsString(), Recount(store).SerializeAsString());
+
+  // Back to step 2: its samples count again one by one.
+  WriteBatch batch;
+  for (const v1::SampleRow& row : rows) {
+    if (row.id().step() > 2 && row.state() == v1::TRAINED) restored.Readmit(row);
+  }
+  restored.Unsettle(2, rows, &batch);
+  for (int64_t step = 3; step <= 5; ++step) {
+    for (int i = 0; i < 3; ++i) restored.Untrain({step, i, 0}, &batch);
+  }
+  ASSERT_TRUE(store.CommitAndWait(std::move(batch)).ok());
+  EXPECT_EQ(restored.settled_through(), 2);
+  EXPECT_TRUE(Balanced(restored.counts()));
+  EXPECT_EQ(restored.counts().trained(), 6);
+  EXPECT_EQ(restored.counts().assigned(), 12);
+  EXPECT_EQ(restored.counts().SerializeAsString(), Recount(store).SerializeAsString());
+}
+
 TEST(LedgerDeathTest, AnImpossibleTransitionEndsTheProcess) {
   Ledger ledger("job");
   WriteBatch batch;

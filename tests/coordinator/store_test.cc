@@ -11,111 +11,27 @@
 #include "coordinator/store/payload_store.h"
 #include "coordinator/store/state_store.h"
 #include "tests/coordinator/memory_store.h"
+#include "tests/coordinator/store_contract.h"
 #include "tests/testing/scratch_dir.h"
 
 namespace rlhf::coordinator {
 namespace {
 
-using testing::ElementsAre;
 using testing::HasSubstr;
 
-class StoreContract : public testing::TestWithParam<bool> {
- protected:
-  void SetUp() override { Open(); }
-  void Open() {
-    store_.reset();
-    if (!GetParam()) {
-      store_ = std::make_unique<EdgeMemoryStore>();
-      return;
-    }
-    auto opened = OpenSqliteStore(dir_.File("state.db"));
-    ASSERT_TRUE(opened.ok()) << opened.status();
-    store_ = *std::move(opened);
-  }
-  void Put(Table table, const std::string& key, const std::string& value) {
-    WriteBatch batch;
-    batch.Put(table, key, value);
-    ASSERT_TRUE(store_->CommitAndWait(std::move(batch)).ok());
-  }
-  std::vector<std::string> Keys(Table table, const std::string& prefix, const std::string* after = nullptr) {
-    std::vector<std::string> keys;
-    const auto take = [&](absl::string_view key, absl::string_view) {
-      keys.emplace_back(key);
-      return true;
-    };
-    EXPECT_TRUE(
-        (after == nullptr ? store_->Scan(table, prefix, take) : store_->ScanAfter(table, prefix, *after, take)).ok());
-    return keys;
-  }
-  ScratchDir dir_;
-  std::unique_ptr<StateStore> store_;
-};
-INSTANTIATE_TEST_SUITE_P(Stores, StoreContract, testing::Bool(),
-                         [](const auto& info) { return info.param ? "Sqlite" : "Memory"; });
-
-TEST_P(StoreContract, RowsAreOrderedByKeyAndScannedByPrefix) {
-  for (const uint64_t number : {300, 2, 70'000, 1}) Put(Table::kSamples, KeyOf("job/", {number}), absl::StrCat(number));
-  Put(Table::kSamples, KeyOf("jobs/", {1}), "another job's");
-  Put(Table::kEvents, KeyOf("job/", {9}), "another table's");
-  EXPECT_THAT(Keys(Table::kSamples, "job/"),
-              ElementsAre(KeyOf("job/", {1}), KeyOf("job/", {2}), KeyOf("job/", {300}), KeyOf("job/", {70'000})));
-  const std::string after = KeyOf("job/", {2});
-  EXPECT_THAT(Keys(Table::kSamples, "job/", &after), ElementsAre(KeyOf("job/", {300}), KeyOf("job/", {70'000})));
-  const std::string before = "";
-  EXPECT_EQ(Keys(Table::kSamples, "job/", &before).size(), 4u);
+std::unique_ptr<StateStore> OpenSqlite(const ScratchDir& dir) {
+  auto opened = OpenSqliteStore(dir.File("state.db"));
+  EXPECT_TRUE(opened.ok()) << opened.status();
+  return opened.ok() ? *std::move(opened) : nullptr;
 }
-
-TEST_P(StoreContract, ABatchIsAllOrNothingAndTheLastWriteWins) {
-  WriteBatch batch;
-  batch.Put(Table::kJobs, "a", "1");
-  batch.Put(Table::kJobs, "a", "2");
-  batch.Put(Table::kJobs, "b", "");
-  batch.Put(Table::kJobs, "c", "3");
-  batch.Erase(Table::kJobs, "c");
-  ASSERT_TRUE(store_->CommitAndWait(std::move(batch)).ok());
-  EXPECT_EQ(*store_->Get(Table::kJobs, "a"), "2");
-  EXPECT_EQ(*store_->Get(Table::kJobs, "b"), "");
-  EXPECT_TRUE(absl::IsNotFound(store_->Get(Table::kJobs, "c").status()));
-  EXPECT_TRUE(store_->CommitAndWait(WriteBatch()).ok());
-}
-
-TEST_P(StoreContract, ManyRowsAreScannedWhileTheScannerReads) {
-  WriteBatch batch;
-  for (uint64_t i = 0; i < 1800; ++i) batch.Put(Table::kSamples, KeyOf("j/", {i}), absl::StrCat(i));
-  ASSERT_TRUE(store_->CommitAndWait(std::move(batch)).ok());
-  uint64_t expected = 0;
-  ASSERT_TRUE(store_
-                  ->Scan(Table::kSamples, "j/",
-                         [&](absl::string_view key, absl::string_view value) {
-                           EXPECT_EQ(value, absl::StrCat(expected++));
-                           EXPECT_TRUE(store_->Get(Table::kSamples, key).ok());
-                           return true;
-                         })
-                  .ok());
-  EXPECT_EQ(expected, 1800u);
-}
-
-TEST_P(StoreContract, CallbacksComeInTheOrderOfTheCommits) {
-  absl::Mutex mu;
-  std::vector<int> order;
-  for (int i = 0; i < 200; ++i) {
-    WriteBatch batch;
-    batch.Put(Table::kJobs, "k", absl::StrCat(i));
-    store_->Commit(std::move(batch), [&mu, &order, i](absl::Status status) {
-      EXPECT_TRUE(status.ok());
-      absl::MutexLock lock(&mu);
-      order.push_back(i);
-    });
-  }
-  ASSERT_TRUE(store_->CommitAndWait(WriteBatch()).ok());
-  absl::MutexLock lock(&mu);
-  ASSERT_EQ(order.size(), 200u);
-  EXPECT_TRUE(std::is_sorted(order.begin(), order.end()));
-  EXPECT_EQ(*store_->Get(Table::kJobs, "k"), "199");
-}
+INSTANTIATE_TEST_SUITE_P(
+    Stores, StoreContract,
+    testing::Values(StoreKind{"Memory", [](const ScratchDir&) { return std::make_unique<EdgeMemoryStore>(); }},
+                    StoreKind{"Sqlite", OpenSqlite}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 class SqliteTest : public StoreContract {};
-INSTANTIATE_TEST_SUITE_P(Stores, SqliteTest, testing::Values(true));
+INSTANTIATE_TEST_SUITE_P(Stores, SqliteTest, testing::Values(StoreKind{"Sqlite", OpenSqlite}));
 
 TEST_P(SqliteTest, WhatWasAcknowledgedIsThereAfterReopening) {
   Put(Table::kTokens, std::string("\0\xff binary", 9), std::string("\0value", 6));
@@ -131,6 +47,16 @@ TEST_P(SqliteTest, AFileThatIsNoStoreIsRefused) {
   const auto opened = OpenSqliteStore(dir_.File("text.db"));
   EXPECT_EQ(opened.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(ReasonOf(opened.status()), v1::STORE_UNAVAILABLE);
+}
+
+TEST_P(SqliteTest, ABackupIsAWholeStoreAndWritesGoOnMeanwhile) {
+  for (int i = 0; i < 50; ++i) Put(Table::kJobs, absl::StrCat("before", i), "x");
+  ASSERT_TRUE(store_->BackUp(dir_.File("copy.db")).ok());
+  Put(Table::kJobs, "after", "x");
+  auto copy = OpenSqliteStore(dir_.File("copy.db"));
+  ASSERT_TRUE(copy.ok()) << copy.status();
+  EXPECT_EQ((*copy)->Get(Table::kJobs, "before49").value_or("none"), "x");
+  EXPECT_TRUE(absl::IsNotFound((*copy)->Get(Table::kJobs, "after").status()));
 }
 
 class PayloadTest : public testing::Test {

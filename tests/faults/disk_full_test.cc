@@ -65,7 +65,7 @@ TEST_F(DiskFull, JobsPauseWithTheReasonAndGoOnWhenThereIsRoom) {
   LocalService::Until(
       absl::Seconds(20), [&] { return service_->StateOf(job_.name) == "PAUSED"; }, "the job is paused");
   EXPECT_THAT(service_->Job(job_.name).dump(), HasSubstr("DISK_FULL"));
-  EXPECT_THAT(service_->Ctl("why " + job_.name).output, HasSubstr("free some space"));
+  EXPECT_THAT(service_->Ctl("why " + job_.name).output, HasSubstr("free the disk"));
   const int64_t step = service_->StepOf(job_.name);
   absl::SleepFor(absl::Seconds(2));
   EXPECT_LE(service_->StepOf(job_.name), step + 1);  // a step that was complete may still be committed

@@ -8,6 +8,7 @@
 
 #include "learner/reward_model_trainer.h"
 #include "model/log_probs.h"
+#include "model/lora.h"
 #include "model/sampler.h"
 #include "tests/learner/specs.h"
 #include "tests/testing/scratch_dir.h"
@@ -180,6 +181,90 @@ TEST_F(TrainerTest, ANonFiniteBatchIsRefusedAndLeavesNothing) {
   EXPECT_THAT(std::string(missing.status().message()), HasSubstr("sample 1/2/0"));
 }
 
+TEST_F(TrainerTest, ADeterministicPpoStepHasARatioOfExactlyOne) {
+  v1::JobSpec job = PpoJob(16, 30);
+  job.set_deterministic(true);
+  auto trainer = Make(job), again = Make(job);
+  ASSERT_TRUE(trainer.ok() && again.ok()) << trainer.status();
+  auto batch = Rollouts((*trainer)->model(), 1, 16, 100);
+  const auto result = (*trainer)->RunStep(1, batch);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->metrics.at("first_minibatch_ratio_error"), 0);
+  EXPECT_EQ(result->metrics.at("mismatch_kl"), 0);
+  EXPECT_EQ(result->metrics.at("importance_weight/mean"), 1);
+  ASSERT_TRUE((*again)->RunStep(1, batch).ok());
+  EXPECT_EQ(model::WeightsDigest((*trainer)->model()), model::WeightsDigest((*again)->model()));
+  // Samples of other numerics are noticed.
+  batch = Rollouts((*trainer)->model(), 2, 16, 100);
+  batch[5].set_behaviour_log_probs(0, batch[5].behaviour_log_probs(0) + 1e-6F);
+  const auto other = (*trainer)->RunStep(2, batch);
+  EXPECT_EQ(other.status().code(), absl::StatusCode::kFailedPrecondition) << other.status();
+  EXPECT_THAT(std::string(other.status().message()), HasSubstr("instruction set"));
+}
+
+TEST_F(TrainerTest, ALoraPolicyTrainsItsAdaptersAgainstItsOwnBase) {
+  v1::JobSpec job = PpoJob(256);
+  job.mutable_ppo()->mutable_policy_optimizer()->set_learning_rate(3e-2);
+  job.mutable_ppo()->mutable_lora()->set_rank(4);
+  job.mutable_ppo()->mutable_lora()->set_alpha(8);
+  auto trainer = Make(job);
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  const auto base = model::LoadModel(dir_.File("model"));
+  ASSERT_TRUE(base.ok());
+  double first = 0, last = 0;
+  for (int64_t step = 1; step <= 12; ++step) {
+    auto batch = Rollouts((*trainer)->model(), step, 256, 100);
+    // Nobody else computes a reference for such a job.
+    for (v1::Sample& sample : batch) sample.mutable_score()->clear_reference_log_probs();
+    const auto result = (*trainer)->RunStep(step, batch);
+    ASSERT_TRUE(result.ok()) << result.status();
+    ASSERT_TRUE(result->committed_locally) << result->refusal;
+    if (step == 1) {
+      EXPECT_NEAR(result->metrics.at("kl"), 0, 1e-5);  // fresh adapters are the base
+      first = result->metrics.at("reward/mean");
+    } else {
+      EXPECT_NE(result->metrics.at("kl"), 0);
+    }
+    last = result->metrics.at("reward/mean");
+  }
+  EXPECT_GT(last, first + 0.05);
+  // The base has not moved, and is held once.
+  for (size_t i = 0; i < (*base)->named_parameters().size(); ++i) {
+    EXPECT_TRUE(torch::equal((*base)->named_parameters()[i].second, (*trainer)->model().named_parameters()[i].second));
+  }
+  const std::string out = dir_.File("out");
+  ASSERT_TRUE(MakeDirs(out).ok());
+  ASSERT_TRUE((*trainer)->Finish(out).ok());
+  const auto merged = model::LoadModel(out);
+  ASSERT_TRUE(merged.ok()) << merged.status();
+  ASSERT_TRUE(model::LoadAdapter(out + "/adapter", base->get()).ok());
+  const torch::NoGradGuard no_grad;
+  const auto hidden = [](const model::Transformer& m) {
+    return m.Hidden(model::PackedBatch::FromSequences({{1, 70, 80}}));
+  };
+  EXPECT_TRUE(torch::allclose(hidden(**merged), hidden((*trainer)->model()), 1e-4, 1e-5));
+  EXPECT_TRUE(torch::equal(hidden(**base), hidden((*trainer)->model())));
+}
+
+TEST_F(TrainerTest, ALoraCheckpointGoesOnToTheSameBytes) {
+  v1::JobSpec job = SftJob(6);
+  job.mutable_sft()->mutable_lora()->set_rank(2);
+  job.mutable_sft()->mutable_lora()->add_target_modules("q_proj");
+  auto whole = Make(job), resumed = Make(job);
+  ASSERT_TRUE(whole.ok() && resumed.ok()) << whole.status();
+  const std::string checkpoint = dir_.File("checkpoint");
+  ASSERT_TRUE(MakeDirs(checkpoint).ok());
+  for (int64_t step = 1; step <= 4; ++step) {
+    ASSERT_TRUE((*whole)->RunStep(step, {}).ok());
+    if (step == 2) ASSERT_TRUE((*whole)->SaveCheckpoint(checkpoint).ok());
+  }
+  ASSERT_TRUE((*resumed)->LoadCheckpoint(checkpoint).ok());
+  for (int64_t step = 3; step <= 4; ++step) ASSERT_TRUE((*resumed)->RunStep(step, {}).ok());
+  EXPECT_EQ(model::WeightsDigest((*whole)->model()), model::WeightsDigest((*resumed)->model()));
+  job.mutable_sft()->mutable_lora()->set_target_modules(0, "no_proj");
+  EXPECT_THAT(std::string(Make(job).status().message()), HasSubstr("no_proj"));
+}
+
 TEST_F(TrainerTest, ARewardModelLearnsWhatIsPreferred) {
   std::string lines;
   for (int i = 0; i < 80; ++i) {
@@ -197,6 +282,20 @@ TEST_F(TrainerTest, ARewardModelLearnsWhatIsPreferred) {
   spec->set_centering(0.001);
   spec->set_micro_batch_tokens(8192);
   Complete(spec->mutable_optimizer(), 3e-3);
+  // With adapters the scalar head trains along.
+  v1::JobSpec adapted = job;
+  adapted.mutable_reward_model()->mutable_lora()->set_rank(4);
+  adapted.mutable_reward_model()->mutable_optimizer()->set_learning_rate(1e-2);
+  auto lora = Make(adapted);
+  ASSERT_TRUE(lora.ok()) << lora.status();
+  for (int64_t step = 1; step <= (*lora)->total_steps(); ++step) ASSERT_TRUE((*lora)->RunStep(step, {}).ok());
+  const std::string lora_out = dir_.File("lora-reward");
+  ASSERT_TRUE(MakeDirs(lora_out).ok());
+  const auto lora_metrics = (*lora)->Finish(lora_out);
+  ASSERT_TRUE(lora_metrics.ok()) << lora_metrics.status();
+  EXPECT_GT(lora_metrics->at("accuracy").value(), 0.95);
+  EXPECT_TRUE(ReadFile(lora_out + "/adapter/adapter_config.json").ok());
+
   auto trainer = Make(job);
   ASSERT_TRUE(trainer.ok()) << trainer.status();
   for (int64_t step = 1; step <= (*trainer)->total_steps(); ++step) ASSERT_TRUE((*trainer)->RunStep(step, {}).ok());

@@ -44,6 +44,20 @@ TEST_F(ModelToolTest, TextGoesThroughTheTokenizerAndBack) {
   EXPECT_EQ(text.output, "\"the cat\"\n");
 }
 
+TEST_F(ModelToolTest, ConversationsGoThroughTheChatTemplate) {
+  const std::string messages = "[{\"role\":\"user\",\"content\":\"the cat\"}]";
+  EXPECT_THAT(Tool("generate --model " + Model() + " --messages '" + messages + "'").output,
+              HasSubstr("chat template"));
+  ASSERT_TRUE(
+      WriteFileDurably(Model() + "/chat_template.jinja", "{% for m in messages %}{{ m.content }}!{% endfor %}").ok());
+  const CommandResult ids = Tool("tokenize --model " + Model(), "{\"messages\":" + messages + "}\n");
+  ASSERT_EQ(ids.code, 0) << ids.output;
+  EXPECT_EQ(Tool("detokenize --model " + Model(), ids.output).output, "\"the cat!\"\n");
+  const CommandResult generated =
+      Tool("generate --model " + Model() + " --messages '" + messages + "' --max-new-tokens 2");
+  EXPECT_EQ(generated.code, 0) << generated.output;
+}
+
 TEST_F(ModelToolTest, ScoresAreLogProbabilities) {
   const CommandResult scored = Tool("score --model " + Model(), "[1,5,9,20]\n");
   ASSERT_EQ(scored.code, 0) << scored.output;

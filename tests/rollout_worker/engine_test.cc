@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/durable_file.h"
 #include "model/log_probs.h"
 #include "model/weights_io.h"
 #include "tests/testing/scratch_dir.h"
@@ -97,6 +98,48 @@ TEST_F(EngineTest, BehaviourLogProbabilitiesAreTheTrainingOnes) {
   }
 }
 
+// The sampler's numbers and the learner's, over many samples: to rounding, and in a deterministic job to the bit,
+// whatever runs beside a sample.
+TEST_F(EngineTest, OneNumericsForSamplingAndTraining) {
+  const torch::NoGradGuard no_grad;
+  for (const bool deterministic : {false, true}) {
+    const auto crowded = Make(16), narrow = Make(3);
+    std::map<std::pair<int, int>, v1::Sample> all[2];
+    for (Engine* engine : {crowded.get(), narrow.get()}) {
+      ASSERT_TRUE(engine->model().SetDeterministic(deterministic).ok());
+      for (int ordinal = 0; ordinal < 12; ++ordinal)
+        ASSERT_TRUE(engine->Add(Lease(ordinal, 1 + ordinal % 4, 0.7, 4 + 3 * ordinal)).ok());
+      all[engine == narrow.get()] = RunAll(*engine);
+    }
+    std::vector<std::vector<int32_t>> sequences;
+    std::vector<int64_t> begins;
+    std::vector<float> behaviour;
+    for (const auto& [key, sample] : all[0]) {
+      std::vector<int32_t>& tokens =
+          sequences.emplace_back(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
+      tokens.insert(tokens.end(), sample.response_tokens().begin(), sample.response_tokens().end());
+      begins.push_back(sample.prompt_tokens_size());
+      behaviour.insert(behaviour.end(), sample.behaviour_log_probs().begin(), sample.behaviour_log_probs().end());
+      if (!deterministic) continue;
+      const v1::Sample& other = all[1].at(key);
+      EXPECT_THAT(other.response_tokens(), testing::ElementsAreArray(sample.response_tokens()));
+      EXPECT_THAT(other.behaviour_log_probs(), testing::ElementsAreArray(sample.behaviour_log_probs()));
+    }
+    const model::PackedBatch batch = model::PackedBatch::FromSequences(sequences);
+    const model::ResponseIndex index = model::IndexResponses(batch, begins);
+    const torch::Tensor old =
+        model::ChunkedLogProbs(crowded->model(), crowded->model().Hidden(batch).index_select(0, index.rows),
+                               index.targets, 0.7, false, 50)
+            .log_probs;
+    const torch::Tensor log_r = (old - torch::tensor(behaviour)).to(torch::kFloat64);
+    ASSERT_GT(log_r.numel(), 200);
+    EXPECT_LE((log_r.exp() - 1 - log_r).mean().item<double>(), 1e-6);
+    if (deterministic) {
+      EXPECT_EQ(log_r.abs().max().item<double>(), 0);
+    }
+  }
+}
+
 TEST_F(EngineTest, SamplesEndForAReason) {
   const auto engine = Make(8);
   ASSERT_TRUE(engine->Add(Lease(0, 4, 1.0, 3)).ok());
@@ -127,6 +170,26 @@ TEST_F(EngineTest, APromptThatDoesNotFitIsATypedError) {
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("shorten the prompt"));
   EXPECT_TRUE(engine->idle());
+}
+
+TEST_F(EngineTest, AConversationIsRenderedByTheModelsOwnTemplate) {
+  ASSERT_TRUE(
+      WriteFileDurably(dir_.File("model/chat_template.jinja"),
+                       "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}assistant:")
+          .ok());
+  const auto engine = Make(2);
+  v1::PromptLease lease = Lease(0, 1);
+  auto* message = lease.mutable_prompt()->add_messages();
+  message->set_role("user");
+  message->set_content("the cat</s>");
+  ASSERT_TRUE(engine->Add(lease).ok());
+  const v1::Sample sample = RunAll(*engine).begin()->second;
+  const auto tokenizer = artifact::Tokenizer::Load(dir_.File("model"));
+  ASSERT_TRUE(tokenizer.ok());
+  const std::vector<int32_t> tokens(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
+  EXPECT_EQ(*(*tokenizer)->Decode(tokens, false), "user: the cat</s></s>assistant:");
+  EXPECT_EQ(std::count(tokens.begin(), tokens.end(), *(*tokenizer)->eos_id()),
+            1);  // the template's; the message's is text
 }
 
 TEST_F(EngineTest, RevokedLeasesLeaveTheirSlots) {

@@ -4,6 +4,7 @@
 #include <string>
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "artifact/tokenizer.h"
 #include "common/durable_file.h"
@@ -20,20 +21,22 @@ inline std::string MakeTinyModel(const std::string& dir, uint64_t seed = 0, int 
   EXPECT_TRUE(MakeDirs(tokenizer).ok());
   const absl::Status trained = artifact::TrainByteLevelBpe({text}, 280, tokenizer);
   EXPECT_TRUE(trained.ok()) << trained;
-  artifact::ModelConfig config;
-  config.architecture = "LlamaForCausalLM";
-  config.vocab_size = 280;
-  config.hidden_size = 32;
-  config.intermediate_size = 64;
-  config.num_layers = 2;
-  config.num_heads = config.num_kv_heads = 4;
-  config.head_dim = 8;
-  config.max_position_embeddings = context;
-  config.tie_word_embeddings = true;
-  config.bos_token_id = 1;
-  config.eos_token_id = 2;
-  config.pad_token_id = 0;
-  model::Transformer model(config, model::HeadKind::kLm, torch::kFloat32, torch::kCPU);
+  const nlohmann::json json = {{"model_type", "llama"},
+                               {"architectures", {"LlamaForCausalLM"}},
+                               {"vocab_size", 280},
+                               {"hidden_size", 32},
+                               {"intermediate_size", 64},
+                               {"num_hidden_layers", 2},
+                               {"num_attention_heads", 4},
+                               {"max_position_embeddings", context},
+                               {"tie_word_embeddings", true},
+                               {"rms_norm_eps", 1e-5},
+                               {"bos_token_id", 1},
+                               {"eos_token_id", 2},
+                               {"pad_token_id", 0}};
+  const auto config = artifact::ParseModelConfig(json.dump(), "tiny model");
+  EXPECT_TRUE(config.ok()) << config.status();
+  model::Transformer model(*config, model::HeadKind::kLm, torch::kFloat32, torch::kCPU);
   model.InitRandom(seed);
   const absl::Status saved = model::SaveModel(model, dir, tokenizer);
   EXPECT_TRUE(saved.ok()) << saved;

@@ -1,75 +1,30 @@
 """The synchronous client: typed messages in and out, deadlines on every call, retries for idempotent methods."""
 from __future__ import annotations
 
-import dataclasses
-import json
+import hashlib
 import pathlib
 import time
 import uuid
-from typing import Any, Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import grpc
 
-from rlhf.v1 import (admin_service_pb2_grpc, artifact_service_pb2, artifact_service_pb2_grpc, feedback_service_pb2,
+from rlhf.v1 import (admin_service_pb2_grpc, artifact_service_pb2, artifact_service_pb2_grpc, data_pb2, feedback_service_pb2,
                      feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, state_pb2)
+from rlhf_client._shared import (ENDED, OPTIONS, WATCH_SECONDS, Context, RlhfError, chunks_of, file_references, load_context, load_spec,
+                                 manifest_of, metric_row, sample_row)
 
-# A stream's life is bounded, so that a connection that died silently is found; the watch goes on from its resume token.
-_WATCH_SECONDS = 600.0
-_ENDED = (state_pb2.SUCCEEDED, state_pb2.FAILED, state_pb2.CANCELLED)
-_RETRY = {
-    "methodConfig": [{
-        "name": [{"service": "rlhf.v1.JobService", "method": m} for m in ("GetJob", "ListJobs", "SubmitJob", "ListSamples", "ListMetrics", "GetLedger")] +
-                [{"service": "rlhf.v1.FeedbackService", "method": m} for m in ("NextTasks", "SubmitFeedback", "GetFeedbackStats")] +
-                [{"service": "rlhf.v1.ArtifactService", "method": m} for m in ("GetArtifact", "ListArtifacts")],
-        "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.2s", "maxBackoff": "3s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]},
-    }]
-}
-
-
-class RlhfError(RuntimeError):
-    """A call failed. `code` is the gRPC status code, `message` says what was expected, what was found and what to do."""
-
-    def __init__(self, code: grpc.StatusCode, message: str):
-        super().__init__(f"{message} ({code.name})")
-        self.code = code
-        self.message = message
-
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """Where a coordinator is and how to speak to it."""
-    address: str
-    ca: Optional[bytes] = None
-    token: Optional[str] = None
-    insecure: bool = False
-
-
-def load_context(path: str) -> Context:
-    """Reads a context file as `rlhfctl up` writes it; paths in it are relative to the file."""
-    file = pathlib.Path(path)
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RlhfError(grpc.StatusCode.FAILED_PRECONDITION, f"no context file at {file}; `rlhfctl up` writes one") from None
-    ca = values.get("ca_file")
-    token = values.get("token_file")
-    return Context(address=values["address"], ca=(file.parent / ca).read_bytes() if ca else None,
-                   token=(file.parent / token).read_text(encoding="utf-8").strip() if token else None,
-                   insecure=bool(values.get("insecure", False)))
+OnEvent = Callable[[state_pb2.JobEvent], None]
 
 
 class Client:
     """Thread-safe. Every method raises RlhfError."""
 
     def __init__(self, context: Context, timeout: float = 30.0):
-        options = [("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_retries", 1), ("grpc.service_config", json.dumps(_RETRY))]
         if context.insecure:
-            self._channel = grpc.insecure_channel(context.address, options)
+            self._channel = grpc.insecure_channel(context.address, OPTIONS)
         else:
-            credentials = grpc.ssl_channel_credentials(root_certificates=context.ca)
-            if context.token:
-                credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(context.token))
-            self._channel = grpc.secure_channel(context.address, credentials, options)
+            self._channel = grpc.secure_channel(context.address, context.credentials(), OPTIONS)
         self._timeout = timeout
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(self._channel)
@@ -97,10 +52,26 @@ class Client:
 
     # Jobs
 
-    def submit(self, spec: job_pb2.JobSpec, request_id: Optional[str] = None) -> state_pb2.Job:
-        """Submits at most once under a request id (a fresh one by default)."""
+    def submit(self, spec: job_pb2.JobSpec, request_id: Optional[str] = None, follow: bool = False,
+               on_event: Optional[OnEvent] = None) -> state_pb2.Job:
+        """Submits at most once under a request id (a fresh one by default). With follow, returns the ended job."""
         request = job_service_pb2.SubmitJobRequest(request_id=request_id or uuid.uuid4().hex, spec=spec)
-        return self._call(self._jobs.SubmitJob, request, 60).job
+        job = self._call(self._jobs.SubmitJob, request, 60).job
+        return self.wait(job.id, on_event) if follow else job
+
+    def submit_file(self, path: str, request_id: Optional[str] = None, follow: bool = False,
+                    on_event: Optional[OnEvent] = None) -> state_pb2.Job:
+        """Submits a job's YAML file; what it names as "file:PATH" (relative to it) is uploaded first."""
+        spec = load_spec(path)
+        for message, field, reference in file_references(spec):
+            target = pathlib.Path(path).parent / reference
+            artifact = self.upload(str(target), kind="model" if target.is_dir() else "data", project=spec.project or "default")
+            setattr(message, field, artifact.digest)
+        return self.submit(spec, request_id, follow, on_event)
+
+    def validate(self, spec: job_pb2.JobSpec) -> List[job_service_pb2.SpecProblem]:
+        """What is wrong with a specification; nothing is stored."""
+        return list(self._call(self._jobs.ValidateJob, job_service_pb2.ValidateJobRequest(spec=spec)).problems)
 
     def get(self, job: str, project: str = "default") -> state_pb2.Job:
         """A job by id, or the newest of a name."""
@@ -127,7 +98,7 @@ class Client:
             try:
                 watched = watched or self.get(job).id
                 request = job_service_pb2.WatchJobRequest(job_id=watched, resume_token=resume_token, include_stages=True)
-                for event in self._jobs.WatchJob(request, timeout=_WATCH_SECONDS):
+                for event in self._jobs.WatchJob(request, timeout=WATCH_SECONDS):
                     lost = None
                     # Stages count events of their own; the token is of the watched job's.
                     if event.job_id == watched:
@@ -147,13 +118,14 @@ class Client:
                     raise RlhfError(code, f"lost the coordinator while following {job}; the job goes on") from None
                 time.sleep(0.5)
 
-    def wait(self, job: str) -> state_pb2.Job:
-        """Blocks until the job ended."""
+    def wait(self, job: str, on_event: Optional[OnEvent] = None) -> state_pb2.Job:
+        """Blocks until the job ended; on_event sees what happens meanwhile."""
         while True:
-            for _ in self.watch(job):
-                pass
+            for event in self.watch(job):
+                if on_event:
+                    on_event(event)
             found = self.get(job)
-            if found.state in _ENDED:
+            if found.state in ENDED:
                 return found
 
     def samples(self, job: str, step: Optional[int] = None) -> Iterator[job_service_pb2.SampleView]:
@@ -178,6 +150,14 @@ class Client:
                 return
             request.page.page_token = page.next_page_token
 
+    def sample_rows(self, job: str, step: Optional[int] = None) -> List[Dict[str, Any]]:
+        """Flat rows: pandas.DataFrame(client.sample_rows("my-job"))."""
+        return [sample_row(view) for view in self.samples(job, step)]
+
+    def metric_rows(self, job: str) -> List[Dict[str, Any]]:
+        """Flat rows, one a step: pandas.DataFrame(client.metric_rows("my-job")).set_index("step")."""
+        return [metric_row(point) for point in self.metrics(job)]
+
     # Feedback
 
     def next_tasks(self, job: str = "", max_tasks: int = 1, wait_seconds: float = 5.0) -> feedback_service_pb2.NextTasksResponse:
@@ -191,9 +171,27 @@ class Client:
 
     # Artifacts
 
+    def upload(self, path: str, kind: str, project: str = "default", alias: str = "", attempts: int = 5) -> data_pb2.Artifact:
+        """Uploads a file or folder; what is there already is not sent again, and a lost connection is taken up."""
+        files, request = manifest_of(path)
+        request.kind, request.project, request.alias = kind, project, alias
+        for attempt in range(attempts):
+            request.request_id = uuid.uuid4().hex
+            try:
+                started = self._call(self._artifacts.StartUpload, request, 60)
+                if started.complete:
+                    return self._call(self._artifacts.GetArtifact,
+                                      artifact_service_pb2.GetArtifactRequest(reference=started.digest, project=project))
+                self._call(self._artifacts.UploadChunks, chunks_of(files, started), 6 * 3600)
+                return self._call(self._artifacts.FinishUpload, artifact_service_pb2.FinishUploadRequest(upload_id=started.upload_id), 1800)
+            except RlhfError as error:
+                if error.code != grpc.StatusCode.UNAVAILABLE or attempt + 1 == attempts:
+                    raise
+                time.sleep(0.5)
+        raise AssertionError("unreachable")
+
     def download(self, reference: str, out: str, project: str = "default") -> pathlib.Path:
         """Writes an artifact's files below `out`; every digest is checked."""
-        import hashlib
         artifact = self._call(self._artifacts.GetArtifact, artifact_service_pb2.GetArtifactRequest(reference=reference, project=project))
         root = pathlib.Path(out)
         for entry in artifact.files:

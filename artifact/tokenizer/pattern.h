@@ -1,0 +1,22 @@
+// {"String": …} or {"Regex": …}, as tokenizer.json writes patterns.
+#pragma once
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "artifact/tokenizer/json_object.h"
+#include "artifact/tokenizer/regex.h"
+
+namespace rlhf::artifact {
+
+struct Pattern {
+  std::string literal;  // not empty: a plain text; else `regex`
+  Regex regex;
+};
+
+// The pattern under the key "pattern". InvalidArgument with the path.
+absl::StatusOr<Pattern> ReadPattern(JsonObject* json);
+// Every match of the pattern becomes `content`.
+absl::StatusOr<std::string> ReplaceMatches(const Pattern& pattern, absl::string_view text, absl::string_view content);
+
+}  // namespace rlhf::artifact

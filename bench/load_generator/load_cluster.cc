@@ -1,0 +1,152 @@
+#include "bench/load_generator/load_cluster.h"
+
+#include <signal.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "bench/load_generator/simulated_job.h"
+#include "client/cpp/channel.h"
+#include "common/durable_file.h"
+#include "common/status_util.h"
+
+namespace rlhf::bench {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kEndlessSteps = 1'000'000;
+constexpr absl::Duration kRegistered = absl::Seconds(60);
+constexpr int kSomeChannels = 32;
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<LoadCluster>> LoadCluster::Start(const LoadOptions& options) {
+  std::unique_ptr<LoadCluster> cluster(new LoadCluster(options));
+  cluster->dir_ = options.dir;
+  if (options.dir.empty()) {
+    cluster->dir_ = (fs::temp_directory_path() / "rlhf-load-XXXXXX").string();
+    if (mkdtemp(cluster->dir_.data()) == nullptr)
+      return absl::UnavailableError(absl::StrCat("cannot make ", cluster->dir_));
+  }
+  RLHF_RETURN_IF_ERROR(MakeDirs(cluster->dir_));
+  cluster->data_dir_ = cluster->dir_ + "/data";
+  RLHF_ASSIGN_OR_RETURN(cluster->channels_, FleetChannels::Make(cluster->dir_, options.insecure));
+  RLHF_RETURN_IF_ERROR(cluster->StartCoordinator());
+  cluster->job_id_ = options.job_id;
+  if (options.job_id.empty()) {
+    RLHF_ASSIGN_OR_RETURN(cluster->job_id_,
+                          SubmitSimulatedJob(cluster->api_, options, cluster->dir_, "load", kEndlessSteps));
+  }
+  RLHF_RETURN_IF_ERROR(cluster->StartFleet());
+  return cluster;
+}
+
+LoadCluster::~LoadCluster() {
+  StopFleet();
+  coordinator_.reset();
+  some_channels_.clear();
+  workers_.clear();  // before the loop: channels end their calls, which post to it
+  loop_.reset();
+  std::error_code ignored;
+  if (options_.dir.empty()) fs::remove_all(dir_, ignored);
+}
+
+absl::Status LoadCluster::StartCoordinator() {
+  RLHF_ASSIGN_OR_RETURN(coordinator_,
+                        CoordinatorProcess::Start({options_.coordinator, dir_, data_dir_, channels_.coordinator()}));
+  client::ChannelOptions api;
+  api.address = coordinator_->address("api");
+  api.tls = channels_.api();
+  api.bearer_token = coordinator_->token("submitter");
+  RLHF_ASSIGN_OR_RETURN(api_, client::MakeChannel(api));
+  return absl::OkStatus();
+}
+
+absl::Status LoadCluster::StartFleet() {
+  const std::string fleet = coordinator_->address("fleet");
+  for (int i = 0; i < options_.reward_servers; ++i) {
+    RLHF_ASSIGN_OR_RETURN(auto server,
+                          SimulatedRewardServer::Start(options_, absl::StrCat("reward-", i), fleet, channels_));
+    reward_servers_.push_back(std::move(server));
+  }
+  RLHF_ASSIGN_OR_RETURN(const auto channel, channels_.Connect(fleet, "learner", "learner-0"));
+  learner_ = std::make_unique<SimulatedLearner>(options_, "learner-0", channel, dir_ + "/artifacts", &recorder_);
+  loop_ = coordinator::EventLoop::StartThread(Clock::Real());
+  const absl::Duration period =
+      absl::Seconds(static_cast<double>(options_.workers) * options_.samples_per_lease / options_.samples_per_second);
+  for (int i = 0; i < options_.workers; ++i) {
+    const std::string instance = absl::StrCat("worker-", i);
+    RLHF_ASSIGN_OR_RETURN(const auto connection, channels_.Connect(fleet, "rollout_worker", instance));
+    if (i % std::max(1, options_.workers / kSomeChannels) == 0) some_channels_.push_back(connection);
+    workers_.push_back(std::make_unique<SimulatedWorker>(options_, instance, connection, loop_.get(), &recorder_));
+    workers_.back()->Start(period * i / options_.workers, period);
+  }
+  const absl::Time deadline = absl::Now() + kRegistered;
+  while (Registered() < options_.workers) {
+    if (absl::Now() > deadline)
+      return absl::DeadlineExceededError(absl::StrCat(Registered(), " of ", options_.workers, " workers registered"));
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  return absl::OkStatus();
+}
+
+void LoadCluster::StopFleet() {
+  if (loop_ != nullptr) {
+    OnLoop([this] {
+      for (const auto& worker : workers_) worker->Stop();
+    });
+  }
+  if (learner_ != nullptr) learner_->Stop();
+  reward_servers_.clear();
+}
+
+absl::Status LoadCluster::Restart() {
+  coordinator_->Signal(SIGKILL);
+  coordinator_->Wait();
+  return StartCoordinator();
+}
+
+absl::Status LoadCluster::MoveTo(const std::string& data_dir) {
+  StopFleet();
+  some_channels_.clear();
+  workers_.clear();
+  data_dir_ = data_dir;
+  RLHF_RETURN_IF_ERROR(Restart());
+  return StartFleet();
+}
+
+absl::Status LoadCluster::WriteContext(const std::string& path) const {
+  const std::string token = path + ".token";
+  RLHF_RETURN_IF_ERROR(WriteFileDurably(token, coordinator_->token("admin")));
+  const nlohmann::json context = {{"address", coordinator_->address("api")},
+                                  {"ca_file", channels_.api().ca_file},
+                                  {"token_file", token},
+                                  {"insecure", options_.insecure}};
+  return WriteFileDurably(path, context.dump());
+}
+
+int LoadCluster::Registered() {
+  int registered = 0;
+  OnLoop([&] {
+    for (const auto& worker : workers_) registered += worker->registered() ? 1 : 0;
+  });
+  return registered;
+}
+
+void LoadCluster::OnLoop(std::function<void()> fn) {
+  absl::Notification done;
+  loop_->Post([&] {
+    fn();
+    done.Notify();
+  });
+  done.WaitForNotification();
+}
+
+}  // namespace rlhf::bench

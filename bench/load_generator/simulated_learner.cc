@@ -1,0 +1,162 @@
+#include "bench/load_generator/simulated_learner.h"
+
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "client/cpp/channel.h"
+#include "common/durable_file.h"
+#include "common/process.h"
+#include "common/status_util.h"
+
+namespace rlhf::bench {
+namespace {
+
+constexpr int kJoinWaitMs = 1000;
+constexpr absl::Duration kCall = absl::Seconds(30);
+constexpr absl::Duration kPause = absl::Milliseconds(200);
+
+}  // namespace
+
+SimulatedLearner::SimulatedLearner(const LoadOptions& options, std::string instance,
+                                   std::shared_ptr<grpc::Channel> channel, std::string artifact_root,
+                                   Recorder* recorder)
+    : options_(options),
+      instance_(std::move(instance)),
+      artifact_root_(std::move(artifact_root)),
+      recorder_(recorder),
+      artifacts_(artifact_root_, artifact_root_, channel),
+      stub_(v1::LearnerService::NewStub(channel)) {
+  v1::RegisterRequest identity;
+  identity.set_role(v1::ROLE_LEARNER);
+  identity.set_instance_id(instance_);
+  identity.set_protocol_version(options.protocol_version == 0 ? kProtocolVersion : options.protocol_version);
+  identity.set_build_version(kBuildVersion);
+  identity.set_address("127.0.0.1:9");  // nobody pulls weights from it
+  client::FleetSession::Callbacks callbacks;
+  callbacks.fill_heartbeat = [](v1::HeartbeatRequest*) {};
+  callbacks.on_heartbeat = [](const v1::HeartbeatResponse&) {};
+  callbacks.on_session = [](const std::string&) {};
+  session_ = client::FleetSession::Start(channel, identity, callbacks);
+  thread_ = std::thread([this] { Run(); });
+}
+
+void SimulatedLearner::Stop() {
+  stopped_ = true;
+  if (thread_.joinable()) thread_.join();
+  session_->Stop();
+}
+
+template <typename Request>
+Request SimulatedLearner::Fenced(const v1::GroupAssignment& group) const {
+  Request request;
+  request.set_job_id(group.job_id());
+  request.set_epoch(group.epoch());
+  request.set_session_id(session_->session_id());
+  return request;
+}
+
+void SimulatedLearner::Run() {
+  while (!stopped_) {
+    v1::JoinGroupRequest request;
+    request.set_session_id(session_->session_id());
+    request.set_wait_ms(kJoinWaitMs);
+    request.set_held_job_id(held_job_);
+    *request.mutable_held() = held_;
+    v1::JoinGroupResponse response;
+    const auto context = client::MakeContext(kCall);
+    const absl::Status joined = FromGrpc(stub_->JoinGroup(context.get(), request, &response));
+    if (!joined.ok()) {
+      if (ReasonOf(joined) == v1::UNKNOWN_SESSION) session_->Invalidate();
+      absl::SleepFor(kPause);
+      continue;
+    }
+    if (!response.has_assignment()) continue;
+    const absl::Status status = Train(response.assignment());
+    if (!status.ok() && !stopped_) {
+      if (ReasonOf(status) == v1::UNKNOWN_SESSION) session_->Invalidate();
+      recorder_->Fail("Train", std::string(status.message()));
+      absl::SleepFor(kPause);
+    }
+  }
+}
+
+absl::Status SimulatedLearner::Train(const v1::GroupAssignment& group) {
+  if (group.rank() == 0) {
+    auto rendezvous = Fenced<v1::PublishRendezvousRequest>(group);
+    rendezvous.set_address("127.0.0.1:9");
+    v1::PublishRendezvousResponse response;
+    const auto context = client::MakeContext(kCall);
+    RLHF_RETURN_IF_ERROR(FromGrpc(stub_->PublishRendezvous(context.get(), rendezvous, &response)));
+  }
+  for (int64_t step = group.next_step(); step <= group.spec().ppo().steps() && !stopped_; ++step) {
+    RLHF_RETURN_IF_ERROR(ReadBatch(group, step));
+    if (stopped_) return absl::OkStatus();
+    RLHF_RETURN_IF_ERROR(Commit(group, step));
+    committed_ = step;
+    if (step % options_.checkpoint_every == 0 || checkpoint_asked_) RLHF_RETURN_IF_ERROR(Checkpoint(group, step));
+  }
+  if (stopped_) return absl::OkStatus();
+  auto finish = Fenced<v1::FinishTrainingRequest>(group);
+  v1::FinishTrainingResponse response;
+  const auto context = client::MakeContext(kCall);
+  return FromGrpc(stub_->FinishTraining(context.get(), finish, &response));
+}
+
+absl::Status SimulatedLearner::ReadBatch(const v1::GroupAssignment& group, int64_t step) {
+  auto request = Fenced<v1::NextBatchRequest>(group);
+  request.set_step(step);
+  const auto context = client::MakeContext(absl::Hours(1));
+  const auto reader = stub_->NextBatch(context.get(), request);
+  v1::BatchChunk chunk;
+  int64_t read = 0, total = -1;
+  absl::Time first = absl::InfiniteFuture();
+  while (reader->Read(&chunk)) {
+    first = std::min(first, absl::Now());
+    read += chunk.samples_size();
+    total = chunk.total_samples();
+    for (const v1::Sample& sample : chunk.samples()) {
+      if (sample.id().step() != step || !sample.has_score())
+        return absl::DataLossError(absl::StrCat("step ", step, ": a sample of step ", sample.id().step(),
+                                                sample.has_score() ? "" : ", without a score"));
+    }
+  }
+  RLHF_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
+  if (read != total) return absl::DataLossError(absl::StrCat("step ", step, ": ", read, " of ", total, " samples"));
+  recorder_->Add("NextBatch (stream)", absl::Now() - first, read);
+  return absl::OkStatus();
+}
+
+absl::Status SimulatedLearner::Commit(const v1::GroupAssignment& group, int64_t step) {
+  auto request = Fenced<v1::CommitStepRequest>(group);
+  request.set_step(step);
+  request.set_weights_digest(absl::StrFormat("%032x", step));
+  request.set_weights_address("127.0.0.1:9");
+  (*request.mutable_metrics()->mutable_values())["kl"] = 0.01 * static_cast<double>(step % 100);
+  v1::CommitStepResponse response;
+  const auto context = client::MakeContext(kCall);
+  const absl::Time started = absl::Now();
+  RLHF_RETURN_IF_ERROR(FromGrpc(stub_->CommitStep(context.get(), request, &response)));
+  recorder_->Add("CommitStep", absl::Now() - started, 1);
+  held_job_ = group.job_id();
+  held_ = response.version();
+  checkpoint_asked_ = response.checkpoint();
+  return absl::OkStatus();
+}
+
+absl::Status SimulatedLearner::Checkpoint(const v1::GroupAssignment& group, int64_t step) {
+  const std::string folder = absl::StrCat(artifact_root_, "/../checkpoint-", instance_);
+  RLHF_RETURN_IF_ERROR(MakeDirs(folder));
+  RLHF_RETURN_IF_ERROR(WriteFileDurably(folder + "/state", absl::StrCat(group.job_id(), " ", step)));
+  auto request = Fenced<v1::ReportCheckpointRequest>(group);
+  request.set_step(step);
+  RLHF_ASSIGN_OR_RETURN(const std::string digest,
+                        artifacts_.Publish(folder, "checkpoint", group.spec().project(), group.job_id()));
+  request.set_digest(digest);
+  v1::ReportCheckpointResponse response;
+  const auto context = client::MakeContext(kCall);
+  return FromGrpc(stub_->ReportCheckpoint(context.get(), request, &response));
+}
+
+}  // namespace rlhf::bench

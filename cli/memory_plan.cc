@@ -1,0 +1,93 @@
+#include "cli/memory_plan.h"
+
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+
+namespace rlhf::cli {
+namespace {
+
+constexpr uint64_t kFloat = 4, kBfloat = 2;
+
+uint64_t U(int64_t value) {
+  return static_cast<uint64_t>(value);
+}
+
+}  // namespace
+
+std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
+  const artifact::ModelConfig& c = input.policy;
+  const uint64_t parameters = U(artifact::NumParameters(c)), compute = input.bfloat16 ? kBfloat : kFloat;
+  const uint64_t trained = parameters * (input.critic ? 2 : 1);
+  const uint64_t tokens = U(input.micro_batch_tokens);
+  // What a layer keeps for the backward pass, a token: its input, the norms' outputs, q, k, v, attention's output, and
+  // the MLP's two or three inner values. Scores are recomputed (scaled_dot_product_attention keeps none).
+  const uint64_t attention = U(c.num_heads * c.head_dim) * 2 + U(c.num_kv_heads * c.head_dim) * 2;
+  const uint64_t layer = 4 * U(c.hidden_size) + attention + (c.gated_mlp ? 3 : 2) * U(c.intermediate_size);
+  const uint64_t slot_tokens = U(input.tokens_a_slot > 0 ? input.tokens_a_slot : c.max_position_embeddings);
+  const uint64_t kv = 2 * U(c.num_layers * c.num_kv_heads * c.head_dim) * compute * U(input.slots) * slot_tokens;
+  std::vector<PlanLine> plan = {
+      {"learner", "weights, float32", trained * kFloat},
+      {"learner", "gradients, float32", trained * kFloat},
+      {"learner", "AdamW's two moments, float32", 2 * trained * kFloat},
+      {"learner", "snapshot from before the step", 3 * trained * kFloat},
+      {"learner", "activations of a micro-batch", tokens * U(c.num_layers) * layer * compute},
+      {"learner", "logits, 1024 tokens at a time", 2 * 1024 * U(c.vocab_size) * kFloat},
+      {"learner", "weights being published", parameters * kFloat},
+      {"rollout worker", "weights", parameters * compute},
+      {"rollout worker", "the next version, while it arrives", parameters * kFloat},
+      {"rollout worker", "key-value cache", kv},
+      {"reward server", "reward model", parameters * compute},
+      {"reward server", "reference policy", parameters * compute},
+      {"reward server", "activations of a batch", tokens * layer * compute},
+  };
+  if (input.bfloat16) plan.insert(plan.begin() + 1, {"learner", "weights, bfloat16", trained * kBfloat});
+  return plan;
+}
+
+uint64_t TotalOf(const std::vector<PlanLine>& plan, const std::string& role) {
+  uint64_t sum = 0;
+  for (const PlanLine& line : plan) sum += line.role == role ? line.bytes : 0;
+  return sum;
+}
+
+namespace {
+
+// JobSpec and StageSpec have the same kinds.
+template <typename Spec>
+void Estimate(const Spec& spec, const std::string& where, const std::string& base_dir,
+              std::vector<MemoryEstimate>* estimates) {
+  PlanInput input;
+  std::string reference;
+  if (spec.has_ppo()) {
+    const v1::PpoSpec& ppo = spec.ppo();
+    reference = ppo.policy();
+    input.critic = ppo.advantage() == v1::GAE || ppo.advantage() == v1::ADVANTAGE_ESTIMATOR_UNSPECIFIED;
+    input.bfloat16 = ppo.precision() == v1::BFLOAT16;
+    if (ppo.has_micro_batch_tokens()) input.micro_batch_tokens = ppo.micro_batch_tokens();
+  } else if (spec.has_sft() || spec.has_reward_model()) {
+    reference = spec.has_sft() ? spec.sft().model() : spec.reward_model().model();
+    input.critic = false;
+  }
+  absl::string_view path = reference;
+  if (!absl::ConsumePrefix(&path, "file:")) return;
+  const auto config = artifact::LoadModelConfig((std::filesystem::path(base_dir) / std::string(path)).string());
+  if (!config.ok()) return;
+  input.policy = *config;
+  const std::vector<PlanLine> plan = MemoryPlan(input);
+  estimates->push_back(
+      {where, TotalOf(plan, "learner"), TotalOf(plan, "rollout worker"), TotalOf(plan, "reward server")});
+}
+
+}  // namespace
+
+std::vector<MemoryEstimate> EstimateMemory(const v1::JobSpec& spec, const std::string& base_dir) {
+  std::vector<MemoryEstimate> estimates;
+  Estimate(spec, spec.name(), base_dir, &estimates);
+  for (const v1::StageSpec& stage : spec.pipeline().stages())
+    Estimate(stage, absl::StrCat("stage ", stage.name()), base_dir, &estimates);
+  return estimates;
+}
+
+}  // namespace rlhf::cli

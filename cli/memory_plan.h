@@ -1,0 +1,38 @@
+// How much memory a model takes in each role. Formulas are stated in docs/deploy.md, "Sizing". Pure functions.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "artifact/model_config.h"
+#include "rlhf/v1/job.pb.h"
+
+namespace rlhf::cli {
+
+struct PlanInput {
+  artifact::ModelConfig policy;
+  bool critic = true;     // PPO with GAE has one of the policy's size; RLOO, GRPO and SFT have none
+  bool bfloat16 = false;  // compute; master weights and moments stay float32
+  int64_t micro_batch_tokens = 8192;
+  int64_t slots = 64;         // a rollout worker's sequences
+  int64_t tokens_a_slot = 0;  // prompt and response; 0: the model's context
+};
+
+struct PlanLine {
+  std::string role, what;
+  uint64_t bytes;
+};
+
+// Line by line; the roles are "learner", "rollout worker" and "reward server".
+std::vector<PlanLine> MemoryPlan(const PlanInput& input);
+uint64_t TotalOf(const std::vector<PlanLine>& plan, const std::string& role);
+
+struct MemoryEstimate {
+  std::string where;  // "ppo", or "stage ppo" in a pipeline
+  uint64_t learner, rollout_worker, reward_server;
+};
+// Of what a job trains, for each "file:" model that can be read; slots are a rollout worker's default.
+std::vector<MemoryEstimate> EstimateMemory(const v1::JobSpec& spec, const std::string& base_dir);
+
+}  // namespace rlhf::cli

@@ -1,0 +1,16 @@
+// Files that only their owner may read, and secrets to put into them.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace rlhf::cli {
+
+// Durably, with mode 0600 from its first moment on.
+absl::Status WriteSecretFile(const std::string& path, const std::string& content);
+// A token that no coordinator knows yet: "rlhf_<12 hex digits>_<64 hex digits>".
+absl::StatusOr<std::string> NewToken();
+
+}  // namespace rlhf::cli

@@ -1,0 +1,159 @@
+"""What the synchronous and the asyncio client share: where a coordinator is, retries, errors, and the shape of exports."""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any, Dict, List, Optional, Tuple
+
+import grpc
+from google.protobuf import json_format
+
+from rlhf.v1 import artifact_service_pb2, job_pb2, job_service_pb2, state_pb2
+
+ENDED = (state_pb2.SUCCEEDED, state_pb2.FAILED, state_pb2.CANCELLED)
+CHUNK_BYTES = 1 << 20
+# A stream's life is bounded, so that a connection that died silently is found; a watch goes on from its resume token.
+WATCH_SECONDS = 600.0
+
+# Calls that may be sent twice: they read, or they carry a request id.
+_IDEMPOTENT = {
+    "JobService": ["SubmitJob", "ValidateJob", "GetJob", "ListJobs", "CancelJob", "PauseJob", "ResumeJob", "GetLedger", "ListSamples",
+                   "ListMetrics", "ExplainJob"],
+    "FeedbackService": ["NextTasks", "SubmitFeedback", "GetFeedbackStats"],
+    "ArtifactService": ["StartUpload", "GetArtifact", "ListArtifacts", "SetAlias"],
+    "OversightService": ["ListGates", "GetServiceState"],
+}
+_SERVICE_CONFIG = json.dumps({
+    "methodConfig": [{
+        "name": [{"service": f"rlhf.v1.{service}", "method": method} for service, methods in _IDEMPOTENT.items() for method in methods],
+        "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.2s", "maxBackoff": "3s", "backoffMultiplier": 2,
+                        "retryableStatusCodes": ["UNAVAILABLE"]},
+    }]
+})
+OPTIONS: List[Tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.enable_retries", 1),
+    ("grpc.service_config", _SERVICE_CONFIG),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+
+class RlhfError(RuntimeError):
+    """A call failed. `code` is the gRPC status code, `message` says what was expected, what was found and what to do."""
+
+    def __init__(self, code: grpc.StatusCode, message: Optional[str]):
+        super().__init__(f"{message or 'no further reason'} ({code.name})")
+        self.code = code
+        self.message = message or ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Where a coordinator is and how to speak to it."""
+    address: str
+    ca: Optional[bytes] = None
+    token: Optional[str] = None
+    insecure: bool = False
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        credentials = grpc.ssl_channel_credentials(root_certificates=self.ca)
+        if self.token:
+            credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(self.token))
+        return credentials
+
+
+def load_context(path: str) -> Context:
+    """Reads a context file as `rlhfctl up` writes it; paths in it are relative to the file."""
+    file = pathlib.Path(path)
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RlhfError(grpc.StatusCode.FAILED_PRECONDITION, f"no context file at {file}; `rlhfctl up` writes one") from None
+    ca = values.get("ca_file")
+    token = values.get("token_file")
+    return Context(address=values["address"], ca=(file.parent / ca).read_bytes() if ca else None,
+                   token=(file.parent / token).read_text(encoding="utf-8").strip() if token else None,
+                   insecure=bool(values.get("insecure", False)))
+
+
+def load_spec(path: str) -> job_pb2.JobSpec:
+    """A job from its YAML file (PyYAML is needed: pip install rlhf_client[yaml]). References to files stay as they are."""
+    try:
+        import yaml
+    except ImportError:
+        raise RlhfError(grpc.StatusCode.FAILED_PRECONDITION, "reading YAML needs PyYAML: pip install rlhf_client[yaml]") from None
+    spec = job_pb2.JobSpec()
+    try:
+        json_format.ParseDict(yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8")), spec)
+    except json_format.ParseError as error:
+        raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, f"{path}: {error}") from None
+    return spec
+
+
+def file_references(message: Any) -> List[Tuple[Any, str, str]]:
+    """Every field of a specification that says "file:PATH": (message, field's name, PATH)."""
+    found: List[Tuple[Any, str, str]] = []
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING and isinstance(value, str) and value.startswith("file:"):
+            found.append((message, field.name, value[len("file:"):]))
+        elif field.type == field.TYPE_MESSAGE and not (field.message_type.has_options and field.message_type.GetOptions().map_entry):
+            for child in (value if hasattr(value, "add") else [value]):
+                found.extend(file_references(child))
+    return found
+
+
+def manifest_of(path: str) -> Tuple[List[pathlib.Path], artifact_service_pb2.StartUploadRequest]:
+    """The files of a file or folder, in the order of the request that starts their upload."""
+    root = pathlib.Path(path)
+    if not root.exists():
+        raise RlhfError(grpc.StatusCode.NOT_FOUND, f"expected a file or folder at {root}, found none")
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    request = artifact_service_pb2.StartUploadRequest()
+    for file in files:
+        digest = hashlib.sha256()
+        with file.open("rb") as content:
+            for block in iter(lambda: content.read(CHUNK_BYTES), b""):
+                digest.update(block)
+        name = file.name if root.is_file() else file.relative_to(root).as_posix()
+        request.files.add(path=name, size=file.stat().st_size, sha256=digest.hexdigest())
+    order = sorted(range(len(files)), key=lambda i: request.files[i].path)
+    ordered = artifact_service_pb2.StartUploadRequest(files=[request.files[i] for i in order])
+    return [files[i] for i in order], ordered
+
+
+def chunks_of(files: List[pathlib.Path], started: artifact_service_pb2.StartUploadResponse) -> Any:
+    """What the service does not have yet."""
+    for index, file in enumerate(files):
+        offset = started.offsets[index]
+        with file.open("rb") as content:
+            content.seek(offset)
+            for block in iter(lambda: content.read(CHUNK_BYTES), b""):
+                yield artifact_service_pb2.UploadChunk(upload_id=started.upload_id, file=index, offset=offset, data=block)
+                offset += len(block)
+
+
+def sample_row(view: job_service_pb2.SampleView) -> Dict[str, Any]:
+    """A sample as a flat row, for pandas.DataFrame(client.sample_rows(job))."""
+    sample = view.sample
+    row: Dict[str, Any] = {
+        "step": view.row.id.step, "ordinal": view.row.id.ordinal, "index": view.row.id.index,
+        "state": state_pb2.SampleState.Name(view.row.state), "prompt": sample.prompt.text, "response": sample.response_text,
+        "category": sample.prompt.category, "tokens": len(sample.response_tokens), "policy_step": sample.version_low.step,
+        "worker": sample.worker_id, "score": sample.score.total if sample.HasField("score") else None,
+    }
+    policy, reference = sample.behaviour_log_probs, sample.score.reference_log_probs
+    row["log_prob"] = sum(policy) if policy else None
+    row["kl"] = sum(policy) - sum(reference) if policy and len(reference) == len(policy) else None
+    for component in sample.score.components:
+        row[f"score/{component.name}"] = component.value
+    for name, value in sample.prompt.tags.items():
+        row[f"tag/{name}"] = value
+    return row
+
+
+def metric_row(point: Any) -> Dict[str, Any]:
+    """A step's metrics as a flat row, for pandas.DataFrame(client.metric_rows(job))."""
+    return {"step": point.step, "at": point.at.ToDatetime(), **dict(point.values)}

@@ -1,0 +1,209 @@
+#include "coordinator/jobs/explain.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr int kHoldersNamed = 10;
+
+class Waits {
+ public:
+  void Add(v1::WaitReason reason, std::string waits_for, absl::Duration since, std::string what_to_do,
+           const std::vector<std::string>& held_by = {}) {
+    v1::Wait& wait = *response.add_waits();
+    wait.set_reason(reason);
+    wait.set_waits_for(std::move(waits_for));
+    wait.set_since_seconds(absl::ToInt64Seconds(since));
+    wait.set_what_to_do(std::move(what_to_do));
+    for (const std::string& holder : held_by) {
+      if (wait.held_by_size() < kHoldersNamed) wait.add_held_by(holder);
+    }
+  }
+  v1::ExplainJobResponse response;
+};
+
+std::string Ranks(int n) {
+  return absl::StrCat(n, n == 1 ? " learner" : " learners");
+}
+
+bool Ended(v1::JobState state) {
+  return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED;
+}
+
+void ExplainLearners(const JobFacts& facts, Waits* waits) {
+  const LearnerFacts& learners = facts.learners;
+  if (learners.formed) return;
+  if (learners.forming) {
+    waits->Add(v1::GROUP_FORMING,
+               absl::StrCat("its learner group to form: ", learners.not_joined.size(), " of ", learners.ranks,
+                            " have not joined"),
+               learners.since, "nothing; after 30 s the group is formed anew", learners.not_joined);
+  } else if (!facts.job.preempted_by().empty()) {
+    waits->Add(v1::PREEMPTED,
+               absl::StrCat("learners: job ", facts.job.preempted_by(), ", of higher priority, took them"),
+               learners.since, "it goes on from its checkpoint when they are free; start more learners to go on sooner",
+               {facts.job.preempted_by()});
+  } else if (learners.wait == GangWait::kQuota) {
+    waits->Add(v1::QUOTA, absl::StrCat(Ranks(learners.ranks), ": its project or submitter has all it may have"),
+               learners.since, "wait for its other jobs, or raise the bound: `rlhfctl quota set --max-learners`",
+               learners.holders);
+  } else if (learners.registered < learners.ranks) {
+    waits->Add(v1::NO_LEARNER, absl::StrCat(Ranks(learners.ranks), "; ", learners.registered, " are registered"),
+               learners.since, "start more learners, or lower learners.ranks");
+  } else {
+    waits->Add(
+        v1::LEARNERS_BUSY,
+        absl::StrCat(Ranks(learners.ranks), " at once; ", learners.free, " of ", learners.registered, " are free"),
+        learners.since, "wait, start more learners, or give it a higher priority", learners.holders);
+  }
+}
+
+void ExplainSamples(const JobFacts& facts, Waits* waits) {
+  const SampleFacts& samples = facts.samples;
+  const v1::LedgerCounts& counts = samples.counts;
+  const std::string problem =
+      samples.last_problem.empty() ? "" : absl::StrCat("; the newest problem: ", samples.last_problem);
+  const std::string queued = absl::StrCat(counts.queued(), counts.queued() == 1 ? " sample" : " samples");
+  if (counts.queued() > 0) {
+    if (samples.weights_away) {
+      waits->Add(v1::WEIGHTS_UNAVAILABLE, "a learner that serves the committed weights, for the queued samples",
+                 samples.since, "nothing while its learner group forms; see what that waits for");
+    } else if (samples.rollout_workers == 0) {
+      waits->Add(v1::NO_ROLLOUT_WORKER, absl::StrCat("a rollout worker, for ", queued), samples.since,
+                 "start rollout workers, or uncordon some: `rlhfctl workers list`");
+    } else if (samples.over_quota) {
+      waits->Add(v1::QUOTA,
+                 absl::StrCat("rollout workers, for ", queued, ": its project or submitter has all it may have"),
+                 samples.since, "wait, or raise the bound: `rlhfctl quota set --max-rollout-workers`",
+                 samples.rollout_holders);
+    } else if (samples.serving_this == 0) {
+      waits->Add(v1::ROLLOUT_WORKERS_BUSY,
+                 absl::StrCat("one of ", samples.rollout_workers, " rollout workers, for ", queued), samples.since,
+                 "wait, start more, or give it a higher priority", samples.rollout_holders);
+    }
+  }
+  if (counts.generated() > 0 && samples.reward_servers == 0) {
+    waits->Add(v1::NO_REWARD_SERVER, absl::StrCat("a reward server, for ", counts.generated(), " generated samples"),
+               samples.since, "start a reward server, or uncordon one: `rlhfctl workers list`");
+  }
+  if (samples.serving_this > 0) {
+    waits->Add(v1::GENERATING,
+               absl::StrCat(samples.serving_this, " rollout workers: ", counts.leased(),
+                            " samples are being generated, ", counts.queued(), " are queued", problem),
+               samples.since, "nothing");
+  }
+  if (counts.generated() > 0 && samples.reward_servers > 0) {
+    waits->Add(v1::SCORING,
+               absl::StrCat(counts.generated(), " samples to be scored; ", samples.score_requests,
+                            " requests are at reward servers", problem),
+               samples.since, samples.score_requests > 0 ? "nothing" : "see the reward servers' logs: `rlhfctl logs`");
+  }
+}
+
+void ExplainPeople(const JobFacts& facts, Waits* waits) {
+  if (facts.collects) {
+    waits->Add(v1::RATERS,
+               absl::StrCat(facts.wanted - facts.answered, " more comparisons by people; ", facts.answered, " of ",
+                            facts.wanted, " are given, ", facts.handed_out, " tasks are with raters"),
+               facts.no_progress, "answer tasks: `rlhfctl feedback next`, the Python client, or the web page",
+               facts.raters);
+  }
+  if (!facts.gate_id.empty()) {
+    waits->Add(v1::GATE,
+               absl::StrCat(facts.required_approvals - facts.approvals, " more approvals of gate ", facts.gate_id, " (",
+                            facts.approvals, " of ", facts.required_approvals, " given)"),
+               facts.in_state,
+               absl::StrCat("an overseer decides: `rlhfctl gate approve ", facts.gate_id, "` or `reject`"),
+               facts.approved_by);
+  } else if (!facts.stage_id.empty()) {
+    waits->Add(
+        v1::STAGE,
+        absl::StrCat("stage ", facts.stage_id,
+                     facts.stage_waits_for.empty() ? "" : absl::StrCat(", which waits for ", facts.stage_waits_for)),
+        facts.in_state, absl::StrCat("`rlhfctl why ", facts.stage_id, "` says more"), {facts.stage_id});
+  }
+}
+
+void ExplainActive(const JobFacts& facts, Waits* waits) {
+  const v1::Job& job = facts.job;
+  if (!facts.store_failure.empty()) {
+    waits->Add(v1::STORE_FAILING, absl::StrCat("the coordinator's store: ", facts.store_failure), facts.no_progress,
+               "free the disk (or mend it) and restart the coordinator; nothing that was acknowledged is lost");
+  }
+  // Paused by the coordinator itself, for want of room.
+  if (job.state() == v1::PAUSED && !job.reason_code().empty()) {
+    waits->Add(v1::STORE_FAILING, absl::StrCat("room: it is paused: ", job.reason()), facts.in_state,
+               "free the disk; it goes on by itself");
+    return;
+  }
+  if (job.state() == v1::PAUSED) {
+    waits->Add(v1::PAUSED_BY_PERSON, absl::StrCat("a person: it is ", job.reason().empty() ? "paused" : job.reason()),
+               facts.in_state, absl::StrCat("`rlhfctl resume ", job.id(), "`"));
+    return;
+  }
+  if (facts.halted && facts.learners.trains) {
+    waits->Add(v1::SERVICE_IS_HALTED,
+               absl::StrCat("all training is halted", facts.halt_reason.empty() ? "" : ": ", facts.halt_reason),
+               facts.no_progress, "an overseer ends it: `rlhfctl service resume`", {facts.halted_by});
+  }
+  if (facts.over_job_quota) {
+    waits->Add(v1::QUOTA, "its turn: its project or submitter has all the active jobs it may have", facts.in_state,
+               "wait for its other jobs, or raise the bound: `rlhfctl quota set --max-jobs`", facts.quota_holders);
+    return;
+  }
+  if (facts.starting) {
+    waits->Add(v1::STARTING, "its data to be read", facts.in_state, "nothing");
+    return;
+  }
+  ExplainPeople(facts, waits);
+  if (facts.learners.trains) ExplainLearners(facts, waits);
+  // With a group that trains, samples of later steps are not what it waits for.
+  const bool samples_matter = facts.samples.generates && (!facts.learners.formed || facts.samples.batch_wanted);
+  if (samples_matter) ExplainSamples(facts, waits);
+  if (facts.checkpointing) {
+    waits->Add(v1::CHECKPOINTING, absl::StrCat("the checkpoint of step ", job.step()), facts.learners.since, "nothing");
+  } else if (facts.learners.formed && !facts.samples.batch_wanted) {
+    waits->Add(v1::TRAINING,
+               absl::StrCat("step ", job.step() + 1, " of ", job.total_steps(), " to be trained, at group epoch ",
+                            job.group_epoch()),
+               facts.no_progress, "nothing; `rlhfctl watch` shows its progress");
+  }
+  if (facts.learners.yielding) {
+    waits->Add(v1::PREEMPTED,
+               absl::StrCat("the end of this step: then job ", facts.learners.yields_to,
+                            ", of higher priority, takes its learners"),
+               facts.learners.since, "nothing; it goes on from its checkpoint later", {facts.learners.yields_to});
+  }
+}
+
+}  // namespace
+
+v1::ExplainJobResponse ExplainFacts(const JobFacts& facts) {
+  Waits waits;
+  if (Ended(facts.job.state())) {
+    waits.Add(v1::NOTHING,
+              absl::StrCat("nothing: it is ", v1::JobState_Name(facts.job.state()),
+                           facts.job.reason().empty() ? "" : ": ", facts.job.reason()),
+              facts.in_state, "");
+  } else {
+    ExplainActive(facts, &waits);
+    if (waits.response.waits().empty())
+      waits.Add(v1::WORKING, "nothing: it works", facts.no_progress, "nothing; `rlhfctl watch` shows its progress");
+  }
+  v1::ExplainJobResponse response = std::move(waits.response);
+  const v1::Wait& first = response.waits(0);
+  response.set_waits_for(first.waits_for());
+  response.set_since_seconds(first.since_seconds());
+  *response.mutable_held_by() = first.held_by();
+  response.set_what_to_do(first.what_to_do());
+  if (facts.job.has_last_progress_at()) *response.mutable_last_progress_at() = facts.job.last_progress_at();
+  const bool with_people = facts.job.state() == v1::PAUSED || facts.collects || !facts.gate_id.empty();
+  response.set_no_progress(!Ended(facts.job.state()) && !with_people && facts.no_progress > kNoProgress);
+  return response;
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,74 @@
+// `rlhfctl why JOB`: from the facts of a job to what it waits for. Pure logic; the job table gathers the facts.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "coordinator/scheduling/gang.h"
+#include "rlhf/v1/job_service.pb.h"
+
+namespace rlhf::coordinator {
+
+inline constexpr absl::Duration kNoProgress = absl::Minutes(10);
+
+// Of the learners, for a job that trains.
+struct LearnerFacts {
+  bool trains = false;
+  bool formed = false;   // all members have their assignment
+  bool forming = false;  // members are chosen; not all have it
+  int ranks = 0, registered = 0, free = 0;
+  GangWait wait = GangWait::kNone;
+  std::vector<std::string> holders;     // jobs that have learners
+  std::vector<std::string> not_joined;  // forming: members that have not taken their assignment
+  bool yielding = false;                // it was told to make room
+  std::string yields_to;
+  absl::Duration since;  // in this state
+};
+
+// Of samples, for a job that generates.
+struct SampleFacts {
+  bool generates = false;
+  v1::LedgerCounts counts;
+  bool batch_wanted = false;  // a learner asks for the next step's samples
+  bool weights_away = false;  // nothing may be leased: nobody serves the committed weights
+  int rollout_workers = 0;    // that take work
+  int reward_servers = 0;
+  int serving_this = 0;                      // rollout workers that hold leases of this job
+  std::vector<std::string> rollout_holders;  // other jobs that have rollout workers
+  bool over_quota = false;                   // its project or submitter has all the rollout workers it may have
+  int score_requests = 0;
+  std::string last_problem;  // of a worker or reward server with its samples; empty: none
+  absl::Duration since;      // of the last sample that finished, or of its start
+};
+
+struct JobFacts {
+  v1::Job job;
+  absl::Duration in_state;      // since its state began
+  absl::Duration no_progress;   // since anything of it finished
+  bool starting = false;        // its data is being read
+  bool over_job_quota = false;  // its project has all the active jobs it may have
+  std::vector<std::string> quota_holders;
+  std::string store_failure;  // empty: the store works
+  bool halted = false;
+  std::string halted_by, halt_reason;
+  LearnerFacts learners;
+  SampleFacts samples;
+  bool checkpointing = false;
+  // collect
+  bool collects = false;
+  int64_t answered = 0, wanted = 0, handed_out = 0;
+  std::vector<std::string> raters;  // that hold a task
+  // pipeline
+  bool pipeline = false;
+  std::string gate_id;  // that waits; empty: none
+  int approvals = 0, required_approvals = 0;
+  std::vector<std::string> approved_by;
+  std::string stage_id;  // that runs; empty: none
+  std::string stage_waits_for;
+};
+
+// At least one wait; the flat fields are the first's.
+v1::ExplainJobResponse ExplainFacts(const JobFacts& facts);
+
+}  // namespace rlhf::coordinator

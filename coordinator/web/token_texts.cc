@@ -1,0 +1,66 @@
+#include "coordinator/web/token_texts.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/match.h"
+#include "common/status_util.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr size_t kMostTokenizers = 4;
+constexpr size_t kLongestCharacter = 4;  // bytes, so at most as many byte-level tokens
+constexpr char kReplacement[] = "\xEF\xBF\xBD";
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<const artifact::Tokenizer>> TokenTexts::TokenizerOf(const std::string& digest) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (const auto it = tokenizers_.find(digest); it != tokenizers_.end()) return it->second;
+  }
+  RLHF_ASSIGN_OR_RETURN(const std::string dir, root_.Path(digest));
+  RLHF_ASSIGN_OR_RETURN(std::shared_ptr<const artifact::Tokenizer> loaded, artifact::Tokenizer::Load(dir));
+  absl::MutexLock lock(&mu_);
+  if (tokenizers_.size() >= kMostTokenizers) tokenizers_.erase(tokenizers_.begin());
+  return tokenizers_[digest] = std::move(loaded);
+}
+
+absl::StatusOr<std::vector<std::string>> TokenTexts::Of(const std::string& model_digest,
+                                                        const std::vector<int32_t>& tokens) {
+  RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<const artifact::Tokenizer> tokenizer, TokenizerOf(model_digest));
+  std::vector<std::string> texts(tokens.size());
+  for (size_t i = 0; i < tokens.size();) {
+    size_t end = i + 1;
+    RLHF_ASSIGN_OR_RETURN(std::string text, tokenizer->Decode({tokens[i]}, /*skip_special_tokens=*/false));
+    const size_t furthest = std::min(tokens.size(), i + kLongestCharacter);
+    for (size_t longer = i + 2; absl::StrContains(text, kReplacement) && longer <= furthest; ++longer) {
+      const std::vector<int32_t> together(tokens.begin() + i, tokens.begin() + longer);
+      RLHF_ASSIGN_OR_RETURN(std::string joined, tokenizer->Decode(together, /*skip_special_tokens=*/false));
+      if (absl::StrContains(joined, kReplacement)) continue;
+      text = std::move(joined);
+      end = longer;
+    }
+    texts[end - 1] = std::move(text);
+    i = end;
+  }
+  return texts;
+}
+
+std::string SampledModelOf(const std::string& job_json) {
+  const auto job = nlohmann::json::parse(job_json, nullptr, /*allow_exceptions=*/false);
+  for (const auto& [kind, field] :
+       {std::pair("/spec/ppo", "policy"), {"/spec/sample", "model"}, {"/spec/evaluate", "model"}}) {
+    const nlohmann::json spec = job.value(nlohmann::json::json_pointer(kind), nlohmann::json());
+    if (!spec.is_object()) continue;
+    const std::string reference = spec.value(field, "");
+    const nlohmann::json resolved = job.value("resolved", nlohmann::json::object());
+    return resolved.value(reference, reference);
+  }
+  return "";
+}
+
+}  // namespace rlhf::coordinator

@@ -1,0 +1,62 @@
+#include "learner/metered_collective.h"
+
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/status_util.h"
+
+namespace rlhf::learner {
+namespace {
+
+using Waited = std::function<void(absl::Duration)>;
+
+class MeteredPending final : public Collective::Pending {
+ public:
+  MeteredPending(std::unique_ptr<Collective::Pending> pending, const Waited* waited)
+      : pending_(std::move(pending)), waited_(waited) {}
+  absl::Status Wait() override {
+    const absl::Time began = absl::Now();
+    absl::Status status = pending_->Wait();
+    (*waited_)(absl::Now() - began);
+    return status;
+  }
+
+ private:
+  const std::unique_ptr<Collective::Pending> pending_;
+  const Waited* const waited_;
+};
+
+class MeteredCollective final : public Collective {
+ public:
+  MeteredCollective(std::unique_ptr<Collective> collective, Waited waited)
+      : collective_(std::move(collective)), waited_(std::move(waited)) {}
+  int rank() const override { return collective_->rank(); }
+  int world_size() const override { return collective_->world_size(); }
+  absl::Status AllReduceSum(torch::Tensor tensor) override {
+    const absl::Time began = absl::Now();
+    absl::Status status = collective_->AllReduceSum(std::move(tensor));
+    waited_(absl::Now() - began);
+    return status;
+  }
+  absl::Status Broadcast(torch::Tensor tensor, int root) override {
+    return collective_->Broadcast(std::move(tensor), root);
+  }
+  absl::StatusOr<std::unique_ptr<Pending>> StartAllReduceSum(torch::Tensor tensor) override {
+    RLHF_ASSIGN_OR_RETURN(std::unique_ptr<Pending> pending, collective_->StartAllReduceSum(std::move(tensor)));
+    return std::make_unique<MeteredPending>(std::move(pending), &waited_);
+  }
+  absl::StatusOr<bool> Vote(bool ok) override { return collective_->Vote(ok); }
+  void Abort() override { collective_->Abort(); }
+
+ private:
+  const std::unique_ptr<Collective> collective_;
+  const Waited waited_;
+};
+
+}  // namespace
+
+std::unique_ptr<Collective> WithTimes(std::unique_ptr<Collective> collective, Waited waited) {
+  return std::make_unique<MeteredCollective>(std::move(collective), std::move(waited));
+}
+
+}  // namespace rlhf::learner

@@ -1,0 +1,34 @@
+// Causal attention with grouped queries, sliding windows and soft-capping.
+//
+// Two ways to compute it: LibTorch's fused attention over a padded grid, and the kernels over packed rows, whose sums
+// have a fixed order. The kernels serve deterministic models and, on the CPU, soft-capped scores, which LibTorch's
+// attention lacks.
+#pragma once
+
+#include <vector>
+
+#include <torch/torch.h>
+
+#include "model/kernels/cpu_kernels.h"
+
+namespace rlhf::model {
+
+// Packed sequences, and how their rows map to a padded [batch, longest] grid and back.
+struct PackedLayout {
+  std::vector<int64_t> lengths, begins;
+  int64_t longest = 0;
+  bool trivial = false;            // all sequences have one length: the grid is the rows
+  torch::Tensor to_grid, to_rows;  // int64; the grid's padding repeats row 0
+  static PackedLayout Of(const std::vector<int64_t>& lengths, torch::Device device);
+};
+
+// Over whole sequences: qkv [T, heads + 2 · kv_heads, dim] -> [T, heads · dim]. With a gradient where enabled.
+torch::Tensor AttendPacked(const kernels::AttentionShape& shape, const torch::Tensor& qkv, const PackedLayout& layout,
+                           bool fixed_order);
+
+// The newest positions of one sequence against all its keys and values: q [count, heads, dim]; keys, values [kv_heads,
+// length, dim], a cache's rows -> [count, heads · dim]. No gradient.
+torch::Tensor AttendCached(const kernels::AttentionShape& shape, const torch::Tensor& q, const torch::Tensor& keys,
+                           const torch::Tensor& values, bool fixed_order);
+
+}  // namespace rlhf::model

@@ -1,0 +1,29 @@
+// The kernels of one instruction set. Each is compiled from kernels_impl.h with its own options (CMakeLists.txt);
+// cpu_kernels.cc chooses one at load.
+#pragma once
+
+#include "model/kernels/cpu_kernels.h"
+
+namespace rlhf::model::kernels {
+
+struct KernelTable {
+  const char* name;
+  decltype(&MatmulNT) matmul_nt;
+  decltype(&RmsNorm) rms_norm;
+  decltype(&RmsNormBackward) rms_norm_backward;
+  decltype(&LayerNorm) layer_norm;
+  decltype(&LayerNormBackward) layer_norm_backward;
+  decltype(&Rotate) rotate;
+  decltype(&Activate) activate;
+  decltype(&ActivateBackward) activate_backward;
+  decltype(&DecodeAttention) decode_attention;
+  decltype(&CausalAttention) causal_attention;
+  decltype(&CausalAttentionBackward) causal_attention_backward;
+  decltype(&LogSumExp) log_sum_exp;
+  decltype(&Entropy) entropy;
+  decltype(&Softcap) softcap;
+};
+
+extern const KernelTable kTableDefault, kTableV3, kTableV4;
+
+}  // namespace rlhf::model::kernels

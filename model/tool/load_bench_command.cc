@@ -1,0 +1,79 @@
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <iostream>
+#include <memory>
+
+#include <nlohmann/json.hpp>
+
+#include "artifact/model_config.h"
+#include "artifact/safetensors.h"
+#include "model/tool/commands.h"
+#include "model/weights_io.h"
+
+namespace rlhf::model::tool {
+namespace {
+
+constexpr int kRuns = 5;
+
+double Seconds(const std::function<void()>& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+}  // namespace
+
+absl::Status BenchLoad(const std::string& model_dir) {
+  const auto config = artifact::LoadModelConfig(model_dir);
+  if (!config.ok()) return config.status();
+  const auto weights = artifact::OpenModelWeights(model_dir);
+  if (!weights.ok()) return weights.status();
+  size_t bytes = 0;
+  for (const auto& [name, entry] : weights->tensors) bytes += entry.file->Data(*entry.info).size();
+  LoadOptions options;
+  options.head = config->num_labels > 0 ? HeadKind::kScalar : HeadKind::kLm;
+  options.dtype = config->dtype == "bfloat16"  ? torch::kBFloat16
+                  : config->dtype == "float16" ? torch::kFloat16
+                                               : torch::kFloat32;
+  // Alternating, so that a busy neighbour slows both alike. The copy's source and target are warm; the other copy goes
+  // to memory that the process does not have yet, as a load's must.
+  const std::unique_ptr<char[]> source(new char[bytes]), target(new char[bytes]);
+  std::memset(source.get(), 1, bytes);
+  std::memset(target.get(), 1, bytes);
+  std::vector<double> copies, fresh_copies, loads;
+  absl::Status failed;
+  for (int run = 0; run < kRuns + 1; ++run) {
+    const double copy = Seconds([&] { std::memcpy(target.get(), source.get(), bytes); });
+    const double fresh = Seconds([&] {
+      const std::unique_ptr<char[]> cold(new char[bytes]);
+      std::memcpy(cold.get(), source.get(), bytes);
+    });
+    const double load = Seconds([&] { failed.Update(LoadModel(model_dir, options).status()); });
+    if (!failed.ok()) return failed;
+    if (run == 0) continue;  // warms the page cache
+    copies.push_back(copy);
+    fresh_copies.push_back(fresh);
+    loads.push_back(load);
+  }
+  const auto rate = [&](const std::vector<double>& seconds) {
+    return static_cast<double>(bytes) / Median(seconds) / 1e9;
+  };
+  nlohmann::ordered_json out;
+  out["bytes"] = bytes;
+  out["load_gb_per_second"] = rate(loads);
+  out["memcpy_gb_per_second"] = rate(copies);
+  out["memcpy_to_fresh_memory_gb_per_second"] = rate(fresh_copies);
+  out["load_over_memcpy"] = rate(loads) / rate(copies);
+  out["load_over_memcpy_to_fresh_memory"] = rate(loads) / rate(fresh_copies);
+  std::cout << out.dump() << "\n";
+  return absl::OkStatus();
+}
+
+}  // namespace rlhf::model::tool

@@ -1,0 +1,129 @@
+// Generation's forward pass: new tokens against the keys and values that their slots hold.
+#include <algorithm>
+
+#include <c10/core/InferenceMode.h>
+
+#include "model/attention.h"
+#include "model/fused_ops.h"
+#include "model/kv_cache.h"
+#include "model/rotary.h"
+#include "model/transformer_parts.h"
+
+namespace rlhf::model {
+
+// One call of Extend: which sequences only add a token, which are prompts, and the attention of both.
+class ExtendPass {
+ public:
+  ExtendPass(const Transformer& model, const PackedBatch& batch, const std::vector<int>& slots, KvCache& cache)
+      : model_(model), batch_(batch), slots_(slots), cache_(cache) {
+    int64_t row = 0;
+    for (size_t i = 0; i < slots.size(); ++i) {
+      const int64_t length = cache.length(slots[i]) + batch.lengths[i];
+      TORCH_CHECK(length <= cache.max_tokens(), "slot ", slots[i], " is full: ", cache.length(slots[i]), " tokens and ",
+                  batch.lengths[i], " more, of ", cache.max_tokens());
+      begins_.push_back(row);
+      row += batch.lengths[i];
+      last_rows_.push_back(row - 1);
+      end_ = std::max(end_, length);
+      if (batch.lengths[i] == 1) {
+        decode_slots_.push_back(slots[i]);
+        decode_rows_.push_back(begins_[i]);
+        decode_lengths_.push_back(length);
+      } else {
+        prefills_.push_back(i);
+      }
+    }
+    scratch_.resize(static_cast<size_t>((end_ + 15) / 16 * 16));
+    if (!prefills_.empty() && !decode_rows_.empty())
+      decode_index_ = torch::tensor(decode_rows_, torch::kInt64).to(model.device());
+  }
+
+  int64_t end() const { return end_; }  // beyond the highest position
+  const std::vector<int64_t>& last_rows() const { return last_rows_; }
+
+  torch::Tensor Attend(size_t l, const torch::Tensor& qkv) {
+    Append(static_cast<int>(l), qkv);
+    const auto shape = AttentionShapeOf(model_.config(), model_.Window(l));
+    const torch::Tensor keys = cache_.keys(static_cast<int>(l)), values = cache_.values(static_cast<int>(l));
+    torch::Tensor attended = torch::empty({qkv.size(0), shape.heads * shape.dim}, qkv.options());
+    for (const size_t i : prefills_) {
+      const int64_t length = cache_.length(slots_[i]) + batch_.lengths[i], count = batch_.lengths[i];
+      attended.narrow(0, begins_[i], count)
+          .copy_(AttendCached(shape, qkv.narrow(0, begins_[i], count).narrow(1, 0, shape.heads),
+                              keys[slots_[i]].narrow(1, 0, length), values[slots_[i]].narrow(1, 0, length),
+                              model_.deterministic()));
+    }
+    if (decode_rows_.empty()) return attended;
+    if (HasKernels(qkv)) {
+      const torch::Tensor decoding = prefills_.empty() ? qkv : qkv.index_select(0, decode_index_);
+      const torch::Tensor q = decoding.narrow(1, 0, shape.heads).contiguous();
+      torch::Tensor out = prefills_.empty() ? attended : torch::empty({q.size(0), attended.size(1)}, qkv.options());
+      kernels::DecodeAttention(shape, q.data_ptr<float>(), keys.data_ptr<float>(), values.data_ptr<float>(),
+                               decode_slots_.data(), decode_lengths_.data(), q.size(0), cache_.max_tokens(),
+                               scratch_.data(), out.data_ptr<float>());
+      if (!prefills_.empty()) attended.index_copy_(0, decode_index_, out);
+      return attended;
+    }
+    for (size_t i = 0; i < decode_rows_.size(); ++i) {
+      attended.narrow(0, decode_rows_[i], 1)
+          .copy_(AttendCached(shape, qkv.narrow(0, decode_rows_[i], 1).narrow(1, 0, shape.heads),
+                              keys[decode_slots_[i]].narrow(1, 0, decode_lengths_[i]),
+                              values[decode_slots_[i]].narrow(1, 0, decode_lengths_[i]), false));
+    }
+    return attended;
+  }
+
+ private:
+  // The new keys and values into the slots' rows.
+  void Append(int l, const torch::Tensor& qkv) {
+    const int64_t heads = model_.config().num_heads, kv_heads = model_.config().num_kv_heads,
+                  dim = model_.config().head_dim;
+    torch::Tensor keys = cache_.keys(l), values = cache_.values(l);
+    const bool direct = HasKernels(qkv);
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      const int64_t at = cache_.length(slots_[i]), count = batch_.lengths[i];
+      if (direct && count == 1) {
+        const float* source = qkv.data_ptr<float>() + (begins_[i] * (heads + 2 * kv_heads) + heads) * dim;
+        for (int64_t h = 0; h < kv_heads; ++h) {
+          const int64_t target = ((static_cast<int64_t>(slots_[i]) * kv_heads + h) * cache_.max_tokens() + at) * dim;
+          std::copy_n(source + h * dim, dim, keys.data_ptr<float>() + target);
+          std::copy_n(source + (kv_heads + h) * dim, dim, values.data_ptr<float>() + target);
+        }
+        continue;
+      }
+      const torch::Tensor part = qkv.narrow(0, begins_[i], count);
+      keys[slots_[i]].narrow(1, at, count).copy_(part.narrow(1, heads, kv_heads).transpose(0, 1));
+      values[slots_[i]].narrow(1, at, count).copy_(part.narrow(1, heads + kv_heads, kv_heads).transpose(0, 1));
+    }
+  }
+
+  const Transformer& model_;
+  const PackedBatch& batch_;
+  const std::vector<int>& slots_;
+  KvCache& cache_;
+  std::vector<int64_t> begins_, last_rows_, decode_rows_, decode_lengths_;
+  std::vector<int> decode_slots_;
+  std::vector<size_t> prefills_;
+  torch::Tensor decode_index_;
+  std::vector<float> scratch_;
+  int64_t end_ = 0;
+};
+
+torch::Tensor Transformer::Extend(const PackedBatch& batch, const std::vector<int>& slots, KvCache& cache) const {
+  const c10::InferenceMode inference;
+  ExtendPass pass(*this, batch, slots, cache);
+  CheckPositions(pass.end());
+  RotaryRows rotary, local;
+  if (rotary_) rotary = rotary_->ForCache(batch.position_ids, pass.end());
+  if (local_rotary_) local = local_rotary_->ForCache(batch.position_ids, pass.end());
+  const torch::Tensor x =
+      Run(Embed(batch.token_ids, batch.position_ids), rotary_ ? &rotary : nullptr, local_rotary_ ? &local : nullptr,
+          [&](size_t l, const torch::Tensor& qkv) { return pass.Attend(l, qkv.contiguous()); });
+  for (size_t i = 0; i < slots.size(); ++i) cache.SetLength(slots[i], cache.length(slots[i]) + batch.lengths[i]);
+  const bool all_last = x.size(0) == static_cast<int64_t>(slots.size());
+  const torch::Tensor last =
+      all_last ? x : x.index_select(0, torch::tensor(pass.last_rows(), torch::kInt64).to(device_));
+  return Norm(last, final_norm_weight_, final_norm_bias_);
+}
+
+}  // namespace rlhf::model

@@ -1,0 +1,107 @@
+#include "rollout_worker/worker_metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+
+namespace rlhf::rollout {
+namespace {
+
+// Leases that were revoked before their first token leave an entry behind; beyond this the oldest go.
+constexpr size_t kMostAwaited = 20'000;
+
+const char* ReasonOf(v1::FinishReason reason) {
+  switch (reason) {
+    case v1::END_OF_TEXT:
+      return "end_of_text";
+    case v1::STOP_TEXT:
+      return "stop_text";
+    case v1::MAX_TOKENS:
+      return "max_tokens";
+    default:
+      return "other";
+  }
+}
+
+}  // namespace
+
+WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
+  for (const char* reason : {"end_of_text", "stop_text", "max_tokens"})
+    registry_->Counter("rlhf_rollout_finished_total", "Samples generated, by how they ended.", {{"reason", reason}});
+}
+
+WorkerMetrics::Key WorkerMetrics::KeyOf(const v1::SampleId& id, int attempt) {
+  return {id.job_id(), id.step(), id.ordinal(), id.index(), attempt};
+}
+
+void WorkerMetrics::Accepted(const v1::PromptLease& lease, absl::Time now) {
+  for (const auto& sample : lease.samples()) {
+    if (before_first_token_.size() >= kMostAwaited) before_first_token_.erase(before_first_token_.begin());
+    before_first_token_[{lease.job_id(), lease.step(), lease.ordinal(), sample.index(), sample.attempt()}] = now;
+  }
+}
+
+void WorkerMetrics::FirstToken(const Key& key, absl::Time now) {
+  const auto awaited = before_first_token_.find(key);
+  if (awaited == before_first_token_.end()) return;
+  registry_
+      ->Histogram("rlhf_rollout_time_to_first_token_seconds",
+                  "Time from taking up a sample's lease to its first token, waiting for a slot included.",
+                  {0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60})
+      .Observe(absl::ToDoubleSeconds(now - awaited->second));
+  before_first_token_.erase(awaited);
+}
+
+void WorkerMetrics::Stepped(absl::Duration took, const std::vector<v1::LeaseProgress>& progress, absl::Time now) {
+  registry_
+      ->Histogram("rlhf_rollout_inter_token_seconds", "Time of a decoding step: what a running sequence waits a token.",
+                  {0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5})
+      .Observe(absl::ToDoubleSeconds(took));
+  if (before_first_token_.empty()) return;
+  for (const v1::LeaseProgress& lease : progress) {
+    if (lease.tokens_done() > 0) FirstToken(KeyOf(lease.id(), lease.attempt()), now);
+  }
+}
+
+void WorkerMetrics::Finished(const std::vector<v1::Sample>& samples, absl::Time now) {
+  for (const v1::Sample& sample : samples) {
+    FirstToken(KeyOf(sample.id(), sample.attempt()), now);
+    registry_->Counter("rlhf_rollout_finished_total", "", {{"reason", ReasonOf(sample.finish_reason())}}).Increment();
+    // Jobs that do not train number their samples' step 0.
+    if (sample.id().step() > 0) {
+      registry_->Gauge("rlhf_rollout_policy_lag", "Steps that the newest sample's policy is behind its step's.")
+          .Set(static_cast<double>(sample.id().step() - 1 - sample.version_low().step()));
+    }
+  }
+}
+
+void WorkerMetrics::Mirror(const Engine& engine, const PolicyLoader::Counters& loaded) {
+  const auto set = [this](const char* name, const char* help, double value) {
+    registry_->Gauge(name, help).Set(value);
+  };
+  const auto count = [this](const char* name, const char* help, int64_t by) {
+    if (by > 0) registry_->Counter(name, help).Increment(static_cast<double>(by));
+  };
+  set("rlhf_rollout_requests_running", "Sequences being generated.", engine.running());
+  set("rlhf_rollout_requests_waiting", "Samples leased and waiting for a slot.", engine.waiting());
+  set("rlhf_rollout_kv_cache_usage_ratio", "Share of the cache's positions in use.", engine.kv_cache_usage());
+  set("rlhf_rollout_policy_version", "Step of the policy version being served.",
+      static_cast<double>(engine.version().step()));
+  if (loaded.loads != seen_loaded_.loads) seen_tokens_ = {};
+  const Engine::Counters& tokens = engine.counters();
+  count("rlhf_rollout_prompt_tokens_total", "Prompt tokens computed.",
+        tokens.prompt_tokens - seen_tokens_.prompt_tokens);
+  count("rlhf_rollout_generation_tokens_total", "Tokens generated.",
+        tokens.generated_tokens - seen_tokens_.generated_tokens);
+  count("rlhf_weight_sync_bytes_total", "Bytes of weights received.", loaded.bytes - seen_loaded_.bytes);
+  if (const int64_t switches = loaded.switches - seen_loaded_.switches; switches > 0) {
+    registry_
+        ->Histogram("rlhf_weight_sync_seconds", "Time of a change of weights.",
+                    {0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120})
+        .Observe((loaded.seconds - seen_loaded_.seconds) / static_cast<double>(switches));
+  }
+  seen_tokens_ = tokens;
+  seen_loaded_ = loaded;
+}
+
+}  // namespace rlhf::rollout

@@ -1,0 +1,127 @@
+// config.json of every family: what is read, what is written back, what is refused by name, what a hostile file gets.
+#include "artifact/model_config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "tests/testing/golden.h"
+
+namespace rlhf::artifact {
+namespace {
+
+using testing::HasSubstr;
+
+nlohmann::json ConfigOf(const std::string& name) {
+  return Golden("families.json")["models"][name]["config"];
+}
+std::string ErrorOf(const nlohmann::json& config) {
+  const auto parsed = ParseModelConfig(config.dump(), "config.json");
+  return parsed.ok() ? "" : std::string(parsed.status().message());
+}
+
+TEST(ModelConfigTest, EveryFamilyIsWrittenBackWhole) {
+  const nlohmann::json models = Golden("families.json")["models"];
+  for (const auto& [name, row] : models.items()) {
+    const auto config = ParseModelConfig(row["config"].dump(), name);
+    ASSERT_TRUE(config.ok()) << config.status();
+    const nlohmann::json written = nlohmann::json::parse(ModelConfigToJson(*config));
+    for (const auto& [key, value] : row["config"].items()) EXPECT_EQ(written[key], value) << name << " " << key;
+    EXPECT_EQ(written["dtype"], "float32");
+    ModelConfig reward = *config;
+    reward.num_labels = 1;
+    const auto again = ParseModelConfig(ModelConfigToJson(reward), name);
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(again->num_labels, 1);
+    EXPECT_THAT(again->architecture, HasSubstr("ForSequenceClassification"));
+  }
+}
+
+TEST(ModelConfigTest, FilesOfOlderTransformersAreRead) {
+  nlohmann::json llama = ConfigOf("llama_llama3");
+  llama["rope_scaling"] = llama["rope_parameters"];
+  llama["rope_scaling"].erase("rope_theta");
+  llama.erase("rope_parameters");
+  llama["rope_theta"] = 500000.0;
+  llama["torch_dtype"] = "bfloat16";
+  const auto config = ParseModelConfig(llama.dump(), "llama");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->rope.kind, Rope::Kind::kLlama3);
+  EXPECT_EQ(config->rope.theta, 500000);
+  EXPECT_EQ(config->rope.factor, 8);
+  EXPECT_EQ(config->dtype, "bfloat16");
+  nlohmann::json gemma = ConfigOf("gemma3");
+  gemma.erase("rope_parameters");
+  gemma["rope_theta"] = 1000000.0;
+  gemma["rope_local_base_freq"] = 10000.0;
+  gemma["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 8.0}};
+  const auto older = ParseModelConfig(gemma.dump(), "gemma3");
+  ASSERT_TRUE(older.ok()) << older.status();
+  EXPECT_EQ(older->rope.kind, Rope::Kind::kLinear);
+  EXPECT_EQ(older->local_rope.theta, 10000);
+  nlohmann::json neox = ConfigOf("gpt_neox");
+  neox.erase("rope_parameters");
+  neox["rotary_pct"] = 0.5;
+  neox["rotary_emb_base"] = 20000;
+  const auto pythia = ParseModelConfig(neox.dump(), "gpt_neox");
+  ASSERT_TRUE(pythia.ok()) << pythia.status();
+  EXPECT_EQ(pythia->rotary_dim, 4);
+  EXPECT_EQ(pythia->rope.theta, 20000);
+}
+
+TEST(ModelConfigTest, NothingUnknownOrUnsupportedIsIgnored) {
+  const auto refused = [](const std::string& family, const std::string& key, const nlohmann::json& value,
+                          const std::string& says) {
+    nlohmann::json config = ConfigOf(family);
+    config[key] = value;
+    EXPECT_THAT(ErrorOf(config), testing::AllOf(HasSubstr("config.json"), HasSubstr(says))) << family << " " << key;
+  };
+  refused("llama", "attention_sinks", 4, "attention_sinks = 4");
+  refused("llama", "sliding_window", 512, "sliding_window");
+  refused("llama", "hidden_act", "relu2", "relu2");
+  refused("llama", "quantization_config", {{"bits", 4}}, "quantization_config");
+  refused("llama", "rope_parameters", {{"rope_type", "axial"}}, "axial");
+  refused("llama", "rope_parameters", {{"rope_type", "linear"}, {"factor", 2.0}, {"bend", 1}}, "rope_parameters.bend");
+  refused("llama", "rope_parameters", {{"rope_type", "yarn"}, {"factor", 2.0}}, "original_max_position_embeddings");
+  refused("llama", "architectures", {"LlamaForQuestionAnswering"}, "LlamaForQuestionAnswering");
+  refused("llama", "torch_dtype", "float64", "float64");
+  refused("gpt2", "scale_attn_by_inverse_layer_idx", true, "scale_attn_by_inverse_layer_idx");
+  refused("gpt2", "n_head", 5, "n_embd");
+  refused("qwen2_window", "layer_types", {"full_attention", "chunked_attention"}, "chunked_attention");
+  refused("qwen2_window", "sliding_window", nullptr, "sliding_window");
+  refused("gemma2", "use_bidirectional_attention", true, "use_bidirectional_attention");
+  refused("gemma3", "attn_logit_softcapping", 50.0, "attn_logit_softcapping");
+  refused("phi3_longrope", "rope_parameters",
+          {{"rope_type", "longrope"}, {"short_factor", {1.0}}, {"long_factor", {1.0}}}, "short_factor");
+  refused("mistral", "model_type", "mixtral", "mixtral");
+}
+
+TEST(ModelConfigTest, HostileSizesGetClearErrors) {
+  const auto refused = [](const std::string& key, const nlohmann::json& value) {
+    nlohmann::json config = ConfigOf("llama_grouped");
+    config[key] = value;
+    const auto parsed = ParseModelConfig(config.dump(), "config.json");
+    EXPECT_EQ(parsed.status().code(), absl::StatusCode::kInvalidArgument) << key << " = " << value;
+  };
+  for (const char* key : {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                          "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"}) {
+    for (const nlohmann::json& value :
+         {nlohmann::json(0), nlohmann::json(-1), nlohmann::json(1.5), nlohmann::json("4"), nlohmann::json({1}),
+          nlohmann::json(INT64_MAX), nlohmann::json(UINT64_MAX), nlohmann::json(1e300)})
+      refused(key, value);
+  }
+
+  nlohmann::json wide = ConfigOf("llama_grouped");
+  wide["hidden_size"] = wide["intermediate_size"] = int64_t{1} << 30;
+  EXPECT_THAT(ErrorOf(wide), HasSubstr("parameters"));
+  refused("rms_norm_eps", "tiny");
+  refused("head_dim", 7);  // rotary positions turn pairs
+  refused("rope_parameters", 7);
+  std::string deep(100'000, '[');
+  EXPECT_FALSE(ParseModelConfig(absl::StrCat("{\"model_type\":", deep), "config.json").ok());
+  for (const char* text : {"", "{", "null", "[]", "{\"model_type\":7}", "\xff\xfe"})
+    EXPECT_EQ(ParseModelConfig(text, "config.json").status().code(), absl::StatusCode::kInvalidArgument) << text;
+}
+
+}  // namespace
+}  // namespace rlhf::artifact

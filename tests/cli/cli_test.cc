@@ -1,0 +1,143 @@
+// rlhfctl's parts that need no coordinator: manifests and secrets, the tree of commands, the memory plan.
+#include <sys/stat.h>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "cli/certificate_check.h"
+#include "cli/memory_plan.h"
+#include "cli/secret_file.h"
+#include "common/durable_file.h"
+#include "tests/testing/golden.h"
+#include "tests/testing/run_command.h"
+#include "tests/testing/scratch_dir.h"
+
+namespace rlhf::cli {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+CommandResult Ctl(const std::string& arguments) {
+  return RunCommand(absl::StrCat(BinDir(), "/rlhfctl ", arguments, " 2>&1"));
+}
+
+TEST(CommandTree, CompletionsKnowEveryCommandAndTheirShellsAcceptThem) {
+  ScratchDir dir;
+  for (const std::string shell : {"bash", "zsh", "fish"}) {
+    const CommandResult script = Ctl("completion " + shell);
+    ASSERT_EQ(script.code, 0) << script.output;
+    for (const char* word : {"submit", "drain", "--request-id", "doctor", "pki", "--follow"})
+      EXPECT_THAT(script.output, HasSubstr(shell == "fish" && word[0] == '-' ? std::string(word + 2) : word)) << shell;
+    ASSERT_TRUE(WriteFileDurably(dir.File(shell), script.output).ok());
+  }
+  // What bash offers after "rlhfctl workers ".
+  const CommandResult offered =
+      RunCommand("bash -c 'source " + dir.File("bash") +
+                 "; COMP_WORDS=(rlhfctl workers \"\"); COMP_CWORD=2; _rlhfctl; echo ${COMPREPLY[@]}'");
+  EXPECT_THAT(offered.output, HasSubstr("list"));
+  EXPECT_THAT(offered.output, HasSubstr("cordon"));
+  EXPECT_THAT(offered.output, Not(HasSubstr("submit")));
+  EXPECT_EQ(Ctl("completion csh").code, 2);
+}
+
+TEST(CommandTree, TheManPageIsWellFormedAndNamesEveryCommand) {
+  const CommandResult page = Ctl("man");
+  ASSERT_EQ(page.code, 0);
+  for (const char* part : {".TH RLHFCTL 1", ".SS workers drain", ".SS pki init", ".SS token create", "EXIT STATUS"})
+    EXPECT_THAT(page.output, HasSubstr(part));
+}
+
+TEST(Pki, InitKeepsItsCaAndProtectsItsKeys) {
+  ScratchDir dir;
+  const std::string pki = dir.File("pki");
+  ASSERT_EQ(Ctl("pki init --dir " + pki + " --host node-1.example").code, 0);
+  const auto ca = ReadFile(pki + "/ca.pem");
+  for (const char* key : {"ca.key", "coordinator.key", "learner.key", "rollout-worker.key", "reward-server.key"}) {
+    struct stat info {};
+    ASSERT_EQ(stat((pki + "/" + key).c_str(), &info), 0) << key;
+    EXPECT_EQ(info.st_mode & 0777, 0600u) << key;
+  }
+  ASSERT_EQ(Ctl("pki init --dir " + pki).code, 0);
+  EXPECT_EQ(*ReadFile(pki + "/ca.pem"), *ca) << "a second init renews certificates, not the CA";
+  ASSERT_EQ(Ctl("pki issue --dir " + pki + " --role learner --instance learner-7").code, 0);
+  const auto ends = ExpiryOfFile(pki + "/learner-7.pem");
+  ASSERT_TRUE(ends.ok()) << ends.status();
+  EXPECT_EQ(Ctl("pki issue --dir " + dir.File("none") + " --role learner --instance x").code, 1);
+}
+
+TEST(Pki, KubernetesSecretsOfEveryRole) {
+  ScratchDir dir;
+  const CommandResult printed = Ctl("pki init --kubernetes --namespace ml --dir " + dir.File("pki"));
+  ASSERT_EQ(printed.code, 0) << printed.output;
+  for (const char* part :
+       {"name: rlhf-coordinator-tls", "name: rlhf-learner-tls", "name: rlhf-rollout-worker-tls",
+        "name: rlhf-reward-server-tls", "name: rlhf-client-ca", "namespace: ml", "ca.crt: ", "tls.key: "})
+    EXPECT_THAT(printed.output, HasSubstr(part));
+  // The CA's key stays here.
+  EXPECT_EQ(printed.output.find("ca.key"), std::string::npos);
+}
+
+TEST(BootstrapToken, IsPrintedOnceOrAsASecret) {
+  EXPECT_THAT(Ctl("token create --bootstrap").output, testing::MatchesRegex("rlhf_[0-9a-f]+_[0-9a-f]+\n"));
+  EXPECT_THAT(Ctl("token create --bootstrap --kubernetes").output, HasSubstr("name: rlhf-bootstrap-token"));
+  const auto first = NewToken(), second = NewToken();
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_NE(*first, *second);
+  EXPECT_EQ(first->size(), 5u + 12 + 1 + 64);
+}
+
+TEST(SubmitKubernetes, PrintsAJobWithItsOwnFleet) {
+  ScratchDir dir;
+  ASSERT_TRUE(WriteFileDurably(dir.File("job.yaml"),
+                               "name: mine\nlearners: {ranks: 3}\nsft: {model: m, data: d, steps: 1, batch_size: 1}\n")
+                  .ok());
+  const CommandResult printed = Ctl("submit --kubernetes --registry r.example/x --tag 7 " + dir.File("job.yaml"));
+  ASSERT_EQ(printed.code, 0) << printed.output;
+  for (const char* part :
+       {"kind: JobSet", "  name: rlhf-mine\n  namespace: rlhf", "image: r.example/x/learner:7", "parallelism: 3",
+        "configMap: {name: rlhf-mine-learner}", "name: rlhf-mine-job", "batch_size: 1"})
+    EXPECT_THAT(printed.output, HasSubstr(part));
+  for (const char* left : {"own-fleet", "suspend: true", "image: rlhf-"})
+    EXPECT_THAT(printed.output, Not(HasSubstr(left)));
+  ASSERT_TRUE(
+      WriteFileDurably(dir.File("job.yaml"), "name: mine\nsft: {model: \"file:m\", data: d, steps: 1, batch_size: 1}\n")
+          .ok());
+  EXPECT_EQ(Ctl("submit --kubernetes " + dir.File("job.yaml")).code, 2);
+}
+
+TEST(Plan, CountsWhatTrainingHolds) {
+  PlanInput input;
+  input.policy = *artifact::ParseModelConfig(
+      R"({"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":16,"intermediate_size":32,"num_hidden_layers":1,)"
+      R"("num_attention_heads":2,"num_key_value_heads":2,"vocab_size":64,"max_position_embeddings":64,"rms_norm_eps":1e-5,"rope_theta":10000.0})",
+      "test");
+  input.slots = 3;
+  const uint64_t parameters = static_cast<uint64_t>(artifact::NumParameters(input.policy));
+  const auto line = [&](const std::string& what) {
+    for (const PlanLine& l : MemoryPlan(input))
+      if (l.what == what) return l.bytes;
+    ADD_FAILURE() << "no line " << what;
+    return uint64_t{0};
+  };
+  EXPECT_EQ(line("AdamW's two moments, float32"), 2 * 2 * parameters * 4);
+  EXPECT_EQ(line("key-value cache"), 2u * 1 * 2 * 8 * 4 * 3 * 64);
+  const uint64_t with_critic = TotalOf(MemoryPlan(input), "learner");
+  input.critic = false;
+  EXPECT_LT(TotalOf(MemoryPlan(input), "learner"), with_critic);
+  input.bfloat16 = true;
+  EXPECT_EQ(line("key-value cache"), 2u * 1 * 2 * 8 * 2 * 3 * 64);
+}
+
+TEST(Doctor, SaysWhatItFoundAndWhatToDo) {
+  ScratchDir dir;
+  const CommandResult result = Ctl("--context " + dir.File("none.json") + " doctor --dir " + dir.path());
+  EXPECT_EQ(result.code, 0) << result.output;
+  for (const char* part : {"disk", "shared memory", "GPUs", "coordinator", "rlhfctl up starts one"})
+    EXPECT_THAT(result.output, HasSubstr(part));
+  EXPECT_EQ(Ctl("--address 127.0.0.1:1 --insecure doctor").code, 1) << "nobody is there";
+}
+
+}  // namespace
+}  // namespace rlhf::cli

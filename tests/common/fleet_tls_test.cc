@@ -1,0 +1,179 @@
+// What a listener of the fleet refuses, and that it goes on serving others: certificates that have ended or are of
+// another role, garbage, floods; and that certificates are read again without a restart.
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/blocking_counter.h"
+#include "absl/time/clock.h"
+#include "client/cpp/channel.h"
+#include "common/durable_file.h"
+#include "common/fleet_names.h"
+#include "common/rpc_server.h"
+#include "common/status_util.h"
+#include "rlhf/v1/fleet_service.grpc.pb.h"
+#include "tests/testing/certificates.h"
+
+namespace rlhf {
+namespace {
+
+// Register answers at once; LeasePrompts only when its caller gives up.
+class Service final : public v1::FleetService::CallbackService {
+ public:
+  grpc::ServerUnaryReactor* Register(grpc::CallbackServerContext* context, const v1::RegisterRequest*,
+                                     v1::RegisterResponse* response) override {
+    response->set_session_id(CallerOf(*context).subject);
+    auto* reactor = context->DefaultReactor();
+    reactor->Finish(grpc::Status::OK);
+    return reactor;
+  }
+  grpc::ServerUnaryReactor* LeasePrompts(grpc::CallbackServerContext*, const v1::LeasePromptsRequest*,
+                                         v1::LeasePromptsResponse*) override {
+    class Waiting final : public grpc::ServerUnaryReactor {
+     public:
+      void OnCancel() override { Finish(grpc::Status::CANCELLED); }
+      void OnDone() override { delete this; }
+    };
+    ++waiting;
+    return new Waiting;
+  }
+  std::atomic<int> waiting{0};
+};
+
+class FleetTlsTest : public testing::Test {
+ protected:
+  void Start(int streams = 1000) {
+    RpcServerOptions options;
+    options.address = "127.0.0.1:0";
+    options.tls = certificates_.Issue("reward_server", "reward-0");
+    options.require_client_certificate = true;
+    options.max_concurrent_streams = streams;
+    options.authorizer = [](const std::string&, const std::string&,
+                            const std::string& spiffe_id) -> absl::StatusOr<Caller> {
+      RLHF_ASSIGN_OR_RETURN(const FleetIdentity identity, ParseSpiffeId(spiffe_id));
+      Caller caller;
+      caller.subject = identity.instance;
+      return caller;
+    };
+    options.services = {&service_};
+    auto server = RpcServer::Start(options);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  std::shared_ptr<grpc::Channel> Channel(const TlsFiles& tls, const std::string& server_name = "") {
+    client::ChannelOptions options;
+    options.address = absl::StrCat("127.0.0.1:", server_->port());
+    options.tls = tls;
+    options.server_name = server_name;
+    auto channel = client::MakeChannel(options);
+    EXPECT_TRUE(channel.ok()) << channel.status();
+    return *channel;
+  }
+  static absl::StatusOr<std::string> Register(const std::shared_ptr<grpc::Channel>& channel) {
+    v1::RegisterResponse response;
+    const auto context = client::MakeContext(absl::Seconds(5));
+    RLHF_RETURN_IF_ERROR(FromGrpc(v1::FleetService::NewStub(channel)->Register(context.get(), {}, &response)));
+    return response.session_id();
+  }
+  static void Write(const std::string& path, const std::string& content) {
+    ASSERT_TRUE(WriteFileDurably(path, content).ok());
+  }
+
+  TestCertificates certificates_;
+  Service service_;
+  std::unique_ptr<RpcServer> server_;
+};
+
+TEST_F(FleetTlsTest, AnEndedCertificateIsRefused) {
+  Start();
+  EXPECT_TRUE(Register(Channel(certificates_.Issue("coordinator", "c0"))).ok());
+  const auto ended = IssueCertificate(certificates_.ca(), "test", "coordinator", "c1", {}, /*days=*/-1);
+  ASSERT_TRUE(ended.ok());
+  TlsFiles files = certificates_.CaOnly();
+  files.cert_file = certificates_.dir().File("ended.pem");
+  files.key_file = certificates_.dir().File("ended.key");
+  Write(files.cert_file, ended->cert_pem);
+  Write(files.key_file, ended->key_pem);
+  EXPECT_EQ(Register(Channel(files)).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(Register(Channel(certificates_.Issue("coordinator", "c0"))).ok());
+}
+
+TEST_F(FleetTlsTest, NoCertificateAndAnotherCaAreRefused) {
+  Start();
+  EXPECT_EQ(Register(Channel(certificates_.CaOnly())).status().code(), absl::StatusCode::kUnavailable);
+  TestCertificates others;
+  TlsFiles files = others.Issue("coordinator", "c0");
+  files.ca_file = certificates_.CaOnly().ca_file;
+  EXPECT_EQ(Register(Channel(files)).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(FleetTlsTest, AServerIsKnownByItsRole) {
+  Start();
+  const TlsFiles coordinator = certificates_.Issue("coordinator", "c0");
+  EXPECT_TRUE(Register(Channel(coordinator, FleetServerName("reward_server"))).ok());
+  EXPECT_TRUE(Register(Channel(coordinator, FleetServerName(""))).ok());
+  EXPECT_EQ(Register(Channel(coordinator, FleetServerName("learner"))).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(FleetTlsTest, ANewCertificateIsReadWithoutARestart) {
+  Start();
+  const TlsFiles client = certificates_.Issue("coordinator", "c0");
+  const std::string name = "renewed.example";
+  EXPECT_FALSE(Register(Channel(client, name)).ok());
+  certificates_.Issue("reward_server", "reward-0", {name});  // over the same files
+  const absl::Time deadline = absl::Now() + absl::Seconds(40);
+  while (!Register(Channel(client, name)).ok()) {
+    ASSERT_LT(absl::Now(), deadline) << "the new certificate was not taken";
+    absl::SleepFor(absl::Milliseconds(200));  // the files are looked at every 10 s; there is nothing else to wait on
+  }
+}
+
+TEST_F(FleetTlsTest, GarbageIsDroppedAndOthersAreServed) {
+  Start();
+  for (int i = 0; i < 20; ++i) {
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(server_->port()));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    const std::string garbage(4096, static_cast<char>(0x5A + i));
+    EXPECT_GT(send(fd, garbage.data(), garbage.size(), MSG_NOSIGNAL), 0);
+    close(fd);
+  }
+  EXPECT_TRUE(Register(Channel(certificates_.Issue("coordinator", "c0"))).ok());
+}
+
+TEST_F(FleetTlsTest, AFloodOfStreamsIsHeldAndOthersAreServed) {
+  constexpr int kStreams = 50, kCalls = 2000;
+  Start(kStreams);
+  const auto flooding = v1::FleetService::NewStub(Channel(certificates_.Issue("rollout_worker", "flood")));
+  struct Call {
+    std::unique_ptr<grpc::ClientContext> context = client::MakeContext(absl::Seconds(60));
+    v1::LeasePromptsRequest request;
+    v1::LeasePromptsResponse response;
+  };
+  std::vector<Call> calls(kCalls);
+  absl::BlockingCounter ended(kCalls);
+  for (Call& call : calls) {
+    flooding->async()->LeasePrompts(call.context.get(), &call.request, &call.response,
+                                    [&ended](grpc::Status) { ended.DecrementCount(); });
+  }
+  const auto other = Channel(certificates_.Issue("rollout_worker", "other"));
+  for (int i = 0; i < 10; ++i) EXPECT_TRUE(Register(other).ok());
+  EXPECT_LE(service_.waiting, kStreams) << "one connection holds no more than its streams";
+  for (Call& call : calls) call.context->TryCancel();
+  ended.Wait();
+}
+
+}  // namespace
+}  // namespace rlhf

@@ -1,0 +1,401 @@
+"""What the rendered manifests promise: selectors, ports, probes, the restricted profile, network policies, budgets, images,
+fields of CRD kinds, schemas, and that every ConfigMap is accepted by the binary it is for."""
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import yaml
+
+ROOT = pathlib.Path(os.environ.get("RLHF_SOURCE_DIR", pathlib.Path(__file__).resolve().parents[2]))
+BIN = pathlib.Path(os.environ.get("RLHF_BIN_DIR", ROOT / "build/release/bin"))
+RENDERED = ROOT / "deploy/rendered"
+TOOLS = ROOT / ".deps/python-tools"
+PLAIN_PORT = 9100
+
+# Kinds that no built-in schema knows, with the fields that their operators require. Untested against a server.
+CRDS = {
+    ("cert-manager.io/v1", "Issuer"): [],
+    ("cert-manager.io/v1", "Certificate"): ["spec.secretName", "spec.issuerRef.name"],
+    ("jobset.x-k8s.io/v1alpha2", "JobSet"): ["spec.replicatedJobs"],
+    ("keda.sh/v1alpha1", "ScaledObject"): ["spec.scaleTargetRef.name", "spec.triggers"],
+    ("kueue.x-k8s.io/v1beta1", "ResourceFlavor"): ["spec"],
+    ("kueue.x-k8s.io/v1beta1", "ClusterQueue"): ["spec.resourceGroups", "spec.namespaceSelector"],
+    ("kueue.x-k8s.io/v1beta1", "LocalQueue"): ["spec.clusterQueue"],
+    ("monitoring.coreos.com/v1", "PodMonitor"): ["spec.selector", "spec.podMetricsEndpoints"],
+    ("monitoring.coreos.com/v1", "PrometheusRule"): ["spec.groups"],
+}
+
+
+def load(path):
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+FILES = {path.stem: load(path) for path in sorted(RENDERED.glob("*.yaml"))}
+
+
+def templates(document):
+    """Every pod template of an object, with a name for messages."""
+    spec, kind = document.get("spec", {}), document["kind"]
+    if kind in ("StatefulSet", "Deployment", "Job"):
+        yield document["metadata"]["name"], spec["template"]
+    if kind == "JobSet":
+        for job in spec["replicatedJobs"]:
+            yield f"{document['metadata']['name']}/{job['name']}", job["template"]["spec"]["template"]
+
+
+def pods():
+    for name, documents in FILES.items():
+        for document in documents:
+            for template_name, template in templates(document):
+                yield f"{name}: {template_name}", document, template
+
+
+def at(document, path):
+    for key in path.split("."):
+        if not isinstance(document, dict) or key not in document:
+            return None
+        document = document[key]
+    return document
+
+
+def matches(selector, labels):
+    return all(labels.get(key) == value for key, value in (selector or {}).get("matchLabels", {}).items())
+
+
+def labels_of(template):
+    return template["metadata"]["labels"]
+
+
+class ManifestsTest(unittest.TestCase):
+    def test_everything_was_rendered(self):
+        sources = {path.name for path in (ROOT / "deploy/overlays").iterdir()} | {"job-sft", "job-ppo", "job-pipeline"}
+        self.assertEqual(sources, set(FILES))
+
+    def test_schemas(self):
+        if not TOOLS.exists():
+            self.skipTest("kubernetes-validate is not in .deps/python-tools: run scripts/bootstrap")
+        command = [sys.executable, str(TOOLS / "bin/kubernetes-validate"), "--strict", *map(str, sorted(RENDERED.glob("*.yaml")))]
+        result = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(TOOLS)}, capture_output=True, text=True)
+        text = result.stdout + result.stderr
+        self.assertEqual(result.returncode, 0, text)
+        for line in text.splitlines():
+            if line.startswith("INFO"):
+                continue
+            unknown = re.match(r"WARN .*Couldn't find schema for kind (\S+) with api version (\S+)", line)
+            self.assertTrue(unknown and (unknown[2], unknown[1]) in CRDS, line)
+
+    def test_crd_kinds_have_their_required_fields(self):
+        seen = set()
+        for name, documents in FILES.items():
+            for document in documents:
+                key = (document["apiVersion"], document["kind"])
+                if "." not in key[0].split("/")[0] or key[0].split("/")[0].endswith("k8s.io") and key not in CRDS:
+                    continue
+                if key[0].split("/")[0] in ("networking.k8s.io", "policy", "apps", "batch"):
+                    continue
+                self.assertIn(key, CRDS, f"{name}: a kind nobody has vouched for")
+                seen.add(key)
+                for field in CRDS[key]:
+                    self.assertIsNotNone(at(document, field), f"{name}: {key[1]} {document['metadata']['name']} lacks {field}")
+        self.assertEqual(seen, set(CRDS), "a listed kind is in no overlay")
+
+    def test_selectors_pick_their_pods(self):
+        for name, documents in FILES.items():
+            all_labels = [labels_of(t) for d in documents for _, t in templates(d)]
+            for document in documents:
+                kind, where = document["kind"], f"{name}: {document['kind']} {document['metadata']['name']}"
+                if kind in ("StatefulSet", "Deployment"):
+                    self.assertTrue(matches(document["spec"]["selector"], labels_of(document["spec"]["template"])), where)
+                if kind == "Service":
+                    selector = {"matchLabels": document["spec"]["selector"]}
+                    self.assertEqual(sum(matches(selector, labels) for labels in all_labels) > 0, True, where)
+                if kind in ("PodDisruptionBudget", "PodMonitor"):
+                    self.assertTrue(any(matches(document["spec"]["selector"], labels) for labels in all_labels), where)
+                if kind == "StatefulSet":
+                    services = [d["metadata"]["name"] for d in documents if d["kind"] == "Service"]
+                    self.assertIn(document["spec"]["serviceName"], services, where)
+
+    def test_named_ports_exist(self):
+        for name, documents in FILES.items():
+            for document in documents:
+                if document["kind"] != "Service":
+                    continue
+                selector = {"matchLabels": document["spec"]["selector"]}
+                for d in documents:
+                    for _, template in templates(d):
+                        if d["kind"] == "JobSet" or not matches(selector, labels_of(template)):
+                            continue
+                        ports = {p["name"]: p["containerPort"] for c in template["spec"]["containers"] for p in c.get("ports", [])}
+                        for port in document["spec"]["ports"]:
+                            self.assertEqual(ports.get(port["targetPort"]), port["port"], f"{name}: {document['metadata']['name']} {port}")
+
+    def test_restricted_profile(self):
+        for where, document, template in pods():
+            spec = template["spec"]
+            self.assertIs(spec["automountServiceAccountToken"], False, where)
+            self.assertIs(spec["securityContext"]["runAsNonRoot"], True, where)
+            self.assertGreater(spec["securityContext"]["runAsUser"], 0, where)
+            self.assertEqual(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", where)
+            for forbidden in ("hostNetwork", "hostPID", "hostIPC"):
+                self.assertFalse(spec.get(forbidden), where)
+            for volume in spec.get("volumes", []):
+                self.assertNotIn("hostPath", volume, where)
+            for container in spec["containers"] + spec.get("initContainers", []):
+                context = container["securityContext"]
+                self.assertIs(context["allowPrivilegeEscalation"], False, where)
+                self.assertIs(context["readOnlyRootFilesystem"], True, where)
+                self.assertEqual(context["capabilities"]["drop"], ["ALL"], where)
+                added = context["capabilities"].get("add", [])
+                allowed = ["IPC_LOCK"] if where.startswith("multi-gpu-rdma: rlhf-learner") else []
+                self.assertEqual(added, allowed, where)
+
+    def test_the_namespace_enforces_the_profile(self):
+        for name, documents in FILES.items():
+            for document in documents:
+                if document["kind"] == "Namespace":
+                    level = document["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+                    self.assertEqual(level, "privileged" if name == "multi-gpu-rdma" else "restricted", name)
+
+    def test_images_are_pinned(self):
+        for where, _, template in pods():
+            for container in template["spec"]["containers"]:
+                image = container["image"]
+                self.assertRegex(image, r"^[^:@]+(:\d+)?/.+:[^:]+$", where)
+                self.assertNotRegex(image, r":latest$", where)
+
+    def test_probes_ask_the_plain_port(self):
+        for where, document, template in pods():
+            if labels_of(template)["app.kubernetes.io/name"] == "rlhf-job":
+                continue
+            for container in template["spec"]["containers"]:
+                ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+                self.assertEqual(ports["http"], PLAIN_PORT, where)
+                for probe, path in (("startupProbe", "/healthz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
+                    self.assertEqual(container[probe]["httpGet"]["port"], "http", where)
+                    self.assertEqual(container[probe]["httpGet"]["path"], path, where)
+
+    def test_memory_is_bounded_and_shared_memory_is_a_volume(self):
+        for where, _, template in pods():
+            for container in template["spec"]["containers"]:
+                self.assertIn("memory", container["resources"]["limits"], where)
+                mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+                if "/dev/shm" not in mounts:
+                    continue
+                volume = next(v for v in template["spec"]["volumes"] if v["name"] == mounts["/dev/shm"])
+                self.assertEqual(volume["emptyDir"]["medium"], "Memory", where)
+
+    def test_gpus_are_in_limits(self):
+        for where, _, template in pods():
+            for container in template["spec"]["containers"]:
+                wants = "cuda" in " ".join(container.get("args", []) + container.get("command", [])) or "cuda" in container["image"]
+                if wants:
+                    self.assertIn("nvidia.com/gpu", container["resources"]["limits"], where)
+                    self.assertNotIn("nvidia.com/gpu", container["resources"].get("requests", {}), where)
+
+    def test_grace_is_longer_than_the_drain(self):
+        for name, documents in FILES.items():
+            configs = {d["metadata"]["name"]: d["data"] for d in documents if d["kind"] == "ConfigMap"}
+            for document in documents:
+                for where, template in templates(document):
+                    for volume in template["spec"].get("volumes", []):
+                        text = "".join(configs.get(volume.get("configMap", {}).get("name"), {}).values())
+                        drain = re.search(r"^grace-seconds = (\d+)$", text, re.M) or re.search(r"^grace-ms: (\d+)000$", text, re.M)
+                        if drain:
+                            self.assertGreater(template["spec"]["terminationGracePeriodSeconds"], int(drain[1]), f"{name}: {where}")
+
+    def test_mounted_things_exist(self):
+        # Made by rlhfctl, or by cert-manager in overlays that have it; never in a manifest.
+        secrets = {"rlhf-bootstrap-token", "rlhf-client-ca", "rlhf-submitter-token"} | {
+            f"rlhf-{role}-tls" for role in ("coordinator", "learner", "rollout-worker", "reward-server")}
+        for name, documents in FILES.items():
+            def names(kind):
+                return {d["metadata"]["name"] for d in documents if d["kind"] == kind}
+            for document in documents:
+                for where, template in templates(document):
+                    spec = template["spec"]
+                    volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+                    claims = {c["metadata"]["name"] for c in document["spec"].get("volumeClaimTemplates", [])}
+                    for container in spec["containers"]:
+                        for mount in container["volumeMounts"]:
+                            self.assertIn(mount["name"], set(volumes) | claims, f"{name}: {where}")
+                    for volume in volumes.values():
+                        if "configMap" in volume:
+                            self.assertIn(volume["configMap"]["name"], names("ConfigMap"), f"{name}: {where}")
+                        if "secret" in volume:
+                            self.assertIn(volume["secret"]["secretName"], secrets, f"{name}: {where}")
+                        if "persistentVolumeClaim" in volume:
+                            self.assertIn(volume["persistentVolumeClaim"]["claimName"], names("PersistentVolumeClaim"), f"{name}: {where}")
+                    if not name.startswith("job-"):
+                        self.assertIn(spec["serviceAccountName"], names("ServiceAccount"), f"{name}: {where}")
+
+    def test_only_learners_and_the_coordinator_write_artifacts(self):
+        for where, _, template in pods():
+            for container in template["spec"]["containers"]:
+                for mount in container["volumeMounts"]:
+                    if mount["name"] == "artifacts":
+                        role = labels_of(template)["app.kubernetes.io/name"]
+                        writer = role in ("rlhf-learner", "rlhf-coordinator")
+                        claim = next(v for v in template["spec"]["volumes"] if v["name"] == "artifacts")
+                        read_only = claim["persistentVolumeClaim"].get("readOnly", False)
+                        self.assertEqual(not read_only, writer, where)
+
+    def test_network_policies_allow_what_the_fleet_does_and_nothing_else(self):
+        documents = FILES["multi-gpu"]
+        policies = [d for d in documents if d["kind"] == "NetworkPolicy"]
+        pod = {d["metadata"]["name"]: labels_of(t) for d in documents for _, t in templates(d)}
+        pod["job"] = labels_of(next(templates(next(d for d in FILES["job-ppo"] if d["kind"] == "Job")))[1])
+        ports = {"fleet": 7000, "api": 7001, "web": 7002, "http": PLAIN_PORT, "weights": 7010, "score": 7020}
+
+        def passes(direction, subject, peer, port):
+            key = {"Ingress": ("ingress", "from"), "Egress": ("egress", "to")}[direction]
+            applying = [p for p in policies if direction in p["spec"]["policyTypes"] and matches(p["spec"]["podSelector"], pod[subject])]
+            self.assertTrue(applying, f"{subject} is not isolated")
+            for policy in applying:
+                for rule in policy["spec"].get(key[0], []):
+                    allowed = rule.get("ports")
+                    if allowed is not None and port not in [ports.get(p["port"], p["port"]) for p in allowed]:
+                        continue
+                    for p in rule.get(key[1], []):
+                        if "namespaceSelector" not in p and matches(p["podSelector"], pod[peer]):
+                            return True
+            return False
+
+        def connects(source, target, port):
+            return passes("Egress", source, target, port) and passes("Ingress", target, source, port)
+
+        coordinator, learner, rollout, reward = "rlhf-coordinator", "rlhf-learner", "rlhf-rollout-worker", "rlhf-reward-server"
+        for role in (learner, rollout, reward):
+            self.assertTrue(connects(role, coordinator, 7000), role)
+            self.assertFalse(connects(role, coordinator, 7001), role)
+        self.assertTrue(connects("job", coordinator, 7001))
+        self.assertFalse(connects("job", coordinator, 7000))
+        self.assertFalse(connects("job", learner, 7010))
+        self.assertTrue(connects(coordinator, reward, 7020))
+        self.assertTrue(connects(rollout, learner, 7010))
+        self.assertTrue(connects(learner, learner, 41234), "ranks choose their ports")
+        self.assertFalse(connects(rollout, learner, 41234))
+        self.assertFalse(connects(reward, learner, 7010))
+        self.assertFalse(connects(rollout, reward, 7020))
+        default = next(p for p in policies if p["metadata"]["name"] == "default-deny")
+        self.assertEqual(default["spec"], {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]})
+        dns = next(p for p in policies if p["metadata"]["name"] == "allow-dns")
+        self.assertEqual({p["port"] for p in dns["spec"]["egress"][0]["ports"]}, {53})
+
+    def test_budgets(self):
+        for name, documents in FILES.items():
+            for document in documents:
+                if document["kind"] != "PodDisruptionBudget":
+                    continue
+                labels = document["spec"]["selector"]["matchLabels"]
+                self.assertNotEqual(labels["app.kubernetes.io/name"], "rlhf-coordinator", "would block every drain")
+                replicas = [d["spec"]["replicas"] for d in documents
+                            if d["kind"] in ("StatefulSet", "Deployment") and matches(document["spec"]["selector"], labels_of(d["spec"]["template"]))]
+                self.assertGreater(replicas[0], document["spec"].get("minAvailable", 0), f"{name}: no pod could be drained")
+
+    def test_config_maps_are_accepted_by_the_binaries(self):
+        binaries = {"coordinator.yaml": "rlhf-coordinator", "learner.toml": "rlhf-learner",
+                    "rollout-worker.toml": "rlhf-rollout-worker", "reward-server.toml": "rlhf-reward-server"}
+        checked = set()
+        for name, documents in FILES.items():
+            for document in documents:
+                if document["kind"] != "ConfigMap":
+                    continue
+                for file, text in document["data"].items():
+                    with tempfile.TemporaryDirectory() as scratch:
+                        scratch = pathlib.Path(scratch)
+                        if file in binaries:
+                            self.check_config(scratch, binaries[file], file, text, f"{name}: {file}")
+                        else:
+                            self.assertEqual(file, "job.yaml", f"{name}: nobody reads {file}")
+                            self.check_job(scratch, text, f"{name}: {document['metadata']['name']}")
+                        checked.add(file)
+        self.assertEqual(checked, set(binaries) | {"job.yaml"})
+
+    def check_config(self, scratch, binary, file, text, where):
+        # The mounted files, made by the same command that makes the Secrets.
+        subprocess.run([BIN / "rlhfctl", "pki", "init", "--dir", scratch / "pki"], check=True, capture_output=True)
+        role = binary.removeprefix("rlhf-")
+        for mounted, made in (("ca.crt", "ca.pem"), ("tls.crt", f"{role}.pem"), ("tls.key", f"{role}.key")):
+            text = text.replace(f"/etc/rlhf/tls/{mounted}", str(scratch / "pki" / made))
+        (scratch / file).write_text(text)
+        extra = [] if binary == "rlhf-coordinator" else ["--instance", f"{role}-0"]
+        result = subprocess.run([BIN / binary, "--config", scratch / file, *extra, "--check-config"], capture_output=True, text=True)
+        self.assertEqual(result.returncode, 0, f"{where}: {result.stdout}{result.stderr}")
+        # An unknown key is refused, so the check means something.
+        unknown = "no-such-flag: 1\n" if file.endswith(".yaml") else "no-such-flag = 1\n"
+        (scratch / file).write_text(text + unknown)
+        result = subprocess.run([BIN / binary, "--config", scratch / file, *extra, "--check-config"], capture_output=True, text=True)
+        self.assertNotEqual(result.returncode, 0, f"{where}: an unknown key was accepted")
+
+    def check_job(self, scratch, text, where):
+        # Parsed and completed by rlhfctl; what is left is that nobody is there to ask about artifacts.
+        (scratch / "job.yaml").write_text(text)
+        result = subprocess.run([BIN / "rlhfctl", "--address", "127.0.0.1:1", "--insecure", "submit", scratch / "job.yaml", "--dry-run"],
+                                capture_output=True, text=True)
+        self.assertEqual(result.returncode, 0, f"{where}: {result.stdout}{result.stderr}")
+
+    def test_commands_are_of_the_binaries(self):
+        """Every flag in args is one that the binary's --help lists."""
+        for where, _, template in pods():
+            for container in template["spec"]["containers"]:
+                image = container["image"].split("/")[-1].split(":")[0]
+                binary = {"cli": "rlhfctl", "all": "rlhfctl"}.get(image, f"rlhf-{image}")
+                words = container["args"]
+                help_of = [BIN / binary, "--help"]
+                if binary == "rlhfctl":
+                    command = next(w for w in words if w in ("up", "submit"))
+                    help_of = [BIN / binary, command, "--help"]
+                text = subprocess.run(help_of, capture_output=True, text=True).stdout
+                text += subprocess.run([BIN / binary, "--help"], capture_output=True, text=True).stdout
+                for word in words:
+                    if word.startswith("--"):
+                        self.assertIn(word.split("=")[0], text, where)
+
+
+class MonitoringTest(unittest.TestCase):
+    def test_every_alert_has_a_runbook_section_a_severity_and_a_test(self):
+        monitoring = ROOT / "deploy/monitoring"
+        rules = [r for g in yaml.safe_load((monitoring / "rules.yml").read_text())["groups"] for r in g["rules"]]
+        tested = {t["name"] for t in yaml.safe_load((monitoring / "rules_test.yml").read_text())["tests"]}
+        sections = set(re.findall(r"^### (\w+)$", (ROOT / "docs/operations.md").read_text(), re.M))
+        names = [rule["alert"] for rule in rules]
+        self.assertEqual(set(names), tested)
+        self.assertEqual(set(names), sections)
+        for rule in rules:
+            self.assertIn(rule["labels"]["severity"], ("page", "ticket"))
+            self.assertEqual(rule["annotations"]["runbook_url"], f"docs/operations.md#{rule['alert'].lower()}")
+
+
+class ImageTest(unittest.TestCase):
+    """The Dockerfile names the package of every library that a binary links, and copies what is built."""
+
+    TEXT = (ROOT / "deploy/Dockerfile").read_text()
+
+    def test_runtime_packages(self):
+        packages = set(re.findall(r"\blib[a-z0-9+.-]+", self.TEXT)) | {"libc6", "libstdc++6", "libgcc-s1"}
+        for binary in ("rlhf-coordinator", "rlhfctl", "rlhf-learner", "rlhf-rollout-worker", "rlhf-reward-server"):
+            needed = subprocess.run(["readelf", "-d", BIN / binary], capture_output=True, text=True, check=True).stdout
+            for library in re.findall(r"NEEDED.*\[(.*)\]", needed):
+                if re.match(r"lib(torch|c10|gomp|cudart)", library) or library.startswith("ld-linux"):
+                    continue  # of LibTorch, copied from the build
+                owner = subprocess.run(["dpkg", "-S", f"*/x86_64-linux-gnu/{library}"], capture_output=True, text=True).stdout.split(":")[0]
+                # Debian splits Abseil's and gRPC's libraries over one package each.
+                self.assertIn(owner, packages, f"{binary} links {library} of {owner}")
+
+    def test_a_target_for_every_image_that_manifests_use(self):
+        targets = set(re.findall(r"^FROM \S+ AS (\S+)$", self.TEXT, re.M))
+        for where, _, template in pods():
+            for container in template["spec"]["containers"]:
+                self.assertIn(container["image"].split("/")[-1].split(":")[0], targets, where)
+        self.assertNotIn(":latest", self.TEXT)
+
+    def test_images_run_as_the_manifests_user(self):
+        self.assertIn("USER 10001:10001", self.TEXT)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,77 @@
+"""What the Python client does against a live service: client_checks.py CONTEXT FOLDER. FOLDER holds model/ and prompts.jsonl."""
+import asyncio
+import pathlib
+import sys
+import time
+
+import grpc
+
+from rlhf.v1 import job_pb2, state_pb2
+from rlhf_client import AsyncClient, Client, RlhfError
+
+
+def spec(folder: pathlib.Path, name: str, model: str, prompts: str) -> job_pb2.JobSpec:
+    job = job_pb2.JobSpec(name=name, seed=1)
+    job.sample.model, job.sample.prompts, job.sample.num_prompts = model, prompts, 6
+    job.sample.sampling.max_new_tokens = 8
+    component = job.sample.scorer.components.add(name="letter_t")
+    component.regex.pattern = "t"
+    return job
+
+
+def expect(condition: bool, what: object) -> None:
+    if not condition:
+        raise SystemExit(f"failed: {what}")
+
+
+def synchronous(context: str, folder: pathlib.Path) -> str:
+    with Client.from_context(context) as client:
+        model = client.upload(str(folder / "model"), "model")
+        prompts = client.upload(str(folder / "prompts.jsonl"), "data", alias="client-prompts")
+        expect(client.upload(str(folder / "prompts.jsonl"), "data").digest == prompts.digest, "the same bytes have the same digest")
+        seen = []
+        unique = f"client-{int(time.time() * 1000)}"
+        job = client.submit(spec(folder, unique, model.digest, "client-prompts"), request_id=unique, follow=True, on_event=seen.append)
+        expect(job.state == state_pb2.SUCCEEDED, job)
+        expect(any(event.WhichOneof("what") == "state" for event in seen), "events were seen")
+        again = client.submit(spec(folder, unique, model.digest, "client-prompts"), request_id=unique)
+        expect(again.id == job.id, "a request id submits once")
+        rows = client.sample_rows(job.id)
+        expect(len(rows) == 6 and all(row["score"] in (0.0, 1.0) and row["tokens"] > 0 for row in rows), rows)
+        out = client.download(prompts.digest, str(folder / "downloaded"))
+        expect((out / "prompts.jsonl").read_bytes() == (folder / "prompts.jsonl").read_bytes(), "downloaded bytes")
+        try:
+            client.get("no-such-job")
+            expect(False, "an unknown job is an error")
+        except RlhfError as error:
+            expect(error.code == grpc.StatusCode.NOT_FOUND, error)
+        problems = client.validate(job_pb2.JobSpec(name="Bad Name"))
+        expect(any(problem.field == "name" for problem in problems), problems)
+        return job.id
+
+
+async def asynchronous(context: str, folder: pathlib.Path, sampled: str) -> None:
+    async with AsyncClient.from_context(context) as client:
+        jobs, rows = await asyncio.gather(client.list(), client.sample_rows(sampled))
+        expect(any(job.id == sampled for job in jobs) and len(rows) == 6, jobs)
+        done = await client.get(sampled)
+        name = f"async-{int(time.time() * 1000)}"
+        job = await client.submit(spec(folder, name, done.spec.sample.model, "client-prompts"), follow=True)
+        expect(job.state == state_pb2.SUCCEEDED, job)
+        try:
+            await client.get("no-such-job")
+            expect(False, "an unknown job is an error")
+        except RlhfError as error:
+            expect(error.code == grpc.StatusCode.NOT_FOUND, error)
+
+
+def main() -> None:
+    context, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+    sampled = synchronous(context, folder)
+    asyncio.run(asynchronous(context, folder, sampled))
+    import google.protobuf
+    print(f"the client works with grpcio {grpc.__version__}, protobuf {google.protobuf.__version__}, Python {sys.version.split()[0]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""A live run, looked at with a real Prometheus and a real browser: every query of every dashboard and rule, and the pages."""
+import http.server
+import json
+import math
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import unittest
+import urllib.parse
+import urllib.request
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import chromium  # noqa: E402
+from service import BIN, ROOT, Service, until  # noqa: E402
+
+import yaml  # noqa: E402
+
+MONITORING = ROOT / "deploy/monitoring"
+STEPS = 60
+# What a run of two minutes cannot show, and why.
+NOT_LIVE = {
+    "rlhf_slice_win_rate": "needs collected comparisons against earlier samples",
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Exposition(http.server.BaseHTTPRequestHandler):
+    """Serves the recorded metrics of NVIDIA's exporter."""
+
+    def do_GET(self):
+        body = (pathlib.Path(__file__).parent / "dcgm.prom").read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+class Prometheus:
+    def __init__(self, service):
+        self.dcgm = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Exposition)
+        threading.Thread(target=self.dcgm.serve_forever, daemon=True).start()
+        targets = [f"127.0.0.1:{ports['http']}" for ports in service.ports().values()]
+        config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(MONITORING / "rules.yml")]
+        for scrape in config["scrape_configs"]:
+            mine = targets if scrape["job_name"] == "rlhf" else [f"127.0.0.1:{self.dcgm.server_address[1]}"]
+            scrape["static_configs"] = [{"targets": mine}]
+        file = service.scratch / "prometheus.yml"
+        file.write_text(yaml.safe_dump(config))
+        self.url = f"http://127.0.0.1:{free_port()}"
+        log = open(service.scratch / "prometheus.log", "w")
+        self.process = subprocess.Popen(
+            [shutil.which("prometheus"), f"--config.file={file}", f"--storage.tsdb.path={service.scratch / 'tsdb'}",
+             f"--web.listen-address={self.url.removeprefix('http://')}", f"--web.console.templates={MONITORING / 'consoles'}",
+             "--web.console.libraries=/usr/share/prometheus/console_libraries"], stdout=log, stderr=log)
+        until("Prometheus is ready", 30, self.ready)
+
+    def ready(self):
+        try:
+            return urllib.request.urlopen(f"{self.url}/-/ready", timeout=2).status == 200
+        except OSError:
+            return False
+
+    def get(self, path, **parameters):
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=20) as response:
+            return json.load(response)["data"]
+
+    def series(self, query):
+        """Numbers of the last minute, by series; NaN is no number."""
+        now = time.time()
+        data = self.get("query_range", query=query, start=now - 60, end=now, step=2)["result"]
+        return [s for s in data if any(not math.isnan(float(value)) for _, value in s["values"])]
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(timeout=30)
+        self.dcgm.shutdown()
+
+
+def names_in(expression):
+    return set(re.findall(r"\b((?:rlhf|grpc|process|DCGM)_\w+)", expression)) - {"rlhf_job", "grpc_service", "grpc_method", "grpc_code"}
+
+
+def panels():
+    for file in sorted((MONITORING / "dashboards").glob("*.json")):
+        for panel in json.loads(file.read_text())["panels"]:
+            yield f"{file.stem}: {panel['title']}", [target["expr"] for target in panel["targets"]]
+
+
+class LiveTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.service = Service()
+        try:
+            cls.service.make_model()
+            cls.prometheus = Prometheus(cls.service) if shutil.which("prometheus") else None
+            cls.service.ctl("submit", cls.service.write_pipeline(STEPS))
+            until("the gate waits", 150, cls.gate_waits)
+        except BaseException:
+            cls.service.close()
+            raise
+
+    @classmethod
+    def tearDownClass(cls):
+        if cls.prometheus:
+            cls.prometheus.close()
+        cls.service.close()
+
+    @classmethod
+    def gate_waits(cls):
+        cls.service.ctl("token", "list", check=False)  # refused: for the panels that count refusals
+        state = cls.service.job("live")["state"]
+        if state in ("FAILED", "CANCELLED", "SUCCEEDED"):
+            raise AssertionError(cls.service.job("live"))
+        return state == "WAITING"
+
+    def setUp(self):
+        if self._testMethodName.endswith("_page") and not chromium.find():
+            self.skipTest("no chromium here")
+        if self._testMethodName[5] in "abcd" and self.prometheus is None:
+            self.skipTest("no prometheus here")
+
+    def test_a_every_panel_has_data(self):
+        empty = []
+        for where, queries in panels():
+            for query in queries:
+                if names_in(query) & set(NOT_LIVE):
+                    continue
+                if not self.prometheus.series(query.replace("$__rate_interval", "90s").replace("[1h]", "[90s]")):
+                    empty.append(f"{where}: {query}")
+        self.assertEqual(empty, [])
+
+    def test_b_every_metric_of_every_query_and_rule_exists(self):
+        rules = yaml.safe_load((MONITORING / "rules.yml").read_text())["groups"][0]["rules"]
+        used = {name for rule in rules for name in names_in(rule["expr"])}
+        used |= {name for _, queries in panels() for query in queries for name in names_in(query)}
+        known = set(self.prometheus.get("label/__name__/values"))
+        self.assertEqual(sorted(used - known - set(NOT_LIVE)), [])
+        loaded = self.prometheus.get("rules")["groups"][0]["rules"]
+        self.assertEqual([rule["name"] for rule in loaded], [rule["alert"] for rule in rules])
+        self.assertEqual([rule["name"] for rule in loaded if rule["health"] != "ok"], [])
+
+    def test_c_consoles_render(self):
+        for file in sorted((MONITORING / "consoles").glob("*.html")):
+            with urllib.request.urlopen(f"{self.prometheus.url}/consoles/{file.name}", timeout=20) as response:
+                text = response.read().decode()
+            self.assertIn("PromConsole.Graph", text, file.name)
+            self.assertNotIn("{{", text, file.name)
+
+    def test_d_documented_metrics_are_the_exported_ones(self):
+        documented = set(re.findall(r"^\| `((?:rlhf|grpc|process)_\w+)`", (ROOT / "docs/operations.md").read_text(), re.M))
+        known = set(self.prometheus.get("label/__name__/values"))
+        exported = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known if re.match(r"(rlhf|grpc|process)_", name)}
+        self.assertEqual(sorted(exported - documented), [], "exported and not in docs/operations.md")
+        self.assertEqual(sorted(documented - exported - set(NOT_LIVE)), [], "in docs/operations.md and not exported")
+
+    def test_e_status_page(self):
+        web = self.service.ports()["coordinator"]["web"]
+        browser = chromium.Browser()
+        try:
+            browser.go(f"https://127.0.0.1:{web}/")
+            browser.wait("location.pathname === '/signin' && document.querySelector('input[name=token]') !== null")
+            browser.js("document.querySelector('input[name=token]').value = 'rlhf_000000000000_wrong'")
+            browser.js("document.querySelector('form').requestSubmit()")
+            browser.wait("document.querySelector('[role=alert]').textContent !== ''")
+            browser.problems.clear()  # the refused sign-ins
+            browser.js(f"document.querySelector('input[name=token]').value = {json.dumps(self.service.token('overseer'))}")
+            browser.js("document.querySelector('form').requestSubmit()")
+            browser.wait("document.body.dataset.ready === 'yes'")
+            self.assertTrue(browser.js("document.querySelectorAll('#jobs [data-job]').length >= 4"))
+            self.assertTrue(browser.js("document.querySelector('#gates').innerText.includes('waiting')"))
+            self.assertTrue(browser.js("document.querySelector('[data-alert=GateWaiting]') !== null"))
+            self.assertEqual(browser.js("document.querySelectorAll('#fleet tr').length"), 6)
+            ppo = self.service.job("live")["children"][1]
+            browser.go(f"https://127.0.0.1:{web}/?job={ppo}")
+            for curve in ("reward/mean", "gold/mean", "kl", "loss/policy"):
+                browser.wait(f"document.querySelector('[data-curve=\"{curve}\"] svg path')")
+            self.assertTrue(browser.js("document.querySelector('#ledger').innerText.includes('every sample is accounted for')"))
+            self.assertEqual(browser.js("document.querySelector('#ledger rect').getAttribute('width')"), "1000")
+            for scheme in ("light", "dark"):
+                browser.scheme(scheme)
+                browser.screenshot(self.service.scratch / f"status-{scheme}.png")
+            self.assertNotEqual(browser.js("getComputedStyle(document.body).backgroundColor"), "rgb(246, 247, 249)")
+            self.assertEqual(browser.problems, [])
+            self.keep("status-dark.png")
+            self.keep("status-light.png")
+        finally:
+            browser.close()
+
+    def test_f_samples_page(self):
+        web = self.service.ports()["coordinator"]["web"]
+        ppo = self.service.job("live")["children"][1]
+        browser = chromium.Browser()
+        try:
+            browser.go(f"https://127.0.0.1:{web}/signin?next=/samples?job={ppo}")
+            browser.wait("document.querySelector('input[name=token]') !== null")
+            browser.js(f"document.querySelector('input[name=token]').value = {json.dumps(self.service.token('submitter'))}")
+            browser.js("document.querySelector('form').requestSubmit()")
+            browser.wait("document.body.dataset.ready === 'yes'")
+            browser.wait("document.querySelector('article[data-coloured=logprob] .tokens span') !== null")
+            colour = "document.querySelector('article[data-coloured] .tokens span').style.backgroundColor"
+            self.assertIn("rgba", browser.js(colour))
+            # The tokens' texts together are the response.
+            text = browser.js("document.querySelector('article[data-coloured] .tokens').textContent")
+            self.assertTrue(text)
+            browser.js("{ const c = document.getElementById('colour'); c.value = 'kl'; c.dispatchEvent(new Event('change')); }")
+            browser.wait("document.querySelector('article[data-coloured=kl] .tokens span') !== null")
+            self.assertIn("KL", browser.js("document.querySelector('article[data-coloured=kl] .tokens span').title"))
+            before = browser.js("document.querySelectorAll('article').length")
+            browser.js("{ const s = document.getElementById('search'); s.value = 'dog number 4'; s.dispatchEvent(new Event('input')); }")
+            browser.wait(f"document.querySelectorAll('article').length < {before} || document.getElementById('more').hidden")
+            self.assertTrue(browser.js("[...document.querySelectorAll('article')].every(a => a.innerText.includes('dog number 4'))"))
+            self.assertTrue(browser.js("document.querySelector('article mark') !== null"))
+            browser.screenshot(self.service.scratch / "samples.png")
+            self.assertEqual(browser.problems, [])
+            self.keep("samples.png")
+        finally:
+            browser.close()
+
+    def test_g_python_client(self):
+        import os
+        environment = {**os.environ, "PYTHONPATH": str(BIN.parent / "python")}
+        result = subprocess.run(
+            ["/usr/bin/python3", str(pathlib.Path(__file__).parent / "client_checks.py"), str(self.service.dir / "client.json"), str(self.service.scratch)],
+            env=environment, capture_output=True, text=True)
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        plot = self.service.scratch / "metrics.svg"
+        script = ROOT / "client/python/scripts/plot_metrics.py"
+        ppo = self.service.job("live")["children"][1]
+        subprocess.run(["/usr/bin/python3", str(script), str(self.service.dir / "client.json"), ppo, str(plot)], env=environment, check=True)
+        self.assertIn("svg", plot.read_text()[:2000])
+
+    def keep(self, name):
+        """For the docs: RLHF_KEEP_PICTURES names a folder."""
+        import os
+        if folder := os.environ.get("RLHF_KEEP_PICTURES"):
+            shutil.copy(self.service.scratch / name, folder)
+
+
+if __name__ == "__main__":
+    unittest.main()

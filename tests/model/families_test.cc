@@ -1,0 +1,207 @@
+// Every family against transformers (recorded by tests/golden/generate_families.py): logits, generation, rewards,
+// gradients; and the ways to compute a number against one another, to rounding and, in deterministic mode, to the bit.
+#include <cmath>
+
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include "model/kernels/cpu_kernels.h"
+#include "model/kv_cache.h"
+#include "model/log_probs.h"
+#include "model/sampler.h"
+#include "tests/model/family_models.h"
+
+namespace rlhf::model {
+namespace {
+
+constexpr double kRelative = 2e-5;
+
+std::vector<int32_t> Slice(const std::vector<int32_t>& ids, size_t begin, size_t end) {
+  return {ids.begin() + static_cast<int64_t>(begin), ids.begin() + static_cast<int64_t>(end)};
+}
+
+torch::Tensor LogProbsOf(const Transformer& model, const std::vector<std::vector<int32_t>>& sequences) {
+  const PackedBatch batch = PackedBatch::FromSequences(sequences);
+  const ResponseIndex index = IndexResponses(batch, std::vector<int64_t>(sequences.size(), 1));
+  return ChunkedLogProbs(model, model.Hidden(batch).index_select(0, index.rows), index.targets, 1.0, false, 7)
+      .log_probs;
+}
+
+void ExpectClose(const torch::Tensor& found, const std::vector<double>& expected, const std::string& what,
+                 double relative = kRelative) {
+  ASSERT_EQ(found.numel(), static_cast<int64_t>(expected.size())) << what;
+  double largest = 1, worst = 0;
+  const torch::Tensor flat = found.detach().to(torch::kFloat64).contiguous().view({-1});
+  for (size_t i = 0; i < expected.size(); ++i) {
+    largest = std::max(largest, std::abs(expected[i]));
+    worst = std::max(worst, std::abs(flat[static_cast<int64_t>(i)].item<double>() - expected[i]));
+  }
+  EXPECT_LE(worst, relative * largest) << what;
+}
+
+// Decodes with the cache, the greediest token each time, beside another sequence that stays one token behind.
+std::vector<int32_t> Greedy(const Transformer& model, const std::vector<int32_t>& prompt, size_t count) {
+  const int room = static_cast<int>(prompt.size() + count) + 1;
+  KvCache cache(model.config(), 2, room, model.dtype(), torch::kCPU);
+  torch::Tensor hidden =
+      model.Extend(PackedBatch::FromSequences({prompt, Slice(prompt, 1, prompt.size())}), {1, 0}, cache);
+  std::vector<int32_t> out;
+  while (out.size() < count) {
+    const auto drawn = Sample(model.Logits(hidden.narrow(0, 0, 1)), {{.temperature = 0}}, {{}}, {0});
+    out.push_back(drawn[0].id);
+    PackedBatch step = PackedBatch::FromSequences({{out.back()}, {out.back()}});
+    step.position_ids = torch::tensor({cache.length(1), cache.length(0)}, torch::kInt64);
+    hidden = model.Extend(step, {1, 0}, cache);
+  }
+  return out;
+}
+
+class FamiliesTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    const nlohmann::json all = Golden("families.json");
+    golden_ = all["models"][GetParam()];
+    ids_ = all["ids"].get<std::vector<int32_t>>();
+    short_ = Slice(ids_, 0, all["short"].get<size_t>());
+    model_ = FamilyModel(golden_);
+    ASSERT_NE(model_, nullptr);
+  }
+  std::vector<double> Doubles(const char* key) const { return golden_[key].get<std::vector<double>>(); }
+  nlohmann::json golden_;
+  std::vector<int32_t> ids_, short_;
+  std::unique_ptr<Transformer> model_;
+};
+
+std::vector<std::string> Names() {
+  std::vector<std::string> names;
+  const nlohmann::json models = Golden("families.json")["models"];
+  for (const auto& [name, row] : models.items()) names.push_back(name);
+  return names;
+}
+INSTANTIATE_TEST_SUITE_P(All, FamiliesTest, testing::ValuesIn(Names()), [](const auto& info) { return info.param; });
+
+TEST_P(FamiliesTest, LogitsAgree) {
+  const torch::NoGradGuard no_grad;
+  for (const bool deterministic : {false, true}) {
+    ASSERT_TRUE(model_->SetDeterministic(deterministic).ok());
+    const torch::Tensor hidden = model_->Hidden(PackedBatch::FromSequences({short_}));
+    ExpectClose(model_->Logits(hidden.narrow(0, hidden.size(0) - 1, 1)), Doubles("last_logits"), "last logits");
+    ExpectClose(LogProbsOf(*model_, {short_}), Doubles("log_probs"), "log-probabilities");
+    // Beyond the trained length, beside a short sequence whose ropes are others.
+    const torch::Tensor both = LogProbsOf(*model_, {short_, ids_});
+    ExpectClose(both.narrow(0, 0, static_cast<int64_t>(short_.size()) - 1), Doubles("log_probs"), "packed");
+    ExpectClose(both.narrow(0, both.size(0) - 12, 12), Doubles("long_log_probs"), "long log-probabilities");
+  }
+}
+
+TEST_P(FamiliesTest, GreedyGenerationAgreesTokenForToken) {
+  const auto prompt = golden_["prompt"].get<std::vector<int32_t>>(),
+             expected = golden_["greedy"].get<std::vector<int32_t>>();
+  // The last step's cache would reach beyond a context that is bounded: the prompt and what follows fill it.
+  const size_t count = golden_["context"] == 0 ? expected.size() : expected.size() - 1;
+  for (const bool deterministic : {false, true}) {
+    ASSERT_TRUE(model_->SetDeterministic(deterministic).ok());
+    EXPECT_EQ(Greedy(*model_, prompt, count), Slice(expected, 0, count)) << deterministic;
+  }
+}
+
+TEST_P(FamiliesTest, RewardsAgree) {
+  const torch::NoGradGuard no_grad;
+  const auto reward = FamilyModel(golden_, HeadKind::kScalar);
+  const torch::Tensor hidden = reward->Hidden(PackedBatch::FromSequences({Slice(ids_, 3, 9), short_}));
+  ExpectClose(reward->Scalar(hidden.narrow(0, hidden.size(0) - 1, 1)), {golden_["reward"].get<double>()}, "reward");
+}
+
+TEST_P(FamiliesTest, GradientsAgreeForEveryParameter) {
+  for (const auto& [name, parameter] : model_->named_parameters()) torch::Tensor(parameter).requires_grad_(true);
+  for (const bool deterministic : {false, true}) {
+    ASSERT_TRUE(model_->SetDeterministic(deterministic).ok());
+    const torch::Tensor loss = -LogProbsOf(*model_, {short_}).mean();
+    ExpectClose(loss, {golden_["loss"].get<double>()}, "loss");
+    loss.backward();
+    std::vector<std::pair<std::string, torch::Tensor>> parameters = model_->named_parameters();
+    for (auto& [name, tensor] : parameters) {
+      if (name == "embed_out.weight") name = "lm_head.weight";
+    }
+    std::sort(parameters.begin(), parameters.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    ASSERT_EQ(parameters.size(), golden_["gradients"].size());
+    for (size_t k = 0; k < parameters.size(); ++k) {
+      auto& [name, tensor] = parameters[k];
+      const torch::Tensor grad = tensor.grad().to(torch::kFloat64).contiguous().view({-1});
+      double product = 0;
+      for (int64_t i = 0; i < grad.numel(); ++i)
+        product += grad.data_ptr<double>()[i] * FormulaValue(static_cast<uint64_t>(i), 1000 + k, 1.0);
+      const auto expected = golden_["gradients"][name].get<std::vector<double>>();
+      EXPECT_NEAR(grad.norm().item<double>(), expected[0], 1e-4 * expected[0] + 1e-6) << name;
+      EXPECT_NEAR(product, expected[1], 2e-4 * expected[0] + 1e-6) << name;
+      tensor.mutable_grad().reset();
+    }
+  }
+}
+
+TEST_P(FamiliesTest, Bfloat16IsWithinItsRounding) {
+  const torch::NoGradGuard no_grad;
+  const auto half = FamilyModel(golden_, HeadKind::kLm, torch::kBFloat16);
+  const torch::Tensor found = half->Logits(half->Hidden(PackedBatch::FromSequences({short_})));
+  const torch::Tensor exact = model_->Logits(model_->Hidden(PackedBatch::FromSequences({short_})));
+  EXPECT_LE((found - exact).abs().max().item<double>(), 2 * golden_["bf16_error"].get<double>());
+}
+
+// What the sampler records for a token.
+float SampledLogProb(const torch::Tensor& logits, int32_t id) {
+  const torch::Tensor row = logits.contiguous().view({-1});
+  return row[id].item<float>() - kernels::LogSumExp(row.data_ptr<float>(), row.numel(), 1.0F, nullptr, nullptr);
+}
+
+TEST_P(FamiliesTest, PrefillDecodeAndTrainingAreOneNumber) {
+  const torch::NoGradGuard no_grad;
+  const size_t prompt = 5;
+  for (const bool deterministic : {false, true}) {
+    ASSERT_TRUE(model_->SetDeterministic(deterministic).ok());
+    // Trained behind another sequence; generated beside a third, from a prefix that was copied.
+    const torch::Tensor trained = LogProbsOf(*model_, {Slice(ids_, 40, 52), short_}).narrow(0, 11, 23).contiguous();
+    KvCache cache(model_->config(), 3, 40, torch::kFloat32, torch::kCPU);
+    torch::Tensor hidden =
+        model_->Extend(PackedBatch::FromSequences({Slice(short_, 0, prompt), {7, 9}}), {2, 0}, cache);
+    cache.CopyPrefix(2, 1, static_cast<int64_t>(prompt));
+    cache.SetLength(1, static_cast<int64_t>(prompt));
+    double worst = 0;
+    for (size_t t = prompt; t < short_.size(); ++t) {
+      const float found = SampledLogProb(model_->Logits(hidden.narrow(0, 0, 1)), short_[t]);
+      const float expected = trained.data_ptr<float>()[t - 1];
+      if (deterministic) {
+        EXPECT_EQ(found, expected) << "token " << t;
+      }
+      worst = std::max(worst, static_cast<double>(std::abs(found - expected)));
+      PackedBatch step = PackedBatch::FromSequences({{short_[t]}, {short_[t]}});
+      step.position_ids = torch::tensor({cache.length(1), cache.length(0)}, torch::kInt64);
+      hidden = model_->Extend(step, {1, 0}, cache);
+    }
+    EXPECT_LE(worst, 3e-5);
+  }
+}
+
+TEST_P(FamiliesTest, DeterministicNumbersDependOnNeitherBatchNorThreads) {
+  ASSERT_TRUE(model_->SetDeterministic(true).ok());
+  for (const auto& [name, parameter] : model_->named_parameters()) torch::Tensor(parameter).requires_grad_(true);
+  const int threads = at::get_num_threads();
+  std::vector<torch::Tensor> first;
+  for (const int now : {1, 2}) {
+    at::set_num_threads(now);
+    const torch::Tensor alone = LogProbsOf(*model_, {short_});
+    const torch::Tensor packed = LogProbsOf(*model_, {ids_, {5, 8, 13}, short_, {4, 9}});
+    EXPECT_TRUE(torch::equal(alone, packed.narrow(0, 91, 23))) << now;
+    std::vector<torch::Tensor> all{alone.detach()};
+    alone.mean().backward();
+    for (const auto& [name, parameter] : model_->named_parameters()) {
+      all.push_back(parameter.grad().clone());
+      torch::Tensor(parameter).mutable_grad().reset();
+    }
+    if (first.empty()) first = all;
+    for (size_t i = 0; i < all.size(); ++i) EXPECT_TRUE(torch::equal(first[i], all[i])) << i;
+  }
+  at::set_num_threads(threads);
+}
+
+}  // namespace
+}  // namespace rlhf::model
