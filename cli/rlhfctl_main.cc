@@ -54,7 +54,9 @@ int main(int argc, char** argv) {
   version->add_flag("--client", client_only, "Only of this program");
   version->callback([&] { run = [&] { return rlhf::cli::Version(connection, client_only); }; });
   rlhf::cli::AddJobCommands(app, connection, &run);
+  rlhf::cli::AddLedgerCommand(app, connection, &run);
   rlhf::cli::AddSampleCommands(app, connection, &run);
+  rlhf::cli::AddReplayCommand(app, connection, &run);
   rlhf::cli::AddReportCommand(app, connection, &run);
   rlhf::cli::AddArtifactCommands(app, connection, &run);
   rlhf::cli::AddFleetCommands(app, connection, &run);

@@ -1,9 +1,12 @@
-// Named places where a test build can die, wait or fail. Compiled in only with -DRLHF_FAILPOINTS=ON; else nothing is
-// left of them.
+// Named places where a test build can die, stop, wait or fail. Only the binaries in bin-faults/ have them: a source
+// that uses them is compiled once more for those (cmake/RlhfTargets.cmake), and nothing of them is left in bin/.
 //
-// The environment variable RLHF_FAILPOINTS arms them: "store.commit=kill,learner.step=sleep:200,store.write=error". A
-// count arms only the n-th pass: "store.commit=kill@3". Actions: kill (SIGKILL to this process), sleep:MS, error (the
-// failpoint returns an Unavailable status).
+// The environment variable RLHF_FAILPOINTS_DIR names a folder that arms them while processes run: the file
+// DIR/INSTANCE/NAME (with '.' for each '/' of NAME), or DIR/any/NAME for whichever process comes first, holds
+// "ACTION[*][@PASS]". INSTANCE is the process's --instance; the coordinator's is "coordinator". Actions: kill (SIGKILL
+// to this process), stop (SIGSTOP), sleep:MS, error (the failpoint returns Unavailable). PASS counts from the moment it
+// is armed; default 1. A failpoint that fires renames its file to NAME.fired first: it fires in one process and once,
+// also across restarts. With * it fires every time from PASS on, until its file is removed.
 #pragma once
 
 #include <string>
@@ -12,10 +15,11 @@
 
 namespace rlhf {
 
-// Performs what is armed for `name`; OK when nothing is, or after a sleep. Thread-safe.
+// Performs what is armed for `name`; OK when nothing is, or after a sleep. Thread-safe. Aborts on a file it cannot
+// read.
 absl::Status HitFailpoint(const char* name);
-// Replaces what the environment armed. For tests of the failpoints themselves. InvalidArgument names the bad entry.
-absl::Status ArmFailpoints(const std::string& specification);
+// Replaces what environment and command line say. For tests of the failpoints themselves.
+void UseFailpointsOf(const std::string& dir, const std::string& instance);
 
 }  // namespace rlhf
 
@@ -26,7 +30,10 @@ absl::Status ArmFailpoints(const std::string& specification);
   do {                                                                                                            \
     if (absl::Status rlhf_failpoint_ = ::rlhf::HitFailpoint(name); !rlhf_failpoint_.ok()) return rlhf_failpoint_; \
   } while (false)
+// As an expression: false when it fires with an error.
+#define RLHF_FAILPOINT_OK(name) (::rlhf::HitFailpoint(name).ok())
 #else
 #define RLHF_FAILPOINT(name) static_cast<void>(0)
 #define RLHF_FAILPOINT_OR_RETURN(name) static_cast<void>(0)
+#define RLHF_FAILPOINT_OK(name) (true)
 #endif

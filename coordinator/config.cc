@@ -52,6 +52,9 @@ void Declare(CLI::App* app, CoordinatorConfig* config, std::string* file) {
   app->add_flag("--log-json", config->log_json, "log lines as JSON");
   option("--heartbeat-ms", config->heartbeat_ms, "how often the fleet reports");
   option("--lease-ms", config->lease_ms, "a session's life without a heartbeat");
+  option("--no-progress-ms", config->no_progress_ms, "a lease's life without progress on it");
+  option("--min-free-mb", config->min_free_mb,
+         "jobs pause while a volume of state or artifacts has less room, and go on by themselves when it has more");
   option("--grace-ms", config->grace_ms, "how long calls may take to finish on SIGTERM");
   app->add_flag("--check-config", config->check_config, "check the configuration and exit");
 }
@@ -117,6 +120,13 @@ absl::Status Complete(CoordinatorConfig* config) {
   RLHF_RETURN_IF_ERROR(CheckAddress("web-address", config->web_address));
   if (config->heartbeat_ms < 10 || config->heartbeat_ms > 60'000) {
     return absl::InvalidArgumentError(absl::StrCat("heartbeat-ms: expected 10 to 60000, found ", config->heartbeat_ms));
+  }
+  if (config->min_free_mb < 0 || config->min_free_mb > 1'048'576) {
+    return absl::InvalidArgumentError(absl::StrCat("min-free-mb: expected 0 to 1048576, found ", config->min_free_mb));
+  }
+  if (config->no_progress_ms < config->lease_ms) {
+    return absl::InvalidArgumentError(absl::StrCat("no-progress-ms: expected at least lease-ms (", config->lease_ms,
+                                                   "), found ", config->no_progress_ms));
   }
   if (config->lease_ms <= config->heartbeat_ms) {
     return absl::InvalidArgumentError(absl::StrCat("lease-ms: expected more than heartbeat-ms (", config->heartbeat_ms,

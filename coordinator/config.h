@@ -26,9 +26,11 @@ struct CoordinatorConfig {
   std::string ports_file;                 // where the bound ports are written once ready
   std::string log_level = "info";
   bool log_json = false;
-  int heartbeat_ms = 3000;  // bounds [10, 60000]
-  int lease_ms = 9000;      // a session's life without a heartbeat; more than heartbeat_ms
-  int grace_ms = 10000;     // for calls to finish on SIGTERM
+  int heartbeat_ms = 3000;     // bounds [10, 60000]
+  int lease_ms = 9000;         // a session's life without a heartbeat; more than heartbeat_ms
+  int no_progress_ms = 60000;  // a lease's life without progress; at least lease_ms
+  int min_free_mb = 64;        // on the volumes of state and artifacts: with less, jobs pause; bounds [0, 1048576]
+  int grace_ms = 10000;        // for calls to finish on SIGTERM
 
   bool check_config = false;
 };

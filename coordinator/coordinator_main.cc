@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int kUsage = 2;
+constexpr int kUsage = 2, kTryAgain = 75;
 
 int Run(const rlhf::coordinator::CoordinatorConfig& config) {
   rlhf::InitLogging("coordinator", absl::StrCat("coordinator-", getpid()), config.log_level, config.log_json);
@@ -28,7 +28,12 @@ int Run(const rlhf::coordinator::CoordinatorConfig& config) {
       return 1;
     }
   }
-  const int signal_number = rlhf::WaitForTermination(nullptr);
+  const int signal_number = rlhf::WaitForTermination([&server] { return (*server)->store_failed(); });
+  if (signal_number == 0) {
+    spdlog::critical("the state store failed; ending, so that the next start goes on from what is on the disk");
+    (*server)->Shutdown(absl::ZeroDuration());
+    return kTryAgain;
+  }
   spdlog::info("signal {}: draining", signal_number);
   (*server)->Shutdown(absl::Milliseconds(config.grace_ms));
   spdlog::info("stopped");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <filesystem>
 #include <functional>
 #include <utility>
 #include <vector>
@@ -47,6 +48,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
         {"fleet", fleet_server_->port()}, {"api", api_server_->port()}, {"http", http_->port()}, {"web", web_->port()}};
   }
   void Shutdown(absl::Duration grace) override;
+  bool store_failed() const override { return store_failed_; }
 
  private:
   enum class Phase { kRecovering, kReady, kDraining };
@@ -78,6 +80,8 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   absl::Status Listen();
   absl::Status ListenWeb();
   void StartTicks();
+  // Off the loop: a volume that hangs must not stop everything.
+  void LookForRoom();
   void Every(absl::Duration period, std::function<void()> tick);
   // Runs fn on the loop and waits for it.
   absl::Status OnLoopAndWait(std::function<absl::Status()> fn);
@@ -86,7 +90,8 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   Clock* const clock_;
   std::atomic<Phase> phase_{Phase::kRecovering};
   std::atomic<int64_t> loop_turned_ns_{0};
-  std::atomic<bool> stopped_{false};
+  std::atomic<bool> stopped_{false}, store_failed_{false};
+  std::atomic<bool> looking_for_room_{false}, out_of_room_{false};
   bool shut_down_ = false;
   std::string bootstrap_token_id_;  // taken up by this start
 
@@ -159,7 +164,7 @@ absl::Status CoordinatorServerImpl::OpenStores() {
   RLHF_ASSIGN_OR_RETURN(payloads_, OpenPayloadStore(absl::StrCat(config_.data_dir, "/payloads")));
   RLHF_ASSIGN_OR_RETURN(std::unique_ptr<StateStore> sqlite,
                         OpenSqliteStore(absl::StrCat(config_.data_dir, "/state.db")));
-  store_ = WithCommitMetrics(WithPayloads(std::move(sqlite), payloads_.get()), &metrics_, clock_);
+  store_ = WithCommitMetrics(WithPayloads(std::move(sqlite), payloads_.get()), &metrics_, clock_, &store_failed_);
   return absl::OkStatus();
 }
 
@@ -175,6 +180,8 @@ void CoordinatorServerImpl::MakeManagers() {
   oversight_ = MakeOversight(loop_.get(), store_.get());
   artifacts_ = MakeArtifacts(loop_.get(), background_.get(), store_.get(), config_.artifact_root);
   SamplingOptions sampling;
+  sampling.lease = absl::Milliseconds(config_.lease_ms);
+  sampling.no_progress = absl::Milliseconds(config_.no_progress_ms);
   sampling.quotas = &quotas_;
   sampling_ = MakeSampling(loop_.get(), store_.get(), payloads_.get(), fleet_.get(), reward_.get(), sampling);
   groups_ = MakeLearnerGroups(loop_.get(), fleet_.get(), &quotas_);
@@ -375,6 +382,29 @@ void CoordinatorServerImpl::StartTicks() {
   Every(absl::Milliseconds(500), [this] { fleet_->Tick(); });
   Every(absl::Seconds(1), [this] { feedback_->Tick(); });
   Every(kSignEvery, [this] { oversight_->audit().SignHead(); });
+  Every(absl::Milliseconds(500), [this] { LookForRoom(); });
+}
+
+void CoordinatorServerImpl::LookForRoom() {
+  if (looking_for_room_.exchange(true)) return;
+  background_->Run([this] {
+    std::string why;
+    for (const std::string& folder : {config_.data_dir, config_.artifact_root}) {
+      std::error_code error;
+      const std::filesystem::space_info space = std::filesystem::space(folder, error);
+      const uint64_t least = static_cast<uint64_t>(config_.min_free_mb) << 20;
+      // A little more before jobs go on, or they would pause again at once.
+      const uint64_t wanted = out_of_room_.load() ? least + least / 4 : least;
+      if (!error && space.available < wanted) {
+        why = absl::StrCat("the disk of ", folder, " is full: ", space.available >> 20, " MB left, expected at least ",
+                           wanted >> 20, " MB (--min-free-mb)");
+      }
+    }
+    if (out_of_room_.exchange(!why.empty()) != !why.empty())
+      spdlog::warn("{}", why.empty() ? "there is room on the disks again: jobs go on" : why + ": jobs pause");
+    loop_->Post([this, why = std::move(why)] { jobs_->SetOutOfRoom(why); });
+    looking_for_room_ = false;
+  });
 }
 
 void CoordinatorServerImpl::Shutdown(absl::Duration grace) {

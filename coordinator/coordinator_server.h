@@ -19,6 +19,9 @@ class CoordinatorServer {
   virtual ~CoordinatorServer() = default;  // as Shutdown, without grace
   // "fleet", "api", "http", "web".
   virtual std::map<std::string, int> ports() const = 0;
+  // A write could not be made durable (a full or failing disk). Nothing is acknowledged any more: shut down and start
+  // again, which reads what the disk holds.
+  virtual bool store_failed() const = 0;
   // Not ready and NOT_SERVING at once; waiting calls are told to come again; others get the grace. Blocks.
   virtual void Shutdown(absl::Duration grace) = 0;
 };

@@ -17,5 +17,6 @@ rlhf_cc_library(NAME coordinator_edge GRPC
 if(TARGET rlhf_coordinator_core AND TARGET rlhf_coordinator_jobs)
   rlhf_cc_library(NAME coordinator_server GRPC HDRS coordinator_server.h SRCS coordinator_server.cc
     DEPS rlhf::coordinator_edge rlhf::coordinator_jobs rlhf::coordinator_core rlhf::coordinator_web)
-  rlhf_cc_binary(NAME coordinator OUTPUT rlhf-coordinator COMPONENT rlhf-coordinator GRPC SRCS coordinator_main.cc DEPS rlhf::coordinator_server)
+  rlhf_cc_binary(NAME coordinator OUTPUT rlhf-coordinator COMPONENT rlhf-coordinator GRPC SRCS coordinator_main.cc DEPS rlhf::coordinator_server
+    FAILPOINTS coordinator_core coordinator_jobs)
 endif()

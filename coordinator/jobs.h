@@ -48,6 +48,9 @@ class Jobs {
                                 Done<v1::ReportCheckpointResponse> done) = 0;
   virtual void FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) = 0;
   virtual void FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) = 0;
+  // Not empty: a volume has too little room, and why. Active jobs pause with it as their reason (DISK_FULL) until it is
+  // empty again.
+  virtual void SetOutOfRoom(const std::string& why) = 0;
   virtual void Tick() = 0;  // deadlines, queued jobs; called every 200 ms
 };
 

@@ -16,6 +16,8 @@ namespace {
 
 constexpr uint32_t kCheckpointOnRequest = 2;  // the protocol version that knows it
 constexpr absl::Duration kFormingTimeout = absl::Seconds(30);
+// A rank that died is usually started again at once: so long a smaller group waits for the full number.
+constexpr absl::Duration kFullGroupPatience = absl::Seconds(5);
 // So long a group that broke keeps its turn: its survivors, and who takes the place of the dead, are for it.
 constexpr absl::Duration kReturning = absl::Seconds(30);
 
@@ -28,8 +30,10 @@ struct Group {
   std::string rendezvous;
   absl::Duration formed_at, waiting_since;
   absl::Duration returning_until = -absl::InfiniteDuration();
-  int started_with = 0;   // effective priority
-  std::string yields_to;  // the job that is to have its learners
+  std::set<std::string> survivors;  // sessions of the group before that may still join again
+  bool growing = false;             // broken to take a rank in: it waits for the survivors only
+  int started_with = 0;             // effective priority
+  std::string yields_to;            // the job that is to have its learners
   GangWait wait = GangWait::kNone;
   v1::GroupAssignment assignment;  // of this epoch, without rank
 
@@ -100,6 +104,19 @@ class LearnerGroupsImpl final : public LearnerGroups {
     return WithReason(absl::AbortedError(absl::StrCat("this process is not a member of job ", job_id,
                                                       "'s group at epoch ", epoch, " (any more): join again")),
                       v1::STALE_EPOCH);
+  }
+
+  void Break(const std::string& job_id, const std::string& why) override {
+    if (const auto it = groups_.find(job_id); it != groups_.end()) Dissolve(it->second, why);
+  }
+
+  bool TakeIn(const std::string& job_id) override {
+    const auto it = groups_.find(job_id);
+    if (it == groups_.end() || it->second.growing || it->second.members.empty() || !it->second.yields_to.empty() ||
+        static_cast<int>(it->second.members.size()) >= it->second.plan.ranks || Candidates().empty())
+      return false;
+    it->second.growing = true;
+    return true;
   }
 
   void Release(const std::string& job_id, const std::string& why) override {
@@ -187,6 +204,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
 
   void OnLost(const Session& session) override {
     for (auto& [id, group] : groups_) {
+      group.survivors.erase(session.session_id);
       if (std::find(group.members.begin(), group.members.end(), session.session_id) != group.members.end()) {
         Dissolve(group, absl::StrCat("learner ", session.identity.instance_id(), " was lost"));
       }
@@ -210,6 +228,10 @@ class LearnerGroupsImpl final : public LearnerGroups {
   void Dissolve(Group& group, const std::string& why) {
     if (group.members.empty()) return;
     spdlog::warn("job {}: group of epoch {} is over: {}", group.plan.job_id, group.epoch, why);
+    group.survivors.clear();
+    for (const std::string& member : group.members) {
+      if (fleet_->Find(member).ok()) group.survivors.insert(member);
+    }
     Clear(group);
     group.returning_until = group.waiting_since + kReturning;
     loop_->Post([this, job_id = group.plan.job_id, why] {
@@ -225,6 +247,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     group.waiting_since = loop_->clock().Now();
   }
 
+  // Waiting sessions that may become a rank, longest waiting first.
   std::vector<const Waiter*> Candidates() const {
     std::vector<const Waiter*> candidates;
     for (const Waiter& waiter : waiters_) {
@@ -233,6 +256,20 @@ class LearnerGroupsImpl final : public LearnerGroups {
         candidates.push_back(&waiter);
     }
     return candidates;
+  }
+
+  // How many ranks the group is formed with now, 0: it still waits. All it wants; or, where the job allows fewer, all
+  // there are once the survivors are back and the dead had their moment to return.
+  int RanksNow(const Group& group, const std::vector<const Waiter*>& candidates) const {
+    const int there = static_cast<int>(candidates.size());
+    if (there >= group.plan.ranks) return group.plan.ranks;
+    if (there < group.plan.min_ranks) return 0;
+    const bool all_back = std::all_of(group.survivors.begin(), group.survivors.end(), [&](const std::string& survivor) {
+      return std::any_of(candidates.begin(), candidates.end(),
+                         [&](const Waiter* waiter) { return waiter->request.session_id() == survivor; });
+    });
+    const absl::Duration waited = loop_->clock().Now() - group.waiting_since;
+    return (all_back && group.growing) || waited > kFullGroupPatience ? there : 0;
   }
 
   int Registered() const {
@@ -249,11 +286,11 @@ class LearnerGroupsImpl final : public LearnerGroups {
     std::vector<GangJob> jobs;
     for (auto& [id, group] : groups_) {
       if (group.members.empty() && now < group.returning_until) {
-        const int there = static_cast<int>(Candidates().size());
-        if (there >= group.plan.ranks) {
+        const std::vector<const Waiter*> candidates = Candidates();
+        if (RanksNow(group, candidates) > 0) {
           FormGroup(group);
         } else {
-          kept += there;
+          kept += static_cast<int>(candidates.size());
           continue;
         }
       }
@@ -262,7 +299,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
       job.priority = group.plan.priority;
       job.project = group.plan.project;
       job.submitter = group.plan.submitter;
-      job.ranks = group.plan.ranks;
+      const int now_possible = group.members.empty() ? RanksNow(group, Candidates()) : 0;
+      job.ranks = now_possible > 0 ? now_possible : group.plan.ranks;
       job.running = !group.members.empty();
       job.yielding = !group.yields_to.empty();
       job.held = static_cast<int>(group.members.size());
@@ -303,7 +341,9 @@ class LearnerGroupsImpl final : public LearnerGroups {
     };
     std::stable_sort(candidates.begin(), candidates.end(),
                      [&](const Waiter* a, const Waiter* b) { return held_step(a) > held_step(b); });
-    candidates.resize(static_cast<size_t>(group.plan.ranks));
+    const int ranks = RanksNow(group, candidates);
+    if (ranks == 0) return;  // who was free a moment ago has become another's
+    candidates.resize(static_cast<size_t>(ranks));
     const v1::PolicyVersion& held = candidates.front()->request.held();
     const bool holds = held_step(candidates.front()) > 0;
     ++group.epoch;
@@ -313,7 +353,9 @@ class LearnerGroupsImpl final : public LearnerGroups {
                                                       (*fleet_->Find(group.members.front()))->identity.address());
     group.assignment.set_job_id(group.plan.job_id);
     group.assignment.set_epoch(group.epoch);
-    group.assignment.set_world_size(group.plan.ranks);
+    group.assignment.set_world_size(ranks);
+    group.growing = false;
+    group.survivors.clear();
   }
 
   // Rank 0 is answered at once, the others when its rendezvous is known.

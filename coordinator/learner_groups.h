@@ -18,6 +18,8 @@ struct TrainingPlan {
   std::string project, submitter;  // whose share it is
   int priority = 0;
   int ranks = 1;
+  int min_ranks =
+      1;  // in [1, ranks]: with fewer than `ranks` the survivors go on, after a moment for the dead to return
 };
 
 // The job behind a group.
@@ -44,6 +46,11 @@ class LearnerGroups : public FleetListener {
   // Aborted with STALE_EPOCH unless the session is a member of the job's current epoch. Every call of a learner passes
   // this first.
   virtual absl::Status Fence(const std::string& job_id, uint64_t epoch, const std::string& session_id) const = 0;
+  // Ends the job's group, if there is one: its ranks join again.
+  virtual void Break(const std::string& job_id, const std::string& why) = 0;
+  // The group has fewer ranks than the job wants and a free one waits: true once, and the group is formed anew as soon
+  // as its ranks have joined again.
+  virtual bool TakeIn(const std::string& job_id) = 0;
   // Gives the group's learners up in good order: no OnGroupLost, and the job waits for its next turn.
   virtual void Release(const std::string& job_id, const std::string& why) = 0;
   // All members know CommitStepResponse.checkpoint (protocol version 2).

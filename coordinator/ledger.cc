@@ -148,6 +148,15 @@ int32_t Ledger::Lease(const SampleKey& key, const std::string& worker_id, WriteB
   return row.attempt();
 }
 
+int32_t Ledger::Hedge(const SampleKey& key, const std::string& worker_id, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  if (row.state() != v1::LEASED) Impossible(job_id_, key, "hedged, but not leased");
+  row.set_attempt(row.attempt() + 1);
+  row.set_worker_id(worker_id);
+  Put(row, batch);
+  return row.attempt();
+}
+
 void Ledger::Requeue(const SampleKey& key, WriteBatch* batch) {
   v1::SampleRow& row = Row(key);
   Move(row, v1::QUEUED);

@@ -39,6 +39,8 @@ class Ledger {
   void Issue(const SampleKey& key, int64_t prompt_index, WriteBatch* batch);
   // queued → leased; returns the new attempt.
   int32_t Lease(const SampleKey& key, const std::string& worker_id, WriteBatch* batch);
+  // A second attempt of a leased sample, which may overtake the first; returns the new attempt.
+  int32_t Hedge(const SampleKey& key, const std::string& worker_id, WriteBatch* batch);
   // leased → queued: expired, handed back, or generating failed.
   void Requeue(const SampleKey& key, WriteBatch* batch);
   // leased → generated.

@@ -10,8 +10,10 @@ namespace {
 
 class MeteredStore final : public StateStore {
  public:
-  MeteredStore(std::unique_ptr<StateStore> store, MetricsRegistry* metrics, const Clock* clock)
+  MeteredStore(std::unique_ptr<StateStore> store, MetricsRegistry* metrics, const Clock* clock,
+               std::atomic<bool>* failed)
       : store_(std::move(store)),
+        failed_(failed),
         clock_(clock),
         seconds_(metrics->Histogram("rlhf_store_commit_seconds", "Time from a write's request to its being durable.",
                                     {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10})),
@@ -21,7 +23,10 @@ class MeteredStore final : public StateStore {
     store_->Commit(std::move(batch),
                    [this, started = clock_->Now(), done = std::move(done)](absl::Status status) mutable {
                      seconds_.Observe(absl::ToDoubleSeconds(clock_->Now() - started));
-                     if (!status.ok()) failures_.Increment();
+                     if (!status.ok()) {
+                       failures_.Increment();
+                       *failed_ = true;
+                     }
                      done(status);
                    });
   }
@@ -41,6 +46,7 @@ class MeteredStore final : public StateStore {
 
  private:
   const std::unique_ptr<StateStore> store_;
+  std::atomic<bool>* const failed_;
   const Clock* const clock_;
   prometheus::Histogram& seconds_;
   prometheus::Counter& failures_;
@@ -49,8 +55,8 @@ class MeteredStore final : public StateStore {
 }  // namespace
 
 std::unique_ptr<StateStore> WithCommitMetrics(std::unique_ptr<StateStore> store, MetricsRegistry* metrics,
-                                              const Clock* clock) {
-  return std::make_unique<MeteredStore>(std::move(store), metrics, clock);
+                                              const Clock* clock, std::atomic<bool>* failed) {
+  return std::make_unique<MeteredStore>(std::move(store), metrics, clock, failed);
 }
 
 }  // namespace rlhf::coordinator

@@ -91,7 +91,7 @@ absl::Status SamplingImpl::AddJob(SamplingPlan plan, SamplingListener* listener)
   RLHF_RETURN_IF_ERROR(ScanRows(job_id, base.through_step(), [&](const v1::SampleRow& row, bool archived) {
     job->ledger.Restore(row, archived, row.id().step() > newest - kStepsKept);
     if (archived || !IsOpen(row.state())) return;
-    if (row.state() == v1::LEASED) job->leases.Set(KeyOfSample(row.id()), {"", now, now, 0});
+    if (row.state() == v1::LEASED) job->leases.Set(KeyOfSample(row.id()), {"", row.attempt(), now, now, now, 0});
     // What was open before a restart is announced like what is issued after it.
     if (row.state() != v1::ASSIGNED) job->announced.try_emplace(row.id().step(), false);
   }));
@@ -117,6 +117,7 @@ void SamplingImpl::CancelOpen(const std::string& job_id, WriteBatch* batch) {
   for (const SampleKey& key : job->ledger.Open()) job->ledger.Cancel(key, batch);
   // Their workers learn it with the next heartbeat: the attempts are nobody's any more.
   job->leases.clear();
+  job->slow.clear();
   job->cache.clear();
 }
 
@@ -144,6 +145,7 @@ void SamplingImpl::SetPolicy(const std::string& job_id, const v1::PolicySource& 
       const v1::SampleRow& row = *job->ledger.Find(key);
       if (row.state() == v1::LEASED) {
         job->leases.erase(key);
+        job->slow.erase(key);
         job->ledger.Requeue(key, batch);
       } else if ((row.state() == v1::GENERATED || row.state() == v1::SCORED) &&
                  row.version().lineage() != policy.version().lineage()) {
@@ -279,6 +281,7 @@ void SamplingImpl::RefuseStep(const std::string& job_id, int64_t step, const std
   }
   for (const SampleKey& key : keys) {
     job->leases.erase(key);
+    job->slow.erase(key);
     job->cache.erase(key);
     job->failures.erase(key);
     job->score_after.erase(key);

@@ -21,7 +21,8 @@ namespace rlhf::coordinator {
 // A sample that a rollout worker generates. Deadlines are never stored: after a restart every lease has one full life.
 struct HeldLease {
   std::string session_id;  // empty: of before a restart, until a heartbeat claims it
-  absl::Duration last_seen, last_progress;
+  int32_t attempt = 0;
+  absl::Duration since, last_seen, last_progress;
   int tokens_done = 0;
 };
 
@@ -32,6 +33,11 @@ class LeaseTable {
   Map::const_iterator begin() const { return leases_.begin(); }
   Map::const_iterator end() const { return leases_.end(); }
   Map::const_iterator find(const SampleKey& key) const { return leases_.find(key); }
+  // Its session stays as it is; other fields may be changed.
+  HeldLease* Find(const SampleKey& key) {
+    const auto it = leases_.find(key);
+    return it == leases_.end() ? nullptr : &it->second;
+  }
   bool empty() const { return leases_.empty(); }
   size_t workers() const { return held_.size(); }
   size_t HeldBy(const std::string& session_id) const {
@@ -75,7 +81,9 @@ struct ActiveJob {
   SamplingListener* listener;
   Ledger ledger;
   bool paused = false;
-  LeaseTable leases;                                // exactly the leased ones
+  LeaseTable leases;                                // exactly the leased ones, each at its newest attempt
+  LeaseTable slow;                                  // a lease that is hedged: its older attempt, which may still win
+  std::deque<absl::Duration> took;                  // from lease to result, of the newest ones
   std::map<SampleKey, int> failures;                // since the coordinator's start
   std::set<SampleKey> scoring;                      // at a reward server now
   int score_requests = 0;                           // that hold them
@@ -161,6 +169,16 @@ class SamplingImpl final : public Sampling {
   // Leases.
   ActiveJob* PickJob(const Session& session);
   bool TryLease(const Session& session, int max_samples, v1::LeasePromptsResponse* response, WriteBatch* batch);
+  // A second attempt, at an idle worker, of what another takes much longer for than is usual.
+  bool TryHedge(const Session& session, int max_samples, v1::LeasePromptsResponse* response, WriteBatch* batch);
+  bool HedgeDue() const;  // there may be something that is slow
+  void AddLease(ActiveJob& job, const SampleKey& key, const Session& session, bool hedge,
+                v1::LeasePromptsResponse* response, WriteBatch* batch);
+  // Where a sample's lease at an attempt is, null when nobody holds it (any more).
+  static LeaseTable* TableOf(ActiveJob& job, const SampleKey& key, int32_t attempt);
+  // One attempt ends without a result; the sample is released unless another attempt of it goes on.
+  void EndAttempt(ActiveJob& job, const SampleKey& key, int32_t attempt, const std::string& error, bool permanent,
+                  WriteBatch* batch);
   void ServeWaiters();
   void ServeSoon();  // once, after what is on the loop now
   bool AnyQueued() const;
@@ -201,8 +219,10 @@ class SamplingImpl final : public Sampling {
     absl::Duration not_before;
   };
   std::map<std::string, RewardServer> reward_servers_;  // by session
+  std::set<std::string> stuck_;  // workers' sessions that report and get nowhere: nothing new until they do
   int writes_in_flight_ = 0;
   bool serve_posted_ = false;
+  absl::Duration hedge_looked_at_ = -absl::InfiniteDuration();  // and found nothing that is slow
   int available_workers_ = 0;
   absl::Duration available_at_;
 };

@@ -1,4 +1,5 @@
 // Rollout workers: who generates what, for how long, and which results count.
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -14,6 +15,11 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr absl::Duration kRatesKept = absl::Seconds(10);
+// A lease is slow when it takes so many times the median of the newest results, and at least so long.
+constexpr double kHedgeFactor = 2.0;
+constexpr absl::Duration kHedgeAtLeast = absl::Milliseconds(500);
+constexpr absl::Duration kHedgeEvery = absl::Milliseconds(100);
+constexpr size_t kHedgeAfterResults = 8, kResultsRemembered = 64;
 constexpr absl::Duration kWorkersCounted = absl::Milliseconds(200);  // how old their count may be
 
 // What is wrong with a sample's content; empty when nothing.
@@ -48,7 +54,7 @@ void SamplingImpl::ServeSoon() {
 
 void SamplingImpl::ServeWaiters() {
   bool nothing_for_idle = false;  // an idle worker got nothing: neither will the next one
-  for (auto it = waiters_.begin(); it != waiters_.end() && AnyQueued();) {
+  for (auto it = waiters_.begin(); it != waiters_.end() && (AnyQueued() || HedgeDue());) {
     const absl::StatusOr<const Session*> session = fleet_->Find(it->request.session_id());
     if (!session.ok()) {
       it->done(session.status());
@@ -58,9 +64,12 @@ void SamplingImpl::ServeWaiters() {
     v1::LeasePromptsResponse response;
     WriteBatch batch;
     const bool idle = HeldBy((*session)->session_id) == 0;
-    const bool may = !(*session)->draining && !(*session)->cordoned && !(idle && nothing_for_idle);
-    if (!may || !TryLease(**session, it->request.max_samples(), &response, &batch)) {
-      nothing_for_idle = nothing_for_idle || (may && idle);
+    const bool may = !(*session)->draining && !(*session)->cordoned && stuck_.count((*session)->session_id) == 0;
+    const bool tries = may && !(idle && nothing_for_idle);
+    const int most = it->request.max_samples();
+    const bool leased = tries && TryLease(**session, most, &response, &batch);
+    nothing_for_idle = nothing_for_idle || (tries && idle && !leased);
+    if (!leased && !(may && HedgeDue() && TryHedge(**session, most, &response, &batch))) {
       ++it;
       continue;
     }
@@ -150,7 +159,6 @@ bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePr
   const int per_prompt = std::max(1, job->plan.samples_per_prompt);
   const int share = (queued + workers - 1) / workers;
   const int limit = std::min(max_samples, (share + per_prompt - 1) / per_prompt * per_prompt);
-  const absl::Duration now = loop_->clock().Now();
 
   std::vector<SampleKey> keys;
   for (const SampleKey& key : job->ledger.queued()) {
@@ -161,27 +169,83 @@ bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePr
   }
   if (keys.empty()) return false;
   last_job_[session.session_id] = job->plan.job_id;
-  v1::PromptLease* lease = nullptr;
-  for (const SampleKey& key : keys) {
-    const auto& [step, ordinal, index] = key;
-    if (lease == nullptr || lease->step() != step || lease->ordinal() != ordinal) {
-      const int64_t prompt_index = job->ledger.Find(key)->prompt_index();
-      lease = response->add_leases();
-      lease->set_job_id(job->plan.job_id);
-      lease->set_step(step);
-      lease->set_ordinal(ordinal);
-      *lease->mutable_prompt() = (*job->plan.prompts)[static_cast<size_t>(prompt_index) % job->plan.prompts->size()];
-      *lease->mutable_sampling() = job->plan.sampling;
-      lease->set_seed(job->plan.seed);
-      lease->set_stream(job->plan.stream);
-      *lease->mutable_policy() = job->plan.policy;
-    }
-    v1::SampleLease* sample = lease->add_samples();
-    sample->set_index(index);
-    sample->set_attempt(job->ledger.Lease(key, session.identity.instance_id(), batch));
-    job->leases.Set(key, {session.session_id, now, now, 0});
-  }
+  for (const SampleKey& key : keys) AddLease(*job, key, session, /*hedge=*/false, response, batch);
   return true;
+}
+
+bool SamplingImpl::TryHedge(const Session& session, int max_samples, v1::LeasePromptsResponse* response,
+                            WriteBatch* batch) {
+  const absl::Duration now = loop_->clock().Now();
+  for (const auto& [id, job] : jobs_) {
+    if (job->paused || job->took.size() < kHedgeAfterResults) continue;
+    std::vector<absl::Duration> took(job->took.begin(), job->took.end());
+    std::nth_element(took.begin(), took.begin() + static_cast<std::ptrdiff_t>(took.size() / 2), took.end());
+    const absl::Duration slow = std::max(kHedgeAtLeast, kHedgeFactor * took[took.size() / 2]);
+    std::vector<SampleKey> keys;
+    for (const auto& [key, lease] : job->leases) {
+      if (static_cast<int>(keys.size()) == max_samples) break;
+      if (lease.session_id != session.session_id && now - lease.since > slow && job->slow.Find(key) == nullptr)
+        keys.push_back(key);
+    }
+    if (keys.empty()) continue;
+    spdlog::info("job {}: {} leases take longer than {}: {} tries them too", id, keys.size(),
+                 absl::FormatDuration(slow), session.identity.instance_id());
+    for (const SampleKey& key : keys) AddLease(*job, key, session, /*hedge=*/true, response, batch);
+    return true;
+  }
+  hedge_looked_at_ = now;
+  return false;
+}
+
+bool SamplingImpl::HedgeDue() const {
+  if (loop_->clock().Now() - hedge_looked_at_ < kHedgeEvery) return false;
+  for (const auto& [id, job] : jobs_) {
+    if (!job->leases.empty() && job->took.size() >= kHedgeAfterResults) return true;
+  }
+  return false;
+}
+
+void SamplingImpl::AddLease(ActiveJob& job, const SampleKey& key, const Session& session, bool hedge,
+                            v1::LeasePromptsResponse* response, WriteBatch* batch) {
+  const auto& [step, ordinal, index] = key;
+  const int leases = response->leases_size();
+  v1::PromptLease* lease = leases > 0 ? response->mutable_leases(leases - 1) : nullptr;
+  if (lease == nullptr || lease->step() != step || lease->ordinal() != ordinal) {
+    lease = response->add_leases();
+    lease->set_job_id(job.plan.job_id);
+    lease->set_step(step);
+    lease->set_ordinal(ordinal);
+    const auto& prompts = *job.plan.prompts;
+    *lease->mutable_prompt() = prompts[static_cast<size_t>(job.ledger.Find(key)->prompt_index()) % prompts.size()];
+    *lease->mutable_sampling() = job.plan.sampling;
+    lease->set_seed(job.plan.seed);
+    lease->set_stream(job.plan.stream);
+    *lease->mutable_policy() = job.plan.policy;
+  }
+  if (hedge) job.slow.Set(key, job.leases.find(key)->second);
+  const std::string& worker = session.identity.instance_id();
+  const int32_t attempt = hedge ? job.ledger.Hedge(key, worker, batch) : job.ledger.Lease(key, worker, batch);
+  v1::SampleLease* sample = lease->add_samples();
+  sample->set_index(index);
+  sample->set_attempt(attempt);
+  const absl::Duration now = loop_->clock().Now();
+  job.leases.Set(key, {session.session_id, attempt, now, now, now, 0});
+}
+
+LeaseTable* SamplingImpl::TableOf(ActiveJob& job, const SampleKey& key, int32_t attempt) {
+  for (LeaseTable* table : {&job.leases, &job.slow}) {
+    if (const HeldLease* lease = table->Find(key); lease != nullptr && lease->attempt == attempt) return table;
+  }
+  return nullptr;
+}
+
+void SamplingImpl::EndAttempt(ActiveJob& job, const SampleKey& key, int32_t attempt, const std::string& error,
+                              bool permanent, WriteBatch* batch) {
+  const auto slow = job.slow.find(key);
+  if (slow == job.slow.end() || permanent) return Release(job, key, error, permanent, batch);
+  // The other one goes on.
+  if (slow->second.attempt != attempt) job.leases.Set(key, slow->second);
+  job.slow.erase(key);
 }
 
 void SamplingImpl::SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v1::SubmitSamplesResponse> done) {
@@ -223,10 +287,16 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
   v1::SampleVerdict verdict;
   const SampleKey key = KeyOfSample(sample.id());
   const v1::SampleRow* row = job.ledger.Find(key);
-  if (row == nullptr || row->attempt() != sample.attempt() || row->state() == v1::QUEUED ||
-      row->state() == v1::SAMPLE_CANCELLED) {
-    verdict.set_reason(v1::STALE_ATTEMPT);
+  const auto refuse = [&verdict](v1::ErrorReason reason) {
+    verdict.set_reason(reason);
+    verdict.set_code(static_cast<int>(absl::StatusCode::kAborted));
     return verdict;
+  };
+  const bool leased = row != nullptr && row->state() == v1::LEASED;
+  LeaseTable* const lease = leased ? TableOf(job, key, sample.attempt()) : nullptr;
+  if (row == nullptr || row->state() == v1::QUEUED || row->state() == v1::SAMPLE_CANCELLED ||
+      (leased && lease == nullptr)) {
+    return refuse(v1::STALE_ATTEMPT);
   }
   v1::Sample stored = sample;
   stored.clear_score();
@@ -234,18 +304,25 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
   *stored.mutable_prompt() = (*job.plan.prompts)[static_cast<size_t>(row->prompt_index()) % job.plan.prompts->size()];
   std::string bytes = CanonicalBytes(stored);
   const std::string digest = artifact::Sha256Hex(bytes);
-  if (row->state() != v1::LEASED) {
-    // The reply to an earlier delivery was lost: the same bytes are answered alike.
-    verdict.set_accepted(row->digest() == digest);
-    if (!verdict.accepted()) verdict.set_reason(v1::STALE_ATTEMPT);
-    return verdict;
+  if (!leased) {
+    // The reply to an earlier delivery was lost: the same bytes are answered alike. Other bytes of the attempt that was
+    // taken are a second opinion nobody may have; of another attempt, the slower one of two.
+    if (row->digest() == digest) {
+      verdict.set_accepted(true);
+      return verdict;
+    }
+    const absl::StatusOr<v1::Sample> taken = CachedSample(job, *row);
+    return refuse(taken.ok() && taken->attempt() == sample.attempt() ? v1::DIGEST_MISMATCH : v1::STALE_ATTEMPT);
   }
   if (const std::string problem = ProblemOf(sample); !problem.empty()) {
     spdlog::warn("job {}: a sample of {} is refused: {}", job.plan.job_id, worker, problem);
-    Release(job, key, absl::StrCat("refused: ", problem), false, batch);
+    EndAttempt(job, key, sample.attempt(), absl::StrCat("refused: ", problem), false, batch);
     return verdict;
   }
+  job.took.push_back(loop_->clock().Now() - lease->Find(key)->since);
+  if (job.took.size() > kResultsRemembered) job.took.pop_front();
   job.leases.erase(key);
+  job.slow.erase(key);
   job.ledger.Generated(key, payloads_->Append(std::move(bytes)), digest, sample.version_low(), batch);
   if (!job.plan.score) job.ledger.Scored(key, {}, batch);
   const absl::Duration now = loop_->clock().Now();
@@ -267,13 +344,14 @@ void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1:
     if (job == nullptr) continue;
     const SampleKey key = KeyOfSample(lease.id());
     const v1::SampleRow* row = job->ledger.Find(key);
-    if (row == nullptr || row->state() != v1::LEASED || row->attempt() != lease.attempt()) continue;
+    if (row == nullptr || row->state() != v1::LEASED || TableOf(*job, key, lease.attempt()) == nullptr) continue;
     if (!lease.error().empty())
       spdlog::warn("job {}: generating failed at {}: {}", lease.id().job_id(), (*session)->identity.instance_id(),
                    lease.error());
     if (!lease.error().empty())
       job->last_problem = absl::StrCat((*session)->identity.instance_id(), ": ", lease.error());
-    Release(*job, key, lease.unavailable() ? "" : lease.error(), lease.permanent(), &batches[lease.id().job_id()]);
+    EndAttempt(*job, key, lease.attempt(), lease.unavailable() ? "" : lease.error(), lease.permanent(),
+               &batches[lease.id().job_id()]);
   }
   for (auto& [job_id, batch] : batches) Write(job_id, std::move(batch));
   done(v1::ReturnLeasesResponse());
@@ -282,6 +360,7 @@ void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1:
 void SamplingImpl::Release(ActiveJob& job, const SampleKey& key, const std::string& error, bool permanent,
                            WriteBatch* batch) {
   job.leases.erase(key);
+  job.slow.erase(key);
   if (error.empty()) return job.ledger.Requeue(key, batch);
   const int failures = ++job.failures[key];
   if (!permanent && failures < job.plan.max_attempts) return job.ledger.Requeue(key, batch);
@@ -294,18 +373,27 @@ void SamplingImpl::Release(ActiveJob& job, const SampleKey& key, const std::stri
 
 void SamplingImpl::ExpireLeases(ActiveJob& job) {
   const absl::Duration now = loop_->clock().Now();
-  std::vector<std::pair<SampleKey, std::string>> expired;
-  for (const auto& [key, lease] : job.leases) {
-    if (now - lease.last_seen > options_.lease)
-      expired.emplace_back(key, "its worker stopped reporting it");
-    else if (now - lease.last_progress > options_.no_progress)
-      expired.emplace_back(key, "its worker made no progress on it");
+  struct Expired {
+    SampleKey key;
+    int32_t attempt;
+    const char* why;
+  };
+  std::vector<Expired> expired;
+  for (const auto* leases : {&job.leases, &job.slow}) {
+    for (const auto& [key, lease] : *leases) {
+      if (now - lease.last_seen > options_.lease) {
+        expired.push_back({key, lease.attempt, "its worker stopped reporting it"});
+      } else if (now - lease.last_progress > options_.no_progress) {
+        expired.push_back({key, lease.attempt, "its worker made no progress on it"});
+        stuck_.insert(lease.session_id);
+      }
+    }
   }
   if (expired.empty()) return;
   leases_expired_ += static_cast<int64_t>(expired.size());
   WriteBatch batch;
-  for (const auto& [key, why] : expired) Release(job, key, why, false, &batch);
-  spdlog::warn("job {}: {} leases expired: {}", job.plan.job_id, expired.size(), expired.front().second);
+  for (const Expired& one : expired) EndAttempt(job, one.key, one.attempt, one.why, false, &batch);
+  spdlog::warn("job {}: {} leases expired: {}", job.plan.job_id, expired.size(), expired.front().why);
   Write(job.plan.job_id, std::move(batch));
 }
 
@@ -317,31 +405,38 @@ void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatReques
     ActiveJob* job = Find(progress.id().job_id());
     const SampleKey key = KeyOfSample(progress.id());
     const v1::SampleRow* row = job == nullptr ? nullptr : job->ledger.Find(key);
-    if (row == nullptr || row->attempt() != progress.attempt() || row->state() != v1::LEASED) {
+    LeaseTable* const held =
+        row == nullptr || row->state() != v1::LEASED ? nullptr : TableOf(*job, key, progress.attempt());
+    if (held == nullptr) {
       *response->add_revoked() = progress;
       continue;
     }
-    HeldLease& lease = job->leases.Claim(key, session.session_id);
+    HeldLease& lease = held->Claim(key, session.session_id);
     lease.last_seen = now;
     if (progress.tokens_done() > lease.tokens_done) {
       lease.tokens_done = progress.tokens_done();
       lease.last_progress = now;
+      stuck_.erase(session.session_id);
     }
   }
 }
 
 void SamplingImpl::OnLost(const Session& session) {
   reward_servers_.erase(session.session_id);
+  stuck_.erase(session.session_id);
   last_job_.erase(session.session_id);
   if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
   for (const auto& [id, job] : jobs_) {
-    std::vector<SampleKey> held;
-    for (const auto& [key, lease] : job->leases) {
-      if (lease.session_id == session.session_id) held.push_back(key);
+    std::vector<std::pair<SampleKey, int32_t>> held;
+    for (const auto* leases : {&job->leases, &job->slow}) {
+      for (const auto& [key, lease] : *leases) {
+        if (lease.session_id == session.session_id) held.emplace_back(key, lease.attempt);
+      }
     }
     WriteBatch batch;
-    for (const SampleKey& key : held)
-      Release(*job, key, absl::StrCat("worker ", session.identity.instance_id(), " was lost"), false, &batch);
+    for (const auto& [key, attempt] : held)
+      EndAttempt(*job, key, attempt, absl::StrCat("worker ", session.identity.instance_id(), " was lost"), false,
+                 &batch);
     Write(id, std::move(batch));
   }
   ServeSoon();

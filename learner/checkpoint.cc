@@ -6,8 +6,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "artifact/digest.h"
 #include "artifact/safetensors.h"
 #include "common/durable_file.h"
+#include "common/failpoint.h"
 #include "common/status_util.h"
 
 namespace rlhf::learner {
@@ -43,6 +45,7 @@ absl::Status WriteCheckpoint(const std::string& dir, const NamedTensors& tensors
     write.data = {static_cast<const uint8_t*>(hosts.back().data_ptr()), hosts.back().nbytes()};
   }
   RLHF_RETURN_IF_ERROR(artifact::WriteSafetensors(dir + "/state.safetensors", writes));
+  RLHF_FAILPOINT("learner/mid_checkpoint");
   return WriteFileDurably(dir + "/state.json", state.dump(1));
 }
 
@@ -78,6 +81,16 @@ absl::Status ReadCheckpoint(const std::string& dir, const NamedTensors& tensors,
     tensor.detach().copy_(host);
   }
   return absl::OkStatus();
+}
+
+std::string StateDigest(const NamedTensors& tensors, const std::vector<double>& numbers) {
+  std::string digests;
+  for (const auto& [name, tensor] : tensors) {
+    const torch::Tensor host = tensor.detach().to(torch::kCPU).contiguous();
+    absl::StrAppend(&digests, name, " ", artifact::Xxh3Hex(host.data_ptr(), host.nbytes()), "\n");
+  }
+  absl::StrAppend(&digests, artifact::Xxh3Hex(numbers.data(), numbers.size() * sizeof(double)), "\n");
+  return artifact::Xxh3Hex(digests.data(), digests.size());
 }
 
 }  // namespace rlhf::learner

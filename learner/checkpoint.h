@@ -20,4 +20,7 @@ absl::Status WriteCheckpoint(const std::string& dir, const NamedTensors& tensors
 // DataLoss) and fills `state`.
 absl::Status ReadCheckpoint(const std::string& dir, const NamedTensors& tensors, nlohmann::json* state);
 
+// XXH3-128 over every tensor's name and bytes, in order, and the numbers' bytes: what a checkpoint would hold, hex.
+std::string StateDigest(const NamedTensors& tensors, const std::vector<double>& numbers);
+
 }  // namespace rlhf::learner

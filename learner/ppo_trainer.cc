@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/failpoint.h"
 #include "common/status_util.h"
 #include "learner/batching.h"
 #include "learner/losses.h"
@@ -235,7 +236,7 @@ absl::StatusOr<std::string> PpoTrainer::Update(const PpoBatch& batch, const Befo
     RLHF_ASSIGN_OR_RETURN(critic_norm, critic_->FinishSums());
   }
   const bool finite = std::isfinite(policy_loss) && std::isfinite(critic_loss) && std::isfinite(policy_norm) &&
-                      std::isfinite(critic_norm);
+                      std::isfinite(critic_norm) && RLHF_FAILPOINT_OK("learner/nonfinite");
   RLHF_ASSIGN_OR_RETURN(const bool all_finite, collective_->Vote(finite));
   if (!all_finite) {
     return finite ? std::string("a loss or gradient of another rank is not finite")
@@ -397,6 +398,10 @@ absl::Status PpoTrainer::LoadCheckpoint(const std::string& dir) {
     return absl::DataLossError(absl::StrCat("checkpoint ", dir, ": state.json has no \"numbers\" of a PPO job"));
   SetNumbers(numbers);
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> PpoTrainer::Digest() const {
+  return StateDigest(State(), Numbers());
 }
 
 absl::Status PpoTrainer::SyncFrom(int root) {

@@ -24,6 +24,7 @@ class PpoTrainer final : public Trainer {
   void RevertStep() override;
   absl::Status SaveCheckpoint(const std::string& dir) const override;
   absl::Status LoadCheckpoint(const std::string& dir) override;
+  absl::StatusOr<std::string> Digest() const override;
   absl::Status SyncFrom(int root) override;
   const model::Transformer& model() const override { return policy_->model(); }
   absl::StatusOr<std::map<std::string, v1::Metric>> Finish(const std::string& out_dir) override;

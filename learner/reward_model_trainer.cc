@@ -210,6 +210,12 @@ absl::Status RewardModelTrainer::LoadCheckpoint(const std::string& dir) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::string> RewardModelTrainer::Digest() const {
+  NamedTensors tensors;
+  model_->AppendState("model", &tensors);
+  return StateDigest(tensors, {static_cast<double>(model_->optimizer().updates())});
+}
+
 absl::Status RewardModelTrainer::SyncFrom(int root) {
   NamedTensors tensors;
   model_->AppendState("model", &tensors);

@@ -32,6 +32,7 @@ class RewardModelTrainer final : public Trainer {
   void RevertStep() override { model_->optimizer().RestoreSnapshot(); }
   absl::Status SaveCheckpoint(const std::string& dir) const override;
   absl::Status LoadCheckpoint(const std::string& dir) override;
+  absl::StatusOr<std::string> Digest() const override;
   absl::Status SyncFrom(int root) override;
   const model::Transformer& model() const override { return model_->model(); }
   absl::StatusOr<std::map<std::string, v1::Metric>> Finish(const std::string& out_dir) override;

@@ -78,6 +78,12 @@ absl::Status SftTrainer::LoadCheckpoint(const std::string& dir) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::string> SftTrainer::Digest() const {
+  NamedTensors tensors;
+  policy_->AppendState("model", &tensors);
+  return StateDigest(tensors, {static_cast<double>(policy_->optimizer().updates())});
+}
+
 absl::Status SftTrainer::SyncFrom(int root) {
   NamedTensors tensors;
   policy_->AppendState("model", &tensors);

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/failpoint.h"
 #include "common/status_util.h"
 #include "model/kernels/cpu_kernels.h"
 #include "model/lora.h"
@@ -29,6 +30,7 @@ Trainable::Trainable(std::unique_ptr<model::Transformer> model, const v1::Optimi
 
 absl::StatusOr<double> Trainable::Accumulate(const std::vector<LossTerm>& terms, Collective* collective) {
   buckets_.Begin();
+  RLHF_FAILPOINT("learner/before_allreduce");
   if (terms.empty()) {
     RLHF_RETURN_IF_ERROR(buckets_.ReduceOnly(collective));
     return 0.0;
@@ -43,6 +45,7 @@ absl::StatusOr<double> Trainable::Accumulate(const std::vector<LossTerm>& terms,
 }
 
 absl::StatusOr<double> Trainable::FinishSums() {
+  RLHF_FAILPOINT("learner/inside_allreduce");
   RLHF_RETURN_IF_ERROR(buckets_.Wait());
   return AdamW::Norm(buckets_.gradients());
 }

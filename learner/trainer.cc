@@ -27,6 +27,9 @@ class GuardedTrainer final : public Trainer {
   absl::Status LoadCheckpoint(const std::string& dir) override {
     return model::Guard("checkpoint", [&] { return trainer_->LoadCheckpoint(dir); });
   }
+  absl::StatusOr<std::string> Digest() const override {
+    return model::Guard("digest of the state", [&] { return trainer_->Digest(); });
+  }
   absl::Status SyncFrom(int root) override {
     return model::Guard("synchronisation", [&] { return trainer_->SyncFrom(root); });
   }

@@ -54,6 +54,8 @@ class Trainer {
   // cursor. Rank 0 writes; files only, no fsync.
   virtual absl::Status SaveCheckpoint(const std::string& dir) const = 0;
   virtual absl::Status LoadCheckpoint(const std::string& dir) = 0;
+  // Digest of all that a checkpoint would hold now (see StateDigest in checkpoint.h).
+  virtual absl::StatusOr<std::string> Digest() const = 0;
   // Broadcasts the whole state from a rank that holds it.
   virtual absl::Status SyncFrom(int root) = 0;
 

@@ -24,8 +24,12 @@ grpc::ServerUnaryReactor* RewardServiceAdapter::Score(grpc::CallbackServerContex
       return reactor;
     }
   }
-  RLHF_FAILPOINT("reward/before_score");
+  if (!RLHF_FAILPOINT_OK("reward/before_score")) {
+    reactor->Finish(ToGrpc(absl::UnavailableError("failpoint reward/before_score")));
+    return reactor;
+  }
   batcher_->Submit(*request, [reactor, response](absl::StatusOr<v1::ScoreResponse> scored) {
+    RLHF_FAILPOINT("reward/after_score");
     if (scored.ok()) *response = *std::move(scored);
     reactor->Finish(ToGrpc(scored.status()));
   });

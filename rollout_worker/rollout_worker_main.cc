@@ -18,7 +18,7 @@ namespace {
 
 struct Flags {
   std::string coordinator, instance, http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, device = "cpu",
-                                     precision = "float32";
+                                     precision = "float32", evidence_dir;
   std::string log_level = "info";
   bool log_json = false;
   int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25;
@@ -61,7 +61,7 @@ int Run(const Flags& flags) {
   identity.set_build_version(rlhf::kBuildVersion);
   identity.set_slots(flags.slots);
   identity.set_device(flags.device);
-  rlhf::rollout::Worker worker(*channel, identity, &loader, &metrics);
+  rlhf::rollout::Worker worker(*channel, identity, &loader, &metrics, flags.evidence_dir);
 
   worker.Start();
   auto http = rlhf::HttpEndpoint::Start(flags.http_address, &metrics, [&worker] {
@@ -100,6 +100,8 @@ int main(int argc, char** argv) {
   app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
   app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");
   app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloaded artifacts")->required();
+  app.add_option("--evidence-dir", flags.evidence_dir,
+                 "Keep a list of the samples accepted from here, for `rlhfctl ledger --check --evidence`");
   app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
   app.add_option("--precision", flags.precision, "Compute precision")
       ->check(CLI::IsMember({"float32", "bfloat16"}))

@@ -8,6 +8,7 @@
 #include "absl/time/time.h"
 #include "artifact/digest.h"
 #include "client/cpp/channel.h"
+#include "common/failpoint.h"
 #include "common/status_util.h"
 #include "model/guard.h"
 #include "rlhf/v1/weights_service.grpc.pb.h"
@@ -86,6 +87,7 @@ absl::StatusOr<FetchedWeights> WeightSubscriber::FetchFrom(const std::string& ad
             absl::StrCat("weights stream: expected bytes at ", received, ", found a chunk at ", chunk.offset()));
         break;
       }
+      RLHF_FAILPOINT("rollout/receive_weights");
       std::memcpy(out.bytes.data() + received, chunk.data().data(), chunk.data().size());
       received += chunk.data().size();
     }

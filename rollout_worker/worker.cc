@@ -6,7 +6,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/sample_digest.h"
 #include "client/cpp/channel.h"
+#include "common/durable_file.h"
 #include "common/failpoint.h"
 #include "common/log.h"
 #include "common/status_util.h"
@@ -34,13 +36,16 @@ v1::LeaseProgress ProgressOf(const v1::Sample& sample) {
 }  // namespace
 
 Worker::Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterRequest& identity, PolicyLoader* loader,
-               MetricsRegistry* metrics)
+               MetricsRegistry* metrics, const std::string& evidence_dir)
     : channel_(std::move(coordinator)),
       stub_(v1::FleetService::NewStub(channel_)),
       identity_(identity),
       loader_(loader),
       metrics_(metrics),
-      capacity_(identity.slots()) {}
+      capacity_(identity.slots()) {
+  if (!evidence_dir.empty() && MakeDirs(evidence_dir).ok())
+    evidence_.open(absl::StrCat(evidence_dir, "/accepted-", identity.instance_id(), ".jsonl"), std::ios::app);
+}
 
 Worker::~Worker() {
   Drain(absl::ZeroDuration());
@@ -190,6 +195,7 @@ void Worker::GenerateLoop() {
       if (engine != nullptr) engine->Drop(lease.id(), lease.attempt());
     }
     if (engine != nullptr && !engine->idle()) {
+      RLHF_FAILPOINT("rollout/mid_generation");
       const absl::Time began = absl::Now();
       auto finished = engine->Step();
       const absl::Time ended = absl::Now();
@@ -254,6 +260,8 @@ void Worker::SubmitLoop() {
         const auto context = client::MakeContext(absl::Seconds(10));
         const absl::Status status = FromGrpc(stub_->SubmitSamples(context.get(), request, &response));
         if (status.ok()) {
+          RLHF_FAILPOINT("rollout/after_submit");
+          KeepEvidence(request, response);
           for (const auto& verdict : response.verdicts()) {
             if (!verdict.accepted()) {
               spdlog::info("sample {}/{}/{}/{} was not taken: {}", verdict.id().job_id(), verdict.id().step(),
@@ -290,6 +298,17 @@ void Worker::SubmitLoop() {
       if (arriving_.empty() && progress_.empty() && unacknowledged_.empty()) drained_ = true;
     }
   }
+}
+
+void Worker::KeepEvidence(const v1::SubmitSamplesRequest& request, const v1::SubmitSamplesResponse& response) {
+  if (!evidence_.is_open()) return;
+  for (int i = 0; i < std::min(request.samples_size(), response.verdicts_size()); ++i) {
+    if (!response.verdicts(i).accepted()) continue;
+    const v1::Sample& sample = request.samples(i);
+    evidence_ << "{\"event\":\"accepted\",\"job\":\"" << sample.id().job_id() << "\",\"sample\":\""
+              << artifact::BatchLine(sample) << "\"}\n";
+  }
+  evidence_.flush();
 }
 
 void Worker::Drain(absl::Duration grace) {

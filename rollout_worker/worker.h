@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -23,9 +24,10 @@ namespace rlhf::rollout {
 
 class Worker {
  public:
-  // All pointers outlive the worker. `identity` is what Register sends.
+  // All pointers outlive the worker. `identity` is what Register sends. evidence_dir: where to keep a list of the
+  // samples that the coordinator accepted; empty: nowhere.
   Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterRequest& identity, PolicyLoader* loader,
-         MetricsRegistry* metrics);
+         MetricsRegistry* metrics, const std::string& evidence_dir = "");
   ~Worker();
   void Start();
   // Finishes what is leased, or hands it back when the grace ends, then stops. Blocks.
@@ -45,12 +47,14 @@ class Worker {
   void TakeUp(const v1::LeasePromptsResponse& work);
   void Arrived(const v1::LeasePromptsResponse& work);
   void HandBack(const v1::PromptLease& lease, const std::string& error, bool permanent, bool unavailable);
+  void KeepEvidence(const v1::SubmitSamplesRequest& request, const v1::SubmitSamplesResponse& response);
 
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::FleetService::Stub> stub_;
   v1::RegisterRequest identity_;
   PolicyLoader* loader_;
-  WorkerMetrics metrics_;  // the generating thread's
+  WorkerMetrics metrics_;   // the generating thread's
+  std::ofstream evidence_;  // the submitting thread's
   std::unique_ptr<client::FleetSession> session_;
 
   BoundedQueue<v1::LeasePromptsResponse> leased_{2};

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
@@ -114,8 +115,13 @@ absl::Status LocalCluster::StartCoordinator() {
                   (dir / "pki" / "audit.key").string(),
                   "--ports-file",
                   ports_file,
+                  "--heartbeat-ms",
+                  absl::StrCat(options_.heartbeat_ms),
+                  "--lease-ms",
+                  absl::StrCat(3 * options_.heartbeat_ms),
                   "--log-level",
                   options_.log_level};
+  Wrap(&spec);
   RLHF_RETURN_IF_ERROR(supervisor_.Start(spec));
   const absl::Time deadline = absl::Now() + kCoordinatorReady;
   while (absl::Now() < deadline) {
@@ -144,7 +150,7 @@ absl::Status LocalCluster::StartRole(const std::string& binary, const std::strin
   spec.environment = Environment();
   spec.command = {(fs::path(options_.bin_dir) / binary).string(),
                   "--coordinator",
-                  fleet_address_,
+                  options_.via.count(name) > 0 ? options_.via.at(name) : fleet_address_,
                   "--instance",
                   name,
                   "--artifact-root",
@@ -167,6 +173,7 @@ absl::Status LocalCluster::StartRole(const std::string& binary, const std::strin
                   options_.log_level};
   spec.command.insert(spec.command.end(), extra.begin(), extra.end());
   RLHF_RETURN_IF_ERROR(MakeDirs((dir / "cache" / name).string()));
+  Wrap(&spec);
   return supervisor_.Start(spec);
 }
 
@@ -187,6 +194,20 @@ absl::Status LocalCluster::WriteContexts() {
     RLHF_RETURN_IF_ERROR(WriteFileDurably((dir / file).string(), context.dump(2) + "\n"));
   }
   return absl::OkStatus();
+}
+
+void LocalCluster::Wrap(ProcessSpec* spec) const {
+  const auto wrap = options_.wrap.find(spec->name);
+  if (wrap == options_.wrap.end()) return;
+  // An absolute path is what execve wants; env finds the rest.
+  std::vector<std::string> words = absl::StrSplit(absl::StrCat("/usr/bin/env ", wrap->second), ' ', absl::SkipEmpty());
+  words.insert(words.end(), spec->command.begin(), spec->command.end());
+  spec->command = std::move(words);
+}
+
+std::vector<std::string> LocalCluster::Evidence() const {
+  if (!options_.evidence) return {};
+  return {"--evidence-dir", (fs::path(options_.dir) / "evidence").string()};
 }
 
 absl::Status LocalCluster::Start() {
@@ -210,11 +231,13 @@ absl::Status LocalCluster::Start() {
     RLHF_RETURN_IF_ERROR(StartRole("rlhf-reward-server", "reward_server", absl::StrCat("reward-", i), {}));
   }
   for (int i = 0; i < options_.rollout_workers; ++i) {
-    RLHF_RETURN_IF_ERROR(StartRole("rlhf-rollout-worker", "rollout_worker", absl::StrCat("rollout-", i),
-                                   {"--slots", std::to_string(options_.slots)}));
+    std::vector<std::string> extra = Evidence();
+    extra.insert(extra.end(), {"--slots", std::to_string(options_.slots)});
+    RLHF_RETURN_IF_ERROR(
+        StartRole("rlhf-rollout-worker", "rollout_worker", absl::StrCat("rollout-", i), std::move(extra)));
   }
   for (int i = 0; i < options_.learners; ++i) {
-    RLHF_RETURN_IF_ERROR(StartRole("rlhf-learner", "learner", absl::StrCat("learner-", i), {}));
+    RLHF_RETURN_IF_ERROR(StartRole("rlhf-learner", "learner", absl::StrCat("learner-", i), Evidence()));
   }
   return absl::OkStatus();
 }

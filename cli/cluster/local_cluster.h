@@ -4,6 +4,7 @@
 // (coordinator), DIR/artifacts/ (shared root), DIR/cache/NAME/ (private), DIR/ports/NAME.json, DIR/logs/NAME.log.
 #pragma once
 
+#include <map>
 #include <string>
 
 #include "absl/status/status.h"
@@ -21,13 +22,22 @@ struct ClusterOptions {
   int threads = 1;  // compute threads a process
   std::string device = "cpu";
   std::string log_level = "info";
+  // By instance ("coordinator", "rollout-0", …): words put before its command (env, ip netns exec, taskset), and the
+  // address at which it reaches the coordinator, when not directly.
+  std::map<std::string, std::string> wrap, via;
+  bool evidence = false;       // learners and rollout workers keep DIR/evidence for `ledger --check --evidence`
+  int heartbeat_ms = 3000;     // and a session's life without one is three of them
+  double restart_seconds = 1;  // before a process that ended is started again; doubles while it ends soon after
+  double restart_seconds_most = 30;
   std::string api_address, http_address, web_address;  // host:port; empty: 127.0.0.1 and a free port
   std::vector<std::string> hosts;                      // more names that clients use, for the certificate
 };
 
 class LocalCluster {
  public:
-  explicit LocalCluster(ClusterOptions options) : options_(std::move(options)) {}
+  explicit LocalCluster(ClusterOptions options)
+      : options_(std::move(options)),
+        supervisor_(absl::Seconds(options_.restart_seconds), absl::Seconds(options_.restart_seconds_most)) {}
   // Makes the CA, certificates and tokens (kept when there are some), starts every process, and returns when the
   // coordinator is ready.
   absl::Status Start();
@@ -43,6 +53,8 @@ class LocalCluster {
   absl::Status StartRole(const std::string& binary, const std::string& role, const std::string& name,
                          std::vector<std::string> extra);
   absl::Status WriteContexts();
+  std::vector<std::string> Evidence() const;
+  void Wrap(ProcessSpec* spec) const;
   std::vector<std::pair<std::string, std::string>> Environment() const;
 
   ClusterOptions options_;

@@ -70,6 +70,7 @@ absl::Status Supervisor::Spawn(Child& child) {
 absl::Status Supervisor::Start(const ProcessSpec& spec) {
   Child child;
   child.spec = spec;
+  child.backoff = first_backoff_;
   const absl::Status status = Spawn(child);
   if (status.ok()) children_.push_back(std::move(child));
   return status;
@@ -82,7 +83,7 @@ void Supervisor::Tick(const std::function<void(const std::string&, const std::st
       if (waitpid(child.pid, &status, WNOHANG) != child.pid) continue;
       const absl::Time now = absl::Now();
       child.backoff =
-          now - child.started > absl::Seconds(10) ? absl::Seconds(1) : std::min(2 * child.backoff, absl::Seconds(30));
+          now - child.started > absl::Seconds(10) ? first_backoff_ : std::min(2 * child.backoff, last_backoff_);
       child.pid = -1;
       child.restart_at = now + child.backoff;
       restarted(child.spec.name, HowItEnded(status));

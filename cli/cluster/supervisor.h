@@ -23,10 +23,12 @@ struct ProcessSpec {
 
 class Supervisor {
  public:
+  explicit Supervisor(absl::Duration first_backoff = absl::Seconds(1), absl::Duration last_backoff = absl::Seconds(30))
+      : first_backoff_(first_backoff), last_backoff_(last_backoff) {}
   ~Supervisor();
   absl::Status Start(const ProcessSpec& spec);
-  // Restarts what ended (after 1 s, doubling to 30 s when it ends within 10 s of its start). `restarted` is told name
-  // and how it ended.
+  // Restarts what ended (after the first backoff, doubling to the last when it ends within 10 s of its start).
+  // `restarted` is told name and how it ended.
   void Tick(const std::function<void(const std::string& name, const std::string& how)>& restarted);
   // SIGTERM to the last started first; SIGKILL to what is left after the grace.
   void StopAll(absl::Duration grace);
@@ -36,9 +38,10 @@ class Supervisor {
     ProcessSpec spec;
     pid_t pid = -1;
     absl::Time started, restart_at;
-    absl::Duration backoff = absl::Seconds(1);
+    absl::Duration backoff;
   };
   static absl::Status Spawn(Child& child);
+  const absl::Duration first_backoff_, last_backoff_;
   std::vector<Child> children_;
 };
 

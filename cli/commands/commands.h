@@ -18,7 +18,9 @@ CLI::App* Subcommand(CLI::App& app, const std::string& name, const std::string& 
 
 void AddJobCommands(CLI::App& app, ConnectionFlags& connection,
                     Run* run);  // submit validate list get watch cancel pause resume delete why
-void AddSampleCommands(CLI::App& app, ConnectionFlags& connection, Run* run);    // ledger samples
+void AddLedgerCommand(CLI::App& app, ConnectionFlags& connection, Run* run);     // ledger
+void AddSampleCommands(CLI::App& app, ConnectionFlags& connection, Run* run);    // samples
+void AddReplayCommand(CLI::App& app, ConnectionFlags& connection, Run* run);     // replay
 void AddReportCommand(CLI::App& app, ConnectionFlags& connection, Run* run);     // report
 void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run);  // models data
 void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run);     // workers token

@@ -1,4 +1,4 @@
-// ledger, samples.
+// samples.
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -16,7 +16,6 @@ namespace {
 
 struct Flags {
   std::string job;
-  bool check = false;
   int64_t step = -1;
   int limit = 20;
 };
@@ -30,40 +29,6 @@ absl::StatusOr<std::string> ResolveJob(const ConnectionFlags& connection, v1::Jo
   const auto context = CallContext();
   RLHF_RETURN_IF_ERROR(FromGrpc(stub.GetJob(context.get(), request, &job)));
   return job.id();
-}
-
-int Ledger(const ConnectionFlags& connection, const Flags& flags) {
-  auto channel = Connect(connection);
-  if (!channel.ok()) return Fail(channel.status());
-  const auto stub = v1::JobService::NewStub(*channel);
-  auto id = ResolveJob(connection, *stub, flags.job);
-  if (!id.ok()) return Fail(id.status());
-  v1::GetLedgerRequest request;
-  request.set_job_id(*id);
-  request.set_check(flags.check);
-  v1::GetLedgerResponse response;
-  const auto context = CallContext(absl::Minutes(5));
-  if (const absl::Status status = FromGrpc(stub->GetLedger(context.get(), request, &response)); !status.ok())
-    return Fail(status);
-  const v1::LedgerCounts& counts = response.counts();
-  const int64_t sum = counts.queued() + counts.leased() + counts.generated() + counts.scored() + counts.assigned() +
-                      counts.trained() + counts.delivered() + counts.stale() + counts.failed() + counts.cancelled();
-  if (connection.output != "table") {
-    PrintMessage(connection.output, response);
-  } else {
-    Table table({"ISSUED", "QUEUED", "LEASED", "GENERATED", "SCORED", "ASSIGNED", "TRAINED", "DELIVERED", "STALE",
-                 "FAILED", "CANCELLED"});
-    table.Row({absl::StrCat(counts.issued()), absl::StrCat(counts.queued()), absl::StrCat(counts.leased()),
-               absl::StrCat(counts.generated()), absl::StrCat(counts.scored()), absl::StrCat(counts.assigned()),
-               absl::StrCat(counts.trained()), absl::StrCat(counts.delivered()), absl::StrCat(counts.stale()),
-               absl::StrCat(counts.failed()), absl::StrCat(counts.cancelled())});
-    std::fputs(table.Text().c_str(), stdout);
-    if (sum != counts.issued()) std::printf("the states add up to %d, not to issued\n", static_cast<int>(sum));
-    for (const std::string& violation : response.violations()) std::printf("violation: %s\n", violation.c_str());
-    if (flags.check && response.violations().empty() && sum == counts.issued())
-      std::printf("checked: every sample is accounted for\n");
-  }
-  return sum == counts.issued() && response.violations().empty() ? v1::EXIT_OK : v1::EXIT_ERROR;
 }
 
 int Samples(const ConnectionFlags& connection, const Flags& flags) {
@@ -104,11 +69,6 @@ int Samples(const ConnectionFlags& connection, const Flags& flags) {
 
 void AddSampleCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   const auto flags = std::make_shared<Flags>();
-  auto* ledger = app.add_subcommand("ledger", "Where every sample of a job is; exits 1 when the states do not add up");
-  ledger->add_option("job", flags->job, "Job id or name")->required();
-  ledger->add_flag("--check", flags->check, "Recount from the rows and read every payload");
-  ledger->callback([=, &connection] { *run = [=, &connection] { return Ledger(connection, *flags); }; });
-
   auto* samples = app.add_subcommand("samples", "A job's samples");
   samples->add_option("job", flags->job, "Job id or name")->required();
   samples->add_option("--step", flags->step, "Only this step's");

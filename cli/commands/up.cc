@@ -67,6 +67,21 @@ int Up(const ClusterOptions& options) {
   return 0;
 }
 
+void AddByInstance(CLI::App* up, const std::string& name, std::map<std::string, std::string>* map, const char* help) {
+  up->add_option_function<std::vector<std::string>>(
+        name,
+        [map, name](const std::vector<std::string>& entries) {
+          for (const std::string& entry : entries) {
+            const size_t equals = entry.find('=');
+            if (equals == std::string::npos || equals == 0)
+              throw CLI::ValidationError(name, absl::StrCat("expected INSTANCE=…, found \"", entry, "\""));
+            (*map)[entry.substr(0, equals)] = entry.substr(equals + 1);
+          }
+        },
+        help)
+      ->allow_extra_args(false);
+}
+
 }  // namespace
 
 void AddUpCommand(CLI::App& app, Run* run) {
@@ -93,6 +108,23 @@ void AddUpCommand(CLI::App& app, Run* run) {
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
   up->add_option("--device", options->device, "cpu or cuda:N")->capture_default_str();
+  AddByInstance(up, "--wrap", &options->wrap,
+                "INSTANCE=WORDS put before its command, for instance \"rollout-0=taskset -c 3\"; may be repeated");
+  AddByInstance(up, "--via", &options->via,
+                "INSTANCE=HOST:PORT where it reaches the coordinator (a proxy); may be repeated");
+  up->add_flag(
+      "--evidence", options->evidence,
+      "Learners and rollout workers log what they trained and what was accepted, for `ledger --check --evidence`");
+  up->add_option("--heartbeat-ms", options->heartbeat_ms, "Between heartbeats; three missed ones end a session")
+      ->check(CLI::Range(50, 60000))
+      ->capture_default_str();
+  up->add_option("--restart-seconds", options->restart_seconds, "Wait before a process that ended is started again")
+      ->check(CLI::Range(0.0, 600.0))
+      ->capture_default_str();
+  up->add_option("--restart-seconds-most", options->restart_seconds_most,
+                 "What that wait grows to while a process ends soon after its start")
+      ->check(CLI::Range(0.0, 600.0))
+      ->capture_default_str();
   up->add_option("--api-address", options->api_address, "host:port of the API (default: 127.0.0.1 and a free port)");
   up->add_option("--web-address", options->web_address, "host:port of the web pages (default likewise)");
   up->add_option("--http-address", options->http_address, "host:port of metrics and probes (default likewise)");

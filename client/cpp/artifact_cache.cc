@@ -184,6 +184,21 @@ absl::StatusOr<std::string> ArtifactCache::Fetch(const std::string& digest) {
   return impl_->LocalPath(digest);
 }
 
+absl::Status ArtifactCache::Verify(const std::string& digest) {
+  const auto reasoned = [](const absl::Status& status) {
+    return absl::IsDataLoss(status) ? WithReason(status, v1::DIGEST_MISMATCH) : status;
+  };
+  if (impl_->shared_artifacts != nullptr && impl_->shared_artifacts->Has(digest))
+    return reasoned(impl_->shared_artifacts->Verify(digest));
+  RLHF_RETURN_IF_ERROR(Fetch(digest).status());
+  const absl::Status first = impl_->private_artifacts.Verify(digest);
+  if (!absl::IsDataLoss(first)) return first;
+  spdlog::warn("{}; fetching it again", std::string(first.message()));
+  RLHF_RETURN_IF_ERROR(impl_->private_artifacts.Delete(digest));
+  RLHF_RETURN_IF_ERROR(Fetch(digest).status());
+  return reasoned(impl_->private_artifacts.Verify(digest));
+}
+
 absl::StatusOr<std::string> ArtifactCache::Publish(const std::string& path, const std::string& kind,
                                                    const std::string& project, const std::string& created_by) {
   if (impl_->shared_artifacts == nullptr) {

@@ -21,6 +21,9 @@ class ArtifactCache {
   ~ArtifactCache();
   // A local directory with the artifact's files.
   absl::StatusOr<std::string> Fetch(const std::string& digest);
+  // Reads every byte of it: DataLoss (reason DIGEST_MISMATCH) naming what is damaged. A damaged private copy is fetched
+  // anew first.
+  absl::Status Verify(const std::string& digest);
   // Publishes a directory or file: into the shared root when mounted (then RegisterArtifact), else by upload. Returns
   // the digest.
   absl::StatusOr<std::string> Publish(const std::string& path, const std::string& kind, const std::string& project,

@@ -80,11 +80,12 @@ class FleetService final : public v1::FleetService::CallbackService {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::SubmitSamplesRequest& r, Done<v1::SubmitSamplesResponse> done) {
                     if (!Own(caller, r.session_id(), "SubmitSamples", done)) return;
-                    edge_.sampling->SubmitSamples(
-                        r, [this, done = std::move(done)](absl::StatusOr<v1::SubmitSamplesResponse> result) mutable {
-                          if (result.ok()) CountRejected(*result);
-                          done(std::move(result));
-                        });
+                    edge_.sampling->SubmitSamples(r, [this, session = r.session_id(), done = std::move(done)](
+                                                         absl::StatusOr<v1::SubmitSamplesResponse> result) mutable {
+                      if (result.ok()) CountRejected(*result);
+                      if (result.ok()) AuditForged(session, *result);
+                      done(std::move(result));
+                    });
                   });
   }
   grpc::ServerUnaryReactor* ReturnLeases(grpc::CallbackServerContext* context, const v1::ReturnLeasesRequest* request,
@@ -123,10 +124,29 @@ class FleetService final : public v1::FleetService::CallbackService {
     for (const v1::SampleVerdict& verdict : response.verdicts()) {
       if (verdict.accepted()) continue;
       edge_.metrics
-          ->Counter("rlhf_results_rejected_total", "Samples of workers that were not taken, by reason.",
+          ->Counter("rlhf_results_rejected_total", "Results that were not taken, by reason.",
                     {{"reason", v1::ErrorReason_Name(verdict.reason())}})
           .Increment();
     }
+  }
+
+  // Other bytes for a sample that was taken already: harmless, and never an accident of timing.
+  void AuditForged(const std::string& session_id, const v1::SubmitSamplesResponse& response) const {
+    std::vector<std::string> samples;
+    for (const v1::SampleVerdict& verdict : response.verdicts()) {
+      if (verdict.reason() == v1::DIGEST_MISMATCH)
+        samples.push_back(absl::StrCat(verdict.id().job_id(), "/", verdict.id().step(), "/", verdict.id().ordinal(),
+                                       "/", verdict.id().index()));
+    }
+    if (samples.empty()) return;
+    edge_.loop->Post([this, session_id, samples = std::move(samples)] {
+      const absl::StatusOr<const Session*> session = edge_.fleet->Find(session_id);
+      const std::string who = session.ok() ? (*session)->identity.instance_id() : session_id;
+      WriteBatch batch;
+      for (const std::string& sample : samples)
+        edge_.oversight->Audit(who, "result.rejected", sample, "denied", {{"reason", "other bytes"}}, &batch);
+      edge_.store->Commit(std::move(batch), [](absl::Status) {});
+    });
   }
 
   const Edge& edge_;

@@ -10,6 +10,7 @@
 #include "coordinator/grpc_adapter/unary.h"
 #include "coordinator/grpc_adapter/watch_job.h"
 #include "coordinator/ledger.h"
+#include "coordinator/store/keys.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -139,6 +140,15 @@ class JobService final : public v1::JobService::CallbackService {
       for (const std::string& violation : edge_.sampling->Check(id)) {
         response.add_violations(ids.size() == 1 ? violation : absl::StrCat(id, ": ", violation));
       }
+      RLHF_RETURN_IF_ERROR(
+          edge_.store->Scan(Table::kMeta, CommittedStepPrefix(id), [&](absl::string_view, absl::string_view value) {
+            response.add_steps()->ParseFromArray(value.data(), static_cast<int>(value.size()));
+            return true;
+          }));
+    }
+    if (!r.check()) return response;
+    if (const v1::VerifyAuditResponse audit = edge_.oversight->VerifyAudit(); !audit.intact()) {
+      response.add_violations(absl::StrCat("audit log: record ", audit.first_bad_sequence(), ": ", audit.problem()));
     }
     return response;
   }

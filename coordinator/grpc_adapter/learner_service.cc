@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include <prometheus/counter.h>
+
 #include "coordinator/grpc_adapter/loop_stream.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
@@ -102,9 +104,17 @@ class LearnerService final : public v1::LearnerService::CallbackService {
   }
   grpc::ServerUnaryReactor* GetCommitted(grpc::CallbackServerContext* context, const v1::GetCommittedRequest* request,
                                          v1::GetCommittedResponse* response) override {
-    return OnLoop(edge_, context, request, response, Directly([this](const Caller&, v1::GetCommittedRequest& r) {
-                    return edge_.jobs->GetCommitted(r.job_id());
-                  }));
+    // What is committed in memory may still be on its way to the disk: answered once it is there.
+    return OnLoop(edge_, context, request, response,
+                  [this](const Caller&, v1::GetCommittedRequest& r, Done<v1::GetCommittedResponse> done) {
+                    absl::StatusOr<v1::GetCommittedResponse> committed = edge_.jobs->GetCommitted(r.job_id());
+                    if (!committed.ok()) return done(committed.status());
+                    edge_.store->Commit(WriteBatch(), [committed = *std::move(committed),
+                                                       done = std::move(done)](absl::Status status) mutable {
+                      if (!status.ok()) return done(status);
+                      done(std::move(committed));
+                    });
+                  });
   }
   grpc::ServerUnaryReactor* ReportProgress(grpc::CallbackServerContext* context,
                                            const v1::ReportProgressRequest* request,
@@ -131,6 +141,13 @@ class LearnerService final : public v1::LearnerService::CallbackService {
   }
 
  private:
+  void CountFenced() const {
+    if (edge_.metrics == nullptr) return;
+    edge_.metrics
+        ->Counter("rlhf_results_rejected_total", "Results that were not taken, by reason.",
+                  {{"reason", v1::ErrorReason_Name(v1::STALE_EPOCH)}})
+        .Increment();
+  }
   // A call of a member of the job's current group.
   template <typename Request, typename Response, typename Call>
   grpc::ServerUnaryReactor* Fenced(grpc::CallbackServerContext* context, const Request* request, Response* response,
@@ -139,7 +156,10 @@ class LearnerService final : public v1::LearnerService::CallbackService {
                   [this, call = std::move(call)](const Caller& caller, Request& r, Done<Response> done) mutable {
                     absl::Status status =
                         edge_.CheckSession(caller, r.session_id(), Request::descriptor()->full_name().c_str());
-                    if (status.ok()) status = edge_.groups->Fence(r.job_id(), r.epoch(), r.session_id());
+                    if (status.ok()) {
+                      status = edge_.groups->Fence(r.job_id(), r.epoch(), r.session_id());
+                      if (!status.ok()) CountFenced();
+                    }
                     if (!status.ok()) return done(status);
                     call(r, std::move(done));
                   });

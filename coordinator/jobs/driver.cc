@@ -81,6 +81,11 @@ uint32_t NoiseStream(const v1::Job& job) {
   return XXH32(name.data(), name.size(), 0);
 }
 
+v1::JobState StateAfterPause(const v1::Job& job) {
+  if (job.spec().has_collect()) return v1::WAITING;
+  return job.has_started_at() ? v1::RUNNING : v1::PENDING;
+}
+
 void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFacts* facts) {
   const Sampling::Situation situation = deps.sampling->SituationOf(job_id);
   facts->generates = true;

@@ -8,6 +8,7 @@
 #include "absl/functional/any_invocable.h"
 #include "coordinator/jobs.h"
 #include "coordinator/jobs/explain.h"
+#include "coordinator/store/keys.h"
 
 namespace rlhf::coordinator {
 
@@ -94,6 +95,9 @@ v1::ScorerSpec ResolvedScorer(const v1::Job& job, v1::ScorerSpec scorer);
 // Noise stream of a job: stages of one pipeline, which share its seed, get different ones.
 uint32_t NoiseStream(const v1::Job& job);
 bool IsTerminalState(v1::JobState state);
+// What a paused job goes back to; waiting jobs find out by themselves that they wait.
+v1::JobState StateAfterPause(const v1::Job& job);
+inline constexpr char kDiskFull[] = "DISK_FULL";  // reason_code of a job that is paused for want of room
 // What sampling knows of a job that generates.
 void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFacts* facts);
 

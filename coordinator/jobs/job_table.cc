@@ -335,8 +335,23 @@ void JobTable::Tick() {
   for (const std::string& id : waiting) Admit(id);
   for (const std::string& id : ids) {
     Entry* entry = FindEntry(id);
+    if (entry != nullptr && entry->driver != nullptr) FollowRoom(entry);
     if (entry != nullptr && entry->driver != nullptr) entry->driver->Tick();
   }
+}
+
+void JobTable::FollowRoom(Entry* entry) {
+  v1::Job& job = entry->job;
+  const bool paused_for_room = job.state() == v1::PAUSED && job.reason_code() == kDiskFull;
+  if (out_of_room_.empty() == !paused_for_room || (!paused_for_room && job.state() == v1::PAUSED)) return;
+  WriteBatch batch;
+  if (paused_for_room) {
+    SetState(&job, StateAfterPause(job), "", "", &batch);
+  } else {
+    SetState(&job, v1::PAUSED, out_of_room_, kDiskFull, &batch);
+  }
+  entry->driver->SetPaused(!paused_for_room, &batch);
+  Commit(job.id(), std::move(batch), nullptr);
 }
 
 }  // namespace rlhf::coordinator

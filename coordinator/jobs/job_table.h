@@ -35,6 +35,7 @@ class JobTable final : public Jobs, private JobHost {
   void ReportCheckpoint(const v1::ReportCheckpointRequest& request, Done<v1::ReportCheckpointResponse> done) override;
   void FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) override;
   void FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) override;
+  void SetOutOfRoom(const std::string& why) override { out_of_room_ = why; }
   void Tick() override;
 
  private:
@@ -65,6 +66,8 @@ class JobTable final : public Jobs, private JobHost {
   void EndWith(const std::string& job_id, v1::JobState state, const std::string& reason, const std::string& code,
                WriteBatch batch, absl::AnyInvocable<void(absl::Status)> done);
   void CancelTree(const std::string& job_id, const std::string& reason, WriteBatch* batch);
+  // Pauses for want of room, or goes on after it.
+  void FollowRoom(Entry* entry);
   void SetPausedTree(const std::string& job_id, bool paused, const std::string& reason, WriteBatch* batch);
   // Starts the driver if the quota of active jobs allows; else Tick tries again, by priority, then age.
   void Admit(const std::string& job_id);
@@ -83,6 +86,7 @@ class JobTable final : public Jobs, private JobHost {
 
   const JobsDeps deps_;
   std::map<std::string, Entry> jobs_;
+  std::string out_of_room_;
   std::vector<std::string> order_;                  // ids, oldest first
   std::string store_failure_;                       // of the newest write that was not kept
   std::map<std::string, v1::RequestRow> requests_;  // accepted by this process, some perhaps not durable yet

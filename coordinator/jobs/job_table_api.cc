@@ -232,13 +232,7 @@ void JobTable::SetPausedTree(const std::string& job_id, bool paused, const std::
       PutRow(&stage->job, batch);
   }
   if (paused == (entry->job.state() == v1::PAUSED)) return;
-  // What it goes back to; waiting jobs find out by themselves that they wait.
-  SetState(&entry->job,
-           paused                            ? v1::PAUSED
-           : entry->job.spec().has_collect() ? v1::WAITING
-           : entry->job.has_started_at()     ? v1::RUNNING
-                                             : v1::PENDING,
-           reason, "", batch);
+  SetState(&entry->job, paused ? v1::PAUSED : StateAfterPause(entry->job), reason, "", batch);
   if (entry->driver != nullptr) entry->driver->SetPaused(paused, batch);
 }
 
@@ -299,9 +293,9 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
       });
       if (!status.ok()) return done(status);
     }
-    for (const char* kind : {"step_digest/", "monitor/"}) {
+    for (const std::string& prefix : {CommittedStepPrefix(id), CheckpointPrefix(id), absl::StrCat("monitor/", id, "/")}) {
       const absl::Status status =
-          deps_.store->Scan(Table::kMeta, absl::StrCat(kind, id, "/"), [&](absl::string_view key, absl::string_view) {
+          deps_.store->Scan(Table::kMeta, prefix, [&](absl::string_view key, absl::string_view) {
             batch.Erase(Table::kMeta, std::string(key));
             return true;
           });

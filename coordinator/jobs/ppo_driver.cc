@@ -18,9 +18,9 @@ namespace {
 constexpr int kRefusalsInARow = 3;
 constexpr int kPage = 1000;
 
-// Digests of committed steps, beyond the job's own row: a replay is compared with them.
-std::string DigestKey(const std::string& job_id, int64_t step) {
-  return KeyOf(absl::StrCat("step_digest/", job_id, "/"), {static_cast<uint64_t>(step)});
+// What was committed, beyond the job's own row: a replay is compared with them.
+std::string StepKey(const std::string& job_id, int64_t step) {
+  return KeyOf(CommittedStepPrefix(job_id), {static_cast<uint64_t>(step)});
 }
 
 class PpoDriver final : public TrainingDriver, public SamplingListener {
@@ -29,13 +29,15 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
 
   void Start() override {
     if (FinishedBefore()) return;
-    (void)deps().store->Scan(Table::kMeta, absl::StrCat("step_digest/", job_id_, "/"),
-                             [&](absl::string_view, absl::string_view digest) {
-                               ++newest_digest_;
-                               digests_[newest_digest_] = std::string(digest);
-                               return true;
-                             });
-    replay_through_ = newest_digest_ > job()->version().step() ? newest_digest_ : 0;
+    const absl::Status read =
+        deps().store->Scan(Table::kMeta, CommittedStepPrefix(job_id_), [&](absl::string_view, absl::string_view value) {
+          v1::CommittedStep step;
+          step.ParseFromArray(value.data(), static_cast<int>(value.size()));
+          steps_[step.step()] = std::move(step);
+          return true;
+        });
+    if (!read.ok()) return host_->Fail(job_id_, "STORE", std::string(read.message()));
+    replay_through_ = newest() > job()->version().step() ? newest() : 0;
     monitor_ = std::make_unique<Monitor>(spec().monitor());
     (void)deps().store->Scan(Table::kMeta, absl::StrCat("monitor/", job_id_, "/"),
                              [&](absl::string_view, absl::string_view value) {
@@ -133,6 +135,9 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   };
 
   const v1::PpoSpec& spec() const { return job()->spec().ppo(); }
+  int64_t newest() const { return steps_.empty() ? 0 : steps_.rbegin()->first; }  // step that was ever committed
+  // The step's row; what a replay that ended otherwise makes void is removed.
+  void RecordStep(const v1::CommitStepRequest& request, WriteBatch* batch);
 
   void Begin(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
     v1::Job& row = *job();
@@ -236,8 +241,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   bool begun_ = false, paused_ = false, assigning_ = false;
   std::unique_ptr<Monitor> monitor_;
   std::string weights_address_;
-  int64_t newest_digest_ = 0;               // steps that were ever committed
-  std::map<int64_t, std::string> digests_;  // by step
+  std::map<int64_t, v1::CommittedStep> steps_;  // every step that was committed, also those rolled back since
   int64_t replay_through_ = 0;
   int refusals_ = 0;
   std::list<Waiter> waiters_;
@@ -260,7 +264,8 @@ v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_
     replay_through_ = std::max(replay_through_, committed);
     deps().sampling->Rollback(job_id_, row->checkpoint_step(), &batch);
     row->mutable_version()->set_step(row->checkpoint_step());
-    row->mutable_version()->set_digest(row->checkpoint_step() == 0 ? "" : digests_[row->checkpoint_step()]);
+    row->mutable_version()->set_digest(row->checkpoint_step() == 0 ? ""
+                                                                   : steps_[row->checkpoint_step()].weights_digest());
     row->set_step(row->checkpoint_step());
     host_->AppendMessage(
         row,
@@ -305,27 +310,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
   const int64_t step = request.step();
   WriteBatch batch;
   deps().sampling->MarkTrained(job_id_, step, &batch);
-  if (const auto known = digests_.find(step);
-      known != digests_.end() && known->second != request.weights_digest() && step <= replay_through_) {
-    // Other bytes than the run this one replaces: what came after it is another history now.
-    row->mutable_version()->set_lineage(row->version().lineage() + 1);
-    digests_.erase(std::next(known), digests_.end());
-    for (int64_t later = step + 1; later <= newest_digest_; ++later)
-      batch.Erase(Table::kMeta, DigestKey(job_id_, later));
-    newest_digest_ = step;
-    replay_through_ = step;
-    host_->AppendMessage(row,
-                         absl::StrCat("the replay of step ", step, " ended with other weights than before: lineage ",
-                                      row->version().lineage()),
-                         &batch);
-  }
-  row->mutable_version()->set_step(step);
-  row->mutable_version()->set_digest(request.weights_digest());
-  row->set_step(step);
-  if (!request.numerics().empty()) row->set_numerics(request.numerics());
-  digests_[step] = request.weights_digest();
-  newest_digest_ = std::max(newest_digest_, step);
-  batch.Put(Table::kMeta, DigestKey(job_id_, step), request.weights_digest());
+  RecordStep(request, &batch);
   refusals_ = 0;
   v1::MetricPoint point = request.metrics();
   point.set_step(step);
@@ -361,6 +346,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
   *response.mutable_version() = row->version();
   response.set_checkpoint(!yields_to_.empty());
   const bool leave_now = !yields_to_.empty() && !deps().groups->CheckpointsOnRequest(job_id_);
+  response.set_regroup(!request.stop() && yields_to_.empty() && deps().groups->TakeIn(job_id_));
   host_->CommitThen(job_id_, std::move(batch),
                     [host = host_, job_id = job_id_, this, loop = deps().loop, done = std::move(done), leave_now,
                      response, why = fails ? alarms[0].text() : std::string()](absl::Status status) mutable {
@@ -408,6 +394,38 @@ std::vector<v1::Alert> PpoDriver::Watch(int64_t step, v1::MetricPoint* point, Wr
   for (const v1::Alert& alarm : alarms) host_->AppendAlert(job(), alarm, batch);
   point->mutable_values()->insert({"monitor/alarms", static_cast<double>(alarms.size())});
   return alarms;
+}
+
+void PpoDriver::RecordStep(const v1::CommitStepRequest& request, WriteBatch* batch) {
+  v1::Job* row = job();
+  const int64_t step = request.step();
+  const auto known = steps_.find(step);
+  if (known != steps_.end() && known->second.weights_digest() != request.weights_digest() && step <= replay_through_) {
+    // Other bytes than the run this one replaces: what came after it is another history now.
+    row->mutable_version()->set_lineage(row->version().lineage() + 1);
+    for (auto later = std::next(known); later != steps_.end(); later = steps_.erase(later))
+      batch->Erase(Table::kMeta, StepKey(job_id_, later->first));
+    replay_through_ = step;
+    host_->AppendMessage(row,
+                         absl::StrCat("the replay of step ", step, " ended with other weights than before: lineage ",
+                                      row->version().lineage()),
+                         batch);
+  }
+  row->mutable_version()->set_step(step);
+  row->mutable_version()->set_digest(request.weights_digest());
+  row->set_step(step);
+  if (!request.numerics().empty()) row->set_numerics(request.numerics());
+  v1::CommittedStep& stored = steps_[step];
+  stored.set_step(step);
+  stored.set_lineage(row->version().lineage());
+  stored.set_weights_digest(request.weights_digest());
+  stored.set_state_digest(request.state_digest());
+  stored.set_metrics_digest(request.metrics_digest());
+  stored.set_batch_digest(request.batch_digest());
+  stored.set_world_size(request.world_size());
+  stored.set_epoch(request.epoch());
+  stored.set_commits(stored.commits() + 1);
+  batch->Put(Table::kMeta, StepKey(job_id_, step), stored.SerializeAsString());
 }
 
 void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) {

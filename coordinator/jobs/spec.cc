@@ -488,6 +488,8 @@ void Pipeline(Checker& check, v1::JobSpec* spec) {
         check.Problem("", "expected one of sft, reward_model, sample, collect, ppo, evaluate");
       if (stage->has_learners() && stage->learners().has_ranks())
         check.Range("learners.ranks", stage->learners().ranks(), 1, 1024);
+      if (stage->learners().has_min_ranks())
+        check.Range("learners.min_ranks", stage->learners().min_ranks(), 1, std::max(1, stage->learners().ranks()));
       Kind(check, stage);
       for (int c = 0; c < stage->gate().conditions_size(); ++c) {
         check.Required(absl::StrCat("gate.conditions[", c, "].metric"), stage->gate().conditions(c).metric(),
@@ -543,6 +545,8 @@ std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec) {
     check.Problem("labels", absl::StrCat("expected at most 16, found ", spec->labels_size()));
   if (!spec->learners().has_ranks()) spec->mutable_learners()->set_ranks(1);
   check.Range("learners.ranks", spec->learners().ranks(), 1, 1024);
+  if (!spec->learners().has_min_ranks()) spec->mutable_learners()->set_min_ranks(spec->learners().ranks());
+  check.Range("learners.min_ranks", spec->learners().min_ranks(), 1, spec->learners().ranks());
   if (spec->kind_case() == v1::JobSpec::KIND_NOT_SET) {
     check.Problem("", "expected one of sft, reward_model, sample, collect, ppo, evaluate, pipeline");
   } else if (spec->has_pipeline()) {

@@ -12,6 +12,15 @@ constexpr absl::Duration kYieldPatience = absl::Seconds(30);
 
 }  // namespace
 
+namespace {
+
+// Every checkpoint of a job by step: the one before, should the newest be damaged.
+std::string CheckpointKey(const std::string& job_id, int64_t step) {
+  return KeyOf(CheckpointPrefix(job_id), {static_cast<uint64_t>(step)});
+}
+
+}  // namespace
+
 std::unique_ptr<Driver> MakeTrainingDriver(JobHost* host, const std::string& job_id) {
   return std::make_unique<TrainingDriver>(host, job_id);
 }
@@ -26,6 +35,7 @@ void TrainingDriver::Start() {
   plan.submitter = row.submitted_by();
   plan.priority = row.spec().priority();
   plan.ranks = row.spec().learners().ranks();
+  plan.min_ranks = row.spec().learners().has_min_ranks() ? row.spec().learners().min_ranks() : plan.ranks;
   deps().groups->AddJob(plan, row.group_epoch(), this);
 }
 
@@ -121,6 +131,7 @@ void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request
   const absl::StatusOr<v1::Artifact> artifact = deps().artifacts->Resolve(request.digest(), row->spec().project());
   if (!artifact.ok()) return done(artifact.status());
   WriteBatch batch;
+  batch.Put(Table::kMeta, CheckpointKey(job_id_, request.step()), request.digest());
   if (request.step() > row->checkpoint_step()) {
     // The one before stays something to fall back to; nothing goes behind that one any more.
     deps().sampling->Settle(job_id_, row->checkpoint_step(), &batch);
@@ -157,7 +168,35 @@ void TrainingDriver::FinishTraining(const v1::FinishTrainingRequest& request, Do
       });
 }
 
+void TrainingDriver::GoBackACheckpoint(const std::string& why, Done<v1::FailTrainingResponse> done) {
+  v1::Job* row = job();
+  int64_t step = 0;
+  std::string digest;
+  for (int64_t before = row->checkpoint_step() - 1; before > 0 && digest.empty(); --before) {
+    const absl::StatusOr<std::string> found = deps().store->Get(Table::kMeta, CheckpointKey(job_id_, before));
+    if (!found.ok()) continue;
+    step = before;
+    digest = *found;
+  }
+  WriteBatch batch;
+  batch.Erase(Table::kMeta, CheckpointKey(job_id_, row->checkpoint_step()));
+  host_->AppendMessage(
+      row,
+      absl::StrCat("the checkpoint of step ", row->checkpoint_step(), " is damaged (", why, "): ",
+                   digest.empty() ? "training begins anew" : absl::StrCat("going back to the one of step ", step)),
+      &batch);
+  row->set_checkpoint(digest);
+  row->set_checkpoint_step(step);
+  deps().groups->Break(job_id_, "its checkpoint is damaged");
+  host_->CommitThen(job_id_, std::move(batch), [done = std::move(done)](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    done(v1::FailTrainingResponse());
+  });
+}
+
 void TrainingDriver::FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) {
+  if (request.reason_code() == "CHECKPOINT_DAMAGED" && !job()->checkpoint().empty())
+    return GoBackACheckpoint(request.reason(), std::move(done));
   host_->Fail(job_id_, request.reason_code(), request.reason());
   done(v1::FailTrainingResponse());
 }

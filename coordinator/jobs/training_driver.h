@@ -25,6 +25,8 @@ class TrainingDriver : public Driver, protected TrainingListener {
   v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
                                      const std::string& rank0_address) override;
   void OnGroupLost(const std::string& job_id, const std::string& why) override;
+  // The newest checkpoint cannot be read: the one before takes its place, and the group forms anew.
+  void GoBackACheckpoint(const std::string& why, Done<v1::FailTrainingResponse> done);
   void OnYield(const std::string& job_id, const std::string& to) override;
   // The step is over and the learners are another's: this job waits, and goes on from its checkpoint.
   virtual void Yield();

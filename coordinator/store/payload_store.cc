@@ -110,6 +110,7 @@ class Segments final : public PayloadStore {
     for (const auto& [segment, fd] : touched) {
       if (::fdatasync(fd) != 0) return Failed("fsync", segment);
     }
+    RLHF_FAILPOINT("payloads/after_sync");
     absl::MutexLock lock(&mu_);
     for (const auto& [place, frame] : writing) pending_.erase(place);
     return absl::OkStatus();

@@ -41,6 +41,11 @@ void CoordinatorClient::WaitCancelled() {
   mu_.Await(absl::Condition(&cancelled_));
 }
 
+bool CoordinatorClient::SleepUnlessCancelled(absl::Duration duration) {
+  absl::MutexLock lock(&mu_);
+  return !mu_.AwaitWithTimeout(absl::Condition(&cancelled_), duration);
+}
+
 absl::Status CoordinatorClient::Retry(const std::function<absl::Status(grpc::ClientContext*)>& call,
                                       absl::Duration timeout) {
   absl::Duration pause = absl::Milliseconds(100);
@@ -130,8 +135,8 @@ absl::StatusOr<std::vector<v1::Sample>> CoordinatorClient::NextBatch(const v1::G
   return samples;
 }
 
-absl::StatusOr<v1::PolicyVersion> CoordinatorClient::Commit(const v1::GroupAssignment& group,
-                                                            v1::CommitStepRequest request) {
+absl::StatusOr<v1::CommitStepResponse> CoordinatorClient::Commit(const v1::GroupAssignment& group,
+                                                                 v1::CommitStepRequest request) {
   request.set_job_id(group.job_id());
   request.set_epoch(group.epoch());
   v1::CommitStepResponse response;
@@ -143,20 +148,26 @@ absl::StatusOr<v1::PolicyVersion> CoordinatorClient::Commit(const v1::GroupAssig
       kCall);
   if (status.ok()) {
     NoteCheckpointRequest(response.checkpoint());
-    return response.version();
+    return response;
   }
   // The coordinator may have committed and then lost us (its restart voids the session): what is durable decides.
+  RLHF_ASSIGN_OR_RETURN(const v1::PolicyVersion committed, Committed(group.job_id()));
+  if (committed.step() != request.step() || committed.digest() != request.weights_digest()) return status;
+  response.Clear();
+  *response.mutable_version() = committed;
+  return response;
+}
+
+absl::StatusOr<v1::PolicyVersion> CoordinatorClient::Committed(const std::string& job_id) {
   v1::GetCommittedResponse committed;
   RLHF_RETURN_IF_ERROR(Retry(
       [&](grpc::ClientContext* context) {
         v1::GetCommittedRequest get;
-        get.set_job_id(group.job_id());
+        get.set_job_id(job_id);
         return FromGrpc(stub_->GetCommitted(context, get, &committed));
       },
       kCall));
-  if (committed.version().step() == request.step() && committed.version().digest() == request.weights_digest())
-    return committed.version();
-  return status;
+  return committed.version();
 }
 
 void CoordinatorClient::NoteCheckpointRequest(bool asked) {

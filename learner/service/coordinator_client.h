@@ -29,7 +29,9 @@ class CoordinatorClient {
   absl::Status PublishRendezvous(const v1::GroupAssignment& group, const std::string& address);
   absl::StatusOr<std::vector<v1::Sample>> NextBatch(const v1::GroupAssignment& group, int64_t step);
   // When replies are lost, asks what is committed: an equal step and digest is this commit.
-  absl::StatusOr<v1::PolicyVersion> Commit(const v1::GroupAssignment& group, v1::CommitStepRequest request);
+  absl::StatusOr<v1::CommitStepResponse> Commit(const v1::GroupAssignment& group, v1::CommitStepRequest request);
+  // The newest durably committed version.
+  absl::StatusOr<v1::PolicyVersion> Committed(const std::string& job_id);
   absl::Status Refuse(const v1::GroupAssignment& group, int64_t step, const std::string& reason);
   absl::Status Report(const v1::GroupAssignment& group, std::vector<v1::MetricPoint> points, int64_t step,
                       int64_t total);
@@ -46,6 +48,8 @@ class CoordinatorClient {
   void Reset();
   // Blocks until Cancel.
   void WaitCancelled();
+  // False when cancelled meanwhile.
+  bool SleepUnlessCancelled(absl::Duration duration);
 
  private:
   absl::Status Retry(const std::function<absl::Status(grpc::ClientContext*)>& call, absl::Duration timeout);

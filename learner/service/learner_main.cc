@@ -1,6 +1,7 @@
 // rlhf-learner: one rank. Joins the group the coordinator forms, trains, and serves committed weights to rollout
 // workers.
 #include <atomic>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <thread>
@@ -24,12 +25,14 @@
 
 namespace {
 
+constexpr int kTryAgain = 75;
+
 struct Flags {
   std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
-                                     http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir;
+                                     http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, evidence_dir;
   std::string device = "cpu", log_level = "info";
   bool log_json = false;
-  int threads = 1, collective_timeout_seconds = 30, grace_seconds = 25;
+  int threads = 1, collective_timeout_seconds = 30, abort_seconds = 10, grace_seconds = 25;
   rlhf::TlsFiles tls;
 };
 
@@ -53,7 +56,14 @@ struct GroupState {
   absl::Mutex mu;
   std::string job_id ABSL_GUARDED_BY(mu);
   uint64_t epoch ABSL_GUARDED_BY(mu) = 0;
+  // Told to leave the group of `epoch`, and when; InfinitePast: not told.
+  absl::Time told_to_leave ABSL_GUARDED_BY(mu) = absl::InfinitePast();
   std::atomic<bool> stopping{false};
+
+  bool Stuck(absl::Duration patience) {
+    absl::MutexLock lock(&mu);
+    return !job_id.empty() && told_to_leave != absl::InfinitePast() && absl::Now() - told_to_leave > patience;
+  }
 };
 
 void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::TrainingRun& run,
@@ -72,6 +82,7 @@ void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::Tra
       absl::MutexLock lock(&state.mu);
       state.job_id = joined->assignment().job_id();
       state.epoch = joined->assignment().epoch();
+      state.told_to_leave = absl::InfinitePast();
     }
     const absl::Status status = run.Train(joined->assignment());
     {
@@ -146,7 +157,11 @@ int Run(const Flags& flags) {
   };
   callbacks.on_heartbeat = [&](const rlhf::v1::HeartbeatResponse& response) {
     if (response.drain()) drain = true;
-    if (response.group_changed()) leave_group();
+    if (response.group_changed()) {
+      leave_group();
+      absl::MutexLock lock(&state.mu);
+      if (state.told_to_leave == absl::InfinitePast()) state.told_to_leave = absl::Now();
+    }
   };
   const auto session = rlhf::client::FleetSession::Start(*channel, identity, std::move(callbacks));
   rlhf::learner::CoordinatorClient coordinator(*channel, session.get());
@@ -155,6 +170,8 @@ int Run(const Flags& flags) {
   options.advertise_host = flags.advertise_host;
   options.weights_address = identity.address();
   options.work_dir = flags.cache_dir + "/work";
+  options.evidence_dir = flags.evidence_dir;
+  options.instance = flags.instance;
   options.collective_timeout = absl::Seconds(flags.collective_timeout_seconds);
   rlhf::learner::TrainingRun run(&coordinator, &artifacts, &publisher, &metrics, options);
   {
@@ -179,7 +196,16 @@ int Run(const Flags& flags) {
     }
   }
   std::thread training([&] { TrainLoop(coordinator, run, *session, state); });
-  rlhf::WaitForTermination([&] { return drain.load() || !session->fatal().ok(); });
+  rlhf::WaitForTermination([&] {
+    if (state.Stuck(absl::Seconds(flags.abort_seconds))) {
+      // Nothing of a stuck rank can be joined or destroyed: it ends, is started again, and joins the next epoch.
+      spdlog::critical("this rank did not leave its group within {} s; ending, to be started again",
+                       flags.abort_seconds);
+      spdlog::default_logger()->flush();
+      std::_Exit(kTryAgain);
+    }
+    return drain.load() || !session->fatal().ok();
+  });
   if (!session->fatal().ok()) spdlog::error("{}", session->fatal().ToString());
   state.stopping = true;
   leave_group();
@@ -216,10 +242,16 @@ int main(int argc, char** argv) {
   app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");
   app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloads and for staging checkpoints")
       ->required();
+  app.add_option("--evidence-dir", flags.evidence_dir,
+                 "Keep a log of every step trained here, for `rlhfctl ledger --check --evidence`");
   app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
   app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--collective-timeout-seconds", flags.collective_timeout_seconds,
                  "How long a rank waits for the others")
+      ->check(CLI::Range(1, 3600))
+      ->capture_default_str();
+  app.add_option("--abort-seconds", flags.abort_seconds,
+                 "How long a rank may take to leave a group that is over before its process ends with code 75")
       ->check(CLI::Range(1, 3600))
       ->capture_default_str();
   app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")

@@ -23,27 +23,16 @@ namespace rlhf::learner {
 namespace {
 
 constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
-constexpr std::chrono::seconds kMeetEvery(2);  // well below what a collective may take
+constexpr std::chrono::seconds kMeetEvery(2);            // well below what a collective may take
+constexpr absl::Duration kRoomPause = absl::Seconds(2);  // between tries to publish on a full disk
 
 bool JoinAgain(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsAborted(status) || absl::IsCancelled(status) ||
          absl::IsDeadlineExceeded(status) || absl::IsNotFound(status);
 }
 
-int CheckpointEvery(const v1::JobSpec& spec) {
-  switch (spec.kind_case()) {
-    case v1::JobSpec::kSft:
-      return spec.sft().checkpoint_every();
-    case v1::JobSpec::kRewardModel:
-      return spec.reward_model().checkpoint_every();
-    case v1::JobSpec::kPpo:
-      return spec.ppo().has_checkpoint_every() ? spec.ppo().checkpoint_every() : 20;
-    default:
-      return 0;
-  }
-}
-
 const char* FailureCode(const absl::Status& status) {
+  if (ReasonOf(status) == v1::DIGEST_MISMATCH) return "CHECKPOINT_DAMAGED";
   if (absl::IsInvalidArgument(status) || absl::IsNotFound(status) || absl::IsDataLoss(status)) return "BAD_DATA";
   if (absl::IsFailedPrecondition(status)) return "SELF_CHECK";
   return "INTERNAL";
@@ -57,7 +46,27 @@ TrainingRun::TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* 
       artifacts_(artifacts),
       publisher_(publisher),
       run_metrics_(metrics),
-      options_(options) {}
+      options_(options) {
+  absl::StatusOr<StepLog> log = StepLog::Open(options_.evidence_dir, options_.instance);
+  if (log.ok()) {
+    step_log_ = *std::move(log);
+  } else {
+    spdlog::error("no step log is kept: {}", log.status().ToString());
+  }
+}
+
+int TrainingRun::CheckpointEvery(const v1::JobSpec& spec) {
+  switch (spec.kind_case()) {
+    case v1::JobSpec::kSft:
+      return spec.sft().checkpoint_every();
+    case v1::JobSpec::kRewardModel:
+      return spec.reward_model().checkpoint_every();
+    case v1::JobSpec::kPpo:
+      return spec.ppo().has_checkpoint_every() ? spec.ppo().checkpoint_every() : 20;
+    default:
+      return 0;
+  }
+}
 
 void TrainingRun::AbortCollective() {
   std::shared_ptr<Collective> collective;
@@ -180,8 +189,11 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
     if (on_host.sum().item<float>() < static_cast<float>(group.world_size()))
       RLHF_RETURN_IF_ERROR(trainer_->SyncFrom(seed_rank));
   } else if (!group.checkpoint().empty()) {
-    RLHF_ASSIGN_OR_RETURN(const std::string dir, artifacts_->Fetch(group.checkpoint()));
-    RLHF_RETURN_IF_ERROR(trainer_->LoadCheckpoint(dir));
+    absl::Status loaded;
+    RLHF_RETURN_IF_ERROR(Together([&] { return LoadVerified(group.checkpoint()); }, &loaded));
+    RLHF_ASSIGN_OR_RETURN(const bool all, group_collective_->Vote(loaded.ok()));
+    RLHF_RETURN_IF_ERROR(loaded);
+    if (!all) return absl::AbortedError("another rank could not load the checkpoint");
   } else if (start > 0) {
     return absl::AbortedError(
         absl::StrCat("no rank holds the weights of step ", start, " and there is no checkpoint; joining again"));
@@ -197,6 +209,16 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
 
 int64_t TrainingRun::TotalSteps(const v1::GroupAssignment& group) const {
   return group.total_steps() > 0 ? group.total_steps() : trainer_->total_steps();
+}
+
+absl::Status TrainingRun::LoadVerified(const std::string& checkpoint) {
+  // Bytes on a disk are trusted by their digests alone; what does not match is given back to the coordinator, which
+  // goes back to the checkpoint before it.
+  absl::Status whole = artifacts_->Verify(checkpoint);
+  if (absl::IsNotFound(whole)) whole = WithReason(absl::DataLossError(whole.message()), v1::DIGEST_MISMATCH);
+  RLHF_RETURN_IF_ERROR(whole);
+  RLHF_ASSIGN_OR_RETURN(const std::string dir, artifacts_->Fetch(checkpoint));
+  return trainer_->LoadCheckpoint(dir);
 }
 
 absl::Status TrainingRun::TrainSteps(const v1::GroupAssignment& group) {
@@ -215,83 +237,6 @@ absl::Status TrainingRun::TrainSteps(const v1::GroupAssignment& group) {
     ++step;
   }
   return ledger ? absl::OkStatus() : FlushProgress(group, trainer_->total_steps(), /*force=*/true);
-}
-
-absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int64_t step, bool* advanced, bool* stop) {
-  const absl::Time asked = absl::Now();
-  absl::StatusOr<std::vector<v1::Sample>> next = coordinator_->NextBatch(group, step);
-  if (absl::IsOutOfRange(next.status())) {
-    // A monitor ended the job at an earlier step: all ranks hear it here.
-    spdlog::info("training ends: {}", std::string(next.status().message()));
-    *advanced = false;
-    *stop = true;
-    return absl::OkStatus();
-  }
-  RLHF_ASSIGN_OR_RETURN(const std::vector<v1::Sample> batch, std::move(next));
-  const absl::Time got = absl::Now();
-  RLHF_FAILPOINT("learner/before_step");
-  RLHF_ASSIGN_OR_RETURN(StepResult result, trainer_->RunStep(step, batch));
-  const absl::Time trained = absl::Now();
-  *advanced = result.committed_locally;
-  if (!result.committed_locally) {
-    spdlog::warn("step {} was refused: {}", step, result.refusal);
-    if (group.rank() == 0) run_metrics_.Refused();
-    absl::Status refused;
-    if (group.rank() == 0) refused = coordinator_->Refuse(group, step, result.refusal);
-    RLHF_ASSIGN_OR_RETURN(const bool told, group_collective_->Vote(refused.ok()));
-    if (!refused.ok()) return refused;
-    return told ? absl::OkStatus() : absl::AbortedError("rank 0 could not report a refused step");
-  }
-  *stop = result.stop;
-  result.metrics["seconds/wait_for_samples"] = absl::ToDoubleSeconds(got - asked);
-  result.metrics["seconds/train"] = absl::ToDoubleSeconds(trained - got);
-  v1::PolicyVersion version;
-  version.set_lineage(group.lineage());
-  version.set_step(step);
-  version.set_digest(model::WeightsDigest(trainer_->model()));
-  absl::Status committed;
-  if (group.rank() == 0) {
-    committed = publisher_->Stage(group.job_id(), version, trainer_->model());
-    if (committed.ok()) {
-      v1::CommitStepRequest request;
-      request.set_step(step);
-      request.set_weights_digest(version.digest());
-      request.set_weights_address(options_.weights_address);
-      request.set_stop(result.stop);
-      request.set_stop_reason(result.stop_reason);
-      request.set_numerics(NumericsOf(group.spec(), group.world_size()));
-      request.mutable_metrics()->set_job_id(group.job_id());
-      request.mutable_metrics()->set_step(step);
-      request.mutable_metrics()->mutable_values()->insert(result.metrics.begin(), result.metrics.end());
-      RLHF_FAILPOINT("learner/before_commit");
-      auto answered = coordinator_->Commit(group, std::move(request));
-      if (answered.ok()) {
-        version = *answered;
-        publisher_->Confirm(group.job_id(), version);
-      } else {
-        publisher_->Drop(group.job_id(), step);
-        committed = answered.status();
-      }
-    }
-    if (committed.ok()) run_metrics_.Committed(result.metrics);
-  }
-  // Ranks go on only with what is durable.
-  const absl::StatusOr<bool> all = group_collective_->Vote(committed.ok());
-  if (!committed.ok() || (all.ok() && !*all)) {
-    trainer_->RevertStep();
-    return committed.ok() ? absl::AbortedError("rank 0 could not commit the step") : committed;
-  }
-  if (!all.ok()) {
-    // Whether rank 0's commit was taken is not known here; who holds it says so when the group forms again. Rank 0
-    // itself knows.
-    if (group.rank() != 0)
-      held_job_.clear();
-    else
-      held_ = version;
-    return all.status();
-  }
-  held_ = version;
-  return absl::OkStatus();
 }
 
 absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64_t step) {
@@ -349,11 +294,16 @@ absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int6
 absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, int64_t step) {
   RLHF_FAILPOINT("learner/checkpoint");
   const absl::Time start = absl::Now();
-  const auto digest = PublishFolder(group, absl::StrCat("checkpoint-", step), "checkpoint",
-                                    [&](const std::string& dir) { return trainer_->SaveCheckpoint(dir); });
+  const absl::StatusOr<std::string> digest =
+      PublishFolder(group, absl::StrCat("checkpoint-", step), "checkpoint",
+                    [&](const std::string& dir) { return trainer_->SaveCheckpoint(dir); });
+  RLHF_FAILPOINT("learner/checkpoint_published");
   const absl::Status status = digest.ok() ? coordinator_->Checkpoint(group, step, *digest) : digest.status();
   run_metrics_.Checkpointed(absl::Now() - start, status.ok());
-  return status;
+  if (digest.ok()) return status;
+  // The older one is intact and training can go on; a full disk is the operator's to free.
+  spdlog::error("no checkpoint of step {}: {}", step, digest.status().ToString());
+  return JoinAgain(status) && !absl::IsUnavailable(status) ? status : absl::OkStatus();
 }
 
 absl::Status TrainingRun::Together(std::function<absl::Status()> work, absl::Status* outcome) {
@@ -380,13 +330,18 @@ absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
   auto metrics = trainer_->Finish(scratch.string());
   absl::Status status = metrics.status();
   if (status.ok() && group.rank() == 0) {
-    auto digest = PublishFolder(group, "model", "model", [&](const std::string& dir) -> absl::Status {
-      std::error_code error;
-      std::filesystem::copy(
-          scratch, dir, std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing,
-          error);
-      return error ? absl::InternalError(absl::StrCat("cannot stage the model: ", error.message())) : absl::OkStatus();
-    });
+    absl::StatusOr<std::string> digest;
+    do {
+      digest = PublishFolder(group, "model", "model", [&](const std::string& dir) -> absl::Status {
+        std::error_code error;
+        std::filesystem::copy(
+            scratch, dir, std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing,
+            error);
+        return error ? absl::ErrnoToStatus(error.value(), "cannot stage the model") : absl::OkStatus();
+      });
+      if (!digest.ok()) spdlog::error("the model is not published yet: {}", digest.status().ToString());
+      // A full disk is the operator's to free; what was trained waits for it.
+    } while (absl::IsResourceExhausted(digest.status()) && coordinator_->SleepUnlessCancelled(kRoomPause));
     status = digest.ok() ? coordinator_->Finish(group, {{"model", *digest}}, *metrics) : digest.status();
   }
   std::filesystem::remove_all(scratch, ignored);

@@ -17,6 +17,7 @@
 #include "learner/collective.h"
 #include "learner/service/coordinator_client.h"
 #include "learner/service/run_metrics.h"
+#include "learner/service/step_log.h"
 #include "learner/service/weight_publisher.h"
 #include "learner/trainer.h"
 
@@ -27,6 +28,7 @@ struct TrainingRunOptions {
   std::string advertise_host = "127.0.0.1";  // where other ranks reach this one
   std::string weights_address;               // this process's WeightsService
   std::string work_dir;                      // private; checkpoints and models are staged here
+  std::string evidence_dir, instance;        // where and as whom to keep a step log; empty: none
   absl::Duration collective_timeout = absl::Seconds(30);
 };
 
@@ -51,7 +53,16 @@ class TrainingRun {
   absl::Status Prepare(const v1::GroupAssignment& group);
   absl::Status TrainSteps(const v1::GroupAssignment& group);
   absl::Status TrainLedgerStep(const v1::GroupAssignment& group, int64_t step, bool* advanced, bool* stop);
+  static int CheckpointEvery(const v1::JobSpec& spec);  // 0: only at the end
+  // Digests of what RunStep left on this rank; Internal when the ranks' weights differ.
+  absl::StatusOr<StepEvidence> Witness(const v1::GroupAssignment& group, int64_t step,
+                                       const std::vector<v1::Sample>& batch, const StepResult& result);
+  absl::Status CommitLedgerStep(const v1::GroupAssignment& group, const StepEvidence& evidence,
+                                const StepResult& result);
+  // The ranks lost each other after the step's commit was asked for: what this one holds from now on.
+  void SettleCommit(const v1::GroupAssignment& group, const v1::PolicyVersion& version);
   absl::Status TrainLocalStep(const v1::GroupAssignment& group, int64_t step);
+  absl::Status LoadVerified(const std::string& checkpoint);
   absl::Status FlushProgress(const v1::GroupAssignment& group, int64_t step, bool force);
   absl::Status MaybeCheckpoint(const v1::GroupAssignment& group, int64_t step);
   absl::Status PublishCheckpoint(const v1::GroupAssignment& group, int64_t step);
@@ -80,6 +91,7 @@ class TrainingRun {
   std::string held_job_;
   v1::PolicyVersion held_;
   std::vector<v1::MetricPoint> unreported_;
+  StepLog step_log_;
   absl::Time last_report_;
   std::atomic<int64_t> progress_{0};
 };

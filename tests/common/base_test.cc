@@ -163,27 +163,49 @@ TEST(LogTest, LinesAreJsonWhateverTheMessage) {
   EXPECT_TRUE(absl::ParseTime(absl::RFC3339_full, lines[0]["time"].get<std::string>(), &time, nullptr));
 }
 
-TEST(FailpointTest, ErrorAndCount) {
-  ASSERT_TRUE(ArmFailpoints("store.write=error@2, other=sleep:0").ok());
-  EXPECT_TRUE(HitFailpoint("store.write").ok());
-  EXPECT_TRUE(absl::IsUnavailable(HitFailpoint("store.write")));
-  EXPECT_TRUE(HitFailpoint("store.write").ok());
-  EXPECT_TRUE(HitFailpoint("other").ok());
-  EXPECT_TRUE(HitFailpoint("not armed").ok());
-  ASSERT_TRUE(ArmFailpoints("").ok());
-}
-
-TEST(FailpointTest, RefusesWhatItDoesNotKnow) {
-  for (const char* bad : {"name", "name=", "name=explode", "name=sleep:x", "name=error@0", "=kill"}) {
-    EXPECT_TRUE(absl::IsInvalidArgument(ArmFailpoints(bad))) << bad;
+class FailpointTest : public testing::Test {
+ protected:
+  FailpointTest() { UseFailpointsOf(dir_.path(), "learner-0"); }
+  ~FailpointTest() override { UseFailpointsOf("", ""); }
+  void Arm(const std::string& who, const std::string& name, const std::string& action) {
+    ASSERT_TRUE(MakeDirs(dir_.File(who)).ok());
+    ASSERT_TRUE(WriteFileDurably(dir_.File(who + "/" + name), action).ok());
   }
+  ScratchDir dir_;
+};
+
+TEST_F(FailpointTest, FiresOnceAtItsPassInItsProcess) {
+  EXPECT_TRUE(HitFailpoint("store/write").ok());
+  Arm("learner-0", "store.write", "error@2");
+  Arm("learner-1", "other", "error");
+  EXPECT_TRUE(HitFailpoint("store/write").ok());
+  EXPECT_TRUE(absl::IsUnavailable(HitFailpoint("store/write")));
+  EXPECT_TRUE(HitFailpoint("store/write").ok());
+  EXPECT_TRUE(HitFailpoint("other").ok());  // armed for another process
+  EXPECT_TRUE(std::filesystem::exists(dir_.File("learner-0/store.write.fired")));
+  Arm("any", "store.write", "sleep:0");
+  EXPECT_TRUE(HitFailpoint("store/write").ok());
+  EXPECT_TRUE(std::filesystem::exists(dir_.File("any/store.write.fired")));
 }
 
-TEST(FailpointTest, KillKills) {
+TEST_F(FailpointTest, AStarFiresUntilItsFileIsGone) {
+  Arm("any", "here", "error*");
+  EXPECT_FALSE(HitFailpoint("here").ok());
+  EXPECT_FALSE(HitFailpoint("here").ok());
+  std::filesystem::remove(dir_.File("any/here"));
+  EXPECT_TRUE(HitFailpoint("here").ok());
+}
+
+TEST_F(FailpointTest, EndsTheProcessOnWhatItDoesNotKnow) {
+  Arm("any", "here", "explode");
+  EXPECT_DEATH(static_cast<void>(HitFailpoint("here")), "");
+}
+
+TEST_F(FailpointTest, KillKills) {
+  Arm("any", "here", "kill");
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
-    if (!ArmFailpoints("here=kill").ok()) _exit(1);
     static_cast<void>(HitFailpoint("here"));
     _exit(0);
   }
@@ -191,6 +213,7 @@ TEST(FailpointTest, KillKills) {
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_TRUE(WIFSIGNALED(status));
   EXPECT_EQ(WTERMSIG(status), SIGKILL);
+  EXPECT_TRUE(HitFailpoint("here").ok());  // the one that fired was the only one
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/integration/local_service.h"
+#include "tests/integration/small_job.h"
 
 namespace rlhf {
 namespace {
@@ -15,58 +16,21 @@ using testing::HasSubstr;
 
 class MainJobTest : public testing::Test {
  protected:
-  void SetUp() override {
-    const std::string scratch = service_.scratch().path();
-    std::string prompts, text;
-    for (int i = 0; i < 40; ++i) {
-      prompts += absl::StrCat("{\"prompt\":\"the cat number ", i, "\",\"category\":\"cats\"}\n");
-      text += "the cat sat on the mat and the dog sat on the log\n";
-    }
-    ASSERT_TRUE(WriteFileDurably(scratch + "/prompts.jsonl", prompts).ok());
-    ASSERT_TRUE(WriteFileDurably(scratch + "/text.txt", text).ok());
-    nlohmann::json config = Golden("model.json")["models"]["llama"]["config"];
-    config["vocab_size"] = 280;
-    ASSERT_TRUE(WriteFileDurably(scratch + "/config.json", config.dump()).ok());
-    const std::string tool = BinDir() + "/rlhf-model ";
-    CommandResult made = RunCommand(tool + "train-tokenizer --vocab-size 280 --out " + scratch + "/tok " + scratch +
-                                    "/text.txt && " + tool + "init --config " + scratch + "/config.json --tokenizer " +
-                                    scratch + "/tok --out " + scratch + "/model --seed 1");
-    ASSERT_EQ(made.code, 0) << made.output;
-  }
-
+  void SetUp() override { MakeSmallModel(service_.scratch().path()); }
   std::string WriteJob(int steps, int lag) {
-    const std::string path = service_.scratch().File("ppo.yaml");
-    EXPECT_TRUE(
-        WriteFileDurably(
-            path,
-            absl::StrCat(
-                "name: small\nseed: 3\nlearners: {ranks: 2}\nppo:\n  policy: file:model\n  prompts: "
-                "file:prompts.jsonl\n  scorer:\n"
-                "    components:\n      - {name: letter_t, regex: {pattern: t}}\n  steps: ",
-                steps,
-                "\n  prompts_per_step: 8\n  samples_per_prompt: 2\n  sampling: {max_new_tokens: 8}\n  max_policy_lag: ",
-                lag, "\n  epochs: 1\n  checkpoint_every: 5\n  policy_optimizer: {learning_rate: 1e-3}\n"))
-            .ok());
-    return path;
+    SmallJob job;
+    job.steps = steps;
+    job.lag = lag;
+    return WriteSmallJob(service_.scratch().path(), job);
   }
   void ExpectWhole(int steps) {
-    const nlohmann::json job = service_.Job("small");
-    ASSERT_EQ(job.value("state", ""), "SUCCEEDED") << job.dump(1);
-    EXPECT_EQ(job.value("step", ""), absl::StrCat(steps));
-    const CommandResult ledger = service_.Ctl("--output json ledger small --check");
-    EXPECT_EQ(ledger.code, 0) << ledger.output;
-    const nlohmann::json counts = nlohmann::json::parse(ledger.output, nullptr, false)["counts"];
-    EXPECT_EQ(counts.value("trained", ""), absl::StrCat(16 * steps)) << ledger.output;
-    EXPECT_EQ(counts.value("issued", ""), absl::StrCat(16 * steps)) << ledger.output;
+    SmallJob job;
+    job.steps = steps;
+    ::rlhf::ExpectWhole(service_, job, /*evidence=*/false);
   }
   void WaitForStep(int step) {
     LocalService::Until(
-        absl::Seconds(120),
-        [&] {
-          const nlohmann::json job = service_.Job("small");
-          return job.is_object() && std::atoi(job.value("step", "0").c_str()) >= step;
-        },
-        absl::StrCat("step ", step));
+        absl::Seconds(120), [&] { return service_.StepOf("small") >= step; }, absl::StrCat("step ", step));
   }
 
   LocalService service_;

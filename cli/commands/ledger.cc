@@ -1,0 +1,146 @@
+// ledger: where a job's samples are; with --check, whether its whole history adds up.
+#include <cstdio>
+#include <memory>
+#include <set>
+#include <string>
+#include <tuple>
+
+#include "absl/strings/str_cat.h"
+#include "cli/check/evidence.h"
+#include "cli/check/ledger_check.h"
+#include "cli/commands/commands.h"
+#include "cli/output.h"
+#include "common/status_util.h"
+#include "rlhf/v1/job_service.grpc.pb.h"
+
+namespace rlhf::cli {
+namespace {
+
+struct Flags {
+  std::string job, evidence;
+  bool check = false;
+};
+
+absl::StatusOr<v1::Job> Get(const ConnectionFlags& connection, v1::JobService::Stub& stub, const std::string& job) {
+  v1::GetJobRequest request;
+  request.set_job_id(job);
+  request.set_project(connection.project);
+  v1::Job found;
+  const auto context = CallContext();
+  RLHF_RETURN_IF_ERROR(FromGrpc(stub.GetJob(context.get(), request, &found)));
+  return found;
+}
+
+absl::StatusOr<v1::GetLedgerResponse> GetLedger(v1::JobService::Stub& stub, const std::string& id, bool check) {
+  v1::GetLedgerRequest request;
+  request.set_job_id(id);
+  request.set_check(check);
+  v1::GetLedgerResponse response;
+  const auto context = CallContext(absl::Minutes(5));
+  RLHF_RETURN_IF_ERROR(FromGrpc(stub.GetLedger(context.get(), request, &response)));
+  return response;
+}
+
+absl::StatusOr<std::vector<CheckedSample>> GetSamples(v1::JobService::Stub& stub, const std::string& id) {
+  std::vector<CheckedSample> samples;
+  std::set<std::tuple<int64_t, int, int>> seen;
+  v1::ListSamplesRequest request;
+  request.set_job_id(id);
+  request.mutable_page()->set_page_size(500);
+  do {
+    v1::ListSamplesResponse response;
+    const auto context = CallContext(absl::Minutes(1));
+    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListSamples(context.get(), request, &response)));
+    for (const v1::SampleView& view : response.samples()) {
+      const v1::SampleId& sample = view.row().id();
+      const bool first = seen.emplace(sample.step(), sample.ordinal(), sample.index()).second;
+      samples.push_back(CheckedSampleOf(view, !first));
+    }
+    request.mutable_page()->set_page_token(response.next_page_token());
+  } while (!request.page().page_token().empty());
+  return samples;
+}
+
+// What the rows, and the evidence where there is some, say against the job; its stages' too.
+absl::Status Check(const ConnectionFlags& connection, v1::JobService::Stub& stub, const std::string& job,
+                   const Evidence& evidence, std::vector<std::string>* violations) {
+  LedgerFacts facts;
+  RLHF_ASSIGN_OR_RETURN(facts.job, Get(connection, stub, job));
+  for (const std::string& child : facts.job.children())
+    RLHF_RETURN_IF_ERROR(Check(connection, stub, child, evidence, violations));
+  if (!facts.job.children().empty()) return absl::OkStatus();
+  RLHF_ASSIGN_OR_RETURN(const v1::GetLedgerResponse ledger, GetLedger(stub, facts.job.id(), true));
+  facts.steps.assign(ledger.steps().begin(), ledger.steps().end());
+  RLHF_ASSIGN_OR_RETURN(facts.samples, GetSamples(stub, facts.job.id()));
+  RLHF_ASSIGN_OR_RETURN(const v1::Job after, Get(connection, stub, facts.job.id()));
+  facts.step_after = after.step();
+  for (const auto& found : {CheckLedger(facts), CheckEvidence(facts, evidence)})
+    violations->insert(violations->end(), found.begin(), found.end());
+  return absl::OkStatus();
+}
+
+void Print(const v1::GetLedgerResponse& response) {
+  const v1::LedgerCounts& counts = response.counts();
+  Table table({"ISSUED", "QUEUED", "LEASED", "GENERATED", "SCORED", "ASSIGNED", "TRAINED", "DELIVERED", "STALE",
+               "FAILED", "CANCELLED"});
+  table.Row({absl::StrCat(counts.issued()), absl::StrCat(counts.queued()), absl::StrCat(counts.leased()),
+             absl::StrCat(counts.generated()), absl::StrCat(counts.scored()), absl::StrCat(counts.assigned()),
+             absl::StrCat(counts.trained()), absl::StrCat(counts.delivered()), absl::StrCat(counts.stale()),
+             absl::StrCat(counts.failed()), absl::StrCat(counts.cancelled())});
+  std::fputs(table.Text().c_str(), stdout);
+}
+
+int Ledger(const ConnectionFlags& connection, const Flags& flags) {
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  const auto stub = v1::JobService::NewStub(*channel);
+  const auto job = Get(connection, *stub, flags.job);
+  if (!job.ok()) return Fail(job.status());
+  const bool check = flags.check || !flags.evidence.empty();
+  auto response = GetLedger(*stub, job->id(), check);
+  if (!response.ok()) return Fail(response.status());
+  if (check) {
+    Evidence evidence;
+    if (!flags.evidence.empty()) {
+      auto read = ReadEvidence(flags.evidence);
+      if (!read.ok()) return Fail(read.status());
+      evidence = *std::move(read);
+    }
+    std::vector<std::string> violations;
+    if (const absl::Status status = Check(connection, *stub, job->id(), evidence, &violations); !status.ok())
+      return Fail(status);
+    for (std::string& violation : violations) response->add_violations(std::move(violation));
+  }
+  const v1::LedgerCounts& counts = response->counts();
+  const int64_t sum = counts.queued() + counts.leased() + counts.generated() + counts.scored() + counts.assigned() +
+                      counts.trained() + counts.delivered() + counts.stale() + counts.failed() + counts.cancelled();
+  if (sum != counts.issued()) {
+    response->add_violations(absl::StrCat("the states add up to ", sum, ", not to issued, ", counts.issued()));
+  }
+  if (connection.output == "json") {
+    PrintJson(*response);
+  } else {
+    Print(*response);
+    for (const std::string& violation : response->violations()) std::printf("violation: %s\n", violation.c_str());
+    if (check && response->violations().empty()) {
+      std::printf("checked: every sample is accounted for%s\n",
+                  flags.evidence.empty() ? "" : ", as learners and rollout workers saw it");
+    }
+  }
+  return response->violations().empty() ? v1::EXIT_OK : v1::EXIT_ERROR;
+}
+
+}  // namespace
+
+void AddLedgerCommand(CLI::App& app, ConnectionFlags& connection, Run* run) {
+  const auto flags = std::make_shared<Flags>();
+  auto* ledger = app.add_subcommand("ledger", "Where every sample of a job is; exits 1 when something does not add up");
+  ledger->add_option("job", flags->job, "Job id or name")->required();
+  ledger->add_flag("--check", flags->check,
+                   "Recount the rows, read every payload, verify the audit log, and check each step's batch and lag");
+  ledger->add_option("--evidence", flags->evidence,
+                     "Check against what learners and rollout workers noted in this folder (their --evidence-dir) too");
+  ledger->callback([=, &connection] { *run = [=, &connection] { return Ledger(connection, *flags); }; });
+}
+
+}  // namespace rlhf::cli

@@ -1,0 +1,181 @@
+// One step of a job with a ledger: its batch, the training, what the ranks can show for it, and the commit.
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "artifact/sample_digest.h"
+#include "common/failpoint.h"
+#include "common/log.h"
+#include "common/status_util.h"
+#include "learner/service/training_run.h"
+#include "learner/trainable.h"
+#include "model/weights_io.h"
+
+namespace rlhf::learner {
+namespace {
+
+absl::StatusOr<std::vector<double>> SumNumbers(const std::vector<double>& numbers, torch::Device device,
+                                               Collective& collective) {
+  torch::Tensor sums = torch::tensor(numbers, torch::kFloat64).to(device);
+  RLHF_RETURN_IF_ERROR(collective.AllReduceSum(sums));
+  sums = sums.to(torch::kCPU);
+  return std::vector<double>(sums.data_ptr<double>(), sums.data_ptr<double>() + sums.numel());
+}
+
+// Numbers are all equal exactly when n · Σx² = (Σx)²; four hexadecimal digits at a time these sums are exact.
+absl::StatusOr<bool> RanksAgree(const std::string& hex_digest, torch::Device device, Collective& collective) {
+  std::vector<double> numbers;
+  for (size_t i = 0; i + 4 <= hex_digest.size(); i += 4) {
+    const auto part = static_cast<double>(std::stoul(hex_digest.substr(i, 4), nullptr, 16));
+    numbers.push_back(part);
+    numbers.push_back(part * part);
+  }
+  RLHF_ASSIGN_OR_RETURN(const std::vector<double> sums, SumNumbers(numbers, device, collective));
+  for (size_t i = 0; i < sums.size(); i += 2) {
+    if (collective.world_size() * sums[i + 1] != sums[i] * sums[i]) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int64_t step, bool* advanced, bool* stop) {
+  const absl::Time asked = absl::Now();
+  absl::StatusOr<std::vector<v1::Sample>> next = coordinator_->NextBatch(group, step);
+  if (absl::IsOutOfRange(next.status())) {
+    // A monitor ended the job at an earlier step: all ranks hear it here.
+    spdlog::info("training ends: {}", std::string(next.status().message()));
+    *advanced = false;
+    *stop = true;
+    return absl::OkStatus();
+  }
+  RLHF_ASSIGN_OR_RETURN(const std::vector<v1::Sample> batch, std::move(next));
+  const absl::Time got = absl::Now();
+  RLHF_FAILPOINT("learner/before_step");
+  RLHF_ASSIGN_OR_RETURN(StepResult result, trainer_->RunStep(step, batch));
+  const absl::Time trained = absl::Now();
+  *advanced = result.committed_locally;
+  if (!result.committed_locally) {
+    spdlog::warn("step {} was refused: {}", step, result.refusal);
+    if (group.rank() == 0) run_metrics_.Refused();
+    step_log_.Refused(group, step, result.refusal);
+    absl::Status refused;
+    if (group.rank() == 0) refused = coordinator_->Refuse(group, step, result.refusal);
+    RLHF_ASSIGN_OR_RETURN(const bool told, group_collective_->Vote(refused.ok()));
+    if (!refused.ok()) return refused;
+    return told ? absl::OkStatus() : absl::AbortedError("rank 0 could not report a refused step");
+  }
+  *stop = result.stop;
+  absl::StatusOr<StepEvidence> evidence = Witness(group, step, batch, result);
+  if (!evidence.ok()) {
+    trainer_->RevertStep();
+    return evidence.status();
+  }
+  result.metrics["seconds/wait_for_samples"] = absl::ToDoubleSeconds(got - asked);
+  result.metrics["seconds/train"] = absl::ToDoubleSeconds(trained - got);
+  return CommitLedgerStep(group, *evidence, result);
+}
+
+absl::StatusOr<StepEvidence> TrainingRun::Witness(const v1::GroupAssignment& group, int64_t step,
+                                                  const std::vector<v1::Sample>& batch, const StepResult& result) {
+  StepEvidence evidence;
+  evidence.step = step;
+  evidence.weights_digest = model::WeightsDigest(trainer_->model());
+  RLHF_FAILPOINT("learner/after_step");
+  const int every = CheckpointEvery(group.spec());
+  if (result.stop || step == TotalSteps(group) || (every > 0 && step % every == 0)) {
+    RLHF_ASSIGN_OR_RETURN(evidence.state_digest, trainer_->Digest());
+  }
+  evidence.metrics_digest = MetricsDigest(result.metrics);
+  for (const v1::Sample& sample : batch) evidence.samples.push_back(artifact::BatchLine(sample));
+  evidence.batch_digest = artifact::BatchDigest(evidence.samples);
+  step_log_.Trained(group, evidence);
+  RLHF_ASSIGN_OR_RETURN(const bool agree, RanksAgree(evidence.weights_digest, options_.device, *group_collective_));
+  if (!agree) {
+    return absl::InternalError(absl::StrCat("the ranks' weights differ after step ", step,
+                                            ": a rank's memory or arithmetic is damaged; find which one from their "
+                                            "step logs (--evidence-dir) and replace it"));
+  }
+  return evidence;
+}
+
+absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, const StepEvidence& evidence,
+                                           const StepResult& result) {
+  v1::PolicyVersion version;
+  version.set_lineage(group.lineage());
+  version.set_step(evidence.step);
+  version.set_digest(evidence.weights_digest);
+  absl::Status committed;
+  bool regroup = false;
+  if (group.rank() == 0) {
+    committed = publisher_->Stage(group.job_id(), version, trainer_->model());
+    if (committed.ok()) {
+      v1::CommitStepRequest request;
+      request.set_step(evidence.step);
+      request.set_weights_digest(version.digest());
+      request.set_weights_address(options_.weights_address);
+      request.set_stop(result.stop);
+      request.set_stop_reason(result.stop_reason);
+      request.set_batch_digest(evidence.batch_digest);
+      request.set_state_digest(evidence.state_digest);
+      request.set_metrics_digest(evidence.metrics_digest);
+      request.set_world_size(group.world_size());
+      request.set_numerics(NumericsOf(group.spec(), group.world_size()));
+      request.mutable_metrics()->set_job_id(group.job_id());
+      request.mutable_metrics()->set_step(evidence.step);
+      request.mutable_metrics()->mutable_values()->insert(result.metrics.begin(), result.metrics.end());
+      RLHF_FAILPOINT("learner/before_commit");
+      auto answered = coordinator_->Commit(group, std::move(request));
+      RLHF_FAILPOINT("learner/after_commit");
+      if (answered.ok()) {
+        version = answered->version();
+        regroup = answered->regroup();
+        publisher_->Confirm(group.job_id(), version);
+      } else {
+        publisher_->Drop(group.job_id(), evidence.step);
+        committed = answered.status();
+      }
+    }
+    if (committed.ok()) run_metrics_.Committed(result.metrics);
+  }
+  // Ranks go on only with what is durable. One sum tells whether it is, whether to form the group anew, and rank 0's
+  // lineage.
+  const absl::StatusOr<std::vector<double>> told =
+      SumNumbers({committed.ok() ? 0.0 : 1.0, regroup ? 1.0 : 0.0,
+                  group.rank() == 0 ? static_cast<double>(version.lineage()) : 0.0},
+                 options_.device, *group_collective_);
+  if (!committed.ok() || (told.ok() && (*told)[0] > 0)) {
+    trainer_->RevertStep();
+    return committed.ok() ? absl::AbortedError("rank 0 could not commit the step") : committed;
+  }
+  if (!told.ok()) {
+    SettleCommit(group, version);
+    return told.status();
+  }
+  version.set_lineage(static_cast<uint64_t>((*told)[2]));
+  held_ = version;
+  step_log_.Committed(group, version);
+  if ((*told)[1] > 0) return absl::AbortedError("a rank waits to be taken in; joining again");
+  return absl::OkStatus();
+}
+
+void TrainingRun::SettleCommit(const v1::GroupAssignment& group, const v1::PolicyVersion& version) {
+  if (group.rank() == 0) {
+    held_ = version;
+    return;
+  }
+  // Rank 0 died around its commit: the coordinator knows whether it was taken. Should it still be on its way, this rank
+  // holds the wrong version, says so when the group forms again, and the job goes back to its checkpoint.
+  const absl::StatusOr<v1::PolicyVersion> committed = coordinator_->Committed(group.job_id());
+  if (!committed.ok()) {
+    held_job_.clear();
+  } else if (committed->step() == version.step() && committed->digest() == version.digest()) {
+    held_ = *committed;
+  } else {
+    trainer_->RevertStep();
+  }
+}
+
+}  // namespace rlhf::learner

@@ -1,0 +1,242 @@
+// The checker finds nothing in a history that holds, and each of many ways to break it.
+#include "cli/check/ledger_check.h"
+
+#include <functional>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "artifact/sample_digest.h"
+#include "common/durable_file.h"
+#include "tests/testing/scratch_dir.h"
+
+namespace rlhf::cli {
+namespace {
+
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+constexpr int kSteps = 3, kPrompts = 2;
+
+struct History {
+  LedgerFacts facts;
+  Evidence evidence;
+  std::vector<std::string> Violations() const {
+    std::vector<std::string> all = CheckLedger(facts);
+    for (const std::string& more : CheckEvidence(facts, evidence)) all.push_back(more);
+    return all;
+  }
+};
+
+CheckedSample Sample(int64_t step, int ordinal, int attempt) {
+  v1::SampleView view;
+  v1::SampleId& id = *view.mutable_row()->mutable_id();
+  id.set_job_id("job");
+  id.set_step(step);
+  id.set_ordinal(ordinal);
+  view.mutable_row()->set_state(v1::TRAINED);
+  view.mutable_row()->set_attempt(attempt);
+  view.mutable_row()->set_assigned_step(step);
+  view.mutable_row()->mutable_version()->set_step(step - 1);
+  view.mutable_row()->mutable_payload()->set_segment(1);
+  *view.mutable_sample()->mutable_id() = id;
+  view.mutable_sample()->set_attempt(attempt);
+  view.mutable_sample()->add_response_tokens(static_cast<int>(100 * step) + ordinal);
+  return CheckedSampleOf(view, false);
+}
+
+// Three steps of two samples on two ranks; step 3 was rolled back and trained again at epoch 2; a sample of step 1 was
+// generated twice.
+History Whole() {
+  History h;
+  v1::Job& job = h.facts.job;
+  job.set_id("job");
+  job.set_state(v1::SUCCEEDED);
+  job.mutable_spec()->mutable_ppo()->set_prompts_per_step(kPrompts);
+  job.mutable_spec()->mutable_ppo()->set_samples_per_prompt(1);
+  job.set_step(kSteps);
+  job.set_issued_through_step(kSteps);
+  job.mutable_version()->set_step(kSteps);
+  job.mutable_version()->set_digest("w3");
+  h.facts.step_after = kSteps;
+  for (int64_t step = 1; step <= kSteps; ++step) {
+    std::vector<std::string> lines;
+    for (int ordinal = 0; ordinal < kPrompts; ++ordinal) {
+      const CheckedSample sample = Sample(step, ordinal, step == 1 && ordinal == 0 ? 2 : 1);
+      lines.push_back(sample.line);
+      h.facts.samples.push_back(sample);
+      h.evidence.accepted.push_back({"rollout-0", "job", sample.line});
+    }
+    const uint64_t last_epoch = step == kSteps ? 2 : 1;
+    v1::CommittedStep& committed = h.facts.steps.emplace_back();
+    committed.set_step(step);
+    committed.set_weights_digest(absl::StrCat("w", step));
+    committed.set_batch_digest(artifact::BatchDigest(lines));
+    committed.set_epoch(last_epoch);
+    for (uint64_t epoch = 1; epoch <= last_epoch; ++epoch) {
+      for (int rank = 0; rank < 2; ++rank) {
+        StepLine line;
+        line.source = absl::StrCat("learner-", rank);
+        line.event = "trained";
+        line.job = "job";
+        line.epoch = epoch;
+        line.rank = rank;
+        line.world = 2;
+        line.step = step;
+        line.weights = absl::StrCat("w", step);
+        line.metrics = "m";
+        line.batch = artifact::BatchDigest(lines);
+        if (rank == 0) line.samples = lines;
+        h.evidence.steps.push_back(line);
+        line.event = "committed";
+        line.samples.clear();
+        line.batch.clear();
+        h.evidence.steps.push_back(line);
+      }
+    }
+  }
+  CheckedSample old = Sample(1, 0, 1);
+  old.archived = true;
+  old.row.set_state(v1::STALE);
+  h.facts.samples.insert(h.facts.samples.begin() + 1, old);
+  return h;
+}
+
+StepLine& Find(History& h, const std::string& event, uint64_t epoch, int rank, int64_t step) {
+  for (StepLine& line : h.evidence.steps) {
+    if (line.event == event && line.epoch == epoch && line.rank == rank && line.step == step) return line;
+  }
+  ADD_FAILURE() << "no such line";
+  return h.evidence.steps.front();
+}
+
+TEST(LedgerCheckTest, AWholeHistoryHasNoViolation) {
+  EXPECT_THAT(Whole().Violations(), IsEmpty());
+}
+
+TEST(LedgerCheckTest, EveryWayToBreakItIsFound) {
+  struct Break {
+    const char* what;
+    std::function<void(History&)> how;
+    const char* says;
+  };
+  const std::vector<Break> breaks = {
+      {"a sample lost", [](History& h) { h.facts.samples.erase(h.facts.samples.begin() + 2); },
+       "step 1: expected 2 samples, found 1"},
+      {"a sample twice", [](History& h) { h.facts.samples.push_back(h.facts.samples[0]); }, "there are two of it"},
+      {"a sample of a committed step not trained", [](History& h) { h.facts.samples[0].row.set_state(v1::SCORED); },
+       "sample 1/0/0: SCORED, but its step is committed"},
+      {"trained before its step is committed",
+       [](History& h) {
+         h.facts.job.set_step(2);
+         h.facts.step_after = 2;
+         h.facts.job.mutable_version()->set_digest("w2");
+       },
+       "trained, but only step 2 is committed"},
+      {"older than the lag bound", [](History& h) { h.facts.samples.back().row.mutable_version()->set_step(1); },
+       "generated by version 1, outside the lag bound 2 to 2"},
+      {"by a version of the future", [](History& h) { h.facts.samples.back().row.mutable_version()->set_step(3); },
+       "outside the lag bound"},
+      {"trained in another step", [](History& h) { h.facts.samples.back().row.set_assigned_step(2); },
+       "sample 3/1/0: trained in step 2"},
+      {"other tokens than were trained", [](History& h) { h.facts.samples.back().line = "3/1/0@1 beef"; },
+       "step 3: the samples it has are not those it was trained on"},
+      {"a step without a commit", [](History& h) { h.facts.steps.erase(h.facts.steps.begin() + 1); },
+       "expected a commit of step 2, found one of step 3"},
+      {"the newest commit missing", [](History& h) { h.facts.steps.pop_back(); },
+       "the job is at step 3, but step 3 has no commit"},
+      {"the job's version is not the commit's", [](History& h) { h.facts.job.mutable_version()->set_digest("other"); },
+       "but the job's version has other"},
+      {"lineages that go back", [](History& h) { h.facts.steps[0].set_lineage(1); }, "lineage 0 after 1"},
+      {"superseded and yet trained", [](History& h) { h.facts.samples[1].row.set_state(v1::TRAINED); },
+       "superseded at attempt 1, but TRAINED"},
+      {"ranks with other weights", [](History& h) { Find(h, "trained", 1, 1, 2).weights = "damaged"; },
+       "learner-0 ended with weights w2, learner-1 with damaged"},
+      {"ranks with other metrics", [](History& h) { Find(h, "trained", 1, 1, 2).metrics = "n"; }, "ended with metrics"},
+      {"ranks with other batches", [](History& h) { Find(h, "trained", 1, 1, 2).batch = "b"; }, "ended with a batch"},
+      {"a step skipped", [](History& h) { Find(h, "committed", 1, 1, 2).step = 4; }, "step 4 after step 1"},
+      {"an epoch that goes back", [](History& h) { Find(h, "committed", 1, 1, 1).epoch = 3; }, "epoch 1 after 3"},
+      {"a replay with other samples",
+       [](History& h) {
+         for (int rank = 0; rank < 2; ++rank) {
+           StepLine& line = Find(h, "trained", 1, rank, 3);
+           line.samples.clear();
+           line.batch = "other";
+         }
+       },
+       "step 3: trained again at epoch 2 with other samples"},
+      {"an acknowledged commit lost",
+       [](History& h) {
+         StepLine line = Find(h, "committed", 2, 0, 3);
+         StepLine trained = Find(h, "trained", 2, 0, 3);
+         line.step = trained.step = 4;
+         h.evidence.steps.push_back(trained);
+         h.evidence.steps.push_back(line);
+       },
+       "step 4: learner-0 was told that it is committed, but it is not"},
+      {"an acknowledged commit replaced",
+       [](History& h) {
+         for (int rank = 0; rank < 2; ++rank) Find(h, "committed", 2, rank, 3).weights = "mine";
+       },
+       "was told mine"},
+      {"a commit older than one that was acknowledged", [](History& h) { h.facts.steps[2].set_epoch(1); },
+       "was told that epoch 2 committed it"},
+      {"a batch that is not its list", [](History& h) { Find(h, "trained", 1, 0, 1).samples.pop_back(); },
+       "the batch's digest is not of the 1 samples"},
+      {"a sample in two steps",
+       [](History& h) {
+         StepLine &first = Find(h, "trained", 1, 0, 1), &second = Find(h, "trained", 1, 0, 2);
+         second.samples = first.samples;
+         second.batch = first.batch;
+         Find(h, "trained", 1, 1, 2).batch = first.batch;
+       },
+       "sample 1/0/0: trained in steps 1 and 2"},
+      {"an accepted sample missing", [](History& h) { h.evidence.accepted[0].sample = "1/0/0@7 beef"; },
+       "rollout-0 was told that it is stored, but it is not"},
+  };
+  for (const Break& broken : breaks) {
+    History h = Whole();
+    broken.how(h);
+    EXPECT_THAT(absl::StrJoin(h.Violations(), "\n"), HasSubstr(broken.says)) << broken.what;
+  }
+}
+
+TEST(LedgerCheckTest, AStepThatIsRolledBackIsNoViolationWhileTheJobRuns) {
+  History h = Whole();
+  h.facts.job.set_state(v1::RUNNING);
+  h.facts.job.set_step(2);
+  h.facts.step_after = 2;
+  h.facts.job.mutable_version()->set_digest("w2");
+  for (CheckedSample& sample : h.facts.samples) {
+    if (sample.row.id().step() == 3) sample.row.set_state(v1::ASSIGNED);
+  }
+  EXPECT_THAT(h.Violations(), IsEmpty());
+  h.facts.job.set_state(v1::SUCCEEDED);
+  EXPECT_THAT(absl::StrJoin(h.Violations(), "\n"), HasSubstr("was told that it is committed, but it is not"));
+}
+
+TEST(EvidenceTest, ReadsWhatIsThereAndNamesWhatIsDamaged) {
+  ScratchDir dir;
+  ASSERT_TRUE(WriteFileDurably(dir.File("steps-learner-0.jsonl"),
+                               "{\"event\":\"trained\",\"job\":\"j\",\"epoch\":1,\"rank\":0,\"world\":2,\"step\":5,"
+                               "\"weights\":\"w\",\"samples\":[\"5/0/0@1 t\"]}\n{\"event\":\"comm")
+                  .ok());
+  ASSERT_TRUE(WriteFileDurably(dir.File("accepted-rollout-1.jsonl"),
+                               "{\"event\":\"accepted\",\"job\":\"j\",\"sample\":\"5/0/0@1 t\"}\n")
+                  .ok());
+  const auto evidence = ReadEvidence(dir.path());
+  ASSERT_TRUE(evidence.ok()) << evidence.status();
+  ASSERT_EQ(evidence->steps.size(), 1u);  // the second line was cut by its writer's death
+  EXPECT_EQ(evidence->steps[0].source, "learner-0");
+  EXPECT_EQ(evidence->steps[0].samples, std::vector<std::string>({"5/0/0@1 t"}));
+  ASSERT_EQ(evidence->accepted.size(), 1u);
+  EXPECT_EQ(evidence->accepted[0].source, "rollout-1");
+  ASSERT_TRUE(WriteFileDurably(dir.File("steps-learner-1.jsonl"), "nonsense\n").ok());
+  EXPECT_THAT(std::string(ReadEvidence(dir.path()).status().message()), HasSubstr("steps-learner-1.jsonl:1: expected"));
+  EXPECT_TRUE(absl::IsNotFound(ReadEvidence(dir.File("nowhere")).status()));
+}
+
+}  // namespace
+}  // namespace rlhf::cli

@@ -1,0 +1,120 @@
+// Clients that send nonsense, too much, or too many calls: each gets its status, and the others do not notice.
+#include <grpcpp/generic/generic_stub.h>
+
+#include <fstream>
+#include <list>
+#include <random>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
+#include "absl/synchronization/blocking_counter.h"
+#include "absl/synchronization/notification.h"
+#include "rlhf/v1/job_service.grpc.pb.h"
+#include "rlhf/v1/log_service.grpc.pb.h"
+#include "tests/coordinator/coordinator_fixture.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+class HostileClients : public CoordinatorFixture {
+ protected:
+  // Bytes as a request of a unary method.
+  absl::Status Send(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
+                    const std::string& bytes) {
+    grpc::GenericStub stub(channel);
+    const grpc::Slice slice(bytes);
+    const grpc::ByteBuffer request(&slice, 1);
+    grpc::ByteBuffer response;
+    const auto context = client::MakeContext(absl::Seconds(30));
+    grpc::Status status;
+    absl::Notification done;
+    stub.UnaryCall(context.get(), method, grpc::StubOptions(), &request, &response, [&](grpc::Status got) {
+      status = got;
+      done.Notify();
+    });
+    done.WaitForNotification();
+    return FromGrpc(status);
+  }
+  // An honest client of another connection, which must not have to wait.
+  void ExpectOthersAreServed() {
+    const absl::Time asked = absl::Now();
+    v1::ListJobsRequest request;
+    const auto stub = v1::JobService::NewStub(Api("submitter"));
+    const auto answer = Call(stub, &v1::JobService::Stub::ListJobs, request);
+    EXPECT_TRUE(answer.ok()) << answer.status();
+    EXPECT_LT(absl::Now() - asked, absl::Seconds(5));
+  }
+  static int64_t ResidentKilobytes() {
+    std::ifstream file("/proc/self/status");
+    for (std::string line; std::getline(file, line);) {
+      int64_t kilobytes = 0;
+      if (line.rfind("VmRSS:", 0) == 0 && absl::SimpleAtoi(line.substr(6, line.size() - 9), &kilobytes))
+        return kilobytes;
+    }
+    return 0;
+  }
+};
+
+TEST_F(HostileClients, GarbageIsNotARequest) {
+  std::mt19937_64 random(7);
+  for (const char* method :
+       {"/rlhf.v1.JobService/SubmitJob", "/rlhf.v1.JobService/GetJob", "/rlhf.v1.AdminService/CreateToken"}) {
+    for (int i = 0; i < 50; ++i) {
+      std::string bytes(1 + random() % 400, '\0');
+      for (char& byte : bytes) byte = static_cast<char>(random());
+      bytes.front() = '\x0a';  // a text whose length the rest seldom has
+      const absl::Status status = Send(Api("admin"), method, bytes);
+      EXPECT_FALSE(status.ok()) << method;
+      EXPECT_FALSE(absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) << status;
+    }
+  }
+  ExpectOthersAreServed();
+}
+
+TEST_F(HostileClients, WhatIsTooLargeIsRefused) {
+  const absl::Status status = Send(Api("submitter"), "/rlhf.v1.JobService/SubmitJob", std::string((64 << 20) + 1, 'x'));
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  ExpectOthersAreServed();
+}
+
+class Follower : public grpc::ClientReadReactor<v1::LogLine> {
+ public:
+  Follower(v1::LogService::Stub* stub, absl::BlockingCounter* ended) : ended_(ended) {
+    request_.set_follow(true);
+    stub->async()->FollowLogs(&context_, &request_, this);
+    StartRead(&line_);
+    StartCall();
+  }
+  void Cancel() { context_.TryCancel(); }
+  void OnReadDone(bool ok) override {
+    if (ok) StartRead(&line_);
+  }
+  void OnDone(const grpc::Status&) override { ended_->DecrementCount(); }
+
+ private:
+  grpc::ClientContext context_;
+  v1::FollowLogsRequest request_;
+  v1::LogLine line_;
+  absl::BlockingCounter* const ended_;
+};
+
+TEST_F(HostileClients, TenThousandStreamsDoNotKeepOthersOut) {
+  constexpr int kStreams = 10'000;
+  const int64_t before = ResidentKilobytes();
+  const auto stub = v1::LogService::NewStub(Api("admin"));
+  absl::BlockingCounter ended(kStreams);
+  std::list<Follower> followers;
+  for (int i = 0; i < kStreams; ++i) followers.emplace_back(stub.get(), &ended);
+  ExpectOthersAreServed();
+  // Both ends are in this process.
+  EXPECT_LT(ResidentKilobytes() - before, 1'000'000);
+  for (Follower& follower : followers) follower.Cancel();
+  ended.Wait();
+  ExpectOthersAreServed();
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator

@@ -1,0 +1,163 @@
+// Groups that form, break, shrink and grow; learners and time are the test's.
+#include "coordinator/learner_groups.h"
+
+#include <map>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/status_util.h"
+#include "tests/coordinator/manual_loop.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+class LearnerGroupsTest : public testing::Test, public TrainingListener {
+ protected:
+  void Add(int ranks, int min_ranks) {
+    TrainingPlan plan;
+    plan.job_id = "job";
+    plan.ranks = ranks;
+    plan.min_ranks = min_ranks;
+    groups_->AddJob(plan, 0, this);
+    loop_.Run();
+  }
+  v1::GroupAssignment OnGroupForming(const std::string&, uint64_t, const v1::PolicyVersion* held,
+                                     const std::string&) override {
+    held_step_ = held == nullptr ? -1 : held->step();
+    return {};
+  }
+  void OnGroupLost(const std::string&, const std::string&) override { ++lost_; }
+  void OnYield(const std::string&, const std::string&) override {}
+
+  std::string Register(const std::string& instance) {
+    v1::RegisterRequest request;
+    request.set_role(v1::ROLE_LEARNER);
+    request.set_instance_id(instance);
+    request.set_protocol_version(1);
+    std::string session;
+    fleet_->Register(request, [&](absl::StatusOr<v1::RegisterResponse> response) { session = response->session_id(); });
+    loop_.Run();
+    return session;
+  }
+  void Join(const std::string& session, int64_t held_step = 0) {
+    v1::JoinGroupRequest request;
+    request.set_session_id(session);
+    request.set_wait_ms(600'000);
+    if (held_step > 0) {
+      request.set_held_job_id("job");
+      request.mutable_held()->set_step(held_step);
+    }
+    groups_->JoinGroup(request, [this, session](absl::StatusOr<v1::JoinGroupResponse> response) {
+      if (!response.ok() || !response->has_assignment()) return;
+      assigned_[session] = response->assignment();
+      if (response->assignment().rank() == 0) rank0_ = session;
+    });
+    loop_.Run();
+    Answer();
+  }
+  void Pass(absl::Duration time, const std::vector<std::string>& alive) {
+    for (absl::Duration passed; passed < time; passed += absl::Seconds(1)) {
+      clock_.Advance(absl::Seconds(1));
+      for (const std::string& session : alive) {
+        v1::HeartbeatRequest request;
+        request.set_session_id(session);
+        fleet_->Heartbeat(request, [](absl::StatusOr<v1::HeartbeatResponse>) {});
+      }
+      fleet_->Tick();
+      groups_->Tick();
+      loop_.Run();
+      Answer();
+    }
+  }
+  // Rank 0's rendezvous lets the others in.
+  void Answer() {
+    if (rank0_.empty()) return;
+    v1::PublishRendezvousRequest publish;
+    publish.set_job_id("job");
+    publish.set_epoch(assigned_[rank0_].epoch());
+    publish.set_session_id(std::exchange(rank0_, ""));
+    publish.set_address("127.0.0.1:1");
+    groups_->PublishRendezvous(publish, [](absl::StatusOr<v1::PublishRendezvousResponse>) {});
+    loop_.Run();
+  }
+  int World(const std::string& session) { return assigned_.count(session) > 0 ? assigned_[session].world_size() : 0; }
+
+  FakeClock clock_;
+  ManualLoop loop_{&clock_};
+  std::unique_ptr<Fleet> fleet_ = MakeFleet(&loop_, absl::Seconds(3), absl::Seconds(9));
+  std::unique_ptr<LearnerGroups> groups_ = MakeLearnerGroups(&loop_, fleet_.get());
+  std::map<std::string, v1::GroupAssignment> assigned_;
+  std::string rank0_;
+  int64_t held_step_ = -1;
+  int lost_ = 0;
+};
+
+TEST_F(LearnerGroupsTest, AFixedGroupWaitsForAllItsRanks) {
+  const std::string a = Register("a"), b = Register("b");
+  Add(2, 2);
+  Join(a);
+  Pass(absl::Seconds(20), {a, b});
+  EXPECT_EQ(World(a), 0);
+  Join(b);
+  EXPECT_EQ(World(a), 2);
+  EXPECT_EQ(World(b), 2);
+  EXPECT_FALSE(groups_->TakeIn("job"));
+}
+
+TEST_F(LearnerGroupsTest, ASmallerGroupFormsWhenTheDeadHadTheirMoment) {
+  const std::string a = Register("a"), b = Register("b");
+  Add(2, 1);
+  Join(a);
+  Join(b);
+  ASSERT_EQ(World(a), 2);
+  const uint64_t epoch = assigned_[a].epoch();
+  assigned_.clear();
+  Pass(absl::Seconds(10), {a});  // b sends nothing any more
+  EXPECT_EQ(lost_, 1);
+  EXPECT_TRUE(absl::IsAborted(groups_->Fence("job", epoch, a)));
+  Join(a, 7);
+  EXPECT_EQ(World(a), 0);  // it may still come back
+  Pass(absl::Seconds(6), {a});
+  EXPECT_EQ(World(a), 1);
+  EXPECT_EQ(held_step_, 7);
+  EXPECT_GT(assigned_[a].epoch(), epoch);
+}
+
+TEST_F(LearnerGroupsTest, ANewRankIsTakenInAtOnceWhenTheGroupLeavesForIt) {
+  const std::string a = Register("a");
+  Add(3, 1);
+  Join(a);
+  Pass(absl::Seconds(6), {a});
+  ASSERT_EQ(World(a), 1);
+  EXPECT_FALSE(groups_->TakeIn("job"));  // nobody waits
+  const std::string b = Register("b");
+  Join(b);
+  EXPECT_EQ(World(b), 0);
+  EXPECT_TRUE(groups_->TakeIn("job"));
+  EXPECT_FALSE(groups_->TakeIn("job"));  // said once
+  Join(a, 3);                            // left after the step
+  EXPECT_EQ(World(a), 2);
+  EXPECT_EQ(World(b), 2);
+  EXPECT_EQ(assigned_[a].rank(), 0);  // who holds the weights seeds the others
+  EXPECT_EQ(held_step_, 3);
+}
+
+TEST_F(LearnerGroupsTest, ABrokenGroupIsFencedAndFormsAnew) {
+  const std::string a = Register("a"), b = Register("b");
+  Add(2, 2);
+  Join(a);
+  Join(b);
+  const uint64_t epoch = assigned_[a].epoch();
+  EXPECT_TRUE(groups_->Fence("job", epoch, a).ok());
+  groups_->Break("job", "its checkpoint is damaged");
+  const absl::Status fenced = groups_->Fence("job", epoch, a);
+  EXPECT_TRUE(absl::IsAborted(fenced));
+  EXPECT_EQ(ReasonOf(fenced), v1::STALE_EPOCH);
+  Join(a);
+  Join(b);
+  EXPECT_EQ(assigned_[b].epoch(), epoch + 1);
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator

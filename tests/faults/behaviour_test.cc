@@ -1,0 +1,197 @@
+// Faults in which nobody dies: stopped and stuck processes, refusals, a scorer that errs, damaged checkpoints, drains.
+#include <filesystem>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/integration/small_job.h"
+
+namespace rlhf {
+namespace {
+
+using testing::HasSubstr;
+
+class Behaviour : public testing::Test {
+ protected:
+  void Start(const SmallJob& job, std::vector<std::string> up = {"--slots", "32"}) {
+    LocalServiceOptions options;
+    options.faults = true;
+    options.up = std::move(up);
+    service_ = std::make_unique<LocalService>(options);
+    job_ = job;
+    MakeSmallModel(service_->scratch().path());
+    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job));
+    ASSERT_EQ(submitted.code, 0) << submitted.output;
+  }
+  void WaitForStep(int64_t step) {
+    LocalService::Until(
+        absl::Seconds(60), [&] { return service_->StepOf(job_.name) >= step; }, absl::StrCat("step ", step));
+  }
+  void WaitForState(const std::string& state) {
+    LocalService::Until(
+        absl::Seconds(90), [&] { return service_->StateOf(job_.name) == state; }, "the job is " + state);
+  }
+  void Finish() {
+    WaitForState("SUCCEEDED");
+    ExpectWhole(*service_, job_);
+  }
+  nlohmann::json Counts() {
+    return nlohmann::json::parse(service_->Ctl("--output json ledger " + job_.name).output, nullptr, false)["counts"];
+  }
+  void WaitForFire(const std::string& instance, const std::string& name) {
+    LocalService::Until(
+        absl::Seconds(30), [&] { return service_->Fired(instance, name); }, name + " is reached");
+  }
+
+  std::unique_ptr<LocalService> service_;
+  SmallJob job_;
+};
+
+TEST_F(Behaviour, AStoppedWorkerIsFencedWhenItGoesOn) {
+  SmallJob job;
+  job.steps = 30;
+  Start(job);
+  WaitForStep(2);
+  // Generated and not yet sent, then asleep for three leases.
+  service_->Arm("rollout-0", "rollout/before_submit", "stop");
+  WaitForFire("rollout-0", "rollout/before_submit");
+  const int64_t step = service_->StepOf(job.name);
+  absl::SleepFor(absl::Seconds(9));
+  EXPECT_GT(service_->StepOf(job.name), step);
+  ASSERT_EQ(kill(service_->Pid("rollout-0"), SIGCONT), 0);
+  LocalService::Until(
+      absl::Seconds(20),
+      [&] {
+        return service_->Metric("coordinator", "rlhf_results_rejected_total{reason=\"STALE_ATTEMPT\"}") >= 1 ||
+               service_->Log("coordinator").find("STALE_ATTEMPT") != std::string::npos;
+      },
+      "its late results are counted as rejected");
+  Finish();
+}
+
+TEST_F(Behaviour, AStoppedLearnerIsFencedWhenItGoesOn) {
+  SmallJob job;
+  job.steps = 10;
+  Start(job);
+  WaitForStep(2);
+  service_->Arm("any", "learner/before_commit", "stop");
+  WaitForFire("any", "learner/before_commit");
+  LocalService::Until(
+      absl::Seconds(20),
+      [&] { return service_->Log("coordinator").find("is lost: it sent no heartbeat") != std::string::npos; },
+      "the coordinator gives it up");
+  for (const char* learner : {"learner-0", "learner-1"}) kill(service_->Pid(learner), SIGCONT);
+  Finish();
+  ExpectExactReplay(*service_, job_);
+}
+
+TEST_F(Behaviour, AStepThatIsNotFiniteIsRefusedByAllAndGetsANewBatch) {
+  SmallJob job;
+  job.steps = 6;
+  Start(job);
+  service_->Arm("learner-1", "learner/nonfinite", "error@3");
+  Finish();
+  EXPECT_TRUE(service_->Fired("learner-1", "learner/nonfinite"));
+  EXPECT_EQ(Counts().value("failed", ""), absl::StrCat(job.samples()));
+}
+
+TEST_F(Behaviour, RefusalsInARowFailTheJobWithTheReason) {
+  SmallJob job;
+  job.steps = 6;
+  Start(job);
+  service_->Arm("learner-1", "learner/nonfinite", "error*@2");
+  WaitForState("FAILED");
+  EXPECT_THAT(service_->Job(job.name).dump(), HasSubstr("NONFINITE"));
+  EXPECT_EQ(service_->Ctl("ledger " + job.name + " --check --evidence " + service_->Dir() + "/evidence").code, 0);
+}
+
+TEST_F(Behaviour, WhileTheScorerErrsSamplesWaitUnscored) {
+  SmallJob job;
+  job.steps = 5;
+  Start(job);
+  WaitForStep(1);
+  service_->Arm("reward-0", "reward/before_score", "error*");
+  LocalService::Until(
+      absl::Seconds(30), [&] { return Counts().value("generated", "0") == absl::StrCat(job.samples()); },
+      "a whole step waits for its scores");
+  absl::SleepFor(absl::Seconds(2));
+  const nlohmann::json counts = Counts();
+  EXPECT_EQ(counts.value("generated", "0"), absl::StrCat(job.samples())) << counts.dump();
+  EXPECT_EQ(counts.value("failed", "0"), "0");
+  service_->Disarm("reward-0", "reward/before_score");
+  Finish();
+}
+
+TEST_F(Behaviour, ADamagedCheckpointIsFoundByItsDigestAndTheOneBeforeIsUsed) {
+  SmallJob job;
+  job.steps = 14;
+  job.checkpoint_every = 2;
+  Start(job);
+  // Bit flipped, truncated, manifest gone: each before the ranks that hold the weights die.
+  for (int damage = 0; damage < 3; ++damage) {
+    WaitForStep(3 + 3 * damage);
+    service_->Arm("learner-0", "learner/before_step", "sleep:3000");
+    WaitForFire("learner-0", "learner/before_step");
+    const std::string digest = service_->Job(job.name).value("checkpoint", "");
+    ASSERT_THAT(digest, HasSubstr("sha256:"));
+    const std::string dir = service_->Dir() + "/artifacts/sha256/" + digest.substr(7);
+    std::filesystem::permissions(dir, std::filesystem::perms::owner_all);
+    const std::string file = dir + "/state.safetensors";
+    if (damage == 0) {
+      std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);
+      bytes.seekp(static_cast<std::streamoff>(std::filesystem::file_size(file)) - 9);
+      bytes.put('\x5a');
+    } else if (damage == 1) {
+      std::filesystem::resize_file(file, std::filesystem::file_size(file) / 2);
+    } else {
+      for (const auto& entry : std::filesystem::directory_iterator(dir)) {
+        if (entry.path().filename().string().find("state") == std::string::npos) std::filesystem::remove(entry);
+      }
+    }
+    for (const pid_t learner : service_->Pids("rlhf-learner")) kill(learner, SIGKILL);
+    const int found = damage + 1;
+    LocalService::Until(
+        absl::Seconds(40),
+        [&] {
+          const std::string log = service_->Log("coordinator");
+          int count = 0;
+          for (size_t at = log.find("is damaged ("); at != std::string::npos; at = log.find("is damaged (", at + 1))
+            ++count;
+          return count >= found;
+        },
+        absl::StrCat("damage ", damage, " is found"));
+  }
+  Finish();
+  ExpectExactReplay(*service_, job_);
+}
+
+TEST_F(Behaviour, DrainedAndTerminatedProcessesFinishAndExitWithZero) {
+  SmallJob job;
+  job.steps = 40;
+  Start(job, {"--slots", "32", "--restart-seconds", "3", "--restart-seconds-most", "3"});
+  WaitForStep(2);
+  const auto ended = [&](const std::string& instance, size_t from) {
+    const std::string log = ReadFile(service_->scratch().File("up.log")).value_or("");
+    const size_t at = log.find(instance + " ended (", from);
+    return at == std::string::npos ? "" : log.substr(at, log.find('\n', at) - at);
+  };
+  const CommandResult drained = service_->Ctl("workers drain rollout-0", "admin.json");
+  ASSERT_EQ(drained.code, 0) << drained.output;
+  LocalService::Until(
+      absl::Seconds(30), [&] { return !ended("rollout-0", 0).empty(); }, "the drained worker ends");
+  EXPECT_THAT(ended("rollout-0", 0), HasSubstr("exit code 0"));
+  for (const char* instance : {"rollout-1", "reward-0", "learner-1", "coordinator"}) {
+    ASSERT_EQ(kill(service_->Pid(instance), SIGTERM), 0) << instance;
+    LocalService::Until(
+        absl::Seconds(30), [&] { return !ended(instance, 0).empty(); }, std::string(instance) + " ends");
+    EXPECT_THAT(ended(instance, 0), HasSubstr("exit code 0"));
+    LocalService::Until(
+        absl::Seconds(30), [&] { return service_->Pid(instance) > 0; }, std::string(instance) + " is back");
+  }
+  Finish();
+  // What was drained and terminated was handed back, not lost: nothing was tried in vain.
+  EXPECT_EQ(Counts().value("failed", "0"), "0");
+}
+
+}  // namespace
+}  // namespace rlhf

@@ -1,0 +1,79 @@
+// Wall clocks an hour apart, and set by an hour while everything runs, have no effect: time is monotonic wherever it
+// decides.
+#include <fstream>
+
+#include <gtest/gtest.h>
+
+#include "tests/integration/small_job.h"
+
+namespace rlhf {
+namespace {
+
+class ClockShift : public testing::Test {
+ protected:
+  static constexpr const char* kInstances[] = {"coordinator", "learner-0", "rollout-0", "rollout-1", "reward-0"};
+
+  void Start() {
+    LocalServiceOptions options;
+    options.faults = true;
+    options.prepare = [this](const std::string& dir) {
+      dir_ = dir;
+      ASSERT_TRUE(MakeDirs(dir).ok());
+      for (const char* instance : kInstances) Set(instance, 0);
+    };
+    service_ = std::make_unique<LocalService>(options, [](const std::string& dir) {
+      std::vector<std::string> words;
+      for (const char* instance : kInstances) {
+        words.insert(words.end(),
+                     {"--wrap", absl::StrCat(instance, "=LD_PRELOAD=", LocalService::FaultsBinDir(),
+                                             "/librlhf_clock_shift.so CLOCK_SHIFT_FILE=", dir, "/shift-", instance)});
+      }
+      return words;
+    });
+  }
+  // In place: the process has the file mapped.
+  void Set(const std::string& instance, int64_t seconds) {
+    std::fstream file(dir_ + "/shift-" + instance, std::ios::in | std::ios::out | std::ios::binary);
+    if (!file) file.open(dir_ + "/shift-" + instance, std::ios::out | std::ios::binary);
+    file.write(reinterpret_cast<const char*>(&seconds), sizeof(seconds));
+    ASSERT_TRUE(file.good());
+  }
+  void WaitForStep(const std::string& job, int64_t step) {
+    LocalService::Until(
+        absl::Seconds(40), [&] { return service_->StepOf(job) >= step; }, absl::StrCat("step ", step));
+  }
+
+  std::unique_ptr<LocalService> service_;
+  std::string dir_;
+};
+
+TEST_F(ClockShift, ClocksThatAreSetByAnHourHaveNoEffect) {
+  Start();
+  MakeSmallModel(service_->scratch().path());
+  SmallJob job;
+  job.steps = 40;
+  job.lag = 1;
+  const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job));
+  ASSERT_EQ(submitted.code, 0) << submitted.output;
+  WaitForStep(job.name, 2);
+  int64_t step = 2;
+  for (const int64_t hour : {3600, -3600, 0}) {
+    for (const char* instance : {"coordinator", "learner-0", "rollout-0"}) {
+      Set(instance, hour);
+      WaitForStep(job.name, ++step);
+    }
+  }
+  // All different.
+  Set("coordinator", 3600);
+  Set("rollout-1", -3600);
+  Set("reward-0", -3600);
+  LocalService::Until(
+      absl::Seconds(90), [&] { return service_->StateOf(job.name) == "SUCCEEDED"; }, "the job succeeds");
+  ExpectWhole(*service_, job);
+  // Nobody was given up.
+  EXPECT_EQ(service_->Log("coordinator").find("is lost"), std::string::npos);
+  EXPECT_EQ(service_->Log("coordinator").find("leases expired"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace rlhf

@@ -1,0 +1,40 @@
+// The coordinator is killed twenty times in a job: ready again within five seconds each time, and nothing is lost.
+#include <gtest/gtest.h>
+
+#include "tests/integration/small_job.h"
+
+namespace rlhf {
+namespace {
+
+TEST(CoordinatorKills, TwentyInAJobLoseNothing) {
+  LocalServiceOptions options;
+  options.faults = true;
+  LocalService service(options);
+  MakeSmallModel(service.scratch().path());
+  SmallJob job;
+  job.steps = 120;
+  job.lag = 1;
+  const CommandResult submitted = service.Ctl("submit " + WriteSmallJob(service.scratch().path(), job));
+  ASSERT_EQ(submitted.code, 0) << submitted.output;
+  int64_t step = 1;
+  for (int kill_number = 0; kill_number < 20; ++kill_number) {
+    // Some progress between two kills, so that each meets another state.
+    LocalService::Until(
+        absl::Seconds(60), [&] { return service.StepOf(job.name) > step; }, "the job goes on");
+    step = service.StepOf(job.name);
+    const pid_t before = service.Pid("coordinator");
+    ASSERT_EQ(kill(before, SIGKILL), 0);
+    const absl::Time killed = absl::Now();
+    LocalService::Until(
+        absl::Seconds(20), [&] { return service.Pid("coordinator") != before && service.StepOf(job.name) > 0; },
+        "the coordinator answers");
+    EXPECT_LT(absl::Now() - killed, absl::Seconds(5)) << "kill " << kill_number;
+  }
+  LocalService::Until(
+      absl::Seconds(120), [&] { return service.StateOf(job.name) == "SUCCEEDED"; }, "the job succeeds");
+  ExpectWhole(service, job);
+  ExpectExactReplay(service, job);
+}
+
+}  // namespace
+}  // namespace rlhf

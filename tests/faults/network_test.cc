@@ -1,0 +1,98 @@
+// Cut, stalled and slow networks between a role and the coordinator: leases expire, work goes on elsewhere, and nothing
+// is committed twice.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/faults/proxy.h"
+#include "tests/integration/small_job.h"
+
+namespace rlhf {
+namespace {
+
+class Network : public testing::Test {
+ protected:
+  void Start(const std::string& instance, const SmallJob& job) {
+    LocalServiceOptions options;
+    options.faults = true;
+    options.up = {"--slots", "32", "--via", absl::StrCat(instance, "=127.0.0.1:", proxy_.port())};
+    options.prepare = [this](const std::string& dir) { proxy_.SetPortsFile(dir + "/ports/coordinator.json"); };
+    service_ = std::make_unique<LocalService>(options);
+    job_ = job;
+    MakeSmallModel(service_->scratch().path());
+    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job));
+    ASSERT_EQ(submitted.code, 0) << submitted.output;
+    WaitForStep(2);
+  }
+  void WaitForStep(int64_t step) {
+    LocalService::Until(
+        absl::Seconds(60), [&] { return service_->StepOf(job_.name) >= step; }, absl::StrCat("step ", step));
+  }
+  void WaitForLog(const std::string& instance, const std::string& text) {
+    LocalService::Until(
+        absl::Seconds(30), [&] { return service_->Log(instance).find(text) != std::string::npos; },
+        instance + " says \"" + text + "\"");
+  }
+  void Finish() {
+    LocalService::Until(
+        absl::Seconds(90), [&] { return service_->StateOf(job_.name) == "SUCCEEDED"; }, "the job succeeds");
+    ExpectWhole(*service_, job_);
+  }
+
+  Proxy proxy_;
+  std::unique_ptr<LocalService> service_;
+  SmallJob job_;
+};
+
+TEST_F(Network, AWorkerThatIsCutOffEitherWayLosesItsLeasesAndIsFenced) {
+  SmallJob job;
+  job.steps = 40;
+  Start("rollout-0", job);
+  for (const auto& [up, down] : {std::pair(true, true), std::pair(true, false), std::pair(false, true)}) {
+    // It holds leases when the line goes.
+    service_->Arm("rollout-0", "rollout/mid_generation", "sleep:500");
+    LocalService::Until(
+        absl::Seconds(30), [&] { return service_->Fired("rollout-0", "rollout/mid_generation"); }, "it generates");
+    const std::string log = service_->Log("coordinator");
+    proxy_.Cut(up, down);
+    const absl::Time cut = absl::Now();
+    // Answers that cannot get through keep the session alive as long as requests do: then a lease lives until its
+    // worker's calls have ended.
+    if (up) {
+      LocalService::Until(
+          absl::Seconds(20),
+          [&] { return service_->Log("coordinator").find("rollout-0 is lost", log.size()) != std::string::npos; },
+          "the worker is given up");
+      EXPECT_LT(absl::Now() - cut, absl::Seconds(6));  // three heartbeats of a second, and slack for a busy machine
+    }
+    WaitForStep(service_->StepOf(job_.name) + 1);
+    proxy_.Heal();
+  }
+  Finish();
+}
+
+TEST_F(Network, ALearnerThatIsCutOffCommitsNothing) {
+  SmallJob job;
+  job.steps = 14;
+  Start("learner-0", job);
+  proxy_.Cut(true, true);
+  WaitForLog("coordinator", "learner-0 is lost");
+  const int64_t step = service_->StepOf(job_.name);
+  absl::SleepFor(absl::Seconds(2));  // it may try whatever it likes
+  EXPECT_EQ(service_->StepOf(job_.name), step);
+  proxy_.Heal();
+  Finish();
+  ExpectExactReplay(*service_, job_);
+}
+
+TEST_F(Network, ASlowLineChangesNothingButTime) {
+  SmallJob job;
+  job.steps = 6;
+  Start("rollout-0", job);
+  proxy_.Delay(absl::Milliseconds(150));
+  WaitForStep(service_->StepOf(job_.name) + 2);
+  proxy_.Delay(absl::ZeroDuration());
+  Finish();
+}
+
+}  // namespace
+}  // namespace rlhf

@@ -1,0 +1,114 @@
+// Kills in a random order, at every named stage and at any moment, while jobs at lag 0 and 1 run; then the checker and
+// an exact replay of every job.
+//
+// RLHF_FAULTS_SEED repeats an order, RLHF_FAULTS_KILLS changes how many (32).
+#include <algorithm>
+#include <random>
+
+#include <gtest/gtest.h>
+
+#include "tests/faults/stages.h"
+#include "tests/integration/small_job.h"
+
+namespace rlhf {
+namespace {
+
+uint64_t Setting(const char* name, uint64_t otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : std::strtoull(value, nullptr, 10);
+}
+
+class RandomKills : public testing::Test {
+ protected:
+  RandomKills() : seed_(Setting("RLHF_FAULTS_SEED", std::random_device{}())), random_(seed_) {
+    std::printf("RLHF_FAULTS_SEED=%llu\n", static_cast<unsigned long long>(seed_));
+    std::fflush(stdout);
+  }
+  static LocalServiceOptions Options() {
+    LocalServiceOptions options;
+    options.faults = true;
+    return options;
+  }
+  int Random(int below) { return static_cast<int>(random_() % static_cast<uint64_t>(below)); }
+
+  // Sees to it that a job runs: the next one when the last has ended.
+  void KeepAJobRunning() {
+    if (!jobs_.empty()) {
+      const std::string state = service_.StateOf(jobs_.back().name);
+      if (state != "SUCCEEDED" && state != "FAILED") return;
+    }
+    SmallJob job;
+    job.name = absl::StrCat("job-", jobs_.size());
+    job.steps = 12;
+    job.lag = static_cast<int>(jobs_.size() % 2);
+    job.checkpoint_every = 3;
+    const std::string file = WriteSmallJob(service_.scratch().path(), job);
+    // The coordinator may be away: a request id makes the second try the same submission.
+    CommandResult submitted;
+    LocalService::Until(
+        absl::Seconds(30),
+        [&] {
+          submitted = service_.Ctl(absl::StrCat("submit ", file, " --request-id ", job.name));
+          return submitted.code == 0;
+        },
+        absl::StrCat("the job is submitted: ", submitted.output));
+    jobs_.push_back(job);
+  }
+
+  void KillAt(const std::string& stage) {
+    service_.Arm("any", stage, absl::StrCat("kill@", 1 + Random(3)));
+    LocalService::Until(
+        absl::Seconds(60),
+        [&] {
+          KeepAJobRunning();
+          return service_.Fired("any", stage);
+        },
+        absl::StrCat("a process dies at ", stage));
+  }
+  void KillNow() {
+    const std::vector<std::string> instances = {"coordinator", "learner-0", "learner-1",
+                                                "rollout-0",   "rollout-1", "reward-0"};
+    const std::string& instance = instances[static_cast<size_t>(Random(static_cast<int>(instances.size())))];
+    pid_t pid = -1;
+    LocalService::Until(
+        absl::Seconds(30), [&] { return (pid = service_.Pid(instance)) > 0; }, instance + " is there");
+    ASSERT_EQ(kill(pid, SIGKILL), 0);
+  }
+
+  const uint64_t seed_;
+  std::mt19937_64 random_;
+  LocalService service_{Options()};
+  std::vector<SmallJob> jobs_;
+};
+
+TEST_F(RandomKills, NothingIsLostAndEveryReplayIsExact) {
+  MakeSmallModel(service_.scratch().path());
+  std::vector<std::string> plan(kStages.begin(), kStages.end());
+  const size_t kills = Setting("RLHF_FAULTS_KILLS", 32);
+  while (plan.size() < kills)
+    plan.push_back(plan.size() % 2 == 0 ? "" : kStages[static_cast<size_t>(Random(kStages.size()))]);
+  std::shuffle(plan.begin(), plan.end(), random_);
+  for (size_t i = 0; i < plan.size() && !HasFatalFailure(); ++i) {
+    KeepAJobRunning();
+    const absl::Time began = absl::Now();
+    if (plan[i].empty()) {
+      KillNow();
+    } else {
+      KillAt(plan[i]);
+    }
+    std::printf("kill %zu of %zu: %s after %.1f s, %s at step %lld\n", i + 1, plan.size(),
+                plan[i].empty() ? "any moment" : plan[i].c_str(), absl::ToDoubleSeconds(absl::Now() - began),
+                jobs_.back().name.c_str(), static_cast<long long>(service_.StepOf(jobs_.back().name)));
+    std::fflush(stdout);
+    absl::SleepFor(absl::Milliseconds(Random(800)));  // kills come at no particular moment
+  }
+  for (const SmallJob& job : jobs_) {
+    LocalService::Until(
+        absl::Seconds(90), [&] { return service_.StateOf(job.name) == "SUCCEEDED"; }, job.name + " succeeds");
+    ExpectWhole(service_, job);
+    ExpectExactReplay(service_, job);
+  }
+}
+
+}  // namespace
+}  // namespace rlhf

@@ -1,0 +1,134 @@
+// How soon work goes on after a death, and who survives it. Production's heartbeats and leases.
+#include <fstream>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/integration/small_job.h"
+
+namespace rlhf {
+namespace {
+
+class Recovery : public testing::Test {
+ protected:
+  // What dies stays away long enough that only the others can go on.
+  static LocalServiceOptions Options(const std::string& restart_seconds) {
+    LocalServiceOptions options;
+    options.faults = true;
+    options.up = {
+        "--slots",      "32", "--heartbeat-ms", "3000", "--restart-seconds", restart_seconds, "--restart-seconds-most",
+        restart_seconds};
+    return options;
+  }
+  void Start(const SmallJob& job, const std::string& restart_seconds) {
+    service_ = std::make_unique<LocalService>(Options(restart_seconds));
+    MakeSmallModel(service_->scratch().path());
+    job_ = job;
+    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job));
+    ASSERT_EQ(submitted.code, 0) << submitted.output;
+  }
+  void WaitForStep(int64_t step, absl::Duration patience) {
+    LocalService::Until(
+        patience, [&] { return service_->StepOf(job_.name) >= step; }, absl::StrCat("step ", step));
+  }
+  void Finish(absl::Duration patience) {
+    LocalService::Until(
+        patience, [&] { return service_->StateOf(job_.name) == "SUCCEEDED"; }, "the job succeeds");
+    ExpectWhole(*service_, job_);
+  }
+  // The number of ranks of the newest committed step in a learner's log.
+  int NewestWorld(const std::string& learner) const {
+    std::ifstream log(service_->Dir() + "/evidence/steps-" + learner + ".jsonl");
+    int world = 0;
+    for (std::string line; std::getline(log, line);) {
+      const auto json = nlohmann::json::parse(line, nullptr, false);
+      if (json.is_object() && json.value("event", "") == "committed") world = json.value("world", 0);
+    }
+    return world;
+  }
+
+  std::unique_ptr<LocalService> service_;
+  SmallJob job_;
+};
+
+TEST_F(Recovery, ADeadWorkersLeasesAreTakenOverWithinTenSeconds) {
+  SmallJob job;
+  job.steps = 6;
+  Start(job, "60");
+  WaitForStep(2, absl::Seconds(60));
+  service_->Arm("rollout-0", "rollout/mid_generation", "kill");
+  LocalService::Until(
+      absl::Seconds(30), [&] { return service_->Fired("rollout-0", "rollout/mid_generation"); }, "it dies");
+  const absl::Time died = absl::Now();
+  const int64_t step = service_->StepOf(job.name);
+  WaitForStep(step + 1, absl::Seconds(30));
+  // A lease's nine seconds, and the step itself.
+  EXPECT_LT(absl::Now() - died, absl::Seconds(12));
+  Finish(absl::Seconds(60));
+}
+
+TEST_F(Recovery, SurvivorsKeepTheirProcessAndTheGroupFormsAgainWithinFifteenSeconds) {
+  SmallJob job;
+  job.steps = 8;
+  Start(job, "1");
+  WaitForStep(2, absl::Seconds(60));
+  const pid_t survivor = service_->Pid("learner-0");
+  service_->Arm("learner-1", "learner/inside_allreduce", "kill");
+  LocalService::Until(
+      absl::Seconds(30), [&] { return service_->Fired("learner-1", "learner/inside_allreduce"); }, "it dies");
+  const absl::Time died = absl::Now();
+  const int64_t step = service_->StepOf(job.name);
+  WaitForStep(step + 1, absl::Seconds(30));
+  EXPECT_LT(absl::Now() - died, absl::Seconds(15));
+  Finish(absl::Seconds(60));
+  EXPECT_EQ(service_->Pid("learner-0"), survivor);
+  ExpectExactReplay(*service_, job);
+}
+
+TEST_F(Recovery, ARankThatHangsIsReplacedWithinAMinute) {
+  SmallJob job;
+  job.steps = 8;
+  Start(job, "1");
+  WaitForStep(2, absl::Seconds(60));
+  const pid_t survivor = service_->Pid("learner-0"), hanging = service_->Pid("learner-1");
+  // It goes on sending heartbeats.
+  service_->Arm("learner-1", "learner/inside_allreduce", "sleep:600000");
+  LocalService::Until(
+      absl::Seconds(30), [&] { return service_->Fired("learner-1", "learner/inside_allreduce"); }, "it hangs");
+  const absl::Time hung = absl::Now();
+  const int64_t step = service_->StepOf(job.name);
+  WaitForStep(step + 1, absl::Seconds(90));
+  EXPECT_LT(absl::Now() - hung, absl::Seconds(60));
+  Finish(absl::Seconds(60));
+  EXPECT_EQ(service_->Pid("learner-0"), survivor);
+  EXPECT_NE(service_->Pid("learner-1"), hanging);
+  EXPECT_THAT(ReadFile(service_->scratch().File("up.log")).value_or(""),
+              testing::HasSubstr("learner-1 ended (exit code 75)"));
+  ExpectExactReplay(*service_, job);
+}
+
+TEST_F(Recovery, AnElasticGroupGoesOnWithFewerRanksAndTakesTheNewOneInAtAStepsEnd) {
+  SmallJob job;
+  job.steps = 60;
+  job.min_ranks = 1;
+  Start(job, "12");
+  LocalService::Until(
+      absl::Seconds(60), [&] { return service_->StepOf(job.name) >= 2 && NewestWorld("learner-0") == 2; },
+      "two ranks train");
+  const pid_t survivor = service_->Pid("learner-0");
+  ASSERT_EQ(kill(service_->Pid("learner-1"), SIGKILL), 0);
+  const absl::Time died = absl::Now();
+  LocalService::Until(
+      absl::Seconds(30), [&] { return NewestWorld("learner-0") == 1; }, "one rank trains");
+  EXPECT_LT(absl::Now() - died, absl::Seconds(15));
+  // The dead one is started again after twelve seconds; slow the job down, so that it is there before the end.
+  service_->Arm("learner-0", "learner/before_step", "sleep:400*");
+  LocalService::Until(
+      absl::Seconds(40), [&] { return NewestWorld("learner-0") == 2; }, "two ranks train again");
+  service_->Disarm("learner-0", "learner/before_step");
+  EXPECT_EQ(service_->Pid("learner-0"), survivor);
+  Finish(absl::Seconds(90));
+}
+
+}  // namespace
+}  // namespace rlhf

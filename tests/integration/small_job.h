@@ -1,0 +1,82 @@
+// A PPO job so small that its steps take a fraction of a second on one core.
+#pragma once
+
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "common/durable_file.h"
+#include "tests/integration/local_service.h"
+#include "tests/testing/golden.h"
+#include "tests/testing/run_command.h"
+
+namespace rlhf {
+
+struct SmallJob {
+  std::string name = "small";
+  int steps = 10, lag = 0, ranks = 2, min_ranks = 0, checkpoint_every = 5, max_new_tokens = 8;
+  int prompts_per_step = 8, samples_per_prompt = 2;
+  int samples() const { return prompts_per_step * samples_per_prompt; }
+};
+
+// Files that every small job names, in a folder.
+inline void MakeSmallModel(const std::string& dir) {
+  std::string prompts, text;
+  for (int i = 0; i < 40; ++i) {
+    prompts += absl::StrCat("{\"prompt\":\"the cat number ", i, "\",\"category\":\"cats\"}\n");
+    text += "the cat sat on the mat and the dog sat on the log\n";
+  }
+  ASSERT_TRUE(WriteFileDurably(dir + "/prompts.jsonl", prompts).ok());
+  ASSERT_TRUE(WriteFileDurably(dir + "/text.txt", text).ok());
+  nlohmann::json config = Golden("model.json")["models"]["llama"]["config"];
+  config["vocab_size"] = 280;
+  ASSERT_TRUE(WriteFileDurably(dir + "/config.json", config.dump()).ok());
+  const std::string tool = BinDir() + "/rlhf-model ";
+  const CommandResult made =
+      RunCommand(tool + "train-tokenizer --vocab-size 280 --out " + dir + "/tok " + dir + "/text.txt && " + tool +
+                 "init --config " + dir + "/config.json --tokenizer " + dir + "/tok --out " + dir + "/model --seed 1");
+  ASSERT_EQ(made.code, 0) << made.output;
+}
+
+// Writes the job's file beside the model and returns its path.
+inline std::string WriteSmallJob(const std::string& dir, const SmallJob& job) {
+  const std::string path = absl::StrCat(dir, "/", job.name, ".yaml");
+  std::string learners = absl::StrCat("{ranks: ", job.ranks);
+  if (job.min_ranks > 0) absl::StrAppend(&learners, ", min_ranks: ", job.min_ranks);
+  EXPECT_TRUE(
+      WriteFileDurably(path, absl::StrCat("name: ", job.name, "\nseed: 3\nlearners: ", learners,
+                                          "}\nppo:\n  policy: file:model\n  prompts: file:prompts.jsonl\n  scorer:\n"
+                                          "    components:\n      - {name: letter_t, regex: {pattern: t}}\n  steps: ",
+                                          job.steps, "\n  prompts_per_step: ", job.prompts_per_step,
+                                          "\n  samples_per_prompt: ", job.samples_per_prompt,
+                                          "\n  sampling: {max_new_tokens: ", job.max_new_tokens,
+                                          "}\n  max_policy_lag: ", job.lag, "\n  epochs: 1\n  checkpoint_every: ",
+                                          job.checkpoint_every, "\n  policy_optimizer: {learning_rate: 1e-3}\n"))
+          .ok());
+  return path;
+}
+
+// The job succeeded, every sample was trained once, and the records agree with what learners and rollout workers saw.
+inline void ExpectWhole(const LocalService& service, const SmallJob& small, bool evidence = true) {
+  const nlohmann::json job = service.Job(small.name);
+  ASSERT_EQ(job.value("state", ""), "SUCCEEDED") << job.dump(1);
+  EXPECT_EQ(job.value("step", ""), absl::StrCat(small.steps));
+  const CommandResult ledger =
+      service.Ctl(absl::StrCat("--output json ledger ", small.name, " --check",
+                               evidence ? absl::StrCat(" --evidence ", service.Dir(), "/evidence") : ""));
+  EXPECT_EQ(ledger.code, 0) << ledger.output;
+  const nlohmann::json counts = nlohmann::json::parse(ledger.output, nullptr, false)["counts"];
+  EXPECT_EQ(counts.value("trained", ""), absl::StrCat(small.samples() * small.steps)) << ledger.output;
+}
+
+// An undisturbed learner that is fed the job's batches ends with the same bytes.
+inline void ExpectExactReplay(const LocalService& service, const SmallJob& small) {
+  const CommandResult replay =
+      service.Ctl(absl::StrCat("replay ", small.name, " --out ", service.scratch().File("replay-" + small.name)));
+  EXPECT_EQ(replay.code, 0) << replay.output;
+  EXPECT_NE(replay.output.find(absl::StrCat(small.steps, " steps on ", small.ranks, " ranks")), std::string::npos)
+      << replay.output;
+}
+
+}  // namespace rlhf
