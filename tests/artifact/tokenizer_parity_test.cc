@@ -54,11 +54,12 @@ TEST(TokenizerParityTest, IdsAndDecodedTextsAreTheLibrarys) {
     const auto tokenizer = Tokenizer::Load(GoldenDir() + "/" + name);
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
     for (const auto& c : recorded["cases"]) {
-      const auto text = c["text"].get<std::string>();
+      const auto text = c["input"].get<std::string>();
       const auto plain = (*tokenizer)->Encode(text), special = (*tokenizer)->Encode(text, kSpecial);
       ASSERT_TRUE(plain.ok() && special.ok());
       EXPECT_EQ(*plain, c["plain"].get<std::vector<int32_t>>()) << text;
       EXPECT_EQ(*special, c["special"].get<std::vector<int32_t>>()) << text;
+      EXPECT_EQ(*(*tokenizer)->Decode(*special, false), c["text"].get<std::string>()) << text;
     }
     std::vector<std::string> digests;
     uint64_t hash = 0xCBF29CE484222325ULL;

@@ -90,7 +90,7 @@ class DeterministicTest : public testing::Test {
     EXPECT_EQ(job["result"]["metrics"]["mismatch_kl"].value("value", -1.0), 0) << job["result"]["metrics"].dump();
     const CommandResult samples = service.Ctl("--output json samples small --limit 1000");
     EXPECT_EQ(samples.code, 0) << samples.output;
-    for (const std::string& line : absl::StrSplit(samples.output, '\n', absl::SkipEmpty())) {
+    for (const absl::string_view line : absl::StrSplit(samples.output, '\n', absl::SkipEmpty())) {
       nlohmann::json sample = nlohmann::json::parse(line, nullptr, false)["sample"];
       // Who made it, and on which try, may differ; its tokens, log-probabilities, versions and scores may not.
       for (const char* key : {"worker_id", "workerId", "attempt"}) sample.erase(key);

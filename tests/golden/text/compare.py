@@ -128,7 +128,7 @@ def record():
                 want = theirs(tokenizer, text)
                 value = fnv(want["text"].encode(), fnv(b"".join(i.to_bytes(4, "little") for i in want["special"]), value))
             lines.append(f"{value:016x}")
-        digests[name] = {"digests": lines, "cases": [{"text": t, **theirs(tokenizer, t)} for t in [t for t in texts if len(t) < 160][:3]]}
+        digests[name] = {"digests": lines, "cases": [{"input": t, **theirs(tokenizer, t)} for t in [t for t in texts if len(t) < 160][:3]]}
         print(name, (directory / "tokenizer.json").stat().st_size)
     with tempfile.TemporaryDirectory() as scratch:
         trained = library_trains(pathlib.Path(scratch) / "train.txt", 300_000, 1500)
