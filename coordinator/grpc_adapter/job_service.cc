@@ -147,7 +147,7 @@ class JobService final : public v1::JobService::CallbackService {
           }));
     }
     if (!r.check()) return response;
-    if (const v1::VerifyAuditResponse audit = edge_.oversight->VerifyAudit(); !audit.intact()) {
+    if (const v1::VerifyAuditResponse audit = edge_.oversight->audit().Verify(); !audit.intact()) {
       response.add_violations(absl::StrCat("audit log: record ", audit.first_bad_sequence(), ": ", audit.problem()));
     }
     return response;
