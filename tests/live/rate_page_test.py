@@ -4,6 +4,7 @@ import os
 import pathlib
 import sys
 import unittest
+import urllib.parse
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import chromium  # noqa: E402
@@ -63,7 +64,7 @@ class RatePageTest(unittest.TestCase):
 
     def open(self, job):
         web = self.service.ports()["coordinator"]["web"]
-        self.browser.go(f"https://127.0.0.1:{web}/signin?next=/rate?job={job}")
+        self.browser.go(f"https://127.0.0.1:{web}/signin?next={urllib.parse.quote(f'/rate?job={job}', safe='')}")
         self.browser.wait("document.querySelector('input[name=token]') !== null")
         self.browser.js(f"document.querySelector('input[name=token]').value = {json.dumps(self.service.token('rater'))}")
         self.browser.js("document.querySelector('form').requestSubmit()")
