@@ -21,7 +21,7 @@ from service import BIN, ROOT, Service, until  # noqa: E402
 import yaml  # noqa: E402
 
 MONITORING = ROOT / "deploy/monitoring"
-STEPS = 60
+STEPS = 30
 # What a run of two minutes cannot show, and why.
 NOT_LIVE = {
     "rlhf_slice_win_rate": "needs collected comparisons against earlier samples",
@@ -110,7 +110,7 @@ class LiveTest(unittest.TestCase):
             cls.service.make_model()
             cls.prometheus = Prometheus(cls.service) if shutil.which("prometheus") else None
             cls.service.ctl("submit", cls.service.write_pipeline(STEPS))
-            until("the gate waits", 150, cls.gate_waits)
+            until("the gate waits", 200, cls.gate_waits)
         except BaseException:
             cls.service.close()
             raise
