@@ -379,7 +379,7 @@ class ImageTest(unittest.TestCase):
     TEXT = (ROOT / "deploy/Dockerfile").read_text()
 
     def test_runtime_packages(self):
-        packages = set(re.findall(r"\blib[a-z0-9+.-]+", self.TEXT)) | {"libc6", "libstdc++6", "libgcc-s1"}
+        packages = set(re.findall(r"\b(?:lib|zlib)[a-z0-9+.-]+", self.TEXT)) | {"libc6", "libstdc++6", "libgcc-s1"}
         for binary in ("rlhf-coordinator", "rlhfctl", "rlhf-learner", "rlhf-rollout-worker", "rlhf-reward-server"):
             needed = subprocess.run(["readelf", "-d", BIN / binary], capture_output=True, text=True, check=True).stdout
             for library in re.findall(r"NEEDED.*\[(.*)\]", needed):

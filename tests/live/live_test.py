@@ -21,7 +21,7 @@ from service import BIN, ROOT, Service, until  # noqa: E402
 import yaml  # noqa: E402
 
 MONITORING = ROOT / "deploy/monitoring"
-STEPS = 30
+STEPS = 60
 # What a run of two minutes cannot show, and why.
 NOT_LIVE = {
     "rlhf_slice_win_rate": "needs collected comparisons against earlier samples",
@@ -54,7 +54,7 @@ class Prometheus:
         threading.Thread(target=self.dcgm.serve_forever, daemon=True).start()
         targets = [f"127.0.0.1:{ports['http']}" for ports in service.ports().values()]
         config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["global"] = {"scrape_interval": "2s", "evaluation_interval": "2s"}
         config["rule_files"] = [str(MONITORING / "rules.yml")]
         for scrape in config["scrape_configs"]:
             mine = targets if scrape["job_name"] == "rlhf" else [f"127.0.0.1:{self.dcgm.server_address[1]}"]
@@ -66,7 +66,7 @@ class Prometheus:
         self.process = subprocess.Popen(
             [shutil.which("prometheus"), f"--config.file={file}", f"--storage.tsdb.path={service.scratch / 'tsdb'}",
              f"--web.listen-address={self.url.removeprefix('http://')}", f"--web.console.templates={MONITORING / 'consoles'}",
-             "--web.console.libraries=/usr/share/prometheus/console_libraries"], stdout=log, stderr=log)
+             "--web.console.libraries=/usr/share/doc/prometheus/examples/console_libraries"], stdout=log, stderr=log)
         until("Prometheus is ready", 30, self.ready)
 
     def ready(self):
@@ -189,7 +189,7 @@ class LiveTest(unittest.TestCase):
             ppo = self.service.job("live")["children"][1]
             browser.go(f"https://127.0.0.1:{web}/?job={ppo}")
             for curve in ("reward/mean", "gold/mean", "kl", "loss/policy"):
-                browser.wait(f"document.querySelector('[data-curve=\"{curve}\"] svg path')")
+                browser.wait(f"document.querySelector('[data-curve=\"{curve}\"] svg path') !== null")
             self.assertTrue(browser.js("document.querySelector('#ledger').innerText.includes('every sample is accounted for')"))
             self.assertEqual(browser.js("document.querySelector('#ledger rect').getAttribute('width')"), "1000")
             for scheme in ("light", "dark"):
@@ -207,7 +207,7 @@ class LiveTest(unittest.TestCase):
         ppo = self.service.job("live")["children"][1]
         browser = chromium.Browser()
         try:
-            browser.go(f"https://127.0.0.1:{web}/signin?next=/samples?job={ppo}")
+            browser.go(f"https://127.0.0.1:{web}/signin?next={urllib.parse.quote(f'/samples?job={ppo}', safe='')}")
             browser.wait("document.querySelector('input[name=token]') !== null")
             browser.js(f"document.querySelector('input[name=token]').value = {json.dumps(self.service.token('submitter'))}")
             browser.js("document.querySelector('form').requestSubmit()")
