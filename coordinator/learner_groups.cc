@@ -319,11 +319,9 @@ class LearnerGroupsImpl final : public LearnerGroups {
       const auto wait = plan.waits.find(id);
       group.wait = wait == plan.waits.end() ? GangWait::kNone : wait->second;
     }
-    for (const std::string& id : plan.start) {
-      for (const GangJob& job : jobs) {
-        if (job.id == id) groups_.at(id).started_with = EffectivePriority(job, {});
-      }
-      FormGroup(groups_.at(id));
+    for (const GangPlan::Start& start : plan.start) {
+      groups_.at(start.id).started_with = start.effective_priority;
+      FormGroup(groups_.at(start.id));
     }
     for (const auto& [id, to] : plan.yield) {
       groups_.at(id).yields_to = to;

@@ -134,8 +134,8 @@ void MetricsExport::RefreshJobs() {
       const bool over = job.state() == v1::SUCCEEDED || job.state() == v1::FAILED || job.state() == v1::CANCELLED;
       // A job that has just ended is looked at once more, for its last counts.
       if (over && jobs_.count(job.id()) == 0) continue;
-      if (!over) seen.insert(job.id());
       if (over) ExportSlices(job);
+      if (!over) seen.insert(job.id());
       RefreshJob(job, &samples, &progress);
     }
     request.mutable_page()->set_page_token(page->next_page_token());

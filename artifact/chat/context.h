@@ -15,7 +15,7 @@
 namespace rlhf::artifact::chat {
 
 struct Limits {
-  int64_t steps = 2'000'000;  // one for each expression, item, and 64 bytes of text made
+  int64_t steps = 1'000'000;  // one for each expression, item, and 64 bytes of text made
   size_t output = 16 << 20;   // bytes
   int depth = 300;            // of nested expressions, statements and macro calls
   int64_t range = 100'000;    // items of range(); Jinja's sandbox allows as many

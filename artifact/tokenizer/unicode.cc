@@ -188,7 +188,8 @@ bool IsWord(char32_t code) {
   if (code < 0x80)
     return (code >= '0' && code <= '9') || (code >= 'A' && code <= 'Z') || (code >= 'a' && code <= 'z') || code == '_';
   const auto category = Category(code);
-  return category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_PC || IsAlphabeticOrMark(code);
+  return code == 0x200C || code == 0x200D || category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_PC ||
+         IsAlphabeticOrMark(code);
 }
 
 void AppendLowercase(char32_t code, std::string* out) {

@@ -25,7 +25,7 @@ bool IsPunctuation(char32_t code);     // categories P*, and all ASCII punctuati
 bool IsMark(char32_t code);            // categories M*
 bool IsNonspacingMark(char32_t code);  // category Mn
 bool IsControl(char32_t code);         // categories Cc, Cf, Co
-// Word character of a regular expression: Alphabetic, M*, Nd, Pc.
+// Word character of Rust's regular expressions: Alphabetic, M*, Nd, Pc, and the two joiners.
 bool IsWord(char32_t code);
 // Unconditional full lower case; one code point may become two.
 void AppendLowercase(char32_t code, std::string* out);

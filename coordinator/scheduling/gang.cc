@@ -52,11 +52,40 @@ std::vector<const GangJob*> Victims(const GangJob& job, const std::vector<GangJo
   return taken;
 }
 
-}  // namespace
-
-int EffectivePriority(const GangJob& job, const GangRules& rules) {
-  return job.priority + static_cast<int>(absl::FDivDuration(job.waited, rules.aging));
+// The next in line. Jobs of one priority go by share, then wait; priorities compete by what was asked for plus the
+// aging of their longest wait, so that aging never overrules the weights of projects.
+struct Next {
+  size_t index = 0;
+  int effective = 0;
+};
+Next NextInLine(const std::vector<const GangJob*>& waiting, Shares& shares, const GangRules& rules) {
+  using Rank = std::tuple<std::pair<double, double>, absl::Duration, std::string>;
+  struct Class {
+    Next best;
+    Rank rank;
+    absl::Duration longest;
+  };
+  std::map<int, Class> classes;
+  for (size_t i = 0; i < waiting.size(); ++i) {
+    const GangJob& job = *waiting[i];
+    const Rank rank{shares.Of(job), -job.waited, job.id};
+    const auto [it, fresh] = classes.try_emplace(job.priority, Class{{i, 0}, rank, job.waited});
+    if (!fresh && rank < it->second.rank) {
+      it->second.best.index = i;
+      it->second.rank = rank;
+    }
+    it->second.longest = std::max(it->second.longest, job.waited);
+  }
+  const Class* best = nullptr;
+  for (auto& [priority, one] : classes) {
+    one.best.effective = priority + static_cast<int>(absl::FDivDuration(one.longest, rules.aging));
+    if (best == nullptr || std::tuple(-one.best.effective, one.rank) < std::tuple(-best->best.effective, best->rank))
+      best = &one;
+  }
+  return best->best;
 }
+
+}  // namespace
 
 GangPlan PlanGangs(const std::vector<GangJob>& jobs, int free, int registered, ShareRuleOf rule,
                    const GangRules& rules) {
@@ -75,13 +104,11 @@ GangPlan PlanGangs(const std::vector<GangJob>& jobs, int free, int registered, S
   const GangJob* first_blocked = nullptr;
   bool reserved = false;  // what is free is needed by the first that is blocked
   while (!waiting.empty()) {
-    const auto rank = [&](const GangJob* job) {
-      return std::tuple(-EffectivePriority(*job, rules), shares.Of(*job), -job->waited, job->id);
-    };
-    const auto next = std::min_element(waiting.begin(), waiting.end(),
-                                       [&](const GangJob* a, const GangJob* b) { return rank(a) < rank(b); });
-    const GangJob& job = **next;
-    waiting.erase(next);
+    // With nothing left to give the order does not matter any more.
+    const bool nothing_left = first_blocked != nullptr && (reserved || free == 0);
+    const Next next = nothing_left ? Next{waiting.size() - 1, 0} : NextInLine(waiting, shares, rules);
+    const GangJob& job = *waiting[next.index];
+    waiting.erase(waiting.begin() + static_cast<std::ptrdiff_t>(next.index));
     if (job.ranks > registered) {
       plan.waits[job.id] = GangWait::kTooFewLearners;
       continue;
@@ -90,10 +117,9 @@ GangPlan PlanGangs(const std::vector<GangJob>& jobs, int free, int registered, S
       plan.waits[job.id] = GangWait::kQuota;
       continue;
     }
-    const bool may_pass =
-        first_blocked == nullptr || (!reserved && EffectivePriority(job, rules) < first_blocked->priority);
+    const bool may_pass = first_blocked == nullptr || (!nothing_left && next.effective < first_blocked->priority);
     if (may_pass && job.ranks <= free) {
-      plan.start.push_back(job.id);
+      plan.start.push_back({job.id, next.effective});
       free -= job.ranks;
       shares.Add(job, job.ranks);
       continue;

@@ -1,9 +1,9 @@
 // Which jobs' learner groups start, and which running ones make room. Pure logic: no clock, no sessions.
 //
 // A group starts as a gang, all ranks or none, so that no two jobs can each hold half of what both need. Waiting jobs
-// go by effective priority: what was asked for, plus one for each `aging` that they have waited, so that none starves.
-// Among equals the project, then the submitter, with fewer learners for its weight goes first, then who waited longest.
-// The first that does not fit
+// of one priority go by share: the project, then the submitter, with fewer learners for its weight first, then who
+// waited longest. Priorities compete by what was asked for plus one for each `aging` of their longest wait, so that
+// none starves. The first that does not fit
 //  - takes running groups of lower priority, at the end of their step, when they and the free learners suffice;
 //  - else keeps the free learners: only jobs that it could take them back from later may pass it.
 // A running group keeps the effective priority that it started with: what has waited long is not sent back at once.
@@ -33,7 +33,11 @@ struct GangJob {
 enum class GangWait { kNone, kTooFewLearners, kLearnersBusy, kQuota };
 
 struct GangPlan {
-  std::vector<std::string> start;            // in order
+  struct Start {
+    std::string id;
+    int effective_priority = 0;  // with which it starts
+  };
+  std::vector<Start> start;                  // in order
   std::map<std::string, std::string> yield;  // running job to the one that takes its learners
   std::map<std::string, GangWait> waits;     // of every job that does not start
 };
@@ -41,8 +45,6 @@ struct GangPlan {
 struct GangRules {
   absl::Duration aging = absl::Minutes(10);
 };
-
-int EffectivePriority(const GangJob& job, const GangRules& rules);
 
 // `free`: idle learners that ask for work. `registered`: all that could ever serve, members included.
 GangPlan PlanGangs(const std::vector<GangJob>& jobs, int free, int registered, ShareRuleOf rule,

@@ -9,11 +9,11 @@ import pathlib
 import random
 
 NAMES = ["Lily", "Tom", "Mia", "Ben", "Sara", "Max", "Anna", "Sam", "Lucy", "Tim", "Amy", "Jack"]
-HELD_OUT_NAMES = ["Sue", "Bob", "Ella", "Leo"]
+HELD_OUT_NAMES = ["Sue", "Bob", "Ella", "Leo", "Emma", "Zoe", "Oscar", "Nina"]
 PLACES = ["park", "garden", "forest", "house", "beach", "school"]
 HELD_OUT_PLACES = ["farm", "yard"]
 THINGS = ["ball", "book", "cake", "box", "hat", "tree", "car", "toy"]
-HELD_OUT_THINGS = ["flower", "kite"]
+HELD_OUT_THINGS = ["flower", "kite", "spoon", "drum"]
 OPENINGS = [
     "Once upon a time, {name} went to the {place} with a {thing}.",
     "One day, {name} found a {thing} in the {place}.",
@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=1200)
-    parser.add_argument("--held-out", type=int, default=64)
+    parser.add_argument("--held-out", type=int, default=240)
     flags = parser.parse_args()
     rng = random.Random(f"stories-{flags.seed}")
     out = pathlib.Path(flags.out)

@@ -103,7 +103,9 @@ TEST(TokenizerParityTest, TrainingGivesTheLibrarysMerges) {
   ASSERT_EQ(merges.size(), want["merges"].get<size_t>());
   std::string lines;
   for (size_t i = 0; i < merges.size(); ++i) {
-    if (i < 40) EXPECT_EQ(merges[i], want["first"][i]) << i;
+    if (i < 40) {
+      EXPECT_EQ(merges[i], want["first"][i]) << i;
+    }
     absl::StrAppend(&lines, merges[i].get<std::string>(), "\n");
   }
   EXPECT_EQ(absl::StrFormat("%016x", Fnv(lines.data(), lines.size(), 0xCBF29CE484222325ULL)), want["digest"]);

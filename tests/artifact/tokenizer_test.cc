@@ -20,7 +20,9 @@ void ExpectCases(const Tokenizer& tokenizer, const nlohmann::json& cases, bool l
     const auto ids = tokenizer.Encode(text);
     ASSERT_TRUE(ids.ok()) << ids.status();
     // A literal special token is plain text here, unless asked for; the library always reads it.
-    if (!c["ids"].is_null()) EXPECT_EQ(*ids, c["ids"].get<std::vector<int32_t>>()) << text;
+    if (!c["ids"].is_null()) {
+      EXPECT_EQ(*ids, c["ids"].get<std::vector<int32_t>>()) << text;
+    }
     if (!lossless) continue;
     const auto back = tokenizer.Decode(*ids);
     ASSERT_TRUE(back.ok()) << back.status();

@@ -288,15 +288,6 @@ TEST_F(AccessTest, LogsGoFromTheFleetToPeople) {
   EXPECT_EQ(refused->Finish().error_code(), grpc::StatusCode::PERMISSION_DENIED);
 }
 
-TEST_F(AccessTest, WhatComesLaterSaysSo) {
-  v1::ForgetRaterRequest request;
-  request.set_rater("rater-1");
-  const auto answer =
-      Call(v1::FeedbackService::NewStub(Api("admin")), &v1::FeedbackService::Stub::ForgetRater, request);
-  EXPECT_EQ(answer.status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_EQ(ReasonOf(answer.status()), v1::NOT_IN_THIS_RELEASE);
-}
-
 TEST_F(AccessTest, MetricsAndProbesArePlain) {
   EXPECT_FALSE(ListJobs(Api(""), "").ok());
   ASSERT_TRUE(Register(Fleet("learner", "l0"), v1::ROLE_LEARNER, "l0").ok());

@@ -1,7 +1,7 @@
 """Golden values of agreement between raters: Cohen's kappa by scikit-learn, Krippendorff's alpha by the package of that name.
 
-    python3 -m venv /tmp/golden && /tmp/golden/bin/pip install scikit-learn krippendorff
-    /tmp/golden/bin/python tests/golden/generate_agreement.py > tests/golden/agreement.json
+    python3 -m venv VENV && VENV/bin/pip install scikit-learn krippendorff
+    VENV/bin/python tests/golden/generate_agreement.py > tests/golden/agreement.json
 """
 import importlib.metadata
 import itertools

@@ -87,7 +87,12 @@ class DeterministicTest : public testing::Test {
     out.version = job["version"].value("digest", "");
     out.model = job["result"]["artifacts"].value("model", "");
     out.numerics = job.value("numerics", "");
-    EXPECT_EQ(job["result"]["metrics"]["mismatch_kl"].value("value", -1.0), 0) << job["result"]["metrics"].dump();
+    // Exactly zero, which JSON leaves out.
+    const nlohmann::json metrics = job["result"]["metrics"];
+    for (const char* name : {"mismatch_kl", "first_minibatch_ratio_error"}) {
+      EXPECT_TRUE(metrics.contains(name)) << metrics.dump();
+      EXPECT_EQ(metrics.value(name, nlohmann::json::object()).value("value", 0.0), 0) << name;
+    }
     const CommandResult samples = service.Ctl("--output json samples small --limit 1000");
     EXPECT_EQ(samples.code, 0) << samples.output;
     for (const absl::string_view line : absl::StrSplit(samples.output, '\n', absl::SkipEmpty())) {

@@ -88,11 +88,13 @@ TEST_F(MainJobTest, AKilledCoordinatorGoesOnWithItsJob) {
   ASSERT_EQ(before.size(), 1u);
   // Who watches stays with the job across the restart.
   CommandResult watched;
-  std::thread watcher([&] { watched = service_.Ctl("watch small"); });
-  WaitForStep(4);
+  const std::string seen = service_.scratch().File("watched.txt");
+  std::thread watcher([&] { watched = service_.Ctl("watch small > " + seen + " 2>&1"); });
+  LocalService::Until(
+      absl::Seconds(60), [&] { return ReadFile(seen).value_or("").size() > 0; }, "the watcher sees the job");
   EXPECT_EQ(kill(before[0], SIGKILL), 0);
   watcher.join();
-  EXPECT_EQ(watched.code, 0) << watched.output;
+  EXPECT_EQ(watched.code, 0) << ReadFile(seen).value_or("");
   EXPECT_NE(service_.Pids("rlhf-coordinator"), before);
   ExpectWhole(30);
 }

@@ -1,4 +1,5 @@
 // Ranks are real processes here: forked before LibTorch has threads, joined over Gloo on loopback.
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -27,6 +28,7 @@ std::vector<int> RunRanks(int world, absl::Duration timeout, const std::function
   for (int rank = 0; rank < world; ++rank) {
     const pid_t child = fork();
     if (child == 0) {
+      signal(SIGPIPE, SIG_IGN);  // as every role's main does: a dead peer is an error, not the end
       int port = 0;
       std::unique_ptr<Rendezvous> rendezvous;
       if (rank == 0) {

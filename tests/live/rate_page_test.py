@@ -4,6 +4,7 @@ import os
 import pathlib
 import sys
 import unittest
+import urllib.parse
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import chromium  # noqa: E402
@@ -63,7 +64,7 @@ class RatePageTest(unittest.TestCase):
 
     def open(self, job):
         web = self.service.ports()["coordinator"]["web"]
-        self.browser.go(f"https://127.0.0.1:{web}/signin?next=/rate?job={job}")
+        self.browser.go(f"https://127.0.0.1:{web}/signin?next={urllib.parse.quote(f'/rate?job={job}', safe='')}")
         self.browser.wait("document.querySelector('input[name=token]') !== null")
         self.browser.js(f"document.querySelector('input[name=token]').value = {json.dumps(self.service.token('rater'))}")
         self.browser.js("document.querySelector('form').requestSubmit()")
@@ -73,7 +74,7 @@ class RatePageTest(unittest.TestCase):
         return self.browser.wait("document.querySelector('#prompt') && document.querySelector('#prompt').textContent")
 
     def after(self, prompt):
-        self.browser.wait(f"document.querySelector('#done') || (document.querySelector('#prompt') && document.querySelector('#prompt').textContent !== {json.dumps(prompt)})")
+        self.browser.wait(f"!!document.querySelector('#done') || (document.querySelector('#prompt') && document.querySelector('#prompt').textContent !== {json.dumps(prompt)})")
 
     def press(self, key, code=None):
         text = "\r" if key == "Enter" else key if len(key) == 1 else ""
@@ -111,7 +112,7 @@ class RatePageTest(unittest.TestCase):
                 self.press("3" if tie else "2")
                 self.press("Enter")
             self.after(prompt)
-        browser.wait("document.querySelector('#done')")
+        browser.wait("!!document.querySelector('#done')")
         self.assertIn(f"{PROMPTS} of {PROMPTS} answered, {PROMPTS} by you", browser.js("document.getElementById('counts').textContent"))
         self.assertEqual(browser.problems, [])
         swapped = 0
@@ -150,7 +151,7 @@ class RatePageTest(unittest.TestCase):
                     self.browser.js(f"document.querySelector('input[name=\"a:{criterion}\"][value=\"4\"]').click()")
                 self.browser.js("document.getElementById('send').click()")
             self.after_any(prompt)
-        self.browser.wait("document.querySelector('#done')")
+        self.browser.wait("!!document.querySelector('#done')")
         self.assertEqual(self.browser.problems, [])
         self.assertEqual(len(self.comparisons("edits")), 6 - skipped)
         if folder := os.environ.get("RLHF_KEEP_PICTURES"):
@@ -158,7 +159,7 @@ class RatePageTest(unittest.TestCase):
 
     def after_any(self, prompt):
         """The same prompt may come again as another kind of task: the form is a new one."""
-        self.browser.wait("document.querySelector('#done') || document.querySelector('#send:not([disabled])')")
+        self.browser.wait("!!document.querySelector('#done') || !!document.querySelector('#send:not([disabled])')")
 
 
 if __name__ == "__main__":

@@ -60,8 +60,7 @@ class Words : public PreTokenizer {
   enum { kSpace, kWord, kOther };
   static int KindOf(char32_t code) {
     if (IsWhitespace(code)) return kSpace;
-    // Rust's \w also takes the joiners.
-    return IsWord(code) || code == 0x200C || code == 0x200D ? kWord : kOther;
+    return IsWord(code) ? kWord : kOther;
   }
 };
 

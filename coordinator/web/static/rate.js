@@ -13,6 +13,7 @@ const card = el("section", {id: "task", "aria-live": "polite"});
 page.append(el("section", {}, progress, counts, error), card);
 
 let task = null, swapped = false;
+let mine = 0;  // answers of this person; a job that has closed counts them no more
 
 // Which answer stands left: by chance, but the same for this rater whenever the task is shown, so that a reload is no second draw.
 function drawsSwap(text) {
@@ -116,6 +117,7 @@ async function submit(kind, writes) {
   await act(async () => {
     const verdict = (await rpc("FeedbackService/SubmitFeedback", {answers: [answer]})).verdicts[0];
     if (!verdict.accepted) throw new Error(verdict.problem);
+    mine += 1;
   });
 }
 
@@ -150,7 +152,8 @@ async function next() {
       const answered = Number(response.answered || 0), wanted = Number(response.wanted || 0);
       progress.max = Math.max(1, wanted);
       progress.value = answered;
-      counts.textContent = wanted ? `${answered} of ${wanted} answered, ${Number(response.mine || 0)} by you` : "";
+      mine = Math.max(mine, Number(response.mine || 0));
+      counts.textContent = wanted ? `${answered} of ${wanted} answered, ${mine} by you` : "";
       error.textContent = "";
       if (response.tasks && response.tasks.length) task = response.tasks[0];
       else if (response.closed) return card.replaceChildren(el("h1", {id: "done"}, "Thank you: there is nothing left to do."));

@@ -84,8 +84,8 @@ async function showJob(row) {
       el("span", {class: "state " + row.state}, row.state.toLowerCase()),
       el("span", {class: "soft"}, ` ${row.reason || ""} submitted by ${row.submitted_by}, ${ago(row.created_at)} `),
       Number(ledger.counts.issued) > 0 ? el("a", {href: `/samples?job=${encodeURIComponent(row.id)}`}, "samples") : null),
-    active ? el("p", {}, `Waits for ${why.waits_for} since ${why.since_seconds} s. `,
-      el("span", {class: "soft"}, why.what_to_do)) : null,
+    ...(active ? [el("p", {}, `Waits for ${why.waits_for} since ${why.since_seconds} s. `,
+      el("span", {class: "soft"}, why.what_to_do))] : []),
     el("div", {class: "curves", id: "curves"}, curves(kCurves, points)), ledgerOf(ledger.counts) || "");
   return points;
 }
