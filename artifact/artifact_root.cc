@@ -125,7 +125,8 @@ absl::StatusOr<std::string> ArtifactRoot::MakeStaging() const {
 absl::StatusOr<Manifest> ArtifactRoot::Publish(const std::string& source_path) const {
   auto manifest = ComputeManifest(source_path);
   if (!manifest.ok()) return manifest.status();
-  if (Has(manifest->digest)) return manifest;
+  // What is there already counts only when it is whole: the same bytes may have been damaged since.
+  if (Verify(manifest->digest).ok()) return manifest;
   auto staging = MakeStaging();
   if (!staging.ok()) return staging.status();
   std::error_code error;
@@ -152,8 +153,16 @@ absl::StatusOr<Manifest> ArtifactRoot::PublishStaged(const std::string& staging_
   std::error_code error;
   const fs::path target = fs::path(root_) / "sha256" / manifest->digest.substr(sizeof(kPrefix) - 1);
   if (fs::exists(target, error)) {
-    fs::remove_all(staging_dir, error);
-    return manifest;
+    if (Verify(manifest->digest).ok()) {
+      fs::remove_all(staging_dir, error);
+      return manifest;
+    }
+    // Damaged since it was published: out of sight in one step, then removed, and the whole one takes its place.
+    auto grave = MakeStaging();
+    if (!grave.ok()) return grave.status();
+    if (rename(target.c_str(), (fs::path(*grave) / "damaged").c_str()) != 0 && errno != ENOENT)
+      return absl::UnavailableError(absl::StrCat("cannot replace ", target.string(), ": ", std::strerror(errno)));
+    fs::remove_all(*grave, error);
   }
   for (const std::string& file : *files) {
     if (absl::Status status = FsyncFile(fs::path(staging_dir) / file); !status.ok()) return status;

@@ -131,7 +131,8 @@ class Line {
       return Fail("\"messages\": expected an array of 1 to 1000 {\"role\", \"content\"}");
     for (const Json& item : list) {
       const bool good = item.is_object() && item.size() == 2 && item.contains("role") && item.contains("content") &&
-                        item["role"].is_string() && item["content"].is_string() && item["role"] != "";
+                        item["role"].is_string() && item["content"].is_string() &&
+                        !item["role"].get_ref<const std::string&>().empty();
       if (!good) {
         return Fail(absl::StrCat("\"messages[", out->size(),
                                  "]\": expected {\"role\": text, \"content\": text}, and no other key"));

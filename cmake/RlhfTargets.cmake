@@ -2,7 +2,7 @@
 #
 # Targets are named rlhf_<NAME> and linked by their alias rlhf::<NAME>. Headers are included from the repository root
 # ("common/clock.h"). TORCH marks targets that use LibTorch; GRPC marks those that include grpcpp or generated stubs.
-# Both reuse one shared precompiled header each.
+# Both reuse one shared precompiled header each; a target that is both has Torch's.
 
 add_library(rlhf_build_flags INTERFACE)
 target_include_directories(rlhf_build_flags INTERFACE "${PROJECT_SOURCE_DIR}" "${PROJECT_BINARY_DIR}/gen")
@@ -15,6 +15,17 @@ if(RLHF_SANITIZE)
   target_compile_options(rlhf_build_flags INTERFACE -fsanitize=${RLHF_SANITIZE} -fno-omit-frame-pointer
     -fno-sanitize-recover=undefined)
   target_link_options(rlhf_build_flags INTERFACE -fsanitize=${RLHF_SANITIZE})
+  # What each program brings along for its sanitizer.
+  if(RLHF_SANITIZE STREQUAL "thread")
+    set(_sanitizer "${PROJECT_SOURCE_DIR}/cmake/sanitizer_thread.cc")
+  elseif(RLHF_SANITIZE MATCHES "address" AND NOT RLHF_FUZZ)
+    set(_sanitizer "${PROJECT_SOURCE_DIR}/cmake/sanitizer_address.cc")
+  endif()
+  if(_sanitizer)
+    add_library(rlhf_sanitizer OBJECT "${_sanitizer}")
+    target_link_libraries(rlhf_sanitizer PRIVATE rlhf_build_flags absl::synchronization)
+    set(RLHF_SANITIZER_OBJECTS $<TARGET_OBJECTS:rlhf_sanitizer>)
+  endif()
 endif()
 
 # The shared precompiled headers. Compile options must agree with every user: rlhf_build_flags holds them.
@@ -44,32 +55,50 @@ function(_rlhf_apply_kind TARGET TORCH GRPC)
       target_precompile_headers(${TARGET} REUSE_FROM rlhf_pch_grpc)
     endif()
   endif()
-  # A Torch target may also talk gRPC: it links it, with Torch's precompiled header.
   if(TORCH AND GRPC)
     target_link_libraries(${TARGET} PUBLIC gRPC::grpc++)
   endif()
 endfunction()
 
-# The sources of a library that have failpoints, once more with them compiled in: rlhf_<NAME>_failpoints, objects that
-# rlhf_cc_binary links before the library. The library's own members of the same names are then never pulled in.
-function(_rlhf_failpoint_objects NAME TORCH GRPC SRCS DEPS)
+# A few sources make one unit: headers are read, and templates compiled, once for all of them. A name that a library's
+# files have twice in one unnamed namespace is then an error: give it a better one.
+function(_rlhf_unity TARGET)
+  set_target_properties(${TARGET} PROPERTIES UNITY_BUILD ${RLHF_UNITY} UNITY_BUILD_BATCH_SIZE 6)
+endfunction()
+
+# The sources, generated ones aside, that have failpoints -> OUT.
+function(_rlhf_sources_with_failpoints OUT)
   set(_with)
-  foreach(_src IN LISTS SRCS)
-    if(IS_ABSOLUTE "${_src}")  # generated
-      continue()
-    endif()
-    file(STRINGS "${CMAKE_CURRENT_SOURCE_DIR}/${_src}" _uses REGEX "RLHF_FAILPOINT" LIMIT_COUNT 1)
-    if(_uses)
-      list(APPEND _with "${_src}")
+  foreach(_src IN LISTS ARGN)
+    if(NOT IS_ABSOLUTE "${_src}")
+      file(STRINGS "${CMAKE_CURRENT_SOURCE_DIR}/${_src}" _uses REGEX "RLHF_FAILPOINT" LIMIT_COUNT 1)
+      if(_uses)
+        list(APPEND _with "${_src}")
+      endif()
     endif()
   endforeach()
-  if(NOT _with)
-    return()
-  endif()
-  add_library(rlhf_${NAME}_failpoints OBJECT ${_with})
+  set(${OUT} "${_with}" PARENT_SCOPE)
+endfunction()
+
+# The sources WITH failpoints, once more with them compiled in: rlhf_<NAME>_failpoints, objects that rlhf_cc_binary links
+# before the library. The library's own members of the same names are then never pulled in: for that its units hold
+# either sources with failpoints or sources without, never both.
+function(_rlhf_failpoint_objects NAME TORCH GRPC WITH SRCS DEPS)
+  foreach(_src IN LISTS SRCS)
+    if(_src IN_LIST WITH)
+      set(_kind failpoints)
+    else()
+      set(_kind plain)
+    endif()
+    math(EXPR _unit_${_kind} "0${_unit_${_kind}} + 1")
+    math(EXPR _group "(${_unit_${_kind}} - 1) / 6")
+    set_source_files_properties("${_src}" PROPERTIES UNITY_GROUP "${NAME}_${_kind}_${_group}")
+  endforeach()
+  add_library(rlhf_${NAME}_failpoints OBJECT ${WITH})
   target_link_libraries(rlhf_${NAME}_failpoints PUBLIC ${DEPS})
   target_compile_definitions(rlhf_${NAME}_failpoints PRIVATE RLHF_FAILPOINTS=1)
   _rlhf_apply_kind(rlhf_${NAME}_failpoints "${TORCH}" "${GRPC}")
+  set_target_properties(rlhf_${NAME} rlhf_${NAME}_failpoints PROPERTIES UNITY_BUILD ${RLHF_UNITY} UNITY_BUILD_MODE GROUP)
 endfunction()
 
 # rlhf_cc_library(NAME artifact_tokenizer [TORCH] [GRPC] HDRS a.h SRCS a.cc DEPS rlhf::common absl::status)
@@ -79,7 +108,11 @@ function(rlhf_cc_library)
     add_library(rlhf_${ARG_NAME} STATIC ${ARG_SRCS} ${ARG_HDRS})
     target_link_libraries(rlhf_${ARG_NAME} PUBLIC ${ARG_DEPS})
     _rlhf_apply_kind(rlhf_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
-    _rlhf_failpoint_objects(${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}" "${ARG_SRCS}" "${ARG_DEPS}")
+    _rlhf_unity(rlhf_${ARG_NAME})
+    _rlhf_sources_with_failpoints(_with ${ARG_SRCS})
+    if(_with)
+      _rlhf_failpoint_objects(${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}" "${_with}" "${ARG_SRCS}" "${ARG_DEPS}")
+    endif()
   else()
     add_library(rlhf_${ARG_NAME} INTERFACE ${ARG_HDRS})
     target_link_libraries(rlhf_${ARG_NAME} INTERFACE rlhf_build_flags ${ARG_DEPS})
@@ -93,20 +126,27 @@ endfunction()
 # have some) there is also build/<preset>/bin-faults/OUTPUT, for tests/faults.
 function(rlhf_cc_binary)
   cmake_parse_arguments(ARG "TORCH;GRPC" "NAME;OUTPUT;COMPONENT" "SRCS;DEPS;FAILPOINTS" ${ARGN})
-  add_executable(rlhf_bin_${ARG_NAME} ${ARG_SRCS})
+  if(ARG_FAILPOINTS)  # two programs of the same objects
+    add_library(rlhf_main_${ARG_NAME} OBJECT ${ARG_SRCS})
+    target_link_libraries(rlhf_main_${ARG_NAME} PUBLIC ${ARG_DEPS})
+    _rlhf_apply_kind(rlhf_main_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
+    set(ARG_SRCS $<TARGET_OBJECTS:rlhf_main_${ARG_NAME}>)
+  endif()
+  add_executable(rlhf_bin_${ARG_NAME} ${ARG_SRCS} ${RLHF_SANITIZER_OBJECTS})
+  _rlhf_unity(rlhf_bin_${ARG_NAME})
   target_link_libraries(rlhf_bin_${ARG_NAME} PRIVATE ${ARG_DEPS})
   _rlhf_apply_kind(rlhf_bin_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
-  set_target_properties(rlhf_bin_${ARG_NAME} PROPERTIES OUTPUT_NAME "${ARG_OUTPUT}"
+  set_target_properties(rlhf_bin_${ARG_NAME} PROPERTIES OUTPUT_NAME "${ARG_OUTPUT}" LINKER_LANGUAGE CXX
     RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin")
   if(ARG_FAILPOINTS)
     set(_objects)
     foreach(_lib IN LISTS ARG_FAILPOINTS)
       list(APPEND _objects $<TARGET_OBJECTS:rlhf_${_lib}_failpoints>)
     endforeach()
-    add_executable(rlhf_faults_${ARG_NAME} ${ARG_SRCS} ${_objects})
+    add_executable(rlhf_faults_${ARG_NAME} ${ARG_SRCS} ${_objects} ${RLHF_SANITIZER_OBJECTS})
     target_link_libraries(rlhf_faults_${ARG_NAME} PRIVATE ${ARG_DEPS})
     _rlhf_apply_kind(rlhf_faults_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
-    set_target_properties(rlhf_faults_${ARG_NAME} PROPERTIES OUTPUT_NAME "${ARG_OUTPUT}"
+    set_target_properties(rlhf_faults_${ARG_NAME} PROPERTIES OUTPUT_NAME "${ARG_OUTPUT}" LINKER_LANGUAGE CXX
       RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin-faults")
   endif()
   if(ARG_TORCH)
@@ -124,9 +164,20 @@ function(rlhf_cc_test)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
-  add_executable(${ARG_NAME} ${ARG_SRCS})
+  if(RLHF_SANITIZE)  # everything takes several times as long
+    math(EXPR ARG_TIMEOUT "${ARG_TIMEOUT} * 5")
+  endif()
+  add_executable(${ARG_NAME} ${ARG_SRCS} ${RLHF_SANITIZER_OBJECTS})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
-  _rlhf_apply_kind(${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
+  if(ARG_TORCH)
+    list(APPEND ARG_LABELS torch)
+    _rlhf_apply_kind(${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
+  else()  # one precompiled header for all, with GoogleTest
+    target_link_libraries(${ARG_NAME} PRIVATE rlhf_build_flags gRPC::grpc++ nlohmann_json::nlohmann_json)
+    if(NOT RLHF_NO_PCH)
+      target_precompile_headers(${ARG_NAME} REUSE_FROM rlhf_pch_test)
+    endif()
+  endif()
   set_target_properties(${ARG_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
   set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"

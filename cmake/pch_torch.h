@@ -1,3 +1,3 @@
-// The one precompiled LibTorch header: torch/torch.h costs 16 seconds a file without it.
+// The one precompiled LibTorch header: it costs ten seconds a file without it.
 #pragma once
-#include <torch/torch.h>
+#include "model/libtorch.h"

@@ -11,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "common/durable_file.h"
+#include "common/openssl_ptr.h"
 #include "common/status_util.h"
 
 namespace rlhf {
@@ -19,17 +20,6 @@ namespace {
 using grpc::experimental::FileWatcherCertificateProvider;
 
 constexpr unsigned kReloadSeconds = 10;
-
-template <auto Free>
-struct Deleter {
-  template <typename T>
-  void operator()(T* pointer) const {
-    Free(pointer);
-  }
-};
-using BioPtr = std::unique_ptr<BIO, Deleter<BIO_free_all>>;
-using X509Ptr = std::unique_ptr<X509, Deleter<X509_free>>;
-using KeyPtr = std::unique_ptr<EVP_PKEY, Deleter<EVP_PKEY_free>>;
 
 absl::StatusOr<X509Ptr> ReadCertificate(const std::string& path, absl::string_view what) {
   RLHF_ASSIGN_OR_RETURN(const std::string pem, ReadFile(path));

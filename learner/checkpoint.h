@@ -5,10 +5,10 @@
 #include <utility>
 #include <vector>
 
-#include <torch/torch.h>
 #include <nlohmann/json.hpp>
 
 #include "absl/status/status.h"
+#include "model/libtorch.h"
 
 namespace rlhf::learner {
 

@@ -10,11 +10,10 @@
 #include <string>
 #include <vector>
 
-#include <torch/torch.h>
-
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "model/libtorch.h"
 
 namespace rlhf::learner {
 

@@ -8,10 +8,9 @@
 #include <memory>
 #include <vector>
 
-#include <torch/torch.h>
-
 #include "absl/status/status.h"
 #include "learner/collective.h"
+#include "model/libtorch.h"
 
 namespace rlhf::learner {
 

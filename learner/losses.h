@@ -1,8 +1,7 @@
 // Losses as sums over packed rows; callers divide by global denominators. All tensors float32, one entry a response
 // token (or a pair), on one device.
 #pragma once
-
-#include <torch/torch.h>
+#include "model/libtorch.h"
 
 namespace rlhf::learner {
 

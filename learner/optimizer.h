@@ -11,9 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include <torch/torch.h>
-
 #include "absl/status/status.h"
+#include "model/libtorch.h"
 #include "rlhf/v1/job.pb.h"
 
 namespace rlhf::learner {

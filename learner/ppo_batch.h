@@ -4,9 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include <torch/torch.h>
-
 #include "absl/status/statusor.h"
+#include "model/libtorch.h"
 #include "model/log_probs.h"
 #include "model/transformer.h"
 #include "rlhf/v1/data.pb.h"

@@ -3,10 +3,9 @@
 
 #include <vector>
 
-#include <torch/torch.h>
-
 #include "absl/status/statusor.h"
 #include "learner/collective.h"
+#include "model/libtorch.h"
 
 namespace rlhf::learner {
 

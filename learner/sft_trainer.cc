@@ -10,7 +10,7 @@
 namespace rlhf::learner {
 namespace {
 
-constexpr uint64_t kDataStream = 1;
+constexpr uint64_t kSftDataStream = 1;
 
 }  // namespace
 
@@ -34,7 +34,7 @@ absl::StatusOr<StepResult> SftTrainer::RunStep(int64_t step, const std::vector<v
   const v1::SftSpec& spec = inputs_.spec.sft();
   policy_->optimizer().TakeSnapshot();
   const std::vector<size_t> items =
-      ItemsOf(data_.size(), inputs_.spec.seed(), kDataStream, (step - 1) * spec.batch_size(), spec.batch_size());
+      ItemsOf(data_.size(), inputs_.spec.seed(), kSftDataStream, (step - 1) * spec.batch_size(), spec.batch_size());
   const double weight = data_.Weight(items);
   double tokens = 0;
   for (const size_t item : items) tokens += static_cast<double>(data_.lengths()[item]);

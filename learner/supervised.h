@@ -6,10 +6,9 @@
 #include <string>
 #include <vector>
 
-#include <torch/torch.h>
-
 #include "absl/status/statusor.h"
 #include "artifact/tokenizer.h"
+#include "model/libtorch.h"
 #include "model/transformer.h"
 
 namespace rlhf::learner {

@@ -7,9 +7,8 @@
 
 #include <vector>
 
-#include <torch/torch.h>
-
 #include "model/kernels/cpu_kernels.h"
+#include "model/libtorch.h"
 
 namespace rlhf::model {
 

@@ -2,9 +2,8 @@
 // on one another; everything else LibTorch's own operations.
 #pragma once
 
-#include <torch/torch.h>
-
 #include "artifact/model_config.h"
+#include "model/libtorch.h"
 #include "model/rotary.h"
 
 namespace rlhf::model {

@@ -3,9 +3,8 @@
 
 #include <vector>
 
-#include <torch/torch.h>
-
 #include "artifact/model_config.h"
+#include "model/libtorch.h"
 
 namespace rlhf::model {
 

@@ -1,7 +1,6 @@
 // y = x Wᵀ + b, by LibTorch's products or in a fixed order of sums.
 #pragma once
-
-#include <torch/torch.h>
+#include "model/libtorch.h"
 
 namespace rlhf::model {
 

@@ -1,8 +1,7 @@
 // Log-probabilities of given tokens, without materialising float32 [tokens, vocabulary].
 #pragma once
 
-#include <torch/torch.h>
-
+#include "model/libtorch.h"
 #include "model/transformer.h"
 
 namespace rlhf::model {

@@ -7,9 +7,8 @@
 
 #include <vector>
 
-#include <torch/torch.h>
-
 #include "artifact/model_config.h"
+#include "model/libtorch.h"
 
 namespace rlhf::model {
 

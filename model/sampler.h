@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include <torch/torch.h>
+#include "model/libtorch.h"
 
 namespace rlhf::model {
 

@@ -1,9 +1,8 @@
 // safetensors' types and LibTorch's.
 #pragma once
 
-#include <torch/torch.h>
-
 #include "artifact/safetensors.h"
+#include "model/libtorch.h"
 
 namespace rlhf::model {
 

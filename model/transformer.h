@@ -11,11 +11,10 @@
 #include <string>
 #include <vector>
 
-#include <torch/torch.h>
-
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "artifact/model_config.h"
+#include "model/libtorch.h"
 
 namespace rlhf::model {
 

@@ -6,7 +6,6 @@
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
-#include <torch/torch.h>
 #include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -17,6 +16,7 @@
 #include "common/metrics.h"
 #include "common/process.h"
 #include "common/rpc_server.h"
+#include "model/libtorch.h"
 #include "reward_server/reward_service.h"
 #include "reward_server/scorer.h"
 

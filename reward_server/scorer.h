@@ -8,11 +8,10 @@
 #include <string>
 #include <vector>
 
-#include <torch/torch.h>
-
 #include "absl/status/statusor.h"
 #include "artifact/tokenizer.h"
 #include "client/cpp/artifact_cache.h"
+#include "model/libtorch.h"
 #include "model/transformer.h"
 #include "model/weights_io.h"
 #include "reward_server/components/interface.h"

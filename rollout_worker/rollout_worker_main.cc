@@ -3,7 +3,6 @@
 #include <memory>
 #include <string>
 
-#include <torch/torch.h>
 #include <CLI/CLI.hpp>
 
 #include "client/cpp/artifact_cache.h"
@@ -12,6 +11,7 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
+#include "model/libtorch.h"
 #include "rollout_worker/worker.h"
 
 namespace {

@@ -33,7 +33,7 @@ void ExpressionParser::Fail(absl::string_view problem) {
 }
 
 Token ExpressionParser::Next() {
-  const Token token = Peek();
+  Token token = Peek();
   if (at_ + 1 < tokens_.size()) ++at_;
   return token;
 }

@@ -2,11 +2,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/tokenizer/decoders/factories.h"
+#include "artifact/tokenizer/steps.h"
 
 namespace rlhf::artifact {
 namespace {
-
-constexpr int kMaxDepth = 16;
 
 class Sequence : public Decoder {
  public:
@@ -22,20 +21,8 @@ class Sequence : public Decoder {
   std::vector<std::unique_ptr<Decoder>> steps_;
 };
 
-absl::StatusOr<std::unique_ptr<Decoder>> MakeSequence(JsonObject* json, int depth) {
-  const nlohmann::json& list = json->Get("decoders");
-  if (!list.is_array()) return json->Bad("decoders", absl::StrCat("expected an array, found ", Describe(list)));
-  std::vector<std::unique_ptr<Decoder>> steps;
-  for (size_t i = 0; i < list.size(); ++i) {
-    auto step = MakeDecoder(list[i], absl::StrCat(json->PathOf("decoders"), "[", i, "]"), depth + 1);
-    if (!step.ok()) return step.status();
-    if (*step != nullptr) steps.push_back(*std::move(step));
-  }
-  return std::make_unique<Sequence>(std::move(steps));
-}
-
 absl::StatusOr<std::unique_ptr<Decoder>> MakeOne(JsonObject* json, const std::string& type, int depth) {
-  if (type == "Sequence") return MakeSequence(json, depth);
+  if (type == "Sequence") return MakeSequence<Sequence>(json, "decoders", depth, MakeDecoder);
   if (type == "ByteLevel") return MakeByteLevelDecoder(json);
   if (type == "ByteFallback") return MakeByteFallback(json);
   if (type == "Fuse") return MakeFuse(json);
@@ -52,14 +39,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> MakeOne(JsonObject* json, const std::st
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Decoder>> MakeDecoder(const nlohmann::json& json, const std::string& path, int depth) {
-  if (json.is_null()) return nullptr;
-  JsonObject object(json, path);
-  if (depth > kMaxDepth) return object.Bad("type", "nested too deeply");
-  const std::string type = object.Text("type");
-  auto made = MakeOne(&object, type, depth);
-  if (!made.ok()) return made.status();
-  if (absl::Status status = object.Finish(); !status.ok()) return status;
-  return made;
+  return MakeStep(json, path, depth, MakeOne);
 }
 
 }  // namespace rlhf::artifact

@@ -4,11 +4,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/tokenizer/normalizers/factories.h"
+#include "artifact/tokenizer/steps.h"
 
 namespace rlhf::artifact {
 namespace {
-
-constexpr int kMaxDepth = 16;
 
 class Sequence : public Normalizer {
  public:
@@ -24,20 +23,8 @@ class Sequence : public Normalizer {
   std::vector<std::unique_ptr<Normalizer>> steps_;
 };
 
-absl::StatusOr<std::unique_ptr<Normalizer>> MakeSequence(JsonObject* json, int depth) {
-  const nlohmann::json& list = json->Get("normalizers");
-  if (!list.is_array()) return json->Bad("normalizers", absl::StrCat("expected an array, found ", Describe(list)));
-  std::vector<std::unique_ptr<Normalizer>> steps;
-  for (size_t i = 0; i < list.size(); ++i) {
-    auto step = MakeNormalizer(list[i], absl::StrCat(json->PathOf("normalizers"), "[", i, "]"), depth + 1);
-    if (!step.ok()) return step.status();
-    if (*step != nullptr) steps.push_back(*std::move(step));
-  }
-  return std::make_unique<Sequence>(std::move(steps));
-}
-
 absl::StatusOr<std::unique_ptr<Normalizer>> MakeOne(JsonObject* json, const std::string& type, int depth) {
-  if (type == "Sequence") return MakeSequence(json, depth);
+  if (type == "Sequence") return MakeSequence<Sequence>(json, "normalizers", depth, MakeNormalizer);
   if (type == "NFC") return MakeUnicodeForm(json, UnicodeForm::kNfc);
   if (type == "NFD") return MakeUnicodeForm(json, UnicodeForm::kNfd);
   if (type == "NFKC") return MakeUnicodeForm(json, UnicodeForm::kNfkc);
@@ -59,14 +46,7 @@ absl::StatusOr<std::unique_ptr<Normalizer>> MakeOne(JsonObject* json, const std:
 
 absl::StatusOr<std::unique_ptr<Normalizer>> MakeNormalizer(const nlohmann::json& json, const std::string& path,
                                                            int depth) {
-  if (json.is_null()) return nullptr;
-  JsonObject object(json, path);
-  if (depth > kMaxDepth) return object.Bad("type", "nested too deeply");
-  const std::string type = object.Text("type");
-  auto made = MakeOne(&object, type, depth);
-  if (!made.ok()) return made.status();
-  if (absl::Status status = object.Finish(); !status.ok()) return status;
-  return made;
+  return MakeStep(json, path, depth, MakeOne);
 }
 
 }  // namespace rlhf::artifact

@@ -117,8 +117,8 @@ int Ledger(const ConnectionFlags& connection, const Flags& flags) {
   if (sum != counts.issued()) {
     response->add_violations(absl::StrCat("the states add up to ", sum, ", not to issued, ", counts.issued()));
   }
-  if (connection.output == "json") {
-    PrintJson(*response);
+  if (connection.output != "table") {
+    PrintMessage(connection.output, *response);
   } else {
     Print(*response);
     for (const std::string& violation : response->violations()) std::printf("violation: %s\n", violation.c_str());

@@ -128,17 +128,17 @@ std::vector<MethodRule> FleetRules() {
   };
 }
 
-struct Table {
-  explicit Table(std::vector<MethodRule> r) : rules(std::move(r)) {
+struct MethodRules {
+  explicit MethodRules(std::vector<MethodRule> r) : rules(std::move(r)) {
     for (const MethodRule& rule : rules) by_method.emplace(rule.method, &rule);
   }
   const std::vector<MethodRule> rules;
   std::map<std::string, const MethodRule*> by_method;
 };
 
-const Table& TableOf(Listener listener) {
-  static const Table* const fleet = new Table(FleetRules());
-  static const Table* const api = new Table(ApiRules());
+const MethodRules& TableOf(Listener listener) {
+  static const MethodRules* const fleet = new MethodRules(FleetRules());
+  static const MethodRules* const api = new MethodRules(ApiRules());
   return listener == Listener::kFleet ? *fleet : *api;
 }
 
@@ -149,7 +149,7 @@ const std::vector<MethodRule>& Rules(Listener listener) {
 }
 
 const MethodRule* FindRule(Listener listener, const std::string& method) {
-  const Table& table = TableOf(listener);
+  const MethodRules& table = TableOf(listener);
   const auto it = table.by_method.find(method);
   return it == table.by_method.end() ? nullptr : it->second;
 }

@@ -14,7 +14,7 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr int kDefaultPage = 100;
+constexpr int kDefaultAuditPage = 100;
 constexpr char kHeadPrefix[] = "audit_head/";
 
 std::string RecordKey(uint64_t sequence) {
@@ -88,7 +88,7 @@ void AuditChain::SignHead() {
 }
 
 absl::StatusOr<v1::ListAuditResponse> AuditChain::List(const v1::ListAuditRequest& request) const {
-  const int size = request.page().page_size() == 0 ? kDefaultPage : request.page().page_size();
+  const int size = request.page().page_size() == 0 ? kDefaultAuditPage : request.page().page_size();
   RLHF_ASSIGN_OR_RETURN(const uint64_t from, PageStart(request.page(), request.from_sequence()));
   v1::ListAuditResponse response;
   RLHF_RETURN_IF_ERROR(store_->ScanAfter(
@@ -104,7 +104,7 @@ absl::StatusOr<v1::ListAuditResponse> AuditChain::List(const v1::ListAuditReques
 }
 
 absl::StatusOr<v1::ListAuditHeadsResponse> AuditChain::ListHeads(const v1::ListAuditHeadsRequest& request) const {
-  const int size = request.page().page_size() == 0 ? kDefaultPage : request.page().page_size();
+  const int size = request.page().page_size() == 0 ? kDefaultAuditPage : request.page().page_size();
   RLHF_ASSIGN_OR_RETURN(const uint64_t from, PageStart(request.page(), 0));
   v1::ListAuditHeadsResponse response;
   if (signer_ != nullptr) response.set_public_key_pem(signer_->public_key_pem());

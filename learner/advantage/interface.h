@@ -4,8 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include <torch/torch.h>
-
+#include "model/libtorch.h"
 #include "rlhf/v1/job.pb.h"
 
 namespace rlhf::learner {

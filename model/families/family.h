@@ -5,9 +5,8 @@
 #include <string>
 #include <vector>
 
-#include <torch/torch.h>
-
 #include "artifact/model_config.h"
+#include "model/libtorch.h"
 
 namespace rlhf::model {
 

@@ -1,0 +1,58 @@
+// How tokenizer.json states a normalizer, pre-tokenizer or decoder: an object whose `type` chooses the strategy, where
+// "Sequence" holds a list of further ones. Errors are InvalidArgument with the path.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "artifact/tokenizer/json_object.h"
+
+namespace rlhf::artifact {
+
+inline constexpr int kMaxStepDepth = 16;  // each level is a call on the stack
+
+// MakeNormalizer and the like: from JSON, at a depth of nesting.
+template <typename Step>
+using StepMaker = absl::StatusOr<std::unique_ptr<Step>>(const nlohmann::json& json, const std::string& path, int depth);
+// The part for a known `type`, from an object of which that has been read.
+template <typename Step>
+using TypedStepMaker = absl::StatusOr<std::unique_ptr<Step>>(JsonObject* json, const std::string& type, int depth);
+
+// Null gives a null pointer. Settings that `make` does not read are errors.
+template <typename Step>
+absl::StatusOr<std::unique_ptr<Step>> MakeStep(const nlohmann::json& json, const std::string& path, int depth,
+                                               TypedStepMaker<Step>* make) {
+  if (json.is_null()) return nullptr;
+  JsonObject object(json, path);
+  if (depth > kMaxStepDepth) return object.Bad("type", "nested too deeply");
+  const std::string type = object.Text("type");
+  auto made = make(&object, type, depth);
+  if (!made.ok()) return made.status();
+  if (absl::Status status = object.Finish(); !status.ok()) return status;
+  return made;
+}
+
+// A Sequence, made of a vector, of the steps listed under the key of an object at this depth. Those that are null are
+// left out.
+template <typename Sequence, typename Step>
+absl::StatusOr<std::unique_ptr<Step>> MakeSequence(JsonObject* json, const char* key, int depth,
+                                                   StepMaker<Step>* make) {
+  const nlohmann::json& list = json->Get(key);
+  if (!list.is_array()) return json->Bad(key, absl::StrCat("expected an array, found ", Describe(list)));
+  std::vector<std::unique_ptr<Step>> steps;
+  for (size_t i = 0; i < list.size(); ++i) {
+    auto step = make(list[i], absl::StrCat(json->PathOf(key), "[", i, "]"), depth + 1);
+    if (!step.ok()) return step.status();
+    if (*step != nullptr) steps.push_back(*std::move(step));
+  }
+  return std::make_unique<Sequence>(std::move(steps));
+}
+
+}  // namespace rlhf::artifact

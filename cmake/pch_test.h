@@ -1,0 +1,7 @@
+// The precompiled header of the tests without LibTorch.
+#pragma once
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "cmake/pch_grpc.h"

@@ -1,0 +1,138 @@
+#include <algorithm>
+#include <map>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "coordinator/jobs/spec.h"
+#include "coordinator/jobs/spec_checker.h"
+#include "coordinator/names.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+bool MakesModel(const v1::StageSpec& stage) {
+  return stage.has_sft() || stage.has_reward_model() || stage.has_ppo();
+}
+
+void Gate(SpecChecker& check, const std::map<std::string, const v1::StageSpec*>& earlier, const v1::StageSpec& stage,
+          v1::GateSpec* gate) {
+  check.AtLeast("gate.required_approvals", gate->required_approvals(), 0);
+  if (gate->on_closed() == v1::GATE_CLOSED_UNSPECIFIED) gate->set_on_closed(v1::GATE_ENDS);
+  if (gate->max_repeats() == 0) gate->set_max_repeats(1);
+  check.Range("gate.max_repeats", gate->max_repeats(), 1, 100);
+  if (!gate->approves().empty()) {
+    const auto it = earlier.find(gate->approves());
+    const v1::StageSpec* approved = gate->approves() == stage.name() ? &stage
+                                    : it == earlier.end()            ? nullptr
+                                                                     : it->second;
+    if (approved == nullptr || !(approved->has_ppo() || approved->has_sft()))
+      check.Problem("gate.approves", absl::StrCat("expected this or an earlier stage that makes a policy, found \"",
+                                                  gate->approves(), "\""));
+  }
+  if (!gate->publish_as().empty()) {
+    if (const absl::Status status = CheckAlias("publish_as", gate->publish_as()); !status.ok())
+      check.Problem("gate.publish_as", std::string(status.message()));
+    if (gate->approves().empty()) check.Problem("gate.approves", "expected the stage whose model is published");
+    if (gate->required_approvals() < 1)
+      check.Problem("gate.required_approvals",
+                    "expected at least 1: nothing is published as approved without a person");
+  }
+  for (const v1::GateCondition& condition : gate->conditions()) {
+    if (!condition.stage().empty() && earlier.count(condition.stage()) == 0)
+      check.Problem("gate.conditions", absl::StrCat("expected an earlier stage, found \"", condition.stage(), "\""));
+  }
+}
+
+}  // namespace
+
+void CheckPipeline(SpecChecker& check, v1::JobSpec* spec) {
+  v1::PipelineSpec* pipeline = spec->mutable_pipeline();
+  if (pipeline->stages().empty()) check.Problem("pipeline.stages", "expected at least one stage, found none");
+  if (pipeline->rounds() == 0) pipeline->set_rounds(1);
+  check.Range("pipeline.rounds", pipeline->rounds(), 1, 100);
+  bool approves = false, repeats_from = pipeline->repeat_from().empty();
+  for (const v1::StageSpec& stage : pipeline->stages()) {
+    approves = approves || !stage.gate().approves().empty();
+    repeats_from = repeats_from || stage.name() == pipeline->repeat_from();
+  }
+  if (!repeats_from)
+    check.Problem("pipeline.repeat_from",
+                  absl::StrCat("expected the name of a stage, found \"", pipeline->repeat_from(), "\""));
+  std::map<std::string, const v1::StageSpec*> earlier;
+  for (int i = 0; i < pipeline->stages_size(); ++i) {
+    v1::StageSpec* stage = pipeline->mutable_stages(i);
+    const std::string path = absl::StrCat("pipeline.stages[", i, "]");
+    {
+      const SpecChecker::Scope scope(&check, path);
+      if (const absl::Status status = CheckName("name", stage->name()); !status.ok())
+        check.Problem("name", std::string(status.message()));
+      if (earlier.count(stage->name()) > 0)
+        check.Problem("name", absl::StrCat("expected each stage's own name, found \"", stage->name(), "\" twice"));
+      if (stage->kind_case() == v1::StageSpec::KIND_NOT_SET)
+        check.Problem("", "expected one of sft, reward_model, sample, collect, ppo, evaluate");
+      if (stage->has_learners() && stage->learners().has_ranks())
+        check.Range("learners.ranks", stage->learners().ranks(), 1, 1024);
+      if (stage->learners().has_min_ranks())
+        check.Range("learners.min_ranks", stage->learners().min_ranks(), 1, std::max(1, stage->learners().ranks()));
+      CheckKind(check, stage);
+      for (int c = 0; c < stage->gate().conditions_size(); ++c) {
+        check.Required(absl::StrCat("gate.conditions[", c, "].metric"), stage->gate().conditions(c).metric(),
+                       "a metric's name");
+        if (!stage->gate().conditions(c).has_min() && !stage->gate().conditions(c).has_max()) {
+          check.Problem(absl::StrCat("gate.conditions[", c, "]"), "expected min, max or both");
+        }
+      }
+      if (stage->has_gate()) Gate(check, earlier, *stage, stage->mutable_gate());
+      check.Range("from_round", stage->from_round(), 0, 100);
+    }
+    std::vector<Reference> references;
+    ReferencesOfStage(absl::StrCat(path, "."), stage, &references);
+    for (const Reference& reference : references) {
+      const bool approved = absl::StartsWith(*reference.value, "approved:");
+      if (!approved && !absl::StartsWith(*reference.value, "stage:")) continue;
+      const std::string name = reference.value->substr(reference.value->find(':') + 1);
+      if (approved && !approves) {
+        check.Problem(reference.field, "expected a gate of the pipeline that says which stage's model it `approves`");
+      }
+      const auto it = earlier.find(name);
+      if (it == earlier.end()) {
+        check.Problem(
+            reference.field,
+            absl::StrCat("expected an earlier stage (",
+                         absl::StrJoin(earlier, ", ", [](std::string* out, const auto& e) { out->append(e.first); }),
+                         "), found \"", name, "\""));
+      } else if (MakesModel(*it->second) != reference.model) {
+        check.Problem(reference.field, absl::StrCat("expected a stage that makes ",
+                                                    reference.model ? "a model" : "data", ", found \"", name, "\""));
+      }
+    }
+    earlier[stage->name()] = stage;
+  }
+}
+
+v1::JobSpec SpecOfStage(const v1::JobSpec& pipeline, const v1::StageSpec& stage, int round, int repeat) {
+  v1::JobSpec spec;
+  std::string suffix = absl::StrCat("-", stage.name());
+  if (round > 1 || repeat > 0) absl::StrAppend(&suffix, "-r", round);
+  if (repeat > 0) absl::StrAppend(&suffix, "-", repeat);
+  spec.set_name(pipeline.name().substr(0, 63 - std::min<size_t>(63, suffix.size())) + suffix);
+  spec.set_project(pipeline.project());
+  // Far apart, so that pipelines with neighbouring seeds do not share a later round's.
+  spec.set_seed(pipeline.seed() + 1'000'003ull * static_cast<uint64_t>(std::max(0, round - 1)) +
+                10'000'019ull * static_cast<uint64_t>(repeat));
+  spec.set_deterministic(pipeline.deterministic());
+  spec.set_priority(pipeline.priority());
+  *spec.mutable_labels() = pipeline.labels();
+  *spec.mutable_learners() =
+      stage.has_learners() && stage.learners().has_ranks() ? stage.learners() : pipeline.learners();
+  if (stage.has_sft()) *spec.mutable_sft() = stage.sft();
+  if (stage.has_reward_model()) *spec.mutable_reward_model() = stage.reward_model();
+  if (stage.has_sample()) *spec.mutable_sample() = stage.sample();
+  if (stage.has_collect()) *spec.mutable_collect() = stage.collect();
+  if (stage.has_ppo()) *spec.mutable_ppo() = stage.ppo();
+  if (stage.has_evaluate()) *spec.mutable_evaluate() = stage.evaluate();
+  return spec;
+}
+
+}  // namespace rlhf::coordinator
