@@ -104,8 +104,10 @@ class C10dCollective final : public Collective {
     const absl::Time deadline = absl::Now() + options_.timeout;
     while (true) {
       // Gloo cannot abort: a slice that passes throws too, and is told from a failure by the work's own state.
-      absl::Status status = Try(what, [&] { work->wait(kSlice); });
-      if (status.ok() || work->isCompleted()) return status;
+      const absl::Status status = Try(what, [&] { work->wait(kSlice); });
+      if (status.ok()) return status;
+      // It may have completed just after the slice passed: its own outcome counts.
+      if (work->isCompleted()) return Try(what, [&] { work->wait(); });
       if (aborted_) return Broken(what, "the group was given up");
       if (absl::Now() > deadline)
         return Broken(

@@ -18,6 +18,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "client/cpp/channel.h"
+#include "client/cpp/transfer.h"
 #include "common/durable_file.h"
 #include "common/log.h"
 #include "common/status_util.h"
@@ -25,16 +26,6 @@
 
 namespace rlhf::client {
 namespace {
-
-constexpr absl::Duration kCallTimeout = absl::Seconds(30);
-// A stream lives as long as bytes come: its deadline covers the largest file on a slow line.
-constexpr absl::Duration kStreamTimeout = absl::Hours(6);
-constexpr int kAttemptsWithoutProgress = 5;
-constexpr absl::Duration kRetryPause = absl::Milliseconds(500);
-
-bool MayRetry(const absl::Status& status) {
-  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
-}
 
 // Paths come from the other side: nothing may be written outside the staging directory.
 absl::Status CheckRelativePath(const std::string& path) {
@@ -122,7 +113,7 @@ struct ArtifactCache::Impl {
     v1::GetArtifactRequest request;
     request.set_reference(digest);
     v1::Artifact description;
-    const auto context = MakeContext(kCallTimeout);
+    const auto context = MakeContext(kTransferCallTimeout);
     RLHF_RETURN_IF_ERROR(FromGrpc(stub->GetArtifact(context.get(), request, &description)));
     spdlog::info("downloading {}: {} files, {} bytes", digest, description.files_size(), description.total_size());
     RLHF_ASSIGN_OR_RETURN(const std::string staging, private_artifacts.MakeStaging());
@@ -218,7 +209,7 @@ absl::StatusOr<std::string> ArtifactCache::Publish(const std::string& path, cons
     request.set_project(project);
     request.set_created_by(created_by);
     v1::Artifact registered;
-    const auto context = MakeContext(kCallTimeout);
+    const auto context = MakeContext(kTransferCallTimeout);
     RLHF_RETURN_IF_ERROR(FromGrpc(impl_->stub->RegisterArtifact(context.get(), request, &registered)));
   }
   return manifest.digest;

@@ -10,23 +10,16 @@
 #include "absl/time/clock.h"
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
+#include "client/cpp/transfer.h"
 #include "common/status_util.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
 
 namespace rlhf::client {
 namespace {
 
-constexpr absl::Duration kCallTimeout = absl::Seconds(30);
 // Finishing hashes every byte on the other side.
 constexpr absl::Duration kFinishTimeout = absl::Minutes(30);
-constexpr absl::Duration kStreamTimeout = absl::Hours(6);
 constexpr size_t kChunkBytes = 1 << 20;
-constexpr int kAttemptsWithoutProgress = 5;
-constexpr absl::Duration kRetryPause = absl::Milliseconds(500);
-
-bool MayRetry(const absl::Status& status) {
-  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
-}
 
 std::string NewRequestId() {
   absl::BitGen random;
@@ -44,7 +37,7 @@ class Upload {
       // A fresh id each time: the same one would bring the answer of the first start, with its old offsets.
       request.set_request_id(NewRequestId());
       v1::StartUploadResponse started;
-      const auto context = MakeContext(kCallTimeout);
+      const auto context = MakeContext(kTransferCallTimeout);
       absl::Status status = FromGrpc(stub_->StartUpload(context.get(), request, &started));
       if (status.ok()) {
         RLHF_RETURN_IF_ERROR(CheckStarted(started));
@@ -141,7 +134,7 @@ class Upload {
     request.set_reference(digest);
     request.set_project(project);
     v1::Artifact result;
-    const auto context = MakeContext(kCallTimeout);
+    const auto context = MakeContext(kTransferCallTimeout);
     RLHF_RETURN_IF_ERROR(FromGrpc(stub_->GetArtifact(context.get(), request, &result)));
     return result;
   }

@@ -16,7 +16,7 @@
 namespace rlhf::client {
 namespace {
 
-constexpr absl::Duration kCallTimeout = absl::Milliseconds(2500);
+constexpr absl::Duration kSessionCallTimeout = absl::Milliseconds(2500);
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(100);
 constexpr absl::Duration kLastBackoff = absl::Seconds(2);
 constexpr int kDefaultHeartbeatMs = 3000;
@@ -127,7 +127,7 @@ class Session final : public FleetSession {
 
   template <typename Invoke>
   absl::Status Call(Invoke invoke) {
-    const std::unique_ptr<grpc::ClientContext> context = MakeContext(kCallTimeout);
+    const std::unique_ptr<grpc::ClientContext> context = MakeContext(kSessionCallTimeout);
     {
       absl::MutexLock lock(&mu_);
       if (stopped_) return absl::CancelledError("the session was stopped");

@@ -1,5 +1,6 @@
 #include "learner/replay/replay.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 

@@ -6,12 +6,12 @@
 #include <string>
 #include <vector>
 
-#include <torch/torch.h>
 #include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_util.h"
 #include "learner/replay/replay.h"
+#include "model/libtorch.h"
 
 namespace {
 
@@ -81,12 +81,15 @@ int main(int argc, char** argv) {
   for (int rank = 0; rank < recording->world_size; ++rank) {
     const pid_t child = fork();
     if (child == 0) {
+      close(ports[rank == 0 ? 0 : 1]);  // who reads must see the end when rank 0 is no more
       const int code = RunRank(*recording, rank, threads, ports);
       std::fflush(nullptr);
       _exit(code);
     }
     ranks.push_back(child);
   }
+  close(ports[0]);
+  close(ports[1]);
   int worst = 0;
   for (const pid_t rank : ranks) {
     int status = 0;

@@ -33,6 +33,7 @@ void CoordinatorClient::Cancel() {
 
 void CoordinatorClient::Reset() {
   absl::MutexLock lock(&mu_);
+  checkpoint_asked_ = false;  // of the group before
   cancelled_ = false;
 }
 
@@ -159,15 +160,17 @@ absl::StatusOr<v1::CommitStepResponse> CoordinatorClient::Commit(const v1::Group
 }
 
 absl::StatusOr<v1::PolicyVersion> CoordinatorClient::Committed(const std::string& job_id) {
-  v1::GetCommittedResponse committed;
-  RLHF_RETURN_IF_ERROR(Retry(
-      [&](grpc::ClientContext* context) {
-        v1::GetCommittedRequest get;
-        get.set_job_id(job_id);
-        return FromGrpc(stub_->GetCommitted(context, get, &committed));
-      },
-      kCall));
-  return committed.version();
+  v1::GetCommittedRequest get;
+  get.set_job_id(job_id);
+  // Cancel does not end this question: without its answer good weights would be thrown away.
+  absl::Status status;
+  for (const absl::Time deadline = absl::Now() + kCall; absl::Now() < deadline; absl::SleepFor(absl::Seconds(1))) {
+    v1::GetCommittedResponse committed;
+    status = FromGrpc(stub_->GetCommitted(client::MakeContext(kCall / 3).get(), get, &committed));
+    if (status.ok()) return committed.version();
+    if (!WorthAnotherTry(status)) break;
+  }
+  return status;
 }
 
 void CoordinatorClient::NoteCheckpointRequest(bool asked) {

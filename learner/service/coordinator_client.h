@@ -40,7 +40,7 @@ class CoordinatorClient {
                       const std::map<std::string, v1::Metric>& metrics);
   absl::Status Fail(const v1::GroupAssignment& group, const std::string& reason, const std::string& code);
 
-  // Whether an answer asked for a checkpoint since the last call: the group is about to be preempted.
+  // Whether an answer asked for a checkpoint since the last call: the group is about to leave (preempted or paused).
   bool TakeCheckpointRequest();
 
   // From now on, and until Reset, calls fail as Cancelled.

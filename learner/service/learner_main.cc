@@ -7,7 +7,6 @@
 #include <thread>
 
 #include <prometheus/gauge.h>
-#include <torch/torch.h>
 #include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -22,6 +21,7 @@
 #include "learner/service/coordinator_client.h"
 #include "learner/service/training_run.h"
 #include "learner/service/weight_publisher.h"
+#include "model/libtorch.h"
 
 namespace {
 
@@ -32,7 +32,7 @@ struct Flags {
                                      http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, evidence_dir;
   std::string device = "cpu", log_level = "info";
   bool log_json = false;
-  int threads = 1, collective_timeout_seconds = 30, abort_seconds = 10, grace_seconds = 25;
+  int threads = 1, collective_timeout_seconds = 30, abort_seconds = 60, grace_seconds = 25;
   rlhf::TlsFiles tls;
 };
 
@@ -58,10 +58,13 @@ struct GroupState {
   uint64_t epoch ABSL_GUARDED_BY(mu) = 0;
   // Told to leave the group of `epoch`, and when; InfinitePast: not told.
   absl::Time told_to_leave ABSL_GUARDED_BY(mu) = absl::InfinitePast();
+  int world_size ABSL_GUARDED_BY(mu) = 0;
   std::atomic<bool> stopping{false};
 
   bool Stuck(absl::Duration patience) {
     absl::MutexLock lock(&mu);
+    // Alone there is nobody to hang on: it leaves at its step's end, and still holds the weights.
+    if (world_size < 2) return false;
     return !job_id.empty() && told_to_leave != absl::InfinitePast() && absl::Now() - told_to_leave > patience;
   }
 };
@@ -82,6 +85,7 @@ void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::Tra
       absl::MutexLock lock(&state.mu);
       state.job_id = joined->assignment().job_id();
       state.epoch = joined->assignment().epoch();
+      state.world_size = joined->assignment().world_size();
       state.told_to_leave = absl::InfinitePast();
     }
     const absl::Status status = run.Train(joined->assignment());
@@ -197,7 +201,7 @@ int Run(const Flags& flags) {
   }
   std::thread training([&] { TrainLoop(coordinator, run, *session, state); });
   rlhf::WaitForTermination([&] {
-    if (state.Stuck(absl::Seconds(flags.abort_seconds))) {
+    if (!run.working_alone() && state.Stuck(absl::Seconds(flags.abort_seconds))) {
       // Nothing of a stuck rank can be joined or destroyed: it ends, is started again, and joins the next epoch.
       spdlog::critical("this rank did not leave its group within {} s; ending, to be started again",
                        flags.abort_seconds);
@@ -250,8 +254,10 @@ int main(int argc, char** argv) {
                  "How long a rank waits for the others")
       ->check(CLI::Range(1, 3600))
       ->capture_default_str();
-  app.add_option("--abort-seconds", flags.abort_seconds,
-                 "How long a rank may take to leave a group that is over before its process ends with code 75")
+  app.add_option(
+         "--abort-seconds", flags.abort_seconds,
+         "How long a rank may take to leave a group that is over before its process ends with code 75; longer than a "
+         "minibatch computes")
       ->check(CLI::Range(1, 3600))
       ->capture_default_str();
   app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")

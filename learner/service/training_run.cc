@@ -22,6 +22,15 @@
 namespace rlhf::learner {
 namespace {
 
+class WorkingAlone {
+ public:
+  explicit WorkingAlone(std::atomic<bool>* flag) : flag_(flag) { *flag_ = true; }
+  ~WorkingAlone() { *flag_ = false; }
+
+ private:
+  std::atomic<bool>* const flag_;
+};
+
 constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
 constexpr std::chrono::seconds kMeetEvery(2);            // well below what a collective may take
 constexpr absl::Duration kRoomPause = absl::Seconds(2);  // between tries to publish on a full disk
@@ -159,17 +168,16 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
       [&]() -> absl::Status {
         if (holds) return absl::OkStatus();
         for (const auto& [reference, digest] : group.resolved()) {
-          RLHF_ASSIGN_OR_RETURN(inputs.local[reference], artifacts_->Fetch(digest));
+          const absl::StatusOr<std::string> path = artifacts_->Fetch(digest);
+          // Without its reason: DIGEST_MISMATCH stands for a damaged checkpoint (FailureCode).
+          if (!path.ok()) return absl::Status(path.status().code(), path.status().message());
+          inputs.local[reference] = *path;
         }
+        trainer_.reset();
+        RLHF_ASSIGN_OR_RETURN(trainer_, Trainer::Create(inputs));
         return absl::OkStatus();
       },
       &prepared));
-  if (!holds) {
-    trainer_.reset();
-    auto created = prepared.ok() ? Trainer::Create(inputs) : prepared;
-    prepared = created.status();
-    if (created.ok()) trainer_ = *std::move(created);
-  }
   // A rank whose data cannot be had or read must not leave the others waiting in a collective.
   RLHF_ASSIGN_OR_RETURN(const bool all_prepared, group_collective_->Vote(prepared.ok()));
   if (!prepared.ok()) return prepared;
@@ -307,6 +315,7 @@ absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, in
 }
 
 absl::Status TrainingRun::Together(std::function<absl::Status()> work, absl::Status* outcome) {
+  const WorkingAlone scope(&working_alone_);
   std::future<absl::Status> running = std::async(std::launch::async, std::move(work));
   while (true) {
     const bool done = running.wait_for(kMeetEvery) == std::future_status::ready;
@@ -322,6 +331,7 @@ absl::Status TrainingRun::Together(std::function<absl::Status()> work, absl::Sta
 }
 
 absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
+  const WorkingAlone scope(&working_alone_);
   const std::filesystem::path scratch =
       std::filesystem::path(options_.work_dir) / absl::StrCat(group.job_id(), "-finish-", group.rank());
   std::error_code ignored;

@@ -47,6 +47,8 @@ class TrainingRun {
   // Wakes a blocked collective (any thread).
   void AbortCollective();
   int64_t progress() const { return progress_; }
+  // At work that may take any time and exchanges nothing with other ranks (any thread).
+  bool working_alone() const { return working_alone_; }
 
  private:
   absl::Status Connect(const v1::GroupAssignment& group);
@@ -94,6 +96,7 @@ class TrainingRun {
   StepLog step_log_;
   absl::Time last_report_;
   std::atomic<int64_t> progress_{0};
+  std::atomic<bool> working_alone_{false};
 };
 
 }  // namespace rlhf::learner
