@@ -138,7 +138,7 @@ absl::Status HitFailpoint(const char* name) {
       kill(getpid(), SIGKILL);
       break;
     case Action::Kind::kStop:
-      kill(getpid(), SIGSTOP);
+      raise(SIGSTOP);  // to this thread: sent to the process, it may take effect after a few more instructions here
       break;
     case Action::Kind::kSleep:
       absl::SleepFor(action.sleep);

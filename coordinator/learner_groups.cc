@@ -30,6 +30,7 @@ struct Group {
   std::string rendezvous;
   absl::Duration formed_at, waiting_since;
   absl::Duration returning_until = -absl::InfiniteDuration();
+  std::string lost;                 // why the group before is over, as long as its job has not been told
   std::set<std::string> survivors;  // sessions of the group before that may still join again
   bool growing = false;             // broken to take a rank in: it waits for the survivors only
   int started_with = 0;             // effective priority
@@ -112,11 +113,12 @@ class LearnerGroupsImpl final : public LearnerGroups {
 
   bool TakeIn(const std::string& job_id) override {
     const auto it = groups_.find(job_id);
-    if (it == groups_.end() || it->second.growing || it->second.members.empty() || !it->second.yields_to.empty() ||
-        static_cast<int>(it->second.members.size()) >= it->second.plan.ranks || Candidates().empty())
-      return false;
-    it->second.growing = true;
-    return true;
+    if (it == groups_.end()) return false;
+    Group& group = it->second;
+    // Asked again for the same step it answers alike: the first answer may have been lost.
+    group.growing = !group.members.empty() && group.yields_to.empty() &&
+                    static_cast<int>(group.members.size()) < group.plan.ranks && !Candidates().empty();
+    return group.growing;
   }
 
   void Release(const std::string& job_id, const std::string& why) override {
@@ -234,8 +236,24 @@ class LearnerGroupsImpl final : public LearnerGroups {
     }
     Clear(group);
     group.returning_until = group.waiting_since + kReturning;
-    loop_->Post([this, job_id = group.plan.job_id, why] {
-      if (const auto it = groups_.find(job_id); it != groups_.end()) it->second.listener->OnGroupLost(job_id, why);
+    group.lost = why;
+    loop_->Post([this, job_id = group.plan.job_id] {
+      if (const auto it = groups_.find(job_id); it != groups_.end()) TellLost(it->second);
+    });
+  }
+
+  void TellLost(Group& group) {
+    if (const std::string why = std::exchange(group.lost, ""); !why.empty())
+      group.listener->OnGroupLost(group.plan.job_id, why);
+  }
+
+  // Whether the session is awaited by a group that broke a moment ago, other than `group`.
+  bool AwaitedByAnother(const std::string& session_id, const Group* group) const {
+    const absl::Duration now = loop_->clock().Now();
+    return std::any_of(groups_.begin(), groups_.end(), [&](const auto& entry) {
+      const Group& other = entry.second;
+      return &other != group && other.members.empty() && now < other.returning_until &&
+             other.survivors.count(session_id) > 0;
     });
   }
 
@@ -247,12 +265,13 @@ class LearnerGroupsImpl final : public LearnerGroups {
     group.waiting_since = loop_->clock().Now();
   }
 
-  // Waiting sessions that may become a rank, longest waiting first.
-  std::vector<const Waiter*> Candidates() const {
+  // Waiting sessions that may become a rank (of the group), longest waiting first.
+  std::vector<const Waiter*> Candidates(const Group* group = nullptr) const {
     std::vector<const Waiter*> candidates;
     for (const Waiter& waiter : waiters_) {
       const absl::StatusOr<const Session*> session = fleet_->Find(waiter.request.session_id());
-      if (session.ok() && !(*session)->draining && !(*session)->cordoned && !IsMember(waiter.request.session_id()))
+      if (session.ok() && !(*session)->draining && !(*session)->cordoned && !IsMember(waiter.request.session_id()) &&
+          !AwaitedByAnother(waiter.request.session_id(), group))
         candidates.push_back(&waiter);
     }
     return candidates;
@@ -282,15 +301,15 @@ class LearnerGroupsImpl final : public LearnerGroups {
   void Form() {
     const absl::Duration now = loop_->clock().Now();
     // Groups that broke come first: nobody else gets their turn so soon.
-    int kept = 0;
+    std::set<std::string> kept;
     std::vector<GangJob> jobs;
     for (auto& [id, group] : groups_) {
       if (group.members.empty() && now < group.returning_until) {
-        const std::vector<const Waiter*> candidates = Candidates();
+        const std::vector<const Waiter*> candidates = Candidates(&group);
         if (RanksNow(group, candidates) > 0) {
           FormGroup(group);
         } else {
-          kept += static_cast<int>(candidates.size());
+          for (const Waiter* waiter : candidates) kept.insert(waiter->request.session_id());
           continue;
         }
       }
@@ -299,7 +318,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
       job.priority = group.plan.priority;
       job.project = group.plan.project;
       job.submitter = group.plan.submitter;
-      const int now_possible = group.members.empty() ? RanksNow(group, Candidates()) : 0;
+      const int now_possible = group.members.empty() ? RanksNow(group, Candidates(&group)) : 0;
       job.ranks = now_possible > 0 ? now_possible : group.plan.ranks;
       job.running = !group.members.empty();
       job.yielding = !group.yields_to.empty();
@@ -308,7 +327,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
       job.waited = now - group.waiting_since;
       jobs.push_back(std::move(job));
     }
-    const int free = std::max(0, static_cast<int>(Candidates().size()) - kept);
+    int free = 0;
+    for (const Waiter* waiter : Candidates()) free += kept.count(waiter->request.session_id()) == 0 ? 1 : 0;
     const GangPlan plan =
         PlanGangs(jobs, free, Registered(), [this](const std::string& project, const std::string& submitter) {
           if (quotas_ == nullptr) return ShareRule();
@@ -332,13 +352,20 @@ class LearnerGroupsImpl final : public LearnerGroups {
   }
 
   void FormGroup(Group& group) {
-    std::vector<const Waiter*> candidates = Candidates();
+    TellLost(group);
+    std::vector<const Waiter*> candidates = Candidates(&group);
     // Those that still hold this job's weights come first and seed the others.
     const auto held_step = [&](const Waiter* waiter) {
       return waiter->request.held_job_id() == group.plan.job_id ? waiter->request.held().step() : int64_t{-1};
     };
+    const v1::PolicyVersion* committed = group.listener->Committed(group.plan.job_id);
+    const auto rank_by = [&](const Waiter* waiter) {
+      const bool exact = committed != nullptr && held_step(waiter) == committed->step() &&
+                         waiter->request.held().digest() == committed->digest();
+      return std::pair(exact, held_step(waiter));
+    };
     std::stable_sort(candidates.begin(), candidates.end(),
-                     [&](const Waiter* a, const Waiter* b) { return held_step(a) > held_step(b); });
+                     [&](const Waiter* a, const Waiter* b) { return rank_by(a) > rank_by(b); });
     const int ranks = RanksNow(group, candidates);
     if (ranks == 0) return;  // who was free a moment ago has become another's
     candidates.resize(static_cast<size_t>(ranks));

@@ -31,6 +31,9 @@ class TrainingListener {
   // will hold the version the group starts from. Says from where to train.
   virtual v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
                                              const std::string& rank0_address) = 0;
+  // The version that is committed: who holds it goes first. Null: nothing of the job is held across groups.
+  virtual const v1::PolicyVersion* Committed(const std::string& job_id) { return nullptr; }
+  // Before the next OnGroupForming, always.
   virtual void OnGroupLost(const std::string& job_id, const std::string& why) = 0;
   // A job of higher priority is to have this one's learners: calls Release at the end of the step, after a checkpoint.
   virtual void OnYield(const std::string& job_id, const std::string& to) = 0;
@@ -48,8 +51,8 @@ class LearnerGroups : public FleetListener {
   virtual absl::Status Fence(const std::string& job_id, uint64_t epoch, const std::string& session_id) const = 0;
   // Ends the job's group, if there is one: its ranks join again.
   virtual void Break(const std::string& job_id, const std::string& why) = 0;
-  // The group has fewer ranks than the job wants and a free one waits: true once, and the group is formed anew as soon
-  // as its ranks have joined again.
+  // The group has fewer ranks than the job wants and a free one waits: true, and the group is formed anew as soon as
+  // its ranks have joined again.
   virtual bool TakeIn(const std::string& job_id) = 0;
   // Gives the group's learners up in good order: no OnGroupLost, and the job waits for its next turn.
   virtual void Release(const std::string& job_id, const std::string& why) = 0;

@@ -202,7 +202,7 @@ absl::StatusOr<std::vector<v1::Sample>> SamplingImpl::AssignStep(const std::stri
   }
   for (const SampleKey& key : stale) {
     job->cache.erase(key);
-    job->failures.erase(key);
+    job->ForgetFailures(key);
     job->ledger.Replace(key, v1::STALE,
                         absl::StrCat("older than the lag bound ", job->plan.max_policy_lag, " at step ", step), -1,
                         batch);
@@ -231,7 +231,7 @@ void SamplingImpl::MarkTrained(const std::string& job_id, int64_t step, WriteBat
     const SampleKey key = KeyOfSample(row->id());
     job->ledger.Train(key, batch);
     job->cache.erase(key);
-    job->failures.erase(key);
+    job->ForgetFailures(key);
   }
   job->ledger.Forget(step - kStepsKept);
   job->announced.erase(job->announced.begin(), job->announced.lower_bound(step - kStepsKept));
@@ -283,7 +283,7 @@ void SamplingImpl::RefuseStep(const std::string& job_id, int64_t step, const std
     job->leases.erase(key);
     job->slow.erase(key);
     job->cache.erase(key);
-    job->failures.erase(key);
+    job->ForgetFailures(key);
     job->score_after.erase(key);
     job->ledger.Replace(key, v1::SAMPLE_FAILED, reason, first_prompt + std::get<1>(key), batch);
   }
@@ -316,6 +316,7 @@ v1::LedgerCounts SamplingImpl::Counts(const std::string& job_id) const {
 
 std::vector<std::string> SamplingImpl::Check(const std::string& job_id) {
   std::vector<std::string> violations;
+  const bool settled = store_->Settled();  // otherwise memory is ahead of the rows
   v1::LedgerCounts recounted;
   const absl::Status status =
       store_->Scan(Table::kSamples, Ledger::Prefix(job_id), [&](absl::string_view, absl::string_view value) {
@@ -340,9 +341,8 @@ std::vector<std::string> SamplingImpl::Check(const std::string& job_id) {
       });
   if (!status.ok()) violations.push_back(std::string(status.message()));
   if (!Balanced(recounted)) violations.push_back("the states' counts do not add up to issued");
-  // While a write is on its way, memory is ahead of the disk.
   const v1::LedgerCounts counts = Counts(job_id);
-  if (writes_in_flight_ == 0 && counts.SerializeAsString() != recounted.SerializeAsString()) {
+  if (settled && counts.SerializeAsString() != recounted.SerializeAsString()) {
     violations.push_back(
         absl::StrCat("rows say {", recounted.ShortDebugString(), "}, the ledger {", counts.ShortDebugString(), "}"));
   }
@@ -435,10 +435,8 @@ absl::StatusOr<std::vector<v1::SampleView>> SamplingImpl::List(const std::string
 
 void SamplingImpl::Write(const std::string& job_id, WriteBatch batch) {
   if (batch.empty()) return;
-  ++writes_in_flight_;
   store_->Commit(std::move(batch), [this, job_id](absl::Status status) {
     loop_->Post([this, job_id, status] {
-      --writes_in_flight_;
       if (status.ok()) AfterDurable(job_id);
     });
   });

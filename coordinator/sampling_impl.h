@@ -81,10 +81,14 @@ struct ActiveJob {
   SamplingListener* listener;
   Ledger ledger;
   bool paused = false;
-  LeaseTable leases;                                // exactly the leased ones, each at its newest attempt
-  LeaseTable slow;                                  // a lease that is hedged: its older attempt, which may still win
-  std::deque<absl::Duration> took;                  // from lease to result, of the newest ones
-  std::map<SampleKey, int> failures;                // since the coordinator's start
+  LeaseTable leases;                          // exactly the leased ones, each at the newest attempt that is alive
+  LeaseTable slow;                            // a lease that is hedged: its older attempt, which may still win
+  std::deque<absl::Duration> took;            // from lease to result, of the newest ones
+  std::map<SampleKey, int> failures, losses;  // since the coordinator's start
+  void ForgetFailures(const SampleKey& key) {
+    failures.erase(key);
+    losses.erase(key);
+  }
   std::set<SampleKey> scoring;                      // at a reward server now
   int score_requests = 0;                           // that hold them
   std::map<SampleKey, absl::Duration> score_after;  // backing off after a failed scoring
@@ -165,6 +169,9 @@ class SamplingImpl final : public Sampling {
   // Commits and, once durable, announces steps that became complete and serves workers that wait.
   void Write(const std::string& job_id, WriteBatch batch);
   void AfterDurable(const std::string& job_id);
+  // Answers what was asked once it is durable; the jobs go on.
+  void CommitThenServe(WriteBatch batch, const std::set<std::string>& touched,
+                       absl::AnyInvocable<void(absl::Status)> done);
 
   // Leases.
   ActiveJob* PickJob(const Session& session);
@@ -177,7 +184,8 @@ class SamplingImpl final : public Sampling {
   // Where a sample's lease at an attempt is, null when nobody holds it (any more).
   static LeaseTable* TableOf(ActiveJob& job, const SampleKey& key, int32_t attempt);
   // One attempt ends without a result; the sample is released unless another attempt of it goes on.
-  void EndAttempt(ActiveJob& job, const SampleKey& key, int32_t attempt, const std::string& error, bool permanent,
+  enum class Ending { kFailed, kPermanent, kLost };
+  void EndAttempt(ActiveJob& job, const SampleKey& key, int32_t attempt, const std::string& error, Ending ending,
                   WriteBatch* batch);
   void ServeWaiters();
   void ServeSoon();  // once, after what is on the loop now
@@ -186,7 +194,7 @@ class SamplingImpl final : public Sampling {
   static bool Leasable(const ActiveJob& job);
   size_t HeldBy(const std::string& session_id) const;  // samples leased to it
   int AvailableWorkers();
-  void Release(ActiveJob& job, const SampleKey& key, const std::string& error, bool permanent, WriteBatch* batch);
+  void Release(ActiveJob& job, const SampleKey& key, const std::string& error, Ending ending, WriteBatch* batch);
   void ExpireLeases(ActiveJob& job);
   v1::SampleVerdict Take(ActiveJob& job, const v1::Sample& sample, const std::string& worker, WriteBatch* batch);
 
@@ -220,7 +228,6 @@ class SamplingImpl final : public Sampling {
   };
   std::map<std::string, RewardServer> reward_servers_;  // by session
   std::set<std::string> stuck_;  // workers' sessions that report and get nowhere: nothing new until they do
-  int writes_in_flight_ = 0;
   bool serve_posted_ = false;
   absl::Duration hedge_looked_at_ = -absl::InfiniteDuration();  // and found nothing that is slow
   int available_workers_ = 0;

@@ -17,6 +17,8 @@ namespace {
 constexpr absl::Duration kRatesKept = absl::Seconds(10);
 // A lease is slow when it takes so many times the median of the newest results, and at least so long.
 constexpr double kHedgeFactor = 2.0;
+// A worker that is lost says little about its samples: so many losses count as one failed attempt.
+constexpr int kLossesAnAttempt = 10;
 constexpr absl::Duration kHedgeAtLeast = absl::Milliseconds(500);
 constexpr absl::Duration kHedgeEvery = absl::Milliseconds(100);
 constexpr size_t kHedgeAfterResults = 8, kResultsRemembered = 64;
@@ -69,17 +71,15 @@ void SamplingImpl::ServeWaiters() {
     const int most = it->request.max_samples();
     const bool leased = tries && TryLease(**session, most, &response, &batch);
     nothing_for_idle = nothing_for_idle || (tries && idle && !leased);
-    if (!leased && !(may && HedgeDue() && TryHedge(**session, most, &response, &batch))) {
+    if (!leased && !(may && idle && HedgeDue() && TryHedge(**session, most, &response, &batch))) {
       ++it;
       continue;
     }
     RLHF_FAILPOINT("coordinator/leasing");
     Done<v1::LeasePromptsResponse> done = std::move(it->done);
     it = waiters_.erase(it);
-    ++writes_in_flight_;
     store_->Commit(std::move(batch),
-                   [this, done = std::move(done), response = std::move(response)](absl::Status status) mutable {
-                     loop_->Post([this] { --writes_in_flight_; });
+                   [done = std::move(done), response = std::move(response)](absl::Status status) mutable {
                      if (status.ok()) {
                        done(std::move(response));
                      } else {
@@ -105,7 +105,7 @@ bool SamplingImpl::AnyQueued() const {
 size_t SamplingImpl::HeldBy(const std::string& session_id) const {
   size_t held = 0;
   for (const auto& [id, job] : jobs_) {
-    held += job->leases.HeldBy(session_id);
+    held += job->leases.HeldBy(session_id) + job->slow.HeldBy(session_id);
   }
   return held;
 }
@@ -116,7 +116,7 @@ ActiveJob* SamplingImpl::PickJob(const Session& session) {
   int current = -1;
   const auto last = last_job_.find(session.session_id);
   for (const auto& [id, job] : jobs_) {
-    const bool holds = job->leases.HeldBy(session.session_id) > 0;
+    const bool holds = job->leases.HeldBy(session.session_id) + job->slow.HeldBy(session.session_id) > 0;
     const bool wants = Leasable(*job);
     // A worker is moved only between leases: while it has some of a job, it gets more of that one or nothing.
     if (holds) return wants ? job.get() : nullptr;
@@ -240,9 +240,9 @@ LeaseTable* SamplingImpl::TableOf(ActiveJob& job, const SampleKey& key, int32_t 
 }
 
 void SamplingImpl::EndAttempt(ActiveJob& job, const SampleKey& key, int32_t attempt, const std::string& error,
-                              bool permanent, WriteBatch* batch) {
+                              Ending ending, WriteBatch* batch) {
   const auto slow = job.slow.find(key);
-  if (slow == job.slow.end() || permanent) return Release(job, key, error, permanent, batch);
+  if (slow == job.slow.end() || ending == Ending::kPermanent) return Release(job, key, error, ending, batch);
   // The other one goes on.
   if (slow->second.attempt != attempt) job.leases.Set(key, slow->second);
   job.slow.erase(key);
@@ -265,21 +265,23 @@ void SamplingImpl::SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v
     }
     *verdict.mutable_id() = sample.id();
   }
-  ++writes_in_flight_;
-  store_->Commit(std::move(batch),
-                 [this, done = std::move(done), response = std::move(response), touched](absl::Status status) mutable {
-                   loop_->Post([this, touched, status] {
-                     --writes_in_flight_;
-                     for (const std::string& job_id : touched) {
-                       if (status.ok()) AfterDurable(job_id);
-                     }
-                   });
-                   if (status.ok()) {
-                     done(std::move(response));
-                   } else {
-                     done(status);
-                   }
-                 });
+  CommitThenServe(std::move(batch), touched,
+                  [done = std::move(done), response = std::move(response)](absl::Status status) mutable {
+                    if (!status.ok()) return done(status);
+                    done(std::move(response));
+                  });
+}
+
+void SamplingImpl::CommitThenServe(WriteBatch batch, const std::set<std::string>& touched,
+                                   absl::AnyInvocable<void(absl::Status)> done) {
+  store_->Commit(std::move(batch), [this, touched, done = std::move(done)](absl::Status status) mutable {
+    loop_->Post([this, touched, status] {
+      for (const std::string& job_id : touched) {
+        if (status.ok()) AfterDurable(job_id);
+      }
+    });
+    done(status);
+  });
 }
 
 v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, const std::string& worker,
@@ -316,7 +318,7 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
   }
   if (const std::string problem = ProblemOf(sample); !problem.empty()) {
     spdlog::warn("job {}: a sample of {} is refused: {}", job.plan.job_id, worker, problem);
-    EndAttempt(job, key, sample.attempt(), absl::StrCat("refused: ", problem), false, batch);
+    EndAttempt(job, key, sample.attempt(), absl::StrCat("refused: ", problem), Ending::kFailed, batch);
     return verdict;
   }
   job.took.push_back(loop_->clock().Now() - lease->Find(key)->since);
@@ -338,7 +340,8 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
 void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1::ReturnLeasesResponse> done) {
   const absl::StatusOr<const Session*> session = fleet_->Find(request.session_id());
   if (!session.ok()) return done(session.status());
-  std::map<std::string, WriteBatch> batches;
+  WriteBatch batch;
+  std::set<std::string> touched;
   for (const v1::ReturnedLease& lease : request.leases()) {
     ActiveJob* job = Find(lease.id().job_id());
     if (job == nullptr) continue;
@@ -350,20 +353,25 @@ void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1:
                    lease.error());
     if (!lease.error().empty())
       job->last_problem = absl::StrCat((*session)->identity.instance_id(), ": ", lease.error());
-    EndAttempt(*job, key, lease.attempt(), lease.unavailable() ? "" : lease.error(), lease.permanent(),
-               &batches[lease.id().job_id()]);
+    EndAttempt(*job, key, lease.attempt(), lease.unavailable() ? "" : lease.error(),
+               lease.permanent() ? Ending::kPermanent : Ending::kFailed, &batch);
+    touched.insert(lease.id().job_id());
   }
-  for (auto& [job_id, batch] : batches) Write(job_id, std::move(batch));
-  done(v1::ReturnLeasesResponse());
+  CommitThenServe(std::move(batch), touched, [done = std::move(done)](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    done(v1::ReturnLeasesResponse());
+  });
 }
 
-void SamplingImpl::Release(ActiveJob& job, const SampleKey& key, const std::string& error, bool permanent,
+void SamplingImpl::Release(ActiveJob& job, const SampleKey& key, const std::string& error, Ending ending,
                            WriteBatch* batch) {
   job.leases.erase(key);
   job.slow.erase(key);
   if (error.empty()) return job.ledger.Requeue(key, batch);
-  const int failures = ++job.failures[key];
-  if (!permanent && failures < job.plan.max_attempts) return job.ledger.Requeue(key, batch);
+  const bool permanent = ending == Ending::kPermanent;
+  const int failures = ending == Ending::kLost ? ++job.losses[key] : ++job.failures[key];
+  const int most = job.plan.max_attempts * (ending == Ending::kLost ? kLossesAnAttempt : 1);
+  if (!permanent && failures < most) return job.ledger.Requeue(key, batch);
   const std::string reason = permanent ? error : absl::StrCat("failed ", failures, " times, at last: ", error);
   job.ledger.Fail(key, reason, batch);
   loop_->Post([this, job_id = job.plan.job_id, row = *job.ledger.Find(key)] {
@@ -392,7 +400,7 @@ void SamplingImpl::ExpireLeases(ActiveJob& job) {
   if (expired.empty()) return;
   leases_expired_ += static_cast<int64_t>(expired.size());
   WriteBatch batch;
-  for (const Expired& one : expired) EndAttempt(job, one.key, one.attempt, one.why, false, &batch);
+  for (const Expired& one : expired) EndAttempt(job, one.key, one.attempt, one.why, Ending::kLost, &batch);
   spdlog::warn("job {}: {} leases expired: {}", job.plan.job_id, expired.size(), expired.front().why);
   Write(job.plan.job_id, std::move(batch));
 }
@@ -401,6 +409,8 @@ void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatReques
                                v1::HeartbeatResponse* response) {
   if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
   const absl::Duration now = loop_->clock().Now();
+  // Whoever has dropped all it was stuck on works again; one that hangs goes on reporting it.
+  if (request.progress().empty()) stuck_.erase(session.session_id);
   for (const v1::LeaseProgress& progress : request.progress()) {
     ActiveJob* job = Find(progress.id().job_id());
     const SampleKey key = KeyOfSample(progress.id());
@@ -435,8 +445,8 @@ void SamplingImpl::OnLost(const Session& session) {
     }
     WriteBatch batch;
     for (const auto& [key, attempt] : held)
-      EndAttempt(*job, key, attempt, absl::StrCat("worker ", session.identity.instance_id(), " was lost"), false,
-                 &batch);
+      EndAttempt(*job, key, attempt, absl::StrCat("worker ", session.identity.instance_id(), " was lost"),
+                 Ending::kLost, &batch);
     Write(id, std::move(batch));
   }
   ServeSoon();

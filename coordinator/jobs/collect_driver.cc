@@ -17,8 +17,6 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr absl::Duration kProgressEvery = absl::Seconds(1);
-
 class CollectDriver final : public Driver {
  public:
   CollectDriver(JobHost* host, std::string job_id) : host_(host), job_id_(std::move(job_id)) {}

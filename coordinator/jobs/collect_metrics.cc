@@ -9,7 +9,7 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr int kFewestPlanted = 5;
+constexpr int kFewestPlantedAnswers = 5;
 
 void AddWinRates(const std::vector<v1::Comparison>& comparisons, std::map<std::string, v1::Metric>* metrics) {
   std::map<std::string, std::vector<double>> wins;
@@ -72,7 +72,7 @@ std::set<std::string> RatersBelow(const std::vector<v1::Comparison>& comparisons
   }
   std::set<std::string> below;
   for (const auto& [rater, count] : counts) {
-    if (count.second >= kFewestPlanted && count.first < min_planted_accuracy * count.second) below.insert(rater);
+    if (count.second >= kFewestPlantedAnswers && count.first < min_planted_accuracy * count.second) below.insert(rater);
   }
   return below;
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
+#include "absl/time/time.h"
 #include "coordinator/jobs.h"
 #include "coordinator/jobs/explain.h"
 #include "coordinator/store/keys.h"
@@ -97,6 +98,7 @@ uint32_t NoiseStream(const v1::Job& job);
 bool IsTerminalState(v1::JobState state);
 // What a paused job goes back to; waiting jobs find out by themselves that they wait.
 v1::JobState StateAfterPause(const v1::Job& job);
+inline constexpr absl::Duration kProgressEvery = absl::Seconds(1);  // how often a driver tells its progress
 inline constexpr char kDiskFull[] = "DISK_FULL";  // reason_code of a job that is paused for want of room
 // What sampling knows of a job that generates.
 void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFacts* facts);

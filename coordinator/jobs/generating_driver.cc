@@ -16,7 +16,6 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kIssuedAtOnce = 65'536;  // samples
-constexpr absl::Duration kProgressEvery = absl::Seconds(1);
 constexpr int kPage = 1000;
 
 // A line of samples.jsonl, which artifact/dataset.h reads.

@@ -231,6 +231,9 @@ void JobTable::SetPausedTree(const std::string& job_id, bool paused, const std::
     if (Entry* stage = FindEntry(child); stage != nullptr && !IsTerminalState(stage->job.state()))
       PutRow(&stage->job, batch);
   }
+  // A person's pause outlasts the one for want of room.
+  if (paused && entry->job.state() == v1::PAUSED && entry->job.reason_code() == kDiskFull)
+    return SetState(&entry->job, v1::PAUSED, reason, "", batch);
   if (paused == (entry->job.state() == v1::PAUSED)) return;
   SetState(&entry->job, paused ? v1::PAUSED : StateAfterPause(entry->job), reason, "", batch);
   if (entry->driver != nullptr) entry->driver->SetPaused(paused, batch);
@@ -293,7 +296,8 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
       });
       if (!status.ok()) return done(status);
     }
-    for (const std::string& prefix : {CommittedStepPrefix(id), CheckpointPrefix(id), absl::StrCat("monitor/", id, "/")}) {
+    for (const std::string& prefix :
+         {CommittedStepPrefix(id), CheckpointPrefix(id), absl::StrCat("monitor/", id, "/")}) {
       const absl::Status status =
           deps_.store->Scan(Table::kMeta, prefix, [&](absl::string_view key, absl::string_view) {
             batch.Erase(Table::kMeta, std::string(key));

@@ -63,8 +63,10 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     FailWaiters(absl::AbortedError("the job has ended"));
   }
 
-  void SetPaused(bool paused, WriteBatch*) override {
+  bool leaves_when_paused() const override { return false; }
+  void SetPaused(bool paused, WriteBatch* batch) override {
     paused_ = paused;
+    if (!paused) RunsIfGrouped(batch);
     UpdateSampling();
     if (!paused) ServeBatch();
   }
@@ -113,6 +115,9 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
  protected:
   v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
                                      const std::string& rank0_address) override;
+  const v1::PolicyVersion* Committed(const std::string&) override {
+    return job() == nullptr ? nullptr : &job()->version();
+  }
   void OnGroupLost(const std::string& job_id, const std::string& why) override {
     FailWaiters(WithReason(absl::AbortedError("the learner group changed: join again"), v1::STALE_EPOCH));
     if (job() != nullptr) TrainingDriver::OnGroupLost(job_id, why);
@@ -253,11 +258,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
 v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
                                               const std::string& rank0_address) {
   v1::Job* row = job();
-  row->set_group_epoch(epoch);
   WriteBatch batch;
-  yields_to_.clear();
-  row->clear_preempted_by();
-  if (row->state() == v1::PENDING) host_->SetState(row, v1::RUNNING, "", "", &batch);
+  BeginEpoch(epoch, &batch);
   const int64_t committed = row->version().step();
   const bool holds = held != nullptr && held->step() == committed && held->digest() == row->version().digest();
   if (!holds && committed > row->checkpoint_step()) {
@@ -281,7 +283,6 @@ v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_
   if (row->version().step() == row->checkpoint_step()) assignment.set_checkpoint(row->checkpoint());
   assignment.set_next_step(row->version().step() + 1);
   assignment.set_total_steps(row->total_steps());
-  grouped_ = true;
   host_->Commit(job_id_, std::move(batch));
   return assignment;
 }
@@ -293,6 +294,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
     // A repeated call: answered alike, once everything before is durable.
     *response.mutable_version() = row->version();
     response.set_checkpoint(!yields_to_.empty());
+    response.set_regroup(!request.stop() && yields_to_.empty() && deps().groups->TakeIn(job_id_));
     return host_->CommitThen(job_id_, WriteBatch(), [done = std::move(done), response](absl::Status status) mutable {
       if (!status.ok()) return done(status);
       done(response);

@@ -10,10 +10,6 @@ namespace {
 
 constexpr absl::Duration kYieldPatience = absl::Seconds(30);
 
-}  // namespace
-
-namespace {
-
 // Every checkpoint of a job by step: the one before, should the newest be damaged.
 std::string CheckpointKey(const std::string& job_id, int64_t step) {
   return KeyOf(CheckpointPrefix(job_id), {static_cast<uint64_t>(step)});
@@ -26,9 +22,14 @@ std::unique_ptr<Driver> MakeTrainingDriver(JobHost* host, const std::string& job
 }
 
 void TrainingDriver::Start() {
-  const v1::Job& row = *job();
   if (FinishedBefore()) return;
+  if (!leaves_when_paused() || job()->state() != v1::PAUSED) Enroll();
+}
+
+void TrainingDriver::Enroll() {
+  const v1::Job& row = *job();
   waiting_since_ = deps().loop->clock().Now();
+  enrolled_ = true;
   TrainingPlan plan;
   plan.job_id = job_id_;
   plan.project = row.spec().project();
@@ -47,6 +48,26 @@ bool TrainingDriver::FinishedBefore() {
 
 void TrainingDriver::Stop(WriteBatch* batch) {
   deps().groups->RemoveJob(job_id_);
+}
+
+void TrainingDriver::Withdraw() {
+  enrolled_ = false;
+  grouped_ = false;
+  deps().groups->RemoveJob(job_id_);
+}
+
+void TrainingDriver::SetPaused(bool paused, WriteBatch* batch) {
+  pausing_ = paused;
+  if (paused && !grouped_) {
+    Withdraw();
+  } else if (!paused) {
+    RunsIfGrouped(batch);
+    if (!enrolled_) Enroll();
+  }
+}
+
+void TrainingDriver::RunsIfGrouped(WriteBatch* batch) {
+  if (grouped_ && job()->state() == v1::PENDING) host_->SetState(job(), v1::RUNNING, "", "", batch);
 }
 
 // On the loop, if the job and its driver are still there.
@@ -70,14 +91,20 @@ v1::GroupAssignment TrainingDriver::Assignment(uint64_t epoch) const {
   return assignment;
 }
 
+void TrainingDriver::BeginEpoch(uint64_t epoch, WriteBatch* batch) {
+  v1::Job* row = job();
+  row->set_group_epoch(epoch);
+  yields_to_.clear();
+  row->clear_preempted_by();
+  grouped_ = true;
+  RunsIfGrouped(batch);
+}
+
 v1::GroupAssignment TrainingDriver::OnGroupForming(const std::string& job_id, uint64_t epoch,
                                                    const v1::PolicyVersion* held, const std::string& rank0_address) {
   v1::Job* row = job();
-  row->set_group_epoch(epoch);
   WriteBatch batch;
-  yields_to_.clear();
-  row->clear_preempted_by();
-  if (row->state() == v1::PENDING) host_->SetState(row, v1::RUNNING, "", "", &batch);
+  BeginEpoch(epoch, &batch);
   // Between checkpoints nothing of such a job is durable: it is trained again from the newest one, to the same bytes.
   if (row->checkpoint_step() < row->step())
     host_->AppendMessage(row, absl::StrCat("training goes on from step ", row->checkpoint_step()), &batch);
@@ -85,7 +112,6 @@ v1::GroupAssignment TrainingDriver::OnGroupForming(const std::string& job_id, ui
   assignment.set_checkpoint(row->checkpoint());
   assignment.set_next_step(row->checkpoint_step() + 1);
   assignment.mutable_committed()->set_step(row->checkpoint_step());
-  grouped_ = true;
   host_->Commit(job_id_, std::move(batch));
   return assignment;
 }
@@ -97,7 +123,10 @@ void TrainingDriver::OnGroupLost(const std::string& job_id, const std::string& w
   yields_to_.clear();
   waiting_since_ = deps().loop->clock().Now();
   WriteBatch batch;
-  host_->AppendMessage(row, absl::StrCat("the learner group broke: ", why, "; forming it again"), &batch);
+  host_->AppendMessage(
+      row, absl::StrCat("the learner group broke: ", why, pausing_ ? "; the job is paused" : "; forming it again"),
+      &batch);
+  if (pausing_) Withdraw();
   host_->Commit(job_id_, std::move(batch));
 }
 
@@ -113,8 +142,10 @@ void TrainingDriver::ReportProgress(const v1::ReportProgressRequest& request, Do
   }
   row->set_total_steps(request.total_steps());
   v1::ReportProgressResponse response;
-  response.set_checkpoint(!yields_to_.empty());
-  const bool leave_now = !yields_to_.empty() && !deps().groups->CheckpointsOnRequest(job_id_);
+  response.set_checkpoint(leaving());
+  // Without room there is no checkpoint either: what was trained since the last one is trained again.
+  const bool leave_now =
+      leaving() && (!deps().groups->CheckpointsOnRequest(job_id_) || job()->reason_code() == kDiskFull);
   host_->CommitThen(job_id_, std::move(batch),
                     [this, host = host_, job_id = job_id_, loop = deps().loop, leave_now, response,
                      done = std::move(done)](absl::Status status) mutable {
@@ -133,12 +164,12 @@ void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request
   WriteBatch batch;
   batch.Put(Table::kMeta, CheckpointKey(job_id_, request.step()), request.digest());
   if (request.step() > row->checkpoint_step()) {
-    // The one before stays something to fall back to; nothing goes behind that one any more.
+    // The one before stays something to fall back to; only where both are damaged does the job go behind that one.
     deps().sampling->Settle(job_id_, row->checkpoint_step(), &batch);
     row->set_checkpoint(request.digest());
     row->set_checkpoint_step(request.step());
   }
-  const bool leave = !yields_to_.empty() && request.step() >= row->step();
+  const bool leave = leaving() && request.step() >= row->step();
   host_->CommitThen(job_id_, std::move(batch),
                     [this, host = host_, job_id = job_id_, loop = deps().loop, leave,
                      done = std::move(done)](absl::Status status) mutable {
@@ -213,6 +244,10 @@ void TrainingDriver::OnYield(const std::string&, const std::string& to) {
 
 void TrainingDriver::Yield() {
   v1::Job* row = job();
+  if (pausing_) {
+    yields_to_.clear();
+    return Withdraw();
+  }
   const std::string to = std::exchange(yields_to_, "");
   if (row == nullptr || to.empty() || IsTerminalState(row->state())) return;
   grouped_ = false;
@@ -236,7 +271,7 @@ bool TrainingDriver::checkpoint_due() const {
   const int every = spec.has_ppo()   ? spec.ppo().checkpoint_every()
                     : spec.has_sft() ? spec.sft().checkpoint_every()
                                      : spec.reward_model().checkpoint_every();
-  return row.step() > row.checkpoint_step() && (!yields_to_.empty() || (every > 0 && row.step() % every == 0));
+  return row.step() > row.checkpoint_step() && (leaving() || (every > 0 && row.step() % every == 0));
 }
 
 void TrainingDriver::Describe(JobFacts* facts) {

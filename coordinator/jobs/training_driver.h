@@ -14,6 +14,8 @@ class TrainingDriver : public Driver, protected TrainingListener {
 
   void Start() override;
   void Stop(WriteBatch* batch) override;
+  // Paused, it saves a checkpoint at the end of its step and leaves its learners; later it goes on from there.
+  void SetPaused(bool paused, WriteBatch* batch) override;
   void Describe(JobFacts* facts) override;
   void Tick() override;
   void ReportProgress(const v1::ReportProgressRequest& request, Done<v1::ReportProgressResponse> done) override;
@@ -31,6 +33,8 @@ class TrainingDriver : public Driver, protected TrainingListener {
   // The step is over and the learners are another's: this job waits, and goes on from its checkpoint.
   virtual void Yield();
   static void YieldSoon(JobHost* host, const std::string& job_id, EventLoop* loop, TrainingDriver* driver);
+  // Whether a pause ends its group; a job whose steps need samples keeps it and gets none.
+  virtual bool leaves_when_paused() const { return true; }
   // Whether its ranks wait for samples, so that no end of a step is near.
   virtual bool between_steps() const { return false; }
   bool checkpoint_due() const;
@@ -38,12 +42,19 @@ class TrainingDriver : public Driver, protected TrainingListener {
   v1::GroupAssignment Assignment(uint64_t epoch) const;
   // The result was durable before a restart and only the job's end was not: ends it.
   bool FinishedBefore();
+  void BeginEpoch(uint64_t epoch, WriteBatch* batch);  // a group forms
+  void Enroll();                                       // asks for a learner group
+  void Withdraw();                                     // asks for none any more; members find that their epoch is over
+  void RunsIfGrouped(WriteBatch* batch);  // a job whose group formed while it was paused, when the pause ends
+  bool leaving() const { return pausing_ || !yields_to_.empty(); }
   v1::Job* job() const { return host_->Find(job_id_); }
   const JobsDeps& deps() const { return host_->deps(); }
 
   JobHost* const host_;
   const std::string job_id_;
   bool grouped_ = false;
+  bool enrolled_ = false;
+  bool pausing_ = false;
   std::string yields_to_;  // the job that is to have its learners at the end of the step
   absl::Duration yields_since_ = absl::ZeroDuration();
   absl::Duration waiting_since_ = absl::ZeroDuration();
