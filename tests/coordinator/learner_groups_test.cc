@@ -14,9 +14,9 @@ namespace {
 
 class LearnerGroupsTest : public testing::Test, public TrainingListener {
  protected:
-  void Add(int ranks, int min_ranks) {
+  void Add(int ranks, int min_ranks, const std::string& job = "job") {
     TrainingPlan plan;
-    plan.job_id = "job";
+    plan.job_id = job;
     plan.ranks = ranks;
     plan.min_ranks = min_ranks;
     groups_->AddJob(plan, 0, this);
@@ -25,9 +25,14 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
   v1::GroupAssignment OnGroupForming(const std::string&, uint64_t, const v1::PolicyVersion* held,
                                      const std::string&) override {
     held_step_ = held == nullptr ? -1 : held->step();
+    events_ += "forms ";
     return {};
   }
-  void OnGroupLost(const std::string&, const std::string&) override { ++lost_; }
+  const v1::PolicyVersion* Committed(const std::string&) override { return &committed_; }
+  void OnGroupLost(const std::string&, const std::string&) override {
+    ++lost_;
+    events_ += "lost ";
+  }
   void OnYield(const std::string&, const std::string&) override {}
 
   std::string Register(const std::string& instance) {
@@ -74,7 +79,7 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
   void Answer() {
     if (rank0_.empty()) return;
     v1::PublishRendezvousRequest publish;
-    publish.set_job_id("job");
+    publish.set_job_id(assigned_[rank0_].job_id());
     publish.set_epoch(assigned_[rank0_].epoch());
     publish.set_session_id(std::exchange(rank0_, ""));
     publish.set_address("127.0.0.1:1");
@@ -91,6 +96,8 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
   std::string rank0_;
   int64_t held_step_ = -1;
   int lost_ = 0;
+  std::string events_;
+  v1::PolicyVersion committed_;
 };
 
 TEST_F(LearnerGroupsTest, AFixedGroupWaitsForAllItsRanks) {
@@ -135,12 +142,47 @@ TEST_F(LearnerGroupsTest, ANewRankIsTakenInAtOnceWhenTheGroupLeavesForIt) {
   Join(b);
   EXPECT_EQ(World(b), 0);
   EXPECT_TRUE(groups_->TakeIn("job"));
-  EXPECT_FALSE(groups_->TakeIn("job"));  // said once
-  Join(a, 3);                            // left after the step
+  EXPECT_TRUE(groups_->TakeIn("job"));  // the first answer may have been lost
+  Join(a, 3);                           // left after the step
   EXPECT_EQ(World(a), 2);
   EXPECT_EQ(World(b), 2);
   EXPECT_EQ(assigned_[a].rank(), 0);  // who holds the weights seeds the others
   EXPECT_EQ(held_step_, 3);
+  EXPECT_EQ(events_, "forms lost forms ");  // never the other way round
+}
+
+TEST_F(LearnerGroupsTest, WhoSurvivedIsForItsOwnGroup) {
+  const std::string a1 = Register("a1"), a2 = Register("a2"), c1 = Register("c1"), c2 = Register("c2");
+  Add(2, 2);
+  Join(a1);
+  Join(a2);
+  Add(2, 2, "other");
+  Join(c1);
+  Join(c2);
+  ASSERT_EQ(assigned_[a1].job_id(), "job");
+  ASSERT_EQ(assigned_[c1].job_id(), "other");
+  assigned_.clear();
+  Pass(absl::Seconds(10), {a1, c1});  // one node took a rank of each with it
+  Join(c1);
+  Join(a1, 5);
+  EXPECT_EQ(World(a1) + World(c1), 0);
+  const std::string fresh = Register("fresh");
+  Join(fresh);
+  EXPECT_EQ(World(fresh), 2);
+  EXPECT_EQ(World(a1) + World(c1), 2) << "one of the groups is whole again, with its own survivor";
+  Join(Register("another"));
+  EXPECT_EQ(assigned_[a1].job_id(), "job");
+  EXPECT_EQ(assigned_[c1].job_id(), "other");
+}
+
+TEST_F(LearnerGroupsTest, WhoHoldsWhatIsCommittedSeedsTheOthers) {
+  const std::string ahead = Register("ahead"), right = Register("right");
+  committed_.set_step(11);
+  Add(2, 2);
+  Join(ahead, 12);  // of a lineage that was given up
+  Join(right, 11);
+  EXPECT_EQ(assigned_[right].rank(), 0);
+  EXPECT_EQ(held_step_, 11);
 }
 
 TEST_F(LearnerGroupsTest, ABrokenGroupIsFencedAndFormsAnew) {

@@ -66,7 +66,8 @@ class SamplingFaults : public testing::Test, public SamplingListener {
     request.set_max_samples(most);
     std::vector<v1::LeaseProgress> out;
     sampling_->LeasePrompts(request, [&](absl::StatusOr<v1::LeasePromptsResponse> response) {
-      for (const v1::PromptLease& lease : response.value_or(v1::LeasePromptsResponse()).leases()) {
+      if (!response.ok()) return;
+      for (const v1::PromptLease& lease : response->leases()) {
         for (const v1::SampleLease& sample : lease.samples()) {
           v1::LeaseProgress& held = out.emplace_back();
           held.mutable_id()->set_job_id(lease.job_id());

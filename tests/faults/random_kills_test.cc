@@ -72,6 +72,7 @@ class RandomKills : public testing::Test {
     pid_t pid = -1;
     LocalService::Until(
         absl::Seconds(30), [&] { return (pid = service_.Pid(instance)) > 0; }, instance + " is there");
+    ASSERT_GT(pid, 0);  // kill(-1) would end everything
     ASSERT_EQ(kill(pid, SIGKILL), 0);
   }
 

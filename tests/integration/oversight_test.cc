@@ -146,6 +146,42 @@ TEST_F(OversightTest, OnceAHaltIsAcknowledgedNoStepCommitsUntilAnOverseerResumes
   EXPECT_EQ(service_.Ctl("ledger long --check").code, 0);
 }
 
+TEST_F(OversightTest, AHaltAndAPauseStopTrainingWithoutALedgerToo) {
+  const std::string path = Write("sft.yaml",
+                                 "name: sft\nseed: 3\nlearners: {ranks: 2}\nsft: {model: \"file:model\", data: "
+                                 "\"file:sft.jsonl\", steps: 4000, batch_size: 8, checkpoint_every: 100}\n");
+  ASSERT_EQ(service_.Ctl("submit " + path).code, 0);
+  const auto stands_still = [&] {
+    const int step = StepOf("sft");
+    absl::SleepFor(absl::Seconds(3));  // that nothing happens cannot be waited for otherwise
+    EXPECT_EQ(StepOf("sft"), step);
+    EXPECT_LT(step, 4000) << "the job ended before it was stopped";
+    return step;
+  };
+  const auto goes_on_from = [&](int step) {
+    LocalService::Until(
+        absl::Seconds(60), [&] { return StepOf("sft") > step; }, absl::StrCat("it goes on from ", step));
+  };
+  goes_on_from(0);
+  ASSERT_EQ(service_.Ctl("pause sft").code, 0);
+  LocalService::Until(
+      absl::Seconds(30),
+      [&] {
+        const nlohmann::json job = service_.Job("sft");
+        return job.is_object() &&
+               job.value("checkpoint_step", job.value("checkpointStep", "0")) == job.value("step", "");
+      },
+      "a checkpoint of its last step is there");
+  const int paused_at = stands_still();
+  ASSERT_EQ(service_.Ctl("resume sft").code, 0);
+  goes_on_from(paused_at);
+  ASSERT_EQ(As("overseer", "service halt --reason look").code, 0);
+  const int halted_at = stands_still();
+  ASSERT_EQ(As("overseer", "service resume").code, 0);
+  goes_on_from(halted_at);
+  EXPECT_EQ(service_.Ctl("cancel sft").code, 0);
+}
+
 TEST_F(OversightTest, AMonitorEndsARunWithItsReason) {
   const std::string fails = Write(
       "fails.yaml", absl::StrCat("name: fails\nseed: 3\n",

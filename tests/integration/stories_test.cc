@@ -1,4 +1,6 @@
 // Real input: the same binaries run PPO on a pretrained model; a shorter version of examples/stories.
+#include <cmath>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -12,19 +14,24 @@ TEST(StoriesTest, PpoRaisesARuleOnARealModelAndStaysNearIt) {
   LocalService service;
   const std::string data = service.scratch().File("data");
   const CommandResult made = RunCommand("/usr/bin/python3 " + SourceDir() + "/examples/stories/generate.py --out " +
-                                        data + " --count 400 --held-out 40");
+                                        data + " --count 400 --held-out 240");
   ASSERT_EQ(made.code, 0) << made.output;
   const std::string model = std::filesystem::canonical(StoriesModel()).string();
   const CommandResult followed =
       service.Ctl("submit " + SourceDir() + "/examples/stories/pipeline.yaml --set model=" + model +
-                  " --set data=" + data + " --set steps=6 --set prompts_per_step=32 --set minibatch_size=16 --follow");
+                  " --set data=" + data + " --set steps=24 --follow");
   ASSERT_EQ(followed.code, 0) << followed.output;
   const nlohmann::json metrics = service.Job("stories")["result"]["metrics"];
   const auto value = [&](const std::string& name) {
     return metrics.contains(name) ? metrics[name].value("value", 0.0) : -1.0;
   };
-  EXPECT_GE(value("before.story.dog"), 0) << metrics.dump();
-  EXPECT_GE(value("after.story.dog"), 0);
+  // Standard errors from the 95 % intervals; a rise of three of them is no accident.
+  const auto error = [&](const std::string& name) {
+    return (metrics[name].value("high", 0.0) - metrics[name].value("low", 0.0)) / (2 * 1.96);
+  };
+  ASSERT_TRUE(metrics.contains("before.story.dog") && metrics.contains("after.story.dog")) << metrics.dump();
+  const double rise = value("after.story.dog") - value("before.story.dog");
+  EXPECT_GE(rise, 3 * std::hypot(error("before.story.dog"), error("after.story.dog"))) << metrics.dump();
   EXPECT_LE(value("ppo.first_minibatch_ratio_error"), 1e-4);
   EXPECT_LE(std::abs(value("ppo.mismatch_kl")), 1e-4);
   EXPECT_GT(value("ppo.kl"), 0);
