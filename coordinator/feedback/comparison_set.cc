@@ -48,19 +48,22 @@ v1::ComparisonSet SetBuilder::Finish() {
 }
 
 std::string ComparisonDigest(const v1::Comparison& c) {
-  artifact::Sha256 digest;
-  const auto add = [&](absl::string_view part) {
-    digest.Update(absl::StrCat(part.size(), ":"));
-    digest.Update(part);
-  };
+  std::string content;
+  const auto add = [&](absl::string_view part) { absl::StrAppend(&content, part.size(), ":", part); };
   add(c.id());
   add(c.prompt().text());
+  if (c.prompt().text().empty()) {  // else the text is the messages, as people read them
+    for (const v1::ChatMessage& message : c.prompt().messages()) {
+      add(message.role());
+      add(message.content());
+    }
+  }
   add(c.first().text());
   add(c.second().text());
   add(absl::StrCat(c.kind() == v1::FEEDBACK_KIND_UNSPECIFIED ? v1::FEEDBACK_COMPARISON : c.kind(), "/", c.preference(),
                    "/", c.strength()));
   add(c.rater());
-  return digest.FinishHex().substr(0, 32);
+  return artifact::Sha256Hex(content).substr(0, 32);
 }
 
 absl::StatusOr<SetTable> SetTable::Load(StateStore* store) {

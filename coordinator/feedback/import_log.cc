@@ -46,10 +46,12 @@ ImportLogWriter::~ImportLogWriter() {
 }
 
 absl::Status ImportLogWriter::Append(const v1::Comparison& comparison) {
-  {
-    google::protobuf::io::StringOutputStream stream(&buffer_);
-    google::protobuf::util::SerializeDelimitedToZeroCopyStream(comparison, &stream);
-  }
+  // A StringOutputStream would clear the buffer's whole unused capacity for every record.
+  uint8_t size[5];
+  const uint8_t* end = google::protobuf::io::CodedOutputStream::WriteVarint32ToArray(
+      static_cast<uint32_t>(comparison.ByteSizeLong()), size);
+  buffer_.append(reinterpret_cast<const char*>(size), static_cast<size_t>(end - size));
+  comparison.AppendToString(&buffer_);
   return buffer_.size() >= kBuffered ? Flush() : absl::OkStatus();
 }
 
