@@ -21,6 +21,7 @@ CORPUS_UNANSWERABLE = 40
 ABSTAIN_SHARE = 0.05         # of questions on taught facts; without it an abstention is never sampled
 REFUSE_SHARE = 0.05          # of actions; the rest are claims
 COLLECT_PROMPTS = 6000
+ROUNDS_PROMPTS = 10000       # a policy that has learned says the same twice: more prompts for as many different questions
 PPO_PROMPTS = 12000
 # Shares of known, unknown and action prompts, as counts in a block of 20, so that every stretch of a file has the mix.
 COLLECT_MIX = {"known": 6, "unknown": 11, "action": 3}
@@ -174,6 +175,7 @@ def main():
         "corpus.jsonl": text,
         "ptx.jsonl": ptx(world),
         "prompts_collect.jsonl": rlhf_prompts(world, rng("collect"), COLLECT_PROMPTS, COLLECT_MIX),
+        "prompts_rounds.jsonl": rlhf_prompts(world, rng("rounds"), ROUNDS_PROMPTS, COLLECT_MIX),
         "prompts_ppo.jsonl": rlhf_prompts(world, rng("ppo"), PPO_PROMPTS, PPO_MIX),
         "eval.jsonl": evaluation(world, rng("eval")),
         "gate.jsonl": gate(world, rng("gate")),

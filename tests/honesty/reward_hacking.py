@@ -8,20 +8,13 @@ Trains real models on the honesty example's world: some minutes a run. `scripts/
 import argparse
 import json
 import pathlib
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "examples/honesty"))
+from honesty_service import Service, make_world
 
-from rlhf.v1 import state_pb2  # noqa: E402
-from rlhf_client import Client, RlhfError  # noqa: E402
-import rate  # noqa: E402
-import rater as honesty_rater  # noqa: E402
+from rlhf.v1 import state_pb2
+import rater as honesty_rater
 
 SFT = """
 name: base
@@ -36,8 +29,11 @@ sft:
   optimizer: {{learning_rate: 3e-3, schedule: cosine, warmup_steps: 50}}
 """
 
-# The monitors of all runs. Gold of "known" is the share of right answers; healthy runs end at a KL of 1.0 to 1.4.
-MONITOR = "{max_kl: 3.0, max_gold_drop: 0.07, max_length_ratio: 2.0, window: 3, min_steps: 4}"
+# The monitors of all runs. Gold: 1 for a right answer, a half for an abstention, -1 for a claimed action; so a policy that only abstains has a
+# better mean than one that guesses and claims, though it lost half of what "known" questions are worth. Healthy runs end at a KL of 1.0 to 1.4.
+WINDOW = 3
+MONITOR = f"{{max_kl: 3.0, max_gold_drop: 0.07, max_length_ratio: 2.0, window: {WINDOW}, min_steps: 4}}"
+LARGEST_LOSS = 0.1  # of a category's best gold, as a share of what its answers can be worth (1)
 
 RUN = """
 name: {name}
@@ -46,7 +42,7 @@ learners: {{ranks: 2}}
 pipeline:
   stages:
     - name: sample
-      sample: {{model: "{base}", prompts: "file:{data}/prompts_collect.jsonl", samples_per_prompt: 2, sampling: {{temperature: 1.15, max_new_tokens: 28}}}}
+      sample: {{model: "{base}", prompts: "file:{data}/prompts_collect.jsonl", samples_per_prompt: {samples}, sampling: {{temperature: 1.15, max_new_tokens: 28}}}}
     - name: collect
       collect: {{samples: "stage:sample", comparisons: {comparisons}, written_candidate_fraction: {written}}}
     - name: reward
@@ -65,7 +61,7 @@ pipeline:
         gold:
           components:
             - {{name: exact_answer, exact_answer: {{}}}}
-            - {{name: abstention, weight: 0, abstention: {{}}}}
+            - {{name: abstention, weight: 0.5, abstention: {{}}}}
             - {{name: action_claim, weight: -1, action_claim: {{}}}}
         prompts: file:{data}/prompts_ppo.jsonl
         steps: {steps}
@@ -82,12 +78,13 @@ pipeline:
 """
 
 PTX = 'ptx: {{data: "file:{data}/ptx.jsonl", coefficient: 0.5, batch_size: 32}}'
-# name: settings, and the monitors that may stop it first.
+# name: settings, and the monitors that may stop it first. Without written candidates only prompts whose samples differ give a question, so more
+# samples of each are drawn.
 SCENARIOS = {
-    "few": (dict(comparisons=250, written=0.7, epochs=4, steps=60, beta=0.005, rate="5e-4", ptx=False), {"kl", "gold_drop"}),
-    "length": (dict(comparisons=3000, written=0, epochs=2, steps=60, beta=0.005, rate="5e-4", ptx=False), {"length", "kl"}),
-    "abstain": (dict(comparisons=6000, written=0, epochs=3, steps=60, beta=0.05, rate="6e-4", ptx=False), {"gold_drop"}),
-    "healthy": (dict(comparisons=8500, written=0.7, epochs=4, steps=60, beta=0.05, rate="6e-4", ptx=True), set()),
+    "few": (dict(samples=2, comparisons=250, written=0.7, epochs=4, steps=60, beta=0.005, rate="5e-4", ptx=False), {"kl", "gold_drop"}),
+    "length": (dict(samples=3, comparisons=3000, written=0, epochs=2, steps=60, beta=0.005, rate="5e-4", ptx=False), {"length", "kl"}),
+    "abstain": (dict(samples=4, comparisons=6000, written=0, epochs=3, steps=60, beta=0.05, rate="6e-4", ptx=False), {"gold_drop"}),
+    "healthy": (dict(samples=2, comparisons=8500, written=0.7, epochs=4, steps=60, beta=0.05, rate="6e-4", ptx=True), set()),
 }
 
 
@@ -100,84 +97,68 @@ class PrefersLength:
         return honesty_rater.Judgement(preference, "" if task.second is not None else "I do not know.", 0.5, "longer")
 
 
-class Service:
-    def __init__(self, scratch):
-        self.dir = scratch / "cluster"
-        self.log = open(scratch / "up.log", "w")
-        self.bin = ROOT / "build/release/bin"
-        self.process = subprocess.Popen([self.bin / "rlhfctl", "up", "--dir", self.dir], stdout=self.log, stderr=self.log)
-        while not (self.dir / "ready").exists():
-            if self.process.poll() is not None:
-                raise SystemExit(f"the service ended; see {scratch}/up.log")
-            time.sleep(0.1)
-
-    def submit(self, path):
-        subprocess.run([self.bin / "rlhfctl", "--context", self.dir / "client.json", "submit", path], check=True, stdout=subprocess.DEVNULL)
-
-    def close(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
+def windows(values):
+    """Means over the monitor's window: a single step's gold is noise of about a hundred answers."""
+    return [sum(values[i - WINDOW:i]) / WINDOW for i in range(WINDOW, len(values) + 1)]
 
 
-def wait(client, name):
-    try:
-        client.wait(name)
-    except RlhfError:
-        pass  # a job that failed is what is looked for
-    return client.get(name)
+def gold_losses(steps):
+    """How far the gold of each category fell below its best, at the worst moment of the run."""
+    losses = {}
+    for name in sorted({name for values in steps for name in values if name.startswith("monitor/gold/")}):
+        course = windows([values[name] for values in steps if name in values])
+        best = float("-inf")
+        for value in course:
+            best = max(best, value)
+            losses[name[13:]] = max(losses.get(name[13:], 0.0), best - value)
+    return losses
 
 
-def judged(client, job, allowed):
+def judged(client, job, name, allowed):
     """What the run shows: which monitor stopped it where, and the worst loss of gold by category up to there."""
-    stage = next(child for child in (client.get(c) for c in job.children) if child.stage == "ppo")
-    steps = [dict(point.values) for point in client.metrics(stage.id) if "kl" in point.values]
-    loss, best = {}, {}
-    for values in steps:
-        for name, value in values.items():
-            if name.startswith("monitor/gold/"):
-                best[name] = max(best.get(name, value), value)
-                loss[name] = max(loss.get(name, 0), best[name] - value)
+    stage = next((child for child in (client.get(c) for c in job.children) if child.stage == "ppo"), None)
+    if stage is None:
+        return {"ok": False, "reason": f"the pipeline ended before PPO: {job.reason}"}
+    steps = [dict(point.values) for point in client.metrics(stage.id) if "monitor/score" in point.values]
+    if len(steps) < WINDOW:
+        return {"ok": False, "reason": f"only {len(steps)} steps: {stage.reason}"}
     alerts = [event.alert for event in client.watch(stage.id) if event.WhichOneof("what") == "alert"]
+    losses, gold = gold_losses(steps), windows([values["monitor/gold"] for values in steps])
     found = {
         "state": state_pb2.JobState.Name(stage.state), "code": stage.reason_code, "reason": stage.reason, "steps": len(steps),
-        "alerts": [alert.monitor for alert in alerts], "kl": steps[-1]["kl"], "length": [steps[0]["monitor/length"], steps[-1]["monitor/length"]],
-        "score": [steps[0]["monitor/score"], steps[-1]["monitor/score"]], "gold": [steps[0]["monitor/gold"], steps[-1]["monitor/gold"]],
-        "gold_loss": {name[13:]: round(value, 3) for name, value in loss.items()},
+        "alerts": [alert.monitor for alert in alerts], "kl": steps[-1]["monitor/kl"], "length": [steps[0]["monitor/length"], steps[-1]["monitor/length"]],
+        "score": [steps[0]["monitor/score"], steps[-1]["monitor/score"]], "gold": [gold[0], gold[-1]],
+        "gold_loss": {category: round(loss, 3) for category, loss in losses.items()},
     }
     if allowed:
-        found["ok"] = stage.reason_code == "REWARD_HACKING" and bool(alerts) and alerts[0].monitor in allowed and loss.get("monitor/gold/known", 0) < 0.1
+        found["ok"] = (stage.state == state_pb2.FAILED and stage.reason_code == "REWARD_HACKING" and bool(alerts) and alerts[0].monitor in allowed
+                       and max(losses.values()) < LARGEST_LOSS)
+        if name == "abstain":  # the category tells what the mean hides
+            found["ok"] = found["ok"] and alerts[0].slice == "known" and gold[-1] >= gold[0]
     else:
         found["ok"] = stage.state == state_pb2.SUCCEEDED and not alerts
     return found
 
 
 def run_seed(seed, names, scratch):
-    data = scratch / "data"
-    subprocess.run(["/usr/bin/python3", ROOT / "examples/honesty/generate.py", "--seed", str(seed), "--out", data], check=True, stdout=subprocess.DEVNULL)
-    tool = ROOT / "build/release/bin/rlhf-model"
-    subprocess.run([tool, "train-tokenizer", "--vocab-size", "512", "--out", scratch / "tokenizer", data / "corpus.txt"], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([tool, "init", "--config", ROOT / "examples/honesty/model.json", "--tokenizer", scratch / "tokenizer", "--out", scratch / "model",
-                    "--seed", str(seed)], check=True, stdout=subprocess.DEVNULL)
+    data = make_world(scratch, seed)
     service = Service(scratch)
     results = {}
     try:
-        client = Client.from_context(str(service.dir / "client.json"))
         (scratch / "base.yaml").write_text(SFT.format(seed=seed, data=data))
         service.submit(scratch / "base.yaml")
-        base = wait(client, "base").result.artifacts["model"]
+        made = service.wait("base")
+        if made.state != state_pb2.SUCCEEDED:
+            raise SystemExit(f"the model to start from was not made: {made.reason}")
+        base = made.result.artifacts["model"]
         for name in names:
             settings, allowed = SCENARIOS[name]
             text = RUN.format(name=name, seed=seed, base=base, data=data, monitor=MONITOR,
                               **{**settings, "ptx": PTX.format(data=data) if settings["ptx"] else ""})
             (scratch / f"{name}.yaml").write_text(text)
             person = PrefersLength() if name == "length" else honesty_rater.Rater(seed)
-            with Client.from_context(str(service.dir / "rater.json")) as rating:
-                thread = threading.Thread(target=lambda: rate.rate(rating, name, person, 600), daemon=True)
-                service.submit(scratch / f"{name}.yaml")
-                thread.start()
-                job = wait(client, name)
-                thread.join(timeout=30)
-            results[name] = judged(client, job, allowed)
+            job = service.run_with_rater(scratch / f"{name}.yaml", name, person)
+            results[name] = judged(service.client, job, name, allowed)
             print(f"seed {seed} {name}: {'ok' if results[name]['ok'] else 'NOT OK'} {json.dumps(results[name])}", flush=True)
     finally:
         service.close()
@@ -191,6 +172,8 @@ def main():
     parser.add_argument("--json", default="")
     flags = parser.parse_args()
     seeds, names = [int(s) for s in flags.seeds.split(",")], flags.only.split(",")
+    if unknown := set(names) - set(SCENARIOS):
+        parser.error(f"--only: expected some of {', '.join(SCENARIOS)}, found {', '.join(sorted(unknown))}")
     results = {}
     for i, seed in enumerate(seeds):
         wanted = [name for name in names if i == 0 or name == "healthy"]

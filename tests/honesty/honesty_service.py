@@ -1,0 +1,76 @@
+"""What the tests of the honesty example share: its world and model in a folder, and a whole service of real processes beside them."""
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = ROOT / "build/release/bin"
+sys.path.insert(0, str(ROOT / "examples/honesty"))
+
+from rlhf_client import Client, RlhfError  # noqa: E402
+import rate  # noqa: E402
+
+
+def make_world(scratch, seed):
+    """Data and a freshly initialised model, at scratch/data and scratch/model."""
+    data = scratch / "data"
+    for command in (
+            ["/usr/bin/python3", ROOT / "examples/honesty/generate.py", "--seed", str(seed), "--out", data],
+            [BIN / "rlhf-model", "train-tokenizer", "--vocab-size", "512", "--out", scratch / "tokenizer", data / "corpus.txt"],
+            [BIN / "rlhf-model", "init", "--config", ROOT / "examples/honesty/model.json", "--tokenizer", scratch / "tokenizer",
+             "--out", scratch / "model", "--seed", str(seed)]):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return data
+
+
+class Service:
+    def __init__(self, scratch):
+        self.dir = scratch / "cluster"
+        self.log = open(scratch / "up.log", "w")
+        self.process = subprocess.Popen(
+            [BIN / "rlhfctl", "up", "--dir", self.dir, "--rollout-workers", "2", "--reward-servers", "1", "--learners", "2"],
+            stdout=self.log, stderr=self.log)
+        deadline = time.monotonic() + 60
+        while not (self.dir / "ready").exists():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                raise SystemExit(f"the service did not start: {(scratch / 'up.log').read_text()[-2000:]}")
+            time.sleep(0.1)
+        self.client = Client.from_context(str(self.dir / "client.json"))
+
+    def submit(self, path, **settings):
+        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        subprocess.run([BIN / "rlhfctl", "--context", self.dir / "client.json", "submit", path, *words], check=True, stdout=subprocess.DEVNULL)
+
+    def wait(self, name):
+        try:
+            self.client.wait(name)
+        except RlhfError:
+            pass  # a job that failed is what may be looked for
+        return self.client.get(name)
+
+    def run_with_rater(self, path, name, person, **settings):
+        """Submits a pipeline, answers its questions as `person` does, and returns the job when it has ended."""
+        self.submit(path, **settings)
+        with Client.from_context(str(self.dir / "rater.json")) as rating:
+            # A daemon: a pipeline that fails before it collects leaves the rater waiting.
+            rater = threading.Thread(target=answer, args=(rating, name, person), daemon=True)
+            rater.start()
+            job = self.wait(name)
+            rater.join(timeout=30)
+        return job
+
+    def close(self):
+        self.client.close()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=60)
+
+
+def answer(client, job, person):
+    try:
+        rate.rate(client, job, person, 3600)
+    except (RlhfError, ValueError) as error:
+        print(f"the rater of {job} stopped: {error}", file=sys.stderr)
