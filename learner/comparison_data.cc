@@ -1,5 +1,8 @@
 #include "learner/comparison_data.h"
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -17,6 +20,14 @@ double Place(const std::string& prompt, uint64_t seed) {
   uint64_t bits = 0;
   (void)absl::SimpleHexAtoi(artifact::Sha256Hex(absl::StrCat(seed, "/", prompt)).substr(0, 12), &bits);
   return static_cast<double>(bits) * 0x1.0p-48;
+}
+
+// Which answer a criterion's ratings say is better; see ComparisonPair.
+double Rated(const artifact::ComparisonRecord& record, const std::string& criterion) {
+  const auto ratings = record.ratings.find(criterion);
+  if (ratings == record.ratings.end()) return std::numeric_limits<double>::quiet_NaN();
+  const auto [chosen, rejected] = ratings->second;
+  return chosen == rejected ? 0.5 : chosen > rejected ? 1 : 0;
 }
 
 }  // namespace
@@ -40,12 +51,14 @@ void CombineRatings(const std::map<std::string, double>& criteria, artifact::Com
   }
   if (criteria.empty()) return;
   record->tie = difference == 0;
-  if (difference < 0) std::swap(record->chosen, record->rejected);
+  if (difference >= 0) return;
+  std::swap(record->chosen, record->rejected);
+  for (auto& [criterion, ratings] : record->ratings) std::swap(ratings.first, ratings.second);
 }
 
 absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, const artifact::Tokenizer& tokenizer,
                                                     int64_t context, double held_out_fraction, uint64_t seed,
-                                                    const std::map<std::string, double>& criteria) {
+                                                    const std::map<std::string, double>& criteria, bool heads) {
   RLHF_ASSIGN_OR_RETURN(std::vector<artifact::ComparisonRecord> records, artifact::ReadComparisonData(path));
   ComparisonData data;
   for (size_t i = 0; i < records.size(); ++i) {
@@ -62,6 +75,9 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
     }
     pair.tie = record.tie;
     pair.margin = record.margin;
+    if (heads) {
+      for (const auto& [criterion, weight] : criteria) pair.rated.push_back(Rated(record, criterion));
+    }
     if (!record.category.empty()) pair.slices.push_back(absl::StrCat("category=", record.category));
     for (const auto& [tag, value] : record.tags) pair.slices.push_back(absl::StrCat(tag, "=", value));
     (Place(record.prompt, seed) < held_out_fraction ? data.held_out : data.training).push_back(std::move(pair));
@@ -69,6 +85,16 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
   if (data.training.empty())
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": the split leaves no comparison to train on; lower held_out_fraction or add data"));
+  size_t head = 0;
+  for (const auto& [criterion, weight] : heads ? criteria : std::map<std::string, double>()) {
+    const bool taught = std::any_of(data.training.begin(), data.training.end(),
+                                    [&](const ComparisonPair& pair) { return !std::isnan(pair.rated[head]); });
+    if (!taught) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": expected comparisons whose answers are rated by \"", criterion,
+                                                     "\", found none to train its head on"));
+    }
+    ++head;
+  }
   return data;
 }
 

@@ -17,6 +17,9 @@ struct ComparisonPair {
   std::vector<int32_t> chosen, rejected;  // prompt, response, end of text
   bool tie = false;
   double margin = 0;
+  // With heads, by criterion in the order of their names: 1 where the ratings say the chosen answer is better, 0 the
+  // rejected one, 0.5 neither; NaN without ratings.
+  std::vector<double> rated;
   std::vector<std::string> slices;  // "category=known", "pair=correct over abstention"
 };
 
@@ -24,22 +27,25 @@ struct ComparisonData {
   std::vector<ComparisonPair> training, held_out;
   // InvalidArgument names a record that does not fit the context. A prompt's comparisons are all on one side of the
   // split. With criteria (weights by name) the comparison's ratings say which answer is better: see CombineRatings.
+  // With heads every criterion's ratings are kept, and InvalidArgument names one that no training comparison has.
   static absl::StatusOr<ComparisonData> Load(const std::string& path, const artifact::Tokenizer& tokenizer,
                                              int64_t context, double held_out_fraction, uint64_t seed,
-                                             const std::map<std::string, double>& criteria = {});
+                                             const std::map<std::string, double>& criteria = {},
+                                             bool heads = false);
 };
 
 // Turns a comparison round, or makes it a tie, by the sign of Σ weight · (rating of chosen − rating of rejected).
-// Leaves it as it is when it lacks the rating of a criterion, or there are no criteria.
+// Leaves it as it is when it lacks the rating of a criterion, or there are no criteria. Ratings turn round with it.
 void CombineRatings(const std::map<std::string, double>& criteria, artifact::ComparisonRecord* record);
 
 // Prompt and response as a reward model reads them.
 absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& tokenizer, const std::string& prompt,
                                                      const std::vector<artifact::ChatMessage>& messages,
                                                      const std::string& response, bool ended);
-// Rewards at the last tokens: float32 [N], with gradient when enabled.
+// Rewards at the last tokens: float32 [N], or [N, outputs] of a model with several; with gradient when enabled.
 torch::Tensor SequenceRewards(const model::Transformer& model, const std::vector<std::vector<int32_t>>& sequences);
-// The same without gradient, for any number of sequences, packed into at most max_tokens at a time.
+// The same without gradient, for any number of sequences, packed into at most max_tokens at a time; a sequence's outputs
+// follow each other.
 std::vector<double> ScoreSequences(const model::Transformer& model, const std::vector<std::vector<int32_t>>& sequences,
                                    int64_t max_tokens);
 

@@ -61,6 +61,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> PpoTrainer::Make(const TrainerInputs& i
     load.device = inputs.device;
     load.head = model::HeadKind::kScalar;
     load.init_missing_scalar_head = true;
+    load.scalar_outputs = 1;  // of a reward model with a head for each criterion the body is taken, and no head
     load.head_seed = inputs.spec.seed();
     RLHF_ASSIGN_OR_RETURN(auto critic, model::LoadModel(inputs.local.at(spec.critic()), load));
     RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, nullptr, critic.get()));

@@ -107,6 +107,27 @@ std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<Compariso
   return metrics;
 }
 
+std::map<std::string, v1::Metric> CriterionMetrics(const std::string& criterion, size_t head,
+                                                   const std::vector<ComparisonPair>& pairs,
+                                                   const std::vector<double>& differences) {
+  std::vector<ComparisonPair> rated;
+  std::vector<double> rated_differences;
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    const double better = pairs[i].rated[head];
+    if (std::isnan(better)) continue;
+    ComparisonPair& pair = rated.emplace_back();
+    pair.tie = better == 0.5;
+    rated_differences.push_back(better == 0 ? -differences[i] : differences[i]);
+  }
+  const std::map<std::string, v1::Metric> all = RewardModelMetrics(rated, rated_differences);
+  std::map<std::string, v1::Metric> metrics;
+  for (const char* name : {"accuracy", "log_loss", "ece"}) {
+    if (const auto found = all.find(name); found != all.end())
+      metrics[absl::StrCat(name, "{criterion=", criterion, "}")] = found->second;
+  }
+  return metrics;
+}
+
 absl::StatusOr<std::unique_ptr<Trainer>> RewardModelTrainer::Make(const TrainerInputs& inputs) {
   auto trainer = std::make_unique<RewardModelTrainer>();
   trainer->inputs_ = inputs;
@@ -118,13 +139,18 @@ absl::StatusOr<std::unique_ptr<Trainer>> RewardModelTrainer::Make(const TrainerI
   load.device = inputs.device;
   load.head = model::HeadKind::kScalar;
   load.init_missing_scalar_head = true;
+  const std::map<std::string, double> criteria(spec.criteria().begin(), spec.criteria().end());
+  if (spec.criterion_heads()) {
+    for (const auto& [criterion, weight] : criteria) trainer->heads_.push_back({criterion, weight});
+  }
+  load.scalar_outputs = static_cast<int>(trainer->outputs());
   load.head_seed = inputs.spec.seed() + kMemberSeeds * static_cast<uint64_t>(spec.member());
   RLHF_ASSIGN_OR_RETURN(auto model, model::LoadModel(dir, load));
   RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, spec.has_lora() ? &spec.lora() : nullptr, model.get()));
   RLHF_ASSIGN_OR_RETURN(trainer->data_,
                         ComparisonData::Load(inputs.local.at(spec.data()), *trainer->tokenizer_,
                                              model->config().max_position_embeddings, spec.held_out_fraction(),
-                                             inputs.spec.seed(), {spec.criteria().begin(), spec.criteria().end()}));
+                                             inputs.spec.seed(), criteria, spec.criterion_heads()));
   for (const ComparisonPair& pair : trainer->data_.training)
     trainer->lengths_.push_back(static_cast<int64_t>(pair.chosen.size() + pair.rejected.size()));
   trainer->model_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), trainer->total_steps());
@@ -147,7 +173,9 @@ torch::Tensor RewardModelTrainer::Loss(const std::vector<size_t>& items, double 
     margins.push_back(static_cast<float>(pair.margin));
     ties.push_back(pair.tie ? 1 : 0);
   }
-  const torch::Tensor rewards = SequenceRewards(model_->model(), sequences).view({-1, 2});
+  const torch::Tensor all = SequenceRewards(model_->model(), sequences);
+  if (!heads_.empty()) return HeadsLoss(items, all.view({-1, 2, static_cast<int64_t>(outputs())}), right) / pairs;
+  const torch::Tensor rewards = all.view({-1, 2});
   const torch::Tensor chosen = rewards.select(1, 0), rejected = rewards.select(1, 1);
   const torch::Device device = rewards.device();
   torch::Tensor loss =
@@ -156,6 +184,39 @@ torch::Tensor RewardModelTrainer::Loss(const std::vector<size_t>& items, double 
   if (spec().centering() > 0) loss = loss + spec().centering() * 0.5 * (chosen.square() + rejected.square()).sum();
   *right += (chosen > rejected).sum().item<double>();
   return loss / pairs;
+}
+
+double RewardModelTrainer::Combine(const double* differences) const {
+  if (heads_.empty()) return differences[0];
+  double sum = 0, weights = 0;
+  for (size_t h = 0; h < heads_.size(); ++h) {
+    sum += heads_[h].weight * differences[h];
+    weights += std::abs(heads_[h].weight);
+  }
+  return weights > 0 ? sum / weights : 0;
+}
+
+// Bradley–Terry of each head on what its criterion's ratings say, the mean over heads. rewards: [pairs, 2, heads].
+torch::Tensor RewardModelTrainer::HeadsLoss(const std::vector<size_t>& items, const torch::Tensor& rewards,
+                                            double* right) const {
+  std::vector<float> better, rated;
+  for (const size_t item : items) {
+    for (const double value : data_.training[item].rated) {
+      better.push_back(std::isnan(value) ? 0.5F : static_cast<float>(value));
+      rated.push_back(std::isnan(value) ? 0.0F : 1.0F);
+    }
+  }
+  const auto heads = static_cast<int64_t>(heads_.size());
+  const auto table = [&](const std::vector<float>& values) {
+    return torch::tensor(values).view({-1, heads}).to(rewards.device());
+  };
+  const torch::Tensor difference = rewards.select(1, 0) - rewards.select(1, 1), p = table(better);
+  torch::Tensor loss =
+      -(table(rated) * (p * torch::log_sigmoid(difference) + (1 - p) * torch::log_sigmoid(-difference))).sum();
+  if (spec().centering() > 0) loss = loss + spec().centering() * 0.5 * rewards.square().sum();
+  const torch::Tensor host = difference.detach().to(torch::kCPU, torch::kFloat64).contiguous();
+  for (size_t i = 0; i < items.size(); ++i) *right += Combine(host.data_ptr<double>() + i * heads_.size()) > 0 ? 1 : 0;
+  return loss / static_cast<double>(heads);
 }
 
 absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::vector<v1::Sample>&) {
@@ -225,7 +286,7 @@ absl::Status RewardModelTrainer::SyncFrom(int root) {
   return absl::OkStatus();
 }
 
-// Mean 0 and deviation 1 on what the policy says.
+// Mean 0 and deviation 1 on what the policy says: of every head, then of their weighted sum.
 absl::StatusOr<model::RewardNormalization> RewardModelTrainer::Normalize() const {
   std::vector<std::vector<int32_t>> sequences;
   if (spec().normalization_samples().empty()) {
@@ -243,13 +304,24 @@ absl::StatusOr<model::RewardNormalization> RewardModelTrainer::Normalize() const
     }
   }
   const std::vector<double> rewards = ScoreSequences(model_->model(), sequences, spec().micro_batch_tokens());
-  double mean = 0, squares = 0;
-  for (const double reward : rewards) mean += reward / static_cast<double>(rewards.size());
-  for (const double reward : rewards) squares += (reward - mean) * (reward - mean);
-  const double deviation = rewards.size() > 1 ? std::sqrt(squares / static_cast<double>(rewards.size() - 1)) : 0;
+  const auto standardize = [](const std::vector<double>& values, double* shift, double* scale) {
+    double mean = 0, squares = 0;
+    for (const double value : values) mean += value / static_cast<double>(values.size());
+    for (const double value : values) squares += (value - mean) * (value - mean);
+    const double deviation = values.size() > 1 ? std::sqrt(squares / static_cast<double>(values.size() - 1)) : 0;
+    *shift = mean;
+    *scale = deviation > 0 ? 1 / deviation : 1;
+  };
   model::RewardNormalization normalization;
-  normalization.shift = mean;
-  normalization.scale = deviation > 0 ? 1 / deviation : 1;
+  normalization.heads = heads_;
+  for (size_t h = 0; h < heads_.size(); ++h) {
+    std::vector<double> outputs_of_head;
+    for (size_t i = h; i < rewards.size(); i += outputs()) outputs_of_head.push_back(rewards[i]);
+    standardize(outputs_of_head, &normalization.heads[h].shift, &normalization.heads[h].scale);
+  }
+  std::vector<double> totals;
+  for (size_t i = 0; i < rewards.size(); i += outputs()) totals.push_back(normalization.Apply(rewards.data() + i));
+  standardize(totals, &normalization.shift, &normalization.scale);
   return normalization;
 }
 
@@ -261,12 +333,24 @@ absl::StatusOr<std::map<std::string, v1::Metric>> RewardModelTrainer::Finish(con
     sequences.push_back(pair.rejected);
   }
   const std::vector<double> rewards = ScoreSequences(model_->model(), sequences, spec().micro_batch_tokens());
+  const size_t width = outputs();
   std::vector<double> differences;
-  for (size_t i = 0; i < rewards.size(); i += 2) differences.push_back(rewards[i] - rewards[i + 1]);
+  std::vector<std::vector<double>> by_head(width);
+  for (size_t i = 0; i < rewards.size(); i += 2 * width) {
+    std::vector<double> of_pair;
+    for (size_t h = 0; h < width; ++h) {
+      of_pair.push_back(rewards[i + h] - rewards[i + width + h]);
+      by_head[h].push_back(of_pair.back());
+    }
+    differences.push_back(Combine(of_pair.data()));
+  }
   RLHF_ASSIGN_OR_RETURN(const model::RewardNormalization normalization, Normalize());
   RLHF_RETURN_IF_ERROR(SaveFinished(model_->model(), out_dir, inputs_.local.at(spec().model()), spec().model()));
   RLHF_RETURN_IF_ERROR(model::SaveRewardNormalization(normalization, out_dir));
-  return RewardModelMetrics(data_.held_out, differences);
+  std::map<std::string, v1::Metric> metrics = RewardModelMetrics(data_.held_out, differences);
+  for (size_t h = 0; h < heads_.size(); ++h)
+    metrics.merge(CriterionMetrics(heads_[h].criterion, h, data_.held_out, by_head[h]));
+  return metrics;
 }
 
 }  // namespace rlhf::learner

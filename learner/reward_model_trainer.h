@@ -1,4 +1,4 @@
-// A reward model from comparisons: Bradley–Terry loss on a scalar head at the last token.
+// A reward model from comparisons: Bradley–Terry loss on a scalar head at the last token, or on one for each criterion.
 #pragma once
 
 #include <memory>
@@ -21,6 +21,11 @@ namespace rlhf::learner {
 // the differences in reward and in tokens).
 std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<ComparisonPair>& pairs,
                                                      const std::vector<double>& differences);
+// accuracy, log_loss and ece of one head on the pairs that its criterion's ratings decide, as "accuracy{criterion=NAME}".
+// differences: of that head's outputs; `head` is its place in ComparisonPair::rated. Nothing where no pair is rated.
+std::map<std::string, v1::Metric> CriterionMetrics(const std::string& criterion, size_t head,
+                                                   const std::vector<ComparisonPair>& pairs,
+                                                   const std::vector<double>& differences);
 
 class RewardModelTrainer final : public Trainer {
  public:
@@ -39,12 +44,18 @@ class RewardModelTrainer final : public Trainer {
 
  private:
   const v1::RewardModelSpec& spec() const { return inputs_.spec.reward_model(); }
+  // Outputs of the head: one, or one a criterion in the order of their names.
+  size_t outputs() const { return heads_.empty() ? 1 : heads_.size(); }
+  // A preference from the outputs' differences: the difference itself, or their weighted mean.
+  double Combine(const double* differences) const;
   torch::Tensor Loss(const std::vector<size_t>& items, double pairs, double* right) const;
+  torch::Tensor HeadsLoss(const std::vector<size_t>& items, const torch::Tensor& rewards, double* right) const;
   absl::StatusOr<model::RewardNormalization> Normalize() const;
 
   TrainerInputs inputs_;
   std::unique_ptr<artifact::Tokenizer> tokenizer_;
   ComparisonData data_;
+  std::vector<model::RewardHead> heads_;  // criteria and weights; empty without criterion_heads
   std::vector<int64_t> lengths_;  // of both sequences of a training pair
   std::unique_ptr<Trainable> model_;
   Collective* collective_ = nullptr;

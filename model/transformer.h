@@ -39,7 +39,7 @@ struct LoraConfig {
   std::vector<std::string> target_modules;  // empty: every projection of attention and perceptron
 };
 
-enum class HeadKind { kLm, kScalar };  // logits over the vocabulary, or one float a token ("score")
+enum class HeadKind { kLm, kScalar };  // logits over the vocabulary, or a float or a few a token ("score")
 
 class Transformer {
  public:
@@ -87,9 +87,9 @@ class Transformer {
   // logits [N, vocab] for chosen rows of Hidden, soft-capped where the family does (float32 result when the model is
   // bf16).
   torch::Tensor Logits(const torch::Tensor& hidden_rows) const;
-  // The language-model or scalar head: [vocab, hidden] or [1, hidden]; the embedding itself when tied.
+  // The language-model or scalar head: [vocab, hidden] or [outputs, hidden]; the embedding itself when tied.
   const torch::Tensor& head_weight() const { return head_weight_; }
-  // scalar head: float32 [N].
+  // scalar head: float32 [N]; with several outputs [N, outputs].
   torch::Tensor Scalar(const torch::Tensor& hidden_rows) const;
 
   // Prefill/decode over cache slots (no autograd). Appends tokens to slots: sequence i of the batch extends slot

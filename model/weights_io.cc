@@ -1,5 +1,6 @@
 #include "model/weights_io.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <set>
@@ -58,7 +59,9 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
     }
     // GPT-NeoX's head has two names, by transformers' version.
     if (entry == weights.tensors.end() && name == family.lm_head) entry = weights.tensors.find("lm_head.weight");
-    if (entry == weights.tensors.end()) {
+    const bool other_size = entry != weights.tensors.end() && options.scalar_outputs > 0 &&
+                            parameter.sizes() != c10::IntArrayRef(entry->second.info->shape);
+    if (entry == weights.tensors.end() || (other_size && name == family.scalar_head)) {
       if (options.init_missing_scalar_head && name == family.scalar_head) {
         torch::Tensor values = torch::empty(parameter.sizes(), torch::kFloat32);
         auto generator = at::detail::createCPUGenerator(options.head_seed);
@@ -138,10 +141,6 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_
   return Guard(absl::StrCat("loading ", model_dir), [&]() -> absl::StatusOr<std::unique_ptr<Transformer>> {
     auto config = artifact::LoadModelConfig(model_dir);
     if (!config.ok()) return config.status();
-    if (options.head == HeadKind::kScalar && config->num_labels > 1) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(model_dir, ": expected a reward model with one label, found ", config->num_labels));
-    }
     if (options.head == HeadKind::kLm && config->num_labels > 0) {
       return absl::InvalidArgumentError(
           absl::StrCat(model_dir, ": expected a causal language model, found ", config->architecture));
@@ -150,6 +149,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_
       return absl::InvalidArgumentError(absl::StrCat(
           model_dir, ": expected a reward model (…ForSequenceClassification), found ", config->architecture));
     }
+    if (options.head == HeadKind::kScalar && options.scalar_outputs > 0) config->num_labels = options.scalar_outputs;
     auto weights = artifact::OpenModelWeights(model_dir);
     if (!weights.ok()) return weights.status();
     auto model = std::make_unique<Transformer>(*config, options.head, options.dtype, options.device);
@@ -164,7 +164,7 @@ absl::Status SaveModel(const Transformer& model, const std::string& out_dir, con
   return Guard(absl::StrCat("saving ", out_dir), [&]() -> absl::Status {
     if (absl::Status status = MakeDirs(out_dir); !status.ok()) return status;
     artifact::ModelConfig config = model.config();
-    config.num_labels = model.head() == HeadKind::kScalar ? 1 : 0;
+    config.num_labels = model.head() == HeadKind::kScalar ? static_cast<int>(model.head_weight().size(0)) : 0;
     config.architecture = artifact::ArchitectureName(config.family, config.num_labels > 0);
     config.dtype = model.dtype() == torch::kBFloat16  ? "bfloat16"
                    : model.dtype() == torch::kFloat16 ? "float16"
@@ -190,8 +190,26 @@ absl::Status SaveModel(const Transformer& model, const std::string& out_dir, con
 }
 
 absl::Status SaveRewardNormalization(const RewardNormalization& n, const std::string& dir) {
-  return WriteFileDurably(dir + "/reward_normalization.json",
-                          nlohmann::json({{"shift", n.shift}, {"scale", n.scale}}).dump(2) + "\n");
+  nlohmann::json json = {{"shift", n.shift}, {"scale", n.scale}};
+  for (const RewardHead& head : n.heads) {
+    json["heads"].push_back(
+        {{"criterion", head.criterion}, {"weight", head.weight}, {"shift", head.shift}, {"scale", head.scale}});
+  }
+  return WriteFileDurably(dir + "/reward_normalization.json", json.dump(2) + "\n");
+}
+
+double RewardNormalization::Apply(const double* outputs) const {
+  double raw = heads.empty() ? outputs[0] : 0;
+  for (size_t h = 0; h < heads.size(); ++h) raw += heads[h].weight * heads[h].Normalize(outputs[h]);
+  return (raw - shift) * scale;
+}
+
+absl::Status CheckRewardHeads(const Transformer& model, const RewardNormalization& n, const std::string& model_dir) {
+  const auto outputs = static_cast<size_t>(model.head_weight().size(0));
+  if (outputs == std::max<size_t>(1, n.heads.size())) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(model_dir, ": expected a reward model with one label, or a head for each ",
+                                                 "criterion in reward_normalization.json; found ", outputs,
+                                                 " labels and ", n.heads.size(), " criteria"));
 }
 
 absl::StatusOr<RewardNormalization> LoadRewardNormalization(const std::string& dir) {
@@ -201,14 +219,29 @@ absl::StatusOr<RewardNormalization> LoadRewardNormalization(const std::string& d
   if (!text.ok()) return text.status();
   const auto json = nlohmann::json::parse(*text, nullptr, false);
   RewardNormalization out;
-  if (!json.is_object() || !json.contains("shift") || !json["shift"].is_number() || !json.contains("scale") ||
-      !json["scale"].is_number()) {
+  const auto number = [](const nlohmann::json& object, const char* key, double* value) {
+    if (!object.is_object() || !object.contains(key) || !object[key].is_number()) return false;
+    *value = object[key].get<double>();
+    return true;
+  };
+  if (!number(json, "shift", &out.shift) || !number(json, "scale", &out.scale))
     return absl::InvalidArgumentError(absl::StrCat(path, ": expected {\"shift\": number, \"scale\": number}"));
-  }
-  out.shift = json["shift"].get<double>();
-  out.scale = json["scale"].get<double>();
-  if (!std::isfinite(out.shift) || !std::isfinite(out.scale) || out.scale <= 0) {
+  const auto usable = [](double shift, double scale) {
+    return std::isfinite(shift) && std::isfinite(scale) && scale > 0;
+  };
+  if (!usable(out.shift, out.scale))
     return absl::InvalidArgumentError(absl::StrCat(path, ": expected a finite shift and a scale above 0"));
+  if (!json.contains("heads")) return out;
+  if (!json["heads"].is_array()) return absl::InvalidArgumentError(absl::StrCat(path, ": heads: expected a list"));
+  for (const auto& entry : json["heads"]) {
+    RewardHead& head = out.heads.emplace_back();
+    if (!number(entry, "weight", &head.weight) || !number(entry, "shift", &head.shift) ||
+        !number(entry, "scale", &head.scale) || !usable(head.shift, head.scale) || !std::isfinite(head.weight) ||
+        !entry.contains("criterion") || !entry["criterion"].is_string()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ": heads: expected {\"criterion\": text, \"weight\": number, \"shift\": number, \"scale\": above 0}"));
+    }
+    head.criterion = entry["criterion"].get<std::string>();
   }
   return out;
 }

@@ -55,10 +55,11 @@ struct Scorer::Loaded {
 };
 
 // The normalised score of a reward model, read at the last token up to and including the end of text.
+// A model with a head for each criterion gives the heads' normalised scores as parts; `criteria` may weigh them anew.
 class RewardModelScore : public Component {
  public:
-  RewardModelScore(Scorer* scorer, std::string digest, std::string policy)
-      : scorer_(scorer), digest_(std::move(digest)), policy_(std::move(policy)) {}
+  RewardModelScore(Scorer* scorer, std::string digest, std::string policy, std::map<std::string, double> criteria = {})
+      : scorer_(scorer), digest_(std::move(digest)), policy_(std::move(policy)), criteria_(std::move(criteria)) {}
 
   std::vector<absl::StatusOr<double>> Score(const std::vector<const v1::Sample*>& samples) override {
     std::vector<double> values;
@@ -66,12 +67,19 @@ class RewardModelScore : public Component {
     if (!status.ok()) return std::vector<absl::StatusOr<double>>(samples.size(), status);
     return {values.begin(), values.end()};
   }
+  const std::vector<std::vector<double>>* parts() const override { return parts_.empty() ? nullptr : &parts_; }
+  std::string PartName(size_t part) const override { return names_[part]; }
 
  private:
   absl::Status Compute(const std::vector<const v1::Sample*>& samples, std::vector<double>* values) {
     const c10::InferenceMode inference;
     RLHF_ASSIGN_OR_RETURN(Scorer::Loaded * loaded, scorer_->Load(digest_, model::HeadKind::kScalar));
     RLHF_RETURN_IF_ERROR(loaded->model->SetDeterministic(scorer_->deterministic_));
+    const std::vector<model::RewardHead>& heads = loaded->normalization.heads;
+    RLHF_RETURN_IF_ERROR(CheckCriteria(heads));
+    parts_.assign(heads.size(), {});
+    names_.clear();
+    for (const model::RewardHead& head : heads) names_.push_back(head.criterion);
     RLHF_ASSIGN_OR_RETURN(const bool same_tokens, SameTokens(*loaded));
     std::vector<std::vector<int32_t>> sequences;
     for (const v1::Sample* sample : samples) {
@@ -105,13 +113,37 @@ class RewardModelScore : public Component {
       const torch::Tensor hidden = loaded->model->Hidden(batch);
       const torch::Tensor rows = hidden.index_select(0, torch::tensor(last, torch::kInt64).to(hidden.device()));
       const torch::Tensor raw = loaded->model->Scalar(rows).to(torch::kCPU, torch::kFloat64).contiguous();
-      for (int64_t i = 0; i < raw.numel(); ++i) {
-        values->push_back((raw.data_ptr<double>()[i] - loaded->normalization.shift) * loaded->normalization.scale);
+      const auto width = static_cast<int64_t>(std::max<size_t>(1, heads.size()));
+      for (int64_t i = 0; i < raw.numel(); i += width) {
+        const double* outputs = raw.data_ptr<double>() + i;
+        values->push_back(criteria_.empty() ? loaded->normalization.Apply(outputs) : Weighted(heads, outputs));
+        for (size_t h = 0; h < heads.size(); ++h) parts_[h].push_back(heads[h].Normalize(outputs[h]));
       }
     }
     return absl::OkStatus();
   }
 
+  absl::Status CheckCriteria(const std::vector<model::RewardHead>& heads) const {
+    for (const auto& [criterion, weight] : criteria_) {
+      const bool known = std::any_of(heads.begin(), heads.end(),
+                                     [&, name = criterion](const auto& head) { return head.criterion == name; });
+      if (known) continue;
+      std::string names;
+      for (const model::RewardHead& head : heads) absl::StrAppend(&names, names.empty() ? "" : ", ", head.criterion);
+      return absl::InvalidArgumentError(absl::StrCat(
+          "criteria: reward model ", digest_, " has no head for \"", criterion, "\"; expected one of its criteria (",
+          names.empty() ? "it has none: train it with criterion_heads" : names, ")"));
+    }
+    return absl::OkStatus();
+  }
+  double Weighted(const std::vector<model::RewardHead>& heads, const double* outputs) const {
+    double sum = 0;
+    for (size_t h = 0; h < heads.size(); ++h) {
+      if (const auto weight = criteria_.find(heads[h].criterion); weight != criteria_.end())
+        sum += weight->second * heads[h].Normalize(outputs[h]);
+    }
+    return sum;
+  }
   absl::StatusOr<bool> SameTokens(const Scorer::Loaded& reward_model) {
     if (policy_ == digest_) return true;
     if (same_tokens_) return *same_tokens_;
@@ -123,6 +155,9 @@ class RewardModelScore : public Component {
 
   Scorer* scorer_;
   std::string digest_, policy_;
+  const std::map<std::string, double> criteria_;
+  std::vector<std::vector<double>> parts_;  // by head and sample
+  std::vector<std::string> names_;
   std::optional<bool> same_tokens_;
 };
 
@@ -147,6 +182,7 @@ absl::StatusOr<Scorer::Loaded*> Scorer::Load(const std::string& digest, model::H
   RLHF_ASSIGN_OR_RETURN(loaded->tokenizer_json, ReadFile(dir + "/tokenizer.json"));
   if (head == model::HeadKind::kScalar) {
     RLHF_ASSIGN_OR_RETURN(loaded->normalization, model::LoadRewardNormalization(dir));
+    RLHF_RETURN_IF_ERROR(model::CheckRewardHeads(*loaded->model, loaded->normalization, digest));
   }
   while (static_cast<int>(models_.size()) >= options_.max_models) {
     models_.erase(std::min_element(models_.begin(), models_.end(), [](const auto& a, const auto& b) {
@@ -161,7 +197,9 @@ absl::StatusOr<std::unique_ptr<Component>> Scorer::MakeComponent(const v1::Rewar
                                                                  const std::string& policy) {
   switch (spec.kind_case()) {
     case v1::RewardComponent::kRewardModel:
-      return std::make_unique<RewardModelScore>(this, spec.reward_model().model(), policy);
+      return std::make_unique<RewardModelScore>(
+          this, spec.reward_model().model(), policy,
+          std::map<std::string, double>(spec.reward_model().criteria().begin(), spec.reward_model().criteria().end()));
     case v1::RewardComponent::kRegex:
       return MakeRegex(spec.regex());
     case v1::RewardComponent::kLength:
@@ -236,7 +274,7 @@ void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest&
       if (component->parts() != nullptr) {
         for (size_t part = 0; part < component->parts()->size(); ++part) {
           v1::ComponentScore& member = gold ? *score.add_gold() : *score.add_components();
-          member.set_name(absl::StrCat(component_spec.name(), "/", part));
+          member.set_name(absl::StrCat(component_spec.name(), "/", component->PartName(part)));
           member.set_value((*component->parts())[part][i]);
         }
       }

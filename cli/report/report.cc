@@ -215,6 +215,12 @@ std::string RewardModelTable(const v1::Job& job) {
     absl::StrAppendFormat(&rows, "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td></tr>", HtmlEscape(name),
                           Percent(metric->second), metric->second.n());
   }
+  for (const auto& [name, metric] :
+       std::map<std::string, v1::Metric>(job.result().metrics().begin(), job.result().metrics().end())) {
+    if (!absl::StrContains(name, "{criterion=")) continue;
+    absl::StrAppendFormat(&rows, "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td></tr>", HtmlEscape(name),
+                          Percent(metric), metric.n());
+  }
   if (rows.empty()) return "";
   return absl::StrCat(
       "<table><thead><tr><th>On held-out prompts</th><th class=\"n\">Value</th><th "

@@ -38,6 +38,10 @@ void RewardModel(SpecChecker& check, v1::RewardModelSpec* s) {
   for (const auto& [criterion, weight] : s->criteria()) {
     if (!std::isfinite(weight) || criterion.empty()) check.Problem("criteria", "expected names with finite weights");
   }
+  if (s->criterion_heads() && std::none_of(s->criteria().begin(), s->criteria().end(),
+                                           [](const auto& criterion) { return criterion.second != 0; })) {
+    check.Problem("criteria", "expected at least one with a weight: criterion_heads makes a head of each");
+  }
   s->set_precision(DefaultPrecision(s->precision()));
   if (!s->has_micro_batch_tokens()) s->set_micro_batch_tokens(8192);
   check.Positive("micro_batch_tokens", s->micro_batch_tokens());

@@ -82,10 +82,9 @@ void SpecChecker::Scorer(const std::string& field, v1::ScorerSpec* scorer) {
     switch (c.kind_case()) {
       case v1::RewardComponent::kRewardModel:
         Required("reward_model.model", c.reward_model().model(), "a model");
-        if (!c.reward_model().criteria().empty()) {
-          Problem("reward_model.criteria",
-                  "expected nothing: criteria are combined when the reward model is trained (reward_model.criteria "
-                  "of its job)");
+        for (const auto& [criterion, weight] : c.reward_model().criteria()) {
+          if (!std::isfinite(weight) || criterion.empty())
+            Problem("reward_model.criteria", "expected names with finite weights");
         }
         break;
       case v1::RewardComponent::kRegex:

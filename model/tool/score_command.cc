@@ -49,6 +49,9 @@ absl::Status Score(const std::string& model_dir) {
   if (!model.ok()) return model.status();
   const auto normalization = LoadRewardNormalization(model_dir);
   if (!normalization.ok()) return normalization.status();
+  if (reward_model) {
+    if (absl::Status heads = CheckRewardHeads(**model, *normalization, model_dir); !heads.ok()) return heads;
+  }
   return Guard("score", [&]() -> absl::Status {
     const c10::InferenceMode inference;
     int64_t number = 0;
@@ -59,8 +62,12 @@ absl::Status Score(const std::string& model_dir) {
       const torch::Tensor hidden = (*model)->Hidden(batch);
       json out;
       if (reward_model) {
-        const double raw = (*model)->Scalar(hidden.narrow(0, hidden.size(0) - 1, 1)).item<double>();
-        out["reward"] = (raw - normalization->shift) * normalization->scale;
+        const torch::Tensor outputs =
+            (*model)->Scalar(hidden.narrow(0, hidden.size(0) - 1, 1)).to(torch::kFloat64).contiguous();
+        const double* raw = outputs.data_ptr<double>();
+        out["reward"] = normalization->Apply(raw);
+        for (size_t h = 0; h < normalization->heads.size(); ++h)
+          out["criteria"][normalization->heads[h].criterion] = normalization->heads[h].Normalize(raw[h]);
       } else {
         const ResponseIndex index = IndexResponses(batch, {1});
         const torch::Tensor log_probs =

@@ -22,6 +22,8 @@ class Component {
   virtual std::vector<absl::StatusOr<double>> Score(const std::vector<const v1::Sample*>& samples) = 0;
   // What the last Score was made of, by part and sample: recorded beside it. Null for most.
   virtual const std::vector<std::vector<double>>* parts() const { return nullptr; }
+  // What a part is called, after the component's name and a slash; a number says that it is a member of an ensemble.
+  virtual std::string PartName(size_t part) const { return std::to_string(part); }
 };
 
 // A component that looks at one sample at a time.

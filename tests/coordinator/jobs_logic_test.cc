@@ -1,4 +1,5 @@
 // Specifications, evaluations, raters' tasks: what jobs compute without a service around them.
+#include <limits>
 #include <set>
 
 #include <gmock/gmock.h>
@@ -80,6 +81,28 @@ TEST(SpecTest, EveryProblemNamesItsField) {
   EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_policy_optimizer()->set_learning_rate(7); }),
               HasSubstr("ppo.policy_optimizer.learning_rate: expected 0 to 1, found 7"));
   EXPECT_THAT(problem([](auto* s) { s->clear_kind(); }), HasSubstr("expected one of sft"));
+}
+
+TEST(SpecTest, HeadsByCriterionNeedCriteriaAndAScorerMayWeighThem) {
+  v1::JobSpec spec;
+  spec.set_name("reward");
+  spec.mutable_reward_model()->set_model("base");
+  spec.mutable_reward_model()->set_data("human");
+  spec.mutable_reward_model()->set_batch_size(8);
+  spec.mutable_reward_model()->set_criterion_heads(true);
+  EXPECT_THAT(JoinProblems(CompleteSpec(&spec)), HasSubstr("reward_model.criteria: expected at least one"));
+  (*spec.mutable_reward_model()->mutable_criteria())["honest"] = 0;
+  EXPECT_THAT(JoinProblems(CompleteSpec(&spec)), HasSubstr("reward_model.criteria: expected at least one"));
+  (*spec.mutable_reward_model()->mutable_criteria())["honest"] = 1;
+  EXPECT_EQ(JoinProblems(CompleteSpec(&spec)), "");
+
+  v1::JobSpec ppo = Ppo();
+  auto& weights = *ppo.mutable_ppo()->mutable_scorer()->mutable_components(0)->mutable_reward_model()->mutable_criteria();
+  weights["honest"] = 2;
+  EXPECT_EQ(JoinProblems(CompleteSpec(&ppo)), "");
+  weights["helpful"] = std::numeric_limits<double>::infinity();
+  EXPECT_THAT(JoinProblems(CompleteSpec(&ppo)),
+              HasSubstr("ppo.scorer.components[0].reward_model.criteria: expected names with finite weights"));
 }
 
 TEST(SpecTest, AStageMayNameEarlierStagesOfTheRightKindOnly) {

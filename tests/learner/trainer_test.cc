@@ -321,6 +321,79 @@ TEST_F(TrainerTest, ARewardModelLearnsWhatIsPreferred) {
   EXPECT_NE(normalization->scale, 1);
 }
 
+TEST_F(TrainerTest, EveryCriterionHasAHeadOfItsOwn) {
+  // Helpfulness and honesty disagree about every pair; half of the pairs say nothing about honesty.
+  std::string lines;
+  for (int i = 0; i < 80; ++i) {
+    absl::StrAppend(&lines, "{\"prompt\":\"item ", i, "\",\"chosen\":\" good\",\"rejected\":\" bad\",\"ratings\":{",
+                    i % 2 == 0 ? "\"honest\":[1,5]," : "", "\"helpful\":[5,2]}}\n");
+  }
+  ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), lines).ok());
+  v1::JobSpec job;
+  v1::RewardModelSpec* spec = job.mutable_reward_model();
+  spec->set_model("model");
+  spec->set_data("data");
+  spec->set_held_out_fraction(0.25);
+  spec->set_epochs(4);
+  spec->set_batch_size(8);
+  spec->set_centering(0.001);
+  spec->set_micro_batch_tokens(8192);
+  spec->set_criterion_heads(true);
+  (*spec->mutable_criteria())["helpful"] = 2;
+  (*spec->mutable_criteria())["honest"] = 0.5;
+  Complete(spec->mutable_optimizer(), 3e-3);
+  auto trainer = Make(job);
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  for (int64_t step = 1; step <= (*trainer)->total_steps(); ++step) {
+    const auto result = (*trainer)->RunStep(step, {});
+    ASSERT_TRUE(result.ok()) << result.status();
+    ASSERT_TRUE(result->committed_locally) << result->refusal;
+  }
+  const std::string out = dir_.File("reward");
+  ASSERT_TRUE(MakeDirs(out).ok());
+  const auto metrics = (*trainer)->Finish(out);
+  ASSERT_TRUE(metrics.ok()) << metrics.status();
+  EXPECT_GT(metrics->at("accuracy{criterion=helpful}").value(), 0.95);
+  EXPECT_GT(metrics->at("accuracy{criterion=honest}").value(), 0.95);
+  EXPECT_LT(metrics->at("accuracy{criterion=honest}").n(), metrics->at("accuracy{criterion=helpful}").n());
+  EXPECT_GT(metrics->at("accuracy").value(), 0.95) << "of the weighted heads: helpfulness counts four times as much";
+
+  const auto normalization = model::LoadRewardNormalization(out);
+  ASSERT_TRUE(normalization.ok()) << normalization.status();
+  ASSERT_EQ(normalization->heads.size(), 2u);
+  EXPECT_EQ(normalization->heads[0].criterion, "helpful");
+  EXPECT_EQ(normalization->heads[0].weight, 2);
+  EXPECT_EQ(normalization->heads[1].criterion, "honest");
+  model::LoadOptions load;
+  load.head = model::HeadKind::kScalar;
+  const auto reward = model::LoadModel(out, load);
+  ASSERT_TRUE(reward.ok()) << reward.status();
+  ASSERT_TRUE(model::CheckRewardHeads(**reward, *normalization, out).ok());
+  const auto tokenizer = artifact::Tokenizer::Load(out);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  std::vector<std::vector<int32_t>> sequences;
+  for (const char* answer : {" good", " bad"}) {
+    const auto tokens = EncodeForReward(**tokenizer, "item 7", {}, answer, true);
+    ASSERT_TRUE(tokens.ok()) << tokens.status();
+    sequences.push_back(*tokens);
+  }
+  const std::vector<double> outputs = ScoreSequences(**reward, sequences, 8192);
+  ASSERT_EQ(outputs.size(), 4u);
+  EXPECT_GT(outputs[0], outputs[2]) << "good is the more helpful answer";
+  EXPECT_LT(outputs[1], outputs[3]) << "bad is the more honest one";
+  EXPECT_GT(normalization->Apply(&outputs[0]), normalization->Apply(&outputs[2]));
+
+  // A critic takes the body, and a head of its own.
+  load.init_missing_scalar_head = true;
+  load.scalar_outputs = 1;
+  const auto critic = model::LoadModel(out, load);
+  ASSERT_TRUE(critic.ok()) << critic.status();
+  EXPECT_EQ((*critic)->head_weight().size(0), 1);
+
+  (*job.mutable_reward_model()->mutable_criteria())["kind"] = 1;
+  EXPECT_THAT(std::string(Make(job).status().message()), HasSubstr("rated by \"kind\""));
+}
+
 TEST(RewardModelMetricsTest, CountsTiesAsHalves) {
   std::vector<ComparisonPair> pairs(4);
   pairs[3].tie = true;
@@ -342,6 +415,7 @@ TEST(CombineRatingsTest, WeightsDecideWhichAnswerIsBetter) {
   EXPECT_TRUE(record.tie);
   CombineRatings({{"helpful", 1}, {"honest", 2}}, &record);
   EXPECT_EQ(record.chosen, "b");
+  EXPECT_EQ(record.ratings.at("honest").first, 4) << "the ratings turn round with the answers";
   EXPECT_FALSE(record.tie);
 }
 

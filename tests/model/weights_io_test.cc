@@ -57,6 +57,40 @@ TEST_P(WeightsIoTest, AScalarHeadIsStartedOnlyWhenAskedFor) {
   EXPECT_NEAR((*again)->head_weight().detach().std().item<double>(), 1 / std::sqrt(17.0), 0.15);
 }
 
+TEST_P(WeightsIoTest, AHeadMayHaveSeveralOutputs) {
+  const std::string dir = Saved();
+  LoadOptions options;
+  options.head = HeadKind::kScalar;
+  options.init_missing_scalar_head = true;
+  options.scalar_outputs = 3;
+  const auto reward = LoadModel(dir, options);
+  ASSERT_TRUE(reward.ok()) << reward.status();
+  EXPECT_EQ((*reward)->head_weight().size(0), 3);
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor hidden = (*reward)->Hidden(PackedBatch::FromSequences({{1, 2, 3}}));
+  EXPECT_EQ((*reward)->Scalar(hidden).sizes(), (std::vector<int64_t>{3, 3}));
+  const std::string out = dir_.File("reward");
+  ASSERT_TRUE(MakeDirs(out).ok());
+  ASSERT_TRUE(SaveModel(**reward, out, "").ok());
+
+  LoadOptions as_stored;
+  as_stored.head = HeadKind::kScalar;
+  const auto again = LoadModel(out, as_stored);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(WeightsDigest(**again), WeightsDigest(**reward));
+  EXPECT_TRUE(CheckRewardHeads(**again, {.shift = 0, .scale = 1, .heads = {{"a"}, {"b"}, {"c"}}}, out).ok());
+  const absl::Status nameless = CheckRewardHeads(**again, {}, out);
+  EXPECT_EQ(nameless.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(nameless.message()), HasSubstr("3 labels"));
+  // One output is asked for: this head is none of that size.
+  as_stored.scalar_outputs = 1;
+  EXPECT_THAT(std::string(LoadModel(out, as_stored).status().message()), HasSubstr("score.weight"));
+  as_stored.init_missing_scalar_head = true;
+  const auto critic = LoadModel(out, as_stored);
+  ASSERT_TRUE(critic.ok()) << critic.status();
+  EXPECT_EQ((*critic)->head_weight().size(0), 1);
+}
+
 TEST_P(WeightsIoTest, DamagedFilesAreNamed) {
   const std::string dir = Saved(), file = dir + "/model.safetensors";
   const auto bytes = ReadFile(file);
@@ -94,8 +128,29 @@ TEST(RewardNormalizationTest, IsTheIdentityWithoutAFileAndSurvivesOne) {
   ASSERT_TRUE(loaded.ok());
   EXPECT_EQ(loaded->shift, 0.25);
   EXPECT_EQ(loaded->scale, 3.5);
+  EXPECT_TRUE(loaded->heads.empty());
+  const double output = 1.25;
+  EXPECT_DOUBLE_EQ(loaded->Apply(&output), 3.5);
   ASSERT_TRUE(WriteFileDurably(dir.File("reward_normalization.json"), "{").ok());
   EXPECT_FALSE(LoadRewardNormalization(dir.path()).ok());
+}
+
+TEST(RewardNormalizationTest, HeadsAreWeighedAndTheSumIsNormalisedAgain) {
+  ScratchDir dir;
+  const RewardNormalization saved{
+      .shift = 1, .scale = 2, .heads = {{"helpful", 3, 0.5, 2}, {"honest", -1, 0.25, 4}}};
+  ASSERT_TRUE(SaveRewardNormalization(saved, dir.path()).ok());
+  const auto loaded = LoadRewardNormalization(dir.path());
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  ASSERT_EQ(loaded->heads.size(), 2u);
+  EXPECT_EQ(loaded->heads[1].criterion, "honest");
+  const double outputs[] = {1.0, 0.75};  // normalised: 1 and 2
+  EXPECT_DOUBLE_EQ(loaded->heads[0].Normalize(outputs[0]), 1);
+  EXPECT_DOUBLE_EQ(loaded->Apply(outputs), (3 * 1 - 1 * 2 - 1) * 2);
+  ASSERT_TRUE(WriteFileDurably(dir.File("reward_normalization.json"),
+                               R"({"shift":0,"scale":1,"heads":[{"criterion":"a","weight":1,"shift":0,"scale":0}]})")
+                  .ok());
+  EXPECT_THAT(std::string(LoadRewardNormalization(dir.path()).status().message()), HasSubstr("heads"));
 }
 
 }  // namespace

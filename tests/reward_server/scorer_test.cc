@@ -85,6 +85,58 @@ TEST_F(ScorerTest, TheTotalIsTheWeightedSumOfNormalisedRewardAndRules) {
   }
 }
 
+TEST_F(ScorerTest, HeadsByCriterionAreRecordedAndMayBeWeighedAnew) {
+  model::LoadOptions options;
+  options.head = model::HeadKind::kScalar;
+  options.init_missing_scalar_head = true;
+  options.scalar_outputs = 2;
+  const auto reward = model::LoadModel(dir_.File("policy"), options);
+  ASSERT_TRUE(reward.ok()) << reward.status();
+  const std::string dir = dir_.File("heads");
+  ASSERT_TRUE(MakeDirs(dir).ok());
+  ASSERT_TRUE(model::SaveModel(**reward, dir, dir_.File("policy")).ok());
+  const model::RewardNormalization normalization{
+      .shift = 0.5, .scale = 2, .heads = {{"helpful", 2, 0.1, 3}, {"honest", -1, 0.2, 4}}};
+  ASSERT_TRUE(model::SaveRewardNormalization(normalization, dir).ok());
+  artifact::ArtifactRoot root(dir_.File("root"));
+  const std::string digest = root.Publish(dir)->digest;
+
+  AddComponent("model", 1)->mutable_reward_model()->set_model(digest);
+  v1::RewardModelComponent* honest = AddComponent("honest", 1)->mutable_reward_model();
+  honest->set_model(digest);
+  (*honest->mutable_criteria())["honest"] = 3;
+  const v1::ScoreResponse response = scorer_->Score(request_);
+  ASSERT_EQ(response.scores_size(), 2);
+  const torch::NoGradGuard no_grad;
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_EQ(response.scores(i).code(), 0) << response.scores(i).error();
+    std::vector<int32_t> tokens(request_.samples(i).prompt_tokens().begin(), request_.samples(i).prompt_tokens().end());
+    tokens.insert(tokens.end(), request_.samples(i).response_tokens().begin(),
+                  request_.samples(i).response_tokens().end());
+    const torch::Tensor hidden = (*reward)->Hidden(model::PackedBatch::FromSequences({tokens}));
+    const torch::Tensor raw =
+        (*reward)->Scalar(hidden.narrow(0, hidden.size(0) - 1, 1)).to(torch::kFloat64).contiguous();
+    const double helpful = (raw.data_ptr<double>()[0] - 0.1) * 3, honesty = (raw.data_ptr<double>()[1] - 0.2) * 4;
+    std::map<std::string, double> found;
+    for (const auto& component : response.scores(i).score().components()) found[component.name()] = component.value();
+    EXPECT_NEAR(found["model"], (2 * helpful - honesty - 0.5) * 2, 1e-4);
+    EXPECT_NEAR(found["model/helpful"], helpful, 1e-5);
+    EXPECT_NEAR(found["model/honest"], honesty, 1e-5);
+    EXPECT_NEAR(found["honest"], 3 * honesty, 1e-4);
+    EXPECT_NEAR(response.scores(i).score().total(), found["model"] + found["honest"], 1e-6) << "parts count nothing";
+  }
+  (*request_.mutable_scorer()->mutable_components(1)->mutable_reward_model()->mutable_criteria())["funny"] = 1;
+  const v1::ScoreResponse unknown = scorer_->Score(request_);
+  EXPECT_EQ(unknown.scores(0).code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(unknown.scores(0).error(), testing::HasSubstr("helpful, honest"));
+  // A model with one head has no criteria.
+  request_.clear_scorer();
+  v1::RewardModelComponent* plain = AddComponent("model", 1)->mutable_reward_model();
+  plain->set_model(reward_);
+  (*plain->mutable_criteria())["honest"] = 1;
+  EXPECT_EQ(scorer_->Score(request_).scores(0).code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+}
+
 TEST_F(ScorerTest, AFailureIsATypedStatusOfItsSamplesNeverANumber) {
   AddComponent("model", 1)->mutable_reward_model()->set_model("sha256:" + std::string(64, '0'));
   v1::ScoreResponse response = scorer_->Score(request_);
