@@ -67,6 +67,9 @@ class GeneratingDriver final : public Driver, public SamplingListener {
   void Tick() override {
     v1::Job* row = job();
     const absl::Duration now = deps().loop->clock().Now();
+    // A store that refused the write before publishing may take it now.
+    if (begun_ && row->prompt_cursor() == static_cast<int64_t>(prompts_) && deps().sampling->StepScored(job_id_, 0))
+      PublishWhenDurable();
     if (!begun_ || now - last_progress_ < kProgressEvery) return;
     const v1::LedgerCounts counts = deps().sampling->Counts(job_id_);
     const int64_t finished = counts.scored() + counts.delivered();
@@ -82,7 +85,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
       Issue(&batch);
       return host_->Commit(job_id_, std::move(batch));
     }
-    Publish();
+    PublishWhenDurable();
   }
   void OnSampleFailed(const std::string&, const v1::SampleRow& row) override {
     host_->Fail(job_id_, "SAMPLE_FAILED",
@@ -156,6 +159,21 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     host_->Commit(job_id_, std::move(batch));
   }
 
+  // Samples are read from the disk, where the last that memory has scored may not have arrived: a write behind theirs
+  // shows that they have.
+  void PublishWhenDurable() {
+    if (publishing_ || std::exchange(waiting_, true)) return;
+    host_->CommitThen(job_id_, WriteBatch(),
+                      [host = host_, job_id = job_id_, this, loop = deps().loop](absl::Status status) {
+                        loop->Post([host, job_id, this, status] {
+                          const v1::Job* current = host->Find(job_id);
+                          if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+                          waiting_ = false;
+                          if (status.ok()) Publish();  // else at a later tick
+                        });
+                      });
+  }
+
   void Publish() {
     if (std::exchange(publishing_, true)) return;
     Report(job()->total_steps());
@@ -170,6 +188,10 @@ class GeneratingDriver final : public Driver, public SamplingListener {
       }
       after = next;
     } while (!after.empty());
+    if (const size_t all = prompts_ * static_cast<size_t>(per_prompt()); samples->size() != all) {
+      return host_->Fail(job_id_, "STORE",
+                         absl::StrCat("expected ", all, " scored samples on the disk, found ", samples->size()));
+    }
     const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
     if (!staging.ok()) return host_->Fail(job_id_, "STORE", std::string(staging.status().message()));
     std::string against;
@@ -259,6 +281,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
   const std::string job_id_;
   size_t prompts_ = 0;
   bool begun_ = false, publishing_ = false;
+  bool waiting_ = false;  // for the scores' writes to be durable
   absl::Duration last_progress_ = absl::ZeroDuration();
 };
 

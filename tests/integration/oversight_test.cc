@@ -182,6 +182,58 @@ TEST_F(OversightTest, AHaltAndAPauseStopTrainingWithoutALedgerToo) {
   EXPECT_EQ(service_.Ctl("cancel sft").code, 0);
 }
 
+TEST_F(OversightTest, AnEvaluationHasEveryAnswerHoweverFastTheyAreScored) {
+  for (int i = 0; i < 12; ++i) {
+    const std::string name = absl::StrCat("all-", i);
+    const std::string path = Write(name + ".yaml", absl::StrCat("name: ", name, "\nseed: ", i,
+                                                                "\nevaluate: {model: \"file:model\", suite: "
+                                                                "\"file:prompts.jsonl\", sampling: {temperature: 1, "
+                                                                "max_new_tokens: 4}}\n"));
+    const CommandResult followed = service_.Ctl("submit " + path + " --follow");
+    ASSERT_EQ(followed.code, 0) << followed.output;
+    const nlohmann::json metrics = service_.Job(name)["result"]["metrics"];
+    ASSERT_TRUE(metrics.contains("cats.exact_answer")) << metrics.dump();
+    EXPECT_EQ(metrics["cats.exact_answer"].value("n", ""), "40") << metrics.dump();
+  }
+}
+
+TEST_F(OversightTest, ARiseOfDisparityOverItsBoundAlertsAndClosesTheGate) {
+  // What is taught helps the cats only: before, neither animal is known.
+  std::string suite;
+  for (int i = 0; i < 20; ++i) {
+    for (const auto& [animal, answer] : {std::pair("cat", "sat"), std::pair("dog", "ran")}) {
+      absl::StrAppend(&suite, "{\"prompt\":\"the ", animal, " number ", i, "\",\"reference\":\"", answer,
+                      "\",\"tags\":{\"animal\":\"", animal, "\"}}\n");
+    }
+  }
+  ASSERT_TRUE(WriteFileDurably(File("slices.jsonl"), suite).ok());
+  const auto pipeline = [&](const std::string& name, double bound, const std::string& gate) {
+    const std::string evaluate = "suite: \"file:slices.jsonl\", sampling: {temperature: 0, max_new_tokens: 8}";
+    return Write(
+        name + ".yaml",
+        absl::StrCat("name: ", name, "\nseed: 3\npipeline:\n  stages:\n    - name: before\n      evaluate: {model: ",
+                     "\"file:model\", ", evaluate, "}\n    - name: sft\n      sft: {model: \"file:model\", data: ",
+                     "\"file:sft.jsonl\", steps: 100, batch_size: 8, optimizer: {learning_rate: 1e-2}}\n",
+                     "    - name: after\n      evaluate: {model: \"stage:sft\", ", evaluate,
+                     ", against: \"stage:before\", max_disparity_rise: ", bound, "}\n      gate: ", gate, "\n"));
+  };
+  const CommandResult closed = service_.Ctl(
+      "submit " + pipeline("unfair", 0.2, "{required_approvals: 1, approves: sft, publish_as: unfair}") + " --follow");
+  EXPECT_EQ(closed.code, 5) << closed.output;  // GATE_CLOSED, and nobody was asked
+  EXPECT_THAT(closed.output, HasSubstr("ALERT disparity: the largest gap between slices grew by"));
+  const nlohmann::json job = service_.Job("unfair");
+  EXPECT_THAT(job.value("reason", ""), HasSubstr("disparity_rise is")) << job.dump(1);
+  const nlohmann::json metrics = job["result"]["metrics"];
+  EXPECT_GT(metrics["after.disparity_rise"].value("low", 0.0), 0.2) << metrics.dump();
+  EXPECT_GT(metrics["after.win_rate{animal=cat}"].value("low", 0.0), 0.9) << metrics.dump();
+  EXPECT_NE(service_.Ctl("models pull approved/unfair --out " + File("unfair")).code, 0);
+  EXPECT_THAT(As("overseer", "audit export").output, HasSubstr("alert.disparity"));
+
+  const CommandResult borne = service_.Ctl("submit " + pipeline("borne", 1.5, "{approves: sft}") + " --follow");
+  EXPECT_EQ(borne.code, 0) << borne.output;
+  EXPECT_THAT(borne.output, Not(HasSubstr("ALERT")));
+}
+
 TEST_F(OversightTest, AMonitorEndsARunWithItsReason) {
   const std::string fails = Write(
       "fails.yaml", absl::StrCat("name: fails\nseed: 3\n",
