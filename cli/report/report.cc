@@ -39,6 +39,11 @@ std::string Percent(const v1::Metric& metric) {
   return absl::StrFormat("%.4g", metric.value());
 }
 
+std::string Interval(const v1::Metric& metric) {
+  if (!metric.has_low() || !metric.has_high()) return absl::StrFormat("%.4g", metric.value());
+  return absl::StrFormat("%.4g <span class=\"dim\">[%.4g, %.4g]</span>", metric.value(), metric.low(), metric.high());
+}
+
 bool SmallerIsBetter(const std::string& name) {
   return absl::StrContains(name, "hallucination") || absl::StrContains(name, "over_claim") ||
          absl::StrContains(name, "needless") || absl::StrContains(name, "loss");
@@ -68,6 +73,24 @@ std::string BeforeAfter(const ReportStage& before, const ReportStage& after) {
   }
   return out +
          "</tbody></table><p class=\"dim\">Rates in per cent with 95 % intervals; changes of rates in points.</p>";
+}
+
+// What an evaluation measured against an earlier policy, overall and by slice.
+std::string Against(const ReportStage& stage) {
+  std::string rows;
+  const auto& all = stage.job.result().metrics();
+  for (const auto& [name, metric] : std::map<std::string, v1::Metric>(all.begin(), all.end())) {
+    const std::string kind = name.substr(0, name.find('{'));
+    if (kind != "win_rate" && kind != "score_change" && kind != "length_change" && kind.rfind("disparity", 0) != 0)
+      continue;
+    const bool rate = kind == "win_rate";
+    absl::StrAppendFormat(&rows, "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td></tr>", HtmlEscape(name),
+                          rate ? Percent(metric) : Interval(metric), metric.n());
+  }
+  if (rows.empty()) return "";
+  return absl::StrCat(
+      "<table><thead><tr><th>Metric</th><th class=\"n\">Value</th><th class=\"n\">n</th></tr></thead><tbody>", rows,
+      "</tbody></table><p class=\"dim\">With 95 % bootstrap intervals; win rates in per cent, lengths in bytes.</p>");
 }
 
 std::string SideBySide(const ReportStage& before, const ReportStage& after) {
@@ -309,6 +332,8 @@ std::string RenderReport(const ReportData& data) {
   const auto [before, after] = FirstAndLast(data);
   if (before != nullptr && after != nullptr) {
     absl::StrAppend(&out, "<h2>Before and after</h2>", BeforeAfter(*before, *after));
+    if (const std::string rows = Against(*after); !rows.empty())
+      absl::StrAppend(&out, "<h2>Against the earlier policy</h2>", rows);
     if (const std::string rows = SideBySide(*before, *after); !rows.empty())
       absl::StrAppend(&out, "<h2>Answers side by side</h2>", rows);
   }

@@ -11,6 +11,7 @@ namespace rlhf::cli {
 namespace {
 
 constexpr double kWidth = 420, kHeight = 220, kLeft = 52, kRight = 10, kTop = 28, kBottom = 34;
+constexpr size_t kMostDots = 12;
 constexpr const char* kColours[] = {"var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)"};
 
 // A step of 1, 2 or 5 times a power of ten that gives about `count` ticks.
@@ -99,6 +100,11 @@ std::string LineChart(const std::string& title, const std::string& x_label, cons
       absl::StrAppendFormat(&path, "%s%.1f %.1f", path.empty() ? "M" : "L", x_at(x), y_at(y));
     const char* stroke = kColours[colour % 4];
     absl::StrAppendFormat(&out, "<path class=\"line\" style=\"stroke:%s\" d=\"%s\"/>", stroke, path);
+    // Few points are seen as such; a single one is no line at all.
+    for (size_t i = 0; one.points.size() <= kMostDots && i < one.points.size(); ++i) {
+      absl::StrAppendFormat(&out, "<circle r=\"2.5\" cx=\"%.1f\" cy=\"%.1f\" style=\"fill:%s\"/>",
+                            x_at(one.points[i].first), y_at(one.points[i].second), stroke);
+    }
     if (series.size() > 1) {
       absl::StrAppendFormat(&out,
                             "<text class=\"tick\" x=\"%g\" y=\"%g\" text-anchor=\"end\" style=\"fill:%s\">%s</text>",
