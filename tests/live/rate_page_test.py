@@ -128,6 +128,72 @@ class RatePageTest(unittest.TestCase):
         self.assertTrue(0 < swapped < PROMPTS, f"{swapped} of {PROMPTS} were shown the other way round")
         until("the job ends", 20, lambda: self.service.job("compare")["state"] == "SUCCEEDED")
 
+    def focused(self):
+        """The focused element: its id, or its name and value; and whether the focus can be seen."""
+        return self.browser.js("""(() => {
+          const e = document.activeElement, seen = [e, e.closest("label")].some((x) => {
+            if (!x) return false;
+            const s = getComputedStyle(x);
+            return s.outlineStyle !== "none" && parseFloat(s.outlineWidth) > 0;
+          });
+          return {what: e.id || e.tagName, name: e.name || "", seen};
+        })()""")
+
+    def tab_to(self, wanted, most=60):
+        """Presses Tab until the wanted element has the focus; every control on the way shows its own."""
+        for _ in range(most):
+            self.browser.call("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9)
+            self.browser.call("Input.dispatchKeyEvent", type="keyUp", key="Tab", code="Tab", windowsVirtualKeyCode=9)
+            now = self.focused()
+            if now["what"] != "BODY":
+                self.assertTrue(now["seen"], f"the focus on {now} cannot be seen")
+            if wanted in (now["what"], now["name"]):
+                return
+        self.fail(f"Tab does not come to {wanted}")
+
+    def type(self, text):
+        self.browser.call("Input.insertText", text=text)
+
+    def test_everything_can_be_done_with_the_keyboard_alone(self):
+        self.submit("keys", "  comparisons: 3\n  criteria: [helpful]\n")
+        web = self.service.ports()["coordinator"]["web"]
+        self.browser.go(f"https://127.0.0.1:{web}/signin?next={urllib.parse.quote('/rate?job=keys', safe='')}")
+        self.browser.wait("document.querySelector('input[name=token]') !== null")
+        self.assertEqual(self.browser.js(AUDIT), [])
+        if self.focused()["name"] != "token":
+            self.tab_to("token")
+        self.type(self.service.token("rater"))
+        self.press("Enter")
+        self.browser.wait("document.querySelector('#form') !== null")
+        self.assertEqual(self.focused()["what"], "question", "a new task is announced: its question has the focus")
+        prompt = self.prompt()
+        # Ratings of the left answer, its preference, how clearly, a comment, whose letters are no commands.
+        self.tab_to("a:helpful")
+        self.press(" ")
+        self.press("1")
+        self.press("w")
+        self.tab_to("comment")
+        self.type("right ")
+        self.press("s")
+        self.press("2")
+        self.tab_to("send")
+        self.press("Enter")
+        self.after(prompt)
+        # Skipped by its key; the last by a tie.
+        prompt = self.prompt()
+        self.press("s")
+        self.after(prompt)
+        prompt = self.prompt()
+        self.press("3")
+        self.press("Enter")
+        self.browser.wait("!!document.querySelector('#done')")
+        self.assertEqual(self.browser.problems, [])
+        made = self.comparisons("keys")
+        self.assertEqual(sorted(one["preference"] == "TIE" for one in made), [False, True])
+        first = next(one for one in made if one["preference"] != "TIE")
+        self.assertEqual((first["comment"], first["strength"]), ("right s2", 0.67))
+        self.assertIn({"helpful": 1}, (first.get("first_ratings"), first.get("second_ratings")))
+
     def test_edits_ratings_and_skips_on_a_phone(self):
         self.submit("edits", "  comparisons: 6\n  edit_fraction: 0.5\n  rating_fraction: 0.5\n  criteria: [helpful, honest]\n")
         self.browser.call("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True)
