@@ -90,8 +90,8 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
     const bool taught = std::any_of(data.training.begin(), data.training.end(),
                                     [&](const ComparisonPair& pair) { return !std::isnan(pair.rated[head]); });
     if (!taught) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": expected comparisons whose answers are rated by \"", criterion,
-                                                     "\", found none to train its head on"));
+      return absl::InvalidArgumentError(absl::StrCat(path, ": expected comparisons whose answers are rated by \"",
+                                                     criterion, "\", found none to train its head on"));
     }
     ++head;
   }

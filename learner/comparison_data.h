@@ -30,8 +30,7 @@ struct ComparisonData {
   // With heads every criterion's ratings are kept, and InvalidArgument names one that no training comparison has.
   static absl::StatusOr<ComparisonData> Load(const std::string& path, const artifact::Tokenizer& tokenizer,
                                              int64_t context, double held_out_fraction, uint64_t seed,
-                                             const std::map<std::string, double>& criteria = {},
-                                             bool heads = false);
+                                             const std::map<std::string, double>& criteria = {}, bool heads = false);
 };
 
 // Turns a comparison round, or makes it a tie, by the sign of Σ weight · (rating of chosen − rating of rejected).
@@ -44,8 +43,8 @@ absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& 
                                                      const std::string& response, bool ended);
 // Rewards at the last tokens: float32 [N], or [N, outputs] of a model with several; with gradient when enabled.
 torch::Tensor SequenceRewards(const model::Transformer& model, const std::vector<std::vector<int32_t>>& sequences);
-// The same without gradient, for any number of sequences, packed into at most max_tokens at a time; a sequence's outputs
-// follow each other.
+// The same without gradient, for any number of sequences, packed into at most max_tokens at a time; a sequence's
+// outputs follow each other.
 std::vector<double> ScoreSequences(const model::Transformer& model, const std::vector<std::vector<int32_t>>& sequences,
                                    int64_t max_tokens);
 

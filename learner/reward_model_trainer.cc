@@ -147,10 +147,10 @@ absl::StatusOr<std::unique_ptr<Trainer>> RewardModelTrainer::Make(const TrainerI
   load.head_seed = inputs.spec.seed() + kMemberSeeds * static_cast<uint64_t>(spec.member());
   RLHF_ASSIGN_OR_RETURN(auto model, model::LoadModel(dir, load));
   RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, spec.has_lora() ? &spec.lora() : nullptr, model.get()));
-  RLHF_ASSIGN_OR_RETURN(trainer->data_,
-                        ComparisonData::Load(inputs.local.at(spec.data()), *trainer->tokenizer_,
-                                             model->config().max_position_embeddings, spec.held_out_fraction(),
-                                             inputs.spec.seed(), criteria, spec.criterion_heads()));
+  RLHF_ASSIGN_OR_RETURN(
+      trainer->data_,
+      ComparisonData::Load(inputs.local.at(spec.data()), *trainer->tokenizer_, model->config().max_position_embeddings,
+                           spec.held_out_fraction(), inputs.spec.seed(), criteria, spec.criterion_heads()));
   for (const ComparisonPair& pair : trainer->data_.training)
     trainer->lengths_.push_back(static_cast<int64_t>(pair.chosen.size() + pair.rejected.size()));
   trainer->model_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), trainer->total_steps());

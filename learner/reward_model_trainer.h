@@ -21,8 +21,9 @@ namespace rlhf::learner {
 // the differences in reward and in tokens).
 std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<ComparisonPair>& pairs,
                                                      const std::vector<double>& differences);
-// accuracy, log_loss and ece of one head on the pairs that its criterion's ratings decide, as "accuracy{criterion=NAME}".
-// differences: of that head's outputs; `head` is its place in ComparisonPair::rated. Nothing where no pair is rated.
+// accuracy, log_loss and ece of one head on the pairs that its criterion's ratings decide, as
+// "accuracy{criterion=NAME}". differences: of that head's outputs; `head` is its place in ComparisonPair::rated.
+// Nothing where no pair is rated.
 std::map<std::string, v1::Metric> CriterionMetrics(const std::string& criterion, size_t head,
                                                    const std::vector<ComparisonPair>& pairs,
                                                    const std::vector<double>& differences);
@@ -56,7 +57,7 @@ class RewardModelTrainer final : public Trainer {
   std::unique_ptr<artifact::Tokenizer> tokenizer_;
   ComparisonData data_;
   std::vector<model::RewardHead> heads_;  // criteria and weights; empty without criterion_heads
-  std::vector<int64_t> lengths_;  // of both sequences of a training pair
+  std::vector<int64_t> lengths_;          // of both sequences of a training pair
   std::unique_ptr<Trainable> model_;
   Collective* collective_ = nullptr;
 };

@@ -207,9 +207,9 @@ double RewardNormalization::Apply(const double* outputs) const {
 absl::Status CheckRewardHeads(const Transformer& model, const RewardNormalization& n, const std::string& model_dir) {
   const auto outputs = static_cast<size_t>(model.head_weight().size(0));
   if (outputs == std::max<size_t>(1, n.heads.size())) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(model_dir, ": expected a reward model with one label, or a head for each ",
-                                                 "criterion in reward_normalization.json; found ", outputs,
-                                                 " labels and ", n.heads.size(), " criteria"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      model_dir, ": expected a reward model with one label, or a head for each ",
+      "criterion in reward_normalization.json; found ", outputs, " labels and ", n.heads.size(), " criteria"));
 }
 
 absl::StatusOr<RewardNormalization> LoadRewardNormalization(const std::string& dir) {

@@ -24,7 +24,8 @@ void FamilyDescription::AddNorm(const std::string& module, int64_t width, artifa
 
 void FamilyDescription::AddHead(const artifact::ModelConfig& config, bool scalar, const std::string& lm_head_name) {
   if (scalar) {
-    parameters.push_back({scalar_head, {std::max<int64_t>(1, config.num_labels), config.hidden_size}, Init::kScalarHead});
+    parameters.push_back(
+        {scalar_head, {std::max<int64_t>(1, config.num_labels), config.hidden_size}, Init::kScalarHead});
   } else if (config.tie_word_embeddings) {
     lm_head = token_embedding;
   } else {

@@ -93,14 +93,14 @@ TEST(ReportTest, ARewardModelStandsBesideItsBaselinesWithItsCalibration) {
   ReportStage& reward = data.stages.emplace_back(Stage("reward"));
   reward.job.mutable_spec()->mutable_reward_model();
   Set(&reward, Metrics({{"accuracy", Rate(0.81, 0.77, 0.85, 400)},
-                          {"baseline.length.accuracy", Rate(0.62, 0.57, 0.67, 400)},
-                          {"baseline.random.accuracy", Number(0.5)},
-                          {"accuracy{criterion=honest}", Rate(0.9, 0.85, 0.95, 200)},
-                          {"ece", Number(0.043)},
-                          {"calibration/5", Number(0.7)},
-                          {"calibration.confidence/5", Number(0.78)},
-                          {"calibration/9", Number(0.95)},
-                          {"calibration.confidence/9", Number(0.97)}}));
+                        {"baseline.length.accuracy", Rate(0.62, 0.57, 0.67, 400)},
+                        {"baseline.random.accuracy", Number(0.5)},
+                        {"accuracy{criterion=honest}", Rate(0.9, 0.85, 0.95, 200)},
+                        {"ece", Number(0.043)},
+                        {"calibration/5", Number(0.7)},
+                        {"calibration.confidence/5", Number(0.78)},
+                        {"calibration/9", Number(0.95)},
+                        {"calibration.confidence/9", Number(0.97)}}));
   const std::string page = RenderReport(data);
   EXPECT_THAT(page, HasSubstr("<td>baseline.length.accuracy</td><td class=\"n\">62.0 %"));
   EXPECT_THAT(page, HasSubstr("<td>baseline.random.accuracy</td><td class=\"n\">0.5</td>"));
@@ -116,18 +116,19 @@ TEST(ReportTest, QualityByRoundIsATable) {
   data.job.mutable_spec()->mutable_pipeline()->set_rounds(2);
   ReportStage job;
   Set(&job, Metrics({{"round1.after.unknown.hallucination", Rate(0.12, 0.10, 0.14, 1000)},
-                       {"round2.after.unknown.hallucination", Rate(0.06, 0.05, 0.08, 1000)},
-                       {"round2.after.win_rate", Rate(0.61, 0.58, 0.64, 1000)},
-                       {"round1.collect.comparisons", Number(8500)},
-                       {"round2.after.unknown.hallucination{phrasing=heldout}", Rate(0.2, 0.1, 0.3, 10)},
-                       {"after.unknown.hallucination", Rate(0.06, 0.05, 0.08, 1000)}}));
+                     {"round2.after.unknown.hallucination", Rate(0.06, 0.05, 0.08, 1000)},
+                     {"round2.after.win_rate", Rate(0.61, 0.58, 0.64, 1000)},
+                     {"round1.collect.comparisons", Number(8500)},
+                     {"round2.after.unknown.hallucination{phrasing=heldout}", Rate(0.2, 0.1, 0.3, 10)},
+                     {"after.unknown.hallucination", Rate(0.06, 0.05, 0.08, 1000)}}));
   *data.job.mutable_result() = job.job.result();
   const std::string table = From(RenderReport(data), "<h2>By round</h2>", "</table>");
   EXPECT_THAT(table, HasSubstr("<th class=\"n\">Round 2</th>"));
   const std::string row = From(table, "<td>after.unknown.hallucination</td>", "</tr>");
   EXPECT_THAT(row, HasSubstr("12.0 %"));
   EXPECT_LT(row.find("12.0 %"), row.find("6.0 % <span"));
-  EXPECT_THAT(From(table, "<td>after.win_rate</td>", "</tr>"), HasSubstr("<td class=\"n\"></td><td class=\"n\">61.0 %"));
+  EXPECT_THAT(From(table, "<td>after.win_rate</td>", "</tr>"),
+              HasSubstr("<td class=\"n\"></td><td class=\"n\">61.0 %"));
   EXPECT_THAT(table, HasSubstr("8500"));
   EXPECT_THAT(table, Not(HasSubstr("phrasing=heldout")));
   data.job.mutable_spec()->mutable_pipeline()->set_rounds(1);
@@ -147,9 +148,9 @@ TEST(ReportTest, BeforeAndAfterSayWhatChangedAgainstTheEarlierPolicy) {
   }
   Set(&data.stages[0], Metrics({{"unknown.hallucination", Rate(0.76, 0.72, 0.80, 300)}}));
   Set(&data.stages[1], Metrics({{"unknown.hallucination", Rate(0.08, 0.05, 0.11, 300)},
-                                  {"win_rate{dialect=north}", Rate(0.7, 0.6, 0.8, 50)},
-                                  {"score_change{dialect=south}", Rate(-0.25, -0.5, 0, 50)},
-                                  {"disparity_rise", Rate(0.4, 0.3, 0.5, 100)}}));
+                                {"win_rate{dialect=north}", Rate(0.7, 0.6, 0.8, 50)},
+                                {"score_change{dialect=south}", Rate(-0.25, -0.5, 0, 50)},
+                                {"disparity_rise", Rate(0.4, 0.3, 0.5, 100)}}));
   const std::string page = RenderReport(data);
   const std::string table = From(page, "<h2>Before and after</h2>", "</table>");
   EXPECT_THAT(table, HasSubstr("class=\"n good\">-68<"));

@@ -351,6 +351,21 @@ TEST(ComparisonSetTest, ASetLeavesOutRatersTiesAndPlantedQuestionsAndHasADigest)
   EXPECT_TRUE(table->List("default", "")[0].forgotten());
 }
 
+TEST(ComparisonSetTest, ChatsWithoutATextDifferByTheirMessages) {
+  const auto chat = [](const std::string& question) {
+    v1::Comparison c = Judged("a", 1, true, false);
+    c.mutable_prompt()->clear_text();
+    v1::ChatMessage& message = *c.mutable_prompt()->add_messages();
+    message.set_role("user");
+    message.set_content(question);
+    return c;
+  };
+  EXPECT_EQ(ComparisonDigest(chat("Who?")), ComparisonDigest(chat("Who?")));
+  EXPECT_NE(ComparisonDigest(chat("Who?")), ComparisonDigest(chat("Why?"))) << "no duplicate of the other";
+  // As sets that were made before have it.
+  EXPECT_EQ(ComparisonDigest(Judged("a", 1, true, false)), "bcb8a36ad836ec2daaff18cfbe1ae4db");
+}
+
 TEST(ImportLogTest, OnlyWhatWasAcknowledgedIsRead) {
   ScratchDir dir;
   const std::string path = dir.File("logs/one");

@@ -97,7 +97,8 @@ TEST(SpecTest, HeadsByCriterionNeedCriteriaAndAScorerMayWeighThem) {
   EXPECT_EQ(JoinProblems(CompleteSpec(&spec)), "");
 
   v1::JobSpec ppo = Ppo();
-  auto& weights = *ppo.mutable_ppo()->mutable_scorer()->mutable_components(0)->mutable_reward_model()->mutable_criteria();
+  auto& weights =
+      *ppo.mutable_ppo()->mutable_scorer()->mutable_components(0)->mutable_reward_model()->mutable_criteria();
   weights["honest"] = 2;
   EXPECT_EQ(JoinProblems(CompleteSpec(&ppo)), "");
   weights["helpful"] = std::numeric_limits<double>::infinity();

@@ -27,11 +27,12 @@ class PeopleTest : public testing::Test {
     }
     // Two raters, who judge by two criteria.
     for (int i = 0; i < 60; ++i) {
-      absl::StrAppend(&rated, "{\"prompt\":{\"text\":\"the cat number ", i,
-                      "\"},\"first\":{\"text\":\" sat\"},\"second\":{\"text\":\" the dog ran\"},\"preference\":\"FIRST\","
-                      "\"first_ratings\":{\"helpful\":5,\"honest\":4},\"second_ratings\":{\"helpful\":1,\"honest\":2},"
-                      "\"rater\":\"",
-                      i % 2 == 0 ? "carl" : "dora", "\"}\n");
+      absl::StrAppend(
+          &rated, "{\"prompt\":{\"text\":\"the cat number ", i,
+          "\"},\"first\":{\"text\":\" sat\"},\"second\":{\"text\":\" the dog ran\"},\"preference\":\"FIRST\","
+          "\"first_ratings\":{\"helpful\":5,\"honest\":4},\"second_ratings\":{\"helpful\":1,\"honest\":2},"
+          "\"rater\":\"",
+          i % 2 == 0 ? "carl" : "dora", "\"}\n");
     }
     Write("prompts.jsonl", prompts);
     Write("sft.jsonl", sft);
@@ -53,11 +54,11 @@ class PeopleTest : public testing::Test {
   }
   // A reward model with a head for each criterion; its digest.
   std::string TrainReward(const std::string& name, int member) const {
-    const std::string path = Write(
-        name + ".yaml",
-        absl::StrCat("name: ", name, "\nseed: 3\nreward_model: {model: \"file:model\", data: rated, epochs: 6, ",
-                     "batch_size: 16, optimizer: {learning_rate: 1e-2}, held_out_fraction: 0.2, member: ", member,
-                     ", criteria: {helpful: 2, honest: 0.5}, criterion_heads: true}\n"));
+    const std::string path =
+        Write(name + ".yaml",
+              absl::StrCat("name: ", name, "\nseed: 3\nreward_model: {model: \"file:model\", data: rated, epochs: 6, ",
+                           "batch_size: 16, optimizer: {learning_rate: 1e-2}, held_out_fraction: 0.2, member: ", member,
+                           ", criteria: {helpful: 2, honest: 0.5}, criterion_heads: true}\n"));
     const CommandResult trained = service_.Ctl("submit " + path + " --follow");
     EXPECT_EQ(trained.code, 0) << trained.output;
     return service_.Job(name)["result"]["artifacts"].value("model", "");
@@ -144,12 +145,12 @@ TEST_F(PeopleTest, JudgementsAreLearnedUsedToCompareTracedAndForgotten) {
   };
   const std::string path = Write(
       "wins.yaml",
-      absl::StrCat("name: wins\nseed: 3\npipeline:\n  stages:\n", evaluate("before", "file:model", ""),
-                   "    - name: sft\n      sft: {model: \"file:model\", data: \"file:sft.jsonl\", steps: 100, ",
-                   "batch_size: 8, optimizer: {learning_rate: 1e-2}}\n",
-                   evaluate("judged", "stage:sft",
-                            ", against: \"stage:before\", judge: {components: [{name: preference}]}"),
-                   evaluate("gold", "stage:sft", ", against: \"stage:before\"")));
+      absl::StrCat(
+          "name: wins\nseed: 3\npipeline:\n  stages:\n", evaluate("before", "file:model", ""),
+          "    - name: sft\n      sft: {model: \"file:model\", data: \"file:sft.jsonl\", steps: 100, ",
+          "batch_size: 8, optimizer: {learning_rate: 1e-2}}\n",
+          evaluate("judged", "stage:sft", ", against: \"stage:before\", judge: {components: [{name: preference}]}"),
+          evaluate("gold", "stage:sft", ", against: \"stage:before\"")));
   const CommandResult run = service_.Ctl("submit " + path + " --follow");
   ASSERT_EQ(run.code, 0) << run.output;
   nlohmann::json metrics = service_.Job("wins")["result"]["metrics"];
@@ -159,7 +160,8 @@ TEST_F(PeopleTest, JudgementsAreLearnedUsedToCompareTracedAndForgotten) {
   EXPECT_GT(by_reward.value("value", 0.0), 0.5) << by_reward.dump();
   EXPECT_LE(by_reward.value("low", 2.0), by_reward.value("value", 0.0));
   EXPECT_GE(by_reward.value("high", -1.0), by_reward.value("value", 0.0));
-  for (const char* name : {"judged.both", "judged.both/0", "judged.both/1", "judged.preference/honest", "judged.honest"})
+  for (const char* name :
+       {"judged.both", "judged.both/0", "judged.both/1", "judged.preference/honest", "judged.honest"})
     EXPECT_TRUE(metrics.contains(name)) << name << " of " << metrics.dump();
 
   const CommandResult lineage = service_.Ctl("audit show --model " + File("reward"));

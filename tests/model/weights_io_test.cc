@@ -137,8 +137,7 @@ TEST(RewardNormalizationTest, IsTheIdentityWithoutAFileAndSurvivesOne) {
 
 TEST(RewardNormalizationTest, HeadsAreWeighedAndTheSumIsNormalisedAgain) {
   ScratchDir dir;
-  const RewardNormalization saved{
-      .shift = 1, .scale = 2, .heads = {{"helpful", 3, 0.5, 2}, {"honest", -1, 0.25, 4}}};
+  const RewardNormalization saved{.shift = 1, .scale = 2, .heads = {{"helpful", 3, 0.5, 2}, {"honest", -1, 0.25, 4}}};
   ASSERT_TRUE(SaveRewardNormalization(saved, dir.path()).ok());
   const auto loaded = LoadRewardNormalization(dir.path());
   ASSERT_TRUE(loaded.ok()) << loaded.status();
