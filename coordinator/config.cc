@@ -16,6 +16,7 @@
 #include "common/process.h"
 #include "common/spec_loader.h"
 #include "common/status_util.h"
+#include "coordinator/store/postgres_store.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -28,6 +29,9 @@ void Declare(CLI::App* app, CoordinatorConfig* config, std::string* file) {
   };
   option("--config", *file, "YAML file with these keys, without the dashes; flags win");
   option("--data-dir", config->data_dir, "folder of the coordinator's state (required)");
+  option("--store", config->store,
+         "sqlite (a file in the data folder), or postgresql://USER@HOST/DATABASE?passfile=FILE: coordinators with the "
+         "same database and data folder stand by for each other");
   option("--artifact-root", config->artifact_root, "folder of artifacts; default DATA_DIR/artifacts");
   option("--fleet-address", config->fleet_address, "host:port for workers, learners and reward servers");
   option("--api-address", config->api_address, "host:port for people and scripts");
@@ -114,6 +118,7 @@ absl::Status CheckReadable(const std::string& key, const std::string& file) {
 absl::Status Complete(CoordinatorConfig* config) {
   if (config->data_dir.empty()) return absl::InvalidArgumentError("data-dir: expected a folder, found nothing");
   if (config->artifact_root.empty()) config->artifact_root = absl::StrCat(config->data_dir, "/artifacts");
+  if (config->store != "sqlite") RLHF_RETURN_IF_ERROR(CheckPostgresUri(config->store));
   RLHF_RETURN_IF_ERROR(CheckAddress("fleet-address", config->fleet_address));
   RLHF_RETURN_IF_ERROR(CheckAddress("api-address", config->api_address));
   RLHF_RETURN_IF_ERROR(CheckAddress("http-address", config->http_address));

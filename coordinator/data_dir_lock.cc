@@ -10,12 +10,12 @@
 
 namespace rlhf::coordinator {
 
-absl::StatusOr<std::unique_ptr<DataDirLock>> DataDirLock::Take(const std::string& data_dir) {
+absl::StatusOr<std::unique_ptr<DataDirLock>> DataDirLock::Take(const std::string& data_dir, bool shared) {
   const std::string path = absl::StrCat(data_dir, "/LOCK");
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
   std::unique_ptr<DataDirLock> lock(new DataDirLock(fd));
-  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+  if (flock(fd, (shared ? LOCK_SH : LOCK_EX) | LOCK_NB) != 0) {
     char holder[32] = {};
     const ssize_t n = pread(fd, holder, sizeof(holder) - 1, 0);
     return absl::FailedPreconditionError(

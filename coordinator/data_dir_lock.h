@@ -10,8 +10,9 @@ namespace rlhf::coordinator {
 
 class DataDirLock {
  public:
-  // FailedPrecondition naming the folder and the process that has it.
-  static absl::StatusOr<std::unique_ptr<DataDirLock>> Take(const std::string& data_dir);
+  // FailedPrecondition naming the folder and the process that has it. `shared`: beside others that take it so (who of
+  // them leads is decided elsewhere), and never beside one that does not.
+  static absl::StatusOr<std::unique_ptr<DataDirLock>> Take(const std::string& data_dir, bool shared = false);
   ~DataDirLock();
 
  private:

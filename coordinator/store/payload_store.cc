@@ -48,7 +48,7 @@ uint32_t ReadLittleEndian(const char* at) {
 
 class Segments final : public PayloadStore {
  public:
-  static absl::StatusOr<std::unique_ptr<PayloadStore>> Open(const std::string& dir, uint64_t segment_bytes) {
+  static absl::StatusOr<std::unique_ptr<PayloadStore>> Open(const std::string& dir, uint64_t segment_bytes, bool claim) {
     RLHF_RETURN_IF_ERROR(MakeDirs(dir));
     auto store = std::make_unique<Segments>(dir, segment_bytes);
     uint32_t newest = 0;
@@ -60,8 +60,15 @@ class Segments final : public PayloadStore {
     }
     if (error) return absl::UnavailableError(absl::StrCat(dir, ": ", error.message()));
     // Always a fresh segment: whatever tail a crash left behind in the last one is never written over.
+    store->first_ = newest + 1;
+    while (claim) {
+      const absl::StatusOr<int> made = store->File(store->first_);
+      if (made.ok()) break;
+      if (!std::filesystem::exists(store->PathOf(store->first_), error)) return made.status();
+      ++store->first_;
+    }
     absl::MutexLock lock(&store->mu_);
-    store->segment_ = newest + 1;
+    store->segment_ = store->first_;
     return store;
   }
   Segments(std::string dir, uint64_t segment_bytes) : dir_(std::move(dir)), segment_bytes_(segment_bytes) {}
@@ -122,7 +129,9 @@ class Segments final : public PayloadStore {
       if (const auto it = pending_.find({ref.segment(), ref.offset()}); it != pending_.end())
         return it->second.substr(kHeader);
     }
-    RLHF_ASSIGN_OR_RETURN(const int fd, File(ref.segment()));
+    const absl::StatusOr<int> file = File(ref.segment());
+    if (absl::IsNotFound(file.status())) return Damaged(ref, "its segment is missing");
+    RLHF_ASSIGN_OR_RETURN(const int fd, file);
     std::string frame(kHeader + ref.size(), '\0');
     size_t done = 0;
     while (done < frame.size()) {
@@ -151,17 +160,20 @@ class Segments final : public PayloadStore {
   absl::StatusOr<int> File(uint32_t segment) {
     absl::MutexLock lock(&files_mu_);
     if (const auto it = files_.find(segment); it != files_.end()) return it->second;
-    const std::string path = PathOf(segment);
-    const bool exists = std::filesystem::exists(path);
-    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0) return Failed("open", segment);
+    // Only what this process made itself is written to. A segment that somebody else made meanwhile is an error: on a
+    // shared folder one of the two does not lead any more.
+    const bool own = segment >= first_;
+    const int fd = ::open(PathOf(segment).c_str(), (own ? O_RDWR | O_CREAT | O_EXCL : O_RDONLY) | O_CLOEXEC, 0600);
+    if (fd < 0 && !own && errno == ENOENT) return absl::NotFoundError(PathOf(segment));
+    if (fd < 0) return Failed(own ? "make" : "open", segment);
     files_.emplace(segment, fd);
-    if (!exists) RLHF_RETURN_IF_ERROR(FsyncDir(dir_));
+    if (own) RLHF_RETURN_IF_ERROR(FsyncDir(dir_));
     return fd;
   }
 
   const std::string dir_;
   const uint64_t segment_bytes_;
+  uint32_t first_ = 1;             // of this process's segments; set once, by Open
   absl::Mutex sync_mu_ ABSL_ACQUIRED_BEFORE(mu_);  // one Sync at a time
   absl::Mutex mu_;
   uint32_t segment_ ABSL_GUARDED_BY(mu_) = 1;
@@ -246,8 +258,9 @@ class StoreWithPayloads final : public StateStore {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<PayloadStore>> OpenPayloadStore(const std::string& dir, uint64_t segment_bytes) {
-  return Segments::Open(dir, segment_bytes);
+absl::StatusOr<std::unique_ptr<PayloadStore>> OpenPayloadStore(const std::string& dir, uint64_t segment_bytes,
+                                                               bool claim) {
+  return Segments::Open(dir, segment_bytes, claim);
 }
 
 std::unique_ptr<StateStore> WithPayloads(std::unique_ptr<StateStore> store, PayloadStore* payloads) {

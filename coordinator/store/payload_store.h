@@ -21,8 +21,10 @@ class PayloadStore {
   virtual absl::StatusOr<std::string> Read(
       const v1::PayloadRef& ref) = 0;  // also what is not yet synced; DataLoss on a bad checksum
 };
+// A segment is only written by the process that made it. `claim` makes the first one at once: where another process may
+// still write to the folder (one that led before), it then cannot take this one's next place for its own.
 absl::StatusOr<std::unique_ptr<PayloadStore>> OpenPayloadStore(const std::string& dir,
-                                                               uint64_t segment_bytes = 64 << 20);
+                                                               uint64_t segment_bytes = 64 << 20, bool claim = false);
 
 // Makes the store sync these payloads before each transaction.
 class StateStore;

@@ -22,9 +22,7 @@ namespace {
 
 constexpr absl::Duration kGather = absl::Milliseconds(2);  // at most 5: what a write may wait for others
 constexpr int kScanPage = 500;
-constexpr const char* kTables[kNumTables] = {"meta",    "jobs",     "samples", "events",         "artifacts",
-                                             "aliases", "requests", "tokens",  "feedback_tasks", "comparisons",
-                                             "gates",   "audit",    "quotas"};
+constexpr const auto& kTables = kTableNames;
 
 absl::Status ErrorOf(sqlite3* db, absl::string_view what) {
   return WithReason(absl::UnavailableError(absl::StrCat("state store: ", what, ": ", sqlite3_errmsg(db))),

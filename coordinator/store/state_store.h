@@ -30,6 +30,10 @@ enum class Table {
   kQuotas
 };
 inline constexpr int kNumTables = 13;
+// As databases know them.
+inline constexpr const char* kTableNames[kNumTables] = {
+    "meta",   "jobs",           "samples",     "events", "artifacts", "aliases", "requests",
+    "tokens", "feedback_tasks", "comparisons", "gates",  "audit",     "quotas"};
 
 struct WriteBatch {
   struct Op {
