@@ -4,6 +4,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include <nlohmann/json.hpp>
@@ -38,6 +39,12 @@ int WaitForTermination(const std::function<bool()>& done) {
     const int signal_number = sigtimedwait(&set, nullptr, &poll);
     if (signal_number > 0) return signal_number;
   }
+}
+
+int TakeTerminationSignal() {
+  const sigset_t set = TerminationSignals();
+  const timespec at_once{.tv_sec = 0, .tv_nsec = 0};
+  return std::max(0, sigtimedwait(&set, nullptr, &at_once));
 }
 
 absl::Status WritePortsFile(const std::string& path, const std::map<std::string, int>& ports) {

@@ -14,6 +14,8 @@ namespace rlhf {
 void BlockTerminationSignals();
 // Waits for SIGTERM or SIGINT, or until `done` returns true (polled every 50 ms). Returns the signal, 0 for done.
 int WaitForTermination(const std::function<bool()>& done);
+// The same without waiting: a signal that has come (taken, it is reported once), 0 for none.
+int TakeTerminationSignal();
 // Durably writes {"pid":…, name: port…} as JSON; for --ports-file.
 absl::Status WritePortsFile(const std::string& path, const std::map<std::string, int>& ports);
 

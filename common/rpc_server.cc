@@ -71,6 +71,7 @@ class GrpcServer final : public RpcServer {
     grpc::ServerBuilder builder;
     builder.AddListeningPort(options.address, *credentials, &port_);
     for (grpc::Service* service : options.services) builder.RegisterService(service);
+    if (options.otherwise != nullptr) builder.RegisterCallbackGenericService(options.otherwise);
     builder.SetMaxReceiveMessageSize(options.max_message_bytes);
     builder.SetMaxSendMessageSize(options.max_message_bytes);
     // Only reflection still needs gRPC's synchronous threads.
@@ -94,7 +95,7 @@ class GrpcServer final : public RpcServer {
                                                  ": the port is taken, the address is not of this host, or a service "
                                                  "was registered twice"));
     }
-    SetServing(true);
+    SetServing(options.serving);
     return absl::OkStatus();
   }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
 
 #include "absl/status/statusor.h"
@@ -36,7 +37,9 @@ struct RpcServerOptions {
   int max_message_bytes = 64 << 20;
   int max_concurrent_streams = 1000;
   std::vector<grpc::Service*> services;  // not owned; outlive the server
+  grpc::CallbackGenericService* otherwise = nullptr;  // answers what no service has; likewise
   MetricsRegistry* metrics = nullptr;    // grpc_server_handled_total, grpc_server_handling_seconds when set
+  bool serving = true;                   // what gRPC health says from the start
 };
 
 class RpcServer {

@@ -17,7 +17,12 @@ constexpr int kUsage = 2, kTryAgain = 75;
 
 int Run(const rlhf::coordinator::CoordinatorConfig& config) {
   rlhf::InitLogging("coordinator", absl::StrCat("coordinator-", getpid()), config.log_level, config.log_json);
-  auto server = rlhf::coordinator::CoordinatorServer::Start(config, rlhf::Clock::Real());
+  auto server = rlhf::coordinator::CoordinatorServer::Start(config, rlhf::Clock::Real(),
+                                                            [] { return rlhf::TakeTerminationSignal() != 0; });
+  if (absl::IsCancelled(server.status())) {
+    spdlog::info("stopped while standing by");
+    return 0;
+  }
   if (!server.ok()) {
     spdlog::error("cannot start: {}", std::string(server.status().message()));
     return 1;
@@ -28,7 +33,14 @@ int Run(const rlhf::coordinator::CoordinatorConfig& config) {
       return 1;
     }
   }
-  const int signal_number = rlhf::WaitForTermination([&server] { return (*server)->store_failed(); });
+  const int signal_number = rlhf::WaitForTermination(
+      [&server] { return (*server)->lead_lost() || (*server)->store_failed(); });
+  if ((*server)->lead_lost()) {
+    // Whatever an orderly end would still write or answer is the next leader's to say.
+    spdlog::critical("another coordinator may lead by now: ending at once");
+    spdlog::default_logger()->flush();
+    _exit(kTryAgain);
+  }
   if (signal_number == 0) {
     spdlog::critical("the state store failed; ending, so that the next start goes on from what is on the disk");
     (*server)->Shutdown(absl::ZeroDuration());

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "common/durable_file.h"
 #include "common/http_endpoint.h"
 #include "common/in_process_channel.h"
@@ -28,6 +29,8 @@
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/metered_store.h"
 #include "coordinator/metrics_export.h"
+#include "coordinator/standby.h"
+#include "coordinator/store/postgres_store.h"
 #include "coordinator/web/web_server.h"
 
 namespace rlhf::coordinator {
@@ -36,25 +39,29 @@ namespace {
 constexpr int kBackgroundThreads = 2;
 constexpr absl::Duration kSignEvery = absl::Minutes(1);
 constexpr absl::Duration kStuckAfter = absl::Seconds(30);
+constexpr absl::Duration kTryToLeadEvery = absl::Milliseconds(250);
 
 class CoordinatorServerImpl final : public CoordinatorServer {
  public:
   CoordinatorServerImpl(const CoordinatorConfig& config, Clock* clock) : config_(config), clock_(clock) {}
   ~CoordinatorServerImpl() override { Shutdown(absl::ZeroDuration()); }
 
-  absl::Status Open();
+  absl::Status Open(const std::function<bool()>& stop);
   std::map<std::string, int> ports() const override {
     return {
         {"fleet", fleet_server_->port()}, {"api", api_server_->port()}, {"http", http_->port()}, {"web", web_->port()}};
   }
   void Shutdown(absl::Duration grace) override;
   bool store_failed() const override { return store_failed_; }
+  bool lead_lost() const override { return lead_ != nullptr && lead_->lost(); }
 
  private:
-  enum class Phase { kRecovering, kReady, kDraining };
+  enum class Phase { kStandby, kRecovering, kReady, kDraining };
 
   std::string NotReadyBecause() const {
     switch (phase_) {
+      case Phase::kStandby:
+        return "standing by: another coordinator leads";
       case Phase::kRecovering:
         return "recovering state";
       case Phase::kDraining:
@@ -70,6 +77,8 @@ class CoordinatorServerImpl final : public CoordinatorServer {
     if (phase_ != Phase::kReady || since < kStuckAfter) return "";
     return absl::StrCat("the event loop has not turned over for ", absl::ToInt64Seconds(since), " s");
   }
+  // On PostgreSQL: blocks until this coordinator leads.
+  absl::Status Lead(const std::function<bool()>& stop);
   absl::Status OpenStores();
   void MakeManagers();
   absl::Status Recover();
@@ -88,6 +97,8 @@ class CoordinatorServerImpl final : public CoordinatorServer {
 
   const CoordinatorConfig config_;
   Clock* const clock_;
+  const PostgresOptions postgres_{config_.store == "sqlite" ? "" : config_.store, config_.data_dir};
+  std::string fleet_address_ = config_.fleet_address, api_address_ = config_.api_address;
   std::atomic<Phase> phase_{Phase::kRecovering};
   std::atomic<int64_t> loop_turned_ns_{0};
   std::atomic<bool> stopped_{false}, store_failed_{false};
@@ -98,6 +109,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   // Destroyed from the last to the first: servers before services, the store's thread (whose callbacks use managers)
   // before managers, and the loop, to which everybody posts, at the very end.
   std::unique_ptr<DataDirLock> lock_;
+  std::unique_ptr<PostgresLead> lead_;
   MetricsRegistry metrics_{"coordinator"};
   std::unique_ptr<EventLoop> loop_;
   OpenCalls open_calls_;
@@ -123,16 +135,18 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::unique_ptr<RpcServer> fleet_server_, api_server_;
   std::unique_ptr<HttpEndpoint> http_;
   std::unique_ptr<WebServer> web_;  // calls the API server
+  std::unique_ptr<Standby> standby_;
 };
 
-absl::Status CoordinatorServerImpl::Open() {
-  const absl::Duration started = clock_->Now();
+absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   RLHF_RETURN_IF_ERROR(MakeDirs(config_.data_dir));
-  RLHF_ASSIGN_OR_RETURN(lock_, DataDirLock::Take(config_.data_dir));
+  RLHF_ASSIGN_OR_RETURN(lock_, DataDirLock::Take(config_.data_dir, /*shared=*/!postgres_.uri.empty()));
   RLHF_RETURN_IF_ERROR(MakeDirs(config_.artifact_root));
   RLHF_ASSIGN_OR_RETURN(http_, StartHttpEndpoint(
                                    config_.http_address, &metrics_, [this] { return NotReadyBecause(); },
                                    [this] { return StuckBecause(); }));
+  if (!postgres_.uri.empty()) RLHF_RETURN_IF_ERROR(Lead(stop));
+  const absl::Duration started = clock_->Now();
   RLHF_RETURN_IF_ERROR(OpenStores());
   loop_ = EventLoop::StartThread(clock_);
   background_ = Background::StartThreads(kBackgroundThreads);
@@ -159,12 +173,49 @@ absl::Status CoordinatorServerImpl::Open() {
   return absl::OkStatus();
 }
 
+absl::Status CoordinatorServerImpl::Lead(const std::function<bool()>& stop) {
+  RLHF_ASSIGN_OR_RETURN(lead_, ConnectPostgres(postgres_));
+  RLHF_ASSIGN_OR_RETURN(bool leads, lead_->Try());
+  if (leads) return absl::OkStatus();
+  phase_ = Phase::kStandby;
+  RLHF_ASSIGN_OR_RETURN(standby_, Standby::Start(config_, &metrics_, [this] { return NotReadyBecause(); }));
+  fleet_address_ = standby_->fleet_address();
+  api_address_ = standby_->api_address();
+  spdlog::info("standing by: another coordinator leads; fleet at {}, API at {}, HTTP on port {}", fleet_address_,
+               api_address_, http_->port());
+  while (!leads) {
+    if (stop && stop()) return absl::CancelledError("it was asked to stop while it stood by");
+    absl::SleepFor(kTryToLeadEvery);
+    absl::Status status;
+    if (lead_ == nullptr) {
+      absl::StatusOr<std::unique_ptr<PostgresLead>> connected = ConnectPostgres(postgres_);
+      status = connected.status();
+      if (connected.ok()) lead_ = *std::move(connected);
+      if (status.ok()) spdlog::info("the database answers again");
+    }
+    if (lead_ != nullptr) {
+      const absl::StatusOr<bool> tried = lead_->Try();
+      status = tried.status();
+      leads = tried.ok() && *tried;
+      if (absl::IsUnavailable(status)) {
+        spdlog::warn("{}; standing by, and asking again", std::string(status.message()));
+        lead_.reset();
+      }
+    }
+    if (!status.ok() && !absl::IsUnavailable(status)) return status;
+  }
+  phase_ = Phase::kRecovering;
+  return absl::OkStatus();
+}
+
 absl::Status CoordinatorServerImpl::OpenStores() {
   RemoveStaleBackups(config_.data_dir);
-  RLHF_ASSIGN_OR_RETURN(payloads_, OpenPayloadStore(absl::StrCat(config_.data_dir, "/payloads")));
-  RLHF_ASSIGN_OR_RETURN(std::unique_ptr<StateStore> sqlite,
-                        OpenSqliteStore(absl::StrCat(config_.data_dir, "/state.db")));
-  store_ = WithCommitMetrics(WithPayloads(std::move(sqlite), payloads_.get()), &metrics_, clock_, &store_failed_);
+  RLHF_ASSIGN_OR_RETURN(payloads_, OpenPayloadStore(absl::StrCat(config_.data_dir, "/payloads"), kSegmentBytes,
+                                                    /*claim=*/lead_ != nullptr));
+  RLHF_ASSIGN_OR_RETURN(std::unique_ptr<StateStore> rows,
+                        lead_ != nullptr ? OpenPostgresStore(postgres_, lead_->epoch())
+                                         : OpenSqliteStore(absl::StrCat(config_.data_dir, "/state.db")));
+  store_ = WithCommitMetrics(WithPayloads(std::move(rows), payloads_.get()), &metrics_, clock_, &store_failed_);
   return absl::OkStatus();
 }
 
@@ -324,8 +375,9 @@ absl::Status CoordinatorServerImpl::Listen() {
   grpc::Service* const artifact_service = add(MakeArtifactService(edge_));
   grpc::Service* const log_service = add(MakeLogService(edge_));
 
+  standby_.reset();  // its ports are this one's from here on
   RpcServerOptions fleet;
-  fleet.address = config_.fleet_address;
+  fleet.address = fleet_address_;
   fleet.tls.insecure = config_.insecure;
   fleet.tls.ca_file = config_.tls_ca;
   fleet.tls.cert_file = config_.tls_cert;
@@ -337,7 +389,7 @@ absl::Status CoordinatorServerImpl::Listen() {
   RLHF_ASSIGN_OR_RETURN(fleet_server_, RpcServer::Start(fleet));
 
   RpcServerOptions api;
-  api.address = config_.api_address;
+  api.address = api_address_;
   api.tls.insecure = config_.insecure;
   api.tls.ca_file = config_.tls_ca;
   api.tls.cert_file = config_.api_cert;
@@ -429,9 +481,10 @@ void CoordinatorServerImpl::Shutdown(absl::Duration grace) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(const CoordinatorConfig& config,
-                                                                            Clock* clock) {
+                                                                            Clock* clock,
+                                                                            const std::function<bool()>& stop) {
   auto server = std::make_unique<CoordinatorServerImpl>(config, clock);
-  RLHF_RETURN_IF_ERROR(server->Open());
+  RLHF_RETURN_IF_ERROR(server->Open(stop));
   return server;
 }
 

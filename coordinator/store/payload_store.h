@@ -21,10 +21,12 @@ class PayloadStore {
   virtual absl::StatusOr<std::string> Read(
       const v1::PayloadRef& ref) = 0;  // also what is not yet synced; DataLoss on a bad checksum
 };
+inline constexpr uint64_t kSegmentBytes = 64 << 20;
 // A segment is only written by the process that made it. `claim` makes the first one at once: where another process may
 // still write to the folder (one that led before), it then cannot take this one's next place for its own.
 absl::StatusOr<std::unique_ptr<PayloadStore>> OpenPayloadStore(const std::string& dir,
-                                                               uint64_t segment_bytes = 64 << 20, bool claim = false);
+                                                               uint64_t segment_bytes = kSegmentBytes,
+                                                               bool claim = false);
 
 // Makes the store sync these payloads before each transaction.
 class StateStore;

@@ -87,6 +87,31 @@ TEST_F(PayloadTest, PayloadsAreReadableBeforeAndAfterTheirSync) {
   EXPECT_GT(store_->Append("x").segment(), written.back().first.segment());
 }
 
+TEST_F(PayloadTest, ASegmentIsOnlyWrittenByWhoMadeIt) {
+  // As a leader that hung and the one after it, on a shared folder.
+  ASSERT_TRUE(store_->Append(std::string(150, 'a')).IsInitialized());
+  ASSERT_TRUE(store_->Sync().ok());
+  auto next = OpenPayloadStore(dir_.File("payloads"), /*segment_bytes=*/200, /*claim=*/true);
+  ASSERT_TRUE(next.ok()) << next.status();
+  const v1::PayloadRef late = store_->Append(std::string(150, 'b'));
+  const v1::PayloadRef good = (*next)->Append(std::string(150, 'c'));
+  ASSERT_EQ(late.segment(), good.segment()) << "both are to want the same place";
+  EXPECT_EQ(store_->Sync().code(), absl::StatusCode::kUnavailable);
+  ASSERT_TRUE((*next)->Sync().ok());
+  Open();
+  EXPECT_EQ(store_->Read(good).value_or("none"), std::string(150, 'c'));
+}
+
+TEST_F(PayloadTest, AMissingSegmentIsDataLoss) {
+  v1::PayloadRef ref = store_->Append("text");
+  ASSERT_TRUE(store_->Sync().ok());
+  std::filesystem::remove(dir_.File("payloads/00000001.seg"));
+  ASSERT_TRUE(WriteFileDurably(dir_.File("payloads/00000007.seg"), "").ok());
+  Open();
+  EXPECT_EQ(store_->Read(ref).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_FALSE(std::filesystem::exists(dir_.File("payloads/00000001.seg"))) << "reading made a file";
+}
+
 TEST_F(PayloadTest, AFlippedByteIsDataLoss) {
   const v1::PayloadRef ref = store_->Append("a sample of text");
   ASSERT_TRUE(store_->Sync().ok());
