@@ -1,5 +1,7 @@
 #include "client/cpp/channel.h"
 
+#include <arpa/inet.h>
+
 #include <chrono>
 #include <map>
 #include <utility>
@@ -10,8 +12,12 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/fleet_names.h"
+#include "common/host_port.h"
 #include "common/status_util.h"
 
 namespace rlhf::client {
@@ -44,7 +50,8 @@ const std::map<std::string, std::vector<std::string>>& IdempotentMethods() {
   return *methods;
 }
 
-std::string ServiceConfig() {
+// One connection to each address; calls go to those that say SERVING.
+std::string ServiceConfig(bool several) {
   nlohmann::json names = nlohmann::json::array();
   for (const auto& [service, methods] : IdempotentMethods()) {
     for (const std::string& method : methods) {
@@ -56,8 +63,12 @@ std::string ServiceConfig() {
                                 {"maxBackoff", "2s"},
                                 {"backoffMultiplier", 2},
                                 {"retryableStatusCodes", {"UNAVAILABLE"}}};
-  const nlohmann::json config = {
+  nlohmann::json config = {
       {"methodConfig", nlohmann::json::array({{{"name", std::move(names)}, {"retryPolicy", retry}}})}};
+  if (several) {
+    config["loadBalancingConfig"] = nlohmann::json::array({{{"round_robin", nlohmann::json::object()}}});
+    config["healthCheckConfig"] = {{"serviceName", ""}};
+  }
   return config.dump();
 }
 
@@ -105,12 +116,55 @@ class BearerInterceptorFactory final : public grpc::experimental::ClientIntercep
   const std::string header_;
 };
 
-bool IsLoopback(absl::string_view address) {
-  return absl::StartsWith(address, "127.") || absl::StartsWith(address, "localhost:") ||
-         absl::StartsWith(address, "[::1]:") || absl::StartsWith(address, "unix:");
+bool IsLoopback(absl::string_view addresses) {
+  for (const absl::string_view address : absl::StrSplit(addresses, ',')) {
+    if (!absl::StartsWith(address, "127.") && !absl::StartsWith(address, "localhost:") &&
+        !absl::StartsWith(address, "[::1]:") && !absl::StartsWith(address, "unix:"))
+      return false;
+  }
+  return true;
+}
+
+bool IsList(absl::string_view address) {
+  return absl::StrContains(address, ',');
+}
+
+// "ipv4", "ipv6", or empty when it is neither.
+std::string FamilyOf(const std::string& host) {
+  in6_addr bytes;
+  if (inet_pton(AF_INET, host.c_str(), &bytes) == 1) return "ipv4";
+  return inet_pton(AF_INET6, host.c_str(), &bytes) == 1 ? "ipv6" : "";
+}
+
+// Of a list: the host that all addresses have, or empty.
+std::string CommonHost(absl::string_view addresses) {
+  std::string common;
+  for (const absl::string_view address : absl::StrSplit(addresses, ',')) {
+    const absl::StatusOr<HostPort> parsed = ParseHostPort(std::string(address), "address");
+    if (!parsed.ok() || (!common.empty() && parsed->host != common)) return "";
+    common = parsed->host;
+  }
+  return common;
 }
 
 }  // namespace
+
+absl::StatusOr<std::string> TargetOf(const std::string& address, grpc::ChannelArguments* arguments) {
+  arguments->SetServiceConfigJSON(ServiceConfig(IsList(address) || absl::StartsWith(address, "dns:")));
+  if (!IsList(address)) return address;
+  std::string family;
+  for (const absl::string_view one : absl::StrSplit(address, ',')) {
+    const absl::StatusOr<HostPort> parsed = ParseHostPort(std::string(one), "address");
+    const std::string its = parsed.ok() && parsed->port > 0 ? FamilyOf(parsed->host) : "";
+    if (its.empty() || (!family.empty() && family != its)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("of several addresses, expected each as IP:PORT, all IPv4 or all IPv6, found \"", one, "\" in \"",
+                       address, "\"; for names: dns:///NAME:PORT, with a name that has all the addresses"));
+    }
+    family = its;
+  }
+  return absl::StrCat(family, ":", address);
+}
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const ChannelOptions& options) {
   if (options.address.empty())
@@ -136,18 +190,23 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const ChannelOptions&
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   // Roles talk to each other directly; a proxy from the environment is for the outside world.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  arguments.SetServiceConfigJSON(ServiceConfig());
-  if (!options.server_name.empty() && !options.tls.insecure) arguments.SetSslTargetNameOverride(options.server_name);
+  RLHF_ASSIGN_OR_RETURN(const std::string target, TargetOf(options.address, &arguments));
+  std::string server_name = options.server_name;
+  if (server_name.empty() && IsList(options.address)) {
+    server_name = CommonHost(options.address);
+    if (server_name.empty()) server_name = FleetServerName("coordinator");
+  }
+  if (!server_name.empty() && !options.tls.insecure) arguments.SetSslTargetNameOverride(server_name);
 
-  if (options.bearer_token.empty()) return grpc::CreateCustomChannel(options.address, *credentials, arguments);
+  if (options.bearer_token.empty()) return grpc::CreateCustomChannel(target, *credentials, arguments);
   if (!options.tls.insecure) {
     auto with_token = grpc::CompositeChannelCredentials(
         *credentials, grpc::MetadataCredentialsFromPlugin(std::make_unique<BearerCredentials>(options.bearer_token)));
-    return grpc::CreateCustomChannel(options.address, with_token, arguments);
+    return grpc::CreateCustomChannel(target, with_token, arguments);
   }
   std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
   interceptors.push_back(std::make_unique<BearerInterceptorFactory>(options.bearer_token));
-  return grpc::experimental::CreateCustomChannelWithInterceptors(options.address, *credentials, arguments,
+  return grpc::experimental::CreateCustomChannelWithInterceptors(target, *credentials, arguments,
                                                                  std::move(interceptors));
 }
 

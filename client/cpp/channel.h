@@ -12,13 +12,21 @@
 namespace rlhf::client {
 
 struct ChannelOptions {
-  std::string address;  // host:port
+  // host:port. Of several coordinators (one leads, the others stand by): "IP:PORT,IP:PORT", all IPv4 or all IPv6, or
+  // "dns:///NAME:PORT" for a name with all their addresses. Calls then go to those whose gRPC health says SERVING.
+  std::string address;
   TlsFiles tls;
-  std::string server_name;   // what the server's certificate must be of (FleetServerName); empty: the address's host
+  // What the server's certificate must be of (FleetServerName); empty: the address's host, of several with different
+  // hosts the fleet's name of a coordinator.
+  std::string server_name;
   std::string bearer_token;  // API listener; sent with every call (TLS, or loopback with insecure)
   int max_message_bytes = 64 << 20;
 };
 absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const ChannelOptions& options);
+
+// What gRPC is told to connect to; for several addresses the arguments also get the rule by which it chooses. The
+// arguments get the retry policy in any case. InvalidArgument when a list is not one of IP addresses with ports.
+absl::StatusOr<std::string> TargetOf(const std::string& address, grpc::ChannelArguments* arguments);
 
 // A context with a deadline (and the bearer token's metadata, when the channel is plaintext and a token is given).
 std::unique_ptr<grpc::ClientContext> MakeContext(absl::Duration timeout);
