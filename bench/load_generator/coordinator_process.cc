@@ -47,10 +47,15 @@ absl::StatusOr<ProcessUsage> UsageOf(pid_t pid) {
 }
 
 absl::StatusOr<std::unique_ptr<CoordinatorProcess>> CoordinatorProcess::Start(const Options& options) {
-  const std::string ports = absl::StrCat(options.dir, "/ports.json");
-  const std::string tokens = absl::StrCat(options.dir, "/tokens.json");
+  RLHF_ASSIGN_OR_RETURN(std::unique_ptr<CoordinatorProcess> process, Spawn(options));
+  RLHF_RETURN_IF_ERROR(process->WaitReady(kReady));
+  return process;
+}
+
+absl::StatusOr<std::unique_ptr<CoordinatorProcess>> CoordinatorProcess::Spawn(const Options& options) {
+  std::unique_ptr<CoordinatorProcess> process(new CoordinatorProcess(options));
   std::error_code ignored;
-  fs::remove(ports, ignored);
+  fs::remove(process->ports_file(), ignored);
   std::string binary = options.binary;
   if (binary.empty()) binary = (fs::read_symlink("/proc/self/exe").parent_path() / "rlhf-coordinator").string();
   std::vector<std::string> arguments = {binary,
@@ -59,21 +64,21 @@ absl::StatusOr<std::unique_ptr<CoordinatorProcess>> CoordinatorProcess::Start(co
                                         "--artifact-root",
                                         options.dir + "/artifacts",
                                         "--ports-file",
-                                        ports,
+                                        process->ports_file(),
                                         "--log-level",
                                         "warn"};
   if (options.tls.insecure) {
     arguments.push_back("--insecure");
   } else {
-    arguments.insert(arguments.end(), {"--tls-ca", options.tls.ca_file, "--tls-cert", options.tls.cert_file,
-                                       "--tls-key", options.tls.key_file, "--bootstrap-tokens", tokens});
+    arguments.insert(arguments.end(),
+                     {"--tls-ca", options.tls.ca_file, "--tls-cert", options.tls.cert_file, "--tls-key",
+                      options.tls.key_file, "--bootstrap-tokens", options.dir + "/tokens.json"});
   }
-  const absl::Time started = absl::Now();
-  std::unique_ptr<CoordinatorProcess> process(new CoordinatorProcess());
+  arguments.insert(arguments.end(), options.flags.begin(), options.flags.end());
   process->pid_ = fork();
   if (process->pid_ < 0) return absl::UnavailableError("cannot fork");
   if (process->pid_ == 0) {
-    const int log = open(absl::StrCat(options.dir, "/coordinator.log").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
+    const int log = open(process->log_file().c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
     dup2(log, 1);
     dup2(log, 2);
     std::vector<char*> raw;
@@ -82,22 +87,28 @@ absl::StatusOr<std::unique_ptr<CoordinatorProcess>> CoordinatorProcess::Start(co
     execv(binary.c_str(), raw.data());
     _exit(127);
   }
-  while (absl::Now() - started < kReady) {
-    if (const auto text = ReadFile(ports); text.ok()) {
+  return process;
+}
+
+absl::Status CoordinatorProcess::WaitReady(absl::Duration patience) {
+  const absl::Time deadline = absl::Now() + patience;
+  while (absl::Now() < deadline) {
+    if (const auto text = ReadFile(ports_file()); text.ok()) {
       const auto json = nlohmann::json::parse(*text, nullptr, false);
-      process->ready_after_ = absl::Now() - started;
-      for (const auto& [name, port] : json.items()) process->ports_[name] = port.get<int>();
-      if (const auto secrets = ReadFile(tokens); !options.tls.insecure && secrets.ok())
-        process->tokens_ = nlohmann::json::parse(*secrets).get<std::map<std::string, std::string>>();
-      return process;
+      ready_after_ = absl::Now() - started_;
+      for (const auto& [name, port] : json.items()) ports_[name] = port.get<int>();
+      if (const auto secrets = ReadFile(options_.dir + "/tokens.json"); !options_.tls.insecure && secrets.ok())
+        tokens_ = nlohmann::json::parse(*secrets).get<std::map<std::string, std::string>>();
+      return absl::OkStatus();
     }
-    if (waitpid(process->pid_, nullptr, WNOHANG) == process->pid_) {
-      process->pid_ = -1;
-      return absl::UnavailableError(absl::StrCat(binary, " ended at once; see ", options.dir, "/coordinator.log"));
+    if (waitpid(pid_, nullptr, WNOHANG) == pid_) {
+      pid_ = -1;
+      return absl::UnavailableError(absl::StrCat("the coordinator ended before it was ready; see ", log_file()));
     }
     absl::SleepFor(absl::Milliseconds(5));
   }
-  return absl::DeadlineExceededError(absl::StrCat(binary, " was not ready in 60 s"));
+  return absl::DeadlineExceededError(
+      absl::StrCat("the coordinator was not ready in ", absl::FormatDuration(patience), "; see ", log_file()));
 }
 
 CoordinatorProcess::~CoordinatorProcess() {
@@ -122,6 +133,17 @@ void CoordinatorProcess::Signal(int signal_number) {
 int CoordinatorProcess::Wait() {
   int status = 0;
   if (pid_ <= 0 || waitpid(pid_, &status, 0) != pid_) return -1;
+  pid_ = -1;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+}
+
+absl::StatusOr<int> CoordinatorProcess::WaitFor(absl::Duration patience) {
+  const absl::Time deadline = absl::Now() + patience;
+  int status = 0;
+  while (pid_ > 0 && waitpid(pid_, &status, WNOHANG) != pid_) {
+    if (absl::Now() > deadline) return absl::DeadlineExceededError(absl::StrCat("process ", pid_, " lives"));
+    absl::SleepFor(absl::Milliseconds(5));
+  }
   pid_ = -1;
   return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }

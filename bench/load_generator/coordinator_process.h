@@ -6,8 +6,10 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/tls.h"
 
@@ -26,9 +28,15 @@ class CoordinatorProcess {
     std::string dir;     // artifacts, tokens and the log go here
     std::string data_dir;
     TlsFiles tls;
+    std::string name = "coordinator";  // of its log and its ports file
+    std::vector<std::string> flags;    // more
   };
   // Blocks until it says that it is ready, at most 60 s.
   static absl::StatusOr<std::unique_ptr<CoordinatorProcess>> Start(const Options& options);
+  // Does not wait: one that stands by is ready once it leads.
+  static absl::StatusOr<std::unique_ptr<CoordinatorProcess>> Spawn(const Options& options);
+  // Unavailable when it has ended, DeadlineExceeded.
+  absl::Status WaitReady(absl::Duration patience);
   ~CoordinatorProcess();
   pid_t pid() const { return pid_; }
   std::string address(const std::string& listener) const;  // "fleet", "api", "http"
@@ -36,9 +44,14 @@ class CoordinatorProcess {
   absl::Duration ready_after() const { return ready_after_; }
   void Signal(int signal_number);
   int Wait();  // its exit code, or −signal
+  absl::StatusOr<int> WaitFor(absl::Duration patience);  // the same; DeadlineExceeded while it lives
 
  private:
-  CoordinatorProcess() = default;
+  explicit CoordinatorProcess(const Options& options) : options_(options), started_(absl::Now()) {}
+  std::string ports_file() const { return options_.dir + "/" + options_.name + ".ports.json"; }
+  std::string log_file() const { return options_.dir + "/" + options_.name + ".log"; }
+  const Options options_;
+  const absl::Time started_;
   pid_t pid_ = -1;
   std::map<std::string, int> ports_;
   std::map<std::string, std::string> tokens_;

@@ -1,6 +1,8 @@
 #include "bench/load_generator/fleet_channels.h"
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "client/cpp/channel.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
 
@@ -67,7 +69,12 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> FleetChannels::Connect(const std:
     options.pem_private_key = issued.key_pem;
     credentials = grpc::SslCredentials(options);
   }
-  return grpc::CreateCustomChannel(address, credentials, arguments);
+  if (!absl::StrContains(address, ',')) return grpc::CreateCustomChannel(address, credentials, arguments);
+  RLHF_ASSIGN_OR_RETURN(const std::string target, client::TargetOf(address, &arguments));
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+  if (!insecure_) arguments.SetSslTargetNameOverride("127.0.0.1");
+  return grpc::CreateCustomChannel(target, credentials, arguments);
 }
 
 }  // namespace rlhf::bench

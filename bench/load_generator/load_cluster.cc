@@ -1,7 +1,10 @@
 #include "bench/load_generator/load_cluster.h"
 
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -24,6 +27,21 @@ namespace fs = std::filesystem;
 constexpr int64_t kEndlessSteps = 1'000'000;
 constexpr absl::Duration kRegistered = absl::Seconds(60);
 constexpr int kSomeChannels = 32;
+constexpr absl::Duration kFirstReady = absl::Seconds(60);
+
+// Nobody listens on it now. Clients know both coordinators' ports before the second one leads.
+absl::StatusOr<std::string> FreeAddress() {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  const bool ok = fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
+                  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0;
+  if (fd >= 0) close(fd);
+  if (!ok) return absl::UnavailableError("no free port on 127.0.0.1");
+  return absl::StrCat("127.0.0.1:", ntohs(address.sin_port));
+}
 
 }  // namespace
 
@@ -50,25 +68,54 @@ absl::StatusOr<std::unique_ptr<LoadCluster>> LoadCluster::Start(const LoadOption
 
 LoadCluster::~LoadCluster() {
   StopFleet();
-  coordinator_.reset();
+  for (auto& coordinator : coordinators_) coordinator.reset();
   loop_.reset();  // runs what calls have posted
   std::error_code ignored;
   if (options_.dir.empty()) fs::remove_all(dir_, ignored);
 }
 
+absl::Status LoadCluster::SpawnCoordinator(int which) {
+  CoordinatorProcess::Options options{options_.coordinator, dir_, data_dir_, channels_.coordinator()};
+  if (!options_.store.empty()) {
+    options.name = absl::StrCat("coordinator-", which);
+    options.flags = {"--store", options_.store};
+    for (const auto& [listener, address] : places_[which])
+      options.flags.insert(options.flags.end(), {absl::StrCat("--", listener, "-address"), address});
+  }
+  coordinators_[which].reset();  // ends before the next one begins
+  RLHF_ASSIGN_OR_RETURN(coordinators_[which], CoordinatorProcess::Spawn(options));
+  return absl::OkStatus();
+}
+
 absl::Status LoadCluster::StartCoordinator() {
-  RLHF_ASSIGN_OR_RETURN(coordinator_,
-                        CoordinatorProcess::Start({options_.coordinator, dir_, data_dir_, channels_.coordinator()}));
+  for (auto& place : places_) {
+    for (const char* listener : {"fleet", "api", "http"}) {
+      if (options_.store.empty()) continue;
+      RLHF_ASSIGN_OR_RETURN(place[listener], FreeAddress());
+    }
+  }
+  RLHF_RETURN_IF_ERROR(SpawnCoordinator(0));
+  RLHF_RETURN_IF_ERROR(coordinator().WaitReady(kFirstReady));
+  if (!options_.store.empty()) RLHF_RETURN_IF_ERROR(SpawnCoordinator(1));
   client::ChannelOptions api;
-  api.address = coordinator_->address("api");
+  api.address = AddressOf("api");
   api.tls = channels_.api();
-  api.bearer_token = coordinator_->token("submitter");
+  api.bearer_token = coordinator().token("submitter");
   RLHF_ASSIGN_OR_RETURN(api_, client::MakeChannel(api));
   return absl::OkStatus();
 }
 
+absl::Status LoadCluster::StartAgain(int which) {
+  return SpawnCoordinator(which);
+}
+
+std::string LoadCluster::AddressOf(const std::string& listener) const {
+  if (options_.store.empty()) return coordinators_[0]->address(listener);
+  return absl::StrCat(address(0, listener), ",", address(1, listener));
+}
+
 absl::Status LoadCluster::StartFleet() {
-  const std::string fleet = coordinator_->address("fleet");
+  const std::string fleet = AddressOf("fleet");
   for (int i = 0; i < options_.reward_servers; ++i) {
     RLHF_ASSIGN_OR_RETURN(auto server,
                           SimulatedRewardServer::Start(options_, absl::StrCat("reward-", i), fleet, channels_));
@@ -107,8 +154,8 @@ void LoadCluster::StopFleet() {
 }
 
 absl::Status LoadCluster::Restart() {
-  coordinator_->Signal(SIGKILL);
-  coordinator_->Wait();
+  coordinator().Signal(SIGKILL);
+  coordinator().Wait();
   return StartCoordinator();
 }
 
@@ -124,8 +171,8 @@ absl::Status LoadCluster::MoveTo(const std::string& data_dir) {
 
 absl::Status LoadCluster::WriteContext(const std::string& path) const {
   const std::string token = path + ".token";
-  RLHF_RETURN_IF_ERROR(WriteFileDurably(token, coordinator_->token("admin")));
-  const nlohmann::json context = {{"address", coordinator_->address("api")},
+  RLHF_RETURN_IF_ERROR(WriteFileDurably(token, coordinators_[0]->token("admin")));
+  const nlohmann::json context = {{"address", AddressOf("api")},
                                   {"ca_file", channels_.api().ca_file},
                                   {"token_file", token},
                                   {"insecure", options_.insecure}};

@@ -1,6 +1,7 @@
 // A real coordinator with a PPO job, and a simulated fleet around it.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,7 +23,13 @@ class LoadCluster {
   static absl::StatusOr<std::unique_ptr<LoadCluster>> Start(const LoadOptions& options);
   ~LoadCluster();
 
-  CoordinatorProcess& coordinator() { return *coordinator_; }
+  // With options.store there are two; the first leads, until something happens to it.
+  CoordinatorProcess& coordinator(int which = 0) { return *coordinators_[static_cast<size_t>(which)]; }
+  // "fleet", "api", "http" of one of the two; they stay the same over its restarts.
+  std::string address(int which, const std::string& listener) const { return places_[which].at(listener); }
+  // Starts one of the two again; it stands by while the other leads.
+  absl::Status StartAgain(int which);
+  const FleetChannels& channels() const { return channels_; }
   SimulatedLearner& learner() { return *learner_; }
   Recorder& recorder() { return recorder_; }
   const std::shared_ptr<grpc::Channel>& api() const { return api_; }
@@ -42,6 +49,9 @@ class LoadCluster {
  private:
   explicit LoadCluster(const LoadOptions& options) : options_(options) {}
   absl::Status StartCoordinator();
+  absl::Status SpawnCoordinator(int which);
+  // Where clients find the coordinator, or both.
+  std::string AddressOf(const std::string& listener) const;
   absl::Status StartFleet();
   int Registered();
   void OnLoop(std::function<void()> fn);
@@ -50,7 +60,8 @@ class LoadCluster {
   std::string dir_, data_dir_, job_id_;
   FleetChannels channels_;
   Recorder recorder_;
-  std::unique_ptr<CoordinatorProcess> coordinator_;
+  std::map<std::string, std::string> places_[2];  // with options.store
+  std::unique_ptr<CoordinatorProcess> coordinators_[2];
   std::shared_ptr<grpc::Channel> api_;
   std::vector<std::unique_ptr<SimulatedRewardServer>> reward_servers_;
   std::unique_ptr<SimulatedLearner> learner_;

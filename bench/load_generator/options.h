@@ -20,6 +20,7 @@ struct LoadOptions {
   uint32_t protocol_version = 0;  // 0: this build's
   bool insecure = false;          // plaintext instead of mutual TLS
   std::string coordinator;        // binary; default: beside this program
+  std::string store;              // a postgresql:// URI: two coordinators, one stands by; default: SQLite, one
   std::string dir;                // scratch folder; default: a temporary one, removed at the end
   std::string job_id;             // of a job that `dir` has already; default: one is submitted
   bool leave_running = false;     // do not cancel the job at the end: the folder is what is wanted
