@@ -29,6 +29,7 @@ class PostgresConnection {
   static absl::StatusOr<std::unique_ptr<PostgresConnection>> Open(const std::string& uri, const std::string& purpose,
                                                                   absl::Duration patience);
   ~PostgresConnection();
+  void set_patience(absl::Duration patience) { patience_ = patience; }
   // One statement, or several with a ';' between them. Returns the rows of the last, as text.
   absl::StatusOr<Rows> Run(const std::string& sql);
   absl::Status Prepare(const std::string& name, const std::string& sql);
@@ -51,7 +52,7 @@ class PostgresConnection {
   absl::Status Prepared(const std::string& name, const std::vector<absl::string_view>& values);
   absl::Status Failed(absl::string_view what);
 
-  const absl::Duration patience_;
+  absl::Duration patience_;
   pg_conn* connection_ = nullptr;
   absl::Status broken_;
 };

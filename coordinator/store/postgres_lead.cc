@@ -23,7 +23,8 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr absl::Duration kLeadPatience = absl::Seconds(3);
+constexpr absl::Duration kTryPatience = absl::Seconds(5);
+constexpr absl::Duration kBeginPatience = absl::Seconds(30);  // of what writes: tables, the epoch
 constexpr int kAsksAnIdle = 6;  // so often within the time after which the server ends the session
 constexpr char kStoreIdFile[] = "STORE_ID";
 
@@ -46,7 +47,7 @@ class PostgresLeadImpl final : public PostgresLead {
       }
     }
     RLHF_ASSIGN_OR_RETURN(
-        connection_, PostgresConnection::Open(options_.uri, "rlhf-coordinator lead " + options_.schema, kLeadPatience));
+        connection_, PostgresConnection::Open(options_.uri, "rlhf-coordinator lead " + options_.schema, kTryPatience));
     RLHF_RETURN_IF_ERROR(
         connection_
             ->Run(absl::StrCat("SET client_min_messages = warning; SET search_path = ", options_.schema,
@@ -67,6 +68,7 @@ class PostgresLeadImpl final : public PostgresLead {
                                                         options_.schema, "', 0))")));
     if (locked[0][0] != "t") return false;
     // From here on nobody else changes tables or epoch.
+    connection_->set_patience(kBeginPatience);
     RLHF_RETURN_IF_ERROR(MakeTables());
     RLHF_RETURN_IF_ERROR(CheckDataFolder());
     // The former leader's session may be within a transaction, which holds the row.
@@ -80,6 +82,7 @@ class PostgresLeadImpl final : public PostgresLead {
     if (epoch.size() != 1 || !absl::SimpleAtoi(epoch[0][0], &epoch_))
       return absl::InternalError("the table leader has no row, or no number in it");
     spdlog::info("this coordinator leads: epoch {}", epoch_);
+    connection_->set_patience(options_.idle * 2 / 3);
     thread_ = std::thread([this, now] { Watch(now); });
     return true;
   }

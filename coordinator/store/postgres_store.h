@@ -23,7 +23,7 @@ struct PostgresOptions {
   std::string uri;  // postgresql://USER@HOST/DATABASE?passfile=FILE; no password in it
   std::string data_dir;
   std::string schema = "rlhf";  // of its tables, made by the first leader; the lock is by this name
-  absl::Duration idle = absl::Seconds(6);
+  absl::Duration idle = absl::Seconds(5);
 };
 
 // Thread-safe, save for Try.

@@ -234,7 +234,9 @@ int main(int argc, char** argv) {
   app.allow_config_extras(CLI::config_extras_mode::error);
   bool check_config = false;
   app.add_flag("--check-config", check_config, "Parse the configuration and exit");
-  app.add_option("--coordinator", flags.coordinator, "Fleet address of the coordinator, host:port")->required();
+  app.add_option("--coordinator", flags.coordinator,
+                 "Fleet address of the coordinator, host:port; of several: IP:PORT,IP:PORT or dns:///NAME:PORT")
+      ->required();
   app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")
       ->required();
   app.add_option("--address", flags.address, "Where to serve weights")->capture_default_str();

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import ipaddress
 import json
 import pathlib
 from typing import Any, Dict, List, Optional, Tuple
@@ -25,17 +26,19 @@ _IDEMPOTENT = {
     "ArtifactService": ["StartUpload", "GetArtifact", "ListArtifacts", "SetAlias"],
     "OversightService": ["ListGates", "GetServiceState"],
 }
-_SERVICE_CONFIG = json.dumps({
+_SERVICE_CONFIG: Dict[str, Any] = {
     "methodConfig": [{
         "name": [{"service": f"rlhf.v1.{service}", "method": method} for service, methods in _IDEMPOTENT.items() for method in methods],
         "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.2s", "maxBackoff": "3s", "backoffMultiplier": 2,
                         "retryableStatusCodes": ["UNAVAILABLE"]},
     }]
-})
+}
+# Of several coordinators one leads and the others stand by: calls go to those that say SERVING.
+_SEVERAL = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
 OPTIONS: List[Tuple[str, Any]] = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.enable_retries", 1),
-    ("grpc.service_config", _SERVICE_CONFIG),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
@@ -52,11 +55,42 @@ class RlhfError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Where a coordinator is and how to speak to it."""
+    """Where a coordinator is and how to speak to it.
+
+    `address` is HOST:PORT; of several coordinators (one leads) IP:PORT,IP:PORT, or dns:///NAME:PORT for a name with all their addresses.
+    """
     address: str
     ca: Optional[bytes] = None
     token: Optional[str] = None
     insecure: bool = False
+
+    def target(self) -> str:
+        """What gRPC is told to connect to."""
+        if "," not in self.address:
+            return self.address
+        try:
+            versions = {ipaddress.ip_address(host).version for host in self._hosts()}
+        except ValueError:
+            versions = set()
+        if len(versions) != 1:
+            raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, f"of several addresses, expected each as IP:PORT, all IPv4 or all IPv6, found "
+                            f"{self.address!r}; for names: dns:///NAME:PORT, with a name that has all the addresses")
+        return f"ipv{versions.pop()}:{self.address}"
+
+    def options(self) -> List[Tuple[str, Any]]:
+        """Arguments of a channel to it."""
+        if "," not in self.address and not self.address.startswith("dns:"):
+            return OPTIONS
+        several = [(name, value) for name, value in OPTIONS if name != "grpc.service_config"]
+        several.append(("grpc.service_config", json.dumps({**_SERVICE_CONFIG, **_SEVERAL})))
+        if "," in self.address and not self.insecure:
+            hosts = set(self._hosts())
+            # Every certificate of a coordinator carries this name.
+            several.append(("grpc.ssl_target_name_override", hosts.pop() if len(hosts) == 1 else "coordinator.fleet.rlhf.internal"))
+        return several
+
+    def _hosts(self) -> List[str]:
+        return [address.rpartition(":")[0].strip("[]") for address in self.address.split(",")]
 
     def credentials(self) -> grpc.ChannelCredentials:
         credentials = grpc.ssl_channel_credentials(root_certificates=self.ca)

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from rlhf.v1 import (feedback_service_pb2, feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, state_pb2)
-from rlhf_client._shared import ENDED, OPTIONS, WATCH_SECONDS, Context, RlhfError, load_context, metric_row, sample_row
+from rlhf_client._shared import ENDED, WATCH_SECONDS, Context, RlhfError, load_context, metric_row, sample_row
 
 
 class AsyncClient:
@@ -22,9 +22,9 @@ class AsyncClient:
 
     def __init__(self, context: Context, timeout: float = 30.0):
         if context.insecure:
-            self._channel = grpc.aio.insecure_channel(context.address, OPTIONS)
+            self._channel = grpc.aio.insecure_channel(context.target(), context.options())
         else:
-            self._channel = grpc.aio.secure_channel(context.address, context.credentials(), OPTIONS)
+            self._channel = grpc.aio.secure_channel(context.target(), context.credentials(), context.options())
         self._timeout = timeout
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._feedback = feedback_service_pb2_grpc.FeedbackServiceStub(self._channel)

@@ -11,7 +11,7 @@ import grpc
 
 from rlhf.v1 import (admin_service_pb2_grpc, artifact_service_pb2, artifact_service_pb2_grpc, data_pb2, feedback_service_pb2,
                      feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, state_pb2)
-from rlhf_client._shared import (ENDED, OPTIONS, WATCH_SECONDS, Context, RlhfError, chunks_of, file_references, load_context, load_spec,
+from rlhf_client._shared import (ENDED, WATCH_SECONDS, Context, RlhfError, chunks_of, file_references, load_context, load_spec,
                                  manifest_of, metric_row, sample_row)
 
 OnEvent = Callable[[state_pb2.JobEvent], None]
@@ -22,9 +22,9 @@ class Client:
 
     def __init__(self, context: Context, timeout: float = 30.0):
         if context.insecure:
-            self._channel = grpc.insecure_channel(context.address, OPTIONS)
+            self._channel = grpc.insecure_channel(context.target(), context.options())
         else:
-            self._channel = grpc.secure_channel(context.address, context.credentials(), OPTIONS)
+            self._channel = grpc.secure_channel(context.target(), context.credentials(), context.options())
         self._timeout = timeout
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(self._channel)
