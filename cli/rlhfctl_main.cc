@@ -39,9 +39,10 @@ int main(int argc, char** argv) {
   rlhf::cli::ConnectionFlags connection;
   app.add_option("--context", connection.context_file, "Context file with address, CA and token")
       ->capture_default_str();
-  app.add_option("--address", connection.address,
-                 "API address of the coordinator, host:port; of several: IP:PORT,IP:PORT or dns:///NAME:PORT; overrides "
-                 "the context file's");
+  app.add_option(
+      "--address", connection.address,
+      "API address of the coordinator, host:port; of several: IP:PORT,IP:PORT or dns:///NAME:PORT; overrides "
+      "the context file's");
   app.add_option("--ca", connection.ca_file, "CA certificate, PEM");
   app.add_option("--token-file", connection.token_file, "File with the bearer token");
   app.add_flag("--insecure", connection.insecure, "Plaintext, for trials");

@@ -36,10 +36,10 @@ struct RpcServerOptions {
   Authorizer authorizer;  // not called with tls.insecure
   int max_message_bytes = 64 << 20;
   int max_concurrent_streams = 1000;
-  std::vector<grpc::Service*> services;  // not owned; outlive the server
+  std::vector<grpc::Service*> services;               // not owned; outlive the server
   grpc::CallbackGenericService* otherwise = nullptr;  // answers what no service has; likewise
-  MetricsRegistry* metrics = nullptr;    // grpc_server_handled_total, grpc_server_handling_seconds when set
-  bool serving = true;                   // what gRPC health says from the start
+  MetricsRegistry* metrics = nullptr;  // grpc_server_handled_total, grpc_server_handling_seconds when set
+  bool serving = true;                 // what gRPC health says from the start
 };
 
 class RpcServer {

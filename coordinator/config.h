@@ -9,10 +9,10 @@
 namespace rlhf::coordinator {
 
 struct CoordinatorConfig {
-  std::string data_dir;       // required: rows and payloads; one coordinator at a time
+  std::string data_dir;          // required: rows and payloads; one coordinator at a time
   std::string store = "sqlite";  // or postgresql://USER@HOST/DATABASE?passfile=FILE: rows are there, and of several
                                  // coordinators with this database and a shared data_dir one leads
-  std::string artifact_root;  // default DATA_DIR/artifacts
+  std::string artifact_root;     // default DATA_DIR/artifacts
   std::string fleet_address = "127.0.0.1:0";
   std::string api_address = "127.0.0.1:0";
   std::string http_address = "127.0.0.1:0";

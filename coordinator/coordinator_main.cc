@@ -33,8 +33,8 @@ int Run(const rlhf::coordinator::CoordinatorConfig& config) {
       return 1;
     }
   }
-  const int signal_number = rlhf::WaitForTermination(
-      [&server] { return (*server)->lead_lost() || (*server)->store_failed(); });
+  const int signal_number =
+      rlhf::WaitForTermination([&server] { return (*server)->lead_lost() || (*server)->store_failed(); });
   if ((*server)->lead_lost()) {
     // Whatever an orderly end would still write or answer is the next leader's to say.
     spdlog::critical("another coordinator may lead by now: ending at once");

@@ -20,7 +20,8 @@ class Refusals final : public grpc::CallbackGenericService {
       explicit Refusal(const grpc::Status& status) { Finish(status); }
       void OnDone() override { delete this; }
     };
-    return new Refusal(ToGrpc(WithReason(absl::UnavailableError(absl::StrCat(why_(), "; try again")), v1::NOT_LEADING)));
+    return new Refusal(
+        ToGrpc(WithReason(absl::UnavailableError(absl::StrCat(why_(), "; try again")), v1::NOT_LEADING)));
   }
 
  private:

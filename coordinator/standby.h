@@ -1,5 +1,6 @@
 // What a coordinator that does not lead says on its fleet and API listeners: every call is refused with UNAVAILABLE and
-// reason NOT_LEADING, and gRPC health says NOT_SERVING, so that clients with several addresses go to the one that leads.
+// reason NOT_LEADING, and gRPC health says NOT_SERVING, so that clients with several addresses go to the one that
+// leads.
 #pragma once
 
 #include <functional>

@@ -43,7 +43,7 @@ class CoordinatorProcess {
   std::string token(const std::string& role) const;        // empty without tokens
   absl::Duration ready_after() const { return ready_after_; }
   void Signal(int signal_number);
-  int Wait();  // its exit code, or −signal
+  int Wait();                                            // its exit code, or −signal
   absl::StatusOr<int> WaitFor(absl::Duration patience);  // the same; DeadlineExceeded while it lives
 
  private:

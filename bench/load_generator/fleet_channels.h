@@ -19,7 +19,8 @@ class FleetChannels {
   TlsFiles api() const;          // for the API listener: the CA only
   // A certificate of a role in files, for a process or a server of its own.
   absl::StatusOr<TlsFiles> Issue(const std::string& role, const std::string& instance) const;
-  // `address` may be a list, of coordinators on 127.0.0.1. Credentials are kept in memory: a thousand watched files would cost a thousand threads.
+  // `address` may be a list, of coordinators on 127.0.0.1. Credentials are kept in memory: a thousand watched files
+  // would cost a thousand threads.
   absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const std::string& address, const std::string& role,
                                                          const std::string& instance) const;
 

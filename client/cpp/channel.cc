@@ -158,8 +158,8 @@ absl::StatusOr<std::string> TargetOf(const std::string& address, grpc::ChannelAr
     const std::string its = parsed.ok() && parsed->port > 0 ? FamilyOf(parsed->host) : "";
     if (its.empty() || (!family.empty() && family != its)) {
       return absl::InvalidArgumentError(
-          absl::StrCat("of several addresses, expected each as IP:PORT, all IPv4 or all IPv6, found \"", one, "\" in \"",
-                       address, "\"; for names: dns:///NAME:PORT, with a name that has all the addresses"));
+          absl::StrCat("of several addresses, expected each as IP:PORT, all IPv4 or all IPv6, found \"", one,
+                       "\" in \"", address, "\"; for names: dns:///NAME:PORT, with a name that has all the addresses"));
     }
     family = its;
   }

@@ -48,7 +48,8 @@ uint32_t ReadLittleEndian(const char* at) {
 
 class Segments final : public PayloadStore {
  public:
-  static absl::StatusOr<std::unique_ptr<PayloadStore>> Open(const std::string& dir, uint64_t segment_bytes, bool claim) {
+  static absl::StatusOr<std::unique_ptr<PayloadStore>> Open(const std::string& dir, uint64_t segment_bytes,
+                                                            bool claim) {
     RLHF_RETURN_IF_ERROR(MakeDirs(dir));
     auto store = std::make_unique<Segments>(dir, segment_bytes);
     uint32_t newest = 0;
@@ -173,7 +174,7 @@ class Segments final : public PayloadStore {
 
   const std::string dir_;
   const uint64_t segment_bytes_;
-  uint32_t first_ = 1;             // of this process's segments; set once, by Open
+  uint32_t first_ = 1;                             // of this process's segments; set once, by Open
   absl::Mutex sync_mu_ ABSL_ACQUIRED_BEFORE(mu_);  // one Sync at a time
   absl::Mutex mu_;
   uint32_t segment_ ABSL_GUARDED_BY(mu_) = 1;

@@ -41,8 +41,8 @@ void PostgresConnection::ClearResult::operator()(pg_result* result) const {
 
 absl::Status PostgresConnection::Failed(absl::string_view what) {
   if (broken_.ok()) {
-    broken_ = WithReason(absl::UnavailableError(absl::StrCat(
-                             "PostgreSQL: ", what, ": ", absl::StripAsciiWhitespace(PQerrorMessage(connection_)))),
+    broken_ = WithReason(absl::UnavailableError(absl::StrCat("PostgreSQL: ", what, ": ",
+                                                             absl::StripAsciiWhitespace(PQerrorMessage(connection_)))),
                          v1::STORE_UNAVAILABLE);
   }
   return broken_;

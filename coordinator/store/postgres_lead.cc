@@ -50,9 +50,9 @@ class PostgresLeadImpl final : public PostgresLead {
         connection_, PostgresConnection::Open(options_.uri, "rlhf-coordinator lead " + options_.schema, kTryPatience));
     RLHF_RETURN_IF_ERROR(
         connection_
-            ->Run(absl::StrCat("SET client_min_messages = warning; SET search_path = ", options_.schema,
-                               "; SET lock_timeout = 2000; SET idle_session_timeout = ",
-                               absl::ToInt64Milliseconds(options_.idle)))
+            ->Run(absl::StrCat(
+                "SET client_min_messages = warning; SET search_path = ", options_.schema,
+                "; SET lock_timeout = 2000; SET idle_session_timeout = ", absl::ToInt64Milliseconds(options_.idle)))
             .status());
     RLHF_ASSIGN_OR_RETURN(const PostgresConnection::Rows pid, connection_->Run("SELECT pg_backend_pid()"));
     pid_ = pid[0][0];
@@ -63,9 +63,10 @@ class PostgresLeadImpl final : public PostgresLead {
   }
 
   absl::StatusOr<bool> Try() override {
-    RLHF_ASSIGN_OR_RETURN(const PostgresConnection::Rows locked,
-                          connection_->Run(absl::StrCat("SELECT pg_try_advisory_lock(hashtextextended('rlhf-coordinator/",
-                                                        options_.schema, "', 0))")));
+    RLHF_ASSIGN_OR_RETURN(
+        const PostgresConnection::Rows locked,
+        connection_->Run(absl::StrCat("SELECT pg_try_advisory_lock(hashtextextended('rlhf-coordinator/",
+                                      options_.schema, "', 0))")));
     if (locked[0][0] != "t") return false;
     // From here on nobody else changes tables or epoch.
     connection_->set_patience(kBeginPatience);
@@ -91,11 +92,10 @@ class PostgresLeadImpl final : public PostgresLead {
 
  private:
   absl::Status MakeTables() {
-    RLHF_RETURN_IF_ERROR(
-        connection_
-            ->Run(absl::StrCat("CREATE SCHEMA IF NOT EXISTS ", options_.schema,
-                               "; CREATE TABLE IF NOT EXISTS schema_version (version int NOT NULL)"))
-            .status());
+    RLHF_RETURN_IF_ERROR(connection_
+                             ->Run(absl::StrCat("CREATE SCHEMA IF NOT EXISTS ", options_.schema,
+                                                "; CREATE TABLE IF NOT EXISTS schema_version (version int NOT NULL)"))
+                             .status());
     RLHF_ASSIGN_OR_RETURN(const PostgresConnection::Rows found,
                           connection_->Run("SELECT COALESCE(MAX(version), 0) FROM schema_version"));
     int version = 0;
@@ -145,9 +145,9 @@ class PostgresLeadImpl final : public PostgresLead {
   }
 
   std::string WhyLost() {
-    const auto rows = connection_->Run(
-        absl::StrCat("SELECT epoch FROM leader WHERE pg_backend_pid() = ", pid_,
-                     " AND EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = ", pid_, ")"));
+    const auto rows = connection_->Run(absl::StrCat(
+        "SELECT epoch FROM leader WHERE pg_backend_pid() = ", pid_,
+        " AND EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = ", pid_, ")"));
     if (!rows.ok()) return std::string(rows.status().message());
     if (rows->empty()) return "the session that held the lock is another one (is there a pooler in between?)";
     if ((*rows)[0][0] != absl::StrCat(epoch_)) return absl::StrCat("epoch ", (*rows)[0][0], " has begun");
@@ -162,10 +162,9 @@ class PostgresLeadImpl final : public PostgresLead {
       }
       // After a stop the clock alone tells, sooner than the database does.
       const absl::Duration now = Clock::Real()->Now();
-      const std::string why =
-          now - answered > options_.idle
-              ? absl::StrCat("it has not spoken to the database for ", absl::FormatDuration(now - answered))
-              : WhyLost();
+      const std::string why = now - answered > options_.idle ? absl::StrCat("it has not spoken to the database for ",
+                                                                            absl::FormatDuration(now - answered))
+                                                             : WhyLost();
       answered = now;
       if (why.empty()) continue;
       spdlog::critical("this coordinator does not lead any more (epoch {}): {}", epoch_, why);

@@ -126,8 +126,9 @@ class PostgresStore final : public StateStore {
           "the PostgreSQL server runs with fsync = off: what it acknowledges is lost with its power; turn fsync on");
     }
     return writer_
-        ->Run("SELECT set_config('synchronous_commit', 'on', false) "
-              "WHERE current_setting('synchronous_commit') IN ('off', 'local')")
+        ->Run(
+            "SELECT set_config('synchronous_commit', 'on', false) "
+            "WHERE current_setting('synchronous_commit') IN ('off', 'local')")
         .status();
   }
 

@@ -1,6 +1,6 @@
 // Two coordinators on one PostgreSQL database and one data folder, under a fleet without models: the one that stands by
-// takes over from a leader that dies or hangs, nothing that was acknowledged is lost, and nothing of the former leader's
-// comes late.
+// takes over from a leader that dies or hangs, nothing that was acknowledged is lost, and nothing of the former
+// leader's comes late.
 #include <signal.h>
 
 #include <future>
@@ -68,7 +68,8 @@ class TakeoverTest : public testing::Test {
       const auto ledger = CheckLedger(cluster_->api(), cluster_->job_id(), false);
       if (ledger.ok() && ledger->counts().trained() >= samples) return;
       ASSERT_LT(absl::Now(), deadline) << "the job does not go on: "
-                                       << (ledger.ok() ? ledger->counts().ShortDebugString() : ledger.status().ToString());
+                                       << (ledger.ok() ? ledger->counts().ShortDebugString()
+                                                       : ledger.status().ToString());
       absl::SleepFor(absl::Milliseconds(20));  // another process: there is nothing to wait on but its answers
     }
   }
@@ -76,13 +77,14 @@ class TakeoverTest : public testing::Test {
   void ExpectNothingLost(int64_t acknowledged_steps) {
     const v1::LedgerCounts counts = Ledger(true);
     EXPECT_GE(counts.trained() + counts.assigned(), acknowledged_steps * kSamplesPerStep) << counts.ShortDebugString();
-    const CommandResult checked = RunCommand(absl::StrCat(
-        BinDir(), "/rlhfctl --context ", dir_.File("context.json"), " ledger ", cluster_->job_id(), " --check"));
+    const CommandResult checked = RunCommand(absl::StrCat(BinDir(), "/rlhfctl --context ", dir_.File("context.json"),
+                                                          " ledger ", cluster_->job_id(), " --check"));
     EXPECT_EQ(checked.code, 0) << checked.output;
   }
   // Of its plain port: the status and the body.
   std::string Http(int which, const std::string& path) {
-    return RunCommand(absl::StrCat("curl -s -w ' %{http_code}' http://", cluster_->address(which, "http"), path)).output;
+    return RunCommand(absl::StrCat("curl -s -w ' %{http_code}' http://", cluster_->address(which, "http"), path))
+        .output;
   }
   void ExpectStandsBy(int which) {
     const absl::Time deadline = absl::Now() + absl::Seconds(20);
@@ -100,8 +102,7 @@ class TakeoverTest : public testing::Test {
     ASSERT_TRUE(fleet.ok()) << fleet.status();
     v1::RegisterResponse response;
     const auto context = client::MakeContext(absl::Seconds(20));
-    const absl::Status refused =
-        FromGrpc(v1::FleetService::NewStub(*fleet)->Register(context.get(), {}, &response));
+    const absl::Status refused = FromGrpc(v1::FleetService::NewStub(*fleet)->Register(context.get(), {}, &response));
     EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable) << refused;
     EXPECT_EQ(ReasonOf(refused), v1::NOT_LEADING) << refused;
   }

@@ -148,7 +148,8 @@ TEST_F(SeveralAddressesTest, OnDifferentHostsTheCertificateIsAMembersOfTheFleet)
 }
 
 TEST(MakeChannelTest, AListIsOfAddressesOfOneFamily) {
-  for (const char* bad : {"127.0.0.1:1,localhost:2", "127.0.0.1:1,[::1]:2", "127.0.0.1:1,", "127.0.0.1:1,127.0.0.1:0"}) {
+  for (const char* bad :
+       {"127.0.0.1:1,localhost:2", "127.0.0.1:1,[::1]:2", "127.0.0.1:1,", "127.0.0.1:1,127.0.0.1:0"}) {
     ChannelOptions options;
     options.address = bad;
     options.tls.insecure = true;

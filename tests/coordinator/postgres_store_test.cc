@@ -96,8 +96,8 @@ class PostgresTest : public testing::Test {
     return ServerOfAllTests::server->Sql(absl::StrCat("SET search_path = ", options_.schema, "; ", statement));
   }
   std::string Sessions(const std::string& purpose) {
-    return Sql(absl::StrCat("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rlhf-coordinator ", purpose,
-                            " ", options_.schema, "'"));
+    return Sql(absl::StrCat("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rlhf-coordinator ",
+                            purpose, " ", options_.schema, "'"));
   }
   template <typename Condition>
   static void Until(Condition condition, const std::string& what) {
@@ -179,9 +179,10 @@ TEST_F(PostgresTest, WhoLosesTheLockKnowsAndItsWriterIsEnded) {
   ASSERT_NE(store, nullptr);
   ASSERT_TRUE(Put(*store, "before").ok());
   ASSERT_EQ(Sessions("writer"), "1");
-  (void)Sql(absl::StrCat("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = "
-                         "'rlhf-coordinator lead ",
-                         options_.schema, "'"));
+  (void)Sql(
+      absl::StrCat("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = "
+                   "'rlhf-coordinator lead ",
+                   options_.schema, "'"));
   const auto next = TakeLead(options_);
   ASSERT_NE(next, nullptr);
   EXPECT_EQ(next->epoch(), 2);
@@ -226,9 +227,10 @@ TEST_F(PostgresTest, AReaderThatIsCutOffIsReplaced) {
   const auto store = Open(*lead);
   ASSERT_NE(store, nullptr);
   ASSERT_TRUE(Put(*store, "k").ok());
-  (void)Sql(absl::StrCat("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = "
-                         "'rlhf-coordinator reader ",
-                         options_.schema, "'"));
+  (void)Sql(
+      absl::StrCat("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = "
+                   "'rlhf-coordinator reader ",
+                   options_.schema, "'"));
   Until([&] { return Sessions("reader") == "0"; }, "the reader is ended");
   EXPECT_EQ(store->Get(Table::kJobs, "k").value_or("none"), "x");
 }

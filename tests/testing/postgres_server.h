@@ -58,7 +58,8 @@ class PostgresServer {
       EXPECT_EQ(chown(dir_.c_str(), user->pw_uid, user->pw_gid), 0);
     }
     int status = -1;
-    const pid_t made = Spawn({"initdb", "-D", dir_ + "/data", "-U", "rlhf", "-A", "trust", "-E", "UTF8", "--no-locale"});
+    const pid_t made =
+        Spawn({"initdb", "-D", dir_ + "/data", "-U", "rlhf", "-A", "trust", "-E", "UTF8", "--no-locale"});
     EXPECT_EQ(waitpid(made, &status, 0), made);
     EXPECT_EQ(status, 0) << "initdb failed; see its output above";
     if (status != 0) return;
@@ -101,8 +102,8 @@ class PostgresServer {
     for (const auto& version : std::filesystem::directory_iterator("/usr/lib/postgresql", ignored)) {
       const std::filesystem::path bin = version.path() / "bin";
       if (std::filesystem::exists(bin / "postgres") && std::filesystem::exists(bin / "initdb") &&
-          (newest.empty() || std::atoi(version.path().filename().c_str()) >
-                                 std::atoi(newest.parent_path().filename().c_str())))
+          (newest.empty() ||
+           std::atoi(version.path().filename().c_str()) > std::atoi(newest.parent_path().filename().c_str())))
         newest = bin;
     }
     return newest.string();
