@@ -37,7 +37,7 @@ struct RpcServerOptions {
   int max_message_bytes = 64 << 20;
   int max_concurrent_streams = 1000;
   std::vector<grpc::Service*> services;               // not owned; outlive the server
-  grpc::CallbackGenericService* otherwise = nullptr;  // answers what no service has; likewise
+  grpc::CallbackGenericService* otherwise = nullptr;  // answers what no service has; of this server alone
   MetricsRegistry* metrics = nullptr;  // grpc_server_handled_total, grpc_server_handling_seconds when set
   bool serving = true;                 // what gRPC health says from the start
 };

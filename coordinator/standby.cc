@@ -30,7 +30,7 @@ class Refusals final : public grpc::CallbackGenericService {
 
 class StandbyImpl final : public Standby {
  public:
-  explicit StandbyImpl(std::function<std::string()> why) : refusals_(std::move(why)) {}
+  explicit StandbyImpl(const std::function<std::string()>& why) : fleet_refusals_(why), api_refusals_(why) {}
   ~StandbyImpl() override {
     for (RpcServer* server : {fleet_.get(), api_.get()}) {
       if (server != nullptr) server->Shutdown(absl::ZeroDuration());
@@ -39,7 +39,6 @@ class StandbyImpl final : public Standby {
 
   absl::Status Open(const CoordinatorConfig& config, MetricsRegistry* metrics) {
     RpcServerOptions options;
-    options.otherwise = &refusals_;
     options.metrics = metrics;
     options.serving = false;
     options.tls.insecure = config.insecure;
@@ -48,6 +47,7 @@ class StandbyImpl final : public Standby {
     options.authorizer = [](const std::string&, const std::string&, const std::string&) { return Caller{}; };
     RpcServerOptions fleet = options;
     fleet.address = config.fleet_address;
+    fleet.otherwise = &fleet_refusals_;
     fleet.tls.cert_file = config.tls_cert;
     fleet.tls.key_file = config.tls_key;
     fleet.require_client_certificate = !config.insecure;
@@ -55,6 +55,7 @@ class StandbyImpl final : public Standby {
     fleet_address_ = WithPort(config.fleet_address, fleet_->port());
     RpcServerOptions api = options;
     api.address = config.api_address;
+    api.otherwise = &api_refusals_;
     api.tls.cert_file = config.api_cert;
     api.tls.key_file = config.api_key;
     RLHF_ASSIGN_OR_RETURN(api_, RpcServer::Start(api));
@@ -69,7 +70,7 @@ class StandbyImpl final : public Standby {
     return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
   }
 
-  Refusals refusals_;
+  Refusals fleet_refusals_, api_refusals_;  // gRPC wants one for each server
   std::string fleet_address_, api_address_;
   std::unique_ptr<RpcServer> fleet_, api_;
 };
@@ -78,7 +79,7 @@ class StandbyImpl final : public Standby {
 
 absl::StatusOr<std::unique_ptr<Standby>> Standby::Start(const CoordinatorConfig& config, MetricsRegistry* metrics,
                                                         std::function<std::string()> why) {
-  auto standby = std::make_unique<StandbyImpl>(std::move(why));
+  auto standby = std::make_unique<StandbyImpl>(why);
   RLHF_RETURN_IF_ERROR(standby->Open(config, metrics));
   return standby;
 }
