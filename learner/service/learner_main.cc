@@ -256,10 +256,9 @@ int main(int argc, char** argv) {
                  "How long a rank waits for the others")
       ->check(CLI::Range(1, 3600))
       ->capture_default_str();
-  app.add_option(
-         "--abort-seconds", flags.abort_seconds,
-         "How long a rank may take to leave a group that is over before its process ends with code 75; longer than a "
-         "minibatch computes")
+  app.add_option("--abort-seconds", flags.abort_seconds,
+                 "How long a rank may take to leave a group that is over before its process ends with code 75; longer than a "
+                 "minibatch computes")
       ->check(CLI::Range(1, 3600))
       ->capture_default_str();
   app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
