@@ -74,7 +74,7 @@ class PostgresStore final : public StateStore {
     queue_.emplace_back(std::move(batch), std::move(done));
   }
   // Whether every batch handed to Commit so far is committed or refused.
-  bool Settled() const {
+  bool Settled() const override {
     absl::MutexLock lock(&mu_);
     return queue_.empty() && !writing_;
   }
