@@ -15,8 +15,10 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr double kMostParameters = 1e13;
-constexpr int kDeepest = 16;           // a config.json nests three deep
-constexpr size_t kLargest = 16 << 20;  // bytes
+constexpr int kDeepest = 16;          // a config.json nests three deep
+constexpr size_t kLargest = 4 << 20;  // bytes
+// Keys of one object, and labels: what keeps their order is searched from its beginning.
+constexpr size_t kMostKeys = 1024;
 
 // A hostile file may nest so deeply that the values' own recursion would not end well.
 bool TooDeep(const std::string& text) {
@@ -34,6 +36,18 @@ bool TooDeep(const std::string& text) {
     }
   }
   return false;
+}
+
+// The path of an object in it that has more keys than any real file; empty: none.
+std::string TooWide(const Json& json, const std::string& path) {
+  if (json.is_object() && json.size() > kMostKeys) return path.empty() ? "it" : path;
+  if (!json.is_structured()) return "";
+  for (const auto& [key, value] : json.items()) {
+    if (!value.is_structured()) continue;
+    if (std::string found = TooWide(value, absl::StrCat(path, path.empty() ? "" : ".", key)); !found.empty())
+      return found;
+  }
+  return "";
 }
 
 struct FamilyRow {
@@ -143,7 +157,7 @@ absl::Status ReadHead(ConfigReader& reader, const FamilyRow& row, ModelConfig* c
     if (reader.Has("id2label") && json["id2label"].is_object())
       config->num_labels = static_cast<int>(json["id2label"].size());
     int64_t labels = config->num_labels;
-    RLHF_RETURN_IF_BAD(reader.Int("num_labels", &labels, false, 1, 1 << 20));
+    RLHF_RETURN_IF_BAD(reader.Int("num_labels", &labels, false, 1, kMostKeys));
     config->num_labels = static_cast<int>(labels);
     if (config->num_labels < 1) return reader.Problem("id2label", "expected at least one label");
   } else if (config->architecture != row.causal) {
@@ -183,6 +197,10 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std:
   }
   const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return absl::InvalidArgumentError(absl::StrCat(where, ": expected a JSON object"));
+  if (const std::string path = TooWide(json, ""); !path.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, ": ", path.substr(0, 200), ": expected at most ", kMostKeys, " keys"));
+  }
   ConfigReader reader(json, where);
   std::string type;
   RLHF_RETURN_IF_BAD(reader.Text("model_type", &type));

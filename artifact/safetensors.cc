@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <functional>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -22,6 +24,7 @@ namespace {
 
 constexpr uint64_t kMaxHeader = 100'000'000;
 constexpr size_t kHeaderLengthBytes = 8;
+constexpr size_t kMaxDimensions = 16;  // far more than any tensor has
 
 struct DTypeRow {
   DType dtype;
@@ -31,6 +34,109 @@ struct DTypeRow {
 constexpr DTypeRow kDTypes[] = {{DType::kF32, "F32", 4},  {DType::kF16, "F16", 2}, {DType::kBF16, "BF16", 2},
                                 {DType::kI64, "I64", 8},  {DType::kI32, "I32", 4}, {DType::kU8, "U8", 1},
                                 {DType::kBool, "BOOL", 1}};
+
+// A tensor as the header states it.
+struct RawTensor {
+  std::optional<std::string> dtype;
+  std::optional<std::vector<uint64_t>> shape, offsets;
+};
+
+// Reads the header as it is parsed: no tree of it is built, since a hostile one would take ten times its size, and
+// since the library's parser with a callback looks through all members again after each.
+class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
+ public:
+  using Take = std::function<absl::Status(const std::string& name, const RawTensor& tensor)>;
+  HeaderReader(Take take, std::map<std::string, std::string>* metadata) : take_(std::move(take)), metadata_(metadata) {}
+
+  const absl::Status& status() const { return status_; }
+
+  bool null() override { return Other(); }
+  bool boolean(bool) override { return Other(); }
+  bool number_integer(number_integer_t) override { return Other(); }
+  bool number_float(number_float_t, const string_t&) override { return Other(); }
+  bool binary(binary_t&) override { return Other(); }
+  bool number_unsigned(number_unsigned_t value) override {
+    if (depth_ != kArray) return Other();
+    if (array_ == nullptr) return true;
+    if (array_->size() == kMaxDimensions)
+      return Fail(field_, absl::StrCat("expected at most ", kMaxDimensions, " numbers"));
+    array_->push_back(value);
+    return true;
+  }
+  bool string(string_t& text) override {
+    if (depth_ != kEntry) return Other();
+    if (in_metadata_) {
+      (*metadata_)[field_] = text;
+    } else if (field_ == "dtype") {
+      tensor_.dtype = text;
+    } else {
+      return Other();
+    }
+    return true;
+  }
+  bool start_object(std::size_t) override {
+    if (depth_ != kOutside && depth_ != kHeader) return Other();
+    if (depth_ == kHeader) {
+      tensor_ = RawTensor();
+      in_metadata_ = name_ == kMetadata;
+      if (in_metadata_ && std::exchange(had_metadata_, true)) return Fail("", "appears twice");
+    }
+    ++depth_;
+    return true;
+  }
+  bool end_object() override {
+    if (depth_-- == kEntry && !in_metadata_) status_ = take_(name_, tensor_);
+    return status_.ok();
+  }
+  bool start_array(std::size_t) override {
+    if (depth_ != kEntry || in_metadata_ || field_ == "dtype") return Other();
+    array_ = field_ == "shape"          ? &tensor_.shape.emplace()
+             : field_ == "data_offsets" ? &tensor_.offsets.emplace()
+                                        : nullptr;
+    ++depth_;
+    return true;
+  }
+  bool end_array() override {
+    --depth_;
+    return true;
+  }
+  bool key(string_t& key) override {
+    (depth_ == kHeader ? name_ : field_) = key;
+    return true;
+  }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::json::exception&) override { return false; }
+
+ private:
+  // How deep in {"NAME": {"FIELD": [number, …]}}.
+  enum { kOutside, kHeader, kEntry, kArray };
+
+  bool Fail(absl::string_view field, absl::string_view problem) {
+    status_ =
+        absl::InvalidArgumentError(absl::StrCat(in_metadata_ ? "" : "tensor ", "\"", name_.substr(0, 200),
+                                                "\": ", field.substr(0, 200), field.empty() ? "" : ": ", problem));
+    return false;
+  }
+  // A value that does not belong where it is.
+  bool Other() {
+    if (depth_ == kOutside) return false;
+    if (depth_ == kHeader) return Fail("", "expected an object with dtype, shape and data_offsets");
+    if (in_metadata_) return Fail(field_, "expected a string");
+    if (field_ == "dtype") return Fail(field_, "expected a string");
+    if (field_ == "shape") return Fail(field_, "expected an array of whole numbers of at least 0");
+    if (field_ == "data_offsets") return Fail(field_, "expected two whole numbers");
+    return depth_ == kEntry || Fail(field_, "is not known");  // readers of the format pass unknown fields over
+  }
+
+  static constexpr char kMetadata[] = "__metadata__";
+  Take take_;
+  std::map<std::string, std::string>* metadata_;
+  absl::Status status_;
+  int depth_ = kOutside;
+  bool in_metadata_ = false, had_metadata_ = false;
+  std::string name_, field_;
+  RawTensor tensor_;
+  std::vector<uint64_t>* array_ = nullptr;
+};
 
 class MappedFile : public SafetensorsFile {
  public:
@@ -45,7 +151,7 @@ class MappedFile : public SafetensorsFile {
   absl::Status Parse(const std::string& path);
 
  private:
-  absl::Status ParseTensor(const std::string& name, const nlohmann::json& entry);
+  absl::Status TakeTensor(const std::string& name, const RawTensor& raw);
 
   const uint8_t* base_;
   size_t size_;
@@ -54,36 +160,28 @@ class MappedFile : public SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-absl::Status MappedFile::ParseTensor(const std::string& name, const nlohmann::json& entry) {
+absl::Status MappedFile::TakeTensor(const std::string& name, const RawTensor& raw) {
   const auto bad = [&](const std::string& problem) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor \"", name, "\": ", problem));
+    return absl::InvalidArgumentError(absl::StrCat("tensor \"", name.substr(0, 200), "\": ", problem));
   };
-  if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") || !entry.contains("data_offsets")) {
-    return bad("expected an object with dtype, shape and data_offsets");
-  }
+  if (!raw.dtype || !raw.shape || !raw.offsets) return bad("expected an object with dtype, shape and data_offsets");
   TensorInfo info;
-  const std::string dtype = entry["dtype"].is_string() ? entry["dtype"].get<std::string>() : entry["dtype"].dump();
   const auto* row =
-      std::find_if(std::begin(kDTypes), std::end(kDTypes), [&](const DTypeRow& r) { return dtype == r.name; });
-  if (row == std::end(kDTypes))
-    return bad(absl::StrCat("expected a dtype of F32, F16, BF16, I64, I32, U8 or BOOL, found ", dtype));
+      std::find_if(std::begin(kDTypes), std::end(kDTypes), [&](const DTypeRow& r) { return *raw.dtype == r.name; });
+  if (row == std::end(kDTypes)) {
+    return bad(
+        absl::StrCat("expected a dtype of F32, F16, BF16, I64, I32, U8 or BOOL, found ", raw.dtype->substr(0, 80)));
+  }
   info.dtype = row->dtype;
-  if (!entry["shape"].is_array()) return bad("expected shape to be an array");
   uint64_t bytes = static_cast<uint64_t>(row->size);
-  for (const auto& dimension : entry["shape"]) {
-    if (!dimension.is_number_unsigned()) return bad("expected shape to hold whole numbers of at least 0");
-    const auto value = dimension.get<uint64_t>();
-    if (value > static_cast<uint64_t>(INT64_MAX) || __builtin_mul_overflow(bytes, value, &bytes))
+  for (const uint64_t dimension : *raw.shape) {
+    if (dimension > static_cast<uint64_t>(INT64_MAX) || __builtin_mul_overflow(bytes, dimension, &bytes))
       return bad("the product of its shape overflows");
-    info.shape.push_back(static_cast<int64_t>(value));
+    info.shape.push_back(static_cast<int64_t>(dimension));
   }
-  const auto& offsets = entry["data_offsets"];
-  if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
-      !offsets[1].is_number_unsigned()) {
-    return bad("expected data_offsets to be two whole numbers");
-  }
-  info.begin = offsets[0].get<uint64_t>();
-  info.end = offsets[1].get<uint64_t>();
+  if (raw.offsets->size() != 2) return bad("expected data_offsets to be two whole numbers");
+  info.begin = (*raw.offsets)[0];
+  info.end = (*raw.offsets)[1];
   const uint64_t available = size_ - data_begin_;
   if (info.begin > info.end || info.end > available) {
     return bad(absl::StrCat("offsets [", info.begin, ", ", info.end, "] lie outside the file's ", available,
@@ -91,7 +189,8 @@ absl::Status MappedFile::ParseTensor(const std::string& name, const nlohmann::js
   }
   if (info.end - info.begin != bytes)
     return bad(absl::StrCat("its shape needs ", bytes, " bytes, its offsets span ", info.end - info.begin));
-  tensors_.emplace(name, std::move(info));
+  // A second one would silently replace the first.
+  if (!tensors_.emplace(name, std::move(info)).second) return bad("appears twice");
   return absl::OkStatus();
 }
 
@@ -108,31 +207,11 @@ absl::Status MappedFile::Parse(const std::string& path) {
   if (header_size > size_ - kHeaderLengthBytes)
     return bad("the header reaches beyond the file's end; is it truncated?");
   data_begin_ = kHeaderLengthBytes + header_size;
-  // Duplicate names would silently keep the last; the callback sees every key of the top level.
-  std::set<std::string> seen;
-  std::string duplicate;
   const char* begin = reinterpret_cast<const char*>(base_) + kHeaderLengthBytes;
-  const nlohmann::json header = nlohmann::json::parse(
-      begin, begin + header_size,
-      [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
-        if (depth == 1 && event == nlohmann::json::parse_event_t::key && !seen.insert(value.get<std::string>()).second)
-          duplicate = value.get<std::string>();
-        return depth < 8;
-      },
-      /*allow_exceptions=*/false);
-  if (!header.is_object()) return bad("the header is not a JSON object");
-  if (!duplicate.empty()) return bad(absl::StrCat("tensor \"", duplicate, "\" appears twice"));
-  for (const auto& [name, entry] : header.items()) {
-    if (name == "__metadata__") {
-      if (!entry.is_object()) return bad("__metadata__ is not an object");
-      for (const auto& [key, value] : entry.items()) {
-        if (!value.is_string()) return bad(absl::StrCat("__metadata__.", key, " is not a string"));
-        metadata_[key] = value.get<std::string>();
-      }
-      continue;
-    }
-    if (const absl::Status status = ParseTensor(name, entry); !status.ok()) return bad(status.message());
-  }
+  HeaderReader reader([&](const std::string& name, const RawTensor& tensor) { return TakeTensor(name, tensor); },
+                      &metadata_);
+  if (!nlohmann::json::sax_parse(begin, begin + header_size, &reader))
+    return bad(reader.status().ok() ? "the header is not a JSON object" : reader.status().message());
   std::vector<std::pair<uint64_t, const std::pair<const std::string, TensorInfo>*>> order;
   for (const auto& entry : tensors_) order.emplace_back(entry.second.begin, &entry);
   std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
@@ -245,6 +324,7 @@ absl::StatusOr<ModelWeights> OpenModelWeights(const std::string& model_dir) {
     return absl::NotFoundError(
         absl::StrCat(model_dir, ": expected model.safetensors or model.safetensors.index.json, found neither"));
   }
+  std::map<std::string, const SafetensorsFile*> holder;  // by shard
   for (const std::string& name : names) {
     auto file = SafetensorsFile::Open((fs::path(model_dir) / name).string());
     if (!file.ok()) return file.status();
@@ -253,10 +333,12 @@ absl::StatusOr<ModelWeights> OpenModelWeights(const std::string& model_dir) {
         return absl::InvalidArgumentError(absl::StrCat(model_dir, ": tensor \"", tensor, "\" is in two shards"));
       }
     }
+    holder[name] = file->get();
     weights.files.push_back(*std::move(file));
   }
   for (const auto& [tensor, shard] : where) {
-    if (weights.tensors.find(tensor) == weights.tensors.end()) {
+    const auto found = weights.tensors.find(tensor);
+    if (found == weights.tensors.end() || found->second.file != holder[shard]) {
       return absl::InvalidArgumentError(
           absl::StrCat(model_dir, ": the index names tensor \"", tensor, "\" in ", shard, ", where it is not"));
     }

@@ -44,6 +44,12 @@ const std::vector<std::pair<const char*, std::vector<Json>>>& Supported() {
   return *supported;
 }
 
+// A list or an object may nest so deeply that writing it out, or copying it, ends the process.
+std::string Shown(const Json& json) {
+  return json.is_structured() ? absl::StrCat(json.is_array() ? "a list of " : "an object of ", json.size())
+                              : json.dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 80);
+}
+
 }  // namespace
 
 absl::Status SaveAdapter(const Transformer& model, const std::string& dir, const std::string& base_model) {
@@ -90,14 +96,14 @@ absl::StatusOr<LoraConfig> LoadAdapterConfig(const std::string& dir) {
   for (const auto& [key, allowed] : Supported()) {
     if (!json.contains(key) || json[key].is_null()) continue;
     if (std::find(allowed.begin(), allowed.end(), json[key]) == allowed.end())
-      return bad(absl::StrCat(key, ": found ", json[key].dump().substr(0, 80), ", which is not supported"));
+      return bad(absl::StrCat(key, ": found ", Shown(json[key]), ", which is not supported"));
   }
   // Only the scalar head may train beside the adapters; PEFT names it twice and more.
-  const Json saved = json.value("modules_to_save", Json());
-  if (!saved.is_null() && !std::all_of(saved.begin(), saved.end(), [](const Json& module) {
+  const auto saved = json.find("modules_to_save");
+  if (saved != json.end() && !std::all_of(saved->begin(), saved->end(), [](const Json& module) {
         return module == "score" || module == "classifier";
       })) {
-    return bad(absl::StrCat("modules_to_save: found ", saved.dump().substr(0, 80), "; supported: the head, \"score\""));
+    return bad(absl::StrCat("modules_to_save: found ", Shown(*saved), "; supported: the head, \"score\""));
   }
   LoraConfig config;
   if (!json.contains("r") || !json["r"].is_number_integer()) return bad("r: expected the rank, a whole number");

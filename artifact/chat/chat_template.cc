@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "artifact/chat/evaluator.h"
 #include "artifact/chat/parser.h"
+#include "artifact/tokenizer/byte_trie.h"
 #include "artifact/tokenizer/unicode.h"
 
 namespace rlhf::artifact {
@@ -26,15 +27,12 @@ absl::StatusOr<std::string> FreeMark(absl::Span<const ChatMessage> messages, abs
 }
 
 // Puts the mark behind the first character of each special token, so that none is whole.
-std::string Marked(absl::string_view text, absl::Span<const std::string> special_tokens, const std::string& mark) {
+std::string Marked(absl::string_view text, const ByteTrie& special_tokens, const std::string& mark) {
   std::string out;
   for (size_t at = 0; at < text.size();) {
     const absl::string_view rest = text.substr(at);
-    bool special = false;
-    for (const std::string& token : special_tokens) {
-      if (token.empty() || token[0] != rest[0]) continue;
-      special = special || absl::StartsWith(rest, token);
-    }
+    int32_t which = 0;
+    const bool special = special_tokens.Begins(rest[0]) && special_tokens.Longest(rest, &which) > 0;
     const size_t length = std::max<size_t>(1, Utf8Length(rest));
     out.append(rest.data(), length);
     if (special) out += mark;
@@ -92,10 +90,13 @@ absl::StatusOr<RenderedChat> ChatTemplate::Render(absl::Span<const ChatMessage> 
         absl::StrCat("messages: expected 1 to ", kMaxMessages, ", found ", messages.size()));
   auto mark = FreeMark(messages, program_->source);
   if (!mark.ok()) return mark.status();
+  std::vector<std::pair<std::string, int32_t>> specials;
+  for (const std::string& token : special_tokens) specials.emplace_back(token, 0);
+  const ByteTrie special_trie(std::move(specials));
   std::vector<Value> list;
   for (const ChatMessage& message : messages) {
     const auto text = [&](const std::string& raw) {
-      return Value::Text(Marked(ReplaceInvalidUtf8(raw), special_tokens, *mark));
+      return Value::Text(Marked(ReplaceInvalidUtf8(raw), special_trie, *mark));
     };
     list.push_back(Value::Of(
         std::vector<std::pair<std::string, Value>>{{"role", text(message.role)}, {"content", text(message.content)}}));

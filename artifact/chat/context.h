@@ -2,6 +2,7 @@
 // thread-safe.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -19,6 +20,7 @@ struct Limits {
   size_t output = 16 << 20;   // bytes
   int depth = 300;            // of nested expressions, statements and macro calls
   int64_t range = 100'000;    // items of range(); Jinja's sandbox allows as many
+  size_t names = 1'000;       // variables that are set at one time, and fields of a namespace
 };
 
 struct Context {
@@ -35,9 +37,13 @@ struct Context {
   bool Spend(int64_t count);
   // Pays for going through all of a value: lists in lists may be shared many times over. False when it is too much.
   bool Pay(const Value& value) { return Spend(value.weight()); }
+  // Pays for looking for a text of `what` bytes in one of `all`, where every place may nearly match.
+  bool PaySearch(size_t all, size_t what) {
+    return Spend(static_cast<int64_t>((1 + all / 64) * (1 + std::min(what, all) / 64)));
+  }
   // str() and ==, paid for.
   std::string TextOf(const Value& value) { return Pay(value) ? value.ToText() : ""; }
-  bool Same(const Value& a, const Value& b) { return Pay(a) && Equal(a, b); }
+  bool Same(const Value& a, const Value& b) { return Pay(a) && Pay(b) && Equal(a, b); }
   // Texts and lists go through here, so that their size is paid for.
   Value Text(std::string text);
   Value Items(std::vector<Value> items, bool tuple = false);

@@ -33,6 +33,13 @@ void Evaluator::Assign(const std::string& name, Value value) {
     old = std::move(value);
     return;
   }
+  // Names are searched one after another.
+  size_t names = 1;
+  for (const Scope& scope : scopes_) names += scope.size();
+  if (names > context_.limits.names) {
+    context_.Fail(absl::StrCat("expected at most ", context_.limits.names, " variables"));
+    return;
+  }
   scopes_.back().emplace_back(name, std::move(value));
 }
 
@@ -174,6 +181,10 @@ void Evaluator::ExecuteSet(const Statement& statement) {
   for (auto& [key, old] : space->fields.items) {
     if (key != statement.field) continue;
     old = value;
+    return;
+  }
+  if (space->fields.items.size() >= context_.limits.names) {
+    context_.Fail(absl::StrCat("expected at most ", context_.limits.names, " fields of a namespace"));
     return;
   }
   space->fields.items.emplace_back(statement.field, value);

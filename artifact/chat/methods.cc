@@ -96,14 +96,17 @@ Value Split(Context* context, const std::string& text, const Arguments& argument
   }
   const std::string* by = separator->text();
   if (by == nullptr || by->empty()) return context->Fail("split: expected a separator that is not empty");
-  std::string rest = text;
+  if (!context->PaySearch(text.size(), by->size())) return Value();
+  absl::string_view rest = text;
   while (left-- > 0) {
     const size_t at = from_right ? rest.rfind(*by) : rest.find(*by);
-    if (at == std::string::npos || !context->Spend(1 + static_cast<int64_t>(rest.size() / 64))) break;
-    parts.push_back(from_right ? rest.substr(at + by->size()) : rest.substr(0, at));
+    if (at == absl::string_view::npos) break;
+    const absl::string_view part = from_right ? rest.substr(at + by->size()) : rest.substr(0, at);
+    if (!context->Spend(1 + static_cast<int64_t>(part.size() / 64))) return Value();
+    parts.emplace_back(part);
     rest = from_right ? rest.substr(0, at) : rest.substr(at + by->size());
   }
-  parts.push_back(rest);
+  parts.emplace_back(rest);
   if (from_right) std::reverse(parts.begin(), parts.end());
   return Parts(context, parts);
 }
@@ -112,6 +115,7 @@ Value Replace(Context* context, const std::string& text, const Arguments& argume
   const Value *from = arguments.Get(0, "old"), *to = arguments.Get(1, "new"), *count = arguments.Get(2, "count");
   if (from == nullptr || to == nullptr || from->text() == nullptr || from->text()->empty())
     return context->Fail("replace: expected what is replaced (not empty) and by what");
+  if (!context->PaySearch(text.size(), from->text()->size())) return Value();
   const std::string with = context->TextOf(*to);
   int64_t left = count == nullptr || count->none() || count->integer() < 0 ? INT64_MAX : count->integer();
   std::string out;
@@ -132,6 +136,7 @@ Value Matches(Context* context, const std::string& text, const std::string& name
   const std::vector<Value> all = wanted.list() != nullptr ? wanted.list()->items : std::vector<Value>{wanted};
   for (const Value& one : all) {
     if (one.text() == nullptr) return context->Fail(absl::StrCat(name, ": expected a text, found ", one.type_name()));
+    context->Spend(1 + static_cast<int64_t>(std::min(text.size(), one.text()->size()) / 64));
     if (name == "startswith" ? absl::StartsWith(text, *one.text()) : absl::EndsWith(text, *one.text()))
       return Value::Data(true);
   }
@@ -143,7 +148,9 @@ Value TextMethod(Context* context, const std::string& text, const std::string& n
   const Value* first = arguments.Get(0, "chars");
   const std::string* given = first == nullptr ? nullptr : first->text();
   if (name == "strip" || name == "lstrip" || name == "rstrip")
-    return context->Text(Stripped(text, given, name != "rstrip", name != "lstrip"));
+    return context->PaySearch(text.size(), given == nullptr ? 0 : 64 * given->size())
+               ? context->Text(Stripped(text, given, name != "rstrip", name != "lstrip"))
+               : Value();
   if (name == "split" || name == "rsplit") return Split(context, text, arguments, name == "rsplit");
   if (name == "startswith" || name == "endswith") return Matches(context, text, name, arguments);
   if (name == "upper") return context->Text(Upper(text));
@@ -172,6 +179,7 @@ Value TextMethod(Context* context, const std::string& text, const std::string& n
     return Value::Data(all);
   }
   if (given == nullptr) return context->Fail(absl::StrCat(name, ": expected a text"));
+  if (!context->PaySearch(text.size(), given->size())) return Value();
   if (name == "removeprefix") return context->Text(absl::StartsWith(text, *given) ? text.substr(given->size()) : text);
   if (name == "removesuffix")
     return context->Text(absl::EndsWith(text, *given) ? text.substr(0, text.size() - given->size()) : text);

@@ -108,13 +108,14 @@ bool Compare(Context* context, const std::string& name, const Value& a, const Va
   if (name == "not in") return !Compare(context, "in", a, b);
   if (name == "in") {
     if (const std::string* text = b.text()) {
-      context->Spend(static_cast<int64_t>(text->size() / 64));
-      if (a.text() != nullptr) return absl::StrContains(*text, *a.text());
+      if (a.text() != nullptr)
+        return context->PaySearch(text->size(), a.text()->size()) && absl::StrContains(*text, *a.text());
     } else if (const List* list = b.list()) {
       context->Spend(static_cast<int64_t>(list->items.size()));
       return std::any_of(list->items.begin(), list->items.end(),
                          [&](const Value& item) { return context->Same(a, item); });
     } else if (const Dict* dict = b.dict()) {
+      context->Spend(static_cast<int64_t>(dict->items.size() / 64));
       return a.text() != nullptr && dict->Find(*a.text()) != nullptr;
     } else if (b.undefined()) {
       return false;
@@ -127,6 +128,7 @@ bool Compare(Context* context, const std::string& name, const Value& a, const Va
     order = a.number() < b.number() ? -1 : a.number() > b.number() ? 1 : 0;
     if (a.IsInteger() && b.IsInteger()) order = a.integer() < b.integer() ? -1 : a.integer() > b.integer() ? 1 : 0;
   } else if (a.text() != nullptr && b.text() != nullptr) {
+    context->Spend(static_cast<int64_t>(std::min(a.text()->size(), b.text()->size()) / 64));
     order = a.text()->compare(*b.text());  // UTF-8 sorts as its code points do
   } else {
     WrongTypes(context, name, a, b);

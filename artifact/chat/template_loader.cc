@@ -20,8 +20,9 @@ std::optional<std::string> TemplateIn(const Json& config) {
   if (value.is_string()) return value.get<std::string>();
   if (!value.is_array()) return std::nullopt;
   for (const Json& entry : value) {
-    if (entry.is_object() && entry.value("name", Json()) == "default" && entry.value("template", Json()).is_string())
-      return entry["template"].get<std::string>();
+    // Not value(), which copies: what nests deeply ends the process.
+    if (!entry.is_object() || !entry.contains("name") || entry["name"] != "default") continue;
+    if (entry.contains("template") && entry["template"].is_string()) return entry["template"].get<std::string>();
   }
   return std::nullopt;
 }

@@ -80,6 +80,7 @@ Value Value::Of(std::vector<std::pair<std::string, Value>> items) {
     depth = std::max(depth, value.depth());
     weight = std::min(kMaxWeight, weight + value.weight() + 1 + static_cast<int64_t>(key.size() / 64));
   }
+  if (items.size() > kMaxKeys) return Missing("a dict of too many keys");
   if (depth >= kMaxDepth) return Missing("a dict nested too deeply, or holding a namespace");
   return Data(std::make_shared<const Dict>(Dict{std::move(items), depth + 1, weight}));
 }

@@ -45,14 +45,15 @@ class Value {
   using Data = std::variant<Undefined, None, bool, int64_t, double, std::shared_ptr<const std::string>,
                             std::shared_ptr<const List>, std::shared_ptr<const Dict>, std::shared_ptr<Namespace>,
                             std::shared_ptr<const Callable>>;
-  static constexpr int kMaxDepth = 24;  // of lists in lists
+  static constexpr int kMaxDepth = 24;      // of lists in lists
+  static constexpr size_t kMaxKeys = 1000;  // of a dict: they are searched from the first
 
   Value() = default;
   Value(Data data) : data_(std::move(data)) {}  // NOLINT: a value is its data
   static Value Text(std::string text) { return Data(std::make_shared<const std::string>(std::move(text))); }
   static Value Missing(absl::string_view name) { return Data(Undefined{std::string(name)}); }
   static Value Nothing() { return Data(None()); }
-  // Undefined when the items nest deeper than kMaxDepth, or one is a namespace.
+  // Undefined when the items nest deeper than kMaxDepth, one is a namespace, or a dict has more than kMaxKeys.
   static Value Of(std::vector<Value> items, bool tuple = false);
   static Value Of(std::vector<std::pair<std::string, Value>> items);
 

@@ -7,9 +7,21 @@
 #include "absl/strings/str_join.h"
 
 namespace rlhf::artifact {
+namespace {
+
+// An error may quote megabytes of a hostile file, and travels in a header of a call.
+std::string Shortened(absl::string_view text) {
+  constexpr size_t kMost = 1000;
+  if (text.size() <= kMost) return std::string(text);
+  size_t size = kMost;
+  while (size > 0 && (static_cast<unsigned char>(text[size]) & 0xC0) == 0x80) --size;
+  return absl::StrCat(text.substr(0, size), "…");
+}
+
+}  // namespace
 
 absl::Status ConfigReader::Problem(absl::string_view key, absl::string_view problem) const {
-  return absl::InvalidArgumentError(absl::StrCat(where_, ": ", key, ": ", problem));
+  return absl::InvalidArgumentError(absl::StrCat(where_, ": ", Shortened(key), ": ", Shortened(problem)));
 }
 
 const ConfigReader::Json& ConfigReader::Raw(const char* key) {

@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr size_t kMaxFileBytes = 256 << 20;
+constexpr size_t kMaxFileBytes = 64 << 20;  // the largest real ones have half
 
 void Name(int32_t id, const std::string& token, PipelineTokenizer::Parts* parts) {
   if (static_cast<size_t>(id) >= parts->tokens.size()) {
@@ -37,6 +37,10 @@ absl::StatusOr<AddedToken> ReadAddedToken(const Json& json, const std::string& p
   token.normalized = object.Flag("normalized", !token.special);
   if (absl::Status status = object.Finish(); !status.ok()) return status;
   if (token.content.empty()) return object.Bad("content", "expected a text, found an empty one");
+  if (token.content.size() > kMaxTokenBytes) {
+    return object.Bad("content",
+                      absl::StrCat("expected at most ", kMaxTokenBytes, " bytes, found ", token.content.size()));
+  }
   if (const auto known = model.TokenToId(token.content); known && *known != token.id) {
     return object.Bad("id", absl::StrCat("found ", token.id, ", but model.vocab has \"", token.content.substr(0, 80),
                                          "\" as ", *known, "; expected the same id"));
@@ -65,7 +69,7 @@ absl::Status AddTokens(const Json& json, const std::string& path, PipelineTokeni
       raw.push_back(*std::move(token));
       continue;
     }
-    NormalizedText key{token->content};
+    NormalizedText key(token->content);
     if (parts->normalizer != nullptr) {
       if (absl::Status status = parts->normalizer->Normalize(&key); !status.ok()) return status;
     }
@@ -108,10 +112,8 @@ absl::StatusOr<PipelineTokenizer::Parts> ReadParts(const Json& json, const std::
   if (!pre_tokenizer.ok()) return pre_tokenizer.status();
   parts.pre_tokenizer = *std::move(pre_tokenizer);
   // Words in plain bytes are shorter to look up than in symbols: the model maps them only when it meets a new one.
-  if (parts.pre_tokenizer != nullptr && object.Get("model").value("type", "BPE") == "BPE" &&
-      parts.pre_tokenizer->LeaveBytes()) {
+  if (parts.pre_tokenizer != nullptr && parts.model->CanTakeBytes() && parts.pre_tokenizer->LeaveBytes())
     parts.model->TakeBytes();
-  }
   auto post_processor = MakePostProcessor(object.Get("post_processor"), object.PathOf("post_processor"));
   if (!post_processor.ok()) return post_processor.status();
   parts.post_processor = *std::move(post_processor);

@@ -30,8 +30,9 @@ class TokenModel {
 
   virtual std::optional<int32_t> TokenToId(absl::string_view token) const = 0;
   virtual void ForEachToken(const std::function<void(const std::string& token, int32_t id)>& visit) const = 0;
-  // Pieces come as bytes, not as GPT-2's symbols for them; false: this model cannot.
-  virtual bool TakeBytes() { return false; }
+  // From now on pieces come as bytes, not as GPT-2's symbols for them. Only for a model that can.
+  virtual bool CanTakeBytes() const { return false; }
+  virtual void TakeBytes() {}
 
  protected:
   virtual absl::Status EncodeWord(absl::string_view word, std::vector<int32_t>* ids) const = 0;

@@ -15,6 +15,7 @@ class Sequence : public Normalizer {
   absl::Status Normalize(NormalizedText* text) const override {
     for (const auto& step : steps_) {
       if (absl::Status status = step->Normalize(text); !status.ok()) return status;
+      if (absl::Status status = text->CheckSize(); !status.ok()) return status;
     }
     return absl::OkStatus();
   }
@@ -43,6 +44,12 @@ absl::StatusOr<std::unique_ptr<Normalizer>> MakeOne(JsonObject* json, const std:
 }
 
 }  // namespace
+
+absl::Status NormalizedText::CheckSize() const {
+  if (text.size() <= limit) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("normalizing a text made it longer than ", limit,
+                                                   " bytes: are the normalizer's replacements meant to be so long?"));
+}
 
 absl::StatusOr<std::unique_ptr<Normalizer>> MakeNormalizer(const nlohmann::json& json, const std::string& path,
                                                            int depth) {

@@ -1,7 +1,9 @@
 #include "artifact/tokenizer/pattern.h"
 
+#include <cstring>
+
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
+#include "artifact/tokenizer/steps.h"
 
 namespace rlhf::artifact {
 
@@ -18,16 +20,33 @@ absl::StatusOr<Pattern> ReadPattern(JsonObject* json) {
   return out;
 }
 
-absl::StatusOr<std::string> ReplaceMatches(const Pattern& pattern, absl::string_view text, absl::string_view content) {
-  if (!pattern.literal.empty()) return absl::StrReplaceAll(text, {{pattern.literal, content}});
+absl::StatusOr<std::string> ReadContent(JsonObject* json) {
+  std::string content = json->Text("content");
+  if (content.size() <= kMaxContentBytes) return content;
+  return json->Bad("content", absl::StrCat("expected at most ", kMaxContentBytes, " bytes, found ", content.size()));
+}
+
+absl::StatusOr<std::string> ReplaceMatches(const Pattern& pattern, absl::string_view text, absl::string_view content,
+                                           size_t limit) {
   std::string out;
   size_t done = 0;
-  absl::Status status = pattern.regex.Each(text, [&](size_t begin, size_t end) {
-    absl::StrAppend(&out, text.substr(done, begin - done), content);
+  const auto replace = [&](size_t begin, size_t end) {
+    if (out.size() <= limit) absl::StrAppend(&out, text.substr(done, begin - done), content);
     done = end;
-  });
-  if (!status.ok()) return status;
+  };
+  if (!pattern.literal.empty()) {
+    // memmem's time is linear whatever the two texts are; string_view's find is not.
+    while (const void* hit =
+               memmem(text.data() + done, text.size() - done, pattern.literal.data(), pattern.literal.size())) {
+      const auto begin = static_cast<size_t>(static_cast<const char*>(hit) - text.data());
+      replace(begin, begin + pattern.literal.size());
+    }
+  } else if (absl::Status status = pattern.regex.Each(text, replace); !status.ok()) {
+    return status;
+  }
   absl::StrAppend(&out, text.substr(done));
+  if (out.size() > limit)
+    return absl::ResourceExhaustedError(absl::StrCat("replacing made a text longer than ", limit, " bytes"));
   return out;
 }
 

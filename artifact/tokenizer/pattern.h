@@ -17,6 +17,10 @@ struct Pattern {
 // The pattern under the key "pattern". InvalidArgument with the path.
 absl::StatusOr<Pattern> ReadPattern(JsonObject* json);
 // Every match of the pattern becomes `content`.
-absl::StatusOr<std::string> ReplaceMatches(const Pattern& pattern, absl::string_view text, absl::string_view content);
+// ResourceExhausted when the outcome would have more than `limit` bytes.
+absl::StatusOr<std::string> ReplaceMatches(const Pattern& pattern, absl::string_view text, absl::string_view content,
+                                           size_t limit);
+// `content`: what is put in for a match, at most kMaxContentBytes.
+absl::StatusOr<std::string> ReadContent(JsonObject* json);
 
 }  // namespace rlhf::artifact

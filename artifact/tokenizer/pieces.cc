@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
+
 namespace rlhf::artifact {
 namespace {
 
@@ -22,7 +24,19 @@ std::vector<Span> Fold(const std::vector<Span>& spans, Merge merge) {
   return out;
 }
 
+constexpr size_t kMostBytes = 256 << 20;
+
 }  // namespace
+
+absl::StatusOr<std::string*> TextArena::New(size_t bytes) {
+  if (bytes > kMostBytes - bytes_) {
+    return absl::ResourceExhaustedError(absl::StrCat("splitting a text takes more than ", kMostBytes,
+                                                     " bytes: shorten the text, or simplify the pre-tokenizer"));
+  }
+  bytes_ += bytes;
+  texts_.emplace_back().reserve(bytes);
+  return &texts_.back();
+}
 
 absl::Status SpansOf(const Regex& regex, absl::string_view text, std::vector<Span>* spans) {
   size_t between = 0;

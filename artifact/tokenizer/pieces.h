@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "artifact/tokenizer/regex.h"
 
@@ -20,10 +20,13 @@ struct Piece {
 // Owns the texts that pieces point to. Not thread-safe.
 class TextArena {
  public:
-  std::string* New() { return &texts_.emplace_back(); }
+  // An empty text with room for that many bytes. ResourceExhausted when all of them would take more than 256 MiB: steps
+  // that double a text need no long list to fill a machine.
+  absl::StatusOr<std::string*> New(size_t bytes);
 
  private:
   std::deque<std::string> texts_;
+  size_t bytes_ = 0;
 };
 
 enum class SplitBehavior { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };

@@ -25,10 +25,9 @@ absl::Status PipelineTokenizer::EncodeNormalized(absl::string_view text, bool at
 
 absl::Status PipelineTokenizer::EncodeRaw(absl::string_view text, bool at_start, bool parse_special,
                                           std::vector<int32_t>* ids) const {
-  NormalizedText normalized;
+  NormalizedText normalized{parts_.normalizer != nullptr ? std::string(text) : ""};
   absl::string_view view = text;
   if (parts_.normalizer != nullptr) {
-    normalized.text = std::string(text);
     if (absl::Status status = parts_.normalizer->Normalize(&normalized); !status.ok()) return status;
     view = normalized.text;
     at_start = at_start && normalized.keeps_start;

@@ -7,6 +7,11 @@ namespace rlhf::artifact {
 namespace {
 
 constexpr int kMaxDepth = 16;
+constexpr size_t kMaxAround = 256;  // tokens put around a text; real files put one or two
+
+std::string TooMany() {
+  return absl::StrCat("expected at most ", kMaxAround, " tokens around a text");
+}
 
 absl::StatusOr<std::vector<int32_t>> IdsOf(const nlohmann::json& specials, const std::string& name,
                                            const std::string& path) {
@@ -16,6 +21,7 @@ absl::StatusOr<std::vector<int32_t>> IdsOf(const nlohmann::json& specials, const
   special.Ignore({"id", "tokens"});
   const nlohmann::json& list = special.Get("ids");
   if (!list.is_array()) return special.Bad("ids", absl::StrCat("expected an array, found ", Describe(list)));
+  if (list.size() > kMaxAround) return special.Bad("ids", TooMany());
   std::vector<int32_t> ids;
   for (const auto& id : list) {
     if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX)
@@ -50,6 +56,7 @@ absl::StatusOr<PostProcessor> MakeTemplate(JsonObject* json) {
       if (!ids.ok()) return ids.status();
       auto& side = before ? out.prefix : out.suffix;
       side.insert(side.end(), ids->begin(), ids->end());
+      if (out.prefix.size() + out.suffix.size() > kMaxAround) return json->Bad("single", TooMany());
     }
     if (absl::Status status = item.Finish(); !status.ok()) return status;
   }
@@ -86,6 +93,7 @@ absl::StatusOr<PostProcessor> MakeSequence(JsonObject* json, int depth) {
     if (!step.ok()) return step.status();
     out.prefix.insert(out.prefix.begin(), step->prefix.begin(), step->prefix.end());
     out.suffix.insert(out.suffix.end(), step->suffix.begin(), step->suffix.end());
+    if (out.prefix.size() + out.suffix.size() > kMaxAround) return json->Bad("processors", TooMany());
   }
   return out;
 }

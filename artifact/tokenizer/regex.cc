@@ -15,6 +15,11 @@ namespace {
 constexpr uint32_t kStepsOfAnyMatch = 10'000, kStepsOfAByte = 16, kMostSteps = 50'000'000;
 constexpr uint32_t kHeapLimitKib = 64 << 10;
 constexpr size_t kPatternBytes = 16 << 10;
+// PCRE2's limits are for one place where a match may begin, and a hostile expression takes as much at each. So a call
+// looks at this many places, and the clock is read between calls.
+constexpr size_t kPlacesOfACall = 256;
+constexpr uint64_t kMatchesBetweenLooks = 64;
+constexpr std::chrono::seconds kLongest(5);
 
 }  // namespace
 
@@ -37,8 +42,9 @@ absl::StatusOr<Regex> Regex::Compile(absl::string_view pattern) {
       pcre2_compile_context_create(nullptr), &pcre2_compile_context_free);
   pcre2_set_newline(compile.get(), PCRE2_NEWLINE_LF);
   pcre2_set_parens_nest_limit(compile.get(), 100);
-  program->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated->data()), translated->size(),
-                                PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &at, compile.get());
+  program->code =
+      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated->data()), translated->size(),
+                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_USE_OFFSET_LIMIT, &error, &at, compile.get());
   if (program->code == nullptr) {
     PCRE2_UCHAR text[256];
     pcre2_get_error_message(error, text, sizeof(text));
@@ -67,12 +73,26 @@ Regex::Matcher::~Matcher() {
   pcre2_match_context_free(static_cast<pcre2_match_context*>(context_));
 }
 
+bool Regex::Matcher::Late() {
+  const auto now = std::chrono::steady_clock::now();
+  if (!started_) started_ = now;
+  if (now - *started_ <= kLongest) return false;
+  status_ = absl::ResourceExhaustedError(absl::StrCat("matching a regular expression in a text of ", text_.size(),
+                                                      " bytes takes longer than ", kLongest.count(),
+                                                      " s: shorten the text, or simplify the tokenizer's expression"));
+  return true;
+}
+
 bool Regex::Matcher::Next(size_t* begin, size_t* end) {
   auto* data = static_cast<pcre2_match_data*>(data_);
   auto* context = static_cast<pcre2_match_context*>(context_);
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text_.data());
   const Program& program = *regex_.program_;
+  if (++matches_ % kMatchesBetweenLooks == 0 && Late()) return false;
   while (at_ <= text_.size()) {
+    size_t last = std::min(text_.size(), at_ + kPlacesOfACall);
+    while (last < text_.size() && (static_cast<unsigned char>(text_[last]) & 0xC0) == 0x80) ++last;
+    pcre2_set_offset_limit(context, last);
     int found = program.compiled
                     ? pcre2_jit_match(program.code, subject, text_.size(), at_, 0, data, context)
                     : pcre2_match(program.code, subject, text_.size(), at_, PCRE2_NO_UTF_CHECK, data, context);
@@ -80,7 +100,11 @@ bool Regex::Matcher::Next(size_t* begin, size_t* end) {
     if (found == PCRE2_ERROR_JIT_STACKLIMIT) {
       found = pcre2_match(program.code, subject, text_.size(), at_, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data, context);
     }
-    if (found == PCRE2_ERROR_NOMATCH) return false;
+    if (found == PCRE2_ERROR_NOMATCH) {
+      if (last == text_.size() || Late()) return false;
+      at_ = last;
+      continue;
+    }
     if (found < 0) {
       status_ = absl::ResourceExhaustedError(
           absl::StrCat("matching a regular expression in a text of ", text_.size(), " bytes failed (PCRE2 error ",

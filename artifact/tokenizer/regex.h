@@ -2,8 +2,11 @@
 // Compile.
 #pragma once
 
+#include <chrono>
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,7 +28,7 @@ class Regex {
   static absl::StatusOr<Regex> Compile(absl::string_view pattern);
 
   // Calls visit(begin, end) for every match in valid UTF-8, in order; an empty match right after another is left out.
-  // ResourceExhausted when a match costs more than the limits on steps and memory.
+  // ResourceExhausted when a match costs more than the limits on steps and memory, or the text more than 5 s.
   absl::Status ForEachMatch(absl::string_view text, const std::function<void(size_t, size_t)>& visit) const;
   // The same for where speed matters.
   template <typename Visit>
@@ -47,11 +50,16 @@ class Regex {
     absl::Status status() const { return status_; }
 
    private:
+    // True, with a status, when the text has taken too long.
+    bool Late();
+
     const Regex& regex_;
     absl::string_view text_;
     void* data_;
     void* context_;
     size_t at_ = 0, last_end_ = std::string::npos;
+    uint64_t matches_ = 0;
+    std::optional<std::chrono::steady_clock::time_point> started_;  // at the first look at the clock
     absl::Status status_;
   };
   struct Program;

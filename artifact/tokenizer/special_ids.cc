@@ -5,9 +5,8 @@
 
 namespace rlhf::artifact {
 
-using Json = nlohmann::json;
-
 SpecialIds ReadSpecialIds(const std::string& model_dir, const Tokenizer& tokenizer) {
+  using Json = nlohmann::json;
   const auto read = [&](const char* name) {
     auto text = ReadFile(model_dir + "/" + name);
     return text.ok() ? Json::parse(*text, nullptr, false) : Json();

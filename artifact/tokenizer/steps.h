@@ -16,7 +16,21 @@
 
 namespace rlhf::artifact {
 
-inline constexpr int kMaxStepDepth = 16;  // each level is a call on the stack
+inline constexpr int kMaxStepDepth = 16;         // each level is a call on the stack
+inline constexpr size_t kMaxSteps = 64;          // of one list with all that is nested in it; real files have a few
+inline constexpr size_t kMaxContentBytes = 256;  // of what a step puts in for a match
+
+// How many steps a list holds, those of Sequences in it included; more than kMaxSteps counts as that and one.
+inline size_t CountSteps(const nlohmann::json& list, const char* key, int depth) {
+  if (!list.is_array() || depth > kMaxStepDepth) return 0;
+  size_t count = 0;
+  for (const auto& step : list) {
+    if (++count > kMaxSteps) break;
+    const auto nested = step.is_object() ? step.find(key) : step.end();
+    if (step.is_object() && nested != step.end()) count += CountSteps(*nested, key, depth + 1);
+  }
+  return count;
+}
 
 // MakeNormalizer and the like: from JSON, at a depth of nesting.
 template <typename Step>
@@ -46,6 +60,8 @@ absl::StatusOr<std::unique_ptr<Step>> MakeSequence(JsonObject* json, const char*
                                                    StepMaker<Step>* make) {
   const nlohmann::json& list = json->Get(key);
   if (!list.is_array()) return json->Bad(key, absl::StrCat("expected an array, found ", Describe(list)));
+  if (depth == 0 && CountSteps(list, key, 0) > kMaxSteps)
+    return json->Bad(key, absl::StrCat("expected at most ", kMaxSteps, " steps"));
   std::vector<std::unique_ptr<Step>> steps;
   for (size_t i = 0; i < list.size(); ++i) {
     auto step = make(list[i], absl::StrCat(json->PathOf(key), "[", i, "]"), depth + 1);

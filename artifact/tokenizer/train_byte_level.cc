@@ -16,7 +16,7 @@
 namespace rlhf::artifact {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 constexpr const char* kSpecialTokens[] = {"<pad>", "<s>", "</s>"};
 
 absl::StatusOr<absl::flat_hash_map<std::string, int64_t>> CountWords(const std::vector<std::string>& files) {
@@ -39,12 +39,12 @@ absl::StatusOr<absl::flat_hash_map<std::string, int64_t>> CountWords(const std::
   return counts;
 }
 
-Json FileOf(const TrainedBpe& bpe) {
-  Json json;
+OrderedJson FileOf(const TrainedBpe& bpe) {
+  OrderedJson json;
   json["version"] = "1.0";
   json["truncation"] = nullptr;
   json["padding"] = nullptr;
-  json["added_tokens"] = Json::array();
+  json["added_tokens"] = OrderedJson::array();
   for (int32_t id = 0; id < 3; ++id) {
     json["added_tokens"].push_back({{"id", id},
                                     {"content", kSpecialTokens[id]},
@@ -57,18 +57,19 @@ Json FileOf(const TrainedBpe& bpe) {
   json["normalizer"] = nullptr;
   json["pre_tokenizer"] = {
       {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
-  const Json bos = {{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}};
-  const Json first = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}},
-             second = {{"Sequence", {{"id", "B"}, {"type_id", 1}}}};
-  Json post;
+  const OrderedJson bos = {{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}};
+  const OrderedJson first = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}},
+                    second = {{"Sequence", {{"id", "B"}, {"type_id", 1}}}};
+  OrderedJson post;
   post["type"] = "TemplateProcessing";
-  post["single"] = Json::array({bos, first});
-  post["pair"] = Json::array({bos, first, second});
-  post["special_tokens"]["<s>"] = {{"id", "<s>"}, {"ids", Json::array({1})}, {"tokens", Json::array({"<s>"})}};
+  post["single"] = OrderedJson::array({bos, first});
+  post["pair"] = OrderedJson::array({bos, first, second});
+  post["special_tokens"]["<s>"] = {
+      {"id", "<s>"}, {"ids", OrderedJson::array({1})}, {"tokens", OrderedJson::array({"<s>"})}};
   json["post_processor"] = post;
   json["decoder"] = {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}};
-  Json model, merges = Json::array();
-  Json::object_t vocabulary;
+  OrderedJson model, merges = OrderedJson::array();
+  OrderedJson::object_t vocabulary;
   model["type"] = "BPE";
   for (const char* key : {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"})
     model[key] = nullptr;
@@ -109,7 +110,7 @@ absl::Status TrainByteLevelBpe(const std::vector<std::string>& files, int vocab_
   const TrainedBpe bpe = TrainBpe(std::move(tokens), std::move(words), static_cast<size_t>(vocab_size));
   if (absl::Status s = MakeDirs(out_dir); !s.ok()) return s;
   if (absl::Status s = WriteFileDurably(out_dir + "/tokenizer.json", FileOf(bpe).dump(1) + "\n"); !s.ok()) return s;
-  Json config;
+  OrderedJson config;
   config["tokenizer_class"] = "PreTrainedTokenizerFast";
   config["bos_token"] = "<s>";
   config["eos_token"] = "</s>";

@@ -112,6 +112,25 @@ TEST(ChatTest, TimeMemoryAndNestingAreBounded) {
   exhausts(
       "{% for a in range(99999) %}{{ 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' * "
       "99 }}{% endfor %}");
+  // Each of these pays one step for a walk through much.
+  std::string keys, names, fields = "{% set ns = namespace() %}";
+  for (int i = 0; i < 2000; ++i) {
+    absl::StrAppend(&keys, "'", i, "': 1,");
+    absl::StrAppend(&names, "{% set a", i, " = 1 %}");
+    absl::StrAppend(&fields, "{% set ns.a", i, " = 1 %}");
+  }
+  exhausts("{% set d = {" + keys + "} %}");
+  exhausts(names);
+  exhausts(fields);
+  const std::string text =
+      "{% set s = '" + std::string(64, 'a') + "' %}{% set t = s * 15000 %}{% set u = s * 6000 ~ 'b' %}";
+  ASSERT_TRUE(Rendered(text, messages).ok());
+  exhausts(text + "{{ u in t }}");
+  exhausts(text + "{{ t.find(u) }}");
+  exhausts(text + "{{ t.count(u) }}");
+  exhausts(text + "{{ t.replace(u, '') }}");
+  exhausts(text + "{{ t.rsplit(u) }}");
+  exhausts(text + "{{ ([t] * 3000)|sort|length }}");
   std::string deep = "1";
   for (int i = 0; i < 5000; ++i) deep = "(" + deep;
   exhausts("{{ " + deep + " }}");
@@ -121,6 +140,17 @@ TEST(ChatTest, TimeMemoryAndNestingAreBounded) {
   std::string ifs, ends;
   for (int i = 0; i < 500; ++i) ifs += "{% if 1 %}", ends += "{% endif %}";
   exhausts(ifs + ends);
+}
+
+// A long answer is split at its lines: that costs its length, not its square.
+TEST(ChatTest, LongMessagesCanBeTakenApart) {
+  std::string answer;
+  for (int i = 0; i < 4000; ++i) absl::StrAppend(&answer, "line ", i, " of a long answer\n");
+  const auto got =
+      Rendered("{% set c = messages[0].content %}{{ c.split('\n')|length }} {{ c.rsplit('\n', 1)[0][-6:] }}",
+               {{"user", answer}});
+  ASSERT_TRUE(got.ok()) << got.status();
+  EXPECT_EQ(*got, "4001 answer");
 }
 
 // A model directory with a byte-level tokenizer whose <pad>, <s>, </s> are special.
@@ -166,6 +196,19 @@ TEST_F(ChatTokensTest, AnUnsupportedTemplateFailsOnlyWhereItIsNeeded) {
   const auto chat = tokenizer->EncodeChat(std::vector<ChatMessage>{{"user", "a"}});
   EXPECT_EQ(chat.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(chat.status().message()), HasSubstr("tokenizer_config.json"));
+}
+
+TEST_F(ChatTokensTest, ATemplatesNameThatNestsDeeplyIsNoName) {
+  ASSERT_TRUE(
+      WriteFileDurably(dir_.File("tokenizer.json"), *ReadFile(SourceDir() + "/tests/golden/tokenizer.json")).ok());
+  const std::string deep = std::string(300'000, '[') + std::string(300'000, ']');
+  ASSERT_TRUE(WriteFileDurably(dir_.File("tokenizer_config.json"),
+                               absl::StrCat("{\"chat_template\":[{\"name\":", deep, ",\"template\":", deep,
+                                            "},{\"name\":\"default\",\"template\":\"x\"}]}"))
+                  .ok());
+  const auto tokenizer = Tokenizer::Load(dir_.path());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_TRUE((*tokenizer)->EncodeChat(std::vector<ChatMessage>{{"user", "a"}}).ok());
 }
 
 TEST_F(ChatTokensTest, AFileOfItsOwnComesFirst) {

@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "artifact/artifact_root.h"
 #include "artifact/digest.h"
 #include "artifact/model_config.h"
@@ -76,6 +78,111 @@ TEST_F(SafetensorsTest, DamageIsNamed) {
   EXPECT_EQ(SafetensorsFile::Open(file_).status().code(), absl::StatusCode::kInvalidArgument);
   ASSERT_TRUE(WriteFileDurably(file_, "abc").ok());
   EXPECT_EQ(SafetensorsFile::Open(file_).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(SafetensorsTest, HostileHeadersCostLittle) {
+  ExpectRefused(
+      "{\"w\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"w\":{\"dtype\":\"U8\",\"shape\":[1],"
+      "\"data_offsets\":[1,2]}}",
+      "ab", "twice");
+  ExpectRefused("{\"__metadata__\":{\"a\":{}}}", "", "string");
+  ExpectRefused("{\"__metadata__\":{},\"__metadata__\":{}}", "", "twice");
+  ExpectRefused("{\"w\":[]}", "", "an object with dtype");
+  ExpectRefused("{\"w\":{\"dtype\":[],\"shape\":[],\"data_offsets\":[0,1]}}", "a", "dtype");
+  ExpectRefused("{\"w\":{\"dtype\":\"U8\",\"shape\":[-1],\"data_offsets\":[0,1]}}", "a", "shape");
+  ExpectRefused("{\"w\":{\"dtype\":\"U8\",\"shape\":[[1]],\"data_offsets\":[0,1]}}", "a", "shape");
+  ExpectRefused("{\"w\":{\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,1]}}", "a",
+                "at most 16");
+  ExpectRefused("{\"w\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,1]}}", "a", "data_offsets");
+  ExpectRefused("{\"w\":{\"dtype\":\"U8\",\"shape\":[1]}}", "a", "data_offsets");
+  // So deep that a tree of it could not be written out.
+  ExpectRefused(absl::StrCat("{\"w\":{\"dtype\":", std::string(1'000'000, '['), "}}"), "", "dtype");
+  ExpectRefused(absl::StrCat("{\"w\":{\"x\":", std::string(1'000'000, '['), "}}"), "", "not known");
+  ExpectRefused("[]", "", "not a JSON object");
+}
+
+// A parser that looks through all tensors again after each takes minutes for these.
+TEST_F(SafetensorsTest, TheTimeOfAHeaderGrowsWithItsLength) {
+  constexpr int kTensors = 300'000;
+  std::string header = "{";
+  for (int i = 0; i < kTensors; ++i) {
+    absl::StrAppend(&header, i == 0 ? "" : ",", "\"", i,
+                    "\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0],\"note\":\"passed over\"}");
+  }
+  const absl::Time started = absl::Now();
+  const auto opened = SafetensorsFile::Open(WriteRaw(header + "}", ""));
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_EQ((*opened)->tensors().size(), static_cast<size_t>(kTensors));
+  EXPECT_LT(absl::Now() - started, absl::Seconds(30));
+}
+
+class ShardsTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    Shard("model-00001-of-00002.safetensors", {"a", "b"});
+    Shard("model-00002-of-00002.safetensors", {"c"});
+    map_ = {{"a", "model-00001-of-00002.safetensors"},
+            {"b", "model-00001-of-00002.safetensors"},
+            {"c", "model-00002-of-00002.safetensors"}};
+  }
+  void Shard(const std::string& file, const std::vector<std::string>& names) {
+    std::vector<TensorToWrite> tensors;
+    for (const std::string& name : names)
+      tensors.push_back({name, DType::kF32, {1}, {reinterpret_cast<const uint8_t*>(&value_), sizeof(value_)}});
+    ASSERT_TRUE(WriteSafetensors(dir_.File(file), tensors).ok());
+  }
+  absl::StatusOr<ModelWeights> Open() {
+    EXPECT_TRUE(WriteFileDurably(dir_.File("model.safetensors.index.json"),
+                                 nlohmann::json{{"metadata", {{"total_size", 12}}}, {"weight_map", map_}}.dump())
+                    .ok());
+    return OpenModelWeights(dir_.path());
+  }
+  void ExpectRefused(absl::StatusCode code, const std::vector<std::string>& says) {
+    const auto opened = Open();
+    EXPECT_EQ(opened.status().code(), code) << opened.status();
+    for (const std::string& part : says) EXPECT_THAT(std::string(opened.status().message()), HasSubstr(part));
+  }
+  ScratchDir dir_;
+  nlohmann::json map_;
+  float value_ = 7;
+};
+
+TEST_F(ShardsTest, AllOfThemAreOneModel) {
+  const auto weights = Open();
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  ASSERT_EQ(weights->tensors.size(), 3u);
+  const ModelWeights::Entry& entry = weights->tensors.at("c");
+  EXPECT_EQ(*reinterpret_cast<const float*>(entry.file->Data(*entry.info).data()), value_);
+}
+
+TEST_F(ShardsTest, AnIndexThatDoesNotFitItsShardsIsRefused) {
+  map_["d"] = "model-00002-of-00002.safetensors";
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"\"d\"", "model-00002-of-00002"});
+  map_.erase("d");
+  map_["a"] = "model-00002-of-00002.safetensors";  // it is in the other
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"\"a\"", "model-00002-of-00002"});
+  for (const char* bad : {"../model-00001-of-00002.safetensors", "/etc/passwd", "sub/x.safetensors"}) {
+    map_["a"] = bad;
+    ExpectRefused(absl::StatusCode::kInvalidArgument, {"weight_map.a", "beside the index"});
+  }
+  map_["a"] = 7;
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"weight_map.a"});
+  map_ = 7;
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"weight_map"});
+}
+
+TEST_F(ShardsTest, ShardsThatAreMissingDamagedOrTwiceAreNamed) {
+  map_["d"] = "model-00003-of-00003.safetensors";
+  ExpectRefused(absl::StatusCode::kNotFound, {"model-00003-of-00003.safetensors"});
+  map_.erase("d");
+  Shard("model-00002-of-00002.safetensors", {"a", "c"});
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"\"a\"", "two shards"});
+  ASSERT_TRUE(WriteFileDurably(dir_.File("model-00002-of-00002.safetensors"), "damaged").ok());
+  ExpectRefused(absl::StatusCode::kInvalidArgument, {"model-00002-of-00002.safetensors"});
+  ASSERT_TRUE(WriteFileDurably(dir_.File("model.safetensors.index.json"), "{").ok());
+  EXPECT_EQ(OpenModelWeights(dir_.path()).status().code(), absl::StatusCode::kInvalidArgument);
+  std::filesystem::remove(dir_.File("model.safetensors.index.json"));
+  EXPECT_EQ(OpenModelWeights(dir_.path()).status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST(ModelConfigTest, BothFamiliesAreReadAndWrittenBack) {

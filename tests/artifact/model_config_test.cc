@@ -117,6 +117,20 @@ TEST(ModelConfigTest, HostileSizesGetClearErrors) {
   refused("rms_norm_eps", "tiny");
   refused("head_dim", 7);  // rotary positions turn pairs
   refused("rope_parameters", 7);
+  // What keeps the order of keys looks each new one up from the beginning: 200,000 of them would take minutes to write.
+  nlohmann::json labelled = ConfigOf("llama_grouped");
+  labelled["architectures"] = {"LlamaForSequenceClassification"};
+  for (int i = 0; i < 200'000; ++i) labelled["id2label"][absl::StrCat(i)] = 0;
+  EXPECT_THAT(ErrorOf(labelled), testing::AllOf(HasSubstr("id2label"), HasSubstr("at most 1024 keys")));
+  nlohmann::json many = ConfigOf("llama_grouped");
+  many["architectures"] = {"LlamaForSequenceClassification"};
+  many["num_labels"] = 1 << 20;
+  EXPECT_THAT(ErrorOf(many), HasSubstr("num_labels"));
+  refused("task_specific_params", {{"deeper", labelled["id2label"]}});
+  // An error quotes no megabytes.
+  nlohmann::json long_winded = ConfigOf("llama_grouped");
+  long_winded["hidden_size"] = std::string(1 << 20, 'x');
+  EXPECT_LT(ErrorOf(long_winded).size(), 3000u);
   std::string deep(100'000, '[');
   EXPECT_FALSE(ParseModelConfig(absl::StrCat("{\"model_type\":", deep), "config.json").ok());
   for (const char* text : {"", "{", "null", "[]", "{\"model_type\":7}", "\xff\xfe"})

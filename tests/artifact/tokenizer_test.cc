@@ -130,6 +130,106 @@ TEST(TokenizerTest, SpecialTokensStayTextWhereTheCallerSaysSo) {
   EXPECT_EQ(*(*tokenizer)->Decode(*ids, false), "</s></s>");
 }
 
+// A small BPE whose parts a test replaces.
+nlohmann::json SmallTokenizer() {
+  return {
+      {"added_tokens", nlohmann::json::array()},
+      {"normalizer", nullptr},
+      {"pre_tokenizer", nullptr},
+      {"post_processor", nullptr},
+      {"decoder", nullptr},
+      {"model", {{"type", "BPE"}, {"vocab", {{"a", 0}, {"b", 1}, {"ab", 2}, {"\xC3\x83", 3}}}, {"merges", {"a b"}}}}};
+}
+
+nlohmann::json Repeated(const nlohmann::json& step, size_t times) {
+  nlohmann::json list = nlohmann::json::array();
+  for (size_t i = 0; i < times; ++i) list.push_back(step);
+  return list;
+}
+
+absl::Status Encoded(const nlohmann::json& json, const std::string& text) {
+  const auto tokenizer = Tokenizer::FromJson(json.dump(), "tokenizer.json");
+  return tokenizer.ok() ? (*tokenizer)->Encode(text).status() : tokenizer.status();
+}
+
+TEST(HostileTokenizerTest, AModelWithoutItsTypeIsRead) {
+  nlohmann::json json = SmallTokenizer();
+  json["model"]["type"] = nullptr;
+  json["pre_tokenizer"] = {{"type", "ByteLevel"}, {"add_prefix_space", false}};
+  EXPECT_TRUE(Encoded(json, "ab").ok()) << Encoded(json, "ab");
+}
+
+TEST(HostileTokenizerTest, TextsDoNotGrowWithoutBounds) {
+  // Each of these doubles the text; a machine would be full after forty.
+  nlohmann::json normalizer = SmallTokenizer();
+  normalizer["normalizer"] = {
+      {"type", "Sequence"},
+      {"normalizers", Repeated({{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}}, 60)}};
+  EXPECT_EQ(Encoded(normalizer, "a").code(), absl::StatusCode::kResourceExhausted);
+  normalizer["normalizer"]["normalizers"][0]["pattern"] = {{"Regex", "a"}};
+  EXPECT_EQ(Encoded(normalizer, "a").code(), absl::StatusCode::kResourceExhausted);
+  nlohmann::json bytes = SmallTokenizer();
+  bytes["pre_tokenizer"] = {
+      {"type", "Sequence"},
+      {"pretokenizers", Repeated({{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}, 60)}};
+  EXPECT_EQ(Encoded(bytes, "\xC3\xA4").code(), absl::StatusCode::kResourceExhausted);
+  nlohmann::json decoder = SmallTokenizer();
+  decoder["decoder"] = {
+      {"type", "Sequence"},
+      {"decoders", Repeated({{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}}, 60)}};
+  const auto made = Tokenizer::FromJson(decoder.dump(), "tokenizer.json");
+  ASSERT_TRUE(made.ok()) << made.status();
+  EXPECT_EQ((*made)->Decode({0}).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST(HostileTokenizerTest, WhatCostsMoreThanItsLengthIsRefused) {
+  const auto refused = [](const nlohmann::json& json, const std::string& says) {
+    const absl::Status status = Encoded(json, "a");
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << says;
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr(says));
+  };
+  nlohmann::json steps = SmallTokenizer();
+  steps["normalizer"] = {{"type", "Sequence"}, {"normalizers", Repeated({{"type", "Lowercase"}}, 65)}};
+  refused(steps, "at most 64 steps");
+  steps["normalizer"]["normalizers"] =
+      Repeated({{"type", "Sequence"}, {"normalizers", Repeated({{"type", "Lowercase"}}, 9)}}, 8);
+  refused(steps, "at most 64 steps");
+  // Found in the text again and again, each time to nearly its end.
+  const std::string longest(4000, 'a');
+  nlohmann::json added = SmallTokenizer();
+  added["added_tokens"] = {{{"id", 9}, {"content", longest}}};
+  refused(added, "at most 2048 bytes");
+  nlohmann::json unigram = SmallTokenizer();
+  unigram["model"] = {{"type", "Unigram"}, {"vocab", nlohmann::json::array()}, {"unk_id", 0}};
+  unigram["model"]["vocab"].push_back(nlohmann::json::array({longest, -1.0}));
+  refused(unigram, "at most 2048 bytes");
+  nlohmann::json wordpiece = SmallTokenizer();
+  wordpiece["model"] = {{"type", "WordPiece"}, {"vocab", {{"[UNK]", 0}, {"##" + longest, 1}}}};
+  refused(wordpiece, "at most 2048 bytes");
+  // A thousand ids, a thousand times.
+  nlohmann::json around = SmallTokenizer();
+  const nlohmann::json special = {{"SpecialToken", {{"id", "s"}, {"type_id", 0}}}};
+  around["post_processor"] = {
+      {"type", "TemplateProcessing"},
+      {"single", Repeated(special, 1000)},
+      {"special_tokens", {{"s", {{"id", "s"}, {"ids", Repeated(0, 100)}, {"tokens", nlohmann::json::array()}}}}}};
+  refused(around, "at most 256 tokens");
+  around["post_processor"]["special_tokens"]["s"]["ids"] = Repeated(0, 1000);
+  refused(around, "at most 256 tokens");
+  around["post_processor"] = {
+      {"type", "Sequence"},
+      {"processors", Repeated({{"type", "BertProcessing"}, {"sep", {"b", 1}}, {"cls", {"a", 0}}}, 1000)}};
+  refused(around, "at most 256 tokens");
+}
+
+TEST(HostileTokenizerTest, AnExpressionThatReadsAllAtEveryPlaceEnds) {
+  nlohmann::json json = SmallTokenizer();
+  json["pre_tokenizer"] = {
+      {"type", "Split"}, {"pattern", {{"Regex", "[\\s\\S]*(?:x|y)"}}}, {"behavior", "Isolated"}, {"invert", false}};
+  EXPECT_TRUE(Encoded(json, std::string(1000, 'a') + "x" + std::string(1000, 'b')).ok());
+  EXPECT_EQ(Encoded(json, std::string(400'000, 'a')).code(), absl::StatusCode::kResourceExhausted);
+}
+
 TEST(TokenizerTest, DamageIsOneClearError) {
   ScratchDir dir;
   EXPECT_EQ(Tokenizer::Load(dir.path()).status().code(), absl::StatusCode::kNotFound);

@@ -7,6 +7,8 @@
 namespace rlhf::artifact {
 namespace {
 
+constexpr size_t kMaxDecodedBytes = 16 << 20;  // of all tokens together
+
 class Fuse : public Decoder {
  public:
   absl::Status Apply(std::vector<std::string>* tokens) const override {
@@ -21,10 +23,12 @@ class Replace : public Decoder {
  public:
   Replace(Pattern pattern, std::string content) : pattern_(std::move(pattern)), content_(std::move(content)) {}
   absl::Status Apply(std::vector<std::string>* tokens) const override {
+    size_t left = kMaxDecodedBytes;
     for (std::string& token : *tokens) {
-      auto replaced = ReplaceMatches(pattern_, token, content_);
+      auto replaced = ReplaceMatches(pattern_, token, content_, left);
       if (!replaced.ok()) return replaced.status();
       token = *std::move(replaced);
+      left -= token.size();
     }
     return absl::OkStatus();
   }
@@ -64,7 +68,9 @@ absl::StatusOr<std::unique_ptr<Decoder>> MakeFuse(JsonObject*) {
 absl::StatusOr<std::unique_ptr<Decoder>> MakeReplaceDecoder(JsonObject* json) {
   auto pattern = ReadPattern(json);
   if (!pattern.ok()) return pattern.status();
-  return std::make_unique<Replace>(*std::move(pattern), json->Text("content"));
+  auto content = ReadContent(json);
+  if (!content.ok()) return content.status();
+  return std::make_unique<Replace>(*std::move(pattern), *std::move(content));
 }
 
 absl::StatusOr<std::unique_ptr<Decoder>> MakeStripDecoder(JsonObject* json) {

@@ -32,9 +32,9 @@ class BpeModel : public TokenModel {
 
   std::optional<int32_t> TokenToId(absl::string_view token) const override;
   void ForEachToken(const std::function<void(const std::string&, int32_t)>& visit) const override;
-  bool TakeBytes() override {
+  bool CanTakeBytes() const override { return true; }
+  void TakeBytes() override {
     takes_bytes_ = true;
-    return true;
   }
 
  protected:

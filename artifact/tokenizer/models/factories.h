@@ -12,6 +12,7 @@
 namespace rlhf::artifact {
 
 using Vocabulary = absl::flat_hash_map<std::string, int32_t>;
+constexpr size_t kMaxTokenBytes = 2048;   // of tokens that are searched for at every place of a text
 constexpr int32_t kMaxTokenId = 1 << 22;  // far above the largest vocabularies; bounds what a damaged id can cost
 
 absl::StatusOr<std::unique_ptr<TokenModel>> MakeBpe(JsonObject* json);        // bpe_reader.cc

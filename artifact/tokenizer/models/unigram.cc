@@ -157,6 +157,10 @@ absl::StatusOr<std::unique_ptr<TokenModel>> MakeUnigram(JsonObject* json) {
       return json->Bad(absl::StrCat("vocab[", pieces.size(), "]"),
                        absl::StrCat("expected [piece, score], found ", Describe(entry)));
     }
+    if (const auto& piece = entry[0].get_ref<const std::string&>(); piece.size() > kMaxTokenBytes) {
+      return json->Bad(absl::StrCat("vocab[", pieces.size(), "]"),
+                       absl::StrCat("expected at most ", kMaxTokenBytes, " bytes, found ", piece.size()));
+    }
     pieces.emplace_back(entry[0].get<std::string>(), AsTheLibraryReads(entry[1].get<double>()));
   }
   if (pieces.size() > static_cast<size_t>(kMaxTokenId))

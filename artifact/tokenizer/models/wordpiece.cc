@@ -66,6 +66,11 @@ class WordPieceModel : public TokenModel {
 absl::StatusOr<std::unique_ptr<TokenModel>> MakeWordPiece(JsonObject* json) {
   auto vocabulary = ReadVocabulary(json);
   if (!vocabulary.ok()) return vocabulary.status();
+  for (const auto& [token, id] : *vocabulary) {
+    if (token.size() > kMaxTokenBytes)
+      return json->Bad(
+          "vocab", absl::StrCat("expected tokens of at most ", kMaxTokenBytes, " bytes, found one of ", token.size()));
+  }
   return std::make_unique<WordPieceModel>(*std::move(vocabulary), json->Text("continuing_subword_prefix", "##"),
                                           json->Text("unk_token", "[UNK]"),
                                           json->Integer("max_input_chars_per_word", 0, INT32_MAX, 100));

@@ -5,7 +5,9 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "artifact/tokenizer/normalizers/factories.h"
+#include "artifact/tokenizer/steps.h"
 
 namespace rlhf::artifact {
 namespace {
@@ -28,11 +30,12 @@ class Precompiled : public Normalizer {
                          static_cast<unsigned char>(all[at + 1]) < 0x80 && all[at] != '\r';
       const absl::string_view cluster = all.substr(at, alone ? 1 : GraphemeLength(all.substr(at)));
       AppendCluster(cluster, &out);
+      if (out.size() > text->limit) break;
       at += cluster.size();
       if (out.empty()) text->keeps_start = false;
     }
     text->text = std::move(out);
-    return absl::OkStatus();
+    return text->CheckSize();
   }
 
  private:
@@ -95,6 +98,10 @@ absl::StatusOr<std::unique_ptr<Normalizer>> MakePrecompiled(JsonObject* json) {
   std::memcpy(units.data(), bytes.data() + sizeof(size), size);
   std::string replacements = bytes.substr(sizeof(size) + size);
   if (!IsValidUtf8(replacements)) return json->Bad(kKey, "its replacements are not UTF-8");
+  for (const absl::string_view replacement : absl::StrSplit(replacements, '\0')) {
+    if (replacement.size() > kMaxContentBytes)
+      return json->Bad(kKey, absl::StrCat("expected replacements of at most ", kMaxContentBytes, " bytes"));
+  }
   return std::make_unique<Precompiled>(std::move(units), std::move(replacements));
 }
 

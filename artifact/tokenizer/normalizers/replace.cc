@@ -1,6 +1,8 @@
 // Prepend and Replace.
+#include "absl/strings/str_cat.h"
 #include "artifact/tokenizer/normalizers/factories.h"
 #include "artifact/tokenizer/pattern.h"
+#include "artifact/tokenizer/steps.h"
 
 namespace rlhf::artifact {
 namespace {
@@ -21,7 +23,7 @@ class Replace : public Normalizer {
  public:
   Replace(Pattern pattern, std::string content) : pattern_(std::move(pattern)), content_(std::move(content)) {}
   absl::Status Normalize(NormalizedText* text) const override {
-    auto replaced = ReplaceMatches(pattern_, text->text, content_);
+    auto replaced = ReplaceMatches(pattern_, text->text, content_, text->limit);
     if (!replaced.ok()) return replaced.status();
     text->text = *std::move(replaced);
     return absl::OkStatus();
@@ -35,13 +37,18 @@ class Replace : public Normalizer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Normalizer>> MakePrepend(JsonObject* json) {
-  return std::make_unique<Prepend>(json->Text("prepend"));
+  std::string prefix = json->Text("prepend");
+  if (prefix.size() > kMaxContentBytes)
+    return json->Bad("prepend", absl::StrCat("expected at most ", kMaxContentBytes, " bytes, found ", prefix.size()));
+  return std::make_unique<Prepend>(std::move(prefix));
 }
 
 absl::StatusOr<std::unique_ptr<Normalizer>> MakeReplace(JsonObject* json) {
   auto pattern = ReadPattern(json);
   if (!pattern.ok()) return pattern.status();
-  return std::make_unique<Replace>(*std::move(pattern), json->Text("content"));
+  auto content = ReadContent(json);
+  if (!content.ok()) return content.status();
+  return std::make_unique<Replace>(*std::move(pattern), *std::move(content));
 }
 
 }  // namespace rlhf::artifact

@@ -20,9 +20,10 @@ class ByteLevel : public PreTokenizer {
     std::vector<Piece> out;
     for (Piece piece : *pieces) {
       if (add_prefix_space_ && !piece.text.empty() && piece.text[0] != ' ') {
-        std::string* text = arena->New();
-        *text = absl::StrCat(" ", piece.text);
-        piece.text = *text;
+        const auto text = arena->New(piece.text.size() + 1);
+        if (!text.ok()) return text.status();
+        absl::StrAppend(*text, " ", piece.text);
+        piece.text = **text;
       }
       if (!use_regex_) {
         out.push_back(piece);
@@ -41,21 +42,22 @@ class ByteLevel : public PreTokenizer {
       add(done, piece.text.size());
     }
     *pieces = std::move(out);
-    if (!leave_bytes_) ToSymbols(pieces, arena);
-    return absl::OkStatus();
+    return leave_bytes_ ? absl::OkStatus() : ToSymbols(pieces, arena);
   }
 
  private:
-  static void ToSymbols(std::vector<Piece>* pieces, TextArena* arena) {
+  static absl::Status ToSymbols(std::vector<Piece>* pieces, TextArena* arena) {
     size_t bytes = 0;
     for (const Piece& piece : *pieces) bytes += piece.text.size();
-    std::string* all = arena->New();
-    all->reserve(2 * bytes);  // pieces point into it: it must not move
+    const auto made = arena->New(2 * bytes);  // pieces point into it: it must not move
+    if (!made.ok()) return made.status();
+    std::string* all = *made;
     for (Piece& piece : *pieces) {
       const size_t begin = all->size();
       AppendByteSymbols(piece.text, all);
       piece.text = absl::string_view(*all).substr(begin);
     }
+    return absl::OkStatus();
   }
 
   bool add_prefix_space_, use_regex_, leave_bytes_ = false;

@@ -16,11 +16,14 @@ class Metaspace : public PreTokenizer {
     const std::string& mark = settings_.replacement;
     std::vector<Piece> out;
     for (const Piece& piece : *pieces) {
-      std::string* text = arena->New();
-      *text = absl::StrReplaceAll(piece.text, {{" ", mark}});
+      std::string marked = absl::StrReplaceAll(piece.text, {{" ", mark}});
       const bool wanted =
           settings_.scheme == PrependScheme::kAlways || (settings_.scheme == PrependScheme::kFirst && piece.at_start);
-      if (wanted && !absl::StartsWith(*text, mark)) text->insert(0, mark);
+      if (wanted && !absl::StartsWith(marked, mark)) marked.insert(0, mark);
+      const auto made = arena->New(marked.size());
+      if (!made.ok()) return made.status();
+      std::string* text = *made;
+      text->append(marked);
       if (!settings_.split) {
         out.push_back({*text, piece.at_start});
         continue;
