@@ -4,8 +4,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <vector>
 
 namespace rlhf::artifact {
 namespace {
@@ -241,14 +242,35 @@ std::string ToUnicodeForm(absl::string_view text, UnicodeForm form) {
       std::all_of(text.begin(), text.end(), [&](char c) { return static_cast<unsigned char>(c) < first_that_changes; });
   // A tail byte (0x80 to 0xBF) is below U+0300's lead byte, too.
   if (same || text.empty()) return std::string(text);
-  utf8proc_uint8_t* mapped = nullptr;
-  const utf8proc_ssize_t size =
-      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
-                   &mapped, static_cast<utf8proc_option_t>(options));
-  if (size < 0) return std::string(text);  // only for invalid UTF-8, which callers have replaced
-  std::string out(reinterpret_cast<const char*>(mapped), static_cast<size_t>(size));
-  std::free(mapped);
-  return out;
+  // As utf8proc_map, but for the order of marks: that swaps neighbours, whose time is the square of a run of marks.
+  std::vector<utf8proc_int32_t> codes;
+  codes.reserve(text.size() + 1);
+  const auto flags = static_cast<utf8proc_option_t>(options);
+  for (absl::string_view rest = text; !rest.empty();) {
+    size_t length = 0;
+    const auto code = static_cast<utf8proc_int32_t>(FirstCodePoint(rest, &length));
+    utf8proc_int32_t parts[32];  // the longest decomposition has 18
+    int unused = 0;
+    const utf8proc_ssize_t count = utf8proc_decompose_char(code, parts, std::size(parts), flags, &unused);
+    if (count < 0 || count > static_cast<utf8proc_ssize_t>(std::size(parts))) return std::string(text);
+    codes.insert(codes.end(), parts, parts + count);
+    rest.remove_prefix(length);
+  }
+  const auto order = [](utf8proc_int32_t code) {
+    const bool ideograph = code >= 0x3400 && code < 0xA000;  // most of a long text's, and no marks
+    return code < 0x300 || ideograph ? 0 : static_cast<int>(utf8proc_get_property(code)->combining_class);
+  };
+  for (auto begin = codes.begin(); begin != codes.end();) {
+    const auto end = std::find_if(begin, codes.end(), [&](utf8proc_int32_t code) { return order(code) == 0; });
+    std::stable_sort(begin, end,
+                     [&](utf8proc_int32_t left, utf8proc_int32_t right) { return order(left) < order(right); });
+    begin = end == codes.end() ? end : end + 1;
+  }
+  const auto count = static_cast<utf8proc_ssize_t>(codes.size());
+  codes.push_back(0);  // room for the zero byte that is put after the text
+  const utf8proc_ssize_t size = utf8proc_reencode(codes.data(), count, flags);
+  if (size < 0) return std::string(text);
+  return std::string(reinterpret_cast<const char*>(codes.data()), static_cast<size_t>(size));
 }
 
 size_t GraphemeLength(absl::string_view text) {

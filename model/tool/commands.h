@@ -32,8 +32,8 @@ struct GenerateOptions {
 };
 // One JSON string a sample.
 absl::Status Generate(const GenerateOptions& options);
-// Speed of prefill, decode, and of a training pass (forward and backward of the mean log-probability over the same
-// sequences) on made-up tokens, as one JSON object.
+// Speed of prefill, decode, scoring (log-probabilities of the same sequences) and of a training pass (forward and
+// backward of their mean) on made-up tokens, as one JSON object.
 absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, int new_tokens, bool deterministic);
 
 // Loading DIR's weights from the page cache against memcpy of as many bytes in the same run, as one JSON object.

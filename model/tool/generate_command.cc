@@ -85,6 +85,21 @@ double TrainingSeconds(Transformer* model, const std::vector<std::vector<int32_t
   return seconds;
 }
 
+// Log-probabilities of every token, as a reward server computes a reference's. The second of two passes.
+double ScoringSeconds(const Transformer& model, const std::vector<std::vector<int32_t>>& sequences) {
+  double seconds = 0;
+  for (int run = 0; run < 2; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    const PackedBatch batch = PackedBatch::FromSequences(sequences);
+    const ResponseIndex index = IndexResponses(batch, std::vector<int64_t>(sequences.size(), 1));
+    ChunkedLogProbs(model, model.Hidden(batch).index_select(0, index.rows), index.targets)
+        .log_probs.sum()
+        .item<double>();
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  return seconds;
+}
+
 }  // namespace
 
 absl::Status Generate(const GenerateOptions& options) {
@@ -140,6 +155,7 @@ absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, i
     }
     const double training = TrainingSeconds(model->get(), prompts);
     const c10::InferenceMode inference;
+    const double scoring = ScoringSeconds(**model, prompts);
     KvCache cache((*model)->config(), batch, prompt_tokens + new_tokens, (*model)->dtype(), (*model)->device());
     const auto start = Clock::now();
     torch::Tensor hidden = (*model)->Extend(PackedBatch::FromSequences(prompts), slots, cache);
@@ -162,6 +178,7 @@ absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, i
     json out;
     out["prefill_tokens_per_second"] = batch * prompt_tokens / prefill;
     out["decode_tokens_per_second"] = batch * new_tokens / decode;
+    out["scoring_tokens_per_second"] = batch * prompt_tokens / scoring;
     out["training_tokens_per_second"] = batch * prompt_tokens / training;
     out["batch"] = batch;
     std::cout << out.dump() << "\n";

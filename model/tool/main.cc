@@ -53,7 +53,7 @@ int main(int argc, char** argv) {
   generate->add_option("--top-k", generate_options.top_k)->check(CLI::NonNegativeNumber);
   generate->add_option("--seed", generate_options.seed);
   generate->add_option("--n", generate_options.n)->check(CLI::Range(1, 4096));
-  auto* bench = app.add_subcommand("bench", "measure prefill and decode speed");
+  auto* bench = app.add_subcommand("bench", "measure prefill, decode, scoring and training speed");
   bench->add_option("--model", model)->required();
   bench->add_option("--batch", batch)->check(CLI::Range(1, 4096));
   bench->add_option("--prompt-tokens", prompt_tokens)->check(CLI::PositiveNumber);

@@ -6,6 +6,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "common/durable_file.h"
 #include "tests/testing/golden.h"
 #include "tests/testing/scratch_dir.h"
@@ -220,6 +222,19 @@ TEST(HostileTokenizerTest, WhatCostsMoreThanItsLengthIsRefused) {
       {"type", "Sequence"},
       {"processors", Repeated({{"type", "BertProcessing"}, {"sep", {"b", 1}}, {"cls", {"a", 0}}}, 1000)}};
   refused(around, "at most 256 tokens");
+}
+
+// A prompt may be hostile, too: marks in an order that normalizing turns around.
+TEST(HostileTokenizerTest, ManyMarksInARowCostTheirNumber) {
+  std::string text = "a";
+  for (int i = 0; i < 100'000; ++i) text += i % 2 == 0 ? "\xCC\x81" : "\xCC\x96";
+  for (const char* form : {"NFC", "NFD", "NFKC", "NFKD"}) {
+    nlohmann::json json = SmallTokenizer();
+    json["normalizer"] = {{"type", form}};
+    const absl::Time started = absl::Now();
+    EXPECT_TRUE(Encoded(json, text).ok()) << form;
+    EXPECT_LT(absl::Now() - started, absl::Seconds(10)) << form;
+  }
 }
 
 TEST(HostileTokenizerTest, AnExpressionThatReadsAllAtEveryPlaceEnds) {

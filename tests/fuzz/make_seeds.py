@@ -22,6 +22,22 @@ def small_tokenizers():
         yield {"added_tokens": added if i % 3 else [], "normalizer": normalizers[i % 5], "pre_tokenizer": pre[i % 6], "post_processor": post[i % 3], "decoder": decoders[i % 4], "model": [bpe, unigram, wordpiece][i % 3]}
 
 
+def hostile_tokenizers():
+    """What once ended the process, filled the machine or took hours: kept, so that mutations begin near it."""
+    base = {"added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None, "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}
+    twice = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    step = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    yield {**base, "pre_tokenizer": step, "model": {"type": None, "vocab": {"a": 0}, "merges": []}}
+    yield {**base, "normalizer": {"type": "Sequence", "normalizers": [twice] * 60}}
+    yield {**base, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [step] * 24}}
+    yield {**base, "decoder": {"type": "Sequence", "decoders": [twice] * 20}}
+    yield {**base, "normalizer": {"type": "NFC"}}
+    yield {**base, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[\\s\\S]*(?:x|y)"}, "behavior": "Isolated", "invert": False}}
+    special = {"SpecialToken": {"id": "s", "type_id": 0}}
+    yield {**base, "post_processor": {"type": "TemplateProcessing", "single": [special] * 100 + [{"Sequence": {"id": "A", "type_id": 0}}], "special_tokens": {"s": {"id": "s", "ids": [0] * 100, "tokens": []}}}}
+    yield {**base, "model": {"type": "Unigram", "vocab": [["a", -1.0], ["a" * 2000, -2.0]], "unk_id": 0}}
+
+
 def safetensors():
     for tensors in ({}, {"a": ("F32", [2, 2], 16)}, {"a": ("BF16", [3], 6), "b": ("I64", [1], 8)}, {"a": ("F32", [0], 0), "__metadata__": None}):
         header, at, data = {}, 0, b""
@@ -46,7 +62,8 @@ def configs():
 def main():
     out = pathlib.Path(sys.argv[1])
     seeds = {
-        "tokenizer": [json.dumps(t, ensure_ascii=False).encode() + b"\na ab <s>b \xe2\x82\xac 12" for t in small_tokenizers()],
+        "tokenizer": [json.dumps(t, ensure_ascii=False).encode() + b"\na ab <s>b \xe2\x82\xac 12" for t in small_tokenizers()]
+        + [json.dumps(t).encode() + b"\na" + b"\xcc\x81\xcc\x96" * 1000 for t in hostile_tokenizers()],
         "text": [t.encode() for t in ("a <s> b", "\u00e9e\u0301 \u4f60\u597d \U0001F468\u200d\U0001F469", "  \t\n x's 12345 </s>[MASK]")] + [b"\xff\xe2\x82 \xc0\xaf\xed\xa0\x80"],
         "chat": [p.read_bytes() for p in sorted((GOLDEN / "chat" / "templates").glob("*.jinja"))] + [s["source"].encode() for s in json.loads((GOLDEN / "chat" / "cases.json").read_text(encoding="utf-8"))["snippets"]],
         "safetensors": list(safetensors()),

@@ -43,6 +43,10 @@ TEST_F(MainJobTest, ASmallPpoJobRunsFromPromptToReport) {
   ExpectWhole(6);
   const nlohmann::json job = service_.Job("small");
   EXPECT_LE(job["result"]["metrics"]["first_minibatch_ratio_error"].value("value", 0.0), 1e-4);
+  // The sampler's log-probabilities, with its cache and its batches, against the learner's.
+  const nlohmann::json metrics = job["result"]["metrics"];
+  ASSERT_TRUE(metrics.contains("mismatch_kl")) << metrics.dump();
+  EXPECT_LE(std::abs(metrics["mismatch_kl"].value("value", 0.0)), 1e-6);
   const std::string digest = job["result"]["artifacts"].value("model", "");
   EXPECT_THAT(digest, HasSubstr("sha256:"));
   const CommandResult pulled = service_.Ctl("models pull " + digest + " --out " + service_.scratch().File("trained"));

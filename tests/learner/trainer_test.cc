@@ -12,6 +12,7 @@
 #include "model/sampler.h"
 #include "tests/learner/specs.h"
 #include "tests/testing/scratch_dir.h"
+#include "tests/testing/tensor_memory.h"
 #include "tests/testing/tiny_model.h"
 
 namespace rlhf::learner {
@@ -241,6 +242,30 @@ TEST_F(TrainerTest, ALoraPolicyTrainsItsAdaptersAgainstItsOwnBase) {
   };
   EXPECT_TRUE(torch::allclose(hidden(**merged), hidden((*trainer)->model()), 1e-4, 1e-5));
   EXPECT_TRUE(torch::equal(hidden(**base), hidden((*trainer)->model())));
+}
+
+TEST_F(TrainerTest, ALoraPolicyAndItsReferenceAreOneModelInMemory) {
+  int64_t alone = 0;
+  {
+    const auto memory = std::make_shared<TensorMemory>();
+    const c10::DebugInfoGuard counting(c10::DebugInfoKind::PROFILER_STATE, memory);
+    const auto model = model::LoadModel(dir_.File("model"));
+    ASSERT_TRUE(model.ok()) << model.status();
+    alone = memory->live();
+  }
+  v1::JobSpec job = PpoJob(8);
+  job.mutable_ppo()->set_advantage(v1::RLOO);  // no critic
+  job.mutable_ppo()->set_samples_per_prompt(2);
+  job.mutable_ppo()->mutable_lora()->set_rank(1);
+  const auto memory = std::make_shared<TensorMemory>();
+  const c10::DebugInfoGuard counting(c10::DebugInfoKind::PROFILER_STATE, memory);
+  const auto trainer = Make(job);
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  int64_t base = 0;
+  for (const auto& [name, parameter] : (*trainer)->model().named_parameters())
+    base += static_cast<int64_t>(parameter.nbytes());
+  EXPECT_GE(memory->live(), base);
+  EXPECT_LT(memory->live(), alone + base / 2);  // adapters, their gradients and moments
 }
 
 TEST_F(TrainerTest, ALoraCheckpointGoesOnToTheSameBytes) {

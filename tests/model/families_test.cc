@@ -94,6 +94,31 @@ TEST_P(FamiliesTest, LogitsAgree) {
   }
 }
 
+// transformers computes positions beyond the trained length by the same formula; only dynamic and longrope have another
+// one there, and LogitsAgree goes beyond for them.
+TEST_P(FamiliesTest, PositionsBeyondTheTrainedLengthAgree) {
+  using Kind = artifact::Rope::Kind;
+  const torch::NoGradGuard no_grad;
+  const Kind kind = model_->config().rope.kind;
+  if (kind == Kind::kNone) {  // learned positions: there are none beyond
+    std::vector<int32_t> beyond(static_cast<size_t>(model_->config().max_position_embeddings) + 1, 5);
+    EXPECT_THROW(model_->Hidden(PackedBatch::FromSequences({beyond})), c10::Error);
+    beyond.pop_back();
+    EXPECT_EQ(model_->Hidden(PackedBatch::FromSequences({beyond})).size(0), static_cast<int64_t>(beyond.size()));
+    return;
+  }
+  if (kind == Kind::kDynamic || kind == Kind::kLongRope) {
+    EXPECT_LT(model_->config().max_position_embeddings, static_cast<int64_t>(ids_.size()));
+    return;
+  }
+  nlohmann::json golden = golden_;
+  golden["config"]["max_position_embeddings"] = 32;
+  const auto trained_to_32 = FamilyModel(golden);
+  ASSERT_NE(trained_to_32, nullptr);
+  const torch::Tensor found = LogProbsOf(*trained_to_32, {ids_});
+  ExpectClose(found.narrow(0, found.size(0) - 12, 12), Doubles("long_log_probs"), "beyond the trained length");
+}
+
 TEST_P(FamiliesTest, GreedyGenerationAgreesTokenForToken) {
   const auto prompt = golden_["prompt"].get<std::vector<int32_t>>(),
              expected = golden_["greedy"].get<std::vector<int32_t>>();

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "artifact/safetensors.h"
 #include "common/durable_file.h"
 #include "model/kv_cache.h"
@@ -11,6 +12,7 @@
 #include "model/weights_io.h"
 #include "tests/model/family_models.h"
 #include "tests/testing/scratch_dir.h"
+#include "tests/testing/tensor_memory.h"
 
 namespace rlhf::model {
 namespace {
@@ -100,6 +102,28 @@ TEST_P(LoraTest, FreshOrSwitchedOffAdaptersChangeNothing) {
   EXPECT_TRUE(torch::equal(Result(*model_), base));
 }
 
+// The reference policy is the model with its adapters off: nothing of the base is there twice.
+TEST_P(LoraTest, TheBaseIsHeldOnce) {
+  const auto memory = std::make_shared<TensorMemory>();
+  const c10::DebugInfoGuard counting(c10::DebugInfoKind::PROFILER_STATE, memory);
+  const torch::NoGradGuard no_grad;
+  const auto model = FamilyModel(family_, head_);
+  Result(*model);  // makes the tables of positions
+  const int64_t base = memory->live();
+  int64_t weights = 0, adapters = 0;
+  for (const auto& [name, parameter] : model->named_parameters()) weights += static_cast<int64_t>(parameter.nbytes());
+  EXPECT_GE(base, weights);
+  ASSERT_TRUE(model->AttachLora(*model_->lora(), 1).ok());
+  for (const auto& [name, parameter] : model->trained_parameters()) {
+    if (name.find("lora_") != std::string::npos) adapters += static_cast<int64_t>(parameter.nbytes());
+  }
+  Result(*model);
+  EXPECT_EQ(memory->live(), base + adapters);
+  model->SetAdaptersActive(false);
+  Result(*model);
+  EXPECT_EQ(memory->live(), base + adapters);
+}
+
 TEST_P(LoraTest, FilesAreThoseOfPeftAndComeBackBitForBit) {
   FillAdapters();
   const std::string dir = dir_.File("adapter");
@@ -159,6 +183,15 @@ TEST(LoraErrorsTest, WhatDoesNotFitIsNamed) {
   refused("target_modules", {"q_proj", "v_proj"}, "missing");
   refused("target_modules", {"v_proj"}, "extra");
   refused("target_modules", "q_.*", "target_modules");
+  // Too deep to be copied or written out.
+  const std::string deep = std::string(200'000, '[') + std::string(200'000, ']');
+  for (const char* key : {"exclude_modules", "modules_to_save"}) {
+    ASSERT_TRUE(
+        WriteFileDurably(dir.File("adapter_config.json"), absl::StrCat("{\"r\":2,\"", key, "\":", deep, "}")).ok());
+    const absl::Status status = LoadAdapterConfig(dir.path()).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat(key, ": found a list of 1")));
+  }
 }
 
 }  // namespace

@@ -75,7 +75,8 @@ TEST_F(ModelToolTest, GenerationIsSeeded) {
   const CommandResult inspected = Tool("inspect " + Model());
   EXPECT_THAT(inspected.output, HasSubstr("weights_digest"));
   EXPECT_THAT(Tool("bench --model " + Model() + " --batch 2 --prompt-tokens 4 --new-tokens 4").output,
-              HasSubstr("decode_tokens_per_second"));
+              testing::AllOf(HasSubstr("prefill_tokens_per_second"), HasSubstr("decode_tokens_per_second"),
+                             HasSubstr("scoring_tokens_per_second"), HasSubstr("training_tokens_per_second")));
 }
 
 TEST_F(ModelToolTest, BadInputGetsOneClearError) {

@@ -1,10 +1,13 @@
 #include "model/weights_io.h"
 
+#include <cmath>
 #include <filesystem>
+#include <tuple>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "artifact/safetensors.h"
 #include "common/durable_file.h"
 #include "tests/model/formula_model.h"
 #include "tests/testing/scratch_dir.h"
@@ -115,6 +118,99 @@ TEST_P(WeightsIoTest, AConfigurationThatDoesNotFitItsWeightsIsRefused) {
   const auto loaded = LoadModel(dir);
   EXPECT_EQ(loaded.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(loaded.status().message()), HasSubstr("48"));
+}
+
+TEST_P(WeightsIoTest, HalfWidthWeightsAreWrittenAndRead) {
+  const auto whole = FormulaModel(Golden("model.json")["models"][GetParam()]);
+  const std::tuple<torch::Dtype, artifact::DType, std::string> kinds[] = {
+      {torch::kFloat16, artifact::DType::kF16, "float16"}, {torch::kBFloat16, artifact::DType::kBF16, "bfloat16"}};
+  for (const auto& [dtype, stored, name] : kinds) {
+    const Transformer half(whole->config(), HeadKind::kLm, dtype, torch::kCPU);
+    for (size_t i = 0; i < half.named_parameters().size(); ++i) {
+      torch::Tensor target = half.named_parameters()[i].second.detach();
+      target.copy_(whole->named_parameters()[i].second.detach());
+    }
+    const std::string dir = dir_.File(name);
+    ASSERT_TRUE(SaveModel(half, dir, "").ok());
+    const auto file = artifact::SafetensorsFile::Open(dir + "/model.safetensors");
+    ASSERT_TRUE(file.ok()) << file.status();
+    for (const auto& [key, info] : (*file)->tensors()) EXPECT_EQ(info.dtype, stored) << key;
+    EXPECT_EQ(artifact::LoadModelConfig(dir)->dtype, name);
+    LoadOptions options;
+    options.dtype = dtype;
+    const auto same = LoadModel(dir, options), wide = LoadModel(dir);
+    ASSERT_TRUE(same.ok() && wide.ok()) << same.status() << wide.status();
+    EXPECT_EQ(WeightsDigest(**same), WeightsDigest(half));
+    for (size_t i = 0; i < half.named_parameters().size(); ++i) {
+      EXPECT_TRUE(torch::equal((*wide)->named_parameters()[i].second.detach(),
+                               half.named_parameters()[i].second.detach().to(torch::kFloat32)))
+          << half.named_parameters()[i].first;
+    }
+  }
+}
+
+// The tensors of a saved model, to be written again otherwise.
+std::vector<artifact::TensorToWrite> TensorsOf(const artifact::SafetensorsFile& file) {
+  std::vector<artifact::TensorToWrite> out;
+  for (const auto& [name, info] : file.tensors()) out.push_back({name, info.dtype, info.shape, file.Data(info)});
+  return out;
+}
+
+TEST_P(WeightsIoTest, ShardsAreOneModel) {
+  const std::string dir = Saved(), first = "model-00001-of-00002.safetensors",
+                    second = "model-00002-of-00002.safetensors";
+  const auto file = artifact::SafetensorsFile::Open(dir + "/model.safetensors");
+  ASSERT_TRUE(file.ok()) << file.status();
+  const std::vector<artifact::TensorToWrite> all = TensorsOf(**file);
+  std::vector<artifact::TensorToWrite> shards[2];
+  nlohmann::json index;
+  for (size_t i = 0; i < all.size(); ++i) {
+    shards[i % 2].push_back(all[i]);
+    index["weight_map"][all[i].name] = i % 2 == 0 ? first : second;
+  }
+  ASSERT_TRUE(artifact::WriteSafetensors(dir + "/" + first, shards[0]).ok());
+  ASSERT_TRUE(artifact::WriteSafetensors(dir + "/" + second, shards[1]).ok());
+  ASSERT_TRUE(WriteFileDurably(dir + "/model.safetensors.index.json", index.dump()).ok());
+  std::filesystem::remove(dir + "/model.safetensors");
+  const auto loaded = LoadModel(dir);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(WeightsDigest(**loaded), WeightsDigest(*model_));
+  std::filesystem::remove(dir + "/" + second);
+  const auto missing = LoadModel(dir);
+  EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(missing.status().message()), HasSubstr(second));
+}
+
+TEST_P(WeightsIoTest, WhatIsMissingExtraOrMisshapedIsNamedAtOnce) {
+  const std::string dir = Saved();
+  auto file = artifact::SafetensorsFile::Open(dir + "/model.safetensors");
+  ASSERT_TRUE(file.ok()) << file.status();
+  std::vector<artifact::TensorToWrite> tensors = TensorsOf(**file);
+  ASSERT_GT(tensors.size(), 2u);
+  const std::string missing = tensors[0].name, misshaped = tensors[1].name;
+  tensors[0].name = "stray.weight";
+  tensors[1].shape.push_back(1);
+  ASSERT_TRUE(artifact::WriteSafetensors(dir + "/model.safetensors", tensors).ok());
+  const auto loaded = LoadModel(dir);
+  EXPECT_EQ(loaded.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(loaded.status().message()),
+              testing::AllOf(HasSubstr("missing: " + missing), HasSubstr("misshaped: " + misshaped),
+                             HasSubstr("extra: stray.weight")));
+}
+
+TEST_P(WeightsIoTest, GenerationSettingsComeAlong) {
+  const std::string dir = Saved();
+  const auto settings = nlohmann::json::parse(ReadFile(dir + "/generation_config.json").value_or(""), nullptr, false);
+  ASSERT_TRUE(settings.is_object());
+  const nlohmann::json config = Golden("model.json")["models"][GetParam()]["config"];
+  EXPECT_EQ(settings["eos_token_id"], config["eos_token_id"]);
+  // A model's own settings are kept to the byte.
+  const std::string source = dir_.File("source"), own = "{\"eos_token_id\": [2, 7], \"temperature\": 0.6}\n";
+  ASSERT_TRUE(MakeDirs(source).ok());
+  ASSERT_TRUE(WriteFileDurably(source + "/generation_config.json", own).ok());
+  const std::string out = dir_.File("out");
+  ASSERT_TRUE(SaveModel(*model_, out, source).ok());
+  EXPECT_EQ(ReadFile(out + "/generation_config.json").value_or(""), own);
 }
 
 TEST(RewardNormalizationTest, IsTheIdentityWithoutAFileAndSurvivesOne) {
