@@ -75,7 +75,7 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
   bool start_object(std::size_t) override {
-    if (depth_ != kOutside && depth_ != kHeader) return Other();
+    if (depth_ >= kEntry) return Other() && Fail(field_, "is not known");
     if (depth_ == kHeader) {
       tensor_ = RawTensor();
       in_metadata_ = name_ == kMetadata;

@@ -95,6 +95,7 @@ TEST_F(SafetensorsTest, HostileHeadersCostLittle) {
                 "at most 16");
   ExpectRefused("{\"w\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,1]}}", "a", "data_offsets");
   ExpectRefused("{\"w\":{\"dtype\":\"U8\",\"shape\":[1]}}", "a", "data_offsets");
+  ExpectRefused("{\"w\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"x\":{}},\"v\":{}}", "a", "not known");
   // So deep that a tree of it could not be written out.
   ExpectRefused(absl::StrCat("{\"w\":{\"dtype\":", std::string(1'000'000, '['), "}}"), "", "dtype");
   ExpectRefused(absl::StrCat("{\"w\":{\"x\":", std::string(1'000'000, '['), "}}"), "", "not known");

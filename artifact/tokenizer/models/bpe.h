@@ -33,9 +33,7 @@ class BpeModel : public TokenModel {
   std::optional<int32_t> TokenToId(absl::string_view token) const override;
   void ForEachToken(const std::function<void(const std::string&, int32_t)>& visit) const override;
   bool CanTakeBytes() const override { return true; }
-  void TakeBytes() override {
-    takes_bytes_ = true;
-  }
+  void TakeBytes() override { takes_bytes_ = true; }
 
  protected:
   absl::Status EncodeWord(absl::string_view word, std::vector<int32_t>* ids) const override;
