@@ -245,10 +245,11 @@ class HttplibWebServer final : public WebServer {
     if (request.get_header_value("Content-Type").rfind(kJson, 0) != 0) {
       return SetError(absl::InvalidArgumentError("expected Content-Type application/json"), response);
     }
-    const auto body = nlohmann::json::parse(request.body, nullptr, /*allow_exceptions=*/false);
-    const std::string token =
-        body.is_object() ? body.value("token", nlohmann::json()).is_string() ? body["token"].get<std::string>() : ""
-                         : "";
+    // Nothing in it is nested: what goes deeper is dropped as it is read, so that nobody unknown can exhaust the stack.
+    const auto shallow = [](int depth, nlohmann::json::parse_event_t, nlohmann::json&) { return depth <= 1; };
+    const auto body = nlohmann::json::parse(request.body, shallow, /*allow_exceptions=*/false);
+    const auto found = body.is_object() ? body.find("token") : body.end();
+    const std::string token = found != body.end() && found->is_string() ? found->get<std::string>() : "";
     if (options_.insecure) return Describe(WebSession{"", insecure_csrf_, ""}, response);
     if (const auto caller = options_.sign_in(token); !caller.ok()) return SetError(caller.status(), response);
     const auto session = sessions_.Begin(token);
