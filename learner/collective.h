@@ -35,6 +35,8 @@ class Collective {
   virtual absl::StatusOr<bool> Vote(bool ok) = 0;
   // Wakes a call blocked in another thread; it fails as Unavailable.
   virtual void Abort() = 0;
+  // Abort was called: who computes between two calls may stop at once (any thread). A single rank's is never given up.
+  virtual bool aborted() const = 0;
 };
 
 std::unique_ptr<Collective> MakeSingleRank();

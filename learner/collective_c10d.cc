@@ -91,6 +91,9 @@ class C10dCollective final : public Collective {
     if (options_.nccl) (void)Try("abort", [&] { static_cast<c10d::ProcessGroupNCCL*>(backend_.get())->abort(); });
 #endif
   }
+  bool aborted() const override {
+    return aborted_;
+  }
 
  private:
   struct Sum final : public Pending {

@@ -47,6 +47,7 @@ class MeteredCollective final : public Collective {
   }
   absl::StatusOr<bool> Vote(bool ok) override { return collective_->Vote(ok); }
   void Abort() override { collective_->Abort(); }
+  bool aborted() const override { return collective_->aborted(); }
 
  private:
   const std::unique_ptr<Collective> collective_;

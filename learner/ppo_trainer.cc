@@ -83,6 +83,7 @@ absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(PpoBatch& batch) {
   torch::Tensor filled = torch::zeros({4, batch.rows()}, torch::kFloat32);
   const std::vector<size_t> mine = RankShare(All(batch.size()), collective_->rank(), collective_->world_size());
   for (const std::vector<size_t>& group : MicroBatches(mine, batch.lengths, spec().micro_batch_tokens())) {
+    if (collective_->aborted()) return absl::UnavailableError("collective: the group was given up before the updates");
     const PpoForward forward = PackSamples(batch, group, inputs_.device);
     const torch::Tensor rows = batch.RowIndex(group);
     const torch::Tensor hidden = policy_->model().Hidden(forward.packed).index_select(0, forward.index.rows);

@@ -14,6 +14,7 @@ class SingleRank final : public Collective {
   }
   absl::StatusOr<bool> Vote(bool ok) override { return ok; }
   void Abort() override {}
+  bool aborted() const override { return false; }
 
  private:
   class Done final : public Pending {

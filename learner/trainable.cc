@@ -1,5 +1,6 @@
 #include "learner/trainable.h"
 
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -37,8 +38,13 @@ absl::StatusOr<double> Trainable::Accumulate(const std::vector<LossTerm>& terms,
   }
   double total = 0;
   for (size_t i = 0; i < terms.size(); ++i) {
-    const torch::Tensor loss = terms[i]();
+    // A minibatch may take long: a rank that was told to leave does so between two micro-batches.
+    if (collective->aborted()) return absl::UnavailableError("collective: the group was given up during a minibatch");
+    torch::Tensor loss = terms[i]();
+    if (!RLHF_FAILPOINT_OK("learner/nan_loss")) loss = loss * std::numeric_limits<double>::quiet_NaN();
     total += loss.item<double>();
+    if (!RLHF_FAILPOINT_OK("learner/inf_gradient"))
+      buckets_.gradients().front().fill_(std::numeric_limits<double>::infinity());
     RLHF_RETURN_IF_ERROR(buckets_.Backward(loss, i + 1 == terms.size(), collective));
   }
   return total;

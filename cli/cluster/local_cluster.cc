@@ -40,6 +40,12 @@ absl::StatusOr<int> FreeLoopbackPort() {
   return ntohs(address.sin_port);
 }
 
+// Where roles reach the listener: its own host, or this one when it listens on all.
+std::string HostOf(const std::string& address) {
+  const std::string host = address.substr(0, address.rfind(':'));
+  return host.empty() || host == "0.0.0.0" || host == "*" ? "127.0.0.1" : host;
+}
+
 absl::Status WriteSecret(const std::string& path, const std::string& content) {
   RLHF_RETURN_IF_ERROR(WriteFileDurably(path, content));
   if (chmod(path.c_str(), 0600) != 0) return absl::InternalError(absl::StrCat("cannot protect ", path));
@@ -129,7 +135,7 @@ absl::Status LocalCluster::StartCoordinator() {
       const auto json = nlohmann::json::parse(*text, nullptr, false);
       if (json.is_object() && json.contains("fleet") && json.contains("api") && json.contains("http") &&
           json.contains("web")) {
-        fleet_address_ = absl::StrCat("127.0.0.1:", json["fleet"].get<int>());
+        fleet_address_ = absl::StrCat(HostOf(fleet_address_), ":", json["fleet"].get<int>());
         api_address_ = absl::StrCat("127.0.0.1:", json["api"].get<int>());
         http_address_ = absl::StrCat("127.0.0.1:", json["http"].get<int>());
         web_address_ = absl::StrCat("127.0.0.1:", json["web"].get<int>());
@@ -217,6 +223,7 @@ absl::Status LocalCluster::Start() {
   }
   RLHF_RETURN_IF_ERROR(MakePki());
   // Chosen here and not by the coordinator: one that is started again must come back where its workers look for it.
+  fleet_address_ = options_.fleet_address;
   api_address_ = options_.api_address;
   http_address_ = options_.http_address;
   web_address_ = options_.web_address;

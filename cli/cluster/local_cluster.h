@@ -29,8 +29,9 @@ struct ClusterOptions {
   int heartbeat_ms = 3000;     // and a session's life without one is three of them
   double restart_seconds = 1;  // before a process that ended is started again; doubles while it ends soon after
   double restart_seconds_most = 30;
-  std::string api_address, http_address, web_address;  // host:port; empty: 127.0.0.1 and a free port
-  std::vector<std::string> hosts;                      // more names that clients use, for the certificate
+  // host:port; empty: 127.0.0.1 and a free port.
+  std::string fleet_address, api_address, http_address, web_address;
+  std::vector<std::string> hosts;  // more names that clients use, for the certificate
 };
 
 class LocalCluster {

@@ -125,6 +125,8 @@ void AddUpCommand(CLI::App& app, Run* run) {
                  "What that wait grows to while a process ends soon after its start")
       ->check(CLI::Range(0.0, 600.0))
       ->capture_default_str();
+  up->add_option("--fleet-address", options->fleet_address,
+                 "host:port for the fleet (default: 127.0.0.1 and a free port); give its host as --host, too");
   up->add_option("--api-address", options->api_address, "host:port of the API (default: 127.0.0.1 and a free port)");
   up->add_option("--web-address", options->web_address, "host:port of the web pages (default likewise)");
   up->add_option("--http-address", options->http_address, "host:port of metrics and probes (default likewise)");

@@ -1,5 +1,6 @@
 // rlhf-learner: one rank. Joins the group the coordinator forms, trains, and serves committed weights to rollout
 // workers.
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -26,13 +27,15 @@
 namespace {
 
 constexpr int kTryAgain = 75;
+// What a rank may need beyond a collective's timeout to leave its group: Gloo's threads are joined when theirs is over.
+constexpr int kAbortMarginSeconds = 6;
 
 struct Flags {
   std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
                                      http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, evidence_dir;
   std::string device = "cpu", log_level = "info";
   bool log_json = false;
-  int threads = 1, collective_timeout_seconds = 30, abort_seconds = 60, grace_seconds = 25;
+  int threads = 1, collective_timeout_seconds = 20, abort_seconds = 0, grace_seconds = 25;
   rlhf::TlsFiles tls;
 };
 
@@ -61,11 +64,13 @@ struct GroupState {
   int world_size ABSL_GUARDED_BY(mu) = 0;
   std::atomic<bool> stopping{false};
 
-  bool Stuck(absl::Duration patience) {
+  // alone_until: when this rank was last seen at work of its own, which may take any time.
+  bool Stuck(absl::Duration patience, absl::Time alone_until) {
     absl::MutexLock lock(&mu);
     // Alone there is nobody to hang on: it leaves at its step's end, and still holds the weights.
     if (world_size < 2) return false;
-    return !job_id.empty() && told_to_leave != absl::InfinitePast() && absl::Now() - told_to_leave > patience;
+    return !job_id.empty() && told_to_leave != absl::InfinitePast() &&
+           absl::Now() - std::max(told_to_leave, alone_until) > patience;
   }
 };
 
@@ -200,11 +205,14 @@ int Run(const Flags& flags) {
     }
   }
   std::thread training([&] { TrainLoop(coordinator, run, *session, state); });
+  const int abort_seconds =
+      flags.abort_seconds > 0 ? flags.abort_seconds : flags.collective_timeout_seconds + kAbortMarginSeconds;
+  absl::Time alone_until = absl::InfinitePast();
   rlhf::WaitForTermination([&] {
-    if (!run.working_alone() && state.Stuck(absl::Seconds(flags.abort_seconds))) {
+    if (run.working_alone()) alone_until = absl::Now();
+    if (state.Stuck(absl::Seconds(abort_seconds), alone_until)) {
       // Nothing of a stuck rank can be joined or destroyed: it ends, is started again, and joins the next epoch.
-      spdlog::critical("this rank did not leave its group within {} s; ending, to be started again",
-                       flags.abort_seconds);
+      spdlog::critical("this rank did not leave its group within {} s; ending, to be started again", abort_seconds);
       spdlog::default_logger()->flush();
       std::_Exit(kTryAgain);
     }
@@ -256,10 +264,11 @@ int main(int argc, char** argv) {
                  "How long a rank waits for the others")
       ->check(CLI::Range(1, 3600))
       ->capture_default_str();
-  app.add_option("--abort-seconds", flags.abort_seconds,
-                 "How long a rank may take to leave a group that is over before its process ends with code 75; longer than a "
-                 "minibatch computes")
-      ->check(CLI::Range(1, 3600))
+  app.add_option(
+         "--abort-seconds", flags.abort_seconds,
+         "How long a rank may take to leave a group that is over before its process ends with code 75; longer than a "
+         "micro-batch computes; 0: 6 more than --collective-timeout-seconds")
+      ->check(CLI::Range(0, 3600))
       ->capture_default_str();
   app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
       ->check(CLI::Range(0, 3600))

@@ -140,6 +140,7 @@ absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
       }
       options.store_host = address.first;
     }
+    const WorkingAlone scope(&working_alone_);  // its waits, one after the other, have timeouts of their own
     RLHF_ASSIGN_OR_RETURN(std::unique_ptr<Collective> connected, ConnectGroup(options));
     group_collective_ = WithTimes(std::move(connected), [this](absl::Duration took) { run_metrics_.AllReduced(took); });
   }

@@ -29,7 +29,7 @@ struct TrainingRunOptions {
   std::string weights_address;               // this process's WeightsService
   std::string work_dir;                      // private; checkpoints and models are staged here
   std::string evidence_dir, instance;        // where and as whom to keep a step log; empty: none
-  absl::Duration collective_timeout = absl::Seconds(30);
+  absl::Duration collective_timeout = absl::Seconds(20);
 };
 
 class TrainingRun {
