@@ -1,5 +1,6 @@
 #include "reward_server/reward_service.h"
 
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -31,6 +32,8 @@ grpc::ServerUnaryReactor* RewardServiceAdapter::Score(grpc::CallbackServerContex
   batcher_->Submit(*request, [reactor, response](absl::StatusOr<v1::ScoreResponse> scored) {
     RLHF_FAILPOINT("reward/after_score");
     if (scored.ok()) *response = *std::move(scored);
+    if (!RLHF_FAILPOINT_OK("reward/nan_score") && response->scores_size() > 0)
+      response->mutable_scores(0)->mutable_score()->set_total(std::numeric_limits<double>::quiet_NaN());
     reactor->Finish(ToGrpc(scored.status()));
   });
   return reactor;

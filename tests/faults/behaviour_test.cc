@@ -95,6 +95,71 @@ TEST_F(Behaviour, AStepThatIsNotFiniteIsRefusedByAllAndGetsANewBatch) {
   EXPECT_EQ(Counts().value("failed", ""), absl::StrCat(job.samples()));
 }
 
+// A loss of one rank, then a gradient of the other that makes the sum of both infinite: in real processes, with real
+// numbers.
+TEST_F(Behaviour, ANanLossAndAnInfiniteGradientLeaveNoTraceInTheWeights) {
+  SmallJob job;
+  job.steps = 12;
+  Start(job);
+  WaitForStep(2);
+  service_->Arm("learner-1", "learner/nan_loss", "error");
+  WaitForFire("learner-1", "learner/nan_loss");
+  WaitForStep(service_->StepOf(job.name) + 2);
+  service_->Arm("learner-0", "learner/inf_gradient", "error");
+  WaitForFire("learner-0", "learner/inf_gradient");
+  Finish();
+  EXPECT_EQ(Counts().value("failed", ""), absl::StrCat(2 * job.samples()));
+  // Both ranks refused both steps, and said what was not finite.
+  for (const std::string learner : {"learner-0", "learner-1"}) {
+    const std::string log = service_->Log(learner);
+    int refused = 0;
+    for (size_t at = log.find(" was refused: "); at != std::string::npos; at = log.find(" was refused: ", at + 1))
+      ++refused;
+    EXPECT_EQ(refused, 2) << learner;
+  }
+  EXPECT_THAT(service_->Log("learner-1"), HasSubstr("nan"));
+  EXPECT_THAT(service_->Log("learner-0"), HasSubstr("inf"));
+  // What an undisturbed learner makes of the batches that were trained: the snapshots brought everything back.
+  ExpectExactReplay(*service_, job_);
+}
+
+TEST_F(Behaviour, NanLossesInARowFailTheJobWithTheReason) {
+  SmallJob job;
+  job.steps = 6;
+  Start(job);
+  service_->Arm("learner-0", "learner/nan_loss", "error*@5");
+  WaitForState("FAILED");
+  const std::string why = service_->Job(job.name).dump();
+  EXPECT_THAT(why, HasSubstr("NONFINITE"));
+  EXPECT_THAT(why, HasSubstr("3 times in a row"));
+  EXPECT_EQ(service_->Ctl("ledger " + job.name + " --check --evidence " + service_->Dir() + "/evidence").code, 0);
+}
+
+TEST_F(Behaviour, AScoreThatIsNotFiniteIsNeverTakenAndItsSampleIsScoredAgain) {
+  SmallJob job;
+  job.steps = 8;
+  Start(job);
+  WaitForStep(1);
+  service_->Arm("reward-0", "reward/nan_score", "error");
+  WaitForFire("reward-0", "reward/nan_score");
+  Finish();
+  // Had it been taken, its step would have been refused and its samples would have failed.
+  EXPECT_EQ(Counts().value("failed", "0"), "0");
+  ExpectExactReplay(*service_, job_);
+}
+
+TEST_F(Behaviour, ScoresThatAreNeverFiniteFailTheJobWithTheReason) {
+  SmallJob job;
+  job.steps = 4;
+  Start(job);
+  service_->Arm("reward-0", "reward/nan_score", "error*");
+  WaitForState("FAILED");
+  const std::string why = service_->Job(job.name).dump();
+  EXPECT_THAT(why, HasSubstr("SAMPLE_FAILED"));
+  EXPECT_THAT(why, HasSubstr("the score is not finite"));
+  EXPECT_EQ(service_->Ctl("ledger " + job.name + " --check --evidence " + service_->Dir() + "/evidence").code, 0);
+}
+
 TEST_F(Behaviour, RefusalsInARowFailTheJobWithTheReason) {
   SmallJob job;
   job.steps = 6;

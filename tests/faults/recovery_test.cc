@@ -85,7 +85,8 @@ TEST_F(Recovery, SurvivorsKeepTheirProcessAndTheGroupFormsAgainWithinFifteenSeco
   ExpectExactReplay(*service_, job);
 }
 
-TEST_F(Recovery, ARankThatHangsIsReplacedWithinTwoMinutes) {
+// With production's timeouts: the others' collective, the rank's time to leave, and its restart.
+TEST_F(Recovery, ARankThatHangsIsReplacedWithinAMinute) {
   SmallJob job;
   job.steps = 8;
   Start(job, "1");
@@ -97,8 +98,8 @@ TEST_F(Recovery, ARankThatHangsIsReplacedWithinTwoMinutes) {
       absl::Seconds(30), [&] { return service_->Fired("learner-1", "learner/inside_allreduce"); }, "it hangs");
   const absl::Time hung = absl::Now();
   const int64_t step = service_->StepOf(job.name);
-  WaitForStep(step + 1, absl::Seconds(150));
-  EXPECT_LT(absl::Now() - hung, absl::Seconds(120));
+  WaitForStep(step + 1, absl::Seconds(120));
+  EXPECT_LT(absl::Now() - hung, absl::Seconds(60));
   Finish(absl::Seconds(60));
   EXPECT_EQ(service_->Pid("learner-0"), survivor);
   EXPECT_NE(service_->Pid("learner-1"), hanging);

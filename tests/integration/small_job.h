@@ -17,6 +17,7 @@ struct SmallJob {
   std::string name = "small";
   int steps = 10, lag = 0, ranks = 2, min_ranks = 0, checkpoint_every = 5, max_new_tokens = 8;
   int prompts_per_step = 8, samples_per_prompt = 2;
+  int priority = 0;
   int samples() const { return prompts_per_step * samples_per_prompt; }
 };
 
@@ -45,14 +46,15 @@ inline std::string WriteSmallJob(const std::string& dir, const SmallJob& job) {
   std::string learners = absl::StrCat("{ranks: ", job.ranks);
   if (job.min_ranks > 0) absl::StrAppend(&learners, ", min_ranks: ", job.min_ranks);
   EXPECT_TRUE(
-      WriteFileDurably(path, absl::StrCat("name: ", job.name, "\nseed: 3\nlearners: ", learners,
-                                          "}\nppo:\n  policy: file:model\n  prompts: file:prompts.jsonl\n  scorer:\n"
-                                          "    components:\n      - {name: letter_t, regex: {pattern: t}}\n  steps: ",
-                                          job.steps, "\n  prompts_per_step: ", job.prompts_per_step,
-                                          "\n  samples_per_prompt: ", job.samples_per_prompt,
-                                          "\n  sampling: {max_new_tokens: ", job.max_new_tokens,
-                                          "}\n  max_policy_lag: ", job.lag, "\n  epochs: 1\n  checkpoint_every: ",
-                                          job.checkpoint_every, "\n  policy_optimizer: {learning_rate: 1e-3}\n"))
+      WriteFileDurably(
+          path, absl::StrCat("name: ", job.name, "\nseed: 3\npriority: ", job.priority, "\nlearners: ", learners,
+                             "}\nppo:\n  policy: file:model\n  prompts: file:prompts.jsonl\n  scorer:\n"
+                             "    components:\n      - {name: letter_t, regex: {pattern: t}}\n  steps: ",
+                             job.steps, "\n  prompts_per_step: ", job.prompts_per_step,
+                             "\n  samples_per_prompt: ", job.samples_per_prompt,
+                             "\n  sampling: {max_new_tokens: ", job.max_new_tokens, "}\n  max_policy_lag: ", job.lag,
+                             "\n  epochs: 1\n  checkpoint_every: ", job.checkpoint_every,
+                             "\n  policy_optimizer: {learning_rate: 1e-3}\n"))
           .ok());
   return path;
 }
