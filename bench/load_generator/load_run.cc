@@ -3,8 +3,10 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -19,12 +21,27 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr int kMemorySamples = 40;  // in the window
+
 double SizeMb(const std::string& dir) {
   double bytes = 0;
   std::error_code ignored;
   for (const auto& entry : fs::recursive_directory_iterator(dir, ignored))
     bytes += entry.is_regular_file(ignored) ? static_cast<double>(entry.file_size(ignored)) : 0;
   return bytes / 1e6;
+}
+
+// Of the least-squares line through values that are `every` apart; 0 for fewer than two.
+double SlopePerMinute(const std::vector<double>& values, absl::Duration every) {
+  const auto n = static_cast<double>(values.size());
+  double x_mean = (n - 1) / 2, y_mean = 0, products = 0, squares = 0;
+  for (const double value : values) y_mean += value / n;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double x = static_cast<double>(i) - x_mean;
+    products += x * (values[i] - y_mean);
+    squares += x * x;
+  }
+  return squares > 0 ? products / squares / absl::ToDoubleMinutes(every) : 0;
 }
 
 absl::Status Measure(const LoadOptions& options, LoadCluster& cluster, LoadResult* result) {
@@ -39,7 +56,12 @@ absl::Status Measure(const LoadOptions& options, LoadCluster& cluster, LoadResul
   const int64_t steps_before = learner.committed();
   const absl::Time started = absl::Now();
   recorder.Begin();
-  absl::SleepFor(absl::Seconds(options.seconds));
+  const absl::Duration every = absl::Seconds(options.seconds) / kMemorySamples;
+  for (int i = 1; i <= kMemorySamples; ++i) {
+    absl::SleepFor(std::max(absl::ZeroDuration(), started + i * every - absl::Now()));
+    RLHF_ASSIGN_OR_RETURN(const ProcessUsage now, UsageOf(coordinator.pid()));
+    result->resident_mb.push_back(now.resident_mb);
+  }
   recorder.End();
   const double seconds = absl::ToDoubleSeconds(absl::Now() - started);
   RLHF_ASSIGN_OR_RETURN(const ProcessUsage after, UsageOf(coordinator.pid()));
@@ -53,6 +75,9 @@ absl::Status Measure(const LoadOptions& options, LoadCluster& cluster, LoadResul
   result->resident_mb_begin = before.resident_mb;
   result->resident_mb_end = after.resident_mb;
   result->peak_mb = after.peak_mb;
+  // The first half may still fill caches.
+  result->resident_mb_per_minute = SlopePerMinute(
+      std::vector<double>(result->resident_mb.begin() + kMemorySamples / 2, result->resident_mb.end()), every);
   result->payload_mb_per_second = (SizeMb(data_dir) - size_before) / seconds;
   result->steps = learner.committed() - steps_before;
   return absl::OkStatus();
@@ -92,14 +117,18 @@ std::string ToJson(const LoadOptions& options, const LoadResult& result) {
   json["leases_per_second"] = result.leases_per_second;
   json["samples_per_second"] = result.samples_per_second;
   for (const auto& [name, call] : result.calls) {
-    json["calls"][name] = {{"calls", call.calls},   {"items", call.items},   {"failures", call.failures},
-                           {"p50_ms", call.p50_ms}, {"p99_ms", call.p99_ms}, {"max_ms", call.max_ms}};
+    json["calls"][name] = {{"calls", call.calls},     {"items", call.items},   {"failures", call.failures},
+                           {"p50_ms", call.p50_ms},   {"p90_ms", call.p90_ms}, {"p99_ms", call.p99_ms},
+                           {"p999_ms", call.p999_ms}, {"max_ms", call.max_ms}};
   }
   json["steps"] = result.steps;
   json["coordinator_cores"] = result.coordinator_cores;
   json["generator_cores"] = result.generator_cores;
-  json["resident_mb"] = {
-      {"begin", result.resident_mb_begin}, {"end", result.resident_mb_end}, {"peak", result.peak_mb}};
+  json["resident_mb"] = {{"begin", result.resident_mb_begin},
+                         {"end", result.resident_mb_end},
+                         {"peak", result.peak_mb},
+                         {"growth_per_minute", result.resident_mb_per_minute},
+                         {"through_the_window", result.resident_mb}};
   json["data_mb_per_second"] = result.payload_mb_per_second;
   json["ledger"] = {{"issued", result.issued}, {"trained", result.trained}, {"violations", result.violations}};
   if (options.limits) {

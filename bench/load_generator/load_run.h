@@ -19,6 +19,10 @@ struct LoadResult {
   std::map<std::string, int64_t> failures;
   double coordinator_cores = 0, generator_cores = 0;
   double resident_mb_begin = 0, resident_mb_end = 0, peak_mb = 0;
+  // The coordinator's resident memory through the window, at even distances; and the slope of a line through it. What
+  // is bounded ends with a slope near 0 (the window must be many steps long).
+  std::vector<double> resident_mb;
+  double resident_mb_per_minute = 0;
   double payload_mb_per_second = 0;  // what the data folder grew by
   int64_t steps = 0, issued = 0, trained = 0;
   std::vector<std::string> violations;  // of the ledger, recounted from rows and payloads

@@ -1,4 +1,5 @@
 // rlhf-load-generator: how much one coordinator carries, without any model.
+#include <algorithm>
 #include <cstdio>
 
 #include <CLI/CLI.hpp>
@@ -19,7 +20,7 @@ int Failed(const absl::Status& status) {
 int main(int argc, char** argv) {
   rlhf::InitLogging("load-generator", "bench", "error", /*json=*/false);
   rlhf::bench::LoadOptions options;
-  double max_p99_ms = 0, min_rate = 0;
+  double max_p99_ms = 0, min_rate = 0, max_resident_mb = 0;
   CLI::App app("Runs a real coordinator under the load of simulated workers, reward servers and a learner.",
                "rlhf-load-generator");
   app.add_option("--workers", options.workers, "Simulated rollout workers")->capture_default_str();
@@ -38,7 +39,8 @@ int main(int argc, char** argv) {
   app.add_flag("--leave-running", options.leave_running, "Do not cancel the job at the end; with --dir");
   app.add_flag("--limits", options.limits, "Measure disk and gRPC alone, too");
   app.add_option("--max-p99-ms", max_p99_ms, "Fail when LeasePrompts or SubmitSamples take longer; 0: never");
-  app.add_option("--min-rate", min_rate, "Fail below so many samples a second; 0: never");
+  app.add_option("--min-rate", min_rate, "Fail below so many samples leased or accepted a second; 0: never");
+  app.add_option("--max-resident-mb", max_resident_mb, "Fail when the coordinator ever holds more memory; 0: never");
   int64_t recover = 0;
   app.add_option("--recover", recover, "Fill the store with so many samples, kill the coordinator, time its start");
   CLI11_PARSE(app, argc, argv);
@@ -57,6 +59,7 @@ int main(int argc, char** argv) {
     const bool slow = it == result->calls.end() || it->second.p99_ms > max_p99_ms;
     if (max_p99_ms > 0 && slow) ok = false;
   }
-  if (result->samples_per_second < min_rate) ok = false;
+  if (std::min(result->leases_per_second, result->samples_per_second) < min_rate) ok = false;
+  if (max_resident_mb > 0 && result->peak_mb > max_resident_mb) ok = false;
   return ok ? 0 : 1;
 }

@@ -47,7 +47,9 @@ std::map<std::string, Recorder::Summary> Recorder::Summaries() const {
     summary.failures = series.failures;
     summary.items = series.items;
     summary.p50_ms = Quantile(sorted, 0.5);
+    summary.p90_ms = Quantile(sorted, 0.9);
     summary.p99_ms = Quantile(sorted, 0.99);
+    summary.p999_ms = Quantile(sorted, 0.999);
     summary.max_ms = sorted.empty() ? 0 : sorted.back();
   }
   return out;

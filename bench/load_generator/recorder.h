@@ -15,7 +15,7 @@ class Recorder {
  public:
   struct Summary {
     int64_t calls = 0, failures = 0, items = 0;  // items: samples, in calls that carry several
-    double p50_ms = 0, p99_ms = 0, max_ms = 0;
+    double p50_ms = 0, p90_ms = 0, p99_ms = 0, p999_ms = 0, max_ms = 0;
   };
   // Until Begin nothing is kept.
   void Begin();

@@ -32,6 +32,20 @@ void ExpectSound(const absl::StatusOr<LoadResult>& result) {
   EXPECT_GT(result->trained, 0);
   EXPECT_GT(result->calls.at("LeasePrompts").items, 0);
   EXPECT_GT(result->calls.at("SubmitSamples").items, 0);
+  for (const char* call : {"LeasePrompts", "SubmitSamples"}) {
+    const Recorder::Summary& took = result->calls.at(call);
+    EXPECT_GT(took.p50_ms, 0) << call;
+    EXPECT_LE(took.p50_ms, took.p90_ms) << call;
+    EXPECT_LE(took.p90_ms, took.p99_ms) << call;
+    EXPECT_LE(took.p99_ms, took.p999_ms) << call;
+    EXPECT_LE(took.p999_ms, took.max_ms) << call;
+  }
+  // Memory is seen through the whole window, and the peak is no less than what was seen.
+  EXPECT_GE(result->resident_mb.size(), 10u);
+  for (const double megabytes : result->resident_mb) {
+    EXPECT_GT(megabytes, 0);
+    EXPECT_LE(megabytes, result->peak_mb + 4);  // the kernel counts in batches of pages
+  }
   for (const auto& [why, count] : result->failures) ADD_FAILURE() << count << " times: " << why;
 }
 
