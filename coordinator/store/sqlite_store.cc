@@ -303,6 +303,8 @@ class SqliteStore final : public StateStore {
         if (!status.ok()) break;
       }
     }
+    if (status.ok() && !RLHF_FAILPOINT_OK("store/io_error"))
+      status = absl::UnavailableError("state store: write: disk I/O error (failpoint)");
     if (status.ok()) status = writer_->Execute("COMMIT");
     if (!status.ok()) {
       spdlog::error("{}; no write is acknowledged from now on: free the disk and restart",

@@ -3,7 +3,9 @@
 
 #include <fstream>
 #include <list>
+#include <memory>
 #include <random>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -12,6 +14,8 @@
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/synchronization/notification.h"
+#include "common/process.h"
+#include "rlhf/v1/fleet_service.grpc.pb.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
 #include "rlhf/v1/log_service.grpc.pb.h"
 #include "tests/coordinator/coordinator_fixture.h"
@@ -113,6 +117,51 @@ TEST_F(HostileClients, TenThousandStreamsDoNotKeepOthersOut) {
   EXPECT_LT(ResidentKilobytes() - before, 1'000'000);
   for (Follower& follower : followers) follower.Cancel();
   ended.Wait();
+  ExpectOthersAreServed();
+}
+
+// Who follows and never reads holds up nobody, and what is not read does not pile up here.
+TEST_F(HostileClients, SlowReadersCostBoundedMemory) {
+  constexpr int kReaders = 100, kCalls = 200, kLines = 100;
+  const auto channel = Fleet("learner", "l0");
+  v1::RegisterRequest identity;
+  identity.set_role(v1::ROLE_LEARNER);
+  identity.set_instance_id("l0");
+  identity.set_protocol_version(kProtocolVersion);
+  const auto session = Call(v1::FleetService::NewStub(channel), &v1::FleetService::Stub::Register, identity);
+  ASSERT_TRUE(session.ok()) << session.status();
+  const auto follow = v1::LogService::NewStub(Api("admin"));
+  v1::FollowLogsRequest request;
+  request.set_follow(true);
+  std::list<grpc::ClientContext> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::LogLine>>> readers;
+  for (int i = 0; i < kReaders; ++i) {
+    readers.push_back(follow->FollowLogs(&contexts.emplace_back(), request));
+    readers.back()->WaitForInitialMetadata();
+  }
+  const int64_t before = ResidentKilobytes();
+  v1::AppendLogsRequest append;
+  append.set_session_id(session->session_id());
+  for (int i = 0; i < kLines; ++i) {
+    v1::LogLine* line = append.add_lines();
+    line->set_level("warn");
+    line->set_message(std::string(1000, 'x'));
+  }
+  const auto append_stub = v1::LogService::NewStub(channel);
+  for (int i = 0; i < kCalls; ++i) {
+    const auto appended = Call(append_stub, &v1::LogService::Stub::AppendLogs, append);
+    ASSERT_TRUE(appended.ok()) << appended.status();
+  }
+  ExpectOthersAreServed();
+  // 20 MB were logged: queues without a bound would hold two gigabytes. Both ends are in this process.
+  EXPECT_LT(ResidentKilobytes() - before, 400'000);
+  for (grpc::ClientContext& context : contexts) context.TryCancel();
+  v1::LogLine line;
+  for (const auto& reader : readers) {
+    while (reader->Read(&line)) {
+    }
+    EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  }
   ExpectOthersAreServed();
 }
 

@@ -85,6 +85,48 @@ TEST_F(Behaviour, AStoppedLearnerIsFencedWhenItGoesOn) {
   ExpectExactReplay(*service_, job_);
 }
 
+// All leases and sessions have run out when it goes on, and everybody registers anew.
+TEST_F(Behaviour, AStoppedCoordinatorAndAStoppedRewardServerLoseNothing) {
+  SmallJob job;
+  job.steps = 24;
+  job.lag = 1;
+  Start(job);
+  WaitForStep(2);
+  for (const std::string instance : {"coordinator", "reward-0"}) {
+    const int64_t step = service_->StepOf(job.name);
+    const pid_t stopped = service_->Pid(instance);
+    ASSERT_GT(stopped, 0) << instance;  // kill(-1) would end everything
+    ASSERT_EQ(kill(stopped, SIGSTOP), 0);
+    absl::SleepFor(absl::Seconds(9));  // three leases
+    ASSERT_EQ(kill(stopped, SIGCONT), 0);
+    WaitForStep(step + 3);
+    EXPECT_EQ(service_->Pid(instance), stopped);
+    ASSERT_FALSE(HasFatalFailure());
+  }
+  Finish();
+  EXPECT_EQ(Counts().value("failed", "0"), "0");
+  ExpectExactReplay(*service_, job_);
+}
+
+TEST_F(Behaviour, AnErrorOfTheDiskEndsTheCoordinatorWhichGoesOnFromWhatIsThere) {
+  SmallJob job;
+  job.steps = 12;
+  Start(job);
+  WaitForStep(2);
+  service_->Arm("coordinator", "store/io_error", "error@3");
+  WaitForFire("coordinator", "store/io_error");
+  LocalService::Until(
+      absl::Seconds(30),
+      [&] {
+        return ReadFile(service_->scratch().File("up.log")).value_or("").find("coordinator ended (exit code 75)") !=
+               std::string::npos;
+      },
+      "the coordinator ends, to be started again");
+  EXPECT_THAT(service_->Log("coordinator"), HasSubstr("no write is acknowledged from now on"));
+  Finish();
+  ExpectExactReplay(*service_, job_);
+}
+
 TEST_F(Behaviour, AStepThatIsNotFiniteIsRefusedByAllAndGetsANewBatch) {
   SmallJob job;
   job.steps = 6;

@@ -108,6 +108,24 @@ TEST_F(Recovery, ARankThatHangsIsReplacedWithinAMinute) {
   ExpectExactReplay(*service_, job);
 }
 
+// It goes on sending heartbeats, and generates nothing any more: the other worker tries what takes too long.
+TEST_F(Recovery, AWorkerThatHangsHoldsNothingUpForAMinute) {
+  SmallJob job;
+  job.steps = 20;
+  Start(job, "1");
+  WaitForStep(2, absl::Seconds(60));
+  const pid_t hanging = service_->Pid("rollout-0");
+  service_->Arm("rollout-0", "rollout/mid_generation", "sleep:600000");
+  LocalService::Until(
+      absl::Seconds(30), [&] { return service_->Fired("rollout-0", "rollout/mid_generation"); }, "it hangs");
+  const absl::Time hung = absl::Now();
+  const int64_t step = service_->StepOf(job.name);
+  WaitForStep(step + 1, absl::Seconds(90));
+  EXPECT_LT(absl::Now() - hung, absl::Seconds(60));
+  Finish(absl::Seconds(180));
+  EXPECT_EQ(service_->Pid("rollout-0"), hanging);  // nobody ended it, and nothing was trained twice or lost
+}
+
 TEST_F(Recovery, AnElasticGroupGoesOnWithFewerRanksAndTakesTheNewOneInAtAStepsEnd) {
   SmallJob job;
   job.steps = 60;
