@@ -88,7 +88,7 @@ TEST_F(Behaviour, AStoppedLearnerIsFencedWhenItGoesOn) {
 // All leases and sessions have run out when it goes on, and everybody registers anew.
 TEST_F(Behaviour, AStoppedCoordinatorAndAStoppedRewardServerLoseNothing) {
   SmallJob job;
-  job.steps = 24;
+  job.steps = 60;
   job.lag = 1;
   Start(job);
   WaitForStep(2);
@@ -110,7 +110,7 @@ TEST_F(Behaviour, AStoppedCoordinatorAndAStoppedRewardServerLoseNothing) {
 
 TEST_F(Behaviour, AnErrorOfTheDiskEndsTheCoordinatorWhichGoesOnFromWhatIsThere) {
   SmallJob job;
-  job.steps = 12;
+  job.steps = 40;
   Start(job);
   WaitForStep(2);
   service_->Arm("coordinator", "store/io_error", "error@3");
@@ -141,7 +141,7 @@ TEST_F(Behaviour, AStepThatIsNotFiniteIsRefusedByAllAndGetsANewBatch) {
 // numbers.
 TEST_F(Behaviour, ANanLossAndAnInfiniteGradientLeaveNoTraceInTheWeights) {
   SmallJob job;
-  job.steps = 12;
+  job.steps = 60;
   Start(job);
   WaitForStep(2);
   service_->Arm("learner-1", "learner/nan_loss", "error");
@@ -179,7 +179,7 @@ TEST_F(Behaviour, NanLossesInARowFailTheJobWithTheReason) {
 
 TEST_F(Behaviour, AScoreThatIsNotFiniteIsNeverTakenAndItsSampleIsScoredAgain) {
   SmallJob job;
-  job.steps = 8;
+  job.steps = 40;
   Start(job);
   WaitForStep(1);
   service_->Arm("reward-0", "reward/nan_score", "error");

@@ -61,7 +61,7 @@ TEST_F(Preemption, AJobThatMadeRoomTwiceEndsWithTheBytesOfOneThatDidNot) {
   SmallJob first = low, second = low;
   first.name = "urgent-1";
   second.name = "urgent-2";
-  first.steps = second.steps = 12;
+  first.steps = second.steps = 20;
   first.priority = second.priority = 5;
   // No faster than it can be seen.
   service_.Arm("any", "learner/before_step", "sleep:200*");
