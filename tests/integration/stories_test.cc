@@ -19,7 +19,7 @@ TEST(StoriesTest, PpoRaisesARuleOnARealModelAndStaysNearIt) {
   const std::string model = std::filesystem::canonical(StoriesModel()).string();
   const CommandResult followed =
       service.Ctl("submit " + SourceDir() + "/examples/stories/pipeline.yaml --set model=" + model +
-                  " --set data=" + data + " --set steps=24 --follow");
+                  " --set data=" + data + " --set steps=36 --follow");
   ASSERT_EQ(followed.code, 0) << followed.output;
   const nlohmann::json metrics = service.Job("stories")["result"]["metrics"];
   const auto value = [&](const std::string& name) {
