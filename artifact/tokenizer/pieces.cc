@@ -24,7 +24,7 @@ std::vector<Span> Fold(const std::vector<Span>& spans, Merge merge) {
   return out;
 }
 
-constexpr size_t kMostBytes = 256 << 20;
+constexpr size_t kMostBytes = 32 << 20;
 
 }  // namespace
 
