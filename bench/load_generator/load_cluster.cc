@@ -1,9 +1,7 @@
 #include "bench/load_generator/load_cluster.h"
 
-#include <netinet/in.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +15,7 @@
 #include "bench/load_generator/simulated_job.h"
 #include "client/cpp/channel.h"
 #include "common/durable_file.h"
+#include "common/free_port.h"
 #include "common/status_util.h"
 
 namespace rlhf::bench {
@@ -28,20 +27,6 @@ constexpr int64_t kEndlessSteps = 1'000'000;
 constexpr absl::Duration kRegistered = absl::Seconds(60);
 constexpr int kSomeChannels = 32;
 constexpr absl::Duration kFirstReady = absl::Seconds(60);
-
-// Nobody listens on it now. Clients know both coordinators' ports before the second one leads.
-absl::StatusOr<std::string> FreeAddress() {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  const bool ok = fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
-                  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0;
-  if (fd >= 0) close(fd);
-  if (!ok) return absl::UnavailableError("no free port on 127.0.0.1");
-  return absl::StrCat("127.0.0.1:", ntohs(address.sin_port));
-}
 
 }  // namespace
 
@@ -91,7 +76,9 @@ absl::Status LoadCluster::StartCoordinator() {
   for (auto& place : places_) {
     for (const char* listener : {"fleet", "api", "http"}) {
       if (options_.store.empty()) continue;
-      RLHF_ASSIGN_OR_RETURN(place[listener], FreeAddress());
+      // Clients know both coordinators' ports before the second one leads.
+      RLHF_ASSIGN_OR_RETURN(const int port, FreeLoopbackPort());
+      place[listener] = absl::StrCat("127.0.0.1:", port);
     }
   }
   RLHF_RETURN_IF_ERROR(SpawnCoordinator(0));

@@ -1,7 +1,5 @@
 #include "cli/cluster/local_cluster.h"
 
-#include <netinet/in.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -13,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "common/durable_file.h"
+#include "common/free_port.h"
 #include "common/status_util.h"
 #include "common/tls.h"
 
@@ -24,21 +23,6 @@ namespace fs = std::filesystem;
 constexpr char kDomain[] = "rlhf.local";
 constexpr int kDays = 30;
 constexpr absl::Duration kCoordinatorReady = absl::Seconds(30);
-
-// A port nobody listens on now. Another process may take it before we do; the coordinator then fails with a clear
-// error.
-absl::StatusOr<int> FreeLoopbackPort() {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  const bool ok = fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
-                  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0;
-  if (fd >= 0) close(fd);
-  if (!ok) return absl::UnavailableError("no free port on 127.0.0.1");
-  return ntohs(address.sin_port);
-}
 
 // Where roles reach the listener: its own host, or this one when it listens on all.
 std::string HostOf(const std::string& address) {

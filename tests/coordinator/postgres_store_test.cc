@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/durable_file.h"
+#include "common/free_port.h"
 #include "common/status_util.h"
 #include "tests/coordinator/store_contract.h"
 #include "tests/testing/postgres_server.h"
@@ -292,7 +293,7 @@ TEST_F(PostgresTest, ALaterReleasesSchemaIsRefused) {
 }
 
 TEST_F(PostgresTest, AServerThatIsNotThereIsUnavailable) {
-  options_.uri = absl::StrCat("postgresql://rlhf@127.0.0.1:", FreeLoopbackPort(), "/postgres");
+  options_.uri = absl::StrCat("postgresql://rlhf@127.0.0.1:", FreeLoopbackPort().value_or(0), "/postgres");
   const absl::Status status = ConnectPostgres(options_).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
   EXPECT_EQ(ReasonOf(status), v1::STORE_UNAVAILABLE);

@@ -4,11 +4,9 @@
 
 #include <grp.h>
 #include <libpq-fe.h>
-#include <netinet/in.h>
 #include <pwd.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -23,20 +21,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/free_port.h"
 
 namespace rlhf {
-
-inline int FreeLoopbackPort() {
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  close(fd);
-  return ntohs(address.sin_port);
-}
 
 class PostgresServer {
  public:
@@ -47,7 +34,8 @@ class PostgresServer {
     return "";
   }
 
-  PostgresServer() : port_(FreeLoopbackPort()) {
+  PostgresServer() : port_(FreeLoopbackPort().value_or(0)) {
+    EXPECT_GT(port_, 0);
     dir_ = "/tmp/rlhf-postgres-XXXXXX";  // a short name: a socket's path has 107 bytes
     if (mkdtemp(dir_.data()) == nullptr) {
       ADD_FAILURE() << "cannot make " << dir_;
