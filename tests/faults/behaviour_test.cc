@@ -35,6 +35,13 @@ class Behaviour : public testing::Test {
     WaitForState("SUCCEEDED");
     ExpectWhole(*service_, job_);
   }
+  // The job fails, its reasons name all of these, and nothing it did is unaccounted for.
+  void ExpectFails(const std::vector<std::string>& reasons) {
+    WaitForState("FAILED");
+    const std::string why = service_->Job(job_.name).dump();
+    for (const std::string& reason : reasons) EXPECT_THAT(why, HasSubstr(reason));
+    EXPECT_EQ(service_->Ctl("ledger " + job_.name + " --check --evidence " + service_->Dir() + "/evidence").code, 0);
+  }
   nlohmann::json Counts() {
     return nlohmann::json::parse(service_->Ctl("--output json ledger " + job_.name).output, nullptr, false)["counts"];
   }
@@ -170,11 +177,7 @@ TEST_F(Behaviour, NanLossesInARowFailTheJobWithTheReason) {
   job.steps = 6;
   Start(job);
   service_->Arm("learner-0", "learner/nan_loss", "error*@5");
-  WaitForState("FAILED");
-  const std::string why = service_->Job(job.name).dump();
-  EXPECT_THAT(why, HasSubstr("NONFINITE"));
-  EXPECT_THAT(why, HasSubstr("3 times in a row"));
-  EXPECT_EQ(service_->Ctl("ledger " + job.name + " --check --evidence " + service_->Dir() + "/evidence").code, 0);
+  ExpectFails({"NONFINITE", "3 times in a row"});
 }
 
 TEST_F(Behaviour, AScoreThatIsNotFiniteIsNeverTakenAndItsSampleIsScoredAgain) {
@@ -195,11 +198,7 @@ TEST_F(Behaviour, ScoresThatAreNeverFiniteFailTheJobWithTheReason) {
   job.steps = 4;
   Start(job);
   service_->Arm("reward-0", "reward/nan_score", "error*");
-  WaitForState("FAILED");
-  const std::string why = service_->Job(job.name).dump();
-  EXPECT_THAT(why, HasSubstr("SAMPLE_FAILED"));
-  EXPECT_THAT(why, HasSubstr("the score is not finite"));
-  EXPECT_EQ(service_->Ctl("ledger " + job.name + " --check --evidence " + service_->Dir() + "/evidence").code, 0);
+  ExpectFails({"SAMPLE_FAILED", "the score is not finite"});
 }
 
 TEST_F(Behaviour, RefusalsInARowFailTheJobWithTheReason) {
@@ -207,9 +206,7 @@ TEST_F(Behaviour, RefusalsInARowFailTheJobWithTheReason) {
   job.steps = 6;
   Start(job);
   service_->Arm("learner-1", "learner/nonfinite", "error*@2");
-  WaitForState("FAILED");
-  EXPECT_THAT(service_->Job(job.name).dump(), HasSubstr("NONFINITE"));
-  EXPECT_EQ(service_->Ctl("ledger " + job.name + " --check --evidence " + service_->Dir() + "/evidence").code, 0);
+  ExpectFails({"NONFINITE"});
 }
 
 TEST_F(Behaviour, WhileTheScorerErrsSamplesWaitUnscored) {

@@ -31,6 +31,19 @@ class TrainerTest : public testing::Test {
                     .ok());
     alone_ = MakeSingleRank();
   }
+  static v1::JobSpec RewardModelJob() {
+    v1::JobSpec job;
+    v1::RewardModelSpec* spec = job.mutable_reward_model();
+    spec->set_model("model");
+    spec->set_data("data");
+    spec->set_held_out_fraction(0.25);
+    spec->set_epochs(4);
+    spec->set_batch_size(8);
+    spec->set_centering(0.001);
+    spec->set_micro_batch_tokens(8192);
+    Complete(spec->mutable_optimizer(), 3e-3);
+    return job;
+  }
   absl::StatusOr<std::unique_ptr<Trainer>> Make(const v1::JobSpec& spec) {
     TrainerInputs inputs;
     inputs.spec = spec;
@@ -307,16 +320,7 @@ TEST_F(TrainerTest, ARewardModelLearnsWhatIsPreferred) {
                           i % 2 == 0 ? "even" : "odd", "\",\"tags\":{\"pair\":\"good over bad\"}}\n");
   }
   ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), lines).ok());
-  v1::JobSpec job;
-  v1::RewardModelSpec* spec = job.mutable_reward_model();
-  spec->set_model("model");
-  spec->set_data("data");
-  spec->set_held_out_fraction(0.25);
-  spec->set_epochs(4);
-  spec->set_batch_size(8);
-  spec->set_centering(0.001);
-  spec->set_micro_batch_tokens(8192);
-  Complete(spec->mutable_optimizer(), 3e-3);
+  const v1::JobSpec job = RewardModelJob();
   // With adapters the scalar head trains along.
   v1::JobSpec adapted = job;
   adapted.mutable_reward_model()->mutable_lora()->set_rank(4);
@@ -354,19 +358,11 @@ TEST_F(TrainerTest, EveryCriterionHasAHeadOfItsOwn) {
                     i % 2 == 0 ? "\"honest\":[1,5]," : "", "\"helpful\":[5,2]}}\n");
   }
   ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), lines).ok());
-  v1::JobSpec job;
+  v1::JobSpec job = RewardModelJob();
   v1::RewardModelSpec* spec = job.mutable_reward_model();
-  spec->set_model("model");
-  spec->set_data("data");
-  spec->set_held_out_fraction(0.25);
-  spec->set_epochs(4);
-  spec->set_batch_size(8);
-  spec->set_centering(0.001);
-  spec->set_micro_batch_tokens(8192);
   spec->set_criterion_heads(true);
   (*spec->mutable_criteria())["helpful"] = 2;
   (*spec->mutable_criteria())["honest"] = 0.5;
-  Complete(spec->mutable_optimizer(), 3e-3);
   auto trainer = Make(job);
   ASSERT_TRUE(trainer.ok()) << trainer.status();
   for (int64_t step = 1; step <= (*trainer)->total_steps(); ++step) {
