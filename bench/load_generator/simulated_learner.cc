@@ -15,7 +15,7 @@ namespace rlhf::bench {
 namespace {
 
 constexpr int kJoinWaitMs = 1000;
-constexpr absl::Duration kCall = absl::Seconds(30);
+constexpr absl::Duration kLearnerCall = absl::Seconds(30);
 constexpr absl::Duration kPause = absl::Milliseconds(200);
 
 }  // namespace
@@ -72,7 +72,7 @@ void SimulatedLearner::Run() {
     request.set_held_job_id(held_job_);
     *request.mutable_held() = held_;
     v1::JoinGroupResponse response;
-    const auto context = client::MakeContext(kCall);
+    const auto context = client::MakeContext(kLearnerCall);
     const absl::Status joined = FromGrpc(stub_->JoinGroup(context.get(), request, &response));
     if (!joined.ok()) {
       if (ReasonOf(joined) == v1::UNKNOWN_SESSION) session_->Invalidate();
@@ -94,7 +94,7 @@ absl::Status SimulatedLearner::Train(const v1::GroupAssignment& group) {
     auto rendezvous = Fenced<v1::PublishRendezvousRequest>(group);
     rendezvous.set_address("127.0.0.1:9");
     v1::PublishRendezvousResponse response;
-    const auto context = client::MakeContext(kCall);
+    const auto context = client::MakeContext(kLearnerCall);
     RLHF_RETURN_IF_ERROR(FromGrpc(stub_->PublishRendezvous(context.get(), rendezvous, &response)));
   }
   for (int64_t step = group.next_step(); step <= group.spec().ppo().steps() && !stopped_; ++step) {
@@ -107,7 +107,7 @@ absl::Status SimulatedLearner::Train(const v1::GroupAssignment& group) {
   if (stopped_) return absl::OkStatus();
   auto finish = Fenced<v1::FinishTrainingRequest>(group);
   v1::FinishTrainingResponse response;
-  const auto context = client::MakeContext(kCall);
+  const auto context = client::MakeContext(kLearnerCall);
   return FromGrpc(stub_->FinishTraining(context.get(), finish, &response));
 }
 
@@ -151,7 +151,7 @@ absl::Status SimulatedLearner::Commit(const v1::GroupAssignment& group, int64_t 
   request.set_weights_address("127.0.0.1:9");
   (*request.mutable_metrics()->mutable_values())["kl"] = 0.01 * static_cast<double>(step % 100);
   v1::CommitStepResponse response;
-  const auto context = client::MakeContext(kCall);
+  const auto context = client::MakeContext(kLearnerCall);
   const absl::Time started = absl::Now();
   RLHF_RETURN_IF_ERROR(FromGrpc(stub_->CommitStep(context.get(), request, &response)));
   recorder_->Add("CommitStep", absl::Now() - started, 1);
@@ -171,7 +171,7 @@ absl::Status SimulatedLearner::Checkpoint(const v1::GroupAssignment& group, int6
                         artifacts_.Publish(folder, "checkpoint", group.spec().project(), group.job_id()));
   request.set_digest(digest);
   v1::ReportCheckpointResponse response;
-  const auto context = client::MakeContext(kCall);
+  const auto context = client::MakeContext(kLearnerCall);
   return FromGrpc(stub_->ReportCheckpoint(context.get(), request, &response));
 }
 

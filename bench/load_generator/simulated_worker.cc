@@ -10,7 +10,7 @@
 namespace rlhf::bench {
 namespace {
 
-constexpr absl::Duration kCall = absl::Seconds(30);
+constexpr absl::Duration kWorkerCall = absl::Seconds(30);
 constexpr absl::Duration kRetry = absl::Milliseconds(500);
 constexpr int kLeaseWaitMs = 2000;
 constexpr double kGenerating = 0.5;  // share of a worker's period
@@ -42,7 +42,7 @@ void SimulatedWorker::Call(const std::string& what,
                            std::function<void(const absl::Status&, const Response&)> then) {
   auto context = std::make_shared<grpc::ClientContext>();
   auto response = std::make_shared<Response>();
-  context->set_deadline(absl::ToChronoTime(absl::Now() + kCall));
+  context->set_deadline(absl::ToChronoTime(absl::Now() + kWorkerCall));
   const absl::Duration started = loop_->clock().Now();
   {
     absl::MutexLock lock(&mu_);

@@ -17,7 +17,7 @@
 namespace rlhf::cli {
 namespace {
 
-struct Flags {
+struct ArtifactFlags {
   std::string path, alias, reference, out;
   bool unpin = false;
 };
@@ -52,7 +52,7 @@ int List(const ConnectionFlags& connection, const std::string& kind) {
   return v1::EXIT_OK;
 }
 
-int Push(const ConnectionFlags& connection, const std::string& kind, const Flags& flags) {
+int Push(const ConnectionFlags& connection, const std::string& kind, const ArtifactFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   auto artifact = client::UploadArtifact(*channel, flags.path, kind, connection.project, flags.alias);
@@ -90,7 +90,7 @@ absl::Status PullFile(v1::ArtifactService::Stub& stub, const std::string& digest
   return absl::OkStatus();
 }
 
-int Pull(const ConnectionFlags& connection, const Flags& flags) {
+int Pull(const ConnectionFlags& connection, const ArtifactFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   const auto stub = v1::ArtifactService::NewStub(*channel);
@@ -110,7 +110,7 @@ int Pull(const ConnectionFlags& connection, const Flags& flags) {
   return v1::EXIT_OK;
 }
 
-int Pin(const ConnectionFlags& connection, const Flags& flags) {
+int Pin(const ConnectionFlags& connection, const ArtifactFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   v1::PinArtifactRequest request;
@@ -128,7 +128,7 @@ int Pin(const ConnectionFlags& connection, const Flags& flags) {
 }  // namespace
 
 void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<ArtifactFlags>();
   for (const auto& [group, kind] : {std::pair<std::string, std::string>{"models", "model"}, {"data", "data"}}) {
     auto* parent = app.add_subcommand(group, absl::StrCat("List, push, pull and pin ", group));
     parent->require_subcommand(1);

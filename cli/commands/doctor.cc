@@ -29,7 +29,7 @@ struct Finding {
   std::string what, found, next;
 };
 
-struct Flags {
+struct DoctorFlags {
   std::string dir = ".";
 };
 
@@ -145,7 +145,7 @@ void CheckCertificate(const ConnectionFlags& connection, std::vector<Finding>* f
                        fine ? "" : "renew it (rlhfctl pki init), or set the clock"});
 }
 
-int Doctor(const ConnectionFlags& connection, const Flags& flags) {
+int Doctor(const ConnectionFlags& connection, const DoctorFlags& flags) {
   std::vector<Finding> findings;
   CheckBinaries(&findings);
   CheckDisk("disk", flags.dir, 10 * kGigabyte, &findings);
@@ -170,7 +170,7 @@ int Doctor(const ConnectionFlags& connection, const Flags& flags) {
 }  // namespace
 
 void AddDoctorCommand(CLI::App& app, ConnectionFlags& connection, Run* run) {
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<DoctorFlags>();
   auto* doctor = app.add_subcommand("doctor", "Look at this machine and the connection; exits 1 when something is bad");
   doctor->add_option("--dir", flags->dir, "Where state would go")->capture_default_str();
   doctor->callback([=, &connection] { *run = [=, &connection] { return Doctor(connection, *flags); }; });

@@ -24,7 +24,7 @@
 namespace rlhf::cli {
 namespace {
 
-struct Flags {
+struct FeedbackFlags {
   std::vector<std::string> files, exclude, ratings, second_ratings;
   std::string set, job, format = "auto", export_format = "plain", out, task, prefer, written, comment, rater, name;
   double strength = 0;
@@ -52,7 +52,7 @@ int CallAndPrint(const ConnectionFlags& connection, const Request& request,
   return v1::EXIT_OK;
 }
 
-int Import(const ConnectionFlags& connection, const Flags& flags) {
+int Import(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   auto format = FormatByName(flags.format);
   if (!format.ok()) return Fail(format.status());
   auto channel = Connect(connection);
@@ -73,7 +73,7 @@ int Import(const ConnectionFlags& connection, const Flags& flags) {
   return v1::EXIT_OK;
 }
 
-int Export(const ConnectionFlags& connection, const Flags& flags) {
+int Export(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   v1::ExportComparisonsRequest request;
   request.set_job_id(flags.set.empty() ? flags.job : absl::StrCat("set:", flags.set));
   request.set_project(connection.project);
@@ -105,7 +105,7 @@ int Export(const ConnectionFlags& connection, const Flags& flags) {
   return v1::EXIT_OK;
 }
 
-int Next(const ConnectionFlags& connection, const Flags& flags) {
+int Next(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   v1::NextTasksRequest request;
   request.set_job_id(flags.job);
   request.set_project(connection.project);
@@ -146,7 +146,7 @@ absl::Status ParseRatings(const std::vector<std::string>& flags, google::protobu
   return absl::OkStatus();
 }
 
-int Submit(const ConnectionFlags& connection, const Flags& flags) {
+int Submit(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   if (flags.skip) {
     v1::SkipTaskRequest request;
     request.set_job_id(flags.job);
@@ -182,7 +182,7 @@ int Submit(const ConnectionFlags& connection, const Flags& flags) {
   return called == v1::EXIT_OK ? code : called;
 }
 
-int Stats(const ConnectionFlags& connection, const Flags& flags) {
+int Stats(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   v1::GetFeedbackStatsRequest request;
   request.set_job_id(flags.job);
   return CallAndPrint<v1::GetFeedbackStatsRequest, v1::GetFeedbackStatsResponse>(
@@ -205,7 +205,7 @@ std::string Interval(const v1::Metric& metric) {
   return absl::StrFormat("%.3f [%.3f, %.3f] n=%d", metric.value(), metric.low(), metric.high(), metric.n());
 }
 
-int Agreement(const ConnectionFlags& connection, const Flags& flags) {
+int Agreement(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   v1::GetAgreementRequest request;
   request.set_job_id(flags.set.empty() ? flags.job : absl::StrCat("set:", flags.set));
   request.set_project(connection.project);
@@ -233,7 +233,7 @@ int Agreement(const ConnectionFlags& connection, const Flags& flags) {
       absl::Minutes(5));
 }
 
-int Freeze(const ConnectionFlags& connection, const Flags& flags) {
+int Freeze(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   v1::FreezeSetRequest request;
   request.set_job_id(flags.set.empty() ? flags.job : absl::StrCat("set:", flags.set));
   request.set_project(connection.project);
@@ -266,7 +266,7 @@ int Sets(const ConnectionFlags& connection) {
       });
 }
 
-int Forget(const ConnectionFlags& connection, const Flags& flags) {
+int Forget(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   v1::ForgetRaterRequest request;
   request.set_rater(flags.rater);
   return CallAndPrint<v1::ForgetRaterRequest, v1::ForgetRaterResponse>(
@@ -284,10 +284,10 @@ int Forget(const ConnectionFlags& connection, const Flags& flags) {
 }  // namespace
 
 void AddFeedbackCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<FeedbackFlags>();
   auto* feedback = app.add_subcommand("feedback", "People's judgements: comparisons, ratings, edits");
   feedback->require_subcommand(1);
-  const auto add = [&](const char* name, const char* help, int (*fn)(const ConnectionFlags&, const Flags&)) {
+  const auto add = [&](const char* name, const char* help, int (*fn)(const ConnectionFlags&, const FeedbackFlags&)) {
     auto* command = feedback->add_subcommand(name, help);
     command->callback([=, &connection] { *run = [=, &connection] { return fn(connection, *flags); }; });
     return command;

@@ -16,7 +16,7 @@
 namespace rlhf::cli {
 namespace {
 
-struct Flags {
+struct FleetFlags {
   std::string instance, subject, token_id, secret_name, name_space = "rlhf";
   std::vector<std::string> roles;
   bool uncordon = false, bootstrap = false, kubernetes = false;
@@ -63,7 +63,7 @@ int ChangeWorker(const ConnectionFlags& connection, Request request, Method meth
   return v1::EXIT_OK;
 }
 
-void PrintToken(const Flags& flags, const std::string& token, const char* default_name) {
+void PrintToken(const FleetFlags& flags, const std::string& token, const char* default_name) {
   if (!flags.kubernetes) {
     std::printf("%s\n", token.c_str());
     return;
@@ -73,14 +73,14 @@ void PrintToken(const Flags& flags, const std::string& token, const char* defaul
 }
 
 // Of an installation that is yet to start: the coordinator takes it up with --bootstrap-token-file.
-int CreateBootstrapToken(const Flags& flags) {
+int CreateBootstrapToken(const FleetFlags& flags) {
   const auto token = NewToken();
   if (!token.ok()) return Fail(token.status());
   PrintToken(flags, *token, "rlhf-bootstrap-token");
   return v1::EXIT_OK;
 }
 
-int CreateToken(const ConnectionFlags& connection, const Flags& flags) {
+int CreateToken(const ConnectionFlags& connection, const FleetFlags& flags) {
   if (flags.bootstrap) return CreateBootstrapToken(flags);
   if (flags.subject.empty() || flags.roles.empty()) {
     return Fail(absl::InvalidArgumentError("expected --subject and --role (or --bootstrap, for the first token)"));
@@ -155,7 +155,7 @@ int RevokeToken(const ConnectionFlags& connection, const std::string& id) {
 }  // namespace
 
 void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<FleetFlags>();
   auto* workers = app.add_subcommand("workers", "Rollout workers, reward servers and learners");
   workers->require_subcommand(1);
   workers->add_subcommand("list", "List them")->callback([=, &connection] {

@@ -16,7 +16,7 @@
 namespace rlhf::cli {
 namespace {
 
-struct Flags {
+struct LedgerFlags {
   std::string job, evidence;
   bool check = false;
 };
@@ -90,7 +90,7 @@ void Print(const v1::GetLedgerResponse& response) {
   std::fputs(table.Text().c_str(), stdout);
 }
 
-int Ledger(const ConnectionFlags& connection, const Flags& flags) {
+int Ledger(const ConnectionFlags& connection, const LedgerFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   const auto stub = v1::JobService::NewStub(*channel);
@@ -133,7 +133,7 @@ int Ledger(const ConnectionFlags& connection, const Flags& flags) {
 }  // namespace
 
 void AddLedgerCommand(CLI::App& app, ConnectionFlags& connection, Run* run) {
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<LedgerFlags>();
   auto* ledger = app.add_subcommand("ledger", "Where every sample of a job is; exits 1 when something does not add up");
   ledger->add_option("job", flags->job, "Job id or name")->required();
   ledger->add_flag("--check", flags->check,

@@ -25,7 +25,7 @@
 namespace rlhf::cli {
 namespace {
 
-struct Flags {
+struct OversightFlags {
   std::string gate, comment, report, reason, model, file, public_key;
   bool all = false, yes = false;
 };
@@ -60,7 +60,7 @@ std::string StateName(const v1::GateRow& gate) {
   return absl::AsciiStrToLower(v1::GateState_Name(gate.state()).substr(5));
 }
 
-int ListGates(const ConnectionFlags& connection, const Flags& flags) {
+int ListGates(const ConnectionFlags& connection, const OversightFlags& flags) {
   const auto gates = AllGates(connection);
   if (!gates.ok()) return Fail(gates.status());
   std::vector<v1::GateRow> shown;
@@ -122,7 +122,7 @@ void PrintReport(const v1::GateRow& gate) {
   }
 }
 
-int ShowGate(const ConnectionFlags& connection, const Flags& flags) {
+int ShowGate(const ConnectionFlags& connection, const OversightFlags& flags) {
   const auto gate = FindGate(connection, flags.gate);
   if (!gate.ok()) return Fail(gate.status());
   if (connection.output == "json")
@@ -132,7 +132,7 @@ int ShowGate(const ConnectionFlags& connection, const Flags& flags) {
   return v1::EXIT_OK;
 }
 
-int Decide(const ConnectionFlags& connection, const Flags& flags, bool approve) {
+int Decide(const ConnectionFlags& connection, const OversightFlags& flags, bool approve) {
   v1::DecideGateRequest request;
   request.set_gate_id(flags.gate);
   request.set_approve(approve);
@@ -172,23 +172,23 @@ int ShowState(const ConnectionFlags& connection, const absl::StatusOr<v1::Servic
   return v1::EXIT_OK;
 }
 
-int Halt(const ConnectionFlags& connection, const Flags& flags) {
+int Halt(const ConnectionFlags& connection, const OversightFlags& flags) {
   v1::HaltServiceRequest request;
   request.set_reason(flags.reason);
   return ShowState(connection, Ask(connection, request, &Stub::HaltService));
 }
 
-int Resume(const ConnectionFlags& connection, const Flags& flags) {
+int Resume(const ConnectionFlags& connection, const OversightFlags& flags) {
   v1::ResumeServiceRequest request;
   request.set_reason(flags.reason);
   return ShowState(connection, Ask(connection, request, &Stub::ResumeService));
 }
 
-int State(const ConnectionFlags& connection, const Flags&) {
+int State(const ConnectionFlags& connection, const OversightFlags&) {
   return ShowState(connection, Ask(connection, v1::GetServiceStateRequest(), &Stub::GetServiceState));
 }
 
-int ShowLineage(const ConnectionFlags& connection, const Flags& flags) {
+int ShowLineage(const ConnectionFlags& connection, const OversightFlags& flags) {
   v1::GetLineageRequest request;
   request.set_project(connection.project);
   request.set_model(flags.model);
@@ -221,7 +221,8 @@ int ShowLineage(const ConnectionFlags& connection, const Flags& flags) {
   return v1::EXIT_OK;
 }
 
-absl::StatusOr<std::vector<v1::AuditRecord>> ReadRecords(const ConnectionFlags& connection, const Flags& flags) {
+absl::StatusOr<std::vector<v1::AuditRecord>> ReadRecords(const ConnectionFlags& connection,
+                                                         const OversightFlags& flags) {
   std::vector<v1::AuditRecord> records;
   if (!flags.file.empty()) {
     std::ifstream in(flags.file);
@@ -244,7 +245,7 @@ absl::StatusOr<std::vector<v1::AuditRecord>> ReadRecords(const ConnectionFlags& 
   return records;
 }
 
-int ExportAudit(const ConnectionFlags& connection, const Flags& flags) {
+int ExportAudit(const ConnectionFlags& connection, const OversightFlags& flags) {
   const auto records = ReadRecords(connection, flags);
   if (!records.ok()) return Fail(records.status());
   google::protobuf::util::JsonPrintOptions options;
@@ -258,7 +259,7 @@ int ExportAudit(const ConnectionFlags& connection, const Flags& flags) {
 }
 
 // Everything is recomputed here; the coordinator is only asked for the records and the signed heads.
-int VerifyAudit(const ConnectionFlags& connection, const Flags& flags) {
+int VerifyAudit(const ConnectionFlags& connection, const OversightFlags& flags) {
   const auto records = ReadRecords(connection, flags);
   if (!records.ok()) return Fail(records.status());
   client::AuditChainCheck check;
@@ -296,9 +297,9 @@ int VerifyAudit(const ConnectionFlags& connection, const Flags& flags) {
 }  // namespace
 
 void AddOversightCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<OversightFlags>();
   const auto add = [&](CLI::App* group, const char* name, const char* help,
-                       std::function<int(const ConnectionFlags&, const Flags&)> fn) {
+                       std::function<int(const ConnectionFlags&, const OversightFlags&)> fn) {
     auto* command = group->add_subcommand(name, help);
     command->callback([=, &connection] { *run = [=, &connection] { return fn(connection, *flags); }; });
     return command;

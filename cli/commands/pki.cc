@@ -18,7 +18,7 @@
 namespace rlhf::cli {
 namespace {
 
-struct Flags {
+struct PkiFlags {
   std::string dir = "rlhf-pki", domain = "rlhf", name_space = "rlhf", role, instance;
   std::vector<std::string> hosts;
   int days = 365;
@@ -32,7 +32,7 @@ std::string Dashed(const std::string& role) {
 }
 
 // The CA of the folder; made when the folder has none. Its key never leaves the folder.
-absl::StatusOr<CertificateAuthority> OpenCa(const Flags& flags, bool may_make) {
+absl::StatusOr<CertificateAuthority> OpenCa(const PkiFlags& flags, bool may_make) {
   const std::string cert_file = flags.dir + "/ca.pem", key_file = flags.dir + "/ca.key";
   const absl::StatusOr<std::string> key = ReadFile(key_file);
   if (key.ok()) {
@@ -57,7 +57,7 @@ std::vector<std::string> ServiceHosts(const std::string& name_space) {
           absl::StrCat(service, ".", name_space, ".svc.cluster.local")};
 }
 
-absl::Status Init(const Flags& flags) {
+absl::Status Init(const PkiFlags& flags) {
   RLHF_ASSIGN_OR_RETURN(const CertificateAuthority ca, OpenCa(flags, /*may_make=*/true));
   std::string manifests;
   for (const std::string role : kRoles) {
@@ -92,7 +92,7 @@ absl::Status Init(const Flags& flags) {
   return absl::OkStatus();
 }
 
-absl::Status Issue(const Flags& flags) {
+absl::Status Issue(const PkiFlags& flags) {
   RLHF_ASSIGN_OR_RETURN(const CertificateAuthority ca, OpenCa(flags, /*may_make=*/false));
   RLHF_ASSIGN_OR_RETURN(const IssuedCertificate issued,
                         IssueCertificate(ca, flags.domain, flags.role, flags.instance, flags.hosts, flags.days));
@@ -110,7 +110,7 @@ int Done(const absl::Status& status) {
 }  // namespace
 
 void AddPkiCommands(CLI::App& app, Run* run) {
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<PkiFlags>();
   auto* pki = app.add_subcommand("pki", "A CA of one's own and the fleet's certificates");
   pki->require_subcommand(1);
   const auto common = [&](CLI::App* command) {

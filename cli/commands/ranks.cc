@@ -14,13 +14,13 @@
 namespace rlhf::cli {
 namespace {
 
-struct Flags {
+struct RankFlags {
   int count = 1, first_port = 7010, first_http_port = 9100, grace_seconds = 30;
   std::string instance, device = "cuda";
   std::vector<std::string> command;
 };
 
-ProcessSpec RankOf(const Flags& flags, int rank) {
+ProcessSpec RankOf(const RankFlags& flags, int rank) {
   ProcessSpec spec;
   spec.name = absl::StrCat(flags.instance, "-", rank);
   spec.command = flags.command;
@@ -35,7 +35,7 @@ ProcessSpec RankOf(const Flags& flags, int rank) {
   return spec;
 }
 
-int Ranks(const Flags& flags) {
+int Ranks(const RankFlags& flags) {
   BlockTerminationSignals();
   Supervisor supervisor;
   for (int rank = 0; rank < flags.count; ++rank) {
@@ -54,7 +54,7 @@ int Ranks(const Flags& flags) {
 }  // namespace
 
 void AddRanksCommand(CLI::App& app, Run* run) {
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<RankFlags>();
   auto* ranks = app.add_subcommand(
       "ranks", "Run one learner process a GPU: rlhfctl ranks --count 8 --instance NAME -- rlhf-learner …");
   ranks->add_option("--count", flags->count, "Processes; rank K gets device K and ports that are K higher")

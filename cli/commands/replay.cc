@@ -21,7 +21,7 @@
 namespace rlhf::cli {
 namespace {
 
-struct Flags {
+struct ReplayFlags {
   std::string job, out, bin_dir;
   int threads = 1;
 };
@@ -46,7 +46,7 @@ absl::Status ExportBatch(v1::JobService::Stub& stub, const std::string& job_id, 
   return WriteFileDurably(file, batch.SerializeAsString());
 }
 
-absl::Status Export(const ConnectionFlags& connection, const Flags& flags) {
+absl::Status Export(const ConnectionFlags& connection, const ReplayFlags& flags) {
   RLHF_ASSIGN_OR_RETURN(const auto channel, Connect(connection));
   const auto stub = v1::JobService::NewStub(channel);
   v1::GetJobRequest request;
@@ -70,7 +70,7 @@ absl::Status Export(const ConnectionFlags& connection, const Flags& flags) {
   return WriteFileDurably(flags.out + "/job.pb", job.SerializeAsString());
 }
 
-int Replay(const ConnectionFlags& connection, const Flags& flags) {
+int Replay(const ConnectionFlags& connection, const ReplayFlags& flags) {
   if (const absl::Status status = Export(connection, flags); !status.ok()) return Fail(status);
   const std::string program = flags.bin_dir + "/rlhf-replay", threads = absl::StrCat(flags.threads);
   const pid_t child = fork();
@@ -89,7 +89,7 @@ int Replay(const ConnectionFlags& connection, const Flags& flags) {
 }  // namespace
 
 void AddReplayCommand(CLI::App& app, ConnectionFlags& connection, Run* run) {
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<ReplayFlags>();
   std::error_code error;
   flags->bin_dir = std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
   auto* replay = app.add_subcommand(

@@ -14,7 +14,7 @@
 namespace rlhf::cli {
 namespace {
 
-struct Flags {
+struct SampleFlags {
   std::string job;
   int64_t step = -1;
   int limit = 20;
@@ -31,7 +31,7 @@ absl::StatusOr<std::string> ResolveJob(const ConnectionFlags& connection, v1::Jo
   return job.id();
 }
 
-int Samples(const ConnectionFlags& connection, const Flags& flags) {
+int Samples(const ConnectionFlags& connection, const SampleFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   const auto stub = v1::JobService::NewStub(*channel);
@@ -68,7 +68,7 @@ int Samples(const ConnectionFlags& connection, const Flags& flags) {
 }  // namespace
 
 void AddSampleCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<SampleFlags>();
   auto* samples = app.add_subcommand("samples", "A job's samples");
   samples->add_option("job", flags->job, "Job id or name")->required();
   samples->add_option("--step", flags->step, "Only this step's");

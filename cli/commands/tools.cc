@@ -20,13 +20,13 @@
 namespace rlhf::cli {
 namespace {
 
-struct Flags {
+struct ToolFlags {
   std::string shell, model, job, level = "info";
   bool no_critic = false, bfloat16 = false, follow = false;
   PlanInput plan;
 };
 
-int Plan(const ConnectionFlags& connection, Flags flags) {
+int Plan(const ConnectionFlags& connection, ToolFlags flags) {
   auto config = artifact::LoadModelConfig(flags.model);
   if (!config.ok()) return Fail(config.status());
   flags.plan.policy = *config;
@@ -72,7 +72,7 @@ absl::StatusOr<std::string> JobId(const ConnectionFlags& connection, const std::
   return job.id();
 }
 
-int Logs(const ConnectionFlags& connection, const Flags& flags) {
+int Logs(const ConnectionFlags& connection, const ToolFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   const auto id = JobId(connection, *channel, flags.job);
@@ -98,7 +98,7 @@ int Print(const absl::StatusOr<std::string>& text) {
 }  // namespace
 
 void AddToolCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<ToolFlags>();
   auto* completion = app.add_subcommand("completion", "A completion script for a shell");
   completion->add_option("shell", flags->shell, "bash, zsh or fish")->required();
   completion->callback([=, &app] { *run = [=, &app] { return Print(CompletionScript(app, flags->shell)); }; });

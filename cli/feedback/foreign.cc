@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-absl::Status Expected(const std::string& what) {
+absl::Status Unexpected(const std::string& what) {
   return absl::InvalidArgumentError(absl::StrCat("expected ", what));
 }
 
@@ -38,15 +38,15 @@ struct Fields {
 };
 
 absl::StatusOr<Fields> FindFields(const Json& object, const char* where) {
-  if (!object.is_object()) return Expected(absl::StrCat("an object in \"", where, "\""));
+  if (!object.is_object()) return Unexpected(absl::StrCat("an object in \"", where, "\""));
   Fields found;
   std::vector<std::string> answers, others;
   for (const auto& [name, value] : object.items()) {
     if (value.is_string()) (LooksLikeAnswer(name) ? answers : others).push_back(name);
   }
   if (answers.size() != 2) {
-    return Expected(absl::StrCat("two answers in \"", where, "\" (as response1 and response2), found ", answers.size(),
-                                 ": ", absl::StrJoin(answers, ", ")));
+    return Unexpected(absl::StrCat("two answers in \"", where, "\" (as response1 and response2), found ",
+                                   answers.size(), ": ", absl::StrJoin(answers, ", ")));
   }
   for (int i = 0; i < 2; ++i) {
     found.names[i] = answers[i];
@@ -59,7 +59,7 @@ absl::StatusOr<Fields> FindFields(const Json& object, const char* where) {
     }
   }
   if (others.size() != 1)
-    return Expected(absl::StrCat("a prompt in \"", where, "\" (as prompt, instruction or question), found none"));
+    return Unexpected(absl::StrCat("a prompt in \"", where, "\" (as prompt, instruction or question), found none"));
   found.prompt = object[others[0]].get<std::string>();
   return found;
 }
@@ -160,7 +160,7 @@ absl::StatusOr<v1::Comparison> FromVoice(const Fields& fields, const std::string
     if (value.is_string()) absl::StrAppend(&comment, comment.empty() ? "" : "\n", value.get<std::string>());
   }
   if (!better && rated[0] && rated[1]) better = Better(ratings[0], ratings[1]);
-  if (!better) return Expected("a ranking, a choice or two ratings of the answers among the responses");
+  if (!better) return Unexpected("a ranking, a choice or two ratings of the answers among the responses");
   v1::Comparison out = Made(fields, *better, rater);
   out.set_comment(comment);
   if (rated[0] && rated[1]) {
@@ -191,14 +191,14 @@ absl::StatusOr<std::vector<v1::Comparison>> ParseArgilla(const Json& record) {
     }
   } else if (responses.is_object()) {  // questions, with people's values
     for (const auto& [question, list] : responses.items()) {
-      if (!list.is_array()) return Expected(absl::StrCat("a list in \"responses.", question, "\""));
+      if (!list.is_array()) return Unexpected(absl::StrCat("a list in \"responses.", question, "\""));
       for (const Json& response : list) {
         if (!response.is_object() || !Submitted(response) || !response.contains("value")) continue;
         voices[Name(response.value("user_id", Json()))].values[question] = response["value"];
       }
     }
   } else if (!responses.is_null()) {
-    return Expected("a list or an object in \"responses\"");
+    return Unexpected("a list or an object in \"responses\"");
   }
   std::vector<v1::Comparison> out;
   for (const auto& [rater, voice] : voices) {
@@ -221,16 +221,16 @@ absl::StatusOr<std::vector<v1::Comparison>> ParseLabelStudio(const Json& task) {
       const Json& label = value.is_object() && value.contains("selected") ? value["selected"] : value;
       if (label.is_string() && !better) better = Meaning(label.get<std::string>(), *fields);
     }
-    if (!better) return Expected("a pairwise choice (left or right), found none");
+    if (!better) return Unexpected("a pairwise choice (left or right), found none");
     out.push_back(Made(*fields, *better, Name(task.value("annotator", Json()))));
     return out;
   }
   const Json& annotations = task.contains("annotations") ? task["annotations"] : task["completions"];
-  if (!annotations.is_array()) return Expected("a list in \"annotations\"");
+  if (!annotations.is_array()) return Unexpected("a list in \"annotations\"");
   for (const Json& annotation : annotations) {
     if (!annotation.is_object() || annotation.value("was_cancelled", false)) continue;
     if (!annotation.contains("result") || !annotation["result"].is_array())
-      return Expected("a list in \"annotations[].result\"");
+      return Unexpected("a list in \"annotations[].result\"");
     std::optional<int> better;
     std::string comment;
     for (const Json& result : annotation["result"]) {
@@ -252,7 +252,7 @@ absl::StatusOr<std::vector<v1::Comparison>> ParseLabelStudio(const Json& task) {
         comment = text.is_array() && !text.empty() ? Name(text[0]) : Name(text);
       }
     }
-    if (!better) return Expected("a pairwise choice in the annotation's result, found none");
+    if (!better) return Unexpected("a pairwise choice in the annotation's result, found none");
     out.push_back(Made(*fields, *better, Name(annotation.value("completed_by", Json()))));
     out.back().set_comment(comment);
   }

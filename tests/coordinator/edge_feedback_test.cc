@@ -18,11 +18,11 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::SizeIs;
-using Stub = v1::FeedbackService::Stub;
+using FeedbackStub = v1::FeedbackService::Stub;
 
 class FeedbackEdgeTest : public CollectFixture {
  protected:
-  std::unique_ptr<Stub> As(const std::string& role) { return v1::FeedbackService::NewStub(Api(role)); }
+  std::unique_ptr<FeedbackStub> As(const std::string& role) { return v1::FeedbackService::NewStub(Api(role)); }
 
   std::string Collect(const std::function<void(v1::CollectSpec*)>& change = nullptr) {
     UploadSamples();
@@ -60,7 +60,7 @@ TEST_F(FeedbackEdgeTest, ACollectJobEndsInASetWithAgreement) {
   EXPECT_EQ(ended.result().metrics().at("comparisons").value(), 20);
 
   v1::ListSetsRequest list;
-  const auto sets = Call(As("submitter"), &Stub::ListSets, list);
+  const auto sets = Call(As("submitter"), &FeedbackStub::ListSets, list);
   ASSERT_TRUE(sets.ok()) << sets.status();
   ASSERT_EQ(sets->sets_size(), 1);
   EXPECT_EQ(sets->sets(0).name(), job);
@@ -71,7 +71,7 @@ TEST_F(FeedbackEdgeTest, ACollectJobEndsInASetWithAgreement) {
   }
   v1::GetAgreementRequest agreement;
   agreement.set_job_id(job);
-  const auto report = Call(As("submitter"), &Stub::GetAgreement, agreement);
+  const auto report = Call(As("submitter"), &FeedbackStub::GetAgreement, agreement);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_EQ(report->preference().items(), 10);
   EXPECT_THAT(report->raters(), SizeIs(2));
@@ -84,8 +84,8 @@ TEST_F(FeedbackEdgeTest, ARaterWhoIsForgottenIsGoneFromTheStoreAndWhatUsedThemIs
   v1::ForgetRaterRequest forget;
   forget.set_rater("anna");
   // While the job is open, the questions are asked again.
-  EXPECT_TRUE(absl::IsPermissionDenied(Call(As("submitter"), &Stub::ForgetRater, forget).status()));
-  auto forgotten = Call(As("admin"), &Stub::ForgetRater, forget);
+  EXPECT_TRUE(absl::IsPermissionDenied(Call(As("submitter"), &FeedbackStub::ForgetRater, forget).status()));
+  auto forgotten = Call(As("admin"), &FeedbackStub::ForgetRater, forget);
   ASSERT_TRUE(forgotten.ok()) << forgotten.status();
   EXPECT_EQ(forgotten->removed(), 10);
   EXPECT_TRUE(forgotten->used_by().empty());
@@ -97,12 +97,12 @@ TEST_F(FeedbackEdgeTest, ARaterWhoIsForgottenIsGoneFromTheStoreAndWhatUsedThemIs
   freeze.set_job_id(job);
   freeze.set_name("frozen");
   freeze.add_exclude_raters(forgotten->rater());
-  const auto frozen = Call(As("submitter"), &Stub::FreezeSet, freeze);
+  const auto frozen = Call(As("submitter"), &FeedbackStub::FreezeSet, freeze);
   ASSERT_TRUE(frozen.ok()) << frozen.status();
   EXPECT_EQ(frozen->comparisons(), 10);
   EXPECT_EQ(frozen->version(), 1);
 
-  forgotten = Call(As("admin"), &Stub::ForgetRater, forget);
+  forgotten = Call(As("admin"), &FeedbackStub::ForgetRater, forget);
   ASSERT_TRUE(forgotten.ok()) << forgotten.status();
   EXPECT_EQ(forgotten->removed(), 10);
   ASSERT_EQ(forgotten->sets_size(), 1) << "the frozen set never had anna's";
@@ -142,7 +142,7 @@ TEST_F(FeedbackEdgeTest, AnImportKeepsGoodLinesNamesBadOnesAndFindsDuplicates) {
 
   v1::ForgetRaterRequest forget;
   forget.set_rater("carl");
-  const auto forgotten = Call(As("admin"), &Stub::ForgetRater, forget);
+  const auto forgotten = Call(As("admin"), &FeedbackStub::ForgetRater, forget);
   ASSERT_TRUE(forgotten.ok()) << forgotten.status();
   EXPECT_EQ(forgotten->removed(), 1);
   EXPECT_EQ(forgotten->sets_size(), 2) << "both versions had carl's";
@@ -151,7 +151,7 @@ TEST_F(FeedbackEdgeTest, AnImportKeepsGoodLinesNamesBadOnesAndFindsDuplicates) {
   EXPECT_THAT(prompts, ElementsAre("Q3", "Q4"));
   v1::ListSetsRequest list;
   list.set_name("team/human");
-  const auto sets = Call(As("submitter"), &Stub::ListSets, list);
+  const auto sets = Call(As("submitter"), &FeedbackStub::ListSets, list);
   ASSERT_TRUE(sets.ok()) << sets.status();
   ASSERT_EQ(sets->sets_size(), 3) << "published again without carl";
   EXPECT_EQ(sets->sets(2).comparisons(), 2);

@@ -17,7 +17,7 @@ namespace rlhf::coordinator {
 namespace {
 
 using testing::HasSubstr;
-using Stub = v1::OversightService::Stub;
+using OversightStub = v1::OversightService::Stub;
 
 class OversightEdgeTest : public CollectFixture {
  protected:
@@ -36,11 +36,12 @@ class OversightEdgeTest : public CollectFixture {
     condition.set_min(10);
     return spec;
   }
-  std::unique_ptr<Stub> AsOverseer(const std::string& subject) {
+  std::unique_ptr<OversightStub> AsOverseer(const std::string& subject) {
     return v1::OversightService::NewStub(AsPerson(subject, {v1::OVERSEER}));
   }
   std::vector<v1::GateRow> Gates() {
-    const auto gates = Call(v1::OversightService::NewStub(Api("overseer")), &Stub::ListGates, v1::ListGatesRequest());
+    const auto gates =
+        Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::ListGates, v1::ListGatesRequest());
     EXPECT_TRUE(gates.ok()) << gates.status();
     return {gates->gates().begin(), gates->gates().end()};
   }
@@ -55,14 +56,14 @@ class OversightEdgeTest : public CollectFixture {
     ADD_FAILURE() << "no gate waits: " << Get(pipeline).ShortDebugString();
     return {};
   }
-  absl::StatusOr<v1::GateRow> Decide(const std::unique_ptr<Stub>& who, const std::string& gate, bool approve,
+  absl::StatusOr<v1::GateRow> Decide(const std::unique_ptr<OversightStub>& who, const std::string& gate, bool approve,
                                      const std::string& report) {
     v1::DecideGateRequest request;
     request.set_gate_id(gate);
     request.set_approve(approve);
     request.set_report_sha256(report);
     request.set_comment("because");
-    return Call(who, &Stub::DecideGate, request);
+    return Call(who, &OversightStub::DecideGate, request);
   }
 };
 
@@ -151,24 +152,25 @@ TEST_F(OversightEdgeTest, AConditionThatDoesNotHoldClosesTheGateWhoeverApproves)
 TEST_F(OversightEdgeTest, OnlyOverseersHaltAndResume) {
   v1::HaltServiceRequest halt;
   halt.set_reason("look at this first");
-  EXPECT_TRUE(
-      absl::IsPermissionDenied(Call(v1::OversightService::NewStub(Api("admin")), &Stub::HaltService, halt).status()));
+  EXPECT_TRUE(absl::IsPermissionDenied(
+      Call(v1::OversightService::NewStub(Api("admin")), &OversightStub::HaltService, halt).status()));
   // The halt switch is the whole service's: an overseer of one project does not have it.
-  EXPECT_TRUE(absl::IsPermissionDenied(Call(AsOverseer("olga"), &Stub::HaltService, halt).status()));
+  EXPECT_TRUE(absl::IsPermissionDenied(Call(AsOverseer("olga"), &OversightStub::HaltService, halt).status()));
   const auto overseer = v1::OversightService::NewStub(Api("overseer"));
-  const auto halted = Call(overseer, &Stub::HaltService, halt);
+  const auto halted = Call(overseer, &OversightStub::HaltService, halt);
   ASSERT_TRUE(halted.ok()) << halted.status();
   EXPECT_TRUE(halted->halted());
   Restart();
   const auto state =
-      Call(v1::OversightService::NewStub(Api("rater")), &Stub::GetServiceState, v1::GetServiceStateRequest());
+      Call(v1::OversightService::NewStub(Api("rater")), &OversightStub::GetServiceState, v1::GetServiceStateRequest());
   ASSERT_TRUE(state.ok());
   EXPECT_TRUE(state->halted()) << "also after a restart";
   EXPECT_EQ(state->reason(), "look at this first");
   EXPECT_TRUE(absl::IsPermissionDenied(
-      Call(v1::OversightService::NewStub(Api("admin")), &Stub::ResumeService, v1::ResumeServiceRequest()).status()));
+      Call(v1::OversightService::NewStub(Api("admin")), &OversightStub::ResumeService, v1::ResumeServiceRequest())
+          .status()));
   const auto resumed =
-      Call(v1::OversightService::NewStub(Api("overseer")), &Stub::ResumeService, v1::ResumeServiceRequest());
+      Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::ResumeService, v1::ResumeServiceRequest());
   ASSERT_TRUE(resumed.ok());
   EXPECT_FALSE(resumed->halted());
 }
@@ -199,7 +201,7 @@ class AuditTest : public OversightEdgeTest {
   }
   v1::VerifyAuditResponse Verify() {
     const auto verified =
-        Call(v1::OversightService::NewStub(Api("overseer")), &Stub::VerifyAudit, v1::VerifyAuditRequest());
+        Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::VerifyAudit, v1::VerifyAuditRequest());
     EXPECT_TRUE(verified.ok()) << verified.status();
     return verified.ok() ? *verified : v1::VerifyAuditResponse();
   }
@@ -243,7 +245,7 @@ TEST_F(AuditTest, ACutTailAndARewrittenChainDoNotAgreeWithTheSignedHeads) {
   ASSERT_TRUE(before.intact()) << before.problem();
   ASSERT_GE(before.head().sequence(), 5u);
   const auto heads =
-      Call(v1::OversightService::NewStub(Api("overseer")), &Stub::ListAuditHeads, v1::ListAuditHeadsRequest());
+      Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::ListAuditHeads, v1::ListAuditHeadsRequest());
   ASSERT_TRUE(heads.ok()) << heads.status();
   EXPECT_THAT(heads->public_key_pem(), HasSubstr("PUBLIC KEY"));
   EXPECT_EQ(*ReadFile(dir_.File("audit.key.pub")), heads->public_key_pem());

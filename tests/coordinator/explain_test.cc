@@ -25,7 +25,7 @@ JobFacts Training(int ranks) {
   facts.learners.since = absl::Seconds(30);
   return facts;
 }
-JobFacts Sampling() {
+JobFacts SamplingFacts() {
   JobFacts facts = Active();
   facts.samples.generates = true;
   facts.samples.since = absl::Seconds(12);
@@ -125,7 +125,7 @@ TEST(ExplainTest, QuotaOfJobsOfLearnersAndOfRolloutWorkers) {
   learners.learners.registered = 4;
   learners.learners.wait = GangWait::kQuota;
   EXPECT_THAT(Expect(learners, v1::QUOTA).what_to_do(), HasSubstr("--max-learners"));
-  JobFacts workers = Sampling();
+  JobFacts workers = SamplingFacts();
   workers.samples.counts.set_queued(5);
   workers.samples.over_quota = true;
   EXPECT_THAT(Expect(workers, v1::QUOTA).what_to_do(), HasSubstr("--max-rollout-workers"));
@@ -146,7 +146,7 @@ TEST(ExplainTest, ServiceIsHalted) {
 }
 
 TEST(ExplainTest, StoreFailing) {
-  JobFacts facts = Sampling();
+  JobFacts facts = SamplingFacts();
   facts.store_failure = "database or disk is full";
   EXPECT_THAT(Expect(facts, v1::STORE_FAILING).waits_for(), HasSubstr("disk is full"));
 }
@@ -159,21 +159,21 @@ TEST(ExplainTest, PausedForWantOfRoom) {
 }
 
 TEST(ExplainTest, NoRolloutWorker) {
-  JobFacts facts = Sampling();
+  JobFacts facts = SamplingFacts();
   facts.samples.counts.set_queued(7);
   facts.samples.rollout_workers = 0;
   EXPECT_THAT(Expect(facts, v1::NO_ROLLOUT_WORKER).waits_for(), HasSubstr("7 samples"));
 }
 
 TEST(ExplainTest, RolloutWorkersBusy) {
-  JobFacts facts = Sampling();
+  JobFacts facts = SamplingFacts();
   facts.samples.counts.set_queued(7);
   facts.samples.rollout_holders = {"other-2"};
   EXPECT_THAT(Expect(facts, v1::ROLLOUT_WORKERS_BUSY).held_by(), ElementsAre("other-2"));
 }
 
 TEST(ExplainTest, Generating) {
-  JobFacts facts = Sampling();
+  JobFacts facts = SamplingFacts();
   facts.samples.counts.set_queued(7);
   facts.samples.counts.set_leased(3);
   facts.samples.serving_this = 2;
@@ -181,14 +181,14 @@ TEST(ExplainTest, Generating) {
 }
 
 TEST(ExplainTest, NoRewardServer) {
-  JobFacts facts = Sampling();
+  JobFacts facts = SamplingFacts();
   facts.samples.counts.set_generated(3);
   facts.samples.reward_servers = 0;
   EXPECT_THAT(Expect(facts, v1::NO_REWARD_SERVER).waits_for(), HasSubstr("3 generated"));
 }
 
 TEST(ExplainTest, Scoring) {
-  JobFacts facts = Sampling();
+  JobFacts facts = SamplingFacts();
   facts.samples.counts.set_generated(3);
   facts.samples.score_requests = 1;
   facts.samples.last_problem = "scoring: no such model";
@@ -197,7 +197,7 @@ TEST(ExplainTest, Scoring) {
 }
 
 TEST(ExplainTest, WeightsUnavailable) {
-  JobFacts facts = Sampling();
+  JobFacts facts = SamplingFacts();
   facts.learners.trains = true;
   facts.learners.ranks = facts.learners.registered = 1;
   facts.learners.forming = true;
@@ -252,14 +252,14 @@ TEST(ExplainTest, TrainingAndCheckpointing) {
 }
 
 TEST(ExplainTest, NoProgressIsSaidOfAllButThoseThatWaitForPeople) {
-  JobFacts facts = Sampling();
+  JobFacts facts = SamplingFacts();
   facts.no_progress = absl::Minutes(11);
   EXPECT_TRUE(ExplainFacts(facts).no_progress());
   facts.job.set_state(v1::PAUSED);
   EXPECT_FALSE(ExplainFacts(facts).no_progress());
   facts.job.set_state(v1::SUCCEEDED);
   EXPECT_FALSE(ExplainFacts(facts).no_progress());
-  JobFacts fresh = Sampling();
+  JobFacts fresh = SamplingFacts();
   EXPECT_FALSE(ExplainFacts(fresh).no_progress());
 }
 
