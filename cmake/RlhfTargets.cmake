@@ -66,41 +66,6 @@ function(_rlhf_unity TARGET)
   set_target_properties(${TARGET} PROPERTIES UNITY_BUILD ${RLHF_UNITY} UNITY_BUILD_BATCH_SIZE 6)
 endfunction()
 
-# The sources, generated ones aside, that have failpoints -> OUT.
-function(_rlhf_sources_with_failpoints OUT)
-  set(_with)
-  foreach(_src IN LISTS ARGN)
-    if(NOT IS_ABSOLUTE "${_src}")
-      file(STRINGS "${CMAKE_CURRENT_SOURCE_DIR}/${_src}" _uses REGEX "RLHF_FAILPOINT" LIMIT_COUNT 1)
-      if(_uses)
-        list(APPEND _with "${_src}")
-      endif()
-    endif()
-  endforeach()
-  set(${OUT} "${_with}" PARENT_SCOPE)
-endfunction()
-
-# The sources WITH failpoints, once more with them compiled in: rlhf_<NAME>_failpoints, objects that rlhf_cc_binary links
-# before the library. The library's own members of the same names are then never pulled in: for that its units hold
-# either sources with failpoints or sources without, never both.
-function(_rlhf_failpoint_objects NAME TORCH GRPC WITH SRCS DEPS)
-  foreach(_src IN LISTS SRCS)
-    if(_src IN_LIST WITH)
-      set(_kind failpoints)
-    else()
-      set(_kind plain)
-    endif()
-    math(EXPR _unit_${_kind} "0${_unit_${_kind}} + 1")
-    math(EXPR _group "(${_unit_${_kind}} - 1) / 6")
-    set_source_files_properties("${_src}" PROPERTIES UNITY_GROUP "${NAME}_${_kind}_${_group}")
-  endforeach()
-  add_library(rlhf_${NAME}_failpoints OBJECT ${WITH})
-  target_link_libraries(rlhf_${NAME}_failpoints PUBLIC ${DEPS})
-  target_compile_definitions(rlhf_${NAME}_failpoints PRIVATE RLHF_FAILPOINTS=1)
-  _rlhf_apply_kind(rlhf_${NAME}_failpoints "${TORCH}" "${GRPC}")
-  set_target_properties(rlhf_${NAME} rlhf_${NAME}_failpoints PROPERTIES UNITY_BUILD ${RLHF_UNITY} UNITY_BUILD_MODE GROUP)
-endfunction()
-
 # rlhf_cc_library(NAME artifact_tokenizer [TORCH] [GRPC] HDRS a.h SRCS a.cc DEPS rlhf::common absl::status)
 function(rlhf_cc_library)
   cmake_parse_arguments(ARG "TORCH;GRPC" "NAME" "HDRS;SRCS;DEPS" ${ARGN})
@@ -109,10 +74,6 @@ function(rlhf_cc_library)
     target_link_libraries(rlhf_${ARG_NAME} PUBLIC ${ARG_DEPS})
     _rlhf_apply_kind(rlhf_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
     _rlhf_unity(rlhf_${ARG_NAME})
-    _rlhf_sources_with_failpoints(_with ${ARG_SRCS})
-    if(_with)
-      _rlhf_failpoint_objects(${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}" "${_with}" "${ARG_SRCS}" "${ARG_DEPS}")
-    endif()
   else()
     add_library(rlhf_${ARG_NAME} INTERFACE ${ARG_HDRS})
     target_link_libraries(rlhf_${ARG_NAME} INTERFACE rlhf_build_flags ${ARG_DEPS})
@@ -120,17 +81,22 @@ function(rlhf_cc_library)
   add_library(rlhf::${ARG_NAME} ALIAS rlhf_${ARG_NAME})
 endfunction()
 
-# rlhf_cc_binary(NAME coordinator OUTPUT rlhf-coordinator [COMPONENT rlhf-coordinator] [TORCH] [GRPC] SRCS main.cc DEPS …
-#                [FAILPOINTS lib…])
-# -> build/<preset>/bin/OUTPUT. With a COMPONENT it is installed (RlhfInstall.cmake); with FAILPOINTS (libraries whose sources
-# have some) there is also build/<preset>/bin-faults/OUTPUT, for tests/faults.
+# rlhf_cc_binary(NAME coordinator OUTPUT rlhf-coordinator [COMPONENT rlhf-coordinator] [TORCH] [GRPC] [FAILPOINTS]
+#                SRCS main.cc DEPS …)
+# -> build/<preset>/bin/OUTPUT. With a COMPONENT it is installed (RlhfInstall.cmake); with FAILPOINTS there is also
+# build/<preset>/bin-faults/OUTPUT, the same objects linked with failpoints that can be armed, for tests/faults.
 function(rlhf_cc_binary)
-  cmake_parse_arguments(ARG "TORCH;GRPC" "NAME;OUTPUT;COMPONENT" "SRCS;DEPS;FAILPOINTS" ${ARGN})
+  cmake_parse_arguments(ARG "TORCH;GRPC;FAILPOINTS" "NAME;OUTPUT;COMPONENT" "SRCS;DEPS" ${ARGN})
   if(ARG_FAILPOINTS)  # two programs of the same objects
     add_library(rlhf_main_${ARG_NAME} OBJECT ${ARG_SRCS})
     target_link_libraries(rlhf_main_${ARG_NAME} PUBLIC ${ARG_DEPS})
     _rlhf_apply_kind(rlhf_main_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
     set(ARG_SRCS $<TARGET_OBJECTS:rlhf_main_${ARG_NAME}>)
+    add_executable(rlhf_faults_${ARG_NAME} ${ARG_SRCS} $<TARGET_OBJECTS:rlhf_failpoints> ${RLHF_SANITIZER_OBJECTS})
+    target_link_libraries(rlhf_faults_${ARG_NAME} PRIVATE ${ARG_DEPS})
+    _rlhf_apply_kind(rlhf_faults_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
+    set_target_properties(rlhf_faults_${ARG_NAME} PROPERTIES OUTPUT_NAME "${ARG_OUTPUT}" LINKER_LANGUAGE CXX
+      RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin-faults")
   endif()
   add_executable(rlhf_bin_${ARG_NAME} ${ARG_SRCS} ${RLHF_SANITIZER_OBJECTS})
   _rlhf_unity(rlhf_bin_${ARG_NAME})
@@ -138,17 +104,6 @@ function(rlhf_cc_binary)
   _rlhf_apply_kind(rlhf_bin_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
   set_target_properties(rlhf_bin_${ARG_NAME} PROPERTIES OUTPUT_NAME "${ARG_OUTPUT}" LINKER_LANGUAGE CXX
     RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin")
-  if(ARG_FAILPOINTS)
-    set(_objects)
-    foreach(_lib IN LISTS ARG_FAILPOINTS)
-      list(APPEND _objects $<TARGET_OBJECTS:rlhf_${_lib}_failpoints>)
-    endforeach()
-    add_executable(rlhf_faults_${ARG_NAME} ${ARG_SRCS} ${_objects} ${RLHF_SANITIZER_OBJECTS})
-    target_link_libraries(rlhf_faults_${ARG_NAME} PRIVATE ${ARG_DEPS})
-    _rlhf_apply_kind(rlhf_faults_${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
-    set_target_properties(rlhf_faults_${ARG_NAME} PROPERTIES OUTPUT_NAME "${ARG_OUTPUT}" LINKER_LANGUAGE CXX
-      RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin-faults")
-  endif()
   if(ARG_TORCH)
     set_target_properties(rlhf_bin_${ARG_NAME} PROPERTIES INSTALL_RPATH "$ORIGIN/../lib/rlhf/torch/lib")
   endif()
@@ -157,31 +112,66 @@ function(rlhf_cc_binary)
   endif()
 endfunction()
 
+# What rlhf_cc_test and rlhf_cc_tests have in common: the executable, into build/<preset>/tests.
+function(_rlhf_test_executable NAME TORCH GRPC SRCS DEPS)
+  add_executable(${NAME} ${SRCS} ${RLHF_SANITIZER_OBJECTS})
+  target_link_libraries(${NAME} PRIVATE ${DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
+  if(TORCH)
+    _rlhf_apply_kind(${NAME} "${TORCH}" "${GRPC}")
+  else()  # one precompiled header for all, with GoogleTest
+    target_link_libraries(${NAME} PRIVATE rlhf_build_flags gRPC::grpc++ nlohmann_json::nlohmann_json)
+    if(NOT RLHF_NO_PCH)
+      target_precompile_headers(${NAME} REUSE_FROM rlhf_pch_test)
+    endif()
+  endif()
+  set_target_properties(${NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
+endfunction()
+
+function(_rlhf_add_test NAME TIMEOUT LABELS TORCH)
+  if(NOT TIMEOUT)
+    set(TIMEOUT 120)
+  endif()
+  if(RLHF_SANITIZE)  # everything takes several times as long
+    math(EXPR TIMEOUT "${TIMEOUT} * 5")
+  endif()
+  if(TORCH)
+    list(APPEND LABELS torch)
+  endif()
+  add_test(NAME ${NAME} COMMAND ${ARGN})
+  set_tests_properties(${NAME} PROPERTIES TIMEOUT ${TIMEOUT} LABELS "${LABELS}"
+    ENVIRONMENT "RLHF_SOURCE_DIR=${PROJECT_SOURCE_DIR};RLHF_BIN_DIR=${PROJECT_BINARY_DIR}/bin;RLHF_FAULTS_BIN_DIR=${PROJECT_BINARY_DIR}/bin-faults;OMP_NUM_THREADS=1")
+endfunction()
+
 # rlhf_cc_test(NAME ledger_test [TORCH] [GRPC] [LABELS integration] [TIMEOUT 60] SRCS ledger_test.cc DEPS …): one
 # executable, one CTest entry. Tests find the repository through RLHF_SOURCE_DIR and the binaries through RLHF_BIN_DIR.
 function(rlhf_cc_test)
   cmake_parse_arguments(ARG "TORCH;GRPC" "NAME;TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
-  if(NOT ARG_TIMEOUT)
-    set(ARG_TIMEOUT 120)
-  endif()
-  if(RLHF_SANITIZE)  # everything takes several times as long
-    math(EXPR ARG_TIMEOUT "${ARG_TIMEOUT} * 5")
-  endif()
-  add_executable(${ARG_NAME} ${ARG_SRCS} ${RLHF_SANITIZER_OBJECTS})
-  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
-  if(ARG_TORCH)
-    list(APPEND ARG_LABELS torch)
-    _rlhf_apply_kind(${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}")
-  else()  # one precompiled header for all, with GoogleTest
-    target_link_libraries(${ARG_NAME} PRIVATE rlhf_build_flags gRPC::grpc++ nlohmann_json::nlohmann_json)
-    if(NOT RLHF_NO_PCH)
-      target_precompile_headers(${ARG_NAME} REUSE_FROM rlhf_pch_test)
+  _rlhf_test_executable(${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}" "${ARG_SRCS}" "${ARG_DEPS}")
+  _rlhf_add_test(${ARG_NAME} "${ARG_TIMEOUT}" "${ARG_LABELS}" "${ARG_TORCH}" ${ARG_NAME})
+endfunction()
+
+# rlhf_cc_tests(NAME learner_tests [PREFIX learner_] [TORCH] [GRPC] [SERIAL] [LABELS …] [TIMEOUT …] SRCS a_test.cc
+#               b_test.cc DEPS …): one executable, for headers cost more than tests do; one CTest entry a source, named
+# PREFIX and the source's name, which runs its suites. SERIAL: no other test beside it.
+function(rlhf_cc_tests)
+  cmake_parse_arguments(ARG "TORCH;GRPC;SERIAL" "NAME;PREFIX;TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  _rlhf_test_executable(${ARG_NAME} "${ARG_TORCH}" "${ARG_GRPC}" "${ARG_SRCS}" "${ARG_DEPS}")
+  set_target_properties(${ARG_NAME} PROPERTIES UNITY_BUILD ${RLHF_UNITY} UNITY_BUILD_BATCH_SIZE 10)
+  foreach(_src IN LISTS ARG_SRCS)
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${_src}")
+    file(STRINGS "${CMAKE_CURRENT_SOURCE_DIR}/${_src}" _lines REGEX "^TEST(_F|_P)?\\([A-Za-z0-9_]+")
+    list(TRANSFORM _lines REPLACE "^TEST(_F|_P)?\\(([A-Za-z0-9_]+).*" "\\2")
+    list(REMOVE_DUPLICATES _lines)
+    if(NOT _lines)
+      message(FATAL_ERROR "${CMAKE_CURRENT_SOURCE_DIR}/${_src}: expected tests, found none")
     endif()
-  endif()
-  set_target_properties(${ARG_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
-  add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
-  set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
-    ENVIRONMENT "RLHF_SOURCE_DIR=${PROJECT_SOURCE_DIR};RLHF_BIN_DIR=${PROJECT_BINARY_DIR}/bin;RLHF_FAULTS_BIN_DIR=${PROJECT_BINARY_DIR}/bin-faults;OMP_NUM_THREADS=1")
+    list(TRANSFORM _lines REPLACE "(.+)" "\\1.*:*/\\1.*")
+    list(JOIN _lines ":" _filter)
+    get_filename_component(_stem "${_src}" NAME_WE)
+    _rlhf_add_test(${ARG_PREFIX}${_stem} "${ARG_TIMEOUT}" "${ARG_LABELS}" "${ARG_TORCH}"
+      ${ARG_NAME} "--gtest_filter=${_filter}")
+    set_tests_properties(${ARG_PREFIX}${_stem} PROPERTIES RUN_SERIAL "${ARG_SERIAL}")
+  endforeach()
 endfunction()
 
 # rlhf_proto_library(NAME proto SRCS rlhf/v1/job.proto …): messages and gRPC stubs into one library.
@@ -202,10 +192,18 @@ function(rlhf_proto_library)
       COMMAND protobuf::protoc -I "${CMAKE_CURRENT_SOURCE_DIR}" --cpp_out=${_gen} ${_plugin} "${CMAKE_CURRENT_SOURCE_DIR}/${_src}"
       DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${_src}" VERBATIM)
     list(APPEND _outputs ${_out})
+    # Messages' files have names in common; those of services go into units.
+    set_source_files_properties("${_gen}/${_stem}.pb.cc" PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   endforeach()
+  add_custom_target(rlhf_${ARG_NAME}_headers DEPENDS ${_outputs})  # the precompiled headers hold them
   add_library(rlhf_${ARG_NAME} STATIC ${_outputs})
+  add_dependencies(rlhf_${ARG_NAME} rlhf_${ARG_NAME}_headers)
   target_link_libraries(rlhf_${ARG_NAME} PUBLIC rlhf_build_flags gRPC::grpc++ protobuf::libprotobuf)
+  _rlhf_unity(rlhf_${ARG_NAME})
   target_compile_options(rlhf_${ARG_NAME} PRIVATE -w)
+  if(NOT RLHF_NO_PCH)
+    target_precompile_headers(rlhf_${ARG_NAME} REUSE_FROM rlhf_pch_grpc)
+  endif()
   # Every user includes generated headers: they must exist before its sources compile.
   set_target_properties(rlhf_${ARG_NAME} PROPERTIES EXPORT_COMPILE_COMMANDS ON)
   add_library(rlhf::${ARG_NAME} ALIAS rlhf_${ARG_NAME})

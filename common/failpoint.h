@@ -1,5 +1,6 @@
-// Named places where a test build can die, stop, wait or fail. Only the binaries in bin-faults/ have them: a source
-// that uses them is compiled once more for those (cmake/RlhfTargets.cmake), and nothing of them is left in bin/.
+// Named places where a program for tests can die, stop, wait or fail. Only the binaries in bin-faults/ can be armed:
+// the same objects are linked with failpoint.cc there, and with failpoint_off.cc, whose functions do nothing, for bin/
+// (cmake/RlhfTargets.cmake). So they stand at stages of a sample's life, never in an inner loop.
 //
 // The environment variable RLHF_FAILPOINTS_DIR names a folder that arms them while processes run: the file
 // DIR/INSTANCE/NAME (with '.' for each '/' of NAME), or DIR/any/NAME for whichever process comes first, holds
@@ -24,7 +25,6 @@ void UseFailpointsOf(const std::string& dir, const std::string& instance);
 }  // namespace rlhf
 
 // As a statement. RLHF_FAILPOINT_OR_RETURN returns the error from a function that returns absl::Status or StatusOr.
-#ifdef RLHF_FAILPOINTS
 #define RLHF_FAILPOINT(name) static_cast<void>(::rlhf::HitFailpoint(name))
 #define RLHF_FAILPOINT_OR_RETURN(name)                                                                            \
   do {                                                                                                            \
@@ -32,8 +32,3 @@ void UseFailpointsOf(const std::string& dir, const std::string& instance);
   } while (false)
 // As an expression: false when it fires with an error.
 #define RLHF_FAILPOINT_OK(name) (::rlhf::HitFailpoint(name).ok())
-#else
-#define RLHF_FAILPOINT(name) static_cast<void>(0)
-#define RLHF_FAILPOINT_OR_RETURN(name) static_cast<void>(0)
-#define RLHF_FAILPOINT_OK(name) (true)
-#endif

@@ -13,10 +13,12 @@ rlhf_cc_library(NAME coordinator_edge GRPC
   DEPS rlhf::coordinator_feedback rlhf::common rlhf::client rlhf::artifact_root rlhf::artifact_digest rlhf::proto absl::any_invocable absl::cleanup
        absl::function_ref absl::status absl::statusor absl::strings absl::synchronization absl::time CLI11::CLI11
        nlohmann_json::nlohmann_json OpenSSL::Crypto prometheus-cpp::core yaml-cpp)
+# One template a call of the API: what it costs at run time is inside gRPC.
+target_compile_options(rlhf_coordinator_edge PRIVATE $<$<CONFIG:Release>:-O1>)
 
 if(TARGET rlhf_coordinator_core AND TARGET rlhf_coordinator_jobs)
   rlhf_cc_library(NAME coordinator_server GRPC HDRS coordinator_server.h SRCS coordinator_server.cc
     DEPS rlhf::coordinator_edge rlhf::coordinator_jobs rlhf::coordinator_core rlhf::coordinator_web)
   rlhf_cc_binary(NAME coordinator OUTPUT rlhf-coordinator COMPONENT rlhf-coordinator GRPC SRCS coordinator_main.cc DEPS rlhf::coordinator_server
-    FAILPOINTS coordinator_core coordinator_jobs)
+    FAILPOINTS)
 endif()

@@ -7,5 +7,5 @@ if(TARGET rlhf_learner_trainers)
     DEPS rlhf::learner_service rlhf::artifact_root)
   rlhf_cc_binary(NAME replay OUTPUT rlhf-replay COMPONENT rlhf-learner TORCH GRPC SRCS replay/replay_main.cc DEPS rlhf::learner_replay CLI11::CLI11)
   rlhf_cc_binary(NAME learner OUTPUT rlhf-learner COMPONENT rlhf-learner TORCH GRPC SRCS service/learner_main.cc DEPS rlhf::learner_service CLI11::CLI11
-    FAILPOINTS learner_base learner_trainers learner_service)
+    FAILPOINTS)
 endif()
