@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/string_view.h"
 #include "cli/report/svg.h"
 #include "google/protobuf/util/time_util.h"
 
@@ -49,48 +52,85 @@ bool SmallerIsBetter(const std::string& name) {
          absl::StrContains(name, "needless") || absl::StrContains(name, "loss");
 }
 
+// Metrics as a reader looks for them: what RLHF is for first, then the other totals; slices ("name{tag=value}") apart.
+struct Rows {
+  std::vector<std::pair<std::string, v1::Metric>> totals, slices;
+};
+Rows InOrder(const std::map<std::string, v1::Metric>& metrics) {
+  static constexpr absl::string_view kHeadlines[] = {"hallucination", "over_claim", "accuracy", "needless_abstention",
+                                                     "win_rate"};
+  const auto rank = [](const std::string& name) {
+    size_t at = 0;
+    while (at < std::size(kHeadlines) && !absl::StrContains(name, kHeadlines[at])) ++at;
+    return at;
+  };
+  Rows rows;
+  for (const auto& row : metrics) (absl::StrContains(row.first, '{') ? rows.slices : rows.totals).push_back(row);
+  for (auto* list : {&rows.totals, &rows.slices}) {
+    std::stable_sort(list->begin(), list->end(),
+                     [&rank](const auto& a, const auto& b) { return rank(a.first) < rank(b.first); });
+  }
+  return rows;
+}
+
+// A table of the totals and, folded, one of the slices. `row` gives a <tr> of a metric.
+std::string Tables(const std::string& head, const Rows& rows,
+                   absl::FunctionRef<std::string(const std::string&, const v1::Metric&)> row) {
+  const auto table = [&](const auto& list) {
+    std::string out = absl::StrCat("<table><thead><tr>", head, "</tr></thead><tbody>");
+    for (const auto& [name, metric] : list) absl::StrAppend(&out, row(name, metric));
+    return out + "</tbody></table>";
+  };
+  std::string out;
+  if (!rows.totals.empty()) absl::StrAppend(&out, table(rows.totals));
+  if (!rows.slices.empty())
+    absl::StrAppend(&out, "<details><summary>By slice</summary>", table(rows.slices), "</details>");
+  return out;
+}
+
 std::string BeforeAfter(const ReportStage& before, const ReportStage& after) {
-  std::string out =
-      "<table><thead><tr><th>Metric</th><th class=\"n\">Before</th><th class=\"n\">After</th><th "
-      "class=\"n\">Change</th><th class=\"n\">n</th></tr></thead><tbody>";
   const auto& first = before.job.result().metrics();
-  const std::map<std::string, v1::Metric> last(after.job.result().metrics().begin(),
-                                               after.job.result().metrics().end());
-  for (const auto& [name, metric] : last) {
-    const auto old = first.find(name);
-    if (old == first.end()) continue;
+  std::map<std::string, v1::Metric> both;
+  for (const auto& [name, metric] : after.job.result().metrics()) {
+    if (first.contains(name)) both[name] = metric;
+  }
+  const auto row = [&first](const std::string& name, const v1::Metric& metric) {
+    const v1::Metric& old = first.at(name);
     const bool rate = metric.has_low();
-    const double change = (metric.value() - old->second.value()) * (rate ? 100 : 1);
+    const double change = (metric.value() - old.value()) * (rate ? 100 : 1);
     const bool judged = absl::StrContains(name, "hallucination") || absl::StrContains(name, "over_claim") ||
                         absl::StrContains(name, "accuracy") || absl::StrContains(name, "needless");
     // Inside the other's interval: no news.
-    const bool clear = rate && (metric.value() < old->second.low() || metric.value() > old->second.high());
+    const bool clear = rate && (metric.value() < old.low() || metric.value() > old.high());
     const char* tone = !judged || !clear ? "dim" : (change < 0) == SmallerIsBetter(name) ? "good" : "bad";
-    absl::StrAppendFormat(&out,
-                          "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%s</td><td class=\"n "
-                          "%s\">%+.3g</td><td class=\"n\">%d</td></tr>",
-                          HtmlEscape(name), Percent(old->second), Percent(metric), tone, change, metric.n());
-  }
-  return out +
-         "</tbody></table><p class=\"dim\">Rates in per cent with 95 % intervals; changes of rates in points.</p>";
+    return absl::StrFormat(
+        "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%s</td><td class=\"n %s\">%+.3g</td><td "
+        "class=\"n\">%d</td></tr>",
+        HtmlEscape(name), Percent(old), Percent(metric), tone, change, metric.n());
+  };
+  return Tables(
+             "<th>Metric</th><th class=\"n\">Before</th><th class=\"n\">After</th><th class=\"n\">Change</th><th "
+             "class=\"n\">n</th>",
+             InOrder(both), row) +
+         "<p class=\"dim\">Rates in per cent with 95 % intervals; changes of rates in points.</p>";
 }
 
 // What an evaluation measured against an earlier policy, overall and by slice.
 std::string Against(const ReportStage& stage) {
-  std::string rows;
-  const auto& all = stage.job.result().metrics();
-  for (const auto& [name, metric] : std::map<std::string, v1::Metric>(all.begin(), all.end())) {
+  std::map<std::string, v1::Metric> chosen;
+  for (const auto& [name, metric] : stage.job.result().metrics()) {
     const std::string kind = name.substr(0, name.find('{'));
-    if (kind != "win_rate" && kind != "score_change" && kind != "length_change" && kind.rfind("disparity", 0) != 0)
-      continue;
-    const bool rate = kind == "win_rate";
-    absl::StrAppendFormat(&rows, "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td></tr>", HtmlEscape(name),
-                          rate ? Percent(metric) : Interval(metric), metric.n());
+    if (kind == "win_rate" || kind == "score_change" || kind == "length_change" || kind.rfind("disparity", 0) == 0)
+      chosen[name] = metric;
   }
-  if (rows.empty()) return "";
-  return absl::StrCat(
-      "<table><thead><tr><th>Metric</th><th class=\"n\">Value</th><th class=\"n\">n</th></tr></thead><tbody>", rows,
-      "</tbody></table><p class=\"dim\">With 95 % bootstrap intervals; win rates in per cent, lengths in bytes.</p>");
+  if (chosen.empty()) return "";
+  const auto row = [](const std::string& name, const v1::Metric& metric) {
+    const bool rate = absl::StartsWith(name, "win_rate");
+    return absl::StrFormat("<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td></tr>", HtmlEscape(name),
+                           rate ? Percent(metric) : Interval(metric), metric.n());
+  };
+  return Tables("<th>Metric</th><th class=\"n\">Value</th><th class=\"n\">n</th>", InOrder(chosen), row) +
+         "<p class=\"dim\">With 95 % bootstrap intervals; win rates in per cent, lengths in bytes.</p>";
 }
 
 std::string SideBySide(const ReportStage& before, const ReportStage& after) {

@@ -146,15 +146,27 @@ TEST(ReportTest, BeforeAndAfterSayWhatChangedAgainstTheEarlierPolicy) {
     view.mutable_sample()->mutable_prompt()->set_text("Where is <Zark>?");
     view.mutable_sample()->set_response_text(name == std::string("before") ? "In Oslo." : "I do not know.");
   }
-  Set(&data.stages[0], Metrics({{"unknown.hallucination", Rate(0.76, 0.72, 0.80, 300)}}));
-  Set(&data.stages[1], Metrics({{"unknown.hallucination", Rate(0.08, 0.05, 0.11, 300)},
+  Set(&data.stages[0], Metrics({{"action.length", Rate(0.3, 0.2, 0.4, 300)},
+                                {"known.accuracy", Rate(0.99, 0.98, 1, 300)},
+                                {"unknown.hallucination", Rate(0.76, 0.72, 0.80, 300)},
+                                {"unknown.hallucination{dialect=north}", Rate(0.7, 0.6, 0.8, 50)}}));
+  Set(&data.stages[1], Metrics({{"action.length", Rate(0.3, 0.2, 0.4, 300)},
+                                {"known.accuracy", Rate(0.98, 0.97, 1, 300)},
+                                {"unknown.hallucination", Rate(0.08, 0.05, 0.11, 300)},
+                                {"unknown.hallucination{dialect=north}", Rate(0.1, 0.05, 0.15, 50)},
+                                {"win_rate", Rate(0.8, 0.7, 0.9, 100)},
                                 {"win_rate{dialect=north}", Rate(0.7, 0.6, 0.8, 50)},
                                 {"score_change{dialect=south}", Rate(-0.25, -0.5, 0, 50)},
                                 {"disparity_rise", Rate(0.4, 0.3, 0.5, 100)}}));
   const std::string page = RenderReport(data);
   const std::string table = From(page, "<h2>Before and after</h2>", "</table>");
   EXPECT_THAT(table, HasSubstr("class=\"n good\">-68<"));
-  const std::string against = From(page, "<h2>Against the earlier policy</h2>", "</table>");
+  EXPECT_LT(table.find("unknown.hallucination"), table.find("known.accuracy")) << "what RLHF is for comes first";
+  EXPECT_LT(table.find("known.accuracy"), table.find("action.length"));
+  EXPECT_THAT(table, Not(HasSubstr("{"))) << "slices are folded, below";
+  const std::string folded = From(page, "<details>", "</details>");
+  EXPECT_THAT(folded, HasSubstr("unknown.hallucination{dialect=north}"));
+  const std::string against = From(page, "<h2>Against the earlier policy</h2>", "<h2>Answers");
   EXPECT_THAT(From(against, "win_rate{dialect=north}", "</tr>"), HasSubstr("70.0 %"));
   EXPECT_THAT(From(against, "score_change{dialect=south}", "</tr>"), HasSubstr("-0.25 <span class=\"dim\">[-0.5, 0]"));
   EXPECT_THAT(against, HasSubstr("disparity_rise"));
