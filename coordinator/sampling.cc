@@ -189,6 +189,16 @@ absl::StatusOr<v1::Sample> SamplingImpl::CachedSample(ActiveJob& job, const v1::
   return ReadSample(row);
 }
 
+absl::StatusOr<v1::Sample> SamplingImpl::TakeSample(ActiveJob& job, const v1::SampleRow& row) {
+  if (const auto it = job.cache.find(KeyOfSample(row.id()));
+      it != job.cache.end() && (!row.has_score() || it->second.has_score())) {
+    v1::Sample sample = std::move(it->second);
+    job.cache.erase(it);
+    return sample;
+  }
+  return ReadSample(row);
+}
+
 absl::StatusOr<std::vector<v1::Sample>> SamplingImpl::AssignStep(const std::string& job_id, int64_t step,
                                                                  WriteBatch* batch) {
   ActiveJob* job = Find(job_id);
@@ -216,7 +226,7 @@ absl::StatusOr<std::vector<v1::Sample>> SamplingImpl::AssignStep(const std::stri
         absl::StrCat("step ", step, " is not complete: some of its samples are not scored"));
   std::vector<v1::Sample> samples;
   for (const v1::SampleRow* row : job->ledger.Step(step)) {
-    RLHF_ASSIGN_OR_RETURN(v1::Sample sample, CachedSample(*job, *row));
+    RLHF_ASSIGN_OR_RETURN(v1::Sample sample, TakeSample(*job, *row));
     samples.push_back(std::move(sample));
     if (row->state() == v1::SCORED) job->ledger.Assign(KeyOfSample(row->id()), batch);
   }

@@ -95,7 +95,7 @@ struct ActiveJob {
   std::map<SampleKey, int> score_tries;             // in vain, while what scoring needs was away
   int score_batch_halvings = 0;                     // after requests that took too long
   std::string last_problem;                         // for people; empty when the newest result was good
-  std::map<SampleKey, v1::Sample> cache;            // generated and not yet trained or delivered
+  std::map<SampleKey, v1::Sample> cache;            // generated and not yet handed out or delivered
   std::map<int64_t, bool> announced;                // steps whose completion the listener knows
   struct Finished {
     absl::Duration at;
@@ -166,6 +166,8 @@ class SamplingImpl final : public Sampling {
                         absl::FunctionRef<void(const v1::SampleRow&, bool archived)> fn) const;
   absl::StatusOr<v1::Sample> ReadSample(const v1::SampleRow& row);
   absl::StatusOr<v1::Sample> CachedSample(ActiveJob& job, const v1::SampleRow& row);
+  // Out of the cache: a batch is handed out once, and again only to a group that formed anew.
+  absl::StatusOr<v1::Sample> TakeSample(ActiveJob& job, const v1::SampleRow& row);
   // Commits and, once durable, announces steps that became complete and serves workers that wait.
   void Write(const std::string& job_id, WriteBatch batch);
   void AfterDurable(const std::string& job_id);

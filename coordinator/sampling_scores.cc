@@ -197,7 +197,7 @@ absl::Status SamplingImpl::TakeScore(ActiveJob& job, const Sent& sent, const v1:
   // The first stored score wins; one of an older attempt is nobody's.
   if (row == nullptr || row->state() != v1::GENERATED || row->attempt() != sent.attempt) return absl::OkStatus();
   if (score.code() != 0) return absl::Status(static_cast<absl::StatusCode>(score.code()), score.error());
-  RLHF_ASSIGN_OR_RETURN(v1::Sample sample, CachedSample(job, *row));
+  RLHF_ASSIGN_OR_RETURN(v1::Sample sample, TakeSample(job, *row));
   if (const std::string problem = ProblemOf(score.score(), sample, !job.plan.reference_policy.empty());
       !problem.empty()) {
     return absl::InternalError(problem);
