@@ -41,7 +41,7 @@ const Json& JsonObject::Get(const char* key) {
   return found == json_.end() ? *null : *found;
 }
 
-std::string JsonObject::Text(const char* key, std::optional<std::string> fallback) {
+std::string JsonObject::Text(const char* key, const std::optional<std::string>& fallback) {
   const Json& value = Get(key);
   if (value.is_string()) return value.get<std::string>();
   if (!value.is_null() || !fallback) Fail(key, absl::StrCat("expected a string, found ", Describe(value)));
@@ -65,8 +65,8 @@ int64_t JsonObject::Integer(const char* key, int64_t low, int64_t high, std::opt
   return fallback.value_or(low);
 }
 
-std::string JsonObject::Character(const char* key, std::optional<std::string> fallback) {
-  std::string text = Text(key, std::move(fallback));
+std::string JsonObject::Character(const char* key, const std::optional<std::string>& fallback) {
+  std::string text = Text(key, fallback);
   if (text.empty() || Utf8Length(text) != text.size())
     Fail(key, absl::StrCat("expected one character, found \"", text.substr(0, 40), "\""));
   return text;

@@ -27,11 +27,11 @@ class JsonObject {
   const nlohmann::json& Get(const char* key);
   bool Has(const char* key) { return !Get(key).is_null(); }
   // Typed values; the first wrong one is kept for Finish. Null counts as absent; absent without a fallback is wrong.
-  std::string Text(const char* key, std::optional<std::string> fallback = std::nullopt);
+  std::string Text(const char* key, const std::optional<std::string>& fallback = std::nullopt);
   bool Flag(const char* key, std::optional<bool> fallback = std::nullopt);
   int64_t Integer(const char* key, int64_t low, int64_t high, std::optional<int64_t> fallback = std::nullopt);
   // Exactly one character.
-  std::string Character(const char* key, std::optional<std::string> fallback = std::nullopt);
+  std::string Character(const char* key, const std::optional<std::string>& fallback = std::nullopt);
   void Ignore(std::initializer_list<const char*> keys);  // known, of no effect
   void Fail(absl::string_view key, absl::string_view problem);
 

@@ -17,6 +17,6 @@ absl::StatusOr<std::unique_ptr<PreTokenizer>> MakeMetaspace(JsonObject* json);  
 absl::StatusOr<std::unique_ptr<PreTokenizer>> MakeCharacterSplit(JsonObject* json, const std::string& type);
 
 // "Removed", "Isolated", …
-absl::StatusOr<SplitBehavior> ReadBehavior(JsonObject* json, std::optional<std::string> fallback);  // split.cc
+absl::StatusOr<SplitBehavior> ReadBehavior(JsonObject* json, const std::optional<std::string>& fallback);  // split.cc
 
 }  // namespace rlhf::artifact

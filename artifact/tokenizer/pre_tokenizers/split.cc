@@ -34,8 +34,8 @@ class Split : public PreTokenizer {
 
 }  // namespace
 
-absl::StatusOr<SplitBehavior> ReadBehavior(JsonObject* json, std::optional<std::string> fallback) {
-  const std::string name = json->Text("behavior", std::move(fallback));
+absl::StatusOr<SplitBehavior> ReadBehavior(JsonObject* json, const std::optional<std::string>& fallback) {
+  const std::string name = json->Text("behavior", fallback);
   if (name == "Removed") return SplitBehavior::kRemoved;
   if (name == "Isolated") return SplitBehavior::kIsolated;
   if (name == "MergedWithPrevious") return SplitBehavior::kMergedWithPrevious;
