@@ -55,7 +55,7 @@ int Run(const rlhf::coordinator::CoordinatorConfig& config) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  rlhf::BlockTerminationSignals();
+  rlhf::BeginProcess();
   const auto config = rlhf::coordinator::ParseConfig(std::vector<std::string>(argv + 1, argv + argc));
   if (absl::IsCancelled(config.status())) {
     std::printf("%s", std::string(config.status().message()).c_str());

@@ -152,7 +152,7 @@ int Run(const Flags& flags) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  rlhf::BlockTerminationSignals();
+  rlhf::BeginProcess();
   Flags flags;
   CLI::App app{"Scores samples: reward models, rules, and the reference policy's log-probabilities."};
   app.set_config("--config", "", "A file with the same keys as the flags");

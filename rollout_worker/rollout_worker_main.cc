@@ -86,7 +86,7 @@ int Run(const Flags& flags) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  rlhf::BlockTerminationSignals();
+  rlhf::BeginProcess();
   Flags flags;
   CLI::App app{"Generates samples for the coordinator; holds one policy replica."};
   app.set_config("--config", "", "A file with the same keys as the flags");

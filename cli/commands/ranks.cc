@@ -36,7 +36,7 @@ ProcessSpec RankOf(const RankFlags& flags, int rank) {
 }
 
 int Ranks(const RankFlags& flags) {
-  BlockTerminationSignals();
+  BeginProcess();
   Supervisor supervisor;
   for (int rank = 0; rank < flags.count; ++rank) {
     if (const absl::Status status = supervisor.Start(RankOf(flags, rank)); !status.ok()) return Fail(status);

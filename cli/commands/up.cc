@@ -31,7 +31,7 @@ int RegisteredRoles(const std::string& dir) {
 }
 
 int Up(const ClusterOptions& options) {
-  BlockTerminationSignals();
+  BeginProcess();
   LocalCluster cluster(options);
   std::printf("rlhfctl up: starting 1 coordinator, %d rollout workers, %d reward servers, %d learners in %s\n",
               options.rollout_workers, options.reward_servers, options.learners, options.dir.c_str());

@@ -235,7 +235,7 @@ int Run(const Flags& flags) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  rlhf::BlockTerminationSignals();
+  rlhf::BeginProcess();
   Flags flags;
   CLI::App app{"One learner rank: trains, and serves committed weights to rollout workers."};
   app.set_config("--config", "", "A file with the same keys as the flags");

@@ -128,7 +128,7 @@ TEST(ProcessTest, PortsFileIsJson) {
 }
 
 TEST(ProcessTest, WaitsForASignalOrForDone) {
-  BlockTerminationSignals();
+  BeginProcess();
   EXPECT_EQ(WaitForTermination([] { return true; }), 0);
   kill(getpid(), SIGTERM);
   EXPECT_EQ(WaitForTermination({}), SIGTERM);
