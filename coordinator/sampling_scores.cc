@@ -60,7 +60,7 @@ const Session* SamplingImpl::PickRewardServer() {
 
 void SamplingImpl::Dispatch(bool now) {
   std::set<const ActiveJob*> idle;  // jobs that have nothing to send after all
-  while (PickRewardServer() != nullptr) {
+  while (true) {
     std::vector<Claim> claims;
     std::vector<ActiveJob*> jobs;
     bool any = false;
@@ -75,15 +75,16 @@ void SamplingImpl::Dispatch(bool now) {
       claims.push_back({job->plan.priority, job->plan.project, job->plan.submitter, job->score_requests, wants});
       jobs.push_back(job.get());
     }
-    const int picked = !any ? -1
-                            : PickClaim(
-                                  claims,
-                                  [this](const std::string& project, const std::string& submitter) {
-                                    if (options_.quotas == nullptr) return ShareRule();
-                                    const v1::Quota quota = options_.quotas->Of(project, submitter);
-                                    return ShareRule{quota.max_score_requests(), quota.weight()};
-                                  },
-                                  -1);
+    // In this order: to pick is to look at the whole fleet, and most times there is nothing to send.
+    if (!any || PickRewardServer() == nullptr) return;
+    const int picked = PickClaim(
+        claims,
+        [this](const std::string& project, const std::string& submitter) {
+          if (options_.quotas == nullptr) return ShareRule();
+          const v1::Quota quota = options_.quotas->Of(project, submitter);
+          return ShareRule{quota.max_score_requests(), quota.weight()};
+        },
+        -1);
     if (picked < 0) return;
     if (!SendBatch(*jobs[static_cast<size_t>(picked)])) idle.insert(jobs[static_cast<size_t>(picked)]);
   }
