@@ -24,7 +24,7 @@ absl::Status FromGrpc(const grpc::Status& status);
 absl::Status Annotate(const absl::Status& status, absl::string_view context);
 
 }  // namespace rlhf
-
+// NOLINTBEGIN(bugprone-macro-parentheses): `lhs` may be a declaration.
 #define RLHF_RETURN_IF_ERROR(expr)               \
   do {                                           \
     absl::Status rlhf_status_ = (expr);          \
@@ -37,3 +37,4 @@ absl::Status Annotate(const absl::Status& status, absl::string_view context);
   auto tmp = (expr);                               \
   if (!tmp.ok()) return tmp.status();              \
   lhs = std::move(tmp).value()
+// NOLINTEND(bugprone-macro-parentheses)

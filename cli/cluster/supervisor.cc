@@ -71,7 +71,7 @@ absl::Status Supervisor::Start(const ProcessSpec& spec) {
   Child child;
   child.spec = spec;
   child.backoff = first_backoff_;
-  const absl::Status status = Spawn(child);
+  absl::Status status = Spawn(child);
   if (status.ok()) children_.push_back(std::move(child));
   return status;
 }
