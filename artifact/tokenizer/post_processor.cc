@@ -1,12 +1,11 @@
 #include "artifact/tokenizer/post_processor.h"
 
 #include "absl/strings/str_cat.h"
-#include "artifact/tokenizer/json_object.h"
+#include "artifact/tokenizer/steps.h"
 
 namespace rlhf::artifact {
 namespace {
 
-constexpr int kMaxDepth = 16;
 constexpr size_t kMaxAround = 256;  // tokens put around a text; real files put one or two
 
 std::string TooMany() {
@@ -84,44 +83,36 @@ absl::StatusOr<PostProcessor> MakeClassifier(JsonObject* json) {
 }
 
 // Each processor puts its tokens around what the one before it made.
-absl::StatusOr<PostProcessor> MakeSequence(JsonObject* json, int depth) {
-  const nlohmann::json& list = json->Get("processors");
-  if (!list.is_array()) return json->Bad("processors", absl::StrCat("expected an array, found ", Describe(list)));
+absl::StatusOr<PostProcessor> MakeProcessors(JsonObject* json, int depth) {
   PostProcessor out;
-  for (size_t i = 0; i < list.size(); ++i) {
-    auto step = MakePostProcessor(list[i], absl::StrCat(json->PathOf("processors"), "[", i, "]"), depth + 1);
-    if (!step.ok()) return step.status();
-    out.prefix.insert(out.prefix.begin(), step->prefix.begin(), step->prefix.end());
-    out.suffix.insert(out.suffix.end(), step->suffix.begin(), step->suffix.end());
-    if (out.prefix.size() + out.suffix.size() > kMaxAround) return json->Bad("processors", TooMany());
-  }
+  const auto take = [&](const PostProcessor& step) {
+    out.prefix.insert(out.prefix.begin(), step.prefix.begin(), step.prefix.end());
+    out.suffix.insert(out.suffix.end(), step.suffix.begin(), step.suffix.end());
+    const bool fits = out.prefix.size() + out.suffix.size() <= kMaxAround;
+    return fits ? absl::OkStatus() : json->Bad("processors", TooMany());
+  };
+  if (absl::Status status = MakeEach<PostProcessor>(json, "processors", depth, MakePostProcessor, take); !status.ok())
+    return status;
   return out;
+}
+
+absl::StatusOr<PostProcessor> MakeProcessor(JsonObject* json, const std::string& type, int depth) {
+  if (type == "Sequence") return MakeProcessors(json, depth);
+  if (type == "TemplateProcessing") return MakeTemplate(json);
+  if (type == "RobertaProcessing" || type == "BertProcessing") return MakeClassifier(json);
+  if (type == "ByteLevel") {
+    json->Ignore({"add_prefix_space", "trim_offsets", "use_regex"});
+    return PostProcessor();
+  }
+  return json->Bad("type", absl::StrCat("found \"", type.substr(0, 40),
+                                        "\"; supported: Sequence, TemplateProcessing, RobertaProcessing, "
+                                        "BertProcessing, ByteLevel"));
 }
 
 }  // namespace
 
 absl::StatusOr<PostProcessor> MakePostProcessor(const nlohmann::json& json, const std::string& path, int depth) {
-  if (json.is_null()) return PostProcessor();
-  JsonObject object(json, path);
-  if (depth > kMaxDepth) return object.Bad("type", "nested too deeply");
-  const std::string type = object.Text("type");
-  absl::StatusOr<PostProcessor> made = PostProcessor();
-  if (type == "Sequence") {
-    made = MakeSequence(&object, depth);
-  } else if (type == "TemplateProcessing") {
-    made = MakeTemplate(&object);
-  } else if (type == "RobertaProcessing" || type == "BertProcessing") {
-    made = MakeClassifier(&object);
-  } else if (type == "ByteLevel") {
-    object.Ignore({"add_prefix_space", "trim_offsets", "use_regex"});
-  } else {
-    made = object.Bad("type", absl::StrCat("found \"", type.substr(0, 40),
-                                           "\"; supported: Sequence, TemplateProcessing, RobertaProcessing, "
-                                           "BertProcessing, ByteLevel"));
-  }
-  if (!made.ok()) return made.status();
-  if (absl::Status status = object.Finish(); !status.ok()) return status;
-  return made;
+  return MakeStep(json, path, depth, MakeProcessor);
 }
 
 }  // namespace rlhf::artifact

@@ -1,5 +1,5 @@
-// How tokenizer.json states a normalizer, pre-tokenizer or decoder: an object whose `type` chooses the strategy, where
-// "Sequence" holds a list of further ones. Errors are InvalidArgument with the path.
+// How tokenizer.json states a normalizer, pre-tokenizer, post-processor or decoder: an object whose `type` chooses the
+// strategy, where "Sequence" holds a list of further ones. Errors are InvalidArgument with the path.
 #pragma once
 
 #include <memory>
@@ -9,6 +9,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -32,18 +33,18 @@ inline size_t CountSteps(const nlohmann::json& list, const char* key, int depth)
   return count;
 }
 
-// MakeNormalizer and the like: from JSON, at a depth of nesting.
-template <typename Step>
-using StepMaker = absl::StatusOr<std::unique_ptr<Step>>(const nlohmann::json& json, const std::string& path, int depth);
+// MakeNormalizer and the like: from JSON, at a depth of nesting. Made: std::unique_ptr of a strategy, or a value.
+template <typename Made>
+using StepMaker = absl::StatusOr<Made>(const nlohmann::json& json, const std::string& path, int depth);
 // The part for a known `type`, from an object of which that has been read.
-template <typename Step>
-using TypedStepMaker = absl::StatusOr<std::unique_ptr<Step>>(JsonObject* json, const std::string& type, int depth);
+template <typename Made>
+using TypedStepMaker = absl::StatusOr<Made>(JsonObject* json, const std::string& type, int depth);
 
-// Null gives a null pointer. Settings that `make` does not read are errors.
-template <typename Step>
-absl::StatusOr<std::unique_ptr<Step>> MakeStep(const nlohmann::json& json, const std::string& path, int depth,
-                                               TypedStepMaker<Step>* make) {
-  if (json.is_null()) return nullptr;
+// Null gives a null pointer, or an empty value. Settings that `make` does not read are errors.
+template <typename Made>
+absl::StatusOr<Made> MakeStep(const nlohmann::json& json, const std::string& path, int depth,
+                              TypedStepMaker<Made>* make) {
+  if (json.is_null()) return Made();
   JsonObject object(json, path);
   if (depth > kMaxStepDepth) return object.Bad("type", "nested too deeply");
   const std::string type = object.Text("type");
@@ -53,21 +54,34 @@ absl::StatusOr<std::unique_ptr<Step>> MakeStep(const nlohmann::json& json, const
   return made;
 }
 
+// Makes the steps listed under the key of an object at this depth, one after another, and hands each out; the first
+// error, of `take` too, ends it.
+template <typename Made>
+absl::Status MakeEach(JsonObject* json, const char* key, int depth, StepMaker<Made>* make,
+                      absl::FunctionRef<absl::Status(Made)> take) {
+  const nlohmann::json& list = json->Get(key);
+  if (!list.is_array()) return json->Bad(key, absl::StrCat("expected an array, found ", Describe(list)));
+  for (size_t i = 0; i < list.size(); ++i) {
+    auto step = make(list[i], absl::StrCat(json->PathOf(key), "[", i, "]"), depth + 1);
+    if (!step.ok()) return step.status();
+    if (absl::Status status = take(*std::move(step)); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
 // A Sequence, made of a vector, of the steps listed under the key of an object at this depth. Those that are null are
 // left out.
 template <typename Sequence, typename Step>
 absl::StatusOr<std::unique_ptr<Step>> MakeSequence(JsonObject* json, const char* key, int depth,
-                                                   StepMaker<Step>* make) {
-  const nlohmann::json& list = json->Get(key);
-  if (!list.is_array()) return json->Bad(key, absl::StrCat("expected an array, found ", Describe(list)));
-  if (depth == 0 && CountSteps(list, key, 0) > kMaxSteps)
+                                                   StepMaker<std::unique_ptr<Step>>* make) {
+  if (depth == 0 && CountSteps(json->Get(key), key, 0) > kMaxSteps)
     return json->Bad(key, absl::StrCat("expected at most ", kMaxSteps, " steps"));
   std::vector<std::unique_ptr<Step>> steps;
-  for (size_t i = 0; i < list.size(); ++i) {
-    auto step = make(list[i], absl::StrCat(json->PathOf(key), "[", i, "]"), depth + 1);
-    if (!step.ok()) return step.status();
-    if (*step != nullptr) steps.push_back(*std::move(step));
-  }
+  const auto take = [&steps](std::unique_ptr<Step> step) {
+    if (step != nullptr) steps.push_back(std::move(step));
+    return absl::OkStatus();
+  };
+  if (absl::Status status = MakeEach<std::unique_ptr<Step>>(json, key, depth, make, take); !status.ok()) return status;
   return std::make_unique<Sequence>(std::move(steps));
 }
 
