@@ -1,7 +1,5 @@
 // A real network between the coordinator and a worker, or a rank, is cut: both ways, and one way alone. Leases expire
 // within three heartbeats, who is cut off commits nothing, and the job goes on and adds up.
-#include <fstream>
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -90,15 +88,8 @@ class NetworkNamespaces : public testing::Test {
         absl::Seconds(20), [&] { return service_->Ctl("workers cordon " + instance + undo, "admin.json").code == 0; },
         absl::StrCat("cordon ", instance, undo));
   }
-  // Commits that a learner saw acknowledged.
   int Committed(const std::string& learner) const {
-    std::ifstream log(service_->Dir() + "/evidence/steps-" + learner + ".jsonl");
-    int committed = 0;
-    for (std::string line; std::getline(log, line);) {
-      const auto json = nlohmann::json::parse(line, nullptr, false);
-      committed += json.is_object() && json.value("event", "") == "committed" ? 1 : 0;
-    }
-    return committed;
+    return static_cast<int>(CommitsSeenBy(*service_, learner).size());
   }
 
   Namespaces net_;

@@ -1,6 +1,4 @@
 // How soon work goes on after a death, and who survives it. Production's heartbeats and leases.
-#include <fstream>
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -36,15 +34,10 @@ class Recovery : public testing::Test {
         patience, [&] { return service_->StateOf(job_.name) == "SUCCEEDED"; }, "the job succeeds");
     ExpectWhole(*service_, job_);
   }
-  // The number of ranks of the newest committed step in a learner's log.
+  // The number of ranks of the newest step that a learner saw committed.
   int NewestWorld(const std::string& learner) const {
-    std::ifstream log(service_->Dir() + "/evidence/steps-" + learner + ".jsonl");
-    int world = 0;
-    for (std::string line; std::getline(log, line);) {
-      const auto json = nlohmann::json::parse(line, nullptr, false);
-      if (json.is_object() && json.value("event", "") == "committed") world = json.value("world", 0);
-    }
-    return world;
+    const std::vector<nlohmann::json> commits = CommitsSeenBy(*service_, learner);
+    return commits.empty() ? 0 : commits.back().value("world", 0);
   }
 
   std::unique_ptr<LocalService> service_;

@@ -5,6 +5,7 @@
 
 #include "common/signature.h"
 #include "tests/integration/local_service.h"
+#include "tests/integration/small_job.h"
 
 namespace rlhf {
 namespace {
@@ -14,25 +15,7 @@ using testing::Not;
 
 class OversightTest : public testing::Test {
  protected:
-  void SetUp() override {
-    std::string prompts, text, sft;
-    for (int i = 0; i < 40; ++i) {
-      prompts += absl::StrCat("{\"prompt\":\"the cat number ", i, "\",\"category\":\"cats\",\"reference\":\"sat\"}\n");
-      sft += absl::StrCat("{\"prompt\":\"the cat number ", i, "\",\"response\":\" sat\"}\n");
-      text += "the cat sat on the mat and the dog sat on the log\n";
-    }
-    ASSERT_TRUE(WriteFileDurably(File("prompts.jsonl"), prompts).ok());
-    ASSERT_TRUE(WriteFileDurably(File("sft.jsonl"), sft).ok());
-    ASSERT_TRUE(WriteFileDurably(File("text.txt"), text).ok());
-    nlohmann::json config = Golden("model.json")["models"]["llama"]["config"];
-    config["vocab_size"] = 280;
-    ASSERT_TRUE(WriteFileDurably(File("config.json"), config.dump()).ok());
-    const std::string tool = BinDir() + "/rlhf-model ";
-    const CommandResult made = RunCommand(tool + "train-tokenizer --vocab-size 280 --out " + File("tok") + " " +
-                                          File("text.txt") + " && " + tool + "init --config " + File("config.json") +
-                                          " --tokenizer " + File("tok") + " --out " + File("model") + " --seed 1");
-    ASSERT_EQ(made.code, 0) << made.output;
-  }
+  void SetUp() override { MakeSmallModel(service_.scratch().path()); }
   std::string File(const std::string& name) const { return service_.scratch().File(name); }
   CommandResult As(const std::string& role, const std::string& arguments) const {
     return RunCommand(BinDir() + "/rlhfctl --context " + service_.Dir() + "/" + role + ".json " + arguments);
@@ -40,10 +23,6 @@ class OversightTest : public testing::Test {
   std::string Write(const std::string& name, const std::string& yaml) const {
     EXPECT_TRUE(WriteFileDurably(File(name), yaml).ok());
     return File(name);
-  }
-  int StepOf(const std::string& job) const {
-    const nlohmann::json row = service_.Job(job);
-    return row.is_object() ? std::atoi(row.value("step", "0").c_str()) : 0;
   }
   static std::string Ppo(int steps, const std::string& more) {
     return absl::StrCat(
@@ -131,18 +110,18 @@ TEST_F(OversightTest, OnceAHaltIsAcknowledgedNoStepCommitsUntilAnOverseerResumes
                                                            Ppo(30, "  policy_optimizer: {learning_rate: 1e-4}\n")));
   ASSERT_EQ(service_.Ctl("submit " + path).code, 0);
   LocalService::Until(
-      absl::Seconds(120), [&] { return StepOf("long") >= 3; }, "three steps are committed");
+      absl::Seconds(120), [&] { return service_.StepOf("long") >= 3; }, "three steps are committed");
   ASSERT_EQ(As("overseer", "service halt --reason look").code, 0);
-  const int halted_at = StepOf("long");
+  const int64_t halted_at = service_.StepOf("long");
   ASSERT_LT(halted_at, 30);
   EXPECT_THAT(service_.Ctl("service state").output, HasSubstr("halted by overseer: look"));
   absl::SleepFor(absl::Seconds(3));  // that nothing happens cannot be waited for otherwise
-  EXPECT_EQ(StepOf("long"), halted_at);
+  EXPECT_EQ(service_.StepOf("long"), halted_at);
   EXPECT_EQ(As("admin", "service resume").code, 7);
   ASSERT_EQ(As("overseer", "service resume").code, 0);
   const CommandResult watched = service_.Ctl("watch long");
   EXPECT_EQ(watched.code, 0) << watched.output;
-  EXPECT_EQ(StepOf("long"), 30);
+  EXPECT_EQ(service_.StepOf("long"), 30);
   EXPECT_EQ(service_.Ctl("ledger long --check").code, 0);
 }
 
@@ -152,15 +131,15 @@ TEST_F(OversightTest, AHaltAndAPauseStopTrainingWithoutALedgerToo) {
                                  "\"file:sft.jsonl\", steps: 4000, batch_size: 8, checkpoint_every: 100}\n");
   ASSERT_EQ(service_.Ctl("submit " + path).code, 0);
   const auto stands_still = [&] {
-    const int step = StepOf("sft");
+    const int64_t step = service_.StepOf("sft");
     absl::SleepFor(absl::Seconds(3));  // that nothing happens cannot be waited for otherwise
-    EXPECT_EQ(StepOf("sft"), step);
+    EXPECT_EQ(service_.StepOf("sft"), step);
     EXPECT_LT(step, 4000) << "the job ended before it was stopped";
     return step;
   };
-  const auto goes_on_from = [&](int step) {
+  const auto goes_on_from = [&](int64_t step) {
     LocalService::Until(
-        absl::Seconds(60), [&] { return StepOf("sft") > step; }, absl::StrCat("it goes on from ", step));
+        absl::Seconds(60), [&] { return service_.StepOf("sft") > step; }, absl::StrCat("it goes on from ", step));
   };
   goes_on_from(0);
   ASSERT_EQ(service_.Ctl("pause sft").code, 0);
@@ -172,11 +151,11 @@ TEST_F(OversightTest, AHaltAndAPauseStopTrainingWithoutALedgerToo) {
                job.value("checkpoint_step", job.value("checkpointStep", "0")) == job.value("step", "");
       },
       "a checkpoint of its last step is there");
-  const int paused_at = stands_still();
+  const int64_t paused_at = stands_still();
   ASSERT_EQ(service_.Ctl("resume sft").code, 0);
   goes_on_from(paused_at);
   ASSERT_EQ(As("overseer", "service halt --reason look").code, 0);
-  const int halted_at = stands_still();
+  const int64_t halted_at = stands_still();
   ASSERT_EQ(As("overseer", "service resume").code, 0);
   goes_on_from(halted_at);
   EXPECT_EQ(service_.Ctl("cancel sft").code, 0);
@@ -246,7 +225,7 @@ TEST_F(OversightTest, AMonitorEndsARunWithItsReason) {
   const nlohmann::json job = service_.Job("fails");
   EXPECT_EQ(job.value("reason_code", job.value("reasonCode", "")), "REWARD_HACKING") << job.dump(1);
   EXPECT_THAT(job.dump(), Not(HasSubstr("\"model\":\"sha256")));
-  EXPECT_LT(StepOf("fails"), 40);
+  EXPECT_LT(service_.StepOf("fails"), 40);
 
   const std::string stops = Write(
       "stops.yaml", absl::StrCat("name: stops\nseed: 3\nlearners: {ranks: 2}\n",
@@ -256,7 +235,7 @@ TEST_F(OversightTest, AMonitorEndsARunWithItsReason) {
   const CommandResult stopped = service_.Ctl("submit " + stops + " --follow");
   EXPECT_EQ(stopped.code, 0) << stopped.output;
   EXPECT_THAT(stopped.output, HasSubstr("stopped at step"));
-  EXPECT_LT(StepOf("stops"), 40);
+  EXPECT_LT(service_.StepOf("stops"), 40);
   EXPECT_GT(service_.Job("stops")["result"]["metrics"]["monitor/kl"].value("value", 0.0), 0.0);
 }
 

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/integration/local_service.h"
+#include "tests/integration/small_job.h"
 
 namespace rlhf {
 namespace {
@@ -18,13 +19,8 @@ using testing::Not;
 class PeopleTest : public testing::Test {
  protected:
   void SetUp() override {
-    std::string prompts, text, sft, rated;
-    for (int i = 0; i < 40; ++i) {
-      const std::string prompt = absl::StrCat("\"the cat number ", i, "\"");
-      absl::StrAppend(&prompts, "{\"prompt\":", prompt, ",\"category\":\"cats\",\"reference\":\"sat\"}\n");
-      absl::StrAppend(&sft, "{\"prompt\":", prompt, ",\"response\":\" sat\"}\n");
-      text += "the cat sat on the mat and the dog sat on the log\n";
-    }
+    MakeSmallModel(service_.scratch().path());
+    std::string rated;
     // Two raters, who judge by two criteria.
     for (int i = 0; i < 60; ++i) {
       absl::StrAppend(
@@ -34,18 +30,7 @@ class PeopleTest : public testing::Test {
           "\"rater\":\"",
           i % 2 == 0 ? "carl" : "dora", "\"}\n");
     }
-    Write("prompts.jsonl", prompts);
-    Write("sft.jsonl", sft);
     Write("rated.jsonl", rated);
-    Write("text.txt", text);
-    nlohmann::json config = Golden("model.json")["models"]["llama"]["config"];
-    config["vocab_size"] = 280;
-    Write("config.json", config.dump());
-    const std::string tool = BinDir() + "/rlhf-model ";
-    const CommandResult made = RunCommand(tool + "train-tokenizer --vocab-size 280 --out " + File("tok") + " " +
-                                          File("text.txt") + " && " + tool + "init --config " + File("config.json") +
-                                          " --tokenizer " + File("tok") + " --out " + File("model") + " --seed 1");
-    ASSERT_EQ(made.code, 0) << made.output;
   }
   std::string File(const std::string& name) const { return service_.scratch().File(name); }
   std::string Write(const std::string& name, const std::string& text) const {

@@ -1,7 +1,10 @@
 // A PPO job so small that its steps take a fraction of a second on one core.
 #pragma once
 
+#include <fstream>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -21,14 +24,17 @@ struct SmallJob {
   int samples() const { return prompts_per_step * samples_per_prompt; }
 };
 
-// Files that every small job names, in a folder.
+// Files that small jobs name, in a folder: a model, 40 prompts, and SFT data of their right answers.
 inline void MakeSmallModel(const std::string& dir) {
-  std::string prompts, text;
+  std::string prompts, text, sft;
   for (int i = 0; i < 40; ++i) {
-    prompts += absl::StrCat("{\"prompt\":\"the cat number ", i, "\",\"category\":\"cats\"}\n");
+    const std::string prompt = absl::StrCat("{\"prompt\":\"the cat number ", i, "\"");
+    absl::StrAppend(&prompts, prompt, ",\"category\":\"cats\",\"reference\":\"sat\"}\n");
+    absl::StrAppend(&sft, prompt, ",\"response\":\" sat\"}\n");
     text += "the cat sat on the mat and the dog sat on the log\n";
   }
   ASSERT_TRUE(WriteFileDurably(dir + "/prompts.jsonl", prompts).ok());
+  ASSERT_TRUE(WriteFileDurably(dir + "/sft.jsonl", sft).ok());
   ASSERT_TRUE(WriteFileDurably(dir + "/text.txt", text).ok());
   nlohmann::json config = Golden("model.json")["models"]["llama"]["config"];
   config["vocab_size"] = 280;
@@ -70,6 +76,17 @@ inline void ExpectWhole(const LocalService& service, const SmallJob& small, bool
   EXPECT_EQ(ledger.code, 0) << ledger.output;
   const nlohmann::json counts = nlohmann::json::parse(ledger.output, nullptr, false)["counts"];
   EXPECT_EQ(counts.value("trained", ""), absl::StrCat(small.samples() * small.steps)) << ledger.output;
+}
+
+// The commits that a learner saw acknowledged, in order: lines of the evidence that it keeps.
+inline std::vector<nlohmann::json> CommitsSeenBy(const LocalService& service, const std::string& learner) {
+  std::vector<nlohmann::json> commits;
+  std::ifstream log(service.Dir() + "/evidence/steps-" + learner + ".jsonl");
+  for (std::string line; std::getline(log, line);) {
+    nlohmann::json json = nlohmann::json::parse(line, nullptr, false);
+    if (json.is_object() && json.value("event", "") == "committed") commits.push_back(std::move(json));
+  }
+  return commits;
 }
 
 // An undisturbed learner that is fed the job's batches ends with the same bytes.
