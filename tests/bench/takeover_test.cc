@@ -10,17 +10,13 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
-#include "bench/load_generator/load_cluster.h"
-#include "bench/load_generator/simulated_job.h"
 #include "client/cpp/channel.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
 #include "rlhf/v1/fleet_service.grpc.pb.h"
+#include "tests/bench/load_fixture.h"
 #include "tests/testing/postgres_server.h"
-#include "tests/testing/run_command.h"
-#include "tests/testing/scratch_dir.h"
 
 namespace rlhf::bench {
 namespace {
@@ -28,57 +24,28 @@ namespace {
 using testing::HasSubstr;
 
 constexpr absl::Duration kTakeover = absl::Seconds(10);
-constexpr int kSamplesPerStep = 80;
 
-class TakeoverTest : public testing::Test {
+class TakeoverTest : public LoadClusterTest {
  protected:
   void SetUp() override {
     if (const std::string why = PostgresServer::Missing(); !why.empty()) GTEST_SKIP() << why;
     server_ = std::make_unique<PostgresServer>();
-    LoadOptions options;
-    options.coordinator = BinDir() + "/rlhf-coordinator";
+    LoadOptions options = SmallLoad();
     options.dir = dir_.File("cluster");
     options.store = server_->Uri();
-    options.workers = 20;
-    options.samples_per_second = 400;
-    options.samples_per_lease = 4;
-    options.response_tokens = 50;
-    options.samples_per_step = kSamplesPerStep;
-    options.checkpoint_every = 3;
-    auto cluster = LoadCluster::Start(options);
-    ASSERT_TRUE(cluster.ok()) << cluster.status();
-    cluster_ = *std::move(cluster);
-    ASSERT_TRUE(cluster_->WriteContext(dir_.File("context.json")).ok());
+    Start(options);
   }
   void TearDown() override {
     for (int i = 0; HasFailure() && i < 2; ++i)
       std::fprintf(stderr, "--- coordinator-%d\n%s\n", i,
                    ReadFile(absl::StrCat(dir_.path(), "/cluster/coordinator-", i, ".log")).value_or("").c_str());
-  }
-  v1::LedgerCounts Ledger(bool check) {
-    const auto ledger = CheckLedger(cluster_->api(), cluster_->job_id(), check);
-    EXPECT_TRUE(ledger.ok()) << ledger.status();
-    if (!ledger.ok()) return {};
-    EXPECT_TRUE(ledger->violations().empty()) << absl::StrJoin(ledger->violations(), "\n");
-    return ledger->counts();
-  }
-  void WaitTrained(int64_t samples) {
-    const absl::Time deadline = absl::Now() + absl::Seconds(60);
-    while (true) {
-      const auto ledger = CheckLedger(cluster_->api(), cluster_->job_id(), false);
-      if (ledger.ok() && ledger->counts().trained() >= samples) return;
-      ASSERT_LT(absl::Now(), deadline) << "the job does not go on: "
-                                       << (ledger.ok() ? ledger->counts().ShortDebugString()
-                                                       : ledger.status().ToString());
-      absl::SleepFor(absl::Milliseconds(20));  // another process: there is nothing to wait on but its answers
-    }
+    cluster_.reset();  // before the database's server
   }
   // What was acknowledged to the learner is trained, or, after a return to the checkpoint, about to be.
   void ExpectNothingLost(int64_t acknowledged_steps) {
     const v1::LedgerCounts counts = Ledger(true);
     EXPECT_GE(counts.trained() + counts.assigned(), acknowledged_steps * kSamplesPerStep) << counts.ShortDebugString();
-    const CommandResult checked = RunCommand(absl::StrCat(BinDir(), "/rlhfctl --context ", dir_.File("context.json"),
-                                                          " ledger ", cluster_->job_id(), " --check"));
+    const CommandResult checked = Ctl("ledger " + cluster_->job_id() + " --check");
     EXPECT_EQ(checked.code, 0) << checked.output;
   }
   // Of its plain port: the status and the body.
@@ -117,9 +84,7 @@ class TakeoverTest : public testing::Test {
     return channel.value_or(nullptr);
   }
 
-  ScratchDir dir_;
-  std::unique_ptr<PostgresServer> server_;  // ends after the coordinators
-  std::unique_ptr<LoadCluster> cluster_;
+  std::unique_ptr<PostgresServer> server_;
 };
 
 TEST_F(TakeoverTest, AKilledLeaderIsReplacedAndNothingIsLost) {
