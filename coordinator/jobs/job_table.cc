@@ -15,16 +15,6 @@
 #include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
-namespace {
-
-constexpr absl::Duration kRequestsKept = absl::Hours(24);
-
-absl::Status UnknownJob(const std::string& id) {
-  return WithReason(absl::NotFoundError(absl::StrCat("no job \"", id, "\"; `rlhfctl list` names those there are")),
-                    v1::UNKNOWN_JOB);
-}
-
-}  // namespace
 
 std::unique_ptr<Jobs> MakeJobs(const JobsDeps& deps) {
   return std::make_unique<JobTable>(deps);
@@ -59,6 +49,11 @@ absl::Status JobTable::Recover() {
     if (!IsTerminalState(jobs_.at(id).job.state())) deps_.loop->Post([this, id] { Admit(id); });
   }
   return absl::OkStatus();
+}
+
+absl::Status JobTable::UnknownJob(const std::string& id) {
+  return WithReason(absl::NotFoundError(absl::StrCat("no job \"", id, "\"; `rlhfctl list` names those there are")),
+                    v1::UNKNOWN_JOB);
 }
 
 JobTable::Entry* JobTable::FindEntry(const std::string& job_id) {

@@ -45,6 +45,9 @@ class JobTable final : public Jobs, private JobHost {
     bool admissible = false;         // durable, and waits for its turn where it has no driver
   };
 
+  static constexpr absl::Duration kRequestsKept = absl::Hours(24);
+  static absl::Status UnknownJob(const std::string& id);
+
   // JobHost.
   const JobsDeps& deps() const override { return deps_; }
   v1::Job* Find(const std::string& job_id) override;

@@ -16,12 +16,6 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kDefaultPage = 100;
-constexpr absl::Duration kRequestsKept = absl::Hours(24);
-
-absl::Status UnknownJob(const std::string& id) {
-  return WithReason(absl::NotFoundError(absl::StrCat("no job \"", id, "\"; `rlhfctl list` names those there are")),
-                    v1::UNKNOWN_JOB);
-}
 
 std::string RequestKey(const std::string& subject, const std::string& request_id) {
   return absl::StrCat(subject, "/SubmitJob/", request_id);
