@@ -10,11 +10,6 @@ namespace {
 
 constexpr absl::Duration kYieldPatience = absl::Seconds(30);
 
-// Every checkpoint of a job by step: the one before, should the newest be damaged.
-std::string CheckpointKey(const std::string& job_id, int64_t step) {
-  return KeyOf(CheckpointPrefix(job_id), {static_cast<uint64_t>(step)});
-}
-
 }  // namespace
 
 std::unique_ptr<Driver> MakeTrainingDriver(JobHost* host, const std::string& job_id) {
@@ -162,13 +157,7 @@ void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request
   const absl::StatusOr<v1::Artifact> artifact = deps().artifacts->Resolve(request.digest(), row->spec().project());
   if (!artifact.ok()) return done(artifact.status());
   WriteBatch batch;
-  batch.Put(Table::kMeta, CheckpointKey(job_id_, request.step()), request.digest());
-  if (request.step() > row->checkpoint_step()) {
-    // The one before stays something to fall back to; only where both are damaged does the job go behind that one.
-    deps().sampling->Settle(job_id_, row->checkpoint_step(), &batch);
-    row->set_checkpoint(request.digest());
-    row->set_checkpoint_step(request.step());
-  }
+  checkpoints_.Add(request.step(), request.digest(), &batch);
   const bool leave = leaving() && request.step() >= row->step();
   host_->CommitThen(job_id_, std::move(batch),
                     [this, host = host_, job_id = job_id_, loop = deps().loop, leave,
@@ -200,24 +189,8 @@ void TrainingDriver::FinishTraining(const v1::FinishTrainingRequest& request, Do
 }
 
 void TrainingDriver::GoBackACheckpoint(const std::string& why, Done<v1::FailTrainingResponse> done) {
-  v1::Job* row = job();
-  int64_t step = 0;
-  std::string digest;
-  for (int64_t before = row->checkpoint_step() - 1; before > 0 && digest.empty(); --before) {
-    const absl::StatusOr<std::string> found = deps().store->Get(Table::kMeta, CheckpointKey(job_id_, before));
-    if (!found.ok()) continue;
-    step = before;
-    digest = *found;
-  }
   WriteBatch batch;
-  batch.Erase(Table::kMeta, CheckpointKey(job_id_, row->checkpoint_step()));
-  host_->AppendMessage(
-      row,
-      absl::StrCat("the checkpoint of step ", row->checkpoint_step(), " is damaged (", why, "): ",
-                   digest.empty() ? "training begins anew" : absl::StrCat("going back to the one of step ", step)),
-      &batch);
-  row->set_checkpoint(digest);
-  row->set_checkpoint_step(step);
+  checkpoints_.DropNewest(why, &batch);
   deps().groups->Break(job_id_, "its checkpoint is damaged");
   host_->CommitThen(job_id_, std::move(batch), [done = std::move(done)](absl::Status status) mutable {
     if (!status.ok()) return done(status);
@@ -265,15 +238,6 @@ void TrainingDriver::Tick() {
   if (!yields_to_.empty() && between_steps() && deps().loop->clock().Now() - yields_since_ > kYieldPatience) Yield();
 }
 
-bool TrainingDriver::checkpoint_due() const {
-  const v1::Job& row = *job();
-  const v1::JobSpec& spec = row.spec();
-  const int every = spec.has_ppo()   ? spec.ppo().checkpoint_every()
-                    : spec.has_sft() ? spec.sft().checkpoint_every()
-                                     : spec.reward_model().checkpoint_every();
-  return row.step() > row.checkpoint_step() && (leaving() || (every > 0 && row.step() % every == 0));
-}
-
 void TrainingDriver::Describe(JobFacts* facts) {
   const LearnerGroups::Situation situation = deps().groups->SituationOf(job_id_);
   LearnerFacts& learners = facts->learners;
@@ -289,7 +253,7 @@ void TrainingDriver::Describe(JobFacts* facts) {
   learners.yielding = !yields_to_.empty();
   learners.yields_to = yields_to_;
   learners.since = situation.since;
-  facts->checkpointing = situation.formed && !between_steps() && checkpoint_due();
+  facts->checkpointing = situation.formed && !between_steps() && checkpoints_.due(leaving());
 }
 
 }  // namespace rlhf::coordinator

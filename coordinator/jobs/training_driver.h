@@ -4,13 +4,15 @@
 
 #include <string>
 
+#include "coordinator/jobs/checkpoint_chain.h"
 #include "coordinator/jobs/driver.h"
 
 namespace rlhf::coordinator {
 
 class TrainingDriver : public Driver, protected TrainingListener {
  public:
-  TrainingDriver(JobHost* host, std::string job_id) : host_(host), job_id_(std::move(job_id)) {}
+  TrainingDriver(JobHost* host, std::string job_id)
+      : host_(host), job_id_(std::move(job_id)), checkpoints_(host_, job_id_) {}
 
   void Start() override;
   void Stop(WriteBatch* batch) override;
@@ -37,7 +39,6 @@ class TrainingDriver : public Driver, protected TrainingListener {
   virtual bool leaves_when_paused() const { return true; }
   // Whether its ranks wait for samples, so that no end of a step is near.
   virtual bool between_steps() const { return false; }
-  bool checkpoint_due() const;
   // What every assignment of this job has, from the job's row.
   v1::GroupAssignment Assignment(uint64_t epoch) const;
   // The result was durable before a restart and only the job's end was not: ends it.
@@ -52,6 +53,7 @@ class TrainingDriver : public Driver, protected TrainingListener {
 
   JobHost* const host_;
   const std::string job_id_;
+  CheckpointChain checkpoints_;
   bool grouped_ = false;
   bool enrolled_ = false;
   bool pausing_ = false;

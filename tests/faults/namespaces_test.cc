@@ -88,9 +88,7 @@ class NetworkNamespaces : public testing::Test {
         absl::Seconds(20), [&] { return service_->Ctl("workers cordon " + instance + undo, "admin.json").code == 0; },
         absl::StrCat("cordon ", instance, undo));
   }
-  int Committed(const std::string& learner) const {
-    return static_cast<int>(CommitsSeenBy(*service_, learner).size());
-  }
+  int Committed(const std::string& learner) const { return static_cast<int>(CommitsSeenBy(*service_, learner).size()); }
 
   Namespaces net_;
   std::unique_ptr<LocalService> service_;

@@ -1,0 +1,28 @@
+// A job's checkpoints, the newest in the job's row and every one in a row of its own: the one before takes the newest's
+// place should that be damaged. Loop thread only.
+#pragma once
+
+#include <string>
+
+#include "coordinator/jobs/driver.h"
+
+namespace rlhf::coordinator {
+
+class CheckpointChain {
+ public:
+  CheckpointChain(JobHost* host, std::string job_id) : host_(host), job_id_(std::move(job_id)) {}
+
+  // A published artifact of the state after a step. One of an older step than the newest is only kept to fall back to.
+  void Add(int64_t step, const std::string& digest, WriteBatch* batch);
+  // The newest cannot be read, and why: the one before is the newest now. With none left, training begins anew.
+  void DropNewest(const std::string& why, WriteBatch* batch);
+  // Whether the state after the newest step is to be saved: as often as the specification says, and when the job is
+  // leaving its learners.
+  bool due(bool leaving) const;
+
+ private:
+  JobHost* const host_;
+  const std::string job_id_;
+};
+
+}  // namespace rlhf::coordinator
