@@ -290,8 +290,7 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
       });
       if (!status.ok()) return done(status);
     }
-    for (const std::string& prefix :
-         {CommittedStepPrefix(id), CheckpointPrefix(id), absl::StrCat("monitor/", id, "/")}) {
+    for (const std::string& prefix : {CommittedStepPrefix(id), CheckpointPrefix(id), MonitorStepPrefix(id)}) {
       const absl::Status status =
           deps_.store->Scan(Table::kMeta, prefix, [&](absl::string_view key, absl::string_view) {
             batch.Erase(Table::kMeta, std::string(key));

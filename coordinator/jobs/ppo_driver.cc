@@ -9,19 +9,14 @@
 #include "common/failpoint.h"
 #include "common/log.h"
 #include "common/status_util.h"
-#include "coordinator/jobs/monitor.h"
+#include "coordinator/jobs/committed_steps.h"
+#include "coordinator/jobs/step_watch.h"
 #include "coordinator/jobs/training_driver.h"
 
 namespace rlhf::coordinator {
 namespace {
 
 constexpr int kRefusalsInARow = 3;
-constexpr int kPage = 1000;
-
-// What was committed, beyond the job's own row: a replay is compared with them.
-std::string StepKey(const std::string& job_id, int64_t step) {
-  return KeyOf(CommittedStepPrefix(job_id), {static_cast<uint64_t>(step)});
-}
 
 class PpoDriver final : public TrainingDriver, public SamplingListener {
  public:
@@ -29,23 +24,10 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
 
   void Start() override {
     if (FinishedBefore()) return;
-    const absl::Status read =
-        deps().store->Scan(Table::kMeta, CommittedStepPrefix(job_id_), [&](absl::string_view, absl::string_view value) {
-          v1::CommittedStep step;
-          step.ParseFromArray(value.data(), static_cast<int>(value.size()));
-          steps_[step.step()] = std::move(step);
-          return true;
-        });
-    if (!read.ok()) return host_->Fail(job_id_, "STORE", std::string(read.message()));
-    replay_through_ = newest() > job()->version().step() ? newest() : 0;
-    monitor_ = std::make_unique<Monitor>(spec().monitor());
-    (void)deps().store->Scan(Table::kMeta, absl::StrCat("monitor/", job_id_, "/"),
-                             [&](absl::string_view, absl::string_view value) {
-                               v1::MonitorStep seen;
-                               seen.ParseFromArray(value.data(), static_cast<int>(value.size()));
-                               (void)monitor_->Add(seen);
-                               return true;
-                             });
+    if (const absl::Status read = steps_.Restore(deps().store); !read.ok())
+      return host_->Fail(job_id_, "STORE", std::string(read.message()));
+    replay_through_ = steps_.newest() > job()->version().step() ? steps_.newest() : 0;
+    watch_ = std::make_unique<StepWatch>(job_id_, spec().monitor(), deps().store);
     const v1::Job& row = *job();
     LoadPrompts(deps(), Resolved(row, row.spec().ppo().prompts()), true, row.spec().seed(), 0,
                 [host = host_, job_id = job_id_, this](auto prompts) {
@@ -140,8 +122,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   };
 
   const v1::PpoSpec& spec() const { return job()->spec().ppo(); }
-  int64_t newest() const { return steps_.empty() ? 0 : steps_.rbegin()->first; }  // step that was ever committed
-  // The step's row; what a replay that ended otherwise makes void is removed.
+  // The newest step now; what a replay that ended otherwise makes void is removed.
   void RecordStep(const v1::CommitStepRequest& request, WriteBatch* batch);
 
   void Begin(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
@@ -244,9 +225,9 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   std::vector<v1::Alert> Watch(int64_t step, v1::MetricPoint* point, WriteBatch* batch);
 
   bool begun_ = false, paused_ = false, assigning_ = false;
-  std::unique_ptr<Monitor> monitor_;
+  std::unique_ptr<StepWatch> watch_;
   std::string weights_address_;
-  std::map<int64_t, v1::CommittedStep> steps_;  // every step that was committed, also those rolled back since
+  CommittedSteps steps_{job_id_};
   int64_t replay_through_ = 0;
   int refusals_ = 0;
   std::list<Waiter> waiters_;
@@ -266,8 +247,7 @@ v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_
     replay_through_ = std::max(replay_through_, committed);
     deps().sampling->Rollback(job_id_, row->checkpoint_step(), &batch);
     row->mutable_version()->set_step(row->checkpoint_step());
-    row->mutable_version()->set_digest(row->checkpoint_step() == 0 ? ""
-                                                                   : steps_[row->checkpoint_step()].weights_digest());
+    row->mutable_version()->set_digest(steps_.WeightsDigest(row->checkpoint_step()));
     row->set_step(row->checkpoint_step());
     host_->AppendMessage(
         row,
@@ -370,43 +350,26 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
 }
 
 std::vector<v1::Alert> PpoDriver::Watch(int64_t step, v1::MetricPoint* point, WriteBatch* batch) {
-  std::vector<v1::Sample> read;  // after a restart in the middle of the step, its batch is only in the store
-  if (batch_ == nullptr || batch_step_ != step) {
-    std::string after;
-    do {
-      std::string next;
-      absl::StatusOr<std::vector<v1::SampleView>> page = deps().sampling->List(job_id_, step, after, kPage, &next);
-      if (!page.ok()) return {};
-      for (v1::SampleView& view : *page) {
-        if (view.row().state() == v1::TRAINED || view.row().state() == v1::ASSIGNED)
-          read.push_back(std::move(*view.mutable_sample()));
-      }
-      after = next;
-    } while (!after.empty());
+  std::vector<v1::Alert> alarms;
+  if (batch_ != nullptr && batch_step_ == step) {
+    alarms = watch_->Add(step, *batch_, point, batch);
+  } else {
+    // After a restart in the middle of the step, its batch is only in the store.
+    const absl::StatusOr<std::vector<v1::Sample>> read = ReadBatch(deps().sampling, job_id_, step);
+    if (!read.ok()) return {};
+    alarms = watch_->Add(step, *read, point, batch);
   }
-  const auto kl = point->values().find("kl");
-  const v1::MonitorStep seen =
-      ObserveStep(step, read.empty() && batch_ != nullptr ? *batch_ : read,
-                  kl == point->values().end() ? 0 : kl->second, monitor_->outside_deviations());
-  for (const auto& [name, value] : seen.values())
-    point->mutable_values()->insert({absl::StrCat("monitor/", name), value});
-  batch->Put(Table::kMeta, KeyOf(absl::StrCat("monitor/", job_id_, "/"), {static_cast<uint64_t>(step)}),
-             seen.SerializeAsString());
-  std::vector<v1::Alert> alarms = monitor_->Add(seen);
   for (const v1::Alert& alarm : alarms) host_->AppendAlert(job(), alarm, batch);
-  point->mutable_values()->insert({"monitor/alarms", static_cast<double>(alarms.size())});
   return alarms;
 }
 
 void PpoDriver::RecordStep(const v1::CommitStepRequest& request, WriteBatch* batch) {
   v1::Job* row = job();
   const int64_t step = request.step();
-  const auto known = steps_.find(step);
-  if (known != steps_.end() && known->second.weights_digest() != request.weights_digest() && step <= replay_through_) {
+  if (step <= replay_through_ && steps_.EndedOtherwise(step, request.weights_digest())) {
     // Other bytes than the run this one replaces: what came after it is another history now.
     row->mutable_version()->set_lineage(row->version().lineage() + 1);
-    for (auto later = std::next(known); later != steps_.end(); later = steps_.erase(later))
-      batch->Erase(Table::kMeta, StepKey(job_id_, later->first));
+    steps_.ForgetAfter(step, batch);
     replay_through_ = step;
     host_->AppendMessage(row,
                          absl::StrCat("the replay of step ", step, " ended with other weights than before: lineage ",
@@ -417,17 +380,7 @@ void PpoDriver::RecordStep(const v1::CommitStepRequest& request, WriteBatch* bat
   row->mutable_version()->set_digest(request.weights_digest());
   row->set_step(step);
   if (!request.numerics().empty()) row->set_numerics(request.numerics());
-  v1::CommittedStep& stored = steps_[step];
-  stored.set_step(step);
-  stored.set_lineage(row->version().lineage());
-  stored.set_weights_digest(request.weights_digest());
-  stored.set_state_digest(request.state_digest());
-  stored.set_metrics_digest(request.metrics_digest());
-  stored.set_batch_digest(request.batch_digest());
-  stored.set_world_size(request.world_size());
-  stored.set_epoch(request.epoch());
-  stored.set_commits(stored.commits() + 1);
-  batch->Put(Table::kMeta, StepKey(job_id_, step), stored.SerializeAsString());
+  steps_.Record(request, row->version().lineage(), batch);
 }
 
 void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) {

@@ -13,5 +13,9 @@ inline std::string CommittedStepPrefix(const std::string& job_id) {
 inline std::string CheckpointPrefix(const std::string& job_id) {
   return "checkpoint/" + job_id + "/";
 }
+// rlhf.v1.MonitorStep.
+inline std::string MonitorStepPrefix(const std::string& job_id) {
+  return "monitor/" + job_id + "/";
+}
 
 }  // namespace rlhf::coordinator

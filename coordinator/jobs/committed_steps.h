@@ -1,0 +1,36 @@
+// Every step of a PPO job that was ever committed, those rolled back since too: what a replay is compared with. A row
+// of rlhf.v1.CommittedStep each. Not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "coordinator/store/state_store.h"
+#include "rlhf/v1/learner_service.pb.h"
+#include "rlhf/v1/state.pb.h"
+
+namespace rlhf::coordinator {
+
+class CommittedSteps {
+ public:
+  explicit CommittedSteps(std::string job_id) : job_id_(std::move(job_id)) {}
+
+  absl::Status Restore(StateStore* store);  // from the rows; the store's error
+  int64_t newest() const { return steps_.empty() ? 0 : steps_.rbegin()->first; }
+  std::string WeightsDigest(int64_t step) const;  // empty: never committed
+  // Whether the step was committed before, with other weights.
+  bool EndedOtherwise(int64_t step, const std::string& weights_digest) const;
+  // The step, as it was committed now under a lineage.
+  void Record(const v1::CommitStepRequest& request, uint64_t lineage, WriteBatch* batch);
+  // What came after the step belongs to a history that was replaced.
+  void ForgetAfter(int64_t step, WriteBatch* batch);
+
+ private:
+  const std::string job_id_;
+  std::map<int64_t, v1::CommittedStep> steps_;
+};
+
+}  // namespace rlhf::coordinator

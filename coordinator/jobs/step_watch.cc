@@ -1,0 +1,54 @@
+#include "coordinator/jobs/step_watch.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_util.h"
+#include "coordinator/store/keys.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+constexpr int kSamplesAPage = 1000;
+
+}  // namespace
+
+StepWatch::StepWatch(std::string job_id, const v1::MonitorSpec& spec, StateStore* store)
+    : job_id_(std::move(job_id)), monitor_(spec) {
+  (void)store->Scan(Table::kMeta, MonitorStepPrefix(job_id_), [&](absl::string_view, absl::string_view value) {
+    v1::MonitorStep seen;
+    seen.ParseFromArray(value.data(), static_cast<int>(value.size()));
+    (void)monitor_.Add(seen);
+    return true;
+  });
+}
+
+std::vector<v1::Alert> StepWatch::Add(int64_t step, const std::vector<v1::Sample>& batch, v1::MetricPoint* point,
+                                      WriteBatch* writes) {
+  const auto kl = point->values().find("kl");
+  const v1::MonitorStep seen =
+      ObserveStep(step, batch, kl == point->values().end() ? 0 : kl->second, monitor_.outside_deviations());
+  for (const auto& [name, value] : seen.values())
+    point->mutable_values()->insert({absl::StrCat("monitor/", name), value});
+  writes->Put(Table::kMeta, KeyOf(MonitorStepPrefix(job_id_), {static_cast<uint64_t>(step)}), seen.SerializeAsString());
+  std::vector<v1::Alert> alarms = monitor_.Add(seen);
+  point->mutable_values()->insert({"monitor/alarms", static_cast<double>(alarms.size())});
+  return alarms;
+}
+
+absl::StatusOr<std::vector<v1::Sample>> ReadBatch(Sampling* sampling, const std::string& job_id, int64_t step) {
+  std::vector<v1::Sample> batch;
+  std::string after;
+  do {
+    std::string next;
+    RLHF_ASSIGN_OR_RETURN(std::vector<v1::SampleView> page, sampling->List(job_id, step, after, kSamplesAPage, &next));
+    for (v1::SampleView& view : page) {
+      if (view.row().state() == v1::TRAINED || view.row().state() == v1::ASSIGNED)
+        batch.push_back(std::move(*view.mutable_sample()));
+    }
+    after = next;
+  } while (!after.empty());
+  return batch;
+}
+
+}  // namespace rlhf::coordinator

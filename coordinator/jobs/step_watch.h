@@ -1,0 +1,31 @@
+// A PPO job's monitor together with what it saw, a row of rlhf.v1.MonitorStep a step: it goes on where it was after a
+// restart. Not thread-safe.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "coordinator/jobs/monitor.h"
+#include "coordinator/sampling.h"
+#include "coordinator/store/state_store.h"
+
+namespace rlhf::coordinator {
+
+class StepWatch {
+ public:
+  // Reads what was seen of the job before; what cannot be read was not seen.
+  StepWatch(std::string job_id, const v1::MonitorSpec& spec, StateStore* store);
+
+  // What a committed step's batch says goes to its metrics and rows; returns its alarms, for the job's events.
+  std::vector<v1::Alert> Add(int64_t step, const std::vector<v1::Sample>& batch, v1::MetricPoint* point,
+                             WriteBatch* writes);
+
+ private:
+  const std::string job_id_;
+  Monitor monitor_;
+};
+
+// The samples of a step that was assigned or trained, in issue order, from the store; the store's error.
+absl::StatusOr<std::vector<v1::Sample>> ReadBatch(Sampling* sampling, const std::string& job_id, int64_t step);
+
+}  // namespace rlhf::coordinator
