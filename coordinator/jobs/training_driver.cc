@@ -52,7 +52,7 @@ void TrainingDriver::Withdraw() {
 }
 
 void TrainingDriver::SetPaused(bool paused, WriteBatch* batch) {
-  pausing_ = paused;
+  withdraws_ = paused;
   if (paused && !grouped_) {
     Withdraw();
   } else if (!paused) {
@@ -119,9 +119,9 @@ void TrainingDriver::OnGroupLost(const std::string& job_id, const std::string& w
   waiting_since_ = deps().loop->clock().Now();
   WriteBatch batch;
   host_->AppendMessage(
-      row, absl::StrCat("the learner group broke: ", why, pausing_ ? "; the job is paused" : "; forming it again"),
+      row, absl::StrCat("the learner group broke: ", why, withdraws_ ? "; the job is paused" : "; forming it again"),
       &batch);
-  if (pausing_) Withdraw();
+  if (withdraws_) Withdraw();
   host_->Commit(job_id_, std::move(batch));
 }
 
@@ -217,7 +217,7 @@ void TrainingDriver::OnYield(const std::string&, const std::string& to) {
 
 void TrainingDriver::Yield() {
   v1::Job* row = job();
-  if (pausing_) {
+  if (withdraws_) {
     yields_to_.clear();
     return Withdraw();
   }

@@ -47,7 +47,7 @@ class TrainingDriver : public Driver, protected TrainingListener {
   void Enroll();                                       // asks for a learner group
   void Withdraw();                                     // asks for none any more; members find that their epoch is over
   void RunsIfGrouped(WriteBatch* batch);  // a job whose group formed while it was paused, when the pause ends
-  bool leaving() const { return pausing_ || !yields_to_.empty(); }
+  bool leaving() const { return withdraws_ || !yields_to_.empty(); }
   v1::Job* job() const { return host_->Find(job_id_); }
   const JobsDeps& deps() const { return host_->deps(); }
 
@@ -56,7 +56,7 @@ class TrainingDriver : public Driver, protected TrainingListener {
   CheckpointChain checkpoints_;
   bool grouped_ = false;
   bool enrolled_ = false;
-  bool pausing_ = false;
+  bool withdraws_ = false;  // for a pause, at the end of the step, and stays away until it ends
   std::string yields_to_;  // the job that is to have its learners at the end of the step
   absl::Duration yields_since_ = absl::ZeroDuration();
   absl::Duration waiting_since_ = absl::ZeroDuration();
