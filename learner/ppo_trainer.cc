@@ -290,7 +290,7 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
   }
   result.metrics["learning_rate"] = rate;
   kl_->Update(before.kl, static_cast<int64_t>(batch.size()));
-  result.committed_locally = true;
+  result.trained = true;
   if (spec().early_stop().max_kl() > 0 && before.kl > spec().early_stop().max_kl()) {
     result.stop = true;
     result.stop_reason = absl::StrCat("the KL from the reference is ", before.kl,

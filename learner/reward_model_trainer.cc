@@ -247,7 +247,7 @@ absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::
     return result;
   }
   model_->Step(norm);
-  result.committed_locally = true;
+  result.trained = true;
   result.metrics = {{"loss", sums[0]},
                     {"accuracy", sums[1] / pairs},
                     {"learning_rate", rate},

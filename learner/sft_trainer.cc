@@ -58,7 +58,7 @@ absl::StatusOr<StepResult> SftTrainer::RunStep(int64_t step, const std::vector<v
   }
   policy_->Step(norm);
   last_loss_ = sums[0];
-  result.committed_locally = true;
+  result.trained = true;
   result.metrics = {{"loss", sums[0]}, {"learning_rate", rate}, {"grad_norm", norm}, {"tokens", tokens}};
   return result;
 }

@@ -25,8 +25,8 @@ struct TrainerInputs {
 };
 
 struct StepResult {
-  bool committed_locally =
-      false;  // false: refused by vote (a non-finite loss or gradient on some rank); weights are as before the step
+  // False: refused by vote (a non-finite loss or gradient on some rank); weights are as before the step.
+  bool trained = false;
   std::string refusal;                    // why, when refused
   std::map<std::string, double> metrics;  // equal on all ranks: "loss/policy", "kl", "reward/mean", …
   bool stop = false;                      // early stop: this was the last step

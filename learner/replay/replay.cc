@@ -70,7 +70,7 @@ absl::StatusOr<int64_t> ReplayRank(const Recording& recording, Collective* colle
     for (const v1::Sample& sample : samples) lines.push_back(artifact::BatchLine(sample));
     RLHF_RETURN_IF_ERROR(Compare(step, "batch", committed.batch_digest(), artifact::BatchDigest(lines)));
     RLHF_ASSIGN_OR_RETURN(const StepResult result, trainer->RunStep(step, samples));
-    if (!result.committed_locally)
+    if (!result.trained)
       return absl::DataLossError(absl::StrCat("step ", step, " was committed, now it is refused: ", result.refusal));
     RLHF_RETURN_IF_ERROR(Compare(step, "weights", committed.weights_digest(), model::WeightsDigest(trainer->model())));
     RLHF_RETURN_IF_ERROR(Compare(step, "metrics", committed.metrics_digest(), MetricsDigest(result.metrics)));

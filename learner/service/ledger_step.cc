@@ -56,8 +56,8 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
   RLHF_FAILPOINT("learner/before_step");
   RLHF_ASSIGN_OR_RETURN(StepResult result, trainer_->RunStep(step, batch));
   const absl::Time trained = absl::Now();
-  *advanced = result.committed_locally;
-  if (!result.committed_locally) {
+  *advanced = result.trained;
+  if (!result.trained) {
     spdlog::warn("step {} was refused: {}", step, result.refusal);
     if (group.rank() == 0) run_metrics_.Refused();
     step_log_.Refused(group, step, result.refusal);

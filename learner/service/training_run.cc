@@ -250,7 +250,7 @@ absl::Status TrainingRun::TrainSteps(const v1::GroupAssignment& group) {
 
 absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64_t step) {
   RLHF_ASSIGN_OR_RETURN(StepResult result, trainer_->RunStep(step, {}));
-  if (!result.committed_locally) {
+  if (!result.trained) {
     // The same data would give the same result: there is no other batch to try.
     return absl::FailedPreconditionError(absl::StrCat("step ", step, " was refused: ", result.refusal));
   }

@@ -143,7 +143,7 @@ TEST(GroupTest, RanksAndMicroBatchesDoNotChangeTheResult) {
       (*trainer)->SetCollective(group);
       for (int64_t step = 1; step <= 3; ++step) {
         const auto result = (*trainer)->RunStep(step, {});
-        if (!result.ok() || !result->committed_locally) return 2;
+        if (!result.ok() || !result->trained) return 2;
       }
       if (group->rank() == 0 && !MakeDirs(dir.File(out)).ok()) return 3;
       return (*trainer)->Finish(dir.File(out)).ok() ? 0 : 4;

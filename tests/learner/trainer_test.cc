@@ -96,7 +96,7 @@ TEST_F(TrainerTest, SftLearnsItsData) {
   for (int64_t step = 1; step <= 30; ++step) {
     const auto result = (*trainer)->RunStep(step, {});
     ASSERT_TRUE(result.ok()) << result.status();
-    ASSERT_TRUE(result->committed_locally);
+    ASSERT_TRUE(result->trained);
     last = result->metrics.at("loss");
     if (step == 1) first = last;
   }
@@ -138,7 +138,7 @@ TEST_F(TrainerTest, PpoRaisesItsReward) {
   for (int64_t step = 1; step <= 12; ++step) {
     const auto result = (*trainer)->RunStep(step, Rollouts((*trainer)->model(), step, 256, 100));
     ASSERT_TRUE(result.ok()) << result.status();
-    ASSERT_TRUE(result->committed_locally) << result->refusal;
+    ASSERT_TRUE(result->trained) << result->refusal;
     EXPECT_LE(result->metrics.at("first_minibatch_ratio_error"), 1e-4);
     EXPECT_LE(std::abs(result->metrics.at("mismatch_kl")), 1e-6);
     EXPECT_GE(result->metrics.at("clip_ratio"), 0);
@@ -185,7 +185,7 @@ TEST_F(TrainerTest, ANonFiniteBatchIsRefusedAndLeavesNothing) {
   batch[3].mutable_score()->set_total(std::nan(""));
   const auto result = (*trainer)->RunStep(1, batch);
   ASSERT_TRUE(result.ok()) << result.status();
-  EXPECT_FALSE(result->committed_locally);
+  EXPECT_FALSE(result->trained);
   EXPECT_THAT(result->refusal, HasSubstr("not finite"));
   EXPECT_EQ(model::WeightsDigest((*trainer)->model()), before);
   batch[3].mutable_score()->set_total(0);
@@ -232,7 +232,7 @@ TEST_F(TrainerTest, ALoraPolicyTrainsItsAdaptersAgainstItsOwnBase) {
     for (v1::Sample& sample : batch) sample.mutable_score()->clear_reference_log_probs();
     const auto result = (*trainer)->RunStep(step, batch);
     ASSERT_TRUE(result.ok()) << result.status();
-    ASSERT_TRUE(result->committed_locally) << result->refusal;
+    ASSERT_TRUE(result->trained) << result->refusal;
     kl = result->metrics.at("kl");
     if (step == 1) {
       EXPECT_NEAR(kl, 0, 1e-5);  // fresh adapters are the base
@@ -368,7 +368,7 @@ TEST_F(TrainerTest, EveryCriterionHasAHeadOfItsOwn) {
   for (int64_t step = 1; step <= (*trainer)->total_steps(); ++step) {
     const auto result = (*trainer)->RunStep(step, {});
     ASSERT_TRUE(result.ok()) << result.status();
-    ASSERT_TRUE(result->committed_locally) << result->refusal;
+    ASSERT_TRUE(result->trained) << result->refusal;
   }
   const std::string out = dir_.File("reward");
   ASSERT_TRUE(MakeDirs(out).ok());
