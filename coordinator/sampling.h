@@ -43,7 +43,12 @@ struct SamplingPlan {
 class SamplingListener {
  public:
   virtual ~SamplingListener() = default;
-  // Every sample of the step is scored (durably). Also called after AddJob for restored steps that are complete.
+  // Every sample of the step is scored. Also called after AddJob for restored steps that are complete.
+  //
+  // By memory: the rows of the newest scores may be on their way to the disk still. Nothing is lost or repeated by that
+  // as long as a listener lets nothing out before a commit of its own, which the store makes durable after those rows
+  // or fails with them; after a crash in between the samples are scored again, and nobody has seen the first scores.
+  // What it reads from rows (List) must wait for such a commit too.
   virtual void OnStepScored(const std::string& job_id, int64_t step) = 0;
   // A sample spent its attempts or failed for good.
   virtual void OnSampleFailed(const std::string& job_id, const v1::SampleRow& row) = 0;

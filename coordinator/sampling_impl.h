@@ -168,7 +168,8 @@ class SamplingImpl final : public Sampling {
   absl::StatusOr<v1::Sample> CachedSample(ActiveJob& job, const v1::SampleRow& row);
   // Out of the cache: a batch is handed out once, and again only to a group that formed anew.
   absl::StatusOr<v1::Sample> TakeSample(ActiveJob& job, const v1::SampleRow& row);
-  // Commits and, once durable, announces steps that became complete and serves workers that wait.
+  // Commits and, once durable, announces steps that are complete by now (see SamplingListener) and serves workers that
+  // wait.
   void Write(const std::string& job_id, WriteBatch batch);
   void AfterDurable(const std::string& job_id);
   // Answers what was asked once it is durable; the jobs go on.

@@ -55,9 +55,9 @@ class StateStore {
  public:
   using Committed = absl::AnyInvocable<void(absl::Status)>;
   virtual ~StateStore() = default;
-  // Enqueues; `done` runs on the store's thread once the batch (and every earlier one) is durable. Writes within 5 ms
-  // share a transaction. Unavailable (reason STORE_UNAVAILABLE) on a full or failing disk: nothing of the batch was
-  // kept, and every later Commit fails alike until the store is opened anew.
+  // Enqueues; `done` runs on the store's thread once the batch (and every earlier one) is durable. Writes that come
+  // together share a transaction. Unavailable (reason STORE_UNAVAILABLE) on a full or failing disk: nothing of the
+  // batch was kept, and every later Commit fails alike until the store is opened anew.
   virtual void Commit(WriteBatch batch, Committed done) = 0;
   absl::Status CommitAndWait(WriteBatch batch);
   // Whether the outcome of every batch handed to Commit so far is settled: rows are then what memory says they are.
