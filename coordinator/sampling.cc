@@ -108,7 +108,9 @@ void SamplingImpl::RemoveJob(const std::string& job_id) {
 
 void SamplingImpl::SetPaused(const std::string& job_id, bool paused) {
   if (ActiveJob* job = Find(job_id)) job->paused = paused;
-  ServeWaiters();
+  // Not at once: the caller may have issued samples whose rows it has not committed yet, and theirs come before a
+  // lease.
+  ServeSoon();
 }
 
 void SamplingImpl::CancelOpen(const std::string& job_id, WriteBatch* batch) {

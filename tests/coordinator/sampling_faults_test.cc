@@ -146,6 +146,26 @@ TEST_F(SamplingFaults, TheSameBytesGetTheSameAnswerOtherBytesNone) {
   ExpectAllAccountedFor();
 }
 
+// A driver issues samples and says that they may be leased before it commits the batch with their rows.
+TEST_F(SamplingFaults, ALeaseIsWrittenAfterTheSamplesItTakes) {
+  v1::LeasePromptsRequest request;
+  request.set_session_id(Register("waiting"));
+  request.set_max_samples(4);
+  request.set_wait_ms(10'000);
+  int leased = 0;
+  sampling_->LeasePrompts(request, [&](absl::StatusOr<v1::LeasePromptsResponse> response) {
+    if (response.ok()) leased = response->leases_size();
+  });
+  loop_.Run();
+  WriteBatch batch;
+  sampling_->IssueStep("job", 1, 0, 2, &batch);
+  sampling_->SetPaused("job", false);
+  ASSERT_TRUE(store_.CommitAndWait(std::move(batch)).ok());
+  loop_.Run();
+  EXPECT_EQ(leased, 2);
+  ExpectAllAccountedFor();  // by their rows, too
+}
+
 TEST_F(SamplingFaults, ALateResultIsFenced) {
   const std::string slow = Register("slow");
   Issue(1, 1);
