@@ -304,7 +304,7 @@ void AddJobCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   list->callback([=, &connection] { *run = [=, &connection] { return List(connection, *stages); }; });
 
   const auto add = [&](const char* name, const char* help,
-                       std::function<int(const ConnectionFlags&, const std::string&)> fn) {
+                       const std::function<int(const ConnectionFlags&, const std::string&)>& fn) {
     auto* command = app.add_subcommand(name, help);
     command->add_option("job", *id, "Job id, or name (the newest of that name)")->required();
     command->callback([=, &connection] { *run = [=, &connection] { return fn(connection, *id); }; });

@@ -299,7 +299,7 @@ int VerifyAudit(const ConnectionFlags& connection, const OversightFlags& flags) 
 void AddOversightCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   const auto flags = std::make_shared<OversightFlags>();
   const auto add = [&](CLI::App* group, const char* name, const char* help,
-                       std::function<int(const ConnectionFlags&, const OversightFlags&)> fn) {
+                       const std::function<int(const ConnectionFlags&, const OversightFlags&)>& fn) {
     auto* command = group->add_subcommand(name, help);
     command->callback([=, &connection] { *run = [=, &connection] { return fn(connection, *flags); }; });
     return command;

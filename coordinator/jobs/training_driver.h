@@ -57,7 +57,7 @@ class TrainingDriver : public Driver, protected TrainingListener {
   bool grouped_ = false;
   bool enrolled_ = false;
   bool withdraws_ = false;  // for a pause, at the end of the step, and stays away until it ends
-  std::string yields_to_;  // the job that is to have its learners at the end of the step
+  std::string yields_to_;   // the job that is to have its learners at the end of the step
   absl::Duration yields_since_ = absl::ZeroDuration();
   absl::Duration waiting_since_ = absl::ZeroDuration();
 };
