@@ -164,7 +164,13 @@ void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request
                      done = std::move(done)](absl::Status status) mutable {
                       if (!status.ok()) return done(status);
                       done(v1::ReportCheckpointResponse());
-                      if (leave) YieldSoon(host, job_id, loop, this);
+                      if (!leave) return;
+                      loop->Post([this, host, job_id] {
+                        const v1::Job* current = host->Find(job_id);
+                        if (current == nullptr || IsTerminalState(current->state())) return;
+                        // A step that was reported meanwhile was answered with a call for a checkpoint of its own.
+                        if (current->step() <= current->checkpoint_step()) Yield();
+                      });
                     });
 }
 
