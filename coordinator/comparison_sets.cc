@@ -21,7 +21,7 @@ std::string LogKey(const std::string& project, const std::string& set) {
 
 // Everything but the rater's, into a new file. Returns its end, or the old end when there is nothing of the rater.
 absl::StatusOr<std::pair<v1::PayloadRef, int64_t>> Rewrite(const std::string& from, const std::string& to,
-                                                           v1::PayloadRef end, const std::string& rater) {
+                                                           const v1::PayloadRef& end, const std::string& rater) {
   RLHF_ASSIGN_OR_RETURN(const auto reader, ImportLogReader::Open(from, end.offset()));
   RLHF_ASSIGN_OR_RETURN(const auto writer, ImportLogWriter::Open(to, 0));
   v1::Comparison comparison;

@@ -22,7 +22,6 @@ bool Allowed(v1::SampleState from, v1::SampleState to) {
     case v1::LEASED:
       return from == v1::QUEUED;
     case v1::QUEUED:
-      return from == v1::LEASED;
     case v1::GENERATED:
       return from == v1::LEASED;
     case v1::SCORED:

@@ -78,7 +78,7 @@ class StandbyImpl final : public Standby {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Standby>> Standby::Start(const CoordinatorConfig& config, MetricsRegistry* metrics,
-                                                        std::function<std::string()> why) {
+                                                        const std::function<std::string()>& why) {
   auto standby = std::make_unique<StandbyImpl>(why);
   RLHF_RETURN_IF_ERROR(standby->Open(config, metrics));
   return standby;

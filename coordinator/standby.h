@@ -17,7 +17,7 @@ class Standby {
  public:
   // `why` is asked for each call; thread-safe. Unavailable when a listener's port is taken.
   static absl::StatusOr<std::unique_ptr<Standby>> Start(const CoordinatorConfig& config, MetricsRegistry* metrics,
-                                                        std::function<std::string()> why);
+                                                        const std::function<std::string()>& why);
   // Closes the listeners: their ports are free afterwards. Blocks.
   virtual ~Standby() = default;
   // host:port, with the ports that were bound.

@@ -125,11 +125,12 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsR
   void End(const absl::Status& written) {
     if (!written.ok()) return Abandon(written);
     sets_->EndImport(caller_.subject, session_, [this](absl::StatusOr<v1::ImportComparisonsResponse> result) {
-      if (result.ok()) {
+      const absl::Status status = result.status();
+      if (status.ok()) {
         CountComparisons(edge_, "import", static_cast<double>(result->imported()));
         *response_ = *std::move(result);
       }
-      Answer(result.status());
+      Answer(status);
     });
   }
   void Abandon(const absl::Status& status) {

@@ -48,7 +48,7 @@ class FleetService final : public v1::FleetService::CallbackService {
   grpc::ServerUnaryReactor* LeasePrompts(grpc::CallbackServerContext* context, const v1::LeasePromptsRequest* request,
                                          v1::LeasePromptsResponse* response) override {
     // Leases that nobody was there to receive go back at once instead of waiting for their expiry.
-    auto undelivered = [this, session = request->session_id()](v1::LeasePromptsResponse lost) {
+    auto undelivered = [this, session = request->session_id()](const v1::LeasePromptsResponse& lost) {
       v1::ReturnLeasesRequest back;
       back.set_session_id(session);
       for (const v1::PromptLease& lease : lost.leases()) {

@@ -85,18 +85,18 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
                                                                    " was used for another job: use a new one")),
                              v1::REQUEST_ID_REUSED));
     }
-    const std::string job_id(before.response());
     // Behind the first call's write in the store's order.
-    return deps_.store->Commit(WriteBatch(), [this, job_id, done = std::move(done)](absl::Status status) mutable {
-      if (!status.ok()) return done(status);
-      deps_.loop->Post([this, job_id, done = std::move(done)]() mutable {
-        const v1::Job* job = Find(job_id);
-        if (job == nullptr) return done(UnknownJob(job_id));
-        v1::SubmitJobResponse response;
-        *response.mutable_job() = *job;
-        done(std::move(response));
-      });
-    });
+    return deps_.store->Commit(WriteBatch(),
+                               [this, job_id = before.response(), done = std::move(done)](absl::Status status) mutable {
+                                 if (!status.ok()) return done(status);
+                                 deps_.loop->Post([this, job_id, done = std::move(done)]() mutable {
+                                   const v1::Job* job = Find(job_id);
+                                   if (job == nullptr) return done(UnknownJob(job_id));
+                                   v1::SubmitJobResponse response;
+                                   *response.mutable_job() = *job;
+                                   done(std::move(response));
+                                 });
+                               });
   }
   v1::JobSpec spec = request.spec();
   std::vector<v1::SpecProblem> problems = CompleteSpec(&spec);

@@ -44,7 +44,7 @@ LineageRows RowsOf(JobHost* host, const v1::Job& pipeline) {
 
 // The rest, once the card is an artifact.
 void Name(JobHost* host, const std::string& job_id, const v1::GateRow& gate, const std::string& card,
-          std::function<void(const absl::Status&)> done) {
+          const std::function<void(const absl::Status&)>& done) {
   const auto finish = [host, job_id, gate, card, done] {
     v1::Job* row = host->Find(job_id);
     if (row == nullptr) return;
@@ -91,7 +91,7 @@ bool IsPublished(const v1::Job& pipeline, const v1::GateRow& gate) {
 }
 
 void PublishPolicy(JobHost* host, const std::string& job_id, const v1::GateRow& gate,
-                   std::function<void(const absl::Status&)> done) {
+                   const std::function<void(const absl::Status&)>& done) {
   const JobsDeps& deps = host->deps();
   ModelCardInputs inputs;
   inputs.pipeline = *host->Find(job_id);

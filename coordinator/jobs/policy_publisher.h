@@ -13,6 +13,6 @@ bool IsPublished(const v1::Job& pipeline, const v1::GateRow& gate);
 // `done` runs on the loop. Doing it twice, after a restart in the middle, is harmless: the same card's bytes may differ
 // by their date only, and the alias points to the same policy.
 void PublishPolicy(JobHost* host, const std::string& job_id, const v1::GateRow& gate,
-                   std::function<void(const absl::Status&)> done);
+                   const std::function<void(const absl::Status&)>& done);
 
 }  // namespace rlhf::coordinator
