@@ -329,12 +329,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     }
     int free = 0;
     for (const Waiter* waiter : Candidates()) free += kept.count(waiter->request.session_id()) == 0 ? 1 : 0;
-    const GangPlan plan =
-        PlanGangs(jobs, free, Registered(), [this](const std::string& project, const std::string& submitter) {
-          if (quotas_ == nullptr) return ShareRule();
-          const v1::Quota quota = quotas_->Of(project, submitter);
-          return ShareRule{quota.max_learners(), quota.weight()};
-        });
+    const GangPlan plan = PlanGangs(jobs, free, Registered(), QuotaRule{quotas_, &v1::Quota::max_learners});
     for (auto& [id, group] : groups_) {
       const auto wait = plan.waits.find(id);
       group.wait = wait == plan.waits.end() ? GangWait::kNone : wait->second;

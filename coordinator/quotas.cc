@@ -74,4 +74,10 @@ v1::ListQuotasResponse Quotas::List(const std::string& project, const std::strin
   return response;
 }
 
+ShareRule QuotaRule::operator()(const std::string& project, const std::string& submitter) const {
+  if (quotas == nullptr) return ShareRule();
+  const v1::Quota quota = quotas->Of(project, submitter);
+  return ShareRule{(quota.*limit)(), quota.weight()};
+}
+
 }  // namespace rlhf::coordinator

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "coordinator/scheduling/fair_share.h"
 #include "coordinator/store/state_store.h"
 #include "rlhf/v1/admin_service.pb.h"
 #include "rlhf/v1/state.pb.h"
@@ -27,6 +28,13 @@ class Quotas {
 
  private:
   std::map<std::string, v1::Quota> quotas_;  // by row key
+};
+
+// A ShareRuleOf: one of a quota's bounds, and its weight. Null quotas: no bound, and weight 1.
+struct QuotaRule {
+  const Quotas* quotas;
+  int32_t (v1::Quota::*limit)() const;
+  ShareRule operator()(const std::string& project, const std::string& submitter) const;
 };
 
 }  // namespace rlhf::coordinator

@@ -126,14 +126,7 @@ ActiveJob* SamplingImpl::PickJob(const Session& session) {
         {job->plan.priority, job->plan.project, job->plan.submitter, static_cast<int>(job->leases.workers()), wants});
     jobs.push_back(job.get());
   }
-  const int picked = PickClaim(
-      claims,
-      [this](const std::string& project, const std::string& submitter) {
-        if (options_.quotas == nullptr) return ShareRule();
-        const v1::Quota quota = options_.quotas->Of(project, submitter);
-        return ShareRule{quota.max_rollout_workers(), quota.weight()};
-      },
-      current);
+  const int picked = PickClaim(claims, QuotaRule{options_.quotas, &v1::Quota::max_rollout_workers}, current);
   return picked < 0 ? nullptr : jobs[static_cast<size_t>(picked)];
 }
 

@@ -77,14 +77,7 @@ void SamplingImpl::Dispatch(bool now) {
     }
     // In this order: to pick is to look at the whole fleet, and most times there is nothing to send.
     if (!any || PickRewardServer() == nullptr) return;
-    const int picked = PickClaim(
-        claims,
-        [this](const std::string& project, const std::string& submitter) {
-          if (options_.quotas == nullptr) return ShareRule();
-          const v1::Quota quota = options_.quotas->Of(project, submitter);
-          return ShareRule{quota.max_score_requests(), quota.weight()};
-        },
-        -1);
+    const int picked = PickClaim(claims, QuotaRule{options_.quotas, &v1::Quota::max_score_requests}, -1);
     if (picked < 0) return;
     if (!SendBatch(*jobs[static_cast<size_t>(picked)])) idle.insert(jobs[static_cast<size_t>(picked)]);
   }
