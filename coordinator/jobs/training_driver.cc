@@ -65,11 +65,14 @@ void TrainingDriver::RunsIfGrouped(WriteBatch* batch) {
   if (grouped_ && job()->state() == v1::PENDING) host_->SetState(job(), v1::RUNNING, "", "", batch);
 }
 
-// On the loop, if the job and its driver are still there.
-void TrainingDriver::YieldSoon(JobHost* host, const std::string& job_id, EventLoop* loop, TrainingDriver* driver) {
-  loop->Post([host, job_id, driver] {
+void TrainingDriver::YieldSoon(JobHost* host, const std::string& job_id, EventLoop* loop, TrainingDriver* driver,
+                               bool once_saved) {
+  loop->Post([host, job_id, driver, once_saved] {
     const v1::Job* current = host->Find(job_id);
-    if (current != nullptr && !IsTerminalState(current->state())) driver->Yield();
+    if (current == nullptr || IsTerminalState(current->state())) return;
+    // A step that was reported meanwhile was answered with a call for a checkpoint of its own.
+    if (once_saved && current->step() > current->checkpoint_step()) return;
+    driver->Yield();
   });
 }
 
@@ -164,13 +167,7 @@ void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request
                      done = std::move(done)](absl::Status status) mutable {
                       if (!status.ok()) return done(status);
                       done(v1::ReportCheckpointResponse());
-                      if (!leave) return;
-                      loop->Post([this, host, job_id] {
-                        const v1::Job* current = host->Find(job_id);
-                        if (current == nullptr || IsTerminalState(current->state())) return;
-                        // A step that was reported meanwhile was answered with a call for a checkpoint of its own.
-                        if (current->step() <= current->checkpoint_step()) Yield();
-                      });
+                      if (leave) YieldSoon(host, job_id, loop, this, /*once_saved=*/true);
                     });
 }
 

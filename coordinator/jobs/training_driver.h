@@ -34,7 +34,9 @@ class TrainingDriver : public Driver, protected TrainingListener {
   void OnYield(const std::string& job_id, const std::string& to) override;
   // The step is over and the learners are another's: this job waits, and goes on from its checkpoint.
   virtual void Yield();
-  static void YieldSoon(JobHost* host, const std::string& job_id, EventLoop* loop, TrainingDriver* driver);
+  // On the loop, if the job and its driver are still there; once_saved: and its newest step is in a checkpoint.
+  static void YieldSoon(JobHost* host, const std::string& job_id, EventLoop* loop, TrainingDriver* driver,
+                        bool once_saved = false);
   // Whether a pause ends its group; a job whose steps need samples keeps it and gets none.
   virtual bool leaves_when_paused() const { return true; }
   // Whether its ranks wait for samples, so that no end of a step is near.
