@@ -17,6 +17,9 @@ if(RLHF_SANITIZE)
   target_link_options(rlhf_build_flags INTERFACE -fsanitize=${RLHF_SANITIZE})
   # What each program brings along for its sanitizer.
   if(RLHF_SANITIZE STREQUAL "thread")
+    # Debian's protobuf and Abseil are built without the sanitizer; their headers give maps another layout where they see
+    # it. libstdc++'s reference counts must go on knowing of it.
+    target_compile_options(rlhf_build_flags INTERFACE -U__SANITIZE_THREAD__ -D_GLIBCXX_TSAN=1)
     set(_sanitizer "${PROJECT_SOURCE_DIR}/cmake/sanitizer_thread.cc")
   elseif(RLHF_SANITIZE MATCHES "address" AND NOT RLHF_FUZZ)
     set(_sanitizer "${PROJECT_SOURCE_DIR}/cmake/sanitizer_address.cc")

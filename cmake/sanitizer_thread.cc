@@ -21,7 +21,9 @@ const char* __tsan_default_suppressions() {
   return "called_from_lib:libtorch_cpu.so\n"
          "called_from_lib:libgomp.so\n"
          "called_from_lib:libprometheus-cpp-pull.so\n"
-         "called_from_lib:libsqlite3.so\n";
+         "called_from_lib:libsqlite3.so\n"
+         // Inlined into our code, ordered by what happens inside its library.
+         "race:grpc::internal::\n";
 }
 }
 

@@ -44,6 +44,24 @@ const std::string* FindBytes(const UnknownFieldSet& fields, int number) {
   return nullptr;
 }
 
+// The message goes over the wire in two headers, percent-encoded and, with details, as base64 in them. Past 8 KiB of
+// headers a peer drops the whole status for one that says nothing: a long message (every tensor that is missing) is
+// cut.
+constexpr size_t kHeaderBudget = 6500;
+
+std::string ForHeaders(absl::string_view message) {
+  double encoded = 0;
+  size_t end = 0;
+  for (; end < message.size(); ++end) {
+    const auto byte = static_cast<unsigned char>(message[end]);
+    encoded += (byte >= 0x20 && byte < 0x7f && byte != '%' ? 1 : 3) + 4.0 / 3;
+    if (encoded > kHeaderBudget) break;
+  }
+  if (end == message.size()) return std::string(message);
+  while (end > 0 && (static_cast<unsigned char>(message[end]) & 0xc0) == 0x80) --end;  // not inside a character
+  return absl::StrCat(message.substr(0, end), "… (", message.size() - end, " bytes more)");
+}
+
 }  // namespace
 
 absl::Status WithReason(absl::Status status, v1::ErrorReason reason) {
@@ -96,7 +114,7 @@ grpc::Status ToGrpc(const absl::Status& status) {
     details.AddLengthDelimited(kStatusDetails, any.SerializeAsString());
   });
   const auto code = static_cast<grpc::StatusCode>(status.raw_code());
-  const std::string message(status.message());
+  const std::string message = ForHeaders(status.message());
   if (details.empty()) return grpc::Status(code, message);
   UnknownFieldSet rpc_status;
   rpc_status.AddVarint(kStatusCode, static_cast<uint64_t>(status.raw_code()));

@@ -17,7 +17,7 @@ v1::ErrorReason ReasonOf(const absl::Status& status);                    // ERRO
 absl::Status WithRetryDelay(absl::Status status, absl::Duration delay);  // google.rpc.RetryInfo
 std::optional<absl::Duration> RetryDelayOf(const absl::Status& status);
 
-grpc::Status ToGrpc(const absl::Status& status);
+grpc::Status ToGrpc(const absl::Status& status);  // a message too long for a header is cut, and says so
 absl::Status FromGrpc(const grpc::Status& status);
 
 // Adds context in front of the message, keeping code and reason.

@@ -39,7 +39,8 @@ class WhoAmI final : public v1::JobService::CallbackService {
   grpc::ServerUnaryReactor* CancelJob(grpc::CallbackServerContext* context, const v1::CancelJobRequest* request,
                                       v1::Job* job) override {
     auto* reactor = context->DefaultReactor();
-    reactor->Finish(ToGrpc(WithReason(absl::NotFoundError("no such job"), v1::UNKNOWN_JOB)));
+    reactor->Finish(
+        ToGrpc(WithReason(absl::NotFoundError(absl::StrCat("no such job", request->reason())), v1::UNKNOWN_JOB)));
     return reactor;
   }
 };
@@ -235,6 +236,24 @@ TEST_F(RpcServerTest, ReasonsTravelAndCallsAreCounted) {
   EXPECT_THAT(text, HasSubstr(line("NOT_FOUND", "CancelJob")));
   EXPECT_THAT(text, HasSubstr(line("UNAUTHENTICATED", "GetJob")));
   EXPECT_THAT(text, HasSubstr("grpc_server_handling_seconds_count{grpc_method=\"GetJob\""));
+}
+
+// 8 KiB of headers is what a peer takes: past it, it would make an error of its own out of any.
+TEST_F(RpcServerTest, ALongMessageArrivesCutWithItsCodeAndReason) {
+  const auto server = StartServer(certificates_.Issue("coordinator", "main"), /*mutual=*/false);
+  ASSERT_NE(server, nullptr);
+  for (const char* piece : {"model.layers.0.self_attn.q_proj.weight, ", "\u00e9\u4e2d%\n"}) {
+    v1::CancelJobRequest request;
+    while (request.reason().size() < 100'000) request.mutable_reason()->append(piece);
+    const auto context = client::MakeContext(kTimeout);
+    v1::Job job;
+    const auto channel = Connect(*server, certificates_.CaOnly(), "ann-secret");
+    const absl::Status missing = FromGrpc(v1::JobService::NewStub(channel)->CancelJob(context.get(), request, &job));
+    EXPECT_TRUE(absl::IsNotFound(missing)) << missing;
+    EXPECT_EQ(ReasonOf(missing), v1::UNKNOWN_JOB);
+    EXPECT_THAT(std::string(missing.message()),
+                testing::AllOf(HasSubstr(absl::StrCat("no such job", piece)), HasSubstr("bytes more)")));
+  }
 }
 
 TEST_F(RpcServerTest, CallersCannotInventSeries) {
