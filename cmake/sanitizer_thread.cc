@@ -15,7 +15,9 @@ void __tsan_release(void* addr);
 
 // LibTorch, gRPC and the rest of the system are not instrumented: what they read and write is not looked at.
 const char* __tsan_default_options() {
-  return "ignore_noninstrumented_modules=1:second_deadlock_stack=1:history_size=4:halt_on_error=0:exitcode=66";
+  // Thread leaks: a leader that lost its lead ends at once and joins nobody.
+  return "ignore_noninstrumented_modules=1:report_thread_leaks=0:second_deadlock_stack=1:history_size=4:halt_on_error="
+         "0:exitcode=66";
 }
 const char* __tsan_default_suppressions() {
   return "called_from_lib:libtorch_cpu.so\n"

@@ -200,7 +200,13 @@ void JobTable::Cancel(const std::string& subject, const v1::CancelJobRequest& re
   const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
   if (!job.ok()) return done(job.status());
   const std::string id = (*job)->id();
-  if (IsTerminalState((*job)->state())) return done(**job);  // nothing left to cancel
+  if (IsTerminalState((*job)->state())) {
+    // Nothing left to cancel. The end may be a write of this call's first try: answered behind it in the store's order.
+    return deps_.store->Commit(WriteBatch(), [row = **job, done = std::move(done)](absl::Status status) mutable {
+      if (!status.ok()) return done(status);
+      done(std::move(row));
+    });
+  }
   const std::string reason = request.reason().empty() ? absl::StrCat("cancelled by ", subject)
                                                       : absl::StrCat("cancelled by ", subject, ": ", request.reason());
   WriteBatch batch;

@@ -46,7 +46,10 @@ void ExpectSound(const absl::StatusOr<LoadResult>& result) {
     EXPECT_GT(megabytes, 0);
     EXPECT_LE(megabytes, result->peak_mb + 4);  // the kernel counts in batches of pages
   }
-  for (const auto& [why, count] : result->failures) ADD_FAILURE() << count << " times: " << why;
+  for (const auto& [why, count] : result->failures) {
+    // On a slow machine a lease may be hedged: the loser of the two is told so.
+    if (why != "verdict: STALE_ATTEMPT") ADD_FAILURE() << count << " times: " << why;
+  }
 }
 
 TEST(LoadGeneratorTest, AShortRunTrainsStepsAndItsLedgerHolds) {
