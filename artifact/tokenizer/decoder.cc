@@ -11,13 +11,27 @@ class Sequence : public Decoder {
  public:
   explicit Sequence(std::vector<std::unique_ptr<Decoder>> steps) : steps_(std::move(steps)) {}
   absl::Status Apply(std::vector<std::string>* tokens) const override {
+    const size_t limit = kFreeGrowthBytes + kMaxGrowth * BytesOf(*tokens);
     for (const auto& step : steps_) {
       if (absl::Status status = step->Apply(tokens); !status.ok()) return status;
+      // Twenty steps that each double a text would make a million times as much of it.
+      if (BytesOf(*tokens) > limit) {
+        return absl::ResourceExhaustedError(
+            absl::StrCat("decoding made more than ", limit, " bytes, ", kMaxGrowth,
+                         " times what the tokens have: the decoder's steps blow it up"));
+      }
     }
     return absl::OkStatus();
   }
 
  private:
+  static constexpr size_t kFreeGrowthBytes = 1 << 20, kMaxGrowth = 16;
+  static size_t BytesOf(const std::vector<std::string>& tokens) {
+    size_t bytes = 0;
+    for (const std::string& token : tokens) bytes += token.size();
+    return bytes;
+  }
+
   std::vector<std::unique_ptr<Decoder>> steps_;
 };
 

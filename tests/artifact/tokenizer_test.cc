@@ -181,7 +181,9 @@ TEST(HostileTokenizerTest, TextsDoNotGrowWithoutBounds) {
       {"decoders", Repeated({{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}}, 60)}};
   const auto made = Tokenizer::FromJson(decoder.dump(), "tokenizer.json");
   ASSERT_TRUE(made.ok()) << made.status();
-  EXPECT_EQ((*made)->Decode({0}).status().code(), absl::StatusCode::kResourceExhausted);
+  const absl::Status blown_up = (*made)->Decode({0}).status();
+  EXPECT_EQ(blown_up.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(blown_up.message()), testing::HasSubstr("more than 1048592 bytes"));  // 1 MiB + 16 of "a"
 }
 
 TEST(HostileTokenizerTest, WhatCostsMoreThanItsLengthIsRefused) {
