@@ -15,7 +15,7 @@ namespace rlhf::cli {
 namespace {
 
 int Version(const ConnectionFlags& connection, bool client_only) {
-  std::printf("rlhfctl %s, protocol %u\n", kBuildVersion, kProtocolVersion);
+  std::printf("%s\n", VersionLine("rlhfctl").c_str());
   if (client_only) return v1::EXIT_OK;
   auto channel = Connect(connection);
   if (!channel.ok()) return v1::EXIT_OK;  // no coordinator is named: the client's version is all there is to say
@@ -34,6 +34,7 @@ int Version(const ConnectionFlags& connection, bool client_only) {
 int main(int argc, char** argv) {
   rlhf::InitLogging("rlhfctl", "cli", "warn", /*json=*/false);
   CLI::App app{"Launch, watch and steer RLHF jobs."};
+  app.set_version_flag("--version", rlhf::VersionLine("rlhfctl"), "This program's version and protocol, and exit");
   app.require_subcommand(1);
   app.fallthrough();
   rlhf::cli::ConnectionFlags connection;

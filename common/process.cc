@@ -56,4 +56,8 @@ absl::Status WritePortsFile(const std::string& path, const std::map<std::string,
   return WriteFileDurably(path, absl::StrCat(content.dump(), "\n"));
 }
 
+std::string VersionLine(const std::string& program) {
+  return absl::StrCat(program, " ", kBuildVersion, ", protocol ", kProtocolVersion);
+}
+
 }  // namespace rlhf

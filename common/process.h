@@ -21,7 +21,9 @@ int TakeTerminationSignal();
 // Durably writes {"pid":…, name: port…} as JSON; for --ports-file.
 absl::Status WritePortsFile(const std::string& path, const std::map<std::string, int>& ports);
 
-inline constexpr const char kBuildVersion[] = "0.1.0";
-inline constexpr unsigned kProtocolVersion = 2;  // 2: checkpoints on request (CommitStepResponse.checkpoint)
+inline constexpr const char kBuildVersion[] = "0.1.0";  // the project's version in CMakeLists.txt
+inline constexpr unsigned kProtocolVersion = 2;         // 2: checkpoints on request (CommitStepResponse.checkpoint)
+// What --version prints: "rlhf-learner 0.1.0, protocol 2".
+std::string VersionLine(const std::string& program);
 
 }  // namespace rlhf

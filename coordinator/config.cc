@@ -166,7 +166,7 @@ absl::StatusOr<CoordinatorConfig> ParseConfig(const std::vector<std::string>& ar
   std::string file;
   CLI::App app("The coordinator: jobs, the ledger of samples, the fleet, feedback and oversight.", "rlhf-coordinator");
   Declare(&app, &config, &file);
-  app.set_version_flag("--version", std::string(kBuildVersion));
+  app.set_version_flag("--version", VersionLine("rlhf-coordinator"));
   for (size_t i = 0; i < arguments.size(); ++i) {
     if (arguments[i] == "--config" && i + 1 < arguments.size()) file = arguments[i + 1];
     if (absl::StartsWith(arguments[i], "--config=")) file = arguments[i].substr(9);

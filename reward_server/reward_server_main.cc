@@ -155,6 +155,7 @@ int main(int argc, char** argv) {
   rlhf::BeginProcess();
   Flags flags;
   CLI::App app{"Scores samples: reward models, rules, and the reference policy's log-probabilities."};
+  app.set_version_flag("--version", rlhf::VersionLine("rlhf-reward-server"));
   app.set_config("--config", "", "A file with the same keys as the flags");
   app.allow_config_extras(CLI::config_extras_mode::error);
   bool check_config = false;

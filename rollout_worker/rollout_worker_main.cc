@@ -89,6 +89,7 @@ int main(int argc, char** argv) {
   rlhf::BeginProcess();
   Flags flags;
   CLI::App app{"Generates samples for the coordinator; holds one policy replica."};
+  app.set_version_flag("--version", rlhf::VersionLine("rlhf-rollout-worker"));
   app.set_config("--config", "", "A file with the same keys as the flags");
   app.allow_config_extras(CLI::config_extras_mode::error);
   bool check_config = false;

@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "common/process.h"
 #include "common/status_util.h"
 #include "learner/replay/replay.h"
 #include "model/libtorch.h"
@@ -66,6 +67,7 @@ int main(int argc, char** argv) {
   int threads = 1;
   CLI::App app{
       "Trains a job's recorded batches once more and compares every step's digests; written by `rlhfctl replay`."};
+  app.set_version_flag("--version", rlhf::VersionLine("rlhf-replay"));
   app.add_option("dir", dir, "The recording")->required();
   app.add_option("--threads", threads, "Compute threads a rank")->check(CLI::Range(1, 1024))->capture_default_str();
   CLI11_PARSE(app, argc, argv);

@@ -238,6 +238,7 @@ int main(int argc, char** argv) {
   rlhf::BeginProcess();
   Flags flags;
   CLI::App app{"One learner rank: trains, and serves committed weights to rollout workers."};
+  app.set_version_flag("--version", rlhf::VersionLine("rlhf-learner"));
   app.set_config("--config", "", "A file with the same keys as the flags");
   app.allow_config_extras(CLI::config_extras_mode::error);
   bool check_config = false;

@@ -10,7 +10,7 @@ namespace tool = rlhf::model::tool;
 
 int main(int argc, char** argv) {
   CLI::App app{"rlhf-model: inspect, make, run and measure models in Hugging Face's layout"};
-  app.set_version_flag("--version", rlhf::kBuildVersion);
+  app.set_version_flag("--version", rlhf::VersionLine("rlhf-model"));
   app.require_subcommand(1);
   std::string model, config, tokenizer, out, dir;
   std::vector<std::string> files;
