@@ -23,6 +23,7 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr size_t kMaxJobNames = 200;
+constexpr const char kOverflow[] = "_overflow";  // project and name of the rest
 constexpr absl::Duration kKeptAfterEnd = absl::Minutes(15);
 constexpr int kEventsAPage = 500;
 
@@ -41,6 +42,20 @@ constexpr size_t kFirstOutcome = 5;  // from "trained" on, a sample's story is o
 std::string KindOf(const v1::JobSpec& spec) {
   const auto* field = v1::JobSpec::descriptor()->FindFieldByNumber(spec.kind_case());
   return field == nullptr ? "none" : field->name();
+}
+
+MetricsRegistry::Labels GateLabels(v1::GateState state) {
+  return {{"state", absl::AsciiStrToLower(v1::GateState_Name(state)).substr(5)}};
+}
+
+prometheus::Histogram& QueueWait(MetricsRegistry* metrics) {
+  return metrics->Histogram("rlhf_queue_wait_seconds", "Time from a job's submission to its start.",
+                            {0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400});
+}
+
+prometheus::Counter& SamplesFinished(MetricsRegistry* metrics, const char* outcome) {
+  return metrics->Counter("rlhf_samples_finished_total", "Samples whose story is over, by outcome.",
+                          {{"outcome", outcome}});
 }
 
 absl::Time TimeOf(const google::protobuf::Timestamp& at) {
@@ -75,6 +90,8 @@ MetricsExport::MetricsExport(const MetricsSources& sources, MetricsRegistry* met
                     {{"reason", v1::ErrorReason_Name(v1::STALE_ATTEMPT)}});
   for (const char* source : {"rater", "import"})
     metrics_->Counter("rlhf_comparisons_total", "Comparisons taken in, by where they came from.", {{"source", source}});
+  for (size_t i = kFirstOutcome; i < std::size(kStates); ++i) SamplesFinished(metrics_, kStates[i].name);
+  QueueWait(metrics_);
 }
 
 std::shared_ptr<MetricsExport> MetricsExport::Make(const MetricsSources& sources, MetricsRegistry* metrics) {
@@ -121,7 +138,7 @@ void MetricsExport::RefreshJobs() {
   std::map<MetricsRegistry::Labels, double> jobs;
   std::map<JobLabels, v1::LedgerCounts> samples;
   std::map<JobLabels, double> progress;
-  std::set<std::string> seen;
+  std::set<std::string> seen, ended_by_now;
   int64_t leased = 0;
   v1::ListJobsRequest request;
   request.mutable_page()->set_page_size(1000);
@@ -132,14 +149,21 @@ void MetricsExport::RefreshJobs() {
     for (const v1::Job& job : page->jobs()) {
       jobs[{{"kind", KindOf(job.spec())}, {"state", absl::AsciiStrToLower(v1::JobState_Name(job.state()))}}] += 1;
       const bool over = job.state() == v1::SUCCEEDED || job.state() == v1::FAILED || job.state() == v1::CANCELLED;
-      // A job that has just ended is looked at once more, for its last counts.
-      if (over && jobs_.count(job.id()) == 0) continue;
-      if (over) ExportSlices(job);
-      if (!over) seen.insert(job.id());
-      RefreshJob(job, &samples, &progress);
+      if (over) {
+        ended_by_now.insert(job.id());
+        // A job that has ended is looked at once more, for its last counts and its result, even when it began and ended
+        // between two scrapes; what had ended before this process began is not.
+        if (jobs_.count(job.id()) == 0 && (ended_.count(job.id()) > 0 || TimeOf(job.finished_at()) < started_))
+          continue;
+      } else {
+        seen.insert(job.id());
+      }
+      const JobLabels labels = RefreshJob(job, &samples, &progress);
+      if (over && labels.first != kOverflow) ExportSlices(job);
     }
     request.mutable_page()->set_page_token(page->next_page_token());
   } while (!request.page().page_token().empty());
+  ended_ = std::move(ended_by_now);
   std::vector<std::string> ended;
   for (const auto& [id, series] : jobs_) {
     if (seen.count(id) == 0) ended.push_back(id);
@@ -187,10 +211,10 @@ void MetricsExport::RefreshJobs() {
   }
 }
 
-void MetricsExport::RefreshJob(const v1::Job& job, std::map<JobLabels, v1::LedgerCounts>* samples,
-                               std::map<JobLabels, double>* progress) {
+MetricsExport::JobLabels MetricsExport::RefreshJob(const v1::Job& job, std::map<JobLabels, v1::LedgerCounts>* samples,
+                                                   std::map<JobLabels, double>* progress) {
   JobLabels labels{job.spec().project(), job.spec().name()};
-  if (labels_.count(labels) == 0 && labels_.size() >= kMaxJobNames) labels = {"_overflow", "_overflow"};
+  if (labels_.count(labels) == 0 && labels_.size() >= kMaxJobNames) labels = {kOverflow, kOverflow};
   labels_[labels] = sources_.loop->clock().Now();
 
   JobSeries& series = jobs_[job.id()];
@@ -210,8 +234,7 @@ void MetricsExport::RefreshJob(const v1::Job& job, std::map<JobLabels, v1::Ledge
   total.set_cancelled(total.cancelled() + counts.cancelled());
   for (size_t i = kFirstOutcome; i < std::size(kStates); ++i) {
     const int64_t count = (counts.*kStates[i].count)();
-    auto& counter = metrics_->Counter("rlhf_samples_finished_total", "Samples whose story is over, by outcome.",
-                                      {{"outcome", kStates[i].name}});
+    auto& counter = SamplesFinished(metrics_, kStates[i].name);
     // What was there before this process began is not counted again; a rollback lowers counts, a counter never.
     const bool resumed = first && TimeOf(job.created_at()) < started_;
     if (!resumed && count > series.finished[i]) counter.Increment(static_cast<double>(count - series.finished[i]));
@@ -234,18 +257,15 @@ void MetricsExport::RefreshJob(const v1::Job& job, std::map<JobLabels, v1::Ledge
   if (job.state() == v1::WAITING || job.state() == v1::PAUSED) {
     metrics_->Remove("rlhf_job_last_progress_timestamp_seconds",
                      {{"project", labels.first}, {"rlhf_job", labels.second}});
-    return;
+    return labels;
   }
   double& latest = (*progress)[labels];
   const absl::Time since = series.last_progress == absl::Time() ? TimeOf(job.created_at()) : series.last_progress;
   latest = std::max(latest, absl::ToDoubleSeconds(since - absl::UnixEpoch()));
 
-  if (job.has_started_at() && TimeOf(job.created_at()) >= started_ && waits_observed_.insert(job.id()).second) {
-    metrics_
-        ->Histogram("rlhf_queue_wait_seconds", "Time from a job's submission to its start.",
-                    {0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400})
-        .Observe(absl::ToDoubleSeconds(TimeOf(job.started_at()) - TimeOf(job.created_at())));
-  }
+  if (job.has_started_at() && TimeOf(job.created_at()) >= started_ && waits_observed_.insert(job.id()).second)
+    QueueWait(metrics_).Observe(absl::ToDoubleSeconds(TimeOf(job.started_at()) - TimeOf(job.created_at())));
+  return labels;
 }
 
 void MetricsExport::ExportSlices(const v1::Job& job) {
@@ -278,6 +298,8 @@ void MetricsExport::RefreshOversight() {
   metrics_->Gauge("rlhf_service_halted", "1 while an overseer has halted all training.")
       .Set(sources_.oversight->halted() ? 1 : 0);
   std::map<MetricsRegistry::Labels, double> gates;
+  for (const v1::GateState state : {v1::GATE_WAITING, v1::GATE_APPROVED, v1::GATE_REJECTED, v1::GATE_CONDITIONS_FAILED})
+    gates[GateLabels(state)] = 0;
   const absl::Time now = sources_.loop->clock().WallNow();
   absl::Time oldest = now;
   v1::ListGatesRequest request;
@@ -286,7 +308,7 @@ void MetricsExport::RefreshOversight() {
     const absl::StatusOr<v1::ListGatesResponse> page = sources_.oversight->ListGates(request);
     if (!page.ok()) return;
     for (const v1::GateRow& gate : page->gates()) {
-      gates[{{"state", absl::AsciiStrToLower(v1::GateState_Name(gate.state())).substr(5)}}] += 1;
+      gates[GateLabels(gate.state())] += 1;
       if (gate.state() == v1::GATE_WAITING) oldest = std::min(oldest, TimeOf(gate.opened_at()));
     }
     request.mutable_page()->set_page_token(page->next_page_token());

@@ -50,8 +50,8 @@ class MetricsExport : public std::enable_shared_from_this<MetricsExport> {
 
   MetricsExport(const MetricsSources& sources, MetricsRegistry* metrics);
   void RefreshJobs();
-  void RefreshJob(const v1::Job& job, std::map<JobLabels, v1::LedgerCounts>* samples,
-                  std::map<JobLabels, double>* progress);
+  JobLabels RefreshJob(const v1::Job& job, std::map<JobLabels, v1::LedgerCounts>* samples,
+                       std::map<JobLabels, double>* progress);
   void ExportSlices(const v1::Job& job);
   void RefreshWorkers();
   void RefreshOversight();
@@ -68,6 +68,7 @@ class MetricsExport : public std::enable_shared_from_this<MetricsExport> {
   std::map<std::string, JobSeries> jobs_;       // by id
   std::map<JobLabels, absl::Duration> labels_;  // names in use, and when they were last active
   std::set<std::string> waits_observed_;
+  std::set<std::string> ended_;  // jobs whose end an earlier scrape has seen
 };
 
 }  // namespace rlhf::coordinator

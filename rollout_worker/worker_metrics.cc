@@ -23,9 +23,45 @@ const char* ReasonOf(v1::FinishReason reason) {
   }
 }
 
+prometheus::Histogram& TimeToFirstToken(MetricsRegistry* registry) {
+  return registry->Histogram("rlhf_rollout_time_to_first_token_seconds",
+                             "Time from taking up a sample's lease to its first token, waiting for a slot included.",
+                             {0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60});
+}
+
+prometheus::Histogram& InterToken(MetricsRegistry* registry) {
+  return registry->Histogram("rlhf_rollout_inter_token_seconds",
+                             "Time of a decoding step: what a running sequence waits a token.",
+                             {0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5});
+}
+
+prometheus::Histogram& WeightSync(MetricsRegistry* registry) {
+  return registry->Histogram("rlhf_weight_sync_seconds", "Time of a change of weights.",
+                             {0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120});
+}
+
+prometheus::Counter& PromptTokens(MetricsRegistry* registry) {
+  return registry->Counter("rlhf_rollout_prompt_tokens_total", "Prompt tokens computed.");
+}
+
+prometheus::Counter& GenerationTokens(MetricsRegistry* registry) {
+  return registry->Counter("rlhf_rollout_generation_tokens_total", "Tokens generated.");
+}
+
+prometheus::Counter& WeightBytes(MetricsRegistry* registry) {
+  return registry->Counter("rlhf_weight_sync_bytes_total", "Bytes of weights received.");
+}
+
 }  // namespace
 
 WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
+  // There from the first scrape on, so that a rate sees the first sample.
+  TimeToFirstToken(registry_);
+  InterToken(registry_);
+  WeightSync(registry_);
+  PromptTokens(registry_);
+  GenerationTokens(registry_);
+  WeightBytes(registry_);
   for (const char* reason : {"end_of_text", "stop_text", "max_tokens"})
     registry_->Counter("rlhf_rollout_finished_total", "Samples generated, by how they ended.", {{"reason", reason}});
 }
@@ -44,19 +80,12 @@ void WorkerMetrics::Accepted(const v1::PromptLease& lease, absl::Time now) {
 void WorkerMetrics::FirstToken(const Key& key, absl::Time now) {
   const auto awaited = before_first_token_.find(key);
   if (awaited == before_first_token_.end()) return;
-  registry_
-      ->Histogram("rlhf_rollout_time_to_first_token_seconds",
-                  "Time from taking up a sample's lease to its first token, waiting for a slot included.",
-                  {0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60})
-      .Observe(absl::ToDoubleSeconds(now - awaited->second));
+  TimeToFirstToken(registry_).Observe(absl::ToDoubleSeconds(now - awaited->second));
   before_first_token_.erase(awaited);
 }
 
 void WorkerMetrics::Stepped(absl::Duration took, const std::vector<v1::LeaseProgress>& progress, absl::Time now) {
-  registry_
-      ->Histogram("rlhf_rollout_inter_token_seconds", "Time of a decoding step: what a running sequence waits a token.",
-                  {0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5})
-      .Observe(absl::ToDoubleSeconds(took));
+  InterToken(registry_).Observe(absl::ToDoubleSeconds(took));
   if (before_first_token_.empty()) return;
   for (const v1::LeaseProgress& lease : progress) {
     if (lease.tokens_done() > 0) FirstToken(KeyOf(lease.id(), lease.attempt()), now);
@@ -79,8 +108,8 @@ void WorkerMetrics::Mirror(const Engine& engine, const PolicyLoader::Counters& l
   const auto set = [this](const char* name, const char* help, double value) {
     registry_->Gauge(name, help).Set(value);
   };
-  const auto count = [this](const char* name, const char* help, int64_t by) {
-    if (by > 0) registry_->Counter(name, help).Increment(static_cast<double>(by));
+  const auto count = [](prometheus::Counter& counter, int64_t by) {
+    if (by > 0) counter.Increment(static_cast<double>(by));
   };
   set("rlhf_rollout_requests_running", "Sequences being generated.", engine.running());
   set("rlhf_rollout_requests_waiting", "Samples leased and waiting for a slot.", engine.waiting());
@@ -89,16 +118,11 @@ void WorkerMetrics::Mirror(const Engine& engine, const PolicyLoader::Counters& l
       static_cast<double>(engine.version().step()));
   if (loaded.loads != seen_loaded_.loads) seen_tokens_ = {};
   const Engine::Counters& tokens = engine.counters();
-  count("rlhf_rollout_prompt_tokens_total", "Prompt tokens computed.",
-        tokens.prompt_tokens - seen_tokens_.prompt_tokens);
-  count("rlhf_rollout_generation_tokens_total", "Tokens generated.",
-        tokens.generated_tokens - seen_tokens_.generated_tokens);
-  count("rlhf_weight_sync_bytes_total", "Bytes of weights received.", loaded.bytes - seen_loaded_.bytes);
+  count(PromptTokens(registry_), tokens.prompt_tokens - seen_tokens_.prompt_tokens);
+  count(GenerationTokens(registry_), tokens.generated_tokens - seen_tokens_.generated_tokens);
+  count(WeightBytes(registry_), loaded.bytes - seen_loaded_.bytes);
   if (const int64_t switches = loaded.switches - seen_loaded_.switches; switches > 0) {
-    registry_
-        ->Histogram("rlhf_weight_sync_seconds", "Time of a change of weights.",
-                    {0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120})
-        .Observe((loaded.seconds - seen_loaded_.seconds) / static_cast<double>(switches));
+    WeightSync(registry_).Observe((loaded.seconds - seen_loaded_.seconds) / static_cast<double>(switches));
   }
   seen_tokens_ = tokens;
   seen_loaded_ = loaded;

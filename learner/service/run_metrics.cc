@@ -53,6 +53,24 @@ const std::vector<double>& StepBuckets() {
   return *buckets;
 }
 
+prometheus::Histogram& StepSeconds(MetricsRegistry* registry, const char* phase) {
+  return registry->Histogram("rlhf_learner_step_seconds", "Time of a step, by phase.", StepBuckets(),
+                             {{"phase", phase}});
+}
+
+prometheus::Counter& Tokens(MetricsRegistry* registry) {
+  return registry->Counter("rlhf_learner_tokens_total", "Tokens trained on.");
+}
+
+prometheus::Histogram& CheckpointSeconds(MetricsRegistry* registry) {
+  return registry->Histogram("rlhf_checkpoint_seconds", "Time until a checkpoint was durable.", StepBuckets());
+}
+
+prometheus::Histogram& AllreduceSeconds(MetricsRegistry* registry) {
+  return registry->Histogram("rlhf_learner_allreduce_seconds", "Time a rank waited for a sum over the ranks.",
+                             {0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30});
+}
+
 double ValueOr(const std::map<std::string, double>& values, const std::string& key, double otherwise) {
   const auto found = values.find(key);
   return found == values.end() ? otherwise : found->second;
@@ -61,7 +79,11 @@ double ValueOr(const std::map<std::string, double>& values, const std::string& k
 }  // namespace
 
 RunMetrics::RunMetrics(MetricsRegistry* registry) : registry_(registry) {
-  // There from the first scrape on, so that a rate over the first failure is not lost.
+  // There from the first scrape on, so that a rate sees the first step and the first failure.
+  for (const char* phase : {"wait_for_samples", "train"}) StepSeconds(registry_, phase);
+  Tokens(registry_);
+  CheckpointSeconds(registry_);
+  AllreduceSeconds(registry_);
   for (const char* outcome : {"committed", "refused"})
     registry_->Counter("rlhf_learner_steps_total", "Optimizer steps, by outcome.", {{"outcome", outcome}});
   registry_->Counter("rlhf_checkpoint_failures_total", "Checkpoints that did not become durable.");
@@ -108,18 +130,14 @@ void RunMetrics::SetOfJob(const std::string& name, const std::string& help, doub
 void RunMetrics::Committed(const std::map<std::string, double>& values) {
   registry_->Counter("rlhf_learner_steps_total", "", {{"outcome", "committed"}}).Increment();
   const double wait = ValueOr(values, "seconds/wait_for_samples", 0), train = ValueOr(values, "seconds/train", 0);
-  const auto observe = [this](const char* phase, double seconds) {
-    registry_->Histogram("rlhf_learner_step_seconds", "Time of a step, by phase.", StepBuckets(), {{"phase", phase}})
-        .Observe(seconds);
-  };
   if (train > 0) {
-    observe("wait_for_samples", wait);
-    observe("train", train);
+    StepSeconds(registry_, "wait_for_samples").Observe(wait);
+    StepSeconds(registry_, "train").Observe(train);
   }
   absl::MutexLock lock(&mu_);
   if (job_.empty()) return;
   const double tokens = ValueOr(values, "tokens", 0);
-  if (tokens > 0) registry_->Counter("rlhf_learner_tokens_total", "Tokens trained on.").Increment(tokens);
+  if (tokens > 0) Tokens(registry_).Increment(tokens);
   for (const NamedValue& value : kOfStep) {
     if (const auto found = values.find(value.key); found != values.end())
       SetOfJob(value.name, value.help, found->second);
@@ -147,18 +165,14 @@ void RunMetrics::Checkpointed(absl::Duration took, bool durable) {
     registry_->Counter("rlhf_checkpoint_failures_total", "").Increment();
     return;
   }
-  registry_->Histogram("rlhf_checkpoint_seconds", "Time until a checkpoint was durable.", StepBuckets())
-      .Observe(absl::ToDoubleSeconds(took));
+  CheckpointSeconds(registry_).Observe(absl::ToDoubleSeconds(took));
   absl::MutexLock lock(&mu_);
   SetOfJob("rlhf_checkpoint_last_success_timestamp_seconds", "When the newest checkpoint became durable.",
            absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
 }
 
 void RunMetrics::AllReduced(absl::Duration took) {
-  registry_
-      ->Histogram("rlhf_learner_allreduce_seconds", "Time a rank waited for a sum over the ranks.",
-                  {0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30})
-      .Observe(absl::ToDoubleSeconds(took));
+  AllreduceSeconds(registry_).Observe(absl::ToDoubleSeconds(took));
 }
 
 }  // namespace rlhf::learner

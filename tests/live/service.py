@@ -99,7 +99,8 @@ pipeline:
         checkpoint_every: 3
         policy_optimizer: {{learning_rate: 1e-3}}
     - name: after
-      evaluate: {{model: "stage:ppo", suite: "file:prompts.jsonl", sampling: {{temperature: 1, max_new_tokens: 8}}, graders: {graders}}}
+      evaluate: {{model: "stage:ppo", suite: "file:prompts.jsonl", sampling: {{temperature: 1, max_new_tokens: 8}}, graders: {graders},
+                 against: "stage:before"}}
       gate: {{required_approvals: 1}}
 """)
         return path
