@@ -50,13 +50,13 @@ class Exposition(http.server.BaseHTTPRequestHandler):
 
 
 class Prometheus:
-    def __init__(self, service):
+    def __init__(self, service, rules=MONITORING / "rules.yml", interval="2s"):
         self.dcgm = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Exposition)
         threading.Thread(target=self.dcgm.serve_forever, daemon=True).start()
         targets = [f"127.0.0.1:{ports['http']}" for ports in service.ports().values()]
         config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "2s", "evaluation_interval": "2s"}
-        config["rule_files"] = [str(MONITORING / "rules.yml")]
+        config["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
+        config["rule_files"] = [str(rules)]
         for scrape in config["scrape_configs"]:
             mine = targets if scrape["job_name"] == "rlhf" else [f"127.0.0.1:{self.dcgm.server_address[1]}"]
             scrape["static_configs"] = [{"targets": mine}]
@@ -69,6 +69,8 @@ class Prometheus:
              f"--web.listen-address={self.url.removeprefix('http://')}", f"--web.console.templates={MONITORING / 'consoles'}",
              "--web.console.libraries=/usr/share/doc/prometheus/examples/console_libraries"], stdout=log, stderr=log)
         until("Prometheus is ready", 30, self.ready)
+        # It takes up its targets some seconds later; what happens before is no increase of anything.
+        until("every target is scraped", 30, lambda: len(self.get("query", query="up == 1")["result"]) == len(targets) + 1)
 
     def ready(self):
         try:

@@ -25,12 +25,15 @@ def until(what, patience, condition):
 
 
 class Service:
-    def __init__(self):
+    def __init__(self, *up, environment=None, prepare=None):
+        """up: more of `rlhfctl up`; prepare(service) runs before anything starts."""
         self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="rlhf-live-"))
         self.dir = self.scratch / "cluster"
+        if prepare:
+            prepare(self)
         log = open(self.scratch / "up.log", "w")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([BIN / "rlhfctl", "up", "--dir", self.dir, "--slots", "32"], stdout=log, stderr=log, env=environment)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        self.process = subprocess.Popen([BIN / "rlhfctl", "up", "--dir", self.dir, "--slots", "32", *up], stdout=log, stderr=log, env=environment)
         until("the service is ready", 60, lambda: (self.dir / "ready").exists())
 
     def close(self):

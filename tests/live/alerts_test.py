@@ -1,0 +1,256 @@
+"""Alerts from live faults: real processes, a real Prometheus with the shipped rules, and what breaks. Each fires, and clears.
+
+Durations are shortened, expressions are not: `for` at most five seconds, windows a twentieth, and the three thresholds of
+THRESHOLDS, which are durations themselves.
+"""
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from live_test import MONITORING, Prometheus, rules  # noqa: E402
+from service import BIN, Service, until  # noqa: E402
+
+import yaml  # noqa: E402
+
+FAULTS_BIN = pathlib.Path(os.environ.get("RLHF_FAULTS_BIN_DIR", BIN.parent / "bin-faults"))
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+THRESHOLDS = {"NoProgress": ("> 900", "> 8"), "CheckpointStale": ("> 3600", "> 15"), "GateWaiting": ("> 86400", "> 4")}
+# What is not a fault of a process; rules_test.yml shows each firing and clearing.
+NOT_PROVOKED = {
+    "KLRunaway": "what a policy learns",
+    "RewardCollapse": "what a policy learns",
+    "RewardHackingSuspected": "what a policy learns",
+    "SliceDisparity": "what a policy learns",
+    "PolicyLagHigh": "the ledger's bound on lag holds under every fault: only a job that allows more has it",
+    "GrpcErrors": "no fault below makes a call fail inside the service",
+}
+
+
+def seconds(duration):
+    return int(duration[:-1]) * SECONDS[duration[-1]]
+
+
+def shortened():
+    groups = yaml.safe_load((MONITORING / "rules.yml").read_text())
+    for rule in groups["groups"][0]["rules"]:
+        if "for" in rule:
+            rule["for"] = f"{min(5, max(1, seconds(rule['for']) // 60))}s"
+        if threshold := THRESHOLDS.get(rule["alert"]):
+            assert threshold[0] in rule["expr"], f"{rule['alert']}: expected {threshold[0]} in {rule['expr']}"
+            rule["expr"] = rule["expr"].replace(*threshold)
+        rule["expr"] = re.sub(r"\[(\d+[smhd])\]", lambda window: f"[{max(10, seconds(window[1]) // 20)}s]", rule["expr"])
+    return yaml.safe_dump(groups)
+
+
+JOB = """name: long
+seed: 3
+learners: {ranks: 2}
+ppo:
+  policy: file:model
+  prompts: file:prompts.jsonl
+  scorer: {components: [{name: letter_t, regex: {pattern: t}}]}
+  steps: 100000
+  prompts_per_step: 8
+  samples_per_prompt: 2
+  sampling: {max_new_tokens: 16}
+  max_policy_lag: 1
+  epochs: 1
+  checkpoint_every: 5
+  policy_optimizer: {learning_rate: 1e-5}
+"""
+GATE = """name: gated
+pipeline:
+  stages:
+    - name: look
+      evaluate: {model: "file:model", suite: "file:prompts.jsonl", sampling: {temperature: 1, max_new_tokens: 8}, graders: {components: [{name: letter_t, regex: {pattern: t}}]}}
+      gate: {required_approvals: 1}
+"""
+
+
+class AlertsTest(unittest.TestCase):
+    provoked = set()
+
+    @classmethod
+    def setUpClass(cls):
+        if not shutil.which("prometheus"):
+            raise unittest.SkipTest("no prometheus here")
+        cls.failpoints = None
+        cls.mounted = False
+        # 200 GB of room that can be taken away (memory is used for what is written only).
+        cls.service = Service(
+            "--bin-dir", FAULTS_BIN, "--heartbeat-ms", "500", "--restart-seconds", "0.2", "--restart-seconds-most", "1",
+            environment=cls.environment(), prepare=cls.mount)
+        try:
+            cls.service.make_model()
+            until("every process says its ports", 30, lambda: len(cls.service.ports()) == 6)
+            short = cls.service.scratch / "rules.yml"
+            short.write_text(shortened())
+            cls.prometheus = Prometheus(cls.service, short, "1s")
+            (cls.service.scratch / "long.yaml").write_text(JOB)
+            cls.service.ctl("submit", cls.service.scratch / "long.yaml")
+            until("the job has a checkpoint", 90, lambda: int(cls.service.job("long").get("step", 0)) >= 6)
+        except BaseException:
+            cls.tearDownClass()
+            raise
+
+    @classmethod
+    def environment(cls):
+        cls.failpoints = pathlib.Path(f"/tmp/rlhf-alerts-failpoints-{os.getpid()}")
+        cls.failpoints.mkdir(exist_ok=True)
+        return {"RLHF_FAILPOINTS_DIR": str(cls.failpoints)}
+
+    @classmethod
+    def mount(cls, service):
+        service.dir.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", "size=200G", "tmpfs", service.dir]
+        cls.mounted = subprocess.run(command, capture_output=True).returncode == 0
+
+    @classmethod
+    def tearDownClass(cls):
+        if hasattr(cls, "prometheus"):
+            cls.prometheus.close()
+        cls.service.process.send_signal(signal.SIGTERM)
+        cls.service.process.wait(timeout=90)
+        if cls.mounted:
+            subprocess.run(["umount", cls.service.dir], check=True)
+        shutil.rmtree(cls.service.scratch, ignore_errors=True)
+        shutil.rmtree(cls.failpoints, ignore_errors=True)
+
+    def firing(self):
+        return {alert["labels"]["alertname"] for alert in self.prometheus.get("alerts")["alerts"] if alert["state"] == "firing"}
+
+    def step(self):
+        return int(self.service.job("long").get("step", 0))
+
+    def pid(self, instance):
+        return self.service.ports()[instance]["pid"]
+
+    def fires(self, alert, patience=60, meanwhile=lambda: None):
+        def seen():
+            meanwhile()
+            return alert in self.firing()
+
+        until(f"{alert} fires", patience, seen)
+        self.provoked.add(alert)
+
+    def quiet(self, *alerts):
+        until(f"{', '.join(alerts)} is quiet before its fault", 90, lambda: not set(alerts) & self.firing())
+
+    def clears(self, *alerts):
+        until(f"{', '.join(alerts)} clears", 90, lambda: not set(alerts) & self.firing())
+        step = self.step()
+        until("the job goes on", 60, lambda: self.step() > step)
+
+    def stopped_while(self, instances, body):
+        pids = [self.pid(instance) for instance in instances]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            body()
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def test_a_coordinator_that_hangs(self):
+        self.quiet("CoordinatorDown")
+        self.stopped_while(["coordinator"], lambda: self.fires("CoordinatorDown"))
+        self.clears("CoordinatorDown")
+
+    def test_b_reward_server_that_hangs(self):
+        self.quiet("NoProgress", "CheckpointStale")
+
+        def both():
+            self.fires("NoProgress")
+            self.fires("CheckpointStale")
+
+        self.stopped_while(["reward-0"], both)
+        self.clears("NoProgress", "CheckpointStale")
+
+    def test_c_step_that_is_not_finite(self):
+        self.quiet("StepRejected")
+        point = self.failpoints / "learner-1" / "learner.nan_loss"
+        point.parent.mkdir()
+        written = point.with_suffix(".new")
+        written.write_text("error")
+        written.rename(point)  # armed at once, whole
+        self.fires("StepRejected")
+        self.clears("StepRejected")
+
+    def test_d_rollout_workers_that_hang_again_and_again(self):
+        self.quiet("LeaseExpiryHigh")
+        # Three missed heartbeats end a session and its leases.
+        self.fires("LeaseExpiryHigh", 120, lambda: self.stopped_while(["rollout-0", "rollout-1"], lambda: time.sleep(2.5)))
+        self.clears("LeaseExpiryHigh")
+
+    def test_e_learner_that_dies_again_and_again(self):
+        self.quiet("LearnerGroupDegraded")
+
+        def kill():
+            step = self.step()
+            os.kill(self.pid("learner-1"), signal.SIGKILL)
+            until("the group forms anew", 60, lambda: self.step() > step + 1)
+
+        self.fires("LearnerGroupDegraded", 180, kill)
+        self.clears("LearnerGroupDegraded")
+
+    def test_f_store_that_stalls(self):
+        self.quiet("StoreSlow")
+
+        def stall():
+            self.stopped_while(["coordinator"], lambda: time.sleep(0.8))
+            time.sleep(0.3)
+
+        self.fires("StoreSlow", 90, stall)
+        self.clears("StoreSlow")
+
+    def test_g_gate_that_nobody_decides(self):
+        self.quiet("GateWaiting")
+        (self.service.scratch / "gated.yaml").write_text(GATE)
+        self.service.ctl("submit", self.service.scratch / "gated.yaml")
+        self.fires("GateWaiting", 90)
+        gates = yaml.safe_load(self.service.ctl("--output", "json", "gate", "list").stdout)
+        self.assertEqual(len(gates), 1)
+        self.service.ctl("gate", "approve", gates[0]["id"], "--report", gates[0]["report_sha256"], context="overseer")
+        self.clears("GateWaiting")
+
+    def test_h_certificate_that_ends_soon(self):
+        self.quiet("CertExpiry")
+        pki, other = self.service.dir / "pki", self.service.scratch / "short-lived"
+        subprocess.run([BIN / "rlhfctl", "pki", "init", "--dir", other, "--days", "3"], check=True, capture_output=True)
+        names = ("coordinator.pem", "coordinator.key")
+        before = {name: (pki / name).read_bytes() for name in names}
+        try:
+            for name in names:
+                (pki / name).write_bytes((other / name).read_bytes())
+            self.fires("CertExpiry")
+        finally:
+            for name in names:
+                (pki / name).write_bytes(before[name])
+        self.clears("CertExpiry")
+
+    def test_i_disk_that_fills(self):
+        if not self.mounted:
+            self.skipTest("no file system may be mounted here (DiskWillFill)")
+        self.quiet("DiskWillFill")
+        try:
+            subprocess.run(["mount", "-o", "remount,size=2G", self.service.dir], check=True)
+            self.fires("DiskWillFill")
+        finally:
+            subprocess.run(["mount", "-o", "remount,size=200G", self.service.dir], check=True)
+        self.clears("DiskWillFill")
+
+    def test_z_every_alert_is_provoked_or_listed(self):
+        provoked = self.provoked | (set() if self.mounted else {"DiskWillFill"})
+        self.assertEqual(sorted(provoked | set(NOT_PROVOKED)), sorted(rule["alert"] for rule in rules()))
+        self.assertEqual(sorted(provoked & set(NOT_PROVOKED)), [])
+
+
+if __name__ == "__main__":
+    unittest.main()
