@@ -30,8 +30,7 @@ std::string ComparisonLine(const v1::Comparison& comparison) {
 }
 
 bool IsTrainingComparison(const v1::Comparison& comparison) {
-  // A tie says that both are alike; what they have in common teaches a reward model nothing it can be held to.
-  return !comparison.planted() && comparison.kind() != v1::FEEDBACK_RATING && comparison.preference() != v1::TIE;
+  return !comparison.planted() && comparison.kind() != v1::FEEDBACK_RATING;
 }
 
 std::string SftLine(const v1::Comparison& comparison) {

@@ -10,7 +10,8 @@ namespace rlhf::coordinator {
 // {"prompt","chosen","rejected","tie"?,"strength"?,"category"?,"tags"?,"ratings"?}; the prompt's tags and the rater's,
 // joined. Nothing in it says who judged.
 std::string ComparisonLine(const v1::Comparison& comparison);
-// May the comparison stand in a reward model's data? Not planted, not a rating alone, no tie.
+// May the comparison stand in a reward model's data? Not planted, not a rating alone. Ties may: a reward model's
+// job leaves them out if it wants to.
 bool IsTrainingComparison(const v1::Comparison& comparison);
 // An edit, or an answer its writer preferred, as a line of SFT data: {"prompt","response","category"?,"tags"?}; empty
 // for anything else.

@@ -215,7 +215,7 @@ void ComparisonSets::Freeze(const std::string& subject, const v1::FreezeSetReque
       if (!good) return done(absl::UnavailableError(absl::StrCat("cannot write to ", staging)));
       if (set.comparisons() == 0) {
         return done(absl::FailedPreconditionError(absl::StrCat("nothing is left to freeze: expected at least one ",
-                                                               sft ? "edit" : "comparison that is no tie")));
+                                                               sft ? "edit" : "comparison of two answers")));
       }
       Publish(subject, "comparisons.freeze", staging, std::move(set), nullptr, std::move(done));
     });

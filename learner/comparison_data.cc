@@ -23,10 +23,11 @@ double Place(const std::string& prompt, uint64_t seed) {
 }
 
 // Which answer a criterion's ratings say is better; see ComparisonPair.
-double Rated(const artifact::ComparisonRecord& record, const std::string& criterion) {
+double Rated(const artifact::ComparisonRecord& record, const std::string& criterion, bool leave_out_ties) {
   const auto ratings = record.ratings.find(criterion);
   if (ratings == record.ratings.end()) return std::numeric_limits<double>::quiet_NaN();
   const auto [chosen, rejected] = ratings->second;
+  if (chosen == rejected && leave_out_ties) return std::numeric_limits<double>::quiet_NaN();
   return chosen == rejected ? 0.5 : chosen > rejected ? 1 : 0;
 }
 
@@ -57,13 +58,13 @@ void CombineRatings(const std::map<std::string, double>& criteria, artifact::Com
 }
 
 absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, const artifact::Tokenizer& tokenizer,
-                                                    int64_t context, double held_out_fraction, uint64_t seed,
-                                                    const std::map<std::string, double>& criteria, bool heads) {
+                                                    int64_t context, const ComparisonOptions& options) {
   RLHF_ASSIGN_OR_RETURN(std::vector<artifact::ComparisonRecord> records, artifact::ReadComparisonData(path));
   ComparisonData data;
   for (size_t i = 0; i < records.size(); ++i) {
     artifact::ComparisonRecord& record = records[i];
-    CombineRatings(criteria, &record);
+    CombineRatings(options.criteria, &record);
+    if (record.tie && options.leave_out_ties && !options.heads) continue;
     ComparisonPair pair;
     RLHF_ASSIGN_OR_RETURN(pair.chosen, EncodeForReward(tokenizer, record.prompt, record.messages, record.chosen, true));
     RLHF_ASSIGN_OR_RETURN(pair.rejected,
@@ -75,18 +76,21 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
     }
     pair.tie = record.tie;
     pair.margin = record.margin;
-    if (heads) {
-      for (const auto& [criterion, weight] : criteria) pair.rated.push_back(Rated(record, criterion));
+    if (options.heads) {
+      for (const auto& [criterion, weight] : options.criteria)
+        pair.rated.push_back(Rated(record, criterion, options.leave_out_ties));
     }
     if (!record.category.empty()) pair.slices.push_back(absl::StrCat("category=", record.category));
     for (const auto& [tag, value] : record.tags) pair.slices.push_back(absl::StrCat(tag, "=", value));
-    (Place(record.prompt, seed) < held_out_fraction ? data.held_out : data.training).push_back(std::move(pair));
+    const bool held_out = Place(record.prompt, options.seed) < options.held_out_fraction;
+    (held_out ? data.held_out : data.training).push_back(std::move(pair));
   }
   if (data.training.empty())
     return absl::InvalidArgumentError(
-        absl::StrCat(path, ": the split leaves no comparison to train on; lower held_out_fraction or add data"));
+        absl::StrCat(path, ": the split leaves no comparison to train on; lower held_out_fraction",
+                     options.leave_out_ties ? ", train on ties too" : "", " or add data"));
   size_t head = 0;
-  for (const auto& [criterion, weight] : heads ? criteria : std::map<std::string, double>()) {
+  for (const auto& [criterion, weight] : options.heads ? options.criteria : std::map<std::string, double>()) {
     const bool taught = std::any_of(data.training.begin(), data.training.end(),
                                     [&](const ComparisonPair& pair) { return !std::isnan(pair.rated[head]); });
     if (!taught) {

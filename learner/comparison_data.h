@@ -23,14 +23,21 @@ struct ComparisonPair {
   std::vector<std::string> slices;  // "category=known", "pair=correct over abstention"
 };
 
+struct ComparisonOptions {
+  double held_out_fraction = 0;
+  uint64_t seed = 0;                       // of the split
+  std::map<std::string, double> criteria;  // weights by name
+  bool heads = false;                      // each criterion's ratings are kept
+  bool leave_out_ties = false;             // with heads: equal ratings
+};
+
 struct ComparisonData {
   std::vector<ComparisonPair> training, held_out;
   // InvalidArgument names a record that does not fit the context. A prompt's comparisons are all on one side of the
-  // split. With criteria (weights by name) the comparison's ratings say which answer is better: see CombineRatings.
+  // split. With criteria the comparison's ratings say which answer is better: see CombineRatings.
   // With heads every criterion's ratings are kept, and InvalidArgument names one that no training comparison has.
   static absl::StatusOr<ComparisonData> Load(const std::string& path, const artifact::Tokenizer& tokenizer,
-                                             int64_t context, double held_out_fraction, uint64_t seed,
-                                             const std::map<std::string, double>& criteria = {}, bool heads = false);
+                                             int64_t context, const ComparisonOptions& options);
 };
 
 // Turns a comparison round, or makes it a tie, by the sign of Σ weight · (rating of chosen − rating of rejected).

@@ -32,21 +32,30 @@ v1::Metric Mean(const std::vector<double>& values) {
   return metric;
 }
 
+// 1 where the model orders the pair as people do.
+double Right(double difference) {
+  return difference == 0 ? 0.5 : difference > 0 ? 1 : 0;
+}
+
 void AddBaselines(const std::vector<ComparisonPair>& pairs, const std::vector<double>& differences,
-                  const std::vector<double>& right, std::map<std::string, v1::Metric>* metrics) {
-  std::vector<double> longer, shorter, lengths;
-  for (const ComparisonPair& pair : pairs) {
+                  std::map<std::string, v1::Metric>* metrics) {
+  std::vector<double> longer, shorter, lengths, right_where_decided;
+  for (size_t i = 0; i < pairs.size(); ++i) {
     // Both begin with the same prompt and end alike.
-    lengths.push_back(static_cast<double>(pair.chosen.size()) - static_cast<double>(pair.rejected.size()));
-    longer.push_back(pair.tie || lengths.back() == 0 ? 0.5 : lengths.back() > 0 ? 1 : 0);
+    lengths.push_back(static_cast<double>(pairs[i].chosen.size()) - static_cast<double>(pairs[i].rejected.size()));
+    if (pairs[i].tie) continue;
+    longer.push_back(Right(lengths.back()));
     shorter.push_back(1 - longer.back());
+    right_where_decided.push_back(Right(differences[i]));
   }
   const std::vector<double>& by_length = Mean(longer).value() >= 0.5 ? longer : shorter;
-  (*metrics)["baseline.length.accuracy"] = Mean(by_length);
-  (*metrics)["baseline.random.accuracy"].set_value(0.5);
+  if (!by_length.empty()) {
+    (*metrics)["baseline.length.accuracy"] = Mean(by_length);
+    (*metrics)["baseline.random.accuracy"].set_value(0.5);
+  }
   std::vector<double> against;
   for (size_t i = 0; i < by_length.size(); ++i) {
-    if (by_length[i] == 0) against.push_back(right[i]);
+    if (by_length[i] == 0) against.push_back(right_where_decided[i]);
   }
   if (!against.empty()) (*metrics)["accuracy{against length}"] = Mean(against);
   const double mx = Mean(differences).value(), my = Mean(lengths).value();
@@ -71,9 +80,11 @@ std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<Compariso
   double confidence[kBins] = {}, outcome[kBins] = {}, count[kBins] = {};
   for (size_t i = 0; i < pairs.size(); ++i) {
     const double d = differences[i];
-    const double value = pairs[i].tie || d == 0 ? 0.5 : d > 0 ? 1 : 0;
-    right["accuracy"].push_back(value);
-    for (const std::string& slice : pairs[i].slices) right[absl::StrCat("accuracy{", slice, "}")].push_back(value);
+    const double value = pairs[i].tie ? 0.5 : Right(d);
+    if (!pairs[i].tie) {
+      right["accuracy"].push_back(value);
+      for (const std::string& slice : pairs[i].slices) right[absl::StrCat("accuracy{", slice, "}")].push_back(value);
+    }
     const auto log_sigmoid = [](double x) { return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x)); };
     losses.push_back(pairs[i].tie ? -0.5 * (log_sigmoid(d) + log_sigmoid(-d)) : -log_sigmoid(d));
     for (const std::string& slice : pairs[i].slices)
@@ -90,7 +101,7 @@ std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<Compariso
   for (const auto& [name, values] : right) metrics[name] = Mean(values);
   metrics["log_loss"] = Mean(losses);
   for (const auto& [name, values] : losses_by_slice) metrics[name] = Mean(values);
-  AddBaselines(pairs, differences, right["accuracy"], &metrics);
+  AddBaselines(pairs, differences, &metrics);
   double ece = 0;
   for (int bin = 0; bin < kBins; ++bin)
     ece += std::abs(confidence[bin] - outcome[bin]) / static_cast<double>(pairs.size());
@@ -147,10 +158,13 @@ absl::StatusOr<std::unique_ptr<Trainer>> RewardModelTrainer::Make(const TrainerI
   load.head_seed = inputs.spec.seed() + kMemberSeeds * static_cast<uint64_t>(spec.member());
   RLHF_ASSIGN_OR_RETURN(auto model, model::LoadModel(dir, load));
   RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, spec.has_lora() ? &spec.lora() : nullptr, model.get()));
-  RLHF_ASSIGN_OR_RETURN(
-      trainer->data_,
-      ComparisonData::Load(inputs.local.at(spec.data()), *trainer->tokenizer_, model->config().max_position_embeddings,
-                           spec.held_out_fraction(), inputs.spec.seed(), criteria, spec.criterion_heads()));
+  RLHF_ASSIGN_OR_RETURN(trainer->data_, ComparisonData::Load(inputs.local.at(spec.data()), *trainer->tokenizer_,
+                                                             model->config().max_position_embeddings,
+                                                             {.held_out_fraction = spec.held_out_fraction(),
+                                                              .seed = inputs.spec.seed(),
+                                                              .criteria = criteria,
+                                                              .heads = spec.criterion_heads(),
+                                                              .leave_out_ties = spec.leave_out_ties()}));
   for (const ComparisonPair& pair : trainer->data_.training)
     trainer->lengths_.push_back(static_cast<int64_t>(pair.chosen.size() + pair.rejected.size()));
   trainer->model_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), trainer->total_steps());
@@ -178,11 +192,10 @@ torch::Tensor RewardModelTrainer::Loss(const std::vector<size_t>& items, double 
   const torch::Tensor rewards = all.view({-1, 2});
   const torch::Tensor chosen = rewards.select(1, 0), rejected = rewards.select(1, 1);
   const torch::Device device = rewards.device();
-  torch::Tensor loss =
-      BradleyTerry(chosen, rejected, torch::tensor(margins).to(device), torch::tensor(ties).to(device, torch::kBool))
-          .sum();
+  const torch::Tensor tied = torch::tensor(ties).to(device, torch::kBool);
+  torch::Tensor loss = BradleyTerry(chosen, rejected, torch::tensor(margins).to(device), tied).sum();
   if (spec().centering() > 0) loss = loss + spec().centering() * 0.5 * (chosen.square() + rejected.square()).sum();
-  *right += (chosen > rejected).sum().item<double>();
+  *right += (chosen > rejected).logical_and(tied.logical_not()).sum().item<double>();
   return loss / pairs;
 }
 
@@ -215,7 +228,9 @@ torch::Tensor RewardModelTrainer::HeadsLoss(const std::vector<size_t>& items, co
       -(table(rated) * (p * torch::log_sigmoid(difference) + (1 - p) * torch::log_sigmoid(-difference))).sum();
   if (spec().centering() > 0) loss = loss + spec().centering() * 0.5 * rewards.square().sum();
   const torch::Tensor host = difference.detach().to(torch::kCPU, torch::kFloat64).contiguous();
-  for (size_t i = 0; i < items.size(); ++i) *right += Combine(host.data_ptr<double>() + i * heads_.size()) > 0 ? 1 : 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (!data_.training[items[i]].tie && Combine(host.data_ptr<double>() + i * heads_.size()) > 0) *right += 1;
+  }
   return loss / static_cast<double>(heads);
 }
 
@@ -228,8 +243,11 @@ absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::
               kDataStream, cursor, std::min<int64_t>(spec().batch_size(), all - cursor));
   const std::vector<size_t> mine = RankShare(items, collective_->rank(), collective_->world_size());
   const auto pairs = static_cast<double>(items.size());
-  double right = 0, tokens = 0;
-  for (const size_t item : items) tokens += static_cast<double>(lengths_[item]);
+  double right = 0, tokens = 0, decided = 0;
+  for (const size_t item : items) {
+    tokens += static_cast<double>(lengths_[item]);
+    decided += data_.training[item].tie ? 0 : 1;
+  }
   std::vector<Trainable::LossTerm> terms;
   for (std::vector<size_t>& group : MicroBatches(mine, lengths_, spec().micro_batch_tokens())) {
     terms.push_back([this, pairs, &right, group = std::move(group)] { return Loss(group, pairs, &right); });
@@ -248,11 +266,8 @@ absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::
   }
   model_->Step(norm);
   result.trained = true;
-  result.metrics = {{"loss", sums[0]},
-                    {"accuracy", sums[1] / pairs},
-                    {"learning_rate", rate},
-                    {"grad_norm", norm},
-                    {"tokens", tokens}};
+  result.metrics = {{"loss", sums[0]}, {"learning_rate", rate}, {"grad_norm", norm}, {"tokens", tokens}};
+  if (decided > 0) result.metrics["accuracy"] = sums[1] / decided;
   return result;
 }
 

@@ -11,9 +11,10 @@
 namespace rlhf::learner {
 
 // What a reward model is worth on comparisons it was not trained on. differences: r(chosen) − r(rejected). Keys:
-// accuracy (a tie counts as right by one half), log_loss, ece (ten bins of predicted probability) with its bins as
-// "calibration/BIN" (how often people agreed) and "calibration.confidence/BIN" (how sure the model was), and accuracy
-// and log_loss by slice, as "accuracy{SLICE}"; with normal 95 % intervals where it is a mean.
+// accuracy (without ties; nothing where all are ties), log_loss (a tie is a half-label), ece (ten bins of predicted
+// probability) with its bins as "calibration/BIN" (how often people agreed) and "calibration.confidence/BIN" (how sure
+// the model was), and accuracy and log_loss by slice, as "accuracy{SLICE}"; with normal 95 % intervals where it is a
+// mean.
 //
 // Beside them simple baselines, so that a model that only counts words is seen as such: "baseline.random.accuracy",
 // "baseline.length.accuracy" (always the longer answer, or always the shorter one, whichever is right more often),
@@ -49,6 +50,7 @@ class RewardModelTrainer final : public Trainer {
   size_t outputs() const { return heads_.empty() ? 1 : heads_.size(); }
   // A preference from the outputs' differences: the difference itself, or their weighted mean.
   double Combine(const double* differences) const;
+  // Losses over `pairs`; adds to `right` how many pairs that are no ties the model orders as people do.
   torch::Tensor Loss(const std::vector<size_t>& items, double pairs, double* right) const;
   torch::Tensor HeadsLoss(const std::vector<size_t>& items, const torch::Tensor& rewards, double* right) const;
   absl::StatusOr<model::RewardNormalization> Normalize() const;

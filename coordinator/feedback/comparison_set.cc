@@ -30,9 +30,8 @@ void SetBuilder::Add(const v1::Comparison& comparison) {
     line = SftLine(comparison);
     if (line.empty()) return;
   } else {
-    const bool tie = comparison.preference() == v1::TIE && comparison.kind() != v1::FEEDBACK_RATING;
-    if (tie && !comparison.planted()) set_.set_ties(set_.ties() + 1);
-    if (!IsTrainingComparison(comparison) && !(tie && keep_ties_ && !comparison.planted())) return;
+    if (!IsTrainingComparison(comparison)) return;
+    if (comparison.preference() == v1::TIE) set_.set_ties(set_.ties() + 1);
     line = ComparisonLine(comparison);
   }
   *out_ << line << '\n';

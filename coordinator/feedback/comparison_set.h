@@ -21,10 +21,8 @@ class SetBuilder {
  public:
   // Lines of SFT data from edits and written answers instead of comparisons.
   enum class Kind { kComparisons, kSft };
-  // `keep_ties` is for imported sets: whoever made them decided to have them.
-  SetBuilder(std::ostream* out, std::set<std::string> excluded_raters, Kind kind = Kind::kComparisons,
-             bool keep_ties = false)
-      : out_(out), excluded_(std::move(excluded_raters)), kind_(kind), keep_ties_(keep_ties) {}
+  SetBuilder(std::ostream* out, std::set<std::string> excluded_raters, Kind kind = Kind::kComparisons)
+      : out_(out), excluded_(std::move(excluded_raters)), kind_(kind) {}
   void Add(const v1::Comparison& comparison);
   // An earlier set whose lines were written before.
   void Begin(const v1::ComparisonSet& previous);
@@ -34,7 +32,6 @@ class SetBuilder {
   std::ostream* const out_;
   const std::set<std::string> excluded_;
   const Kind kind_;
-  const bool keep_ties_;
   artifact::Sha256 content_;
   v1::ComparisonSet set_;
 };

@@ -43,8 +43,7 @@ std::string ImportProblem(const v1::Comparison& comparison) {
 
 absl::Status ImportSession::Begin() {
   lines_.open(start_.staging + "/comparisons.jsonl", std::ios::binary);
-  builder_ = std::make_unique<SetBuilder>(&lines_, std::set<std::string>(), SetBuilder::Kind::kComparisons,
-                                          /*keep_ties=*/true);
+  builder_ = std::make_unique<SetBuilder>(&lines_, std::set<std::string>());
   RLHF_ASSIGN_OR_RETURN(log_, ImportLogWriter::Open(start_.log_path, start_.log_length));
   log_length_ = start_.log_length;
   if (start_.log_length == 0) return absl::OkStatus();

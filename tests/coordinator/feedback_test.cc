@@ -306,7 +306,7 @@ TEST(AgreementTest, TheOrderOnTheScreenDoesNotMatterAndARaterFarOffIsFlagged) {
   EXPECT_THAT(RatersBelow(all, 0.4), ElementsAre());
 }
 
-TEST(ComparisonSetTest, ASetLeavesOutRatersTiesAndPlantedQuestionsAndHasADigest) {
+TEST(ComparisonSetTest, ASetLeavesOutRatersAndPlantedQuestionsAndHasADigest) {
   std::vector<v1::Comparison> all = {Judged("a", 1, true, false), Judged("b", 2, true, false),
                                      Judged("c", 3, true, false), Judged("c", 4, true, false)};
   all[2].set_preference(v1::TIE);
@@ -320,14 +320,14 @@ TEST(ComparisonSetTest, ASetLeavesOutRatersTiesAndPlantedQuestionsAndHasADigest)
   };
   std::string lines, again;
   const auto whole = build({}, &lines);
-  EXPECT_EQ(whole.comparisons(), 2);
+  EXPECT_EQ(whole.comparisons(), 3);
   EXPECT_EQ(whole.ties(), 1);
   EXPECT_EQ(lines,
             "{\"prompt\":\"Q1\",\"chosen\":\"a\",\"rejected\":\"b\"}\n{\"prompt\":\"Q2\",\"chosen\":\"a\",\"rejected\":"
-            "\"b\"}\n");
+            "\"b\"}\n{\"prompt\":\"Q3\",\"chosen\":\"a\",\"rejected\":\"b\",\"tie\":true}\n");
   EXPECT_EQ(build({}, &again).content_sha256(), whole.content_sha256());
   const auto without = build({"b"}, &again);
-  EXPECT_EQ(without.comparisons(), 1);
+  EXPECT_EQ(without.comparisons(), 2);
   EXPECT_NE(without.content_sha256(), whole.content_sha256());
   EXPECT_THAT(without.excluded_raters(), ElementsAre("b"));
 

@@ -52,6 +52,7 @@ pipeline:
         epochs: {epochs}
         batch_size: 64
         centering: 0.001
+        leave_out_ties: true
         optimizer: {{learning_rate: 1e-3, schedule: cosine, warmup_steps: 5}}
         normalization_samples: stage:sample
     - name: ppo

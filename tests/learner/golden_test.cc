@@ -72,6 +72,17 @@ TEST(GoldenTest, BradleyTerry) {
   const torch::Tensor tied = BradleyTerry(torch::tensor({0.0F, 1.0F}), zero, zero, tie);
   EXPECT_NEAR(tied[0].item<double>(), std::log(2.0), 1e-6);
   EXPECT_GT(tied[1].item<double>(), tied[0].item<double>());
+  // By the plain formula, −½·log σ(d) − ½·log σ(−d), whose slope is σ(d) − ½; a margin says nothing about a tie.
+  torch::Tensor first = torch::tensor({2.0F, -1.5F, 0.25F}).requires_grad_(true);
+  const torch::Tensor half = BradleyTerry(first, torch::tensor({0.5F, 1.0F, 0.25F}), torch::tensor({0.0F, 1.0F, 3.0F}),
+                                          torch::ones({3}, torch::kBool));
+  half.sum().backward();
+  const double differences[] = {1.5, -2.5, 0};
+  for (int i = 0; i < 3; ++i) {
+    const double p = 1 / (1 + std::exp(-differences[i]));
+    EXPECT_NEAR(half[i].item<double>(), -0.5 * std::log(p) - 0.5 * std::log(1 - p), 1e-6);
+    EXPECT_NEAR(first.grad()[i].item<double>(), p - 0.5, 1e-6);
+  }
 }
 
 TEST(GoldenTest, AdamW) {

@@ -415,12 +415,74 @@ TEST_F(TrainerTest, EveryCriterionHasAHeadOfItsOwn) {
   EXPECT_THAT(std::string(Make(job).status().message()), HasSubstr("rated by \"kind\""));
 }
 
-TEST(RewardModelMetricsTest, CountsTiesAsHalves) {
+TEST_F(TrainerTest, TiesAreHalfLabelsUnlessTheyAreLeftOut) {
+  std::string lines;
+  for (int i = 0; i < 8; ++i) {
+    absl::StrAppend(&lines, "{\"prompt\":\"item ", i, "\",\"chosen\":\" good\",\"rejected\":\" bad\"",
+                    i % 2 == 0 ? ",\"tie\":true" : "", ",\"ratings\":{\"helpful\":[3,", i % 2 == 0 ? 3 : 1, "]}}\n");
+  }
+  ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), lines).ok());
+  const auto check_first_step = [&](bool heads, bool leave_out) {
+    v1::JobSpec job = RewardModelJob();
+    v1::RewardModelSpec* spec = job.mutable_reward_model();
+    spec->set_held_out_fraction(0);
+    spec->set_epochs(1);
+    spec->set_centering(0);
+    spec->set_leave_out_ties(leave_out);
+    if (heads) {
+      spec->set_criterion_heads(true);
+      (*spec->mutable_criteria())["helpful"] = 1;
+    }
+    auto trainer = Make(job);
+    ASSERT_TRUE(trainer.ok()) << trainer.status();
+    // What the step must find, by the plain formula on the model's own rewards.
+    std::vector<std::vector<int32_t>> sequences;
+    const auto tokenizer = artifact::Tokenizer::Load(dir_.File("model"));
+    for (int i = 0; i < 8; ++i) {
+      for (const char* answer : {" good", " bad"})
+        sequences.push_back(*EncodeForReward(**tokenizer, absl::StrCat("item ", i), {}, answer, true));
+    }
+    const std::vector<double> rewards = ScoreSequences((*trainer)->model(), sequences, 8192);
+    double loss = 0, right = 0;
+    for (size_t i = 0; i < 8; ++i) {
+      const double d = rewards[2 * i] - rewards[2 * i + 1];
+      const auto minus_log = [](double x) { return std::log1p(std::exp(-x)); };
+      if (i % 2 == 1) loss += minus_log(d);
+      if (i % 2 == 1 && d > 0) right += 1;
+      if (i % 2 == 0 && !leave_out) loss += 0.5 * minus_log(d) + 0.5 * minus_log(-d);
+    }
+    // With a head for each criterion the comparison stays, as other criteria may decide it.
+    const double pairs = leave_out && !heads ? 4 : 8;
+    const auto result = (*trainer)->RunStep(1, {});
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_NEAR(result->metrics.at("loss"), loss / pairs, 1e-5) << heads << leave_out;
+    EXPECT_NEAR(result->metrics.at("accuracy"), right / 4, 1e-9) << heads << leave_out;
+  };
+  for (const bool heads : {false, true}) {
+    for (const bool leave_out : {false, true}) check_first_step(heads, leave_out);
+  }
+  v1::JobSpec job = RewardModelJob();
+  job.mutable_reward_model()->set_leave_out_ties(true);
+  ASSERT_TRUE(
+      WriteFileDurably(dir_.File("data.jsonl"), "{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\",\"tie\":true}\n")
+          .ok());
+  EXPECT_THAT(std::string(Make(job).status().message()), HasSubstr("train on ties too"));
+}
+
+TEST(RewardModelMetricsTest, TiesCountInTheLogLossAloneAsHalves) {
   std::vector<ComparisonPair> pairs(4);
   pairs[3].tie = true;
   const auto metrics = RewardModelMetrics(pairs, {2.0, -1.0, 3.0, 5.0});
-  EXPECT_NEAR(metrics.at("accuracy").value(), (1 + 0 + 1 + 0.5) / 4, 1e-12);
+  EXPECT_NEAR(metrics.at("accuracy").value(), 2.0 / 3, 1e-12);
+  EXPECT_EQ(metrics.at("accuracy").n(), 3);
+  const auto minus_log = [](double x) { return std::log1p(std::exp(-x)); };
+  EXPECT_NEAR(metrics.at("log_loss").value(),
+              (minus_log(2) + minus_log(-1) + minus_log(3) + 0.5 * minus_log(5) + 0.5 * minus_log(-5)) / 4, 1e-12);
+  EXPECT_EQ(metrics.at("log_loss").n(), 4);
   EXPECT_NEAR(RewardModelMetrics({ComparisonPair()}, {0.0}).at("log_loss").value(), std::log(2.0), 1e-12);
+  const auto ties = RewardModelMetrics({pairs[3]}, {1.0});
+  EXPECT_EQ(ties.count("accuracy"), 0u) << "nothing to be right about";
+  EXPECT_EQ(ties.count("baseline.length.accuracy"), 0u);
 }
 
 TEST(CombineRatingsTest, WeightsDecideWhichAnswerIsBetter) {
