@@ -54,6 +54,7 @@ void CombineRatings(const std::map<std::string, double>& criteria, artifact::Com
   record->tie = difference == 0;
   if (difference >= 0) return;
   std::swap(record->chosen, record->rejected);
+  record->margin = record->strength = 0;
   for (auto& [criterion, ratings] : record->ratings) std::swap(ratings.first, ratings.second);
 }
 
@@ -69,13 +70,17 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
     RLHF_ASSIGN_OR_RETURN(pair.chosen, EncodeForReward(tokenizer, record.prompt, record.messages, record.chosen, true));
     RLHF_ASSIGN_OR_RETURN(pair.rejected,
                           EncodeForReward(tokenizer, record.prompt, record.messages, record.rejected, true));
+    if (options.margin_by_strength > 0 && !(record.strength >= 0 && record.strength <= 1)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": comparison ", i + 1, " has strength ", record.strength, "; expected 0 to 1"));
+    }
     const size_t longest = std::max(pair.chosen.size(), pair.rejected.size());
     if (static_cast<int64_t>(longest) > context) {
       return absl::InvalidArgumentError(absl::StrCat(path, ": comparison ", i + 1, " has ", longest,
                                                      " tokens; expected at most ", context, ", the model's context"));
     }
     pair.tie = record.tie;
-    pair.margin = record.margin;
+    pair.margin = record.margin + options.margin_by_strength * record.strength;
     if (options.heads) {
       for (const auto& [criterion, weight] : options.criteria)
         pair.rated.push_back(Rated(record, criterion, options.leave_out_ties));

@@ -16,7 +16,7 @@ namespace rlhf::learner {
 struct ComparisonPair {
   std::vector<int32_t> chosen, rejected;  // prompt, response, end of text
   bool tie = false;
-  double margin = 0;
+  double margin = 0;  // what chosen has to be ahead by in the loss
   // With heads, by criterion in the order of their names: 1 where the ratings say the chosen answer is better, 0 the
   // rejected one, 0.5 neither; NaN without ratings.
   std::vector<double> rated;
@@ -29,6 +29,7 @@ struct ComparisonOptions {
   std::map<std::string, double> criteria;  // weights by name
   bool heads = false;                      // each criterion's ratings are kept
   bool leave_out_ties = false;             // with heads: equal ratings
+  double margin_by_strength = 0;           // added to a pair's margin for each unit of strength
 };
 
 struct ComparisonData {
@@ -41,7 +42,8 @@ struct ComparisonData {
 };
 
 // Turns a comparison round, or makes it a tie, by the sign of Σ weight · (rating of chosen − rating of rejected).
-// Leaves it as it is when it lacks the rating of a criterion, or there are no criteria. Ratings turn round with it.
+// Leaves it as it is when it lacks the rating of a criterion, or there are no criteria. Ratings turn round with it;
+// margin and strength, which are the preference's, become 0.
 void CombineRatings(const std::map<std::string, double>& criteria, artifact::ComparisonRecord* record);
 
 // Prompt and response as a reward model reads them.

@@ -164,7 +164,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> RewardModelTrainer::Make(const TrainerI
                                                               .seed = inputs.spec.seed(),
                                                               .criteria = criteria,
                                                               .heads = spec.criterion_heads(),
-                                                              .leave_out_ties = spec.leave_out_ties()}));
+                                                              .leave_out_ties = spec.leave_out_ties(),
+                                                              .margin_by_strength = spec.margin_by_strength()}));
   for (const ComparisonPair& pair : trainer->data_.training)
     trainer->lengths_.push_back(static_cast<int64_t>(pair.chosen.size() + pair.rejected.size()));
   trainer->model_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), trainer->total_steps());

@@ -38,6 +38,10 @@ void RewardModel(SpecChecker& check, v1::RewardModelSpec* s) {
   for (const auto& [criterion, weight] : s->criteria()) {
     if (!std::isfinite(weight) || criterion.empty()) check.Problem("criteria", "expected names with finite weights");
   }
+  check.Range("margin_by_strength", s->margin_by_strength(), 0, 100);
+  if (s->criterion_heads() && s->margin_by_strength() > 0)
+    check.Problem("margin_by_strength",
+                  "expected 0 with criterion_heads: strength is of the preference, heads learn ratings");
   if (s->criterion_heads() && std::none_of(s->criteria().begin(), s->criteria().end(),
                                            [](const auto& criterion) { return criterion.second != 0; })) {
     check.Problem("criteria", "expected at least one with a weight: criterion_heads makes a head of each");

@@ -89,7 +89,11 @@ TEST(SpecTest, HeadsByCriterionNeedCriteriaAndAScorerMayWeighThem) {
   spec.mutable_reward_model()->set_model("base");
   spec.mutable_reward_model()->set_data("human");
   spec.mutable_reward_model()->set_batch_size(8);
+  spec.mutable_reward_model()->set_margin_by_strength(3);
+  EXPECT_EQ(JoinProblems(CompleteSpec(&spec)), "");
   spec.mutable_reward_model()->set_criterion_heads(true);
+  EXPECT_THAT(JoinProblems(CompleteSpec(&spec)), HasSubstr("reward_model.margin_by_strength: expected 0"));
+  spec.mutable_reward_model()->set_margin_by_strength(0);
   EXPECT_THAT(JoinProblems(CompleteSpec(&spec)), HasSubstr("reward_model.criteria: expected at least one"));
   (*spec.mutable_reward_model()->mutable_criteria())["honest"] = 0;
   EXPECT_THAT(JoinProblems(CompleteSpec(&spec)), HasSubstr("reward_model.criteria: expected at least one"));

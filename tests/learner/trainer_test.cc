@@ -469,6 +469,56 @@ TEST_F(TrainerTest, TiesAreHalfLabelsUnlessTheyAreLeftOut) {
   EXPECT_THAT(std::string(Make(job).status().message()), HasSubstr("train on ties too"));
 }
 
+TEST_F(TrainerTest, StrengthIsAMarginOfDecidedPairs) {
+  std::string lines;
+  const double strengths[] = {0, 1.0 / 3, 2.0 / 3, 1};
+  for (int i = 0; i < 4; ++i) {
+    absl::StrAppend(&lines, "{\"prompt\":\"item ", i,
+                    "\",\"chosen\":\" good\",\"rejected\":\" bad\",\"strength\":", strengths[i], ",\"margin\":0.25",
+                    i == 2 ? ",\"tie\":true" : "", "}\n");
+  }
+  ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), lines).ok());
+  const auto tokenizer = artifact::Tokenizer::Load(dir_.File("model"));
+  ASSERT_TRUE(tokenizer.ok());
+  ComparisonOptions options;
+  options.margin_by_strength = 3;
+  const auto data = ComparisonData::Load(dir_.File("data.jsonl"), **tokenizer, 64, options);
+  ASSERT_TRUE(data.ok()) << data.status();
+  for (int i = 0; i < 4; ++i) EXPECT_NEAR(data->training[static_cast<size_t>(i)].margin, 0.25 + i, 1e-4);
+
+  v1::JobSpec job = RewardModelJob();
+  v1::RewardModelSpec* spec = job.mutable_reward_model();
+  spec->set_held_out_fraction(0);
+  spec->set_centering(0);
+  spec->set_margin_by_strength(3);
+  auto trainer = Make(job);
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  double loss = 0, square = 0;
+  std::vector<torch::Tensor> parameters;
+  for (const auto& [name, parameter] : (*trainer)->model().trained_parameters()) parameters.push_back(parameter);
+  torch::Tensor total = torch::zeros({});
+  for (size_t i = 0; i < 4; ++i) {
+    const ComparisonPair& pair = data->training[i];
+    const torch::Tensor rewards = SequenceRewards((*trainer)->model(), {pair.chosen, pair.rejected}).view({-1});
+    const torch::Tensor d = rewards[0] - rewards[1], e = d - (0.25 + static_cast<double>(i));
+    total = total + (i == 2 ? 0.5 * (torch::log1p(torch::exp(-d)) + torch::log1p(torch::exp(d)))
+                            : torch::log1p(torch::exp(-e)));
+  }
+  loss = total.item<double>() / 4;
+  for (const torch::Tensor& gradient : torch::autograd::grad({total / 4}, parameters, {}, {}, false, true)) {
+    if (gradient.defined()) square += gradient.square().sum().item<double>();
+  }
+  const auto result = (*trainer)->RunStep(1, {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_NEAR(result->metrics.at("loss"), loss, 1e-4);
+  EXPECT_NEAR(result->metrics.at("grad_norm"), std::sqrt(square), 1e-3 * std::sqrt(square));
+
+  ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"),
+                               "{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\",\"strength\":2}\n")
+                  .ok());
+  EXPECT_THAT(std::string(Make(job).status().message()), HasSubstr("strength 2; expected 0 to 1"));
+}
+
 TEST(RewardModelMetricsTest, TiesCountInTheLogLossAloneAsHalves) {
   std::vector<ComparisonPair> pairs(4);
   pairs[3].tie = true;
@@ -496,8 +546,12 @@ TEST(CombineRatingsTest, WeightsDecideWhichAnswerIsBetter) {
   EXPECT_EQ(record.chosen, "a") << "without a rating the preference stands";
   CombineRatings({{"helpful", 1}, {"honest", 1}}, &record);
   EXPECT_TRUE(record.tie);
+  record.margin = record.strength = 0.5;
+  CombineRatings({{"helpful", 2}, {"honest", 1}}, &record);
+  EXPECT_EQ(record.strength, 0.5) << "the ratings say what the preference says";
   CombineRatings({{"helpful", 1}, {"honest", 2}}, &record);
   EXPECT_EQ(record.chosen, "b");
+  EXPECT_EQ(record.strength + record.margin, 0) << "they were of the preference";
   EXPECT_EQ(record.ratings.at("honest").first, 4) << "the ratings turn round with the answers";
   EXPECT_FALSE(record.tie);
 }
