@@ -191,6 +191,8 @@ void ComparisonSets::Freeze(const std::string& subject, const v1::FreezeSetReque
                             std::set<std::string> excluded, Done<v1::ComparisonSet> done) {
   absl::Status status = CheckName("project", request.project());
   if (status.ok()) status = CheckFreeAlias("name", request.name());
+  if (status.ok() && request.edits_as_sft() && request.pair_ratings())
+    status = absl::InvalidArgumentError("pair_ratings: expected false with edits_as_sft: ratings make comparisons");
   if (!status.ok()) return done(status);
   const absl::StatusOr<v1::PayloadRef> log = LogEnd(request.project(), request.name());
   if (!log.ok()) return done(log.status());
@@ -204,11 +206,12 @@ void ComparisonSets::Freeze(const std::string& subject, const v1::FreezeSetReque
                     done = std::move(done)]() mutable {
     const bool sft = request.edits_as_sft();
     std::ofstream out(absl::StrCat(staging, sft ? "/edits.jsonl" : "/comparisons.jsonl"), std::ios::binary);
-    SetBuilder builder(&out, excluded, sft ? SetBuilder::Kind::kSft : SetBuilder::Kind::kComparisons);
+    SetBuilder builder(&out, excluded, sft ? SetBuilder::Kind::kSft : SetBuilder::Kind::kComparisons,
+                       request.pair_ratings());
     for (const v1::Comparison& comparison : *comparisons) builder.Add(comparison);
+    v1::ComparisonSet set = builder.Finish();
     out.close();
     const bool good = out.good();
-    v1::ComparisonSet set = builder.Finish();
     set.set_project(request.project());
     set.set_name(request.name());
     loop_->Post([this, subject, staging, good, sft, set = std::move(set), done = std::move(done)]() mutable {

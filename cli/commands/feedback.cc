@@ -29,7 +29,7 @@ struct FeedbackFlags {
   std::string set, job, format = "auto", export_format = "plain", out, task, prefer, written, comment, rater, name;
   double strength = 0;
   int limit = 1, wait = 0;
-  bool skip = false, planted = false, flagged = false, sft = false;
+  bool skip = false, planted = false, flagged = false, sft = false, pair_ratings = false;
 };
 
 using Stub = v1::FeedbackService::Stub;
@@ -241,6 +241,7 @@ int Freeze(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   for (const std::string& rater : flags.exclude) request.add_exclude_raters(rater);
   request.set_exclude_flagged(flags.flagged);
   request.set_edits_as_sft(flags.sft);
+  request.set_pair_ratings(flags.pair_ratings);
   return CallAndPrint<v1::FreezeSetRequest, v1::ComparisonSet>(
       connection, request, &Stub::FreezeSet,
       [](const v1::ComparisonSet& set) {
@@ -341,7 +342,11 @@ void AddFeedbackCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   freeze->add_option("--name", flags->name, "Of the set and its data artifact")->required();
   freeze->add_option("--exclude-rater", flags->exclude, "Leave out a rater; may be repeated");
   freeze->add_flag("--exclude-flagged", flags->flagged, "Leave out raters that the agreement report flags");
-  freeze->add_flag("--edits", flags->sft, "SFT data of the edits and written answers instead");
+  auto* edits = freeze->add_flag("--edits", flags->sft, "SFT data of the edits and written answers instead");
+  freeze
+      ->add_flag("--pair-ratings", flags->pair_ratings,
+                 "Also compare the answers to a prompt that one rater rated each by itself")
+      ->excludes(edits);
   feedback->add_subcommand("sets", "List sets")->callback([=, &connection] {
     *run = [&connection] { return Sets(connection); };
   });

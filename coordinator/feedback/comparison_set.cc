@@ -13,6 +13,26 @@ std::string RowKey(const v1::ComparisonSet& set) {
   return absl::StrFormat("%s%s/%s/%012d", kPrefix, set.project(), set.name(), set.version());
 }
 
+void AppendPart(absl::string_view part, std::string* content) {
+  absl::StrAppend(content, part.size(), ":", part);
+}
+
+void AppendPrompt(const v1::Prompt& prompt, std::string* content) {
+  AppendPart(prompt.text(), content);
+  if (!prompt.text().empty()) return;  // the text is the messages, as people read them
+  for (const v1::ChatMessage& message : prompt.messages()) {
+    AppendPart(message.role(), content);
+    AppendPart(message.content(), content);
+  }
+}
+
+void AppendRatings(const google::protobuf::Map<std::string, double>& ratings, std::string* content) {
+  for (const auto& [criterion, value] : std::map<std::string, double>(ratings.begin(), ratings.end())) {
+    AppendPart(criterion, content);
+    AppendPart(absl::StrFormat("%.17g", value), content);
+  }
+}
+
 }  // namespace
 
 void SetBuilder::Begin(const v1::ComparisonSet& previous) {
@@ -30,10 +50,20 @@ void SetBuilder::Add(const v1::Comparison& comparison) {
     line = SftLine(comparison);
     if (line.empty()) return;
   } else {
+    if (pair_ratings_ && comparison.kind() == v1::FEEDBACK_RATING && !comparison.planted() &&
+        !comparison.rater().empty()) {
+      std::string prompt;
+      AppendPrompt(comparison.prompt(), &prompt);
+      ratings_[{comparison.rater(), std::move(prompt)}].push_back(comparison);
+    }
     if (!IsTrainingComparison(comparison)) return;
-    if (comparison.preference() == v1::TIE) set_.set_ties(set_.ties() + 1);
     line = ComparisonLine(comparison);
   }
+  Write(comparison, line);
+}
+
+void SetBuilder::Write(const v1::Comparison& comparison, const std::string& line) {
+  if (kind_ == Kind::kComparisons && comparison.preference() == v1::TIE) set_.set_ties(set_.ties() + 1);
   *out_ << line << '\n';
   content_.Update(ComparisonDigest(comparison));
   set_.set_comparisons(set_.comparisons() + 1);
@@ -41,27 +71,64 @@ void SetBuilder::Add(const v1::Comparison& comparison) {
 }
 
 v1::ComparisonSet SetBuilder::Finish() {
+  for (const auto& [key, rated] : ratings_) {
+    for (size_t i = 0; i < rated.size(); ++i) {
+      for (size_t j = i + 1; j < rated.size(); ++j) {
+        if (const auto made = PairOfRatings(rated[i], rated[j])) Write(*made, ComparisonLine(*made));
+      }
+    }
+  }
+  ratings_.clear();
   set_.set_content_sha256(content_.FinishHex());
   for (const std::string& rater : excluded_) set_.add_excluded_raters(rater);
   return set_;
 }
 
+std::optional<v1::Comparison> PairOfRatings(const v1::Comparison& first, const v1::Comparison& second) {
+  if (first.first().text() == second.first().text()) return std::nullopt;
+  v1::Comparison made;
+  double difference = 0;
+  for (const auto& [criterion, value] :
+       std::map<std::string, double>(first.first_ratings().begin(), first.first_ratings().end())) {
+    const auto other = second.first_ratings().find(criterion);
+    if (other == second.first_ratings().end()) continue;
+    (*made.mutable_first_ratings())[criterion] = value;
+    (*made.mutable_second_ratings())[criterion] = other->second;
+    difference += value - other->second;
+  }
+  if (made.first_ratings().empty()) return std::nullopt;
+  made.set_id(absl::StrCat(first.id(), "+", second.id()));
+  made.set_project(first.project());
+  *made.mutable_prompt() = first.prompt();
+  *made.mutable_first() = first.first();
+  *made.mutable_second() = second.first();
+  made.set_preference(difference == 0 ? v1::TIE : difference > 0 ? v1::FIRST : v1::SECOND);
+  made.set_rater(first.rater());
+  if (first.rater_group() == second.rater_group()) made.set_rater_group(first.rater_group());
+  for (const auto& [tag, value] : first.tags()) {
+    const auto other = second.tags().find(tag);
+    if (other != second.tags().end() && other->second == value) (*made.mutable_tags())[tag] = value;
+  }
+  made.set_kind(v1::FEEDBACK_COMPARISON);
+  return made;
+}
+
 std::string ComparisonDigest(const v1::Comparison& c) {
   std::string content;
-  const auto add = [&](absl::string_view part) { absl::StrAppend(&content, part.size(), ":", part); };
+  const auto add = [&](absl::string_view part) { AppendPart(part, &content); };
   add(c.id());
-  add(c.prompt().text());
-  if (c.prompt().text().empty()) {  // else the text is the messages, as people read them
-    for (const v1::ChatMessage& message : c.prompt().messages()) {
-      add(message.role());
-      add(message.content());
-    }
-  }
+  AppendPrompt(c.prompt(), &content);
   add(c.first().text());
   add(c.second().text());
   add(absl::StrCat(c.kind() == v1::FEEDBACK_KIND_UNSPECIFIED ? v1::FEEDBACK_COMPARISON : c.kind(), "/", c.preference(),
                    "/", c.strength()));
   add(c.rater());
+  if (!c.first_ratings().empty() || !c.second_ratings().empty()) {
+    add("first");
+    AppendRatings(c.first_ratings(), &content);
+    add("second");
+    AppendRatings(c.second_ratings(), &content);
+  }
   return artifact::Sha256Hex(content).substr(0, 32);
 }
 

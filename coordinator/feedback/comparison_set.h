@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <ostream>
 #include <set>
 #include <string>
@@ -21,22 +22,34 @@ class SetBuilder {
  public:
   // Lines of SFT data from edits and written answers instead of comparisons.
   enum class Kind { kComparisons, kSft };
-  SetBuilder(std::ostream* out, std::set<std::string> excluded_raters, Kind kind = Kind::kComparisons)
-      : out_(out), excluded_(std::move(excluded_raters)), kind_(kind) {}
+  // `pair_ratings`: ratings of single answers become comparisons too (PairOfRatings); else they are left out.
+  SetBuilder(std::ostream* out, std::set<std::string> excluded_raters, Kind kind = Kind::kComparisons,
+             bool pair_ratings = false)
+      : out_(out), excluded_(std::move(excluded_raters)), kind_(kind), pair_ratings_(pair_ratings) {}
   void Add(const v1::Comparison& comparison);
   // An earlier set whose lines were written before.
   void Begin(const v1::ComparisonSet& previous);
+  // Writes the comparisons that ratings make: `out` must still be open.
   v1::ComparisonSet Finish();
 
  private:
   std::ostream* const out_;
   const std::set<std::string> excluded_;
   const Kind kind_;
+  const bool pair_ratings_;
+  void Write(const v1::Comparison& comparison, const std::string& line);
+
   artifact::Sha256 content_;
   v1::ComparisonSet set_;
+  std::map<std::pair<std::string, std::string>, std::vector<v1::Comparison>> ratings_;  // by rater and prompt
 };
 
-// Identifies a judgement by its content: prompt, answers, verdict, rater. 16 bytes.
+// Two ratings of one answer each, by one rater and of one prompt, as a comparison with the ratings of the criteria that
+// both have: the answer with the higher sum is better, equal sums are a tie. Nothing when the answers are the same text
+// or no criterion is common.
+std::optional<v1::Comparison> PairOfRatings(const v1::Comparison& first, const v1::Comparison& second);
+
+// Identifies a judgement by its content: prompt, answers, verdict, rater, ratings. 16 bytes.
 std::string ComparisonDigest(const v1::Comparison& comparison);
 
 // The rows of all sets. Loop thread only.

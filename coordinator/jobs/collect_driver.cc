@@ -173,7 +173,8 @@ class CollectDriver final : public Driver {
     Made made;
     made.metrics = CollectMetrics(comparisons, spec);
     std::ofstream out(staging + "/comparisons.jsonl", std::ios::binary);
-    SetBuilder set(&out, RatersBelow(comparisons, spec.min_planted_accuracy()));
+    SetBuilder set(&out, RatersBelow(comparisons, spec.min_planted_accuracy()), SetBuilder::Kind::kComparisons,
+                   spec.pair_ratings());
     if (!previous_path.empty()) {
       set.Begin(previous);
       std::vector<std::filesystem::path> files;
@@ -191,11 +192,11 @@ class CollectDriver final : public Driver {
       set.Add(comparison);
       edits.Add(comparison);
     }
+    made.set = set.Finish();
     out.close();
     sft.close();
     if (!out.good() || !sft.good())
       made.status = absl::UnavailableError(absl::StrCat("cannot write ", staging, "/comparisons.jsonl"));
-    made.set = set.Finish();
     made.edits = edits.Finish().comparisons();
     made.metrics["comparisons"].set_value(static_cast<double>(made.set.comparisons()));
     return made;

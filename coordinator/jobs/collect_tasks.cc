@@ -155,8 +155,19 @@ class Builder {
       }
     }
     if (!Ask(p, first, second, kind)) return false;
+    if (kind == v1::FEEDBACK_RATING && spec_.pair_ratings() && tasks_.size() < wanted()) AskAnotherRating(p);
     if (against_) tasks_.back().mutable_second()->set_source("against");
     return true;
+  }
+
+  // Right after a rating, so that the same rater mostly gets both: of the answers to the prompt that were not asked
+  // about.
+  void AskAnotherRating(size_t p) {
+    const Candidates& mine = prompts_[p].first;
+    const size_t offset = random_.Below(mine.size());
+    for (size_t i = 0; i < mine.size(); ++i) {
+      if (Ask(p, mine[(offset + i) % mine.size()], nullptr, v1::FEEDBACK_RATING)) return;
+    }
   }
 
   bool Ask(size_t p, const Sample* first, const Sample* second, v1::FeedbackKind kind = v1::FEEDBACK_COMPARISON) {

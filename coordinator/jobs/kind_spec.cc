@@ -79,6 +79,8 @@ void Collect(SpecChecker& check, v1::CollectSpec* s) {
     check.Problem("edit_fraction", "expected the fractions of written, rating and edit tasks to add up to at most 1");
   if (s->rating_fraction() > 0 && s->criteria().empty())
     check.Problem("criteria", "expected at least one: rating_fraction asks for ratings by criterion");
+  if (s->pair_ratings() && s->rating_fraction() == 0)
+    check.Problem("pair_ratings", "expected rating_fraction above 0: nothing is rated by itself");
   if (s->pairs() == v1::PAIRS_DISAGREEMENT &&
       (!s->against().empty() || s->written_candidate_fraction() + s->rating_fraction() + s->edit_fraction() > 0)) {
     check.Problem("pairs", "expected PAIRS_RANDOM with `against` and with fractions of other tasks");

@@ -351,6 +351,84 @@ TEST(ComparisonSetTest, ASetLeavesOutRatersAndPlantedQuestionsAndHasADigest) {
   EXPECT_TRUE(table->List("default", "")[0].forgotten());
 }
 
+v1::Comparison Rated(const std::string& rater, const std::string& prompt, const std::string& answer, double helpful,
+                     double honest) {
+  v1::Comparison c;
+  c.set_id(absl::StrCat(rater, prompt, answer));
+  c.set_kind(v1::FEEDBACK_RATING);
+  c.set_rater(rater);
+  c.mutable_prompt()->set_text(prompt);
+  c.mutable_first()->set_text(answer);
+  (*c.mutable_first_ratings())["helpful"] = helpful;
+  (*c.mutable_first_ratings())["honest"] = honest;
+  return c;
+}
+
+TEST(ComparisonSetTest, ARatersRatingsOfAPromptsAnswersBecomeComparisons) {
+  std::vector<v1::Comparison> all = {Rated("a", "Q", "one", 2, 5),   Rated("a", "Q", "two", 9, 5),
+                                     Rated("b", "Q", "three", 0, 0), Rated("a", "P", "four", 1, 1),
+                                     Rated("a", "Q", "one", 7, 7),   Rated("b", "Q", "two", 1, 0)};
+  all[4].set_planted(true);
+  all[3].mutable_first_ratings()->erase("honest");
+  all.push_back(Rated("a", "P", "five", 1, 3));
+  const auto build = [&](bool pair_ratings, std::set<std::string> excluded, std::string* lines) {
+    std::ostringstream out;
+    SetBuilder builder(&out, std::move(excluded), SetBuilder::Kind::kComparisons, pair_ratings);
+    for (const auto& c : all) builder.Add(c);
+    const v1::ComparisonSet set = builder.Finish();
+    *lines = out.str();
+    return set;
+  };
+  std::string lines;
+  EXPECT_EQ(build(false, {}, &lines).comparisons(), 0) << "by default ratings alone train nothing";
+  const v1::ComparisonSet paired = build(true, {}, &lines);
+  EXPECT_EQ(
+      lines,
+      "{\"prompt\":\"P\",\"chosen\":\"four\",\"rejected\":\"five\",\"tie\":true,\"ratings\":{\"helpful\":[1.0,1.0]}}\n"
+      "{\"prompt\":\"Q\",\"chosen\":\"two\",\"rejected\":\"one\",\"ratings\":{\"helpful\":[9.0,2.0],\"honest\":[5.0,5."
+      "0]}}"
+      "\n"
+      "{\"prompt\":\"Q\",\"chosen\":\"two\",\"rejected\":\"three\",\"ratings\":{\"helpful\":[1.0,0.0],\"honest\":[0.0,"
+      "0.0]}}"
+      "\n");
+  EXPECT_EQ(paired.comparisons(), 3);
+  EXPECT_EQ(paired.ties(), 1);
+  EXPECT_EQ(paired.raters().at("a"), 2);
+  EXPECT_EQ(build(true, {"b"}, &lines).comparisons(), 2);
+  EXPECT_FALSE(PairOfRatings(all[0], all[0])) << "the same answer twice";
+
+  // The verdict stays, a rating changes: another set.
+  (*all[1].mutable_first_ratings())["helpful"] = 8;
+  const v1::ComparisonSet other = build(true, {}, &lines);
+  EXPECT_EQ(other.comparisons(), paired.comparisons());
+  EXPECT_NE(other.content_sha256(), paired.content_sha256());
+  v1::Comparison judged = Judged("a", 1, true, false);
+  const std::string unrated = ComparisonDigest(judged);
+  (*judged.mutable_first_ratings())["helpful"] = 3;
+  const std::string of_first = ComparisonDigest(judged);
+  EXPECT_NE(of_first, unrated);
+  judged.mutable_first_ratings()->swap(*judged.mutable_second_ratings());
+  EXPECT_NE(ComparisonDigest(judged), of_first);
+}
+
+TEST(CollectTasksTest, RatingsThatArePairedComeInTwosOfAPrompt) {
+  TaskSources sources;
+  for (const char* prompt : {"a", "b", "c", "d"}) {
+    for (int i = 0; i < 3; ++i) sources.samples.push_back(Sample(prompt, i, 0, 0));
+  }
+  v1::CollectSpec spec = Spec(8);
+  spec.set_rating_fraction(1);
+  spec.add_criteria("helpful");
+  spec.set_pair_ratings(true);
+  const auto tasks = MakeTasks(sources, spec, 3, "job", "default");
+  ASSERT_TRUE(tasks.ok()) << tasks.status();
+  ASSERT_EQ(tasks->size(), 8u);
+  for (size_t i = 0; i < 8; i += 2) {
+    EXPECT_EQ((*tasks)[i].prompt().text(), (*tasks)[i + 1].prompt().text());
+    EXPECT_NE((*tasks)[i].first().text(), (*tasks)[i + 1].first().text());
+  }
+}
+
 TEST(ComparisonSetTest, ChatsWithoutATextDifferByTheirMessages) {
   const auto chat = [](const std::string& question) {
     v1::Comparison c = Judged("a", 1, true, false);
