@@ -38,7 +38,15 @@ class Uploader {
         } else {
           RLHF_RETURN_IF_ERROR(Walk(reflection->MutableMessage(message, field), where));
         }
-      } else if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_STRING && !field->is_repeated()) {
+      } else if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_STRING && field->is_repeated()) {
+        for (int i = 0; i < reflection->FieldSize(*message, field); ++i) {
+          const std::string value = reflection->GetRepeatedString(*message, field, i);
+          if (!absl::StartsWith(value, kPrefix)) continue;
+          RLHF_ASSIGN_OR_RETURN(const std::string digest,
+                                Upload(value.substr(sizeof(kPrefix) - 1), absl::StrCat(where, "[", i, "]")));
+          reflection->SetRepeatedString(message, field, i, digest);
+        }
+      } else if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_STRING) {
         const std::string value = reflection->GetString(*message, field);
         if (!absl::StartsWith(value, kPrefix)) continue;
         RLHF_ASSIGN_OR_RETURN(const std::string digest, Upload(value.substr(sizeof(kPrefix) - 1), where));
@@ -67,6 +75,7 @@ class Uploader {
       auto manifest = artifact::ComputeManifest(full);
       if (!manifest.ok()) return Annotate(manifest.status(), where);
       digest = manifest->digest;
+      uploaded.emplace_back().set_digest(digest);
     } else {
       const bool model = std::filesystem::exists(path / "config.json", error);
       auto artifact = client::UploadArtifact(channel_, full, model ? "model" : "data", project_, "");

@@ -12,9 +12,9 @@
 
 namespace rlhf::cli {
 
-// Replaces every string field "file:PATH" (relative to base_dir) of the specification by the digest of the uploaded
-// artifact. NotFound names field and path. With a null channel nothing is uploaded: paths are checked and replaced by
-// the digest they would have.
+// Replaces every string "file:PATH" (relative to base_dir) of the specification, also in lists, by the digest of the
+// uploaded artifact, and returns those artifacts. NotFound names field and path. With a null channel nothing is
+// uploaded: paths are checked and replaced by the digest they would have, which alone the artifacts then hold.
 absl::StatusOr<std::vector<v1::Artifact>> UploadFileReferences(const std::shared_ptr<grpc::Channel>& channel,
                                                                const std::string& base_dir, const std::string& project,
                                                                v1::JobSpec* spec);

@@ -26,7 +26,7 @@ class Jobs {
   // --- API. `subject` is the caller; project rights are checked by the edge through ProjectOf.
   virtual void Submit(const std::string& subject, const v1::SubmitJobRequest& request,
                       Done<v1::SubmitJobResponse> done) = 0;
-  virtual v1::ValidateJobResponse Validate(const v1::JobSpec& spec) = 0;
+  virtual v1::ValidateJobResponse Validate(const v1::ValidateJobRequest& request) = 0;
   virtual absl::StatusOr<v1::Job> Get(const std::string& id_or_name, const std::string& project) = 0;
   virtual absl::StatusOr<v1::ListJobsResponse> List(const v1::ListJobsRequest& request) = 0;
   virtual void Cancel(const std::string& subject, const v1::CancelJobRequest& request, Done<v1::Job> done) = 0;

@@ -85,11 +85,12 @@ int Validate(const ConnectionFlags& connection, const SpecFlags& flags) {
   auto spec = LoadSpec(connection, flags);
   if (!spec.ok()) return Fail(spec.status());
   if (connection.output == "table") PrintMemory(BaseDir(flags.file), *spec);
-  if (auto files = UploadFileReferences(nullptr, BaseDir(flags.file), spec->project(), &*spec); !files.ok())
-    return Fail(files.status());
+  const auto files = UploadFileReferences(nullptr, BaseDir(flags.file), spec->project(), &*spec);
+  if (!files.ok()) return Fail(files.status());
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   v1::ValidateJobRequest request;
+  for (const v1::Artifact& file : *files) request.add_uploads(file.digest());
   *request.mutable_spec() = *spec;
   v1::ValidateJobResponse response;
   const auto context = CallContext();

@@ -40,7 +40,7 @@ class JobService final : public v1::JobService::CallbackService {
         edge_, context, request, response,
         Directly([this](const Caller& caller, v1::ValidateJobRequest& r) -> absl::StatusOr<v1::ValidateJobResponse> {
           RLHF_RETURN_IF_ERROR(TakeProject(caller, r.mutable_spec(), "ValidateJob"));
-          return edge_.jobs->Validate(r.spec());
+          return edge_.jobs->Validate(r);
         }));
   }
   grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context, const v1::GetJobRequest* request,

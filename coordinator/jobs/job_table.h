@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -17,7 +18,7 @@ class JobTable final : public Jobs, private JobHost {
   absl::Status Recover() override;
   void Submit(const std::string& subject, const v1::SubmitJobRequest& request,
               Done<v1::SubmitJobResponse> done) override;
-  v1::ValidateJobResponse Validate(const v1::JobSpec& spec) override;
+  v1::ValidateJobResponse Validate(const v1::ValidateJobRequest& request) override;
   absl::StatusOr<v1::Job> Get(const std::string& id_or_name, const std::string& project) override;
   absl::StatusOr<v1::ListJobsResponse> List(const v1::ListJobsRequest& request) override;
   void Cancel(const std::string& subject, const v1::CancelJobRequest& request, Done<v1::Job> done) override;
@@ -79,9 +80,9 @@ class JobTable final : public Jobs, private JobHost {
   JobFacts FactsOf(const Entry& entry);
   // A job that exists and whose etag agrees, or the error.
   absl::StatusOr<v1::Job*> ForChange(const std::string& job_id, const std::string& etag);
-  // Resolves all references that can be; problems name the field.
+  // Resolves all references that can be, and those to `uploads`, which are not here yet; problems name the field.
   std::vector<v1::SpecProblem> ResolveReferences(v1::JobSpec* spec, std::map<std::string, std::string>* resolved,
-                                                 absl::Status* first_error);
+                                                 absl::Status* first_error, const std::set<std::string>& uploads = {});
   std::string NewId(const std::string& name);
   void PutRow(v1::Job* job, WriteBatch* batch);
   template <typename Request, typename Response>

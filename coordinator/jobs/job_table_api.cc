@@ -25,7 +25,8 @@ std::string RequestKey(const std::string& subject, const std::string& request_id
 
 std::vector<v1::SpecProblem> JobTable::ResolveReferences(v1::JobSpec* spec,
                                                          std::map<std::string, std::string>* resolved,
-                                                         absl::Status* first_error) {
+                                                         absl::Status* first_error,
+                                                         const std::set<std::string>& uploads) {
   std::vector<v1::SpecProblem> problems;
   for (const Reference& reference : ReferencesOf(spec)) {
     std::string problem;
@@ -35,6 +36,8 @@ std::vector<v1::SpecProblem> JobTable::ResolveReferences(v1::JobSpec* spec,
     } else if (absl::StartsWith(*reference.value, "file:")) {
       problem = absl::StrCat("expected a digest or an alias, found \"", *reference.value,
                              "\": `rlhfctl submit` uploads files first");
+    } else if (uploads.count(*reference.value) > 0) {
+      (*resolved)[*reference.value] = *reference.value;
     } else {
       const absl::StatusOr<v1::Artifact> artifact = deps_.artifacts->Resolve(*reference.value, spec->project());
       if (artifact.ok()) {
@@ -52,13 +55,14 @@ std::vector<v1::SpecProblem> JobTable::ResolveReferences(v1::JobSpec* spec,
   return problems;
 }
 
-v1::ValidateJobResponse JobTable::Validate(const v1::JobSpec& spec) {
+v1::ValidateJobResponse JobTable::Validate(const v1::ValidateJobRequest& request) {
   v1::ValidateJobResponse response;
-  v1::JobSpec completed = spec;
+  v1::JobSpec completed = request.spec();
+  const std::set<std::string> uploads(request.uploads().begin(), request.uploads().end());
   std::vector<v1::SpecProblem> problems = CompleteSpec(&completed);
   std::map<std::string, std::string> resolved;
   absl::Status unresolved;
-  for (v1::SpecProblem& problem : ResolveReferences(&completed, &resolved, &unresolved))
+  for (v1::SpecProblem& problem : ResolveReferences(&completed, &resolved, &unresolved, uploads))
     problems.push_back(std::move(problem));
   response.mutable_problems()->Assign(problems.begin(), problems.end());
   if (problems.empty()) *response.mutable_completed() = completed;

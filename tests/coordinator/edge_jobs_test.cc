@@ -6,7 +6,10 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "cli/uploads.h"
 #include "client/cpp/artifact_cache.h"
+#include "common/durable_file.h"
+#include "rlhf/v1/artifact_service.grpc.pb.h"
 #include "rlhf/v1/feedback_service.grpc.pb.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
 #include "tests/coordinator/coordinator_fixture.h"
@@ -67,6 +70,59 @@ TEST_F(JobsEdgeTest, AnInvalidSpecificationComesBackWithItsProblems) {
   const auto refused = Call(stub_, &Stub::SubmitJob, submit);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument) << refused.status();
   EXPECT_EQ(ReasonOf(refused.status()), v1::INVALID_SPEC);
+}
+
+TEST_F(JobsEdgeTest, FilesAreValidBeforeTheyAreUploadedAndUploadedBeforeAJobIsSubmitted) {
+  const std::string dir = dir_.File("inputs");
+  for (const char* model : {"base", "first", "second"}) {
+    ASSERT_TRUE(MakeDirs(absl::StrCat(dir, "/", model)).ok());
+    ASSERT_TRUE(
+        WriteFileDurably(absl::StrCat(dir, "/", model, "/config.json"), absl::StrCat("{\"n\":\"", model, "\"}")).ok());
+  }
+  ASSERT_TRUE(WriteFileDurably(dir + "/prompts.jsonl", "{\"prompt\":\"a\"}\n").ok());
+  v1::JobSpec written;
+  written.set_name("files");
+  written.mutable_sample()->set_model("file:base");
+  written.mutable_sample()->set_prompts("file:prompts.jsonl");
+  v1::RewardComponent* component = written.mutable_sample()->mutable_scorer()->add_components();
+  component->set_name("ensemble");
+  component->mutable_ensemble()->add_models("file:first");
+  component->mutable_ensemble()->add_models("file:second");
+
+  v1::ValidateJobRequest validate;
+  *validate.mutable_spec() = written;
+  const auto files = cli::UploadFileReferences(nullptr, dir, "default", validate.mutable_spec());
+  ASSERT_TRUE(files.ok()) << files.status();
+  EXPECT_EQ(files->size(), 4u);
+  auto valid = Call(stub_, &Stub::ValidateJob, validate);
+  ASSERT_TRUE(valid.ok()) << valid.status();
+  EXPECT_EQ(valid->problems_size(), 4) << "without what would be uploaded nothing is known";
+  for (const v1::Artifact& file : *files) validate.add_uploads(file.digest());
+  valid = Call(stub_, &Stub::ValidateJob, validate);
+  ASSERT_TRUE(valid.ok()) << valid.status();
+  EXPECT_EQ(valid->problems_size(), 0) << valid->DebugString();
+  EXPECT_EQ(valid->completed().sample().scorer().components(0).ensemble().models(1),
+            validate.spec().sample().scorer().components(0).ensemble().models(1));
+  const auto artifacts = v1::ArtifactService::NewStub(Api("submitter"));
+  const auto listed = Call(artifacts, &v1::ArtifactService::Stub::ListArtifacts, v1::ListArtifactsRequest());
+  ASSERT_TRUE(listed.ok()) << listed.status();
+  EXPECT_EQ(listed->artifacts_size(), 0) << "validating uploads nothing";
+
+  // Submitting accepts the same, and refuses the same.
+  v1::SubmitJobRequest submit;
+  submit.set_request_id("files");
+  *submit.mutable_spec() = written;
+  ASSERT_TRUE(cli::UploadFileReferences(Api("submitter"), dir, "default", submit.mutable_spec()).ok());
+  EXPECT_EQ(submit.spec().SerializeAsString(), validate.spec().SerializeAsString());
+  const auto submitted = Call(stub_, &Stub::SubmitJob, submit);
+  EXPECT_TRUE(submitted.ok()) << submitted.status();
+  v1::JobSpec lacks = written;
+  lacks.mutable_sample()->mutable_scorer()->mutable_components(0)->mutable_ensemble()->set_models(1, "file:third");
+  for (const auto& channel : {std::shared_ptr<grpc::Channel>(), Api("submitter")}) {
+    v1::JobSpec spec = lacks;
+    EXPECT_THAT(std::string(cli::UploadFileReferences(channel, dir, "default", &spec).status().message()),
+                HasSubstr("sample.scorer.components[0].ensemble.models[1]: expected a file or folder at"));
+  }
 }
 
 TEST_F(JobsEdgeTest, ListsComeInPagesInTheOrderAskedFor) {

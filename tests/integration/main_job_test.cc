@@ -37,7 +37,10 @@ class MainJobTest : public testing::Test {
 };
 
 TEST_F(MainJobTest, ASmallPpoJobRunsFromPromptToReport) {
-  const CommandResult followed = service_.Ctl("submit " + WriteJob(6, 0) + " --follow");
+  const std::string path = WriteJob(6, 0);
+  const CommandResult valid = service_.Ctl("validate " + path);
+  EXPECT_EQ(valid.code, 0) << "files are valid before they are uploaded: " << valid.output;
+  const CommandResult followed = service_.Ctl("submit " + path + " --follow");
   EXPECT_EQ(followed.code, 0) << followed.output;
   EXPECT_THAT(followed.output, HasSubstr("SUCCEEDED"));
   ExpectWhole(6);
@@ -64,9 +67,11 @@ TEST_F(MainJobTest, BadInputGetsOneClearErrorAndLosesNothing) {
   const auto refuses = [&](const std::string& yaml, const std::string& says) {
     const std::string path = service_.scratch().File("bad.yaml");
     ASSERT_TRUE(WriteFileDurably(path, yaml).ok());
-    const CommandResult result = service_.Ctl("submit " + path);
-    EXPECT_NE(result.code, 0) << yaml;
-    EXPECT_THAT(result.output, HasSubstr(says)) << yaml;
+    for (const char* command : {"validate ", "submit "}) {
+      const CommandResult result = service_.Ctl(command + path);
+      EXPECT_NE(result.code, 0) << command << yaml;
+      EXPECT_THAT(result.output, HasSubstr(says)) << command << yaml;
+    }
   };
   refuses("name: x\nppo: {polcy: a}\n", "policy");  // the nearest key
   refuses("name: x\nsft: {model: file:model, data: file:prompts.jsonl, steps: many, batch_size: 4}\n", "steps");

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import ipaddress
 import json
 import pathlib
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import grpc
 from google.protobuf import json_format
@@ -127,12 +128,15 @@ def load_spec(path: str) -> job_pb2.JobSpec:
     return spec
 
 
-def file_references(message: Any) -> List[Tuple[Any, str, str]]:
-    """Every field of a specification that says "file:PATH": (message, field's name, PATH)."""
-    found: List[Tuple[Any, str, str]] = []
+def file_references(message: Any) -> List[Tuple[str, Callable[[str], None]]]:
+    """Every string of a specification that says "file:PATH", also in lists: (PATH, what puts another text in its place)."""
+    found: List[Tuple[str, Callable[[str], None]]] = []
     for field, value in message.ListFields():
-        if field.type == field.TYPE_STRING and isinstance(value, str) and value.startswith("file:"):
-            found.append((message, field.name, value[len("file:"):]))
+        if field.type == field.TYPE_STRING and isinstance(value, str):
+            if value.startswith("file:"):
+                found.append((value[len("file:"):], functools.partial(setattr, message, field.name)))
+        elif field.type == field.TYPE_STRING:
+            found.extend((item[len("file:"):], functools.partial(value.__setitem__, i)) for i, item in enumerate(value) if item.startswith("file:"))
         elif field.type == field.TYPE_MESSAGE and not (field.message_type.has_options and field.message_type.GetOptions().map_entry):
             for child in (value if hasattr(value, "add") else [value]):
                 found.extend(file_references(child))
@@ -156,6 +160,13 @@ def manifest_of(path: str) -> Tuple[List[pathlib.Path], artifact_service_pb2.Sta
     order = sorted(range(len(files)), key=lambda i: request.files[i].path)
     ordered = artifact_service_pb2.StartUploadRequest(files=[request.files[i] for i in order])
     return [files[i] for i in order], ordered
+
+
+def digest_of(path: str) -> str:
+    """The digest that a file or folder has as an artifact."""
+    _, request = manifest_of(path)
+    canonical = "".join(f"{file.sha256} {file.size} {file.path}\n" for file in request.files)
+    return "sha256:" + hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
 
 def chunks_of(files: List[pathlib.Path], started: artifact_service_pb2.StartUploadResponse) -> Any:

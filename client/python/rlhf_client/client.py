@@ -11,7 +11,7 @@ import grpc
 
 from rlhf.v1 import (admin_service_pb2_grpc, artifact_service_pb2, artifact_service_pb2_grpc, data_pb2, feedback_service_pb2,
                      feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, state_pb2)
-from rlhf_client._shared import (ENDED, WATCH_SECONDS, Context, RlhfError, chunks_of, file_references, load_context, load_spec,
+from rlhf_client._shared import (ENDED, WATCH_SECONDS, Context, RlhfError, chunks_of, digest_of, file_references, load_context, load_spec,
                                  manifest_of, metric_row, sample_row)
 
 OnEvent = Callable[[state_pb2.JobEvent], None]
@@ -63,15 +63,25 @@ class Client:
                     on_event: Optional[OnEvent] = None) -> state_pb2.Job:
         """Submits a job's YAML file; what it names as "file:PATH" (relative to it) is uploaded first."""
         spec = load_spec(path)
-        for message, field, reference in file_references(spec):
+        for reference, replace in file_references(spec):
             target = pathlib.Path(path).parent / reference
-            artifact = self.upload(str(target), kind="model" if target.is_dir() else "data", project=spec.project or "default")
-            setattr(message, field, artifact.digest)
+            kind = "model" if (target / "config.json").exists() else "data"
+            replace(self.upload(str(target), kind=kind, project=spec.project or "default").digest)
         return self.submit(spec, request_id, follow, on_event)
 
     def validate(self, spec: job_pb2.JobSpec) -> List[job_service_pb2.SpecProblem]:
         """What is wrong with a specification; nothing is stored."""
         return list(self._call(self._jobs.ValidateJob, job_service_pb2.ValidateJobRequest(spec=spec)).problems)
+
+    def validate_file(self, path: str) -> List[job_service_pb2.SpecProblem]:
+        """What `submit_file` would find wrong with a job's YAML file; nothing is uploaded or stored."""
+        spec = load_spec(path)
+        request = job_service_pb2.ValidateJobRequest()
+        for reference, replace in file_references(spec):
+            request.uploads.append(digest_of(str(pathlib.Path(path).parent / reference)))
+            replace(request.uploads[-1])
+        request.spec.CopyFrom(spec)
+        return list(self._call(self._jobs.ValidateJob, request).problems)
 
     def get(self, job: str, project: str = "default") -> state_pb2.Job:
         """A job by id, or the newest of a name."""
