@@ -77,6 +77,42 @@ class SpecTest(unittest.TestCase):
         self.assertNotEqual(shown.returncode, 0)
         self.assertIn("sample.scorer.components[1].ensemble.models[2]", shown.stderr)
 
+    def test_enums_are_named_as_rlhfctl_takes_them(self):
+        job = """name: job
+reward_model:
+  model: a-model
+  data: some-data
+  batch_size: 8
+  precision: {precision}
+  optimizer: {{schedule: {schedule}}}
+"""
+        for precision, schedule in (("bfloat16", "cosine"), ("BFLOAT16", "Cosine"), ("Float32", "LINEAR")):
+            spec = self.expect_the_same(job.format(precision=precision, schedule=schedule))
+            self.assertEqual(spec.reward_model.precision, job_pb2.Precision.Value(precision.upper()))
+            self.assertEqual(spec.reward_model.optimizer.schedule, job_pb2.LearningRateSchedule.Value(schedule.upper()))
+        # In lists and by the name in lowerCamelCase.
+        spec = self.expect_the_same("""name: job
+pipeline:
+  stages:
+    - name: judged
+      collect: {samples: some-samples, comparisons: 5, pairs: pairs_disagreement}
+      gate: {onClosed: gate_repeats_round}
+""")
+        self.assertEqual(spec.pipeline.stages[0].collect.pairs, job_pb2.PAIRS_DISAGREEMENT)
+        self.assertEqual(spec.pipeline.stages[0].gate.on_closed, job_pb2.GATE_REPEATS_ROUND)
+
+    def test_other_names_of_enums_are_refused_by_both(self):
+        for wrong in ("float16", "1", "precision_unspecified", "[float32]", "true"):
+            path = self.write(f"name: job\nreward_model: {{model: a, data: b, batch_size: 8, precision: {wrong}}}\n")
+            with self.assertRaises(RlhfError) as refused:
+                load_spec(path)
+            self.assertIs(refused.exception.code, grpc.StatusCode.INVALID_ARGUMENT)
+            shown = self.dry_run(path)
+            self.assertNotEqual(shown.returncode, 0, wrong)
+            self.assertIn("reward_model.precision", shown.stderr)
+            if wrong != "[float32]":
+                self.assertIn("reward_model.precision: expected one of float32, bfloat16, found", refused.exception.message)
+
 
 if __name__ == "__main__":
     unittest.main()

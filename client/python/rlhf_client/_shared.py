@@ -7,6 +7,7 @@ import hashlib
 import ipaddress
 import json
 import pathlib
+import re
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import grpc
@@ -114,6 +115,41 @@ def load_context(path: str) -> Context:
                    insecure=bool(values.get("insecure", False)))
 
 
+def _enum_name(value: Any, enum: Any, where: str) -> str:
+    """An enum's value as `rlhfctl` reads it: upper or lower case, with or without the enum's own name before it."""
+    prefix = re.sub("(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"
+    shorts = []
+    for known in enum.values:
+        if known.name.endswith("_UNSPECIFIED"):
+            continue
+        short = known.name[len(prefix):] if known.name.startswith(prefix) else known.name
+        if isinstance(value, str) and value.upper() in (known.name, short):
+            return str(known.name)
+        shorts.append(short.lower())
+    raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, f"{where}: expected one of {', '.join(shorts)}, found {json.dumps(value, default=str)}")
+
+
+def _with_enum_names(content: Any, message: Any, where: str) -> Any:
+    """A message's YAML content with every enum's value by its full name; the rest is left for the parser to judge."""
+    if not isinstance(content, dict):
+        return content
+    fields = {name: field for field in message.fields for name in (field.name, field.json_name)}
+
+    def convert(value: Any, field: Any, path: str) -> Any:
+        if isinstance(value, list):
+            return [convert(item, field, f"{path}[{i}]") for i, item in enumerate(value)]
+        if value is None:
+            return value
+        if field.enum_type is not None:
+            return _enum_name(value, field.enum_type, path)
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            return value
+        return _with_enum_names(value, field.message_type, path)
+
+    return {key: convert(value, fields[key], f"{where}: {key}" if ": " not in where else f"{where}.{key}") if key in fields else value
+            for key, value in content.items()}
+
+
 def load_spec(path: str) -> job_pb2.JobSpec:
     """A job from its YAML file (PyYAML is needed: pip install rlhf_client[yaml]). References to files stay as they are."""
     try:
@@ -122,7 +158,8 @@ def load_spec(path: str) -> job_pb2.JobSpec:
         raise RlhfError(grpc.StatusCode.FAILED_PRECONDITION, "reading YAML needs PyYAML: pip install rlhf_client[yaml]") from None
     spec = job_pb2.JobSpec()
     try:
-        json_format.ParseDict(yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8")), spec)
+        content = yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8"))
+        json_format.ParseDict(_with_enum_names(content, job_pb2.JobSpec.DESCRIPTOR, path), spec)
     except json_format.ParseError as error:
         raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, f"{path}: {error}") from None
     return spec
