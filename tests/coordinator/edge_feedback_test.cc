@@ -112,6 +112,51 @@ TEST_F(FeedbackEdgeTest, ARaterWhoIsForgottenIsGoneFromTheStoreAndWhatUsedThemIs
   EXPECT_THAT(Export(job), SizeIs(10)) << "durably";
 }
 
+TEST_F(FeedbackEdgeTest, RatingsOfSingleAnswersArePairedIntoSets) {
+  const std::string job = Collect([](v1::CollectSpec* spec) {
+    spec->set_comparisons(20);  // both answers to each of ten prompts
+    spec->set_rating_fraction(1);
+    spec->add_criteria("helpful");
+    spec->set_pair_ratings(true);
+  });
+  const auto anna = AsRater("anna");
+  v1::SubmitFeedbackRequest answers;
+  answers.set_request_id("ratings");
+  for (const v1::FeedbackTask& task : Next(anna, job).tasks()) {
+    EXPECT_EQ(task.kind(), v1::FEEDBACK_RATING);
+    v1::Answer& answer = *answers.add_answers();
+    answer.set_job_id(task.job_id());
+    answer.set_task_id(task.id());
+    (*answer.mutable_first_ratings())["helpful"] = task.first().text() == "good" ? 9 : 2;
+  }
+  ASSERT_EQ(answers.answers_size(), 20);
+  const auto verdicts = Call(anna, &FeedbackStub::SubmitFeedback, answers);
+  ASSERT_TRUE(verdicts.ok()) << verdicts.status();
+  const v1::Job ended = WaitUntilEnded(job);
+  ASSERT_EQ(ended.state(), v1::SUCCEEDED) << ended.reason();
+  EXPECT_EQ(ended.result().metrics().at("comparisons").value(), 10);
+
+  v1::FreezeSetRequest freeze;
+  freeze.set_job_id(job);
+  freeze.set_name("ratings-alone");
+  const auto unpaired = Call(As("submitter"), &FeedbackStub::FreezeSet, freeze);
+  EXPECT_TRUE(absl::IsFailedPrecondition(unpaired.status())) << "ratings alone train nothing: " << unpaired.status();
+  freeze.set_name("paired");
+  freeze.set_pair_ratings(true);
+  const auto paired = Call(As("submitter"), &FeedbackStub::FreezeSet, freeze);
+  ASSERT_TRUE(paired.ok()) << paired.status();
+  EXPECT_EQ(paired->comparisons(), 10);
+  EXPECT_EQ(paired->ties(), 0);
+  v1::ListSetsRequest list;
+  list.set_name(job);
+  const auto sets = Call(As("submitter"), &FeedbackStub::ListSets, list);
+  ASSERT_TRUE(sets.ok()) << sets.status();
+  ASSERT_EQ(sets->sets_size(), 1);
+  EXPECT_EQ(sets->sets(0).content_sha256(), paired->content_sha256()) << "equal sets, whoever froze them";
+  freeze.set_edits_as_sft(true);
+  EXPECT_TRUE(absl::IsInvalidArgument(Call(As("submitter"), &FeedbackStub::FreezeSet, freeze).status()));
+}
+
 TEST_F(FeedbackEdgeTest, AnImportKeepsGoodLinesNamesBadOnesAndFindsDuplicates) {
   const std::string path = dir_.File("pairs.jsonl");
   std::ofstream(path) << "{\"prompt\":\"Q1\",\"chosen\":\"a\",\"rejected\":\"b\",\"rater\":\"carl\"}\n"
