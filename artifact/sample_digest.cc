@@ -23,6 +23,10 @@ std::string TokenDigest(const v1::Sample& sample) {
   return Xxh3Hex(bytes.data(), bytes.size());
 }
 
+std::string SampleName(const v1::SampleId& id) {
+  return absl::StrCat(id.step(), "/", id.ordinal(), "/", id.index());
+}
+
 std::string BatchLine(const v1::SampleId& id, int attempt, const std::string& token_digest) {
   return absl::StrCat(id.step(), "/", id.ordinal(), "/", id.index(), "@", attempt, " ", token_digest);
 }

@@ -10,6 +10,8 @@ namespace rlhf::artifact {
 
 // XXH3-128 over the prompt's and the response's token ids (little-endian, their counts first), hex.
 std::string TokenDigest(const v1::Sample& sample);
+// "STEP/ORDINAL/INDEX", as log lines name a sample.
+std::string SampleName(const v1::SampleId& id);
 // "STEP/ORDINAL/INDEX@ATTEMPT TOKENDIGEST": one sample of a batch.
 std::string BatchLine(const v1::SampleId& id, int attempt, const std::string& token_digest);
 std::string BatchLine(const v1::Sample& sample);

@@ -1,20 +1,86 @@
 #include "common/log.h"
 
 #include <ctime>
+#include <map>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include <spdlog/formatter.h>
+#include <spdlog/sinks/sink.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <nlohmann/json.hpp>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "absl/time/time.h"
+#include "absl/synchronization/mutex.h"
 
 namespace rlhf {
 namespace {
+
+thread_local const LogContext* current_context = nullptr;
+thread_local bool observing = false;
+
+std::string LevelName(spdlog::level::level_enum level) {
+  switch (level) {
+    case spdlog::level::trace:
+    case spdlog::level::debug:
+      return "debug";
+    case spdlog::level::info:
+      return "info";
+    case spdlog::level::warn:
+      return "warn";
+    default:
+      return "error";
+  }
+}
+
+class Observers {
+ public:
+  int64_t Add(std::function<void(const LogRecord&)> observer) {
+    absl::MutexLock lock(&mu_);
+    observers_.emplace(++last_, std::move(observer));
+    return last_;
+  }
+  void Remove(int64_t handle) {
+    absl::MutexLock lock(&mu_);
+    observers_.erase(handle);
+  }
+  void Tell(const spdlog::details::log_msg& message) {
+    if (observing) return;
+    observing = true;
+    {
+      absl::MutexLock lock(&mu_);
+      if (!observers_.empty()) {
+        const LogRecord record{absl::FromChrono(message.time), LevelName(message.level),
+                               std::string(message.payload.data(), message.payload.size()), CurrentLogContext()};
+        for (const auto& [handle, observer] : observers_) observer(record);
+      }
+    }
+    observing = false;
+  }
+
+ private:
+  absl::Mutex mu_;
+  int64_t last_ ABSL_GUARDED_BY(mu_) = 0;
+  std::map<int64_t, std::function<void(const LogRecord&)>> observers_ ABSL_GUARDED_BY(mu_);
+};
+
+// Never destroyed: a thread may log while the process ends.
+Observers& TheObservers() {
+  static Observers* const observers = new Observers;
+  return *observers;
+}
+
+class ObserverSink final : public spdlog::sinks::sink {
+ public:
+  void log(const spdlog::details::log_msg& message) override { TheObservers().Tell(message); }
+  void flush() override {}
+  void set_pattern(const std::string& /*pattern*/) override {}
+  void set_formatter(std::unique_ptr<spdlog::formatter> /*formatter*/) override {}
+};
 
 // spdlog's pattern language cannot escape JSON, so lines are made here.
 class JsonFormatter final : public spdlog::formatter {
@@ -29,6 +95,13 @@ class JsonFormatter final : public spdlog::formatter {
     line["role"] = role_;
     line["instance"] = instance_;
     line["message"] = std::string(message.payload.data(), message.payload.size());
+    if (const LogContext* about = current_context; about != nullptr) {
+      if (!about->job_id.empty()) line["job"] = about->job_id;
+      if (about->step >= 0) line["step"] = about->step;
+      if (!about->sample.empty()) line["sample"] = about->sample;
+      if (about->group_epoch >= 0) line["group_epoch"] = about->group_epoch;
+      if (!about->trace_id.empty()) line["trace_id"] = about->trace_id;
+    }
     const std::string text = line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
     out.append(text.data(), text.data() + text.size());
     out.push_back('\n');
@@ -44,6 +117,32 @@ class JsonFormatter final : public spdlog::formatter {
 
 }  // namespace
 
+LogScope::LogScope(LogContext context) : outer_(current_context), context_(std::move(context)) {
+  if (outer_ != nullptr) {
+    if (context_.job_id.empty()) context_.job_id = outer_->job_id;
+    if (context_.job_id == outer_->job_id) {
+      if (context_.step < 0) context_.step = outer_->step;
+      if (context_.sample.empty()) context_.sample = outer_->sample;
+      if (context_.group_epoch < 0) context_.group_epoch = outer_->group_epoch;
+      if (context_.trace_id.empty()) context_.trace_id = outer_->trace_id;
+    }
+  }
+  current_context = &context_;
+}
+LogScope::~LogScope() {
+  current_context = outer_;
+}
+LogContext CurrentLogContext() {
+  return current_context == nullptr ? LogContext() : *current_context;
+}
+
+int64_t AddLogObserver(std::function<void(const LogRecord&)> observer) {
+  return TheObservers().Add(std::move(observer));
+}
+void RemoveLogObserver(int64_t handle) {
+  TheObservers().Remove(handle);
+}
+
 void InitLogging(const std::string& role, const std::string& instance, const std::string& level, bool json) {
   spdlog::sink_ptr sink;
   if (json) {
@@ -57,7 +156,8 @@ void InitLogging(const std::string& role, const std::string& instance, const std
     for (const char c : who) escaped.append(c == '%' ? 2 : 1, c);
     sink->set_pattern(absl::StrCat("%Y-%m-%d %H:%M:%S.%e %^%l%$ ", escaped, " %v"));
   }
-  auto logger = std::make_shared<spdlog::logger>("rlhf", std::move(sink));
+  const std::vector<spdlog::sink_ptr> sinks{std::move(sink), std::make_shared<ObserverSink>()};
+  auto logger = std::make_shared<spdlog::logger>("rlhf", sinks.begin(), sinks.end());
   logger->set_level(spdlog::level::from_str(level == "warn" ? "warning" : level));
   // A log that is still in a buffer when the process dies is the one that was needed.
   logger->flush_on(spdlog::level::trace);

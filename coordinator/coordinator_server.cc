@@ -136,6 +136,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::unique_ptr<HttpEndpoint> http_;
   std::unique_ptr<WebServer> web_;  // calls the API server
   std::unique_ptr<Standby> standby_;
+  std::unique_ptr<OwnLines> own_lines_;
 };
 
 absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
@@ -240,6 +241,7 @@ void CoordinatorServerImpl::MakeManagers() {
   jobs_ = MakeJobs({loop_.get(), background_.get(), store_.get(), events_.get(), sampling_.get(), groups_.get(),
                     feedback_.get(), oversight_.get(), artifacts_.get(), &quotas_});
   logs_ = std::make_unique<Logs>();
+  own_lines_ = std::make_unique<OwnLines>(loop_.get(), logs_.get(), "coordinator");
   denials_ = std::make_unique<Denials>(loop_.get(), oversight_.get(), store_.get(), &metrics_);
 
   edge_.loop = loop_.get();

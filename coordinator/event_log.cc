@@ -71,6 +71,7 @@ class EventLogImpl final : public EventLog {
       if (key.ok()) {
         for (const char c : key->substr(prefix.size())) last = last << 8 | static_cast<uint8_t>(c);
       } else if (!absl::IsNotFound(key.status())) {
+        const LogScope scope({.job_id = job_id});
         spdlog::error("events of {}: {}", job_id, std::string(key.status().message()));
       }
     }

@@ -124,6 +124,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
   void Release(const std::string& job_id, const std::string& why) override {
     const auto it = groups_.find(job_id);
     if (it == groups_.end()) return;
+    const LogScope scope({.job_id = job_id, .group_epoch = static_cast<int64_t>(it->second.epoch)});
     spdlog::info("job {}: group of epoch {} makes room: {}", job_id, it->second.epoch, why);
     Clear(it->second);
     it->second.returning_until = -absl::InfiniteDuration();
@@ -229,6 +230,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
 
   void Dissolve(Group& group, const std::string& why) {
     if (group.members.empty()) return;
+    const LogScope scope({.job_id = group.plan.job_id, .group_epoch = static_cast<int64_t>(group.epoch)});
     spdlog::warn("job {}: group of epoch {} is over: {}", group.plan.job_id, group.epoch, why);
     group.survivors.clear();
     for (const std::string& member : group.members) {

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
+#include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -93,6 +94,56 @@ std::vector<Logs::Entry> Logs::Read(const std::string& job_id, int64_t sequence,
     if (*LogLevel(it->line->level()) >= min_level) found.push_back(*it);
   }
   return found;
+}
+
+OwnLines::OwnLines(EventLoop* loop, Logs* logs, std::string instance_id, size_t waiting)
+    : loop_(loop),
+      logs_(logs),
+      instance_id_(std::move(instance_id)),
+      most_(waiting),
+      observer_(AddLogObserver([this](const LogRecord& record) { Take(record); })) {}
+OwnLines::~OwnLines() {
+  RemoveLogObserver(observer_);
+}
+
+void OwnLines::Take(const LogRecord& record) {
+  if (record.context.job_id.empty()) return;
+  {
+    absl::MutexLock lock(&waiting_->mu);
+    if (static_cast<size_t>(waiting_->lines.lines_size()) >= most_) {
+      waiting_->lines.mutable_lines()->DeleteSubrange(0, 1);
+      ++waiting_->dropped;
+    }
+    v1::LogLine* line = waiting_->lines.add_lines();
+    *line->mutable_at() = ToTimestamp(record.at);
+    line->set_level(record.level);
+    line->set_job_id(record.context.job_id);
+    line->set_message(record.message);
+    if (record.context.step >= 0) (*line->mutable_fields())["step"] = absl::StrCat(record.context.step);
+    if (!record.context.sample.empty()) (*line->mutable_fields())["sample"] = record.context.sample;
+    if (record.context.group_epoch >= 0)
+      (*line->mutable_fields())["group_epoch"] = absl::StrCat(record.context.group_epoch);
+    if (!record.context.trace_id.empty()) (*line->mutable_fields())["trace_id"] = record.context.trace_id;
+    if (waiting_->posted) return;
+    waiting_->posted = true;
+  }
+  loop_->Post([waiting = waiting_, logs = logs_, instance_id = instance_id_] {
+    v1::AppendLogsRequest lines;
+    int64_t dropped = 0;
+    {
+      absl::MutexLock lock(&waiting->mu);
+      lines.Swap(&waiting->lines);
+      dropped = std::exchange(waiting->dropped, 0);
+      waiting->posted = false;
+    }
+    if (dropped > 0) {
+      v1::LogLine* line = lines.add_lines();
+      *line->mutable_at() = lines.lines(0).at();
+      line->set_level("warn");
+      line->set_message(absl::StrCat(dropped, " lines of the coordinator were dropped; its own log has them"));
+    }
+    logs->Append(instance_id, "coordinator", lines);
+  });
 }
 
 int64_t Logs::Watch(std::function<void()> wake) {

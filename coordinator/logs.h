@@ -1,4 +1,4 @@
-// The fleet's log lines: a bounded ring a job, and one of everything, in memory only. Loop thread only.
+// The fleet's log lines and the coordinator's own: a bounded ring a job, and one of everything, in memory only.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,11 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "common/log.h"
+#include "coordinator/event_loop.h"
 #include "rlhf/v1/log_service.pb.h"
 
 namespace rlhf::coordinator {
@@ -23,6 +27,7 @@ struct LogLimits {
   size_t fields = 16;
 };
 
+// Loop thread only.
 class Logs {
  public:
   struct Entry {
@@ -55,6 +60,35 @@ class Logs {
   std::list<std::string> recency_;  // newest in front
   int64_t next_watch_ = 1;
   std::map<int64_t, std::function<void()>> watches_;
+};
+
+// Takes this process's own lines that are about a job into the rings, from its beginning to its end. Lines may come
+// from any thread; at most `waiting` of them wait for the loop, then the oldest is dropped, and how many were is a
+// line.
+class OwnLines {
+ public:
+  // Both outlive the object or, for `logs`, the loop's end.
+  OwnLines(EventLoop* loop, Logs* logs, std::string instance_id, size_t waiting = 4096);
+  ~OwnLines();
+  OwnLines(const OwnLines&) = delete;
+  OwnLines& operator=(const OwnLines&) = delete;
+
+ private:
+  // What the loop's task holds, too.
+  struct Waiting {
+    absl::Mutex mu;
+    v1::AppendLogsRequest lines ABSL_GUARDED_BY(mu);
+    int64_t dropped ABSL_GUARDED_BY(mu) = 0;
+    bool posted ABSL_GUARDED_BY(mu) = false;
+  };
+  void Take(const LogRecord& record);
+
+  EventLoop* const loop_;
+  Logs* const logs_;
+  const std::string instance_id_;
+  const size_t most_;
+  const std::shared_ptr<Waiting> waiting_ = std::make_shared<Waiting>();
+  const int64_t observer_;
 };
 
 // "debug" 0 … "error" 3; empty is 0. InvalidArgument for another name.

@@ -258,6 +258,7 @@ void SamplingImpl::Rollback(const std::string& job_id, int64_t step, WriteBatch*
     if (row.id().step() <= job->ledger.settled_through()) settled.push_back(row);
     if (!archived && row.state() == v1::TRAINED) job->ledger.Readmit(row);
   });
+  const LogScope scope({.job_id = job_id});
   if (!status.ok()) spdlog::error("rollback of {}: {}", job_id, std::string(status.message()));
   if (!settled.empty()) job->ledger.Unsettle(step, settled, batch);
   for (int64_t s = step + 1;; ++s) {
@@ -322,6 +323,7 @@ v1::LedgerCounts SamplingImpl::Counts(const std::string& job_id) const {
     status = ScanRows(job_id, base->through_step(),
                       [&](const v1::SampleRow& row, bool) { CountSample(row.state(), &counts); });
   }
+  const LogScope scope({.job_id = job_id});
   if (!status.ok()) spdlog::error("ledger of {}: {}", job_id, std::string(status.message()));
   return counts;
 }

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/digest.h"
+#include "artifact/sample_digest.h"
 #include "common/canonical_bytes.h"
 #include "common/failpoint.h"
 #include "common/log.h"
@@ -181,6 +182,7 @@ bool SamplingImpl::TryHedge(const Session& session, int max_samples, v1::LeasePr
         keys.push_back(key);
     }
     if (keys.empty()) continue;
+    const LogScope scope({.job_id = id});
     spdlog::info("job {}: {} leases take longer than {}: {} tries them too", id, keys.size(),
                  absl::FormatDuration(slow), session.identity.instance_id());
     for (const SampleKey& key : keys) AddLease(*job, key, session, /*hedge=*/true, response, batch);
@@ -310,6 +312,8 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
     return refuse(taken.ok() && taken->attempt() == sample.attempt() ? v1::DIGEST_MISMATCH : v1::STALE_ATTEMPT);
   }
   if (const std::string problem = ProblemOf(sample); !problem.empty()) {
+    const LogScope scope(
+        {.job_id = job.plan.job_id, .step = sample.id().step(), .sample = artifact::SampleName(sample.id())});
     spdlog::warn("job {}: a sample of {} is refused: {}", job.plan.job_id, worker, problem);
     EndAttempt(job, key, sample.attempt(), absl::StrCat("refused: ", problem), Ending::kFailed, batch);
     return verdict;
@@ -341,6 +345,8 @@ void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1:
     const SampleKey key = KeyOfSample(lease.id());
     const v1::SampleRow* row = job->ledger.Find(key);
     if (row == nullptr || row->state() != v1::LEASED || TableOf(*job, key, lease.attempt()) == nullptr) continue;
+    const LogScope scope(
+        {.job_id = lease.id().job_id(), .step = lease.id().step(), .sample = artifact::SampleName(lease.id())});
     if (!lease.error().empty())
       spdlog::warn("job {}: generating failed at {}: {}", lease.id().job_id(), (*session)->identity.instance_id(),
                    lease.error());
@@ -394,6 +400,7 @@ void SamplingImpl::ExpireLeases(ActiveJob& job) {
   leases_expired_ += static_cast<int64_t>(expired.size());
   WriteBatch batch;
   for (const Expired& one : expired) EndAttempt(job, one.key, one.attempt, one.why, Ending::kLost, &batch);
+  const LogScope scope({.job_id = job.plan.job_id});
   spdlog::warn("job {}: {} leases expired: {}", job.plan.job_id, expired.size(), expired.front().why);
   Write(job.plan.job_id, std::move(batch));
 }

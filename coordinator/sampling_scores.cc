@@ -162,6 +162,7 @@ void SamplingImpl::OnScores(const std::string& job_id, const std::string& sessio
     return row != nullptr && row->state() == v1::GENERATED && row->attempt() == one.attempt;
   };
   if (!response.ok()) {
+    const LogScope scope({.job_id = job_id});
     spdlog::warn("job {}: scoring failed: {}", job_id, response.status().ToString());
     // Too much for the time there is: smaller requests.
     if (absl::IsDeadlineExceeded(response.status()) && (options_.score_batch_samples >> job->score_batch_halvings) > 1)

@@ -9,9 +9,11 @@
 #include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/sample_digest.h"
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
 #include "client/cpp/fleet_session.h"
+#include "client/cpp/log_shipper.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
@@ -46,6 +48,20 @@ absl::StatusOr<rlhf::Caller> Authorize(const std::string& method, const std::str
   return caller;
 }
 
+// One line a batch, however many of its samples failed.
+void LogFailures(const rlhf::v1::ScoreResponse& response) {
+  int failed = 0;
+  const rlhf::v1::SampleScore* first = nullptr;
+  for (const auto& score : response.scores()) {
+    if (score.code() == 0) continue;
+    if (++failed == 1) first = &score;
+  }
+  if (first == nullptr) return;
+  const rlhf::LogScope scope(
+      {.job_id = first->id().job_id(), .step = first->id().step(), .sample = rlhf::artifact::SampleName(first->id())});
+  spdlog::warn("{} of {} samples have no score; the first: {}", failed, response.scores_size(), first->error());
+}
+
 int Run(const Flags& flags) {
   rlhf::InitLogging("reward_server", flags.instance, flags.log_level, flags.log_json);
   torch::set_num_threads(flags.threads);
@@ -77,9 +93,17 @@ int Run(const Flags& flags) {
   rlhf::reward::BatcherOptions batcher_options;
   batcher_options.batch_tokens = 2 * static_cast<int64_t>(flags.batch_tokens);
   batcher_options.delay = absl::Milliseconds(flags.delay_ms);
+  std::string scored_for;
   rlhf::reward::Batcher batcher(
       [&](const rlhf::v1::ScoreRequest& request) {
+        const rlhf::LogScope scope({.job_id = request.job_id()});
+        // Of one thread: batches are scored one after the other.
+        if (scored_for != request.job_id()) {
+          scored_for = request.job_id();
+          spdlog::info("scoring samples of job {}: components {}", scored_for, request.scorer().components_size());
+        }
         rlhf::v1::ScoreResponse response = scorer.Score(request);
+        LogFailures(response);
         for (const auto& score : response.scores()) {
           (score.code() == 0 ? ok : failed).Increment();
           if (score.code() == 0) score_values.Observe(score.score().total());
@@ -125,6 +149,8 @@ int Run(const Flags& flags) {
     if (response.drain()) drain = true;
   };
   const auto session = rlhf::client::FleetSession::Start(*channel, identity, std::move(callbacks));
+  const auto shipper = rlhf::client::LogShipper::Start(
+      *channel, [&session] { return session->session_id(); }, &metrics);
   auto http = rlhf::HttpEndpoint::Start(flags.http_address, &metrics, [&] {
     return session->session_id().empty() ? std::string("not registered with the coordinator") : std::string();
   });
@@ -146,6 +172,7 @@ int Run(const Flags& flags) {
   session->Stop();
   (*server)->Shutdown(absl::Seconds(flags.grace_seconds));
   batcher.Stop();
+  shipper->Stop();
   return session->fatal().ok() ? 0 : 1;
 }
 

@@ -92,7 +92,9 @@ absl::StatusOr<FetchedWeights> PolicyLoader::TakeWeights(const v1::PolicySource&
 }
 
 absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
+  const LogScope scope({.job_id = source.job_id(), .step = source.version().step()});
   if (Serves(source)) {
+    if (job_id_ != source.job_id()) spdlog::info("serving job {} with the weights at hand", source.job_id());
     job_id_ = source.job_id();
     engine_->SetVersion(source.version());
     return absl::OkStatus();
@@ -114,7 +116,7 @@ absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
   ++counters_.switches;
   const double seconds = absl::ToDoubleSeconds(Clock::Real()->Now() - start);
   counters_.seconds += seconds;
-  spdlog::debug("serving job {} version {} after {:.3f} s", source.job_id(), source.version().step(), seconds);
+  spdlog::info("serving job {} version {} after {:.3f} s", source.job_id(), source.version().step(), seconds);
   return absl::OkStatus();
 }
 

@@ -7,6 +7,7 @@
 
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
+#include "client/cpp/log_shipper.h"
 #include "common/fleet_names.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -64,6 +65,8 @@ int Run(const Flags& flags) {
   rlhf::rollout::Worker worker(*channel, identity, &loader, &metrics, flags.evidence_dir);
 
   worker.Start();
+  const auto shipper = rlhf::client::LogShipper::Start(
+      *channel, [&worker] { return worker.session_id(); }, &metrics);
   auto http = rlhf::HttpEndpoint::Start(flags.http_address, &metrics, [&worker] {
     return worker.ready() ? std::string() : std::string("not registered with the coordinator");
   });
@@ -80,6 +83,7 @@ int Run(const Flags& flags) {
   rlhf::WaitForTermination([&worker] { return worker.drained() || !worker.fatal().ok(); });
   if (!worker.fatal().ok()) spdlog::error("{}", worker.fatal().ToString());
   worker.Drain(absl::Seconds(flags.grace_seconds));
+  shipper->Stop();
   return worker.fatal().ok() ? 0 : 1;
 }
 

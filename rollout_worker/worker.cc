@@ -157,6 +157,7 @@ void Worker::Arrived(const v1::LeasePromptsResponse& work) {
 void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
   const v1::PolicySource& source = work.leases(0).policy();
   if (const absl::Status status = loader_->Switch(source); !status.ok()) {
+    const LogScope scope({.job_id = source.job_id(), .step = source.version().step()});
     spdlog::warn("cannot serve job {} version {}: {}", source.job_id(), source.version().step(), status.ToString());
     // A superseded version, or a learner that is gone: the coordinator names a newer one with the next lease. A broken
     // model stays broken.
@@ -201,8 +202,10 @@ void Worker::GenerateLoop() {
       const absl::Time ended = absl::Now();
       if (!finished.ok()) {
         // The batch is lost as a whole; its leases go back and are generated again, here or elsewhere.
+        const std::vector<v1::LeaseProgress> lost = engine->Progress();
+        const LogScope scope({.job_id = lost.empty() ? "" : lost.front().id().job_id()});
         spdlog::error("generating failed: {}", finished.status().ToString());
-        for (const auto& lease : engine->Progress()) {
+        for (const auto& lease : lost) {
           v1::ReturnedLease returned;
           *returned.mutable_id() = lease.id();
           returned.set_attempt(lease.attempt());
@@ -264,6 +267,9 @@ void Worker::SubmitLoop() {
           KeepEvidence(request, response);
           for (const auto& verdict : response.verdicts()) {
             if (!verdict.accepted()) {
+              const LogScope scope({.job_id = verdict.id().job_id(),
+                                    .step = verdict.id().step(),
+                                    .sample = artifact::SampleName(verdict.id())});
               spdlog::info("sample {}/{}/{}/{} was not taken: {}", verdict.id().job_id(), verdict.id().step(),
                            verdict.id().ordinal(), verdict.id().index(), v1::ErrorReason_Name(verdict.reason()));
             }
@@ -272,6 +278,7 @@ void Worker::SubmitLoop() {
         }
         if (ReasonOf(status) == v1::UNKNOWN_SESSION) session_->Invalidate(request.session_id());
         if (absl::IsInvalidArgument(status)) {
+          const LogScope scope({.job_id = request.samples(0).id().job_id()});
           spdlog::error("the coordinator refused samples: {}", status.ToString());
           break;
         }

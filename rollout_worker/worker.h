@@ -35,6 +35,7 @@ class Worker {
   bool drained() const { return drained_; }  // the coordinator asked for it and nothing is left
   bool ready() const;                        // registered
   absl::Status fatal() const { return session_->fatal(); }
+  std::string session_id() const { return session_->session_id(); }  // after Start; empty while not registered
 
  private:
   void LeaseLoop();

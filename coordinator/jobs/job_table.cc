@@ -107,6 +107,7 @@ void JobTable::CommitThen(const std::string& job_id, WriteBatch batch, absl::Any
         if (!parent.empty()) deps_.events->Published(parent);
       });
     } else {
+      const LogScope scope({.job_id = job_id});
       spdlog::error("job {}: a write was not kept: {}", job_id, std::string(status.message()));
     }
     deps_.loop->Post([this, failure = std::string(status.message())] { store_failure_ = failure; });
@@ -128,6 +129,7 @@ void JobTable::SetState(v1::Job* job, v1::JobState to, const std::string& reason
   event.mutable_state()->set_to(to);
   event.mutable_state()->set_reason(reason);
   deps_.events->Append(job->id(), std::move(event), batch);
+  const LogScope scope({.job_id = job->id(), .step = job->step()});
   spdlog::info("job {}: {} -> {}{}{}", job->id(), v1::JobState_Name(job->state()), v1::JobState_Name(to),
                reason.empty() ? "" : ": ", reason);
   const google::protobuf::Timestamp now = ToTimestamp(deps_.loop->clock().WallNow());
@@ -155,6 +157,7 @@ void JobTable::AppendMessage(v1::Job* job, const std::string& text, WriteBatch* 
   v1::JobEvent event;
   event.set_message(text);
   deps_.events->Append(job->id(), std::move(event), batch);
+  const LogScope scope({.job_id = job->id(), .step = job->step()});
   spdlog::info("job {}: {}", job->id(), text);
 }
 
@@ -168,6 +171,7 @@ void JobTable::AppendAlert(v1::Job* job, const v1::Alert& alert, WriteBatch* bat
                           {"value", absl::StrCat(alert.value())},
                           {"bound", absl::StrCat(alert.bound())}},
                          batch);
+  const LogScope scope({.job_id = job->id(), .step = job->step()});
   spdlog::warn("job {}: alert {}: {}", job->id(), alert.monitor(), alert.text());
 }
 

@@ -15,6 +15,7 @@
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
 #include "client/cpp/fleet_session.h"
+#include "client/cpp/log_shipper.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
@@ -93,6 +94,8 @@ void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::Tra
       state.world_size = joined->assignment().world_size();
       state.told_to_leave = absl::InfinitePast();
     }
+    const rlhf::LogScope scope(
+        {.job_id = joined->assignment().job_id(), .group_epoch = static_cast<int64_t>(joined->assignment().epoch())});
     const absl::Status status = run.Train(joined->assignment());
     {
       absl::MutexLock lock(&state.mu);
@@ -173,6 +176,8 @@ int Run(const Flags& flags) {
     }
   };
   const auto session = rlhf::client::FleetSession::Start(*channel, identity, std::move(callbacks));
+  const auto shipper = rlhf::client::LogShipper::Start(
+      *channel, [&session] { return session->session_id(); }, &metrics);
   rlhf::learner::CoordinatorClient coordinator(*channel, session.get());
   rlhf::learner::TrainingRunOptions options;
   options.device = torch::Device(flags.device);
@@ -227,6 +232,7 @@ int Run(const Flags& flags) {
     coordinator_pointer = nullptr;
     run_pointer = nullptr;
   }
+  shipper->Stop();
   session->Stop();
   (*server)->Shutdown(absl::Seconds(flags.grace_seconds));
   return session->fatal().ok() ? 0 : 1;

@@ -157,6 +157,7 @@ absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, con
   version.set_lineage(static_cast<uint64_t>((*told)[2]));
   held_ = version;
   step_log_.Committed(group, version);
+  if (group.rank() == 0) spdlog::info("step {} is committed", evidence.step);
   if ((*told)[1] > 0) return absl::AbortedError("a rank waits to be taken in; joining again");
   return absl::OkStatus();
 }

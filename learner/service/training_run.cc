@@ -235,6 +235,7 @@ absl::Status TrainingRun::TrainSteps(const v1::GroupAssignment& group) {
   bool stop = false;
   for (int64_t step = group.next_step(); step <= TotalSteps(group) && !stop;) {
     bool advanced = true;
+    const LogScope scope({.step = step});
     if (ledger) {
       RLHF_RETURN_IF_ERROR(TrainLedgerStep(group, step, &advanced, &stop));
     } else {
@@ -317,7 +318,11 @@ absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, in
 
 absl::Status TrainingRun::Together(std::function<absl::Status()> work, absl::Status* outcome) {
   const WorkingAlone scope(&working_alone_);
-  std::future<absl::Status> running = std::async(std::launch::async, std::move(work));
+  std::future<absl::Status> running =
+      std::async(std::launch::async, [work = std::move(work), about = CurrentLogContext()] {
+        const LogScope about_the_same(about);
+        return work();
+      });
   while (true) {
     const bool done = running.wait_for(kMeetEvery) == std::future_status::ready;
     const absl::StatusOr<bool> all_done = group_collective_->Vote(done);

@@ -6,9 +6,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/durable_file.h"
+#include "common/log.h"
 #include "coordinator/config.h"
 #include "coordinator/data_dir_lock.h"
 #include "coordinator/logs.h"
+#include "tests/coordinator/manual_loop.h"
+#include "tests/testing/fake_clock.h"
 #include "tests/testing/scratch_dir.h"
 
 namespace rlhf::coordinator {
@@ -80,6 +83,42 @@ TEST(Logs, WakesWatchersOnceAnAppend) {
   });
   for (int i = 0; i < 4; ++i) logs.Append("w0", "learner", Lines("a", 3));
   EXPECT_EQ(woken, 2);
+}
+
+TEST(OwnLines, TakesTheCoordinatorsLinesAboutAJobAndDropsTheOldest) {
+  InitLogging("coordinator", "c0", "info", /*json=*/true);
+  FakeClock clock;
+  ManualLoop loop(&clock);
+  Logs logs;
+  int64_t next = 0;
+  {
+    const OwnLines own(&loop, &logs, "coordinator", /*waiting=*/3);
+    spdlog::info("of no job");
+    {
+      const LogScope scope({.job_id = "a", .step = 5});
+      spdlog::warn("first");
+    }
+    EXPECT_TRUE(logs.Read("a", 0, 0, 9, &next).empty()) << "the rings are the loop's";
+    loop.Run();
+    const auto lines = logs.Read("", 0, 0, 9, &next);
+    ASSERT_EQ(lines.size(), 1u);
+    EXPECT_EQ(lines[0].line->message(), "first");
+    EXPECT_EQ(lines[0].line->job_id(), "a");
+    EXPECT_EQ(lines[0].line->level(), "warn");
+    EXPECT_EQ(lines[0].line->role(), "coordinator");
+    EXPECT_EQ(lines[0].line->fields().at("step"), "5");
+    const LogScope scope({.job_id = "b"});
+    for (int i = 0; i < 5; ++i) spdlog::info("line {}", i);
+    loop.Run();
+  }
+  const auto lines = logs.Read("b", 0, 0, 9, &next);
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_EQ(lines[0].line->message(), "line 2");
+  EXPECT_THAT(logs.Read("", 0, 0, 9, &next).back().line->message(), HasSubstr("2 lines of the coordinator"));
+  const LogScope scope({.job_id = "b"});
+  spdlog::info("after the end");
+  loop.Run();
+  EXPECT_EQ(logs.Read("b", 0, 0, 9, &next).size(), 3u);
 }
 
 TEST(Config, FlagsWinOverTheFile) {

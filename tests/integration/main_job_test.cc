@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/match.h"
 #include "tests/integration/local_service.h"
 #include "tests/integration/small_job.h"
 
@@ -27,6 +28,26 @@ class MainJobTest : public testing::Test {
     SmallJob job;
     job.steps = steps;
     ::rlhf::ExpectWhole(service_, job, /*evidence=*/false);
+  }
+  // Roles send their lines once a second.
+  void ExpectLinesOfAllRoles() {
+    std::string lines;
+    LocalService::Until(
+        absl::Seconds(20),
+        [&] {
+          lines = service_.Ctl("--output json logs small").output;
+          return absl::StrContains(lines, "scoring samples of job") && absl::StrContains(lines, "serving job") &&
+                 absl::StrContains(lines, "step 6 is committed");
+        },
+        "lines of the fleet");
+    for (const char* role : {"coordinator", "rollout_worker", "reward_server", "learner"})
+      EXPECT_THAT(lines, HasSubstr(absl::StrCat("\"role\":\"", role, "\"")));
+    // Each line says what it is about.
+    const std::string committed = lines.substr(lines.rfind('\n', lines.find("step 6 is committed")) + 1);
+    const nlohmann::json line = nlohmann::json::parse(committed.substr(0, committed.find('\n')), nullptr, false);
+    ASSERT_TRUE(line.is_object()) << committed;
+    EXPECT_EQ(line["fields"].value("step", ""), "6") << line.dump();
+    EXPECT_EQ(line["fields"].count("group_epoch"), 1u) << line.dump();
   }
   void WaitForStep(int step) {
     LocalService::Until(
@@ -61,6 +82,7 @@ TEST_F(MainJobTest, ASmallPpoJobRunsFromPromptToReport) {
   ASSERT_TRUE(html.ok());
   EXPECT_THAT(*html, HasSubstr("<svg"));
   EXPECT_EQ(service_.Ctl("samples small").code, 0);
+  ExpectLinesOfAllRoles();
 }
 
 TEST_F(MainJobTest, BadInputGetsOneClearErrorAndLosesNothing) {
