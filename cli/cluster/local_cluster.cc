@@ -228,7 +228,10 @@ absl::Status LocalCluster::Start() {
         StartRole("rlhf-rollout-worker", "rollout_worker", absl::StrCat("rollout-", i), std::move(extra)));
   }
   for (int i = 0; i < options_.learners; ++i) {
-    RLHF_RETURN_IF_ERROR(StartRole("rlhf-learner", "learner", absl::StrCat("learner-", i), Evidence()));
+    std::vector<std::string> extra = Evidence();
+    if (options_.tensorboard)
+      extra.insert(extra.end(), {"--tensorboard-dir", (fs::path(options_.dir) / "tensorboard").string()});
+    RLHF_RETURN_IF_ERROR(StartRole("rlhf-learner", "learner", absl::StrCat("learner-", i), std::move(extra)));
   }
   return absl::OkStatus();
 }

@@ -33,7 +33,8 @@ constexpr int kAbortMarginSeconds = 6;
 
 struct Flags {
   std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
-                                     http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, evidence_dir;
+                                     http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, evidence_dir,
+                                     tensorboard_dir;
   std::string device = "cpu", log_level = "info";
   bool log_json = false;
   int threads = 1, collective_timeout_seconds = 20, abort_seconds = 0, grace_seconds = 25;
@@ -185,6 +186,7 @@ int Run(const Flags& flags) {
   options.weights_address = identity.address();
   options.work_dir = flags.cache_dir + "/work";
   options.evidence_dir = flags.evidence_dir;
+  options.tensorboard_dir = flags.tensorboard_dir;
   options.instance = flags.instance;
   options.collective_timeout = absl::Seconds(flags.collective_timeout_seconds);
   rlhf::learner::TrainingRun run(&coordinator, &artifacts, &publisher, &metrics, options);
@@ -265,6 +267,8 @@ int main(int argc, char** argv) {
       ->required();
   app.add_option("--evidence-dir", flags.evidence_dir,
                  "Keep a log of every step trained here, for `rlhfctl ledger --check --evidence`");
+  app.add_option("--tensorboard-dir", flags.tensorboard_dir,
+                 "Keep the steps' metrics as TensorBoard event files, in a folder for each job; rank 0 writes");
   app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
   app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--collective-timeout-seconds", flags.collective_timeout_seconds,

@@ -138,7 +138,10 @@ absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, con
         committed = answered.status();
       }
     }
-    if (committed.ok()) run_metrics_.Committed(result.metrics);
+    if (committed.ok()) {
+      run_metrics_.Committed(result.metrics);
+      events_.Step(evidence.step, absl::Now(), result.metrics);
+    }
   }
   // Ranks go on only with what is durable. One sum tells whether it is, whether to form the group anew, and rank 0's
   // lineage.

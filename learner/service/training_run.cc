@@ -55,7 +55,8 @@ TrainingRun::TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* 
       artifacts_(artifacts),
       publisher_(publisher),
       run_metrics_(metrics),
-      options_(options) {
+      options_(options),
+      events_(options.tensorboard_dir, options.instance) {
   absl::StatusOr<StepLog> log = StepLog::Open(options_.evidence_dir, options_.instance);
   if (log.ok()) {
     step_log_ = *std::move(log);
@@ -112,6 +113,7 @@ absl::Status TrainingRun::Train(const v1::GroupAssignment& group) {
     held_job_.clear();
     held_.Clear();
     publisher_->DropJob(group.job_id());
+    events_.End();
   }
   return status;
 }
@@ -210,6 +212,12 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   held_job_ = group.job_id();
   held_ = group.committed();
   held_.set_step(start);
+  // A file is rank 0's; who is it no more leaves the job's to another.
+  if (group.rank() == 0) {
+    events_.Begin(group.job_id(), group.next_step(), absl::Now());
+  } else {
+    events_.End();
+  }
   // Rollout workers may need the version the group starts from.
   if (group.spec().has_ppo() && start > 0 && group.rank() == 0)
     RLHF_RETURN_IF_ERROR(publisher_->Stage(group.job_id(), held_, trainer_->model()));
@@ -264,6 +272,7 @@ absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64
   point.mutable_values()->insert(result.metrics.begin(), result.metrics.end());
   unreported_.push_back(std::move(point));
   run_metrics_.Committed(result.metrics);
+  events_.Step(step, absl::Now(), result.metrics);
   return FlushProgress(group, step, /*force=*/false);
 }
 

@@ -16,6 +16,7 @@
 #include "common/metrics.h"
 #include "learner/collective.h"
 #include "learner/service/coordinator_client.h"
+#include "learner/service/event_file.h"
 #include "learner/service/run_metrics.h"
 #include "learner/service/step_log.h"
 #include "learner/service/weight_publisher.h"
@@ -29,6 +30,7 @@ struct TrainingRunOptions {
   std::string weights_address;               // this process's WeightsService
   std::string work_dir;                      // private; checkpoints and models are staged here
   std::string evidence_dir, instance;        // where and as whom to keep a step log; empty: none
+  std::string tensorboard_dir;               // where rank 0 keeps event files; empty: nowhere
   absl::Duration collective_timeout = absl::Seconds(20);
 };
 
@@ -94,6 +96,7 @@ class TrainingRun {
   v1::PolicyVersion held_;
   std::vector<v1::MetricPoint> unreported_;
   StepLog step_log_;
+  EventFile events_;
   absl::Time last_report_;
   std::atomic<int64_t> progress_{0};
   std::atomic<bool> working_alone_{false};
