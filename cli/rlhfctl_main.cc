@@ -61,6 +61,7 @@ int main(int argc, char** argv) {
   rlhf::cli::AddSampleCommands(app, connection, &run);
   rlhf::cli::AddReplayCommand(app, connection, &run);
   rlhf::cli::AddReportCommand(app, connection, &run);
+  rlhf::cli::AddTraceCommand(app, connection, &run);
   rlhf::cli::AddArtifactCommands(app, connection, &run);
   rlhf::cli::AddFleetCommands(app, connection, &run);
   rlhf::cli::AddFeedbackCommands(app, connection, &run);

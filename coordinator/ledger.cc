@@ -164,19 +164,22 @@ void Ledger::Requeue(const SampleKey& key, WriteBatch* batch) {
 }
 
 void Ledger::Generated(const SampleKey& key, const v1::PayloadRef& payload, const std::string& digest,
-                       const v1::PolicyVersion& oldest, WriteBatch* batch) {
+                       const v1::PolicyVersion& oldest, WriteBatch* batch, const v1::SampleTimes& times) {
   v1::SampleRow& row = Row(key);
   Move(row, v1::GENERATED);
   *row.mutable_payload() = payload;
   row.set_digest(digest);
   *row.mutable_version() = oldest;
+  *row.mutable_times() = times;
   Put(row, batch);
 }
 
-void Ledger::Scored(const SampleKey& key, const v1::PayloadRef& score, WriteBatch* batch) {
+void Ledger::Scored(const SampleKey& key, const v1::PayloadRef& score, WriteBatch* batch,
+                    const v1::SampleTimes& scoring) {
   v1::SampleRow& row = Row(key);
   Move(row, v1::SCORED);
   if (score.segment() != 0) *row.mutable_score() = score;
+  row.mutable_times()->MergeFrom(scoring);
   Put(row, batch);
 }
 

@@ -43,11 +43,12 @@ class Ledger {
   int32_t Hedge(const SampleKey& key, const std::string& worker_id, WriteBatch* batch);
   // leased → queued: expired, handed back, or generating failed.
   void Requeue(const SampleKey& key, WriteBatch* batch);
-  // leased → generated.
+  // leased → generated. `times` so far.
   void Generated(const SampleKey& key, const v1::PayloadRef& payload, const std::string& digest,
-                 const v1::PolicyVersion& oldest, WriteBatch* batch);
-  // generated → scored. score may be empty (jobs without a scorer).
-  void Scored(const SampleKey& key, const v1::PayloadRef& score, WriteBatch* batch);
+                 const v1::PolicyVersion& oldest, WriteBatch* batch, const v1::SampleTimes& times = {});
+  // generated → scored. score may be empty (jobs without a scorer). What `scoring` says is added to the times.
+  void Scored(const SampleKey& key, const v1::PayloadRef& score, WriteBatch* batch,
+              const v1::SampleTimes& scoring = {});
   void Assign(const SampleKey& key, WriteBatch* batch);   // scored → assigned
   void Train(const SampleKey& key, WriteBatch* batch);    // assigned → trained
   void Untrain(const SampleKey& key, WriteBatch* batch);  // trained → assigned: its step is replayed

@@ -157,6 +157,7 @@ class SamplingImpl final : public Sampling {
   struct Sent {
     SampleKey key;
     int32_t attempt;
+    v1::SampleTimes times;  // sent, reward_server
   };
 
   ActiveJob* Find(const std::string& job_id) const;

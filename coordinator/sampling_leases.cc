@@ -318,11 +318,15 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
     EndAttempt(job, key, sample.attempt(), absl::StrCat("refused: ", problem), Ending::kFailed, batch);
     return verdict;
   }
-  job.took.push_back(loop_->clock().Now() - lease->Find(key)->since);
+  const absl::Duration generated_in = loop_->clock().Now() - lease->Find(key)->since;
+  v1::SampleTimes times;
+  times.set_generated(absl::ToUnixMicros(loop_->clock().WallNow()));
+  times.set_leased(times.generated() - absl::ToInt64Microseconds(generated_in));
+  job.took.push_back(generated_in);
   if (job.took.size() > kResultsRemembered) job.took.pop_front();
   job.leases.erase(key);
   job.slow.erase(key);
-  job.ledger.Generated(key, payloads_->Append(std::move(bytes)), digest, sample.version_low(), batch);
+  job.ledger.Generated(key, payloads_->Append(std::move(bytes)), digest, sample.version_low(), batch, times);
   if (!job.plan.score) job.ledger.Scored(key, {}, batch);
   const absl::Duration now = loop_->clock().Now();
   job.finished.push_back({now, 1, sample.response_tokens_size()});

@@ -99,6 +99,9 @@ bool SamplingImpl::SendBatch(ActiveJob& job) {
   request.set_tokenizer(job.plan.policy.artifact());
   request.set_temperature(job.plan.sampling.temperature());
   request.set_deterministic(job.plan.policy.deterministic());
+  v1::SampleTimes times;
+  times.set_sent(absl::ToUnixMicros(loop_->clock().WallNow()));
+  times.set_reward_server(server->identity.instance_id());
   std::vector<Sent> sent;
   std::vector<std::pair<SampleKey, absl::Status>> unreadable;
   for (const SampleKey& key : job.ledger.generated()) {
@@ -112,7 +115,7 @@ bool SamplingImpl::SendBatch(ActiveJob& job) {
       continue;
     }
     *request.add_samples() = *std::move(sample);
-    sent.push_back({key, row.attempt()});
+    sent.push_back({key, row.attempt(), times});
   }
   WriteBatch batch;
   for (const auto& [key, why] : unreadable) FailScoring(job, key, why, &batch);
@@ -198,7 +201,9 @@ absl::Status SamplingImpl::TakeScore(ActiveJob& job, const Sent& sent, const v1:
     return absl::InternalError(problem);
   }
   const v1::PayloadRef ref = payloads_->Append(score.score().SerializeAsString());
-  job.ledger.Scored(sent.key, ref, batch);
+  v1::SampleTimes times = sent.times;
+  times.set_scored(absl::ToUnixMicros(loop_->clock().WallNow()));
+  job.ledger.Scored(sent.key, ref, batch, times);
   *sample.mutable_score() = score.score();
   job.cache[sent.key] = std::move(sample);
   job.score_after.erase(sent.key);

@@ -22,6 +22,7 @@ void AddLedgerCommand(CLI::App& app, ConnectionFlags& connection, Run* run);    
 void AddSampleCommands(CLI::App& app, ConnectionFlags& connection, Run* run);    // samples
 void AddReplayCommand(CLI::App& app, ConnectionFlags& connection, Run* run);     // replay
 void AddReportCommand(CLI::App& app, ConnectionFlags& connection, Run* run);     // report
+void AddTraceCommand(CLI::App& app, ConnectionFlags& connection, Run* run);      // trace
 void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run);  // models data
 void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run);     // workers token
 void AddFeedbackCommands(CLI::App& app, ConnectionFlags& connection, Run* run);  // feedback

@@ -75,7 +75,7 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
   }
   result.metrics["seconds/wait_for_samples"] = absl::ToDoubleSeconds(got - asked);
   result.metrics["seconds/train"] = absl::ToDoubleSeconds(trained - got);
-  return CommitLedgerStep(group, *evidence, result);
+  return CommitLedgerStep(group, *evidence, result, trained);
 }
 
 absl::StatusOr<StepEvidence> TrainingRun::Witness(const v1::GroupAssignment& group, int64_t step,
@@ -102,7 +102,7 @@ absl::StatusOr<StepEvidence> TrainingRun::Witness(const v1::GroupAssignment& gro
 }
 
 absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, const StepEvidence& evidence,
-                                           const StepResult& result) {
+                                           const StepResult& result, absl::Time trained) {
   v1::PolicyVersion version;
   version.set_lineage(group.lineage());
   version.set_step(evidence.step);
@@ -126,6 +126,7 @@ absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, con
       request.mutable_metrics()->set_job_id(group.job_id());
       request.mutable_metrics()->set_step(evidence.step);
       request.mutable_metrics()->mutable_values()->insert(result.metrics.begin(), result.metrics.end());
+      (*request.mutable_metrics()->mutable_values())["seconds/publish"] = absl::ToDoubleSeconds(absl::Now() - trained);
       RLHF_FAILPOINT("learner/before_commit");
       auto answered = coordinator_->Commit(group, std::move(request));
       RLHF_FAILPOINT("learner/after_commit");

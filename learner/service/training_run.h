@@ -62,7 +62,7 @@ class TrainingRun {
   absl::StatusOr<StepEvidence> Witness(const v1::GroupAssignment& group, int64_t step,
                                        const std::vector<v1::Sample>& batch, const StepResult& result);
   absl::Status CommitLedgerStep(const v1::GroupAssignment& group, const StepEvidence& evidence,
-                                const StepResult& result);
+                                const StepResult& result, absl::Time trained);
   // The ranks lost each other after the step's commit was asked for: what this one holds from now on.
   void SettleCommit(const v1::GroupAssignment& group, const v1::PolicyVersion& version);
   absl::Status TrainLocalStep(const v1::GroupAssignment& group, int64_t step);

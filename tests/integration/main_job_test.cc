@@ -1,6 +1,8 @@
 // All processes, real gRPC with TLS and tokens, a small PPO job; then the same with the coordinator or a learner killed
 // in the middle.
 #include <algorithm>
+#include <map>
+#include <string>
 #include <thread>
 
 #include <gmock/gmock.h>
@@ -49,6 +51,21 @@ class MainJobTest : public testing::Test {
     EXPECT_EQ(line["fields"].value("step", ""), "6") << line.dump();
     EXPECT_EQ(line["fields"].count("group_epoch"), 1u) << line.dump();
   }
+  void ExpectATimeline(int steps) {
+    const CommandResult traced = service_.Ctl("trace small --out " + service_.scratch().File("trace.json"));
+    EXPECT_EQ(traced.code, 0) << traced.output;
+    EXPECT_THAT(traced.output, HasSubstr(absl::StrCat("learner: ", steps, " steps in ")));
+    EXPECT_THAT(traced.output, HasSubstr("idle "));
+    const nlohmann::json trace =
+        nlohmann::json::parse(ReadFile(service_.scratch().File("trace.json")).value_or(""), nullptr, false);
+    ASSERT_TRUE(trace.is_object());
+    std::map<std::string, int> spans;
+    for (const auto& event : trace["traceEvents"]) ++spans[event.value("cat", "")];
+    EXPECT_GT(spans["generation"], 0);
+    EXPECT_EQ(spans["generation"], spans["scoring"]) << "every sample of a finished job was generated and scored";
+    EXPECT_EQ(spans["learner"], 3 * steps);
+    EXPECT_EQ(spans["job"], 1);
+  }
   void WaitForStep(int step) {
     LocalService::Until(
         absl::Seconds(120), [&] { return service_.StepOf("small") >= step; }, absl::StrCat("step ", step));
@@ -83,6 +100,7 @@ TEST_F(MainJobTest, ASmallPpoJobRunsFromPromptToReport) {
   EXPECT_THAT(*html, HasSubstr("<svg"));
   EXPECT_EQ(service_.Ctl("samples small").code, 0);
   ExpectLinesOfAllRoles();
+  ExpectATimeline(6);
 }
 
 TEST_F(MainJobTest, BadInputGetsOneClearErrorAndLosesNothing) {

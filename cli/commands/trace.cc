@@ -1,0 +1,101 @@
+// trace: who of the fleet was busy when with a job, as a Chrome trace.
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cli/commands/commands.h"
+#include "cli/report/timeline.h"
+#include "common/durable_file.h"
+#include "common/status_util.h"
+#include "rlhf/v1/job_service.grpc.pb.h"
+
+namespace rlhf::cli {
+namespace {
+
+absl::StatusOr<v1::Job> JobOf(v1::JobService::Stub& stub, const std::string& project, const std::string& name) {
+  v1::GetJobRequest request;
+  request.set_job_id(name);
+  request.set_project(project);
+  v1::Job job;
+  const auto context = CallContext();
+  RLHF_RETURN_IF_ERROR(FromGrpc(stub.GetJob(context.get(), request, &job)));
+  return job;
+}
+
+absl::StatusOr<TimelineJob> Gather(v1::JobService::Stub& stub, v1::Job job) {
+  TimelineJob found;
+  v1::ListMetricsRequest metrics;
+  metrics.set_job_id(job.id());
+  metrics.mutable_page()->set_page_size(1000);
+  do {
+    v1::ListMetricsResponse response;
+    const auto context = CallContext();
+    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListMetrics(context.get(), metrics, &response)));
+    found.points.insert(found.points.end(), response.points().begin(), response.points().end());
+    metrics.mutable_page()->set_page_token(response.next_page_token());
+  } while (!metrics.page().page_token().empty());
+  v1::ListSamplesRequest samples;
+  samples.set_job_id(job.id());
+  samples.mutable_page()->set_page_size(500);
+  do {
+    v1::ListSamplesResponse response;
+    const auto context = CallContext(absl::Seconds(60));
+    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListSamples(context.get(), samples, &response)));
+    for (v1::SampleView& view : *response.mutable_samples()) {
+      // Of two attempts the row names the newest one's worker, the sample that whose result was taken.
+      if (!view.sample().worker_id().empty()) view.mutable_row()->set_worker_id(view.sample().worker_id());
+      found.rows.push_back(std::move(*view.mutable_row()));
+    }
+    samples.mutable_page()->set_page_token(response.next_page_token());
+  } while (!samples.page().page_token().empty());
+  found.job = std::move(job);
+  return found;
+}
+
+absl::StatusOr<std::vector<TimelineJob>> GatherAll(const ConnectionFlags& connection, const std::string& id) {
+  RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, Connect(connection));
+  const auto stub = v1::JobService::NewStub(channel);
+  RLHF_ASSIGN_OR_RETURN(const v1::Job job, JobOf(*stub, connection.project, id));
+  std::vector<TimelineJob> jobs;
+  if (job.children().empty()) {
+    RLHF_ASSIGN_OR_RETURN(jobs.emplace_back(), Gather(*stub, job));
+  }
+  for (const std::string& child : job.children()) {
+    RLHF_ASSIGN_OR_RETURN(v1::Job stage, JobOf(*stub, connection.project, child));
+    RLHF_ASSIGN_OR_RETURN(jobs.emplace_back(), Gather(*stub, std::move(stage)));
+  }
+  return jobs;
+}
+
+int Trace(const ConnectionFlags& connection, const std::string& id, const std::string& out) {
+  const auto jobs = GatherAll(connection, id);
+  if (!jobs.ok()) return Fail(jobs.status());
+  const Timeline timeline = MakeTimeline(*jobs);
+  if (const absl::Status status = WriteFileDurably(out, timeline.chrome_json); !status.ok()) return Fail(status);
+  std::printf("%s: %lld generations, %lld scorings; open it with https://ui.perfetto.dev or chrome://tracing\n",
+              out.c_str(), static_cast<long long>(timeline.leases), static_cast<long long>(timeline.scorings));
+  const LearnerShare& learner = timeline.learner;
+  if (learner.steps == 0) {
+    std::printf("learner: no step whose phases are known (only ppo jobs note them)\n");
+  } else {
+    std::printf("learner: %lld steps in %.1f s: idle %.1f%% (waiting for samples), update %.1f%%, commit %.1f%%\n",
+                static_cast<long long>(learner.steps), learner.seconds, 100 * learner.idle, 100 * learner.update,
+                100 * learner.publish);
+  }
+  return v1::EXIT_OK;
+}
+
+}  // namespace
+
+void AddTraceCommand(CLI::App& app, ConnectionFlags& connection, Run* run) {
+  const auto id = std::make_shared<std::string>();
+  const auto out = std::make_shared<std::string>("trace.json");
+  auto* trace = app.add_subcommand("trace", "Write when each role was busy with a job, as a Chrome trace");
+  trace->add_option("job", *id, "Job id or name")->required();
+  trace->add_option("--out", *out, "The file to write")->capture_default_str();
+  trace->callback([=, &connection] { *run = [=, &connection] { return Trace(connection, *id, *out); }; });
+}
+
+}  // namespace rlhf::cli
