@@ -37,6 +37,7 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kBackgroundThreads = 2;
+constexpr int kBatchThreads = 1;
 constexpr absl::Duration kSignEvery = absl::Minutes(1);
 constexpr absl::Duration kStuckAfter = absl::Seconds(30);
 constexpr absl::Duration kTryToLeadEvery = absl::Milliseconds(250);
@@ -128,7 +129,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::unique_ptr<PayloadStore> payloads_;
   std::unique_ptr<StateStore> store_;
   std::unique_ptr<RewardClient> reward_;
-  std::unique_ptr<Background> background_;
+  std::unique_ptr<Background> background_, batches_;
   std::shared_ptr<MetricsExport> export_;
   Edge edge_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
@@ -151,6 +152,7 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   RLHF_RETURN_IF_ERROR(OpenStores());
   loop_ = EventLoop::StartThread(clock_);
   background_ = Background::StartThreads(kBackgroundThreads);
+  batches_ = Background::StartThreads(kBatchThreads);
   RLHF_RETURN_IF_ERROR(BootstrapAdmin());
   RLHF_ASSIGN_OR_RETURN(tokens_, Tokens::Open(store_.get(), clock_));
   MakeManagers();
@@ -246,6 +248,7 @@ void CoordinatorServerImpl::MakeManagers() {
 
   edge_.loop = loop_.get();
   edge_.background = background_.get();
+  edge_.batches = batches_.get();
   edge_.store = store_.get();
   edge_.fleet = fleet_.get();
   edge_.sampling = sampling_.get();

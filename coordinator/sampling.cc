@@ -226,8 +226,10 @@ absl::StatusOr<std::vector<v1::Sample>> SamplingImpl::AssignStep(const std::stri
   if (!job->ledger.StepScored(step))
     return absl::FailedPreconditionError(
         absl::StrCat("step ", step, " is not complete: some of its samples are not scored"));
+  const std::vector<const v1::SampleRow*> rows = job->ledger.Step(step);
   std::vector<v1::Sample> samples;
-  for (const v1::SampleRow* row : job->ledger.Step(step)) {
+  samples.reserve(rows.size());
+  for (const v1::SampleRow* row : rows) {
     RLHF_ASSIGN_OR_RETURN(v1::Sample sample, TakeSample(*job, *row));
     samples.push_back(std::move(sample));
     if (row->state() == v1::SCORED) job->ledger.Assign(KeyOfSample(row->id()), batch);

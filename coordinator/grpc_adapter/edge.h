@@ -47,6 +47,7 @@ class OpenCalls {
 struct Edge {
   EventLoop* loop = nullptr;
   Background* background = nullptr;
+  Background* batches = nullptr;  // short work on learners' batches: never behind an artifact that is hashed
   StateStore* store = nullptr;
   Fleet* fleet = nullptr;
   Sampling* sampling = nullptr;

@@ -12,10 +12,11 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr int64_t kMaxChunkSamples = 256;
+constexpr size_t kMaxChunkSamples = 256;
 constexpr size_t kMaxChunkBytes = 2 << 20;
 
-// Waits for the batch, then writes it in chunks of bounded size.
+// Waits for the batch, then writes it in chunks of bounded size. The batch is shared and never changes, so its chunks
+// are copied and serialized off the loop.
 class BatchStream final : public LoopStream<v1::BatchChunk> {
  public:
   BatchStream(const Edge& edge, Caller caller, v1::NextBatchRequest request)
@@ -31,16 +32,22 @@ class BatchStream final : public LoopStream<v1::BatchChunk> {
     }
     if (batch_ == nullptr) return;
     if (finished_) return End(absl::OkStatus());
-    v1::BatchChunk chunk;
-    chunk.set_total_samples(static_cast<int64_t>(batch_->size()));
+    const size_t begin = next_;
     size_t bytes = 0;
-    while (next_ < batch_->size() && chunk.samples_size() < kMaxChunkSamples && bytes < kMaxChunkBytes) {
-      bytes += (*batch_)[next_].ByteSizeLong();
-      *chunk.add_samples() = (*batch_)[next_++];
-    }
+    while (next_ < batch_->size() && next_ - begin < kMaxChunkSamples && bytes < kMaxChunkBytes)
+      bytes += (*batch_)[next_++].ByteSizeLong();
     finished_ = next_ == batch_->size();
-    chunk.set_last(finished_);
-    Write(std::move(chunk));
+    WriteMade(edge_.batches, [batch = batch_, begin, end = next_, last = finished_] {
+      v1::BatchChunk chunk;
+      chunk.set_total_samples(static_cast<int64_t>(batch->size()));
+      for (size_t i = begin; i < end; ++i) *chunk.add_samples() = (*batch)[i];
+      chunk.set_last(last);
+      return chunk;
+    });
+  }
+  // Whoever is the last to hold thousands of samples frees them, too.
+  void Ended() override {
+    if (batch_ != nullptr) edge_.batches->Run([batch = std::exchange(batch_, nullptr)] {});
   }
 
   void Ask() {

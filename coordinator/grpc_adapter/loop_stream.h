@@ -1,4 +1,5 @@
-// A server stream that lives on the event loop: everything but gRPC's own callbacks runs there, so it needs no locks.
+// A server stream that lives on the event loop: everything but gRPC's own callbacks and the making of long messages runs
+// there, so it needs no locks.
 // One write is in flight at most; the next message is made when the one before was taken by the transport, so a slow
 // client holds nothing but its own place.
 #pragma once
@@ -9,6 +10,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "common/status_util.h"
 #include "coordinator/grpc_adapter/edge.h"
@@ -63,6 +65,14 @@ class LoopStream : public grpc::ServerWriteReactor<T>, public std::enable_shared
     message_ = std::move(message);
     writing_ = true;
     this->StartWrite(&message_);
+  }
+  // As Write, for a message that takes time: it is made and serialized on `thread`. `make` owns what it reads.
+  void WriteMade(Background* thread, absl::AnyInvocable<T()> make) {
+    writing_ = true;
+    thread->Run([stream = this->shared_from_this(), make = std::move(make)]() mutable {
+      stream->message_ = make();
+      stream->StartWrite(&stream->message_);
+    });
   }
   void End(absl::Status status) {
     if (ended_) return;
