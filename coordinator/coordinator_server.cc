@@ -241,7 +241,7 @@ void CoordinatorServerImpl::MakeManagers() {
   groups_ = MakeLearnerGroups(loop_.get(), fleet_.get(), &quotas_);
   feedback_ = MakeFeedback(loop_.get(), store_.get());
   jobs_ = MakeJobs({loop_.get(), background_.get(), store_.get(), events_.get(), sampling_.get(), groups_.get(),
-                    feedback_.get(), oversight_.get(), artifacts_.get(), &quotas_});
+                    feedback_.get(), oversight_.get(), artifacts_.get(), &quotas_, batches_.get()});
   logs_ = std::make_unique<Logs>();
   own_lines_ = std::make_unique<OwnLines>(loop_.get(), logs_.get(), "coordinator");
   denials_ = std::make_unique<Denials>(loop_.get(), oversight_.get(), store_.get(), &metrics_);

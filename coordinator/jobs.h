@@ -65,6 +65,7 @@ struct JobsDeps {
   Oversight* oversight;
   Artifacts* artifacts;
   const Quotas* quotas = nullptr;  // null: no bounds
+  Background* batches = nullptr;   // short work on learners' batches; null: `background`
 };
 std::unique_ptr<Jobs> MakeJobs(const JobsDeps& deps);
 

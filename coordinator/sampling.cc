@@ -173,7 +173,7 @@ bool SamplingImpl::StepAssigned(const std::string& job_id, int64_t step) const {
          std::all_of(rows.begin(), rows.end(), [](const v1::SampleRow* row) { return row->state() == v1::ASSIGNED; });
 }
 
-absl::StatusOr<v1::Sample> SamplingImpl::ReadSample(const v1::SampleRow& row) {
+absl::StatusOr<v1::Sample> SamplingImpl::ReadSample(const v1::SampleRow& row) const {
   v1::Sample sample;
   RLHF_ASSIGN_OR_RETURN(const std::string bytes, payloads_->Read(row.payload()));
   if (!sample.ParseFromString(bytes)) return absl::DataLossError("a sample's payload is not a sample");
@@ -424,7 +424,7 @@ Sampling::Situation SamplingImpl::SituationOf(const std::string& job_id) const {
 
 absl::StatusOr<std::vector<v1::SampleView>> SamplingImpl::List(const std::string& job_id, int64_t step_or_minus_one,
                                                                const std::string& after_key, int limit,
-                                                               std::string* next_key) {
+                                                               std::string* next_key) const {
   std::vector<v1::SampleView> views;
   next_key->clear();
   const std::string prefix = step_or_minus_one < 0

@@ -117,10 +117,10 @@ class Sampling : public FleetListener {
     absl::Duration since_last;  // since a sample of it finished, or since it was added
   };
   virtual Situation SituationOf(const std::string& job_id) const = 0;
-  // Reads rows (and payloads) for listings: from key on, at most limit.
+  // Reads rows (and payloads) for listings: from key on, at most limit. Any thread: only what the store holds.
   virtual absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one,
                                                            const std::string& after_key, int limit,
-                                                           std::string* next_key) = 0;
+                                                           std::string* next_key) const = 0;
   // --- for rollout workers
   virtual void LeasePrompts(const v1::LeasePromptsRequest& request,
                             Done<v1::LeasePromptsResponse> done) = 0;  // long poll

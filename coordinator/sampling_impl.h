@@ -136,7 +136,7 @@ class SamplingImpl final : public Sampling {
   Situation SituationOf(const std::string& job_id) const override;
   absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one,
                                                    const std::string& after_key, int limit,
-                                                   std::string* next_key) override;
+                                                   std::string* next_key) const override;
 
   void LeasePrompts(const v1::LeasePromptsRequest& request, Done<v1::LeasePromptsResponse> done) override;
   void SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v1::SubmitSamplesResponse> done) override;
@@ -165,7 +165,7 @@ class SamplingImpl final : public Sampling {
   // Rows of steps after the base's, in issue order; archived ones too.
   absl::Status ScanRows(const std::string& job_id, int64_t after_step,
                         absl::FunctionRef<void(const v1::SampleRow&, bool archived)> fn) const;
-  absl::StatusOr<v1::Sample> ReadSample(const v1::SampleRow& row);
+  absl::StatusOr<v1::Sample> ReadSample(const v1::SampleRow& row) const;  // any thread
   absl::StatusOr<v1::Sample> CachedSample(ActiveJob& job, const v1::SampleRow& row);
   // Out of the cache: a batch is handed out once, and again only to a group that formed anew.
   absl::StatusOr<v1::Sample> TakeSample(ActiveJob& job, const v1::SampleRow& row);

@@ -1,7 +1,6 @@
-// A server stream that lives on the event loop: everything but gRPC's own callbacks and the making of long messages runs
-// there, so it needs no locks.
-// One write is in flight at most; the next message is made when the one before was taken by the transport, so a slow
-// client holds nothing but its own place.
+// A server stream that lives on the event loop: everything but gRPC's own callbacks and the making of long messages
+// runs there, so it needs no locks. One write is in flight at most; the next message is made when the one before was
+// taken by the transport, so a slow client holds nothing but its own place.
 #pragma once
 
 #include <functional>

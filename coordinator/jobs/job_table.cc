@@ -17,7 +17,9 @@
 namespace rlhf::coordinator {
 
 std::unique_ptr<Jobs> MakeJobs(const JobsDeps& deps) {
-  return std::make_unique<JobTable>(deps);
+  JobsDeps complete = deps;
+  if (complete.batches == nullptr) complete.batches = complete.background;
+  return std::make_unique<JobTable>(complete);
 }
 
 absl::Status JobTable::Recover() {

@@ -15,6 +15,7 @@ namespace rlhf::coordinator {
 // scorer), "kl" (nats a sequence, from the learner), "length" (tokens), "repetition" (mean share of 3-grams of tokens
 // that repeat an earlier one of the same response), "reward_length" (Pearson's r of score and length), "outside" (share
 // of samples with |score| > `outside_deviations`: the reward model's scores have deviation 1 on the reference policy).
+// Takes tens of milliseconds for thousands of samples; any thread.
 v1::MonitorStep ObserveStep(int64_t step, const std::vector<v1::Sample>& batch, double kl, double outside_deviations);
 
 class Monitor {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <list>
 #include <map>
+#include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -109,7 +111,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     FailWaiters(
         WithReason(absl::AbortedError("a job of higher priority takes the learners: join again"), v1::STALE_EPOCH));
     weights_address_.clear();  // who served them serves another job now
-    batch_ = nullptr;
+    DropBatch();
     TrainingDriver::Yield();
     UpdateSampling();
   }
@@ -119,6 +121,16 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   struct Waiter {
     v1::NextBatchRequest request;
     Done<Batch> done;
+  };
+  struct WaitingCommit {
+    v1::CommitStepRequest request;
+    Done<v1::CommitStepResponse> done;
+  };
+  // What the monitor makes of a step's batch: measured off the loop while the learners train on it.
+  struct Observation {
+    int64_t step = 0;
+    bool ready = false;
+    std::optional<v1::MonitorStep> seen;  // none: the batch could not be read
   };
 
   const v1::PpoSpec& spec() const { return job()->spec().ppo(); }
@@ -191,10 +203,26 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     deps().sampling->SetPaused(job_id_, paused_ || replaying || unserved);
   }
 
+  // Whoever waits, for a batch or for the end of a step, is of a group that is no more.
   void FailWaiters(const absl::Status& status) {
     std::list<Waiter> waiters = std::exchange(waiters_, {});
     for (Waiter& waiter : waiters) waiter.done(status);
+    FailCommits(status);
   }
+  void FailCommits(const absl::Status& status) {
+    std::list<WaitingCommit> commits = std::exchange(commits_, {});
+    for (WaitingCommit& commit : commits) commit.done(status);
+  }
+
+  // The batch is not the newest any more; thousands of samples are freed elsewhere.
+  void DropBatch() {
+    observation_ = nullptr;
+    FailCommits(WithReason(absl::AbortedError("the step's batch was given back: join again"), v1::STALE_EPOCH));
+    if (batch_ != nullptr) deps().batches->Run([batch = std::exchange(batch_, nullptr)] {});
+  }
+
+  // Begins to measure a batch; null: the step's, from the store, as after a restart in the middle of the step.
+  void Observe(int64_t step, Batch batch);
 
   void ServeBatch() {
     const int64_t step = job()->version().step() + 1;
@@ -217,12 +245,13 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
       if (batch == nullptr) return;  // stale samples were replaced; their replacements will come
       batch_ = batch;
       batch_step_ = step;
+      Observe(step, batch);
       ServeBatch();
     });
   }
 
-  // What the committed step's batch says; alarms are added to the batch of writes.
-  std::vector<v1::Alert> Watch(int64_t step, v1::MetricPoint* point, WriteBatch* batch);
+  // What the committed step's batch says, which has been measured; alarms are added to the batch of writes.
+  std::vector<v1::Alert> Watch(v1::MetricPoint* point, WriteBatch* batch);
 
   bool begun_ = false, paused_ = false, assigning_ = false;
   std::unique_ptr<StepWatch> watch_;
@@ -231,8 +260,10 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   int64_t replay_through_ = 0;
   int refusals_ = 0;
   std::list<Waiter> waiters_;
+  std::list<WaitingCommit> commits_;  // for the observation
   Batch batch_;
   int64_t batch_step_ = 0;
+  std::shared_ptr<Observation> observation_;  // of the newest batch
   std::map<std::string, double> last_metrics_;
 };
 
@@ -255,7 +286,7 @@ v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_
                      " to ", committed, " are trained again, from the same batches"),
         &batch);
   }
-  batch_ = nullptr;
+  DropBatch();
   weights_address_ = rank0_address;
   deps().sampling->SetPolicy(job_id_, Policy(), &batch);
   UpdateSampling();
@@ -288,16 +319,21 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
                                                            ", found ", request.step(), ": join again")),
                            v1::STEP_OUT_OF_ORDER));
   }
-  RLHF_FAILPOINT("coordinator/before_commit_step");
   const int64_t step = request.step();
+  if (observation_ == nullptr || observation_->step != step) Observe(step, batch_step_ == step ? batch_ : nullptr);
+  if (!observation_->ready) {
+    commits_.push_back({request, std::move(done)});
+    return;
+  }
+  RLHF_FAILPOINT("coordinator/before_commit_step");
   WriteBatch batch;
   deps().sampling->MarkTrained(job_id_, step, &batch);
   RecordStep(request, &batch);
   refusals_ = 0;
   v1::MetricPoint point = request.metrics();
   point.set_step(step);
-  const std::vector<v1::Alert> alarms = Watch(step, &point, &batch);
-  batch_ = nullptr;
+  const std::vector<v1::Alert> alarms = Watch(&point, &batch);
+  DropBatch();
   const bool stops = !alarms.empty() && spec().monitor().action() == v1::MONITOR_STOP;
   const bool fails = !alarms.empty() && spec().monitor().action() == v1::MONITOR_FAIL;
   if (stops) {
@@ -349,16 +385,34 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
                     });
 }
 
-std::vector<v1::Alert> PpoDriver::Watch(int64_t step, v1::MetricPoint* point, WriteBatch* batch) {
-  std::vector<v1::Alert> alarms;
-  if (batch_ != nullptr && batch_step_ == step) {
-    alarms = watch_->Add(step, *batch_, point, batch);
-  } else {
-    // After a restart in the middle of the step, its batch is only in the store.
-    const absl::StatusOr<std::vector<v1::Sample>> read = ReadBatch(deps().sampling, job_id_, step);
-    if (!read.ok()) return {};
-    alarms = watch_->Add(step, *read, point, batch);
-  }
+void PpoDriver::Observe(int64_t step, Batch batch) {
+  auto observation = std::make_shared<Observation>();
+  observation->step = step;
+  observation_ = observation;
+  deps().batches->Run([host = host_, job_id = job_id_, this, loop = deps().loop, sampling = deps().sampling,
+                       outside_deviations = watch_->outside_deviations(), observation, step,
+                       batch = std::move(batch)]() mutable {
+    std::optional<v1::MonitorStep> seen;
+    if (batch == nullptr) {
+      absl::StatusOr<std::vector<v1::Sample>> read = ReadBatch(sampling, job_id, step);
+      if (read.ok()) batch = std::make_shared<const std::vector<v1::Sample>>(*std::move(read));
+    }
+    if (batch != nullptr) seen = ObserveStep(step, *batch, /*kl=*/0, outside_deviations);
+    loop->Post([host, job_id, this, observation, seen = std::move(seen)]() mutable {
+      const v1::Job* current = host->Find(job_id);
+      if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+      observation->seen = std::move(seen);
+      observation->ready = true;
+      if (observation_ != observation) return;  // of a batch that was given back
+      std::list<WaitingCommit> commits = std::exchange(commits_, {});
+      for (WaitingCommit& commit : commits) CommitStep(commit.request, std::move(commit.done));
+    });
+  });
+}
+
+std::vector<v1::Alert> PpoDriver::Watch(v1::MetricPoint* point, WriteBatch* batch) {
+  if (!observation_->seen.has_value()) return {};
+  const std::vector<v1::Alert> alarms = watch_->Add(*observation_->seen, point, batch);
   for (const v1::Alert& alarm : alarms) host_->AppendAlert(job(), alarm, batch);
   return alarms;
 }
@@ -409,7 +463,7 @@ void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::Refuse
   row->set_prompt_cursor(row->prompt_cursor() + spec().prompts_per_step());
   host_->AppendMessage(
       row, absl::StrCat("step ", request.step(), " was refused (", request.reason(), "); it gets a new batch"), &batch);
-  batch_ = nullptr;
+  DropBatch();
   host_->CommitThen(job_id_, std::move(batch), [done = std::move(done)](absl::Status status) mutable {
     if (!status.ok()) return done(status);
     done(v1::RefuseStepResponse());

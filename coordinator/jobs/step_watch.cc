@@ -23,14 +23,13 @@ StepWatch::StepWatch(std::string job_id, const v1::MonitorSpec& spec, StateStore
   });
 }
 
-std::vector<v1::Alert> StepWatch::Add(int64_t step, const std::vector<v1::Sample>& batch, v1::MetricPoint* point,
-                                      WriteBatch* writes) {
+std::vector<v1::Alert> StepWatch::Add(v1::MonitorStep seen, v1::MetricPoint* point, WriteBatch* writes) {
   const auto kl = point->values().find("kl");
-  const v1::MonitorStep seen =
-      ObserveStep(step, batch, kl == point->values().end() ? 0 : kl->second, monitor_.outside_deviations());
+  (*seen.mutable_values())["kl"] = kl == point->values().end() ? 0 : kl->second;
   for (const auto& [name, value] : seen.values())
     point->mutable_values()->insert({absl::StrCat("monitor/", name), value});
-  writes->Put(Table::kMeta, KeyOf(MonitorStepPrefix(job_id_), {static_cast<uint64_t>(step)}), seen.SerializeAsString());
+  writes->Put(Table::kMeta, KeyOf(MonitorStepPrefix(job_id_), {static_cast<uint64_t>(seen.step())}),
+              seen.SerializeAsString());
   std::vector<v1::Alert> alarms = monitor_.Add(seen);
   point->mutable_values()->insert({"monitor/alarms", static_cast<double>(alarms.size())});
   return alarms;
