@@ -137,6 +137,20 @@ void SamplingImpl::IssueStep(const std::string& job_id, int64_t step, int64_t fi
   ServeSoon();
 }
 
+void SamplingImpl::IssueSlice(const std::string& job_id, int64_t step, int64_t first_prompt, int from, int prompts,
+                              WriteBatch* batch) {
+  ActiveJob* job = Find(job_id);
+  if (job == nullptr) return;
+  for (int ordinal = from; ordinal < from + prompts; ++ordinal) {
+    for (int index = 0; index < job->plan.samples_per_prompt; ++index) {
+      const SampleKey key = {step, ordinal, index};
+      if (job->ledger.Find(key) == nullptr) job->ledger.Issue(key, first_prompt + ordinal, batch);
+    }
+  }
+  job->announced[step] = false;
+  ServeSoon();
+}
+
 void SamplingImpl::SetPolicy(const std::string& job_id, const v1::PolicySource& policy, WriteBatch* batch) {
   ActiveJob* job = Find(job_id);
   if (job == nullptr) return;

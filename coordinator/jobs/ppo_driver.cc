@@ -19,6 +19,7 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kRefusalsInARow = 3;
+constexpr int kSliceSamples = 256;  // issued in one turn of the loop and one transaction
 
 class PpoDriver final : public TrainingDriver, public SamplingListener {
  public:
@@ -165,9 +166,13 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     paused_ = row.state() == v1::PAUSED;
     begun_ = true;
     WriteBatch batch;
-    IssueWindow(&batch);
+    IssueSlice(&batch);
     UpdateSampling();
-    host_->Commit(job_id_, std::move(batch));
+    host_->Commit(job_id_, std::move(batch), [host = host_, job_id = job_id_, this] {
+      const v1::Job* current = host->Find(job_id);
+      if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+      IssueRest();
+    });
     TrainingDriver::Start();
   }
 
@@ -182,16 +187,45 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     return policy;
   }
 
-  // At most S + 1 steps are open.
-  void IssueWindow(WriteBatch* batch) {
+  // At most S + 1 steps are open. A step that was begun is issued to its end.
+  bool MoreToIssue() const {
+    const v1::Job& row = *job();
+    const int64_t next = row.issued_through_step() + 1;
+    return next <= row.total_steps() &&
+           (issued_of_next_ > 0 || next <= row.version().step() + 1 + spec().max_policy_lag());
+  }
+
+  // Thousands of samples are issued a slice a turn, each durable before the next one, so that nobody waits for all of
+  // them: this one into the caller's batch, the others by IssueRest. The job's row counts a step with its last slice;
+  // after a crash in between, the step is issued again from its beginning, where what exists stays.
+  void IssueSlice(WriteBatch* batch) {
     v1::Job& row = *job();
-    const int64_t through = std::min<int64_t>(row.total_steps(), row.version().step() + 1 + spec().max_policy_lag());
-    while (row.issued_through_step() < through) {
+    int prompts = std::max(1, kSliceSamples / std::max(1, spec().samples_per_prompt()));
+    while (prompts > 0 && MoreToIssue()) {
       const int64_t step = row.issued_through_step() + 1;
-      deps().sampling->IssueStep(job_id_, step, row.prompt_cursor(), spec().prompts_per_step(), batch);
+      const int count = std::min(prompts, spec().prompts_per_step() - issued_of_next_);
+      deps().sampling->IssueSlice(job_id_, step, row.prompt_cursor(), issued_of_next_, count, batch);
+      prompts -= count;
+      issued_of_next_ += count;
+      if (issued_of_next_ < spec().prompts_per_step()) continue;
       row.set_prompt_cursor(row.prompt_cursor() + spec().prompts_per_step());
       row.set_issued_through_step(step);
+      issued_of_next_ = 0;
     }
+  }
+
+  void IssueRest() {
+    if (issuing_ || !MoreToIssue()) return;
+    issuing_ = true;
+    WriteBatch batch;
+    IssueSlice(&batch);
+    host_->Commit(job_id_, std::move(batch), [host = host_, job_id = job_id_, this] {
+      const v1::Job* current = host->Find(job_id);
+      if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+      issuing_ = false;
+      ServeBatch();
+      IssueRest();
+    });
   }
 
   // Nothing is leased while the committed version is nowhere to be had, or is behind what was committed before (its
@@ -231,7 +265,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
       for (Waiter& waiter : std::exchange(waiters_, {})) waiter.done(batch_);
       return;
     }
-    if (!deps().sampling->StepScored(job_id_, step)) return;
+    if (step > job()->issued_through_step() || !deps().sampling->StepScored(job_id_, step)) return;
     WriteBatch writes;
     absl::StatusOr<std::vector<v1::Sample>> samples = deps().sampling->AssignStep(job_id_, step, &writes);
     if (!samples.ok() && !absl::IsFailedPrecondition(samples.status()))
@@ -253,7 +287,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   // What the committed step's batch says, which has been measured; alarms are added to the batch of writes.
   std::vector<v1::Alert> Watch(v1::MetricPoint* point, WriteBatch* batch);
 
-  bool begun_ = false, paused_ = false, assigning_ = false;
+  bool begun_ = false, paused_ = false, assigning_ = false, issuing_ = false;
+  int issued_of_next_ = 0;  // prompts of the step after those that the job's row counts as issued
   std::unique_ptr<StepWatch> watch_;
   std::string weights_address_;
   CommittedSteps steps_{job_id_};
@@ -360,7 +395,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
   host_->AppendMetrics(row, std::move(point), &batch);
   weights_address_ = request.weights_address();
   if (step >= replay_through_) deps().sampling->SetPolicy(job_id_, Policy(), &batch);
-  IssueWindow(&batch);
+  IssueSlice(&batch);
   *response.mutable_version() = row->version();
   response.set_checkpoint(!yields_to_.empty());
   const bool leave_now = !yields_to_.empty() && !deps().groups->CheckpointsOnRequest(job_id_);
@@ -381,6 +416,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
                           return host->Fail(job_id, "REWARD_HACKING", why);
                         }
                         UpdateSampling();
+                        IssueRest();
                       });
                     });
 }
@@ -458,6 +494,7 @@ void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::Refuse
     return done(v1::RefuseStepResponse());
   }
   WriteBatch batch;
+  while (issued_of_next_ > 0 && MoreToIssue()) IssueSlice(&batch);  // of the prompts before those it gets
   deps().sampling->RefuseStep(job_id_, request.step(), absl::StrCat("nonfinite: ", request.reason()),
                               row->prompt_cursor(), &batch);
   row->set_prompt_cursor(row->prompt_cursor() + spec().prompts_per_step());

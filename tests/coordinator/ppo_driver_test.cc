@@ -72,7 +72,14 @@ class CrashingStore final : public StateStore {
     crashed_ = crashed_ || samples > left_;
     if (crashed_) return;
     left_ -= samples;
-    rows_->Commit(std::move(batch), std::move(done));
+    if (!holding_) return rows_->Commit(std::move(batch), std::move(done));
+    rows_->Commit(std::move(batch),
+                  [this, &done](absl::Status status) { held_.emplace_back(std::move(done), status); });
+  }
+  // Writes are kept, but nobody is told until Release.
+  void Hold(bool holding) { holding_ = holding; }
+  void Release() {
+    for (auto& [done, status] : std::exchange(held_, {})) done(status);
   }
   bool Settled() const override { return true; }
   absl::Status Scan(Table table, absl::string_view prefix,
@@ -84,7 +91,8 @@ class CrashingStore final : public StateStore {
  private:
   EdgeMemoryStore* const rows_;
   int64_t left_ = std::numeric_limits<int64_t>::max();
-  bool crashed_ = false;
+  bool crashed_ = false, holding_ = false;
+  std::vector<std::pair<Committed, absl::Status>> held_;
 };
 
 // Scores by ordinal, at once.
@@ -389,6 +397,98 @@ TEST_F(PpoDriverTest, ACommitThatWaitsEndsWithItsJobAndARepeatedOneIsAnsweredAli
   EXPECT_TRUE(absl::IsAborted(committed_->status())) << committed_->status();
   EXPECT_EQ(JobRow().version().step(), 1);
   Measure();  // what was measured for it comes too late
+}
+
+// How many sample rows were written when the process was killed, in the first step and in the second one.
+class KilledBetweenSlices : public PpoDriverTest, public testing::WithParamInterface<int> {};
+
+TEST_P(KilledBetweenSlices, AStepIsIssuedToItsEndAfterTheRestart) {
+  Begin();
+  PutJob();
+  process_->store.CrashAfterSampleRows(GetParam());
+  Recover();
+  ASSERT_TRUE(process_->store.crashed());
+  ASSERT_EQ(PromptsOf(1).size(), static_cast<size_t>(GetParam()));
+  EXPECT_EQ(JobRow().issued_through_step(), 0);
+  Restart();
+  ExpectIssued(1);
+  ExpectAllAccountedFor();
+
+  EXPECT_EQ(Work(), kPromptsPerStep);
+  AskForBatch(1);
+  ASSERT_TRUE(batch_.has_value() && batch_->ok());
+  EXPECT_EQ((**batch_)->size(), static_cast<size_t>(kPromptsPerStep));
+  Measure();
+  // The step's own rows and the next one's first slice are the commit's transaction.
+  process_->store.CrashAfterSampleRows(kPromptsPerStep + GetParam());
+  CommitStep(1);
+  ASSERT_TRUE(process_->store.crashed());
+  const bool durable = GetParam() > 0;
+  EXPECT_EQ(committed_.has_value(), durable);  // what is answered is durable
+  EXPECT_EQ(JobRow().version().step(), durable ? 1 : 0);
+  EXPECT_EQ(PromptsOf(2).size(), static_cast<size_t>(GetParam()));
+  ASSERT_TRUE(process_->payloads->Sync().ok());
+  Restart();
+  if (durable) {
+    ExpectIssued(2);
+  } else {
+    ExpectIssued(1);
+  }
+  ExpectAllAccountedFor();
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, KilledBetweenSlices, testing::Values(0, 256, 512));
+
+TEST_F(PpoDriverTest, AStepOfWhichPartIsIssuedIsNotHandedOut) {
+  Begin();
+  PutJob();
+  process_->store.Hold(true);  // written, but the process does not hear of it yet
+  Recover();
+  EXPECT_EQ(PromptsOf(1).size(), 256u);
+  process_->store.Hold(false);
+  EXPECT_EQ(Work(), 256);
+  AskForBatch(1);
+  EXPECT_TRUE(process_->sampling->StepScored("job", 1));  // as far as it exists
+  EXPECT_FALSE(batch_.has_value());
+  process_->store.Release();
+  process_->loop.Run();
+  ExpectIssued(1);
+  EXPECT_FALSE(batch_.has_value());
+  EXPECT_EQ(Work(), kPromptsPerStep - 256);
+  ASSERT_TRUE(batch_.has_value() && batch_->ok());
+  EXPECT_EQ((**batch_)->size(), static_cast<size_t>(kPromptsPerStep));
+  ExpectAllAccountedFor();
+}
+
+TEST_F(PpoDriverTest, ARefusedStepGetsPromptsAfterThoseOfAStepThatIsBeingIssued) {
+  Begin();
+  PutJob([](v1::PpoSpec* ppo) { ppo->set_max_policy_lag(1); });
+  Recover();
+  while (Work() > 0) {
+  }
+  AskForBatch(1);
+  Measure();
+  process_->store.Hold(true);
+  CommitStep(1);  // and the first slice of step 3
+  process_->store.Hold(false);
+  AskForBatch(2);
+  ASSERT_TRUE(batch_.has_value() && batch_->ok());
+  EXPECT_EQ(PromptsOf(3).size(), 256u);
+  v1::RefuseStepRequest refuse;
+  refuse.set_job_id("job");
+  refuse.set_step(2);
+  refuse.set_reason("a loss that is not finite");
+  process_->jobs->RefuseStep(
+      refuse, [](absl::StatusOr<v1::RefuseStepResponse> response) { EXPECT_TRUE(response.ok()) << response.status(); });
+  process_->store.Release();
+  process_->loop.Run();
+  const std::map<int, int64_t> third = PromptsOf(3), again = PromptsOf(2);
+  EXPECT_EQ(third.size(), static_cast<size_t>(kPromptsPerStep));
+  EXPECT_EQ(again.size(), static_cast<size_t>(kPromptsPerStep));
+  for (const auto& [ordinal, prompt] : third) EXPECT_EQ(prompt, 2 * kPromptsPerStep + ordinal);
+  EXPECT_EQ(JobRow().issued_through_step(), 3);
+  EXPECT_EQ(JobRow().prompt_cursor(), 4 * kPromptsPerStep);
+  ExpectAllAccountedFor();
 }
 
 }  // namespace
