@@ -15,6 +15,7 @@
 #include "absl/strings/str_format.h"
 #include "artifact/artifact_root.h"
 #include "cli/commands/commands.h"
+#include "cli/metric_order.h"
 #include "cli/output.h"
 #include "client/cpp/audit_check.h"
 #include "common/durable_file.h"
@@ -105,7 +106,7 @@ void PrintReport(const v1::GateRow& gate) {
   }
   if (!gate.results().empty()) std::fputs(conditions.Text().c_str(), stdout);
   Table metrics({"METRIC", "VALUE", "95 % INTERVAL", "N"});
-  for (const auto& [name, metric] : std::map<std::string, v1::Metric>(gate.metrics().begin(), gate.metrics().end())) {
+  for (const auto& [name, metric] : MetricsInOrder({gate.metrics().begin(), gate.metrics().end()})) {
     metrics.Row({name, Number(metric.value()),
                  metric.has_low() ? absl::StrFormat("[%s, %s]", Number(metric.low()), Number(metric.high())) : "",
                  metric.n() > 0 ? absl::StrCat(metric.n()) : ""});

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
@@ -12,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
+#include "cli/metric_order.h"
 #include "cli/report/svg.h"
 #include "google/protobuf/util/time_util.h"
 
@@ -52,24 +52,14 @@ bool SmallerIsBetter(const std::string& name) {
          absl::StrContains(name, "needless") || absl::StrContains(name, "loss");
 }
 
-// Metrics as a reader looks for them: what RLHF is for first, then the other totals; slices ("name{tag=value}") apart.
+// Metrics as a reader looks for them; slices ("name{tag=value}") apart.
 struct Rows {
   std::vector<std::pair<std::string, v1::Metric>> totals, slices;
 };
 Rows InOrder(const std::map<std::string, v1::Metric>& metrics) {
-  static constexpr absl::string_view kHeadlines[] = {"hallucination", "over_claim", "accuracy", "needless_abstention",
-                                                     "win_rate"};
-  const auto rank = [](const std::string& name) {
-    size_t at = 0;
-    while (at < std::size(kHeadlines) && !absl::StrContains(name, kHeadlines[at])) ++at;
-    return at;
-  };
   Rows rows;
-  for (const auto& row : metrics) (absl::StrContains(row.first, '{') ? rows.slices : rows.totals).push_back(row);
-  for (auto* list : {&rows.totals, &rows.slices}) {
-    std::stable_sort(list->begin(), list->end(),
-                     [&rank](const auto& a, const auto& b) { return rank(a.first) < rank(b.first); });
-  }
+  for (auto& row : MetricsInOrder(metrics))
+    (absl::StrContains(row.first, '{') ? rows.slices : rows.totals).push_back(std::move(row));
   return rows;
 }
 
@@ -131,6 +121,24 @@ std::string Against(const ReportStage& stage) {
   };
   return Tables("<th>Metric</th><th class=\"n\">Value</th><th class=\"n\">n</th>", InOrder(chosen), row) +
          "<p class=\"dim\">With 95 % bootstrap intervals; win rates in per cent, lengths in bytes.</p>";
+}
+
+// How often people preferred a stage's samples to those of another policy.
+std::string WinRatesByPeople(const v1::Job& job) {
+  std::map<std::string, v1::Metric> chosen;
+  if (!job.spec().has_collect()) return "";
+  for (const auto& [name, metric] : job.result().metrics()) {
+    const std::string kind = name.substr(0, name.find('{'));
+    if (kind == "win_rate" || absl::EndsWith(kind, ".win_rate")) chosen[name] = metric;
+  }
+  if (chosen.empty()) return "";
+  const auto row = [](const std::string& name, const v1::Metric& metric) {
+    return absl::StrFormat("<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td></tr>", HtmlEscape(name),
+                           Percent(metric), metric.n());
+  };
+  return Tables("<th>Metric</th><th class=\"n\">Won</th><th class=\"n\">n</th>", InOrder(chosen), row) +
+         "<p class=\"dim\">In per cent, a tie is one half, with 95 % bootstrap intervals over prompts; n is "
+         "judgements.</p>";
 }
 
 std::string SideBySide(const ReportStage& before, const ReportStage& after) {
@@ -295,7 +303,7 @@ std::string RewardModelTable(const v1::Job& job) {
 std::string ByRound(const v1::Job& job) {
   const int rounds = job.spec().pipeline().rounds();
   if (rounds < 2) return "";
-  std::map<std::string, std::map<int, v1::Metric>> rows;
+  std::map<std::string, std::map<int, v1::Metric>, decltype(&MetricComesBefore)> rows(&MetricComesBefore);
   for (const auto& [name, metric] : job.result().metrics()) {
     if (!absl::StartsWith(name, "round")) continue;
     const size_t dot = name.find('.');
@@ -376,6 +384,10 @@ std::string RenderReport(const ReportData& data) {
       absl::StrAppend(&out, "<h2>Against the earlier policy</h2>", rows);
     if (const std::string rows = SideBySide(*before, *after); !rows.empty())
       absl::StrAppend(&out, "<h2>Answers side by side</h2>", rows);
+  }
+  for (const ReportStage& stage : data.stages) {
+    const std::string rows = WinRatesByPeople(stage.job);
+    if (!rows.empty()) absl::StrAppend(&out, "<h2>Preferred by people: ", HtmlEscape(NameOf(stage.job)), "</h2>", rows);
   }
   absl::StrAppend(&out, ByRound(data.job), "<h2>Stages</h2>", StageTable(data));
   for (const ReportStage& stage : data.stages) {

@@ -1,30 +1,43 @@
 #include "coordinator/jobs/collect_metrics.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "coordinator/feedback/agreement.h"
 #include "coordinator/jobs/evaluation.h"
+#include "coordinator/jobs/evaluation_against.h"
 
 namespace rlhf::coordinator {
 namespace {
 
 constexpr int kFewestPlantedAnswers = 5;
+constexpr uint64_t kWinRateSeed = 0x77696e73ULL;
+constexpr size_t kMostDraws = 20'000'000;  // of a metric's bootstrap
 
 void AddWinRates(const std::vector<v1::Comparison>& comparisons, std::map<std::string, v1::Metric>* metrics) {
-  std::map<std::string, std::vector<double>> wins;
+  // By metric and prompt: different raters' judgements of a prompt are not independent.
+  std::map<std::string, std::map<std::string, std::vector<double>>> wins;
   for (const v1::Comparison& c : comparisons) {
     if (c.planted() || c.preference() == v1::PREFERENCE_UNSPECIFIED) continue;
     const bool other_first = c.first().source() == "against";
     if (!other_first && c.second().source() != "against") continue;
     const double win = c.preference() == v1::TIE ? 0.5 : (c.preference() == v1::FIRST) != other_first ? 1 : 0;
-    wins["win_rate"].push_back(win);
-    if (!c.prompt().category().empty()) wins[absl::StrCat(c.prompt().category(), ".win_rate")].push_back(win);
-    for (const auto& [tag, value] : c.prompt().tags())
-      wins[absl::StrCat("win_rate{", tag, "=", value, "}")].push_back(win);
-    if (!c.rater_group().empty()) wins[absl::StrCat("win_rate{raters=", c.rater_group(), "}")].push_back(win);
+    std::string prompt = absl::StrCat(c.prompt().id(), "\n", c.prompt().text());
+    for (const v1::ChatMessage& message : c.prompt().messages())
+      absl::StrAppend(&prompt, "\n", message.role(), "\n", message.content());
+    const auto add = [&](const std::string& name) { wins[name][prompt].push_back(win); };
+    add("win_rate");
+    if (!c.prompt().category().empty()) add(absl::StrCat(c.prompt().category(), ".win_rate"));
+    for (const auto& [tag, value] : c.prompt().tags()) add(absl::StrCat("win_rate{", tag, "=", value, "}"));
+    if (!c.rater_group().empty()) add(absl::StrCat("win_rate{raters=", c.rater_group(), "}"));
   }
-  for (const auto& [name, values] : wins) (*metrics)[name] = RateWithInterval(values);
+  for (const auto& [name, by_prompt] : wins) {
+    std::vector<std::vector<double>> clusters;
+    for (const auto& [prompt, values] : by_prompt) clusters.push_back(values);
+    const int replicates = static_cast<int>(std::clamp<size_t>(kMostDraws / clusters.size(), 200, 1000));
+    (*metrics)[name] = ClusterBootstrapMean(clusters, replicates, kWinRateSeed);
+  }
 }
 
 void AddNumber(const std::string& name, double value, int64_t n, std::map<std::string, v1::Metric>* metrics) {

@@ -12,8 +12,9 @@
 namespace rlhf::coordinator {
 
 // "ties"; with overlap, "agreement", "agreement.kappa", "agreement.alpha" and "agreement.alpha{CRITERION}"; with
-// planted questions, "planted_accuracy"; with `against`, "win_rate" of the samples (a tie is one half), also by
-// category and tag: "CATEGORY.win_rate", "win_rate{tag=value}".
+// planted questions, "planted_accuracy"; with `against`, "win_rate" of the samples (a tie is one half) with a
+// 95 % bootstrap interval over prompts, also by category, tag and group of raters: "CATEGORY.win_rate",
+// "win_rate{tag=value}", "win_rate{raters=GROUP}".
 std::map<std::string, v1::Metric> CollectMetrics(const std::vector<v1::Comparison>& comparisons,
                                                  const v1::CollectSpec& spec);
 

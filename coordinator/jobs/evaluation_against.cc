@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -150,6 +151,43 @@ v1::Metric BootstrapMean(const std::vector<double>& values, int replicates, uint
     double sum = 0;
     for (size_t i = 0; i < values.size(); ++i) sum += values[NextRandom(&state) % values.size()];
     means.push_back(sum / static_cast<double>(values.size()));
+  }
+  std::sort(means.begin(), means.end());
+  metric.set_low(means[static_cast<size_t>(std::lround(0.025 * static_cast<double>(means.size() - 1)))]);
+  metric.set_high(means[static_cast<size_t>(std::lround(0.975 * static_cast<double>(means.size() - 1)))]);
+  return metric;
+}
+
+v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters, int replicates, uint64_t seed) {
+  std::vector<std::pair<double, double>> totals;  // sum and count of each
+  double sum = 0, count = 0;
+  for (const std::vector<double>& cluster : clusters) {
+    if (cluster.empty()) continue;
+    totals.emplace_back(std::accumulate(cluster.begin(), cluster.end(), 0.0), static_cast<double>(cluster.size()));
+    sum += totals.back().first;
+    count += totals.back().second;
+  }
+  v1::Metric metric;
+  metric.set_n(static_cast<int64_t>(count));
+  if (totals.empty()) return metric;
+  metric.set_value(sum / count);
+  if (totals.size() < 2 || replicates < 2) return metric;
+  if (sum == 0 || sum == count) {
+    const v1::Metric wilson = RateWithInterval(std::vector<double>(totals.size(), metric.value()));
+    metric.set_low(wilson.low());
+    metric.set_high(wilson.high());
+    return metric;
+  }
+  uint64_t state = seed;
+  std::vector<double> means;
+  for (int r = 0; r < replicates; ++r) {
+    double drawn_sum = 0, drawn_count = 0;
+    for (size_t i = 0; i < totals.size(); ++i) {
+      const auto& drawn = totals[NextRandom(&state) % totals.size()];
+      drawn_sum += drawn.first;
+      drawn_count += drawn.second;
+    }
+    means.push_back(drawn_sum / drawn_count);
   }
   std::sort(means.begin(), means.end());
   metric.set_low(means[static_cast<size_t>(std::lround(0.025 * static_cast<double>(means.size() - 1)))]);

@@ -32,6 +32,11 @@ absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
 absl::StatusOr<std::map<std::string, v1::Metric>> StatedCalibration(const v1::EvaluateSpec& spec,
                                                                     const std::vector<v1::Sample>& samples);
 
+// Mean of all values with a percentile bootstrap interval over clusters: those of one prompt are drawn together, as
+// they are not independent. n counts values. No interval from fewer than two clusters; where every value is 0, or every
+// one 1, nothing varies, and the interval is Wilson's for as many observations as there are clusters.
+v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters, int replicates, uint64_t seed);
+
 // Mean of values with a percentile bootstrap interval; without replicates, as RateWithInterval.
 v1::Metric BootstrapMean(const std::vector<double>& values, int replicates, uint64_t seed);
 

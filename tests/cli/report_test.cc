@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "cli/metric_order.h"
 #include "cli/report/svg.h"
 
 namespace rlhf::cli {
@@ -172,6 +173,54 @@ TEST(ReportTest, BeforeAndAfterSayWhatChangedAgainstTheEarlierPolicy) {
   EXPECT_THAT(against, HasSubstr("disparity_rise"));
   EXPECT_THAT(page, HasSubstr("Where is &lt;Zark&gt;?")) << "what a model says is text, never markup";
   EXPECT_THAT(page, Not(HasSubstr("<Zark>")));
+}
+
+TEST(ReportTest, WhatPeoplePreferredIsShownWithItsInterval) {
+  ReportData data;
+  data.job.mutable_spec()->set_name("run");
+  ReportStage& collect = data.stages.emplace_back(Stage("judged"));
+  collect.job.mutable_spec()->mutable_collect()->set_samples("samples");
+  Set(&collect, Metrics({{"comparisons", Number(400)}, {"agreement", Rate(0.8, 0.7, 0.9, 100)}}));
+  EXPECT_THAT(RenderReport(data), Not(HasSubstr("Preferred by people"))) << "nothing was compared with another policy";
+  Set(&collect, Metrics({{"win_rate", Rate(0.63, 0.55, 0.71, 400)},
+                         {"known.win_rate", Rate(0.5, 0.4, 0.6, 200)},
+                         {"win_rate{raters=east}", Rate(0.25, 0.125, 0.375, 90)}}));
+  const std::string section = From(RenderReport(data), "<h2>Preferred by people: judged</h2>", "<h2>Stages");
+  EXPECT_THAT(From(section, "<td>win_rate</td>", "</tr>"), HasSubstr("63.0 % <span class=\"dim\">[55.0, 71.0]"));
+  EXPECT_THAT(From(section, "<td>win_rate</td>", "</tr>"), HasSubstr(">400<"));
+  EXPECT_LT(section.find("<td>known.win_rate"), section.find("<details>"));
+  EXPECT_THAT(From(section, "<details>", "</details>"), HasSubstr("win_rate{raters=east}"));
+  EXPECT_THAT(section, Not(HasSubstr("agreement")));
+}
+
+TEST(MetricOrderTest, IsOneWhereverMetricsAreRead) {
+  std::vector<std::string> names;
+  std::map<std::string, v1::Metric> metrics;
+  for (const char* name : {"after.win_rate", "collect.comparisons", "known.accuracy", "action.over_claim", "a{t=1}",
+                           "win_rate{t=1}", "unknown.hallucination", "known.needless_abstention", "agreement"})
+    metrics[name] = Number(1);
+  for (const auto& [name, metric] : MetricsInOrder(metrics)) names.push_back(name);
+  EXPECT_THAT(names, testing::ElementsAre("unknown.hallucination", "action.over_claim", "known.accuracy",
+                                          "known.needless_abstention", "after.win_rate", "agreement",
+                                          "collect.comparisons", "win_rate{t=1}", "a{t=1}"));
+  // The report's tables keep to it, also the one by round.
+  ReportData data;
+  data.job.mutable_spec()->set_name("run");
+  data.job.mutable_spec()->mutable_pipeline()->set_rounds(2);
+  ReportStage job;
+  Set(&job, Metrics({{"round1.after.known.accuracy", Number(1)},
+                     {"round1.after.unknown.hallucination", Number(1)},
+                     {"round1.collect.comparisons", Number(1)},
+                     {"round1.collect.win_rate", Number(1)}}));
+  *data.job.mutable_result() = job.job.result();
+  const std::string table = From(RenderReport(data), "<h2>By round</h2>", "</table>");
+  size_t last = 0;
+  for (const char* name :
+       {"after.unknown.hallucination", "after.known.accuracy", "collect.win_rate", "collect.comparisons"}) {
+    EXPECT_GT(table.find(name), last) << name;
+    last = table.find(name);
+    EXPECT_NE(last, std::string::npos) << name;
+  }
 }
 
 TEST(LineChartTest, OnePointIsSeenAndManyAreALine) {

@@ -135,6 +135,36 @@ TEST_F(OversightEdgeTest, ARejectionEndsThePipelineOrRepeatsTheRoundAndCompariso
   EXPECT_EQ(done.children_size(), 3);
 }
 
+TEST_F(OversightEdgeTest, PeoplesWinRateOpensOrClosesAGateByItsInterval) {
+  for (const char* answer : {"good", "bad"}) {
+    std::string lines;
+    for (int p = 0; p < 10; ++p) {
+      absl::StrAppend(&lines, R"({"id":")", p, R"(","index":0,"prompt":"Q)", p, R"(","response":")", answer, "\"}\n");
+    }
+    Upload(absl::StrCat("all-", answer), lines);
+  }
+  for (const bool wins : {true, false}) {
+    v1::JobSpec spec = GatedPipeline(wins ? "wins" : "loses", 0);
+    v1::StageSpec& stage = *spec.mutable_pipeline()->mutable_stages(0);
+    stage.mutable_collect()->set_samples(wins ? "all-good" : "all-bad");
+    stage.mutable_collect()->set_against(wins ? "all-bad" : "all-good");
+    v1::GateCondition& condition = *stage.mutable_gate()->add_conditions();
+    condition.set_metric("win_rate");
+    condition.set_min(0.6);
+    condition.set_by_interval(true);
+    const std::string pipeline = Submit(spec);
+    EXPECT_EQ(AnswerAll(AsRater(wins ? "anna" : "ben"), pipeline), 10);
+    const v1::Job ended = WaitUntilEnded(pipeline);
+    const v1::Metric rate = ended.result().metrics().at("collect.win_rate");
+    EXPECT_EQ(rate.value(), wins ? 1 : 0);
+    EXPECT_EQ(rate.n(), 10);
+    EXPECT_EQ(ended.state(), wins ? v1::SUCCEEDED : v1::FAILED) << ended.reason();
+    if (!wins) {
+      EXPECT_THAT(ended.reason(), testing::AllOf(HasSubstr("win_rate is 0 ["), HasSubstr("expected at least 0.6")));
+    }
+  }
+}
+
 TEST_F(OversightEdgeTest, AConditionThatDoesNotHoldClosesTheGateWhoeverApproves) {
   v1::JobSpec spec = GatedPipeline("strict", 1);
   v1::GateCondition& condition = *spec.mutable_pipeline()->mutable_stages(0)->mutable_gate()->add_conditions();

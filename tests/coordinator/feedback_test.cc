@@ -240,6 +240,25 @@ TEST(CollectTasksTest, TwoPoliciesAreComparedPairByPair) {
   const auto metrics = CollectMetrics(answers, spec);
   EXPECT_DOUBLE_EQ(metrics.at("win_rate").value(), 0.75);
   EXPECT_LT(metrics.at("win_rate").low(), 0.75);
+  EXPECT_GT(metrics.at("win_rate").high(), 0.75);
+
+  // Ten raters who say the same of each prompt know no more than one: the interval is the same, over prompts.
+  std::vector<v1::Comparison> many;
+  for (const v1::Comparison& c : answers) many.insert(many.end(), 10, c);
+  const v1::Metric of_many = CollectMetrics(many, spec).at("win_rate");
+  EXPECT_EQ(of_many.n(), 200);
+  EXPECT_DOUBLE_EQ(of_many.value(), 0.75);
+  EXPECT_NEAR(of_many.low(), metrics.at("win_rate").low(), 1e-12);
+  EXPECT_NEAR(of_many.high(), metrics.at("win_rate").high(), 1e-12);
+  // As the normal approximation has it: 0.75 ± 1.96·√(0.75·0.25/20).
+  EXPECT_NEAR(of_many.low(), 0.75 - 0.19, 0.06);
+  EXPECT_NEAR(of_many.high(), 0.75 + 0.19, 0.06);
+  // One prompt says nothing about others; where everything was won the interval still has a width.
+  EXPECT_FALSE(CollectMetrics({answers[0]}, spec).at("win_rate").has_low());
+  for (v1::Comparison& c : answers) c.set_preference(c.first().source() == "against" ? v1::SECOND : v1::FIRST);
+  const v1::Metric all = CollectMetrics(answers, spec).at("win_rate");
+  EXPECT_DOUBLE_EQ(all.value(), 1);
+  EXPECT_LT(all.low(), 0.9);
 }
 
 TEST(AgreementTest, MatchesScikitLearnAndKrippendorff) {
