@@ -19,8 +19,8 @@ class ExtendPass {
     int64_t row = 0;
     for (size_t i = 0; i < slots.size(); ++i) {
       const int64_t length = cache.length(slots[i]) + batch.lengths[i];
-      TORCH_CHECK(length <= cache.max_tokens(), "slot ", slots[i], " is full: ", cache.length(slots[i]), " tokens and ",
-                  batch.lengths[i], " more, of ", cache.max_tokens());
+      TORCH_CHECK(length <= cache.room(slots[i]), "slot ", slots[i], " is full: ", cache.length(slots[i]),
+                  " tokens and ", batch.lengths[i], " more, of ", cache.room(slots[i]));
       begins_.push_back(row);
       row += batch.lengths[i];
       last_rows_.push_back(row - 1);
@@ -29,6 +29,8 @@ class ExtendPass {
         decode_slots_.push_back(slots[i]);
         decode_rows_.push_back(begins_[i]);
         decode_lengths_.push_back(length);
+        decode_begins_.push_back(cache.begin(slots[i]));
+        decode_rooms_.push_back(cache.room(slots[i]));
       } else {
         prefills_.push_back(i);
       }
@@ -44,31 +46,31 @@ class ExtendPass {
   torch::Tensor Attend(size_t l, const torch::Tensor& qkv) {
     Append(static_cast<int>(l), qkv);
     const auto shape = AttentionShapeOf(model_.config(), model_.Window(l));
-    const torch::Tensor keys = cache_.keys(static_cast<int>(l)), values = cache_.values(static_cast<int>(l));
+    const int layer = static_cast<int>(l);
     torch::Tensor attended = torch::empty({qkv.size(0), shape.heads * shape.dim}, qkv.options());
     for (const size_t i : prefills_) {
       const int64_t length = cache_.length(slots_[i]) + batch_.lengths[i], count = batch_.lengths[i];
       attended.narrow(0, begins_[i], count)
           .copy_(AttendCached(shape, qkv.narrow(0, begins_[i], count).narrow(1, 0, shape.heads),
-                              keys[slots_[i]].narrow(1, 0, length), values[slots_[i]].narrow(1, 0, length),
-                              model_.deterministic()));
+                              cache_.keys(layer, slots_[i]).narrow(1, 0, length),
+                              cache_.values(layer, slots_[i]).narrow(1, 0, length), model_.deterministic()));
     }
     if (decode_rows_.empty()) return attended;
     if (HasKernels(qkv)) {
       const torch::Tensor decoding = prefills_.empty() ? qkv : qkv.index_select(0, decode_index_);
       const torch::Tensor q = decoding.narrow(1, 0, shape.heads).contiguous();
       torch::Tensor out = prefills_.empty() ? attended : torch::empty({q.size(0), attended.size(1)}, qkv.options());
-      kernels::DecodeAttention(shape, q.data_ptr<float>(), keys.data_ptr<float>(), values.data_ptr<float>(),
-                               decode_slots_.data(), decode_lengths_.data(), q.size(0), cache_.max_tokens(),
-                               scratch_.data(), out.data_ptr<float>());
+      kernels::DecodeAttention(shape, q.data_ptr<float>(), cache_.keys(layer).data_ptr<float>(),
+                               cache_.values(layer).data_ptr<float>(), decode_begins_.data(), decode_rooms_.data(),
+                               decode_lengths_.data(), q.size(0), scratch_.data(), out.data_ptr<float>());
       if (!prefills_.empty()) attended.index_copy_(0, decode_index_, out);
       return attended;
     }
     for (size_t i = 0; i < decode_rows_.size(); ++i) {
       attended.narrow(0, decode_rows_[i], 1)
           .copy_(AttendCached(shape, qkv.narrow(0, decode_rows_[i], 1).narrow(1, 0, shape.heads),
-                              keys[decode_slots_[i]].narrow(1, 0, decode_lengths_[i]),
-                              values[decode_slots_[i]].narrow(1, 0, decode_lengths_[i]), false));
+                              cache_.keys(layer, decode_slots_[i]).narrow(1, 0, decode_lengths_[i]),
+                              cache_.values(layer, decode_slots_[i]).narrow(1, 0, decode_lengths_[i]), false));
     }
     return attended;
   }
@@ -78,22 +80,24 @@ class ExtendPass {
   void Append(int l, const torch::Tensor& qkv) {
     const int64_t heads = model_.config().num_heads, kv_heads = model_.config().num_kv_heads,
                   dim = model_.config().head_dim;
-    torch::Tensor keys = cache_.keys(l), values = cache_.values(l);
     const bool direct = HasKernels(qkv);
     for (size_t i = 0; i < slots_.size(); ++i) {
       const int64_t at = cache_.length(slots_[i]), count = batch_.lengths[i];
       if (direct && count == 1) {
+        float *const keys = cache_.keys(l).data_ptr<float>(), *const values = cache_.values(l).data_ptr<float>();
         const float* source = qkv.data_ptr<float>() + (begins_[i] * (heads + 2 * kv_heads) + heads) * dim;
         for (int64_t h = 0; h < kv_heads; ++h) {
-          const int64_t target = ((static_cast<int64_t>(slots_[i]) * kv_heads + h) * cache_.max_tokens() + at) * dim;
-          std::copy_n(source + h * dim, dim, keys.data_ptr<float>() + target);
-          std::copy_n(source + (kv_heads + h) * dim, dim, values.data_ptr<float>() + target);
+          const int64_t target = cache_.begin(slots_[i]) + (h * cache_.room(slots_[i]) + at) * dim;
+          std::copy_n(source + h * dim, dim, keys + target);
+          std::copy_n(source + (kv_heads + h) * dim, dim, values + target);
         }
         continue;
       }
       const torch::Tensor part = qkv.narrow(0, begins_[i], count);
-      keys[slots_[i]].narrow(1, at, count).copy_(part.narrow(1, heads, kv_heads).transpose(0, 1));
-      values[slots_[i]].narrow(1, at, count).copy_(part.narrow(1, heads + kv_heads, kv_heads).transpose(0, 1));
+      cache_.keys(l, slots_[i]).narrow(1, at, count).copy_(part.narrow(1, heads, kv_heads).transpose(0, 1));
+      cache_.values(l, slots_[i])
+          .narrow(1, at, count)
+          .copy_(part.narrow(1, heads + kv_heads, kv_heads).transpose(0, 1));
     }
   }
 
@@ -101,7 +105,7 @@ class ExtendPass {
   const PackedBatch& batch_;
   const std::vector<int>& slots_;
   KvCache& cache_;
-  std::vector<int64_t> begins_, last_rows_, decode_rows_, decode_lengths_;
+  std::vector<int64_t> begins_, last_rows_, decode_rows_, decode_lengths_, decode_begins_, decode_rooms_;
   std::vector<int> decode_slots_;
   std::vector<size_t> prefills_;
   torch::Tensor decode_index_;

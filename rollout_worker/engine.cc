@@ -18,6 +18,12 @@ int ContextTokens(const model::Transformer& model, const EngineOptions& options)
   return options.max_tokens > 0 ? std::min(options.max_tokens, context) : context;
 }
 
+int64_t Positions(const model::Transformer& model, const EngineOptions& options) {
+  const int64_t most = static_cast<int64_t>(options.slots) * ContextTokens(model, options);
+  if (options.kv_cache_bytes == 0) return most;
+  return std::min(most, options.kv_cache_bytes / model::KvCache::BytesPerPosition(model.config(), model.dtype()));
+}
+
 model::SamplingParams ToSamplingParams(const v1::SamplingParams& params) {
   model::SamplingParams out;
   out.temperature = params.has_temperature() ? params.temperature() : 1.0;
@@ -35,9 +41,17 @@ struct Engine::Group {
   std::vector<v1::SampleLease> waiting;
   model::SamplingParams sampling;
   int max_new_tokens = 0;
-  // Logits at the prompt's last token, and a slot whose cache begins with the prompt; later samples copy both.
-  torch::Tensor prompt_logits;
-  int prefix_slot = -1;
+  int64_t room = 0;  // positions of the cache that a sample takes at its longest; its last token is never put there
+  // The slots that its next samples get, with room; the prompt is computed in the first. Empty: not admitted yet.
+  std::vector<int> slots;
+  torch::Tensor prompt_logits;  // at the prompt's last token
+};
+
+// What one forward pass extends: running sequences by their newest token, then prompts.
+struct Engine::Pass {
+  std::vector<std::vector<int32_t>> inputs;
+  std::vector<int> slots;
+  std::vector<Group*> prompts;
 };
 
 struct Engine::Running {
@@ -60,7 +74,9 @@ Engine::Engine(std::unique_ptr<model::Transformer> model, std::unique_ptr<artifa
       tokenizer_(std::move(tokenizer)),
       version_(version),
       options_(options),
-      cache_(model_->config(), options.slots, ContextTokens(*model_, options), model_->dtype(), model_->device()),
+      max_tokens_(ContextTokens(*model_, options)),
+      cache_(model::KvCache::Shared(model_->config(), options.slots, Positions(*model_, options), model_->dtype(),
+                                    model_->device())),
       slots_(options.slots) {}
 
 Engine::~Engine() = default;
@@ -68,10 +84,10 @@ Engine::~Engine() = default;
 absl::Status Engine::Add(const v1::PromptLease& lease) {
   auto tokens = artifact::EncodePrompt(*tokenizer_, lease.prompt().text(), artifact::MessagesOf(lease.prompt()));
   if (!tokens.ok()) return Annotate(tokens.status(), absl::StrCat("prompt ", lease.prompt().id()));
-  const int room = cache_.max_tokens() - static_cast<int>(tokens->size());
+  const int room = max_tokens_ - static_cast<int>(tokens->size());
   if (tokens->empty() || room < 1) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "prompt ", lease.prompt().id(), " has ", tokens->size(), " tokens; expected 1 to ", cache_.max_tokens() - 1,
+        "prompt ", lease.prompt().id(), " has ", tokens->size(), " tokens; expected 1 to ", max_tokens_ - 1,
         " (the context length less one); shorten the prompt or use a model with a longer context"));
   }
   auto group = std::make_unique<Group>();
@@ -81,6 +97,14 @@ absl::Status Engine::Add(const v1::PromptLease& lease) {
   group->sampling = ToSamplingParams(lease.sampling());
   const int wanted = lease.sampling().has_max_new_tokens() ? lease.sampling().max_new_tokens() : 64;
   group->max_new_tokens = std::min(wanted, room);
+  group->room = static_cast<int64_t>(group->prompt_tokens.size()) + std::max(group->max_new_tokens, 1) - 1;
+  if (group->room > cache_.positions()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "prompt ", lease.prompt().id(), " needs keys and values of ", group->room, " tokens (",
+        group->prompt_tokens.size(), " of the prompt, and max_new_tokens less one); this worker's cache has room for ",
+        cache_.positions(), " (", model::KvCache::BytesPerPosition(model_->config(), model_->dtype()),
+        " bytes each): raise --kv-cache-bytes, or lower max_new_tokens"));
+  }
   waiting_samples_ += static_cast<int>(group->waiting.size());
   waiting_.push_back(std::move(group));
   return absl::OkStatus();
@@ -91,8 +115,7 @@ void Engine::Drop(const v1::SampleId& id, int attempt) {
     if (slot && slot->lease->job_id() == id.job_id() && slot->lease->step() == id.step() &&
         slot->lease->ordinal() == id.ordinal() && slot->sample.index() == id.index() &&
         slot->sample.attempt() <= attempt) {
-      slot.reset();
-      --running_;
+      Vacate(slot->slot);
     }
   }
   for (auto& group : waiting_) {
@@ -103,7 +126,17 @@ void Engine::Drop(const v1::SampleId& id, int attempt) {
       return sample.index() == id.index() && sample.attempt() <= attempt;
     }));
   }
-  std::erase_if(waiting_, [](const auto& group) { return group->waiting.empty(); });
+  std::erase_if(waiting_, [this](const auto& group) {
+    if (!group->waiting.empty()) return false;
+    for (const int slot : group->slots) cache_.Release(slot);
+    return true;
+  });
+}
+
+void Engine::Vacate(int slot) {
+  slots_[slot].reset();
+  cache_.Release(slot);
+  --running_;
 }
 
 double Engine::kv_cache_usage() const {
@@ -111,7 +144,7 @@ double Engine::kv_cache_usage() const {
   for (size_t slot = 0; slot < slots_.size(); ++slot) {
     if (slots_[slot]) used += cache_.length(static_cast<int>(slot));
   }
-  return static_cast<double>(used) / (static_cast<double>(slots_.size()) * cache_.max_tokens());
+  return static_cast<double>(used) / static_cast<double>(std::max<int64_t>(cache_.positions(), 1));
 }
 
 std::vector<v1::LeaseProgress> Engine::Progress() const {
@@ -207,93 +240,95 @@ absl::StatusOr<std::vector<v1::Sample>> Engine::Step() {
   return finished;
 }
 
-absl::Status Engine::DecodeStep(std::vector<v1::Sample>* finished) {
-  const c10::InferenceMode inference;
-  // Running sequences extend by their newest token; prompts that get a slot now are prefilled in the same pass.
-  std::vector<std::vector<int32_t>> inputs;
-  std::vector<int> slots;
-  for (auto& sequence : slots_) {
-    if (!sequence) continue;
-    inputs.push_back({sequence->tokens.back()});
-    slots.push_back(sequence->slot);
+std::vector<int> Engine::FreeSlots() const {
+  std::vector<bool> taken(slots_.size());
+  for (size_t slot = 0; slot < slots_.size(); ++slot) taken[slot] = slots_[slot] != nullptr;
+  for (const auto& group : waiting_) {
+    for (const int slot : group->slots) taken[static_cast<size_t>(slot)] = true;
   }
-  const size_t decoding = slots.size();
-  struct Admission {
-    Group* group;
-    size_t row;
-  };
-  std::vector<Admission> prefills;
   std::vector<int> free;
   for (int slot = options_.slots - 1; slot >= 0; --slot) {
-    if (!slots_[slot]) free.push_back(slot);
+    if (!taken[static_cast<size_t>(slot)]) free.push_back(slot);
   }
-  size_t room = free.size();
+  return free;
+}
+
+void Engine::Admit(Pass* pass) {
+  std::vector<int> free = FreeSlots();
   for (auto& group : waiting_) {
-    if (room == 0) break;
-    room -= std::min(room, group->waiting.size());
-    if (group->prompt_logits.defined()) continue;
-    const int slot = free.back();
-    free.pop_back();
-    cache_.Reset(slot);
-    group->prefix_slot = slot;
-    prefills.push_back({group.get(), slots.size()});
-    inputs.push_back(group->prompt_tokens);
-    slots.push_back(slot);
-    counters_.prompt_tokens += static_cast<int64_t>(group->prompt_tokens.size());
-  }
-  if (slots.empty() && waiting_.empty()) return absl::OkStatus();
-
-  torch::Tensor logits;
-  if (!slots.empty()) {
-    model::PackedBatch batch = model::PackedBatch::FromSequences(inputs, model_->device());
-    std::vector<int64_t> positions;
-    for (size_t i = 0; i < slots.size(); ++i) {
-      for (size_t t = 0; t < inputs[i].size(); ++t)
-        positions.push_back(cache_.length(slots[i]) + static_cast<int64_t>(t));
+    while (!free.empty() && group->slots.size() < group->waiting.size() && cache_.Reserve(free.back(), group->room)) {
+      group->slots.push_back(free.back());
+      free.pop_back();
     }
-    batch.position_ids = torch::tensor(positions, torch::kInt64).to(model_->device());
-    logits = model_->Logits(model_->Extend(batch, slots, cache_));
+    if (group->slots.empty()) break;
+    const int slot = group->slots.front();
+    cache_.Reset(slot);
+    pass->inputs.push_back(group->prompt_tokens);
+    pass->slots.push_back(slot);
+    pass->prompts.push_back(group.get());
+    counters_.prompt_tokens += static_cast<int64_t>(group->prompt_tokens.size());
+    // What came later does not overtake: it could keep a long sequence waiting forever.
+    if (group->slots.size() < group->waiting.size()) break;
   }
-  for (const Admission& prefill : prefills) {
-    prefill.group->prompt_logits = logits[static_cast<int64_t>(prefill.row)].clone();
-  }
+}
 
-  // The next token of every running sequence, then the first tokens of samples that start now.
-  std::vector<Running*> sequences;
-  for (size_t i = 0; i < decoding; ++i) sequences.push_back(slots_[slots[i]].get());
-  std::vector<torch::Tensor> first_logits;
-  while (!waiting_.empty()) {
-    Group& group = *waiting_.front();
-    if (!group.prompt_logits.defined()) break;
-    const auto length = static_cast<int64_t>(group.prompt_tokens.size());
-    size_t started = 0;
-    for (; started < group.waiting.size(); ++started) {
-      int slot = group.prefix_slot;
-      if (started > 0 || slots_[slot]) {
-        if (free.empty()) break;
-        slot = free.back();
-        free.pop_back();
-        cache_.Reset(slot);
-        cache_.CopyPrefix(group.prefix_slot, slot, length);
+torch::Tensor Engine::Compute(const Pass& pass) {
+  model::PackedBatch batch = model::PackedBatch::FromSequences(pass.inputs, model_->device());
+  std::vector<int64_t> positions;
+  for (size_t i = 0; i < pass.slots.size(); ++i) {
+    for (size_t t = 0; t < pass.inputs[i].size(); ++t)
+      positions.push_back(cache_.length(pass.slots[i]) + static_cast<int64_t>(t));
+  }
+  batch.position_ids = torch::tensor(positions, torch::kInt64).to(model_->device());
+  return model_->Logits(model_->Extend(batch, pass.slots, cache_));
+}
+
+void Engine::StartAdmitted(std::vector<Running*>* sequences, std::vector<torch::Tensor>* logits) {
+  for (auto& group : waiting_) {
+    if (!group->prompt_logits.defined()) continue;
+    const auto length = static_cast<int64_t>(group->prompt_tokens.size());
+    const size_t started = std::min(group->slots.size(), group->waiting.size());
+    for (size_t i = 0; i < started; ++i) {
+      const int slot = group->slots[i];
+      if (i > 0) {
+        cache_.CopyPrefix(group->slots.front(), slot, length);
         cache_.SetLength(slot, length);
       }
-      Start(group, static_cast<int>(started), slot);
-      sequences.push_back(slots_[slot].get());
-      first_logits.push_back(group.prompt_logits);
+      Start(*group, static_cast<int>(i), slot);
+      sequences->push_back(slots_[slot].get());
+      logits->push_back(group->prompt_logits);
     }
+    for (size_t i = started; i < group->slots.size(); ++i) cache_.Release(group->slots[i]);
     waiting_samples_ -= static_cast<int>(started);
-    group.waiting.erase(group.waiting.begin(), group.waiting.begin() + static_cast<int64_t>(started));
-    if (!group.waiting.empty()) {
-      // The rest of its samples come when slots are free again; its prefix may be gone by then, so it is prefilled
-      // anew.
-      group.prompt_logits = torch::Tensor();
-      group.prefix_slot = -1;
-      break;
-    }
-    waiting_.pop_front();
+    group->waiting.erase(group->waiting.begin(), group->waiting.begin() + static_cast<int64_t>(started));
+    // The rest of its samples come when there is room again; its prompt may be gone by then, so it is prefilled anew.
+    group->prompt_logits = torch::Tensor();
+    group->slots.clear();
   }
-  if (sequences.empty()) return absl::OkStatus();
+  std::erase_if(waiting_, [](const auto& group) { return group->waiting.empty(); });
+}
 
+absl::Status Engine::DecodeStep(std::vector<v1::Sample>* finished) {
+  const c10::InferenceMode inference;
+  Pass pass;
+  std::vector<Running*> sequences;
+  for (auto& sequence : slots_) {
+    if (!sequence) continue;
+    pass.inputs.push_back({sequence->tokens.back()});
+    pass.slots.push_back(sequence->slot);
+    sequences.push_back(sequence.get());
+  }
+  const size_t decoding = sequences.size();
+  Admit(&pass);
+  if (pass.slots.empty()) return absl::OkStatus();
+  const torch::Tensor logits = Compute(pass);
+  for (size_t i = 0; i < pass.prompts.size(); ++i)
+    pass.prompts[i]->prompt_logits = logits[static_cast<int64_t>(decoding + i)].clone();
+
+  // The next token of every running sequence, then the first tokens of samples that start now.
+  std::vector<torch::Tensor> first_logits;
+  StartAdmitted(&sequences, &first_logits);
+  if (sequences.empty()) return absl::OkStatus();
   torch::Tensor all = decoding > 0 ? logits.narrow(0, 0, static_cast<int64_t>(decoding)) : torch::Tensor();
   if (!first_logits.empty()) {
     const torch::Tensor first = torch::stack(first_logits);
@@ -322,8 +357,7 @@ absl::Status Engine::DecodeStep(std::vector<v1::Sample>* finished) {
       failed.set_attempt(sequence.sample.attempt());
       failed.set_error(absl::StrCat("the response is no text: ", sample.status().message()));
     }
-    slots_[sequence.slot].reset();
-    --running_;
+    Vacate(sequence.slot);
   }
   return absl::OkStatus();
 }

@@ -1,5 +1,6 @@
-// Continuous batching over fixed slots: every step decodes one token for each running sequence, and a finished
-// sequence's slot is refilled at once.
+// Continuous batching over slots: every step decodes one token for each running sequence, and a finished sequence's
+// slot is refilled at once. A sequence is admitted when a slot and the memory for its keys and values at their longest
+// are free, in the order of arrival: a running one never waits for memory.
 //
 // The samples of a prompt share its prefill. Noise is counter-based, so a sample does not depend on its slot or its
 // batch (up to float rounding). Not thread-safe: one thread owns it. LibTorch's exceptions are caught here and become
@@ -26,6 +27,8 @@ namespace rlhf::rollout {
 struct EngineOptions {
   int slots = 64;      // sequences at once
   int max_tokens = 0;  // prompt and response of a slot; 0: the model's context length
+  // Memory of keys and values, in bytes; 0: what all slots at their longest need.
+  int64_t kv_cache_bytes = 0;
   std::string worker_id;
 };
 
@@ -36,7 +39,8 @@ class Engine {
          const v1::PolicyVersion& version, const EngineOptions& options);
   ~Engine();
 
-  // Queues a prompt's samples. InvalidArgument when the prompt cannot be encoded or leaves no room for a token.
+  // Queues a prompt's samples. InvalidArgument when the prompt cannot be encoded or leaves no room for a token, or when
+  // one sample's keys and values are more than the whole cache.
   absl::Status Add(const v1::PromptLease& lease);
   // Removes samples whose lease was revoked, running or waiting.
   void Drop(const v1::SampleId& id, int attempt);
@@ -65,16 +69,23 @@ class Engine {
  private:
   struct Group;
   struct Running;
+  struct Pass;
+  std::vector<int> FreeSlots() const;
+  void Admit(Pass* pass);
+  torch::Tensor Compute(const Pass& pass);
+  void StartAdmitted(std::vector<Running*>* sequences, std::vector<torch::Tensor>* logits);
   void Start(Group& group, int sample, int slot);
   bool Append(Running& sequence, const model::SampledToken& token);
   absl::StatusOr<std::string> Text(std::vector<int32_t> tokens) const;
   absl::StatusOr<v1::Sample> Finish(Running& sequence);
+  void Vacate(int slot);
   absl::Status DecodeStep(std::vector<v1::Sample>* finished);
 
   std::unique_ptr<model::Transformer> model_;
   std::unique_ptr<artifact::Tokenizer> tokenizer_;
   v1::PolicyVersion version_;
   EngineOptions options_;
+  const int max_tokens_;
   model::KvCache cache_;
   std::deque<std::unique_ptr<Group>> waiting_;
   std::vector<std::unique_ptr<Running>> slots_;

@@ -48,9 +48,9 @@ void ActivateBackward(Unary kind, const float* dy, const float* gate, const floa
   Chosen().activate_backward(kind, dy, gate, up, rows, width, stride, dgate, dup);
 }
 void DecodeAttention(const AttentionShape& shape, const float* q, const float* keys, const float* values,
-                     const int* slots, const int64_t* lengths, int64_t batch, int64_t max_tokens, float* scratch,
+                     const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch, float* scratch,
                      float* out) {
-  Chosen().decode_attention(shape, q, keys, values, slots, lengths, batch, max_tokens, scratch, out);
+  Chosen().decode_attention(shape, q, keys, values, begins, rooms, lengths, batch, scratch, out);
 }
 void CausalAttention(const AttentionShape& shape, const float* q, int64_t q_stride, const float* keys,
                      const float* values, int64_t kv_stride, int64_t count, int64_t length, int64_t kv_head,

@@ -50,10 +50,11 @@ struct AttentionShape {
   float softcap = 0;   // 0: none; s -> cap · tanh(s / cap)
   int64_t window = 0;  // 0: none; how many positions a query sees, its own included
 };
-// One query token per sequence against its slot's cache. q, out: [batch, heads, dim]; keys, values: [slots, kv_heads,
-// max_tokens, dim]; lengths[b] positions of slot slots[b] are there. scratch: the largest length, rounded up to 16.
+// One query token per sequence against its cache. q, out: [batch, heads, dim]; sequence b's keys, [kv_heads, rooms[b],
+// dim] of which lengths[b] positions are there, begin at keys + begins[b], its values likewise. scratch: the largest
+// length, rounded up to 16.
 void DecodeAttention(const AttentionShape& shape, const float* q, const float* keys, const float* values,
-                     const int* slots, const int64_t* lengths, int64_t batch, int64_t max_tokens, float* scratch,
+                     const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch, float* scratch,
                      float* out);
 // `count` newest positions of one sequence of `length` against its keys and values, for the query heads of one key
 // head. q: row t at q + t · q_stride; key p at keys + p · kv_stride; out: row t at out + t · out_stride. The queries'

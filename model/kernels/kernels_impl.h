@@ -314,12 +314,12 @@ RLHF_INLINE void AttendRow(const AttentionShape& shape, const float* query, cons
 }
 
 void DecodeAttentionImpl(const AttentionShape& shape, const float* q, const float* keys, const float* values,
-                         const int* slots, const int64_t* lengths, int64_t batch, int64_t max_tokens, float* scratch,
-                         float* out) {
+                         const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch,
+                         float* scratch, float* out) {
   const int64_t group = shape.heads / shape.kv_heads;
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t h = 0; h < shape.heads; ++h) {
-      const int64_t base = (static_cast<int64_t>(slots[b]) * shape.kv_heads + h / group) * max_tokens * shape.dim;
+      const int64_t base = begins[b] + h / group * rooms[b] * shape.dim;
       const int64_t at = (b * shape.heads + h) * shape.dim;
       AttendRow(shape, q + at, keys + base, values + base, shape.dim, lengths[b], scratch, out + at);
     }

@@ -20,11 +20,14 @@ class EngineTest : public testing::Test {
   void SetUp() override { MakeTinyModel(dir_.File("model"), 4); }
 
   std::unique_ptr<Engine> Make(int slots) {
+    EngineOptions options;
+    options.slots = slots;
+    return Make(options);
+  }
+  std::unique_ptr<Engine> Make(const EngineOptions& options) {
     auto model = model::LoadModel(dir_.File("model"));
     auto tokenizer = artifact::Tokenizer::Load(dir_.File("model"));
     EXPECT_TRUE(model.ok() && tokenizer.ok());
-    EngineOptions options;
-    options.slots = slots;
     v1::PolicyVersion version;
     version.set_step(7);
     return std::make_unique<Engine>(*std::move(model), *std::move(tokenizer), version, options);
@@ -138,6 +141,78 @@ TEST_F(EngineTest, OneNumericsForSamplingAndTraining) {
       EXPECT_EQ(log_r.abs().max().item<double>(), 0);
     }
   }
+}
+
+// 512 bytes a token: 2 · 2 layers · 4 heads · 8 dimensions · 4 bytes.
+constexpr int64_t kBytesPerToken = 512;
+
+TEST_F(EngineTest, SequencesWaitForMemoryAndAreTheSameSamples) {
+  EngineOptions tight;
+  tight.slots = 16;
+  tight.kv_cache_bytes = 100 * kBytesPerToken;
+  const auto plain = Make(16), bounded = Make(tight);
+  std::map<std::pair<int, int>, v1::Sample> all[2];
+  int most = 0;
+  for (Engine* engine : {plain.get(), bounded.get()}) {
+    ASSERT_TRUE(engine->model().SetDeterministic(true).ok());
+    // Of many lengths, so that what one frees is not what the next one needs.
+    for (int ordinal = 0; ordinal < 12; ++ordinal)
+      ASSERT_TRUE(engine->Add(Lease(ordinal, 1 + ordinal % 4, 1.0, 3 + 4 * (ordinal % 6))).ok());
+    auto& samples = all[engine == bounded.get()];
+    for (int guard = 0; !engine->idle() && guard < 10'000; ++guard) {
+      auto finished = engine->Step();
+      ASSERT_TRUE(finished.ok()) << finished.status();
+      for (v1::Sample& sample : *finished) samples[{sample.id().ordinal(), sample.id().index()}] = std::move(sample);
+      if (engine != bounded.get()) continue;
+      most = std::max(most, engine->running());
+      EXPECT_LE(engine->kv_cache_usage(), 1.0);
+    }
+    EXPECT_TRUE(engine->idle());
+  }
+  EXPECT_GE(most, 2);
+  EXPECT_LT(most, 16);  // memory, not slots, was the limit
+  ASSERT_EQ(all[0].size(), 30u);
+  ASSERT_EQ(all[1].size(), 30u);
+  for (const auto& [key, sample] : all[0]) {
+    EXPECT_THAT(all[1].at(key).response_tokens(), testing::ElementsAreArray(sample.response_tokens()));
+    EXPECT_THAT(all[1].at(key).behaviour_log_probs(), testing::ElementsAreArray(sample.behaviour_log_probs()));
+  }
+}
+
+TEST_F(EngineTest, ASequenceBeyondTheCachesMemoryIsATypedError) {
+  EngineOptions tight;
+  tight.slots = 4;
+  tight.kv_cache_bytes = 20 * kBytesPerToken + 100;
+  const auto engine = Make(tight);
+  const absl::Status status = engine->Add(Lease(0, 1, 1.0, 40));
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("has room for 20 (512 bytes each)"));
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("raise --kv-cache-bytes"));
+  EXPECT_TRUE(engine->idle());
+  ASSERT_TRUE(engine->Add(Lease(0, 2, 1.0, 4)).ok());
+  EXPECT_EQ(RunAll(*engine).size(), 2u);
+}
+
+TEST_F(EngineTest, RevokedLeasesGiveTheirMemoryBack) {
+  EngineOptions tight;
+  tight.slots = 4;
+  tight.kv_cache_bytes = 40 * kBytesPerToken;
+  const auto engine = Make(tight);
+  for (int round = 0; round < 5; ++round) {
+    ASSERT_TRUE(engine->Add(Lease(round, 2)).ok());
+    ASSERT_TRUE(engine->Step().ok());
+    for (int index = 0; index < 2; ++index) {
+      v1::SampleId id;
+      id.set_job_id("job");
+      id.set_step(2);
+      id.set_ordinal(round);
+      id.set_index(index);
+      engine->Drop(id, 1);
+    }
+    EXPECT_TRUE(engine->idle());
+  }
+  ASSERT_TRUE(engine->Add(Lease(9, 1, 1.0, 10)).ok());
+  EXPECT_EQ(RunAll(*engine).size(), 1u);
 }
 
 TEST_F(EngineTest, SamplesEndForAReason) {
