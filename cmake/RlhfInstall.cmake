@@ -54,4 +54,7 @@ set(CPACK_DEBIAN_RLHF-COORDINATOR_PACKAGE_DEPENDS "rlhf-common (= ${PROJECT_VERS
 foreach(_role IN ITEMS LEARNER ROLLOUT-WORKER REWARD-SERVER)
   set(CPACK_DEBIAN_RLHF-${_role}_PACKAGE_DEPENDS "rlhf-common (= ${PROJECT_VERSION}), rlhf-torch (= ${PROJECT_VERSION})")
 endforeach()
+foreach(_role IN ITEMS COORDINATOR LEARNER ROLLOUT-WORKER REWARD-SERVER)
+  set(CPACK_DEBIAN_RLHF-${_role}_PACKAGE_CONTROL_EXTRA "${PROJECT_SOURCE_DIR}/packaging/debian/role/postinst")
+endforeach()
 include(CPack)

@@ -1,3 +1,4 @@
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -39,6 +40,19 @@ TEST(ClockTest, FakeTimeStandsStillUntilAdvanced) {
   clock.Advance(absl::Seconds(3));
   EXPECT_EQ(clock.Now() - start, absl::Seconds(3));
   EXPECT_EQ(clock.WallNow() - wall, absl::Seconds(3));
+}
+
+TEST(MakeDirsTest, LeavesTheRightsToTheUmask) {
+  ScratchDir dir;
+  const mode_t before = umask(0007);
+  const absl::Status made = MakeDirs(dir.File("shared/by/a_group"));
+  umask(before);
+  ASSERT_TRUE(made.ok()) << made;
+  for (const char* folder : {"shared", "shared/by", "shared/by/a_group"}) {
+    struct stat info {};
+    ASSERT_EQ(stat(dir.File(folder).c_str(), &info), 0) << folder;
+    EXPECT_EQ(info.st_mode & 0777, 0770u) << folder;
+  }
 }
 
 TEST(BoundedQueueTest, KeepsOrderAndBound) {
