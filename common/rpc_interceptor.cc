@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
+#include "common/tracing.h"
 #include "rlhf/v1/state.pb.h"
 
 namespace rlhf {
@@ -83,6 +84,7 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
   ~CallInterceptor() override {
     if (began_) {
       Callers().Erase(context_);
+      if (trace_.valid()) ExportServed();
       metrics_->Count(method_, code_, absl::Now() - started_);
     }
   }
@@ -97,6 +99,7 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
  private:
   void Begin() {
     began_ = true;
+    if (TracingOn()) ContinueTrace();
     if (authorizer_ == nullptr) {
       Callers().Put(context_, InsecureCaller());
       return;
@@ -113,10 +116,33 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
     Callers().Put(context_, *std::move(caller));
   }
 
+  // A call without a context, or with one that is not well formed, is in no trace.
+  void ContinueTrace() {
+    const auto& metadata = context_->client_metadata();
+    const auto header = metadata.find(kTraceparent);
+    if (header == metadata.end()) return;
+    absl::StatusOr<TraceContext> caller =
+        ParseTraceparent(absl::string_view(header->second.data(), header->second.size()));
+    if (caller.ok()) trace_ = *std::move(caller);
+  }
+  void ExportServed() {
+    SpanRecord span;
+    span.context.trace_id = trace_.trace_id;
+    span.parent_span_id = trace_.span_id;
+    span.name = method_.substr(0, 1) == "/" ? method_.substr(1) : method_;
+    span.kind = SpanKind::kServer;
+    span.begin = started_;
+    span.end = absl::Now();
+    span.attributes = {{"rpc.system", "grpc"}, {"rpc.grpc.status_code", absl::StrCat(static_cast<int>(code_))}};
+    if (code_ != grpc::StatusCode::OK) span.error = absl::StrCat("code ", static_cast<int>(code_));
+    ExportSpan(std::move(span));
+  }
+
   grpc::ServerContextBase* const context_;
   const std::string method_;
   const std::shared_ptr<const Authorizer> authorizer_;
   const std::shared_ptr<RpcMetrics> metrics_;
+  TraceContext trace_;  // the caller's
   const absl::Time started_;
   bool began_ = false;
   // A call whose peer went away ends without a status being sent.

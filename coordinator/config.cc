@@ -54,6 +54,7 @@ void Declare(CLI::App* app, CoordinatorConfig* config, std::string* file) {
   option("--ports-file", config->ports_file, "write the bound ports to this file once ready");
   option("--log-level", config->log_level, "debug, info, warn or error");
   app->add_flag("--log-json", config->log_json, "log lines as JSON");
+  option("--trace-dir", config->trace_dir, "keep spans of traced calls there, as OTLP/JSON lines");
   option("--heartbeat-ms", config->heartbeat_ms, "how often the fleet reports");
   option("--lease-ms", config->lease_ms, "a session's life without a heartbeat");
   option("--no-progress-ms", config->no_progress_ms, "a lease's life without progress on it");

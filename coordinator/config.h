@@ -28,6 +28,7 @@ struct CoordinatorConfig {
   std::string ports_file;                 // where the bound ports are written once ready
   std::string log_level = "info";
   bool log_json = false;
+  std::string trace_dir;       // where spans are kept; empty: nowhere
   int heartbeat_ms = 3000;     // bounds [10, 60000]
   int lease_ms = 9000;         // a session's life without a heartbeat; more than heartbeat_ms
   int no_progress_ms = 60000;  // a lease's life without progress; at least lease_ms

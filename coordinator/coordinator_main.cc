@@ -8,6 +8,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/process.h"
+#include "common/tracing.h"
 #include "coordinator/config.h"
 #include "coordinator/coordinator_server.h"
 
@@ -17,6 +18,7 @@ constexpr int kUsage = 2, kTryAgain = 75;
 
 int Run(const rlhf::coordinator::CoordinatorConfig& config) {
   rlhf::InitLogging("coordinator", absl::StrCat("coordinator-", getpid()), config.log_level, config.log_json);
+  const rlhf::TracingScope tracing(config.trace_dir, "coordinator", "coordinator");
   auto server = rlhf::coordinator::CoordinatorServer::Start(config, rlhf::Clock::Real(),
                                                             [] { return rlhf::TakeTerminationSignal() != 0; });
   if (absl::IsCancelled(server.status())) {

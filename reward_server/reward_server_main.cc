@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "artifact/sample_digest.h"
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
@@ -18,6 +19,7 @@
 #include "common/metrics.h"
 #include "common/process.h"
 #include "common/rpc_server.h"
+#include "common/tracing.h"
 #include "model/libtorch.h"
 #include "reward_server/reward_service.h"
 #include "reward_server/scorer.h"
@@ -27,7 +29,7 @@ namespace {
 struct Flags {
   std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
                                      http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir;
-  std::string device = "cpu", precision = "float32", log_level = "info";
+  std::string device = "cpu", precision = "float32", log_level = "info", trace_dir;
   bool log_json = false;
   int threads = 1, batch_tokens = 8192, delay_ms = 2, grace_seconds = 25;
   rlhf::TlsFiles tls;
@@ -48,6 +50,23 @@ absl::StatusOr<rlhf::Caller> Authorize(const std::string& method, const std::str
   return caller;
 }
 
+// In each sample's own trace.
+void ExportScoring(const rlhf::v1::ScoreResponse& response, absl::Time began) {
+  if (!rlhf::TracingOn()) return;
+  const absl::Time ended = absl::Now();
+  for (const auto& score : response.scores()) {
+    const std::string name = rlhf::artifact::SampleName(score.id());
+    rlhf::SpanRecord span;
+    span.context = rlhf::TraceOf(absl::StrCat(score.id().job_id(), "/", name));
+    span.name = "score";
+    span.begin = began;
+    span.end = ended;
+    span.attributes = {{"rlhf.job", score.id().job_id()}, {"rlhf.sample", name}};
+    if (score.code() != 0) span.error = score.error();
+    rlhf::ExportSpan(std::move(span));
+  }
+}
+
 // One line a batch, however many of its samples failed.
 void LogFailures(const rlhf::v1::ScoreResponse& response) {
   int failed = 0;
@@ -64,6 +83,7 @@ void LogFailures(const rlhf::v1::ScoreResponse& response) {
 
 int Run(const Flags& flags) {
   rlhf::InitLogging("reward_server", flags.instance, flags.log_level, flags.log_json);
+  const rlhf::TracingScope tracing(flags.trace_dir, "reward_server", flags.instance);
   torch::set_num_threads(flags.threads);
   rlhf::MetricsRegistry metrics("reward_server");
 
@@ -102,7 +122,9 @@ int Run(const Flags& flags) {
           scored_for = request.job_id();
           spdlog::info("scoring samples of job {}: components {}", scored_for, request.scorer().components_size());
         }
+        const absl::Time began = absl::Now();
         rlhf::v1::ScoreResponse response = scorer.Score(request);
+        ExportScoring(response, began);
         LogFailures(response);
         for (const auto& score : response.scores()) {
           (score.code() == 0 ? ok : failed).Increment();
@@ -219,6 +241,7 @@ int main(int argc, char** argv) {
   app.add_option("--tls-key", flags.tls.key_file, "Its key, PEM");
   app.add_option("--log-level", flags.log_level, "debug, info, warn or error")->capture_default_str();
   app.add_flag("--log-json", flags.log_json, "Log JSON lines");
+  app.add_option("--trace-dir", flags.trace_dir, "Keep spans there, as OTLP/JSON lines");
   CLI11_PARSE(app, argc, argv);
   return check_config ? 0 : Run(flags);
 }

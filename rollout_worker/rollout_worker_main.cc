@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
+#include "common/tracing.h"
 #include "model/libtorch.h"
 #include "rollout_worker/worker.h"
 
@@ -20,7 +21,7 @@ namespace {
 struct Flags {
   std::string coordinator, instance, http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, device = "cpu",
                                      precision = "float32", evidence_dir;
-  std::string log_level = "info";
+  std::string log_level = "info", trace_dir;
   bool log_json = false;
   int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25;
   uint64_t kv_cache_bytes = 0;
@@ -29,6 +30,7 @@ struct Flags {
 
 int Run(const Flags& flags) {
   rlhf::InitLogging("rollout_worker", flags.instance, flags.log_level, flags.log_json);
+  const rlhf::TracingScope tracing(flags.trace_dir, "rollout_worker", flags.instance);
   torch::set_num_threads(flags.threads);
   rlhf::MetricsRegistry metrics("rollout_worker");
 
@@ -133,6 +135,7 @@ int main(int argc, char** argv) {
   app.add_option("--tls-key", flags.tls.key_file, "Its key, PEM");
   app.add_option("--log-level", flags.log_level, "debug, info, warn or error")->capture_default_str();
   app.add_flag("--log-json", flags.log_json, "Log JSON lines");
+  app.add_option("--trace-dir", flags.trace_dir, "Keep spans there, as OTLP/JSON lines");
   CLI11_PARSE(app, argc, argv);
   return check_config ? 0 : Run(flags);
 }

@@ -12,6 +12,7 @@
 #include "common/failpoint.h"
 #include "common/log.h"
 #include "common/status_util.h"
+#include "common/tracing.h"
 
 namespace rlhf::rollout {
 namespace {
@@ -171,6 +172,11 @@ void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
       HandBack(lease, status.ToString(), true, false);
     } else {
       metrics_.Accepted(lease, absl::Now());
+      for (const auto& sample : lease.samples()) {
+        if (!TracingOn()) break;
+        taken_up_[absl::StrCat(lease.job_id(), "/", lease.step(), "/", lease.ordinal(), "/", sample.index())] =
+            absl::Now();
+      }
     }
   }
 }
@@ -216,6 +222,7 @@ void Worker::GenerateLoop() {
       } else {
         metrics_.Stepped(ended - began, engine->Progress(), ended);
         metrics_.Finished(*finished, ended);
+        TraceGenerated(*finished);
       }
       for (auto& returned : engine->TakeFailed()) returned_.TryPush(std::move(returned));
       if (finished.ok() && !finished->empty()) {
@@ -237,10 +244,31 @@ void Worker::GenerateLoop() {
       capacity_ = slots - static_cast<int>(progress_.size() + arriving_.size());
     }
     if (engine == nullptr) continue;
+    if (engine->idle()) taken_up_.clear();
     if (const absl::Time now = absl::Now(); now - published > kMetricsEvery) {
       metrics_.Mirror(*engine, loader_->counters());
       published = now;
     }
+  }
+}
+
+void Worker::TraceGenerated(const std::vector<v1::Sample>& samples) {
+  if (!TracingOn()) return;
+  for (const v1::Sample& sample : samples) {
+    const std::string name = artifact::SampleName(sample.id());
+    const auto taken_up = taken_up_.find(absl::StrCat(sample.id().job_id(), "/", name));
+    if (taken_up == taken_up_.end()) continue;
+    SpanRecord span;
+    span.context = TraceOf(taken_up->first);
+    span.name = "generate";
+    span.begin = taken_up->second;
+    span.end = absl::Now();
+    span.attributes = {{"rlhf.job", sample.id().job_id()},
+                       {"rlhf.sample", name},
+                       {"rlhf.attempt", absl::StrCat(sample.attempt())},
+                       {"rlhf.tokens", absl::StrCat(sample.response_tokens_size())}};
+    ExportSpan(std::move(span));
+    taken_up_.erase(taken_up);
   }
 }
 
@@ -261,6 +289,7 @@ void Worker::SubmitLoop() {
         request.set_session_id(session_->session_id());
         v1::SubmitSamplesResponse response;
         const auto context = client::MakeContext(absl::Seconds(10));
+        const Span span("submit samples");
         const absl::Status status = FromGrpc(stub_->SubmitSamples(context.get(), request, &response));
         if (status.ok()) {
           RLHF_FAILPOINT("rollout/after_submit");

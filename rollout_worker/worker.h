@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -48,14 +49,17 @@ class Worker {
   void TakeUp(const v1::LeasePromptsResponse& work);
   void Arrived(const v1::LeasePromptsResponse& work);
   void HandBack(const v1::PromptLease& lease, const std::string& error, bool permanent, bool unavailable);
+  // Spans of generation, in each sample's own trace; what was handed back leaves none.
+  void TraceGenerated(const std::vector<v1::Sample>& samples);
   void KeepEvidence(const v1::SubmitSamplesRequest& request, const v1::SubmitSamplesResponse& response);
 
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::FleetService::Stub> stub_;
   v1::RegisterRequest identity_;
   PolicyLoader* loader_;
-  WorkerMetrics metrics_;   // the generating thread's
-  std::ofstream evidence_;  // the submitting thread's
+  WorkerMetrics metrics_;                       // the generating thread's
+  std::ofstream evidence_;                      // the submitting thread's
+  std::map<std::string, absl::Time> taken_up_;  // the generating thread's; by "JOB/STEP/ORDINAL/INDEX", while tracing
   std::unique_ptr<client::FleetSession> session_;
 
   BoundedQueue<v1::LeasePromptsResponse> leased_{2};

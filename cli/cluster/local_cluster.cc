@@ -111,6 +111,7 @@ absl::Status LocalCluster::StartCoordinator() {
                   absl::StrCat(3 * options_.heartbeat_ms),
                   "--log-level",
                   options_.log_level};
+  if (options_.traces) spec.command.insert(spec.command.end(), {"--trace-dir", (dir / "traces").string()});
   Wrap(&spec);
   RLHF_RETURN_IF_ERROR(supervisor_.Start(spec));
   const absl::Time deadline = absl::Now() + kCoordinatorReady;
@@ -163,6 +164,7 @@ absl::Status LocalCluster::StartRole(const std::string& binary, const std::strin
                   options_.log_level};
   spec.command.insert(spec.command.end(), extra.begin(), extra.end());
   RLHF_RETURN_IF_ERROR(MakeDirs((dir / "cache" / name).string()));
+  if (options_.traces) spec.command.insert(spec.command.end(), {"--trace-dir", (dir / "traces").string()});
   Wrap(&spec);
   return supervisor_.Start(spec);
 }

@@ -27,6 +27,7 @@ struct ClusterOptions {
   std::map<std::string, std::string> wrap, via;
   bool evidence = false;       // learners and rollout workers keep DIR/evidence for `ledger --check --evidence`
   bool tensorboard = false;    // learners keep event files in DIR/tensorboard
+  bool traces = false;         // every role keeps its spans in DIR/traces
   int heartbeat_ms = 3000;     // and a session's life without one is three of them
   double restart_seconds = 1;  // before a process that ended is started again; doubles while it ends soon after
   double restart_seconds_most = 30;

@@ -19,6 +19,7 @@
 #include "common/fleet_names.h"
 #include "common/host_port.h"
 #include "common/status_util.h"
+#include "common/tracing.h"
 
 namespace rlhf::client {
 namespace {
@@ -116,6 +117,29 @@ class BearerInterceptorFactory final : public grpc::experimental::ClientIntercep
   const std::string header_;
 };
 
+// Calls are part of the span of the thread that makes them.
+class TraceInterceptor final : public grpc::experimental::Interceptor {
+ public:
+  explicit TraceInterceptor(TraceContext context) : context_(std::move(context)) {}
+  void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
+    using Point = grpc::experimental::InterceptionHookPoints;
+    if (context_.valid() && methods->QueryInterceptionHookPoint(Point::PRE_SEND_INITIAL_METADATA))
+      methods->GetSendInitialMetadata()->emplace(kTraceparent, ToTraceparent(context_));
+    methods->Proceed();
+  }
+
+ private:
+  const TraceContext context_;
+};
+
+class TraceInterceptorFactory final : public grpc::experimental::ClientInterceptorFactoryInterface {
+ public:
+  // On the thread that makes the call.
+  grpc::experimental::Interceptor* CreateClientInterceptor(grpc::experimental::ClientRpcInfo* /*info*/) override {
+    return new TraceInterceptor(CurrentTrace());
+  }
+};
+
 bool IsLoopback(absl::string_view addresses) {
   for (const absl::string_view address : absl::StrSplit(addresses, ',')) {
     if (!absl::StartsWith(address, "127.") && !absl::StartsWith(address, "localhost:") &&
@@ -198,15 +222,17 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const ChannelOptions&
   }
   if (!server_name.empty() && !options.tls.insecure) arguments.SetSslTargetNameOverride(server_name);
 
-  if (options.bearer_token.empty()) return grpc::CreateCustomChannel(target, *credentials, arguments);
-  if (!options.tls.insecure) {
-    auto with_token = grpc::CompositeChannelCredentials(
-        *credentials, grpc::MetadataCredentialsFromPlugin(std::make_unique<BearerCredentials>(options.bearer_token)));
-    return grpc::CreateCustomChannel(target, with_token, arguments);
-  }
+  std::shared_ptr<grpc::ChannelCredentials> with_token = *credentials;
   std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
-  interceptors.push_back(std::make_unique<BearerInterceptorFactory>(options.bearer_token));
-  return grpc::experimental::CreateCustomChannelWithInterceptors(target, *credentials, arguments,
+  if (TracingOn()) interceptors.push_back(std::make_unique<TraceInterceptorFactory>());
+  if (!options.bearer_token.empty() && options.tls.insecure) {
+    interceptors.push_back(std::make_unique<BearerInterceptorFactory>(options.bearer_token));
+  } else if (!options.bearer_token.empty()) {
+    with_token = grpc::CompositeChannelCredentials(
+        *credentials, grpc::MetadataCredentialsFromPlugin(std::make_unique<BearerCredentials>(options.bearer_token)));
+  }
+  if (interceptors.empty()) return grpc::CreateCustomChannel(target, with_token, arguments);
+  return grpc::experimental::CreateCustomChannelWithInterceptors(target, with_token, arguments,
                                                                  std::move(interceptors));
 }
 

@@ -1,4 +1,5 @@
-// Channels to the service: credentials, keepalive, message limits, and the retry policy (idempotent methods only).
+// Channels to the service: credentials, keepalive, message limits, and the retry policy (idempotent methods only). Made
+// while tracing is on, a channel tells servers the caller's trace context.
 #pragma once
 
 #include <memory>

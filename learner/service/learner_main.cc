@@ -20,6 +20,7 @@
 #include "common/metrics.h"
 #include "common/process.h"
 #include "common/rpc_server.h"
+#include "common/tracing.h"
 #include "learner/service/coordinator_client.h"
 #include "learner/service/training_run.h"
 #include "learner/service/weight_publisher.h"
@@ -35,7 +36,7 @@ struct Flags {
   std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
                                      http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, evidence_dir,
                                      tensorboard_dir;
-  std::string device = "cpu", log_level = "info";
+  std::string device = "cpu", log_level = "info", trace_dir;
   bool log_json = false;
   int threads = 1, collective_timeout_seconds = 20, abort_seconds = 0, grace_seconds = 25;
   rlhf::TlsFiles tls;
@@ -112,6 +113,7 @@ void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::Tra
 
 int Run(const Flags& flags) {
   rlhf::InitLogging("learner", flags.instance, flags.log_level, flags.log_json);
+  const rlhf::TracingScope tracing(flags.trace_dir, "learner", flags.instance);
   torch::set_num_threads(flags.threads);
   rlhf::MetricsRegistry metrics("learner");
 
@@ -290,6 +292,7 @@ int main(int argc, char** argv) {
   app.add_option("--tls-key", flags.tls.key_file, "Its key, PEM");
   app.add_option("--log-level", flags.log_level, "debug, info, warn or error")->capture_default_str();
   app.add_flag("--log-json", flags.log_json, "Log JSON lines");
+  app.add_option("--trace-dir", flags.trace_dir, "Keep spans there, as OTLP/JSON lines");
   CLI11_PARSE(app, argc, argv);
   return check_config ? 0 : Run(flags);
 }

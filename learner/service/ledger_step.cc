@@ -9,6 +9,7 @@
 #include "common/failpoint.h"
 #include "common/log.h"
 #include "common/status_util.h"
+#include "common/tracing.h"
 #include "learner/service/training_run.h"
 #include "learner/trainable.h"
 #include "model/weights_io.h"
@@ -39,9 +40,31 @@ absl::StatusOr<bool> RanksAgree(const std::string& hex_digest, torch::Device dev
   return true;
 }
 
+// In each sample's own trace; the step's is an attribute.
+void ExportTraining(const std::vector<v1::Sample>& batch, int64_t step, absl::Time began, absl::Time ended) {
+  if (!TracingOn()) return;
+  for (const v1::Sample& sample : batch) {
+    const std::string name = artifact::SampleName(sample.id());
+    SpanRecord span;
+    span.context = TraceOf(absl::StrCat(sample.id().job_id(), "/", name));
+    span.name = "train";
+    span.begin = began;
+    span.end = ended;
+    span.attributes = {{"rlhf.job", sample.id().job_id()},
+                       {"rlhf.sample", name},
+                       {"rlhf.step", absl::StrCat(step)},
+                       {"rlhf.step_trace", CurrentTrace().trace_id}};
+    ExportSpan(std::move(span));
+  }
+}
+
 }  // namespace
 
 absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int64_t step, bool* advanced, bool* stop) {
+  Span span("train step");  // its calls to the coordinator are in its trace
+  span.Set("rlhf.job", group.job_id());
+  span.Set("rlhf.step", absl::StrCat(step));
+  const LogScope about({.trace_id = CurrentTrace().trace_id});
   const absl::Time asked = absl::Now();
   absl::StatusOr<std::vector<v1::Sample>> next = coordinator_->NextBatch(group, step);
   if (absl::IsOutOfRange(next.status())) {
@@ -56,6 +79,7 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
   RLHF_FAILPOINT("learner/before_step");
   RLHF_ASSIGN_OR_RETURN(StepResult result, trainer_->RunStep(step, batch));
   const absl::Time trained = absl::Now();
+  if (group.rank() == 0) ExportTraining(batch, step, got, trained);
   *advanced = result.trained;
   if (!result.trained) {
     spdlog::warn("step {} was refused: {}", step, result.refusal);

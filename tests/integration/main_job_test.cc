@@ -1,7 +1,10 @@
 // All processes, real gRPC with TLS and tokens, a small PPO job; then the same with the coordinator or a learner killed
 // in the middle.
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
 #include <map>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -51,6 +54,31 @@ class MainJobTest : public testing::Test {
     EXPECT_EQ(line["fields"].value("step", ""), "6") << line.dump();
     EXPECT_EQ(line["fields"].count("group_epoch"), 1u) << line.dump();
   }
+  // Every sample's generation, scoring and training are spans of one trace; calls to the coordinator continue their
+  // callers' traces.
+  void ExpectOneTraceASample() {
+    std::map<std::string, std::set<std::string>> traces;
+    std::map<std::string, std::string> parents;
+    std::set<std::string> steps;
+    for (const auto& file : std::filesystem::directory_iterator(service_.Dir() + "/traces")) {
+      std::ifstream lines(file.path());
+      for (std::string line; std::getline(lines, line);) {
+        const nlohmann::json request = nlohmann::json::parse(line, nullptr, false);
+        if (!request.is_object()) continue;  // being written
+        const nlohmann::json& span = request["resourceSpans"][0]["scopeSpans"][0]["spans"][0];
+        const std::string name = span.value("name", "");
+        traces[span.value("traceId", "")].insert(name);
+        if (name == "rlhf.v1.LearnerService/CommitStep") parents[span.value("parentSpanId", "")] = name;
+        if (name == "train step") steps.insert(span.value("spanId", ""));
+      }
+    }
+    const auto whole = [](const auto& trace) {
+      return trace.second == std::set<std::string>{"generate", "score", "train"};
+    };
+    EXPECT_EQ(std::count_if(traces.begin(), traces.end(), whole), 6 * SmallJob().samples());
+    EXPECT_EQ(parents.size(), 6u);
+    for (const auto& [parent, name] : parents) EXPECT_EQ(steps.count(parent), 1u) << name;
+  }
   void ExpectATimeline(int steps) {
     const CommandResult traced = service_.Ctl("trace small --out " + service_.scratch().File("trace.json"));
     EXPECT_EQ(traced.code, 0) << traced.output;
@@ -71,7 +99,7 @@ class MainJobTest : public testing::Test {
         absl::Seconds(120), [&] { return service_.StepOf("small") >= step; }, absl::StrCat("step ", step));
   }
 
-  LocalService service_;
+  LocalService service_{{.up = {"--slots", "32", "--traces"}}};
 };
 
 TEST_F(MainJobTest, ASmallPpoJobRunsFromPromptToReport) {
@@ -101,6 +129,7 @@ TEST_F(MainJobTest, ASmallPpoJobRunsFromPromptToReport) {
   EXPECT_EQ(service_.Ctl("samples small").code, 0);
   ExpectLinesOfAllRoles();
   ExpectATimeline(6);
+  ExpectOneTraceASample();
 }
 
 TEST_F(MainJobTest, BadInputGetsOneClearErrorAndLosesNothing) {
