@@ -339,7 +339,8 @@ v1::SampleRow& Ledger::Row(const SampleKey& key) {
   return it->second;
 }
 
-void Ledger::Put(const v1::SampleRow& row, WriteBatch* batch) const {
+void Ledger::Put(const v1::SampleRow& row, WriteBatch* batch) {
+  ++changes_;
   batch->Put(Table::kSamples, RowKey(job_id_, KeyOfSample(row.id())), row.SerializeAsString());
 }
 

@@ -84,6 +84,8 @@ class Ledger {
   // All samples of the step are scored, assigned, trained or delivered; false for a step without samples.
   bool StepScored(int64_t step) const;
   const v1::LedgerCounts& counts() const { return counts_; }
+  // Grows with every row that is written: the same number twice means that nothing changed in between.
+  uint64_t changes() const { return changes_; }
   const std::string& job_id() const { return job_id_; }
 
  private:
@@ -91,12 +93,13 @@ class Ledger {
   void Count(int64_t step, v1::SampleState state, int64_t by);
   void PutBase(WriteBatch* batch) const;
   v1::SampleRow& Row(const SampleKey& key);
-  void Put(const v1::SampleRow& row, WriteBatch* batch) const;
+  void Put(const v1::SampleRow& row, WriteBatch* batch);
 
   const std::string job_id_;
   std::map<SampleKey, v1::SampleRow> rows_;
   std::set<SampleKey> queued_, leased_, generated_;
   v1::LedgerCounts counts_;
+  uint64_t changes_ = 1;
   std::map<int64_t, v1::LedgerCounts> steps_;  // of steps that are not settled
   v1::LedgerBase base_;                        // of those that are
 };

@@ -344,15 +344,37 @@ v1::LedgerCounts SamplingImpl::Counts(const std::string& job_id) const {
   return counts;
 }
 
-std::vector<std::string> SamplingImpl::Check(const std::string& job_id) {
+uint64_t SamplingImpl::ChangesOf(const std::string& job_id) const {
+  const ActiveJob* job = Find(job_id);
+  return job == nullptr ? 0 : job->ledger.changes();
+}
+
+void SamplingImpl::Check(const std::string& job_id, Background* thread,
+                         absl::AnyInvocable<void(std::vector<std::string>)> done) {
+  // Otherwise memory is ahead of the rows.
+  const bool settled = store_->Settled();
+  thread->Run([this, job_id, settled, changes = ChangesOf(job_id), done = std::move(done)]() mutable {
+    v1::LedgerCounts recounted;
+    std::vector<std::string> violations = CheckRows(job_id, &recounted);
+    loop_->Post([this, job_id, settled, changes, recounted, violations = std::move(violations),
+                 done = std::move(done)]() mutable {
+      const v1::LedgerCounts counts = Counts(job_id);
+      if (settled && ChangesOf(job_id) == changes && counts.SerializeAsString() != recounted.SerializeAsString()) {
+        violations.push_back(absl::StrCat("rows say {", recounted.ShortDebugString(), "}, the ledger {",
+                                          counts.ShortDebugString(), "}"));
+      }
+      done(std::move(violations));
+    });
+  });
+}
+
+std::vector<std::string> SamplingImpl::CheckRows(const std::string& job_id, v1::LedgerCounts* recounted) const {
   std::vector<std::string> violations;
-  const bool settled = store_->Settled();  // otherwise memory is ahead of the rows
-  v1::LedgerCounts recounted;
   const absl::Status status =
       store_->Scan(Table::kSamples, Ledger::Prefix(job_id), [&](absl::string_view, absl::string_view value) {
         v1::SampleRow row;
         row.ParseFromArray(value.data(), static_cast<int>(value.size()));
-        CountSample(row.state(), &recounted);
+        CountSample(row.state(), recounted);
         const std::string name =
             absl::StrCat("sample ", row.id().step(), "/", row.id().ordinal(), "/", row.id().index());
         if (row.has_payload()) {
@@ -370,12 +392,7 @@ std::vector<std::string> SamplingImpl::Check(const std::string& job_id) {
         return true;
       });
   if (!status.ok()) violations.push_back(std::string(status.message()));
-  if (!Balanced(recounted)) violations.push_back("the states' counts do not add up to issued");
-  const v1::LedgerCounts counts = Counts(job_id);
-  if (settled && counts.SerializeAsString() != recounted.SerializeAsString()) {
-    violations.push_back(
-        absl::StrCat("rows say {", recounted.ShortDebugString(), "}, the ledger {", counts.ShortDebugString(), "}"));
-  }
+  if (!Balanced(*recounted)) violations.push_back("the states' counts do not add up to issued");
   return violations;
 }
 

@@ -101,8 +101,11 @@ class Sampling : public FleetListener {
   virtual void RefuseStep(const std::string& job_id, int64_t step, const std::string& reason, int64_t first_prompt,
                           WriteBatch* batch) = 0;
   virtual void MarkDelivered(const std::string& job_id, WriteBatch* batch) = 0;  // every scored sample
-  virtual v1::LedgerCounts Counts(const std::string& job_id) const = 0;   // also of jobs not added: recounted from rows
-  virtual std::vector<std::string> Check(const std::string& job_id) = 0;  // recounts rows, reads payloads; violations
+  virtual v1::LedgerCounts Counts(const std::string& job_id) const = 0;  // also of jobs not added: recounted from rows
+  // Recounts the job's rows and reads their payloads on `thread`; the violations come on the loop. What happens
+  // meanwhile goes on; the counts are compared where nothing of the job changed.
+  virtual void Check(const std::string& job_id, Background* thread,
+                     absl::AnyInvocable<void(std::vector<std::string>)> done) = 0;
   // Progress for people: samples done of open steps, tokens generated in the last seconds.
   struct Rates {
     double samples_per_second = 0, tokens_per_second = 0;

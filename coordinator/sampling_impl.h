@@ -132,7 +132,8 @@ class SamplingImpl final : public Sampling {
                   WriteBatch* batch) override;
   void MarkDelivered(const std::string& job_id, WriteBatch* batch) override;
   v1::LedgerCounts Counts(const std::string& job_id) const override;
-  std::vector<std::string> Check(const std::string& job_id) override;
+  void Check(const std::string& job_id, Background* thread,
+             absl::AnyInvocable<void(std::vector<std::string>)> done) override;
   Rates RatesOf(const std::string& job_id) const override;
   std::string LastProblem(const std::string& job_id) const override;
   Situation SituationOf(const std::string& job_id) const override;
@@ -168,6 +169,9 @@ class SamplingImpl final : public Sampling {
   absl::Status ScanRows(const std::string& job_id, int64_t after_step,
                         absl::FunctionRef<void(const v1::SampleRow&, bool archived)> fn) const;
   absl::StatusOr<v1::Sample> ReadSample(const v1::SampleRow& row) const;  // any thread
+  // What is wrong with the job's rows and their payloads by themselves, and their counts. Any thread.
+  std::vector<std::string> CheckRows(const std::string& job_id, v1::LedgerCounts* recounted) const;
+  uint64_t ChangesOf(const std::string& job_id) const;  // 0 for a job that was not added: nothing changes
   absl::StatusOr<v1::Sample> CachedSample(ActiveJob& job, const v1::SampleRow& row);
   // Out of the cache: a batch is handed out once, and again only to a group that formed anew.
   absl::StatusOr<v1::Sample> TakeSample(ActiveJob& job, const v1::SampleRow& row);

@@ -85,7 +85,9 @@ class JobService final : public v1::JobService::CallbackService {
   grpc::ServerUnaryReactor* GetLedger(grpc::CallbackServerContext* context, const v1::GetLedgerRequest* request,
                                       v1::GetLedgerResponse* response) override {
     return OnLoop(edge_, context, request, response,
-                  Directly([this](const Caller& caller, v1::GetLedgerRequest& r) { return Ledger(caller, r); }));
+                  [this](const Caller& caller, v1::GetLedgerRequest& r, Done<v1::GetLedgerResponse> done) {
+                    Ledger(caller, r, std::move(done));
+                  });
   }
   grpc::ServerUnaryReactor* ListSamples(grpc::CallbackServerContext* context, const v1::ListSamplesRequest* request,
                                         v1::ListSamplesResponse* response) override {
@@ -128,29 +130,48 @@ class JobService final : public v1::JobService::CallbackService {
                   });
   }
 
-  absl::StatusOr<v1::GetLedgerResponse> Ledger(const Caller& caller, const v1::GetLedgerRequest& r) const {
-    RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/GetLedger"));
+  void Ledger(const Caller& caller, const v1::GetLedgerRequest& r, Done<v1::GetLedgerResponse> done) const {
+    const absl::StatusOr<v1::Job> job = edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/GetLedger");
+    if (!job.ok()) return done(job.status());
     // A pipeline's ledger is its stages'.
-    std::vector<std::string> ids(job.children().begin(), job.children().end());
-    ids.push_back(job.id());
+    auto checking = std::make_shared<Checking>();
+    checking->ids.assign(job->children().begin(), job->children().end());
+    checking->ids.push_back(job->id());
+    checking->done = std::move(done);
+    for (const std::string& id : checking->ids)
+      AddCounts(edge_.sampling->Counts(id), checking->response.mutable_counts());
+    if (!r.check()) return checking->done(std::move(checking->response));
+    CheckNext(std::move(checking));
+  }
+
+  // A ledger that is being checked, job by job.
+  struct Checking {
+    std::vector<std::string> ids;
+    size_t next = 0;
     v1::GetLedgerResponse response;
-    for (const std::string& id : ids) {
-      AddCounts(edge_.sampling->Counts(id), response.mutable_counts());
-      if (!r.check()) continue;
-      for (const std::string& violation : edge_.sampling->Check(id)) {
-        response.add_violations(ids.size() == 1 ? violation : absl::StrCat(id, ": ", violation));
+    Done<v1::GetLedgerResponse> done;
+  };
+  void CheckNext(std::shared_ptr<Checking> checking) const {
+    if (checking->next == checking->ids.size()) {
+      if (const v1::VerifyAuditResponse audit = edge_.oversight->audit().Verify(); !audit.intact()) {
+        checking->response.add_violations(
+            absl::StrCat("audit log: record ", audit.first_bad_sequence(), ": ", audit.problem()));
       }
-      RLHF_RETURN_IF_ERROR(
+      return checking->done(std::move(checking->response));
+    }
+    const std::string id = checking->ids[checking->next++];
+    edge_.sampling->Check(id, edge_.background, [this, id, checking](const std::vector<std::string>& violations) {
+      v1::GetLedgerResponse& response = checking->response;
+      for (const std::string& violation : violations)
+        response.add_violations(checking->ids.size() == 1 ? violation : absl::StrCat(id, ": ", violation));
+      const absl::Status status =
           edge_.store->Scan(Table::kMeta, CommittedStepPrefix(id), [&](absl::string_view, absl::string_view value) {
             response.add_steps()->ParseFromArray(value.data(), static_cast<int>(value.size()));
             return true;
-          }));
-    }
-    if (!r.check()) return response;
-    if (const v1::VerifyAuditResponse audit = edge_.oversight->audit().Verify(); !audit.intact()) {
-      response.add_violations(absl::StrCat("audit log: record ", audit.first_bad_sequence(), ": ", audit.problem()));
-    }
-    return response;
+          });
+      if (!status.ok()) return checking->done(status);
+      CheckNext(checking);
+    });
   }
 
   absl::StatusOr<v1::ListSamplesResponse> Samples(const Caller& caller, const v1::ListSamplesRequest& r) const {

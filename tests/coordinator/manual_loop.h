@@ -51,4 +51,26 @@ class ManualLoop final : public EventLoop {
   std::multimap<absl::Duration, absl::AnyInvocable<void()>> delayed_ ABSL_GUARDED_BY(mu_);
 };
 
+// Work at once, on the thread that asks.
+class InlineBackground final : public Background {
+ public:
+  void Run(absl::AnyInvocable<void()> fn) override { std::move(fn)(); }
+};
+
+// Work when the test says so.
+class QueuedBackground final : public Background {
+ public:
+  void Run(absl::AnyInvocable<void()> fn) override { work_.push_back(std::move(fn)); }
+  void RunAll() {
+    while (!work_.empty()) {
+      absl::AnyInvocable<void()> fn = std::move(work_.front());
+      work_.pop_front();
+      std::move(fn)();
+    }
+  }
+
+ private:
+  std::deque<absl::AnyInvocable<void()>> work_;
+};
+
 }  // namespace rlhf::coordinator

@@ -1,6 +1,5 @@
 // A PPO job over the job table, sampling and a store in memory; the loop's turns, the background's work, and what the
 // store still writes before it "crashes" are the test's.
-#include <deque>
 #include <fstream>
 #include <limits>
 #include <map>
@@ -31,27 +30,6 @@ namespace {
 using testing::IsEmpty;
 
 constexpr int kPromptsPerStep = 600;  // more than two turns issue
-
-class Inline final : public Background {
- public:
-  void Run(absl::AnyInvocable<void()> fn) override { std::move(fn)(); }
-};
-
-// Runs what it is given when the test says so.
-class Queued final : public Background {
- public:
-  void Run(absl::AnyInvocable<void()> fn) override { work_.push_back(std::move(fn)); }
-  void RunAll() {
-    while (!work_.empty()) {
-      absl::AnyInvocable<void()> fn = std::move(work_.front());
-      work_.pop_front();
-      std::move(fn)();
-    }
-  }
-
- private:
-  std::deque<absl::AnyInvocable<void()>> work_;
-};
 
 int64_t SampleRowsIn(const WriteBatch& batch) {
   int64_t rows = 0;
@@ -129,8 +107,8 @@ struct Process {
 
   ManualLoop loop;
   CrashingStore store;
-  Inline inline_work;
-  Queued batches;
+  InlineBackground inline_work;
+  QueuedBackground batches;
   Rewards rewards;
   std::unique_ptr<PayloadStore> payloads;
   std::unique_ptr<Fleet> fleet;
@@ -302,7 +280,13 @@ class PpoDriverTest : public testing::Test {
     process_->batches.RunAll();
     process_->loop.Run();
   }
-  void ExpectAllAccountedFor() { EXPECT_THAT(process_->sampling->Check("job"), IsEmpty()); }
+  void ExpectAllAccountedFor() {
+    std::optional<std::vector<std::string>> violations;
+    process_->sampling->Check("job", &process_->inline_work,
+                              [&](std::vector<std::string> found) { violations = std::move(found); });
+    process_->loop.Run();
+    EXPECT_THAT(violations, testing::Optional(IsEmpty()));
+  }
   // What the monitor remembers of a step is what its batch says.
   void ExpectObserved(int64_t step, const std::vector<v1::Sample>& batch) {
     const auto row = rows_.Get(Table::kMeta, KeyOf(MonitorStepPrefix("job"), {static_cast<uint64_t>(step)}));

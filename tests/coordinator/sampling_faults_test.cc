@@ -1,11 +1,13 @@
 // Leases under faults, with workers and time made by the test: duplicates, late and forged results, hedged stragglers,
 // workers that report and get nowhere.
 #include <functional>
+#include <optional>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "coordinator/ledger.h"
 #include "coordinator/sampling.h"
 #include "tests/coordinator/manual_loop.h"
 #include "tests/coordinator/memory_store.h"
@@ -116,7 +118,20 @@ class SamplingFaults : public testing::Test, public SamplingListener {
     sampling_->Tick();
     loop_.Run();
   }
-  void ExpectAllAccountedFor() { EXPECT_THAT(sampling_->Check("job"), testing::IsEmpty()); }
+  // What a check says whose rows and payloads are read now, after `meanwhile`.
+  std::vector<std::string> Check(const std::function<void()>& meanwhile = [] {}) {
+    QueuedBackground thread;
+    std::optional<std::vector<std::string>> violations;
+    sampling_->Check("job", &thread, [&](std::vector<std::string> found) { violations = std::move(found); });
+    meanwhile();
+    loop_.Run();
+    EXPECT_FALSE(violations.has_value());
+    thread.RunAll();
+    loop_.Run();
+    EXPECT_TRUE(violations.has_value());
+    return violations.value_or(std::vector<std::string>{"no answer"});
+  }
+  void ExpectAllAccountedFor() { EXPECT_THAT(Check(), testing::IsEmpty()); }
 
   ScratchDir dir_;
   FakeClock clock_;
@@ -164,6 +179,22 @@ TEST_F(SamplingFaults, ALeaseIsWrittenAfterTheSamplesItTakes) {
   loop_.Run();
   EXPECT_EQ(leased, 2);
   ExpectAllAccountedFor();  // by their rows, too
+}
+
+TEST_F(SamplingFaults, ACheckReadsElsewhereWhileWorkGoesOn) {
+  const std::string worker = Register("w");
+  Issue(1, 4);
+  const std::vector<v1::LeaseProgress> leases = Lease(worker, 4);
+  ASSERT_EQ(leases.size(), 4u);
+  EXPECT_TRUE(Submit(worker, leases[0]).accepted());
+  // What is submitted while the check waits for its thread is answered, and is no difference to complain of.
+  EXPECT_THAT(Check([&] { EXPECT_TRUE(Submit(worker, leases[1]).accepted()); }), testing::IsEmpty());
+  EXPECT_THAT(Check(), testing::IsEmpty());
+
+  WriteBatch loss;
+  loss.Erase(Table::kSamples, Ledger::RowKey("job", {1, 3, 0}));
+  ASSERT_TRUE(store_.CommitAndWait(std::move(loss)).ok());
+  EXPECT_THAT(Check(), testing::ElementsAre(testing::HasSubstr("rows say {issued: 3")));
 }
 
 TEST_F(SamplingFaults, ALateResultIsFenced) {
