@@ -1,6 +1,7 @@
 #include "rollout_worker/engine.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include <c10/core/InferenceMode.h>
@@ -12,6 +13,9 @@
 
 namespace rlhf::rollout {
 namespace {
+
+// A shorter beginning is computed again rather than copied or waited for.
+constexpr int64_t kLeastShared = 16;
 
 int ContextTokens(const model::Transformer& model, const EngineOptions& options) {
   const int context = static_cast<int>(model.config().max_position_embeddings);
@@ -62,6 +66,7 @@ struct Engine::Running {
   model::NoiseKey noise;
   int max_new_tokens = 0;
   int slot = -1;
+  int64_t weights = 0;  // by which its prompt was computed
   std::vector<int32_t> tokens;
   std::vector<float> log_probs, log_kept_mass;
   v1::PolicyVersion version_low, version_high;
@@ -75,8 +80,9 @@ Engine::Engine(std::unique_ptr<model::Transformer> model, std::unique_ptr<artifa
       version_(version),
       options_(options),
       max_tokens_(ContextTokens(*model_, options)),
-      cache_(model::KvCache::Shared(model_->config(), options.slots, Positions(*model_, options), model_->dtype(),
-                                    model_->device())),
+      cache_(model::KvCache::Shared(model_->config(), options.slots + options.shared_prefixes,
+                                    Positions(*model_, options), model_->dtype(), model_->device())),
+      prefixes_(options.slots, options.shared_prefixes),
       slots_(options.slots) {}
 
 Engine::~Engine() = default;
@@ -133,6 +139,31 @@ void Engine::Drop(const v1::SampleId& id, int attempt) {
   });
 }
 
+void Engine::SetVersion(const v1::PolicyVersion& version) {
+  version_ = version;
+  ++weights_;
+  while (const std::optional<int> kept = prefixes_.EvictOldest()) cache_.Release(*kept);
+}
+
+// The slot's sample ended: its prompt stays for prompts that begin alike, unless it is held elsewhere too.
+void Engine::Retire(int slot) {
+  const Running& ended = *slots_[slot];
+  const auto size = static_cast<int64_t>(ended.prompt_tokens.size());
+  if (options_.shared_prefixes > 0 && ended.weights == weights_ && size > kLeastShared) {
+    const PrefixCache::Match kept = prefixes_.Find(ended.prompt_tokens);
+    const bool held = kept.tokens == size || std::any_of(slots_.begin(), slots_.end(), [&](const auto& other) {
+                        return other && other->slot != slot && other->weights == weights_ &&
+                               CommonPrefix(other->prompt_tokens, ended.prompt_tokens) == size;
+                      });
+    if (kept.tokens == size) prefixes_.Use(kept.slot);
+    if (!held) {
+      if (prefixes_.full()) cache_.Release(*prefixes_.EvictOldest());
+      cache_.Move(slot, prefixes_.Insert(ended.prompt_tokens));
+    }
+  }
+  Vacate(slot);
+}
+
 void Engine::Vacate(int slot) {
   slots_[slot].reset();
   cache_.Release(slot);
@@ -175,6 +206,7 @@ void Engine::Start(Group& group, int sample, int slot) {
   sequence->sampling = group.sampling;
   sequence->max_new_tokens = group.max_new_tokens;
   sequence->slot = slot;
+  sequence->weights = weights_;
   sequence->version_low = sequence->version_high = version_;
   sequence->noise.seed = group.lease.seed();
   sequence->noise.stream = group.lease.stream();
@@ -253,20 +285,66 @@ std::vector<int> Engine::FreeSlots() const {
   return free;
 }
 
+// What is kept for prompts to come gives way to what waits now.
+bool Engine::Reserve(int slot, int64_t room) {
+  while (!cache_.Reserve(slot, room)) {
+    const std::optional<int> oldest = prefixes_.EvictOldest();
+    if (!oldest) return false;
+    cache_.Release(*oldest);
+  }
+  return true;
+}
+
+// Where the longest beginning of a prompt lies, computed by the present weights.
+PrefixCache::Match Engine::FindPrefix(const std::vector<int32_t>& prompt) const {
+  if (options_.shared_prefixes == 0) return {};
+  PrefixCache::Match best = prefixes_.Find(prompt);
+  for (const auto& running : slots_) {
+    if (!running || running->weights != weights_) continue;
+    const int64_t tokens = CommonPrefix(running->prompt_tokens, prompt);
+    if (tokens > best.tokens) best = {running->slot, tokens};
+  }
+  // The logits after a prompt are nowhere kept, so its last token is computed in any case.
+  best.tokens = std::min(best.tokens, static_cast<int64_t>(prompt.size()) - 1);
+  return best.tokens < kLeastShared ? PrefixCache::Match() : best;
+}
+
+void Engine::TakePrefix(const Group& group) {
+  const int slot = group.slots.front();
+  cache_.Reset(slot);
+  const PrefixCache::Match prefix = FindPrefix(group.prompt_tokens);
+  if (prefix.slot < 0) return;
+  cache_.CopyPrefix(prefix.slot, slot, prefix.tokens);
+  cache_.SetLength(slot, prefix.tokens);
+  ++counters_.prefix_hits;
+  counters_.prefix_tokens += prefix.tokens;
+}
+
+// Whether a prompt of this pass computes more of the group's beginning than is there by now.
+bool Engine::AwaitsPrefix(const Group& group, const Pass& pass) const {
+  if (options_.shared_prefixes == 0 || pass.prompts.empty()) return false;
+  const int64_t there = FindPrefix(group.prompt_tokens).tokens;
+  return std::any_of(pass.prompts.begin(), pass.prompts.end(), [&](const Group* other) {
+    return CommonPrefix(other->prompt_tokens, group.prompt_tokens) >= there + kLeastShared;
+  });
+}
+
 void Engine::Admit(Pass* pass) {
   std::vector<int> free = FreeSlots();
   for (auto& group : waiting_) {
-    while (!free.empty() && group->slots.size() < group->waiting.size() && cache_.Reserve(free.back(), group->room)) {
+    if (AwaitsPrefix(*group, *pass)) continue;
+    prefixes_.Use(FindPrefix(group->prompt_tokens).slot);  // the last to give way
+    while (!free.empty() && group->slots.size() < group->waiting.size() && Reserve(free.back(), group->room)) {
       group->slots.push_back(free.back());
       free.pop_back();
     }
     if (group->slots.empty()) break;
+    TakePrefix(*group);
     const int slot = group->slots.front();
-    cache_.Reset(slot);
-    pass->inputs.push_back(group->prompt_tokens);
+    pass->inputs.emplace_back(group->prompt_tokens.begin() + cache_.length(slot), group->prompt_tokens.end());
     pass->slots.push_back(slot);
     pass->prompts.push_back(group.get());
-    counters_.prompt_tokens += static_cast<int64_t>(group->prompt_tokens.size());
+    counters_.prompt_tokens += static_cast<int64_t>(pass->inputs.back().size());
     // What came later does not overtake: it could keep a long sequence waiting forever.
     if (group->slots.size() < group->waiting.size()) break;
   }
@@ -357,7 +435,7 @@ absl::Status Engine::DecodeStep(std::vector<v1::Sample>* finished) {
       failed.set_attempt(sequence.sample.attempt());
       failed.set_error(absl::StrCat("the response is no text: ", sample.status().message()));
     }
-    Vacate(sequence.slot);
+    Retire(sequence.slot);
   }
   return absl::OkStatus();
 }

@@ -2,9 +2,10 @@
 // slot is refilled at once. A sequence is admitted when a slot and the memory for its keys and values at their longest
 // are free, in the order of arrival: a running one never waits for memory.
 //
-// The samples of a prompt share its prefill. Noise is counter-based, so a sample does not depend on its slot or its
-// batch (up to float rounding). Not thread-safe: one thread owns it. LibTorch's exceptions are caught here and become
-// Status.
+// The samples of a prompt share its prefill, and a prompt takes the keys and values of its longest beginning that
+// another prompt has had computed by the same weights; prompts that arrive together wait a step for the first of them.
+// Noise is counter-based, so a sample does not depend on its slot or its batch (up to float rounding). Not thread-safe:
+// one thread owns it. LibTorch's exceptions are caught here and become Status.
 #pragma once
 
 #include <deque>
@@ -21,6 +22,7 @@
 #include "model/transformer.h"
 #include "rlhf/v1/data.pb.h"
 #include "rlhf/v1/fleet_service.pb.h"
+#include "rollout_worker/prefix_cache.h"
 
 namespace rlhf::rollout {
 
@@ -29,6 +31,9 @@ struct EngineOptions {
   int max_tokens = 0;  // prompt and response of a slot; 0: the model's context length
   // Memory of keys and values, in bytes; 0: what all slots at their longest need.
   int64_t kv_cache_bytes = 0;
+  // Prompts whose keys and values are kept, while nothing else needs their memory, for prompts that begin alike; 0:
+  // prompts share nothing.
+  int shared_prefixes = 16;
   std::string worker_id;
 };
 
@@ -50,8 +55,10 @@ class Engine {
   // Samples that ended and whose tokens cannot be made text, with the reason; to be handed back.
   std::vector<v1::ReturnedLease> TakeFailed() { return std::exchange(failed_, {}); }
 
-  // Between steps: the weights were replaced in place.
-  void SetVersion(const v1::PolicyVersion& version) { version_ = version; }
+  // Between steps: the weights were replaced in place. What prompts computed by the former ones is not shared any more.
+  void SetVersion(const v1::PolicyVersion& version);
+  // The weights are the same, under another name.
+  void Rename(const v1::PolicyVersion& version) { version_ = version; }
   const v1::PolicyVersion& version() const { return version_; }
   model::Transformer& model() { return *model_; }
 
@@ -62,7 +69,8 @@ class Engine {
   double kv_cache_usage() const;  // share of the cache's positions in use
   std::vector<v1::LeaseProgress> Progress() const;
   struct Counters {
-    int64_t prompt_tokens = 0, generated_tokens = 0;
+    int64_t prompt_tokens = 0, generated_tokens = 0;  // computed
+    int64_t prefix_hits = 0, prefix_tokens = 0;       // prompts that began with another's tokens, and how many
   };
   const Counters& counters() const { return counters_; }
 
@@ -71,6 +79,10 @@ class Engine {
   struct Running;
   struct Pass;
   std::vector<int> FreeSlots() const;
+  bool Reserve(int slot, int64_t room);
+  PrefixCache::Match FindPrefix(const std::vector<int32_t>& prompt) const;
+  void TakePrefix(const Group& group);
+  bool AwaitsPrefix(const Group& group, const Pass& pass) const;
   void Admit(Pass* pass);
   torch::Tensor Compute(const Pass& pass);
   void StartAdmitted(std::vector<Running*>* sequences, std::vector<torch::Tensor>* logits);
@@ -78,6 +90,7 @@ class Engine {
   bool Append(Running& sequence, const model::SampledToken& token);
   absl::StatusOr<std::string> Text(std::vector<int32_t> tokens) const;
   absl::StatusOr<v1::Sample> Finish(Running& sequence);
+  void Retire(int slot);
   void Vacate(int slot);
   absl::Status DecodeStep(std::vector<v1::Sample>* finished);
 
@@ -86,7 +99,9 @@ class Engine {
   v1::PolicyVersion version_;
   EngineOptions options_;
   const int max_tokens_;
-  model::KvCache cache_;
+  model::KvCache cache_;  // the engine's slots, then those of kept prompts
+  PrefixCache prefixes_;
+  int64_t weights_ = 0;  // how often they were replaced
   std::deque<std::unique_ptr<Group>> waiting_;
   std::vector<std::unique_ptr<Running>> slots_;
   std::vector<v1::ReturnedLease> failed_;

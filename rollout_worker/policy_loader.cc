@@ -96,7 +96,7 @@ absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
   if (Serves(source)) {
     if (job_id_ != source.job_id()) spdlog::info("serving job {} with the weights at hand", source.job_id());
     job_id_ = source.job_id();
-    engine_->SetVersion(source.version());
+    engine_->Rename(source.version());
     return absl::OkStatus();
   }
   const absl::Duration start = Clock::Real()->Now();

@@ -23,7 +23,7 @@ struct Flags {
                                      precision = "float32", evidence_dir;
   std::string log_level = "info", trace_dir;
   bool log_json = false;
-  int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25;
+  int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25, shared_prefixes = 16;
   uint64_t kv_cache_bytes = 0;
   rlhf::TlsFiles tls;
 };
@@ -54,6 +54,7 @@ int Run(const Flags& flags) {
   loader_options.engine.slots = flags.slots;
   loader_options.engine.max_tokens = flags.max_tokens;
   loader_options.engine.kv_cache_bytes = static_cast<int64_t>(flags.kv_cache_bytes);
+  loader_options.engine.shared_prefixes = flags.shared_prefixes;
   loader_options.engine.worker_id = flags.instance;
   loader_options.device = torch::Device(flags.device);
   loader_options.dtype = flags.precision == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
@@ -125,6 +126,10 @@ int main(int argc, char** argv) {
   app.add_option("--kv-cache-bytes", flags.kv_cache_bytes,
                  "Memory of keys and values, as 4GiB; sequences wait for it. 0: what all slots at their longest need")
       ->transform(CLI::AsSizeValue(false));
+  app.add_option("--shared-prefixes", flags.shared_prefixes,
+                 "Prompts whose keys and values are kept for prompts that begin alike; 0: prompts share nothing")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
   app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
       ->check(CLI::Range(0, 3600))

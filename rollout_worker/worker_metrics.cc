@@ -44,6 +44,14 @@ prometheus::Counter& PromptTokens(MetricsRegistry* registry) {
   return registry->Counter("rlhf_rollout_prompt_tokens_total", "Prompt tokens computed.");
 }
 
+prometheus::Counter& PrefixHits(MetricsRegistry* registry) {
+  return registry->Counter("rlhf_rollout_prefix_hits_total", "Prompts whose beginning another prompt had computed.");
+}
+
+prometheus::Counter& PrefixTokens(MetricsRegistry* registry) {
+  return registry->Counter("rlhf_rollout_prefix_tokens_total", "Prompt tokens that were not computed again.");
+}
+
 prometheus::Counter& GenerationTokens(MetricsRegistry* registry) {
   return registry->Counter("rlhf_rollout_generation_tokens_total", "Tokens generated.");
 }
@@ -60,6 +68,8 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
   InterToken(registry_);
   WeightSync(registry_);
   PromptTokens(registry_);
+  PrefixHits(registry_);
+  PrefixTokens(registry_);
   GenerationTokens(registry_);
   WeightBytes(registry_);
   for (const char* reason : {"end_of_text", "stop_text", "max_tokens"})
@@ -119,6 +129,8 @@ void WorkerMetrics::Mirror(const Engine& engine, const PolicyLoader::Counters& l
   if (loaded.loads != seen_loaded_.loads) seen_tokens_ = {};
   const Engine::Counters& tokens = engine.counters();
   count(PromptTokens(registry_), tokens.prompt_tokens - seen_tokens_.prompt_tokens);
+  count(PrefixHits(registry_), tokens.prefix_hits - seen_tokens_.prefix_hits);
+  count(PrefixTokens(registry_), tokens.prefix_tokens - seen_tokens_.prefix_tokens);
   count(GenerationTokens(registry_), tokens.generated_tokens - seen_tokens_.generated_tokens);
   count(WeightBytes(registry_), loaded.bytes - seen_loaded_.bytes);
   if (const int64_t switches = loaded.switches - seen_loaded_.switches; switches > 0) {
