@@ -16,6 +16,8 @@ namespace {
 
 // A shorter beginning is computed again rather than copied or waited for.
 constexpr int64_t kLeastShared = 16;
+// How many times prefill_tokens a pass may compute when no running sequence waits for it.
+constexpr int64_t kIdlePrefill = 8;
 
 int ContextTokens(const model::Transformer& model, const EngineOptions& options) {
   const int context = static_cast<int>(model.config().max_position_embeddings);
@@ -51,7 +53,7 @@ struct Engine::Group {
   torch::Tensor prompt_logits;  // at the prompt's last token
 };
 
-// What one forward pass extends: running sequences by their newest token, then prompts.
+// What one forward pass extends: running sequences by their newest token, then prompts by their next part.
 struct Engine::Pass {
   std::vector<std::vector<int32_t>> inputs;
   std::vector<int> slots;
@@ -143,6 +145,9 @@ void Engine::SetVersion(const v1::PolicyVersion& version) {
   version_ = version;
   ++weights_;
   while (const std::optional<int> kept = prefixes_.EvictOldest()) cache_.Release(*kept);
+  for (const auto& group : waiting_) {
+    if (!group->slots.empty()) cache_.Reset(group->slots.front());
+  }
 }
 
 // The slot's sample ended: its prompt stays for prompts that begin alike, unless it is held elsewhere too.
@@ -331,20 +336,28 @@ bool Engine::AwaitsPrefix(const Group& group, const Pass& pass) const {
 
 void Engine::Admit(Pass* pass) {
   std::vector<int> free = FreeSlots();
+  int64_t budget = options_.prefill_tokens * (pass->slots.empty() ? kIdlePrefill : 1);
   for (auto& group : waiting_) {
-    if (AwaitsPrefix(*group, *pass)) continue;
-    prefixes_.Use(FindPrefix(group->prompt_tokens).slot);  // the last to give way
+    if (budget == 0) break;
+    const bool begins = group->slots.empty();
+    if (begins) {
+      if (AwaitsPrefix(*group, *pass)) continue;
+      prefixes_.Use(FindPrefix(group->prompt_tokens).slot);  // the last to give way
+    }
     while (!free.empty() && group->slots.size() < group->waiting.size() && Reserve(free.back(), group->room)) {
       group->slots.push_back(free.back());
       free.pop_back();
     }
     if (group->slots.empty()) break;
-    TakePrefix(*group);
+    if (begins) TakePrefix(*group);
     const int slot = group->slots.front();
-    pass->inputs.emplace_back(group->prompt_tokens.begin() + cache_.length(slot), group->prompt_tokens.end());
+    const auto next = group->prompt_tokens.begin() + cache_.length(slot);
+    const int64_t count = std::min<int64_t>(budget, group->prompt_tokens.end() - next);
+    pass->inputs.emplace_back(next, next + count);
     pass->slots.push_back(slot);
     pass->prompts.push_back(group.get());
-    counters_.prompt_tokens += static_cast<int64_t>(pass->inputs.back().size());
+    counters_.prompt_tokens += count;
+    budget -= count;
     // What came later does not overtake: it could keep a long sequence waiting forever.
     if (group->slots.size() < group->waiting.size()) break;
   }
@@ -400,8 +413,11 @@ absl::Status Engine::DecodeStep(std::vector<v1::Sample>* finished) {
   Admit(&pass);
   if (pass.slots.empty()) return absl::OkStatus();
   const torch::Tensor logits = Compute(pass);
-  for (size_t i = 0; i < pass.prompts.size(); ++i)
-    pass.prompts[i]->prompt_logits = logits[static_cast<int64_t>(decoding + i)].clone();
+  for (size_t i = 0; i < pass.prompts.size(); ++i) {
+    Group& group = *pass.prompts[i];
+    if (cache_.length(group.slots.front()) == static_cast<int64_t>(group.prompt_tokens.size()))
+      group.prompt_logits = logits[static_cast<int64_t>(decoding + i)].clone();
+  }
 
   // The next token of every running sequence, then the first tokens of samples that start now.
   std::vector<torch::Tensor> first_logits;

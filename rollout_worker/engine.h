@@ -34,6 +34,9 @@ struct EngineOptions {
   // Prompts whose keys and values are kept, while nothing else needs their memory, for prompts that begin alike; 0:
   // prompts share nothing.
   int shared_prefixes = 16;
+  // Prompt tokens that a step computes beside the running sequences' tokens, so that a long prompt holds them up for a
+  // part of it at a time; with nothing running, 8 times as many.
+  int prefill_tokens = 512;
   std::string worker_id;
 };
 
@@ -50,12 +53,14 @@ class Engine {
   // Removes samples whose lease was revoked, running or waiting.
   void Drop(const v1::SampleId& id, int attempt);
 
-  // Admits what fits, then advances every running sequence by one token. Returns the samples that ended.
+  // Admits what fits, then advances every running sequence by one token, and the prompts that were admitted by a part.
+  // Returns the samples that ended.
   absl::StatusOr<std::vector<v1::Sample>> Step();
   // Samples that ended and whose tokens cannot be made text, with the reason; to be handed back.
   std::vector<v1::ReturnedLease> TakeFailed() { return std::exchange(failed_, {}); }
 
-  // Between steps: the weights were replaced in place. What prompts computed by the former ones is not shared any more.
+  // Between steps: the weights were replaced in place. What prompts computed by the former ones is not shared any more,
+  // and prompts that are half computed begin anew.
   void SetVersion(const v1::PolicyVersion& version);
   // The weights are the same, under another name.
   void Rename(const v1::PolicyVersion& version) { version_ = version; }

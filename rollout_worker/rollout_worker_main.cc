@@ -23,7 +23,7 @@ struct Flags {
                                      precision = "float32", evidence_dir;
   std::string log_level = "info", trace_dir;
   bool log_json = false;
-  int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25, shared_prefixes = 16;
+  int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25, shared_prefixes = 16, prefill_tokens = 512;
   uint64_t kv_cache_bytes = 0;
   rlhf::TlsFiles tls;
 };
@@ -55,6 +55,7 @@ int Run(const Flags& flags) {
   loader_options.engine.max_tokens = flags.max_tokens;
   loader_options.engine.kv_cache_bytes = static_cast<int64_t>(flags.kv_cache_bytes);
   loader_options.engine.shared_prefixes = flags.shared_prefixes;
+  loader_options.engine.prefill_tokens = flags.prefill_tokens;
   loader_options.engine.worker_id = flags.instance;
   loader_options.device = torch::Device(flags.device);
   loader_options.dtype = flags.precision == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
@@ -129,6 +130,10 @@ int main(int argc, char** argv) {
   app.add_option("--shared-prefixes", flags.shared_prefixes,
                  "Prompts whose keys and values are kept for prompts that begin alike; 0: prompts share nothing")
       ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--prefill-tokens", flags.prefill_tokens,
+                 "Prompt tokens computed a step while sequences are generated: a long prompt's other parts wait")
+      ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
