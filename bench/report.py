@@ -1,0 +1,96 @@
+"""The table of bench/run: what was measured against what limits it and what is asked of it."""
+import dataclasses
+import statistics
+
+
+@dataclasses.dataclass
+class Row:
+    what: str
+    figure: float | None = None  # None: not measured; `note` says why
+    unit: str = ""
+    limit: float | None = None  # the most that this machine allows, in the same unit
+    limit_is: str = ""
+    target: float | None = None  # what is asked, in the figure's unit
+    at_most: bool = False  # smaller is better
+    note: str = ""
+
+    def share(self):
+        return None if self.figure is None or not self.limit else self.figure / self.limit
+
+    def verdict(self):
+        if self.figure is None:
+            return f"not measured: {self.note}" if self.note else "not measured"
+        if self.target is None:
+            return self.note
+        if self.figure <= self.target if self.at_most else self.figure >= self.target:
+            return "reached"
+        if self.at_most:
+            return f"missed: {self.figure / self.target:.2f} × what is allowed" if self.target else "missed"
+        return f"missed by {1 - self.figure / self.target:.0%}"
+
+    def as_json(self):
+        return {**dataclasses.asdict(self), "share_of_limit": self.share(), "verdict": self.verdict()}
+
+
+def number(value):
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def table(rows):
+    """A Markdown table, in the order of the rows."""
+    lines = ["| figure | measured | limit | share of limit | target | |", "| --- | ---: | ---: | ---: | ---: | --- |"]
+    for row in rows:
+        limit = f"{number(row.limit)} ({row.limit_is})" if row.limit else "–"
+        share = "–" if row.share() is None else f"{row.share():.0%}"
+        target = "–" if row.target is None else f"{'≤' if row.at_most else '≥'} {number(row.target)}"
+        measured = number(row.figure) + (f" {row.unit}" if row.figure is not None and row.unit else "")
+        lines.append(f"| {row.what} | {measured} | {limit} | {share} | {target} | {row.verdict()} |")
+    return "\n".join(lines)
+
+
+def alternate(rounds, measures):
+    """Runs each of `measures` (name -> function) in turn, `rounds` times, so that a busy neighbour slows all alike.
+
+    Returns name -> median, and name -> all results, in order."""
+    results = {name: [] for name in measures}
+    for _ in range(rounds):
+        for name, measure in measures.items():
+            results[name].append(measure())
+    return {name: statistics.median(values) for name, values in results.items()}, results
+
+
+def samples(exposition):
+    """Prometheus' text format -> {(name, (("label", "value"), …)): float}."""
+    out = {}
+    for line in exposition.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        series, value = line.rsplit(" ", 1)
+        name, _, rest = series.partition("{")
+        labels = []
+        for part in rest.rstrip("}").split('",') if rest else []:
+            key, _, text = part.partition('="')
+            labels.append((key.strip(), text.rstrip('"')))
+        out[name, tuple(sorted(labels))] = float(value)
+    return out
+
+
+def total(metrics, name, **labels):
+    """The sum over the series of that name with these labels; 0 when there is none."""
+    wanted = set(labels.items())
+    return sum(value for (series, have), value in metrics.items() if series == name and wanted <= set(have))
+
+
+def rate_of_steps(seen, samples_per_step):
+    """Samples a second from [(seconds, steps committed)]: between the first and the last commit that were seen, so that
+    loading and the first step's warming do not count. None with fewer than two commits."""
+    commits = []
+    for when, steps in seen:
+        if steps >= 1 and (not commits or steps > commits[-1][1]):
+            commits.append((when, steps))
+    if len(commits) < 2:
+        return None
+    (begin, first), (end, last) = commits[0], commits[-1]
+    return (last - first) * samples_per_step / (end - begin)
