@@ -141,8 +141,9 @@ class Sampling : public FleetListener {
 };
 
 struct SamplingOptions {
-  absl::Duration lease = absl::Seconds(9);         // a lease that no heartbeat names
-  absl::Duration no_progress = absl::Seconds(60);  // a lease without progress
+  absl::Duration lease = absl::Seconds(9);          // a lease that no heartbeat names
+  absl::Duration no_progress = absl::Seconds(60);   // a lease without progress
+  absl::Duration longest_load = absl::Minutes(10);  // from a lease on, while its worker says that it loads the model
   absl::Duration score_timeout = absl::Seconds(60);
   int score_batch_samples = 64;      // a ScoreRequest holds at most
   int score_requests_in_flight = 2;  // per reward server

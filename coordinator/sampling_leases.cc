@@ -431,6 +431,8 @@ void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatReques
       lease.tokens_done = progress.tokens_done();
       lease.last_progress = now;
       stuck_.erase(session.session_id);
+    } else if (progress.loading() && now - lease.since <= options_.longest_load) {
+      lease.last_progress = now;
     }
   }
 }

@@ -68,7 +68,11 @@ bool Worker::ready() const {
 
 void Worker::FillHeartbeat(v1::HeartbeatRequest* request) {
   absl::MutexLock lock(&mu_);
-  for (const auto& progress : arriving_) *request->add_progress() = progress;
+  for (const auto& progress : arriving_) {
+    v1::LeaseProgress* const held = request->add_progress();
+    *held = progress;
+    held->set_loading(loading_);
+  }
   for (const auto& progress : progress_) *request->add_progress() = progress;
   for (const auto& progress : unacknowledged_) *request->add_progress() = progress;
   *request->mutable_policy() = policy_;
@@ -157,13 +161,16 @@ void Worker::Arrived(const v1::LeasePromptsResponse& work) {
 
 void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
   const v1::PolicySource& source = work.leases(0).policy();
-  if (const absl::Status status = loader_->Switch(source); !status.ok()) {
+  loading_ = !loader_->CanSwitchInPlace(source);
+  const absl::Status switched = loader_->Switch(source);
+  loading_ = false;
+  if (!switched.ok()) {
     const LogScope scope({.job_id = source.job_id(), .step = source.version().step()});
-    spdlog::warn("cannot serve job {} version {}: {}", source.job_id(), source.version().step(), status.ToString());
+    spdlog::warn("cannot serve job {} version {}: {}", source.job_id(), source.version().step(), switched.ToString());
     // A superseded version, or a learner that is gone: the coordinator names a newer one with the next lease. A broken
     // model stays broken.
-    const bool permanent = absl::IsInvalidArgument(status) || absl::IsDataLoss(status);
-    for (const auto& lease : work.leases()) HandBack(lease, status.ToString(), permanent, !permanent);
+    const bool permanent = absl::IsInvalidArgument(switched) || absl::IsDataLoss(switched);
+    for (const auto& lease : work.leases()) HandBack(lease, switched.ToString(), permanent, !permanent);
     absl::SleepFor(absl::Milliseconds(200));
     return;
   }

@@ -239,6 +239,34 @@ TEST_F(SamplingFaults, AWorkerThatReportsAndGetsNowhereLosesItsLeasesAndGetsNoMo
   ExpectAllAccountedFor();
 }
 
+TEST_F(SamplingFaults, AWorkerThatLoadsItsModelKeepsItsLeasesForTenMinutes) {
+  const std::string worker = Register("loading");
+  Issue(1, 1);
+  auto held = Lease(worker, 1);
+  ASSERT_EQ(held.size(), 1u);
+  held[0].set_loading(true);
+  for (int i = 0; i < 300; ++i) {
+    Pass(absl::Seconds(1));
+    ASSERT_EQ(Report(worker, held), 0) << i;
+  }
+  // Loaded, it has as long as any other for its first token.
+  held[0].set_loading(false);
+  for (int i = 0; i < 59; ++i) {
+    Pass(absl::Seconds(1));
+    ASSERT_EQ(Report(worker, held), 0) << i;
+  }
+  held[0].set_loading(true);
+  int seconds = 359;
+  while (Report(worker, held) == 0) {
+    Pass(absl::Seconds(1));
+    ASSERT_LT(++seconds, 700);
+  }
+  EXPECT_GT(seconds, 655);  // one that hangs in its loading is stuck all the same
+  EXPECT_THAT(Lease(worker, 1), testing::IsEmpty());
+  EXPECT_EQ(Lease(Register("other"), 1).size(), 1u);
+  ExpectAllAccountedFor();
+}
+
 TEST_F(SamplingFaults, TheFirstOfTwoAttemptsWinsAndTheOtherIsHarmless) {
   const std::string slow = Register("slow"), quick = Register("quick");
   Issue(1, 16);
