@@ -107,12 +107,13 @@ absl::Status Engine::Add(const v1::PromptLease& lease) {
   group->max_new_tokens = std::min(wanted, room);
   group->room = static_cast<int64_t>(group->prompt_tokens.size()) + std::max(group->max_new_tokens, 1) - 1;
   if (group->room > cache_.positions()) {
-    return absl::InvalidArgumentError(absl::StrCat(
+    return absl::ResourceExhaustedError(absl::StrCat(
         "prompt ", lease.prompt().id(), " needs keys and values of ", group->room, " tokens (",
         group->prompt_tokens.size(), " of the prompt, and max_new_tokens less one); this worker's cache has room for ",
         cache_.positions(), " (", model::KvCache::BytesPerPosition(model_->config(), model_->dtype()),
         " bytes each): raise --kv-cache-bytes, or lower max_new_tokens"));
   }
+  longest_room_ = std::max(longest_room_, group->room);
   waiting_samples_ += static_cast<int>(group->waiting.size());
   waiting_.push_back(std::move(group));
   return absl::OkStatus();
@@ -176,11 +177,14 @@ void Engine::Vacate(int slot) {
 }
 
 double Engine::kv_cache_usage() const {
-  int64_t used = 0;
-  for (size_t slot = 0; slot < slots_.size(); ++slot) {
-    if (slots_[slot]) used += cache_.length(static_cast<int>(slot));
-  }
-  return static_cast<double>(used) / static_cast<double>(std::max<int64_t>(cache_.positions(), 1));
+  int64_t reserved = 0;
+  for (int slot = 0; slot < options_.slots; ++slot) reserved += cache_.room(slot);
+  return static_cast<double>(reserved) / static_cast<double>(std::max<int64_t>(cache_.positions(), 1));
+}
+
+int Engine::capacity() const {
+  const int64_t room = longest_room_ > 0 ? longest_room_ : max_tokens_;
+  return static_cast<int>(std::clamp<int64_t>(cache_.positions() / room, 1, options_.slots));
 }
 
 std::vector<v1::LeaseProgress> Engine::Progress() const {
@@ -325,31 +329,47 @@ void Engine::TakePrefix(const Group& group) {
   counters_.prefix_tokens += prefix.tokens;
 }
 
-// Whether a prompt of this pass computes more of the group's beginning than is there by now.
+// Whether a prompt that this pass computes to its end has more of the group's beginning than is there by now.
 bool Engine::AwaitsPrefix(const Group& group, const Pass& pass) const {
   if (options_.shared_prefixes == 0 || pass.prompts.empty()) return false;
   const int64_t there = FindPrefix(group.prompt_tokens).tokens;
-  return std::any_of(pass.prompts.begin(), pass.prompts.end(), [&](const Group* other) {
-    return CommonPrefix(other->prompt_tokens, group.prompt_tokens) >= there + kLeastShared;
-  });
+  const size_t first = pass.inputs.size() - pass.prompts.size();
+  for (size_t i = 0; i < pass.prompts.size(); ++i) {
+    const Group& other = *pass.prompts[i];
+    const int64_t computed = cache_.length(other.slots.front()) + static_cast<int64_t>(pass.inputs[first + i].size());
+    if (computed == static_cast<int64_t>(other.prompt_tokens.size()) &&
+        CommonPrefix(other.prompt_tokens, group.prompt_tokens) >= there + kLeastShared)
+      return true;
+  }
+  return false;
 }
 
 void Engine::Admit(Pass* pass) {
   std::vector<int> free = FreeSlots();
   int64_t budget = options_.prefill_tokens * (pass->slots.empty() ? kIdlePrefill : 1);
+  const auto reserve = [&](Group* group) {
+    if (free.empty() || group->slots.size() == group->waiting.size() || !Reserve(free.back(), group->room))
+      return false;
+    group->slots.push_back(free.back());
+    free.pop_back();
+    return true;
+  };
+  // What came later does not overtake: it could keep a long sequence waiting forever. What was admitted goes on.
+  bool full = false;
   for (auto& group : waiting_) {
     if (budget == 0) break;
-    const bool begins = group->slots.empty();
-    if (begins) {
-      if (AwaitsPrefix(*group, *pass)) continue;
+    if (group->slots.empty()) {
+      if (full || AwaitsPrefix(*group, *pass)) continue;
       prefixes_.Use(FindPrefix(group->prompt_tokens).slot);  // the last to give way
+      if (!reserve(group.get())) {
+        full = true;
+        continue;
+      }
+      TakePrefix(*group);
     }
-    while (!free.empty() && group->slots.size() < group->waiting.size() && Reserve(free.back(), group->room)) {
-      group->slots.push_back(free.back());
-      free.pop_back();
+    while (!full && reserve(group.get())) {
     }
-    if (group->slots.empty()) break;
-    if (begins) TakePrefix(*group);
+    if (group->slots.size() < group->waiting.size()) full = true;
     const int slot = group->slots.front();
     const auto next = group->prompt_tokens.begin() + cache_.length(slot);
     const int64_t count = std::min<int64_t>(budget, group->prompt_tokens.end() - next);
@@ -358,8 +378,6 @@ void Engine::Admit(Pass* pass) {
     pass->prompts.push_back(group.get());
     counters_.prompt_tokens += count;
     budget -= count;
-    // What came later does not overtake: it could keep a long sequence waiting forever.
-    if (group->slots.size() < group->waiting.size()) break;
   }
 }
 

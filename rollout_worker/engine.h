@@ -47,8 +47,8 @@ class Engine {
          const v1::PolicyVersion& version, const EngineOptions& options);
   ~Engine();
 
-  // Queues a prompt's samples. InvalidArgument when the prompt cannot be encoded or leaves no room for a token, or when
-  // one sample's keys and values are more than the whole cache.
+  // Queues a prompt's samples. InvalidArgument when the prompt cannot be encoded or leaves no room for a token;
+  // ResourceExhausted when one sample's keys and values are more than the whole cache of this worker.
   absl::Status Add(const v1::PromptLease& lease);
   // Removes samples whose lease was revoked, running or waiting.
   void Drop(const v1::SampleId& id, int attempt);
@@ -71,7 +71,10 @@ class Engine {
   int running() const { return running_; }
   int waiting() const { return waiting_samples_; }
   int slots() const { return options_.slots; }
-  double kv_cache_usage() const;  // share of the cache's positions in use
+  // How many samples are generated at once: by slots, and by memory at the longest that was asked for (before the
+  // first, at the context's length).
+  int capacity() const;
+  double kv_cache_usage() const;  // share of the cache's positions that admitted sequences reserve, kept prompts aside
   std::vector<v1::LeaseProgress> Progress() const;
   struct Counters {
     int64_t prompt_tokens = 0, generated_tokens = 0;  // computed
@@ -106,7 +109,8 @@ class Engine {
   const int max_tokens_;
   model::KvCache cache_;  // the engine's slots, then those of kept prompts
   PrefixCache prefixes_;
-  int64_t weights_ = 0;  // how often they were replaced
+  int64_t weights_ = 0;       // how often they were replaced
+  int64_t longest_room_ = 0;  // of a sample, in positions
   std::deque<std::unique_ptr<Group>> waiting_;
   std::vector<std::unique_ptr<Running>> slots_;
   std::vector<v1::ReturnedLease> failed_;

@@ -26,9 +26,14 @@ std::string PolicyLoader::MadeFrom(const v1::PolicySource& source) {
 }
 
 bool PolicyLoader::CanSwitchInPlace(const v1::PolicySource& source) const {
-  if (!engine_ || made_from_ != MadeFrom(source)) return false;
-  if (engine_->idle()) return true;
-  return job_id_ == source.job_id() && (!source.deterministic() || Serves(source));
+  if (Loads(source)) return false;
+  return engine_->idle() || (job_id_ == source.job_id() && (!source.deterministic() || Serves(source)));
+}
+
+bool PolicyLoader::Loads(const v1::PolicySource& source) const {
+  if (Serves(source)) return false;
+  // Going back to version 0 after updates in place needs the artifact's weights again.
+  return !engine_ || made_from_ != MadeFrom(source) || source.version().step() == 0;
 }
 
 bool PolicyLoader::Serves(const v1::PolicySource& source) const {
@@ -100,8 +105,7 @@ absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
     return absl::OkStatus();
   }
   const absl::Duration start = Clock::Real()->Now();
-  // Going back to version 0 after updates in place needs the artifact's weights again.
-  if (!engine_ || made_from_ != MadeFrom(source) || source.version().step() == 0) RLHF_RETURN_IF_ERROR(Load(source));
+  if (Loads(source)) RLHF_RETURN_IF_ERROR(Load(source));
   if (source.version().step() > 0) {
     RLHF_ASSIGN_OR_RETURN(const FetchedWeights weights, TakeWeights(source));
     RLHF_RETURN_IF_ERROR(ApplyWeights(weights, engine_->model()));

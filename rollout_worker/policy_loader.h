@@ -31,6 +31,8 @@ class PolicyLoader {
   bool CanSwitchInPlace(const v1::PolicySource& source) const;
   // Whether exactly this version is loaded.
   bool Serves(const v1::PolicySource& source) const;
+  // Whether Switch reads a model: another one, or the artifact's weights after updates in place.
+  bool Loads(const v1::PolicySource& source) const;
   // Makes the engine serve the version. Unless CanSwitchInPlace, the engine must be idle (it is replaced).
   absl::Status Switch(const v1::PolicySource& source);
   // Fetches the weights that a later Switch will ask for, so that decoding does not wait for them. From any thread; a
@@ -38,6 +40,8 @@ class PolicyLoader {
   void Prefetch(const v1::PolicySource& source);
 
   Engine* engine() { return engine_.get(); }
+  // How many samples to ask for before there is an engine that knows.
+  int first_capacity() const { return options_.engine.kv_cache_bytes > 0 ? 1 : options_.engine.slots; }
   struct Counters {
     int64_t loads = 0, switches = 0, bytes = 0;  // loads: engines made
     double seconds = 0;

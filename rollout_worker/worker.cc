@@ -43,7 +43,7 @@ Worker::Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterReq
       identity_(identity),
       loader_(loader),
       metrics_(metrics),
-      capacity_(identity.slots()) {
+      capacity_(loader->first_capacity()) {
   if (!evidence_dir.empty() && MakeDirs(evidence_dir).ok())
     evidence_.open(absl::StrCat(evidence_dir, "/accepted-", identity.instance_id(), ".jsonl"), std::ios::app);
 }
@@ -161,7 +161,7 @@ void Worker::Arrived(const v1::LeasePromptsResponse& work) {
 
 void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
   const v1::PolicySource& source = work.leases(0).policy();
-  loading_ = !loader_->CanSwitchInPlace(source);
+  loading_ = loader_->Loads(source);
   const absl::Status switched = loader_->Switch(source);
   loading_ = false;
   if (!switched.ok()) {
@@ -176,7 +176,8 @@ void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
   }
   for (const auto& lease : work.leases()) {
     if (const absl::Status status = loader_->engine()->Add(lease); !status.ok()) {
-      HandBack(lease, status.ToString(), true, false);
+      // A cache that is too small is this worker's: another may have the room.
+      HandBack(lease, status.ToString(), absl::IsInvalidArgument(status), false);
     } else {
       metrics_.Accepted(lease, absl::Now());
       for (const auto& sample : lease.samples()) {
@@ -247,8 +248,8 @@ void Worker::GenerateLoop() {
       progress_ = std::move(progress);
       if (engine != nullptr) policy_ = engine->version();
       // What has not reached the engine yet takes its room all the same.
-      const int slots = engine == nullptr ? identity_.slots() : engine->slots();
-      capacity_ = slots - static_cast<int>(progress_.size() + arriving_.size());
+      const int samples = engine == nullptr ? loader_->first_capacity() : engine->capacity();
+      capacity_ = samples - static_cast<int>(progress_.size() + arriving_.size());
     }
     if (engine == nullptr) continue;
     if (engine->idle()) taken_up_.clear();

@@ -123,7 +123,8 @@ void WorkerMetrics::Mirror(const Engine& engine, const PolicyLoader::Counters& l
   };
   set("rlhf_rollout_requests_running", "Sequences being generated.", engine.running());
   set("rlhf_rollout_requests_waiting", "Samples leased and waiting for a slot.", engine.waiting());
-  set("rlhf_rollout_kv_cache_usage_ratio", "Share of the cache's positions in use.", engine.kv_cache_usage());
+  set("rlhf_rollout_kv_cache_usage_ratio", "Share of the cache's positions that admitted sequences reserve.",
+      engine.kv_cache_usage());
   set("rlhf_rollout_policy_version", "Step of the policy version being served.",
       static_cast<double>(engine.version().step()));
   if (loaded.loads != seen_loaded_.loads) seen_tokens_ = {};

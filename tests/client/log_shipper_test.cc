@@ -21,7 +21,7 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-constexpr absl::Duration kTimeout = absl::Seconds(20);
+constexpr absl::Duration kShipTimeout = absl::Seconds(20);
 
 class FakeLogs final : public v1::LogService::CallbackService {
  public:
@@ -46,13 +46,13 @@ class FakeLogs final : public v1::LogService::CallbackService {
   bool WaitForLines(size_t n) {
     absl::MutexLock lock(&mu_);
     const auto reached = [this, n]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return lines_.size() >= n; };
-    return mu_.AwaitWithTimeout(absl::Condition(&reached), kTimeout);
+    return mu_.AwaitWithTimeout(absl::Condition(&reached), kShipTimeout);
   }
   bool WaitForCalls(int n) {
     absl::MutexLock lock(&mu_);
     const int target = calls_ + n;
     const auto reached = [this, target]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return calls_ >= target; };
-    return mu_.AwaitWithTimeout(absl::Condition(&reached), kTimeout);
+    return mu_.AwaitWithTimeout(absl::Condition(&reached), kShipTimeout);
   }
   std::vector<v1::LogLine> lines() {
     absl::MutexLock lock(&mu_);
