@@ -16,6 +16,7 @@ namespace rlhf::cli {
 namespace {
 
 constexpr char kPrefix[] = "file:";
+constexpr char kModels[] = "models";  // the only list of references
 
 class Uploader {
  public:
@@ -39,6 +40,7 @@ class Uploader {
           RLHF_RETURN_IF_ERROR(Walk(reflection->MutableMessage(message, field), where));
         }
       } else if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_STRING && field->is_repeated()) {
+        if (field->name() != kModels) continue;  // other lists are texts: patterns, stop texts
         for (int i = 0; i < reflection->FieldSize(*message, field); ++i) {
           const std::string value = reflection->GetRepeatedString(*message, field, i);
           if (!absl::StartsWith(value, kPrefix)) continue;

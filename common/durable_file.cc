@@ -91,14 +91,13 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   return content;
 }
 
-absl::Status MakeDirs(const std::string& dir) {
+absl::Status MakeDirs(const std::string& dir, mode_t mode) {
   if (dir.empty()) return absl::InvalidArgumentError("cannot make a folder with an empty name");
-  // Each new name must be durable in its parent, so the levels are made one by one. Who may write in them is the
-  // umask's to say: processes of one group share the artifact root.
+  // Each new name must be durable in its parent, so the levels are made one by one.
   std::filesystem::path path;
   for (const auto& part : std::filesystem::path(dir)) {
     path /= part;
-    if (mkdir(path.c_str(), 0777) == 0) {
+    if (mkdir(path.c_str(), mode) == 0) {
       if (absl::Status status = FsyncDir(ParentOf(path.string())); !status.ok()) return status;
       continue;
     }

@@ -143,7 +143,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
 absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   RLHF_RETURN_IF_ERROR(MakeDirs(config_.data_dir));
   RLHF_ASSIGN_OR_RETURN(lock_, DataDirLock::Take(config_.data_dir, /*shared=*/!postgres_.uri.empty()));
-  RLHF_RETURN_IF_ERROR(MakeDirs(config_.artifact_root));
+  RLHF_RETURN_IF_ERROR(MakeDirs(config_.artifact_root, kGroupFolder));
   RLHF_ASSIGN_OR_RETURN(http_, StartHttpEndpoint(
                                    config_.http_address, &metrics_, [this] { return NotReadyBecause(); },
                                    [this] { return StuckBecause(); }));

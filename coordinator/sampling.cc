@@ -137,6 +137,12 @@ void SamplingImpl::IssueStep(const std::string& job_id, int64_t step, int64_t fi
   ServeSoon();
 }
 
+int SamplingImpl::PromptsIssued(const std::string& job_id, int64_t step) const {
+  const ActiveJob* job = Find(job_id);
+  if (job == nullptr) return 0;
+  return static_cast<int>(job->ledger.Step(step).size()) / job->plan.samples_per_prompt;
+}
+
 void SamplingImpl::IssueSlice(const std::string& job_id, int64_t step, int64_t first_prompt, int from, int prompts,
                               WriteBatch* batch) {
   ActiveJob* job = Find(job_id);

@@ -119,6 +119,7 @@ class SamplingImpl final : public Sampling {
                  WriteBatch* batch) override;
   void IssueSlice(const std::string& job_id, int64_t step, int64_t first_prompt, int from, int prompts,
                   WriteBatch* batch) override;
+  int PromptsIssued(const std::string& job_id, int64_t step) const override;
   void SetPolicy(const std::string& job_id, const v1::PolicySource& policy, WriteBatch* batch) override;
   bool StepScored(const std::string& job_id, int64_t step) const override;
   bool StepAssigned(const std::string& job_id, int64_t step) const override;

@@ -67,11 +67,11 @@ absl::StatusOr<std::string> DigestOf(const google::protobuf::RepeatedPtrField<v1
 absl::StatusOr<std::shared_ptr<UploadSession>> UploadSession::Open(const v1::StartUploadRequest& request,
                                                                    const std::string& staging_dir) {
   std::shared_ptr<UploadSession> session(new UploadSession(request, staging_dir));
-  RLHF_RETURN_IF_ERROR(MakeDirs(staging_dir));
+  RLHF_RETURN_IF_ERROR(MakeDirs(staging_dir, kGroupFolder));
   absl::MutexLock lock(&session->mu_);
   for (int i = 0; i < request.files_size(); ++i) {
     const std::string path = session->PathOf(i);
-    RLHF_RETURN_IF_ERROR(MakeDirs(std::filesystem::path(path).parent_path().string()));
+    RLHF_RETURN_IF_ERROR(MakeDirs(std::filesystem::path(path).parent_path().string(), kGroupFolder));
     const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (fd < 0) return FileError(errno, "create", request.files(i).path());
     const absl::Cleanup closer = [fd] { close(fd); };

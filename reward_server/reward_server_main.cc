@@ -1,6 +1,7 @@
 // rlhf-reward-server: scores samples with frozen models and rules, and computes the reference policy's
 // log-probabilities.
 #include <memory>
+#include <set>
 #include <string>
 
 #include <prometheus/counter.h>
@@ -25,6 +26,8 @@
 #include "reward_server/scorer.h"
 
 namespace {
+
+constexpr size_t kMostAnnounced = 1024;
 
 struct Flags {
   std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
@@ -113,15 +116,15 @@ int Run(const Flags& flags) {
   rlhf::reward::BatcherOptions batcher_options;
   batcher_options.batch_tokens = 2 * static_cast<int64_t>(flags.batch_tokens);
   batcher_options.delay = absl::Milliseconds(flags.delay_ms);
-  std::string scored_for;
+  std::set<std::string> announced;  // jobs, of late
   rlhf::reward::Batcher batcher(
       [&](const rlhf::v1::ScoreRequest& request) {
         const rlhf::LogScope scope({.job_id = request.job_id()});
         // Of one thread: batches are scored one after the other.
-        if (scored_for != request.job_id()) {
-          scored_for = request.job_id();
-          spdlog::info("scoring samples of job {}: components {}", scored_for, request.scorer().components_size());
-        }
+        if (announced.size() >= kMostAnnounced) announced.clear();
+        if (announced.insert(request.job_id()).second)
+          spdlog::info("scoring samples of job {}: components {}", request.job_id(),
+                       request.scorer().components_size());
         const absl::Time began = absl::Now();
         rlhf::v1::ScoreResponse response = scorer.Score(request);
         ExportScoring(response, began);

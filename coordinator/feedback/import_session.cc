@@ -11,6 +11,14 @@
 namespace rlhf::coordinator {
 namespace {
 
+// A line without an id is named by what it says, ratings aside: so its name is what it was before sets had ratings, and
+// an import that is repeated finds it.
+std::string NameOf(v1::Comparison comparison) {
+  comparison.clear_first_ratings();
+  comparison.clear_second_ratings();
+  return ComparisonDigest(comparison);
+}
+
 constexpr int kMostProblems = 1000;
 constexpr size_t kLongestId = 128;
 
@@ -82,7 +90,7 @@ absl::Status ImportSession::Add(v1::ImportComparisonsRequest* piece) {
       added.set_reason(std::move(problem));
       continue;
     }
-    if (comparison.id().empty()) comparison.set_id(ComparisonDigest(comparison));
+    if (comparison.id().empty()) comparison.set_id(NameOf(comparison));
     if (!known_.insert(KeyOf(comparison)).second) {
       response_.set_duplicates(response_.duplicates() + 1);
       continue;

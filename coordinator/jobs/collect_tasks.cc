@@ -129,12 +129,17 @@ class Builder {
  private:
   v1::FeedbackKind DrawKind() {
     const double u = random_.Uniform();
-    written_ = !against_ && u < spec_.written_candidate_fraction();
+    double written = spec_.written_candidate_fraction(), rated = spec_.rating_fraction(),
+           edited = spec_.edit_fraction();
+    if (spec_.pair_ratings()) {  // fractions are of tasks, and a rating that is drawn makes two
+      rated = rated / (2 - rated);
+      written *= 1 + rated;
+      edited *= 1 + rated;
+    }
+    written_ = !against_ && u < written;
     if (written_ || against_) return v1::FEEDBACK_COMPARISON;
-    if (u < spec_.written_candidate_fraction() + spec_.rating_fraction()) return v1::FEEDBACK_RATING;
-    if (u < spec_.written_candidate_fraction() + spec_.rating_fraction() + spec_.edit_fraction())
-      return v1::FEEDBACK_EDIT;
-    return v1::FEEDBACK_COMPARISON;
+    if (u < written + rated) return v1::FEEDBACK_RATING;
+    return u < written + rated + edited ? v1::FEEDBACK_EDIT : v1::FEEDBACK_COMPARISON;
   }
 
   bool Draw(size_t p, v1::FeedbackKind kind) {

@@ -61,6 +61,8 @@ class Driver {
   using Batch = std::shared_ptr<const std::vector<v1::Sample>>;
   virtual void NextBatch(const v1::NextBatchRequest&, Done<Batch> done) { done(NotForThisKind()); }
   virtual void CommitStep(const v1::CommitStepRequest&, Done<v1::CommitStepResponse> done) { done(NotForThisKind()); }
+  // Somebody asks for what is committed: a commit that has not begun by now never does.
+  virtual void RefuseWaitingCommits() {}
   virtual void RefuseStep(const v1::RefuseStepRequest&, Done<v1::RefuseStepResponse> done) { done(NotForThisKind()); }
   virtual void ReportProgress(const v1::ReportProgressRequest&, Done<v1::ReportProgressResponse> done) {
     done(NotForThisKind());

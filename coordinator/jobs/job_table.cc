@@ -313,8 +313,10 @@ void JobTable::FailTraining(const v1::FailTrainingRequest& request, Done<v1::Fai
 }
 
 absl::StatusOr<v1::GetCommittedResponse> JobTable::GetCommitted(const std::string& job_id) {
-  const v1::Job* job = Find(job_id);
-  if (job == nullptr) return UnknownJob(job_id);
+  Entry* entry = FindEntry(job_id);
+  if (entry == nullptr) return UnknownJob(job_id);
+  if (entry->driver != nullptr) entry->driver->RefuseWaitingCommits();
+  const v1::Job* job = &entry->job;
   v1::GetCommittedResponse response;
   *response.mutable_version() = job->version();
   return response;

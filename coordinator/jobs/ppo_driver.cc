@@ -164,6 +164,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     }
     if (row.total_steps() == 0) row.set_total_steps(spec().steps());  // an early stop lowered it for good
     paused_ = row.state() == v1::PAUSED;
+    // A restart in the middle of a step's issue goes on behind the slices that there are.
+    issued_of_next_ = deps().sampling->PromptsIssued(job_id_, row.issued_through_step() + 1);
     begun_ = true;
     WriteBatch batch;
     IssueSlice(&batch);
@@ -197,7 +199,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
 
   // Thousands of samples are issued a slice a turn, each durable before the next one, so that nobody waits for all of
   // them: this one into the caller's batch, the others by IssueRest. The job's row counts a step with its last slice;
-  // after a crash in between, the step is issued again from its beginning, where what exists stays.
+  // after a crash in between, Begin goes on behind what exists.
   void IssueSlice(WriteBatch* batch) {
     v1::Job& row = *job();
     int prompts = std::max(1, kSliceSamples / std::max(1, spec().samples_per_prompt()));
@@ -246,6 +248,12 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   void FailCommits(const absl::Status& status) {
     std::list<WaitingCommit> commits = std::exchange(commits_, {});
     for (WaitingCommit& commit : commits) commit.done(status);
+  }
+
+  // A rank that asks has lost its call or its group, and goes on by the answer.
+  void RefuseWaitingCommits() override {
+    FailCommits(WithReason(absl::AbortedError("the group asked what is committed before this commit began: join again"),
+                           v1::STALE_EPOCH));
   }
 
   // The batch is not the newest any more; thousands of samples are freed elsewhere.

@@ -116,7 +116,8 @@ absl::Status CopyTo(Connection& connection, const std::string& path) {
   return FsyncDir(std::filesystem::path(path).parent_path().string());
 }
 
-// Brings an older file to this schema, after a copy beside it. Version 1 had no quotas.
+// Brings an older file to this schema, after a copy beside it. Version 1 had no quotas. Up to version 2 a step
+// was issued whole: a coordinator of then does not go on with a step that is issued in part.
 absl::Status Migrate(Connection& connection, const std::string& path) {
   RLHF_ASSIGN_OR_RETURN(const int version, connection.Integer("PRAGMA user_version"));
   if (version > kSchemaVersion) {

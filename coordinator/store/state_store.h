@@ -78,7 +78,7 @@ class StateStore {
 };
 
 // Of the rows; a store of an older version is brought to it when it is opened.
-inline constexpr int kSchemaVersion = 2;
+inline constexpr int kSchemaVersion = 3;
 // SQLite: WAL, synchronous=FULL, one table each. Before a migration the file is copied to PATH.before-vN.
 absl::StatusOr<std::unique_ptr<StateStore>> OpenSqliteStore(const std::string& path);
 

@@ -24,6 +24,7 @@ sample:
     components:
       - {name: one, reward_model: {model: "file:first"}}
       - {name: both, ensemble: {models: ["file:first", an-alias, "file:second"]}}
+      - {name: links, abstention: {patterns: ["file:///.*"]}}
 """
 
 

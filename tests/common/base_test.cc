@@ -42,17 +42,23 @@ TEST(ClockTest, FakeTimeStandsStillUntilAdvanced) {
   EXPECT_EQ(clock.WallNow() - wall, absl::Seconds(3));
 }
 
-TEST(MakeDirsTest, LeavesTheRightsToTheUmask) {
-  ScratchDir dir;
-  const mode_t before = umask(0007);
-  const absl::Status made = MakeDirs(dir.File("shared/by/a_group"));
-  umask(before);
-  ASSERT_TRUE(made.ok()) << made;
-  for (const char* folder : {"shared", "shared/by", "shared/by/a_group"}) {
+TEST(MakeDirsTest, AGroupWritesOnlyWhereItIsMeantTo) {
+  const ScratchDir dir;
+  const auto mode = [&](const char* folder) {
     struct stat info {};
-    ASSERT_EQ(stat(dir.File(folder).c_str(), &info), 0) << folder;
-    EXPECT_EQ(info.st_mode & 0777, 0770u) << folder;
-  }
+    EXPECT_EQ(stat(dir.File(folder).c_str(), &info), 0) << folder;
+    return info.st_mode & 0777;
+  };
+  const mode_t before = umask(0007);
+  const absl::Status shared = MakeDirs(dir.File("shared/by/a_group"), kGroupFolder);
+  const absl::Status own = MakeDirs(dir.File("own/keys"));
+  umask(0);
+  const absl::Status open = MakeDirs(dir.File("open/keys"));
+  umask(before);
+  ASSERT_TRUE(shared.ok() && own.ok() && open.ok()) << shared << own << open;
+  for (const char* folder : {"shared", "shared/by", "shared/by/a_group"}) EXPECT_EQ(mode(folder), 0770u) << folder;
+  for (const char* folder : {"own", "own/keys"}) EXPECT_EQ(mode(folder), 0750u) << folder;
+  for (const char* folder : {"open", "open/keys"}) EXPECT_EQ(mode(folder), 0755u) << folder;
 }
 
 TEST(BoundedQueueTest, KeepsOrderAndBound) {

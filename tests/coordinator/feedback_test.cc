@@ -1,5 +1,6 @@
 // Queues of tasks, agreement between raters, sets: what stands behind people's judgements, without a service around it.
 #include <cmath>
+#include <map>
 #include <sstream>
 
 #include <gmock/gmock.h>
@@ -445,6 +446,27 @@ TEST(CollectTasksTest, RatingsThatArePairedComeInTwosOfAPrompt) {
   for (size_t i = 0; i < 8; i += 2) {
     EXPECT_EQ((*tasks)[i].prompt().text(), (*tasks)[i + 1].prompt().text());
     EXPECT_NE((*tasks)[i].first().text(), (*tasks)[i + 1].first().text());
+  }
+}
+
+TEST(CollectTasksTest, SharesAreOfTasksAlsoWhereRatingsComeInTwos) {
+  TaskSources sources;
+  for (int prompt = 0; prompt < 1000; ++prompt) {
+    for (int i = 0; i < 4; ++i) sources.samples.push_back(Sample(absl::StrCat("p", prompt), i, 0, 0));
+  }
+  v1::CollectSpec spec = Spec(1000);
+  spec.set_rating_fraction(0.3);
+  spec.set_edit_fraction(0.2);
+  spec.add_criteria("helpful");
+  for (const bool paired : {false, true}) {
+    spec.set_pair_ratings(paired);
+    const auto tasks = MakeTasks(sources, spec, 3, "job", "default");
+    ASSERT_TRUE(tasks.ok()) << tasks.status();
+    std::map<v1::FeedbackKind, double> share;
+    for (const v1::FeedbackTask& task : *tasks) share[task.kind()] += 1.0 / static_cast<double>(tasks->size());
+    EXPECT_NEAR(share[v1::FEEDBACK_RATING], 0.3, 0.05) << paired;
+    EXPECT_NEAR(share[v1::FEEDBACK_EDIT], 0.2, 0.05) << paired;
+    EXPECT_NEAR(share[v1::FEEDBACK_COMPARISON], 0.5, 0.05) << paired;
   }
 }
 

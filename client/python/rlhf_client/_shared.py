@@ -166,13 +166,13 @@ def load_spec(path: str) -> job_pb2.JobSpec:
 
 
 def file_references(message: Any) -> List[Tuple[str, Callable[[str], None]]]:
-    """Every string of a specification that says "file:PATH", also in lists: (PATH, what puts another text in its place)."""
+    """Every string of a specification that says "file:PATH", also in lists of models (other lists are texts): (PATH, what puts another text in its place)."""
     found: List[Tuple[str, Callable[[str], None]]] = []
     for field, value in message.ListFields():
         if field.type == field.TYPE_STRING and isinstance(value, str):
             if value.startswith("file:"):
                 found.append((value[len("file:"):], functools.partial(setattr, message, field.name)))
-        elif field.type == field.TYPE_STRING:
+        elif field.type == field.TYPE_STRING and field.name == "models":
             found.extend((item[len("file:"):], functools.partial(value.__setitem__, i)) for i, item in enumerate(value) if item.startswith("file:"))
         elif field.type == field.TYPE_MESSAGE and not (field.message_type.has_options and field.message_type.GetOptions().map_entry):
             for child in (value if hasattr(value, "add") else [value]):
