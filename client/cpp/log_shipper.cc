@@ -71,7 +71,9 @@ class Shipper final : public LogShipper {
     {
       absl::MutexLock lock(&mu_);
       stopping_ = true;
-      if (call_in_flight_ != nullptr) call_in_flight_->TryCancel();
+      // Its answer tells whether the lines are there; without it they would be sent again.
+      const auto answered = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return call_in_flight_ == nullptr; };
+      if (!mu_.AwaitWithTimeout(absl::Condition(&answered), kLastCall)) call_in_flight_->TryCancel();
     }
     thread_.join();
   }

@@ -122,7 +122,8 @@ TEST_F(FeedbackEdgeTest, RatingsOfSingleAnswersArePairedIntoSets) {
   const auto anna = AsRater("anna");
   v1::SubmitFeedbackRequest answers;
   answers.set_request_id("ratings");
-  for (const v1::FeedbackTask& task : Next(anna, job).tasks()) {
+  const auto next = Next(anna, job);
+  for (const v1::FeedbackTask& task : next.tasks()) {
     EXPECT_EQ(task.kind(), v1::FEEDBACK_RATING);
     v1::Answer& answer = *answers.add_answers();
     answer.set_job_id(task.job_id());

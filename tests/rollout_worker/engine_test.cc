@@ -185,7 +185,7 @@ TEST_F(EngineTest, ASequenceBeyondTheCachesMemoryIsATypedError) {
   tight.kv_cache_bytes = 20 * kBytesPerToken + 100;
   const auto engine = Make(tight);
   const absl::Status status = engine->Add(Lease(0, 1, 1.0, 40));
-  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("has room for 20 (512 bytes each)"));
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("raise --kv-cache-bytes"));
   EXPECT_TRUE(engine->idle());

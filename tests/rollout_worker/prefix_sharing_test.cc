@@ -2,6 +2,7 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <random>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -24,7 +25,8 @@ class PrefixSharingTest : public testing::Test {
  protected:
   void SetUp() override { MakeTinyModel(dir_.File("model"), 4, kContext); }
 
-  std::unique_ptr<Engine> Make(int slots, int shared_prefixes, bool deterministic = true, int64_t kv_cache_bytes = 0) {
+  std::unique_ptr<Engine> Make(int slots, int shared_prefixes, bool deterministic = true, int64_t kv_cache_bytes = 0,
+                               int prefill_tokens = 512) {
     auto model = model::LoadModel(dir_.File("model"));
     auto tokenizer = artifact::Tokenizer::Load(dir_.File("model"));
     EXPECT_TRUE(model.ok() && tokenizer.ok());
@@ -33,6 +35,7 @@ class PrefixSharingTest : public testing::Test {
     options.slots = slots;
     options.shared_prefixes = shared_prefixes;
     options.kv_cache_bytes = kv_cache_bytes;
+    options.prefill_tokens = prefill_tokens;
     return std::make_unique<Engine>(*std::move(model), *std::move(tokenizer), v1::PolicyVersion(), options);
   }
   static v1::PromptLease Prompt(int ordinal, const std::string& text, int samples = 1, int max_new = 12) {
@@ -104,6 +107,28 @@ TEST_F(PrefixSharingTest, SharingFitsIntoLittleMemory) {
   RunWaves(*tight, &b);
   ExpectEqual(a, b, 0);
   EXPECT_GT(tight->counters().prefix_hits, 0);
+}
+
+// What waits for memory, for the end of another's prompt, or for its own prompt's next part: nothing waits for ever.
+TEST_F(PrefixSharingTest, EverythingEndsInLittleMemoryAndSmallParts) {
+  std::mt19937 random(5);
+  const auto below = [&random](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+  for (int round = 0; round < 6; ++round) {
+    const auto plain = Make(16, 0), tight = Make(8, 4, true, int64_t{160 + 60 * round} * 512, 8);
+    Samples a, b;
+    for (int ordinal = 0; ordinal < 24; ++ordinal) {
+      std::string text = below(2) == 0 ? kSystem : "";
+      for (int words = below(20); words > 0; --words) absl::StrAppend(&text, below(2) == 0 ? "red " : "yes ");
+      const v1::PromptLease prompt = Prompt(ordinal, absl::StrCat(text, ordinal), 1 + below(4), 1 + below(24));
+      ASSERT_TRUE(plain->Add(prompt).ok());
+      ASSERT_TRUE(tight->Add(prompt).ok());
+      EXPECT_LE(tight->capacity(), 8);
+    }
+    RunAll(*plain, &a);
+    RunAll(*tight, &b);
+    ExpectEqual(a, b, 0);
+    EXPECT_EQ(tight->kv_cache_usage(), 0) << "what has ended gave its memory back";
+  }
 }
 
 TEST_F(PrefixSharingTest, NewWeightsShareNothingWithFormerOnes) {
