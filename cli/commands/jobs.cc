@@ -13,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "cli/commands/commands.h"
 #include "cli/follow.h"
+#include "cli/job_queries.h"
 #include "cli/kubernetes.h"
 #include "cli/memory_plan.h"
 #include "cli/output.h"
@@ -194,21 +195,10 @@ int List(const ConnectionFlags& connection, bool stages) {
   return v1::EXIT_OK;
 }
 
-absl::StatusOr<v1::Job> GetJob(const ConnectionFlags& connection, const std::shared_ptr<grpc::Channel>& channel,
-                               const std::string& id) {
-  v1::GetJobRequest request;
-  request.set_job_id(id);
-  request.set_project(connection.project);
-  v1::Job job;
-  const auto context = CallContext();
-  RLHF_RETURN_IF_ERROR(FromGrpc(v1::JobService::NewStub(channel)->GetJob(context.get(), request, &job)));
-  return job;
-}
-
 int Get(const ConnectionFlags& connection, const std::string& id) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
-  auto job = GetJob(connection, *channel, id);
+  auto job = FindJob(*v1::JobService::NewStub(*channel), connection.project, id);
   if (!job.ok()) return Fail(job.status());
   if (connection.output != "table") {
     PrintMessage(connection.output, *job);
@@ -221,7 +211,7 @@ int Get(const ConnectionFlags& connection, const std::string& id) {
 int Watch(const ConnectionFlags& connection, const std::string& id) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
-  auto job = GetJob(connection, *channel, id);
+  auto job = FindJob(*v1::JobService::NewStub(*channel), connection.project, id);
   if (!job.ok()) return Fail(job.status());
   return Follow(connection, *channel, job->id());
 }
@@ -231,7 +221,7 @@ template <typename Request, typename Response, typename Method>
 int Change(const ConnectionFlags& connection, const std::string& id, const char* done, Method method) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
-  auto job = GetJob(connection, *channel, id);
+  auto job = FindJob(*v1::JobService::NewStub(*channel), connection.project, id);
   if (!job.ok()) return Fail(job.status());
   Request request;
   request.set_job_id(job->id());
@@ -252,7 +242,7 @@ int Change(const ConnectionFlags& connection, const std::string& id, const char*
 int Why(const ConnectionFlags& connection, const std::string& id) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
-  auto job = GetJob(connection, *channel, id);
+  auto job = FindJob(*v1::JobService::NewStub(*channel), connection.project, id);
   if (!job.ok()) return Fail(job.status());
   v1::ExplainJobRequest request;
   request.set_job_id(job->id());

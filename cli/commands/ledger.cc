@@ -9,6 +9,7 @@
 #include "cli/check/evidence.h"
 #include "cli/check/ledger_check.h"
 #include "cli/commands/commands.h"
+#include "cli/job_queries.h"
 #include "cli/output.h"
 #include "common/status_util.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
@@ -20,16 +21,6 @@ struct LedgerFlags {
   std::string job, evidence;
   bool check = false;
 };
-
-absl::StatusOr<v1::Job> Get(const ConnectionFlags& connection, v1::JobService::Stub& stub, const std::string& job) {
-  v1::GetJobRequest request;
-  request.set_job_id(job);
-  request.set_project(connection.project);
-  v1::Job found;
-  const auto context = CallContext();
-  RLHF_RETURN_IF_ERROR(FromGrpc(stub.GetJob(context.get(), request, &found)));
-  return found;
-}
 
 absl::StatusOr<v1::GetLedgerResponse> GetLedger(v1::JobService::Stub& stub, const std::string& id, bool check) {
   v1::GetLedgerRequest request;
@@ -65,14 +56,14 @@ absl::StatusOr<std::vector<CheckedSample>> GetSamples(v1::JobService::Stub& stub
 absl::Status Check(const ConnectionFlags& connection, v1::JobService::Stub& stub, const std::string& job,
                    const Evidence& evidence, std::vector<std::string>* violations) {
   LedgerFacts facts;
-  RLHF_ASSIGN_OR_RETURN(facts.job, Get(connection, stub, job));
+  RLHF_ASSIGN_OR_RETURN(facts.job, FindJob(stub, connection.project, job));
   for (const std::string& child : facts.job.children())
     RLHF_RETURN_IF_ERROR(Check(connection, stub, child, evidence, violations));
   if (!facts.job.children().empty()) return absl::OkStatus();
   RLHF_ASSIGN_OR_RETURN(const v1::GetLedgerResponse ledger, GetLedger(stub, facts.job.id(), true));
   facts.steps.assign(ledger.steps().begin(), ledger.steps().end());
   RLHF_ASSIGN_OR_RETURN(facts.samples, GetSamples(stub, facts.job.id()));
-  RLHF_ASSIGN_OR_RETURN(const v1::Job after, Get(connection, stub, facts.job.id()));
+  RLHF_ASSIGN_OR_RETURN(const v1::Job after, FindJob(stub, connection.project, facts.job.id()));
   facts.step_after = after.step();
   for (const auto& found : {CheckLedger(facts), CheckEvidence(facts, evidence)})
     violations->insert(violations->end(), found.begin(), found.end());
@@ -94,7 +85,7 @@ int Ledger(const ConnectionFlags& connection, const LedgerFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   const auto stub = v1::JobService::NewStub(*channel);
-  const auto job = Get(connection, *stub, flags.job);
+  const auto job = FindJob(*stub, connection.project, flags.job);
   if (!job.ok()) return Fail(job.status());
   const bool check = flags.check || !flags.evidence.empty();
   auto response = GetLedger(*stub, job->id(), check);

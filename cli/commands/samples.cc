@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cli/commands/commands.h"
+#include "cli/job_queries.h"
 #include "cli/output.h"
 #include "common/spec_loader.h"
 #include "common/status_util.h"
@@ -20,25 +21,14 @@ struct SampleFlags {
   int limit = 20;
 };
 
-absl::StatusOr<std::string> ResolveJob(const ConnectionFlags& connection, v1::JobService::Stub& stub,
-                                       const std::string& name) {
-  v1::GetJobRequest request;
-  request.set_job_id(name);
-  request.set_project(connection.project);
-  v1::Job job;
-  const auto context = CallContext();
-  RLHF_RETURN_IF_ERROR(FromGrpc(stub.GetJob(context.get(), request, &job)));
-  return job.id();
-}
-
 int Samples(const ConnectionFlags& connection, const SampleFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   const auto stub = v1::JobService::NewStub(*channel);
-  auto id = ResolveJob(connection, *stub, flags.job);
-  if (!id.ok()) return Fail(id.status());
+  const auto job = FindJob(*stub, connection.project, flags.job);
+  if (!job.ok()) return Fail(job.status());
   v1::ListSamplesRequest request;
-  request.set_job_id(*id);
+  request.set_job_id(job->id());
   if (flags.step >= 0) request.set_step(flags.step);
   int left = flags.limit;
   Table table({"SAMPLE", "STATE", "SCORE", "PROMPT", "RESPONSE"});

@@ -9,6 +9,7 @@
 #include "artifact/model_config.h"
 #include "cli/command_tree.h"
 #include "cli/commands/commands.h"
+#include "cli/job_queries.h"
 #include "cli/memory_plan.h"
 #include "cli/output.h"
 #include "common/process.h"
@@ -63,12 +64,7 @@ void PrintLine(const ConnectionFlags& connection, const v1::LogLine& line) {
 absl::StatusOr<std::string> JobId(const ConnectionFlags& connection, const std::shared_ptr<grpc::Channel>& channel,
                                   const std::string& name) {
   if (name.empty()) return name;
-  v1::GetJobRequest request;
-  request.set_job_id(name);
-  request.set_project(connection.project);
-  v1::Job job;
-  const auto context = CallContext();
-  RLHF_RETURN_IF_ERROR(FromGrpc(v1::JobService::NewStub(channel)->GetJob(context.get(), request, &job)));
+  RLHF_ASSIGN_OR_RETURN(const v1::Job job, FindJob(*v1::JobService::NewStub(channel), connection.project, name));
   return job.id();
 }
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cli/commands/commands.h"
+#include "cli/job_queries.h"
 #include "cli/report/timeline.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
@@ -14,42 +15,15 @@
 namespace rlhf::cli {
 namespace {
 
-absl::StatusOr<v1::Job> JobOf(v1::JobService::Stub& stub, const std::string& project, const std::string& name) {
-  v1::GetJobRequest request;
-  request.set_job_id(name);
-  request.set_project(project);
-  v1::Job job;
-  const auto context = CallContext();
-  RLHF_RETURN_IF_ERROR(FromGrpc(stub.GetJob(context.get(), request, &job)));
-  return job;
-}
-
 absl::StatusOr<TimelineJob> Gather(v1::JobService::Stub& stub, v1::Job job) {
   TimelineJob found;
-  v1::ListMetricsRequest metrics;
-  metrics.set_job_id(job.id());
-  metrics.mutable_page()->set_page_size(1000);
-  do {
-    v1::ListMetricsResponse response;
-    const auto context = CallContext();
-    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListMetrics(context.get(), metrics, &response)));
-    found.points.insert(found.points.end(), response.points().begin(), response.points().end());
-    metrics.mutable_page()->set_page_token(response.next_page_token());
-  } while (!metrics.page().page_token().empty());
-  v1::ListSamplesRequest samples;
-  samples.set_job_id(job.id());
-  samples.mutable_page()->set_page_size(500);
-  do {
-    v1::ListSamplesResponse response;
-    const auto context = CallContext(absl::Seconds(60));
-    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListSamples(context.get(), samples, &response)));
-    for (v1::SampleView& view : *response.mutable_samples()) {
-      // Of two attempts the row names the newest one's worker, the sample that whose result was taken.
-      if (!view.sample().worker_id().empty()) view.mutable_row()->set_worker_id(view.sample().worker_id());
-      found.rows.push_back(std::move(*view.mutable_row()));
-    }
-    samples.mutable_page()->set_page_token(response.next_page_token());
-  } while (!samples.page().page_token().empty());
+  RLHF_ASSIGN_OR_RETURN(found.points, AllMetrics(stub, job.id()));
+  RLHF_RETURN_IF_ERROR(EachSample(stub, job.id(), [&found](v1::SampleView view) {
+    // Of two attempts the row names the newest one's worker, the sample that whose result was taken.
+    if (!view.sample().worker_id().empty()) view.mutable_row()->set_worker_id(view.sample().worker_id());
+    found.rows.push_back(std::move(*view.mutable_row()));
+    return true;
+  }));
   found.job = std::move(job);
   return found;
 }
@@ -57,13 +31,13 @@ absl::StatusOr<TimelineJob> Gather(v1::JobService::Stub& stub, v1::Job job) {
 absl::StatusOr<std::vector<TimelineJob>> GatherAll(const ConnectionFlags& connection, const std::string& id) {
   RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, Connect(connection));
   const auto stub = v1::JobService::NewStub(channel);
-  RLHF_ASSIGN_OR_RETURN(const v1::Job job, JobOf(*stub, connection.project, id));
+  RLHF_ASSIGN_OR_RETURN(const v1::Job job, FindJob(*stub, connection.project, id));
   std::vector<TimelineJob> jobs;
   if (job.children().empty()) {
     RLHF_ASSIGN_OR_RETURN(jobs.emplace_back(), Gather(*stub, job));
   }
   for (const std::string& child : job.children()) {
-    RLHF_ASSIGN_OR_RETURN(v1::Job stage, JobOf(*stub, connection.project, child));
+    RLHF_ASSIGN_OR_RETURN(v1::Job stage, FindJob(*stub, connection.project, child));
     RLHF_ASSIGN_OR_RETURN(jobs.emplace_back(), Gather(*stub, std::move(stage)));
   }
   return jobs;

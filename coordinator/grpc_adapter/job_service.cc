@@ -92,7 +92,9 @@ class JobService final : public v1::JobService::CallbackService {
   grpc::ServerUnaryReactor* ListSamples(grpc::CallbackServerContext* context, const v1::ListSamplesRequest* request,
                                         v1::ListSamplesResponse* response) override {
     return OnLoop(edge_, context, request, response,
-                  Directly([this](const Caller& caller, v1::ListSamplesRequest& r) { return Samples(caller, r); }));
+                  [this](const Caller& caller, v1::ListSamplesRequest& r, Done<v1::ListSamplesResponse> done) {
+                    Samples(caller, r, std::move(done));
+                  });
   }
   grpc::ServerUnaryReactor* ListMetrics(grpc::CallbackServerContext* context, const v1::ListMetricsRequest* request,
                                         v1::ListMetricsResponse* response) override {
@@ -174,24 +176,36 @@ class JobService final : public v1::JobService::CallbackService {
     });
   }
 
-  absl::StatusOr<v1::ListSamplesResponse> Samples(const Caller& caller, const v1::ListSamplesRequest& r) const {
-    RLHF_ASSIGN_OR_RETURN(const int page_size, PageSize(r.page()));
-    RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/ListSamples"));
-    if (!job.children().empty()) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "a pipeline has no samples of its own; ask for one of its stages: ", absl::StrJoin(job.children(), ", ")));
+  void Samples(const Caller& caller, const v1::ListSamplesRequest& r, Done<v1::ListSamplesResponse> done) const {
+    const absl::StatusOr<int> page_size = PageSize(r.page());
+    if (!page_size.ok()) return done(page_size.status());
+    const absl::StatusOr<v1::Job> job = edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/ListSamples");
+    if (!job.ok()) return done(job.status());
+    if (!job->children().empty()) {
+      return done(absl::FailedPreconditionError(absl::StrCat(
+          "a pipeline has no samples of its own; ask for one of its stages: ", absl::StrJoin(job->children(), ", "))));
     }
     std::string after;
-    if (!absl::WebSafeBase64Unescape(r.page().page_token(), &after)) {
-      return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
-    }
+    if (!absl::WebSafeBase64Unescape(r.page().page_token(), &after))
+      return done(absl::InvalidArgumentError("page_token: expected the one of the previous answer"));
+    // Hundreds of payloads: read beside the loop.
+    edge_.background->Run([this, r, job_id = job->id(), page_size = *page_size, after = std::move(after),
+                           done = std::move(done)]() mutable {
+      absl::StatusOr<v1::ListSamplesResponse> response = ReadSamples(r, job_id, page_size, std::move(after));
+      edge_.loop->Post(
+          [response = std::move(response), done = std::move(done)]() mutable { done(std::move(response)); });
+    });
+  }
+  // Any thread.
+  absl::StatusOr<v1::ListSamplesResponse> ReadSamples(const v1::ListSamplesRequest& r, const std::string& job_id,
+                                                      int page_size, std::string after) const {
     v1::ListSamplesResponse response;
     int looked_at = 0;
     do {
       std::string next;
       const int limit = page_size - response.samples_size();
       RLHF_ASSIGN_OR_RETURN(std::vector<v1::SampleView> views,
-                            edge_.sampling->List(job.id(), r.has_step() ? r.step() : -1, after, limit, &next));
+                            edge_.sampling->List(job_id, r.has_step() ? r.step() : -1, after, limit, &next));
       looked_at += static_cast<int>(views.size());
       for (v1::SampleView& view : views) {
         if (r.category().empty() || view.sample().prompt().category() == r.category())

@@ -1,0 +1,52 @@
+#include "cli/job_queries.h"
+
+#include <utility>
+
+#include "cli/connection.h"
+#include "common/status_util.h"
+
+namespace rlhf::cli {
+
+absl::StatusOr<v1::Job> FindJob(v1::JobService::Stub& stub, const std::string& project, const std::string& name) {
+  v1::GetJobRequest request;
+  request.set_job_id(name);
+  request.set_project(project);
+  v1::Job job;
+  const auto context = CallContext();
+  RLHF_RETURN_IF_ERROR(FromGrpc(stub.GetJob(context.get(), request, &job)));
+  return job;
+}
+
+absl::StatusOr<std::vector<v1::MetricPoint>> AllMetrics(v1::JobService::Stub& stub, const std::string& job_id) {
+  std::vector<v1::MetricPoint> points;
+  v1::ListMetricsRequest request;
+  request.set_job_id(job_id);
+  request.mutable_page()->set_page_size(1000);
+  do {
+    v1::ListMetricsResponse response;
+    const auto context = CallContext();
+    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListMetrics(context.get(), request, &response)));
+    points.insert(points.end(), response.points().begin(), response.points().end());
+    request.mutable_page()->set_page_token(response.next_page_token());
+  } while (!request.page().page_token().empty());
+  return points;
+}
+
+absl::Status EachSample(v1::JobService::Stub& stub, const std::string& job_id,
+                        absl::FunctionRef<bool(v1::SampleView)> take) {
+  v1::ListSamplesRequest request;
+  request.set_job_id(job_id);
+  request.mutable_page()->set_page_size(500);
+  do {
+    v1::ListSamplesResponse response;
+    const auto context = CallContext(absl::Seconds(60));
+    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListSamples(context.get(), request, &response)));
+    for (v1::SampleView& view : *response.mutable_samples()) {
+      if (!take(std::move(view))) return absl::OkStatus();
+    }
+    request.mutable_page()->set_page_token(response.next_page_token());
+  } while (!request.page().page_token().empty());
+  return absl::OkStatus();
+}
+
+}  // namespace rlhf::cli
