@@ -204,8 +204,9 @@ class AlertsTest(unittest.TestCase):
         self.quiet("StoreSlow")
 
         def stall():
+            # So short a time between two stops that more than one commit in a hundred is caught by one.
             self.stopped_while(["coordinator"], lambda: time.sleep(0.8))
-            time.sleep(0.3)
+            time.sleep(0.05)
 
         self.fires("StoreSlow", 90, stall)
         self.clears("StoreSlow")
