@@ -224,8 +224,7 @@ int Change(const ConnectionFlags& connection, const std::string& id, const char*
   auto job = FindJob(*v1::JobService::NewStub(*channel), connection.project, id);
   if (!job.ok()) return Fail(job.status());
   Request request;
-  request.set_job_id(job->id());
-  request.set_etag(job->etag());
+  request.set_job_id(job->id());  // whatever it has come to by now: a running job's etag changes with every step
   Response response;
   const auto context = CallContext();
   const auto stub = v1::JobService::NewStub(*channel);
