@@ -312,6 +312,9 @@ absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int6
 
 absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, int64_t step) {
   RLHF_FAILPOINT("learner/checkpoint");
+  // The steps that it holds first: a job that pauses leaves with the checkpoint, and what is not reported by then is
+  // not.
+  RLHF_RETURN_IF_ERROR(FlushProgress(group, step, /*force=*/true));
   const absl::Time start = absl::Now();
   const absl::StatusOr<std::string> digest =
       PublishFolder(group, absl::StrCat("checkpoint-", step), "checkpoint",
