@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "rollout_worker/engine.h"
+#include "tests/rollout_worker/engine_runs.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
 
@@ -16,8 +17,6 @@ namespace {
 
 class PrefillTest : public testing::Test {
  protected:
-  using Samples = std::map<std::pair<int, int>, v1::Sample>;
-
   void SetUp() override { MakeTinyModel(dir_.File("model"), 4, 256); }
 
   std::unique_ptr<Engine> Make(int prefill_tokens, bool deterministic = true) {
@@ -35,27 +34,7 @@ class PrefillTest : public testing::Test {
   static v1::PromptLease Prompt(int ordinal, int words, int samples = 1, int max_new = 12) {
     std::string text = absl::StrCat(ordinal, ":");
     for (int i = 0; i < words; ++i) absl::StrAppend(&text, " no", (ordinal + i) % 7);
-    v1::PromptLease lease;
-    lease.set_job_id("job");
-    lease.set_step(1);
-    lease.set_ordinal(ordinal);
-    lease.set_seed(3);
-    lease.mutable_prompt()->set_text(text);
-    lease.mutable_sampling()->set_temperature(1);
-    lease.mutable_sampling()->set_max_new_tokens(max_new);
-    for (int i = 0; i < samples; ++i) {
-      lease.add_samples()->set_index(i);
-      lease.mutable_samples(i)->set_attempt(1);
-    }
-    return lease;
-  }
-  static void RunAll(Engine& engine, Samples* out) {
-    for (int guard = 0; !engine.idle() && guard < 10'000; ++guard) {
-      auto finished = engine.Step();
-      ASSERT_TRUE(finished.ok()) << finished.status();
-      for (v1::Sample& sample : *finished) (*out)[{sample.id().ordinal(), sample.id().index()}] = std::move(sample);
-    }
-    ASSERT_TRUE(engine.idle());
+    return LeaseOf(text, ordinal, samples, max_new);
   }
   ScratchDir dir_;
 };

@@ -10,13 +10,12 @@
 #include "absl/strings/str_cat.h"
 #include "rollout_worker/engine.h"
 #include "rollout_worker/prefix_cache.h"
+#include "tests/rollout_worker/engine_runs.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
 
 namespace rlhf::rollout {
 namespace {
-
-using Samples = std::map<std::pair<int, int>, v1::Sample>;
 
 constexpr int kContext = 256;
 constexpr char kSystem[] = "the cat sat on the mat and the dog sat on the log, yes or no, red green or blue: ";
@@ -39,27 +38,7 @@ class PrefixSharingTest : public testing::Test {
     return std::make_unique<Engine>(*std::move(model), *std::move(tokenizer), v1::PolicyVersion(), options);
   }
   static v1::PromptLease Prompt(int ordinal, const std::string& text, int samples = 1, int max_new = 12) {
-    v1::PromptLease lease;
-    lease.set_job_id("job");
-    lease.set_step(1);
-    lease.set_ordinal(ordinal);
-    lease.set_seed(3);
-    lease.mutable_prompt()->set_text(text);
-    lease.mutable_sampling()->set_temperature(1);
-    lease.mutable_sampling()->set_max_new_tokens(max_new);
-    for (int i = 0; i < samples; ++i) {
-      lease.add_samples()->set_index(i);
-      lease.mutable_samples(i)->set_attempt(1);
-    }
-    return lease;
-  }
-  static void RunAll(Engine& engine, Samples* out) {
-    for (int guard = 0; !engine.idle() && guard < 10'000; ++guard) {
-      auto finished = engine.Step();
-      ASSERT_TRUE(finished.ok()) << finished.status();
-      for (v1::Sample& sample : *finished) (*out)[{sample.id().ordinal(), sample.id().index()}] = std::move(sample);
-    }
-    ASSERT_TRUE(engine.idle());
+    return LeaseOf(text, ordinal, samples, max_new);
   }
   // Three waves of prompts, each wave at once: two system prompts, and one that has nothing in common with them.
   static void RunWaves(Engine& engine, Samples* out) {
