@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -102,8 +103,7 @@ class AlertsTest(unittest.TestCase):
 
     @classmethod
     def environment(cls):
-        cls.failpoints = pathlib.Path(f"/tmp/rlhf-alerts-failpoints-{os.getpid()}")
-        cls.failpoints.mkdir(exist_ok=True)
+        cls.failpoints = pathlib.Path(tempfile.mkdtemp(prefix="rlhf-alerts-"))
         return {"RLHF_FAILPOINTS_DIR": str(cls.failpoints)}
 
     @classmethod
