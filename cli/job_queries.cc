@@ -32,10 +32,20 @@ absl::StatusOr<std::vector<v1::MetricPoint>> AllMetrics(v1::JobService::Stub& st
   return points;
 }
 
+absl::StatusOr<std::vector<v1::Job>> StagesOf(v1::JobService::Stub& stub, const v1::Job& job) {
+  if (job.children().empty()) return std::vector<v1::Job>{job};
+  std::vector<v1::Job> stages;
+  for (const std::string& child : job.children()) {
+    RLHF_ASSIGN_OR_RETURN(stages.emplace_back(), FindJob(stub, job.spec().project(), child));
+  }
+  return stages;
+}
+
 absl::Status EachSample(v1::JobService::Stub& stub, const std::string& job_id,
-                        absl::FunctionRef<bool(v1::SampleView)> take) {
+                        absl::FunctionRef<bool(v1::SampleView)> take, std::optional<int64_t> step) {
   v1::ListSamplesRequest request;
   request.set_job_id(job_id);
+  if (step.has_value()) request.set_step(*step);
   request.mutable_page()->set_page_size(500);
   do {
     v1::ListSamplesResponse response;

@@ -9,6 +9,7 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "common/utf8_cut.h"
 
 namespace rlhf {
 namespace {
@@ -58,7 +59,7 @@ std::string ForHeaders(absl::string_view message) {
     if (encoded > kHeaderBudget) break;
   }
   if (end == message.size()) return std::string(message);
-  while (end > 0 && (static_cast<unsigned char>(message[end]) & 0xc0) == 0x80) --end;  // not inside a character
+  end = Utf8Cut(message, end);
   return absl::StrCat(message.substr(0, end), "… (", message.size() - end, " bytes more)");
 }
 

@@ -4,20 +4,13 @@
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
-#include "coordinator/timestamps.h"
+#include "common/log_line.h"
+#include "common/utf8_cut.h"
 
 namespace rlhf::coordinator {
 namespace {
 
 constexpr const char* kLevels[] = {"debug", "info", "warn", "error"};
-
-// Where a text may be cut without cutting a UTF-8 character.
-size_t CutAt(const std::string& text, size_t longest) {
-  if (text.size() <= longest) return text.size();
-  size_t at = longest;
-  while (at > 0 && (static_cast<unsigned char>(text[at]) & 0xc0) == 0x80) --at;
-  return at;
-}
 
 }  // namespace
 
@@ -59,11 +52,11 @@ void Logs::Append(const std::string& instance_id, const std::string& role, const
     line->set_role(role);
     line->set_instance_id(instance_id);
     line->set_job_id(given.job_id().substr(0, 128));
-    line->set_message(given.message().substr(0, CutAt(given.message(), limits_.message_bytes)));
+    line->set_message(given.message().substr(0, Utf8Cut(given.message(), limits_.message_bytes)));
     for (const auto& [key, value] : given.fields()) {
       if (static_cast<size_t>(line->fields_size()) >= limits_.fields) break;
       if (key.size() > 64) continue;
-      (*line->mutable_fields())[key] = value.substr(0, CutAt(value, 256));
+      (*line->mutable_fields())[key] = value.substr(0, Utf8Cut(value, 256));
     }
     const Entry entry{++last_sequence_, std::move(line)};
     Push(&all_, entry);
@@ -114,16 +107,7 @@ void OwnLines::Take(const LogRecord& record) {
       waiting_->lines.mutable_lines()->DeleteSubrange(0, 1);
       ++waiting_->dropped;
     }
-    v1::LogLine* line = waiting_->lines.add_lines();
-    *line->mutable_at() = ToTimestamp(record.at);
-    line->set_level(record.level);
-    line->set_job_id(record.context.job_id);
-    line->set_message(record.message);
-    if (record.context.step >= 0) (*line->mutable_fields())["step"] = absl::StrCat(record.context.step);
-    if (!record.context.sample.empty()) (*line->mutable_fields())["sample"] = record.context.sample;
-    if (record.context.group_epoch >= 0)
-      (*line->mutable_fields())["group_epoch"] = absl::StrCat(record.context.group_epoch);
-    if (!record.context.trace_id.empty()) (*line->mutable_fields())["trace_id"] = record.context.trace_id;
+    *waiting_->lines.add_lines() = LogLineOf(record);
     if (waiting_->posted) return;
     waiting_->posted = true;
   }

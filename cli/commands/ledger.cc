@@ -35,20 +35,12 @@ absl::StatusOr<v1::GetLedgerResponse> GetLedger(v1::JobService::Stub& stub, cons
 absl::StatusOr<std::vector<CheckedSample>> GetSamples(v1::JobService::Stub& stub, const std::string& id) {
   std::vector<CheckedSample> samples;
   std::set<std::tuple<int64_t, int, int>> seen;
-  v1::ListSamplesRequest request;
-  request.set_job_id(id);
-  request.mutable_page()->set_page_size(500);
-  do {
-    v1::ListSamplesResponse response;
-    const auto context = CallContext(absl::Minutes(1));
-    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListSamples(context.get(), request, &response)));
-    for (const v1::SampleView& view : response.samples()) {
-      const v1::SampleId& sample = view.row().id();
-      const bool first = seen.emplace(sample.step(), sample.ordinal(), sample.index()).second;
-      samples.push_back(CheckedSampleOf(view, !first));
-    }
-    request.mutable_page()->set_page_token(response.next_page_token());
-  } while (!request.page().page_token().empty());
+  RLHF_RETURN_IF_ERROR(EachSample(stub, id, [&](const v1::SampleView& view) {
+    const v1::SampleId& sample = view.row().id();
+    const bool first = seen.emplace(sample.step(), sample.ordinal(), sample.index()).second;
+    samples.push_back(CheckedSampleOf(view, !first));
+    return true;
+  }));
   return samples;
 }
 

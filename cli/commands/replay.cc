@@ -9,9 +9,11 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "cli/commands/commands.h"
+#include "cli/job_queries.h"
 #include "client/cpp/artifact_cache.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
@@ -27,20 +29,12 @@ struct ReplayFlags {
 };
 
 absl::Status ExportBatch(v1::JobService::Stub& stub, const std::string& job_id, int64_t step, const std::string& file) {
-  v1::ListSamplesRequest request;
-  request.set_job_id(job_id);
-  request.set_step(step);
-  request.mutable_page()->set_page_size(500);
   v1::BatchChunk batch;
-  do {
-    v1::ListSamplesResponse response;
-    const auto context = CallContext(absl::Minutes(1));
-    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListSamples(context.get(), request, &response)));
-    for (v1::SampleView& view : *response.mutable_samples()) {
-      if (view.row().state() == v1::TRAINED) *batch.add_samples() = std::move(*view.mutable_sample());
-    }
-    request.mutable_page()->set_page_token(response.next_page_token());
-  } while (!request.page().page_token().empty());
+  const auto add = [&batch](v1::SampleView view) {
+    if (view.row().state() == v1::TRAINED) *batch.add_samples() = std::move(*view.mutable_sample());
+    return true;
+  };
+  RLHF_RETURN_IF_ERROR(EachSample(stub, job_id, add, step));
   batch.set_total_samples(batch.samples_size());
   batch.set_last(true);
   return WriteFileDurably(file, batch.SerializeAsString());
@@ -49,11 +43,7 @@ absl::Status ExportBatch(v1::JobService::Stub& stub, const std::string& job_id, 
 absl::Status Export(const ConnectionFlags& connection, const ReplayFlags& flags) {
   RLHF_ASSIGN_OR_RETURN(const auto channel, Connect(connection));
   const auto stub = v1::JobService::NewStub(channel);
-  v1::GetJobRequest request;
-  request.set_job_id(flags.job);
-  request.set_project(connection.project);
-  v1::Job job;
-  RLHF_RETURN_IF_ERROR(FromGrpc(stub->GetJob(CallContext().get(), request, &job)));
+  RLHF_ASSIGN_OR_RETURN(const v1::Job job, FindJob(*stub, connection.project, flags.job));
   if (!job.spec().has_ppo())
     return absl::InvalidArgumentError(absl::StrCat(job.id(), ": expected a PPO job (only its batches are recorded)"));
   RLHF_RETURN_IF_ERROR(MakeDirs(flags.out + "/batches"));

@@ -34,14 +34,9 @@ absl::StatusOr<ReportData> GatherAll(const ConnectionFlags& connection, const st
   const auto stub = v1::JobService::NewStub(channel);
   ReportData data;
   RLHF_ASSIGN_OR_RETURN(data.job, FindJob(*stub, connection.project, id));
-  if (data.job.children().empty()) {
-    RLHF_ASSIGN_OR_RETURN(ReportStage stage, Gather(*stub, data.job));
-    data.stages.push_back(std::move(stage));
-  }
-  for (const std::string& child : data.job.children()) {
-    RLHF_ASSIGN_OR_RETURN(const v1::Job job, FindJob(*stub, connection.project, child));
-    RLHF_ASSIGN_OR_RETURN(ReportStage stage, Gather(*stub, job));
-    data.stages.push_back(std::move(stage));
+  RLHF_ASSIGN_OR_RETURN(const std::vector<v1::Job> stages, StagesOf(*stub, data.job));
+  for (const v1::Job& stage : stages) {
+    RLHF_ASSIGN_OR_RETURN(data.stages.emplace_back(), Gather(*stub, stage));
   }
   return data;
 }

@@ -32,12 +32,9 @@ absl::StatusOr<std::vector<TimelineJob>> GatherAll(const ConnectionFlags& connec
   RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, Connect(connection));
   const auto stub = v1::JobService::NewStub(channel);
   RLHF_ASSIGN_OR_RETURN(const v1::Job job, FindJob(*stub, connection.project, id));
+  RLHF_ASSIGN_OR_RETURN(std::vector<v1::Job> stages, StagesOf(*stub, job));
   std::vector<TimelineJob> jobs;
-  if (job.children().empty()) {
-    RLHF_ASSIGN_OR_RETURN(jobs.emplace_back(), Gather(*stub, job));
-  }
-  for (const std::string& child : job.children()) {
-    RLHF_ASSIGN_OR_RETURN(v1::Job stage, FindJob(*stub, connection.project, child));
+  for (v1::Job& stage : stages) {
     RLHF_ASSIGN_OR_RETURN(jobs.emplace_back(), Gather(*stub, std::move(stage)));
   }
   return jobs;

@@ -13,7 +13,9 @@
 #include "absl/synchronization/mutex.h"
 #include "client/cpp/channel.h"
 #include "common/log.h"
+#include "common/log_line.h"
 #include "common/status_util.h"
+#include "common/utf8_cut.h"
 #include "google/protobuf/util/time_util.h"
 #include "rlhf/v1/log_service.grpc.pb.h"
 
@@ -26,20 +28,8 @@ constexpr absl::Duration kLastCall = absl::Seconds(1);
 constexpr size_t kJobsCounted = 64;  // dropped lines of more jobs are counted together
 
 v1::LogLine LineOf(const LogRecord& record, size_t longest) {
-  v1::LogLine line;
-  *line.mutable_at() = TimeUtil::NanosecondsToTimestamp(absl::ToUnixNanos(record.at));
-  line.set_level(record.level);
-  line.set_job_id(record.context.job_id);
-  size_t size = std::min(record.message.size(), longest);
-  // A cut never falls into a UTF-8 character.
-  if (size < record.message.size())
-    while (size > 0 && (static_cast<unsigned char>(record.message[size]) & 0xc0) == 0x80) --size;
-  line.set_message(record.message.substr(0, size));
-  auto& fields = *line.mutable_fields();
-  if (record.context.step >= 0) fields["step"] = absl::StrCat(record.context.step);
-  if (!record.context.sample.empty()) fields["sample"] = record.context.sample;
-  if (record.context.group_epoch >= 0) fields["group_epoch"] = absl::StrCat(record.context.group_epoch);
-  if (!record.context.trace_id.empty()) fields["trace_id"] = record.context.trace_id;
+  v1::LogLine line = LogLineOf(record);
+  line.mutable_message()->resize(Utf8Cut(line.message(), longest));
   return line;
 }
 
