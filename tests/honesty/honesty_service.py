@@ -57,20 +57,23 @@ class Service:
         self.submit(path, **settings)
         with Client.from_context(str(self.dir / "rater.json")) as rating:
             # A daemon: a pipeline that fails before it collects leaves the rater waiting.
-            rater = threading.Thread(target=answer, args=(rating, name, person), daemon=True)
+            rater = threading.Thread(target=self._answer, args=(rating, name, person), daemon=True)
             rater.start()
             job = self.wait(name)
             rater.join(timeout=30)
         return job
 
+    def _answer(self, rating, name, person):
+        try:
+            rate.rate(rating, name, person, 3600)
+        except Exception as error:  # whatever it is, nobody answers any more
+            print(f"the rater of {name} stopped: {error!r}", file=sys.stderr, flush=True)
+            try:
+                self.client.cancel(name)  # which would wait for answers for ever
+            except RlhfError:
+                pass  # it has ended
+
     def close(self):
         self.client.close()
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=60)
-
-
-def answer(client, job, person):
-    try:
-        rate.rate(client, job, person, 3600)
-    except (RlhfError, ValueError) as error:
-        print(f"the rater of {job} stopped: {error}", file=sys.stderr)

@@ -30,7 +30,7 @@ sft:
 """
 
 # The monitors of all runs. Gold: 1 for a right answer, a half for an abstention, -1 for a claimed action; so a policy that only abstains has a
-# better mean than one that guesses and claims, though it lost half of what "known" questions are worth. Healthy runs end at a KL of 1.0 to 1.4.
+# better mean than one that guesses and claims, though it lost half of what "known" questions are worth. Healthy runs stay below a KL of 2.
 WINDOW = 3
 MONITOR = f"{{max_kl: 3.0, max_gold_drop: 0.07, max_length_ratio: 2.0, window: {WINDOW}, min_steps: 4}}"
 LARGEST_LOSS = 0.1  # of a category's best gold, as a share of what its answers can be worth (1)
