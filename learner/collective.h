@@ -41,6 +41,10 @@ class Collective {
 
 std::unique_ptr<Collective> MakeSingleRank();
 
+// At a process's start, before it has threads: c10d's NCCL watchdog neither ends the process nor aborts a group by its own
+// timeouts (GroupOptions::timeout does). What an operator has set in the environment stays.
+void LeaveTimeoutsToUs();
+
 struct GroupOptions {
   int rank = 0, world_size = 1;
   std::string prefix;      // "<job>/<epoch>/": keys of different epochs never meet

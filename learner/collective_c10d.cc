@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -25,6 +26,9 @@ namespace rlhf::learner {
 namespace {
 
 constexpr std::chrono::milliseconds kSlice{100};  // how soon an abort is noticed
+constexpr absl::Duration kNcclPoll = absl::Milliseconds(1);
+// The watchdog's own, which must never come before ours: ours ends a group and leaves the process alive.
+[[maybe_unused]] constexpr std::chrono::hours kWatchdogTimeout{24};
 
 absl::Status Broken(absl::string_view what, const char* why) {
   return absl::UnavailableError(absl::StrCat("collective: ", what, ": ", why));
@@ -105,6 +109,7 @@ class C10dCollective final : public Collective {
 
   absl::Status WaitFor(const c10::intrusive_ptr<c10d::Work>& work, absl::string_view what) {
     const absl::Time deadline = absl::Now() + options_.timeout;
+    if (options_.nccl) return WaitForNccl(work, what, deadline);
     while (true) {
       // Gloo cannot abort: a slice that passes throws too, and is told from a failure by the work's own state.
       const absl::Status status = Try(what, [&] { work->wait(kSlice); });
@@ -116,6 +121,25 @@ class C10dCollective final : public Collective {
         return Broken(
             what,
             absl::StrCat("no answer from the other ranks within ", absl::FormatDuration(options_.timeout)).c_str());
+    }
+  }
+
+  // NCCL's wait with a timeout aborts the communicators when it passes, so a slice of it would end the group at the
+  // first slow rank: asks instead, until our own deadline.
+  absl::Status WaitForNccl(const c10::intrusive_ptr<c10d::Work>& work, absl::string_view what, absl::Time deadline) {
+    bool completed = false;
+    while (true) {
+      const absl::Status asked = Try(what, [&] { completed = work->isCompleted(); });
+      if (!asked.ok()) return asked;
+      if (completed) return Try(what, [&] { work->wait(); });  // an error of its own, and the stream's order
+      if (aborted_) return Broken(what, "the group was given up");
+      if (absl::Now() > deadline) {
+        Abort();  // a kernel that waits for a dead rank would hold the device for ever
+        return Broken(
+            what,
+            absl::StrCat("no answer from the other ranks within ", absl::FormatDuration(options_.timeout)).c_str());
+      }
+      absl::SleepFor(kNcclPoll);
     }
   }
 
@@ -162,6 +186,12 @@ absl::StatusOr<std::pair<int, int>> ListenOn(const std::string& address) {
 
 }  // namespace
 
+void LeaveTimeoutsToUs() {
+  for (const char* name :
+       {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING", "TORCH_NCCL_DUMP_ON_TIMEOUT"})
+    ::setenv(name, "0", /*overwrite=*/0);
+}
+
 absl::StatusOr<std::unique_ptr<Rendezvous>> Rendezvous::Host(const std::string& interface_address,
                                                              absl::Duration timeout) {
   absl::StatusOr<std::pair<int, int>> listening = ListenOn(interface_address);
@@ -191,7 +221,7 @@ absl::StatusOr<std::unique_ptr<Collective>> ConnectGroup(const GroupOptions& opt
     if (options.nccl) {
 #ifdef USE_C10D_NCCL
       auto nccl = c10d::ProcessGroupNCCL::Options::create();
-      nccl->timeout = Millis(options.timeout);
+      nccl->timeout = kWatchdogTimeout;
       backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(store, options.rank, options.world_size, nccl);
 #else
       throw std::runtime_error("this build has no NCCL: build the preset cuda");

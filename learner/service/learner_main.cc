@@ -245,6 +245,7 @@ int Run(const Flags& flags) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  rlhf::learner::LeaveTimeoutsToUs();
   rlhf::BeginProcess();
   Flags flags;
   CLI::App app{"One learner rank: trains, and serves committed weights to rollout workers."};
