@@ -91,6 +91,7 @@ struct ActiveJob {
   }
   std::set<SampleKey> scoring;                      // at a reward server now
   int score_requests = 0;                           // that hold them
+  Patience worker_patience, scorer_patience;        // with which it competes for them
   std::map<SampleKey, absl::Duration> score_after;  // backing off after a failed scoring
   std::map<SampleKey, int> score_tries;             // in vain, while what scoring needs was away
   int score_batch_halvings = 0;                     // after requests that took too long

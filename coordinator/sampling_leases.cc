@@ -112,23 +112,30 @@ size_t SamplingImpl::HeldBy(const std::string& session_id) const {
 }
 
 ActiveJob* SamplingImpl::PickJob(const Session& session) {
+  const absl::Duration now = loop_->clock().Now();
   std::vector<Claim> claims;
   std::vector<ActiveJob*> jobs;
   int current = -1;
   const auto last = last_job_.find(session.session_id);
+  ActiveJob* holds = nullptr;
   for (const auto& [id, job] : jobs_) {
-    const bool holds = job->leases.HeldBy(session.session_id) + job->slow.HeldBy(session.session_id) > 0;
+    const bool leased = job->leases.HeldBy(session.session_id) > 0;
+    if (leased || job->slow.HeldBy(session.session_id) > 0) holds = job.get();
     const bool wants = Leasable(*job);
-    // A worker is moved only between leases: while it has some of a job, it gets more of that one or nothing.
-    if (holds) return wants ? job.get() : nullptr;
+    const int points = job->worker_patience.Points(now, wants);
     if (!wants && job->leases.empty()) continue;
-    if (last != last_job_.end() && id == last->second) current = static_cast<int>(claims.size());
-    claims.push_back(
-        {job->plan.priority, job->plan.project, job->plan.submitter, static_cast<int>(job->leases.workers()), wants});
+    if (holds == job.get() || (holds == nullptr && last != last_job_.end() && id == last->second))
+      current = static_cast<int>(claims.size());
+    // As if this worker were free: what it holds is no reason for another to get it, or not to.
+    claims.push_back({job->plan.priority + points, job->plan.project, job->plan.submitter,
+                      static_cast<int>(job->leases.workers()) - (leased ? 1 : 0), wants});
     jobs.push_back(job.get());
   }
   const int picked = PickClaim(claims, QuotaRule{options_.quotas, &v1::Quota::max_rollout_workers}, current);
-  return picked < 0 ? nullptr : jobs[static_cast<size_t>(picked)];
+  if (picked < 0) return nullptr;
+  ActiveJob* const job = jobs[static_cast<size_t>(picked)];
+  // A worker is moved only between leases: while it has some of another job it gets nothing, and is soon free.
+  return holds == nullptr || holds == job ? job : nullptr;
 }
 
 int SamplingImpl::AvailableWorkers() {
@@ -163,6 +170,7 @@ bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePr
   }
   if (keys.empty()) return false;
   last_job_[session.session_id] = job->plan.job_id;
+  job->worker_patience.Granted(loop_->clock().Now());
   for (const SampleKey& key : keys) AddLease(*job, key, session, /*hedge=*/false, response, batch);
   return true;
 }

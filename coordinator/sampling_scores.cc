@@ -70,16 +70,23 @@ void SamplingImpl::Dispatch(bool now) {
       const bool more_to_come = !job->ledger.queued().empty() || !job->ledger.leased().empty();
       const bool wants = job->plan.score && idle.count(job.get()) == 0 && ready > 0 &&
                          (now || !more_to_come || ready >= FullBatch(*job));
+      const int points = job->scorer_patience.Points(loop_->clock().Now(), wants);
       if (!wants && job->score_requests == 0) continue;
       any = any || wants;
-      claims.push_back({job->plan.priority, job->plan.project, job->plan.submitter, job->score_requests, wants});
+      claims.push_back(
+          {job->plan.priority + points, job->plan.project, job->plan.submitter, job->score_requests, wants});
       jobs.push_back(job.get());
     }
     // In this order: to pick is to look at the whole fleet, and most times there is nothing to send.
     if (!any || PickRewardServer() == nullptr) return;
     const int picked = PickClaim(claims, QuotaRule{options_.quotas, &v1::Quota::max_score_requests}, -1);
     if (picked < 0) return;
-    if (!SendBatch(*jobs[static_cast<size_t>(picked)])) idle.insert(jobs[static_cast<size_t>(picked)]);
+    ActiveJob* const job = jobs[static_cast<size_t>(picked)];
+    if (SendBatch(*job)) {
+      job->scorer_patience.Granted(loop_->clock().Now());
+    } else {
+      idle.insert(job);
+    }
   }
 }
 

@@ -16,6 +16,26 @@ struct Usage {
 
 }  // namespace
 
+int Patience::Points(absl::Duration now, bool wants) {
+  if (keeps_until_.has_value() && now >= *keeps_until_) {
+    keeps_until_.reset();
+    wants_since_.reset();
+    points_ = 0;
+  }
+  if (keeps_until_.has_value()) return points_;
+  if (!wants) {
+    wants_since_.reset();
+    return points_ = 0;
+  }
+  if (!wants_since_.has_value()) wants_since_ = now;
+  return points_ = static_cast<int>(absl::FDivDuration(now - *wants_since_, aging_));
+}
+
+void Patience::Granted(absl::Duration now) {
+  wants_since_ = now;
+  if (points_ > 0 && !keeps_until_.has_value()) keeps_until_ = now + aging_;
+}
+
 int PickClaim(const std::vector<Claim>& claims, ShareRuleOf rule, int current) {
   std::map<std::pair<std::string, std::string>, Usage> usage;
   const auto add = [&](const std::string& project, const std::string& submitter, int held) {

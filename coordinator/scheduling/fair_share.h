@@ -1,19 +1,38 @@
 // Who gets the next unit of the fleet: a rollout worker, a place at a reward server. Pure logic.
 //
-// Strictly by priority; among equals by weighted max-min fairness (progressive filling): first the project that holds
-// least for its weight, then the submitter in it, then the job. Nobody gets more than its quota.
+// By priority, to which waiting adds (Patience) so that none starves; among equals by weighted max-min fairness
+// (progressive filling): first the project that holds least for its weight, then the submitter in it, then the job.
+// Nobody gets more than its quota.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 
 namespace rlhf::coordinator {
 
+// What a job's waiting is worth: one point of priority for each `aging` in which it wanted a unit and got none. Once it
+// is given one it keeps its points for another `aging`, so that it gets somewhere, and then waits anew. Not
+// thread-safe.
+class Patience {
+ public:
+  explicit Patience(absl::Duration aging = absl::Minutes(10)) : aging_(aging) {}
+  // Points at `now`; `wants`: whether it would take a unit.
+  int Points(absl::Duration now, bool wants);
+  void Granted(absl::Duration now);
+
+ private:
+  absl::Duration aging_;
+  std::optional<absl::Duration> wants_since_, keeps_until_;
+  int points_ = 0;
+};
+
 struct Claim {
-  int priority = 0;  // higher first
+  int priority = 0;  // higher first: as submitted, and its patience
   std::string project, submitter;
   int held = 0;       // units the job has now
   bool wants = true;  // false: it only counts in its project's and submitter's usage

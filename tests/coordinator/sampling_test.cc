@@ -113,29 +113,30 @@ class SamplingTest : public testing::Test {
     return session;
   }
 
-  void AddJob(int64_t policy_step, int max_attempts = 3) {
+  void AddJob(int64_t policy_step, int max_attempts = 3, const std::string& id = "job", int priority = 0) {
     SamplingPlan plan;
-    plan.job_id = "job";
+    plan.job_id = id;
+    plan.priority = priority;
     auto prompts = std::make_shared<std::vector<v1::Prompt>>(4);
     for (v1::Prompt& prompt : *prompts) prompt.set_text("say something");
     plan.prompts = prompts;
-    plan.policy.set_job_id("job");
+    plan.policy.set_job_id(id);
     plan.policy.mutable_version()->set_step(policy_step);
     plan.score = true;
     plan.max_attempts = max_attempts;
     OnLoop([&] { ASSERT_TRUE(sampling_->AddJob(std::move(plan), &listener_).ok()); });
   }
-  void Issue(int64_t step) {
+  void Issue(int64_t step, const std::string& id = "job") {
     OnLoop([&] {
       WriteBatch batch;
-      sampling_->IssueStep("job", step, (step - 1) * 4, 4, &batch);
+      sampling_->IssueStep(id, step, (step - 1) * 4, 4, &batch);
       store_.Commit(std::move(batch), [](absl::Status) {});
     });
   }
-  v1::LeasePromptsResponse Lease() {
+  v1::LeasePromptsResponse Lease(int most = 64) {
     v1::LeasePromptsRequest request;
     request.set_session_id(worker_);
-    request.set_max_samples(64);
+    request.set_max_samples(most);
     v1::LeasePromptsResponse out;
     OnLoop([&] {
       sampling_->LeasePrompts(request, [&](auto response) {
@@ -151,7 +152,7 @@ class SamplingTest : public testing::Test {
     for (const v1::PromptLease& lease : work.leases()) {
       for (const v1::SampleLease& sample : lease.samples()) {
         v1::Sample* out = request.add_samples();
-        out->mutable_id()->set_job_id("job");
+        out->mutable_id()->set_job_id(lease.job_id());
         out->mutable_id()->set_step(lease.step());
         out->mutable_id()->set_ordinal(lease.ordinal());
         out->mutable_id()->set_index(sample.index());
@@ -276,6 +277,46 @@ TEST_F(SamplingTest, AStepBeyondTheLagBoundIsNotLeasedYet) {
     sampling_->SetPolicy("job", newer, &batch);
   });
   EXPECT_EQ(Lease().leases_size(), 4);
+}
+
+// A worker that asks for more before it has finished what it has would never be free: it gets no more of a job when
+// another one is to have it, and moves when it holds nothing.
+TEST_F(SamplingTest, AWorkerThatAlwaysAsksForMoreIsStillMovedToAHigherPriority) {
+  AddJob(0);
+  Issue(1);
+  const v1::LeasePromptsResponse first = Lease(2);
+  ASSERT_EQ(first.leases_size(), 2);
+  const v1::LeasePromptsResponse more = Lease(1);
+  ASSERT_EQ(more.leases_size(), 1) << "nobody else wants it";
+  AddJob(0, 3, "higher", /*priority=*/1);
+  Issue(1, "higher");
+  EXPECT_EQ(Lease(1).leases_size(), 0);
+  Generate(first);
+  EXPECT_EQ(Lease(1).leases_size(), 0) << "it still has one";
+  Generate(more);
+  const v1::LeasePromptsResponse moved = Lease();
+  ASSERT_EQ(moved.leases_size(), 4);
+  EXPECT_EQ(moved.leases(0).job_id(), "higher");
+  Generate(moved);
+  EXPECT_EQ(Lease().leases(0).job_id(), "job");
+}
+
+TEST_F(SamplingTest, EqualJobsTakeTurnsAndAnUnfinishedOneKeepsItsWorker) {
+  AddJob(0);
+  AddJob(0, 3, "other");
+  Issue(1);
+  Issue(1, "other");
+  const v1::LeasePromptsResponse first = Lease(2);
+  ASSERT_EQ(first.leases_size(), 2);
+  const std::string mine = first.leases(0).job_id();
+  const v1::LeasePromptsResponse second = Lease(1);
+  ASSERT_EQ(second.leases_size(), 1) << "equals do not take from each other";
+  EXPECT_EQ(second.leases(0).job_id(), mine);
+  // After ten minutes in vain the other one is next.
+  clock_.Advance(absl::Minutes(11));
+  Generate(first);
+  Generate(second);
+  EXPECT_NE(Lease().leases(0).job_id(), mine);
 }
 
 TEST_F(SamplingTest, WhatAWorkerCannotHaveForNowCostsNoAttemptAndIsTold) {

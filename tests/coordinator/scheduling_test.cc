@@ -57,6 +57,100 @@ TEST(FairShareTest, WorkersThatAskOneByOneEndInProportionToTheWeights) {
   EXPECT_EQ(claims[2].held, 50);
 }
 
+TEST(FairShareTest, ASubmittersQuotaHoldsBesideItsProjects) {
+  const auto one_of_a = [](const std::string&, const std::string& submitter) {
+    return ShareRule{submitter == "a" ? 1 : 0, 1.0};
+  };
+  EXPECT_EQ(PickClaim({{9, "p", "a", 1}, {0, "p", "b", 5}}, one_of_a, -1), 1);
+  EXPECT_EQ(PickClaim({{9, "p", "a", 0}, {0, "p", "b", 5}}, one_of_a, -1), 0);
+  EXPECT_EQ(PickClaim({{9, "p", "a", 1}}, one_of_a, 0), -1);
+}
+
+TEST(PatienceTest, APointForEachTenMinutesInVainKeptForTenMore) {
+  Patience patience;
+  EXPECT_EQ(patience.Points(absl::Minutes(0), true), 0);
+  EXPECT_EQ(patience.Points(absl::Minutes(9), true), 0);
+  EXPECT_EQ(patience.Points(absl::Minutes(25), true), 2);
+  patience.Granted(absl::Minutes(25));
+  EXPECT_EQ(patience.Points(absl::Minutes(26), false), 2) << "also between two units";
+  EXPECT_EQ(patience.Points(absl::Minutes(34), true), 2);
+  EXPECT_EQ(patience.Points(absl::Minutes(35), true), 0);
+  EXPECT_EQ(patience.Points(absl::Minutes(44), true), 0);
+  EXPECT_EQ(patience.Points(absl::Minutes(45), true), 1);
+  EXPECT_EQ(patience.Points(absl::Minutes(46), false), 0) << "who wants nothing does not wait";
+  // Who is served all the time gains nothing.
+  for (int minute = 50; minute < 200; minute += 5) {
+    EXPECT_EQ(patience.Points(absl::Minutes(minute), true), 0);
+    patience.Granted(absl::Minutes(minute));
+  }
+}
+
+// Workers that each ask for a unit when theirs has ended, as SamplingImpl::PickJob and Dispatch do.
+struct ClaimSimulation {
+  struct Job {
+    int priority;
+    std::string project, submitter;
+    Patience patience = Patience();
+    absl::Duration used = absl::ZeroDuration();
+    absl::Duration first = absl::InfiniteDuration();
+  };
+  struct Worker {
+    int job = -1;
+    absl::Duration until = absl::ZeroDuration();
+  };
+  std::vector<Job> jobs;
+  std::vector<Worker> workers;
+  std::mt19937_64 random{7};
+
+  void Run(absl::Duration time, ShareRuleOf rule) {
+    for (absl::Duration now; now < time; now += absl::Seconds(1)) {
+      for (Worker& worker : workers) {
+        if (worker.until > now) continue;
+        std::vector<Claim> claims;
+        for (size_t i = 0; i < jobs.size(); ++i) {
+          const auto held = std::count_if(workers.begin(), workers.end(), [&](const Worker& other) {
+            return &other != &worker && other.until > now && other.job == static_cast<int>(i);
+          });
+          claims.push_back({jobs[i].priority + jobs[i].patience.Points(now, true), jobs[i].project, jobs[i].submitter,
+                            static_cast<int>(held)});
+        }
+        worker.job = PickClaim(claims, rule, worker.job);
+        if (worker.job < 0) continue;
+        Job& job = jobs[static_cast<size_t>(worker.job)];
+        job.patience.Granted(now);
+        job.first = std::min(job.first, now);
+        worker.until = now + absl::Seconds(5 + static_cast<int>(random() % 30));
+        job.used += worker.until - now;
+      }
+    }
+  }
+};
+
+TEST(ClaimSimulationTest, NobodyStarvesBesideAJobThatAlwaysWantsMore) {
+  ClaimSimulation fleet;
+  fleet.workers.resize(4);
+  fleet.jobs = {{5, "p", "high"}, {2, "p", "low"}, {2, "q", "low too"}};
+  fleet.Run(absl::Hours(20), NoRule);
+  for (const auto& job : fleet.jobs) {
+    EXPECT_LE(job.first, absl::Minutes(31)) << job.submitter;
+    EXPECT_GT(job.used, absl::Hours(4)) << job.submitter << ", of 80 hours of workers";
+  }
+  EXPECT_GT(fleet.jobs[0].used, 2 * (fleet.jobs[1].used + fleet.jobs[2].used)) << "priority still counts";
+}
+
+TEST(ClaimSimulationTest, QuotasHoldWhatEverWaits) {
+  ClaimSimulation fleet;
+  fleet.workers.resize(4);
+  fleet.jobs = {{0, "p", "a"}, {9, "p", "b"}};
+  const auto one_of_b = [](const std::string&, const std::string& submitter) {
+    return ShareRule{submitter == "b" ? 1 : 0, 1.0};
+  };
+  fleet.Run(absl::Hours(5), one_of_b);
+  EXPECT_LE(fleet.jobs[1].used, absl::Hours(5) + absl::Minutes(1)) << "one worker's time";
+  EXPECT_GT(fleet.jobs[1].used, absl::Hours(4));
+  EXPECT_GT(fleet.jobs[0].used, absl::Hours(14));
+}
+
 std::vector<std::string> Started(const GangPlan& plan) {
   std::vector<std::string> ids;
   for (const GangPlan::Start& start : plan.start) ids.push_back(start.id);
@@ -123,6 +217,17 @@ TEST(GangTest, AQuotaOfLearnersHoldsAndHoldsUpNobodyElse) {
   GangJob other = Waiting("other", 0, 1);
   other.project = "q";
   const GangPlan plan = PlanGangs({Running("a", 0, 2), Waiting("b", 9, 1), other}, 2, 4, two);
+  EXPECT_THAT(Started(plan), ElementsAre("other"));
+  EXPECT_THAT(plan.waits, ElementsAre(Pair("b", GangWait::kQuota)));
+}
+
+TEST(GangTest, AQuotaOfASubmittersLearnersHolds) {
+  const auto two_of_s = [](const std::string&, const std::string& submitter) {
+    return ShareRule{submitter == "s" ? 2 : 0, 1.0};
+  };
+  GangJob other = Waiting("other", 0, 1);
+  other.submitter = "t";
+  const GangPlan plan = PlanGangs({Running("a", 0, 2), Waiting("b", 9, 1), other}, 2, 4, two_of_s);
   EXPECT_THAT(Started(plan), ElementsAre("other"));
   EXPECT_THAT(plan.waits, ElementsAre(Pair("b", GangWait::kQuota)));
 }
