@@ -371,7 +371,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     ++group.epoch;
     group.formed_at = loop_->clock().Now();
     for (const Waiter* waiter : candidates) group.members.push_back(waiter->request.session_id());
-    group.assignment = group.listener->OnGroupForming(group.plan.job_id, group.epoch, holds ? &held : nullptr,
+    group.assignment = group.listener->OnGroupForming(group.plan.job_id, group.epoch, ranks, holds ? &held : nullptr,
                                                       (*fleet_->Find(group.members.front()))->identity.address());
     group.assignment.set_job_id(group.plan.job_id);
     group.assignment.set_epoch(group.epoch);

@@ -98,8 +98,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   }
 
  protected:
-  v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
-                                     const std::string& rank0_address) override;
+  v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, int ranks,
+                                     const v1::PolicyVersion* held, const std::string& rank0_address) override;
   const v1::PolicyVersion* Committed(const std::string&) override {
     return job() == nullptr ? nullptr : &job()->version();
   }
@@ -310,11 +310,11 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   std::map<std::string, double> last_metrics_;
 };
 
-v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
-                                              const std::string& rank0_address) {
+v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_t epoch, int ranks,
+                                              const v1::PolicyVersion* held, const std::string& rank0_address) {
   v1::Job* row = job();
   WriteBatch batch;
-  BeginEpoch(epoch, &batch);
+  BeginEpoch(epoch, ranks, &batch);
   const int64_t committed = row->version().step();
   const bool holds = held != nullptr && held->step() == committed && held->digest() == row->version().digest();
   if (!holds && committed > row->checkpoint_step()) {

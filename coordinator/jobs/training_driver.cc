@@ -89,20 +89,29 @@ v1::GroupAssignment TrainingDriver::Assignment(uint64_t epoch) const {
   return assignment;
 }
 
-void TrainingDriver::BeginEpoch(uint64_t epoch, WriteBatch* batch) {
+void TrainingDriver::BeginEpoch(uint64_t epoch, int ranks, WriteBatch* batch) {
   v1::Job* row = job();
   row->set_group_epoch(epoch);
+  const int wanted = std::max(1, row->spec().learners().ranks());
+  if (ranks != (ranks_ > 0 ? ranks_ : wanted)) {
+    host_->AppendMessage(row,
+                         absl::StrCat("a group of ", ranks, " of ", wanted,
+                                      " ranks forms: sums over another number of ranks differ in their last bits, so "
+                                      "the run is statistically the same, not bit for bit"),
+                         batch);
+  }
+  ranks_ = ranks;
   yields_to_.clear();
   row->clear_preempted_by();
   grouped_ = true;
   RunsIfGrouped(batch);
 }
 
-v1::GroupAssignment TrainingDriver::OnGroupForming(const std::string& job_id, uint64_t epoch,
+v1::GroupAssignment TrainingDriver::OnGroupForming(const std::string& job_id, uint64_t epoch, int ranks,
                                                    const v1::PolicyVersion* held, const std::string& rank0_address) {
   v1::Job* row = job();
   WriteBatch batch;
-  BeginEpoch(epoch, &batch);
+  BeginEpoch(epoch, ranks, &batch);
   // Between checkpoints nothing of such a job is durable: it is trained again from the newest one, to the same bytes.
   if (row->checkpoint_step() < row->step())
     host_->AppendMessage(row, absl::StrCat("training goes on from step ", row->checkpoint_step()), &batch);

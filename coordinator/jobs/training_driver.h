@@ -26,8 +26,8 @@ class TrainingDriver : public Driver, protected TrainingListener {
   void FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) override;
 
  protected:
-  v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, const v1::PolicyVersion* held,
-                                     const std::string& rank0_address) override;
+  v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, int ranks,
+                                     const v1::PolicyVersion* held, const std::string& rank0_address) override;
   void OnGroupLost(const std::string& job_id, const std::string& why) override;
   // The newest checkpoint cannot be read: the one before takes its place, and the group forms anew.
   void GoBackACheckpoint(const std::string& why, Done<v1::FailTrainingResponse> done);
@@ -45,9 +45,9 @@ class TrainingDriver : public Driver, protected TrainingListener {
   v1::GroupAssignment Assignment(uint64_t epoch) const;
   // The result was durable before a restart and only the job's end was not: ends it.
   bool FinishedBefore();
-  void BeginEpoch(uint64_t epoch, WriteBatch* batch);  // a group forms
-  void Enroll();                                       // asks for a learner group
-  void Withdraw();                                     // asks for none any more; members find that their epoch is over
+  void BeginEpoch(uint64_t epoch, int ranks, WriteBatch* batch);  // a group forms
+  void Enroll();                                                  // asks for a learner group
+  void Withdraw();                        // asks for none any more; members find that their epoch is over
   void RunsIfGrouped(WriteBatch* batch);  // a job whose group formed while it was paused, when the pause ends
   bool leaving() const { return withdraws_ || !yields_to_.empty(); }
   v1::Job* job() const { return host_->Find(job_id_); }
@@ -58,6 +58,7 @@ class TrainingDriver : public Driver, protected TrainingListener {
   CheckpointChain checkpoints_;
   bool grouped_ = false;
   bool enrolled_ = false;
+  int ranks_ = 0;           // of the newest group; 0: none since the coordinator's start
   bool withdraws_ = false;  // for a pause, at the end of the step, and stays away until it ends
   std::string yields_to_;   // the job that is to have its learners at the end of the step
   absl::Duration yields_since_ = absl::ZeroDuration();

@@ -22,7 +22,7 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
     groups_->AddJob(plan, 0, this);
     loop_.Run();
   }
-  v1::GroupAssignment OnGroupForming(const std::string&, uint64_t, const v1::PolicyVersion* held,
+  v1::GroupAssignment OnGroupForming(const std::string&, uint64_t, int, const v1::PolicyVersion* held,
                                      const std::string&) override {
     held_step_ = held == nullptr ? -1 : held->step();
     events_ += "forms ";

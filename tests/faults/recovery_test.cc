@@ -142,6 +142,10 @@ TEST_F(Recovery, AnElasticGroupGoesOnWithFewerRanksAndTakesTheNewOneInAtAStepsEn
   service_->Disarm("learner-0", "learner/before_step");
   EXPECT_EQ(service_->Pid("learner-0"), survivor);
   Finish(absl::Seconds(90));
+  // The run says that its sums are not those of an undisturbed one.
+  EXPECT_THAT(service_->Ctl("watch " + job_.name).output,
+              testing::AllOf(testing::HasSubstr("a group of 1 of 2 ranks forms"),
+                             testing::HasSubstr("a group of 2 of 2 ranks forms")));
 }
 
 }  // namespace
