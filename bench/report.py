@@ -1,6 +1,8 @@
 """The table of bench/run: what was measured against what limits it and what is asked of it."""
 import dataclasses
+import json
 import statistics
+import struct
 
 
 @dataclasses.dataclass
@@ -59,6 +61,28 @@ def alternate(rounds, measures):
         for name, measure in measures.items():
             results[name].append(measure())
     return {name: statistics.median(values) for name, values in results.items()}, results
+
+
+def peer_rows(what, unit, median, missing, peers, factor=None):
+    """A row of each peer, and one of the ratio of median["ours"] to the best of them; without either, rows that say why.
+
+    median: name -> figure; missing: name -> why there is none."""
+    rows = [Row(f"{what}: {name}", median.get(name), unit, note=missing.get(name, "")) for name in peers]
+    best = max((name for name in peers if name in median), key=median.get, default=None)
+    why = "no peer" if best is None else "no figure of ours" if "ours" not in median else ""
+    rows.append(Row(f"{what}: ratio to the best peer", None if why else median["ours"] / median[best], "×", target=factor, note=why or f"to {best}"))
+    return rows
+
+
+def append_tensor(path, name, values):
+    """Adds a float32 tensor of one row to a safetensors file."""
+    raw = path.read_bytes()
+    (size,) = struct.unpack("<Q", raw[:8])
+    header, data = json.loads(raw[8:8 + size]), raw[8 + size:]
+    header[name] = {"dtype": "F32", "shape": [1, len(values)], "data_offsets": [len(data), len(data) + 4 * len(values)]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data + struct.pack(f"<{len(values)}f", *values))
 
 
 def samples(exposition):

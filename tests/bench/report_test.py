@@ -2,8 +2,10 @@
 import json
 import os
 import pathlib
+import struct
 import subprocess
 import sys
+import tempfile
 import unittest
 
 ROOT = pathlib.Path(os.environ.get("RLHF_SOURCE_DIR", pathlib.Path(__file__).resolve().parents[2]))
@@ -39,6 +41,24 @@ class ReportTest(unittest.TestCase):
     def test_json_has_share_and_verdict(self):
         row = json.loads(json.dumps(Row("load", 8.0, "GB/s", 10.0, "memcpy", 9.0).as_json()))
         self.assertEqual((row["share_of_limit"], row["verdict"]), (0.8, "missed by 11%"))
+
+    def test_peers(self):
+        rows = report.peer_rows("x", "/s", {"ours": 12.0, "a": 4.0, "b": 8.0}, {"c": "not installed"}, ["a", "b", "c"], 2.0)
+        self.assertEqual([row.verdict() for row in rows], ["", "", "not measured: not installed", "missed by 25%"])
+        self.assertEqual((rows[-1].figure, rows[-1].note), (1.5, "to b"))
+        self.assertEqual(report.peer_rows("x", "/s", {"ours": 1.0}, {"a": "no --peers"}, ["a"])[-1].verdict(), "not measured: no peer")
+        self.assertEqual(report.peer_rows("x", "/s", {"a": 1.0}, {}, ["a"])[-1].verdict(), "not measured: no figure of ours")
+
+    def test_appends_a_tensor(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            file = pathlib.Path(scratch) / "model.safetensors"
+            header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+            file.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<f", 3.0))
+            report.append_tensor(file, "score.weight", [1.0, -2.0])
+            raw = file.read_bytes()
+            (size,) = struct.unpack("<Q", raw[:8])
+            self.assertEqual(json.loads(raw[8:8 + size])["score.weight"], {"dtype": "F32", "shape": [1, 2], "data_offsets": [4, 12]})
+            self.assertEqual(struct.unpack("<3f", raw[8 + size:]), (3.0, 1.0, -2.0))
 
     def test_alternates(self):
         order, figures = [], iter([1.0, 10.0, 3.0, 30.0, 2.0, 20.0])
