@@ -73,11 +73,13 @@ absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
 
 void PolicyLoader::Prefetch(const v1::PolicySource& source) {
   if (source.version().step() == 0) return;
+  std::string held;
   {
     absl::MutexLock lock(&mu_);
     if (SameVersion(served_, source) || (weights_ && SameVersion(ahead_, source))) return;
+    if (served_.job_id() == source.job_id()) held = served_.version().digest();
   }
-  absl::StatusOr<FetchedWeights> weights = subscriber_->Fetch(source);
+  absl::StatusOr<FetchedWeights> weights = subscriber_->Fetch(source, held);
   if (!weights.ok()) return;
   absl::MutexLock lock(&mu_);
   ahead_ = source;
@@ -85,15 +87,29 @@ void PolicyLoader::Prefetch(const v1::PolicySource& source) {
 }
 
 absl::StatusOr<FetchedWeights> PolicyLoader::TakeWeights(const v1::PolicySource& source) {
+  const std::string& held = engine_->version().digest();
   {
     absl::MutexLock lock(&mu_);
     if (weights_ && SameVersion(ahead_, source)) {
       FetchedWeights weights = *std::move(weights_);
       weights_.reset();
-      return weights;
+      // A delta from another version than the engine has is of no use.
+      if (!weights.delta || weights.manifest.delta().base() == held) return weights;
     }
   }
-  return subscriber_->Fetch(source);
+  return subscriber_->Fetch(source, held);
+}
+
+absl::Status PolicyLoader::Update(const v1::PolicySource& source) {
+  RLHF_ASSIGN_OR_RETURN(FetchedWeights weights, TakeWeights(source));
+  const bool delta = weights.delta;
+  counters_.bytes += static_cast<int64_t>(weights.bytes.size());
+  const absl::Status applied = ApplyWeights(std::move(weights), engine_->model());
+  if (!delta || !absl::IsDataLoss(applied)) return applied;
+  spdlog::warn("{}", applied.ToString());
+  RLHF_ASSIGN_OR_RETURN(FetchedWeights whole, subscriber_->Fetch(source));
+  counters_.bytes += static_cast<int64_t>(whole.bytes.size());
+  return ApplyWeights(std::move(whole), engine_->model());
 }
 
 absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
@@ -106,11 +122,7 @@ absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
   }
   const absl::Duration start = Clock::Real()->Now();
   if (Loads(source)) RLHF_RETURN_IF_ERROR(Load(source));
-  if (source.version().step() > 0) {
-    RLHF_ASSIGN_OR_RETURN(const FetchedWeights weights, TakeWeights(source));
-    RLHF_RETURN_IF_ERROR(ApplyWeights(weights, engine_->model()));
-    counters_.bytes += static_cast<int64_t>(weights.bytes.size());
-  }
+  if (source.version().step() > 0) RLHF_RETURN_IF_ERROR(Update(source));
   engine_->SetVersion(source.version());
   job_id_ = source.job_id();
   {

@@ -50,6 +50,8 @@ class PolicyLoader {
 
  private:
   absl::Status Load(const v1::PolicySource& source);
+  // Gives the engine's model the version's weights, by a delta where that can be.
+  absl::Status Update(const v1::PolicySource& source);
   absl::StatusOr<FetchedWeights> TakeWeights(const v1::PolicySource& source);
 
   client::ArtifactCache* artifacts_;

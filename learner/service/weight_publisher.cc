@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/digest.h"
+#include "artifact/weight_delta.h"
 #include "common/failpoint.h"
 #include "common/status_util.h"
 #include "model/guard.h"
@@ -13,7 +14,8 @@
 namespace rlhf::learner {
 namespace {
 
-constexpr uint64_t kChunkBytes = 1 << 20;
+// With its frame and fields within 4 MiB, which is the most that gRPC takes by default.
+constexpr uint64_t kChunkBytes = (4 << 20) - (16 << 10);
 
 const char* DtypeName(torch::Dtype dtype) {
   if (dtype == torch::kBFloat16) return "BF16";
@@ -21,11 +23,69 @@ const char* DtypeName(torch::Dtype dtype) {
   return "F32";
 }
 
+size_t ElementSize(const v1::TensorEntry& entry) {
+  return entry.dtype() == "F32" ? 4 : 2;
+}
+
+bool SameLayout(const v1::TensorEntry& a, const v1::TensorEntry& b) {
+  return a.name() == b.name() && a.dtype() == b.dtype() && a.offset() == b.offset() && a.size() == b.size();
+}
+
+// Whether so few elements changed that a delta may be the smaller, by about a thousand of them.
+bool FewChanged(absl::Span<const uint8_t> from, absl::Span<const uint8_t> to, size_t element_size) {
+  const size_t elements = to.size() / element_size, stride = std::max<size_t>(1, elements / 1000);
+  size_t seen = 0, changed = 0;
+  for (size_t i = 0; i < elements; i += stride, ++seen)
+    changed += std::memcmp(from.data() + i * element_size, to.data() + i * element_size, element_size) != 0 ? 1 : 0;
+  return changed * 4 < seen;
+}
+
+// Adds the delta from `base`, unless it would take more than half of the bytes.
+void AddDelta(const WeightSnapshot& base, WeightSnapshot* snapshot) {
+  const v1::WeightsManifest& from = base.manifest;
+  v1::WeightsManifest& to = snapshot->manifest;
+  if (from.version().digest().empty() || from.tensors_size() != to.tensors_size()) return;
+  const size_t most = snapshot->bytes.size() / 2;
+  const auto bytes_of = [](const WeightSnapshot& one, const v1::TensorEntry& entry) {
+    return absl::MakeConstSpan(one.bytes.data() + entry.offset(), entry.size());
+  };
+  // Whole tensors alone may be too much, as in float32, where every element changes: then nothing is encoded in vain.
+  std::vector<bool> few(static_cast<size_t>(to.tensors_size()));
+  size_t whole = 0;
+  for (int i = 0; i < to.tensors_size(); ++i) {
+    const v1::TensorEntry& entry = to.tensors(i);
+    if (!SameLayout(from.tensors(i), entry)) return;
+    few[static_cast<size_t>(i)] = FewChanged(bytes_of(base, entry), bytes_of(*snapshot, entry), ElementSize(entry));
+    if (!few[static_cast<size_t>(i)]) whole += entry.size();
+    if (whole > most) return;
+  }
+  std::vector<uint8_t> stream;
+  v1::WeightsDelta delta;
+  for (int i = 0; i < to.tensors_size(); ++i) {
+    const v1::TensorEntry& entry = to.tensors(i);
+    const size_t before = stream.size();
+    const absl::Span<const uint8_t> bytes = bytes_of(*snapshot, entry);
+    if (entry.xxh3() != from.tensors(i).xxh3() &&
+        !(few[static_cast<size_t>(i)] &&
+          artifact::EncodeWeightDelta(bytes_of(base, entry), bytes, ElementSize(entry), entry.size(), &stream))) {
+      stream.insert(stream.end(), bytes.begin(), bytes.end());
+    }
+    if (stream.size() > most) return;
+    delta.add_sizes(stream.size() - before);
+  }
+  delta.set_base(from.version().digest());
+  delta.set_total_size(stream.size());
+  *to.mutable_delta() = std::move(delta);
+  snapshot->delta = std::move(stream);
+}
+
 // Sends a snapshot's bytes; one write in flight, so a slow reader costs no memory.
 class Streamer : public grpc::ServerWriteReactor<v1::WeightsChunk> {
  public:
-  Streamer(std::shared_ptr<const WeightSnapshot> snapshot, uint64_t begin, uint64_t end)
-      : snapshot_(std::move(snapshot)), at_(begin), end_(end) {
+  // `bytes` are one of the snapshot's.
+  Streamer(std::shared_ptr<const WeightSnapshot> snapshot, const std::vector<uint8_t>& bytes, uint64_t begin,
+           uint64_t end)
+      : snapshot_(std::move(snapshot)), bytes_(bytes), at_(begin), end_(end) {
     Next();
   }
   void OnWriteDone(bool ok) override {
@@ -46,12 +106,13 @@ class Streamer : public grpc::ServerWriteReactor<v1::WeightsChunk> {
     RLHF_FAILPOINT("learner/stream_weights");
     const uint64_t size = std::min(kChunkBytes, end_ - at_);
     chunk_.set_offset(at_);
-    chunk_.set_data(snapshot_->bytes.data() + at_, size);
+    chunk_.set_data(bytes_.data() + at_, size);
     at_ += size;
     StartWrite(&chunk_);
   }
 
   std::shared_ptr<const WeightSnapshot> snapshot_;
+  const std::vector<uint8_t>& bytes_;
   uint64_t at_, end_;
   v1::WeightsChunk chunk_;
 };
@@ -94,6 +155,7 @@ absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyV
     }
     return absl::OkStatus();
   }));
+  if (const auto base = Newest(job_id); base != nullptr) AddDelta(*base, snapshot.get());
   absl::MutexLock lock(&mu_);
   snapshots_.push_back(std::move(snapshot));
   while (snapshots_.size() > kKeep) snapshots_.pop_front();
@@ -138,6 +200,12 @@ std::shared_ptr<const WeightSnapshot> WeightPublisher::Find(const std::string& j
   return nullptr;
 }
 
+std::shared_ptr<const WeightSnapshot> WeightPublisher::Newest(const std::string& job_id) const {
+  v1::PolicyVersion newest;
+  newest.set_step(-1);
+  return Find(job_id, newest);
+}
+
 grpc::ServerUnaryReactor* WeightPublisher::GetManifest(grpc::CallbackServerContext* context,
                                                        const v1::GetManifestRequest* request,
                                                        v1::WeightsManifest* response) {
@@ -159,14 +227,19 @@ grpc::ServerWriteReactor<v1::WeightsChunk>* WeightPublisher::StreamWeights(grpc:
                                                                            const v1::StreamWeightsRequest* request) {
   const auto snapshot = Find(request->job_id(), request->version());
   if (snapshot == nullptr) return new Refusal(NotHeld(request->job_id(), request->version()));
-  const uint64_t total = snapshot->bytes.size();
+  if (request->delta() && !snapshot->manifest.has_delta()) {
+    return new Refusal(absl::NotFoundError(
+        absl::StrCat("version ", request->version().step(), " has no delta; ask for its manifest again")));
+  }
+  const std::vector<uint8_t>& bytes = request->delta() ? snapshot->delta : snapshot->bytes;
+  const uint64_t total = bytes.size();
   if (request->offset() > total) {
-    return new Refusal(absl::OutOfRangeError(
-        absl::StrCat("offset ", request->offset(), " is beyond the version's ", total, " bytes")));
+    return new Refusal(
+        absl::OutOfRangeError(absl::StrCat("offset ", request->offset(), " is beyond the stream's ", total, " bytes")));
   }
   const uint64_t left = total - request->offset();
   const uint64_t size = request->limit() == 0 ? left : std::min<uint64_t>(left, request->limit());
-  return new Streamer(snapshot, request->offset(), request->offset() + size);
+  return new Streamer(snapshot, bytes, request->offset(), request->offset() + size);
 }
 
 }  // namespace rlhf::learner

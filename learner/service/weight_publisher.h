@@ -22,12 +22,13 @@ namespace rlhf::learner {
 struct WeightSnapshot {
   v1::WeightsManifest manifest;
   std::vector<uint8_t> bytes;
+  std::vector<uint8_t> delta;  // from the version staged before; empty when the manifest has none
 };
 
 class WeightPublisher : public v1::WeightsService::CallbackService {
  public:
-  // Copies the trained parameters, which are the adapters in a LoRA job (one copy on the host) and computes every
-  // tensor's digest.
+  // Copies the trained parameters, which are the adapters in a LoRA job (one copy on the host), computes every tensor's
+  // digest, and what changed since the version staged before when that is at most half of the bytes.
   absl::Status Stage(const std::string& job_id, const v1::PolicyVersion& version, const model::Transformer& model);
   // The commit answered with this version (its lineage may differ from the staged one); equal step and digest.
   void Confirm(const std::string& job_id, const v1::PolicyVersion& version);
@@ -42,6 +43,7 @@ class WeightPublisher : public v1::WeightsService::CallbackService {
  private:
   static constexpr size_t kKeep = 3;
   std::shared_ptr<const WeightSnapshot> Find(const std::string& job_id, const v1::PolicyVersion& version) const;
+  std::shared_ptr<const WeightSnapshot> Newest(const std::string& job_id) const;
 
   mutable absl::Mutex mu_;
   std::deque<std::shared_ptr<const WeightSnapshot>> snapshots_ ABSL_GUARDED_BY(mu_);

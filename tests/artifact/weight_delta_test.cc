@@ -1,0 +1,86 @@
+#include "artifact/weight_delta.h"
+
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+namespace rlhf::artifact {
+namespace {
+
+using Bytes = std::vector<uint8_t>;
+
+Bytes RandomBytes(size_t size, std::mt19937_64& random) {
+  Bytes bytes(size);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+  return bytes;
+}
+
+// Changes each element with this probability.
+Bytes Changed(Bytes bytes, size_t element_size, double share, std::mt19937_64& random) {
+  std::bernoulli_distribution changes(share);
+  for (size_t at = 0; at + element_size <= bytes.size(); at += element_size) {
+    if (changes(random)) bytes[at + random() % element_size] ^= static_cast<uint8_t>(1 + random() % 255);
+  }
+  return bytes;
+}
+
+TEST(WeightDelta, IsExactAndComesBack) {
+  std::mt19937_64 random(1);
+  for (const size_t element_size : {size_t{2}, size_t{4}}) {
+    for (const size_t elements : {1, 3, 4, 5, 63, 1000, 100'000}) {
+      for (const double share : {0.0, 0.0005, 0.01, 0.3, 1.0}) {
+        const Bytes from = RandomBytes(elements * element_size, random);
+        const Bytes to = Changed(from, element_size, share, random);
+        Bytes delta;
+        ASSERT_TRUE(EncodeWeightDelta(from, to, element_size, SIZE_MAX, &delta));
+        EXPECT_EQ(delta.empty(), from == to);
+        const Bytes encoded = delta;
+        Bytes target = from;
+        ASSERT_TRUE(SwapWeightDelta(absl::MakeSpan(delta), element_size, absl::MakeSpan(target)).ok());
+        EXPECT_EQ(target, to);
+        ASSERT_TRUE(SwapWeightDelta(absl::MakeSpan(delta), element_size, absl::MakeSpan(target)).ok());
+        EXPECT_EQ(target, from);
+        EXPECT_EQ(delta, encoded);
+      }
+    }
+  }
+}
+
+TEST(WeightDelta, OneInAHundredTakesUnderThreePercent) {
+  std::mt19937_64 random(2);
+  const Bytes from = RandomBytes(2'000'000, random), to = Changed(from, 2, 0.01, random);
+  Bytes delta;
+  ASSERT_TRUE(EncodeWeightDelta(from, to, 2, SIZE_MAX, &delta));
+  EXPECT_LT(delta.size(), to.size() * 3 / 100);
+}
+
+TEST(WeightDelta, GivesUpAtTheLimit) {
+  std::mt19937_64 random(3);
+  const Bytes from = RandomBytes(4096, random), to = Changed(from, 2, 1, random);
+  Bytes out = {7};
+  EXPECT_FALSE(EncodeWeightDelta(from, to, 2, to.size(), &out));
+  EXPECT_EQ(out, Bytes{7});
+  EXPECT_FALSE(EncodeWeightDelta(from, Bytes(10), 2, SIZE_MAX, &out));
+  EXPECT_FALSE(EncodeWeightDelta(from, to, 8, SIZE_MAX, &out));
+}
+
+TEST(WeightDelta, WhatIsMalformedChangesNothing) {
+  const Bytes before = {1, 2, 3, 4, 5, 6};
+  for (Bytes delta : {Bytes{0, 9, 9, 3, 9, 9},  // the second is beyond the end
+                      Bytes{0, 9, 9, 0, 9},     // half a value
+                      Bytes{0, 9, 9, 0x80},     // half a number
+                      Bytes{0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 1, 9, 9},
+                      Bytes{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 9, 9}}) {
+    Bytes target = before;
+    EXPECT_EQ(SwapWeightDelta(absl::MakeSpan(delta), 2, absl::MakeSpan(target)).code(), absl::StatusCode::kDataLoss);
+    EXPECT_EQ(target, before);
+  }
+  Bytes target = before, delta = {0, 1};
+  EXPECT_EQ(SwapWeightDelta(absl::MakeSpan(delta), 1, absl::MakeSpan(target)).code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace rlhf::artifact

@@ -1,0 +1,172 @@
+// Weights from a publisher to a subscriber over gRPC: whole, as a delta, and what happens when a delta does not fit.
+#include <memory>
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "artifact/artifact_root.h"
+#include "client/cpp/artifact_cache.h"
+#include "client/cpp/channel.h"
+#include "common/rpc_server.h"
+#include "learner/service/weight_publisher.h"
+#include "model/weights_io.h"
+#include "rollout_worker/policy_loader.h"
+#include "rollout_worker/weight_subscriber.h"
+#include "tests/testing/scratch_dir.h"
+#include "tests/testing/tiny_model.h"
+
+namespace rlhf::rollout {
+namespace {
+
+// A policy that trains in the type given, its publisher's listener, and a subscriber.
+class WeightsTransfer : public testing::TestWithParam<torch::Dtype> {
+ protected:
+  void SetUp() override {
+    MakeTinyModel(dir_.File("model"));
+    RpcServerOptions options;
+    options.address = "127.0.0.1:0";
+    options.tls.insecure = true;
+    options.services = {&publisher_};
+    auto server = RpcServer::Start(options);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    policy_ = Load();
+  }
+
+  std::unique_ptr<model::Transformer> Load() const {
+    model::LoadOptions load;
+    load.dtype = GetParam();
+    auto model = model::LoadModel(dir_.File("model"), load);
+    EXPECT_TRUE(model.ok()) << model.status();
+    return *std::move(model);
+  }
+
+  // Changes every 200th element of each tensor, or all of them.
+  static void Change(model::Transformer& model, bool all = false) {
+    const torch::NoGradGuard no_grad;
+    for (const auto& [name, parameter] : model.trained_parameters()) {
+      torch::Tensor flat = parameter.view({-1});
+      flat.slice(0, 0, flat.size(0), all ? 1 : 200).add_(1);
+    }
+  }
+
+  v1::PolicySource Publish(int64_t step) {
+    v1::PolicySource source;
+    source.set_job_id("job");
+    source.mutable_version()->set_step(step);
+    source.mutable_version()->set_lineage(1);
+    source.mutable_version()->set_digest(model::WeightsDigest(*policy_));
+    source.add_addresses(absl::StrCat("127.0.0.1:", server_->port()));
+    const absl::Status staged = publisher_.Stage("job", source.version(), *policy_);
+    EXPECT_TRUE(staged.ok()) << staged;
+    return source;
+  }
+
+  FetchedWeights Fetch(const v1::PolicySource& source, const std::string& held) {
+    auto weights = subscriber_.Fetch(source, held);
+    EXPECT_TRUE(weights.ok()) << weights.status();
+    return weights.ok() ? *std::move(weights) : FetchedWeights();
+  }
+
+  ScratchDir dir_;
+  learner::WeightPublisher publisher_;
+  std::unique_ptr<RpcServer> server_;
+  std::unique_ptr<model::Transformer> policy_;
+  WeightSubscriber subscriber_{[](const std::string& address) {
+    client::ChannelOptions options;
+    options.address = address;
+    options.tls.insecure = true;
+    return client::MakeChannel(options);
+  }};
+};
+
+TEST_P(WeightsTransfer, ADeltaEndsInTheBytesOfTheWhole) {
+  const auto served = Load(), other = Load();
+  const v1::PolicySource first = Publish(1);
+  FetchedWeights weights = Fetch(first, "");
+  EXPECT_FALSE(weights.delta);
+  const size_t whole = weights.bytes.size();
+  ASSERT_TRUE(ApplyWeights(std::move(weights), *served).ok());
+  ASSERT_EQ(model::WeightsDigest(*served), first.version().digest());
+
+  Change(*policy_);
+  const v1::PolicySource second = Publish(2);
+  ASSERT_NE(first.version().digest(), second.version().digest());
+  weights = Fetch(second, first.version().digest());
+  EXPECT_TRUE(weights.delta);
+  EXPECT_LT(weights.bytes.size(), whole * 3 / 100);
+  const absl::Status applied = ApplyWeights(std::move(weights), *served);
+  ASSERT_TRUE(applied.ok()) << applied;
+  EXPECT_EQ(model::WeightsDigest(*served), second.version().digest());
+
+  weights = Fetch(second, "");
+  EXPECT_FALSE(weights.delta);
+  EXPECT_EQ(weights.bytes.size(), whole);
+  ASSERT_TRUE(ApplyWeights(std::move(weights), *other).ok());
+  EXPECT_EQ(model::WeightsDigest(*other), second.version().digest());
+}
+
+TEST_P(WeightsTransfer, ADeltaOfOtherWeightsIsRefusedAndChangesNothing) {
+  const auto served = Load();
+  const v1::PolicySource first = Publish(1);
+  {
+    const torch::NoGradGuard no_grad;
+    served->trained_parameters().back().second.view({-1})[1].add_(1);  // an element that the delta leaves alone
+  }
+  const std::string before = model::WeightsDigest(*served);
+  Change(*policy_);
+  FetchedWeights weights = Fetch(Publish(2), first.version().digest());
+  ASSERT_TRUE(weights.delta);
+  const absl::Status applied = ApplyWeights(std::move(weights), *served);
+  EXPECT_TRUE(absl::IsDataLoss(applied)) << applied;
+  EXPECT_EQ(model::WeightsDigest(*served), before);
+}
+
+TEST_P(WeightsTransfer, WhereEverythingChangesThereIsNoDelta) {
+  const v1::PolicySource first = Publish(1);
+  Change(*policy_, true);
+  const FetchedWeights weights = Fetch(Publish(2), first.version().digest());
+  EXPECT_FALSE(weights.delta);
+  EXPECT_FALSE(weights.manifest.has_delta());
+}
+
+TEST_P(WeightsTransfer, TheLoaderTakesDeltasOfWhatItsEngineHas) {
+  const artifact::ArtifactRoot root(dir_.File("shared"));
+  const auto published = root.Publish(dir_.File("model"));
+  ASSERT_TRUE(published.ok()) << published.status();
+  client::ArtifactCache artifacts(dir_.File("shared"), dir_.File("private"), nullptr);
+  PolicyLoaderOptions options;
+  options.engine.slots = 1;
+  options.dtype = GetParam();
+  PolicyLoader loader(&artifacts, &subscriber_, options);
+  int64_t seen = 0;
+  // Bytes received for the version, which the engine must then have.
+  const auto take_up = [&](v1::PolicySource source) {
+    source.set_artifact(published->digest);
+    const absl::Status switched = loader.Switch(source);
+    EXPECT_TRUE(switched.ok()) << switched;
+    EXPECT_EQ(model::WeightsDigest(loader.engine()->model()), source.version().digest());
+    const int64_t before = std::exchange(seen, loader.counters().bytes);
+    return loader.counters().bytes - before;
+  };
+  const int64_t whole = take_up(Publish(1));
+  Change(*policy_);
+  EXPECT_LT(take_up(Publish(2)), whole * 3 / 100);
+
+  Change(*policy_);
+  v1::PolicySource third = Publish(3);
+  third.set_artifact(published->digest);
+  loader.Prefetch(third);  // a delta from 2, which the engine has
+  EXPECT_LT(take_up(third), whole * 3 / 100);
+
+  Change(*policy_);
+  Publish(4);
+  Change(*policy_);
+  EXPECT_EQ(take_up(Publish(5)), whole);  // its delta is from 4
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, WeightsTransfer, testing::Values(torch::kFloat32, torch::kBFloat16),
+                         [](const auto& param) { return param.param == torch::kFloat32 ? "float32" : "bfloat16"; });
+
+}  // namespace
+}  // namespace rlhf::rollout
