@@ -11,6 +11,23 @@ namespace {
 constexpr size_t kMostVarint = 10;
 constexpr size_t kMostElement = 4;
 
+enum Code : uint8_t { kUp = 0, kDown = 1, kNewBytes = 2, kByte = 3 };
+constexpr uint8_t kCodeMask = 3, kOtherWay = 1;
+constexpr int kCodeBits = 2;
+constexpr int kMostStep = 127;  // what kByte can say
+
+// How many bytes follow the number.
+constexpr size_t Follows(uint64_t code, size_t element_size) {
+  return code == kNewBytes ? element_size : code == kByte ? 1 : 0;
+}
+
+template <typename Element>
+Element Load(const uint8_t* from) {
+  Element value;
+  std::memcpy(&value, from, sizeof(Element));
+  return value;
+}
+
 size_t WriteVarint(uint64_t value, uint8_t* to) {
   size_t size = 0;
   for (; value >= 0x80; value >>= 7) to[size++] = static_cast<uint8_t>(value | 0x80);
@@ -43,10 +60,18 @@ bool Encode(absl::Span<const uint8_t> from, absl::Span<const uint8_t> to, size_t
     const size_t equal = EqualElements<Element>(from.data(), to.data(), at, elements);
     at += equal;
     if (at == elements) return true;
+    const uint8_t* is = to.data() + at * sizeof(Element);
+    const auto by = static_cast<Element>(Load<Element>(is) - Load<Element>(from.data() + at * sizeof(Element)));
+    const Code code = by == 1                                                 ? kUp
+                      : by == static_cast<Element>(-1)                        ? kDown
+                      : static_cast<Element>(by + kMostStep) <= 2 * kMostStep ? kByte
+                                                                              : kNewBytes;
     uint8_t entry[kMostVarint + kMostElement];
-    const size_t varint = WriteVarint(equal, entry);
-    std::memcpy(entry + varint, to.data() + at * sizeof(Element), sizeof(Element));
-    out->insert(out->end(), entry, entry + varint + sizeof(Element));
+    size_t size = WriteVarint(static_cast<uint64_t>(equal) << kCodeBits | code, entry);
+    if (code == kNewBytes) std::memcpy(entry + size, is, sizeof(Element));
+    if (code == kByte) entry[size] = static_cast<uint8_t>(by);
+    size += Follows(code, sizeof(Element));
+    out->insert(out->end(), entry, entry + size);
     ++at;
     if (out->size() - before >= limit) {
       out->resize(before);
@@ -55,31 +80,35 @@ bool Encode(absl::Span<const uint8_t> from, absl::Span<const uint8_t> to, size_t
   }
 }
 
-// Calls visit(the value in the delta, the one in the target) for each entry; DataLoss at the first bad one.
+// Calls visit(the byte with the code, what follows the number, the element) for each entry; DataLoss at the first bad
+// one.
 template <typename Visit>
 absl::Status Walk(absl::Span<uint8_t> delta, size_t element_size, absl::Span<uint8_t> target, const Visit& visit) {
   const uint64_t elements = target.size() / element_size;
   uint64_t element = 0;
   size_t at = 0;
   while (at < delta.size()) {
-    uint64_t gap = 0;
+    uint8_t* const first = delta.data() + at;
+    uint64_t number = 0;
     for (int shift = 0;; shift += 7) {
       if (at == delta.size() || shift > 56) {
         return absl::DataLossError(
             absl::StrCat("weights delta: expected a whole number at byte ", at, " of ", delta.size()));
       }
       const uint8_t byte = delta[at++];
-      gap |= static_cast<uint64_t>(byte & 0x7f) << shift;
+      number |= static_cast<uint64_t>(byte & 0x7f) << shift;
       if ((byte & 0x80) == 0) break;
     }
-    if (gap >= elements - element || element_size > delta.size() - at) {
+    const uint64_t gap = number >> kCodeBits, code = number & kCodeMask;
+    const size_t follows = Follows(code, element_size);
+    if (gap >= elements - element || follows > delta.size() - at) {
       return absl::DataLossError(absl::StrCat("weights delta: expected elements below ", elements,
-                                              " with their values, found one ", gap, " after ", element, " at byte ",
-                                              at, " of ", delta.size()));
+                                              " and what their codes ask for, found code ", code, " for the one ", gap,
+                                              " after ", element, " at byte ", at, " of ", delta.size()));
     }
     element += gap;
-    visit(delta.data() + at, target.data() + element * element_size);
-    at += element_size;
+    visit(first, delta.data() + at, target.data() + element * element_size);
+    at += follows;
     ++element;
   }
   return absl::OkStatus();
@@ -88,14 +117,25 @@ absl::Status Walk(absl::Span<uint8_t> delta, size_t element_size, absl::Span<uin
 template <typename Element>
 absl::Status Swap(absl::Span<uint8_t> delta, absl::Span<uint8_t> target) {
   // First only looked at: a bad delta changes nothing.
-  const absl::Status whole = Walk(delta, sizeof(Element), target, [](const uint8_t*, const uint8_t*) {});
+  const absl::Status whole = Walk(delta, sizeof(Element), target, [](uint8_t*, uint8_t*, uint8_t*) {});
   if (!whole.ok()) return whole;
-  return Walk(delta, sizeof(Element), target, [](uint8_t* value, uint8_t* held) {
-    Element was, is;
-    std::memcpy(&was, held, sizeof(Element));
-    std::memcpy(&is, value, sizeof(Element));
+  return Walk(delta, sizeof(Element), target, [](uint8_t* code, uint8_t* follows, uint8_t* held) {
+    const auto was = Load<Element>(held);
+    Element is;
+    switch (*code & kCodeMask) {
+      case kNewBytes:
+        is = Load<Element>(follows);
+        std::memcpy(follows, &was, sizeof(Element));
+        break;
+      case kByte:
+        is = static_cast<Element>(was + static_cast<Element>(static_cast<int8_t>(*follows)));
+        *follows = static_cast<uint8_t>(-*follows);
+        break;
+      default:
+        is = static_cast<Element>((*code & kCodeMask) == kUp ? was + 1 : was - 1);
+        *code ^= kOtherWay;
+    }
     std::memcpy(held, &is, sizeof(Element));
-    std::memcpy(value, &was, sizeof(Element));
   });
 }
 

@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "bench/engine/weights_bench.h"
 #include "common/process.h"
 #include "common/status_util.h"
 #include "model/guard.h"
@@ -155,6 +156,12 @@ absl::Status Generate(const GenerateFlags& flags) {
   return absl::OkStatus();
 }
 
+absl::Status Weights(const std::string& model_dir, int rounds) {
+  RLHF_ASSIGN_OR_RETURN(const Json out, MeasureWeights(model_dir, rounds));
+  std::cout << out.dump() << "\n";
+  return absl::OkStatus();
+}
+
 }  // namespace
 }  // namespace rlhf::bench
 
@@ -182,6 +189,12 @@ int main(int argc, char** argv) {
   generate->add_option("--precision", flags.precision)->check(CLI::IsMember({"float32", "bfloat16"}));
   generate->add_flag("--deterministic", flags.deterministic);
   generate->add_option("--seed", flags.seed);
+  auto* weights =
+      app.add_subcommand("weights", "from a learner's publisher into a rollout worker's model, over loopback");
+  std::string weights_model;
+  int rounds = 5;
+  weights->add_option("--model", weights_model, "A model's directory")->required();
+  weights->add_option("--rounds", rounds)->check(CLI::PositiveNumber)->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   if (flags.least_new_tokens > flags.new_tokens) {
     std::cerr << "rlhf-bench: --least-new-tokens: expected at most --new-tokens (" << flags.new_tokens << "), found "
@@ -189,7 +202,9 @@ int main(int argc, char** argv) {
     return 2;
   }
   torch::set_num_threads(threads);
-  const absl::Status status = *limits ? rlhf::bench::Limits() : rlhf::bench::Generate(flags);
+  const absl::Status status = *limits    ? rlhf::bench::Limits()
+                              : *weights ? rlhf::bench::Weights(weights_model, rounds)
+                                         : rlhf::bench::Generate(flags);
   if (status.ok()) return 0;
   std::cerr << "rlhf-bench: " << status.message() << "\n";
   return 1;

@@ -1,5 +1,6 @@
 #include "artifact/weight_delta.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -56,6 +57,42 @@ TEST(WeightDelta, OneInAHundredTakesUnderThreePercent) {
   EXPECT_LT(delta.size(), to.size() * 3 / 100);
 }
 
+TEST(WeightDelta, StepsToTheNextValueTakeAByte) {
+  // 1 in 32: a value up, one down, across a carry and around both ends.
+  Bytes from(256), to;
+  const std::vector<uint16_t> values = {0x00ff, 0x3f80, 0xffff, 0x0000};
+  for (size_t i = 0; i < values.size(); ++i) std::memcpy(from.data() + 64 * i, &values[i], 2);
+  to = from;
+  const std::vector<uint16_t> next = {0x0100, 0x3f7f, 0x0000, 0xffff};
+  for (size_t i = 0; i < next.size(); ++i) std::memcpy(to.data() + 64 * i, &next[i], 2);
+  Bytes delta;
+  ASSERT_TRUE(EncodeWeightDelta(from, to, 2, SIZE_MAX, &delta));
+  EXPECT_EQ(delta, (Bytes{0, 31 * 4 + 1, 31 * 4, 31 * 4 + 1}));
+  Bytes target = from;
+  ASSERT_TRUE(SwapWeightDelta(absl::MakeSpan(delta), 2, absl::MakeSpan(target)).ok());
+  EXPECT_EQ(target, to);
+  ASSERT_TRUE(SwapWeightDelta(absl::MakeSpan(delta), 2, absl::MakeSpan(target)).ok());
+  EXPECT_EQ(target, from);
+}
+
+TEST(WeightDelta, EveryDifferenceIsExact) {
+  // All of 2 bytes, from a value in the middle; the nearest 127 on either side take a byte beside the number.
+  for (int by = -32768; by < 32768; ++by) {
+    const uint16_t was = 0x1234, is = static_cast<uint16_t>(was + by);
+    Bytes from(2), to(2), delta;
+    std::memcpy(from.data(), &was, 2);
+    std::memcpy(to.data(), &is, 2);
+    ASSERT_TRUE(EncodeWeightDelta(from, to, 2, SIZE_MAX, &delta));
+    const size_t size = by == 0 ? 0 : std::abs(by) == 1 ? 1 : std::abs(by) <= 127 ? 2 : 3;
+    ASSERT_EQ(delta.size(), size) << by;
+    Bytes target = from;
+    ASSERT_TRUE(SwapWeightDelta(absl::MakeSpan(delta), 2, absl::MakeSpan(target)).ok());
+    ASSERT_EQ(target, to) << by;
+    ASSERT_TRUE(SwapWeightDelta(absl::MakeSpan(delta), 2, absl::MakeSpan(target)).ok());
+    ASSERT_EQ(target, from) << by;
+  }
+}
+
 TEST(WeightDelta, GivesUpAtTheLimit) {
   std::mt19937_64 random(3);
   const Bytes from = RandomBytes(4096, random), to = Changed(from, 2, 1, random);
@@ -68,9 +105,9 @@ TEST(WeightDelta, GivesUpAtTheLimit) {
 
 TEST(WeightDelta, WhatIsMalformedChangesNothing) {
   const Bytes before = {1, 2, 3, 4, 5, 6};
-  for (Bytes delta : {Bytes{0, 9, 9, 3, 9, 9},  // the second is beyond the end
-                      Bytes{0, 9, 9, 0, 9},     // half a value
-                      Bytes{0, 9, 9, 0x80},     // half a number
+  for (Bytes delta : {Bytes{2, 9, 9, 14, 9, 9},     // the second is beyond the end
+                      Bytes{2, 9, 9, 2, 9},         // half a value
+                      Bytes{0, 3}, Bytes{0, 0x80},  // half a number
                       Bytes{0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 1, 9, 9},
                       Bytes{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 9, 9}}) {
     Bytes target = before;
