@@ -193,7 +193,7 @@ class Run:
         subprocess.run(["gzip", self.scratch / "more.jsonl"], check=True)
         self.environment = {
             **os.environ, "OMP_NUM_THREADS": "1", "RLHF_SOURCE_DIR": str(ROOT), "LC_ALL": "C.UTF-8", "TERM": "dumb",
-            "PATH": f"{self.scratch}/stand-in:{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(BIN.parent / "python"),
+            "PATH": f"{self.scratch}/stand-in:{BIN}:/usr/bin:{os.environ['PATH']}", "PYTHONPATH": f"{BIN.parent / 'python'}:{os.environ.get('PYTHONPATH', '')}",
         }
 
     def block(self, block):
