@@ -32,19 +32,31 @@ absl::StatusOr<std::shared_ptr<const artifact::Tokenizer>> TokenTexts::Tokenizer
 absl::StatusOr<std::vector<std::string>> TokenTexts::Of(const std::string& model_digest,
                                                         const std::vector<int32_t>& tokens) {
   RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<const artifact::Tokenizer> tokenizer, TokenizerOf(model_digest));
+  const auto decode = [&](size_t begin, size_t end) {
+    return tokenizer->Decode({tokens.begin() + begin, tokens.begin() + end}, /*skip_special_tokens=*/false);
+  };
+  // Some decoders take the space from a text's beginning: what a token adds is seen behind the ones before it.
+  size_t before = 0;
+  std::string base;
+  const auto added = [&](size_t begin, size_t end) -> absl::StatusOr<std::string> {
+    RLHF_ASSIGN_OR_RETURN(const std::string joined, decode(before, end));
+    if (absl::StartsWith(joined, base)) return joined.substr(base.size());
+    return decode(begin, end);
+  };
   std::vector<std::string> texts(tokens.size());
   for (size_t i = 0; i < tokens.size();) {
     size_t end = i + 1;
-    RLHF_ASSIGN_OR_RETURN(std::string text, tokenizer->Decode({tokens[i]}, /*skip_special_tokens=*/false));
+    RLHF_ASSIGN_OR_RETURN(std::string text, added(i, end));
     const size_t furthest = std::min(tokens.size(), i + kLongestCharacter);
     for (size_t longer = i + 2; absl::StrContains(text, kReplacement) && longer <= furthest; ++longer) {
-      const std::vector<int32_t> together(tokens.begin() + i, tokens.begin() + longer);
-      RLHF_ASSIGN_OR_RETURN(std::string joined, tokenizer->Decode(together, /*skip_special_tokens=*/false));
+      RLHF_ASSIGN_OR_RETURN(std::string joined, added(i, longer));
       if (absl::StrContains(joined, kReplacement)) continue;
       text = std::move(joined);
       end = longer;
     }
     texts[end - 1] = std::move(text);
+    before = i;
+    RLHF_ASSIGN_OR_RETURN(base, decode(i, end));
     i = end;
   }
   return texts;
