@@ -59,7 +59,6 @@ def console(board):
             f"  name: {json.dumps(names)},",
             "  yAxisFormatter: PromConsole.NumberFormatter.humanize,",
             "  yHoverFormatter: PromConsole.NumberFormatter.humanize,",
-            "  min: 0,",
             "})",
             "</script>",
         ]

@@ -212,7 +212,9 @@ class LiveTest(unittest.TestCase):
             browser.js(f"document.querySelector('input[name=token]').value = {json.dumps(self.service.token('overseer'))}")
             browser.js("document.querySelector('form').requestSubmit()")
             browser.wait("document.body.dataset.ready === 'yes'")
-            self.assertTrue(browser.js("document.querySelectorAll('#jobs [data-job]').length >= 4"))
+            # A pipeline before its stages, and those as they ran.
+            shown = browser.js("[...document.querySelectorAll('#jobs [data-job] td:first-child')].map((cell) => cell.innerText)")
+            self.assertEqual(shown[:4], ["live", "· before", "· ppo", "· after"])
             self.assertTrue(browser.js("document.querySelector('#gates').innerText.includes('waiting')"))
             self.assertTrue(browser.js("document.querySelector('[data-alert=GateWaiting]') !== null"))
             self.assertEqual(browser.js("document.querySelectorAll('#fleet tr').length"), 6)

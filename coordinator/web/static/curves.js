@@ -24,7 +24,7 @@ export function curves(names, points) {
     const last = series[series.length - 1];
     charts.push(el("figure", {"data-curve": name},
       el("figcaption", {}, el("span", {}, name + (unit ? ` (${unit})` : "")),
-        el("span", {class: "soft"}, `${number(last.value)} at step ${last.step}`)),
+        el("span", {class: "soft"}, `${number(last.value)} at ${last.step}`)),
       draw(series)));
   }
   return charts;

@@ -40,8 +40,18 @@ function jobRow(row) {
     el("td", {}, el("a", {href: `/?job=${encodeURIComponent(row.id)}`}, row.stage ? `· ${row.stage}` : row.spec.name)),
     el("td", {}, kindOf(row.spec)),
     el("td", {class: "state " + row.state}, row.state.toLowerCase()),
-    el("td", {}, total > 0 ? [el("progress", {max: total, value: step}), `${step}/${total}`] : ""),
+    el("td", {}, total > 0 ? el("div", {class: "steps"}, el("progress", {max: total, value: step}), `${step}/${total}`) : ""),
     el("td", {class: "soft"}, row.reason || ago(row.created_at)));
+}
+
+// Newest first, as they come; but a pipeline before its stages, and those in the order in which they ran.
+function inOrder(list) {
+  const ids = new Set(list.map((row) => row.id)), stages = new Map();
+  for (const row of list) {
+    if (!ids.has(row.parent_id)) continue;
+    stages.set(row.parent_id, [row, ...(stages.get(row.parent_id) || [])]);
+  }
+  return list.filter((row) => !ids.has(row.parent_id)).flatMap((row) => [row, ...(stages.get(row.id) || [])]);
 }
 
 function ledgerOf(counts) {
@@ -75,6 +85,11 @@ async function allMetrics(id) {
   return points;
 }
 
+// Commands are written between backquotes.
+function withCode(text) {
+  return text.split("`").map((piece, i) => (i % 2 ? el("code", {}, piece) : piece));
+}
+
 async function showJob(row) {
   const [points, ledger, why] = await Promise.all([allMetrics(row.id),
     rpc("JobService/GetLedger", {job_id: row.id}), rpc("JobService/ExplainJob", {job_id: row.id})]);
@@ -85,7 +100,7 @@ async function showJob(row) {
       el("span", {class: "soft"}, ` ${row.reason || ""} submitted by ${row.submitted_by}, ${ago(row.created_at)} `),
       Number(ledger.counts.issued) > 0 ? el("a", {href: `/samples?job=${encodeURIComponent(row.id)}`}, "samples") : null),
     ...(active ? [el("p", {}, `Waits for ${why.waits_for} since ${why.since_seconds} s. `,
-      el("span", {class: "soft"}, why.what_to_do))] : []),
+      el("span", {class: "soft"}, withCode(why.what_to_do)))] : []),
     el("div", {class: "curves", id: "curves"}, curves(kCurves, points)), ledgerOf(ledger.counts) || "");
   return points;
 }
@@ -112,7 +127,7 @@ function workerRow(worker) {
   return el("tr", {}, el("td", {}, worker.instance_id), el("td", {}, worker.role.slice(5).toLowerCase()),
     el("td", {class: "state " + worker.state}, worker.state.toLowerCase()), el("td", {}, worker.device),
     el("td", {}, worker.slots > 0 ? `${worker.leased}/${worker.slots}` : ""),
-    el("td", {}, worker.policy ? `step ${worker.policy.step}` : ""), el("td", {}, worker.job_id),
+    el("td", {}, worker.policy && worker.role === "ROLE_ROLLOUT_WORKER" ? `step ${worker.policy.step}` : ""), el("td", {}, worker.job_id),
     el("td", {class: "soft"}, `${worker.seconds_since_heartbeat.toFixed(1)} s ago`));
 }
 
@@ -122,7 +137,7 @@ async function refresh() {
     rpc("JobService/ListJobs", {include_stages: true, page: {page_size: 50}}),
     rpc("AdminService/ListWorkers", {page: {page_size: 1000}}),
     rpc("OversightService/ListGates", {page: {page_size: 50}})]);
-  jobs.replaceChildren(table(["Job", "Kind", "State", "Steps", ""], list.jobs.map(jobRow),
+  jobs.replaceChildren(table(["Job", "Kind", "State", "Steps", ""], inOrder(list.jobs).map(jobRow),
     "No job yet. rlhfctl submit JOB.yaml --follow starts one."));
   gates.replaceChildren(table(["Gate", "State", "Conditions", "Approvals", ""], gateList.gates.map(gateRow), "No gate."));
   fleet.replaceChildren(table(["Instance", "Role", "State", "Device", "Leased", "Policy", "Job", "Heartbeat"],
