@@ -66,7 +66,7 @@ def problem_with(words):
             return f"{' '.join(path)} has no command {word}"
     if path == ["rlhfctl"] and len(words) > 1:
         # Values of the global flags come before the command.
-        bare = [word for i, word in enumerate(words[1:], 1) if not word.startswith(("-", "$")) and not words[i - 1].startswith("--")]
+        bare = [word for i, word in enumerate(words[1:], 1) if re.match("[a-z]", word) and not words[i - 1].startswith("--")]
         if bare:
             return f"rlhfctl has no command {bare[0]}"
     return None
