@@ -15,7 +15,6 @@ namespace {
 
 constexpr int64_t kStepsKept =
     8;  // ended samples of so many steps stay in memory: late duplicates are recognised by them
-constexpr absl::Duration kRateWindow = absl::Seconds(5);
 
 bool IsArchived(const std::string& job_id, absl::string_view key) {
   return key.size() > Ledger::RowKey(job_id, {0, 0, 0}).size();
@@ -81,7 +80,7 @@ absl::Status SamplingImpl::AddJob(SamplingPlan plan, SamplingListener* listener)
   const std::string job_id = plan.job_id;
   auto job = std::make_unique<ActiveJob>(std::move(plan), listener);
   const absl::Duration now = loop_->clock().Now();
-  job->last_finished = now;
+  job->added = job->last_finished = now;
   RLHF_ASSIGN_OR_RETURN(const v1::LedgerBase base, BaseOf(job_id));
   job->ledger.RestoreBase(base);
   // What memory keeps of the past: steps that a rollback may come back to.
@@ -407,10 +406,12 @@ Sampling::Rates SamplingImpl::RatesOf(const std::string& job_id) const {
   const ActiveJob* job = Find(job_id);
   if (job == nullptr) return rates;
   const absl::Duration now = loop_->clock().Now();
+  // A young job's rate is of its life so far; of less than a second nothing can be said.
+  const double seconds = absl::ToDoubleSeconds(std::clamp(now - job->added, absl::Seconds(1), kRateWindow));
   for (const ActiveJob::Finished& finished : job->finished) {
     if (now - finished.at > kRateWindow) continue;
-    rates.samples_per_second += finished.samples / absl::ToDoubleSeconds(kRateWindow);
-    rates.tokens_per_second += static_cast<double>(finished.tokens) / absl::ToDoubleSeconds(kRateWindow);
+    rates.samples_per_second += finished.samples / seconds;
+    rates.tokens_per_second += static_cast<double>(finished.tokens) / seconds;
   }
   const v1::LedgerCounts& counts = job->ledger.counts();
   rates.open = counts.queued() + counts.leased() + counts.generated() + counts.scored() + counts.assigned();

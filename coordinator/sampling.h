@@ -107,7 +107,7 @@ class Sampling : public FleetListener {
   // meanwhile goes on; the counts are compared where nothing of the job changed.
   virtual void Check(const std::string& job_id, Background* thread,
                      absl::AnyInvocable<void(std::vector<std::string>)> done) = 0;
-  // Progress for people: samples done of open steps, tokens generated in the last seconds.
+  // Progress for people: samples done of open steps, samples and tokens generated a second in the last minute.
   struct Rates {
     double samples_per_second = 0, tokens_per_second = 0;
     int64_t open = 0, done_in_step = 0, step_size = 0;

@@ -18,6 +18,8 @@
 
 namespace rlhf::coordinator {
 
+constexpr absl::Duration kRateWindow = absl::Seconds(60);  // of RatesOf; steps of half a minute have a rate, too
+
 // A sample that a rollout worker generates. Deadlines are never stored: after a restart every lease has one full life.
 struct HeldLease {
   std::string session_id;  // empty: of before a restart, until a heartbeat claims it
@@ -103,8 +105,8 @@ struct ActiveJob {
     int samples;
     int64_t tokens;
   };
-  std::deque<Finished> finished;  // of the last seconds
-  absl::Duration last_finished = absl::ZeroDuration();
+  std::deque<Finished> finished;  // of the last kRateWindow
+  absl::Duration added = absl::ZeroDuration(), last_finished = absl::ZeroDuration();
 };
 
 class SamplingImpl final : public Sampling {

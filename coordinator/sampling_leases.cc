@@ -15,7 +15,6 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr absl::Duration kRatesKept = absl::Seconds(10);
 // A lease is slow when it takes so many times the median of the newest results, and at least so long.
 constexpr double kHedgeFactor = 2.0;
 // A worker that is lost says little about its samples: so many losses count as one failed attempt.
@@ -339,7 +338,7 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
   const absl::Duration now = loop_->clock().Now();
   job.finished.push_back({now, 1, sample.response_tokens_size()});
   job.last_finished = now;
-  while (now - job.finished.front().at > kRatesKept) job.finished.pop_front();
+  while (now - job.finished.front().at > kRateWindow) job.finished.pop_front();
   job.cache[key] = std::move(stored);
   if (!job.plan.score) job.last_problem.clear();
   verdict.set_accepted(true);

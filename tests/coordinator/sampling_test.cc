@@ -211,6 +211,25 @@ TEST_F(SamplingTest, AStepThatWasScoredBeforeARestartIsAnnouncedAgain) {
   EXPECT_THAT(listener_.scored, ElementsAre(1));
 }
 
+TEST_F(SamplingTest, RatesAreOfTheLastMinuteOrOfAYoungJobsLife) {
+  const auto samples_per_second = [&] {
+    double rate = -1;
+    OnLoop([&] { rate = sampling_->RatesOf("job").samples_per_second; });
+    return rate;
+  };
+  AddJob(0);
+  Issue(1);
+  clock_.Advance(absl::Seconds(8));
+  Generate(Lease());
+  EXPECT_DOUBLE_EQ(samples_per_second(), 4 / 8.0);
+  clock_.Advance(absl::Seconds(12));  // a step that takes longer to train than to generate
+  EXPECT_DOUBLE_EQ(samples_per_second(), 4 / 20.0);
+  clock_.Advance(absl::Seconds(41));
+  EXPECT_DOUBLE_EQ(samples_per_second(), 4 / 60.0);
+  clock_.Advance(absl::Seconds(20));
+  EXPECT_EQ(samples_per_second(), 0);
+}
+
 TEST_F(SamplingTest, AScorerThatIsAwayCostsNoAttempt) {
   rewards_.answer = [](const auto& request) { return EachFailsWith(request, absl::StatusCode::kUnavailable); };
   AddJob(0, /*max_attempts=*/3);
