@@ -82,13 +82,13 @@ class AlertsTest(unittest.TestCase):
     def setUpClass(cls):
         if not shutil.which("prometheus"):
             raise unittest.SkipTest("no prometheus here")
-        cls.failpoints = None
+        cls.failpoints = pathlib.Path(tempfile.mkdtemp(prefix="rlhf-alerts-"))
         cls.mounted = False
-        # 200 GB of room that can be taken away (memory is used for what is written only).
-        cls.service = Service(
-            "--bin-dir", FAULTS_BIN, "--heartbeat-ms", "500", "--restart-seconds", "0.2", "--restart-seconds-most", "1",
-            environment=cls.environment(), prepare=cls.mount)
         try:
+            # 200 GB of room that can be taken away (memory is used for what is written only).
+            cls.service = Service(
+                "--bin-dir", FAULTS_BIN, "--heartbeat-ms", "500", "--restart-seconds", "0.2", "--restart-seconds-most", "1",
+                environment={"RLHF_FAILPOINTS_DIR": str(cls.failpoints)}, prepare=cls.mount)
             cls.service.make_model()
             until("every process says its ports", 30, lambda: len(cls.service.ports()) == 6)
             short = cls.service.scratch / "rules.yml"
@@ -102,25 +102,19 @@ class AlertsTest(unittest.TestCase):
             raise
 
     @classmethod
-    def environment(cls):
-        cls.failpoints = pathlib.Path(tempfile.mkdtemp(prefix="rlhf-alerts-"))
-        return {"RLHF_FAILPOINTS_DIR": str(cls.failpoints)}
-
-    @classmethod
     def mount(cls, service):
         service.dir.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", "size=200G", "tmpfs", service.dir]
         cls.mounted = subprocess.run(command, capture_output=True).returncode == 0
+        if cls.mounted:
+            service.undo.append(lambda: subprocess.run(["umount", service.dir], check=True))
 
     @classmethod
     def tearDownClass(cls):
         if hasattr(cls, "prometheus"):
             cls.prometheus.close()
-        cls.service.process.send_signal(signal.SIGTERM)
-        cls.service.process.wait(timeout=90)
-        if cls.mounted:
-            subprocess.run(["umount", cls.service.dir], check=True)
-        shutil.rmtree(cls.service.scratch, ignore_errors=True)
+        if hasattr(cls, "service"):
+            cls.service.close()
         shutil.rmtree(cls.failpoints, ignore_errors=True)
 
     def firing(self):

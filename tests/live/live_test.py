@@ -68,9 +68,13 @@ class Prometheus:
             [shutil.which("prometheus"), f"--config.file={file}", f"--storage.tsdb.path={service.scratch / 'tsdb'}",
              f"--web.listen-address={self.url.removeprefix('http://')}", f"--web.console.templates={MONITORING / 'consoles'}",
              "--web.console.libraries=/usr/share/doc/prometheus/examples/console_libraries"], stdout=log, stderr=log)
-        until("Prometheus is ready", 30, self.ready)
-        # It takes up its targets some seconds later; what happens before is no increase of anything.
-        until("every target is scraped", 30, lambda: len(self.get("query", query="up == 1")["result"]) == len(targets) + 1)
+        try:
+            until("Prometheus is ready", 30, self.ready)
+            # It takes up its targets some seconds later; what happens before is no increase of anything.
+            until("every target is scraped", 30, lambda: len(self.get("query", query="up == 1")["result"]) == len(targets) + 1)
+        except BaseException:
+            self.close()
+            raise
 
     def ready(self):
         try:
@@ -120,6 +124,23 @@ def panels():
     for file in sorted((MONITORING / "dashboards").glob("*.json")):
         for panel in json.loads(file.read_text())["panels"]:
             yield f"{file.stem}: {panel['title']}", [target["expr"] for target in panel["targets"]]
+
+
+class ServiceTest(unittest.TestCase):
+    def test_a_start_that_fails_leaves_nothing_behind(self):
+        seen = []
+
+        def prepare(service):
+            seen.append(service)
+            service.dir.mkdir()
+            service.undo.append(lambda: seen.append(service.dir.exists()))
+
+        with self.assertRaisesRegex(AssertionError, "rlhfctl up ended with .*--no-such-flag"):
+            Service("--no-such-flag", prepare=prepare)
+        service, dir_was_there = seen
+        self.assertTrue(dir_was_there)  # what was prepared is undone before its folder goes
+        self.assertIsNotNone(service.process.returncode)
+        self.assertFalse(service.scratch.exists())
 
 
 class LiveTest(unittest.TestCase):

@@ -26,20 +26,40 @@ def until(what, patience, condition):
 
 class Service:
     def __init__(self, *up, environment=None, prepare=None):
-        """up: more of `rlhfctl up`; prepare(service) runs before anything starts."""
+        """up: more of `rlhfctl up`; prepare(service) runs before anything starts. Leaves nothing behind when it raises."""
         self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="rlhf-live-"))
         self.dir = self.scratch / "cluster"
-        if prepare:
-            prepare(self)
-        log = open(self.scratch / "up.log", "w")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-        self.process = subprocess.Popen([BIN / "rlhfctl", "up", "--dir", self.dir, "--slots", "32", *up], stdout=log, stderr=log, env=environment)
-        until("the service is ready", 60, lambda: (self.dir / "ready").exists())
+        self.undo = []  # what `prepare` did, newest last: called when every process has ended, before the folder goes
+        self.process = None
+        try:
+            if prepare:
+                prepare(self)
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+            command = [BIN / "rlhfctl", "up", "--dir", self.dir, "--slots", "32", *up]
+            with open(self.scratch / "up.log", "w") as log:
+                self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            until("the service is ready", 60, self.ready)
+        except BaseException:
+            self.close()
+            raise
+
+    def ready(self):
+        if self.process.poll() is not None:
+            raise AssertionError(f"rlhfctl up ended with {self.process.returncode}: {(self.scratch / 'up.log').read_text()}")
+        return (self.dir / "ready").exists()
 
     def close(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        try:
+            if self.process and self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+                self.process.wait(timeout=90)
+        finally:
+            if self.process and self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            while self.undo:
+                self.undo.pop()()
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
     def ports(self):
         """Bound ports by process: {"learner-0": {"http": …}, …}."""
