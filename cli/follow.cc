@@ -37,7 +37,7 @@ class Screen {
     Learn(event);
     view_.Apply(event);
     if (options_.terminal) {
-      if (event.has_message() || event.has_state()) {
+      if (event.has_message() || event.has_state() || event.has_alert()) {
         std::printf("\r\033[K%s\n", view_.Line(event).c_str());
       }
       std::printf("\r\033[K%s", view_.Bar(options_.width).c_str());

@@ -36,11 +36,17 @@ std::string Metrics(const std::map<std::string, double>& metrics) {
   return out;
 }
 
+// Whose event it is: a pipeline tells its stages' metrics as its own.
+const std::string& JobOf(const v1::JobEvent& event) {
+  return event.has_metrics() && !event.metrics().job_id().empty() ? event.metrics().job_id() : event.job_id();
+}
+
 }  // namespace
 
 void ProgressView::SetJob(const v1::Job& job) {
   Stage& stage = stages_[job.id()];
   stage.name = job.stage().empty() ? job.spec().name() : job.stage();
+  if (!job.stage().empty() && job.round() > 1) absl::StrAppend(&stage.name, " (round ", job.round(), ")");
   stage.total = job.total_steps();
   stage.step = std::max(stage.step, job.step());
 }
@@ -48,7 +54,7 @@ void ProgressView::SetJob(const v1::Job& job) {
 void ProgressView::Apply(const v1::JobEvent& event) {
   if (!event.has_metrics()) return;
   const v1::MetricPoint& point = event.metrics();
-  const std::string& id = point.job_id().empty() ? event.job_id() : point.job_id();
+  const std::string& id = JobOf(event);
   Stage& stage = stages_[id];
   if (stage.name.empty()) stage.name = id;
   stage.step = std::max(stage.step, point.step());
@@ -85,21 +91,25 @@ std::string ProgressView::Bar(int width) const {
   return out;
 }
 
+std::string ProgressView::NameOf(const v1::JobEvent& event) const {
+  const auto found = stages_.find(JobOf(event));
+  return found == stages_.end() ? JobOf(event) : found->second.name;
+}
+
 std::string ProgressView::Line(const v1::JobEvent& event) const {
   switch (event.what_case()) {
     case v1::JobEvent::kState:
-      return absl::StrCat(v1::JobState_Name(event.state().to()), event.state().reason().empty() ? "" : ": ",
-                          event.state().reason());
+      return absl::StrCat(NameOf(event), " ", v1::JobState_Name(event.state().to()),
+                          event.state().reason().empty() ? "" : ": ", event.state().reason());
     case v1::JobEvent::kMessage:
-      return event.message();
+      return absl::StrCat(NameOf(event), ": ", event.message());
     case v1::JobEvent::kAlert:
-      return absl::StrCat("ALERT ", event.alert().monitor(), ": ", event.alert().text());
+      return absl::StrCat(NameOf(event), " ALERT ", event.alert().monitor(), ": ", event.alert().text());
     case v1::JobEvent::kMetrics: {
-      const auto found = stages_.find(event.metrics().job_id().empty() ? event.job_id() : event.metrics().job_id());
-      const std::string name = found == stages_.end() ? event.job_id() : found->second.name;
+      const auto found = stages_.find(JobOf(event));
       const int64_t total = found == stages_.end() ? 0 : found->second.total;
       std::map<std::string, double> values(event.metrics().values().begin(), event.metrics().values().end());
-      return absl::StrCat(name, " step ", event.metrics().step(), total > 0 ? absl::StrCat("/", total) : "",
+      return absl::StrCat(NameOf(event), " step ", event.metrics().step(), total > 0 ? absl::StrCat("/", total) : "",
                           Metrics(values));
     }
     default:

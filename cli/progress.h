@@ -19,7 +19,8 @@ class ProgressView {
   // One bar for the current stage, for instance
   // "ppo      ━━━━━━━━────  12/60  41.2 samples/s  1.2k tokens/s  reward 0.81  KL 0.42".
   std::string Bar(int width) const;
-  // A line for an event that people want to keep, or empty.
+  // A line for an event that people want to keep, beginning with its stage's name (its job's, outside of a pipeline),
+  // or empty.
   std::string Line(const v1::JobEvent& event) const;
 
  private:
@@ -28,6 +29,8 @@ class ProgressView {
     int64_t step = 0, total = 0;
     std::map<std::string, double> metrics;
   };
+  std::string NameOf(const v1::JobEvent& event) const;
+
   std::map<std::string, Stage> stages_;
   std::string current_;
 };
