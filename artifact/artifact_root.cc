@@ -35,14 +35,19 @@ absl::StatusOr<std::string> HexOf(const std::string& digest) {
   return hex;
 }
 
+// A full or read-only volume says so; anything else may pass.
+absl::Status MoveError(int error, absl::string_view what, const fs::path& path) {
+  if (IsFullOrReadOnly(error)) return WriteError(error, what, path.string());
+  return absl::UnavailableError(absl::StrCat("cannot ", what, " ", path.string(), ": ", std::strerror(error)));
+}
+
 absl::Status FsyncFile(const fs::path& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return absl::InternalError(absl::StrCat("cannot open ", path.string(), ": ", std::strerror(errno)));
   const int result = fsync(fd);
   const int error = errno;
   close(fd);
-  if (result != 0)
-    return absl::UnavailableError(absl::StrCat("cannot make ", path.string(), " durable: ", std::strerror(error)));
+  if (result != 0) return MoveError(error, "make durable", path);
   return absl::OkStatus();
 }
 
@@ -137,12 +142,15 @@ absl::StatusOr<Manifest> ArtifactRoot::Publish(const std::string& source_path) c
     fs::create_directories(target.parent_path(), error);
     // A copy, not a link: the source may change later, an artifact never.
     if (!fs::copy_file(base / file.path, target, error)) {
+      const int number = error.value();
       fs::remove_all(*staging, error);
-      return absl::ResourceExhaustedError(
-          absl::StrCat("cannot copy ", (base / file.path).string(), " into the artifact root: is the disk full?"));
+      return WriteError(number, absl::StrCat("copy ", (base / file.path).string(), " to"), target.string());
     }
   }
-  return PublishStaged(*staging);
+  auto published = PublishStaged(*staging);
+  // Left behind, each try on a full volume would take more of it.
+  if (!published.ok()) fs::remove_all(*staging, error);
+  return published;
 }
 
 absl::StatusOr<Manifest> ArtifactRoot::PublishStaged(const std::string& staging_dir) const {
@@ -161,7 +169,7 @@ absl::StatusOr<Manifest> ArtifactRoot::PublishStaged(const std::string& staging_
     auto grave = MakeStaging();
     if (!grave.ok()) return grave.status();
     if (rename(target.c_str(), (fs::path(*grave) / "damaged").c_str()) != 0 && errno != ENOENT)
-      return absl::UnavailableError(absl::StrCat("cannot replace ", target.string(), ": ", std::strerror(errno)));
+      return MoveError(errno, "replace", target);
     fs::remove_all(*grave, error);
   }
   for (const std::string& file : *files) {
@@ -177,12 +185,13 @@ absl::StatusOr<Manifest> ArtifactRoot::PublishStaged(const std::string& staging_
   if (absl::Status status = FsyncDir(staging_dir); !status.ok()) return status;
   if (absl::Status status = MakeDirs(target.parent_path().string()); !status.ok()) return status;
   if (rename(staging_dir.c_str(), target.c_str()) != 0) {
+    const int error_number = errno;
     // Another process published the same bytes first.
     if (fs::exists(target, error)) {
       fs::remove_all(staging_dir, error);
       return manifest;
     }
-    return absl::UnavailableError(absl::StrCat("cannot publish ", target.string(), ": ", std::strerror(errno)));
+    return MoveError(error_number, "publish", target);
   }
   if (absl::Status status = FsyncDir(target.parent_path().string()); !status.ok()) return status;
   return manifest;
@@ -250,8 +259,7 @@ absl::Status ArtifactRoot::Delete(const std::string& digest) const {
   auto staging = MakeStaging();
   if (!staging.ok()) return staging.status();
   const fs::path grave = fs::path(*staging) / "deleted";
-  if (rename(path->c_str(), grave.c_str()) != 0)
-    return absl::UnavailableError(absl::StrCat("cannot delete ", *path, ": ", std::strerror(errno)));
+  if (rename(path->c_str(), grave.c_str()) != 0) return MoveError(errno, "delete", *path);
   std::error_code error;
   fs::remove_all(*staging, error);
   return absl::OkStatus();

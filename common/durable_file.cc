@@ -16,10 +16,6 @@
 namespace rlhf {
 namespace {
 
-absl::Status Errno(int error, absl::string_view what, absl::string_view path) {
-  return absl::ErrnoToStatus(error, absl::StrCat("cannot ", what, " ", path));
-}
-
 std::string ParentOf(const std::string& path) {
   const std::string parent = std::filesystem::path(path).parent_path().string();
   return parent.empty() ? "." : parent;
@@ -30,24 +26,40 @@ absl::Status WriteAll(int fd, absl::string_view content, const std::string& path
     const ssize_t n = write(fd, content.data(), content.size());
     if (n < 0) {
       if (errno == EINTR) continue;
-      return Errno(errno, "write", path);
+      return WriteError(errno, "write", path);
     }
     content.remove_prefix(static_cast<size_t>(n));
   }
-  if (fsync(fd) != 0) return Errno(errno, "fsync", path);
+  if (fsync(fd) != 0) return WriteError(errno, "fsync", path);
   return absl::OkStatus();
 }
 
 }  // namespace
 
+bool IsFullOrReadOnly(int error) {
+  return error == ENOSPC || error == EDQUOT || error == EROFS;
+}
+
+absl::Status WriteError(int error, absl::string_view what, absl::string_view path) {
+  if (error == EROFS) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot ", what, " ", path, ": its volume is read-only; make it writable and try again"));
+  }
+  if (IsFullOrReadOnly(error)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot ", what, " ", path, ": its volume is full; make room and try again"));
+  }
+  return absl::ErrnoToStatus(error, absl::StrCat("cannot ", what, " ", path));
+}
+
 absl::Status FsyncDir(const std::string& dir) {
   const int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return Errno(errno, "open folder", dir);
+  if (fd < 0) return WriteError(errno, "open folder", dir);
   const int rc = fsync(fd);
   const int error = errno;
   close(fd);
   // Some file systems (FUSE, 9p) cannot fsync a folder and say EINVAL; there is nothing more to do on them.
-  if (rc != 0 && error != EINVAL) return Errno(error, "fsync folder", dir);
+  if (rc != 0 && error != EINVAL) return WriteError(error, "fsync folder", dir);
   return absl::OkStatus();
 }
 
@@ -55,10 +67,11 @@ absl::Status WriteFileDurably(const std::string& path, absl::string_view content
   static std::atomic<uint64_t> counter{0};
   const std::string temporary = absl::StrCat(path, ".tmp-", getpid(), "-", counter.fetch_add(1));
   const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (fd < 0) return Errno(errno, "create", temporary);
+  if (fd < 0) return WriteError(errno, "create", temporary);
   absl::Status status = WriteAll(fd, content, temporary);
-  if (close(fd) != 0 && status.ok()) status = Errno(errno, "close", temporary);
-  if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0) status = Errno(errno, "rename into place", path);
+  if (close(fd) != 0 && status.ok()) status = WriteError(errno, "close", temporary);
+  if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0)
+    status = WriteError(errno, "rename into place", path);
   if (!status.ok()) {
     unlink(temporary.c_str());
     return status;
@@ -70,7 +83,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) {
     if (errno == ENOENT) return absl::NotFoundError(absl::StrCat("no such file: ", path));
-    return Errno(errno, "open", path);
+    return WriteError(errno, "open", path);
   }
   std::string content;
   struct stat info;
@@ -83,7 +96,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
       if (errno == EINTR) continue;
       const int error = errno;
       close(fd);
-      return Errno(error, "read", path);
+      return WriteError(error, "read", path);
     }
     content.append(buffer, static_cast<size_t>(n));
   }
@@ -104,7 +117,7 @@ absl::Status MakeDirs(const std::string& dir, mode_t mode) {
     const int error = errno;
     std::error_code ignored;
     if (!std::filesystem::is_directory(path, ignored)) {
-      return Errno(error == EEXIST ? ENOTDIR : error, "make folder", path.string());
+      return WriteError(error == EEXIST ? ENOTDIR : error, "make folder", path.string());
     }
   }
   return absl::OkStatus();

@@ -11,6 +11,10 @@
 
 namespace rlhf {
 
+// Of a failed write's errno: ResourceExhausted when the volume (or a quota on it) is full, FailedPrecondition when it
+// is read-only, both with what to do; any other as absl::ErrnoToStatus has it.
+absl::Status WriteError(int error, absl::string_view what, absl::string_view path);
+bool IsFullOrReadOnly(int error);  // an operator can mend it, and then the same write succeeds
 // Temporary file in the same folder, fsync, rename, fsync of the folder.
 absl::Status WriteFileDurably(const std::string& path, absl::string_view content);
 absl::StatusOr<std::string> ReadFile(const std::string& path);  // NotFound with the path

@@ -85,6 +85,11 @@ v1::ErrorReason ReasonOf(const absl::Status& status) {
   return value;
 }
 
+absl::Status WithVolumeReason(absl::Status status) {
+  if (!absl::IsResourceExhausted(status) && !absl::IsFailedPrecondition(status)) return status;
+  return WithReason(std::move(status), v1::STORE_UNAVAILABLE);
+}
+
 absl::Status WithRetryDelay(absl::Status status, absl::Duration delay) {
   google::protobuf::Duration duration;
   duration.set_seconds(absl::ToInt64Seconds(delay));

@@ -13,7 +13,10 @@ namespace rlhf {
 
 // Attaches a reason (google.rpc.ErrorInfo, domain "rlhf") to a status; kept through ToGrpc / FromGrpc.
 absl::Status WithReason(absl::Status status, v1::ErrorReason reason);
-v1::ErrorReason ReasonOf(const absl::Status& status);                    // ERROR_REASON_UNSPECIFIED when none
+v1::ErrorReason ReasonOf(const absl::Status& status);  // ERROR_REASON_UNSPECIFIED when none
+// Gives the reason STORE_UNAVAILABLE to what a full (ResourceExhausted) or read-only (FailedPrecondition) volume says
+// (see durable_file.h): the same may succeed later, once an operator has seen to it. Others are left as they are.
+absl::Status WithVolumeReason(absl::Status status);
 absl::Status WithRetryDelay(absl::Status status, absl::Duration delay);  // google.rpc.RetryInfo
 std::optional<absl::Duration> RetryDelayOf(const absl::Status& status);
 

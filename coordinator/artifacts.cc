@@ -43,7 +43,11 @@ class ArtifactsImpl final : public Artifacts {
   absl::StatusOr<std::string> Path(const std::string& digest) const override { return root_.Path(digest); }
   void PublishDirectory(const std::string& staging_dir, const std::string& kind, const std::string& project,
                         const std::string& created_by, Done<v1::Artifact> done) override;
-  absl::StatusOr<std::string> MakeStaging() override { return root_.MakeStaging(); }
+  absl::StatusOr<std::string> MakeStaging() override {
+    absl::StatusOr<std::string> staging = root_.MakeStaging();
+    if (!staging.ok()) return WithVolumeReason(staging.status());
+    return staging;
+  }
   void StartUpload(const v1::StartUploadRequest& request, Done<v1::StartUploadResponse> done) override;
   absl::Status WriteChunk(const v1::UploadChunk& chunk) override;
   std::string ProjectOfUpload(const std::string& upload_id) const override;
@@ -231,7 +235,7 @@ void ArtifactsImpl::PublishDirectory(const std::string& staging_dir, const std::
   background_->Run([this, staging_dir, kind, project, created_by, done = std::move(done)]() mutable {
     absl::StatusOr<artifact::Manifest> manifest = root_.PublishStaged(staging_dir);
     loop_->Post([this, kind, project, created_by, manifest = std::move(manifest), done = std::move(done)]() mutable {
-      if (!manifest.ok()) return done(manifest.status());
+      if (!manifest.ok()) return done(WithVolumeReason(manifest.status()));
       Record(*manifest, kind, project.empty() ? "default" : project, created_by, "", std::move(done));
     });
   });
@@ -318,7 +322,9 @@ void ArtifactsImpl::FinishUpload(const std::string& subject, const v1::FinishUpl
   background_->Run([this, id, upload, subject] {
     const auto publish = [&]() -> absl::StatusOr<artifact::Manifest> {
       RLHF_RETURN_IF_ERROR(upload->session->Verify());
-      return root_.PublishStaged(upload->session->staging_dir());
+      absl::StatusOr<artifact::Manifest> published = root_.PublishStaged(upload->session->staging_dir());
+      if (!published.ok()) return WithVolumeReason(published.status());
+      return published;
     };
     absl::StatusOr<artifact::Manifest> manifest = publish();
     loop_->Post([this, id, upload, subject, manifest = std::move(manifest)]() mutable {
@@ -339,8 +345,8 @@ void ArtifactsImpl::AfterPublish(const std::string& upload_id, std::shared_ptr<U
   };
   if (!manifest.ok()) {
     // Missing or wrong bytes can still be sent; after any other failure the upload is found again from what is on disk.
-    if (!absl::IsFailedPrecondition(manifest.status()) && !absl::IsDataLoss(manifest.status()))
-      uploads_.Drop(upload_id);
+    const bool can_be_sent = absl::IsFailedPrecondition(manifest.status()) || absl::IsDataLoss(manifest.status());
+    if (!can_be_sent || ReasonOf(manifest.status()) == v1::STORE_UNAVAILABLE) uploads_.Drop(upload_id);
     return answer(*upload, manifest.status());
   }
   const v1::StartUploadRequest& request = upload->session->request();
@@ -458,7 +464,7 @@ void ArtifactsImpl::Delete(const v1::DeleteArtifactRequest& request, Done<v1::De
       artifacts_.erase(digest);
       for (const std::string& key : markers) aliases_.erase(key);
       background_->Run([this, digest, done = std::move(done)]() mutable {
-        if (absl::Status removed = root_.Delete(digest); !removed.ok()) return done(removed);
+        if (absl::Status removed = root_.Delete(digest); !removed.ok()) return done(WithVolumeReason(removed));
         done(v1::DeleteArtifactResponse());
       });
     });

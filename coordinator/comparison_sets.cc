@@ -215,7 +215,11 @@ void ComparisonSets::Freeze(const std::string& subject, const v1::FreezeSetReque
     set.set_project(request.project());
     set.set_name(request.name());
     loop_->Post([this, subject, staging, good, sft, set = std::move(set), done = std::move(done)]() mutable {
-      if (!good) return done(absl::UnavailableError(absl::StrCat("cannot write to ", staging)));
+      if (!good) {
+        return done(WithReason(
+            absl::UnavailableError(absl::StrCat("cannot write to ", staging, ": is its volume full or read-only?")),
+            v1::STORE_UNAVAILABLE));
+      }
       if (set.comparisons() == 0) {
         return done(absl::FailedPreconditionError(absl::StrCat("nothing is left to freeze: expected at least one ",
                                                                sft ? "edit" : "comparison of two answers")));

@@ -1,8 +1,9 @@
 #include "coordinator/coordinator_server.h"
 
+#include <sys/statvfs.h>
+
 #include <algorithm>
 #include <atomic>
-#include <filesystem>
 #include <functional>
 #include <utility>
 #include <vector>
@@ -27,6 +28,7 @@
 #include "coordinator/grpc_adapter/edge.h"
 #include "coordinator/grpc_adapter/reward_client.h"
 #include "coordinator/grpc_adapter/services.h"
+#include "coordinator/jobs.h"
 #include "coordinator/metered_store.h"
 #include "coordinator/metrics_export.h"
 #include "coordinator/standby.h"
@@ -445,21 +447,28 @@ void CoordinatorServerImpl::StartTicks() {
 void CoordinatorServerImpl::LookForRoom() {
   if (looking_for_room_.exchange(true)) return;
   background_->Run([this] {
-    std::string why;
+    std::string why, code;
     for (const std::string& folder : {config_.data_dir, config_.artifact_root}) {
-      std::error_code error;
-      const std::filesystem::space_info space = std::filesystem::space(folder, error);
+      struct statvfs volume {};
+      if (statvfs(folder.c_str(), &volume) != 0) continue;
+      if ((volume.f_flag & ST_RDONLY) != 0) {
+        why = absl::StrCat("the volume of ", folder, " is read-only");
+        code = kDiskReadOnly;
+        break;
+      }
+      const uint64_t available = static_cast<uint64_t>(volume.f_bavail) * volume.f_frsize;
       const uint64_t least = static_cast<uint64_t>(config_.min_free_mb) << 20;
       // A little more before jobs go on, or they would pause again at once.
       const uint64_t wanted = out_of_room_.load() ? least + least / 4 : least;
-      if (!error && space.available < wanted) {
-        why = absl::StrCat("the disk of ", folder, " is full: ", space.available >> 20, " MB left, expected at least ",
+      if (available < wanted) {
+        why = absl::StrCat("the disk of ", folder, " is full: ", available >> 20, " MB left, expected at least ",
                            wanted >> 20, " MB (--min-free-mb)");
+        code = kDiskFull;
       }
     }
     if (out_of_room_.exchange(!why.empty()) != !why.empty())
-      spdlog::warn("{}", why.empty() ? "there is room on the disks again: jobs go on" : why + ": jobs pause");
-    loop_->Post([this, why = std::move(why)] { jobs_->SetOutOfRoom(why); });
+      spdlog::warn("{}", why.empty() ? "the disks can be written to again: jobs go on" : why + ": jobs pause");
+    loop_->Post([this, why = std::move(why), code = std::move(code)] { jobs_->SetOutOfRoom(why, code); });
     looking_for_room_ = false;
   });
 }

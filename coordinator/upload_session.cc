@@ -22,14 +22,9 @@ namespace {
 
 constexpr int kMaxFiles = 10'000;
 
-// A full disk is the service's trouble; everything else is an internal error.
 absl::Status FileError(int error, const std::string& what, const std::string& path) {
-  if (error == ENOSPC || error == EDQUOT || error == EROFS) {
-    return WithReason(
-        absl::UnavailableError(absl::StrCat("cannot ", what, " ", path, ": the artifact volume is full or read-only")),
-        v1::STORE_UNAVAILABLE);
-  }
-  return absl::ErrnoToStatus(error, absl::StrCat("cannot ", what, " ", path));
+  const absl::Status status = WriteError(error, what, absl::StrCat(path, " in the artifact root"));
+  return IsFullOrReadOnly(error) ? WithVolumeReason(status) : status;
 }
 
 }  // namespace
@@ -67,11 +62,11 @@ absl::StatusOr<std::string> DigestOf(const google::protobuf::RepeatedPtrField<v1
 absl::StatusOr<std::shared_ptr<UploadSession>> UploadSession::Open(const v1::StartUploadRequest& request,
                                                                    const std::string& staging_dir) {
   std::shared_ptr<UploadSession> session(new UploadSession(request, staging_dir));
-  RLHF_RETURN_IF_ERROR(MakeDirs(staging_dir, kGroupFolder));
+  RLHF_RETURN_IF_ERROR(WithVolumeReason(MakeDirs(staging_dir, kGroupFolder)));
   absl::MutexLock lock(&session->mu_);
   for (int i = 0; i < request.files_size(); ++i) {
     const std::string path = session->PathOf(i);
-    RLHF_RETURN_IF_ERROR(MakeDirs(std::filesystem::path(path).parent_path().string(), kGroupFolder));
+    RLHF_RETURN_IF_ERROR(WithVolumeReason(MakeDirs(std::filesystem::path(path).parent_path().string(), kGroupFolder)));
     const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (fd < 0) return FileError(errno, "create", request.files(i).path());
     const absl::Cleanup closer = [fd] { close(fd); };

@@ -201,10 +201,11 @@ absl::StatusOr<std::string> ArtifactCache::Publish(const std::string& path, cons
                           UploadArtifact(impl_->channel, path, kind, project, /*alias=*/""));
     return uploaded.digest();
   }
-  RLHF_ASSIGN_OR_RETURN(const artifact::Manifest manifest, impl_->shared_artifacts->Publish(path));
+  const absl::StatusOr<artifact::Manifest> manifest = impl_->shared_artifacts->Publish(path);
+  if (!manifest.ok()) return WithVolumeReason(manifest.status());
   if (impl_->stub != nullptr) {
     v1::RegisterArtifactRequest request;
-    request.set_digest(manifest.digest);
+    request.set_digest(manifest->digest);
     request.set_kind(kind);
     request.set_project(project);
     request.set_created_by(created_by);
@@ -212,7 +213,7 @@ absl::StatusOr<std::string> ArtifactCache::Publish(const std::string& path, cons
     const auto context = MakeContext(kTransferCallTimeout);
     RLHF_RETURN_IF_ERROR(FromGrpc(impl_->stub->RegisterArtifact(context.get(), request, &registered)));
   }
-  return manifest.digest;
+  return manifest->digest;
 }
 
 }  // namespace rlhf::client

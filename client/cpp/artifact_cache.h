@@ -25,7 +25,8 @@ class ArtifactCache {
   // anew first.
   absl::Status Verify(const std::string& digest);
   // Publishes a directory or file: into the shared root when mounted (then RegisterArtifact), else by upload. Returns
-  // the digest.
+  // the digest. A volume that is full (ResourceExhausted) or read-only (FailedPrecondition) has the reason
+  // STORE_UNAVAILABLE.
   absl::StatusOr<std::string> Publish(const std::string& path, const std::string& kind, const std::string& project,
                                       const std::string& created_by);
 

@@ -3,6 +3,7 @@
 #include <array>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -72,6 +73,7 @@ class CollectDriver final : public Driver {
 
   void Describe(JobFacts* facts) override {
     facts->starting = !open_;
+    facts->unpublished = unpublished_;
     if (!open_) return;
     facts->collects = true;
     facts->wanted = job()->total_steps();
@@ -150,14 +152,14 @@ class CollectDriver final : public Driver {
     const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
     const absl::StatusOr<std::string> sft_staging = deps().artifacts->MakeStaging();
     if (!staging.ok() || !sft_staging.ok())
-      return host_->Fail(job_id_, "STORE", std::string((staging.ok() ? sft_staging : staging).status().message()));
+      return FailOrTryAgain((staging.ok() ? sft_staging : staging).status(), [this] { Publish(); });
     deps().background->Run([host = host_, job_id = job_id_, this, comparisons, spec, previous, previous_path,
                             staging = *staging, sft_staging = *sft_staging, loop = deps().loop] {
       Made made = Write(*comparisons, spec, previous, previous_path, staging, sft_staging);
       loop->Post([host, job_id, this, staging, sft_staging, made = std::move(made)]() mutable {
         const v1::Job* current = host->Find(job_id);
         if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
-        if (!made.status.ok()) return host->Fail(job_id, "STORE", std::string(made.status.message()));
+        if (!made.status.ok()) return FailOrTryAgain(made.status, [this] { Publish(); });
         made_ = std::move(made);
         PublishNext(staging, "comparisons", [this, sft_staging] {
           if (made_.edits == 0) return Finish();
@@ -195,23 +197,38 @@ class CollectDriver final : public Driver {
     made.set = set.Finish();
     out.close();
     sft.close();
-    if (!out.good() || !sft.good())
-      made.status = absl::UnavailableError(absl::StrCat("cannot write ", staging, "/comparisons.jsonl"));
+    if (!out.good() || !sft.good()) {
+      made.status = WithReason(absl::UnavailableError(absl::StrCat(
+                                   "cannot write ", staging, "/comparisons.jsonl: is its volume full or read-only?")),
+                               v1::STORE_UNAVAILABLE);
+      std::error_code ignored;
+      for (const std::string& folder : {staging, sft_staging}) std::filesystem::remove_all(folder, ignored);
+    }
     made.edits = edits.Finish().comparisons();
     made.metrics["comparisons"].set_value(static_cast<double>(made.set.comparisons()));
     return made;
   }
 
   void PublishNext(const std::string& staging, const std::string& name, std::function<void()> then) {
-    deps().artifacts->PublishDirectory(staging, "data", job()->spec().project(), job_id_,
-                                       [host = host_, job_id = job_id_, name, then = std::move(then)](auto artifact) {
-                                         v1::Job* current = host->Find(job_id);
-                                         if (current == nullptr || IsTerminalState(current->state())) return;
-                                         if (!artifact.ok())
-                                           return host->Fail(job_id, "STORE", std::string(artifact.status().message()));
-                                         (*current->mutable_result()->mutable_artifacts())[name] = artifact->digest();
-                                         then();
-                                       });
+    deps().artifacts->PublishDirectory(
+        staging, "data", job()->spec().project(), job_id_,
+        [host = host_, job_id = job_id_, this, staging, name,
+         then = std::move(then)](const absl::StatusOr<v1::Artifact>& artifact) {
+          v1::Job* current = host->Find(job_id);
+          if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+          if (!artifact.ok()) {
+            return FailOrTryAgain(artifact.status(), [this, staging, name, then] { PublishNext(staging, name, then); });
+          }
+          (*current->mutable_result()->mutable_artifacts())[name] = artifact->digest();
+          then();
+        });
+  }
+
+  // What people answered waits for its volume; anything else that is wrong with the artifact ends the job.
+  void FailOrTryAgain(const absl::Status& status, std::function<void()> again) {
+    if (!WaitsForVolume(status)) return host_->Fail(job_id_, "STORE", std::string(status.message()));
+    unpublished_ = std::string(status.message());
+    TryVolumeAgain(host_, job_id_, std::move(again));
   }
 
   void Finish() {
@@ -237,6 +254,7 @@ class CollectDriver final : public Driver {
   JobHost* const host_;
   const std::string job_id_;
   bool open_ = false, publishing_ = false;
+  std::string unpublished_;
   Made made_;
   absl::Duration last_progress_ = absl::ZeroDuration();
 };

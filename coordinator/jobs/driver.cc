@@ -13,6 +13,8 @@
 namespace rlhf::coordinator {
 namespace {
 
+constexpr absl::Duration kTryVolumeAgain = absl::Seconds(2);
+
 // SplitMix64: the same order on every machine and library.
 uint64_t NextRandom(uint64_t* state) {
   uint64_t z = (*state += 0x9e3779b97f4a7c15ULL);
@@ -45,6 +47,13 @@ absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>> ReadPrompts(const
 }
 
 }  // namespace
+
+void TryVolumeAgain(JobHost* host, const std::string& job_id, std::function<void()> again) {
+  host->deps().loop->PostAfter(kTryVolumeAgain, [host, job_id, again = std::move(again)] {
+    const v1::Job* job = host->Find(job_id);
+    if (job != nullptr && !IsTerminalState(job->state())) again();
+  });
+}
 
 void LoadPrompts(const JobsDeps& deps, const std::string& digest, bool shuffle, uint64_t seed, int limit,
                  absl::AnyInvocable<void(absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>>)> then) {

@@ -1,12 +1,14 @@
 // What drives one active job, by kind; and what a driver may ask of the job table. Loop thread only.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/time/time.h"
+#include "common/status_util.h"
 #include "coordinator/jobs.h"
 #include "coordinator/jobs/explain.h"
 #include "coordinator/store/keys.h"
@@ -101,7 +103,15 @@ bool IsTerminalState(v1::JobState state);
 // What a paused job goes back to; waiting jobs find out by themselves that they wait.
 v1::JobState StateAfterPause(const v1::Job& job);
 inline constexpr absl::Duration kProgressEvery = absl::Seconds(1);  // how often a driver tells its progress
-inline constexpr char kDiskFull[] = "DISK_FULL";  // reason_code of a job that is paused for want of room
+inline bool PausedForVolume(const v1::Job& job) {
+  return job.reason_code() == kDiskFull || job.reason_code() == kDiskReadOnly;
+}
+// An artifact that a full or read-only volume did not take is tried again until it does: `again` runs on the loop after
+// a while, unless the job has ended by then.
+inline bool WaitsForVolume(const absl::Status& status) {
+  return ReasonOf(status) == v1::STORE_UNAVAILABLE;
+}
+void TryVolumeAgain(JobHost* host, const std::string& job_id, std::function<void()> again);
 // What sampling knows of a job that generates.
 void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFacts* facts);
 

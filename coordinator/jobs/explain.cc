@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "coordinator/jobs.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -134,7 +135,12 @@ void ExplainActive(const JobFacts& facts, Waits* waits) {
     waits->Add(v1::STORE_FAILING, absl::StrCat("the coordinator's store: ", facts.store_failure), facts.no_progress,
                "free the disk (or mend it) and restart the coordinator; nothing that was acknowledged is lost");
   }
-  // Paused by the coordinator itself, for want of room.
+  // Paused by the coordinator itself, for want of room or of a volume to write to.
+  if (job.state() == v1::PAUSED && job.reason_code() == kDiskReadOnly) {
+    waits->Add(v1::STORE_FAILING, absl::StrCat("a writable volume: it is paused: ", job.reason()), facts.in_state,
+               "make the volume writable; it goes on by itself");
+    return;
+  }
   if (job.state() == v1::PAUSED && !job.reason_code().empty()) {
     waits->Add(v1::STORE_FAILING, absl::StrCat("room: it is paused: ", job.reason()), facts.in_state,
                "free the disk; it goes on by itself");
@@ -144,6 +150,10 @@ void ExplainActive(const JobFacts& facts, Waits* waits) {
     waits->Add(v1::PAUSED_BY_PERSON, absl::StrCat("a person: it is ", job.reason().empty() ? "paused" : job.reason()),
                facts.in_state, absl::StrCat("`rlhfctl resume ", job.id(), "`"));
     return;
+  }
+  if (!facts.unpublished.empty()) {
+    waits->Add(v1::STORE_FAILING, absl::StrCat("the artifact volume to take what it made: ", facts.unpublished),
+               facts.no_progress, "make room, or the volume writable; it tries again by itself");
   }
   if (facts.halted && facts.learners.trains) {
     waits->Add(v1::SERVICE_IS_HALTED,

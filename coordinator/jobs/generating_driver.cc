@@ -1,12 +1,14 @@
 // sample and evaluate: every prompt is generated and scored once, then the samples become a data artifact.
 #include <algorithm>
-#include <fstream>
+#include <filesystem>
+#include <functional>
 #include <utility>
 
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "artifact/dataset.h"
+#include "common/durable_file.h"
 #include "common/status_util.h"
 #include "coordinator/jobs/driver.h"
 #include "coordinator/jobs/evaluation.h"
@@ -94,6 +96,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
 
   void Describe(JobFacts* facts) override {
     facts->starting = !begun_;
+    facts->unpublished = unpublished_;
     if (!begun_) return;
     DescribeSamples(deps(), job_id_, &facts->samples);
     facts->no_progress = std::min(facts->no_progress, facts->samples.since);
@@ -176,7 +179,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
 
   void Publish() {
     if (std::exchange(publishing_, true)) return;
-    Report(job()->total_steps());
+    if (unpublished_.empty()) Report(job()->total_steps());  // not at every try
     auto samples = std::make_shared<std::vector<v1::Sample>>();
     std::string after;
     do {
@@ -193,7 +196,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
                          absl::StrCat("expected ", all, " scored samples on the disk, found ", samples->size()));
     }
     const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
-    if (!staging.ok()) return host_->Fail(job_id_, "STORE", std::string(staging.status().message()));
+    if (!staging.ok()) return FailOrTryAgain(staging.status(), [this] { PublishAgain(); });
     std::string against;
     if (job()->spec().has_evaluate() && !job()->spec().evaluate().against().empty()) {
       const absl::StatusOr<std::string> path =
@@ -203,15 +206,16 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     }
     deps().background->Run([host = host_, job_id = job_id_, this, samples, staging = *staging, against,
                             spec = job()->spec().evaluate(), loop = deps().loop] {
-      std::ofstream out(staging + "/samples.jsonl", std::ios::binary);
-      for (const v1::Sample& sample : *samples) out << SampleLine(sample) << "\n";
-      out.close();
-      const bool good = out.good();
+      std::string lines;
+      for (const v1::Sample& sample : *samples) absl::StrAppend(&lines, SampleLine(sample), "\n");
+      const absl::Status written = WithVolumeReason(WriteFileDurably(staging + "/samples.jsonl", lines));
+      std::error_code ignored;
+      if (!written.ok()) std::filesystem::remove_all(staging, ignored);
       auto measured = Measure(spec, *samples, against);
-      loop->Post([host, job_id, this, samples, staging, good, measured = std::move(measured)] {
+      loop->Post([host, job_id, this, samples, staging, written, measured = std::move(measured)] {
         const v1::Job* current = host->Find(job_id);
         if (current == nullptr || IsTerminalState(current->state())) return;
-        if (!good) return host->Fail(job_id, "STORE", absl::StrCat("cannot write ", staging, "/samples.jsonl"));
+        if (!written.ok()) return FailOrTryAgain(written, [this] { PublishAgain(); });
         if (!measured.ok()) return host->Fail(job_id, "BAD_DATA", std::string(measured.status().message()));
         Finish(*samples, *measured, staging);
       });
@@ -263,18 +267,33 @@ class GeneratingDriver final : public Driver, public SamplingListener {
       (*row->mutable_result()->mutable_metrics())["response_length"] = RateWithInterval(lengths);
       if (!scores.empty()) (*row->mutable_result()->mutable_metrics())["score"] = RateWithInterval(scores);
     }
-    deps().artifacts->PublishDirectory(staging, "data", row->spec().project(), job_id_,
-                                       [host = host_, job_id = job_id_, sampling = deps().sampling](auto artifact) {
-                                         v1::Job* current = host->Find(job_id);
-                                         if (current == nullptr || IsTerminalState(current->state())) return;
-                                         if (!artifact.ok())
-                                           return host->Fail(job_id, "STORE", std::string(artifact.status().message()));
-                                         (*current->mutable_result()->mutable_artifacts())["samples"] =
-                                             artifact->digest();
-                                         WriteBatch batch;
-                                         sampling->MarkDelivered(job_id, &batch);
-                                         host->Succeed(job_id, std::move(batch));
-                                       });
+    PublishSamples(staging);
+  }
+
+  void PublishSamples(const std::string& staging) {
+    deps().artifacts->PublishDirectory(
+        staging, "data", job()->spec().project(), job_id_,
+        [host = host_, job_id = job_id_, this, staging](const absl::StatusOr<v1::Artifact>& artifact) {
+          v1::Job* current = host->Find(job_id);
+          if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+          if (!artifact.ok()) return FailOrTryAgain(artifact.status(), [this, staging] { PublishSamples(staging); });
+          (*current->mutable_result()->mutable_artifacts())["samples"] = artifact->digest();
+          WriteBatch batch;
+          deps().sampling->MarkDelivered(job_id, &batch);
+          host->Succeed(job_id, std::move(batch));
+        });
+  }
+
+  // What was generated waits for its volume; anything else that is wrong with the artifact ends the job.
+  void FailOrTryAgain(const absl::Status& status, std::function<void()> again) {
+    if (!WaitsForVolume(status)) return host_->Fail(job_id_, "STORE", std::string(status.message()));
+    unpublished_ = std::string(status.message());
+    TryVolumeAgain(host_, job_id_, std::move(again));
+  }
+
+  void PublishAgain() {
+    publishing_ = false;
+    PublishWhenDurable();
   }
 
   JobHost* const host_;
@@ -282,6 +301,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
   size_t prompts_ = 0;
   bool begun_ = false, publishing_ = false;
   bool waiting_ = false;  // for the scores' writes to be durable
+  std::string unpublished_;
   absl::Duration last_progress_ = absl::ZeroDuration();
 };
 

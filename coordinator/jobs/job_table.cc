@@ -345,13 +345,20 @@ void JobTable::Tick() {
 
 void JobTable::FollowRoom(Entry* entry) {
   v1::Job& job = entry->job;
-  const bool paused_for_room = job.state() == v1::PAUSED && job.reason_code() == kDiskFull;
-  if (out_of_room_.empty() == !paused_for_room || (!paused_for_room && job.state() == v1::PAUSED)) return;
+  const bool paused_for_room = job.state() == v1::PAUSED && PausedForVolume(job);
+  // The numbers in the reason change all the time; another code is another trouble.
+  const bool as_it_is = paused_for_room ? out_of_room_code_ == job.reason_code() && !out_of_room_.empty()
+                                        : out_of_room_.empty() || job.state() == v1::PAUSED;
+  if (as_it_is) return;
   WriteBatch batch;
+  if (paused_for_room && !out_of_room_.empty()) {
+    SetState(&job, v1::PAUSED, out_of_room_, out_of_room_code_, &batch);
+    return Commit(job.id(), std::move(batch), nullptr);
+  }
   if (paused_for_room) {
     SetState(&job, StateAfterPause(job), "", "", &batch);
   } else {
-    SetState(&job, v1::PAUSED, out_of_room_, kDiskFull, &batch);
+    SetState(&job, v1::PAUSED, out_of_room_, out_of_room_code_, &batch);
   }
   entry->driver->SetPaused(!paused_for_room, &batch);
   Commit(job.id(), std::move(batch), nullptr);

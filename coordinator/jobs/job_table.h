@@ -36,7 +36,10 @@ class JobTable final : public Jobs, private JobHost {
   void ReportCheckpoint(const v1::ReportCheckpointRequest& request, Done<v1::ReportCheckpointResponse> done) override;
   void FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) override;
   void FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) override;
-  void SetOutOfRoom(const std::string& why) override { out_of_room_ = why; }
+  void SetOutOfRoom(const std::string& why, const std::string& code) override {
+    out_of_room_ = why;
+    out_of_room_code_ = code;
+  }
   void Tick() override;
 
  private:
@@ -90,7 +93,7 @@ class JobTable final : public Jobs, private JobHost {
 
   const JobsDeps deps_;
   std::map<std::string, Entry> jobs_;
-  std::string out_of_room_;
+  std::string out_of_room_, out_of_room_code_;
   std::vector<std::string> order_;                  // ids, oldest first
   std::string store_failure_;                       // of the newest write that was not kept
   std::map<std::string, v1::RequestRow> requests_;  // accepted by this process, some perhaps not durable yet

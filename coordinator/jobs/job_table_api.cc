@@ -236,7 +236,7 @@ void JobTable::SetPausedTree(const std::string& job_id, bool paused, const std::
       PutRow(&stage->job, batch);
   }
   // A person's pause outlasts the one for want of room.
-  if (paused && entry->job.state() == v1::PAUSED && entry->job.reason_code() == kDiskFull)
+  if (paused && entry->job.state() == v1::PAUSED && PausedForVolume(entry->job))
     return SetState(&entry->job, v1::PAUSED, reason, "", batch);
   if (paused == (entry->job.state() == v1::PAUSED)) return;
   SetState(&entry->job, paused ? v1::PAUSED : StateAfterPause(entry->job), reason, "", batch);

@@ -40,6 +40,7 @@ class PipelineDriver final : public Driver {
   void Describe(JobFacts* facts) override {
     const v1::Job& row = *job();
     facts->pipeline = true;
+    facts->unpublished = unpublished_;
     v1::ListGatesRequest request;
     request.mutable_page()->set_page_size(1000);
     request.add_states(v1::GATE_WAITING);
@@ -202,9 +203,15 @@ class PipelineDriver final : public Driver {
     if (IsPublished(*row, gate)) return true;
     if (!publishing_.insert(gate.id()).second) return false;
     row->set_approved_policy(gate.policy());
-    PublishPolicy(host_, job_id_, gate, [this, alive = Alive()](const absl::Status& status) {
+    PublishPolicy(host_, job_id_, gate, [this, gate_id = gate.id(), alive = Alive()](const absl::Status& status) {
       if (!alive()) return;
+      if (!status.ok() && WaitsForVolume(status)) {
+        unpublished_ = std::string(status.message());
+        publishing_.erase(gate_id);
+        return TryVolumeAgain(host_, job_id_, [this] { GoOn(); });
+      }
       if (!status.ok()) return host_->Fail(job_id_, "STORE", std::string(status.message()));
+      unpublished_.clear();
       GoOn();
     });
     return false;
@@ -279,6 +286,7 @@ class PipelineDriver final : public Driver {
   JobHost* const host_;
   const std::string job_id_;
   std::set<std::string> publishing_;  // gates whose policy is being published
+  std::string unpublished_;           // why the policy of one is not yet
 };
 
 }  // namespace

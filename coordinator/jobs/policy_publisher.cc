@@ -1,5 +1,6 @@
 #include "coordinator/jobs/policy_publisher.h"
 
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -104,7 +105,9 @@ void PublishPolicy(JobHost* host, const std::string& job_id, const v1::GateRow& 
   if (!staging.ok()) return done(staging.status());
   const Signer* signer = deps.oversight->audit().signer();
   deps.background->Run([host, job_id, gate, inputs, signer, staging = *staging, done, loop = deps.loop] {
-    const absl::Status written = WriteModelCard(inputs, signer, staging);
+    const absl::Status written = WithVolumeReason(WriteModelCard(inputs, signer, staging));
+    std::error_code ignored;
+    if (!written.ok()) std::filesystem::remove_all(staging, ignored);
     loop->Post([host, job_id, gate, staging, written, done, project = inputs.pipeline.spec().project()] {
       if (!written.ok()) return done(written);
       host->deps().artifacts->PublishDirectory(staging, "model_card", project, job_id,

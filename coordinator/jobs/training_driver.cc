@@ -151,8 +151,7 @@ void TrainingDriver::ReportProgress(const v1::ReportProgressRequest& request, Do
   v1::ReportProgressResponse response;
   response.set_checkpoint(leaving());
   // Without room there is no checkpoint either: what was trained since the last one is trained again.
-  const bool leave_now =
-      leaving() && (!deps().groups->CheckpointsOnRequest(job_id_) || job()->reason_code() == kDiskFull);
+  const bool leave_now = leaving() && (!deps().groups->CheckpointsOnRequest(job_id_) || PausedForVolume(*job()));
   host_->CommitThen(job_id_, std::move(batch),
                     [this, host = host_, job_id = job_id_, loop = deps().loop, leave_now, response,
                      done = std::move(done)](absl::Status status) mutable {

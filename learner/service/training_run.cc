@@ -33,11 +33,16 @@ class WorkingAlone {
 
 constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
 constexpr std::chrono::seconds kMeetEvery(2);            // well below what a collective may take
-constexpr absl::Duration kRoomPause = absl::Seconds(2);  // between tries to publish on a full disk
+constexpr absl::Duration kRoomPause = absl::Seconds(2);  // between tries to publish on a volume that takes nothing
 
 bool JoinAgain(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsAborted(status) || absl::IsCancelled(status) ||
          absl::IsDeadlineExceeded(status) || absl::IsNotFound(status);
+}
+
+// The artifacts' volume, or this process's own, has no room or is read-only.
+bool WaitsForVolume(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) || ReasonOf(status) == v1::STORE_UNAVAILABLE;
 }
 
 const char* FailureCode(const absl::Status& status) {
@@ -323,7 +328,7 @@ absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, in
   const absl::Status status = digest.ok() ? coordinator_->Checkpoint(group, step, *digest) : digest.status();
   run_metrics_.Checkpointed(absl::Now() - start, status.ok());
   if (digest.ok()) return status;
-  // The older one is intact and training can go on; a full disk is the operator's to free.
+  // The older one is intact and training can go on; a full or read-only volume is the operator's to mend.
   spdlog::error("no checkpoint of step {}: {}", step, digest.status().ToString());
   return JoinAgain(status) && !absl::IsUnavailable(status) ? status : absl::OkStatus();
 }
@@ -368,8 +373,8 @@ absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
         return error ? absl::ErrnoToStatus(error.value(), "cannot stage the model") : absl::OkStatus();
       });
       if (!digest.ok()) spdlog::error("the model is not published yet: {}", digest.status().ToString());
-      // A full disk is the operator's to free; what was trained waits for it.
-    } while (absl::IsResourceExhausted(digest.status()) && coordinator_->SleepUnlessCancelled(kRoomPause));
+      // A full or read-only volume is the operator's to mend; what was trained waits for it.
+    } while (WaitsForVolume(digest.status()) && coordinator_->SleepUnlessCancelled(kRoomPause));
     status = digest.ok() ? coordinator_->Finish(group, {{"model", *digest}}, *metrics) : digest.status();
   }
   std::filesystem::remove_all(scratch, ignored);

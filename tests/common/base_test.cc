@@ -2,6 +2,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -116,6 +117,19 @@ TEST(DurableFileTest, ErrorsNameThePath) {
   const absl::Status no_folder = WriteFileDurably(dir.File("no/such/file"), "x");
   EXPECT_FALSE(no_folder.ok());
   EXPECT_THAT(std::string(no_folder.message()), HasSubstr(dir.File("no/such/file")));
+}
+
+TEST(DurableFileTest, AVolumeThatTakesNothingSaysWhy) {
+  const absl::Status full = WriteError(ENOSPC, "write", "/a/file");
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(full.message(), "cannot write /a/file: its volume is full; make room and try again");
+  EXPECT_EQ(WriteError(EDQUOT, "write", "/a/file").code(), absl::StatusCode::kResourceExhausted);
+  const absl::Status read_only = WriteError(EROFS, "create", "/a/file");
+  EXPECT_EQ(read_only.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(read_only.message(), "cannot create /a/file: its volume is read-only; make it writable and try again");
+  EXPECT_EQ(WriteError(EACCES, "create", "/a/file").code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_TRUE(IsFullOrReadOnly(EDQUOT));
+  EXPECT_FALSE(IsFullOrReadOnly(EIO));
 }
 
 TEST(DurableFileTest, AFailedWriteLeavesTheOldContent) {

@@ -158,6 +158,21 @@ TEST(ExplainTest, PausedForWantOfRoom) {
   EXPECT_THAT(Expect(facts, v1::STORE_FAILING).waits_for(), HasSubstr("3 MB left"));
 }
 
+TEST(ExplainTest, PausedForAVolumeToWriteTo) {
+  JobFacts facts = Active(v1::PAUSED);
+  facts.job.set_reason("the volume of /artifacts is read-only");
+  facts.job.set_reason_code("DISK_READ_ONLY");
+  const v1::Wait wait = Expect(facts, v1::STORE_FAILING);
+  EXPECT_THAT(wait.waits_for(), HasSubstr("/artifacts is read-only"));
+  EXPECT_THAT(wait.what_to_do(), HasSubstr("make the volume writable"));
+}
+
+TEST(ExplainTest, WhatWasMadeWaitsForTheArtifactVolume) {
+  JobFacts facts = SamplingFacts();
+  facts.unpublished = "cannot write samples.jsonl: its volume is full";
+  EXPECT_THAT(Expect(facts, v1::STORE_FAILING).waits_for(), HasSubstr("samples.jsonl: its volume is full"));
+}
+
 TEST(ExplainTest, NoRolloutWorker) {
   JobFacts facts = SamplingFacts();
   facts.samples.counts.set_queued(7);
