@@ -340,7 +340,7 @@ v1::SampleRow& Ledger::Row(const SampleKey& key) {
 }
 
 void Ledger::Put(const v1::SampleRow& row, WriteBatch* batch) {
-  ++changes_;
+  changed_[row.id().step()] = ++changes_;
   batch->Put(Table::kSamples, RowKey(job_id_, KeyOfSample(row.id())), row.SerializeAsString());
 }
 

@@ -84,8 +84,19 @@ class Ledger {
   // All samples of the step are scored, assigned, trained or delivered; false for a step without samples.
   bool StepScored(int64_t step) const;
   const v1::LedgerCounts& counts() const { return counts_; }
-  // Grows with every row that is written: the same number twice means that nothing changed in between.
-  uint64_t changes() const { return changes_; }
+  // The counts at one moment, to be compared with rows that are read later: those of settled steps together, those of
+  // each other step, and where the job's changes stood.
+  struct Snapshot {
+    v1::LedgerBase base;
+    std::map<int64_t, v1::LedgerCounts> steps;
+    uint64_t changes = 0;
+  };
+  Snapshot TakeSnapshot() const { return {base_, steps_, changes_}; }
+  // Whether a row of the step was written since.
+  bool ChangedSince(int64_t step, const Snapshot& snapshot) const {
+    const auto it = changed_.find(step);
+    return it != changed_.end() && it->second > snapshot.changes;
+  }
   const std::string& job_id() const { return job_id_; }
 
  private:
@@ -99,7 +110,8 @@ class Ledger {
   std::map<SampleKey, v1::SampleRow> rows_;
   std::set<SampleKey> queued_, leased_, generated_;
   v1::LedgerCounts counts_;
-  uint64_t changes_ = 1;
+  uint64_t changes_ = 1;                       // grows with every row that is written
+  std::map<int64_t, uint64_t> changed_;        // by step: at its newest row
   std::map<int64_t, v1::LedgerCounts> steps_;  // of steps that are not settled
   v1::LedgerBase base_;                        // of those that are
 };

@@ -4,6 +4,7 @@
 // are restored by AddJob.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -103,10 +104,16 @@ class Sampling : public FleetListener {
                           WriteBatch* batch) = 0;
   virtual void MarkDelivered(const std::string& job_id, WriteBatch* batch) = 0;  // every scored sample
   virtual v1::LedgerCounts Counts(const std::string& job_id) const = 0;  // also of jobs not added: recounted from rows
-  // Recounts the job's rows and reads their payloads on `thread`; the violations come on the loop. What happens
-  // meanwhile goes on; the counts are compared where nothing of the job changed.
-  virtual void Check(const std::string& job_id, Background* thread,
-                     absl::AnyInvocable<void(std::vector<std::string>)> done) = 0;
+  // What a check found. notes: which counts could not be compared, and why; they are no violations.
+  struct Findings {
+    std::vector<std::string> violations, notes;
+  };
+  // Recounts the job's rows and reads their payloads on `thread`; what it finds comes on the loop. What happens
+  // meanwhile goes on: the counts of the moment of the call are compared for every step that did not change until the
+  // rows were read. `gone` is asked from `thread` again and again: once true, the check ends, Cancelled. Unavailable:
+  // the store failed.
+  virtual void Check(const std::string& job_id, Background* thread, std::function<bool()> gone,
+                     absl::AnyInvocable<void(absl::StatusOr<Findings>)> done) = 0;
   // Progress for people: samples done of open steps, samples and tokens generated a second in the last minute.
   struct Rates {
     double samples_per_second = 0, tokens_per_second = 0;

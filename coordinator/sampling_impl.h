@@ -136,8 +136,8 @@ class SamplingImpl final : public Sampling {
                   WriteBatch* batch) override;
   void MarkDelivered(const std::string& job_id, WriteBatch* batch) override;
   v1::LedgerCounts Counts(const std::string& job_id) const override;
-  void Check(const std::string& job_id, Background* thread,
-             absl::AnyInvocable<void(std::vector<std::string>)> done) override;
+  void Check(const std::string& job_id, Background* thread, std::function<bool()> gone,
+             absl::AnyInvocable<void(absl::StatusOr<Findings>)> done) override;
   Rates RatesOf(const std::string& job_id) const override;
   std::string LastProblem(const std::string& job_id) const override;
   Situation SituationOf(const std::string& job_id) const override;
@@ -173,9 +173,14 @@ class SamplingImpl final : public Sampling {
   absl::Status ScanRows(const std::string& job_id, int64_t after_step,
                         absl::FunctionRef<void(const v1::SampleRow&, bool archived)> fn) const;
   absl::StatusOr<v1::Sample> ReadSample(const v1::SampleRow& row) const;  // any thread
-  // What is wrong with the job's rows and their payloads by themselves, and their counts. Any thread.
-  std::vector<std::string> CheckRows(const std::string& job_id, v1::LedgerCounts* recounted) const;
-  uint64_t ChangesOf(const std::string& job_id) const;  // 0 for a job that was not added: nothing changes
+  using CountsByStep = std::map<int64_t, v1::LedgerCounts>;
+  // What is wrong with the job's rows and their payloads by themselves, and their counts. Any thread; Cancelled once
+  // `gone` says so.
+  absl::StatusOr<std::vector<std::string>> CheckRows(const std::string& job_id, const std::function<bool()>& gone,
+                                                     CountsByStep* recounted) const;
+  // What the ledger said at the snapshot against the rows read since. False: not comparable, the job began or ended.
+  bool Compare(const std::string& job_id, const std::optional<Ledger::Snapshot>& snapshot, CountsByStep recounted,
+               Findings* findings) const;
   absl::StatusOr<v1::Sample> CachedSample(ActiveJob& job, const v1::SampleRow& row);
   // Out of the cache: a batch is handed out once, and again only to a group that formed anew.
   absl::StatusOr<v1::Sample> TakeSample(ActiveJob& job, const v1::SampleRow& row);

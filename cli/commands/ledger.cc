@@ -44,22 +44,35 @@ absl::StatusOr<std::vector<CheckedSample>> GetSamples(v1::JobService::Stub& stub
   return samples;
 }
 
-// What the rows, and the evidence where there is some, say against the job; its stages' too.
+constexpr int kTries = 3;
+
+// What the rows, and the evidence where there is some, say against the job; its stages' too. A job that went back to a
+// checkpoint while it was read is read again; one that does so every time is noted.
 absl::Status Check(const ConnectionFlags& connection, v1::JobService::Stub& stub, const std::string& job,
-                   const Evidence& evidence, std::vector<std::string>* violations) {
-  LedgerFacts facts;
-  RLHF_ASSIGN_OR_RETURN(facts.job, FindJob(stub, connection.project, job));
-  for (const std::string& child : facts.job.children())
-    RLHF_RETURN_IF_ERROR(Check(connection, stub, child, evidence, violations));
-  if (!facts.job.children().empty()) return absl::OkStatus();
-  RLHF_ASSIGN_OR_RETURN(const v1::GetLedgerResponse ledger, GetLedger(stub, facts.job.id(), true));
-  facts.steps.assign(ledger.steps().begin(), ledger.steps().end());
-  RLHF_ASSIGN_OR_RETURN(facts.samples, GetSamples(stub, facts.job.id()));
-  RLHF_ASSIGN_OR_RETURN(const v1::Job after, FindJob(stub, connection.project, facts.job.id()));
-  facts.step_after = after.step();
-  for (const auto& found : {CheckLedger(facts), CheckEvidence(facts, evidence)})
-    violations->insert(violations->end(), found.begin(), found.end());
-  return absl::OkStatus();
+                   const Evidence& evidence, v1::GetLedgerResponse* report) {
+  for (int tries = 1;; ++tries) {
+    LedgerFacts facts;
+    RLHF_ASSIGN_OR_RETURN(facts.job, FindJob(stub, connection.project, job));
+    if (!facts.job.children().empty()) {
+      for (const std::string& child : facts.job.children())
+        RLHF_RETURN_IF_ERROR(Check(connection, stub, child, evidence, report));
+      return absl::OkStatus();
+    }
+    RLHF_ASSIGN_OR_RETURN(const v1::GetLedgerResponse ledger, GetLedger(stub, facts.job.id(), true));
+    facts.steps.assign(ledger.steps().begin(), ledger.steps().end());
+    RLHF_ASSIGN_OR_RETURN(facts.samples, GetSamples(stub, facts.job.id()));
+    RLHF_ASSIGN_OR_RETURN(const v1::Job after, FindJob(stub, connection.project, facts.job.id()));
+    if (after.step() < facts.job.step() || after.group_epoch() != facts.job.group_epoch()) {
+      if (tries < kTries) continue;
+      report->add_notes(absl::StrCat("job ", facts.job.id(), ": its steps were not compared with its samples: its ",
+                                     "learner group formed anew in each of ", kTries, " readings"));
+      return absl::OkStatus();
+    }
+    facts.step_after = after.step();
+    for (const auto& found : {CheckLedger(facts), CheckEvidence(facts, evidence)})
+      for (const std::string& violation : found) report->add_violations(violation);
+    return absl::OkStatus();
+  }
 }
 
 void Print(const v1::GetLedgerResponse& response) {
@@ -89,10 +102,8 @@ int Ledger(const ConnectionFlags& connection, const LedgerFlags& flags) {
       if (!read.ok()) return Fail(read.status());
       evidence = *std::move(read);
     }
-    std::vector<std::string> violations;
-    if (const absl::Status status = Check(connection, *stub, job->id(), evidence, &violations); !status.ok())
+    if (const absl::Status status = Check(connection, *stub, job->id(), evidence, &*response); !status.ok())
       return Fail(status);
-    for (std::string& violation : violations) response->add_violations(std::move(violation));
   }
   const v1::LedgerCounts& counts = response->counts();
   const int64_t sum = counts.queued() + counts.leased() + counts.generated() + counts.scored() + counts.assigned() +
@@ -105,8 +116,10 @@ int Ledger(const ConnectionFlags& connection, const LedgerFlags& flags) {
   } else {
     Print(*response);
     for (const std::string& violation : response->violations()) std::printf("violation: %s\n", violation.c_str());
+    for (const std::string& note : response->notes()) std::printf("note: %s\n", note.c_str());
     if (check && response->violations().empty()) {
-      std::printf("checked: every sample is accounted for%s\n",
+      std::printf("checked: every sample is accounted for%s%s\n",
+                  response->notes().empty() ? "" : ", but for what the notes name",
                   flags.evidence.empty() ? "" : ", as learners and rollout workers saw it");
     }
   }

@@ -85,9 +85,8 @@ class JobService final : public v1::JobService::CallbackService {
   grpc::ServerUnaryReactor* GetLedger(grpc::CallbackServerContext* context, const v1::GetLedgerRequest* request,
                                       v1::GetLedgerResponse* response) override {
     return OnLoop(edge_, context, request, response,
-                  [this](const Caller& caller, v1::GetLedgerRequest& r, Done<v1::GetLedgerResponse> done) {
-                    Ledger(caller, r, std::move(done));
-                  });
+                  [this](const Caller& caller, v1::GetLedgerRequest& r, Done<v1::GetLedgerResponse> done,
+                         std::function<bool()> gone) { Ledger(caller, r, std::move(done), std::move(gone)); });
   }
   grpc::ServerUnaryReactor* ListSamples(grpc::CallbackServerContext* context, const v1::ListSamplesRequest* request,
                                         v1::ListSamplesResponse* response) override {
@@ -132,7 +131,8 @@ class JobService final : public v1::JobService::CallbackService {
                   });
   }
 
-  void Ledger(const Caller& caller, const v1::GetLedgerRequest& r, Done<v1::GetLedgerResponse> done) const {
+  void Ledger(const Caller& caller, const v1::GetLedgerRequest& r, Done<v1::GetLedgerResponse> done,
+              std::function<bool()> gone) const {
     const absl::StatusOr<v1::Job> job = edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/GetLedger");
     if (!job.ok()) return done(job.status());
     // A pipeline's ledger is its stages'.
@@ -140,6 +140,7 @@ class JobService final : public v1::JobService::CallbackService {
     checking->ids.assign(job->children().begin(), job->children().end());
     checking->ids.push_back(job->id());
     checking->done = std::move(done);
+    checking->gone = std::move(gone);
     for (const std::string& id : checking->ids)
       AddCounts(edge_.sampling->Counts(id), checking->response.mutable_counts());
     if (!r.check()) return checking->done(std::move(checking->response));
@@ -152,6 +153,7 @@ class JobService final : public v1::JobService::CallbackService {
     size_t next = 0;
     v1::GetLedgerResponse response;
     Done<v1::GetLedgerResponse> done;
+    std::function<bool()> gone;  // nobody waits for it any more
   };
   void CheckNext(std::shared_ptr<Checking> checking) const {
     if (checking->next == checking->ids.size()) {
@@ -162,10 +164,12 @@ class JobService final : public v1::JobService::CallbackService {
       return checking->done(std::move(checking->response));
     }
     const std::string id = checking->ids[checking->next++];
-    edge_.sampling->Check(id, edge_.background, [this, id, checking](const std::vector<std::string>& violations) {
+    const auto checked = [this, id, checking](const absl::StatusOr<Sampling::Findings>& findings) {
+      if (!findings.ok()) return checking->done(findings.status());
       v1::GetLedgerResponse& response = checking->response;
-      for (const std::string& violation : violations)
-        response.add_violations(checking->ids.size() == 1 ? violation : absl::StrCat(id, ": ", violation));
+      const std::string prefix = checking->ids.size() == 1 ? "" : absl::StrCat(id, ": ");
+      for (const std::string& violation : findings->violations) response.add_violations(prefix + violation);
+      for (const std::string& note : findings->notes) response.add_notes(prefix + note);
       const absl::Status status =
           edge_.store->Scan(Table::kMeta, CommittedStepPrefix(id), [&](absl::string_view, absl::string_view value) {
             response.add_steps()->ParseFromArray(value.data(), static_cast<int>(value.size()));
@@ -173,7 +177,8 @@ class JobService final : public v1::JobService::CallbackService {
           });
       if (!status.ok()) return checking->done(status);
       CheckNext(checking);
-    });
+    };
+    edge_.sampling->Check(id, edge_.background, checking->gone, checked);
   }
 
   void Samples(const Caller& caller, const v1::ListSamplesRequest& r, Done<v1::ListSamplesResponse> done) const {

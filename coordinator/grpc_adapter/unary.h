@@ -3,6 +3,7 @@
 // dropped.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -79,7 +80,8 @@ class UnaryReactor final : public grpc::ServerUnaryReactor {
 
 enum class Waits { kNo, kYes };
 
-// `handler` is void(const Caller&, Request&, Done<Response>) or absl::StatusOr<Response>(const Caller&, Request&).
+// `handler` is void(const Caller&, Request&, Done<Response>) or absl::StatusOr<Response>(const Caller&, Request&). The
+// first may take a std::function<bool()> too: whether the call has ended, and long work with it; any thread.
 // `undelivered` (optional) gets an OK result that came too late, on the thread that made it.
 template <typename Request, typename Response, typename Handler>
 grpc::ServerUnaryReactor* OnLoop(const Edge& edge, grpc::CallbackServerContext* context, const Request* request,
@@ -91,7 +93,11 @@ grpc::ServerUnaryReactor* OnLoop(const Edge& edge, grpc::CallbackServerContext* 
   edge.loop->Post([answer, caller = CallerOf(*context), request = *request, handler = std::move(handler),
                    undelivered = std::move(undelivered)]() mutable {
     if (answer->ended()) return;
-    if constexpr (std::is_void_v<std::invoke_result_t<Handler, const Caller&, Request&, Done<Response>>>) {
+    if constexpr (std::is_invocable_v<Handler, const Caller&, Request&, Done<Response>, std::function<bool()>>) {
+      handler(caller, request,
+              Done<Response>([answer](absl::StatusOr<Response> result) { answer->Finish(std::move(result)); }),
+              [answer] { return answer->ended(); });
+    } else if constexpr (std::is_void_v<std::invoke_result_t<Handler, const Caller&, Request&, Done<Response>>>) {
       handler(caller, request,
               Done<Response>([answer, undelivered = std::move(undelivered)](absl::StatusOr<Response> result) {
                 // NOLINTNEXTLINE(bugprone-use-after-move): untouched where it was not taken.

@@ -281,11 +281,14 @@ class PpoDriverTest : public testing::Test {
     process_->loop.Run();
   }
   void ExpectAllAccountedFor() {
-    std::optional<std::vector<std::string>> violations;
-    process_->sampling->Check("job", &process_->inline_work,
-                              [&](std::vector<std::string> found) { violations = std::move(found); });
+    std::optional<absl::StatusOr<Sampling::Findings>> findings;
+    process_->sampling->Check("job", &process_->inline_work, nullptr,
+                              [&](absl::StatusOr<Sampling::Findings> found) { findings = std::move(found); });
     process_->loop.Run();
-    EXPECT_THAT(violations, testing::Optional(IsEmpty()));
+    ASSERT_TRUE(findings.has_value());
+    ASSERT_TRUE(findings->ok()) << findings->status();
+    EXPECT_THAT((*findings)->violations, IsEmpty());
+    EXPECT_THAT((*findings)->notes, IsEmpty());
   }
   // What the monitor remembers of a step is what its batch says.
   void ExpectObserved(int64_t step, const std::vector<v1::Sample>& batch) {

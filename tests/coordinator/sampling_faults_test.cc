@@ -119,17 +119,25 @@ class SamplingFaults : public testing::Test, public SamplingListener {
     loop_.Run();
   }
   // What a check says whose rows and payloads are read now, after `meanwhile`.
-  std::vector<std::string> Check(const std::function<void()>& meanwhile = [] {}) {
+  absl::StatusOr<Sampling::Findings> Findings(
+      const std::function<void()>& meanwhile = [] {}, const std::function<bool()>& gone = nullptr) {
     QueuedBackground thread;
-    std::optional<std::vector<std::string>> violations;
-    sampling_->Check("job", &thread, [&](std::vector<std::string> found) { violations = std::move(found); });
+    std::optional<absl::StatusOr<Sampling::Findings>> findings;
+    sampling_->Check("job", &thread, gone,
+                     [&](absl::StatusOr<Sampling::Findings> found) { findings = std::move(found); });
     meanwhile();
     loop_.Run();
-    EXPECT_FALSE(violations.has_value());
+    EXPECT_FALSE(findings.has_value());
     thread.RunAll();
     loop_.Run();
-    EXPECT_TRUE(violations.has_value());
-    return violations.value_or(std::vector<std::string>{"no answer"});
+    return findings.value_or(absl::InternalError("no answer"));
+  }
+  // Its violations, where all counts were compared.
+  std::vector<std::string> Check() {
+    const absl::StatusOr<Sampling::Findings> findings = Findings();
+    if (!findings.ok()) return {findings.status().ToString()};
+    EXPECT_THAT(findings->notes, testing::IsEmpty());
+    return findings->violations;
   }
   void ExpectAllAccountedFor() { EXPECT_THAT(Check(), testing::IsEmpty()); }
 
@@ -188,13 +196,42 @@ TEST_F(SamplingFaults, ACheckReadsElsewhereWhileWorkGoesOn) {
   ASSERT_EQ(leases.size(), 4u);
   EXPECT_TRUE(Submit(worker, leases[0]).accepted());
   // What is submitted while the check waits for its thread is answered, and is no difference to complain of.
-  EXPECT_THAT(Check([&] { EXPECT_TRUE(Submit(worker, leases[1]).accepted()); }), testing::IsEmpty());
+  const auto submit_another = [&] { EXPECT_TRUE(Submit(worker, leases[1]).accepted()); };
+  const absl::StatusOr<Sampling::Findings> busy = Findings(submit_another);
+  ASSERT_TRUE(busy.ok()) << busy.status();
+  EXPECT_THAT(busy->violations, testing::IsEmpty());
+  EXPECT_THAT(busy->notes, testing::ElementsAre(testing::HasSubstr("the counts of step 1 were not compared")));
   EXPECT_THAT(Check(), testing::IsEmpty());
 
   WriteBatch loss;
   loss.Erase(Table::kSamples, Ledger::RowKey("job", {1, 3, 0}));
   ASSERT_TRUE(store_.CommitAndWait(std::move(loss)).ok());
-  EXPECT_THAT(Check(), testing::ElementsAre(testing::HasSubstr("rows say {issued: 3")));
+  EXPECT_THAT(Check(), testing::ElementsAre(testing::HasSubstr("step 1: rows say {issued: 3")));
+}
+
+TEST_F(SamplingFaults, AStepThatDoesNotChangeIsComparedWhileOthersDo) {
+  const std::string worker = Register("w");
+  Issue(1, 2);
+  Issue(2, 2);
+  const std::vector<v1::LeaseProgress> leases = Lease(worker, 4);
+  ASSERT_EQ(leases.size(), 4u);
+  WriteBatch loss;
+  loss.Erase(Table::kSamples, Ledger::RowKey("job", {leases[0].id().step(), leases[0].id().ordinal(), 0}));
+  ASSERT_TRUE(store_.CommitAndWait(std::move(loss)).ok());
+  ASSERT_EQ(leases[0].id().step(), 1);
+  ASSERT_EQ(leases[3].id().step(), 2);
+  const absl::StatusOr<Sampling::Findings> found = Findings([&] { EXPECT_TRUE(Submit(worker, leases[3]).accepted()); });
+  ASSERT_TRUE(found.ok()) << found.status();
+  EXPECT_THAT(found->violations, testing::ElementsAre(testing::HasSubstr("step 1: rows say {issued: 1")));
+  EXPECT_THAT(found->notes, testing::ElementsAre(testing::HasSubstr("step 2 were not compared")));
+}
+
+TEST_F(SamplingFaults, ACheckEndsWhenNobodyWaitsForIt) {
+  Issue(1, 4);
+  int asked = 0;
+  const absl::StatusOr<Sampling::Findings> found = Findings([] {}, [&] { return ++asked == 2; });
+  EXPECT_EQ(found.status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(asked, 2);  // of four rows
 }
 
 TEST_F(SamplingFaults, ALateResultIsFenced) {
