@@ -96,7 +96,10 @@ struct ActiveJob {
   Patience worker_patience, scorer_patience;        // with which it competes for them
   std::map<SampleKey, absl::Duration> score_after;  // backing off after a failed scoring
   std::map<SampleKey, int> score_tries;             // in vain, while what scoring needs was away
-  int score_batch_halvings = 0;                     // after requests that took too long
+  int score_batch_halvings = 0;                     // after requests that took too long; see OnScoreTime
+  int score_batches_in_time = 0;                    // full ones, since the size changed
+  int score_batches_to_grow = 16;                   // that many of them double it
+  bool score_batch_grown = false;                   // the size's newest change was to double
   std::string last_problem;                         // for people; empty when the newest result was good
   std::map<SampleKey, v1::Sample> cache;            // generated and not yet handed out or delivered
   std::map<int64_t, bool> announced;                // steps whose completion the listener knows
@@ -224,6 +227,9 @@ class SamplingImpl final : public Sampling {
   bool SendBatch(ActiveJob& job);  // false when nothing could be sent
   size_t FullBatch(const ActiveJob& job) const;
   const Session* PickRewardServer();
+  // The size of the job's requests follows what its scorers can do in time: halved by a request that took too long,
+  // doubled by enough full ones that did not; by twice as many each time that doubling was too much.
+  void OnScoreTime(ActiveJob& job, size_t sent, bool in_time);
   // A sample could not be scored: later again, or for good.
   void FailScoring(ActiveJob& job, const SampleKey& key, const absl::Status& why, WriteBatch* batch);
   void OnScores(const std::string& job_id, const std::string& session_id, const std::vector<Sent>& sent,

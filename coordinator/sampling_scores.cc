@@ -14,6 +14,7 @@ namespace {
 
 constexpr absl::Duration kScoreBackoff = absl::Milliseconds(500);
 constexpr absl::Duration kLongestBackoff = absl::Seconds(30);
+constexpr int kMostBatchesToGrow = 1024;
 
 // Trying again cannot help: the model, the pattern or the sample itself is at fault.
 bool Permanent(absl::StatusCode code) {
@@ -141,6 +142,23 @@ bool SamplingImpl::SendBatch(ActiveJob& job) {
   return true;
 }
 
+void SamplingImpl::OnScoreTime(ActiveJob& job, size_t sent, bool in_time) {
+  if (in_time) {
+    if (job.score_batch_halvings == 0 || sent < FullBatch(job)) return;
+    if (++job.score_batches_in_time < job.score_batches_to_grow) return;
+    --job.score_batch_halvings;
+    job.score_batches_in_time = 0;
+    job.score_batch_grown = true;
+    return;
+  }
+  // Others of the same size, which were on their way, say nothing new.
+  if (FullBatch(job) == 1 || 2 * FullBatch(job) <= sent) return;
+  while (FullBatch(job) > 1 && 2 * FullBatch(job) > sent) ++job.score_batch_halvings;
+  if (std::exchange(job.score_batch_grown, false))
+    job.score_batches_to_grow = std::min(2 * job.score_batches_to_grow, kMostBatchesToGrow);
+  job.score_batches_in_time = 0;
+}
+
 void SamplingImpl::FailScoring(ActiveJob& job, const SampleKey& key, const absl::Status& why, WriteBatch* batch) {
   job.last_problem = absl::StrCat("scoring: ", why.message());
   const bool spent = !Transient(why.code()) && ++job.failures[key] >= job.plan.max_attempts;
@@ -174,9 +192,7 @@ void SamplingImpl::OnScores(const std::string& job_id, const std::string& sessio
   if (!response.ok()) {
     const LogScope scope({.job_id = job_id});
     spdlog::warn("job {}: scoring failed: {}", job_id, response.status().ToString());
-    // Too much for the time there is: smaller requests.
-    if (absl::IsDeadlineExceeded(response.status()) && (options_.score_batch_samples >> job->score_batch_halvings) > 1)
-      ++job->score_batch_halvings;
+    if (absl::IsDeadlineExceeded(response.status())) OnScoreTime(*job, sent.size(), /*in_time=*/false);
     for (const Sent& one : sent) {
       if (held(one)) FailScoring(*job, one.key, response.status(), &batch);
     }
@@ -187,6 +203,7 @@ void SamplingImpl::OnScores(const std::string& job_id, const std::string& sessio
       if (held(one)) FailScoring(*job, one.key, broken, &batch);
     }
   } else {
+    OnScoreTime(*job, sent.size(), /*in_time=*/true);
     for (size_t i = 0; i < sent.size(); ++i) {
       const absl::Status status = TakeScore(*job, sent[i], response->scores(static_cast<int>(i)), &batch);
       if (!status.ok()) FailScoring(*job, sent[i].key, status, &batch);

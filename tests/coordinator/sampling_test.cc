@@ -280,6 +280,42 @@ TEST_F(SamplingTest, RequestsThatTakeTooLongAreHalved) {
   EXPECT_THAT(listener_.scored, ElementsAre(1));
 }
 
+TEST_F(SamplingTest, RequestsGrowAgainWhenTheyAreInTime) {
+  AddJob(/*policy_step=*/100);
+  size_t most = 1;  // samples that a scorer manages in time
+  rewards_.answer = [&most](const v1::ScoreRequest& request) -> absl::StatusOr<v1::ScoreResponse> {
+    if (static_cast<size_t>(request.samples_size()) > most) return absl::DeadlineExceededError("60 s");
+    return Ones(request);
+  };
+  int64_t step = 0;
+  const auto score_steps = [&](int steps) {
+    for (const int64_t end = step + steps; step < end;) {
+      Issue(++step);
+      Generate(Lease());
+      for (int i = 0; i < 12 && Counts().scored() < 4 * step; ++i) {
+        clock_.Advance(absl::Seconds(31));
+        Tick();
+      }
+      ASSERT_EQ(Counts().scored(), 4 * step);
+    }
+  };
+  score_steps(1);
+  EXPECT_THAT(rewards_.sizes, ElementsAre(4, 2, 2, 1, 1, 1, 1));
+  most = 4;
+  // 16 requests of one sample, 16 of two, then all four at once.
+  score_steps(3 + 8);
+  rewards_.sizes.clear();
+  score_steps(1);
+  EXPECT_THAT(rewards_.sizes, ElementsAre(4));
+
+  // Too much again: now doubling takes twice as many.
+  most = 2;
+  score_steps(1 + 8);
+  rewards_.sizes.clear();
+  score_steps(1);
+  EXPECT_THAT(rewards_.sizes, ElementsAre(2, 2));
+}
+
 TEST_F(SamplingTest, AStepBeyondTheLagBoundIsNotLeasedYet) {
   AddJob(0);
   Issue(1);
