@@ -222,7 +222,21 @@ absl::StatusOr<v1::Sample> SamplingImpl::TakeSample(ActiveJob& job, const v1::Sa
   return ReadSample(row);
 }
 
-absl::StatusOr<std::vector<v1::Sample>> SamplingImpl::AssignStep(const std::string& job_id, int64_t step,
+bool SamplingImpl::Regenerate(ActiveJob& job, const SampleKey& key, const absl::Status& why, WriteBatch* batch) {
+  if (++job.failures[key] >= job.plan.max_attempts) return false;
+  const LogScope scope({.job_id = job.plan.job_id, .step = std::get<0>(key)});
+  job.last_problem = absl::StrCat("sample ", std::get<0>(key), "/", std::get<1>(key), "/", std::get<2>(key),
+                                  " is lost and generated anew: ", why.message());
+  spdlog::error("job {}: {}", job.plan.job_id, job.last_problem);
+  job.cache.erase(key);
+  job.score_after.erase(key);
+  job.ledger.Replace(key, v1::SAMPLE_FAILED, std::string(why.message()), -1, batch);
+  job.announced[std::get<0>(key)] = false;
+  ServeSoon();
+  return true;
+}
+
+absl::StatusOr<std::vector<v1::Sample>> SamplingImpl::AssignStep(const std::string& job_id, int64_t step, bool replay,
                                                                  WriteBatch* batch) {
   ActiveJob* job = Find(job_id);
   if (job == nullptr) return absl::FailedPreconditionError(absl::StrCat("job ", job_id, " generates nothing now"));
@@ -250,9 +264,29 @@ absl::StatusOr<std::vector<v1::Sample>> SamplingImpl::AssignStep(const std::stri
   const std::vector<const v1::SampleRow*> rows = job->ledger.Step(step);
   std::vector<v1::Sample> samples;
   samples.reserve(rows.size());
+  std::vector<std::pair<SampleKey, absl::Status>> damaged;
   for (const v1::SampleRow* row : rows) {
-    RLHF_ASSIGN_OR_RETURN(v1::Sample sample, TakeSample(*job, *row));
-    samples.push_back(std::move(sample));
+    absl::StatusOr<v1::Sample> sample = TakeSample(*job, *row);
+    if (sample.ok()) {
+      samples.push_back(*std::move(sample));
+    } else if (absl::IsDataLoss(sample.status())) {
+      damaged.emplace_back(KeyOfSample(row->id()), sample.status());
+    } else {
+      return sample.status();
+    }
+  }
+  // What was taken out of the cache is read from the disk next time.
+  for (const auto& [key, why] : damaged) {
+    if (replay || !Regenerate(*job, key, why, batch)) {
+      return Annotate(why, absl::StrCat("sample ", std::get<0>(key), "/", std::get<1>(key), "/", std::get<2>(key),
+                                        replay ? ", which its step is to be trained from again" : ""));
+    }
+  }
+  if (!damaged.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("step ", step, " is not complete: ", damaged.size(), " damaged samples of it are generated anew"));
+  }
+  for (const v1::SampleRow* row : rows) {
     if (row->state() == v1::SCORED) job->ledger.Assign(KeyOfSample(row->id()), batch);
   }
   return samples;

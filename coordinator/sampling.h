@@ -89,8 +89,10 @@ class Sampling : public FleetListener {
   // The step's batch was handed out: every sample of it is assigned.
   virtual bool StepAssigned(const std::string& job_id, int64_t step) const = 0;
   // The step's samples in issue order, with scores; marks them assigned (idempotent). FailedPrecondition while not all
-  // are scored.
-  virtual absl::StatusOr<std::vector<v1::Sample>> AssignStep(const std::string& job_id, int64_t step,
+  // are scored. A sample whose payload is damaged on the disk fails, and a new one is generated in its place
+  // (FailedPrecondition). `replay`: the step was trained from these very samples; DataLoss when one is damaged, as when
+  // new ones are damaged again and again. The batch is to be committed in each case.
+  virtual absl::StatusOr<std::vector<v1::Sample>> AssignStep(const std::string& job_id, int64_t step, bool replay,
                                                              WriteBatch* batch) = 0;
   virtual void MarkTrained(const std::string& job_id, int64_t step, WriteBatch* batch) = 0;
   // Trained steps after `step` become assigned again, to be replayed.

@@ -129,7 +129,7 @@ class SamplingImpl final : public Sampling {
   void SetPolicy(const std::string& job_id, const v1::PolicySource& policy, WriteBatch* batch) override;
   bool StepScored(const std::string& job_id, int64_t step) const override;
   bool StepAssigned(const std::string& job_id, int64_t step) const override;
-  absl::StatusOr<std::vector<v1::Sample>> AssignStep(const std::string& job_id, int64_t step,
+  absl::StatusOr<std::vector<v1::Sample>> AssignStep(const std::string& job_id, int64_t step, bool replay,
                                                      WriteBatch* batch) override;
   void MarkTrained(const std::string& job_id, int64_t step, WriteBatch* batch) override;
   void Rollback(const std::string& job_id, int64_t step, WriteBatch* batch) override;
@@ -230,6 +230,8 @@ class SamplingImpl final : public Sampling {
   // The size of the job's requests follows what its scorers can do in time: halved by a request that took too long,
   // doubled by enough full ones that did not; by twice as many each time that doubling was too much.
   void OnScoreTime(ActiveJob& job, size_t sent, bool in_time);
+  // The sample's payload is damaged: it fails, and is generated anew. False: too often, nothing was done.
+  bool Regenerate(ActiveJob& job, const SampleKey& key, const absl::Status& why, WriteBatch* batch);
   // A sample could not be scored: later again, or for good.
   void FailScoring(ActiveJob& job, const SampleKey& key, const absl::Status& why, WriteBatch* batch);
   void OnScores(const std::string& job_id, const std::string& session_id, const std::vector<Sent>& sent,

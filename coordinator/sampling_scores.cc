@@ -126,7 +126,9 @@ bool SamplingImpl::SendBatch(ActiveJob& job) {
     sent.push_back({key, row.attempt(), times});
   }
   WriteBatch batch;
-  for (const auto& [key, why] : unreadable) FailScoring(job, key, why, &batch);
+  for (const auto& [key, why] : unreadable) {
+    if (!absl::IsDataLoss(why) || !Regenerate(job, key, why, &batch)) FailScoring(job, key, why, &batch);
+  }
   Write(job.plan.job_id, std::move(batch));
   if (sent.empty()) return false;
   for (const Sent& one : sent) job.scoring.insert(one.key);

@@ -275,16 +275,20 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     }
     if (step > job()->issued_through_step() || !deps().sampling->StepScored(job_id_, step)) return;
     WriteBatch writes;
-    absl::StatusOr<std::vector<v1::Sample>> samples = deps().sampling->AssignStep(job_id_, step, &writes);
-    if (!samples.ok() && !absl::IsFailedPrecondition(samples.status()))
-      return host_->Fail(job_id_, "STORE", std::string(samples.status().message()));
+    absl::StatusOr<std::vector<v1::Sample>> samples =
+        deps().sampling->AssignStep(job_id_, step, /*replay=*/step <= replay_through_, &writes);
+    if (!samples.ok() && !absl::IsFailedPrecondition(samples.status())) {
+      host_->Commit(job_id_, std::move(writes));
+      return host_->Fail(job_id_, absl::IsDataLoss(samples.status()) ? "SAMPLE_DAMAGED" : "STORE",
+                         std::string(samples.status().message()));
+    }
     assigning_ = true;
     Batch batch = samples.ok() ? std::make_shared<const std::vector<v1::Sample>>(*std::move(samples)) : nullptr;
     host_->Commit(job_id_, std::move(writes), [host = host_, job_id = job_id_, this, step, batch] {
       const v1::Job* current = host->Find(job_id);
       if (current == nullptr || IsTerminalState(current->state())) return;
       assigning_ = false;
-      if (batch == nullptr) return;  // stale samples were replaced; their replacements will come
+      if (batch == nullptr) return;  // stale or damaged samples were replaced; their replacements will come
       batch_ = batch;
       batch_step_ = step;
       Observe(step, batch);

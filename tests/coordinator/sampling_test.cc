@@ -1,6 +1,7 @@
 // Sampling by itself: a store in memory, a clock that stands still, a reward server of this test. What a job hears
 // after a restart, what a scorer's failures cost, and who may lease what.
 #include <deque>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,8 +11,10 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/synchronization/notification.h"
 #include "common/process.h"
+#include "coordinator/ledger.h"
 #include "coordinator/sampling.h"
 #include "tests/coordinator/memory_store.h"
 #include "tests/testing/fake_clock.h"
@@ -20,6 +23,7 @@
 namespace rlhf::coordinator {
 namespace {
 
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -278,6 +282,56 @@ TEST_F(SamplingTest, RequestsThatTakeTooLongAreHalved) {
   }
   EXPECT_EQ(Counts().scored(), 4);
   EXPECT_THAT(listener_.scored, ElementsAre(1));
+}
+
+TEST_F(SamplingTest, ADamagedSampleIsGeneratedAnewUnlessItsStepWasTrainedFromIt) {
+  rewards_.answer = Ones;
+  AddJob(0);
+  Issue(1);
+  Generate(Lease());
+  ASSERT_EQ(Counts().scored(), 4);
+  ASSERT_TRUE(payloads_->Sync().ok());
+  const SampleKey key = {1, 2, 0};
+  const auto stored = store_.Get(Table::kSamples, Ledger::RowKey("job", key));
+  ASSERT_TRUE(stored.ok());
+  v1::SampleRow row;
+  ASSERT_TRUE(row.ParseFromString(*stored));
+  {
+    const std::string segment = dir_.File("payloads") + absl::StrFormat("/%08u.seg", row.payload().segment());
+    std::fstream file(segment, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(row.payload().offset()) + 10);  // inside, behind the frame's header
+    file.put('\x7f');
+    ASSERT_TRUE(file.good());
+  }
+  Restart();  // nothing is in memory
+  AddJob(0);
+  const auto assign = [&](bool replay) {
+    absl::StatusOr<std::vector<v1::Sample>> samples = absl::UnknownError("not called");
+    OnLoop([&] {
+      WriteBatch batch;
+      samples = sampling_->AssignStep("job", 1, replay, &batch);
+      store_.Commit(std::move(batch), [](absl::Status) {});
+    });
+    return samples;
+  };
+  const absl::Status lost = assign(/*replay=*/true).status();
+  EXPECT_EQ(lost.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(lost.message()), AllOf(HasSubstr("sample 1/2/0"), HasSubstr("its checksum differs")));
+  EXPECT_EQ(Counts().scored(), 4);  // nothing else is put in its place
+
+  EXPECT_EQ(assign(/*replay=*/false).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Counts().scored(), 3);
+  EXPECT_EQ(Counts().failed(), 1);
+  const v1::LeasePromptsResponse work = Lease();
+  ASSERT_EQ(work.leases_size(), 1);
+  EXPECT_EQ(work.leases(0).ordinal(), 2);
+  Generate(work);
+  EXPECT_EQ(Counts().scored(), 4);
+  const absl::StatusOr<std::vector<v1::Sample>> samples = assign(/*replay=*/false);
+  ASSERT_TRUE(samples.ok()) << samples.status();
+  EXPECT_EQ(samples->size(), 4u);
+  EXPECT_EQ(Counts().assigned(), 4);
+  EXPECT_THAT(listener_.failed, IsEmpty());
 }
 
 TEST_F(SamplingTest, RequestsGrowAgainWhenTheyAreInTime) {
