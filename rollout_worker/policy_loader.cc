@@ -1,5 +1,6 @@
 #include "rollout_worker/policy_loader.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -67,8 +68,23 @@ absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
   engine_ = std::make_unique<Engine>(std::move(model), std::move(tokenizer), initial, options_.engine);
   made_from_ = MadeFrom(source);
   job_id_ = source.job_id();
-  ++counters_.loads;
+  ++loads_;
   return absl::OkStatus();
+}
+
+PolicyLoader::Counters PolicyLoader::counters() const {
+  absl::MutexLock lock(&mu_);
+  return {.loads = loads_, .bytes = bytes_};
+}
+
+absl::StatusOr<PolicyLoader::Timed> PolicyLoader::Fetch(const v1::PolicySource& source, const std::string& held) {
+  Timed fetched;
+  fetched.asked = Clock::Real()->Now();
+  RLHF_ASSIGN_OR_RETURN(fetched.weights, subscriber_->Fetch(source, held));
+  fetched.arrived = Clock::Real()->Now();
+  absl::MutexLock lock(&mu_);
+  bytes_ += static_cast<int64_t>(fetched.weights.bytes.size());
+  return fetched;
 }
 
 void PolicyLoader::Prefetch(const v1::PolicySource& source) {
@@ -79,37 +95,46 @@ void PolicyLoader::Prefetch(const v1::PolicySource& source) {
     if (SameVersion(served_, source) || (weights_ && SameVersion(ahead_, source))) return;
     if (served_.job_id() == source.job_id()) held = served_.version().digest();
   }
-  absl::StatusOr<FetchedWeights> weights = subscriber_->Fetch(source, held);
+  absl::StatusOr<Timed> weights = Fetch(source, held);
   if (!weights.ok()) return;
   absl::MutexLock lock(&mu_);
   ahead_ = source;
   weights_ = *std::move(weights);
 }
 
-absl::StatusOr<FetchedWeights> PolicyLoader::TakeWeights(const v1::PolicySource& source) {
+absl::StatusOr<PolicyLoader::Timed> PolicyLoader::TakeWeights(const v1::PolicySource& source) {
   const std::string& held = engine_->version().digest();
   {
     absl::MutexLock lock(&mu_);
     if (weights_ && SameVersion(ahead_, source)) {
-      FetchedWeights weights = *std::move(weights_);
+      Timed weights = *std::move(weights_);
       weights_.reset();
       // A delta from another version than the engine has is of no use.
-      if (!weights.delta || weights.manifest.delta().base() == held) return weights;
+      if (!weights.weights.delta || weights.weights.manifest.delta().base() == held) return weights;
     }
   }
-  return subscriber_->Fetch(source, held);
+  return Fetch(source, held);
 }
 
-absl::Status PolicyLoader::Update(const v1::PolicySource& source) {
-  RLHF_ASSIGN_OR_RETURN(FetchedWeights weights, TakeWeights(source));
-  const bool delta = weights.delta;
-  counters_.bytes += static_cast<int64_t>(weights.bytes.size());
-  const absl::Status applied = ApplyWeights(std::move(weights), engine_->model());
-  if (!delta || !absl::IsDataLoss(applied)) return applied;
-  spdlog::warn("{}", applied.ToString());
-  RLHF_ASSIGN_OR_RETURN(FetchedWeights whole, subscriber_->Fetch(source));
-  counters_.bytes += static_cast<int64_t>(whole.bytes.size());
-  return ApplyWeights(std::move(whole), engine_->model());
+absl::StatusOr<absl::Duration> PolicyLoader::Update(const v1::PolicySource& source, absl::Duration start,
+                                                    Change* change) {
+  RLHF_ASSIGN_OR_RETURN(Timed fetched, TakeWeights(source));
+  absl::Duration ready = Clock::Real()->Now();
+  change->fetch = fetched.arrived - fetched.asked;
+  if (fetched.asked < start) change->wait = ready - fetched.arrived;
+  start = std::min(start, fetched.asked);
+  const bool delta = fetched.weights.delta;
+  absl::Status applied = ApplyWeights(std::move(fetched.weights), engine_->model());
+  if (delta && absl::IsDataLoss(applied)) {
+    spdlog::warn("{}", applied.ToString());
+    RLHF_ASSIGN_OR_RETURN(Timed whole, Fetch(source, /*held=*/""));
+    ready = Clock::Real()->Now();
+    *change->fetch += whole.arrived - whole.asked;
+    applied = ApplyWeights(std::move(whole.weights), engine_->model());
+  }
+  RLHF_RETURN_IF_ERROR(applied);
+  change->apply = Clock::Real()->Now() - ready;
+  return start;
 }
 
 absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
@@ -120,19 +145,25 @@ absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
     engine_->Rename(source.version());
     return absl::OkStatus();
   }
-  const absl::Duration start = Clock::Real()->Now();
-  if (Loads(source)) RLHF_RETURN_IF_ERROR(Load(source));
-  if (source.version().step() > 0) RLHF_RETURN_IF_ERROR(Update(source));
+  absl::Duration start = Clock::Real()->Now();
+  Change change;
+  if (Loads(source)) {
+    RLHF_RETURN_IF_ERROR(Load(source));
+    change.load = Clock::Real()->Now() - start;
+  }
+  if (source.version().step() > 0) {
+    RLHF_ASSIGN_OR_RETURN(start, Update(source, start, &change));
+  }
   engine_->SetVersion(source.version());
   job_id_ = source.job_id();
   {
     absl::MutexLock lock(&mu_);
     served_ = source;
   }
-  ++counters_.switches;
-  const double seconds = absl::ToDoubleSeconds(Clock::Real()->Now() - start);
-  counters_.seconds += seconds;
-  spdlog::info("serving job {} version {} after {:.3f} s", source.job_id(), source.version().step(), seconds);
+  change.total = Clock::Real()->Now() - start;
+  spdlog::info("serving job {} version {} after {:.3f} s", source.job_id(), source.version().step(),
+               absl::ToDoubleSeconds(change.total));
+  changes_.push_back(change);
   return absl::OkStatus();
 }
 

@@ -5,10 +5,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "client/cpp/artifact_cache.h"
 #include "rollout_worker/engine.h"
 #include "rollout_worker/weight_subscriber.h"
@@ -43,16 +46,32 @@ class PolicyLoader {
   // How many samples to ask for before there is an engine that knows.
   int first_capacity() const { return options_.engine.kv_cache_bytes > 0 ? 1 : options_.engine.slots; }
   struct Counters {
-    int64_t loads = 0, switches = 0, bytes = 0;  // loads: engines made
-    double seconds = 0;
+    int64_t loads = 0, bytes = 0;  // engines made; weights received, also those that nothing asked for in the end
   };
-  const Counters& counters() const { return counters_; }
+  Counters counters() const;
+  // A change of what is served. Phases that it did without are absent.
+  struct Change {
+    std::optional<absl::Duration> load;   // a model, from its artifact
+    std::optional<absl::Duration> fetch;  // from asking for the manifest until every tensor was there and verified
+    std::optional<absl::Duration> wait;   // fetched ahead: until the engine could change
+    std::optional<absl::Duration> apply;  // into the model; decoding stands still
+    absl::Duration total;                 // from the first of these to the end of the last
+  };
+  std::vector<Change> TakeChanges() { return std::exchange(changes_, {}); }  // since the last call
 
  private:
+  struct Timed {
+    FetchedWeights weights;
+    absl::Duration asked, arrived;  // by Clock::Real
+  };
+
   absl::Status Load(const v1::PolicySource& source);
-  // Gives the engine's model the version's weights, by a delta where that can be.
-  absl::Status Update(const v1::PolicySource& source);
-  absl::StatusOr<FetchedWeights> TakeWeights(const v1::PolicySource& source);
+  // Any thread. `held`: the digest of a version whose delta will do; empty: none.
+  absl::StatusOr<Timed> Fetch(const v1::PolicySource& source, const std::string& held);
+  absl::StatusOr<Timed> TakeWeights(const v1::PolicySource& source);
+  // Gives the engine's model the version's weights, by a delta where that can be; fills `change` in, all but its total.
+  // Returns when the first of its phases began, `start` or before.
+  absl::StatusOr<absl::Duration> Update(const v1::PolicySource& source, absl::Duration start, Change* change);
 
   client::ArtifactCache* artifacts_;
   WeightSubscriber* subscriber_;
@@ -61,12 +80,14 @@ class PolicyLoader {
   // What the loaded model was made from: artifact, numerics, adapters.
   static std::string MadeFrom(const v1::PolicySource& source);
   std::string job_id_, made_from_;
-  Counters counters_;
+  int64_t loads_ = 0;
+  std::vector<Change> changes_;
 
-  absl::Mutex mu_;
+  mutable absl::Mutex mu_;
+  int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
   v1::PolicySource served_ ABSL_GUARDED_BY(mu_);  // newest one applied
   v1::PolicySource ahead_ ABSL_GUARDED_BY(mu_);   // what weights_ are
-  std::optional<FetchedWeights> weights_ ABSL_GUARDED_BY(mu_);
+  std::optional<Timed> weights_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rlhf::rollout

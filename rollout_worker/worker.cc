@@ -255,6 +255,7 @@ void Worker::GenerateLoop() {
     if (engine->idle()) taken_up_.clear();
     if (const absl::Time now = absl::Now(); now - published > kMetricsEvery) {
       metrics_.Mirror(*engine, loader_->counters());
+      for (const PolicyLoader::Change& change : loader_->TakeChanges()) metrics_.Changed(change);
       published = now;
     }
   }

@@ -35,9 +35,11 @@ prometheus::Histogram& InterToken(MetricsRegistry* registry) {
                              {0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5});
 }
 
-prometheus::Histogram& WeightSync(MetricsRegistry* registry) {
-  return registry->Histogram("rlhf_weight_sync_seconds", "Time of a change of weights.",
-                             {0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120});
+// load: a model from its artifact. fetch: from asking for the manifest until every tensor was verified. wait: fetched
+// ahead, until the engine could change. apply: into the model. total: from the first of these to the end of the last.
+prometheus::Histogram& WeightSync(MetricsRegistry* registry, const char* phase) {
+  return registry->Histogram("rlhf_weight_sync_seconds", "Time of a change of weights, by phase.",
+                             {0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120}, {{"phase", phase}});
 }
 
 prometheus::Counter& PromptTokens(MetricsRegistry* registry) {
@@ -66,7 +68,7 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
   // There from the first scrape on, so that a rate sees the first sample.
   TimeToFirstToken(registry_);
   InterToken(registry_);
-  WeightSync(registry_);
+  for (const char* phase : {"load", "fetch", "wait", "apply", "total"}) WeightSync(registry_, phase);
   PromptTokens(registry_);
   PrefixHits(registry_);
   PrefixTokens(registry_);
@@ -134,11 +136,19 @@ void WorkerMetrics::Mirror(const Engine& engine, const PolicyLoader::Counters& l
   count(PrefixTokens(registry_), tokens.prefix_tokens - seen_tokens_.prefix_tokens);
   count(GenerationTokens(registry_), tokens.generated_tokens - seen_tokens_.generated_tokens);
   count(WeightBytes(registry_), loaded.bytes - seen_loaded_.bytes);
-  if (const int64_t switches = loaded.switches - seen_loaded_.switches; switches > 0) {
-    WeightSync(registry_).Observe((loaded.seconds - seen_loaded_.seconds) / static_cast<double>(switches));
-  }
   seen_tokens_ = tokens;
   seen_loaded_ = loaded;
+}
+
+void WorkerMetrics::Changed(const PolicyLoader::Change& change) {
+  const auto observe = [this](const char* phase, const std::optional<absl::Duration>& took) {
+    if (took.has_value()) WeightSync(registry_, phase).Observe(absl::ToDoubleSeconds(*took));
+  };
+  observe("load", change.load);
+  observe("fetch", change.fetch);
+  observe("wait", change.wait);
+  observe("apply", change.apply);
+  observe("total", change.total);
 }
 
 }  // namespace rlhf::rollout

@@ -27,6 +27,7 @@ class WorkerMetrics {
   // Gauges, and what the engine and the loader counted since the last time: another model's engine counts from zero
   // again, the exported counters never fall.
   void Mirror(const Engine& engine, const PolicyLoader::Counters& loaded);
+  void Changed(const PolicyLoader::Change& change);
 
  private:
   using Key = std::tuple<std::string, int64_t, int, int, int>;  // job, step, ordinal, index, attempt

@@ -302,6 +302,22 @@ class LiveTest(unittest.TestCase):
         if folder := os.environ.get("RLHF_KEEP_PICTURES"):
             shutil.copy(self.service.scratch / name, folder)
 
+    def test_h_weights_are_timed_from_the_manifest_on(self):
+        count, seconds = {}, {}
+        for instance, ports in self.service.ports().items():
+            if not instance.startswith("rollout-"):
+                continue
+            with urllib.request.urlopen(f"http://127.0.0.1:{ports['http']}/metrics", timeout=20) as response:
+                text = response.read().decode()
+            for what, phase, value in re.findall(r'^rlhf_weight_sync_seconds_(count|sum)\{phase="(\w+)"\} (\S+)$', text, re.M):
+                into = count if what == "count" else seconds
+                into[phase] = into.get(phase, 0) + float(value)
+        self.assertEqual(sorted(count), ["apply", "fetch", "load", "total", "wait"])
+        self.assertGreater(count["wait"], 0, "no version was fetched ahead")
+        self.assertEqual(count["fetch"], count["apply"])
+        self.assertGreaterEqual(count["total"], count["apply"])
+        self.assertGreaterEqual(seconds["total"] + 1e-3, seconds["fetch"] + seconds["wait"] + seconds["apply"])
+
 
 if __name__ == "__main__":
     unittest.main()
