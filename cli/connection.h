@@ -10,8 +10,8 @@
 
 namespace rlhf::cli {
 
-// A context file is JSON: {"address": "host:port", "ca_file": "…", "token_file": "…", "insecure": false}; paths are
-// relative to the file.
+// A context file is JSON: {"address": "host:port", "ca_file": "…", "token_file": "…", "insecure": false,
+// "audit_public_key": "…"}; paths are relative to the file.
 struct ConnectionFlags {
   std::string context_file = ".rlhf/client.json";
   std::string address, ca_file, token_file;  // override the context file's
@@ -21,6 +21,10 @@ struct ConnectionFlags {
 };
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ConnectionFlags& flags);
+
+// The file that the context names as the audit log's public key; empty when it names none, or when --address is given
+// and so no context is read.
+std::string AuditPublicKeyFile(const ConnectionFlags& flags);
 
 // A context with a deadline; every call has one.
 std::unique_ptr<grpc::ClientContext> CallContext(absl::Duration timeout = absl::Seconds(30));

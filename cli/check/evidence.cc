@@ -30,6 +30,7 @@ bool ParseStep(const nlohmann::json& json, StepLine* line) {
   line->weights = json.value("weights", "");
   line->metrics = json.value("metrics", "");
   line->batch = json.value("batch", "");
+  line->state = json.value("state", "");
   line->samples = json.value("samples", std::vector<std::string>());
   return !line->event.empty() && !line->job.empty();
 }
@@ -43,9 +44,11 @@ absl::StatusOr<Evidence> ReadEvidence(const std::string& dir) {
   if (error) return absl::NotFoundError(absl::StrCat("--evidence ", dir, ": ", error.message()));
   std::sort(names.begin(), names.end());
   Evidence evidence;
+  bool any = false;
   for (const std::string& name : names) {
     const bool steps = absl::StartsWith(name, kSteps);
     if (!absl::EndsWith(name, kEnd) || (!steps && !absl::StartsWith(name, kAccepted))) continue;
+    any = true;
     const size_t prefix = steps ? sizeof(kSteps) - 1 : sizeof(kAccepted) - 1;
     const std::string source = name.substr(prefix, name.size() - prefix - (sizeof(kEnd) - 1));
     RLHF_ASSIGN_OR_RETURN(const std::string text, ReadFile(absl::StrCat(dir, "/", name)));
@@ -69,6 +72,11 @@ absl::StatusOr<Evidence> ReadEvidence(const std::string& dir) {
                          lines[i].substr(0, 80), "\""));
       }
     }
+  }
+  if (!any) {
+    return absl::NotFoundError(
+        absl::StrCat("--evidence ", dir, ": expected ", kSteps, "INSTANCE", kEnd, " or ", kAccepted, "INSTANCE", kEnd,
+                     ", found neither; learners and rollout workers write them to their --evidence-dir"));
   }
   return evidence;
 }

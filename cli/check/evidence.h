@@ -17,6 +17,7 @@ struct StepLine {
   int rank = 0, world = 0;
   int64_t step = 0;
   std::string weights, metrics, batch;
+  std::string state;  // of the optimizer and all else that a checkpoint holds; at checkpoints and the end only
   std::vector<std::string> samples;  // rank 0's "trained" only
 };
 
@@ -30,8 +31,9 @@ struct Evidence {
   std::vector<AcceptedLine> accepted;
 };
 
-// All files of the folder. InvalidArgument names file and line of what is not such a line; the last line of a file may
-// be cut (its writer died) and is left out then.
+// All files of the folder. NotFound when it holds none: a check against nothing would find nothing. InvalidArgument
+// names file and line of what is not such a line; the last line of a file may be cut (its writer died) and is left out
+// then.
 absl::StatusOr<Evidence> ReadEvidence(const std::string& dir);
 
 }  // namespace rlhf::cli

@@ -178,10 +178,12 @@ absl::Status LocalCluster::WriteContexts() {
         "tokens/tokens.json: expected a JSON object of tokens; remove the folder and start anew");
   for (const auto& [name, token] : tokens.items()) {
     RLHF_RETURN_IF_ERROR(WriteSecret((dir / "tokens" / name).string(), token.get<std::string>() + "\n"));
-    const nlohmann::json context = {{"address", api_address_},
-                                    {"web", absl::StrCat("https://", web_address_)},
-                                    {"ca_file", "pki/ca.pem"},
-                                    {"token_file", "tokens/" + name}};
+    nlohmann::json context = {{"address", api_address_},
+                              {"web", absl::StrCat("https://", web_address_)},
+                              {"ca_file", "pki/ca.pem"},
+                              {"token_file", "tokens/" + name}};
+    // Who may read the audit log verifies it.
+    if (name == "admin" || name == "overseer") context["audit_public_key"] = "pki/audit.key.pub";
     const std::string file = name == "submitter" ? "client.json" : name + ".json";
     RLHF_RETURN_IF_ERROR(WriteFileDurably((dir / file).string(), context.dump(2) + "\n"));
   }

@@ -1,16 +1,22 @@
 // ledger: where a job's samples are; with --check, whether its whole history adds up.
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <tuple>
+#include <utility>
+
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "cli/check/audit_log.h"
 #include "cli/check/evidence.h"
 #include "cli/check/ledger_check.h"
 #include "cli/commands/commands.h"
 #include "cli/job_queries.h"
 #include "cli/output.h"
+#include "common/durable_file.h"
 #include "common/status_util.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
 
@@ -18,7 +24,7 @@ namespace rlhf::cli {
 namespace {
 
 struct LedgerFlags {
-  std::string job, evidence;
+  std::string job, evidence, public_key;
   bool check = false;
 };
 
@@ -49,13 +55,13 @@ constexpr int kTries = 3;
 // What the rows, and the evidence where there is some, say against the job; its stages' too. A job that went back to a
 // checkpoint while it was read is read again; one that does so every time is noted.
 absl::Status Check(const ConnectionFlags& connection, v1::JobService::Stub& stub, const std::string& job,
-                   const Evidence& evidence, v1::GetLedgerResponse* report) {
+                   const Evidence* evidence, Compared* compared, v1::GetLedgerResponse* report) {
   for (int tries = 1;; ++tries) {
     LedgerFacts facts;
     RLHF_ASSIGN_OR_RETURN(facts.job, FindJob(stub, connection.project, job));
     if (!facts.job.children().empty()) {
       for (const std::string& child : facts.job.children())
-        RLHF_RETURN_IF_ERROR(Check(connection, stub, child, evidence, report));
+        RLHF_RETURN_IF_ERROR(Check(connection, stub, child, evidence, compared, report));
       return absl::OkStatus();
     }
     RLHF_ASSIGN_OR_RETURN(const v1::GetLedgerResponse ledger, GetLedger(stub, facts.job.id(), true));
@@ -69,10 +75,47 @@ absl::Status Check(const ConnectionFlags& connection, v1::JobService::Stub& stub
       return absl::OkStatus();
     }
     facts.step_after = after.step();
-    for (const auto& found : {CheckLedger(facts), CheckEvidence(facts, evidence)})
-      for (const std::string& violation : found) report->add_violations(violation);
+    facts.lineage_after = after.version().lineage();
+    for (const std::string& violation : CheckLedger(facts)) report->add_violations(violation);
+    if (evidence != nullptr) {
+      for (const std::string& violation : CheckEvidence(facts, *evidence, compared)) report->add_violations(violation);
+    }
     return absl::OkStatus();
   }
+}
+
+// The audit log, not as the coordinator judges its own but recomputed here, where a public key says whose it is. What
+// was verified, for people.
+absl::StatusOr<std::string> CheckAudit(const std::string& public_key_file,
+                                       const std::shared_ptr<grpc::Channel>& channel,
+                                       std::vector<std::string>* violations) {
+  if (public_key_file.empty()) return "the audit log by the coordinator's own word (--public-key verifies it here)";
+  RLHF_ASSIGN_OR_RETURN(const std::string pem, ReadFile(public_key_file));
+  const auto stub = v1::OversightService::NewStub(channel);
+  RLHF_ASSIGN_OR_RETURN(const std::vector<v1::AuditHead> heads, ReadAuditHeads(*stub));
+  RLHF_ASSIGN_OR_RETURN(const std::vector<v1::AuditRecord> records, ReadAuditRecords(*stub));
+  const AuditVerdict verdict = VerifyAuditLog(records, heads, pem);
+  if (!verdict.problem.empty()) violations->push_back(absl::StrCat("audit log: ", verdict.problem));
+  return absl::StrCat("the audit log's ", verdict.records, " records hold, ", verdict.heads, " signed heads agree");
+}
+
+nlohmann::ordered_json ToJson(const Compared& compared) {
+  return {{"steps", compared.steps},
+          {"rank_lines", compared.rank_lines},
+          {"samples", compared.samples},
+          {"samples_seen", compared.samples_seen}};
+}
+
+// The coordinator's answer with what was found here, and how much there was to compare.
+void PrintChecked(const std::string& output, const v1::GetLedgerResponse& response, const Compared* compared) {
+  if (compared == nullptr) return PrintMessage(output, response);
+  if (output == "yaml") {
+    std::printf("%scompared: %s\n", MessageToYaml(response).c_str(), ToJson(*compared).dump().c_str());
+    return;
+  }
+  nlohmann::ordered_json json = nlohmann::ordered_json::parse(MessageToJson(response));
+  json["compared"] = ToJson(*compared);
+  std::printf("%s\n", json.dump(1).c_str());
 }
 
 void Print(const v1::GetLedgerResponse& response) {
@@ -95,15 +138,24 @@ int Ledger(const ConnectionFlags& connection, const LedgerFlags& flags) {
   const bool check = flags.check || !flags.evidence.empty();
   auto response = GetLedger(*stub, job->id(), check);
   if (!response.ok()) return Fail(response.status());
+  std::optional<Evidence> evidence;
+  Compared compared;
+  std::string audit;
   if (check) {
-    Evidence evidence;
     if (!flags.evidence.empty()) {
       auto read = ReadEvidence(flags.evidence);
       if (!read.ok()) return Fail(read.status());
       evidence = *std::move(read);
     }
-    if (const absl::Status status = Check(connection, *stub, job->id(), evidence, &*response); !status.ok())
+    const Evidence* seen = evidence ? &*evidence : nullptr;
+    if (const absl::Status status = Check(connection, *stub, job->id(), seen, &compared, &*response); !status.ok())
       return Fail(status);
+    std::vector<std::string> violations;
+    const std::string key = flags.public_key.empty() ? AuditPublicKeyFile(connection) : flags.public_key;
+    auto verified = CheckAudit(key, *channel, &violations);
+    if (!verified.ok()) return Fail(verified.status());
+    audit = *std::move(verified);
+    for (std::string& violation : violations) response->add_violations(std::move(violation));
   }
   const v1::LedgerCounts& counts = response->counts();
   const int64_t sum = counts.queued() + counts.leased() + counts.generated() + counts.scored() + counts.assigned() +
@@ -112,15 +164,19 @@ int Ledger(const ConnectionFlags& connection, const LedgerFlags& flags) {
     response->add_violations(absl::StrCat("the states add up to ", sum, ", not to issued, ", counts.issued()));
   }
   if (connection.output != "table") {
-    PrintMessage(connection.output, *response);
+    PrintChecked(connection.output, *response, evidence ? &compared : nullptr);
   } else {
     Print(*response);
     for (const std::string& violation : response->violations()) std::printf("violation: %s\n", violation.c_str());
     for (const std::string& note : response->notes()) std::printf("note: %s\n", note.c_str());
     if (check && response->violations().empty()) {
-      std::printf("checked: every sample is accounted for%s%s\n",
-                  response->notes().empty() ? "" : ", but for what the notes name",
-                  flags.evidence.empty() ? "" : ", as learners and rollout workers saw it");
+      std::printf("checked: every sample is accounted for%s; %s\n",
+                  response->notes().empty() ? "" : ", but for what the notes name", audit.c_str());
+      if (evidence) {
+        std::printf("compared: %lld steps with %lld lines of ranks, %lld of %lld samples with rollout workers' notes\n",
+                    static_cast<long long>(compared.steps), static_cast<long long>(compared.rank_lines),
+                    static_cast<long long>(compared.samples_seen), static_cast<long long>(compared.samples));
+      }
     }
   }
   return response->violations().empty() ? v1::EXIT_OK : v1::EXIT_ERROR;
@@ -136,6 +192,10 @@ void AddLedgerCommand(CLI::App& app, ConnectionFlags& connection, Run* run) {
                    "Recount the rows, read every payload, verify the audit log, and check each step's batch and lag");
   ledger->add_option("--evidence", flags->evidence,
                      "Check against what learners and rollout workers noted in this folder (their --evidence-dir) too");
+  ledger->add_option(
+      "--public-key", flags->public_key,
+      "Verify the audit log here, with this PEM file of the key that signs its heads (an overseer's or an "
+      "admin's token); default: the context's audit_public_key");
   ledger->callback([=, &connection] { *run = [=, &connection] { return Ledger(connection, *flags); }; });
 }
 

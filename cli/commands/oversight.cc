@@ -14,10 +14,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "artifact/artifact_root.h"
+#include "cli/check/audit_log.h"
 #include "cli/commands/commands.h"
 #include "cli/metric_order.h"
 #include "cli/output.h"
-#include "client/cpp/audit_check.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
@@ -236,14 +236,8 @@ absl::StatusOr<std::vector<v1::AuditRecord>> ReadRecords(const ConnectionFlags& 
     }
     return records;
   }
-  v1::ListAuditRequest request;
-  request.mutable_page()->set_page_size(1000);
-  do {
-    RLHF_ASSIGN_OR_RETURN(const v1::ListAuditResponse page, Ask(connection, request, &Stub::ListAudit));
-    records.insert(records.end(), page.records().begin(), page.records().end());
-    request.mutable_page()->set_page_token(page.next_page_token());
-  } while (!request.page().page_token().empty());
-  return records;
+  RLHF_ASSIGN_OR_RETURN(const auto channel, Connect(connection));
+  return ReadAuditRecords(*v1::OversightService::NewStub(channel));
 }
 
 int ExportAudit(const ConnectionFlags& connection, const OversightFlags& flags) {
@@ -261,37 +255,28 @@ int ExportAudit(const ConnectionFlags& connection, const OversightFlags& flags) 
 
 // Everything is recomputed here; the coordinator is only asked for the records and the signed heads.
 int VerifyAudit(const ConnectionFlags& connection, const OversightFlags& flags) {
+  std::string pem;
+  std::vector<v1::AuditHead> heads;
+  if (!flags.public_key.empty()) {
+    auto key = ReadFile(flags.public_key);
+    if (!key.ok()) return Fail(key.status());
+    pem = *std::move(key);
+    const auto channel = Connect(connection);
+    if (!channel.ok()) return Fail(channel.status());
+    auto signed_heads = ReadAuditHeads(*v1::OversightService::NewStub(*channel));
+    if (!signed_heads.ok()) return Fail(signed_heads.status());
+    heads = *std::move(signed_heads);
+  }
   const auto records = ReadRecords(connection, flags);
   if (!records.ok()) return Fail(records.status());
-  client::AuditChainCheck check;
-  for (const v1::AuditRecord& record : *records) {
-    if (const std::string problem = check.Next(record); !problem.empty()) {
-      std::fprintf(stderr, "rlhfctl: the audit log was tampered with at record %llu: %s\n",
-                   static_cast<unsigned long long>(check.first_bad()), problem.c_str());
-      return v1::EXIT_ERROR;
-    }
+  const AuditVerdict verdict = VerifyAuditLog(*records, heads, pem);
+  if (!verdict.problem.empty()) {
+    std::fprintf(stderr, "rlhfctl: %s\n", verdict.problem.c_str());
+    return v1::EXIT_ERROR;
   }
-  size_t heads_checked = 0;
-  if (!flags.public_key.empty()) {
-    const auto pem = ReadFile(flags.public_key);
-    if (!pem.ok()) return Fail(pem.status());
-    v1::ListAuditHeadsRequest request;
-    request.mutable_page()->set_page_size(1000);
-    do {
-      const auto page = Ask(connection, request, &Stub::ListAuditHeads);
-      if (!page.ok()) return Fail(page.status());
-      for (const v1::AuditHead& head : page->heads()) {
-        if (const std::string problem = check.CheckHead(head, *pem); !problem.empty()) {
-          std::fprintf(stderr, "rlhfctl: %s\n", problem.c_str());
-          return v1::EXIT_ERROR;
-        }
-        ++heads_checked;
-      }
-      request.mutable_page()->set_page_token(page->next_page_token());
-    } while (!request.page().page_token().empty());
-  }
-  std::printf("%llu records hold, %zu signed heads agree%s\n", static_cast<unsigned long long>(check.records()),
-              heads_checked, flags.public_key.empty() ? " (give --public-key to check signatures)" : "");
+  std::printf("%llu records hold, %llu signed heads agree%s\n", static_cast<unsigned long long>(verdict.records),
+              static_cast<unsigned long long>(verdict.heads),
+              flags.public_key.empty() ? " (give --public-key to check signatures)" : "");
   return v1::EXIT_OK;
 }
 

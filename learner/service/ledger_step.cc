@@ -1,4 +1,5 @@
-// One step of a job with a ledger: its batch, the training, what the ranks can show for it, and the commit.
+// One step of a job with a ledger: its batch, the training, what the ranks can show for it, and the commit. And what
+// the ranks of a job without one can show.
 #include <string>
 #include <utility>
 #include <vector>
@@ -115,14 +116,26 @@ absl::StatusOr<StepEvidence> TrainingRun::Witness(const v1::GroupAssignment& gro
   evidence.metrics_digest = MetricsDigest(result.metrics);
   for (const v1::Sample& sample : batch) evidence.samples.push_back(artifact::BatchLine(sample));
   evidence.batch_digest = artifact::BatchDigest(evidence.samples);
-  step_log_.Trained(group, evidence);
-  RLHF_ASSIGN_OR_RETURN(const bool agree, RanksAgree(evidence.weights_digest, options_.device, *group_collective_));
-  if (!agree) {
-    return absl::InternalError(absl::StrCat("the ranks' weights differ after step ", step,
-                                            ": a rank's memory or arithmetic is damaged; find which one from their "
-                                            "step logs (--evidence-dir) and replace it"));
-  }
+  RLHF_RETURN_IF_ERROR(Agree(group, evidence));
   return evidence;
+}
+
+absl::Status TrainingRun::Agree(const v1::GroupAssignment& group, const StepEvidence& evidence) {
+  step_log_.Trained(group, evidence);
+  const std::string digests = evidence.weights_digest + evidence.state_digest;
+  RLHF_ASSIGN_OR_RETURN(const bool agree, RanksAgree(digests, options_.device, *group_collective_));
+  if (agree) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("the ranks' weights or optimizer states differ after step ", evidence.step,
+                                          ": a rank's memory or arithmetic is damaged; find which one from their "
+                                          "step logs (--evidence-dir) and replace it"));
+}
+
+absl::Status TrainingRun::WitnessLocalStep(const v1::GroupAssignment& group, int64_t step) {
+  StepEvidence evidence;
+  evidence.step = step;
+  evidence.weights_digest = model::WeightsDigest(trainer_->model());
+  RLHF_ASSIGN_OR_RETURN(evidence.state_digest, trainer_->Digest());
+  return Agree(group, evidence);
 }
 
 absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, const StepEvidence& evidence,

@@ -1,6 +1,7 @@
 // What this rank trained, as JSON lines for `rlhfctl ledger --check --evidence`: a line before a step's commit
-// ("trained": digests of weights, metrics and batch), one after it ("committed") and one for a refused step
-// ("refused").
+// ("trained": digests of weights, metrics and batch, at checkpoints and the end also of the optimizer's state), one
+// after it ("committed") and one for a refused step ("refused"). Jobs without a ledger (SFT, reward models): a
+// "trained" line at each checkpoint and at the end, of weights and state.
 //
 // Not thread-safe. Lines survive the process's death, not the machine's: they are evidence, not state.
 #pragma once

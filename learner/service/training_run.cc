@@ -259,7 +259,9 @@ absl::Status TrainingRun::TrainSteps(const v1::GroupAssignment& group) {
     RLHF_RETURN_IF_ERROR(MaybeCheckpoint(group, step));
     ++step;
   }
-  return ledger ? absl::OkStatus() : FlushProgress(group, trainer_->total_steps(), /*force=*/true);
+  if (ledger) return absl::OkStatus();
+  RLHF_RETURN_IF_ERROR(WitnessLocalStep(group, trainer_->total_steps()));
+  return FlushProgress(group, trainer_->total_steps(), /*force=*/true);
 }
 
 absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64_t step) {
@@ -309,6 +311,7 @@ absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int6
   RLHF_ASSIGN_OR_RETURN(const bool unasked, group_collective_->Vote(!coordinator_->TakeCheckpointRequest()));
   const bool due = !unasked || (every > 0 && step % every == 0);
   if (!due || step >= TotalSteps(group)) return absl::OkStatus();
+  if (!group.spec().has_ppo()) RLHF_RETURN_IF_ERROR(WitnessLocalStep(group, step));
   absl::Status written;
   RLHF_RETURN_IF_ERROR(
       Together([&] { return group.rank() == 0 ? PublishCheckpoint(group, step) : absl::OkStatus(); }, &written));

@@ -61,6 +61,10 @@ class TrainingRun {
   // Digests of what RunStep left on this rank; Internal when the ranks' weights differ.
   absl::StatusOr<StepEvidence> Witness(const v1::GroupAssignment& group, int64_t step,
                                        const std::vector<v1::Sample>& batch, const StepResult& result);
+  // Notes what this rank holds, then compares it with the other ranks: Internal when they differ.
+  absl::Status Agree(const v1::GroupAssignment& group, const StepEvidence& evidence);
+  // SFT, reward models: the same at a checkpoint and at the end, which are all that is kept of their steps.
+  absl::Status WitnessLocalStep(const v1::GroupAssignment& group, int64_t step);
   absl::Status CommitLedgerStep(const v1::GroupAssignment& group, const StepEvidence& evidence,
                                 const StepResult& result, absl::Time trained);
   // The ranks lost each other after the step's commit was asked for: what this one holds from now on.

@@ -1,6 +1,8 @@
 // A PPO job so small that its steps take a fraction of a second on one core.
 #pragma once
 
+#include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <utility>
@@ -8,6 +10,7 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/durable_file.h"
 #include "tests/integration/local_service.h"
@@ -65,17 +68,46 @@ inline std::string WriteSmallJob(const std::string& dir, const SmallJob& job) {
   return path;
 }
 
-// The job succeeded, every sample was trained once, and the records agree with what learners and rollout workers saw.
+inline constexpr int kSamplesAnAnswer = 64;  // a worker's sequences at once
+// How often rollout workers registered after their first time: they were started again, or lost their session.
+inline int RolloutReturns(const LocalService& service) {
+  int returns = 0;
+  for (const auto& log : std::filesystem::directory_iterator(service.Dir() + "/logs")) {
+    const std::string name = log.path().stem().string();
+    if (!absl::StartsWith(name, "rollout-")) continue;
+    const std::string text = service.Log(name), what = absl::StrCat(" registered as ", name);
+    int times = 0;
+    for (size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + 1)) ++times;
+    returns += std::max(0, times - 1);
+  }
+  return returns;
+}
+
+// The job succeeded, every sample was trained once, the audit log holds, and the records agree with what learners and
+// rollout workers saw: every rank of every committed step, and every sample but those of one answer whenever a worker
+// died, or was cut off, before it could note it.
 inline void ExpectWhole(const LocalService& service, const SmallJob& small, bool evidence = true) {
   const nlohmann::json job = service.Job(small.name);
   ASSERT_EQ(job.value("state", ""), "SUCCEEDED") << job.dump(1);
   EXPECT_EQ(job.value("step", ""), absl::StrCat(small.steps));
+  // An admin's context names the audit log's public key.
   const CommandResult ledger =
       service.Ctl(absl::StrCat("--output json ledger ", small.name, " --check",
-                               evidence ? absl::StrCat(" --evidence ", service.Dir(), "/evidence") : ""));
+                               evidence ? absl::StrCat(" --evidence ", service.Dir(), "/evidence") : ""),
+                  "admin.json");
   EXPECT_EQ(ledger.code, 0) << ledger.output;
-  const nlohmann::json counts = nlohmann::json::parse(ledger.output, nullptr, false)["counts"];
-  EXPECT_EQ(counts.value("trained", ""), absl::StrCat(small.samples() * small.steps)) << ledger.output;
+  const nlohmann::json checked = nlohmann::json::parse(ledger.output, nullptr, false);
+  ASSERT_TRUE(checked.is_object()) << ledger.output;
+  const int samples = small.samples() * small.steps;
+  EXPECT_EQ(checked["counts"].value("trained", ""), absl::StrCat(samples)) << ledger.output;
+  if (!evidence) return;
+  const nlohmann::json compared = checked["compared"];
+  EXPECT_EQ(compared.value("steps", 0), small.steps) << compared.dump();
+  EXPECT_GE(compared.value("rank_lines", 0), small.steps) << compared.dump();
+  EXPECT_GE(compared.value("samples", 0), samples) << compared.dump();
+  const int unseen = compared.value("samples", 0) - compared.value("samples_seen", 0);
+  EXPECT_LE(unseen, RolloutReturns(service) * kSamplesAnAnswer) << compared.dump();
+  EXPECT_GT(compared.value("samples_seen", 0), 0) << compared.dump();
 }
 
 // The commits that a learner saw acknowledged, in order: lines of the evidence that it keeps.
