@@ -88,6 +88,8 @@ class SupervisedKills : public testing::Test {
     WaitForSuccess(quiet);
     const int64_t steps = service_.StepOf(quiet);
     ASSERT_GT(steps, 30) << "too short to be killed twice on its way";
+    // Progress is reported twice a second: no faster than it can be seen and killed.
+    service_.Arm("any", "learner/before_allreduce", "sleep:80*");
     Submit(name, yaml);
     std::vector<std::string> instances = {absl::StrCat("learner-", Random(2)), "coordinator"};
     std::shuffle(instances.begin(), instances.end(), random_);
@@ -100,6 +102,7 @@ class SupervisedKills : public testing::Test {
       ASSERT_NE(service_.StateOf(name), "SUCCEEDED") << "it ended before it was killed: give it more steps";
       Kill(instances[i]);
     }
+    service_.Disarm("any", "learner/before_allreduce");
     WaitForSuccess(name);
     EXPECT_THAT(ModelOf(quiet), testing::StartsWith("sha256:"));
     EXPECT_EQ(ModelOf(name), ModelOf(quiet));
@@ -115,7 +118,7 @@ class SupervisedKills : public testing::Test {
 TEST_F(SupervisedKills, JobsEndWithTheBytesOfUndisturbedOnes) {
   const std::string head = "seed: 3\ndeterministic: true\nlearners: {ranks: 2}\n";
   ExpectSameBytes("sft", head +
-                             "sft: {model: \"file:model\", data: \"file:sft.jsonl\", steps: 90, batch_size: 8, "
+                             "sft: {model: \"file:model\", data: \"file:sft.jsonl\", steps: 60, batch_size: 8, "
                              "checkpoint_every: 10, optimizer: {learning_rate: 1e-3}}\n");
   if (HasFatalFailure()) return;
   ExpectSameBytes("reward", head +
