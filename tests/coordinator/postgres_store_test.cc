@@ -277,6 +277,29 @@ TEST_F(PostgresTest, AFolderWithASqliteStoreIsRefused) {
   EXPECT_THAT(std::string(refused.message()), HasSubstr("SQLite"));
 }
 
+TEST_F(PostgresTest, AnEarlierReleasesSchemaIsMigratedByWhoLeadsFirst) {
+  auto lead = TakeLead(options_);
+  ASSERT_NE(lead, nullptr);
+  auto store = Open(*lead);
+  ASSERT_NE(store, nullptr);
+  ASSERT_TRUE(Put(*store, "job", "as it was").ok());
+  store.reset();
+  lead.reset();
+  // As version 1 left it: without quotas.
+  (void)Sql("DROP TABLE quotas; UPDATE schema_version SET version = 1");
+  lead = TakeLead(options_);
+  ASSERT_NE(lead, nullptr);
+  EXPECT_EQ(Sql("SELECT version FROM schema_version"), absl::StrCat(kSchemaVersion));
+  EXPECT_EQ(Sql("SELECT count(*) FROM schema_version"), "1");
+  store = Open(*lead);
+  ASSERT_NE(store, nullptr);
+  EXPECT_EQ(store->Get(Table::kJobs, "job").value_or("none"), "as it was");
+  WriteBatch batch;
+  batch.Put(Table::kQuotas, "default/", "new");
+  EXPECT_TRUE(store->CommitAndWait(std::move(batch)).ok());
+  EXPECT_EQ(store->Get(Table::kQuotas, "default/").value_or("none"), "new");
+}
+
 TEST_F(PostgresTest, ALaterReleasesSchemaIsRefused) {
   ASSERT_NE(TakeLead(options_), nullptr);
   (void)Sql(absl::StrCat("UPDATE schema_version SET version = ", kSchemaVersion + 1));
