@@ -1,7 +1,8 @@
-// Kills in a random order, at every named stage and at any moment, while jobs at lag 0 and 1 run; then the checker and
-// an exact replay of every job.
+// Kills in a random order, at every named stage and at any moment, and processes that stop for a while, while jobs at
+// lag 0 and 1 run; then the checker and an exact replay of every job.
 //
-// RLHF_FAULTS_SEED repeats an order, RLHF_FAULTS_KILLS changes how many (32).
+// RLHF_FAULTS_SEED repeats an order, RLHF_FAULTS_KILLS changes how many kills (32); for each eight of them a process
+// stops.
 #include <algorithm>
 #include <random>
 
@@ -12,6 +13,9 @@
 
 namespace rlhf {
 namespace {
+
+// What else a plan may name, beside the stages.
+constexpr char kAnyMoment[] = "a kill at any moment", kStop[] = "a stop";
 
 uint64_t Setting(const char* name, uint64_t otherwise) {
   const char* value = std::getenv(name);
@@ -65,15 +69,31 @@ class RandomKills : public testing::Test {
         },
         absl::StrCat("a process dies at ", stage));
   }
-  void KillNow() {
+  // A process of any role; -1 after a failure.
+  pid_t AnyProcess() {
     const std::vector<std::string> instances = {"coordinator", "learner-0", "learner-1",
                                                 "rollout-0",   "rollout-1", "reward-0"};
     const std::string& instance = instances[static_cast<size_t>(Random(static_cast<int>(instances.size())))];
     pid_t pid = -1;
     LocalService::Until(
         absl::Seconds(30), [&] { return (pid = service_.Pid(instance)) > 0; }, instance + " is there");
+    return pid;
+  }
+  void KillNow() {
+    const pid_t pid = AnyProcess();
     ASSERT_GT(pid, 0);  // kill(-1) would end everything
     ASSERT_EQ(kill(pid, SIGKILL), 0);
+  }
+  // For less or more than a lease of three seconds. Every other time something is killed meanwhile, which may be the
+  // stopped process itself.
+  void StopNow() {
+    const pid_t pid = AnyProcess();
+    ASSERT_GT(pid, 0);  // kill(-1) would stop everything
+    ASSERT_EQ(kill(pid, SIGSTOP), 0);
+    const absl::Time until = absl::Now() + absl::Milliseconds(200 + Random(4000));
+    if (Random(2) == 0) KillNow();
+    absl::SleepFor(until - absl::Now());
+    kill(pid, SIGCONT);  // fails when it was the one that was killed
   }
 
   const uint64_t seed_;
@@ -86,22 +106,25 @@ TEST_F(RandomKills, NothingIsLostAndEveryReplayIsExact) {
   MakeSmallModel(service_.scratch().path());
   std::vector<std::string> plan(kStages.begin(), kStages.end());
   const size_t kills = Setting("RLHF_FAULTS_KILLS", 32);
-  while (plan.size() < kills)
-    plan.push_back(plan.size() % 2 == 0 ? "" : kStages[static_cast<size_t>(Random(kStages.size()))]);
+  for (size_t more = 0; plan.size() < kills; ++more)
+    plan.push_back(more < 7 || more % 2 == 0 ? kAnyMoment : kStages[static_cast<size_t>(Random(kStages.size()))]);
+  plan.insert(plan.end(), kills / 8, kStop);
   std::shuffle(plan.begin(), plan.end(), random_);
   for (size_t i = 0; i < plan.size() && !HasFatalFailure(); ++i) {
     KeepAJobRunning();
     const absl::Time began = absl::Now();
-    if (plan[i].empty()) {
+    if (plan[i] == kAnyMoment) {
       KillNow();
+    } else if (plan[i] == kStop) {
+      StopNow();
     } else {
       KillAt(plan[i]);
     }
-    std::printf("kill %zu of %zu: %s after %.1f s, %s at step %lld\n", i + 1, plan.size(),
-                plan[i].empty() ? "any moment" : plan[i].c_str(), absl::ToDoubleSeconds(absl::Now() - began),
-                jobs_.back().name.c_str(), static_cast<long long>(service_.StepOf(jobs_.back().name)));
+    std::printf("fault %zu of %zu: %s after %.1f s, %s at step %lld\n", i + 1, plan.size(), plan[i].c_str(),
+                absl::ToDoubleSeconds(absl::Now() - began), jobs_.back().name.c_str(),
+                static_cast<long long>(service_.StepOf(jobs_.back().name)));
     std::fflush(stdout);
-    absl::SleepFor(absl::Milliseconds(Random(800)));  // kills come at no particular moment
+    absl::SleepFor(absl::Milliseconds(Random(800)));  // faults come at no particular moment
   }
   for (const SmallJob& job : jobs_) {
     LocalService::Until(
