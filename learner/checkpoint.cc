@@ -46,6 +46,7 @@ absl::Status WriteCheckpoint(const std::string& dir, const NamedTensors& tensors
   }
   RLHF_RETURN_IF_ERROR(artifact::WriteSafetensors(dir + "/state.safetensors", writes));
   RLHF_FAILPOINT("learner/mid_checkpoint");
+  RLHF_FAILPOINT_OR_RETURN("checkpoint/io_error");
   return WriteFileDurably(dir + "/state.json", state.dump(1));
 }
 

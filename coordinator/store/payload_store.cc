@@ -116,6 +116,10 @@ class Segments final : public PayloadStore {
       }
     }
     for (const auto& [segment, fd] : touched) {
+      if (!RLHF_FAILPOINT_OK("payloads/io_error")) {
+        errno = EIO;
+        return Failed("fsync", segment);
+      }
       if (::fdatasync(fd) != 0) return Failed("fsync", segment);
     }
     RLHF_FAILPOINT("payloads/after_sync");

@@ -45,6 +45,11 @@ class Behaviour : public testing::Test {
   nlohmann::json Counts() {
     return nlohmann::json::parse(service_->Ctl("--output json ledger " + job_.name).output, nullptr, false)["counts"];
   }
+  static int Count(const std::string& text, const std::string& what) {
+    int count = 0;
+    for (size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + 1)) ++count;
+    return count;
+  }
   void WaitForFire(const std::string& instance, const std::string& name) {
     LocalService::Until(
         absl::Seconds(30), [&] { return service_->Fired(instance, name); }, name + " is reached");
@@ -115,21 +120,49 @@ TEST_F(Behaviour, AStoppedCoordinatorAndAStoppedRewardServerLoseNothing) {
   ExpectExactReplay(*service_, job_);
 }
 
+// Of the state's database, then of the samples' payloads.
 TEST_F(Behaviour, AnErrorOfTheDiskEndsTheCoordinatorWhichGoesOnFromWhatIsThere) {
   SmallJob job;
-  job.steps = 40;
+  job.steps = 60;
   Start(job);
-  WaitForStep(2);
-  service_->Arm("coordinator", "store/io_error", "error@3");
-  WaitForFire("coordinator", "store/io_error");
+  int errors = 0;
+  for (const std::string failpoint : {"store/io_error", "payloads/io_error"}) {
+    WaitForStep(service_->StepOf(job.name) + 2);
+    service_->Arm("coordinator", failpoint, "error@3");
+    WaitForFire("coordinator", failpoint);
+    ++errors;
+    LocalService::Until(
+        absl::Seconds(30),
+        [&] {
+          return Count(ReadFile(service_->scratch().File("up.log")).value_or(""), "coordinator ended (exit code 75)") ==
+                 errors;
+        },
+        "the coordinator ends, to be started again, after " + failpoint);
+    EXPECT_EQ(Count(service_->Log("coordinator"), "the state store failed; ending"), errors) << failpoint;
+    ASSERT_FALSE(HasFatalFailure());
+  }
+  EXPECT_THAT(service_->Log("coordinator"), HasSubstr("no write is acknowledged from now on"));
+  Finish();
+  ExpectExactReplay(*service_, job_);
+}
+
+TEST_F(Behaviour, AnErrorOfTheDiskInACheckpointLeavesTheOneBeforeWhichIsUsed) {
+  SmallJob job;
+  job.steps = 40;
+  job.checkpoint_every = 2;
+  Start(job);
+  WaitForStep(3);
+  service_->Arm("any", "checkpoint/io_error", "error*");
   LocalService::Until(
       absl::Seconds(30),
-      [&] {
-        return ReadFile(service_->scratch().File("up.log")).value_or("").find("coordinator ended (exit code 75)") !=
-               std::string::npos;
-      },
-      "the coordinator ends, to be started again");
-  EXPECT_THAT(service_->Log("coordinator"), HasSubstr("no write is acknowledged from now on"));
+      [&] { return Count(service_->Log("learner-0") + service_->Log("learner-1"), "no checkpoint of step") > 0; },
+      "a checkpoint fails");
+  const std::string before = service_->Job(job.name).value("checkpoint", "");
+  EXPECT_THAT(before, HasSubstr("sha256:"));
+  WaitForStep(service_->StepOf(job.name) + 4);  // without one it trains on
+  EXPECT_EQ(service_->Job(job.name).value("checkpoint", ""), before);
+  for (const pid_t learner : service_->Pids("rlhf-learner")) kill(learner, SIGKILL);
+  service_->Disarm("any", "checkpoint/io_error");
   Finish();
   ExpectExactReplay(*service_, job_);
 }
@@ -160,11 +193,7 @@ TEST_F(Behaviour, ANanLossAndAnInfiniteGradientLeaveNoTraceInTheWeights) {
   EXPECT_EQ(Counts().value("failed", ""), absl::StrCat(2 * job.samples()));
   // Both ranks refused both steps, and said what was not finite.
   for (const std::string learner : {"learner-0", "learner-1"}) {
-    const std::string log = service_->Log(learner);
-    int refused = 0;
-    for (size_t at = log.find(" was refused: "); at != std::string::npos; at = log.find(" was refused: ", at + 1))
-      ++refused;
-    EXPECT_EQ(refused, 2) << learner;
+    EXPECT_EQ(Count(service_->Log(learner), " was refused: "), 2) << learner;
   }
   EXPECT_THAT(service_->Log("learner-1"), HasSubstr("nan"));
   EXPECT_THAT(service_->Log("learner-0"), HasSubstr("inf"));
@@ -258,14 +287,7 @@ TEST_F(Behaviour, ADamagedCheckpointIsFoundByItsDigestAndTheOneBeforeIsUsed) {
     for (const pid_t learner : service_->Pids("rlhf-learner")) kill(learner, SIGKILL);
     const int found = damage + 1;
     LocalService::Until(
-        absl::Seconds(40),
-        [&] {
-          const std::string log = service_->Log("coordinator");
-          int count = 0;
-          for (size_t at = log.find("is damaged ("); at != std::string::npos; at = log.find("is damaged (", at + 1))
-            ++count;
-          return count >= found;
-        },
+        absl::Seconds(40), [&] { return Count(service_->Log("coordinator"), "is damaged (") >= found; },
         absl::StrCat("damage ", damage, " is found"));
   }
   Finish();
