@@ -11,7 +11,8 @@ namespace {
 
 class ClockShift : public testing::Test {
  protected:
-  static constexpr const char* kInstances[] = {"coordinator", "learner-0", "rollout-0", "rollout-1", "reward-0"};
+  static constexpr const char* kInstances[] = {"coordinator", "learner-0", "learner-1",
+                                               "rollout-0",   "rollout-1", "reward-0"};
 
   void Start() {
     LocalServiceOptions options;
@@ -58,18 +59,20 @@ TEST_F(ClockShift, ClocksThatAreSetByAnHourHaveNoEffect) {
   WaitForStep(job.name, 2);
   int64_t step = 2;
   for (const int64_t hour : {3600, -3600, 0}) {
-    for (const char* instance : {"coordinator", "learner-0", "rollout-0"}) {
+    for (const char* instance : {"coordinator", "learner-0", "learner-1", "rollout-0"}) {
       Set(instance, hour);
       WaitForStep(job.name, ++step);
     }
   }
   // All different.
   Set("coordinator", 3600);
+  Set("learner-1", -3600);
   Set("rollout-1", -3600);
   Set("reward-0", -3600);
   LocalService::Until(
       absl::Seconds(90), [&] { return service_->StateOf(job.name) == "SUCCEEDED"; }, "the job succeeds");
   ExpectWhole(*service_, job);
+  ExpectExactReplay(*service_, job);
   // Nobody was given up.
   EXPECT_EQ(service_->Log("coordinator").find("is lost"), std::string::npos);
   EXPECT_EQ(service_->Log("coordinator").find("leases expired"), std::string::npos);

@@ -1,5 +1,5 @@
-// A TCP proxy on loopback that can cut and delay what passes through it, each way by itself. What is held back is
-// passed on when the cut heals, as a network does whose packets are sent again.
+// A TCP proxy on loopback that can cut and delay what passes through it, each way by itself, and reset its connections.
+// What is held back is passed on when the cut heals, as a network does whose packets are sent again.
 #pragma once
 
 #include <arpa/inet.h>
@@ -29,16 +29,10 @@ namespace rlhf {
 class Proxy {
  public:
   // Connections to port() go to the coordinator's fleet port, as soon as its ports file (SetPortsFile) names it.
-  Proxy() {
-    sockaddr_in at = Loopback(0);
-    socklen_t size = sizeof(at);
-    listener_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    EXPECT_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&at), size), 0);
-    EXPECT_EQ(listen(listener_, 64), 0);
-    EXPECT_EQ(getsockname(listener_, reinterpret_cast<sockaddr*>(&at), &size), 0);
-    port_ = ntohs(at.sin_port);
-    thread_ = std::thread([this] { Run(); });
-  }
+  Proxy() : Proxy(INADDR_LOOPBACK) {}
+  // Connections to kAside:port() go to 127.0.0.1:port(): for a server that is told its port and advertises kAside.
+  static std::unique_ptr<Proxy> Aside() { return std::unique_ptr<Proxy>(new Proxy(INADDR_LOOPBACK + 1)); }
+  static constexpr char kAside[] = "127.0.0.2";
   ~Proxy() {
     stopping_ = true;
     thread_.join();
@@ -55,9 +49,23 @@ class Proxy {
     down_.cut = down;
   }
   void Heal() { Cut(false, false); }
+  // Ends every connection there is at once, with a reset at both ends; whatever is under way is lost.
+  void Reset() { reset_ = true; }
   void Delay(absl::Duration each_way) { delay_ms_ = absl::ToInt64Milliseconds(each_way); }
 
  private:
+  explicit Proxy(in_addr_t host) : target_is_port_(host != INADDR_LOOPBACK) {
+    sockaddr_in at = Loopback(0);
+    at.sin_addr.s_addr = htonl(host);
+    socklen_t size = sizeof(at);
+    listener_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    EXPECT_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&at), size), 0);
+    EXPECT_EQ(listen(listener_, 64), 0);
+    EXPECT_EQ(getsockname(listener_, reinterpret_cast<sockaddr*>(&at), &size), 0);
+    port_ = ntohs(at.sin_port);
+    thread_ = std::thread([this] { Run(); });
+  }
+
   struct Way {
     std::atomic<bool> cut{false};
   };
@@ -87,6 +95,7 @@ class Proxy {
   }
 
   int Target() {
+    if (target_is_port_) return port_;
     absl::MutexLock lock(&mu_);
     const auto ports = nlohmann::json::parse(ReadFile(ports_file_).value_or(""), nullptr, false);
     return ports.is_object() ? ports.value("fleet", 0) : 0;
@@ -146,6 +155,16 @@ class Proxy {
       }
       poll(waiting.data(), waiting.size(), 5);
       if (waiting.front().revents != 0) Accept();
+      if (reset_.exchange(false)) {
+        for (const auto& pair : pairs_) {
+          const linger at_once{.l_onoff = 1, .l_linger = 0};
+          for (const int end : {pair->client, pair->server}) {
+            setsockopt(end, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+            close(end);
+          }
+        }
+        pairs_.clear();
+      }
       std::erase_if(pairs_, [this](const auto& pair) {
         const bool up = Pump(pair->up), down = Pump(pair->down);
         if (up && down) return false;
@@ -160,12 +179,13 @@ class Proxy {
     }
   }
 
+  const bool target_is_port_;
   int listener_ = -1, port_ = 0;
   absl::Mutex mu_;
   std::string ports_file_ ABSL_GUARDED_BY(mu_);
   std::atomic<int64_t> delay_ms_{0};
   Way up_, down_;
-  std::atomic<bool> stopping_{false};
+  std::atomic<bool> stopping_{false}, reset_{false};
   std::vector<std::unique_ptr<Pair>> pairs_;  // the thread's
   std::thread thread_;
 };
