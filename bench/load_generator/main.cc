@@ -42,13 +42,21 @@ int main(int argc, char** argv) {
   app.add_option("--min-rate", min_rate, "Fail below so many samples leased or accepted a second; 0: never");
   app.add_option("--max-resident-mb", max_resident_mb, "Fail when the coordinator ever holds more memory; 0: never");
   int64_t recover = 0;
+  double max_ready_seconds = 0;
   app.add_option("--recover", recover, "Fill the store with so many samples, kill the coordinator, time its start");
+  app.add_option(
+      "--max-ready-seconds", max_ready_seconds,
+      "With --recover: fail when it answers with the job's ledger later than so long after its start; 0: never");
   CLI11_PARSE(app, argc, argv);
   if (recover > 0) {
     const auto recovered = rlhf::bench::RunRecovery(options, recover);
     if (!recovered.ok()) return Failed(recovered.status());
     std::printf("%s\n", rlhf::bench::ToJson(*recovered).c_str());
-    return recovered->violations.empty() ? 0 : 1;
+    const bool late = max_ready_seconds > 0 && recovered->answered_seconds > max_ready_seconds;
+    if (late)
+      std::fprintf(stderr, "rlhf-load-generator: ready after %.2f s; expected at most %.2f s\n",
+                   recovered->answered_seconds, max_ready_seconds);
+    return recovered->violations.empty() && !late ? 0 : 1;
   }
   const auto result = rlhf::bench::RunLoad(options);
   if (!result.ok()) return Failed(result.status());
