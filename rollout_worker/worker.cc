@@ -103,6 +103,11 @@ void Worker::LeaseLoop() {
       continue;
     }
     if (response.leases().empty()) continue;
+    if (draining_) {
+      // Asked for before it knew that it ends.
+      for (const auto& lease : response.leases()) HandBack(lease, "", /*permanent=*/false, /*unavailable=*/true);
+      continue;
+    }
     RLHF_FAILPOINT("rollout/leased");
     {
       absl::MutexLock lock(&mu_);
@@ -328,21 +333,24 @@ void Worker::SubmitLoop() {
                       [&](const auto& held) { return SameLease(held, sample.id(), sample.attempt()); });
       }
     }
-    v1::ReturnLeasesRequest give_back;
-    while (auto lease = returned_.Pop(absl::ZeroDuration())) *give_back.add_leases() = *std::move(lease);
-    if (give_back.leases_size() > 0) {
-      give_back.set_session_id(session_->session_id());
-      v1::ReturnLeasesResponse response;
-      const auto context = client::MakeContext(absl::Seconds(5));
-      // Lost ones expire by themselves.
-      (void)stub_->ReturnLeases(context.get(), give_back, &response);
-    }
+    GiveBack();
     if (stopping_ && !batch) return;
     if (draining_ && !batch) {
       absl::MutexLock lock(&mu_);
       if (arriving_.empty() && progress_.empty() && unacknowledged_.empty()) drained_ = true;
     }
   }
+}
+
+void Worker::GiveBack() {
+  v1::ReturnLeasesRequest give_back;
+  while (auto lease = returned_.Pop(absl::ZeroDuration())) *give_back.add_leases() = *std::move(lease);
+  if (give_back.leases_size() == 0) return;
+  give_back.set_session_id(session_->session_id());
+  v1::ReturnLeasesResponse response;
+  const auto context = client::MakeContext(absl::Seconds(5));
+  // Lost ones expire by themselves.
+  (void)stub_->ReturnLeases(context.get(), give_back, &response);
 }
 
 void Worker::KeepEvidence(const v1::SubmitSamplesRequest& request, const v1::SubmitSamplesResponse& response) {
@@ -375,6 +383,7 @@ void Worker::Drain(absl::Duration grace) {
   leased_.Close();
   for (auto& thread : threads_) thread.join();
   threads_.clear();
+  GiveBack();  // what came after the thread that does it had ended
   session_->Stop();
 }
 

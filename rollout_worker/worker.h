@@ -49,6 +49,8 @@ class Worker {
   void TakeUp(const v1::LeasePromptsResponse& work);
   void Arrived(const v1::LeasePromptsResponse& work);
   void HandBack(const v1::PromptLease& lease, const std::string& error, bool permanent, bool unavailable);
+  // What HandBack has collected.
+  void GiveBack();
   // Spans of generation, in each sample's own trace; what was handed back leaves none.
   void TraceGenerated(const std::vector<v1::Sample>& samples);
   void KeepEvidence(const v1::SubmitSamplesRequest& request, const v1::SubmitSamplesResponse& response);

@@ -79,6 +79,7 @@ TEST_F(Behaviour, AStoppedWorkerIsFencedWhenItGoesOn) {
   WaitForFire("rollout-0", "rollout/after_submit");
   EXPECT_GE(service_->Metric("coordinator", "rlhf_results_rejected_total{reason=\"STALE_ATTEMPT\"}"), 1);
   Finish();
+  ExpectExactReplay(*service_, job_);
 }
 
 TEST_F(Behaviour, AStoppedLearnerIsFencedWhenItGoesOn) {
@@ -253,6 +254,7 @@ TEST_F(Behaviour, WhileTheScorerErrsSamplesWaitUnscored) {
   EXPECT_EQ(counts.value("failed", "0"), "0");
   service_->Disarm("reward-0", "reward/before_score");
   Finish();
+  ExpectExactReplay(*service_, job_);
 }
 
 TEST_F(Behaviour, ADamagedCheckpointIsFoundByItsDigestAndTheOneBeforeIsUsed) {
@@ -309,12 +311,13 @@ TEST_F(Behaviour, DrainedAndTerminatedProcessesFinishAndExitWithZero) {
   LocalService::Until(
       absl::Seconds(30), [&] { return !ended("rollout-0", 0).empty(); }, "the drained worker ends");
   EXPECT_THAT(ended("rollout-0", 0), HasSubstr("exit code 0"));
-  for (const char* instance : {"rollout-1", "reward-0", "learner-1", "coordinator"}) {
+  for (const char* instance : {"rollout-1", "reward-0", "learner-0", "learner-1", "coordinator"}) {
     const pid_t pid = service_->Pid(instance);
     ASSERT_GT(pid, 0) << instance;  // kill(-1) would end everything
     ASSERT_EQ(kill(pid, SIGTERM), 0) << instance;
+    // Within its grace of 25 seconds.
     LocalService::Until(
-        absl::Seconds(30), [&] { return !ended(instance, 0).empty(); }, std::string(instance) + " ends");
+        absl::Seconds(25), [&] { return !ended(instance, 0).empty(); }, std::string(instance) + " ends");
     EXPECT_THAT(ended(instance, 0), HasSubstr("exit code 0"));
     LocalService::Until(
         absl::Seconds(30), [&] { return service_->Pid(instance) > 0; }, std::string(instance) + " is back");

@@ -58,10 +58,48 @@ class Recovery : public testing::Test {
     const CommandResult samples = service_->Ctl("--output json samples " + job_.name + " --step 1");
     for (const absl::string_view line : absl::StrSplit(samples.output, '\n', absl::SkipEmpty())) {
       const nlohmann::json view = nlohmann::json::parse(line, nullptr, false);
-      if (!view.is_object() || view["sample"].value("attempt", 0) < 2) continue;
-      times.push_back(absl::FromUnixMicros(std::atoll(view["row"]["times"].value("leased", "0").c_str())));
+      if (!view.is_object()) continue;
+      const int attempt = view.value(nlohmann::json::json_pointer("/sample/attempt"), 0);
+      const std::string leased = view.value(nlohmann::json::json_pointer("/row/times/leased"), std::string("0"));
+      if (attempt >= 2) times.push_back(absl::FromUnixMicros(std::atoll(leased.c_str())));
     }
     return times;
+  }
+  bool Joined(const std::string& instance, int times) const {
+    const std::string log = service_->Log("coordinator");
+    int count = 0;
+    for (size_t at = log.find(instance + " registered from"); at != std::string::npos;
+         at = log.find(instance + " registered from", at + 1))
+      ++count;
+    return count >= times;
+  }
+  // With GoAway and ComeBack: words that start an instance by a script which waits while the instance is away.
+  static std::vector<std::string> MayBeAway(const std::string& dir, const std::string& instance) {
+    return WrapInScript(dir, instance,
+                        absl::StrCat("while [ -e ", dir, "/away-", instance, " ]; do sleep 0.1; done\nexec \"$@\""));
+  }
+  void GoAway(const std::string& instance) {
+    const pid_t pid = service_->Pid(instance);
+    ASSERT_GT(pid, 0) << instance;  // kill(-1) would end everything
+    ASSERT_TRUE(WriteFileDurably(service_->Dir() + "/away-" + instance, "").ok());
+    ASSERT_EQ(kill(pid, SIGKILL), 0);
+    const std::string lost = instance + " is lost";
+    LocalService::Until(
+        absl::Seconds(20), [&] { return service_->Log("coordinator").find(lost) != std::string::npos; }, lost);
+  }
+  void ComeBack(const std::string& instance) {
+    std::filesystem::remove(service_->Dir() + "/away-" + instance);
+    LocalService::Until(
+        absl::Seconds(60), [&] { return Joined(instance, 2); }, instance + " joins");
+  }
+  // How many samples of the job the rollout worker knows to be accepted.
+  size_t AcceptedFrom(const std::string& worker) const {
+    const std::string text = ReadFile(service_->Dir() + "/evidence/accepted-" + worker + ".jsonl").value_or("");
+    return static_cast<size_t>(std::count(text.begin(), text.end(), '\n'));
+  }
+  bool ScoredBy(const std::string& server) const {
+    return service_->Ctl("--output json samples " + job_.name + " --limit 5000")
+               .output.find(absl::StrCat("\"reward_server\":\"", server, "\"")) != std::string::npos;
   }
   // The number of ranks of the newest step that a learner saw committed.
   int NewestWorld(const std::string& learner) const {
@@ -87,6 +125,76 @@ TEST_F(Recovery, ADeadWorkersLeasesAreGivenToAnotherWithinTenSeconds) {
   EXPECT_FALSE(again.empty()) << "it held no lease when it died";
   for (const absl::Time time : again) EXPECT_LT(time - died, absl::Seconds(10));
   Finish(absl::Seconds(60));
+}
+
+// A generation of over six seconds, and two to end in: what is not finished then is handed back, long before its worker
+// would count as lost, and costs no attempt.
+TEST_F(Recovery, ATerminatedWorkerHandsBackWhatDoesNotFitIntoItsGrace) {
+  service_ = std::make_unique<LocalService>(Options("60"), [](const std::string& dir) {
+    return WrapInScript(dir, "rollout-0", "exec \"$@\" --grace-seconds 2");
+  });
+  service_->Arm("rollout-0", "rollout/mid_generation", "sleep:200*");
+  SmallJob job = FourSamplesAStep();
+  job.max_new_tokens = 32;
+  Submit(job);
+  LocalService::Until(
+      absl::Seconds(60),
+      [&] { return service_->Log("rollout-0").find("failpoint rollout/mid_generation fires") != std::string::npos; },
+      "it generates");
+  const pid_t pid = service_->Pid("rollout-0");
+  ASSERT_GT(pid, 0);  // kill(-1) would end everything
+  ASSERT_EQ(kill(pid, SIGTERM), 0);
+  const absl::Time terminated = absl::Now();
+  const auto up_log = [&] { return ReadFile(service_->scratch().File("up.log")).value_or(""); };
+  LocalService::Until(
+      absl::Seconds(30), [&] { return up_log().find("rollout-0 ended (") != std::string::npos; }, "it ends");
+  const absl::Time ended = absl::Now();
+  EXPECT_THAT(up_log(), testing::HasSubstr("rollout-0 ended (exit code 0)"));
+  EXPECT_LT(ended - terminated, absl::Seconds(4));  // its grace, and slack for a busy machine
+  WaitForStep(1, absl::Seconds(30));
+  const std::vector<absl::Time> again = LeasedAgain();
+  EXPECT_FALSE(again.empty()) << "it had finished everything";
+  for (const absl::Time time : again) EXPECT_LT(time - ended, absl::Seconds(1));
+  Finish(absl::Seconds(60));
+  const std::string log = service_->Log("coordinator");
+  EXPECT_THAT(log, testing::Not(testing::HasSubstr("leases expired")));
+  EXPECT_THAT(log, testing::Not(testing::HasSubstr("generating failed")));
+}
+
+// A rollout worker and a reward server join while a job runs, then the ones that were there before them die: the job
+// goes on with the new ones alone.
+TEST_F(Recovery, RolloutWorkersAndRewardServersComeAndGoWhileAJobRuns) {
+  LocalServiceOptions options = Options("0.2", "1000");
+  options.up.insert(options.up.end(), {"--reward-servers", "2"});
+  service_ = std::make_unique<LocalService>(options, [](const std::string& dir) {
+    std::vector<std::string> words;
+    for (const char* instance : {"rollout-0", "rollout-1", "reward-0", "reward-1"}) {
+      for (const std::string& word : MayBeAway(dir, instance)) words.push_back(word);
+    }
+    return words;
+  });
+  for (const char* instance : {"rollout-1", "reward-1"}) GoAway(instance);
+  ASSERT_FALSE(HasFatalFailure());
+  SmallJob job;
+  job.steps = 100;
+  // There must be something left to do when the others have joined.
+  service_->Arm("any", "learner/before_step", "sleep:200*");
+  Submit(job);
+  WaitForStep(2, absl::Seconds(60));
+  EXPECT_GT(AcceptedFrom("rollout-0"), 0u);
+  EXPECT_EQ(AcceptedFrom("rollout-1"), 0u);
+  for (const char* instance : {"rollout-1", "reward-1"}) ComeBack(instance);
+  LocalService::Until(
+      absl::Seconds(30), [&] { return AcceptedFrom("rollout-1") > 0; }, "the new worker takes its share");
+  for (const char* instance : {"rollout-0", "reward-0"}) GoAway(instance);
+  ASSERT_FALSE(HasFatalFailure());
+  WaitForStep(service_->StepOf(job.name) + 3, absl::Seconds(60));
+  EXPECT_TRUE(ScoredBy("reward-1"));
+  service_->Disarm("any", "learner/before_step");
+  Finish(absl::Seconds(90));
+  const CommandResult ledger = service_->Ctl("--output json ledger " + job.name);
+  EXPECT_EQ(nlohmann::json::parse(ledger.output, nullptr, false)["counts"].value("failed", "0"), "0");
+  ExpectExactReplay(*service_, job);
 }
 
 TEST_F(Recovery, SurvivorsKeepTheirProcessAndTheGroupFormsAgainWithinFifteenSeconds) {
