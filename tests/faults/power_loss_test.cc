@@ -1,5 +1,6 @@
-// The coordinator's disk after a loss of power: only what was fsynced is left (tests/faults/unsynced.cc). No
-// acknowledged write may be missing, which a SIGKILL alone cannot show.
+// The coordinator's disk, and that of the artifacts, after a loss of power: only what was fsynced is left
+// (tests/faults/unsynced.cc). No acknowledged write and no named checkpoint may be missing, which a SIGKILL alone
+// cannot show.
 #include <sys/stat.h>
 
 #include <fstream>
@@ -15,21 +16,28 @@ namespace {
 
 class PowerLoss : public testing::Test {
  protected:
-  void Start(const std::string& forget = "") {
+  // One folder of the cluster loses what is not durable; the instances are those that write to it.
+  void Start(const std::string& folder = "data", const std::vector<std::string>& instances = {"coordinator"},
+             const std::string& forget = "") {
     LocalServiceOptions options;
     options.faults = true;
+    options.up = {"--slots", "32", "--learners", absl::StrCat(job_.ranks)};
     options.prepare = [&](const std::string& dir) {
-      data_ = dir + "/data";
+      data_ = dir + "/" + folder;
       shadow_ = dir + "/shadow";
       ASSERT_TRUE(MakeDirs(data_).ok());
       ASSERT_TRUE(MakeDirs(shadow_).ok());
     };
     // The folder's name is known only when the service is made.
     service_ = std::make_unique<LocalService>(options, [&](const std::string& dir) {
-      return std::vector<std::string>{
-          "--wrap", absl::StrCat("coordinator=LD_PRELOAD=", LocalService::FaultsBinDir(), "/librlhf_unsynced.so ",
-                                 "UNSYNCED_ROOT=", dir, "/data UNSYNCED_SHADOW=", dir, "/shadow",
-                                 forget.empty() ? "" : " UNSYNCED_FORGET=" + forget)};
+      std::vector<std::string> words;
+      for (const std::string& instance : instances) {
+        words.insert(words.end(), {"--wrap", absl::StrCat(instance, "=LD_PRELOAD=", LocalService::FaultsBinDir(),
+                                                          "/librlhf_unsynced.so UNSYNCED_ROOT=", dir, "/", folder,
+                                                          " UNSYNCED_SHADOW=", dir, "/shadow",
+                                                          forget.empty() ? "" : " UNSYNCED_FORGET=" + forget)});
+      }
+      return words;
     });
     MakeSmallModel(service_->scratch().path());
     job_.steps = 40;
@@ -108,13 +116,45 @@ TEST_F(PowerLoss, NoAcknowledgedWriteIsMissing) {
 }
 
 TEST_F(PowerLoss, AForgottenFsyncWouldBeSeen) {
-  Start("/payloads/");
+  Start("data", {"coordinator"}, "/payloads/");
   WaitForStep(3);
   LosePower();
   service_->Start();
   const CommandResult ledger = service_->Ctl("ledger " + job_.name + " --check");
   EXPECT_NE(ledger.code, 0);
   EXPECT_THAT(ledger.output, testing::HasSubstr("is damaged"));
+}
+
+// Its learner is gone, too: what the job goes on from is the checkpoint that the coordinator has by name.
+TEST_F(PowerLoss, NoCheckpointThatHasANameIsDamaged) {
+  job_.ranks = 1;
+  job_.checkpoint_every = 2;
+  Start("artifacts", {"coordinator", "learner-0"});
+  std::mt19937_64 random{std::random_device{}()};
+  for (int loss = 0; loss < 2; ++loss) {
+    WaitForStep(service_->StepOf(job_.name) + 3);
+    absl::SleepFor(absl::Milliseconds(random() % 700));
+    LosePower();
+    service_->Start();
+    ASSERT_FALSE(HasFatalFailure());
+  }
+  LocalService::Until(
+      absl::Seconds(90), [&] { return service_->StateOf(job_.name) == "SUCCEEDED"; }, "the job succeeds");
+  EXPECT_THAT(service_->Log("coordinator"), testing::Not(testing::HasSubstr("is damaged (")));
+  ExpectWhole(*service_, job_);
+  ExpectExactReplay(*service_, job_);
+}
+
+TEST_F(PowerLoss, AForgottenFsyncOfACheckpointWouldBeSeen) {
+  job_.ranks = 1;
+  job_.checkpoint_every = 2;
+  Start("artifacts", {"coordinator", "learner-0"}, "state.safetensors");
+  WaitForStep(5);
+  LosePower();
+  service_->Start();
+  LocalService::Until(
+      absl::Seconds(60), [&] { return service_->Log("coordinator").find("is damaged (") != std::string::npos; },
+      "the damage is found");
 }
 
 }  // namespace

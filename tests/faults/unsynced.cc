@@ -1,7 +1,8 @@
 // A library to preload: keeps, beside a process's files, what of them would be left after a loss of power.
 //
 // UNSYNCED_ROOT is the folder whose files are watched, UNSYNCED_SHADOW where the durable images go: the file
-// SHADOW/INODE holds a file's bytes as of its last fsync or fdatasync (only bytes written since are copied), and
+// SHADOW/INODE holds a file's bytes as of its last fsync or fdatasync (all of them at the first, then only what was
+// written since), and
 // SHADOW/names.DIRECTORY-INODE the names of a folder as of its last fsync, "INODE NAME" a line. A rename, a new name or
 // a removed one that no fsync of the folder followed is not there. An fsync of a path that holds the text
 // UNSYNCED_FORGET counts as forgotten: so a test shows that it would see one that is missing. Memory maps are not
@@ -90,7 +91,10 @@ void SyncFile(int fd, ino_t inode) {
     const std::lock_guard<std::mutex> lock(Mutex());
     dirty.swap(Files()[inode].dirty);
   }
-  const int shadow = open(ShadowOf("", inode).c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+  const std::string image = ShadowOf("", inode);
+  // Also what came by ways that are not watched, as sendfile.
+  if (access(image.c_str(), F_OK) != 0) dirty = {{0, static_cast<uint64_t>(info.st_size)}};
+  const int shadow = open(image.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
   if (shadow < 0) std::abort();
   // Another descriptor: the caller's may be write-only.
   char link[64];
@@ -124,7 +128,7 @@ void SyncFolder(int fd, ino_t inode) {
   }
   closedir(folder);
   // Whole or not at all: a process may die here.
-  const std::string target = ShadowOf("names.", inode), temporary = target + ".tmp";
+  const std::string target = ShadowOf("names.", inode), temporary = target + ".tmp" + std::to_string(getpid());
   const int shadow = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (shadow < 0 || RealPwrite(shadow, names.data(), names.size(), 0) != static_cast<ssize_t>(names.size()))
     std::abort();
