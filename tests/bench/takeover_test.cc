@@ -3,6 +3,7 @@
 // leader's comes late.
 #include <signal.h>
 
+#include <cstdlib>
 #include <future>
 
 #include <gmock/gmock.h>
@@ -33,6 +34,7 @@ class TakeoverTest : public LoadClusterTest {
     LoadOptions options = SmallLoad();
     options.dir = dir_.File("cluster");
     options.store = server_->Uri();
+    if (!coordinator_.empty()) options.coordinator = coordinator_;
     Start(options);
   }
   void TearDown() override {
@@ -85,6 +87,24 @@ class TakeoverTest : public LoadClusterTest {
   }
 
   std::unique_ptr<PostgresServer> server_;
+  std::string coordinator_;  // its binary, when not the usual one
+};
+
+// With the coordinator whose failpoints can be armed.
+class TakeoverAtAStageTest : public TakeoverTest {
+ protected:
+  void SetUp() override {
+    const char* bin = std::getenv("RLHF_FAULTS_BIN_DIR");
+    coordinator_ = absl::StrCat(bin == nullptr ? "build/release/bin-faults" : bin, "/rlhf-coordinator");
+    ASSERT_TRUE(MakeDirs(Failpoint("")).ok());
+    ASSERT_EQ(setenv("RLHF_FAILPOINTS_DIR", dir_.File("failpoints").c_str(), 1), 0);
+    TakeoverTest::SetUp();
+  }
+  void TearDown() override {
+    TakeoverTest::TearDown();
+    unsetenv("RLHF_FAILPOINTS_DIR");
+  }
+  std::string Failpoint(const std::string& name) { return dir_.File("failpoints/coordinator/") + name; }
 };
 
 TEST_F(TakeoverTest, AKilledLeaderIsReplacedAndNothingIsLost) {
@@ -152,6 +172,25 @@ TEST_F(TakeoverTest, ALeaderThatHangsIsFencedAndEndsWhenItGoesOn) {
   ASSERT_TRUE(cluster_->coordinator(0).WaitReady(kTakeover).ok());
   ExpectNothingLost(cluster_->learner().committed());
   EXPECT_EQ(GetJob(cluster_->api(), cluster_->job_id()).value_or(v1::Job()).state(), v1::RUNNING);
+}
+
+// Rows that are not there yet, or are there and nobody was told.
+TEST_F(TakeoverAtAStageTest, ALeaderThatDiesAroundACommitLosesNothing) {
+  int leader = 0;
+  for (const std::string stage : {"store.before_commit", "store.after_commit"}) {
+    ExpectStandsBy(1 - leader);
+    WaitTrained((cluster_->learner().committed() + 2) * kSamplesPerStep);
+    ASSERT_TRUE(WriteFileDurably(Failpoint(stage), "kill@3").ok());
+    ASSERT_EQ(cluster_->coordinator(leader).WaitFor(absl::Seconds(20)).value_or(0), -SIGKILL) << stage;
+    const int64_t acknowledged = cluster_->learner().committed();
+    const absl::Status ready = cluster_->coordinator(1 - leader).WaitReady(kTakeover);
+    ASSERT_TRUE(ready.ok()) << stage << ": " << ready;
+    ExpectNothingLost(acknowledged);
+    WaitTrained((acknowledged + 3) * kSamplesPerStep);
+    ASSERT_TRUE(cluster_->StartAgain(leader).ok());
+    leader = 1 - leader;
+    ASSERT_FALSE(HasFatalFailure());
+  }
 }
 
 }  // namespace
