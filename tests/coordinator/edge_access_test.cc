@@ -50,6 +50,19 @@ class AccessTest : public CoordinatorFixture {
                           Call(v1::FleetService::NewStub(channel), &v1::FleetService::Stub::Register, request));
     return response.session_id();
   }
+  // A refusal does not wait for its record.
+  void ExpectRefusalIsAudited(const std::string& subject, const std::string& method) {
+    bool found = false;
+    for (const absl::Time deadline = absl::Now() + absl::Seconds(20); !found && absl::Now() < deadline;) {
+      const auto audit = Call(v1::OversightService::NewStub(Api("overseer")), &v1::OversightService::Stub::ListAudit,
+                              v1::ListAuditRequest());
+      ASSERT_TRUE(audit.ok()) << audit.status();
+      for (const v1::AuditRecord& record : audit->records()) {
+        found = found || (record.action() == "call.denied" && record.subject() == subject && record.object() == method);
+      }
+    }
+    EXPECT_TRUE(found) << subject << " " << method;
+  }
 };
 
 TEST_F(AccessTest, NoTokenNoAnswer) {
@@ -66,19 +79,7 @@ TEST_F(AccessTest, AWrongRoleIsRefusedAndAudited) {
   const auto refused =
       Call(v1::OversightService::NewStub(Api("admin")), &v1::OversightService::Stub::HaltService, halt);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kPermissionDenied);
-
-  // A refusal does not wait for its record.
-  bool found = false;
-  for (const absl::Time deadline = absl::Now() + absl::Seconds(20); !found && absl::Now() < deadline;) {
-    const auto audit = Call(v1::OversightService::NewStub(Api("overseer")), &v1::OversightService::Stub::ListAudit,
-                            v1::ListAuditRequest());
-    ASSERT_TRUE(audit.ok()) << audit.status();
-    for (const v1::AuditRecord& record : audit->records()) {
-      found = found || (record.action() == "call.denied" && record.subject() == "admin" &&
-                        record.object() == "/rlhf.v1.OversightService/HaltService");
-    }
-  }
-  EXPECT_TRUE(found);
+  ExpectRefusalIsAudited("admin", "/rlhf.v1.OversightService/HaltService");
 }
 
 TEST_F(AccessTest, ATokenSeesItsProjectOnly) {
@@ -154,6 +155,8 @@ TEST_F(AccessTest, TheFleetNeedsACertificateOfItsRoleAndInstance) {
   lease.set_session_id(*session);
   const auto wrong_role = Call(v1::FleetService::NewStub(learner), &v1::FleetService::Stub::LeasePrompts, lease);
   EXPECT_EQ(wrong_role.status().code(), absl::StatusCode::kPermissionDenied);
+  ExpectRefusalIsAudited("spiffe://test/role/nobody/instance/l0", "/rlhf.v1.FleetService/Register");
+  ExpectRefusalIsAudited("spiffe://test/role/learner/instance/l0", "/rlhf.v1.FleetService/LeasePrompts");
   // Somebody else's session.
   v1::HeartbeatRequest heartbeat;
   heartbeat.set_session_id(*session);
