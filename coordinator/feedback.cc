@@ -146,6 +146,7 @@ class FeedbackImpl final : public Feedback {
   }
 
   int64_t Forget(const std::string& rater, WriteBatch* batch, std::vector<std::string>* jobs) override {
+    ++forgets_;
     int64_t removed = 0;
     std::set<std::string> touched, reopened;
     (void)store_->Scan(Table::kComparisons, "", [&](absl::string_view key, absl::string_view value) {
@@ -177,6 +178,7 @@ class FeedbackImpl final : public Feedback {
   }
 
   void Reload(const std::vector<std::string>& jobs) override {
+    ++forgets_;
     for (const std::string& job_id : jobs) {
       const auto it = jobs_.find(job_id);
       if (it == jobs_.end()) continue;
@@ -185,6 +187,8 @@ class FeedbackImpl final : public Feedback {
     }
     ServeWaiters();
   }
+
+  int64_t forgets() const override { return forgets_; }
 
   void Tick() override {
     std::vector<std::string> expired;
@@ -317,6 +321,7 @@ class FeedbackImpl final : public Feedback {
   std::map<std::string, CollectJob> jobs_;
   std::list<Waiter> waiters_;
   SetTable sets_;
+  int64_t forgets_ = 0;
 };
 
 }  // namespace

@@ -39,6 +39,8 @@ class Feedback {
   // the caller commits and then calls Reload. Returns how many answers and of which jobs.
   virtual int64_t Forget(const std::string& rater, WriteBatch* batch, std::vector<std::string>* jobs) = 0;
   virtual void Reload(const std::vector<std::string>& jobs) = 0;
+  // Changes when a rater is forgotten: what was read before may have their judgements.
+  virtual int64_t forgets() const = 0;
   virtual void Tick() = 0;
 };
 std::unique_ptr<Feedback> MakeFeedback(EventLoop* loop, StateStore* store);

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/status_util.h"
 #include "coordinator/comparison_line.h"
 
 namespace rlhf::coordinator {
@@ -41,6 +42,12 @@ void SetBuilder::Begin(const v1::ComparisonSet& previous) {
   set_.set_ties(previous.ties());
   *set_.mutable_raters() = previous.raters();
   content_.Update(previous.content_sha256());
+  excluded_.insert(previous.excluded_raters().begin(), previous.excluded_raters().end());
+}
+
+void SetBuilder::NextJob(bool pair_ratings) {
+  WritePairs();
+  pair_ratings_ = pair_ratings;
 }
 
 void SetBuilder::Add(const v1::Comparison& comparison) {
@@ -70,7 +77,7 @@ void SetBuilder::Write(const v1::Comparison& comparison, const std::string& line
   if (!comparison.rater().empty()) ++(*set_.mutable_raters())[comparison.rater()];
 }
 
-v1::ComparisonSet SetBuilder::Finish() {
+void SetBuilder::WritePairs() {
   for (const auto& [key, rated] : ratings_) {
     for (size_t i = 0; i < rated.size(); ++i) {
       for (size_t j = i + 1; j < rated.size(); ++j) {
@@ -79,6 +86,10 @@ v1::ComparisonSet SetBuilder::Finish() {
     }
   }
   ratings_.clear();
+}
+
+v1::ComparisonSet SetBuilder::Finish() {
+  WritePairs();
   set_.set_content_sha256(content_.FinishHex());
   for (const std::string& rater : excluded_) set_.add_excluded_raters(rater);
   return set_;
@@ -161,10 +172,13 @@ std::vector<v1::ComparisonSet> SetTable::List(const std::string& project, const 
 }
 
 const v1::ComparisonSet* SetTable::FindDigest(const std::string& digest) const {
+  const v1::ComparisonSet* found = nullptr;
   for (const auto& [key, set] : rows_) {
-    if (set.digest() == digest) return &set;
+    if (set.digest() != digest) continue;
+    if (set.name() == set.made_by()) return &set;
+    if (found == nullptr) found = &set;
   }
-  return nullptr;
+  return found;
 }
 
 std::vector<v1::ComparisonSet> SetTable::Forget(const std::string& rater, WriteBatch* batch) {
@@ -176,6 +190,49 @@ std::vector<v1::ComparisonSet> SetTable::Forget(const std::string& rater, WriteB
     batch->Put(Table::kMeta, key, set.SerializeAsString());
   }
   return found;
+}
+
+namespace {
+
+bool HasAnyOf(const v1::ComparisonSet& set, const std::set<std::string>& raters) {
+  for (const auto& [rater, count] : set.raters()) {
+    if (raters.count(rater) > 0) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<SetPart>> PartsOfSet(const SetTable& sets, const std::string& digest,
+                                                const std::set<std::string>& excluded,
+                                                const std::function<bool(const std::string&)>& is_job) {
+  const v1::ComparisonSet* set = sets.FindDigest(digest);
+  SetPart lines;
+  if (set != nullptr) lines.lines = *set;
+  lines.lines.set_digest(digest);
+  if (set == nullptr) return std::vector<SetPart>{lines};
+  if (!set->forgotten() && !HasAnyOf(*set, excluded)) return std::vector<SetPart>{lines};
+  if (set->name() == set->made_by() && is_job(set->made_by())) {
+    std::vector<SetPart> parts;
+    if (!set->previous().empty()) {
+      RLHF_ASSIGN_OR_RETURN(parts, PartsOfSet(sets, set->previous(), excluded, is_job));
+    }
+    parts.emplace_back().job_id = set->made_by();
+    return parts;
+  }
+  if (!set->forgotten()) return std::vector<SetPart>{lines};
+  const std::vector<v1::ComparisonSet> versions = sets.List(set->project(), set->name());
+  for (auto newest = versions.rbegin(); newest != versions.rend(); ++newest) {
+    if (newest->version() <= set->version() || newest->forgotten()) continue;
+    SetPart without;
+    without.lines = *newest;
+    return std::vector<SetPart>{without};
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("set ", set->name(), " version ", set->version(), " (", digest,
+                   ") has judgements of a rater who was forgotten since, and no newer version without them: expected "
+                   "one that may be "
+                   "used; freeze it again (`rlhfctl feedback freeze`) and name that, or set `fresh`"));
 }
 
 }  // namespace rlhf::coordinator

@@ -1,6 +1,7 @@
 // Sets of comparisons: what stands in one, and which there are.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <ostream>
@@ -27,17 +28,21 @@ class SetBuilder {
              bool pair_ratings = false)
       : out_(out), excluded_(std::move(excluded_raters)), kind_(kind), pair_ratings_(pair_ratings) {}
   void Add(const v1::Comparison& comparison);
-  // An earlier set whose lines were written before.
+  // What is added from now on is another job's: ratings pair up within one job only.
+  void NextJob(bool pair_ratings);
+  // An earlier set whose lines were written before. Who was left out of it is named as left out of this one too; none
+  // of its raters may be excluded or forgotten (PartsOfSet sees to that).
   void Begin(const v1::ComparisonSet& previous);
   // Writes the comparisons that ratings make: `out` must still be open.
   v1::ComparisonSet Finish();
 
  private:
   std::ostream* const out_;
-  const std::set<std::string> excluded_;
+  std::set<std::string> excluded_;
   const Kind kind_;
-  const bool pair_ratings_;
+  bool pair_ratings_;
   void Write(const v1::Comparison& comparison, const std::string& line);
+  void WritePairs();
 
   artifact::Sha256 content_;
   v1::ComparisonSet set_;
@@ -59,6 +64,7 @@ class SetTable {
   // Numbers the set and adds its row.
   void Add(v1::ComparisonSet* set, WriteBatch* batch);
   std::vector<v1::ComparisonSet> List(const std::string& project, const std::string& name) const;
+  // Of several sets with equal lines, the one that a collect job made: its judgements are in the store.
   const v1::ComparisonSet* FindDigest(const std::string& digest) const;
   // Those that have answers of the rater; marks them.
   std::vector<v1::ComparisonSet> Forget(const std::string& rater, WriteBatch* batch);
@@ -66,5 +72,21 @@ class SetTable {
  private:
   std::map<std::string, v1::ComparisonSet> rows_;  // by key
 };
+
+// A stretch of a set that begins with an earlier one: an artifact's lines as they are, or a collect job's judgements
+// from the store.
+struct SetPart {
+  v1::ComparisonSet lines;  // has a digest, or else
+  std::string job_id;
+};
+
+// What the set of this digest is made of now: its lines as they were published, unless somebody who judged in it was
+// forgotten since, or is among `excluded`; then the judgements that the store still has of the collect jobs behind it.
+// `is_job` says whether the store still has a collect job's judgements. A frozen or imported set stands as it is, or,
+// if somebody in it was forgotten, as the newest version without them. FailedPrecondition when nothing can be made
+// without a forgotten rater: then the set has to be frozen again. An artifact that is no set counts as lines of nobody.
+absl::StatusOr<std::vector<SetPart>> PartsOfSet(const SetTable& sets, const std::string& digest,
+                                                const std::set<std::string>& excluded,
+                                                const std::function<bool(const std::string&)>& is_job);
 
 }  // namespace rlhf::coordinator

@@ -124,6 +124,26 @@ class CollectDriver final : public Driver {
     if (!publishing_ && deps().feedback->Finished(job_id_)) Publish();
   }
 
+  // What the set begins with: an earlier set, in parts.
+  struct Beginning {
+    struct Part {
+      v1::ComparisonSet lines;
+      std::string path;  // of the lines' artifact; empty: the comparisons
+      std::vector<v1::Comparison> comparisons;
+      bool pair_ratings = false;
+    };
+    std::string digest;
+    std::set<std::string> excluded;
+    std::vector<Part> parts;
+  };
+  // Somebody was forgotten meanwhile: what was written may have their judgements, and their questions may be open
+  // again.
+  void WriteAgain() {
+    job()->mutable_result()->clear_artifacts();
+    publishing_ = false;
+    OnAnswers();
+  }
+
   // What becomes of the answers, off the loop.
   struct Made {
     absl::Status status;
@@ -138,28 +158,25 @@ class CollectDriver final : public Driver {
     auto comparisons = std::make_shared<const std::vector<v1::Comparison>>(deps().feedback->Comparisons(job_id_));
     row->set_step(static_cast<int64_t>(comparisons->size()));
     const v1::CollectSpec& spec = row->spec().collect();
-    v1::ComparisonSet previous;
-    std::string previous_path;
-    if (!spec.previous().empty()) {
-      const std::string digest = Resolved(*row, spec.previous());
-      const absl::StatusOr<std::string> path = deps().artifacts->Path(digest);
-      if (!path.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(path.status().message()));
-      previous_path = *path;
-      if (const v1::ComparisonSet* known = deps().feedback->sets().FindDigest(digest); known != nullptr)
-        previous = *known;
-      previous.set_digest(digest);
-    }
+    forgets_ = deps().feedback->forgets();
+    const absl::StatusOr<Beginning> beginning = BeginningOf(*row, *comparisons);
+    if (!beginning.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(beginning.status().message()));
     const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
     const absl::StatusOr<std::string> sft_staging = deps().artifacts->MakeStaging();
     if (!staging.ok() || !sft_staging.ok())
       return FailOrTryAgain((staging.ok() ? sft_staging : staging).status(), [this] { Publish(); });
-    deps().background->Run([host = host_, job_id = job_id_, this, comparisons, spec, previous, previous_path,
+    deps().background->Run([host = host_, job_id = job_id_, this, comparisons, spec, beginning = *beginning,
                             staging = *staging, sft_staging = *sft_staging, loop = deps().loop] {
-      Made made = Write(*comparisons, spec, previous, previous_path, staging, sft_staging);
+      Made made = Write(*comparisons, spec, beginning, staging, sft_staging);
       loop->Post([host, job_id, this, staging, sft_staging, made = std::move(made)]() mutable {
         const v1::Job* current = host->Find(job_id);
         if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
         if (!made.status.ok()) return FailOrTryAgain(made.status, [this] { Publish(); });
+        if (deps().feedback->forgets() != forgets_) {
+          std::error_code ignored;
+          for (const std::string& folder : {staging, sft_staging}) std::filesystem::remove_all(folder, ignored);
+          return WriteAgain();
+        }
         made_ = std::move(made);
         PublishNext(staging, "comparisons", [this, sft_staging] {
           if (made_.edits == 0) return Finish();
@@ -169,25 +186,61 @@ class CollectDriver final : public Driver {
     });
   }
 
-  static Made Write(const std::vector<v1::Comparison>& comparisons, const v1::CollectSpec& spec,
-                    const v1::ComparisonSet& previous, const std::string& previous_path, const std::string& staging,
-                    const std::string& sft_staging) {
-    Made made;
-    made.metrics = CollectMetrics(comparisons, spec);
-    std::ofstream out(staging + "/comparisons.jsonl", std::ios::binary);
-    SetBuilder set(&out, RatersBelow(comparisons, spec.min_planted_accuracy()), SetBuilder::Kind::kComparisons,
-                   spec.pair_ratings());
-    if (!previous_path.empty()) {
-      set.Begin(previous);
+  // What the set begins with, without those who were forgotten or are left out.
+  absl::StatusOr<Beginning> BeginningOf(const v1::Job& row, const std::vector<v1::Comparison>& comparisons) const {
+    const v1::CollectSpec& spec = row.spec().collect();
+    Beginning beginning;
+    beginning.excluded = RatersBelow(comparisons, spec.min_planted_accuracy());
+    if (spec.previous().empty()) return beginning;
+    const SetTable& sets = deps().feedback->sets();
+    beginning.digest = Resolved(row, spec.previous());
+    if (const v1::ComparisonSet* known = sets.FindDigest(beginning.digest); known != nullptr)
+      beginning.excluded.insert(known->excluded_raters().begin(), known->excluded_raters().end());
+    RLHF_ASSIGN_OR_RETURN(const std::vector<SetPart> parts,
+                          PartsOfSet(sets, beginning.digest, beginning.excluded, [&](const std::string& id) {
+                            const v1::Job* made_by = host_->Find(id);
+                            return made_by != nullptr && made_by->spec().has_collect() && deps().feedback->HasTasks(id);
+                          }));
+    for (const SetPart& part : parts) {
+      Beginning::Part& added = beginning.parts.emplace_back();
+      added.lines = part.lines;
+      if (part.job_id.empty()) {
+        RLHF_ASSIGN_OR_RETURN(added.path, deps().artifacts->Path(part.lines.digest()));
+      } else {
+        added.comparisons = deps().feedback->Comparisons(part.job_id);
+        added.pair_ratings = host_->Find(part.job_id)->spec().collect().pair_ratings();
+      }
+    }
+    return beginning;
+  }
+
+  static void WriteBeginning(const Beginning& beginning, std::ofstream* out, SetBuilder* set) {
+    for (const Beginning::Part& part : beginning.parts) {
+      if (part.path.empty()) {
+        set->NextJob(part.pair_ratings);
+        for (const v1::Comparison& comparison : part.comparisons) set->Add(comparison);
+        continue;
+      }
+      set->Begin(part.lines);
       std::vector<std::filesystem::path> files;
-      for (const auto& entry : std::filesystem::directory_iterator(previous_path))
+      for (const auto& entry : std::filesystem::directory_iterator(part.path))
         if (entry.path().extension() == ".jsonl") files.push_back(entry.path());
       std::sort(files.begin(), files.end());
       for (const auto& file : files) {
         std::ifstream in(file, std::ios::binary);
-        if (in.peek() != std::ifstream::traits_type::eof()) out << in.rdbuf();
+        if (in.peek() != std::ifstream::traits_type::eof()) *out << in.rdbuf();
       }
     }
+  }
+
+  static Made Write(const std::vector<v1::Comparison>& comparisons, const v1::CollectSpec& spec,
+                    const Beginning& beginning, const std::string& staging, const std::string& sft_staging) {
+    Made made;
+    made.metrics = CollectMetrics(comparisons, spec);
+    std::ofstream out(staging + "/comparisons.jsonl", std::ios::binary);
+    SetBuilder set(&out, beginning.excluded, SetBuilder::Kind::kComparisons);
+    WriteBeginning(beginning, &out, &set);
+    set.NextJob(spec.pair_ratings());
     std::ofstream sft(sft_staging + "/edits.jsonl", std::ios::binary);
     SetBuilder edits(&sft, {}, SetBuilder::Kind::kSft);
     for (const v1::Comparison& comparison : comparisons) {
@@ -195,6 +248,7 @@ class CollectDriver final : public Driver {
       edits.Add(comparison);
     }
     made.set = set.Finish();
+    made.set.set_previous(beginning.digest);
     out.close();
     sft.close();
     if (!out.good() || !sft.good()) {
@@ -232,6 +286,7 @@ class CollectDriver final : public Driver {
   }
 
   void Finish() {
+    if (deps().feedback->forgets() != forgets_) return WriteAgain();
     v1::Job* row = job();
     for (const auto& [name, metric] : made_.metrics) (*row->mutable_result()->mutable_metrics())[name] = metric;
     WriteBatch batch;
@@ -255,6 +310,7 @@ class CollectDriver final : public Driver {
   const std::string job_id_;
   bool open_ = false, publishing_ = false;
   std::string unpublished_;
+  int64_t forgets_ = 0;  // when the answers were read
   Made made_;
   absl::Duration last_progress_ = absl::ZeroDuration();
 };

@@ -1,5 +1,6 @@
 // People's judgements over the API listener of a real coordinator: a collect job from samples to its set, imports,
 // frozen sets, and a rater who is forgotten.
+#include <algorithm>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -110,6 +111,50 @@ TEST_F(FeedbackEdgeTest, ARaterWhoIsForgottenIsGoneFromTheStoreAndWhatUsedThemIs
   EXPECT_THAT(Export(job), SizeIs(10));
   Restart();
   EXPECT_THAT(Export(job), SizeIs(10)) << "durably";
+}
+
+TEST_F(FeedbackEdgeTest, WhoWasForgottenBetweenTwoRoundsIsNotInTheNextRoundsSet) {
+  // anna says the opposite of ben: her lines prefer "bad".
+  const auto two_raters = [](v1::CollectSpec* spec) { spec->set_overlap(2); };
+  const std::string first = Collect(two_raters);
+  const auto anna = AsRater("anna"), ben = AsRater("ben");
+  ASSERT_EQ(AnswerAll(anna, first, false), 10);
+  ASSERT_EQ(AnswerAll(ben, first), 10);
+  const v1::Job before = WaitUntilEnded(first);
+  ASSERT_EQ(before.state(), v1::SUCCEEDED) << before.reason();
+
+  v1::JobSpec spec;
+  spec.set_name("next-round");
+  spec.mutable_collect()->set_samples("samples");
+  spec.mutable_collect()->set_comparisons(10);
+  spec.mutable_collect()->set_previous(before.result().artifacts().at("comparisons"));
+  const std::string second = Submit(spec);
+  v1::ForgetRaterRequest forget;
+  forget.set_rater("anna");
+  const auto forgotten = Call(As("admin"), &FeedbackStub::ForgetRater, forget);
+  ASSERT_TRUE(forgotten.ok()) << forgotten.status();
+  ASSERT_EQ(forgotten->removed(), 10);
+  Restart();
+  ASSERT_EQ(AnswerAll(AsRater("ben2"), second), 10);
+  const v1::Job ended = WaitUntilEnded(second);
+  ASSERT_EQ(ended.state(), v1::SUCCEEDED) << ended.reason();
+  EXPECT_EQ(ended.result().metrics().at("comparisons").value(), 20) << "ben's of both rounds";
+
+  v1::ListSetsRequest list;
+  list.set_name(second);
+  const auto sets = Call(As("submitter"), &FeedbackStub::ListSets, list);
+  ASSERT_TRUE(sets.ok()) << sets.status();
+  ASSERT_EQ(sets->sets_size(), 1);
+  EXPECT_FALSE(sets->sets(0).forgotten());
+  EXPECT_EQ(sets->sets(0).raters().count(forgotten->rater()), 0u);
+  EXPECT_EQ(sets->sets(0).raters_size(), 2);
+  client::ArtifactCache cache("", dir_.File("fetched"), Api("submitter"));
+  const auto folder = cache.Fetch(ended.result().artifacts().at("comparisons"));
+  ASSERT_TRUE(folder.ok()) << folder.status();
+  const auto lines = ReadFile(*folder + "/comparisons.jsonl");
+  ASSERT_TRUE(lines.ok()) << lines.status();
+  EXPECT_EQ(std::count(lines->begin(), lines->end(), '\n'), 20);
+  EXPECT_THAT(*lines, testing::Not(HasSubstr("\"chosen\":\"bad\""))) << "what anna judged";
 }
 
 TEST_F(FeedbackEdgeTest, RatingsOfSingleAnswersArePairedIntoSets) {

@@ -371,6 +371,54 @@ TEST(ComparisonSetTest, ASetLeavesOutRatersAndPlantedQuestionsAndHasADigest) {
   EXPECT_TRUE(table->List("default", "")[0].forgotten());
 }
 
+TEST(ComparisonSetTest, ASetThatCannotStandIsMadeFromTheStoreAgain) {
+  EdgeMemoryStore store;
+  auto table = SetTable::Load(&store);
+  ASSERT_TRUE(table.ok());
+  WriteBatch batch;
+  const auto add = [&](const std::string& name, const std::string& digest, const std::string& made_by,
+                       const std::vector<std::string>& raters, const std::string& previous) {
+    v1::ComparisonSet set;
+    set.set_project("default");
+    set.set_name(name);
+    set.set_digest(digest);
+    set.set_made_by(made_by);
+    set.set_previous(previous);
+    for (const std::string& rater : raters) (*set.mutable_raters())[rater] = 1;
+    table->Add(&set, &batch);
+  };
+  add("human", "h1", "eva", {"carl"}, "");
+  add("job1", "s1", "job1", {"carl", "anna"}, "h1");
+  add("job2", "s2", "job2", {"carl", "anna", "ben"}, "s1");
+  const auto parts = [&](const std::string& digest, const std::set<std::string>& excluded) {
+    std::string all;
+    const auto made = PartsOfSet(*table, digest, excluded, [](const std::string& id) { return id != "gone"; });
+    if (!made.ok()) return std::string(made.status().message());
+    for (const SetPart& part : *made) absl::StrAppend(&all, part.job_id, part.lines.digest(), " ");
+    return all;
+  };
+  EXPECT_EQ(parts("s2", {}), "s2 ") << "nobody is to be left out";
+  EXPECT_EQ(parts("of-a-file", {"anna"}), "of-a-file ");
+  EXPECT_EQ(parts("s2", {"ben"}), "s1 job2 ");
+  EXPECT_EQ(parts("s2", {"anna"}), "h1 job1 job2 ");
+  EXPECT_EQ(parts("h1", {"carl"}), "h1 ") << "a frozen set stands as it was frozen";
+  EXPECT_EQ(table->Forget("carl", &batch).size(), 3u);
+  EXPECT_THAT(parts("s2", {}), HasSubstr("set human version 1 (h1) has judgements of a rater who was forgotten"));
+  add("human", "h2", "coordinator", {"dora"}, "");
+  EXPECT_EQ(parts("s2", {}), "h2 job1 job2 ") << "the newest version without the forgotten";
+
+  // Who was left out of what a set begins with is named as left out of it.
+  std::ostringstream out;
+  SetBuilder builder(&out, {"ben"});
+  v1::ComparisonSet previous;
+  previous.add_excluded_raters("anna");
+  builder.Begin(previous);
+  builder.Add(Judged("anna", 1, true, false));
+  const v1::ComparisonSet made = builder.Finish();
+  EXPECT_THAT(made.excluded_raters(), ElementsAre("anna", "ben"));
+  EXPECT_EQ(made.comparisons(), 0);
+}
+
 v1::Comparison Rated(const std::string& rater, const std::string& prompt, const std::string& answer, double helpful,
                      double honest) {
   v1::Comparison c;
