@@ -174,10 +174,23 @@ class OversightImpl final : public Oversight {
   }
 
   void Halt(const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) override {
-    SetHalted(true, subject, reason, std::move(done));
+    // From this moment, not only from its durability: what was accepted before is durable before the acknowledgement,
+    // and nothing is accepted after it.
+    ++halts_;
+    state_ = NextState(true, subject, reason);
+    Commit(state_, std::move(done));
   }
   void Resume(const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) override {
-    SetHalted(false, subject, reason, std::move(done));
+    // Only once it is durable, with its audit record: nothing trains on a resumption that a failed store has lost.
+    v1::ServiceState next = NextState(false, subject, reason);
+    Commit(next,
+           [this, next, halts = halts_, done = std::move(done)](absl::StatusOr<v1::ServiceState> committed) mutable {
+             if (!committed.ok()) return done(committed.status());
+             loop_->Post([this, next = std::move(next), halts, done = std::move(done)]() mutable {
+               if (halts == halts_) state_ = std::move(next);  // else it was halted again, which is in the store by now
+               done(state_);
+             });
+           });
   }
 
  private:
@@ -187,17 +200,21 @@ class OversightImpl final : public Oversight {
     std::function<void(const v1::GateRow&)> decided;
   };
 
-  void SetHalted(bool halted, const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) {
-    // From this moment, not only from its durability: what was accepted before is durable before the acknowledgement,
-    // and nothing is accepted after it.
-    state_.set_halted(halted);
-    state_.set_reason(reason);
-    state_.set_by(subject);
-    *state_.mutable_since() = ToTimestamp(loop_->clock().WallNow());
+  v1::ServiceState NextState(bool halted, const std::string& subject, const std::string& reason) const {
+    v1::ServiceState next = state_;
+    next.set_halted(halted);
+    next.set_reason(reason);
+    next.set_by(subject);
+    *next.mutable_since() = ToTimestamp(loop_->clock().WallNow());
+    return next;
+  }
+
+  void Commit(const v1::ServiceState& next, Done<v1::ServiceState> done) {
     WriteBatch batch;
-    batch.Put(Table::kMeta, kStateKey, state_.SerializeAsString());
-    Audit(subject, halted ? "service.halt" : "service.resume", "service", "done", {{"reason", reason}}, &batch);
-    store_->Commit(std::move(batch), [state = state_, done = std::move(done)](absl::Status status) mutable {
+    batch.Put(Table::kMeta, kStateKey, next.SerializeAsString());
+    Audit(next.by(), next.halted() ? "service.halt" : "service.resume", "service", "done", {{"reason", next.reason()}},
+          &batch);
+    store_->Commit(std::move(batch), [state = next, done = std::move(done)](absl::Status status) mutable {
       if (status.ok()) {
         done(state);
       } else {
@@ -210,6 +227,7 @@ class OversightImpl final : public Oversight {
   StateStore* const store_;
   AuditChain audit_;
   v1::ServiceState state_;
+  int64_t halts_ = 0;  // tells a resumption that becomes durable whether somebody halted meanwhile
   std::map<std::string, Gate> gates_;
 };
 

@@ -161,6 +161,31 @@ TEST_F(OversightTest, AHaltAndAPauseStopTrainingWithoutALedgerToo) {
   EXPECT_EQ(service_.Ctl("cancel sft").code, 0);
 }
 
+TEST_F(OversightTest, AHaltStopsARewardModelToo) {
+  std::string pairs;
+  for (int i = 0; i < 40; ++i) {
+    absl::StrAppend(&pairs, "{\"prompt\":\"the cat number ", i, "\",\"chosen\":\" sat\",\"rejected\":\" ran away\"}\n");
+  }
+  ASSERT_TRUE(WriteFileDurably(File("pairs.jsonl"), pairs).ok());
+  const std::string path = Write("reward.yaml",
+                                 "name: reward\nseed: 3\nreward_model: {model: \"file:model\", data: "
+                                 "\"file:pairs.jsonl\", epochs: 1000, batch_size: 8}\n");
+  const CommandResult submitted = service_.Ctl("submit " + path);
+  ASSERT_EQ(submitted.code, 0) << submitted.output;
+  const auto goes_on_from = [&](int64_t step) {
+    LocalService::Until(
+        absl::Seconds(60), [&] { return service_.StepOf("reward") > step; }, absl::StrCat("it goes on from ", step));
+  };
+  goes_on_from(0);
+  ASSERT_EQ(As("overseer", "service halt --reason look").code, 0);
+  const int64_t halted_at = service_.StepOf("reward");
+  absl::SleepFor(absl::Seconds(3));  // that nothing happens cannot be waited for otherwise
+  EXPECT_EQ(service_.StepOf("reward"), halted_at);
+  ASSERT_EQ(As("overseer", "service resume").code, 0);
+  goes_on_from(halted_at);
+  EXPECT_EQ(service_.Ctl("cancel reward").code, 0);
+}
+
 TEST_F(OversightTest, AnEvaluationHasEveryAnswerHoweverFastTheyAreScored) {
   for (int i = 0; i < 12; ++i) {
     const std::string name = absl::StrCat("all-", i);
