@@ -183,7 +183,9 @@ class FeedbackImpl final : public Feedback {
       const auto it = jobs_.find(job_id);
       if (it == jobs_.end()) continue;
       auto queue = Restore(job_id, it->second.project, it->second.spec);
-      if (queue.ok()) it->second.queue = *std::move(queue);
+      if (!queue.ok()) continue;
+      (*queue)->TakeOverHolders(*it->second.queue);
+      it->second.queue = *std::move(queue);
     }
     ServeWaiters();
   }

@@ -71,6 +71,7 @@ bool CollectQueue::MayGet(const std::string& rater, const Entry& entry) const {
 void CollectQueue::Give(const std::string& rater, absl::Duration now, Entry* entry, v1::NextTasksResponse* response) {
   const int64_t seconds = spec_.task_timeout_seconds() > 0 ? spec_.task_timeout_seconds() : 600;
   entry->held_by[rater] = now + absl::Seconds(seconds);
+  entry->handed_to.insert(rater);
   v1::FeedbackTask& handed = *response->add_tasks();
   handed = entry->task;
   handed.set_state(v1::TASK_HANDED_OUT);
@@ -114,6 +115,15 @@ void CollectQueue::HandOut(const std::string& rater, int most, absl::Duration no
 void CollectQueue::TakeBackLate(absl::Duration now) {
   for (auto& [id, entry] : tasks_) {
     std::erase_if(entry.held_by, [&](const auto& held) { return now > held.second; });
+  }
+}
+
+void CollectQueue::TakeOverHolders(const CollectQueue& replaced) {
+  for (auto& [id, entry] : tasks_) {
+    const auto it = replaced.tasks_.find(id);
+    if (it == replaced.tasks_.end()) continue;
+    entry.held_by = it->second.held_by;
+    entry.handed_to = it->second.handed_to;
   }
 }
 
@@ -179,6 +189,10 @@ CollectQueue::Taken CollectQueue::Take(const std::string& rater, const v1::Answe
     taken.problem = "already answered";
   else if (entry.task.state() == v1::TASK_SKIPPED || entry.task.state() == v1::TASK_EXPIRED)
     taken.problem = entry.task.state() == v1::TASK_SKIPPED ? "this task was skipped" : "this task has expired";
+  else if (entry.handed_to.count(rater) == 0)
+    taken.problem =
+        "this task was not handed to you, or before the coordinator's last restart: expected an answer to one that "
+        "NextTasks (the page, `rlhfctl feedback next`) gave you; ask for tasks again";
   else
     taken.problem = ProblemOf(entry.task, answer);
   if (!taken.problem.empty()) return taken;

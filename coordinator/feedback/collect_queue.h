@@ -25,6 +25,8 @@ class CollectQueue {
   // overlap asks for; planted questions go to every rater, in their share. What makes a task known is left out.
   void HandOut(const std::string& rater, int most, absl::Duration now, v1::NextTasksResponse* response);
   void TakeBackLate(absl::Duration now);
+  // Who holds and held which tasks, from a queue of the same job that this one replaces.
+  void TakeOverHolders(const CollectQueue& replaced);
   // Tasks that nobody answered in time; their rows are to be written.
   std::vector<v1::FeedbackTask> Expire(absl::Time now);
 
@@ -37,6 +39,7 @@ class CollectQueue {
     bool task_changed = false;
     v1::FeedbackTask task;
   };
+  // Only of a task that the rater holds or held: nobody picks what to judge.
   Taken Take(const std::string& rater, const v1::Answer& answer, absl::Time now);
   // NotFound, FailedPrecondition when the rater does not hold it. `changed` is the row to be written.
   absl::Status Skip(const std::string& rater, const std::string& task_id, v1::FeedbackTask* changed);
@@ -52,6 +55,7 @@ class CollectQueue {
     v1::FeedbackTask task;
     std::set<std::string> answered_by;
     std::map<std::string, absl::Duration> held_by;  // until; not durable: a restart reopens what is in hand
+    std::set<std::string> handed_to;                // ever, as far as this process knows
   };
   struct RaterCounts {
     int64_t answered = 0, planted = 0;

@@ -122,6 +122,24 @@ TEST(CollectQueueTest, LateTasksGoBackSkippedOnesToOthersAndOldOnesExpire) {
   EXPECT_EQ(queue.Stats().expired(), 1);
 }
 
+TEST(CollectQueueTest, OnlyWhoWasHandedATaskMayAnswerIt) {
+  CollectQueue queue("default", Spec(2));
+  queue.Add(Task("a"));
+  queue.Add(Task("b"));
+  EXPECT_THAT(Answer(queue, "picky", "b", v1::FIRST).problem, HasSubstr("not handed to you"));
+  EXPECT_THAT(Get(queue, "r1", 1, absl::Seconds(0)), ElementsAre("a"));
+  EXPECT_THAT(Answer(queue, "r1", "b", v1::FIRST).problem, HasSubstr("not handed to you"));
+  EXPECT_EQ(queue.Stats().by_rater().size(), 0u) << "nothing was taken";
+  queue.TakeBackLate(absl::Seconds(61));
+  CollectQueue again("default", Spec(2));  // as when somebody was forgotten
+  again.Add(Task("a"));
+  again.Add(Task("b"));
+  again.TakeOverHolders(queue);
+  EXPECT_TRUE(Answer(again, "r1", "a", v1::FIRST).fresh) << "late, but nobody else has answered";
+  EXPECT_THAT(Get(again, "picky", 2, absl::Seconds(62)), ElementsAre("b"));
+  EXPECT_TRUE(Answer(again, "picky", "b", v1::FIRST).fresh);
+}
+
 TEST(CollectQueueTest, PlantedQuestionsComeInTheirShareAndToEveryRater) {
   v1::CollectSpec spec = Spec(40, 2);
   spec.set_planted_fraction(0.25);
@@ -159,6 +177,7 @@ TEST(CollectQueueTest, RatingsAndEditsAreCheckedAndKept) {
   rating.add_criteria("honest");
   queue.Add(rating);
   queue.Add(Task("e", v1::FEEDBACK_EDIT));
+  EXPECT_THAT(Get(queue, "x", 10), ElementsAre("r", "e"));
   v1::Answer answer;
   answer.set_task_id("r");
   (*answer.mutable_first_ratings())["helpful"] = 4;
