@@ -254,7 +254,8 @@ v1::ConditionResult CheckCondition(const v1::GateCondition& condition,
   const v1::Metric& metric = found->second;
   *result.mutable_found() = metric;
   if (condition.by_interval() && !(metric.has_low() && metric.has_high())) {
-    result.set_problem(absl::StrCat("\"", name, "\" has no interval: leave out by_interval"));
+    result.set_problem(absl::StrCat(
+        "\"", name, "\" has no interval (it is a count, or of one value, or nothing varies): leave out by_interval"));
     return result;
   }
   const double low = condition.by_interval() ? metric.low() : metric.value();

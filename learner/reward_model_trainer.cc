@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "artifact/dataset.h"
+#include "common/intervals.h"
 #include "common/status_util.h"
 #include "learner/batching.h"
 #include "learner/losses.h"
@@ -15,21 +17,9 @@ namespace {
 
 constexpr uint64_t kDataStream = 2;
 constexpr uint64_t kMemberSeeds = 15'485'863;  // members of an ensemble: another head and order, the same split
-constexpr double kZ = 1.959963984540054;
 
-v1::Metric Mean(const std::vector<double>& values) {
-  v1::Metric metric;
-  double sum = 0, squares = 0;
-  for (const double value : values) sum += value;
-  const auto n = static_cast<double>(values.size());
-  const double mean = values.empty() ? 0 : sum / n;
-  for (const double value : values) squares += (value - mean) * (value - mean);
-  const double error = values.size() > 1 ? std::sqrt(squares / (n - 1) / n) : 0;
-  metric.set_value(mean);
-  metric.set_low(mean - kZ * error);
-  metric.set_high(mean + kZ * error);
-  metric.set_n(static_cast<int64_t>(values.size()));
-  return metric;
+double Mean(const std::vector<double>& values) {
+  return values.empty() ? 0 : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
 // 1 where the model orders the pair as people do.
@@ -48,17 +38,17 @@ void AddBaselines(const std::vector<ComparisonPair>& pairs, const std::vector<do
     shorter.push_back(1 - longer.back());
     right_where_decided.push_back(Right(differences[i]));
   }
-  const std::vector<double>& by_length = Mean(longer).value() >= 0.5 ? longer : shorter;
+  const std::vector<double>& by_length = Mean(longer) >= 0.5 ? longer : shorter;
   if (!by_length.empty()) {
-    (*metrics)["baseline.length.accuracy"] = Mean(by_length);
+    (*metrics)["baseline.length.accuracy"] = MeanWithInterval(by_length, Range::kUnit);
     (*metrics)["baseline.random.accuracy"].set_value(0.5);
   }
   std::vector<double> against;
   for (size_t i = 0; i < by_length.size(); ++i) {
     if (by_length[i] == 0) against.push_back(right_where_decided[i]);
   }
-  if (!against.empty()) (*metrics)["accuracy{against length}"] = Mean(against);
-  const double mx = Mean(differences).value(), my = Mean(lengths).value();
+  if (!against.empty()) (*metrics)["accuracy{against length}"] = MeanWithInterval(against, Range::kUnit);
+  const double mx = Mean(differences), my = Mean(lengths);
   double xy = 0, xx = 0, yy = 0;
   for (size_t i = 0; i < lengths.size(); ++i) {
     xy += (differences[i] - mx) * (lengths[i] - my);
@@ -98,9 +88,9 @@ std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<Compariso
   }
   std::map<std::string, v1::Metric> metrics;
   if (pairs.empty()) return metrics;
-  for (const auto& [name, values] : right) metrics[name] = Mean(values);
-  metrics["log_loss"] = Mean(losses);
-  for (const auto& [name, values] : losses_by_slice) metrics[name] = Mean(values);
+  for (const auto& [name, values] : right) metrics[name] = MeanWithInterval(values, Range::kUnit);
+  metrics["log_loss"] = MeanWithInterval(losses, Range::kAny);
+  for (const auto& [name, values] : losses_by_slice) metrics[name] = MeanWithInterval(values, Range::kAny);
   AddBaselines(pairs, differences, &metrics);
   double ece = 0;
   for (int bin = 0; bin < kBins; ++bin)

@@ -8,7 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "coordinator/jobs/evaluation.h"
+#include "common/intervals.h"
 #include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
@@ -79,7 +79,7 @@ v1::Agreement Measure(const Items& all, MeasurementLevel level) {
     raw.push_back(agree / pairs);
     out.set_judgements(out.judgements() + static_cast<int64_t>(item.size()));
   }
-  *out.mutable_raw() = RateWithInterval(raw);
+  *out.mutable_raw() = MeanWithInterval(raw, Range::kUnit);
   out.set_items(static_cast<int64_t>(items.size()));
   out.set_cohen_kappa(MeanKappa(items));
   out.set_krippendorff_alpha(KrippendorffAlpha(items, level));
@@ -221,9 +221,9 @@ v1::AgreementReport MeasureAgreement(const std::vector<v1::Comparison>& judgemen
     v1::RaterQuality& rater = *report.add_raters();
     rater.set_rater(name);
     rater.set_judgements(data.judgements);
-    *rater.mutable_agreement() = RateWithInterval(data.with_others);
+    *rater.mutable_agreement() = MeanWithInterval(data.with_others, Range::kUnit);
     rater.set_cohen_kappa(CohenKappa(data.against_majority));
-    *rater.mutable_planted() = RateWithInterval(data.planted);
+    *rater.mutable_planted() = MeanWithInterval(data.planted, Range::kUnit);
     if (!data.seconds.empty()) rater.set_seconds_median(Median(data.seconds));
   }
   Flag(&report);

@@ -4,9 +4,8 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "common/intervals.h"
 #include "coordinator/feedback/agreement.h"
-#include "coordinator/jobs/evaluation.h"
-#include "coordinator/jobs/evaluation_against.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -61,7 +60,7 @@ std::map<std::string, v1::Metric> CollectMetrics(const std::vector<v1::Compariso
     }
   }
   metrics["ties"].set_value(static_cast<double>(ties));
-  if (!planted.empty()) metrics["planted_accuracy"] = RateWithInterval(planted);
+  if (!planted.empty()) metrics["planted_accuracy"] = MeanWithInterval(planted, Range::kUnit);
   if (!spec.against().empty()) AddWinRates(comparisons, &metrics);
   const v1::AgreementReport report = MeasureAgreement(comparisons);
   if (report.preference().items() > 0) {

@@ -14,10 +14,8 @@ namespace rlhf::coordinator {
 // from the components of these kinds:
 //   known.accuracy (exact_answer), known.needless_abstention (abstention), unknown.hallucination (neither an abstention
 //   nor the exact answer), unknown.abstention, action.over_claim (action_claim).
-// Components of 0 and 1 get Wilson's interval (1927), others mean ± 1.96 standard errors.
+// Intervals are MeanWithInterval's: Wilson's of 0 and 1, else a bootstrap.
 std::map<std::string, v1::Metric> EvaluationMetrics(const v1::ScorerSpec& graders,
                                                     const std::vector<v1::Sample>& samples);
-
-v1::Metric RateWithInterval(const std::vector<double>& values);
 
 }  // namespace rlhf::coordinator

@@ -6,14 +6,13 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <numeric>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/intervals.h"
 #include "common/status_util.h"
-#include "coordinator/jobs/evaluation.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -142,59 +141,6 @@ class Pattern {
 
 }  // namespace
 
-v1::Metric BootstrapMean(const std::vector<double>& values, int replicates, uint64_t seed) {
-  v1::Metric metric = RateWithInterval(values);
-  if (values.empty() || replicates < 2) return metric;
-  uint64_t state = seed;
-  std::vector<double> means;
-  for (int r = 0; r < replicates; ++r) {
-    double sum = 0;
-    for (size_t i = 0; i < values.size(); ++i) sum += values[NextRandom(&state) % values.size()];
-    means.push_back(sum / static_cast<double>(values.size()));
-  }
-  std::sort(means.begin(), means.end());
-  metric.set_low(means[static_cast<size_t>(std::lround(0.025 * static_cast<double>(means.size() - 1)))]);
-  metric.set_high(means[static_cast<size_t>(std::lround(0.975 * static_cast<double>(means.size() - 1)))]);
-  return metric;
-}
-
-v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters, int replicates, uint64_t seed) {
-  std::vector<std::pair<double, double>> totals;  // sum and count of each
-  double sum = 0, count = 0;
-  for (const std::vector<double>& cluster : clusters) {
-    if (cluster.empty()) continue;
-    totals.emplace_back(std::accumulate(cluster.begin(), cluster.end(), 0.0), static_cast<double>(cluster.size()));
-    sum += totals.back().first;
-    count += totals.back().second;
-  }
-  v1::Metric metric;
-  metric.set_n(static_cast<int64_t>(count));
-  if (totals.empty()) return metric;
-  metric.set_value(sum / count);
-  if (totals.size() < 2 || replicates < 2) return metric;
-  if (sum == 0 || sum == count) {
-    const v1::Metric wilson = RateWithInterval(std::vector<double>(totals.size(), metric.value()));
-    metric.set_low(wilson.low());
-    metric.set_high(wilson.high());
-    return metric;
-  }
-  uint64_t state = seed;
-  std::vector<double> means;
-  for (int r = 0; r < replicates; ++r) {
-    double drawn_sum = 0, drawn_count = 0;
-    for (size_t i = 0; i < totals.size(); ++i) {
-      const auto& drawn = totals[NextRandom(&state) % totals.size()];
-      drawn_sum += drawn.first;
-      drawn_count += drawn.second;
-    }
-    means.push_back(drawn_sum / drawn_count);
-  }
-  std::sort(means.begin(), means.end());
-  metric.set_low(means[static_cast<size_t>(std::lround(0.025 * static_cast<double>(means.size() - 1)))]);
-  metric.set_high(means[static_cast<size_t>(std::lround(0.975 * static_cast<double>(means.size() - 1)))]);
-  return metric;
-}
-
 absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
     const v1::EvaluateSpec& spec, const std::vector<v1::Sample>& samples,
     const std::vector<artifact::SampleRecord>& against) {
@@ -231,11 +177,11 @@ absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
   }
   std::map<std::string, v1::Metric> metrics;
   for (const auto& [slice, values] : wins)
-    metrics[absl::StrCat("win_rate", slice)] = BootstrapMean(values, replicates, kBootstrapSeed);
+    metrics[absl::StrCat("win_rate", slice)] = BootstrapMean(values, Range::kUnit, replicates, kBootstrapSeed);
   for (const auto& [slice, values] : changes)
-    metrics[absl::StrCat("score_change", slice)] = BootstrapMean(values, replicates, kBootstrapSeed);
+    metrics[absl::StrCat("score_change", slice)] = BootstrapMean(values, Range::kAny, replicates, kBootstrapSeed);
   for (const auto& [slice, values] : lengths)
-    metrics[absl::StrCat("length_change", slice)] = BootstrapMean(values, replicates, kBootstrapSeed);
+    metrics[absl::StrCat("length_change", slice)] = BootstrapMean(values, Range::kAny, replicates, kBootstrapSeed);
   // Rebuilding all slices a replicate is what costs; a tenth of the replicates bounds it.
   const int fewer = std::min(replicates, std::max(100, replicates / 10));
   metrics["disparity"] = Bootstrapped(pairs, fewer, [](const auto& p) { return Disparity(p, &Pair::now); });
@@ -272,7 +218,7 @@ absl::StatusOr<std::map<std::string, v1::Metric>> StatedCalibration(const v1::Ev
     count[bin] += 1;
     ++stated;
   }
-  metrics["calibration.stated"] = RateWithInterval(states);
+  metrics["calibration.stated"] = MeanWithInterval(states, Range::kUnit);
   if (stated == 0 || exact.empty()) return metrics;
   double ece = 0;
   for (int bin = 0; bin < kBins; ++bin) {

@@ -19,7 +19,8 @@ namespace rlhf::coordinator {
 //   length_change{SLICE}: the same of response texts, in bytes;
 //   disparity, disparity_before, disparity_rise: the largest gap in mean total between two slices of one tag, now,
 //   then, and how much it grew.
-// 95 % intervals by percentile bootstrap over prompts (Efron 1979), seeded: the same samples give the same numbers. The
+// 95 % intervals by percentile bootstrap over prompts (common/intervals.h), seeded: the same samples give the same
+// numbers; no interval for a change that is the same for every prompt. The
 // judge's components are looked up by name among what both evaluations' graders recorded. FailedPrecondition when no
 // prompt is in both, or a component was not recorded.
 absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
@@ -31,13 +32,5 @@ absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
 // calibration.confidence/BIN. InvalidArgument for a bad pattern.
 absl::StatusOr<std::map<std::string, v1::Metric>> StatedCalibration(const v1::EvaluateSpec& spec,
                                                                     const std::vector<v1::Sample>& samples);
-
-// Mean of all values with a percentile bootstrap interval over clusters: those of one prompt are drawn together, as
-// they are not independent. n counts values. No interval from fewer than two clusters; where every value is 0, or every
-// one 1, nothing varies, and the interval is Wilson's for as many observations as there are clusters.
-v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters, int replicates, uint64_t seed);
-
-// Mean of values with a percentile bootstrap interval; without replicates, as RateWithInterval.
-v1::Metric BootstrapMean(const std::vector<double>& values, int replicates, uint64_t seed);
 
 }  // namespace rlhf::coordinator

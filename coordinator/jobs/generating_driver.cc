@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "artifact/dataset.h"
 #include "common/durable_file.h"
+#include "common/intervals.h"
 #include "common/status_util.h"
 #include "coordinator/jobs/driver.h"
 #include "coordinator/jobs/evaluation.h"
@@ -264,8 +265,8 @@ class GeneratingDriver final : public Driver, public SamplingListener {
         lengths.push_back(sample.response_tokens_size());
         if (sample.has_score()) scores.push_back(sample.score().total());
       }
-      (*row->mutable_result()->mutable_metrics())["response_length"] = RateWithInterval(lengths);
-      if (!scores.empty()) (*row->mutable_result()->mutable_metrics())["score"] = RateWithInterval(scores);
+      (*row->mutable_result()->mutable_metrics())["response_length"] = MeanWithInterval(lengths, Range::kAny);
+      if (!scores.empty()) (*row->mutable_result()->mutable_metrics())["score"] = MeanWithInterval(scores, Range::kAny);
     }
     PublishSamples(staging);
   }

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/intervals.h"
 #include "coordinator/jobs/collect_tasks.h"
 #include "coordinator/jobs/evaluation.h"
 #include "coordinator/jobs/spec.h"
@@ -160,13 +161,38 @@ TEST(EvaluationTest, RatesByCategoryAndSlice) {
   EXPECT_DOUBLE_EQ(metrics.at("action.over_claim").value(), 1);
 }
 
+TEST(EvaluationTest, AScoreWithoutARangeIsBootstrappedAndOneValueHasNoInterval) {
+  v1::JobSpec spec;
+  v1::RewardComponent* liked = spec.mutable_evaluate()->mutable_graders()->add_components();
+  liked->set_name("liked");
+  liked->mutable_reward_model()->set_model("m");
+  v1::RewardComponent* exact = spec.mutable_evaluate()->mutable_graders()->add_components();
+  exact->set_name("exact_answer");
+  exact->mutable_exact_answer();
+  std::vector<v1::Sample> samples;
+  for (int i = 0; i < 60; ++i) {
+    v1::ComponentScore* score = samples.emplace_back(Graded("known", 1, 0, 0, "a")).mutable_score()->add_components();
+    score->set_name("liked");
+    score->set_value(i % 10 == 0 ? 12 : 0.5);  // far from normal
+  }
+  const auto metrics = EvaluationMetrics(spec.evaluate().graders(), samples);
+  const v1::Metric& mean = metrics.at("known.liked");
+  EXPECT_NEAR(mean.value(), 1.65, 1e-12);
+  EXPECT_GT(mean.high() - mean.value(), mean.value() - mean.low()) << "it leans as the values do";
+  EXPECT_LT(metrics.at("known.exact_answer").low(), 0.95) << "60 right answers are not certainty";
+  samples.resize(1);
+  const auto one = EvaluationMetrics(spec.evaluate().graders(), samples);
+  EXPECT_FALSE(one.at("known.liked").has_low());
+  EXPECT_LT(one.at("known.exact_answer").low(), 0.25);
+}
+
 TEST(EvaluationTest, IntervalsAreWilsons) {
   std::vector<double> values(100, 0.0);
   for (int i = 0; i < 10; ++i) values[static_cast<size_t>(i)] = 1;
-  const v1::Metric metric = RateWithInterval(values);
+  const v1::Metric metric = MeanWithInterval(values, Range::kUnit);
   EXPECT_NEAR(metric.low(), 0.05523, 1e-4);  // R: prop.test(10, 100, correct = FALSE)
   EXPECT_NEAR(metric.high(), 0.17437, 1e-4);
-  EXPECT_EQ(RateWithInterval({}).n(), 0);
+  EXPECT_EQ(MeanWithInterval({}, Range::kUnit).n(), 0);
 }
 
 TEST(CollectTasksTest, NoQuestionIsAskedTwiceAndTheShareOfWrittenOnesHolds) {

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "coordinator/jobs/evaluation_against.h"
 #include "coordinator/jobs/monitor.h"
+#include "coordinator/oversight.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -189,6 +190,38 @@ TEST(CompareEvaluationsTest, WinsScoresAndDisparityAgainstAnEarlierPolicy) {
   before.resize(1);
   before[0].prompt = "another suite";
   EXPECT_THAT(std::string(CompareEvaluations(Graded(), now, before).status().message()), HasSubstr("same suite"));
+}
+
+TEST(CompareEvaluationsTest, FewAnswersThatAllWinAreNotCertainty) {
+  std::vector<v1::Sample> now;
+  std::vector<artifact::SampleRecord> before;
+  for (const int n : {1, 2, 20}) {
+    while (static_cast<int>(now.size()) < n) {
+      const int i = static_cast<int>(now.size());
+      now.push_back(Answered(i, "north", 1));
+      artifact::SampleRecord& record = before.emplace_back();
+      record.id = absl::StrCat(i);
+      record.prompt = "Q";
+      record.components["exact"] = 0;
+    }
+    const auto metrics = CompareEvaluations(Graded(), now, before);
+    ASSERT_TRUE(metrics.ok()) << metrics.status();
+    const v1::Metric& rate = metrics->at("win_rate");
+    EXPECT_EQ(rate.value(), 1);
+    EXPECT_EQ(rate.n(), n);
+    EXPECT_NEAR(rate.low(), n / (n + 1.959963984540054 * 1.959963984540054), 1e-12);  // Wilson's of n in n
+    EXPECT_FALSE(metrics->at("score_change").has_low()) << "a change has no range, and nothing varies";
+    v1::GateCondition condition;
+    condition.set_metric("win_rate");
+    condition.set_min(0.55);
+    condition.set_by_interval(true);
+    EXPECT_EQ(CheckCondition(condition, *metrics).holds(), n == 20);
+    condition.set_metric("score_change");
+    condition.set_min(0);
+    const v1::ConditionResult none = CheckCondition(condition, *metrics);
+    EXPECT_FALSE(none.holds());
+    EXPECT_THAT(none.problem(), HasSubstr("has no interval"));
+  }
 }
 
 TEST(StatedCalibrationTest, ConfidenceIsComparedWithBeingRight) {

@@ -530,6 +530,10 @@ TEST(RewardModelMetricsTest, TiesCountInTheLogLossAloneAsHalves) {
               (minus_log(2) + minus_log(-1) + minus_log(3) + 0.5 * minus_log(5) + 0.5 * minus_log(-5)) / 4, 1e-12);
   EXPECT_EQ(metrics.at("log_loss").n(), 4);
   EXPECT_NEAR(RewardModelMetrics({ComparisonPair()}, {0.0}).at("log_loss").value(), std::log(2.0), 1e-12);
+  const auto one = RewardModelMetrics({ComparisonPair()}, {1.0});
+  EXPECT_EQ(one.at("accuracy").value(), 1);
+  EXPECT_LT(one.at("accuracy").low(), 0.25) << "one pair is not certainty";
+  EXPECT_FALSE(one.at("log_loss").has_low());
   const auto ties = RewardModelMetrics({pairs[3]}, {1.0});
   EXPECT_EQ(ties.count("accuracy"), 0u) << "nothing to be right about";
   EXPECT_EQ(ties.count("baseline.length.accuracy"), 0u);

@@ -1,0 +1,118 @@
+#include "common/intervals.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+namespace rlhf {
+namespace {
+
+constexpr double kZ = 1.959963984540054;  // 97.5 % quantile of the normal distribution
+constexpr uint64_t kSeed = 0x6d65616eULL;
+constexpr size_t kMostDraws = 4'000'000;  // of one interval, as long as 200 replicates stay within
+
+uint64_t NextRandom(uint64_t* state) {  // SplitMix64
+  uint64_t z = (*state += 0x9e3779b97f4a7c15ULL);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+  return z ^ (z >> 31);
+}
+
+void SetWilson(double mean, double n, v1::Metric* metric) {
+  const double center = (mean + kZ * kZ / (2 * n)) / (1 + kZ * kZ / n);
+  const double half = kZ / (1 + kZ * kZ / n) * std::sqrt(mean * (1 - mean) / n + kZ * kZ / (4 * n * n));
+  // The mean lies within, also where rounding has it otherwise.
+  metric->set_low(std::min(mean, std::max(0.0, center - half)));
+  metric->set_high(std::max(mean, std::min(1.0, center + half)));
+}
+
+void SetPercentiles(std::vector<double>* drawn, v1::Metric* metric) {
+  std::sort(drawn->begin(), drawn->end());
+  const auto at = [&](double q) {
+    return (*drawn)[static_cast<size_t>(std::lround(q * static_cast<double>(drawn->size() - 1)))];
+  };
+  metric->set_low(at(0.025));
+  metric->set_high(at(0.975));
+}
+
+bool AllAlike(const std::vector<double>& values) {
+  return std::all_of(values.begin(), values.end(), [&](double value) { return value == values.front(); });
+}
+
+}  // namespace
+
+v1::Metric MeanWithInterval(const std::vector<double>& values, Range range) {
+  const bool binary = range == Range::kUnit &&
+                      std::all_of(values.begin(), values.end(), [](double value) { return value == 0 || value == 1; });
+  if (!binary || values.empty()) {
+    const size_t replicates = std::clamp<size_t>(kMostDraws / std::max<size_t>(1, values.size()), 200, 1000);
+    return BootstrapMean(values, range, static_cast<int>(replicates), kSeed);
+  }
+  v1::Metric metric;
+  const auto n = static_cast<double>(values.size());
+  metric.set_n(static_cast<int64_t>(values.size()));
+  metric.set_value(std::accumulate(values.begin(), values.end(), 0.0) / n);
+  SetWilson(metric.value(), n, &metric);
+  return metric;
+}
+
+v1::Metric BootstrapMean(const std::vector<double>& values, Range range, int replicates, uint64_t seed) {
+  v1::Metric metric;
+  metric.set_n(static_cast<int64_t>(values.size()));
+  if (values.empty()) return metric;
+  const auto n = static_cast<double>(values.size());
+  const bool alike = AllAlike(values);
+  metric.set_value(alike ? values.front() : std::accumulate(values.begin(), values.end(), 0.0) / n);
+  if (replicates < 2) return metric;
+  if (alike) {
+    if (range == Range::kUnit) SetWilson(metric.value(), n, &metric);
+    return metric;
+  }
+  uint64_t state = seed;
+  std::vector<double> means;
+  for (int r = 0; r < replicates; ++r) {
+    double sum = 0;
+    for (size_t i = 0; i < values.size(); ++i) sum += values[NextRandom(&state) % values.size()];
+    means.push_back(sum / n);
+  }
+  SetPercentiles(&means, &metric);
+  return metric;
+}
+
+v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters, int replicates, uint64_t seed) {
+  std::vector<std::pair<double, double>> totals;  // sum and count of each
+  std::vector<double> means;
+  double sum = 0, count = 0;
+  for (const std::vector<double>& cluster : clusters) {
+    if (cluster.empty()) continue;
+    totals.emplace_back(std::accumulate(cluster.begin(), cluster.end(), 0.0), static_cast<double>(cluster.size()));
+    means.push_back(totals.back().first / totals.back().second);
+    sum += totals.back().first;
+    count += totals.back().second;
+  }
+  v1::Metric metric;
+  metric.set_n(static_cast<int64_t>(count));
+  if (totals.empty()) return metric;
+  metric.set_value(sum / count);
+  if (totals.size() < 2 || replicates < 2) return metric;
+  if (AllAlike(means)) {
+    SetWilson(metric.value(), static_cast<double>(totals.size()), &metric);
+    return metric;
+  }
+  uint64_t state = seed;
+  std::vector<double> drawn;
+  for (int r = 0; r < replicates; ++r) {
+    double drawn_sum = 0, drawn_count = 0;
+    for (size_t i = 0; i < totals.size(); ++i) {
+      const auto& one = totals[NextRandom(&state) % totals.size()];
+      drawn_sum += one.first;
+      drawn_count += one.second;
+    }
+    drawn.push_back(drawn_sum / drawn_count);
+  }
+  SetPercentiles(&drawn, &metric);
+  return metric;
+}
+
+}  // namespace rlhf

@@ -1,0 +1,30 @@
+// Means with 95 % intervals, as every metric of a result, a report and a gate has them. Pure functions; bootstraps are
+// seeded, so the same values give the same interval.
+//
+// A bootstrap of values that are all alike has no width, however few they are, and a gate that looks at an interval
+// would take that for certainty. So where nothing varies the interval is Wilson's (1927) if the values have a range, 0
+// to 1, and there is none if they have not: a metric without `low` and `high` opens no gate that asks for them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "rlhf/v1/common.pb.h"
+
+namespace rlhf {
+
+enum class Range { kUnit, kAny };  // what values may be: 0 to 1, or anything
+
+// Values of 0 and 1 alone, in kUnit: Wilson's interval. Others: BootstrapMean, with 200 to 1000 replicates by how many
+// values there are.
+v1::Metric MeanWithInterval(const std::vector<double>& values, Range range);
+
+// Percentile bootstrap (Efron 1979). Fewer than 2 replicates: no interval.
+v1::Metric BootstrapMean(const std::vector<double>& values, Range range, int replicates, uint64_t seed);
+
+// Mean of all values of 0 to 1 with a percentile bootstrap interval over clusters: those of one prompt are drawn
+// together, as they are not independent. n counts values. No interval from fewer than two clusters; where all clusters
+// are alike it is Wilson's for as many observations as there are clusters.
+v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters, int replicates, uint64_t seed);
+
+}  // namespace rlhf
