@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_util.h"
 #include "coordinator/feedback/collect_queue.h"
+#include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -237,13 +238,17 @@ class FeedbackImpl final : public Feedback {
   absl::StatusOr<std::unique_ptr<CollectQueue>> Restore(const std::string& job_id, const std::string& project,
                                                         const v1::CollectSpec& spec) {
     auto queue = std::make_unique<CollectQueue>(project, spec);
+    std::vector<v1::FeedbackTask> tasks;
     RLHF_RETURN_IF_ERROR(
         store_->Scan(Table::kFeedbackTasks, RowKey(job_id, ""), [&](absl::string_view, absl::string_view value) {
-          v1::FeedbackTask task;
-          task.ParseFromArray(value.data(), static_cast<int>(value.size()));
-          queue->Add(std::move(task));
+          tasks.emplace_back().ParseFromArray(value.data(), static_cast<int>(value.size()));
           return true;
         }));
+    // As they were made: ids do not tell where there are planted questions.
+    std::stable_sort(tasks.begin(), tasks.end(), [](const v1::FeedbackTask& a, const v1::FeedbackTask& b) {
+      return FromTimestamp(a.created_at()) < FromTimestamp(b.created_at());
+    });
+    for (v1::FeedbackTask& task : tasks) queue->Add(std::move(task));
     RLHF_RETURN_IF_ERROR(
         store_->Scan(Table::kComparisons, RowKey(job_id, ""), [&](absl::string_view, absl::string_view value) {
           v1::Comparison comparison;

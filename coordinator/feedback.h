@@ -25,7 +25,8 @@ class Feedback {
                                std::function<void()> changed) = 0;
   virtual bool HasTasks(const std::string& job_id) = 0;  // rows exist
   virtual void CloseJob(const std::string& job_id) = 0;
-  virtual std::vector<v1::Comparison> Comparisons(const std::string& job_id) = 0;  // durable ones, in order of task
+  virtual std::vector<v1::Comparison> Comparisons(
+      const std::string& job_id) = 0;  // durable ones, in order of the tasks' ids
   virtual absl::StatusOr<v1::GetFeedbackStatsResponse> Stats(const std::string& job_id) = 0;
   virtual bool Finished(const std::string& job_id) const = 0;  // an open job that needs no more
   // `rater` is the caller's pseudonym. job_id is already a collect job's id (the edge resolves names and pipelines

@@ -49,6 +49,11 @@ void CollectQueue::Add(v1::FeedbackTask task) {
     skipped_ += task.state() == v1::TASK_SKIPPED ? 1 : 0;
     expired_ += task.state() == v1::TASK_EXPIRED ? 1 : 0;
   }
+  references_.insert(task.prompt().reference().empty() ? "" : "set");
+  categories_.insert(task.prompt().category().empty() ? "" : "set");
+  std::set<std::string> names;
+  for (const auto& [name, value] : task.prompt().tags()) names.insert(name);
+  tags_.insert(absl::StrJoin(names, "\n"));
   tasks_[id].task = std::move(task);
 }
 
@@ -76,10 +81,28 @@ void CollectQueue::Give(const std::string& rater, absl::Duration now, Entry* ent
   handed = entry->task;
   handed.set_state(v1::TASK_HANDED_OUT);
   handed.set_rater(rater);
-  handed.clear_planted();
-  handed.clear_known();
-  handed.clear_skipped_by();
-  handed.clear_disagreement();
+  Blind(&handed);
+}
+
+void CollectQueue::Blind(v1::FeedbackTask* task) const {
+  task->clear_planted();
+  task->clear_known();
+  task->clear_skipped_by();
+  task->clear_disagreement();
+  task->clear_created_at();  // tells the order in which tasks were made
+  v1::Prompt& prompt = *task->mutable_prompt();
+  prompt.clear_id();
+  if (!planted_.empty()) {
+    if (references_.size() > 1) prompt.clear_reference();
+    if (categories_.size() > 1) prompt.clear_category();
+    if (tags_.size() > 1) prompt.clear_tags();
+  }
+  const auto blind = [](v1::Candidate* candidate) {
+    candidate->clear_sample();
+    if (!candidate->source().empty() && candidate->source() != "written") candidate->set_source("sample");
+  };
+  blind(task->mutable_first());
+  if (task->has_second()) blind(task->mutable_second());
 }
 
 CollectQueue::Entry* CollectQueue::NextPlanted(const std::string& rater) {

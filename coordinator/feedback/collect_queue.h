@@ -22,7 +22,9 @@ class CollectQueue {
   void Restore(const v1::Comparison& comparison);  // an answer from its row; after its task was added
 
   // At most `most` tasks the rater has neither answered, skipped nor in hand. Tasks are handed to as many raters as the
-  // overlap asks for; planted questions go to every rater, in their share. What makes a task known is left out.
+  // overlap asks for; planted questions go to every rater, in their share. What would tell a planted question from
+  // others, or one policy's answers from another's, is left out: ids and sources of samples; and, where there are
+  // planted questions, the prompt's reference, category and tags unless all tasks have them.
   void HandOut(const std::string& rater, int most, absl::Duration now, v1::NextTasksResponse* response);
   void TakeBackLate(absl::Duration now);
   // Who holds and held which tasks, from a queue of the same job that this one replaces.
@@ -64,12 +66,14 @@ class CollectQueue {
   int overlap() const { return spec_.overlap() < 1 ? 1 : spec_.overlap(); }
   bool MayGet(const std::string& rater, const Entry& entry) const;
   void Give(const std::string& rater, absl::Duration now, Entry* entry, v1::NextTasksResponse* response);
+  void Blind(v1::FeedbackTask* task) const;
   Entry* NextPlanted(const std::string& rater);
   static std::string ProblemOf(const v1::FeedbackTask& task, const v1::Answer& answer);
 
   const std::string project_;
   const v1::CollectSpec spec_;
   std::vector<std::string> order_, planted_;
+  std::set<std::string> references_, categories_, tags_;  // what tasks have of them: "" or "set"; names of tags
   std::map<std::string, Entry> tasks_;
   std::map<std::string, RaterCounts> raters_;
   std::map<std::string, int64_t> by_kind_;

@@ -40,7 +40,9 @@ class CollectDriver final : public Driver {
         const v1::Job* current = host->Find(job_id);
         if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
         if (!tasks.ok()) return host->Fail(job_id, "BAD_DATA", std::string(tasks.status().message()));
-        for (v1::FeedbackTask& task : *tasks) *task.mutable_created_at() = ToTimestamp(deps().loop->clock().WallNow());
+        // A nanosecond apart: after a restart they are put in this order again.
+        absl::Time made = deps().loop->clock().WallNow();
+        for (v1::FeedbackTask& task : *tasks) *task.mutable_created_at() = ToTimestamp(made += absl::Nanoseconds(1));
         Open(*std::move(tasks));
       });
     });

@@ -104,9 +104,8 @@ class Builder {
   }
 
   void AddPlanted(const std::vector<artifact::ComparisonRecord>& planted) {
-    size_t number = 0;
     for (const artifact::ComparisonRecord& record : planted) {
-      v1::FeedbackTask& task = NewTask(absl::StrFormat("p%07d", number++));
+      v1::FeedbackTask& task = NewTask(absl::StrFormat("t%07d", tasks_.size()));
       task.set_planted(true);
       task.set_kind(v1::FEEDBACK_COMPARISON);
       task.mutable_prompt()->set_text(record.prompt);
@@ -121,6 +120,9 @@ class Builder {
       task.mutable_second()->set_source("sample");
       task.set_known(record.tie ? v1::TIE : swap ? v1::SECOND : v1::FIRST);
     }
+    if (planted.empty()) return;
+    // Ids say nothing about which questions were planted.
+    for (size_t i = tasks_.size(); i > 1; --i) tasks_[i - 1].mutable_id()->swap(*tasks_[random_.Below(i)].mutable_id());
   }
 
   size_t wanted() const { return static_cast<size_t>(spec_.comparisons()); }

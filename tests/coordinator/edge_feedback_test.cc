@@ -157,6 +157,28 @@ TEST_F(FeedbackEdgeTest, WhoWasForgottenBetweenTwoRoundsIsNotInTheNextRoundsSet)
   EXPECT_THAT(*lines, testing::Not(HasSubstr("\"chosen\":\"bad\""))) << "what anna judged";
 }
 
+TEST_F(FeedbackEdgeTest, TasksKeepTheirOrderOverARestartThoughIdsDoNotTell) {
+  std::string planted;
+  for (int i = 0; i < 10; ++i)
+    absl::StrAppend(&planted, R"({"prompt":"P)", i, R"(","chosen":"yes","rejected":"no"})", "\n");
+  Upload("planted", planted);
+  const std::string job = Collect([](v1::CollectSpec* spec) {
+    spec->set_overlap(2);
+    spec->set_planted("planted");
+    spec->set_planted_fraction(0.5);
+  });
+  const auto ids = [&](const std::string& rater) {
+    std::vector<std::string> found;
+    for (const v1::FeedbackTask& task : Next(AsRater(rater), job).tasks()) found.push_back(task.id());
+    return found;
+  };
+  const std::vector<std::string> before = ids("anna");
+  EXPECT_EQ(before.size(), 15u);
+  EXPECT_FALSE(std::is_sorted(before.begin(), before.end()));
+  Restart();
+  EXPECT_EQ(ids("ben"), before);
+}
+
 TEST_F(FeedbackEdgeTest, RatingsOfSingleAnswersArePairedIntoSets) {
   const std::string job = Collect([](v1::CollectSpec* spec) {
     spec->set_comparisons(20);  // both answers to each of ten prompts

@@ -1,6 +1,7 @@
 // Queues of tasks, agreement between raters, sets: what stands behind people's judgements, without a service around it.
 #include <cmath>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include <gmock/gmock.h>
@@ -279,6 +280,89 @@ TEST(CollectTasksTest, TwoPoliciesAreComparedPairByPair) {
   const v1::Metric all = CollectMetrics(answers, spec).at("win_rate");
   EXPECT_DOUBLE_EQ(all.value(), 1);
   EXPECT_LT(all.low(), 0.9);
+}
+
+// Names of the fields that are set, those of messages in it and a map's keys too.
+void FieldsOf(const google::protobuf::Message& message, const std::string& prefix, std::set<std::string>* names) {
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  message.GetReflection()->ListFields(message, &fields);
+  for (const auto* field : fields) {
+    const std::string name = absl::StrCat(prefix, field->name());
+    names->insert(name);
+    if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE && !field->is_repeated())
+      FieldsOf(message.GetReflection()->GetMessage(message, field), name + ".", names);
+  }
+}
+
+TEST(CollectTasksTest, ARaterCannotTellPlantedQuestionsByIdsOrFields) {
+  TaskSources sources;
+  for (int p = 0; p < 40; ++p) {
+    for (int i = 0; i < 2; ++i) {
+      artifact::SampleRecord& sample = sources.samples.emplace_back(Sample(absl::StrCat("q", p), i, 0, 0));
+      sample.reference = "right";
+      sample.category = "known";
+      sample.tags = {{"template", "3"}};
+    }
+  }
+  for (int p = 0; p < 20; ++p) {
+    artifact::ComparisonRecord& record = sources.planted.emplace_back();
+    record.prompt = absl::StrCat("planted ", p);
+    record.chosen = "yes";
+    record.rejected = "no";
+    record.category = "known";  // as the samples have; a reference and tags are the samples' alone
+  }
+  v1::CollectSpec spec = Spec(40);
+  spec.set_planted("planted");
+  spec.set_planted_fraction(0.5);
+  const auto tasks = MakeTasks(sources, spec, 3, "job", "default");
+  ASSERT_TRUE(tasks.ok()) << tasks.status();
+  ASSERT_EQ(tasks->size(), 60u);
+  CollectQueue queue("default", spec);
+  std::set<std::string> ids, planted_ids;
+  for (v1::FeedbackTask task : *tasks) {
+    ids.insert(task.id());
+    if (task.planted()) planted_ids.insert(task.id());
+    task.mutable_created_at()->set_seconds(1 + static_cast<int64_t>(ids.size()));
+    queue.Add(std::move(task));
+  }
+  EXPECT_EQ(ids.size(), 60u);
+  EXPECT_EQ(*ids.begin(), "t0000000");
+  EXPECT_EQ(*ids.rbegin(), "t0000059") << "one series";
+  EXPECT_LT(*planted_ids.begin(), "t0000020");
+  EXPECT_GT(*planted_ids.rbegin(), "t0000040");
+  v1::NextTasksResponse response;
+  queue.HandOut("r", 60, absl::ZeroDuration(), &response);
+  std::set<std::string> of_planted, of_others;
+  int planted = 0;
+  for (const v1::FeedbackTask& task : response.tasks()) {
+    const bool is_planted = planted_ids.count(task.id()) > 0;
+    planted += is_planted ? 1 : 0;
+    std::set<std::string> names;
+    FieldsOf(task, "", &names);
+    std::set<std::string>& known = is_planted ? of_planted : of_others;
+    if (known.empty()) known = names;
+    EXPECT_EQ(names, known) << task.ShortDebugString();
+    EXPECT_EQ(task.first().source(), "sample");
+  }
+  EXPECT_EQ(planted, 20);
+  EXPECT_EQ(of_planted, of_others);
+  EXPECT_EQ(of_others.count("prompt.category"), 1u) << "all have one";
+  EXPECT_EQ(of_others.count("prompt.reference"), 0u);
+}
+
+TEST(CollectQueueTest, WhichPolicyAnsweredIsNotShown) {
+  CollectQueue queue("default", Spec(1));
+  v1::FeedbackTask task = Task("a");
+  task.mutable_first()->set_source("against");
+  task.mutable_first()->set_sample("7/0");
+  task.mutable_second()->set_source("sample");
+  queue.Add(task);
+  v1::NextTasksResponse response;
+  queue.HandOut("r", 1, absl::ZeroDuration(), &response);
+  ASSERT_EQ(response.tasks_size(), 1);
+  EXPECT_EQ(response.tasks(0).first().source(), response.tasks(0).second().source());
+  EXPECT_EQ(response.tasks(0).first().sample(), "");
+  EXPECT_EQ(Answer(queue, "r", "a", v1::FIRST).comparison.first().source(), "against") << "what is kept has it";
 }
 
 TEST(AgreementTest, MatchesScikitLearnAndKrippendorff) {
