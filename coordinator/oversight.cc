@@ -1,9 +1,16 @@
 #include "coordinator/oversight.h"
 
+#include <algorithm>
+#include <limits>
 #include <map>
+#include <optional>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "common/process.h"
 #include "common/status_util.h"
 #include "coordinator/lineage.h"
@@ -240,10 +247,97 @@ std::string GateId(const std::string& pipeline_id, const std::string& stage, int
   return id;
 }
 
+namespace {
+
+bool Within(const v1::GateCondition& condition, const std::string& name, const v1::Metric& metric,
+            v1::ConditionResult* result) {
+  *result->mutable_found() = metric;
+  if (condition.by_interval() && !(metric.has_low() && metric.has_high())) {
+    result->set_problem(absl::StrCat(
+        "\"", name, "\" has no interval (it is a count, or of one value, or nothing varies): leave out by_interval"));
+    return false;
+  }
+  const double low = condition.by_interval() ? metric.low() : metric.value();
+  const double high = condition.by_interval() ? metric.high() : metric.value();
+  return (!condition.has_min() || low >= condition.min()) && (!condition.has_max() || high <= condition.max());
+}
+
+// The slices "NAME{TAG=value}" of a metric, of the wanted tags or of all.
+std::map<std::string, v1::Metric> SlicesOf(const std::string& name, const std::vector<std::string>& tags,
+                                           const std::map<std::string, v1::Metric>& metrics) {
+  std::map<std::string, v1::Metric> slices;
+  const std::string prefix = absl::StrCat(name, "{");
+  for (auto it = metrics.lower_bound(prefix); it != metrics.end() && absl::StartsWith(it->first, prefix); ++it) {
+    const std::string tag = it->first.substr(prefix.size(), it->first.find('=') - prefix.size());
+    if (tags.empty() || std::find(tags.begin(), tags.end(), tag) != tags.end()) slices.insert(*it);
+  }
+  return slices;
+}
+
+// Every slice has to hold; the first one that does not, or else the one nearest to a bound, is what was found.
+void CheckWorst(const WorstOf& worst, const v1::GateCondition& condition,
+                const std::map<std::string, v1::Metric>& metrics, v1::ConditionResult* result) {
+  const std::string name =
+      condition.stage().empty() ? worst.metric : absl::StrCat(condition.stage(), ".", worst.metric);
+  const std::map<std::string, v1::Metric> slices = SlicesOf(name, worst.tags, metrics);
+  if (slices.empty()) {
+    result->set_problem(absl::StrCat("the stage's result has no slices of \"", name, "\"",
+                                     worst.tags.empty() ? "" : absl::StrCat(" by ", absl::StrJoin(worst.tags, ", ")),
+                                     ": slices are the tags of its prompts"));
+    return;
+  }
+  const auto margin = [&](const v1::Metric& metric) {
+    const double low = condition.by_interval() ? metric.low() : metric.value();
+    const double high = condition.by_interval() ? metric.high() : metric.value();
+    double least = std::numeric_limits<double>::infinity();
+    if (condition.has_min()) least = std::min(least, low - condition.min());
+    if (condition.has_max()) least = std::min(least, condition.max() - high);
+    return least;
+  };
+  const auto by_margin = [&](const auto& a, const auto& b) { return margin(a.second) < margin(b.second); };
+  auto found = std::min_element(slices.begin(), slices.end(), by_margin);
+  if (condition.by_interval()) {  // a slice that cannot be told is the worst
+    const auto untold = std::find_if(slices.begin(), slices.end(), [](const auto& slice) {
+      return !slice.second.has_low() || !slice.second.has_high();
+    });
+    if (untold != slices.end()) found = untold;
+  }
+  result->set_holds(Within(condition, found->first, found->second, result));
+  if (result->holds() || !result->problem().empty()) return;
+  result->set_problem(absl::StrFormat(
+      "the worst slice, %s, is %.4g%s; expected %s%s%s", found->first, found->second.value(),
+      condition.by_interval() ? absl::StrFormat(" [%.4g, %.4g]", found->second.low(), found->second.high()) : "",
+      condition.has_min() ? absl::StrFormat("at least %.4g", condition.min()) : "",
+      condition.has_min() && condition.has_max() ? " and " : "",
+      condition.has_max() ? absl::StrFormat("at most %.4g", condition.max()) : ""));
+}
+
+}  // namespace
+
+std::optional<WorstOf> ParseWorst(const std::string& metric) {
+  constexpr absl::string_view kWorst = "worst.";
+  if (!absl::StartsWith(metric, kWorst)) return std::nullopt;
+  WorstOf worst;
+  worst.metric = metric.substr(kWorst.size());
+  const size_t brace = worst.metric.find('{');
+  if (brace == std::string::npos) return worst;
+  if (worst.metric.back() != '}') {
+    worst.metric.clear();
+    return worst;
+  }
+  worst.tags = absl::StrSplit(worst.metric.substr(brace + 1, worst.metric.size() - brace - 2), ',');
+  worst.metric.resize(brace);
+  return worst;
+}
+
 v1::ConditionResult CheckCondition(const v1::GateCondition& condition,
                                    const std::map<std::string, v1::Metric>& metrics) {
   v1::ConditionResult result;
   *result.mutable_condition() = condition;
+  if (const std::optional<WorstOf> worst = ParseWorst(condition.metric())) {
+    CheckWorst(*worst, condition, metrics, &result);
+    return result;
+  }
   const std::string name =
       condition.stage().empty() ? condition.metric() : absl::StrCat(condition.stage(), ".", condition.metric());
   const auto found = metrics.find(name);
@@ -251,17 +345,7 @@ v1::ConditionResult CheckCondition(const v1::GateCondition& condition,
     result.set_problem(absl::StrCat("the stage's result has no metric \"", name, "\""));
     return result;
   }
-  const v1::Metric& metric = found->second;
-  *result.mutable_found() = metric;
-  if (condition.by_interval() && !(metric.has_low() && metric.has_high())) {
-    result.set_problem(absl::StrCat(
-        "\"", name, "\" has no interval (it is a count, or of one value, or nothing varies): leave out by_interval"));
-    return result;
-  }
-  const double low = condition.by_interval() ? metric.low() : metric.value();
-  const double high = condition.by_interval() ? metric.high() : metric.value();
-  result.set_holds((!condition.has_min() || low >= condition.min()) &&
-                   (!condition.has_max() || high <= condition.max()));
+  result.set_holds(Within(condition, name, found->second, &result));
   return result;
 }
 

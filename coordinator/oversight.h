@@ -4,7 +4,9 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "coordinator/event_loop.h"
 #include "coordinator/oversight/audit_chain.h"
@@ -24,7 +26,15 @@ struct GateOpening {
 };
 // "PIPELINE/STAGE", and the round where there is more than one attempt.
 std::string GateId(const std::string& pipeline_id, const std::string& stage, int round, int repeat);
-// Whether a bound holds for a metric; `problem` says why when it cannot be told.
+// The metric "worst.METRIC" of a condition: the bound has to hold for every slice METRIC{TAG=value}; with
+// "worst.METRIC{TAG,…}" for the slices of these tags. An empty `metric`: cannot be read.
+struct WorstOf {
+  std::string metric;
+  std::vector<std::string> tags;
+};
+std::optional<WorstOf> ParseWorst(const std::string& metric);
+// Whether a bound holds for a metric, or for all its slices; `problem` says why when it cannot be told, and which slice
+// is the worst.
 v1::ConditionResult CheckCondition(const v1::GateCondition& condition,
                                    const std::map<std::string, v1::Metric>& metrics);
 

@@ -44,6 +44,7 @@ absl::StatusOr<double> Total(const v1::ScorerSpec& judge, const std::map<std::st
 struct Pair {
   std::vector<std::string> slices;  // "{tag=value}"
   double now = 0, before = 0, length_change = 0;
+  std::optional<double> refusal_change;
 };
 
 std::vector<std::string> SlicesOf(const v1::EvaluateSpec& spec, const v1::Prompt& prompt) {
@@ -59,12 +60,15 @@ std::vector<std::string> SlicesOf(const v1::EvaluateSpec& spec, const v1::Prompt
   return slices;
 }
 
-// The largest gap between two slices of one tag.
-double Disparity(const std::vector<Pair>& pairs, double Pair::*total) {
+// The largest gap between two slices of one tag. Categories are tasks of another kind and difficulty: they differ by
+// nature, and count only where the evaluation declares them.
+double Disparity(const std::vector<Pair>& pairs, double Pair::*total, bool categories) {
   std::map<std::string, std::map<std::string, std::pair<double, double>>> sums;  // tag, slice: sum and count
   for (const Pair& pair : pairs) {
     for (const std::string& slice : pair.slices) {
-      auto& entry = sums[slice.substr(1, slice.find('=') - 1)][slice];
+      const std::string tag = slice.substr(1, slice.find('=') - 1);
+      if (tag == "category" && !categories) continue;
+      auto& entry = sums[tag][slice];
       entry.first += pair.*total;
       entry.second += 1;
     }
@@ -82,6 +86,17 @@ double Disparity(const std::vector<Pair>& pairs, double Pair::*total) {
     worst = std::max(worst, high - low);
   }
   return worst;
+}
+
+// How much more an answer refuses than the other policy's, by the abstention grader, if both evaluations have it.
+std::optional<double> RefusalChange(const v1::ScorerSpec& graders, const std::map<std::string, double>& now,
+                                    const std::map<std::string, double>& before) {
+  for (const v1::RewardComponent& grader : graders.components()) {
+    if (!grader.has_abstention()) continue;
+    const auto mine = now.find(grader.name()), other = before.find(grader.name());
+    if (mine != now.end() && other != before.end()) return mine->second - other->second;
+  }
+  return std::nullopt;
 }
 
 // Percentile interval of a statistic of resampled pairs.
@@ -158,6 +173,7 @@ absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
     pair.slices = SlicesOf(spec, sample.prompt());
     RLHF_ASSIGN_OR_RETURN(pair.now, Total(judge, components, "this evaluation"));
     RLHF_ASSIGN_OR_RETURN(pair.before, Total(judge, other->second->components, "the evaluation it is compared with"));
+    pair.refusal_change = RefusalChange(spec.graders(), components, other->second->components);
     pair.length_change =
         static_cast<double>(sample.response_text().size()) - static_cast<double>(other->second->response.size());
   }
@@ -165,7 +181,7 @@ absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
     return absl::FailedPreconditionError("against: expected an evaluation of the same suite, found no common prompt");
 
   const int replicates = spec.has_bootstrap() ? spec.bootstrap() : 1000;
-  std::map<std::string, std::vector<double>> wins, changes, lengths;
+  std::map<std::string, std::vector<double>> wins, changes, lengths, refusals;
   for (const Pair& pair : pairs) {
     std::vector<std::string> slices = pair.slices;
     slices.emplace_back();
@@ -173,6 +189,7 @@ absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
       wins[slice].push_back(pair.now > pair.before ? 1 : pair.now < pair.before ? 0 : 0.5);
       changes[slice].push_back(pair.now - pair.before);
       lengths[slice].push_back(pair.length_change);
+      if (pair.refusal_change) refusals[slice].push_back(*pair.refusal_change);
     }
   }
   std::map<std::string, v1::Metric> metrics;
@@ -182,12 +199,18 @@ absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
     metrics[absl::StrCat("score_change", slice)] = BootstrapMean(values, Range::kAny, replicates, kBootstrapSeed);
   for (const auto& [slice, values] : lengths)
     metrics[absl::StrCat("length_change", slice)] = BootstrapMean(values, Range::kAny, replicates, kBootstrapSeed);
+  for (const auto& [slice, values] : refusals)
+    metrics[absl::StrCat("refusal_change", slice)] = BootstrapMean(values, Range::kAny, replicates, kBootstrapSeed);
   // Rebuilding all slices a replicate is what costs; a tenth of the replicates bounds it.
+  const bool categories = std::find(spec.slices().begin(), spec.slices().end(), "category") != spec.slices().end();
   const int fewer = std::min(replicates, std::max(100, replicates / 10));
-  metrics["disparity"] = Bootstrapped(pairs, fewer, [](const auto& p) { return Disparity(p, &Pair::now); });
-  metrics["disparity_before"] = Bootstrapped(pairs, fewer, [](const auto& p) { return Disparity(p, &Pair::before); });
-  metrics["disparity_rise"] =
-      Bootstrapped(pairs, fewer, [](const auto& p) { return Disparity(p, &Pair::now) - Disparity(p, &Pair::before); });
+  metrics["disparity"] =
+      Bootstrapped(pairs, fewer, [=](const auto& p) { return Disparity(p, &Pair::now, categories); });
+  metrics["disparity_before"] =
+      Bootstrapped(pairs, fewer, [=](const auto& p) { return Disparity(p, &Pair::before, categories); });
+  metrics["disparity_rise"] = Bootstrapped(pairs, fewer, [=](const auto& p) {
+    return Disparity(p, &Pair::now, categories) - Disparity(p, &Pair::before, categories);
+  });
   return metrics;
 }
 

@@ -17,8 +17,9 @@ namespace rlhf::coordinator {
 //   win_rate, win_rate{SLICE}: an answer with the higher total of the judge wins, equal ones count one half;
 //   score_change, score_change{SLICE}: mean total minus that of the other policy's answers;
 //   length_change{SLICE}: the same of response texts, in bytes;
+//   refusal_change{SLICE}: the same of the abstention grader, where both evaluations have one;
 //   disparity, disparity_before, disparity_rise: the largest gap in mean total between two slices of one tag, now,
-//   then, and how much it grew.
+//   then, and how much it grew. Slices by `category` count only where the evaluation declares them.
 // 95 % intervals by percentile bootstrap over prompts (common/intervals.h), seeded: the same samples give the same
 // numbers; no interval for a change that is the same for every prompt. The
 // judge's components are looked up by name among what both evaluations' graders recorded. FailedPrecondition when no

@@ -1,11 +1,13 @@
 // pipeline: its stages one after the other, each a job of its own, in rounds, with gates between them.
 #include <algorithm>
+#include <optional>
 #include <set>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "common/status_util.h"
 #include "coordinator/jobs/driver.h"
 #include "coordinator/jobs/policy_publisher.h"
@@ -132,6 +134,7 @@ class PipelineDriver final : public Driver {
     opening.round = attempt.round;
     opening.repeat = attempt.repeat;
     opening.spec = stage.gate();
+    for (v1::GateCondition& condition : *opening.spec.mutable_conditions()) DeclareSlices(stage, &condition);
     if (stage.has_evaluate() && stage.evaluate().has_max_disparity_rise()) {
       // The bound on disparity is a condition of the gate like any other.
       v1::GateCondition& disparity = *opening.spec.add_conditions();
@@ -153,6 +156,19 @@ class PipelineDriver final : public Driver {
       if (policy != opening.artifacts.end()) opening.policy = policy->second;
     }
     return opening;
+  }
+
+  // The worst slice is looked for among those that the evaluation declares, if it declares any.
+  void DeclareSlices(const v1::StageSpec& own, v1::GateCondition* condition) const {
+    const std::optional<WorstOf> worst = ParseWorst(condition->metric());
+    if (!worst || !worst->tags.empty()) return;
+    const v1::StageSpec* stage = &own;
+    for (const v1::StageSpec& other : pipeline().stages()) {
+      if (other.name() == condition->stage()) stage = &other;
+    }
+    if (!stage->evaluate().slices().empty())
+      condition->set_metric(
+          absl::StrCat("worst.", worst->metric, "{", absl::StrJoin(stage->evaluate().slices(), ","), "}"));
   }
 
   bool PassGate(const v1::StageSpec& stage, const v1::Job& stage_job, const Attempt& attempt,

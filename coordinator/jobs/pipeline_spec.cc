@@ -7,12 +7,33 @@
 #include "coordinator/jobs/spec.h"
 #include "coordinator/jobs/spec_checker.h"
 #include "coordinator/names.h"
+#include "coordinator/oversight.h"
 
 namespace rlhf::coordinator {
 namespace {
 
 bool MakesModel(const v1::StageSpec& stage) {
   return stage.has_sft() || stage.has_reward_model() || stage.has_ppo();
+}
+
+// A condition on the worst slice, of the stage whose result it bounds.
+void CheckWorst(SpecChecker& check, const v1::GateCondition& condition, const WorstOf& worst,
+                const v1::StageSpec& stage) {
+  const auto problem = [&](const std::string& expected) {
+    check.Problem("gate.conditions", absl::StrCat(expected, ", found \"", condition.metric(), "\""));
+  };
+  if (worst.metric.empty()) return problem("expected worst.METRIC or worst.METRIC{TAG,TAG}");
+  if (!stage.has_evaluate() && !stage.has_reward_model() && !stage.has_collect())
+    return problem("expected worst.METRIC of a stage whose result has slices (evaluate, reward_model, collect)");
+  for (const std::string& tag : worst.tags) {
+    if (tag.empty() || tag.find('=') != std::string::npos)
+      return problem("expected names of tags in worst.METRIC{TAG,TAG}, without values");
+    const auto& slices = stage.evaluate().slices();
+    if (!slices.empty() && std::find(slices.begin(), slices.end(), tag) == slices.end()) {
+      return problem(
+          absl::StrCat("expected tags that the evaluation declares as slices (", absl::StrJoin(slices, ", "), ")"));
+    }
+  }
 }
 
 void Gate(SpecChecker& check, const std::map<std::string, const v1::StageSpec*>& earlier, const v1::StageSpec& stage,
@@ -39,8 +60,13 @@ void Gate(SpecChecker& check, const std::map<std::string, const v1::StageSpec*>&
                     "expected at least 1: nothing is published as approved without a person");
   }
   for (const v1::GateCondition& condition : gate->conditions()) {
-    if (!condition.stage().empty() && earlier.count(condition.stage()) == 0)
+    const auto it = earlier.find(condition.stage());
+    if (!condition.stage().empty() && it == earlier.end()) {
       check.Problem("gate.conditions", absl::StrCat("expected an earlier stage, found \"", condition.stage(), "\""));
+      continue;
+    }
+    if (const auto worst = ParseWorst(condition.metric()))
+      CheckWorst(check, condition, *worst, it == earlier.end() ? stage : *it->second);
   }
 }
 

@@ -128,6 +128,33 @@ TEST(SpecTest, AStageMayNameEarlierStagesOfTheRightKindOnly) {
   EXPECT_EQ(ReferencesOf(&spec).size(), 4u);
 }
 
+TEST(SpecTest, AGateOnTheWorstSliceIsCheckedWhenItIsSubmitted) {
+  const auto problems = [](const std::string& metric, const std::string& of_stage) {
+    v1::JobSpec spec;
+    spec.set_name("p");
+    v1::StageSpec* sample = spec.mutable_pipeline()->add_stages();
+    sample->set_name("sample");
+    sample->mutable_sample()->set_model("m");
+    sample->mutable_sample()->set_prompts("p");
+    v1::StageSpec* evaluate = spec.mutable_pipeline()->add_stages();
+    evaluate->set_name("evaluate");
+    evaluate->mutable_evaluate()->set_model("m");
+    evaluate->mutable_evaluate()->set_suite("s");
+    evaluate->mutable_evaluate()->add_slices("dialect");
+    v1::GateCondition* condition = evaluate->mutable_gate()->add_conditions();
+    condition->set_metric(metric);
+    condition->set_stage(of_stage);
+    condition->set_min(0.5);
+    return JoinProblems(CompleteSpec(&spec));
+  };
+  EXPECT_THAT(problems("worst.known.accuracy", ""), testing::Not(HasSubstr("gate.conditions")));
+  EXPECT_THAT(problems("worst.known.accuracy{dialect}", ""), testing::Not(HasSubstr("gate.conditions")));
+  EXPECT_THAT(problems("worst.", ""), HasSubstr("expected worst.METRIC or worst.METRIC{TAG,TAG}, found \"worst.\""));
+  EXPECT_THAT(problems("worst.accuracy{dialect=north}", ""), HasSubstr("without values"));
+  EXPECT_THAT(problems("worst.accuracy{age}", ""), HasSubstr("declares as slices (dialect)"));
+  EXPECT_THAT(problems("worst.score", "sample"), HasSubstr("a stage whose result has slices"));
+}
+
 v1::Sample Graded(const std::string& category, double exact, double abstains, double claims,
                   const std::string& template_id) {
   v1::Sample sample;

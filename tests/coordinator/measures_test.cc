@@ -192,6 +192,43 @@ TEST(CompareEvaluationsTest, WinsScoresAndDisparityAgainstAnEarlierPolicy) {
   EXPECT_THAT(std::string(CompareEvaluations(Graded(), now, before).status().message()), HasSubstr("same suite"));
 }
 
+TEST(CompareEvaluationsTest, RefusalsChangeBySliceAndCategoriesAreNoDisparity) {
+  v1::EvaluateSpec spec = Graded();
+  v1::RewardComponent* refuses = spec.mutable_graders()->add_components();
+  refuses->set_name("abstains");
+  refuses->set_weight(0);
+  refuses->mutable_abstention();
+  std::vector<v1::Sample> now;
+  std::vector<artifact::SampleRecord> before;
+  for (int i = 0; i < 80; ++i) {
+    // The south is refused in half of the cases, where nobody was; known questions are right, unknown ones are not.
+    const bool south = i % 2 == 1, known = i % 4 < 2;
+    v1::Sample& sample = now.emplace_back(Answered(i, south ? "south" : "north", known ? 1 : 0));
+    sample.mutable_prompt()->set_category(known ? "known" : "unknown");
+    v1::ComponentScore* component = sample.mutable_score()->add_components();
+    component->set_name("abstains");
+    component->set_value(south && !known ? 1 : 0);
+    artifact::SampleRecord& record = before.emplace_back();
+    record.id = absl::StrCat(i);
+    record.prompt = "Q";
+    record.components = {{"exact", 0}, {"abstains", 0}};
+  }
+  auto metrics = CompareEvaluations(spec, now, before);
+  ASSERT_TRUE(metrics.ok()) << metrics.status();
+  EXPECT_DOUBLE_EQ(metrics->at("refusal_change{dialect=south}").value(), 0.5);
+  EXPECT_GT(metrics->at("refusal_change{dialect=south}").low(), 0.3);
+  EXPECT_LT(metrics->at("refusal_change{dialect=south}").high(), 0.7);
+  EXPECT_DOUBLE_EQ(metrics->at("refusal_change{dialect=north}").value(), 0);
+  EXPECT_DOUBLE_EQ(metrics->at("refusal_change").value(), 0.25);
+  EXPECT_DOUBLE_EQ(metrics->at("disparity_rise").value(), 0) << "both dialects gained alike";
+  EXPECT_EQ(metrics->count("win_rate{category=known}"), 1u);
+  spec.add_slices("category");
+  metrics = CompareEvaluations(spec, now, before);
+  EXPECT_DOUBLE_EQ(metrics->at("disparity_rise").value(), 1) << "where it is asked for";
+  for (artifact::SampleRecord& record : before) record.components.erase("abstains");
+  EXPECT_EQ(CompareEvaluations(spec, now, before)->count("refusal_change"), 0u);
+}
+
 TEST(CompareEvaluationsTest, FewAnswersThatAllWinAreNotCertainty) {
   std::vector<v1::Sample> now;
   std::vector<artifact::SampleRecord> before;
@@ -222,6 +259,48 @@ TEST(CompareEvaluationsTest, FewAnswersThatAllWinAreNotCertainty) {
     EXPECT_FALSE(none.holds());
     EXPECT_THAT(none.problem(), HasSubstr("has no interval"));
   }
+}
+
+TEST(CheckConditionTest, TheWorstSliceDecides) {
+  std::map<std::string, v1::Metric> metrics;
+  const auto set = [&](const std::string& name, double value, bool interval = true) {
+    metrics[name].set_value(value);
+    if (interval) metrics[name].set_low(value - 0.05);
+    if (interval) metrics[name].set_high(value + 0.05);
+  };
+  set("acc", 0.95);
+  set("acc{dialect=north}", 0.99);
+  set("acc{dialect=south}", 0.85);
+  set("acc{length=long}", 0.7);
+  set("accuracy{dialect=east}", 0);  // another metric
+  set("check.acc{dialect=north}", 0.5);
+  v1::GateCondition condition;
+  condition.set_metric("worst.acc");
+  condition.set_min(0.8);
+  v1::ConditionResult result = CheckCondition(condition, metrics);
+  EXPECT_FALSE(result.holds()) << "though the mean over all is 0.95";
+  EXPECT_EQ(result.found().value(), 0.7);
+  EXPECT_THAT(result.problem(), HasSubstr("acc{length=long}, is 0.7; expected at least 0.8"));
+  condition.set_metric("worst.acc{dialect}");
+  result = CheckCondition(condition, metrics);
+  EXPECT_TRUE(result.holds()) << result.problem();
+  EXPECT_EQ(result.found().value(), 0.85);
+  condition.set_by_interval(true);
+  condition.set_min(0.79);
+  result = CheckCondition(condition, metrics);
+  EXPECT_TRUE(result.holds()) << result.problem();
+  condition.set_min(0.81);
+  EXPECT_FALSE(CheckCondition(condition, metrics).holds()) << "by the interval";
+  set("acc{dialect=west}", 1, false);
+  EXPECT_THAT(CheckCondition(condition, metrics).problem(), HasSubstr("\"acc{dialect=west}\" has no interval"));
+  condition.set_by_interval(false);
+  condition.clear_min();
+  condition.set_max(0.9);
+  EXPECT_EQ(CheckCondition(condition, metrics).found().value(), 1) << "the highest is the worst";
+  condition.set_stage("check");
+  EXPECT_TRUE(CheckCondition(condition, metrics).holds());
+  condition.set_metric("worst.loss");
+  EXPECT_THAT(CheckCondition(condition, metrics).problem(), HasSubstr("no slices of \"check.loss\""));
 }
 
 TEST(StatedCalibrationTest, ConfidenceIsComparedWithBeingRight) {
