@@ -51,6 +51,7 @@ std::string ModelCardJson(const ModelCardInputs& inputs) {
   card["model"] = gate.policy();
   card["project"] = inputs.pipeline.spec().project();
   card["published_as"] = gate.spec().publish_as().empty() ? "" : absl::StrCat("approved/", gate.spec().publish_as());
+  card["signed_with"] = inputs.key_sha256.empty() ? "unsigned" : absl::StrCat("sha256:", inputs.key_sha256);
   card["written_at"] = absl::FormatTime(absl::RFC3339_sec, inputs.at, absl::UTCTimeZone());
   card["pipeline"] = {{"id", inputs.pipeline.id()},
                       {"name", inputs.pipeline.spec().name()},
@@ -109,11 +110,16 @@ std::string ModelCardMarkdown(const std::string& json) {
   if (const auto alias = card["published_as"].get<std::string>(); !alias.empty())
     absl::StrAppend(&out, ", published as `", alias, "`");
   const Json& pipeline = card["pipeline"];
-  absl::StrAppend(&out, " on ", card["written_at"].get<std::string>(), ".\n\nMade by pipeline `",
-                  pipeline["id"].get<std::string>(), "`, seed ", pipeline["seed"].get<uint64_t>(), ", round ",
-                  pipeline["round"].get<int>(), "; submitted by ", pipeline["submitted_by"].get<std::string>(),
-                  ".\n\n## Approval\n\nGate `", card["approval"]["gate"].get<std::string>(),
-                  "`; every approval is of the report `", card["approval"]["report_sha256"].get<std::string>(),
+  const bool is_signed = card["signed_with"].get<std::string>() != "unsigned";
+  absl::StrAppend(&out, " on ", card["written_at"].get<std::string>(), ". ",
+                  is_signed ? absl::StrCat("Signed (`model_card.json.sig`) with the audit key `",
+                                           card["signed_with"].get<std::string>(), "`.")
+                            : "**Unsigned**: the coordinator had no audit key, so nobody can check who wrote this.",
+                  "\n\nMade by pipeline `", pipeline["id"].get<std::string>(), "`, seed ",
+                  pipeline["seed"].get<uint64_t>(), ", round ", pipeline["round"].get<int>(), "; submitted by ",
+                  pipeline["submitted_by"].get<std::string>(), ".\n\n## Approval\n\nGate `",
+                  card["approval"]["gate"].get<std::string>(), "`; every approval is of the report `",
+                  card["approval"]["report_sha256"].get<std::string>(),
                   "`.\n\n| by | decision | at | comment |\n| --- | --- | --- | --- |\n");
   for (const Json& approval : card["approval"]["approvals"]) {
     absl::StrAppend(&out, "| ", Cell(approval["by"].get<std::string>()), " | ",

@@ -16,6 +16,7 @@ struct ModelCardInputs {
   v1::GateRow gate;  // that approved the policy
   v1::Lineage lineage;
   absl::Time at;
+  std::string key_sha256;  // of the key that signs the card; empty: nobody does
 };
 
 // Pretty-printed, keys in a fixed order.

@@ -55,11 +55,29 @@ std::vector<v1::SpecProblem> JobTable::ResolveReferences(v1::JobSpec* spec,
   return problems;
 }
 
+namespace {
+
+// An approved policy without a card that anybody can check is worth less than none: said before people are asked.
+void CheckSigner(const Signer* signer, const v1::JobSpec& spec, std::vector<v1::SpecProblem>* problems) {
+  if (signer != nullptr) return;
+  for (int i = 0; i < spec.pipeline().stages_size(); ++i) {
+    if (spec.pipeline().stages(i).gate().publish_as().empty()) continue;
+    v1::SpecProblem& added = problems->emplace_back();
+    added.set_field(absl::StrCat("pipeline.stages[", i, "].gate.publish_as"));
+    added.set_problem(
+        "expected a coordinator that can sign the policy's model card, found one without a key: start it with "
+        "--audit-key-file, or leave out publish_as");
+  }
+}
+
+}  // namespace
+
 v1::ValidateJobResponse JobTable::Validate(const v1::ValidateJobRequest& request) {
   v1::ValidateJobResponse response;
   v1::JobSpec completed = request.spec();
   const std::set<std::string> uploads(request.uploads().begin(), request.uploads().end());
   std::vector<v1::SpecProblem> problems = CompleteSpec(&completed);
+  CheckSigner(deps_.oversight->audit().signer(), completed, &problems);
   std::map<std::string, std::string> resolved;
   absl::Status unresolved;
   for (v1::SpecProblem& problem : ResolveReferences(&completed, &resolved, &unresolved, uploads))
@@ -104,6 +122,7 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
   }
   v1::JobSpec spec = request.spec();
   std::vector<v1::SpecProblem> problems = CompleteSpec(&spec);
+  CheckSigner(deps_.oversight->audit().signer(), spec, &problems);
   std::map<std::string, std::string> resolved;
   absl::Status unresolved;
   if (problems.empty()) problems = ResolveReferences(&spec, &resolved, &unresolved);

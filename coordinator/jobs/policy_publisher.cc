@@ -52,8 +52,12 @@ void Name(JobHost* host, const std::string& job_id, const v1::GateRow& gate, con
     (*row->mutable_result()->mutable_artifacts())[CardKey(gate)] = card;
     (*row->mutable_result()->mutable_artifacts())["approved"] = gate.policy();
     WriteBatch batch;
+    const Signer* signer = host->deps().oversight->audit().signer();
     host->deps().oversight->Audit("coordinator", "policy.approve", gate.policy(), "done",
-                                  {{"gate", gate.id()}, {"model_card", card}, {"report_sha256", gate.report_sha256()}},
+                                  {{"gate", gate.id()},
+                                   {"model_card", card},
+                                   {"report_sha256", gate.report_sha256()},
+                                   {"signed_with", signer == nullptr ? "unsigned" : signer->key_sha256()}},
                                   &batch);
     host->AppendMessage(row,
                         absl::StrCat("gate ", gate.id(), " approved the policy ", gate.policy().substr(0, 19),
@@ -104,6 +108,7 @@ void PublishPolicy(JobHost* host, const std::string& job_id, const v1::GateRow& 
   const absl::StatusOr<std::string> staging = deps.artifacts->MakeStaging();
   if (!staging.ok()) return done(staging.status());
   const Signer* signer = deps.oversight->audit().signer();
+  if (signer != nullptr) inputs.key_sha256 = signer->key_sha256();
   deps.background->Run([host, job_id, gate, inputs, signer, staging = *staging, done, loop = deps.loop] {
     const absl::Status written = WithVolumeReason(WriteModelCard(inputs, signer, staging));
     std::error_code ignored;

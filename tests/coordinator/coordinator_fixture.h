@@ -35,7 +35,7 @@ class CoordinatorFixture : public testing::Test {
     config.tls_key = config.api_key = tls.key_file;
     config.trust_domain = "test";
     config.bootstrap_tokens = dir_.File("tokens.json");
-    config.audit_key_file = dir_.File("audit.key");
+    if (has_audit_key_) config.audit_key_file = dir_.File("audit.key");
     config.heartbeat_ms = 200;
     config.lease_ms = 60'000;  // nothing expires by itself
     return config;
@@ -85,6 +85,7 @@ class CoordinatorFixture : public testing::Test {
     return response;
   }
 
+  bool has_audit_key_ = true;  // read by Start and Restart
   ScratchDir dir_;
   TestCertificates certificates_;
   std::map<std::string, std::string> tokens_;

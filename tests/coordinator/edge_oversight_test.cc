@@ -216,6 +216,32 @@ TEST_F(OversightEdgeTest, TheNamesOfApprovedPoliciesAreReserved) {
   EXPECT_EQ(ReasonOf(set.status()), v1::RESERVED_ALIAS);
 }
 
+TEST_F(OversightEdgeTest, NothingIsPublishedByACoordinatorThatCannotSignItsCard) {
+  v1::SubmitJobRequest request;
+  request.set_request_id("publish");
+  request.mutable_spec()->set_name("publish");
+  v1::StageSpec& stage = *request.mutable_spec()->mutable_pipeline()->add_stages();
+  stage.set_name("sft");
+  stage.mutable_sft()->set_model("no-such-model");
+  stage.mutable_sft()->set_data("no-such-data");
+  stage.mutable_sft()->set_steps(1);
+  stage.mutable_sft()->set_batch_size(1);
+  stage.mutable_gate()->set_required_approvals(1);
+  stage.mutable_gate()->set_approves("sft");
+  stage.mutable_gate()->set_publish_as("assistant");
+  const auto problem = [&] {
+    const auto job = Call(v1::JobService::NewStub(Api("submitter")), &JobStub::SubmitJob, request);
+    EXPECT_FALSE(job.ok());
+    return std::string(job.status().message());
+  };
+  EXPECT_THAT(problem(), testing::AllOf(HasSubstr("no-such-model"), testing::Not(HasSubstr("--audit-key-file"))));
+  has_audit_key_ = false;
+  Restart();
+  EXPECT_THAT(problem(), testing::AllOf(HasSubstr("gate.publish_as"), HasSubstr("--audit-key-file")));
+  stage.mutable_gate()->clear_publish_as();
+  EXPECT_THAT(problem(), testing::Not(HasSubstr("--audit-key-file"))) << "a gate that publishes nothing needs no key";
+}
+
 class AuditTest : public OversightEdgeTest {
  protected:
   // Changes rows behind the coordinator's back.
