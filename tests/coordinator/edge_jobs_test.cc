@@ -1,4 +1,5 @@
 // Jobs over the API listener of a real coordinator, without a fleet: they wait, and can be watched while they do.
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -9,11 +10,13 @@
 #include "cli/uploads.h"
 #include "client/cpp/artifact_cache.h"
 #include "common/durable_file.h"
+#include "common/spec_loader.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
 #include "rlhf/v1/feedback_service.grpc.pb.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
 #include "tests/coordinator/coordinator_fixture.h"
 #include "tests/coordinator/waiting_job.h"
+#include "tests/testing/golden.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -70,6 +73,41 @@ TEST_F(JobsEdgeTest, AnInvalidSpecificationComesBackWithItsProblems) {
   const auto refused = Call(stub_, &Stub::SubmitJob, submit);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument) << refused.status();
   EXPECT_EQ(ReasonOf(refused.status()), v1::INVALID_SPEC);
+}
+
+TEST_F(JobsEdgeTest, EveryExampleIsValid) {
+  int examples = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(SourceDir() + "/examples")) {
+    if (entry.path().extension() != ".yaml") continue;
+    SCOPED_TRACE(entry.path().string());
+    // Stand-ins for what the examples' scripts make: whatever files the example names, and a model.
+    const std::string data = dir_.File("data"), model = dir_.File("model");
+    ASSERT_TRUE(MakeDirs(data).ok() && MakeDirs(model).ok());
+    ASSERT_TRUE(WriteFileDurably(model + "/config.json", "{}").ok());
+    const auto text = ReadFile(entry.path().string());
+    ASSERT_TRUE(text.ok()) << text.status();
+    const std::string named = "${data}/";
+    for (size_t at = text->find(named); at != std::string::npos; at = text->find(named, at)) {
+      at += named.size();
+      const std::string file = text->substr(at, text->find_first_of("\"\n ,}", at) - at);
+      ASSERT_TRUE(WriteFileDurably(data + "/" + file, "{\"prompt\":\"" + file + "\"}\n").ok());
+    }
+    v1::ValidateJobRequest validate;
+    const absl::Status parsed =
+        LoadYamlFile(entry.path().string(), {{"data", data}, {"model", model}}, validate.mutable_spec());
+    ASSERT_TRUE(parsed.ok()) << parsed;
+    const auto files =
+        cli::UploadFileReferences(nullptr, entry.path().parent_path().string(), "default", validate.mutable_spec());
+    ASSERT_TRUE(files.ok()) << files.status();
+    EXPECT_GE(files->size(), 3u);
+    for (const v1::Artifact& file : *files) validate.add_uploads(file.digest());
+    const auto valid = Call(stub_, &Stub::ValidateJob, validate);
+    ASSERT_TRUE(valid.ok()) << valid.status();
+    EXPECT_EQ(valid->problems_size(), 0) << valid->DebugString();
+    EXPECT_TRUE(valid->has_completed());
+    ++examples;
+  }
+  EXPECT_GE(examples, 3);
 }
 
 TEST_F(JobsEdgeTest, FilesAreValidBeforeTheyAreUploadedAndUploadedBeforeAJobIsSubmitted) {

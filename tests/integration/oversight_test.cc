@@ -51,7 +51,7 @@ pipeline:
       gate:
         conditions:
           - {metric: exact_answer, min: 0}
-        required_approvals: 1
+        required_approvals: 2
         approves: sft
         publish_as: assistant
 )");
@@ -73,6 +73,15 @@ pipeline:
   EXPECT_THAT(shown.output, HasSubstr("exact_answer"));
   const CommandResult approved = As("overseer", "gate approve " + gate + " --comment fine --report " + report);
   ASSERT_EQ(approved.code, 0) << approved.output;
+  // One person is one approval, however often; the second has to be somebody else's.
+  EXPECT_EQ(As("overseer", "gate approve " + gate + " --report " + report).code, 0);
+  EXPECT_THAT(As("overseer", "gate show " + gate).output, HasSubstr("waiting"));
+  EXPECT_NE(service_.Ctl("models pull approved/assistant --out " + File("half")).code, 0);
+  const CommandResult token = As("admin", "token create --subject otto --role overseer > " + File("otto.token"));
+  ASSERT_EQ(token.code, 0) << token.output;
+  const CommandResult second =
+      As("overseer", "--token-file " + File("otto.token") + " gate approve " + gate + " --report " + report);
+  ASSERT_EQ(second.code, 0) << second.output;
   EXPECT_EQ(service_.Ctl("watch gated").code, 0);
 
   ASSERT_EQ(service_.Ctl("models pull approved/assistant --out " + File("assistant")).code, 0);
@@ -84,6 +93,9 @@ pipeline:
   EXPECT_FALSE(VerifySignature(*key, *card + " ", signature->substr(0, signature->find('\n'))).ok());
   const nlohmann::json parsed = nlohmann::json::parse(*card);
   EXPECT_EQ(parsed["approval"]["approvals"][0]["by"], "overseer");
+  EXPECT_EQ(parsed["approval"]["approvals"][1]["by"], "otto");
+  EXPECT_EQ(parsed["signed_with"].get<std::string>().size(), 64 + sizeof("sha256:") - 1) << "which key";
+  EXPECT_THAT(*ReadFile(File("card/model_card.md")), HasSubstr("Signed (`model_card.json.sig`)"));
   EXPECT_EQ(parsed["approval"]["report_sha256"], report);
   EXPECT_THAT(*ReadFile(File("card/model_card.md")), HasSubstr("overseer | approved"));
 
@@ -236,6 +248,37 @@ TEST_F(OversightTest, ARiseOfDisparityOverItsBoundAlertsAndClosesTheGate) {
   const CommandResult borne = service_.Ctl("submit " + pipeline("borne", 1.5, "{approves: sft}") + " --follow");
   EXPECT_EQ(borne.code, 0) << borne.output;
   EXPECT_THAT(borne.output, Not(HasSubstr("ALERT")));
+}
+
+TEST_F(OversightTest, AGateOnTheKlClosesOnAPolicyThatWentTooFar) {
+  const std::string path = Write("far.yaml", R"(
+name: far
+seed: 3
+pipeline:
+  stages:
+    - name: ppo
+      ppo:
+        policy: file:model
+        prompts: file:prompts.jsonl
+        scorer: {components: [{name: letter_t, regex: {pattern: t}}]}
+        steps: 12
+        prompts_per_step: 8
+        samples_per_prompt: 2
+        sampling: {max_new_tokens: 8}
+        policy_optimizer: {learning_rate: 2e-2}
+        kl: {coefficient: 0.0}
+      gate:
+        conditions:
+          - {metric: monitor/kl, max: 100}
+          - {metric: monitor/kl, max: 0.05}
+        approves: ppo
+)");
+  const CommandResult closed = service_.Ctl("submit " + path + " --follow");
+  EXPECT_EQ(closed.code, 5) << closed.output;  // GATE_CLOSED
+  const nlohmann::json job = service_.Job("far");
+  EXPECT_THAT(job.value("reason", ""), HasSubstr("monitor/kl is")) << job.dump(1);
+  EXPECT_THAT(job.value("reason", ""), HasSubstr("expected at most 0.05"));
+  EXPECT_GT(job["result"]["metrics"]["ppo.monitor/kl"].value("value", 0.0), 0.05) << job.dump(1);
 }
 
 TEST_F(OversightTest, AMonitorEndsARunWithItsReason) {
