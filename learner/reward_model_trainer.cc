@@ -27,6 +27,26 @@ double Right(double difference) {
   return difference == 0 ? 0.5 : difference > 0 ? 1 : 0;
 }
 
+// How sure the model is of pairs against how often it is right, in bins of its confidence, which is ½ to 1.
+struct Calibration {
+  static constexpr int kBins = 10;
+  double confidence[kBins] = {}, outcome[kBins] = {}, count[kBins] = {};
+  int64_t n = 0;
+
+  void Add(double p, double right) {
+    const int bin = std::min(kBins - 1, static_cast<int>((p - 0.5) * 2 * kBins));
+    confidence[bin] += p;
+    outcome[bin] += right;
+    count[bin] += 1;
+    ++n;
+  }
+  double Ece() const {
+    double sum = 0;
+    for (int bin = 0; bin < kBins; ++bin) sum += std::abs(confidence[bin] - outcome[bin]);
+    return sum / static_cast<double>(n);
+  }
+};
+
 void AddBaselines(const std::vector<ComparisonPair>& pairs, const std::vector<double>& differences,
                   std::map<std::string, v1::Metric>* metrics) {
   std::vector<double> longer, shorter, lengths, right_where_decided;
@@ -63,11 +83,10 @@ void AddBaselines(const std::vector<ComparisonPair>& pairs, const std::vector<do
 
 std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<ComparisonPair>& pairs,
                                                      const std::vector<double>& differences) {
-  constexpr int kBins = 10;
   std::map<std::string, std::vector<double>> right;
   std::vector<double> losses;
   std::map<std::string, std::vector<double>> losses_by_slice;
-  double confidence[kBins] = {}, outcome[kBins] = {}, count[kBins] = {};
+  std::map<std::string, Calibration> calibration;  // by slice, of all under ""
   for (size_t i = 0; i < pairs.size(); ++i) {
     const double d = differences[i];
     const double value = pairs[i].tie ? 0.5 : Right(d);
@@ -81,10 +100,8 @@ std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<Compariso
       losses_by_slice[absl::StrCat("log_loss{", slice, "}")].push_back(losses.back());
     // The probability of the candidate the model prefers, and whether people did.
     const double p = 1 / (1 + std::exp(-std::abs(d)));
-    const int bin = std::min(kBins - 1, static_cast<int>((p - 0.5) * 2 * kBins));
-    confidence[bin] += p;
-    outcome[bin] += value;
-    count[bin] += 1;
+    calibration[""].Add(p, value);
+    for (const std::string& slice : pairs[i].slices) calibration[absl::StrCat("{", slice, "}")].Add(p, value);
   }
   std::map<std::string, v1::Metric> metrics;
   if (pairs.empty()) return metrics;
@@ -92,19 +109,20 @@ std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<Compariso
   metrics["log_loss"] = MeanWithInterval(losses, Range::kAny);
   for (const auto& [name, values] : losses_by_slice) metrics[name] = MeanWithInterval(values, Range::kAny);
   AddBaselines(pairs, differences, &metrics);
-  double ece = 0;
-  for (int bin = 0; bin < kBins; ++bin)
-    ece += std::abs(confidence[bin] - outcome[bin]) / static_cast<double>(pairs.size());
-  for (int bin = 0; bin < kBins; ++bin) {
-    if (count[bin] == 0) continue;
+  const Calibration& all = calibration[""];
+  for (int bin = 0; bin < Calibration::kBins; ++bin) {
+    if (all.count[bin] == 0) continue;
     const std::string name = absl::StrCat("calibration/", bin), sure = absl::StrCat("calibration.confidence/", bin);
-    metrics[name].set_value(outcome[bin] / count[bin]);
-    metrics[name].set_n(static_cast<int64_t>(count[bin]));
-    metrics[sure].set_value(confidence[bin] / count[bin]);
-    metrics[sure].set_n(static_cast<int64_t>(count[bin]));
+    metrics[name].set_value(all.outcome[bin] / all.count[bin]);
+    metrics[name].set_n(static_cast<int64_t>(all.count[bin]));
+    metrics[sure].set_value(all.confidence[bin] / all.count[bin]);
+    metrics[sure].set_n(static_cast<int64_t>(all.count[bin]));
   }
-  metrics["ece"].set_value(ece);
-  metrics["ece"].set_n(static_cast<int64_t>(pairs.size()));
+  for (const auto& [slice, bins] : calibration) {
+    v1::Metric& ece = metrics[absl::StrCat("ece", slice)];
+    ece.set_value(bins.Ece());
+    ece.set_n(bins.n);
+  }
   return metrics;
 }
 

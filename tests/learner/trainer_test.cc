@@ -582,6 +582,11 @@ TEST(RewardModelMetricsTest, AModelThatOnlyCountsWordsIsSeenAsSuch) {
   EXPECT_DOUBLE_EQ(metrics.at("calibration/9").value(), 0.75);
   EXPECT_NEAR(metrics.at("calibration.confidence/9").value(), 1 / (1 + std::exp(-3.0)), 1e-12);
   EXPECT_NEAR(metrics.at("ece").value(), 1 / (1 + std::exp(-3.0)) - 0.75, 1e-12);
+  // By slice: right in all of the one, wrong in all of the other, equally sure.
+  EXPECT_NEAR(metrics.at("ece{kind=longer}").value(), 1 - 1 / (1 + std::exp(-3.0)), 1e-12);
+  EXPECT_NEAR(metrics.at("ece{kind=shorter}").value(), 1 / (1 + std::exp(-3.0)), 1e-12);
+  EXPECT_EQ(metrics.at("ece{kind=shorter}").n(), 10);
+  EXPECT_EQ(metrics.count("calibration/9{kind=shorter}"), 0u) << "bins are of all pairs";
 }
 
 TEST_F(TrainerTest, BadDataIsNamed) {
