@@ -70,6 +70,7 @@ absl::Status Transformer::AttachLora(const LoraConfig& config, uint64_t seed) {
 }
 
 std::vector<std::pair<std::string, torch::Tensor>> Transformer::MergedParameters() const {
+  TORCH_CHECK(!int8(), "an int8 model has no float weights to merge or save");
   const torch::NoGradGuard no_grad;
   std::vector<std::pair<std::string, torch::Tensor>> out;
   for (const auto& [name, parameter] : parameters_) out.emplace_back(name, parameter.detach());

@@ -5,6 +5,8 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "model/attention.h"
 #include "model/fused_ops.h"
 #include "model/linear.h"
@@ -109,7 +111,62 @@ absl::Status Transformer::SetDeterministic(bool on) {
   return absl::OkStatus();
 }
 
+absl::Status Transformer::UseInt8() {
+  if (!device_.is_cpu() || dtype_ != torch::kFloat32) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("int8 weights need the CPU, with float32 for all else; found device ", device_.str(),
+                     ": start this process with --device cpu, or with another --precision"));
+  }
+  const auto quantize = [this](absl::Span<const Projection> projections, std::vector<Linear>* parts) {
+    int64_t rows = 0;
+    for (const Linear& part : *parts) rows += part.out;
+    const auto weight = std::make_shared<Int8Weight>(rows, parts->front().in);
+    int64_t row = 0;
+    for (size_t i = 0; i < parts->size(); ++i) {
+      Linear& part = (*parts)[i];
+      part.int8 = weight;
+      part.int8_row = row;
+      row += part.out;
+      const auto entry = std::find_if(parameters_.begin(), parameters_.end(),
+                                      [&](const auto& named) { return named.first == projections[i].weight; });
+      entry->second = part.weight = torch::empty(part.weight.sizes(), part.weight.options().device(torch::kMeta));
+      int8_projections_[entry->first] = &part;
+    }
+  };
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const LayerNames& names = family_->layers[l];
+    quantize(names.qkv, &layers_[l].qkv);
+    quantize(absl::MakeConstSpan(&names.attention_out, 1), &layers_[l].attention_out);
+    quantize(names.mlp_in, &layers_[l].mlp_in);
+    quantize(absl::MakeConstSpan(&names.mlp_out, 1), &layers_[l].mlp_out);
+  }
+  return absl::OkStatus();
+}
+
+void Transformer::SetParameter(const std::string& name, const torch::Tensor& value) {
+  const torch::NoGradGuard no_grad;
+  if (const auto found = int8_projections_.find(name); found != int8_projections_.end()) {
+    const Linear& part = *found->second;
+    TORCH_CHECK(value.sizes() == part.weight.sizes(), "parameter ", name, " has shape ", part.weight.sizes(),
+                ", found ", value.sizes());
+    part.int8->SetRows(part.int8_row, family_->transposed ? value.t() : value);
+    return;
+  }
+  for (const auto* known : {&parameters_, &adapters_}) {
+    for (const auto& [known_name, tensor] : *known) {
+      if (known_name != name) continue;
+      TORCH_CHECK(value.sizes() == tensor.sizes(), "parameter ", name, " has shape ", tensor.sizes(), ", found ",
+                  value.sizes());
+      torch::Tensor target = tensor;
+      target.copy_(value);
+      return;
+    }
+  }
+  TORCH_CHECK(false, "the model has no parameter \"", name, "\"");
+}
+
 void Transformer::InitRandom(uint64_t seed) {
+  TORCH_CHECK(!int8(), "an int8 model takes its weights from a float one");
   const torch::NoGradGuard no_grad;
   auto generator = at::detail::createCPUGenerator(seed);
   using Init = FamilyDescription::Parameter::Init;
@@ -164,16 +221,21 @@ torch::Tensor Transformer::Product(const torch::Tensor& x, const torch::Tensor& 
 torch::Tensor Transformer::Project(const torch::Tensor& x, const std::vector<Linear>& parts) const {
   std::vector<torch::Tensor> weights, biases;
   bool adapted = false;
+  const Int8Weight* const int8 = parts.front().int8.get();
   for (const Linear& part : parts) {
-    weights.push_back(part.weight);
+    if (int8 == nullptr) weights.push_back(part.weight);
     if (part.bias.defined()) biases.push_back(part.bias);
     adapted = adapted || (adapters_active_ && part.lora_a.defined());
   }
   // Conv1D's weights lie the other way.
-  const torch::Tensor weight = parts.size() == 1 ? weights[0] : torch::cat(weights, family_->transposed ? 1 : 0);
+  const torch::Tensor weight = int8 != nullptr     ? torch::Tensor()
+                               : parts.size() == 1 ? weights[0]
+                                                   : torch::cat(weights, family_->transposed ? 1 : 0);
   const torch::Tensor bias = biases.empty() ? torch::Tensor() : (parts.size() == 1 ? biases[0] : torch::cat(biases));
   torch::Tensor y;
-  if (!family_->transposed) {
+  if (int8 != nullptr) {
+    y = Int8Linear(x, *int8, bias);
+  } else if (!family_->transposed) {
     y = Product(x, weight, bias);
   } else {
     y = deterministic_ ? Product(x, weight.t(), bias) : torch::addmm(bias, x, weight);
@@ -263,13 +325,11 @@ torch::Tensor Transformer::Scalar(const torch::Tensor& hidden_rows) const {
 }
 
 void Transformer::CopyFrom(const Transformer& other) {
-  const torch::NoGradGuard no_grad;
   const auto &mine = trained_parameters(), &theirs = other.trained_parameters();
   TORCH_CHECK(mine.size() == theirs.size(), "models differ in their parameters");
   for (size_t i = 0; i < mine.size(); ++i) {
     TORCH_CHECK(mine[i].first == theirs[i].first, "parameter ", mine[i].first, " meets ", theirs[i].first);
-    torch::Tensor target = mine[i].second;
-    target.copy_(theirs[i].second);
+    SetParameter(mine[i].first, theirs[i].second);
   }
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -57,6 +58,16 @@ class Transformer {
   // InvalidArgument unless float32 on the CPU.
   absl::Status SetDeterministic(bool on);
   bool deterministic() const { return deterministic_; }
+
+  // The projections' weights become int8, for generation and scoring without gradients; embeddings, norms, the head,
+  // keys and values and adapters stay float32 (int8_linear.h). Call before the weights are set, and set them with
+  // SetParameter or CopyFrom: the projections' entries among the parameters keep name, shape and type, and no data.
+  // InvalidArgument unless float32 on the CPU.
+  absl::Status UseInt8();
+  bool int8() const { return !int8_projections_.empty(); }
+  // Copies a value into a parameter or adapter in place; quantizes it where that is int8. Throws c10::Error for an
+  // unknown name or another shape.
+  void SetParameter(const std::string& name, const torch::Tensor& value);
 
   // Adds adapters: A uniform in ±1/sqrt(in) from the seed (as PEFT), B zero, so that nothing changes at first.
   // InvalidArgument names a target that no projection has. Call once, before gradients are asked for.
@@ -124,7 +135,8 @@ class Transformer {
   std::unique_ptr<FamilyDescription> family_;
   std::vector<std::pair<std::string, torch::Tensor>> parameters_, adapters_;
   std::unique_ptr<LoraConfig> lora_;
-  std::unique_ptr<Rotary> rotary_, local_rotary_;  // local: of windowed layers, where they have their own
+  std::unique_ptr<Rotary> rotary_, local_rotary_;          // local: of windowed layers, where they have their own
+  std::map<std::string, const Linear*> int8_projections_;  // by the name of their weight
   // The parameters again, by part. Projections that read the same input are joined for each forward pass.
   std::vector<Layer> layers_;
   torch::Tensor token_embedding_, position_embedding_, final_norm_weight_, final_norm_bias_, head_weight_;

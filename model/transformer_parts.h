@@ -1,10 +1,12 @@
 // What the transformer's own files share: a layer's parts.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "model/families/family.h"
+#include "model/int8_linear.h"
 #include "model/kernels/cpu_kernels.h"
 #include "model/transformer.h"
 
@@ -15,6 +17,9 @@ struct Transformer::Linear {
   torch::Tensor weight, bias;
   torch::Tensor lora_a, lora_b;  // [rank, in] and [out, rank], where adapted
   int64_t in = 0, out = 0;
+  // Where the model is int8: the joint weight of the projections that read the same input, and this one's first row.
+  std::shared_ptr<Int8Weight> int8;
+  int64_t int8_row = 0;
 };
 
 struct Transformer::Layer {

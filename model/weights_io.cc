@@ -83,9 +83,8 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
     const auto data = entry->second.file->Data(info);
     const torch::Tensor source = torch::from_blob(const_cast<uint8_t*>(data.data()), info.shape,
                                                   torch::TensorOptions().dtype(ToTorch(info.dtype)));
-    torch::Tensor target = parameter;
-    PrepareCopy(target, data);
-    target.copy_(source);
+    PrepareCopy(parameter, data);
+    model->SetParameter(name, source);
   }
   for (const auto& [name, entry] : weights.tensors) {
     if (used.count(name) > 0) continue;
@@ -153,6 +152,9 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_
     auto weights = artifact::OpenModelWeights(model_dir);
     if (!weights.ok()) return weights.status();
     auto model = std::make_unique<Transformer>(*config, options.head, options.dtype, options.device);
+    if (options.int8) {
+      if (const absl::Status status = model->UseInt8(); !status.ok()) return status;
+    }
     const absl::Status status =
         Fill(model_dir, *weights, Describe(*config, options.head == HeadKind::kScalar), options, model.get());
     if (!status.ok()) return status;

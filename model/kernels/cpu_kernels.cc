@@ -21,6 +21,16 @@ void MatmulNT(const float* a, int64_t a_stride, const float* b, int64_t b_stride
               int64_t columns, int64_t inner, float* c, int64_t c_stride) {
   Chosen().matmul_nt(a, a_stride, b, b_stride, bias, rows, columns, inner, c, c_stride);
 }
+void QuantizeRows(const float* x, int64_t x_stride, int64_t rows, int64_t width, int8_t* q, float* scales) {
+  Chosen().quantize_rows(x, x_stride, rows, width, q, scales);
+}
+void Int8MatmulNT(const int8_t* a, const int8_t* b, int64_t rows, int64_t columns, int64_t inner, int32_t* c) {
+  Chosen().int8_matmul_nt(a, b, rows, columns, inner, c);
+}
+void Dequantize(const int32_t* c, const float* row_scales, const float* column_scales, const float* bias, int64_t rows,
+                int64_t columns, float* y) {
+  Chosen().dequantize(c, row_scales, column_scales, bias, rows, columns, y);
+}
 void RmsNorm(const float* x, const float* weight, float eps, int64_t rows, int64_t width, float* y, float* inverse) {
   Chosen().rms_norm(x, weight, eps, rows, width, y, inverse);
 }

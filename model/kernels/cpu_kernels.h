@@ -17,6 +17,16 @@ const char* InstructionSet();
 void MatmulNT(const float* a, int64_t a_stride, const float* b, int64_t b_stride, const float* bias, int64_t rows,
               int64_t columns, int64_t inner, float* c, int64_t c_stride);
 
+// Symmetric int8 of rows: q[t] = round(x[t] / scales[t]) in ±127, scales[t] = max |x[t]| / 127. x lies x_stride apart;
+// q: [rows, width]. A row without a magnitude above 1e-30 has scale 0 and zeros; one with a number that is not finite
+// has scale NaN and zeros, so that products with it are not finite either.
+void QuantizeRows(const float* x, int64_t x_stride, int64_t rows, int64_t width, int8_t* q, float* scales);
+// c[i, j] = Σ_k a[i, k] · b[j, k], exact while inner · 127² fits an int32. All contiguous.
+void Int8MatmulNT(const int8_t* a, const int8_t* b, int64_t rows, int64_t columns, int64_t inner, int32_t* c);
+// y[i, j] = c[i, j] · row_scales[i] · column_scales[j] + bias[j] (bias may be null). All contiguous.
+void Dequantize(const int32_t* c, const float* row_scales, const float* column_scales, const float* bias, int64_t rows,
+                int64_t columns, float* y);
+
 // y[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight; inverse[t] keeps 1 / sqrt(…) for the backward pass, unless null. x,
 // y: [rows, width].
 void RmsNorm(const float* x, const float* weight, float eps, int64_t rows, int64_t width, float* y, float* inverse);

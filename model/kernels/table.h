@@ -9,6 +9,9 @@ namespace rlhf::model::kernels {
 struct KernelTable {
   const char* name;
   decltype(&MatmulNT) matmul_nt;
+  decltype(&QuantizeRows) quantize_rows;
+  decltype(&Int8MatmulNT) int8_matmul_nt;
+  decltype(&Dequantize) dequantize;
   decltype(&RmsNorm) rms_norm;
   decltype(&RmsNormBackward) rms_norm_backward;
   decltype(&LayerNorm) layer_norm;

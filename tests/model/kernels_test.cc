@@ -197,6 +197,13 @@ TEST(KernelsTest, BothVectorWidthsGiveTheSameBytes) {
     std::vector<float> out(rows * width), norm(rows * width), dx(rows * width), dw(width), db(width), moments(2 * rows),
         gelu(rows * width), attended(30 * 40), scratch(64), grad(30 * 80);
     table.matmul_nt(a.data(), inner, b.data(), inner, bias.data(), rows, width, inner, out.data(), width);
+    std::vector<int8_t> left(rows * inner), right(width * inner);
+    std::vector<int32_t> sums(rows * width);
+    std::vector<float> left_scales(rows), right_scales(width), int8(rows * width);
+    table.quantize_rows(a.data(), inner, rows, inner, left.data(), left_scales.data());
+    table.quantize_rows(b.data(), inner, width, inner, right.data(), right_scales.data());
+    table.int8_matmul_nt(left.data(), right.data(), rows, width, inner, sums.data());
+    table.dequantize(sums.data(), left_scales.data(), right_scales.data(), bias.data(), rows, width, int8.data());
     table.layer_norm(out.data(), weight.data(), bias.data(), 1e-5F, rows, width, norm.data(), moments.data());
     table.layer_norm_backward(out.data(), norm.data(), weight.data(), moments.data(), rows, width, dx.data(), dw.data(),
                               db.data());
@@ -209,7 +216,7 @@ TEST(KernelsTest, BothVectorWidthsGiveTheSameBytes) {
                            attended.data(), 40);
     table.causal_attention_backward(shape, attended.data(), 40, qkv.data(), 80, qkv.data() + 40, qkv.data() + 60, 80,
                                     30, 0, scratch.data(), grad.data(), grad.data() + 40, grad.data() + 60);
-    for (const auto* part : {&norm, &dx, &dw, &db, &gelu, &attended, &grad})
+    for (const auto* part : {&left_scales, &right_scales, &int8, &norm, &dx, &dw, &db, &gelu, &attended, &grad})
       out.insert(out.end(), part->begin(), part->end());
     out.push_back(table.log_sum_exp(a.data(), rows * inner, 0.7F, nullptr, nullptr));
     out.push_back(table.entropy(a.data(), rows * inner, 0.7F, out.back()));
