@@ -47,11 +47,17 @@ bool PolicyLoader::Serves(const v1::PolicySource& source) const {
 }
 
 absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
+  if (options_.int8 && source.deterministic()) {
+    return absl::InvalidArgumentError(
+        "a deterministic job needs the sampler's log-probabilities to be the learner's to the bit; this rollout worker "
+        "has int8 weights: start it with --precision float32");
+  }
   RLHF_ASSIGN_OR_RETURN(const std::string dir, artifacts_->Fetch(source.artifact()));
   RLHF_ASSIGN_OR_RETURN(std::unique_ptr<artifact::Tokenizer> tokenizer, artifact::Tokenizer::Load(dir));
   model::LoadOptions load;
   load.dtype = options_.dtype;
   load.device = options_.device;
+  load.int8 = options_.int8;
   RLHF_ASSIGN_OR_RETURN(std::unique_ptr<model::Transformer> model, model::LoadModel(dir, load));
   RLHF_RETURN_IF_ERROR(model->SetDeterministic(source.deterministic()));
   if (source.has_lora()) {
@@ -80,7 +86,8 @@ PolicyLoader::Counters PolicyLoader::counters() const {
 absl::StatusOr<PolicyLoader::Timed> PolicyLoader::Fetch(const v1::PolicySource& source, const std::string& held) {
   Timed fetched;
   fetched.asked = Clock::Real()->Now();
-  RLHF_ASSIGN_OR_RETURN(fetched.weights, subscriber_->Fetch(source, held));
+  // What int8 was made from is not kept, so there is nothing to change elements of.
+  RLHF_ASSIGN_OR_RETURN(fetched.weights, subscriber_->Fetch(source, options_.int8 ? "" : held));
   fetched.arrived = Clock::Real()->Now();
   absl::MutexLock lock(&mu_);
   bytes_ += static_cast<int64_t>(fetched.weights.bytes.size());

@@ -22,6 +22,7 @@ struct PolicyLoaderOptions {
   EngineOptions engine;
   torch::Device device = torch::kCPU;
   torch::Dtype dtype = torch::kFloat32;
+  bool int8 = false;  // the projections' weights; needs float32 on the CPU
 };
 
 class PolicyLoader {

@@ -1,5 +1,6 @@
 // rlhf-rollout-worker: holds one policy replica and generates samples for the coordinator.
 #include <filesystem>
+#include <iostream>
 #include <memory>
 #include <string>
 
@@ -58,6 +59,7 @@ int Run(const Flags& flags) {
   loader_options.engine.prefill_tokens = flags.prefill_tokens;
   loader_options.engine.worker_id = flags.instance;
   loader_options.device = torch::Device(flags.device);
+  loader_options.int8 = flags.precision == "int8";
   loader_options.dtype = flags.precision == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
   rlhf::rollout::PolicyLoader loader(&artifacts, &subscriber, loader_options);
 
@@ -116,8 +118,9 @@ int main(int argc, char** argv) {
   app.add_option("--evidence-dir", flags.evidence_dir,
                  "Keep a list of the samples accepted from here, for `rlhfctl ledger --check --evidence`");
   app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
-  app.add_option("--precision", flags.precision, "Compute precision")
-      ->check(CLI::IsMember({"float32", "bfloat16"}))
+  app.add_option("--precision", flags.precision,
+                 "Compute precision; int8: float32 with the projections' weights as int8, on the CPU")
+      ->check(CLI::IsMember({"float32", "bfloat16", "int8"}))
       ->capture_default_str();
   app.add_option("--slots", flags.slots, "Sequences generated at once")
       ->check(CLI::Range(1, 4096))
@@ -147,5 +150,10 @@ int main(int argc, char** argv) {
   app.add_flag("--log-json", flags.log_json, "Log JSON lines");
   app.add_option("--trace-dir", flags.trace_dir, "Keep spans there, as OTLP/JSON lines");
   CLI11_PARSE(app, argc, argv);
+  if (flags.precision == "int8" && flags.device != "cpu") {
+    std::cerr << "rlhf-rollout-worker: --precision int8: expected --device cpu, found " << flags.device
+              << "; on a GPU use bfloat16\n";
+    return 2;
+  }
   return check_config ? 0 : Run(flags);
 }

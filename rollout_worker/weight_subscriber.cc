@@ -211,8 +211,9 @@ absl::Status ApplyWeights(FetchedWeights weights, model::Transformer& model) {
     const torch::NoGradGuard no_grad;
     RLHF_RETURN_IF_ERROR(ApplyDelta(&changed));
     for (Target& target : whole) {
-      target.parameter.copy_(torch::from_blob(target.part.bytes.data(), target.parameter.sizes(),
-                                              torch::TensorOptions().dtype(target.parameter.scalar_type())));
+      model.SetParameter(target.entry->name(),
+                         torch::from_blob(target.part.bytes.data(), target.parameter.sizes(),
+                                          torch::TensorOptions().dtype(target.parameter.scalar_type())));
     }
     return absl::OkStatus();
   });

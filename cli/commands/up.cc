@@ -108,6 +108,10 @@ void AddUpCommand(CLI::App& app, Run* run) {
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
   up->add_option("--device", options->device, "cpu or cuda:N")->capture_default_str();
+  up->add_option("--rollout-precision", options->rollout_precision,
+                 "--precision of the rollout workers: float32, bfloat16 or int8")
+      ->check(CLI::IsMember({"float32", "bfloat16", "int8"}))
+      ->capture_default_str();
   AddByInstance(up, "--wrap", &options->wrap,
                 "INSTANCE=WORDS put before its command, for instance \"rollout-0=taskset -c 3\"; may be repeated");
   AddByInstance(up, "--via", &options->via,

@@ -132,6 +132,23 @@ TEST_F(MainJobTest, ASmallPpoJobRunsFromPromptToReport) {
   ExpectOneTraceASample();
 }
 
+// Rollout workers with int8 weights: the learner sees the mismatch that float32 does not have, and trains on.
+TEST(Int8RolloutsTest, APpoJobMeasuresTheMismatch) {
+  const LocalService service({.up = {"--slots", "32", "--rollout-precision", "int8"}});
+  MakeSmallModel(service.scratch().path());
+  SmallJob small;
+  small.steps = 4;
+  const CommandResult followed = service.Ctl("submit " + WriteSmallJob(service.scratch().path(), small) + " --follow");
+  EXPECT_EQ(followed.code, 0) << followed.output;
+  ExpectWhole(service, small, /*evidence=*/false);
+  const nlohmann::json metrics = service.Job("small")["result"]["metrics"];
+  for (const char* name : {"mismatch_kl", "importance_weight/mean"})
+    ASSERT_TRUE(metrics.contains(name)) << name << " " << metrics.dump();
+  EXPECT_GT(metrics["mismatch_kl"].value("value", 0.0), 1e-10);
+  EXPECT_LT(metrics["mismatch_kl"].value("value", 1.0), 1e-3);
+  EXPECT_NEAR(metrics["importance_weight/mean"].value("value", 0.0), 1, 0.02);
+}
+
 TEST_F(MainJobTest, BadInputGetsOneClearErrorAndLosesNothing) {
   const auto refuses = [&](const std::string& yaml, const std::string& says) {
     const std::string path = service_.scratch().File("bad.yaml");

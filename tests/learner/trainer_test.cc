@@ -148,6 +148,60 @@ TEST_F(TrainerTest, PpoRaisesItsReward) {
   EXPECT_GT(last, first + 0.05);
 }
 
+// Samples of an int8 copy of the policy: the mismatch is measured, and the loss is weighted by what it is.
+TEST_F(TrainerTest, RolloutsByInt8WeightsAreCorrectedByTheirOwnLogProbabilities) {
+  auto trainer = Make(PpoJob(64)), pretending = Make(PpoJob(64));
+  ASSERT_TRUE(trainer.ok() && pretending.ok()) << trainer.status();
+  model::LoadOptions options;
+  options.int8 = true;
+  const auto sampler = model::LoadModel(dir_.File("model"), options);
+  ASSERT_TRUE(sampler.ok()) << sampler.status();
+  (*sampler)->CopyFrom((*trainer)->model());
+  std::vector<v1::Sample> batch = Rollouts(**sampler, 1, 64, 100);
+  // What the learner says of the same tokens.
+  std::vector<v1::Sample> trusted = batch;
+  double kl = 0, weight = 0, tokens = 0;
+  {
+    const torch::NoGradGuard no_grad;
+    for (v1::Sample& sample : trusted) {
+      std::vector<int32_t> ids(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
+      ids.insert(ids.end(), sample.response_tokens().begin(), sample.response_tokens().end());
+      const model::PackedBatch packed = model::PackedBatch::FromSequences({ids});
+      const model::ResponseIndex index = model::IndexResponses(packed, {sample.prompt_tokens_size()});
+      const model::Transformer& policy = (*trainer)->model();
+      const torch::Tensor old =
+          model::ChunkedLogProbs(policy, policy.Hidden(packed).index_select(0, index.rows), index.targets, 1.0)
+              .log_probs;
+      for (int t = 0; t < sample.response_tokens_size(); ++t) {
+        const double log_r = old[t].item<double>() - sample.behaviour_log_probs(t);
+        kl += std::exp(log_r) - 1 - log_r;
+        weight += std::exp(log_r);
+        tokens += 1;
+        sample.set_behaviour_log_probs(t, old[t].item<float>());
+      }
+    }
+  }
+  const auto result = (*trainer)->RunStep(1, batch), other = (*pretending)->RunStep(1, trusted);
+  ASSERT_TRUE(result.ok() && other.ok()) << result.status();
+  ASSERT_TRUE(result->trained) << result->refusal;
+  EXPECT_GT(result->metrics.at("mismatch_kl"), 1e-10);
+  EXPECT_LT(result->metrics.at("mismatch_kl"), 1e-3);
+  EXPECT_NEAR(result->metrics.at("mismatch_kl"), kl / tokens, 0.1 * kl / tokens);
+  EXPECT_NEAR(result->metrics.at("importance_weight/mean"), weight / tokens, 1e-5);
+  EXPECT_LE(result->metrics.at("first_minibatch_ratio_error"), 1e-4);
+  EXPECT_LT(other->metrics.at("mismatch_kl"), 1e-11);
+  EXPECT_NE(model::WeightsDigest((*trainer)->model()), model::WeightsDigest((*pretending)->model()))
+      << "the weights of the correction are in the gradient";
+  // Truncated: a sampler that is far off weighs no more than max_importance_weight.
+  for (v1::Sample& sample : batch) {
+    sample.mutable_id()->set_step(2);
+    for (float& log_prob : *sample.mutable_behaviour_log_probs()) log_prob -= 20;
+  }
+  const auto far = (*trainer)->RunStep(2, batch);
+  ASSERT_TRUE(far.ok()) << far.status();
+  EXPECT_EQ(far->metrics.at("importance_weight/mean"), 2);
+}
+
 TEST_F(TrainerTest, MicroBatchesDoNotChangeAPpoStep) {
   auto whole = Make(PpoJob(16)), parts = Make(PpoJob(16, 11));  // two sequences at a time
   ASSERT_TRUE(whole.ok() && parts.ok());
