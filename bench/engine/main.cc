@@ -89,6 +89,7 @@ struct GenerateFlags {
 
 absl::StatusOr<std::unique_ptr<rollout::Engine>> MakeEngine(const GenerateFlags& flags) {
   model::LoadOptions load;
+  load.int8 = flags.precision == "int8";
   load.dtype = flags.precision == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
   RLHF_ASSIGN_OR_RETURN(auto policy, model::LoadModel(flags.model, load));
   RLHF_RETURN_IF_ERROR(policy->SetDeterministic(flags.deterministic));
@@ -186,7 +187,7 @@ int main(int argc, char** argv) {
                    "Lengths are uniform from here to --new-tokens; 0: all are --new-tokens")
       ->check(CLI::NonNegativeNumber);
   generate->add_flag("--fixed-batches", flags.fixed_batches, "A batch of --slots waits for its longest sequence");
-  generate->add_option("--precision", flags.precision)->check(CLI::IsMember({"float32", "bfloat16"}));
+  generate->add_option("--precision", flags.precision)->check(CLI::IsMember({"float32", "bfloat16", "int8"}));
   generate->add_flag("--deterministic", flags.deterministic);
   generate->add_option("--seed", flags.seed);
   auto* weights =
