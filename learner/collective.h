@@ -41,8 +41,8 @@ class Collective {
 
 std::unique_ptr<Collective> MakeSingleRank();
 
-// At a process's start, before it has threads: c10d's NCCL watchdog neither ends the process nor aborts a group by its own
-// timeouts (GroupOptions::timeout does). What an operator has set in the environment stays.
+// At a process's start, before it has threads: c10d's NCCL watchdog neither ends the process nor aborts a group by its
+// own timeouts (GroupOptions::timeout does). What an operator has set in the environment stays.
 void LeaveTimeoutsToUs();
 
 struct GroupOptions {
