@@ -45,6 +45,7 @@ class FeedbackImpl final : public Feedback {
     job.changed = std::move(changed);
     if (HasTasks(job_id)) {
       RLHF_ASSIGN_OR_RETURN(job.queue, Restore(job_id, project, spec));
+      job.queue->Restarted(loop_->clock().WallNow());
     } else {
       job.queue = std::make_unique<CollectQueue>(project, spec);
       for (v1::FeedbackTask& task : tasks) {

@@ -73,9 +73,12 @@ bool CollectQueue::MayGet(const std::string& rater, const Entry& entry) const {
   return std::find(skipped.begin(), skipped.end(), rater) == skipped.end();
 }
 
+absl::Duration CollectQueue::HeldFor() const {
+  return absl::Seconds(spec_.task_timeout_seconds() > 0 ? spec_.task_timeout_seconds() : 600);
+}
+
 void CollectQueue::Give(const std::string& rater, absl::Duration now, Entry* entry, v1::NextTasksResponse* response) {
-  const int64_t seconds = spec_.task_timeout_seconds() > 0 ? spec_.task_timeout_seconds() : 600;
-  entry->held_by[rater] = now + absl::Seconds(seconds);
+  entry->held_by[rater] = now + HeldFor();
   entry->handed_to.insert(rater);
   v1::FeedbackTask& handed = *response->add_tasks();
   handed = entry->task;
@@ -141,7 +144,12 @@ void CollectQueue::TakeBackLate(absl::Duration now) {
   }
 }
 
+void CollectQueue::Restarted(absl::Time now) {
+  any_may_be_in_hand_until_ = now + HeldFor();
+}
+
 void CollectQueue::TakeOverHolders(const CollectQueue& replaced) {
+  any_may_be_in_hand_until_ = replaced.any_may_be_in_hand_until_;
   for (auto& [id, entry] : tasks_) {
     const auto it = replaced.tasks_.find(id);
     if (it == replaced.tasks_.end()) continue;
@@ -212,10 +220,10 @@ CollectQueue::Taken CollectQueue::Take(const std::string& rater, const v1::Answe
     taken.problem = "already answered";
   else if (entry.task.state() == v1::TASK_SKIPPED || entry.task.state() == v1::TASK_EXPIRED)
     taken.problem = entry.task.state() == v1::TASK_SKIPPED ? "this task was skipped" : "this task has expired";
-  else if (entry.handed_to.count(rater) == 0)
+  else if (entry.handed_to.count(rater) == 0 && now >= any_may_be_in_hand_until_)
     taken.problem =
-        "this task was not handed to you, or before the coordinator's last restart: expected an answer to one that "
-        "NextTasks (the page, `rlhfctl feedback next`) gave you; ask for tasks again";
+        "this task was not handed to you: expected an answer to one that NextTasks (the page, `rlhfctl feedback next`) "
+        "gave you; ask for tasks again";
   else
     taken.problem = ProblemOf(entry.task, answer);
   if (!taken.problem.empty()) return taken;

@@ -27,6 +27,9 @@ class CollectQueue {
   // planted questions, the prompt's reference, category and tags unless all tasks have them.
   void HandOut(const std::string& rater, int most, absl::Duration now, v1::NextTasksResponse* response);
   void TakeBackLate(absl::Duration now);
+  // Who holds what is not durable: until what was in hand at a restart would have been taken back, an answer to any
+  // open task counts as one to a task in hand, so that no rater's work is lost.
+  void Restarted(absl::Time now);
   // Who holds and held which tasks, from a queue of the same job that this one replaces.
   void TakeOverHolders(const CollectQueue& replaced);
   // Tasks that nobody answered in time; their rows are to be written.
@@ -41,7 +44,7 @@ class CollectQueue {
     bool task_changed = false;
     v1::FeedbackTask task;
   };
-  // Only of a task that the rater holds or held: nobody picks what to judge.
+  // Only of a task that the rater holds or held (Restarted: or may have held): nobody picks what to judge.
   Taken Take(const std::string& rater, const v1::Answer& answer, absl::Time now);
   // NotFound, FailedPrecondition when the rater does not hold it. `changed` is the row to be written.
   absl::Status Skip(const std::string& rater, const std::string& task_id, v1::FeedbackTask* changed);
@@ -64,6 +67,7 @@ class CollectQueue {
   };
 
   int overlap() const { return spec_.overlap() < 1 ? 1 : spec_.overlap(); }
+  absl::Duration HeldFor() const;
   bool MayGet(const std::string& rater, const Entry& entry) const;
   void Give(const std::string& rater, absl::Duration now, Entry* entry, v1::NextTasksResponse* response);
   void Blind(v1::FeedbackTask* task) const;
@@ -75,6 +79,7 @@ class CollectQueue {
   std::vector<std::string> order_, planted_;
   std::set<std::string> references_, categories_, tags_;  // what tasks have of them: "" or "set"; names of tags
   std::map<std::string, Entry> tasks_;
+  absl::Time any_may_be_in_hand_until_ = absl::InfinitePast();
   std::map<std::string, RaterCounts> raters_;
   std::map<std::string, int64_t> by_kind_;
   int64_t answered_ = 0, skipped_ = 0, expired_ = 0;  // tasks that are not planted

@@ -141,6 +141,16 @@ TEST(CollectQueueTest, OnlyWhoWasHandedATaskMayAnswerIt) {
   EXPECT_TRUE(Answer(again, "picky", "b", v1::FIRST).fresh);
 }
 
+TEST(CollectQueueTest, AnAnswerToWhatWasInHandAtARestartIsTaken) {
+  CollectQueue queue("default", Spec(2));
+  queue.Add(Task("a"));
+  queue.Add(Task("b"));
+  queue.Restarted(kNow);
+  EXPECT_TRUE(Answer(queue, "r1", "a", v1::FIRST).fresh) << "r1 has had it in hand all the time";
+  queue.Restarted(kNow - absl::Hours(1));
+  EXPECT_THAT(Answer(queue, "r1", "b", v1::FIRST).problem, HasSubstr("not handed to you"));
+}
+
 TEST(CollectQueueTest, PlantedQuestionsComeInTheirShareAndToEveryRater) {
   v1::CollectSpec spec = Spec(40, 2);
   spec.set_planted_fraction(0.25);
