@@ -32,11 +32,11 @@ struct FeedbackFlags {
   bool skip = false, planted = false, flagged = false, sft = false, pair_ratings = false;
 };
 
-using Stub = v1::FeedbackService::Stub;
+using FeedbackStub = v1::FeedbackService::Stub;
 
 template <typename Request, typename Response>
 int CallAndPrint(const ConnectionFlags& connection, const Request& request,
-                 grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+                 grpc::Status (FeedbackStub::*method)(grpc::ClientContext*, const Request&, Response*),
                  const std::function<void(const Response&)>& print, absl::Duration timeout = absl::Seconds(60)) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
@@ -112,7 +112,7 @@ int Next(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   request.set_max_tasks(flags.limit);
   request.set_wait_ms(flags.wait * 1000);
   return CallAndPrint<v1::NextTasksRequest, v1::NextTasksResponse>(
-      connection, request, &Stub::NextTasks, [](const v1::NextTasksResponse& response) {
+      connection, request, &FeedbackStub::NextTasks, [](const v1::NextTasksResponse& response) {
         for (const v1::FeedbackTask& task : response.tasks()) {
           std::printf("task %s of job %s\n\n%s\n\n--- first\n%s\n\n", task.id().c_str(), task.job_id().c_str(),
                       task.prompt().text().c_str(), task.first().text().c_str());
@@ -153,7 +153,7 @@ int Submit(const ConnectionFlags& connection, const FeedbackFlags& flags) {
     request.set_task_id(flags.task);
     request.set_reason(flags.comment);
     return CallAndPrint<v1::SkipTaskRequest, v1::SkipTaskResponse>(
-        connection, request, &Stub::SkipTask, [](const v1::SkipTaskResponse&) { std::printf("skipped\n"); });
+        connection, request, &FeedbackStub::SkipTask, [](const v1::SkipTaskResponse&) { std::printf("skipped\n"); });
   }
   v1::SubmitFeedbackRequest request;
   v1::Answer& answer = *request.add_answers();
@@ -169,7 +169,7 @@ int Submit(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   if (!status.ok()) return Fail(status);
   int code = v1::EXIT_OK;
   const int called = CallAndPrint<v1::SubmitFeedbackRequest, v1::SubmitFeedbackResponse>(
-      connection, request, &Stub::SubmitFeedback, [&](const v1::SubmitFeedbackResponse& response) {
+      connection, request, &FeedbackStub::SubmitFeedback, [&](const v1::SubmitFeedbackResponse& response) {
         for (const v1::AnswerVerdict& verdict : response.verdicts()) {
           if (verdict.accepted()) {
             std::printf("taken\n");
@@ -186,7 +186,7 @@ int Stats(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   v1::GetFeedbackStatsRequest request;
   request.set_job_id(flags.job);
   return CallAndPrint<v1::GetFeedbackStatsRequest, v1::GetFeedbackStatsResponse>(
-      connection, request, &Stub::GetFeedbackStats, [](const v1::GetFeedbackStatsResponse& stats) {
+      connection, request, &FeedbackStub::GetFeedbackStats, [](const v1::GetFeedbackStatsResponse& stats) {
         Table table({"ANSWERED", "WANTED", "OPEN", "HANDED OUT", "SKIPPED", "EXPIRED", "PLANTED"});
         table.Row({absl::StrCat(stats.answered()), absl::StrCat(stats.wanted()), absl::StrCat(stats.open()),
                    absl::StrCat(stats.handed_out()), absl::StrCat(stats.skipped()), absl::StrCat(stats.expired()),
@@ -210,7 +210,7 @@ int Agreement(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   request.set_job_id(flags.set.empty() ? flags.job : absl::StrCat("set:", flags.set));
   request.set_project(connection.project);
   return CallAndPrint<v1::GetAgreementRequest, v1::AgreementReport>(
-      connection, request, &Stub::GetAgreement,
+      connection, request, &FeedbackStub::GetAgreement,
       [](const v1::AgreementReport& report) {
         Table table({"OF", "RAW", "COHEN'S KAPPA", "KRIPPENDORFF'S ALPHA", "ITEMS", "JUDGEMENTS"});
         const auto row = [&](const std::string& name, const v1::Agreement& agreement) {
@@ -243,7 +243,7 @@ int Freeze(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   request.set_edits_as_sft(flags.sft);
   request.set_pair_ratings(flags.pair_ratings);
   return CallAndPrint<v1::FreezeSetRequest, v1::ComparisonSet>(
-      connection, request, &Stub::FreezeSet,
+      connection, request, &FeedbackStub::FreezeSet,
       [](const v1::ComparisonSet& set) {
         std::printf("%s version %d: %d lines, %d raters left out, %s\n", set.name().c_str(),
                     static_cast<int>(set.version()), static_cast<int>(set.comparisons()), set.excluded_raters_size(),
@@ -257,7 +257,7 @@ int Sets(const ConnectionFlags& connection) {
   request.set_project(connection.project);
   request.mutable_page()->set_page_size(1000);
   return CallAndPrint<v1::ListSetsRequest, v1::ListSetsResponse>(
-      connection, request, &Stub::ListSets, [](const v1::ListSetsResponse& response) {
+      connection, request, &FeedbackStub::ListSets, [](const v1::ListSetsResponse& response) {
         Table table({"SET", "VERSION", "COMPARISONS", "TIES", "RATERS", "DIGEST", "MADE BY"});
         for (const v1::ComparisonSet& set : response.sets()) {
           table.Row({set.name(), absl::StrCat(set.version()), absl::StrCat(set.comparisons()), absl::StrCat(set.ties()),
@@ -271,7 +271,7 @@ int Forget(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   v1::ForgetRaterRequest request;
   request.set_rater(flags.rater);
   return CallAndPrint<v1::ForgetRaterRequest, v1::ForgetRaterResponse>(
-      connection, request, &Stub::ForgetRater,
+      connection, request, &FeedbackStub::ForgetRater,
       [](const v1::ForgetRaterResponse& response) {
         std::printf("%s: %d judgements removed\n", response.rater().c_str(), static_cast<int>(response.removed()));
         for (const std::string& used : response.used_by()) std::printf("used by %s\n", used.c_str());

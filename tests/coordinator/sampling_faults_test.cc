@@ -213,7 +213,15 @@ TEST_F(SamplingFaults, AStepThatDoesNotChangeIsComparedWhileOthersDo) {
   const std::string worker = Register("w");
   Issue(1, 2);
   Issue(2, 2);
-  const std::vector<v1::LeaseProgress> leases = Lease(worker, 4);
+  std::vector<v1::LeaseProgress> leases = Lease(worker, 4);
+  ASSERT_EQ(leases.size(), 2u) << "the lag bound is 0";
+  v1::PolicySource newer;
+  newer.set_job_id("job");
+  newer.mutable_version()->set_step(1);
+  WriteBatch policy;
+  sampling_->SetPolicy("job", newer, &policy);
+  ASSERT_TRUE(store_.CommitAndWait(std::move(policy)).ok());
+  for (v1::LeaseProgress& lease : Lease(worker, 4)) leases.push_back(std::move(lease));
   ASSERT_EQ(leases.size(), 4u);
   WriteBatch loss;
   loss.Erase(Table::kSamples, Ledger::RowKey("job", {leases[0].id().step(), leases[0].id().ordinal(), 0}));

@@ -154,13 +154,13 @@ class Int8FamiliesTest : public testing::TestWithParam<std::string> {
   std::unique_ptr<Transformer> plain_, int8_;
 };
 
-std::vector<std::string> Names() {
+std::vector<std::string> FamilyNames() {
   std::vector<std::string> names;
   const nlohmann::json models = Golden("families.json")["models"];
   for (const auto& [name, row] : models.items()) names.push_back(name);
   return names;
 }
-INSTANTIATE_TEST_SUITE_P(All, Int8FamiliesTest, testing::ValuesIn(Names()),
+INSTANTIATE_TEST_SUITE_P(All, Int8FamiliesTest, testing::ValuesIn(FamilyNames()),
                          [](const auto& info) { return info.param; });
 
 TEST_P(Int8FamiliesTest, LogitsAreCloseToTheFloatModels) {
