@@ -31,6 +31,8 @@ absl::StatusOr<double> Total(const v1::ScorerSpec& judge, const std::map<std::st
                              const std::string& where) {
   double total = 0;
   for (const v1::RewardComponent& component : judge.components()) {
+    if (component.has_weight() && component.weight() == 0)
+      continue;  // it judges nothing: an older evaluation may lack it
     const auto found = components.find(component.name());
     if (found == components.end()) {
       return absl::FailedPreconditionError(absl::StrCat("judge: ", where, " has no component \"", component.name(),

@@ -169,7 +169,8 @@ TEST_F(FeedbackEdgeTest, TasksKeepTheirOrderOverARestartThoughIdsDoNotTell) {
   });
   const auto ids = [&](const std::string& rater) {
     std::vector<std::string> found;
-    for (const v1::FeedbackTask& task : Next(AsRater(rater), job).tasks()) found.push_back(task.id());
+    const auto next = Next(AsRater(rater), job);
+    for (const v1::FeedbackTask& task : next.tasks()) found.push_back(task.id());
     return found;
   };
   const std::vector<std::string> before = ids("anna");
