@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "cli/connection.h"
+#include "cli/pages.h"
 #include "common/status_util.h"
 
 namespace rlhf::cli {
@@ -18,18 +19,12 @@ absl::StatusOr<v1::Job> FindJob(v1::JobService::Stub& stub, const std::string& p
 }
 
 absl::StatusOr<std::vector<v1::MetricPoint>> AllMetrics(v1::JobService::Stub& stub, const std::string& job_id) {
-  std::vector<v1::MetricPoint> points;
   v1::ListMetricsRequest request;
   request.set_job_id(job_id);
   request.mutable_page()->set_page_size(1000);
-  do {
-    v1::ListMetricsResponse response;
-    const auto context = CallContext();
-    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListMetrics(context.get(), request, &response)));
-    points.insert(points.end(), response.points().begin(), response.points().end());
-    request.mutable_page()->set_page_token(response.next_page_token());
-  } while (!request.page().page_token().empty());
-  return points;
+  return AllPages<v1::MetricPoint>(
+      stub, &v1::JobService::Stub::ListMetrics, request,
+      [](const v1::ListMetricsResponse& page) -> const auto& { return page.points(); });
 }
 
 absl::StatusOr<std::vector<v1::Job>> StagesOf(v1::JobService::Stub& stub, const v1::Job& job) {
@@ -47,16 +42,13 @@ absl::Status EachSample(v1::JobService::Stub& stub, const std::string& job_id,
   request.set_job_id(job_id);
   if (step.has_value()) request.set_step(*step);
   request.mutable_page()->set_page_size(500);
-  do {
-    v1::ListSamplesResponse response;
-    const auto context = CallContext(absl::Seconds(60));
-    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListSamples(context.get(), request, &response)));
-    for (v1::SampleView& view : *response.mutable_samples()) {
-      if (!take(std::move(view))) return absl::OkStatus();
+  const auto take_page = [&](v1::ListSamplesResponse& page) {
+    for (v1::SampleView& view : *page.mutable_samples()) {
+      if (!take(std::move(view))) return false;
     }
-    request.mutable_page()->set_page_token(response.next_page_token());
-  } while (!request.page().page_token().empty());
-  return absl::OkStatus();
+    return true;
+  };
+  return EachPage(stub, &v1::JobService::Stub::ListSamples, request, take_page, absl::Seconds(60));
 }
 
 }  // namespace rlhf::cli

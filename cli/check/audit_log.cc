@@ -1,43 +1,31 @@
 #include "cli/check/audit_log.h"
 
 #include "absl/strings/str_cat.h"
-#include "cli/connection.h"
+#include "cli/pages.h"
 #include "client/cpp/audit_check.h"
-#include "common/status_util.h"
 
 namespace rlhf::cli {
 namespace {
 
 constexpr int kPageSize = 1000;
+constexpr absl::Duration kPageTime = absl::Minutes(5);
 
 }  // namespace
 
 absl::StatusOr<std::vector<v1::AuditHead>> ReadAuditHeads(v1::OversightService::Stub& stub) {
-  std::vector<v1::AuditHead> heads;
   v1::ListAuditHeadsRequest request;
   request.mutable_page()->set_page_size(kPageSize);
-  do {
-    const auto context = CallContext(absl::Minutes(5));
-    v1::ListAuditHeadsResponse page;
-    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListAuditHeads(context.get(), request, &page)));
-    heads.insert(heads.end(), page.heads().begin(), page.heads().end());
-    request.mutable_page()->set_page_token(page.next_page_token());
-  } while (!request.page().page_token().empty());
-  return heads;
+  return AllPages<v1::AuditHead>(
+      stub, &v1::OversightService::Stub::ListAuditHeads, request,
+      [](const v1::ListAuditHeadsResponse& page) -> const auto& { return page.heads(); }, kPageTime);
 }
 
 absl::StatusOr<std::vector<v1::AuditRecord>> ReadAuditRecords(v1::OversightService::Stub& stub) {
-  std::vector<v1::AuditRecord> records;
   v1::ListAuditRequest request;
   request.mutable_page()->set_page_size(kPageSize);
-  do {
-    const auto context = CallContext(absl::Minutes(5));
-    v1::ListAuditResponse page;
-    RLHF_RETURN_IF_ERROR(FromGrpc(stub.ListAudit(context.get(), request, &page)));
-    records.insert(records.end(), page.records().begin(), page.records().end());
-    request.mutable_page()->set_page_token(page.next_page_token());
-  } while (!request.page().page_token().empty());
-  return records;
+  return AllPages<v1::AuditRecord>(
+      stub, &v1::OversightService::Stub::ListAudit, request,
+      [](const v1::ListAuditResponse& page) -> const auto& { return page.records(); }, kPageTime);
 }
 
 AuditVerdict VerifyAuditLog(const std::vector<v1::AuditRecord>& records, const std::vector<v1::AuditHead>& heads,

@@ -9,6 +9,7 @@
 #include "artifact/digest.h"
 #include "cli/commands/commands.h"
 #include "cli/output.h"
+#include "cli/pages.h"
 #include "client/cpp/artifact_cache.h"
 #include "common/status_util.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
@@ -28,21 +29,16 @@ int List(const ConnectionFlags& connection, const std::string& kind) {
   const auto stub = v1::ArtifactService::NewStub(*channel);
   v1::ListArtifactsRequest request;
   request.set_kind(kind);
-  std::vector<v1::Artifact> artifacts;
-  do {
-    v1::ListArtifactsResponse response;
-    const auto context = CallContext();
-    if (const absl::Status status = FromGrpc(stub->ListArtifacts(context.get(), request, &response)); !status.ok())
-      return Fail(status);
-    artifacts.insert(artifacts.end(), response.artifacts().begin(), response.artifacts().end());
-    request.mutable_page()->set_page_token(response.next_page_token());
-  } while (!request.page().page_token().empty());
+  const auto artifacts = AllPages<v1::Artifact>(
+      *stub, &v1::ArtifactService::Stub::ListArtifacts, request,
+      [](const v1::ListArtifactsResponse& page) -> const auto& { return page.artifacts(); });
+  if (!artifacts.ok()) return Fail(artifacts.status());
   if (connection.output != "table") {
-    PrintMessages(connection.output, artifacts);
+    PrintMessages(connection.output, *artifacts);
     return v1::EXIT_OK;
   }
   Table table({"DIGEST", "SIZE", "FILES", "PINNED", "ALIASES", "MADE BY"});
-  for (const v1::Artifact& artifact : artifacts) {
+  for (const v1::Artifact& artifact : *artifacts) {
     std::string aliases;
     for (const std::string& alias : artifact.aliases()) absl::StrAppend(&aliases, aliases.empty() ? "" : ", ", alias);
     table.Row({Short(artifact.digest()), Bytes(artifact.total_size()), absl::StrCat(artifact.files_size()),

@@ -17,6 +17,7 @@
 #include "cli/kubernetes.h"
 #include "cli/memory_plan.h"
 #include "cli/output.h"
+#include "cli/pages.h"
 #include "cli/uploads.h"
 #include "common/spec_loader.h"
 #include "common/status_util.h"
@@ -173,21 +174,16 @@ int List(const ConnectionFlags& connection, bool stages) {
   const auto stub = v1::JobService::NewStub(*channel);
   v1::ListJobsRequest request;
   request.set_include_stages(stages);
-  std::vector<v1::Job> jobs;
-  do {
-    v1::ListJobsResponse response;
-    const auto context = CallContext();
-    if (const absl::Status status = FromGrpc(stub->ListJobs(context.get(), request, &response)); !status.ok())
-      return Fail(status);
-    jobs.insert(jobs.end(), response.jobs().begin(), response.jobs().end());
-    request.mutable_page()->set_page_token(response.next_page_token());
-  } while (!request.page().page_token().empty());
+  const auto jobs = AllPages<v1::Job>(
+      *stub, &v1::JobService::Stub::ListJobs, request,
+      [](const v1::ListJobsResponse& page) -> const auto& { return page.jobs(); });
+  if (!jobs.ok()) return Fail(jobs.status());
   if (connection.output != "table") {
-    PrintMessages(connection.output, jobs);
+    PrintMessages(connection.output, *jobs);
     return v1::EXIT_OK;
   }
   Table table({"JOB", "KIND", "STATE", "STEP", "REASON"});
-  for (const v1::Job& job : jobs) {
+  for (const v1::Job& job : *jobs) {
     table.Row({job.id(), KindOf(job.spec()), v1::JobState_Name(job.state()),
                job.total_steps() > 0 ? absl::StrCat(job.step(), "/", job.total_steps()) : "", job.reason()});
   }

@@ -18,6 +18,7 @@
 #include "cli/commands/commands.h"
 #include "cli/metric_order.h"
 #include "cli/output.h"
+#include "cli/pages.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
@@ -46,15 +47,12 @@ absl::StatusOr<Response> Ask(const ConnectionFlags& connection, const Request& r
 }
 
 absl::StatusOr<std::vector<v1::GateRow>> AllGates(const ConnectionFlags& connection) {
-  std::vector<v1::GateRow> gates;
+  RLHF_ASSIGN_OR_RETURN(const auto channel, Connect(connection));
   v1::ListGatesRequest request;
   request.mutable_page()->set_page_size(1000);
-  do {
-    RLHF_ASSIGN_OR_RETURN(const v1::ListGatesResponse page, Ask(connection, request, &Stub::ListGates));
-    gates.insert(gates.end(), page.gates().begin(), page.gates().end());
-    request.mutable_page()->set_page_token(page.next_page_token());
-  } while (!request.page().page_token().empty());
-  return gates;
+  return AllPages<v1::GateRow>(
+      *v1::OversightService::NewStub(channel), &Stub::ListGates, request,
+      [](const v1::ListGatesResponse& page) -> const auto& { return page.gates(); }, absl::Minutes(5));
 }
 
 std::string StateName(const v1::GateRow& gate) {

@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "cli/commands/commands.h"
 #include "cli/output.h"
+#include "cli/pages.h"
 #include "common/status_util.h"
 #include "rlhf/v1/admin_service.grpc.pb.h"
 
@@ -66,15 +67,12 @@ int List(const ConnectionFlags& connection) {
   google::protobuf::RepeatedPtrField<v1::Quota> quotas;
   v1::ListQuotasRequest request;
   request.mutable_page()->set_page_size(1000);
-  do {
-    v1::ListQuotasResponse response;
-    const auto context = CallContext();
-    const absl::Status status =
-        FromGrpc(v1::AdminService::NewStub(*channel)->ListQuotas(context.get(), request, &response));
-    if (!status.ok()) return Fail(status);
-    quotas.MergeFrom(response.quotas());
-    request.mutable_page()->set_page_token(response.next_page_token());
-  } while (!request.page().page_token().empty());
+  const absl::Status status = EachPage(*v1::AdminService::NewStub(*channel), &v1::AdminService::Stub::ListQuotas,
+                                       request, [&](const v1::ListQuotasResponse& page) {
+                                         quotas.MergeFrom(page.quotas());
+                                         return true;
+                                       });
+  if (!status.ok()) return Fail(status);
   return Print(connection, quotas);
 }
 
