@@ -83,7 +83,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) {
     if (errno == ENOENT) return absl::NotFoundError(absl::StrCat("no such file: ", path));
-    return WriteError(errno, "open", path);
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
   }
   std::string content;
   struct stat info;
@@ -96,7 +96,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
       if (errno == EINTR) continue;
       const int error = errno;
       close(fd);
-      return WriteError(error, "read", path);
+      return absl::ErrnoToStatus(error, absl::StrCat("cannot read ", path));
     }
     content.append(buffer, static_cast<size_t>(n));
   }

@@ -31,7 +31,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr double kLearningRate = 1e-6;
-constexpr size_t kMessageBytes = (4 << 20) - (16 << 10);  // as the publisher's
+constexpr size_t kMessageBytes = learner::kWeightsChunkBytes;
 
 absl::StatusOr<double> Seconds(const std::function<absl::Status()>& work) {
   const auto start = Clock::now();

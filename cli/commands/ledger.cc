@@ -52,24 +52,24 @@ absl::StatusOr<std::vector<CheckedSample>> GetSamples(v1::JobService::Stub& stub
 
 constexpr int kTries = 3;
 
-// What the rows, and the evidence where there is some, say against the job; its stages' too. A job that went back to a
-// checkpoint while it was read is read again; one that does so every time is noted.
-absl::Status Check(const ConnectionFlags& connection, v1::JobService::Stub& stub, const std::string& job,
-                   const Evidence* evidence, Compared* compared, v1::GetLedgerResponse* report) {
+// What the rows, and the evidence where there is some, say against a job without stages. `ledger` is the coordinator's
+// check of it, read after `job`. A job that went back to a checkpoint while it was read is read again; one that does so
+// every time is noted.
+absl::Status CheckOne(const ConnectionFlags& connection, v1::JobService::Stub& stub, v1::Job job,
+                      v1::GetLedgerResponse ledger, const Evidence* evidence, Compared* compared,
+                      v1::GetLedgerResponse* report) {
   for (int tries = 1;; ++tries) {
     LedgerFacts facts;
-    RLHF_ASSIGN_OR_RETURN(facts.job, FindJob(stub, connection.project, job));
-    if (!facts.job.children().empty()) {
-      for (const std::string& child : facts.job.children())
-        RLHF_RETURN_IF_ERROR(Check(connection, stub, child, evidence, compared, report));
-      return absl::OkStatus();
-    }
-    RLHF_ASSIGN_OR_RETURN(const v1::GetLedgerResponse ledger, GetLedger(stub, facts.job.id(), true));
+    facts.job = job;
     facts.steps.assign(ledger.steps().begin(), ledger.steps().end());
     RLHF_ASSIGN_OR_RETURN(facts.samples, GetSamples(stub, facts.job.id()));
     RLHF_ASSIGN_OR_RETURN(const v1::Job after, FindJob(stub, connection.project, facts.job.id()));
     if (after.step() < facts.job.step() || after.group_epoch() != facts.job.group_epoch()) {
-      if (tries < kTries) continue;
+      if (tries < kTries) {
+        RLHF_ASSIGN_OR_RETURN(job, FindJob(stub, connection.project, facts.job.id()));
+        RLHF_ASSIGN_OR_RETURN(ledger, GetLedger(stub, facts.job.id(), true));
+        continue;
+      }
       report->add_notes(absl::StrCat("job ", facts.job.id(), ": its steps were not compared with its samples: its ",
                                      "learner group formed anew in each of ", kTries, " readings"));
       return absl::OkStatus();
@@ -82,6 +82,18 @@ absl::Status Check(const ConnectionFlags& connection, v1::JobService::Stub& stub
     }
     return absl::OkStatus();
   }
+}
+
+// A job or its stages. `report` is the coordinator's check of all of it, read after `job`; what is found is added.
+absl::Status Check(const ConnectionFlags& connection, v1::JobService::Stub& stub, const v1::Job& job,
+                   const Evidence* evidence, Compared* compared, v1::GetLedgerResponse* report) {
+  if (job.children().empty()) return CheckOne(connection, stub, job, *report, evidence, compared, report);
+  for (const std::string& child : job.children()) {
+    RLHF_ASSIGN_OR_RETURN(const v1::Job stage, FindJob(stub, connection.project, child));
+    RLHF_ASSIGN_OR_RETURN(v1::GetLedgerResponse ledger, GetLedger(stub, child, true));
+    RLHF_RETURN_IF_ERROR(CheckOne(connection, stub, stage, std::move(ledger), evidence, compared, report));
+  }
+  return absl::OkStatus();
 }
 
 // The audit log, not as the coordinator judges its own but recomputed here, where a public key says whose it is. What
@@ -148,7 +160,7 @@ int Ledger(const ConnectionFlags& connection, const LedgerFlags& flags) {
       evidence = *std::move(read);
     }
     const Evidence* seen = evidence ? &*evidence : nullptr;
-    if (const absl::Status status = Check(connection, *stub, job->id(), seen, &compared, &*response); !status.ok())
+    if (const absl::Status status = Check(connection, *stub, *job, seen, &compared, &*response); !status.ok())
       return Fail(status);
     std::vector<std::string> violations;
     const std::string key = flags.public_key.empty() ? AuditPublicKeyFile(connection) : flags.public_key;

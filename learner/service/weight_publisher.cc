@@ -14,9 +14,6 @@
 namespace rlhf::learner {
 namespace {
 
-// With its frame and fields within 4 MiB, which is the most that gRPC takes by default.
-constexpr uint64_t kChunkBytes = (4 << 20) - (16 << 10);
-
 const char* DtypeName(torch::Dtype dtype) {
   if (dtype == torch::kBFloat16) return "BF16";
   if (dtype == torch::kFloat16) return "F16";
@@ -104,7 +101,7 @@ class Streamer : public grpc::ServerWriteReactor<v1::WeightsChunk> {
       return;
     }
     RLHF_FAILPOINT("learner/stream_weights");
-    const uint64_t size = std::min(kChunkBytes, end_ - at_);
+    const uint64_t size = std::min(kWeightsChunkBytes, end_ - at_);
     chunk_.set_offset(at_);
     chunk_.set_data(bytes_.data() + at_, size);
     at_ += size;

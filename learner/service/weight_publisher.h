@@ -19,6 +19,9 @@
 
 namespace rlhf::learner {
 
+// Of a message of the stream: with its frame and fields within 4 MiB, which is the most that gRPC takes by default.
+constexpr uint64_t kWeightsChunkBytes = (4 << 20) - (16 << 10);
+
 struct WeightSnapshot {
   v1::WeightsManifest manifest;
   std::vector<uint8_t> bytes;
