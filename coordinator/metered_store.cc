@@ -30,7 +30,6 @@ class MeteredStore final : public StateStore {
                      done(status);
                    });
   }
-  bool Settled() const override { return store_->Settled(); }
   absl::Status Scan(Table table, absl::string_view prefix,
                     absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
     return store_->Scan(table, prefix, fn);

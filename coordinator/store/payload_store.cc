@@ -205,13 +205,6 @@ class StoreWithPayloads final : public StateStore {
     absl::MutexLock lock(&mu_);
     queue_.emplace_back(std::move(batch), std::move(done));
   }
-  bool Settled() const override {
-    {
-      absl::MutexLock lock(&mu_);
-      if (!queue_.empty() || handing_on_) return false;
-    }
-    return store_->Settled();
-  }
   absl::Status Scan(Table table, absl::string_view prefix,
                     absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
     return store_->Scan(table, prefix, fn);
@@ -237,7 +230,6 @@ class StoreWithPayloads final : public StateStore {
         mu_.Await(absl::Condition(this, &StoreWithPayloads::HasWork));
         if (queue_.empty()) return;
         items.swap(queue_);
-        handing_on_ = true;
       }
       if (failure.ok()) failure = payloads_->Sync();
       for (auto& [batch, done] : items) {
@@ -247,8 +239,6 @@ class StoreWithPayloads final : public StateStore {
           done(failure);
         }
       }
-      absl::MutexLock lock(&mu_);
-      handing_on_ = false;
     }
   }
 
@@ -256,7 +246,6 @@ class StoreWithPayloads final : public StateStore {
   PayloadStore* const payloads_;
   mutable absl::Mutex mu_;
   std::deque<std::pair<WriteBatch, Committed>> queue_ ABSL_GUARDED_BY(mu_);
-  bool handing_on_ ABSL_GUARDED_BY(mu_) = false;  // what was taken from the queue
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;
 };

@@ -73,11 +73,6 @@ class PostgresStore final : public StateStore {
     absl::MutexLock lock(&mu_);
     queue_.emplace_back(std::move(batch), std::move(done));
   }
-  // Whether every batch handed to Commit so far is committed or refused.
-  bool Settled() const override {
-    absl::MutexLock lock(&mu_);
-    return queue_.empty() && !writing_;
-  }
   absl::Status Scan(Table table, absl::string_view prefix,
                     absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
     return Pages(table, prefix, prefix, "from", fn);
@@ -189,7 +184,6 @@ class PostgresStore final : public StateStore {
         if (queue_.empty()) return;
         if (!stopping_) mu_.AwaitWithTimeout(absl::Condition(&stopping_), kPostgresGather);
         items.swap(queue_);
-        writing_ = true;
       }
       // As in the SQLite store: memory is ahead of a database that refused, so nothing more is acknowledged.
       if (failure_.ok()) {
@@ -198,10 +192,6 @@ class PostgresStore final : public StateStore {
           spdlog::error("{}; no write is acknowledged from now on: the next start goes on from what is committed",
                         std::string(failure_.message()));
         }
-      }
-      {
-        absl::MutexLock lock(&mu_);
-        writing_ = false;
       }
       for (auto& [batch, done] : items) done(failure_);
     }
@@ -238,7 +228,6 @@ class PostgresStore final : public StateStore {
   std::unique_ptr<PostgresConnection> reader_ ABSL_GUARDED_BY(reader_mu_);
   mutable absl::Mutex mu_;
   Items queue_ ABSL_GUARDED_BY(mu_);
-  bool writing_ ABSL_GUARDED_BY(mu_) = false;  // what was taken from the queue
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;
 };

@@ -184,10 +184,6 @@ class SqliteStore final : public StateStore {
     absl::MutexLock lock(&mu_);
     queue_.push_back({std::move(batch), std::move(done)});
   }
-  bool Settled() const override {
-    absl::MutexLock lock(&mu_);
-    return queue_.empty() && !writing_;
-  }
   absl::Status Scan(Table table, absl::string_view prefix,
                     absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
     return ScanPages(table, prefix, prefix, /*inclusive=*/true, fn);
@@ -277,15 +273,10 @@ class SqliteStore final : public StateStore {
         // What arrives meanwhile shares the transaction; Await's own wake-ups do not end the window.
         if (!stopping_) mu_.AwaitWithTimeout(absl::Condition(&stopping_), kGather);
         items.swap(queue_);
-        writing_ = true;
       }
       // A failed transaction leaves memory ahead of the disk: nothing more is acknowledged until a restart reads the
       // disk again.
       if (failure_.ok()) failure_ = Apply(items);
-      {
-        absl::MutexLock lock(&mu_);
-        writing_ = false;
-      }
       for (Item& item : items) item.done(failure_);
     }
   }
@@ -331,7 +322,6 @@ class SqliteStore final : public StateStore {
   sqlite3_stmt* last_before_[kNumTables] = {};
   mutable absl::Mutex mu_;
   std::deque<Item> queue_ ABSL_GUARDED_BY(mu_);
-  bool writing_ ABSL_GUARDED_BY(mu_) = false;  // what was taken from the queue
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;
 };

@@ -60,8 +60,6 @@ class StateStore {
   // batch was kept, and every later Commit fails alike until the store is opened anew.
   virtual void Commit(WriteBatch batch, Committed done) = 0;
   absl::Status CommitAndWait(WriteBatch batch);
-  // Whether the outcome of every batch handed to Commit so far is settled: rows are then what memory says they are.
-  virtual bool Settled() const = 0;
   // Committed rows only. fn returns false to stop.
   virtual absl::Status Scan(Table table, absl::string_view prefix,
                             absl::FunctionRef<bool(absl::string_view key, absl::string_view value)> fn) = 0;

@@ -31,7 +31,6 @@ class EdgeMemoryStore final : public StateStore {
     }
     done(status);
   }
-  bool Settled() const override { return true; }
   absl::Status Scan(Table table, absl::string_view prefix,
                     absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
     std::map<std::string, std::string> rows;

@@ -59,7 +59,6 @@ class CrashingStore final : public StateStore {
   void Release() {
     for (auto& [done, status] : std::exchange(held_, {})) done(status);
   }
-  bool Settled() const override { return true; }
   absl::Status Scan(Table table, absl::string_view prefix,
                     absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
     return rows_->Scan(table, prefix, fn);
