@@ -26,6 +26,19 @@ using testing::IsEmpty;
 constexpr int kSteps = 3, kPrompts = 2;
 constexpr int kStale = 5;  // place of the superseded sample
 
+StepLine Trained(uint64_t epoch, int rank, int64_t step) {
+  StepLine line;
+  line.source = absl::StrCat("learner-", rank);
+  line.event = "trained";
+  line.job = "job";
+  line.epoch = epoch;
+  line.rank = rank;
+  line.world = 2;
+  line.step = step;
+  line.weights = absl::StrCat("w", step);
+  return line;
+}
+
 struct History {
   LedgerFacts facts;
   Evidence evidence;
@@ -95,15 +108,7 @@ History Whole() {
     if (step == kSteps) committed.set_state_digest("s");
     for (uint64_t epoch = 1; epoch <= last_epoch; ++epoch) {
       for (int rank = 0; rank < 2; ++rank) {
-        StepLine line;
-        line.source = absl::StrCat("learner-", rank);
-        line.event = "trained";
-        line.job = "job";
-        line.epoch = epoch;
-        line.rank = rank;
-        line.world = 2;
-        line.step = step;
-        line.weights = absl::StrCat("w", step);
+        StepLine line = Trained(epoch, rank, step);
         line.metrics = "m";
         if (step == kSteps) line.state = "s";
         line.batch = artifact::BatchDigest(lines);
@@ -138,15 +143,7 @@ History Supervised() {
   const std::pair<uint64_t, int64_t> noted[] = {{1, 3}, {2, 5}};
   for (const auto& [epoch, step] : noted) {
     for (int rank = 0; rank < 2; ++rank) {
-      StepLine line;
-      line.source = absl::StrCat("learner-", rank);
-      line.event = "trained";
-      line.job = "job";
-      line.epoch = epoch;
-      line.rank = rank;
-      line.world = 2;
-      line.step = step;
-      line.weights = absl::StrCat("w", step);
+      StepLine line = Trained(epoch, rank, step);
       line.state = absl::StrCat("s", step);
       h.evidence.steps.push_back(line);
     }

@@ -16,6 +16,7 @@
 #include "common/rpc_server.h"
 #include "common/status_util.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
+#include "tests/testing/loopback_server.h"
 #include "tests/testing/scratch_dir.h"
 
 namespace rlhf::client {
@@ -129,13 +130,7 @@ class FakeArtifacts final : public v1::ArtifactService::Service {
 class ArtifactCacheTest : public testing::Test {
  protected:
   ArtifactCacheTest() : service_(dir_.File("remote")) {
-    RpcServerOptions options;
-    options.address = "127.0.0.1:0";
-    options.tls.insecure = true;
-    options.services = {&service_};
-    auto server = RpcServer::Start(options);
-    EXPECT_TRUE(server.ok()) << server.status();
-    server_ = *std::move(server);
+    server_ = ServeOnLoopback({&service_});
     ChannelOptions channel;
     channel.address = absl::StrCat("127.0.0.1:", server_->port());
     channel.tls.insecure = true;

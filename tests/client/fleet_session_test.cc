@@ -12,6 +12,7 @@
 #include "client/cpp/channel.h"
 #include "common/rpc_server.h"
 #include "common/status_util.h"
+#include "tests/testing/loopback_server.h"
 
 namespace rlhf::client {
 namespace {
@@ -121,15 +122,7 @@ class Observed {
 
 class FleetSessionTest : public testing::Test {
  protected:
-  std::unique_ptr<RpcServer> Serve(grpc::Service* fleet, int port = 0) {
-    RpcServerOptions options;
-    options.address = absl::StrCat("127.0.0.1:", port);
-    options.tls.insecure = true;
-    options.services = {fleet};
-    auto server = RpcServer::Start(options);
-    EXPECT_TRUE(server.ok()) << server.status();
-    return server.ok() ? *std::move(server) : nullptr;
-  }
+  std::unique_ptr<RpcServer> Serve(grpc::Service* fleet, int port = 0) { return ServeOnLoopback({fleet}, port); }
   std::unique_ptr<FleetSession> Join(int port) {
     ChannelOptions options;
     options.address = absl::StrCat("127.0.0.1:", port);

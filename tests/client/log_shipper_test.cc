@@ -14,6 +14,7 @@
 #include "common/rpc_server.h"
 #include "common/status_util.h"
 #include "rlhf/v1/log_service.grpc.pb.h"
+#include "tests/testing/loopback_server.h"
 
 namespace rlhf::client {
 namespace {
@@ -81,13 +82,8 @@ class LogShipperTest : public testing::Test {
   void SetUp() override { InitLogging("learner", "l0", "info", /*json=*/true); }
 
   void Serve(int port = 0) {
-    RpcServerOptions options;
-    options.address = absl::StrCat("127.0.0.1:", port);
-    options.tls.insecure = true;
-    options.services = {&logs_};
-    auto server = RpcServer::Start(options);
-    ASSERT_TRUE(server.ok()) << server.status();
-    server_ = *std::move(server);
+    server_ = ServeOnLoopback({&logs_}, port);
+    ASSERT_NE(server_, nullptr);
     port_ = server_->port();
   }
   std::unique_ptr<LogShipper> Ship(const LogShipperOptions& options, MetricsRegistry* metrics = nullptr) {

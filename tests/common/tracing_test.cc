@@ -17,6 +17,7 @@
 #include "common/durable_file.h"
 #include "common/rpc_server.h"
 #include "rlhf/v1/log_service.grpc.pb.h"
+#include "tests/testing/loopback_server.h"
 #include "tests/testing/scratch_dir.h"
 
 namespace rlhf {
@@ -138,15 +139,11 @@ class Sink final : public v1::LogService::CallbackService {
 TEST_F(TracingTest, AServerContinuesItsCallersTrace) {
   Start();
   Sink sink;
-  RpcServerOptions options;
-  options.address = "127.0.0.1:0";
-  options.tls.insecure = true;
-  options.services = {&sink};
-  auto server = RpcServer::Start(options);
-  ASSERT_TRUE(server.ok()) << server.status();
+  std::unique_ptr<RpcServer> server = ServeOnLoopback({&sink});
+  ASSERT_NE(server, nullptr);
   for (const char* token : {"", "secret"}) {
     client::ChannelOptions channel_options;
-    channel_options.address = absl::StrCat("127.0.0.1:", (*server)->port());
+    channel_options.address = absl::StrCat("127.0.0.1:", server->port());
     channel_options.tls.insecure = true;
     channel_options.bearer_token = token;
     auto channel = client::MakeChannel(channel_options);
@@ -156,8 +153,8 @@ TEST_F(TracingTest, AServerContinuesItsCallersTrace) {
     v1::AppendLogsResponse response;
     ASSERT_TRUE(v1::LogService::NewStub(*channel)->AppendLogs(context.get(), v1::AppendLogsRequest(), &response).ok());
   }
-  (*server)->Shutdown(absl::Seconds(5));
-  server->reset();
+  server->Shutdown(absl::Seconds(5));
+  server.reset();
   StopTracing();
   std::map<std::string, nlohmann::json> callers = SpansOf(Path());
   int served = 0;

@@ -94,6 +94,20 @@ class PowerLoss : public testing::Test {
     }
   }
 
+  // Power is lost so many times, each time a moment after so many more steps.
+  void SucceedDespite(int losses, int64_t steps) {
+    std::mt19937_64 random{std::random_device{}()};
+    for (int loss = 0; loss < losses; ++loss) {
+      WaitForStep(service_->StepOf(job_.name) + steps);
+      absl::SleepFor(absl::Milliseconds(random() % 700));
+      LosePower();
+      service_->Start();
+      ASSERT_FALSE(HasFatalFailure());
+    }
+    LocalService::Until(
+        absl::Seconds(90), [&] { return service_->StateOf(job_.name) == "SUCCEEDED"; }, "the job succeeds");
+  }
+
   std::unique_ptr<LocalService> service_;
   SmallJob job_;
   std::string data_, shadow_;
@@ -101,16 +115,8 @@ class PowerLoss : public testing::Test {
 
 TEST_F(PowerLoss, NoAcknowledgedWriteIsMissing) {
   Start();
-  std::mt19937_64 random{std::random_device{}()};
-  for (int loss = 0; loss < 3; ++loss) {
-    WaitForStep(service_->StepOf(job_.name) + 2);
-    absl::SleepFor(absl::Milliseconds(random() % 700));
-    LosePower();
-    service_->Start();
-    ASSERT_FALSE(HasFatalFailure());
-  }
-  LocalService::Until(
-      absl::Seconds(90), [&] { return service_->StateOf(job_.name) == "SUCCEEDED"; }, "the job succeeds");
+  SucceedDespite(/*losses=*/3, /*steps=*/2);
+  ASSERT_FALSE(HasFatalFailure());
   ExpectWhole(*service_, job_);
   ExpectExactReplay(*service_, job_);
 }
@@ -130,16 +136,8 @@ TEST_F(PowerLoss, NoCheckpointThatHasANameIsDamaged) {
   job_.ranks = 1;
   job_.checkpoint_every = 2;
   Start("artifacts", {"coordinator", "learner-0"});
-  std::mt19937_64 random{std::random_device{}()};
-  for (int loss = 0; loss < 2; ++loss) {
-    WaitForStep(service_->StepOf(job_.name) + 3);
-    absl::SleepFor(absl::Milliseconds(random() % 700));
-    LosePower();
-    service_->Start();
-    ASSERT_FALSE(HasFatalFailure());
-  }
-  LocalService::Until(
-      absl::Seconds(90), [&] { return service_->StateOf(job_.name) == "SUCCEEDED"; }, "the job succeeds");
+  SucceedDespite(/*losses=*/2, /*steps=*/3);
+  ASSERT_FALSE(HasFatalFailure());
   EXPECT_THAT(service_->Log("coordinator"), testing::Not(testing::HasSubstr("is damaged (")));
   ExpectWhole(*service_, job_);
   ExpectExactReplay(*service_, job_);

@@ -12,6 +12,7 @@
 #include "model/weights_io.h"
 #include "rollout_worker/policy_loader.h"
 #include "rollout_worker/weight_subscriber.h"
+#include "tests/testing/loopback_server.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
 
@@ -23,13 +24,8 @@ class WeightsTransfer : public testing::TestWithParam<torch::Dtype> {
  protected:
   void SetUp() override {
     MakeTinyModel(dir_.File("model"));
-    RpcServerOptions options;
-    options.address = "127.0.0.1:0";
-    options.tls.insecure = true;
-    options.services = {&publisher_};
-    auto server = RpcServer::Start(options);
-    ASSERT_TRUE(server.ok()) << server.status();
-    server_ = *std::move(server);
+    server_ = ServeOnLoopback({&publisher_});
+    ASSERT_NE(server_, nullptr);
     policy_ = Load();
   }
 
