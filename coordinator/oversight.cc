@@ -249,6 +249,11 @@ std::string GateId(const std::string& pipeline_id, const std::string& stage, int
 
 namespace {
 
+// What a condition's lower and upper bound look at.
+std::pair<double, double> Bounded(const v1::GateCondition& condition, const v1::Metric& metric) {
+  return condition.by_interval() ? std::pair(metric.low(), metric.high()) : std::pair(metric.value(), metric.value());
+}
+
 bool Within(const v1::GateCondition& condition, const std::string& name, const v1::Metric& metric,
             v1::ConditionResult* result) {
   *result->mutable_found() = metric;
@@ -257,8 +262,7 @@ bool Within(const v1::GateCondition& condition, const std::string& name, const v
         "\"", name, "\" has no interval (it is a count, or of one value, or nothing varies): leave out by_interval"));
     return false;
   }
-  const double low = condition.by_interval() ? metric.low() : metric.value();
-  const double high = condition.by_interval() ? metric.high() : metric.value();
+  const auto [low, high] = Bounded(condition, metric);
   return (!condition.has_min() || low >= condition.min()) && (!condition.has_max() || high <= condition.max());
 }
 
@@ -287,8 +291,7 @@ void CheckWorst(const WorstOf& worst, const v1::GateCondition& condition,
     return;
   }
   const auto margin = [&](const v1::Metric& metric) {
-    const double low = condition.by_interval() ? metric.low() : metric.value();
-    const double high = condition.by_interval() ? metric.high() : metric.value();
+    const auto [low, high] = Bounded(condition, metric);
     double least = std::numeric_limits<double>::infinity();
     if (condition.has_min()) least = std::min(least, low - condition.min());
     if (condition.has_max()) least = std::min(least, condition.max() - high);
