@@ -12,6 +12,7 @@
 #include "cli/connection.h"
 #include "cli/output.h"
 #include "cli/progress.h"
+#include "common/job_state.h"
 #include "common/spec_loader.h"
 #include "common/status_util.h"
 
@@ -19,10 +20,6 @@ namespace rlhf::cli {
 namespace {
 
 constexpr absl::Duration kUnreachableFor = absl::Minutes(5);
-
-bool Ended(v1::JobState state) {
-  return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED;
-}
 
 class Screen {
  public:
@@ -112,7 +109,7 @@ absl::StatusOr<v1::Job> FollowJob(const std::shared_ptr<grpc::Channel>& channel,
       request.set_job_id(job.id());
       status = Watch(stub.get(), &request, &screen, &reachable);
       // The end is shown only once all events before it were.
-      if (status.ok() && Ended(job.state())) {
+      if (status.ok() && IsTerminal(job.state())) {
         screen.End();
         return job;
       }

@@ -5,19 +5,14 @@
 #include <numeric>
 #include <utility>
 
+#include "common/split_mix64.h"
+
 namespace rlhf {
 namespace {
 
 constexpr double kZ = 1.959963984540054;  // 97.5 % quantile of the normal distribution
 constexpr uint64_t kSeed = 0x6d65616eULL;
 constexpr size_t kMostDraws = 4'000'000;  // of one interval, as long as 200 replicates stay within
-
-uint64_t NextRandom(uint64_t* state) {  // SplitMix64
-  uint64_t z = (*state += 0x9e3779b97f4a7c15ULL);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-  return z ^ (z >> 31);
-}
 
 void SetWilson(double mean, double n, v1::Metric* metric) {
   const double center = (mean + kZ * kZ / (2 * n)) / (1 + kZ * kZ / n);
@@ -27,6 +22,12 @@ void SetWilson(double mean, double n, v1::Metric* metric) {
   metric->set_high(std::max(mean, std::min(1.0, center + half)));
 }
 
+bool AllAlike(const std::vector<double>& values) {
+  return std::all_of(values.begin(), values.end(), [&](double value) { return value == values.front(); });
+}
+
+}  // namespace
+
 void SetPercentiles(std::vector<double>* drawn, v1::Metric* metric) {
   std::sort(drawn->begin(), drawn->end());
   const auto at = [&](double q) {
@@ -35,12 +36,6 @@ void SetPercentiles(std::vector<double>* drawn, v1::Metric* metric) {
   metric->set_low(at(0.025));
   metric->set_high(at(0.975));
 }
-
-bool AllAlike(const std::vector<double>& values) {
-  return std::all_of(values.begin(), values.end(), [&](double value) { return value == values.front(); });
-}
-
-}  // namespace
 
 v1::Metric MeanWithInterval(const std::vector<double>& values, Range range) {
   const bool binary = range == Range::kUnit &&
@@ -69,11 +64,11 @@ v1::Metric BootstrapMean(const std::vector<double>& values, Range range, int rep
     if (range == Range::kUnit) SetWilson(metric.value(), n, &metric);
     return metric;
   }
-  uint64_t state = seed;
+  SplitMix64 random(seed);
   std::vector<double> means;
   for (int r = 0; r < replicates; ++r) {
     double sum = 0;
-    for (size_t i = 0; i < values.size(); ++i) sum += values[NextRandom(&state) % values.size()];
+    for (size_t i = 0; i < values.size(); ++i) sum += values[random.Below(values.size())];
     means.push_back(sum / n);
   }
   SetPercentiles(&means, &metric);
@@ -100,12 +95,12 @@ v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters
     SetWilson(metric.value(), static_cast<double>(totals.size()), &metric);
     return metric;
   }
-  uint64_t state = seed;
+  SplitMix64 random(seed);
   std::vector<double> drawn;
   for (int r = 0; r < replicates; ++r) {
     double drawn_sum = 0, drawn_count = 0;
     for (size_t i = 0; i < totals.size(); ++i) {
-      const auto& one = totals[NextRandom(&state) % totals.size()];
+      const auto& one = totals[random.Below(totals.size())];
       drawn_sum += one.first;
       drawn_count += one.second;
     }

@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/durable_file.h"
+#include "common/job_state.h"
 #include "common/log.h"
 #include "common/status_util.h"
 #include "rlhf/v1/state.pb.h"
@@ -74,8 +75,7 @@ absl::StatusOr<int> BeginLineagesAfterRestore(StateStore* store, const std::stri
   RLHF_RETURN_IF_ERROR(store->Scan(Table::kJobs, "", [&](absl::string_view key, absl::string_view value) {
     v1::Job job;
     job.ParseFromArray(value.data(), static_cast<int>(value.size()));
-    const bool over = job.state() == v1::SUCCEEDED || job.state() == v1::FAILED || job.state() == v1::CANCELLED;
-    if (over || !job.spec().has_ppo()) return true;
+    if (IsTerminal(job.state()) || !job.spec().has_ppo()) return true;
     job.mutable_version()->set_lineage(job.version().lineage() + 1);
     batch->Put(Table::kJobs, std::string(key), job.SerializeAsString());
     ++jobs;

@@ -17,6 +17,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/synchronization/notification.h"
 #include "common/durable_file.h"
+#include "common/job_state.h"
 #include "coordinator/slice_metrics.h"
 
 namespace rlhf::coordinator {
@@ -148,7 +149,7 @@ void MetricsExport::RefreshJobs() {
     if (!page.ok()) return;
     for (const v1::Job& job : page->jobs()) {
       jobs[{{"kind", KindOf(job.spec())}, {"state", absl::AsciiStrToLower(v1::JobState_Name(job.state()))}}] += 1;
-      const bool over = job.state() == v1::SUCCEEDED || job.state() == v1::FAILED || job.state() == v1::CANCELLED;
+      const bool over = IsTerminal(job.state());
       if (over) {
         ended_by_now.insert(job.id());
         // A job that has ended is looked at once more, for its last counts and its result, even when it began and ended

@@ -4,23 +4,16 @@
 #include <numeric>
 #include <utility>
 
+#include "common/split_mix64.h"
+
 namespace rlhf::learner {
-namespace {
-
-uint64_t Mix(uint64_t z) {  // SplitMix64's finaliser
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-  return z ^ (z >> 31);
-}
-
-}  // namespace
-
 std::vector<size_t> Permutation(size_t n, uint64_t seed, uint64_t stream, uint64_t epoch) {
   std::vector<size_t> order(n);
   std::iota(order.begin(), order.end(), size_t{0});
-  constexpr uint64_t kStep = 0x9e3779b97f4a7c15ULL;
-  uint64_t state = Mix(Mix(Mix(seed + kStep) + stream + kStep) + epoch + kStep);
-  for (size_t i = n; i > 1; --i) std::swap(order[i - 1], order[Mix(state += kStep) % i]);
+  constexpr auto kMix = SplitMix64::Mix;
+  constexpr uint64_t kStep = SplitMix64::kStep;
+  SplitMix64 random(kMix(kMix(kMix(seed + kStep) + stream + kStep) + epoch + kStep));
+  for (size_t i = n; i > 1; --i) std::swap(order[i - 1], order[random.Below(i)]);
   return order;
 }
 

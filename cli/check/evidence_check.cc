@@ -7,13 +7,10 @@
 #include "absl/strings/str_cat.h"
 #include "artifact/sample_digest.h"
 #include "cli/check/ledger_check.h"
+#include "common/job_state.h"
 
 namespace rlhf::cli {
 namespace {
-
-bool IsTerminal(v1::JobState state) {
-  return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED;
-}
 
 using StepKey = std::pair<uint64_t, int64_t>;  // epoch, step
 

@@ -68,10 +68,6 @@ absl::Status Edge::CheckSession(const Caller& caller, const std::string& session
                     v1::ROLE_NOT_ALLOWED);
 }
 
-bool IsTerminal(v1::JobState state) {
-  return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED;
-}
-
 absl::StatusOr<int> PageSize(const v1::PageRequest& page) {
   if (page.page_size() == 0) return 100;
   if (page.page_size() < 0 || page.page_size() > 1000) {

@@ -10,6 +10,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "common/job_state.h"
 #include "common/metrics.h"
 #include "common/rpc_server.h"
 #include "coordinator/artifacts.h"
@@ -76,7 +77,6 @@ struct Edge {
   absl::Status CheckSession(const Caller& caller, const std::string& session_id, const char* method) const;
 };
 
-bool IsTerminal(v1::JobState state);
 // 0 means 100; more than 1000 is InvalidArgument.
 absl::StatusOr<int> PageSize(const v1::PageRequest& page);
 // Waits are at most 10 s, and never negative.

@@ -38,7 +38,7 @@ class CollectDriver final : public Driver {
       absl::StatusOr<std::vector<v1::FeedbackTask>> tasks = ReadTasks(paths, spec, job_id);
       loop->Post([host, job_id, this, tasks = std::move(tasks)]() mutable {
         const v1::Job* current = host->Find(job_id);
-        if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+        if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
         if (!tasks.ok()) return host->Fail(job_id, "BAD_DATA", std::string(tasks.status().message()));
         // A nanosecond apart: after a restart they are put in this order again.
         absl::Time made = deps().loop->clock().WallNow();
@@ -97,7 +97,7 @@ class CollectDriver final : public Driver {
         deps().feedback->OpenJob(job_id_, row->spec().project(), row->spec().collect(), std::move(tasks), &batch,
                                  [host = host_, job_id = job_id_, this] {
                                    const v1::Job* current = host->Find(job_id);
-                                   if (current != nullptr && !IsTerminalState(current->state())) OnAnswers();
+                                   if (current != nullptr && !IsTerminal(current->state())) OnAnswers();
                                  });
     if (!status.ok()) return host_->Fail(job_id_, "STORE", std::string(status.message()));
     row->set_total_steps(row->spec().collect().comparisons());
@@ -105,7 +105,7 @@ class CollectDriver final : public Driver {
     if (row->state() == v1::PENDING) host_->SetState(row, v1::WAITING, "for people's comparisons", "", &batch);
     host_->Commit(job_id_, std::move(batch), [host = host_, job_id = job_id_, this] {
       const v1::Job* current = host->Find(job_id);
-      if (current != nullptr && !IsTerminalState(current->state())) OnAnswers();
+      if (current != nullptr && !IsTerminal(current->state())) OnAnswers();
     });
   }
 
@@ -172,7 +172,7 @@ class CollectDriver final : public Driver {
       Made made = Write(*comparisons, spec, beginning, staging, sft_staging);
       loop->Post([host, job_id, this, staging, sft_staging, made = std::move(made)]() mutable {
         const v1::Job* current = host->Find(job_id);
-        if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+        if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
         if (!made.status.ok()) return FailOrTryAgain(made.status, [this] { Publish(); });
         if (deps().feedback->forgets() != forgets_) {
           std::error_code ignored;
@@ -271,7 +271,7 @@ class CollectDriver final : public Driver {
         [host = host_, job_id = job_id_, this, staging, name,
          then = std::move(then)](const absl::StatusOr<v1::Artifact>& artifact) {
           v1::Job* current = host->Find(job_id);
-          if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+          if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
           if (!artifact.ok()) {
             return FailOrTryAgain(artifact.status(), [this, staging, name, then] { PublishNext(staging, name, then); });
           }
@@ -282,9 +282,7 @@ class CollectDriver final : public Driver {
 
   // What people answered waits for its volume; anything else that is wrong with the artifact ends the job.
   void FailOrTryAgain(const absl::Status& status, std::function<void()> again) {
-    if (!WaitsForVolume(status)) return host_->Fail(job_id_, "STORE", std::string(status.message()));
-    unpublished_ = std::string(status.message());
-    TryVolumeAgain(host_, job_id_, std::move(again));
+    FailOrTryVolumeAgain(host_, job_id_, status, &unpublished_, std::move(again));
   }
 
   void Finish() {

@@ -11,28 +11,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "artifact/prompt.h"
+#include "common/split_mix64.h"
 
 namespace rlhf::coordinator {
 namespace {
 
 using Sample = artifact::SampleRecord;
 using Candidates = std::vector<const Sample*>;
-
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-  uint64_t Next() {  // SplitMix64
-    uint64_t z = (state_ += 0x9e3779b97f4a7c15ULL);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-    return z ^ (z >> 31);
-  }
-  size_t Below(size_t n) { return static_cast<size_t>(Next() % n); }
-  double Uniform() { return static_cast<double>(Next() >> 11) * 0x1.0p-53; }
-
- private:
-  uint64_t state_;
-};
 
 bool IsMember(const std::string& component) {
   const size_t slash = component.rfind('/');
@@ -211,7 +196,7 @@ class Builder {
   }
 
   const v1::CollectSpec& spec_;
-  Random random_;
+  SplitMix64 random_;
   const std::string job_id_, project_;
   bool against_ = false, written_ = false;
   std::vector<std::pair<Candidates, Candidates>> prompts_;  // samples, and the other policy's

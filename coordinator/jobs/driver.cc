@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "artifact/dataset.h"
 #include "artifact/prompt.h"
+#include "common/split_mix64.h"
 #include "common/status_util.h"
 
 namespace rlhf::coordinator {
@@ -15,22 +16,14 @@ namespace {
 
 constexpr absl::Duration kTryVolumeAgain = absl::Seconds(2);
 
-// SplitMix64: the same order on every machine and library.
-uint64_t NextRandom(uint64_t* state) {
-  uint64_t z = (*state += 0x9e3779b97f4a7c15ULL);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-  return z ^ (z >> 31);
-}
-
 absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>> ReadPrompts(const std::string& path, bool shuffle,
                                                                            uint64_t seed, int limit) {
   RLHF_ASSIGN_OR_RETURN(const std::vector<artifact::PromptRecord> records, artifact::ReadPromptData(path));
   std::vector<size_t> order(records.size());
   std::iota(order.begin(), order.end(), 0);
   if (shuffle) {
-    uint64_t state = seed;
-    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[NextRandom(&state) % i]);
+    SplitMix64 random(seed);
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.Below(i)]);
   }
   if (limit > 0 && order.size() > static_cast<size_t>(limit)) order.resize(limit);
   auto prompts = std::make_shared<std::vector<v1::Prompt>>();
@@ -48,10 +41,13 @@ absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>> ReadPrompts(const
 
 }  // namespace
 
-void TryVolumeAgain(JobHost* host, const std::string& job_id, std::function<void()> again) {
+void FailOrTryVolumeAgain(JobHost* host, const std::string& job_id, const absl::Status& status,
+                          std::string* unpublished, std::function<void()> again) {
+  if (ReasonOf(status) != v1::STORE_UNAVAILABLE) return host->Fail(job_id, "STORE", std::string(status.message()));
+  *unpublished = std::string(status.message());
   host->deps().loop->PostAfter(kTryVolumeAgain, [host, job_id, again = std::move(again)] {
     const v1::Job* job = host->Find(job_id);
-    if (job != nullptr && !IsTerminalState(job->state())) again();
+    if (job != nullptr && !IsTerminal(job->state())) again();
   });
 }
 
@@ -107,10 +103,6 @@ void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFact
   facts->score_requests = situation.score_requests;
   facts->since = situation.since_last;
   facts->last_problem = deps.sampling->LastProblem(job_id);
-}
-
-bool IsTerminalState(v1::JobState state) {
-  return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED;
 }
 
 }  // namespace rlhf::coordinator

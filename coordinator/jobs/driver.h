@@ -8,7 +8,7 @@
 
 #include "absl/functional/any_invocable.h"
 #include "absl/time/time.h"
-#include "common/status_util.h"
+#include "common/job_state.h"
 #include "coordinator/jobs.h"
 #include "coordinator/jobs/explain.h"
 #include "coordinator/store/keys.h"
@@ -99,19 +99,17 @@ std::string Resolved(const v1::Job& job, const std::string& reference);
 v1::ScorerSpec ResolvedScorer(const v1::Job& job, v1::ScorerSpec scorer);
 // Noise stream of a job: stages of one pipeline, which share its seed, get different ones.
 uint32_t NoiseStream(const v1::Job& job);
-bool IsTerminalState(v1::JobState state);
 // What a paused job goes back to; waiting jobs find out by themselves that they wait.
 v1::JobState StateAfterPause(const v1::Job& job);
 inline constexpr absl::Duration kProgressEvery = absl::Seconds(1);  // how often a driver tells its progress
 inline bool PausedForVolume(const v1::Job& job) {
   return job.reason_code() == kDiskFull || job.reason_code() == kDiskReadOnly;
 }
-// An artifact that a full or read-only volume did not take is tried again until it does: `again` runs on the loop after
-// a while, unless the job has ended by then.
-inline bool WaitsForVolume(const absl::Status& status) {
-  return ReasonOf(status) == v1::STORE_UNAVAILABLE;
-}
-void TryVolumeAgain(JobHost* host, const std::string& job_id, std::function<void()> again);
+// What becomes of a job whose artifact could not be made (`status` is not OK). A full or read-only volume is waited
+// for: *unpublished says why, and `again` runs on the loop after a while, unless the job has ended by then. Anything
+// else ends the job.
+void FailOrTryVolumeAgain(JobHost* host, const std::string& job_id, const absl::Status& status,
+                          std::string* unpublished, std::function<void()> again);
 // What sampling knows of a job that generates.
 void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFacts* facts);
 

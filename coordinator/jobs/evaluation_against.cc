@@ -12,6 +12,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/intervals.h"
+#include "common/split_mix64.h"
 #include "common/status_util.h"
 
 namespace rlhf::coordinator {
@@ -19,13 +20,6 @@ namespace {
 
 constexpr uint64_t kBootstrapSeed = 0x626f6f74ULL;
 constexpr int kBins = 10;
-
-uint64_t NextRandom(uint64_t* state) {  // SplitMix64
-  uint64_t z = (*state += 0x9e3779b97f4a7c15ULL);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-  return z ^ (z >> 31);
-}
 
 absl::StatusOr<double> Total(const v1::ScorerSpec& judge, const std::map<std::string, double>& components,
                              const std::string& where) {
@@ -108,19 +102,14 @@ v1::Metric Bootstrapped(const std::vector<Pair>& pairs, int replicates, Statisti
   metric.set_value(statistic(pairs));
   metric.set_n(static_cast<int64_t>(pairs.size()));
   if (replicates < 2) return metric;
-  uint64_t state = kBootstrapSeed;
+  SplitMix64 random(kBootstrapSeed);
   std::vector<double> drawn;
   std::vector<Pair> sample(pairs.size());
   for (int r = 0; r < replicates; ++r) {
-    for (Pair& pair : sample) pair = pairs[NextRandom(&state) % pairs.size()];
+    for (Pair& pair : sample) pair = pairs[random.Below(pairs.size())];
     drawn.push_back(statistic(sample));
   }
-  std::sort(drawn.begin(), drawn.end());
-  const auto at = [&](double q) {
-    return drawn[static_cast<size_t>(std::lround(q * static_cast<double>(drawn.size() - 1)))];
-  };
-  metric.set_low(at(0.025));
-  metric.set_high(at(0.975));
+  SetPercentiles(&drawn, &metric);
   return metric;
 }
 

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/job_state.h"
 #include "coordinator/jobs.h"
 
 namespace rlhf::coordinator {
@@ -29,10 +30,6 @@ class Waits {
 
 std::string Ranks(int n) {
   return absl::StrCat(n, n == 1 ? " learner" : " learners");
-}
-
-bool Ended(v1::JobState state) {
-  return state == v1::SUCCEEDED || state == v1::FAILED || state == v1::CANCELLED;
 }
 
 void ExplainLearners(const JobFacts& facts, Waits* waits) {
@@ -194,7 +191,7 @@ void ExplainActive(const JobFacts& facts, Waits* waits) {
 
 v1::ExplainJobResponse ExplainFacts(const JobFacts& facts) {
   Waits waits;
-  if (Ended(facts.job.state())) {
+  if (IsTerminal(facts.job.state())) {
     waits.Add(v1::NOTHING,
               absl::StrCat("nothing: it is ", v1::JobState_Name(facts.job.state()),
                            facts.job.reason().empty() ? "" : ": ", facts.job.reason()),
@@ -212,7 +209,7 @@ v1::ExplainJobResponse ExplainFacts(const JobFacts& facts) {
   response.set_what_to_do(first.what_to_do());
   if (facts.job.has_last_progress_at()) *response.mutable_last_progress_at() = facts.job.last_progress_at();
   const bool with_people = facts.job.state() == v1::PAUSED || facts.collects || !facts.gate_id.empty();
-  response.set_no_progress(!Ended(facts.job.state()) && !with_people && facts.no_progress > kNoProgress);
+  response.set_no_progress(!IsTerminal(facts.job.state()) && !with_people && facts.no_progress > kNoProgress);
   return response;
 }
 

@@ -55,7 +55,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     const int limit = spec.has_sample() ? spec.sample().num_prompts() : spec.evaluate().limit();
     LoadPrompts(deps(), prompts, limit > 0, spec.seed(), limit, [host = host_, job_id = job_id_, this](auto loaded) {
       const v1::Job* current = host->Find(job_id);
-      if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+      if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
       if (!loaded.ok()) return host->Fail(job_id, "BAD_DATA", std::string(loaded.status().message()));
       Begin(*std::move(loaded));
     });
@@ -171,7 +171,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
                       [host = host_, job_id = job_id_, this, loop = deps().loop](absl::Status status) {
                         loop->Post([host, job_id, this, status] {
                           const v1::Job* current = host->Find(job_id);
-                          if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+                          if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
                           waiting_ = false;
                           if (status.ok()) Publish();  // else at a later tick
                         });
@@ -215,7 +215,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
       auto measured = Measure(spec, *samples, against);
       loop->Post([host, job_id, this, samples, staging, written, measured = std::move(measured)] {
         const v1::Job* current = host->Find(job_id);
-        if (current == nullptr || IsTerminalState(current->state())) return;
+        if (current == nullptr || IsTerminal(current->state())) return;
         if (!written.ok()) return FailOrTryAgain(written, [this] { PublishAgain(); });
         if (!measured.ok()) return host->Fail(job_id, "BAD_DATA", std::string(measured.status().message()));
         Finish(*samples, *measured, staging);
@@ -276,7 +276,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
         staging, "data", job()->spec().project(), job_id_,
         [host = host_, job_id = job_id_, this, staging](const absl::StatusOr<v1::Artifact>& artifact) {
           v1::Job* current = host->Find(job_id);
-          if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+          if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
           if (!artifact.ok()) return FailOrTryAgain(artifact.status(), [this, staging] { PublishSamples(staging); });
           (*current->mutable_result()->mutable_artifacts())["samples"] = artifact->digest();
           WriteBatch batch;
@@ -287,9 +287,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
 
   // What was generated waits for its volume; anything else that is wrong with the artifact ends the job.
   void FailOrTryAgain(const absl::Status& status, std::function<void()> again) {
-    if (!WaitsForVolume(status)) return host_->Fail(job_id_, "STORE", std::string(status.message()));
-    unpublished_ = std::string(status.message());
-    TryVolumeAgain(host_, job_id_, std::move(again));
+    FailOrTryVolumeAgain(host_, job_id_, status, &unpublished_, std::move(again));
   }
 
   void PublishAgain() {

@@ -48,7 +48,7 @@ absl::Status JobTable::Recover() {
   if (!expired.empty()) deps_.store->Commit(std::move(expired), [](absl::Status) {});
   // Drivers start on the loop after recovery: stages before pipelines would look for each other.
   for (const std::string& id : order_) {
-    if (!IsTerminalState(jobs_.at(id).job.state())) deps_.loop->Post([this, id] { Admit(id); });
+    if (!IsTerminal(jobs_.at(id).job.state())) deps_.loop->Post([this, id] { Admit(id); });
   }
   return absl::OkStatus();
 }
@@ -136,7 +136,7 @@ void JobTable::SetState(v1::Job* job, v1::JobState to, const std::string& reason
                reason.empty() ? "" : ": ", reason);
   const google::protobuf::Timestamp now = ToTimestamp(deps_.loop->clock().WallNow());
   if (!job->has_started_at() && (to == v1::RUNNING || to == v1::WAITING)) *job->mutable_started_at() = now;
-  if (IsTerminalState(to)) *job->mutable_finished_at() = now;
+  if (IsTerminal(to)) *job->mutable_finished_at() = now;
   if (job->state() != to) {
     *job->mutable_state_since() = now;
     *job->mutable_last_progress_at() = now;
@@ -180,7 +180,7 @@ void JobTable::AppendAlert(v1::Job* job, const v1::Alert& alert, WriteBatch* bat
 void JobTable::EndWith(const std::string& job_id, v1::JobState state, const std::string& reason,
                        const std::string& code, WriteBatch batch, absl::AnyInvocable<void(absl::Status)> done) {
   Entry* entry = FindEntry(job_id);
-  if (entry == nullptr || IsTerminalState(entry->job.state())) return done(absl::OkStatus());
+  if (entry == nullptr || IsTerminal(entry->job.state())) return done(absl::OkStatus());
   if (entry->driver != nullptr) {
     entry->driver->Stop(&batch);
     // It may be on the stack.
@@ -262,7 +262,7 @@ void JobTable::Admit(const std::string& job_id) {
 
 void JobTable::StartDriver(const std::string& job_id) {
   Entry* entry = FindEntry(job_id);
-  if (entry == nullptr || entry->driver != nullptr || IsTerminalState(entry->job.state())) return;
+  if (entry == nullptr || entry->driver != nullptr || IsTerminal(entry->job.state())) return;
   const v1::JobSpec& spec = entry->job.spec();
   if (spec.has_pipeline())
     entry->driver = MakePipelineDriver(this, job_id);

@@ -214,7 +214,7 @@ void JobTable::CancelTree(const std::string& job_id, const std::string& reason, 
   for (const std::string& child : job->children()) {
     CancelTree(child, reason, batch);
     Entry* entry = FindEntry(child);
-    if (entry == nullptr || IsTerminalState(entry->job.state())) continue;
+    if (entry == nullptr || IsTerminal(entry->job.state())) continue;
     EndWith(child, v1::CANCELLED, reason, "", WriteBatch(), [](absl::Status) {});
   }
 }
@@ -223,7 +223,7 @@ void JobTable::Cancel(const std::string& subject, const v1::CancelJobRequest& re
   const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
   if (!job.ok()) return done(job.status());
   const std::string id = (*job)->id();
-  if (IsTerminalState((*job)->state())) {
+  if (IsTerminal((*job)->state())) {
     // Nothing left to cancel. The end may be a write of this call's first try: answered behind it in the store's order.
     return deps_.store->Commit(WriteBatch(), [row = **job, done = std::move(done)](absl::Status status) mutable {
       if (!status.ok()) return done(status);
@@ -248,10 +248,10 @@ void JobTable::Cancel(const std::string& subject, const v1::CancelJobRequest& re
 
 void JobTable::SetPausedTree(const std::string& job_id, bool paused, const std::string& reason, WriteBatch* batch) {
   Entry* entry = FindEntry(job_id);
-  if (entry == nullptr || IsTerminalState(entry->job.state())) return;
+  if (entry == nullptr || IsTerminal(entry->job.state())) return;
   for (const std::string& child : entry->job.children()) {
     SetPausedTree(child, paused, reason, batch);
-    if (Entry* stage = FindEntry(child); stage != nullptr && !IsTerminalState(stage->job.state()))
+    if (Entry* stage = FindEntry(child); stage != nullptr && !IsTerminal(stage->job.state()))
       PutRow(&stage->job, batch);
   }
   // A person's pause outlasts the one for want of room.
@@ -265,7 +265,7 @@ void JobTable::SetPausedTree(const std::string& job_id, bool paused, const std::
 void JobTable::Pause(const std::string& subject, const v1::PauseJobRequest& request, Done<v1::Job> done) {
   const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
   if (!job.ok()) return done(job.status());
-  if (IsTerminalState((*job)->state())) {
+  if (IsTerminal((*job)->state())) {
     return done(
         WithReason(absl::FailedPreconditionError(absl::StrCat("the job is ", v1::JobState_Name((*job)->state()))),
                    v1::JOB_NOT_ACTIVE));
@@ -300,7 +300,7 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
                       Done<v1::DeleteJobResponse> done) {
   const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
   if (!job.ok()) return done(job.status());
-  if (!IsTerminalState((*job)->state())) {
+  if (!IsTerminal((*job)->state())) {
     return done(absl::FailedPreconditionError(
         absl::StrCat("the job is ", v1::JobState_Name((*job)->state()), ": cancel it first")));
   }

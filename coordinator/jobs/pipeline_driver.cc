@@ -65,7 +65,7 @@ class PipelineDriver final : public Driver {
   std::function<bool()> Alive() const {
     return [host = host_, job_id = job_id_] {
       const v1::Job* current = host->Find(job_id);
-      return current != nullptr && !IsTerminalState(current->state());
+      return current != nullptr && !IsTerminal(current->state());
     };
   }
 
@@ -84,7 +84,7 @@ class PipelineDriver final : public Driver {
       const Attempt attempt{place.round, AttemptOf(*job(), stages, place.round)};
       const v1::Job* stage_job = FindStage(stages, place.stage->name(), attempt);
       if (stage_job == nullptr) return job()->state() == v1::PAUSED ? void() : Begin(*place.stage, attempt, stages);
-      if (!IsTerminalState(stage_job->state())) return;
+      if (!IsTerminal(stage_job->state())) return;
       if (stage_job->state() != v1::SUCCEEDED) {
         const std::string code = stage_job->reason_code().empty() ? "STAGE_FAILED" : stage_job->reason_code();
         return host_->Fail(job_id_, code, absl::StrCat("stage ", place.stage->name(), ": ", stage_job->reason()));
@@ -221,12 +221,10 @@ class PipelineDriver final : public Driver {
     row->set_approved_policy(gate.policy());
     PublishPolicy(host_, job_id_, gate, [this, gate_id = gate.id(), alive = Alive()](const absl::Status& status) {
       if (!alive()) return;
-      if (!status.ok() && WaitsForVolume(status)) {
-        unpublished_ = std::string(status.message());
+      if (!status.ok()) {
         publishing_.erase(gate_id);
-        return TryVolumeAgain(host_, job_id_, [this] { GoOn(); });
+        return FailOrTryVolumeAgain(host_, job_id_, status, &unpublished_, [this] { GoOn(); });
       }
-      if (!status.ok()) return host_->Fail(job_id_, "STORE", std::string(status.message()));
       unpublished_.clear();
       GoOn();
     });

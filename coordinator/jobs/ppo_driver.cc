@@ -35,7 +35,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     LoadPrompts(deps(), Resolved(row, row.spec().ppo().prompts()), true, row.spec().seed(), 0,
                 [host = host_, job_id = job_id_, this](auto prompts) {
                   const v1::Job* current = host->Find(job_id);
-                  if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+                  if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
                   if (!prompts.ok()) return host->Fail(job_id, "BAD_DATA", std::string(prompts.status().message()));
                   Begin(*std::move(prompts));
                 });
@@ -172,7 +172,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     UpdateSampling();
     host_->Commit(job_id_, std::move(batch), [host = host_, job_id = job_id_, this] {
       const v1::Job* current = host->Find(job_id);
-      if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+      if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
       IssueRest();
     });
     TrainingDriver::Start();
@@ -223,7 +223,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     IssueSlice(&batch);
     host_->Commit(job_id_, std::move(batch), [host = host_, job_id = job_id_, this] {
       const v1::Job* current = host->Find(job_id);
-      if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+      if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
       issuing_ = false;
       ServeBatch();
       IssueRest();
@@ -286,7 +286,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     Batch batch = samples.ok() ? std::make_shared<const std::vector<v1::Sample>>(*std::move(samples)) : nullptr;
     host_->Commit(job_id_, std::move(writes), [host = host_, job_id = job_id_, this, step, batch] {
       const v1::Job* current = host->Find(job_id);
-      if (current == nullptr || IsTerminalState(current->state())) return;
+      if (current == nullptr || IsTerminal(current->state())) return;
       assigning_ = false;
       if (batch == nullptr) return;  // stale or damaged samples were replaced; their replacements will come
       batch_ = batch;
@@ -421,7 +421,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
                       if (leave_now && why.empty()) YieldSoon(host, job_id, loop, this);
                       loop->Post([host, job_id, this, why] {
                         const v1::Job* current = host->Find(job_id);
-                        if (current == nullptr || IsTerminalState(current->state())) return;
+                        if (current == nullptr || IsTerminal(current->state())) return;
                         if (!why.empty()) {
                           for (const auto& [name, value] : last_metrics_)
                             (*job()->mutable_result()->mutable_metrics())[name].set_value(value);
@@ -448,7 +448,7 @@ void PpoDriver::Observe(int64_t step, Batch batch) {
     if (batch != nullptr) seen = ObserveStep(step, *batch, /*kl=*/0, outside_deviations);
     loop->Post([host, job_id, this, observation, seen = std::move(seen)]() mutable {
       const v1::Job* current = host->Find(job_id);
-      if (current == nullptr || IsTerminalState(current->state())) return;  // this driver is gone
+      if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
       observation->seen = std::move(seen);
       observation->ready = true;
       if (observation_ != observation) return;  // of a batch that was given back

@@ -69,7 +69,7 @@ void TrainingDriver::YieldSoon(JobHost* host, const std::string& job_id, EventLo
                                bool once_saved) {
   loop->Post([host, job_id, driver, once_saved] {
     const v1::Job* current = host->Find(job_id);
-    if (current == nullptr || IsTerminalState(current->state())) return;
+    if (current == nullptr || IsTerminal(current->state())) return;
     // A step that was reported meanwhile was answered with a call for a checkpoint of its own.
     if (once_saved && current->step() > current->checkpoint_step()) return;
     driver->Yield();
@@ -233,7 +233,7 @@ void TrainingDriver::Yield() {
     return Withdraw();
   }
   const std::string to = std::exchange(yields_to_, "");
-  if (row == nullptr || to.empty() || IsTerminalState(row->state())) return;
+  if (row == nullptr || to.empty() || IsTerminal(row->state())) return;
   grouped_ = false;
   waiting_since_ = deps().loop->clock().Now();
   row->set_preempted_by(to);
