@@ -8,7 +8,6 @@
 #include "absl/strings/str_cat.h"
 #include "artifact/sample_digest.h"
 #include "client/cpp/channel.h"
-#include "common/durable_file.h"
 #include "common/failpoint.h"
 #include "common/log.h"
 #include "common/status_util.h"
@@ -44,8 +43,12 @@ Worker::Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterReq
       loader_(loader),
       metrics_(metrics),
       capacity_(loader->first_capacity()) {
-  if (!evidence_dir.empty() && MakeDirs(evidence_dir).ok())
-    evidence_.open(absl::StrCat(evidence_dir, "/accepted-", identity.instance_id(), ".jsonl"), std::ios::app);
+  absl::StatusOr<client::AcceptedLog> log = client::AcceptedLog::Open(evidence_dir, identity.instance_id());
+  if (log.ok()) {
+    accepted_log_ = *std::move(log);
+  } else {
+    spdlog::error("no list of accepted samples is kept: {}", log.status().ToString());
+  }
 }
 
 Worker::~Worker() {
@@ -307,7 +310,7 @@ void Worker::SubmitLoop() {
         const absl::Status status = FromGrpc(stub_->SubmitSamples(context.get(), request, &response));
         if (status.ok()) {
           RLHF_FAILPOINT("rollout/after_submit");
-          KeepEvidence(request, response);
+          accepted_log_.Accepted(request, response);
           for (const auto& verdict : response.verdicts()) {
             if (!verdict.accepted()) {
               const LogScope scope({.job_id = verdict.id().job_id(),
@@ -351,17 +354,6 @@ void Worker::GiveBack() {
   const auto context = client::MakeContext(absl::Seconds(5));
   // Lost ones expire by themselves.
   (void)stub_->ReturnLeases(context.get(), give_back, &response);
-}
-
-void Worker::KeepEvidence(const v1::SubmitSamplesRequest& request, const v1::SubmitSamplesResponse& response) {
-  if (!evidence_.is_open()) return;
-  for (int i = 0; i < std::min(request.samples_size(), response.verdicts_size()); ++i) {
-    if (!response.verdicts(i).accepted()) continue;
-    const v1::Sample& sample = request.samples(i);
-    evidence_ << "{\"event\":\"accepted\",\"job\":\"" << sample.id().job_id() << "\",\"sample\":\""
-              << artifact::BatchLine(sample) << "\"}\n";
-  }
-  evidence_.flush();
 }
 
 void Worker::Drain(absl::Duration grace) {

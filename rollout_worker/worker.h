@@ -5,7 +5,6 @@
 #pragma once
 
 #include <atomic>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <string>
@@ -14,6 +13,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "client/cpp/evidence_log.h"
 #include "client/cpp/fleet_session.h"
 #include "common/bounded_queue.h"
 #include "common/metrics.h"
@@ -53,14 +53,13 @@ class Worker {
   void GiveBack();
   // Spans of generation, in each sample's own trace; what was handed back leaves none.
   void TraceGenerated(const std::vector<v1::Sample>& samples);
-  void KeepEvidence(const v1::SubmitSamplesRequest& request, const v1::SubmitSamplesResponse& response);
 
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::FleetService::Stub> stub_;
   v1::RegisterRequest identity_;
   PolicyLoader* loader_;
   WorkerMetrics metrics_;                       // the generating thread's
-  std::ofstream evidence_;                      // the submitting thread's
+  client::AcceptedLog accepted_log_;            // the submitting thread's
   std::map<std::string, absl::Time> taken_up_;  // the generating thread's; by "JOB/STEP/ORDINAL/INDEX", while tracing
   std::unique_ptr<client::FleetSession> session_;
 

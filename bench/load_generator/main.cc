@@ -35,6 +35,8 @@ int main(int argc, char** argv) {
   app.add_option("--protocol-version", options.protocol_version, "What workers say they speak; 0: this build's");
   app.add_option("--coordinator", options.coordinator, "Binary of the coordinator; default: beside this program");
   app.add_option("--dir", options.dir, "Scratch folder, kept; default: a temporary one");
+  app.add_option("--evidence-dir", options.evidence_dir,
+                 "Where the fleet notes what it was told, for `rlhfctl ledger --check --evidence`; default: nowhere");
   app.add_flag("--insecure", options.insecure, "Plaintext");
   app.add_flag("--leave-running", options.leave_running, "Do not cancel the job at the end; with --dir");
   app.add_flag("--limits", options.limits, "Measure disk and gRPC alone, too");

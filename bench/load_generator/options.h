@@ -23,6 +23,7 @@ struct LoadOptions {
   std::string store;              // a postgresql:// URI: two coordinators, one stands by; default: SQLite, one
   std::string dir;                // scratch folder; default: a temporary one, removed at the end
   std::string job_id;             // of a job that `dir` has already; default: one is submitted
+  std::string evidence_dir;       // where the fleet notes what it was told, for `rlhfctl ledger --check --evidence`
   bool leave_running = false;     // do not cancel the job at the end: the folder is what is wanted
   bool limits = false;            // also measure the disk and gRPC alone, and state the shares
 };

@@ -1,11 +1,14 @@
 #include "bench/load_generator/simulated_learner.h"
 
 #include <filesystem>
+#include <map>
+#include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "artifact/sample_digest.h"
 #include "client/cpp/channel.h"
 #include "common/durable_file.h"
 #include "common/process.h"
@@ -17,6 +20,7 @@ namespace {
 constexpr int kJoinWaitMs = 1000;
 constexpr absl::Duration kLearnerCall = absl::Seconds(30);
 constexpr absl::Duration kPause = absl::Milliseconds(200);
+constexpr uint32_t kCheckpointOnRequest = 2;  // since this protocol version
 
 }  // namespace
 
@@ -27,12 +31,19 @@ SimulatedLearner::SimulatedLearner(const LoadOptions& options, std::string insta
       instance_(std::move(instance)),
       artifact_root_(std::move(artifact_root)),
       recorder_(recorder),
+      protocol_version_(options.protocol_version == 0 ? kProtocolVersion : options.protocol_version),
       artifacts_(artifact_root_, artifact_root_, channel),
       stub_(v1::LearnerService::NewStub(channel)) {
+  absl::StatusOr<client::StepLog> log = client::StepLog::Open(options.evidence_dir, instance_);
+  if (log.ok()) {
+    step_log_ = *std::move(log);
+  } else {
+    recorder_->Fail("evidence", log.status().ToString());
+  }
   v1::RegisterRequest identity;
   identity.set_role(v1::ROLE_LEARNER);
   identity.set_instance_id(instance_);
-  identity.set_protocol_version(options.protocol_version == 0 ? kProtocolVersion : options.protocol_version);
+  identity.set_protocol_version(protocol_version_);
   identity.set_build_version(kBuildVersion);
   identity.set_address("127.0.0.1:9");  // nobody pulls weights from it
   client::FleetSession::Callbacks callbacks;
@@ -98,9 +109,10 @@ absl::Status SimulatedLearner::Train(const v1::GroupAssignment& group) {
     RLHF_RETURN_IF_ERROR(FromGrpc(stub_->PublishRendezvous(context.get(), rendezvous, &response)));
   }
   for (int64_t step = group.next_step(); step <= group.spec().ppo().steps() && !stopped_; ++step) {
-    RLHF_RETURN_IF_ERROR(ReadBatch(group, step));
+    std::vector<std::string> samples;
+    RLHF_RETURN_IF_ERROR(ReadBatch(group, step, &samples));
     if (stopped_) return absl::OkStatus();
-    RLHF_RETURN_IF_ERROR(Commit(group, step));
+    RLHF_RETURN_IF_ERROR(Commit(group, step, std::move(samples)));
     committed_ = step;
     if (step % options_.checkpoint_every == 0 || checkpoint_asked_) RLHF_RETURN_IF_ERROR(Checkpoint(group, step));
   }
@@ -111,7 +123,8 @@ absl::Status SimulatedLearner::Train(const v1::GroupAssignment& group) {
   return FromGrpc(stub_->FinishTraining(context.get(), finish, &response));
 }
 
-absl::Status SimulatedLearner::ReadBatch(const v1::GroupAssignment& group, int64_t step) {
+absl::Status SimulatedLearner::ReadBatch(const v1::GroupAssignment& group, int64_t step,
+                                         std::vector<std::string>* samples) {
   auto request = Fenced<v1::NextBatchRequest>(group);
   request.set_step(step);
   const auto context = client::MakeContext(absl::Hours(1));
@@ -136,6 +149,7 @@ absl::Status SimulatedLearner::ReadBatch(const v1::GroupAssignment& group, int64
       if (sample.id().step() != step || !sample.has_score())
         return absl::DataLossError(absl::StrCat("step ", step, ": a sample of step ", sample.id().step(),
                                                 sample.has_score() ? "" : ", without a score"));
+      samples->push_back(artifact::BatchLine(sample));
     }
   }
   RLHF_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
@@ -144,20 +158,33 @@ absl::Status SimulatedLearner::ReadBatch(const v1::GroupAssignment& group, int64
   return absl::OkStatus();
 }
 
-absl::Status SimulatedLearner::Commit(const v1::GroupAssignment& group, int64_t step) {
+absl::Status SimulatedLearner::Commit(const v1::GroupAssignment& group, int64_t step,
+                                      std::vector<std::string> samples) {
+  const std::map<std::string, double> metrics = {{"kl", 0.01 * static_cast<double>(step % 100)}};
+  client::StepEvidence evidence;
+  evidence.step = step;
+  evidence.weights_digest = absl::StrFormat("%032x", step);
+  evidence.metrics_digest = client::MetricsDigest(metrics);
+  evidence.batch_digest = artifact::BatchDigest(samples);
+  evidence.samples = std::move(samples);
+  step_log_.Trained(group, evidence);
   auto request = Fenced<v1::CommitStepRequest>(group);
   request.set_step(step);
-  request.set_weights_digest(absl::StrFormat("%032x", step));
+  request.set_weights_digest(evidence.weights_digest);
+  request.set_metrics_digest(evidence.metrics_digest);
+  request.set_batch_digest(evidence.batch_digest);
+  request.set_world_size(group.world_size());
   request.set_weights_address("127.0.0.1:9");
-  (*request.mutable_metrics()->mutable_values())["kl"] = 0.01 * static_cast<double>(step % 100);
+  request.mutable_metrics()->mutable_values()->insert(metrics.begin(), metrics.end());
   v1::CommitStepResponse response;
   const auto context = client::MakeContext(kLearnerCall);
   const absl::Time started = absl::Now();
   RLHF_RETURN_IF_ERROR(FromGrpc(stub_->CommitStep(context.get(), request, &response)));
   recorder_->Add("CommitStep", absl::Now() - started, 1);
+  step_log_.Committed(group, response.version());
   held_job_ = group.job_id();
   held_ = response.version();
-  checkpoint_asked_ = response.checkpoint();
+  checkpoint_asked_ = response.checkpoint() && protocol_version_ >= kCheckpointOnRequest;
   return absl::OkStatus();
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include <grpcpp/grpcpp.h>
 
@@ -14,6 +15,7 @@
 #include "bench/load_generator/options.h"
 #include "bench/load_generator/recorder.h"
 #include "client/cpp/artifact_cache.h"
+#include "client/cpp/evidence_log.h"
 #include "client/cpp/fleet_session.h"
 #include "rlhf/v1/learner_service.grpc.pb.h"
 
@@ -31,8 +33,9 @@ class SimulatedLearner {
  private:
   void Run();
   absl::Status Train(const v1::GroupAssignment& group);
-  absl::Status ReadBatch(const v1::GroupAssignment& group, int64_t step);
-  absl::Status Commit(const v1::GroupAssignment& group, int64_t step);
+  // Lists the batch in `samples`.
+  absl::Status ReadBatch(const v1::GroupAssignment& group, int64_t step, std::vector<std::string>* samples);
+  absl::Status Commit(const v1::GroupAssignment& group, int64_t step, std::vector<std::string> samples);
   absl::Status Checkpoint(const v1::GroupAssignment& group, int64_t step);
   template <typename Request>
   Request Fenced(const v1::GroupAssignment& group) const;
@@ -40,7 +43,9 @@ class SimulatedLearner {
   const LoadOptions options_;
   const std::string instance_, artifact_root_;
   Recorder* const recorder_;
+  const uint32_t protocol_version_;
   client::ArtifactCache artifacts_;
+  client::StepLog step_log_;
   const std::unique_ptr<v1::LearnerService::Stub> stub_;
   std::unique_ptr<client::FleetSession> session_;
   absl::Mutex mu_;

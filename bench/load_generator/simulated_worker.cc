@@ -32,6 +32,12 @@ SimulatedWorker::SimulatedWorker(const LoadOptions& options, std::string instanc
     sample_.mutable_response_text()->append("word ", static_cast<size_t>(3 + i % 3));
   }
   sample_.set_finish_reason(v1::MAX_TOKENS);
+  absl::StatusOr<client::AcceptedLog> log = client::AcceptedLog::Open(options.evidence_dir, instance_);
+  if (log.ok()) {
+    accepted_log_ = *std::move(log);
+  } else {
+    recorder_->Fail("evidence", log.status().ToString());
+  }
 }
 
 template <typename Request, typename Response>
@@ -185,8 +191,9 @@ void SimulatedWorker::Submit(std::shared_ptr<v1::SubmitSamplesRequest> request) 
   Call<v1::SubmitSamplesRequest, v1::SubmitSamplesResponse>(
       "SubmitSamples", &v1::FleetService::Stub::async::SubmitSamples, request,
       [](const v1::SubmitSamplesResponse& response) { return response.verdicts_size(); },
-      [this](const absl::Status& status, const v1::SubmitSamplesResponse& response) {
+      [this, request](const absl::Status& status, const v1::SubmitSamplesResponse& response) {
         if (SessionLost(status)) return;
+        accepted_log_.Accepted(*request, response);
         for (const v1::SampleVerdict& verdict : response.verdicts()) {
           held_.erase(verdict.id().SerializeAsString());
           if (!verdict.accepted()) recorder_->Fail("verdict", v1::ErrorReason_Name(verdict.reason()));

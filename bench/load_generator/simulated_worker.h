@@ -14,6 +14,7 @@
 #include "absl/synchronization/mutex.h"
 #include "bench/load_generator/options.h"
 #include "bench/load_generator/recorder.h"
+#include "client/cpp/evidence_log.h"
 #include "coordinator/event_loop.h"
 #include "rlhf/v1/fleet_service.grpc.pb.h"
 
@@ -49,7 +50,8 @@ class SimulatedWorker {
   const std::unique_ptr<v1::FleetService::Stub> stub_;
   coordinator::EventLoop* const loop_;
   Recorder* const recorder_;
-  v1::Sample sample_;  // what every sample of it is a copy of
+  client::AcceptedLog accepted_log_;  // on the loop
+  v1::Sample sample_;                 // what every sample of it is a copy of
   std::string session_;
   std::map<std::string, v1::LeaseProgress> held_;
   absl::Duration delay_, period_, next_lease_, heartbeat_;

@@ -7,9 +7,9 @@
 #include "absl/strings/str_cat.h"
 #include "artifact/artifact_root.h"
 #include "artifact/sample_digest.h"
+#include "client/cpp/evidence_log.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
-#include "learner/service/step_log.h"
 #include "model/weights_io.h"
 #include "rlhf/v1/job_service.pb.h"
 #include "rlhf/v1/learner_service.pb.h"
@@ -73,7 +73,7 @@ absl::StatusOr<int64_t> ReplayRank(const Recording& recording, Collective* colle
     if (!result.trained)
       return absl::DataLossError(absl::StrCat("step ", step, " was committed, now it is refused: ", result.refusal));
     RLHF_RETURN_IF_ERROR(Compare(step, "weights", committed.weights_digest(), model::WeightsDigest(trainer->model())));
-    RLHF_RETURN_IF_ERROR(Compare(step, "metrics", committed.metrics_digest(), MetricsDigest(result.metrics)));
+    RLHF_RETURN_IF_ERROR(Compare(step, "metrics", committed.metrics_digest(), client::MetricsDigest(result.metrics)));
     if (committed.state_digest().empty()) continue;
     RLHF_ASSIGN_OR_RETURN(const std::string state, trainer->Digest());
     RLHF_RETURN_IF_ERROR(Compare(step, "weights and optimizer state", committed.state_digest(), state));

@@ -93,7 +93,7 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
     return told ? absl::OkStatus() : absl::AbortedError("rank 0 could not report a refused step");
   }
   *stop = result.stop;
-  absl::StatusOr<StepEvidence> evidence = Witness(group, step, batch, result);
+  absl::StatusOr<client::StepEvidence> evidence = Witness(group, step, batch, result);
   if (!evidence.ok()) {
     trainer_->RevertStep();
     return evidence.status();
@@ -103,9 +103,10 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
   return CommitLedgerStep(group, *evidence, result, trained);
 }
 
-absl::StatusOr<StepEvidence> TrainingRun::Witness(const v1::GroupAssignment& group, int64_t step,
-                                                  const std::vector<v1::Sample>& batch, const StepResult& result) {
-  StepEvidence evidence;
+absl::StatusOr<client::StepEvidence> TrainingRun::Witness(const v1::GroupAssignment& group, int64_t step,
+                                                          const std::vector<v1::Sample>& batch,
+                                                          const StepResult& result) {
+  client::StepEvidence evidence;
   evidence.step = step;
   evidence.weights_digest = model::WeightsDigest(trainer_->model());
   RLHF_FAILPOINT("learner/after_step");
@@ -113,14 +114,14 @@ absl::StatusOr<StepEvidence> TrainingRun::Witness(const v1::GroupAssignment& gro
   if (result.stop || step == TotalSteps(group) || (every > 0 && step % every == 0)) {
     RLHF_ASSIGN_OR_RETURN(evidence.state_digest, trainer_->Digest());
   }
-  evidence.metrics_digest = MetricsDigest(result.metrics);
+  evidence.metrics_digest = client::MetricsDigest(result.metrics);
   for (const v1::Sample& sample : batch) evidence.samples.push_back(artifact::BatchLine(sample));
   evidence.batch_digest = artifact::BatchDigest(evidence.samples);
   RLHF_RETURN_IF_ERROR(Agree(group, evidence));
   return evidence;
 }
 
-absl::Status TrainingRun::Agree(const v1::GroupAssignment& group, const StepEvidence& evidence) {
+absl::Status TrainingRun::Agree(const v1::GroupAssignment& group, const client::StepEvidence& evidence) {
   step_log_.Trained(group, evidence);
   const std::string digests = evidence.weights_digest + evidence.state_digest;
   RLHF_ASSIGN_OR_RETURN(const bool agree, RanksAgree(digests, options_.device, *group_collective_));
@@ -131,14 +132,14 @@ absl::Status TrainingRun::Agree(const v1::GroupAssignment& group, const StepEvid
 }
 
 absl::Status TrainingRun::WitnessLocalStep(const v1::GroupAssignment& group, int64_t step) {
-  StepEvidence evidence;
+  client::StepEvidence evidence;
   evidence.step = step;
   evidence.weights_digest = model::WeightsDigest(trainer_->model());
   RLHF_ASSIGN_OR_RETURN(evidence.state_digest, trainer_->Digest());
   return Agree(group, evidence);
 }
 
-absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, const StepEvidence& evidence,
+absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, const client::StepEvidence& evidence,
                                            const StepResult& result, absl::Time trained) {
   v1::PolicyVersion version;
   version.set_lineage(group.lineage());

@@ -62,7 +62,7 @@ TrainingRun::TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* 
       run_metrics_(metrics),
       options_(options),
       events_(options.tensorboard_dir, options.instance) {
-  absl::StatusOr<StepLog> log = StepLog::Open(options_.evidence_dir, options_.instance);
+  absl::StatusOr<client::StepLog> log = client::StepLog::Open(options_.evidence_dir, options_.instance);
   if (log.ok()) {
     step_log_ = *std::move(log);
   } else {

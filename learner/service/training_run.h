@@ -13,12 +13,12 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "client/cpp/artifact_cache.h"
+#include "client/cpp/evidence_log.h"
 #include "common/metrics.h"
 #include "learner/collective.h"
 #include "learner/service/coordinator_client.h"
 #include "learner/service/event_file.h"
 #include "learner/service/run_metrics.h"
-#include "learner/service/step_log.h"
 #include "learner/service/weight_publisher.h"
 #include "learner/trainer.h"
 
@@ -59,13 +59,13 @@ class TrainingRun {
   absl::Status TrainLedgerStep(const v1::GroupAssignment& group, int64_t step, bool* advanced, bool* stop);
   static int CheckpointEvery(const v1::JobSpec& spec);  // 0: only at the end
   // Digests of what RunStep left on this rank; Internal when the ranks' weights differ.
-  absl::StatusOr<StepEvidence> Witness(const v1::GroupAssignment& group, int64_t step,
-                                       const std::vector<v1::Sample>& batch, const StepResult& result);
+  absl::StatusOr<client::StepEvidence> Witness(const v1::GroupAssignment& group, int64_t step,
+                                               const std::vector<v1::Sample>& batch, const StepResult& result);
   // Notes what this rank holds, then compares it with the other ranks: Internal when they differ.
-  absl::Status Agree(const v1::GroupAssignment& group, const StepEvidence& evidence);
+  absl::Status Agree(const v1::GroupAssignment& group, const client::StepEvidence& evidence);
   // SFT, reward models: the same at a checkpoint and at the end, which are all that is kept of their steps.
   absl::Status WitnessLocalStep(const v1::GroupAssignment& group, int64_t step);
-  absl::Status CommitLedgerStep(const v1::GroupAssignment& group, const StepEvidence& evidence,
+  absl::Status CommitLedgerStep(const v1::GroupAssignment& group, const client::StepEvidence& evidence,
                                 const StepResult& result, absl::Time trained);
   // The ranks lost each other after the step's commit was asked for: what this one holds from now on.
   void SettleCommit(const v1::GroupAssignment& group, const v1::PolicyVersion& version);
@@ -99,7 +99,7 @@ class TrainingRun {
   std::string held_job_;
   v1::PolicyVersion held_;
   std::vector<v1::MetricPoint> unreported_;
-  StepLog step_log_;
+  client::StepLog step_log_;
   EventFile events_;
   absl::Time last_report_;
   std::atomic<int64_t> progress_{0};

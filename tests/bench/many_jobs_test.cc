@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "bench/load_generator/load_cluster.h"
 #include "bench/load_generator/simulated_job.h"
@@ -25,9 +24,16 @@ class ManyJobsTest : public testing::Test {
     options_.response_tokens = 20;
     options_.samples_per_step = 80;
     options_.checkpoint_every = 1000;  // only when it is asked for
+    options_.evidence_dir = dir_.File("evidence");
+    Configure();
     auto cluster = LoadCluster::Start(options_);
     ASSERT_TRUE(cluster.ok()) << cluster.status();
     cluster_ = *std::move(cluster);
+    ASSERT_TRUE(cluster_->WriteContext(dir_.File("context.json")).ok());
+  }
+  virtual void Configure() {}
+  CommandResult Ctl(const std::string& arguments) {
+    return RunCommand(absl::StrCat(BinDir(), "/rlhfctl --context ", dir_.File("context.json"), " ", arguments));
   }
   std::string Submit(const std::string& name, int64_t steps, int priority) {
     const auto id = SubmitSimulatedJob(cluster_->api(), options_, dir_.path(), name, steps, priority);
@@ -56,9 +62,8 @@ class ManyJobsTest : public testing::Test {
     }
   }
   void ExpectSound(const std::string& id) {
-    const auto ledger = CheckLedger(cluster_->api(), id, true);
-    ASSERT_TRUE(ledger.ok()) << ledger.status();
-    EXPECT_TRUE(ledger->violations().empty()) << absl::StrJoin(ledger->violations(), "\n");
+    const CommandResult checked = Ctl(absl::StrCat("ledger ", id, " --check --evidence ", dir_.File("evidence")));
+    EXPECT_EQ(checked.code, 0) << checked.output;
   }
 
   ScratchDir dir_;
@@ -86,22 +91,40 @@ TEST_F(ManyJobsTest, AHigherPriorityPreemptsAtAStepsEndAndTheOtherGoesOnFromTher
   ExpectSound(high);
 }
 
+// A fleet of the protocol before checkpoints on request: it is preempted all the same.
+class OlderFleetTest : public ManyJobsTest {
+ protected:
+  void Configure() override {
+    options_.protocol_version = 1;
+    options_.checkpoint_every = 3;
+  }
+};
+
+TEST_F(OlderFleetTest, ALearnerThatKnowsNoCheckpointOnRequestMakesRoomAndGoesOnFromItsLastOne) {
+  const std::string low = cluster_->job_id();
+  Until("the first job has a checkpoint", [&] { return Job(low).checkpoint_step() >= 3; });
+  const std::string high = Submit("urgent", 4, 5);
+  Until("it makes room", [&] { return Job(low).preempted_by() == high; });
+  const v1::Job preempted = Job(low);
+  EXPECT_EQ(preempted.checkpoint_step() % 3, 0) << "only its own checkpoints";
+  Until("the urgent one has ended", [&] { return Job(high).state() == v1::SUCCEEDED; });
+  Until("the first goes on beyond where it was", [&] { return Job(low).step() >= preempted.step() + 2; });
+  EXPECT_TRUE(Job(low).preempted_by().empty());
+  ExpectSound(low);
+  ExpectSound(high);
+}
+
 TEST_F(ManyJobsTest, AnEqualPriorityWaitsAndAQuotaOfJobsHoldsOneBack) {
   const std::string second = Submit("second", 2, 0);
   Until("it waits for the learner", [&] { return Why(second).find("LEARNERS_BUSY") != std::string::npos; });
-  const std::string context = dir_.File("context.json");
-  ASSERT_TRUE(cluster_->WriteContext(context).ok());
-  const auto ctl = [&](const std::string& arguments) {
-    return RunCommand(absl::StrCat(BinDir(), "/rlhfctl --context ", context, " ", arguments));
-  };
-  const CommandResult set = ctl("quota set --max-jobs 2");
+  const CommandResult set = Ctl("quota set --max-jobs 2");
   ASSERT_EQ(set.code, 0) << set.output;
   const std::string third = Submit("third", 2, 9);
   Until("the third waits for its turn", [&] { return Why(third).find("QUOTA") != std::string::npos; });
   EXPECT_EQ(Job(third).state(), v1::PENDING);
   ASSERT_TRUE(CancelJob(cluster_->api(), second).ok());
   Until("the third has ended", [&] { return Job(third).state() == v1::SUCCEEDED; });
-  const CommandResult list = ctl("quota list");
+  const CommandResult list = Ctl("quota list");
   EXPECT_NE(list.output.find("default"), std::string::npos) << list.output;
 }
 

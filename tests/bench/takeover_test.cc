@@ -34,6 +34,7 @@ class TakeoverTest : public LoadClusterTest {
     LoadOptions options = SmallLoad();
     options.dir = dir_.File("cluster");
     options.store = server_->Uri();
+    options.evidence_dir = dir_.File("evidence");
     if (!coordinator_.empty()) options.coordinator = coordinator_;
     Start(options);
   }
@@ -47,7 +48,8 @@ class TakeoverTest : public LoadClusterTest {
   void ExpectNothingLost(int64_t acknowledged_steps) {
     const v1::LedgerCounts counts = Ledger(true);
     EXPECT_GE(counts.trained() + counts.assigned(), acknowledged_steps * kSamplesPerStep) << counts.ShortDebugString();
-    const CommandResult checked = Ctl("ledger " + cluster_->job_id() + " --check");
+    const CommandResult checked =
+        Ctl(absl::StrCat("ledger ", cluster_->job_id(), " --check --evidence ", dir_.File("evidence")));
     EXPECT_EQ(checked.code, 0) << checked.output;
   }
   // Of its plain port: the status and the body.
