@@ -239,14 +239,16 @@ class LearnerGroupsImpl final : public LearnerGroups {
     Clear(group);
     group.returning_until = group.waiting_since + kReturning;
     group.lost = why;
+    // Until its listener knows, no other group is formed: it may withdraw the job. In a turn of its own, for whoever
+    // dissolves a group may be looking at groups.
     loop_->Post([this, job_id = group.plan.job_id] {
-      if (const auto it = groups_.find(job_id); it != groups_.end()) TellLost(it->second);
+      const auto it = groups_.find(job_id);
+      if (it == groups_.end()) return;
+      if (const std::string why = std::exchange(it->second.lost, ""); !why.empty())
+        it->second.listener->OnGroupLost(job_id, why);
+      Form();
+      Answer();
     });
-  }
-
-  void TellLost(Group& group) {
-    if (const std::string why = std::exchange(group.lost, ""); !why.empty())
-      group.listener->OnGroupLost(group.plan.job_id, why);
   }
 
   // Whether the session is awaited by a group that broke a moment ago, other than `group`.
@@ -308,7 +310,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     for (auto& [id, group] : groups_) {
       if (group.members.empty() && now < group.returning_until) {
         const std::vector<const Waiter*> candidates = Candidates(&group);
-        if (RanksNow(group, candidates) > 0) {
+        if (group.lost.empty() && RanksNow(group, candidates) > 0) {
           FormGroup(group);
         } else {
           for (const Waiter* waiter : candidates) kept.insert(waiter->request.session_id());
@@ -349,7 +351,6 @@ class LearnerGroupsImpl final : public LearnerGroups {
   }
 
   void FormGroup(Group& group) {
-    TellLost(group);
     std::vector<const Waiter*> candidates = Candidates(&group);
     // Those that still hold this job's weights come first and seed the others.
     const auto held_step = [&](const Waiter* waiter) {

@@ -32,6 +32,7 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
   void OnGroupLost(const std::string&, const std::string&) override {
     ++lost_;
     events_ += "lost ";
+    if (withdraws_) groups_->RemoveJob("job");
   }
   void OnYield(const std::string&, const std::string&) override {}
 
@@ -96,6 +97,7 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
   std::string rank0_;
   int64_t held_step_ = -1;
   int lost_ = 0;
+  bool withdraws_ = false;  // the job leaves when its group is lost, as a paused one does
   std::string events_;
   v1::PolicyVersion committed_;
 };
@@ -173,6 +175,39 @@ TEST_F(LearnerGroupsTest, WhoSurvivedIsForItsOwnGroup) {
   Join(Register("another"));
   EXPECT_EQ(assigned_[a1].job_id(), "job");
   EXPECT_EQ(assigned_[c1].job_id(), "other");
+}
+
+TEST_F(LearnerGroupsTest, AJobThatIsWithdrawnWhenItsGroupIsLostFormsNoOther) {
+  const std::string a = Register("a"), b = Register("b"), spare = Register("spare");
+  Add(2, 2);
+  Join(a);
+  Join(b);
+  ASSERT_EQ(World(a), 2);
+  Join(spare);
+  assigned_.clear();
+  events_.clear();
+  withdraws_ = true;
+  Join(a);  // its collective failed at once; with the spare one there are ranks enough
+  EXPECT_EQ(events_, "lost ");
+  EXPECT_EQ(World(a), 0);
+  EXPECT_EQ(World(spare), 0);
+  // Whom it leaves serves others.
+  withdraws_ = false;
+  Add(2, 2, "other");
+  EXPECT_EQ(World(a), 2);
+  EXPECT_EQ(World(spare), 2);
+}
+
+TEST_F(LearnerGroupsTest, ALostGroupIsToldBeforeTheNextOneForms) {
+  const std::string a = Register("a"), b = Register("b"), spare = Register("spare");
+  Add(2, 2);
+  Join(a);
+  Join(b);
+  Join(spare);
+  events_.clear();
+  Join(a, 3);
+  EXPECT_EQ(events_, "lost forms ");
+  EXPECT_EQ(World(a), 2);
 }
 
 TEST_F(LearnerGroupsTest, WhoHoldsWhatIsCommittedSeedsTheOthers) {
