@@ -74,7 +74,7 @@ void Worker::FillHeartbeat(v1::HeartbeatRequest* request) {
   for (const auto& progress : arriving_) {
     v1::LeaseProgress* const held = request->add_progress();
     *held = progress;
-    held->set_loading(loading_);
+    held->set_loading(loading_ > 0);
   }
   for (const auto& progress : progress_) *request->add_progress() = progress;
   for (const auto& progress : unacknowledged_) *request->add_progress() = progress;
@@ -114,6 +114,7 @@ void Worker::LeaseLoop() {
     RLHF_FAILPOINT("rollout/leased");
     {
       absl::MutexLock lock(&mu_);
+      const size_t before = arriving_.size();
       for (const auto& lease : response.leases()) {
         for (const auto& sample : lease.samples()) {
           v1::LeaseProgress& progress = arriving_.emplace_back();
@@ -124,9 +125,11 @@ void Worker::LeaseLoop() {
           progress.set_attempt(sample.attempt());
         }
       }
-      capacity_ -= static_cast<int>(arriving_.size());
+      capacity_ -= static_cast<int>(arriving_.size() - before);
     }
+    ++loading_;
     loader_->Prefetch(response.leases(0).policy());
+    --loading_;
     if (!leased_.Push(std::move(response))) return;
   }
 }
@@ -169,16 +172,16 @@ void Worker::Arrived(const v1::LeasePromptsResponse& work) {
 
 void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
   const v1::PolicySource& source = work.leases(0).policy();
-  loading_ = loader_->Loads(source);
+  ++loading_;
   const absl::Status switched = loader_->Switch(source);
-  loading_ = false;
+  --loading_;
   if (!switched.ok()) {
     const LogScope scope({.job_id = source.job_id(), .step = source.version().step()});
     spdlog::warn("cannot serve job {} version {}: {}", source.job_id(), source.version().step(), switched.ToString());
-    // A superseded version, or a learner that is gone: the coordinator names a newer one with the next lease. A broken
-    // model stays broken.
-    const bool permanent = absl::IsInvalidArgument(switched) || absl::IsDataLoss(switched);
-    for (const auto& lease : work.leases()) HandBack(lease, switched.ToString(), permanent, !permanent);
+    // A superseded version, or a learner that is gone: the coordinator names a newer one with the next lease. What
+    // arrived damaged is tried again, so often as an attempt may fail. A broken model stays broken.
+    const bool permanent = absl::IsInvalidArgument(switched), damaged = absl::IsDataLoss(switched);
+    for (const auto& lease : work.leases()) HandBack(lease, switched.ToString(), permanent, !permanent && !damaged);
     absl::SleepFor(absl::Milliseconds(200));
     return;
   }

@@ -75,8 +75,8 @@ class Worker {
   // Finished or in the queue, and not yet acknowledged: still ours, so still reported.
   std::vector<v1::LeaseProgress> unacknowledged_ ABSL_GUARDED_BY(mu_);
 
-  std::atomic<int> capacity_;         // samples the engine could take now
-  std::atomic<bool> loading_{false};  // another model is fetched and loaded: what arrives waits for that
+  std::atomic<int> capacity_;    // samples the engine could take now
+  std::atomic<int> loading_{0};  // weights or another model are fetched and loaded: what arrives waits for that
   std::atomic<bool> draining_{false}, stopping_{false}, drained_{false};
   std::vector<std::thread> threads_;
 };
