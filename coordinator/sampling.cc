@@ -303,21 +303,20 @@ void SamplingImpl::MarkTrained(const std::string& job_id, int64_t step, WriteBat
   job->announced.erase(job->announced.begin(), job->announced.lower_bound(step - kStepsKept));
 }
 
-void SamplingImpl::Rollback(const std::string& job_id, int64_t step, WriteBatch* batch) {
+absl::Status SamplingImpl::Rollback(const std::string& job_id, int64_t step, WriteBatch* batch) {
   ActiveJob* job = Find(job_id);
-  if (job == nullptr) return;
+  if (job == nullptr) return absl::OkStatus();
   // Rows beyond what memory keeps have been durable for long.
-  std::vector<v1::SampleRow> settled;
-  const absl::Status status = ScanRows(job_id, step, [&](const v1::SampleRow& row, bool archived) {
+  std::vector<v1::SampleRow> settled, trained;
+  RLHF_RETURN_IF_ERROR(ScanRows(job_id, step, [&](const v1::SampleRow& row, bool archived) {
     if (row.id().step() <= job->ledger.settled_through()) settled.push_back(row);
-    if (!archived && row.state() == v1::TRAINED) job->ledger.Readmit(row);
-  });
-  const LogScope scope({.job_id = job_id});
-  if (!status.ok()) spdlog::error("rollback of {}: {}", job_id, std::string(status.message()));
+    if (!archived && row.state() == v1::TRAINED) trained.push_back(row);
+  }));
+  for (const v1::SampleRow& row : trained) job->ledger.Readmit(row);
   if (!settled.empty()) job->ledger.Unsettle(step, settled, batch);
   for (int64_t s = step + 1;; ++s) {
     const std::vector<const v1::SampleRow*> rows = job->ledger.Step(s);
-    if (rows.empty()) return;
+    if (rows.empty()) return absl::OkStatus();
     for (const v1::SampleRow* row : rows) {
       if (row->state() == v1::TRAINED) job->ledger.Untrain(KeyOfSample(row->id()), batch);
     }

@@ -96,7 +96,7 @@ class Sampling : public FleetListener {
                                                              WriteBatch* batch) = 0;
   virtual void MarkTrained(const std::string& job_id, int64_t step, WriteBatch* batch) = 0;
   // Trained steps after `step` become assigned again, to be replayed.
-  virtual void Rollback(const std::string& job_id, int64_t step, WriteBatch* batch) = 0;
+  virtual absl::Status Rollback(const std::string& job_id, int64_t step, WriteBatch* batch) = 0;
   // No rollback goes behind `step` any more: what a restart reads grows only with the steps after it.
   virtual void Settle(const std::string& job_id, int64_t step, WriteBatch* batch) = 0;
   // The job is over: its counts are final and need not be recounted from rows.

@@ -132,7 +132,7 @@ class SamplingImpl final : public Sampling {
   absl::StatusOr<std::vector<v1::Sample>> AssignStep(const std::string& job_id, int64_t step, bool replay,
                                                      WriteBatch* batch) override;
   void MarkTrained(const std::string& job_id, int64_t step, WriteBatch* batch) override;
-  void Rollback(const std::string& job_id, int64_t step, WriteBatch* batch) override;
+  absl::Status Rollback(const std::string& job_id, int64_t step, WriteBatch* batch) override;
   void Settle(const std::string& job_id, int64_t step, WriteBatch* batch) override;
   void Close(const std::string& job_id, WriteBatch* batch) override;
   void RefuseStep(const std::string& job_id, int64_t step, const std::string& reason, int64_t first_prompt,

@@ -190,6 +190,11 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   }
 
   // At most S + 1 steps are open. A step that was begun is issued to its end.
+  // Whether the group forms anew after this step, for a rank that waits; after the last one it would be for nothing.
+  bool TakesIn(const v1::CommitStepRequest& request) {
+    return !request.stop() && request.step() < job()->total_steps() && yields_to_.empty() &&
+           deps().groups->TakeIn(job_id_);
+  }
   bool MoreToIssue() const {
     const v1::Job& row = *job();
     const int64_t next = row.issued_through_step() + 1;
@@ -322,8 +327,15 @@ v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_
   const int64_t committed = row->version().step();
   const bool holds = held != nullptr && held->step() == committed && held->digest() == row->version().digest();
   if (!holds && committed > row->checkpoint_step()) {
+    if (const absl::Status status = deps().sampling->Rollback(job_id_, row->checkpoint_step(), &batch); !status.ok()) {
+      // Nothing has changed. In a turn of its own: the group is being formed.
+      deps().loop->Post([host = host_, job_id, reason = std::string(status.message())] {
+        host->Fail(job_id, "STORE", absl::StrCat("its steps cannot be read for a return to the checkpoint: ", reason));
+      });
+      host_->Commit(job_id_, std::move(batch));
+      return Assignment(epoch);
+    }
     replay_through_ = std::max(replay_through_, committed);
-    deps().sampling->Rollback(job_id_, row->checkpoint_step(), &batch);
     row->mutable_version()->set_step(row->checkpoint_step());
     row->mutable_version()->set_digest(steps_.WeightsDigest(row->checkpoint_step()));
     row->set_step(row->checkpoint_step());
@@ -352,7 +364,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
     // A repeated call: answered alike, once everything before is durable.
     *response.mutable_version() = row->version();
     response.set_checkpoint(!yields_to_.empty());
-    response.set_regroup(!request.stop() && yields_to_.empty() && deps().groups->TakeIn(job_id_));
+    response.set_regroup(TakesIn(request));
     return host_->CommitThen(job_id_, WriteBatch(), [done = std::move(done), response](absl::Status status) mutable {
       if (!status.ok()) return done(status);
       done(response);
@@ -411,7 +423,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
   *response.mutable_version() = row->version();
   response.set_checkpoint(!yields_to_.empty());
   const bool leave_now = !yields_to_.empty() && !deps().groups->CheckpointsOnRequest(job_id_);
-  response.set_regroup(!request.stop() && yields_to_.empty() && deps().groups->TakeIn(job_id_));
+  response.set_regroup(TakesIn(request));
   host_->CommitThen(job_id_, std::move(batch),
                     [host = host_, job_id = job_id_, this, loop = deps().loop, done = std::move(done), leave_now,
                      response, why = fails ? alarms[0].text() : std::string()](absl::Status status) mutable {
@@ -503,7 +515,10 @@ void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::Refuse
     host_->Fail(job_id_, "NONFINITE",
                 absl::StrCat("step ", request.step(), " was refused ", refusals_,
                              " times in a row, at last: ", request.reason()));
-    return done(v1::RefuseStepResponse());
+    return host_->CommitThen(job_id_, WriteBatch(), [done = std::move(done)](absl::Status status) mutable {
+      if (!status.ok()) return done(status);
+      done(v1::RefuseStepResponse());
+    });
   }
   WriteBatch batch;
   while (issued_of_next_ > 0 && MoreToIssue()) IssueSlice(&batch);  // of the prompts before those it gets

@@ -213,7 +213,10 @@ void TrainingDriver::FailTraining(const v1::FailTrainingRequest& request, Done<v
   if (request.reason_code() == "CHECKPOINT_DAMAGED" && !job()->checkpoint().empty())
     return GoBackACheckpoint(request.reason(), std::move(done));
   host_->Fail(job_id_, request.reason_code(), request.reason());
-  done(v1::FailTrainingResponse());
+  host_->CommitThen(job_id_, WriteBatch(), [done = std::move(done)](absl::Status status) mutable {
+    if (!status.ok()) return done(status);
+    done(v1::FailTrainingResponse());
+  });
 }
 
 void TrainingDriver::OnYield(const std::string&, const std::string& to) {
