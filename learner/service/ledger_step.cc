@@ -200,7 +200,10 @@ absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, con
   held_ = version;
   step_log_.Committed(group, version);
   if (group.rank() == 0) spdlog::info("step {} is committed", evidence.step);
-  if ((*told)[1] > 0) return absl::AbortedError("a rank waits to be taken in; joining again");
+  if ((*told)[1] > 0) {
+    RLHF_RETURN_IF_ERROR(MaybeCheckpoint(group, evidence.step));  // the next group's first one is an interval away
+    return absl::AbortedError("a rank waits to be taken in; joining again");
+  }
   return absl::OkStatus();
 }
 

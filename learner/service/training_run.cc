@@ -37,7 +37,7 @@ constexpr absl::Duration kRoomPause = absl::Seconds(2);  // between tries to pub
 
 bool JoinAgain(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsAborted(status) || absl::IsCancelled(status) ||
-         absl::IsDeadlineExceeded(status) || absl::IsNotFound(status);
+         absl::IsDeadlineExceeded(status) || ReasonOf(status) == v1::UNKNOWN_SESSION;
 }
 
 // The artifacts' volume, or this process's own, has no room or is read-only.
@@ -157,6 +157,17 @@ absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
   return absl::OkStatus();
 }
 
+bool TrainingRun::Holds(const v1::GroupAssignment& group, int64_t step) const {
+  if (!trainer_ || held_job_ != group.job_id() || held_.step() != step ||
+      held_.digest() != group.committed().digest() || step == 0)
+    return false;
+  // The others are seeded from it.
+  const std::string has = held_.digest().empty() ? "" : model::WeightsDigest(trainer_->model());
+  if (has == held_.digest()) return true;
+  spdlog::error("expected to hold weights {} of step {}, found {}: they are not used", held_.digest(), step, has);
+  return false;
+}
+
 absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   if (const std::string now = NumericsOf(group.spec(), group.world_size());
       !group.numerics().empty() && group.numerics() != now) {
@@ -165,8 +176,7 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
                      now, "\"; start it with the same --threads on the same kind of machine"));
   }
   const int64_t start = group.next_step() - 1;  // committed steps the group begins with
-  const bool holds = trainer_ && held_job_ == group.job_id() && held_.step() == start &&
-                     held_.digest() == group.committed().digest() && start > 0;
+  const bool holds = Holds(group, start);
   // Every rank takes part in every vote, also one that needs nothing: what ranks exchange must stay paired.
   TrainerInputs inputs;
   inputs.spec = group.spec();
@@ -181,6 +191,10 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
           if (!path.ok()) return absl::Status(path.status().code(), path.status().message());
           inputs.local[reference] = *path;
         }
+        // What is said to be held is what the trainer has: should the group break before the new one has the job's
+        // weights, nothing is held.
+        held_job_.clear();
+        held_.Clear();
         trainer_.reset();
         RLHF_ASSIGN_OR_RETURN(trainer_, Trainer::Create(inputs));
         return absl::OkStatus();

@@ -54,6 +54,8 @@ class TrainingRun {
 
  private:
   absl::Status Connect(const v1::GroupAssignment& group);
+  // Whether the trainer has the job's weights of this step.
+  bool Holds(const v1::GroupAssignment& group, int64_t step) const;
   absl::Status Prepare(const v1::GroupAssignment& group);
   absl::Status TrainSteps(const v1::GroupAssignment& group);
   absl::Status TrainLedgerStep(const v1::GroupAssignment& group, int64_t step, bool* advanced, bool* stop);

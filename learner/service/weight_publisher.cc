@@ -129,6 +129,12 @@ absl::Status NotHeld(const std::string& job_id, const v1::PolicyVersion& version
 
 absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyVersion& version,
                                     const model::Transformer& model) {
+  if (const auto newest = Newest(job_id); newest != nullptr && !version.digest().empty() &&
+                                          newest->manifest.version().step() == version.step() &&
+                                          newest->manifest.version().digest() == version.digest()) {
+    Confirm(job_id, version);  // a group that formed anew goes on with what is published
+    return absl::OkStatus();
+  }
   auto snapshot = std::make_shared<WeightSnapshot>();
   RLHF_RETURN_IF_ERROR(model::Guard("snapshot of weights", [&]() -> absl::Status {
     uint64_t total = 0;
