@@ -243,14 +243,14 @@ class CollectDriver final : public Driver {
     SetBuilder set(&out, beginning.excluded, SetBuilder::Kind::kComparisons);
     WriteBeginning(beginning, &out, &set);
     set.NextJob(spec.pair_ratings());
-    std::ofstream sft(sft_staging + "/edits.jsonl", std::ios::binary);
-    SetBuilder edits(&sft, {}, SetBuilder::Kind::kSft);
-    for (const v1::Comparison& comparison : comparisons) {
-      set.Add(comparison);
-      edits.Add(comparison);
-    }
+    for (const v1::Comparison& comparison : comparisons) set.Add(comparison);
     made.set = set.Finish();
     made.set.set_previous(beginning.digest);
+    // Whose judgements do not count does not teach by edits either.
+    std::ofstream sft(sft_staging + "/edits.jsonl", std::ios::binary);
+    const auto& left_out = made.set.excluded_raters();
+    SetBuilder edits(&sft, {left_out.begin(), left_out.end()}, SetBuilder::Kind::kSft);
+    for (const v1::Comparison& comparison : comparisons) edits.Add(comparison);
     out.close();
     sft.close();
     if (!out.good() || !sft.good()) {

@@ -2,6 +2,7 @@
 // frozen sets, and a rater who is forgotten.
 #include <algorithm>
 #include <fstream>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "cli/feedback/import.h"
 #include "rlhf/v1/feedback_service.grpc.pb.h"
 #include "tests/coordinator/collect_fixture.h"
@@ -46,6 +48,34 @@ class FeedbackEdgeTest : public CollectFixture {
     while (reader->Read(&comparison)) found.push_back(comparison);
     EXPECT_TRUE(reader->Finish().ok());
     return found;
+  }
+  std::string Lines(const std::string& digest, const std::string& file) {
+    client::ArtifactCache cache("", dir_.File("fetched"), Api("submitter"));
+    const auto folder = cache.Fetch(digest);
+    EXPECT_TRUE(folder.ok()) << folder.status();
+    const auto lines = folder.ok() ? ReadFile(*folder + "/" + file) : folder;
+    EXPECT_TRUE(lines.ok()) << lines.status();
+    return lines.ok() ? *lines : "";
+  }
+  // A better version of every answer, and "yes" to planted questions, or the opposite. Returns how many were taken.
+  int EditAll(const std::string& rater, const std::string& job, bool honest) {
+    const auto stub = AsRater(rater);
+    v1::SubmitFeedbackRequest answers;
+    const v1::NextTasksResponse next = Next(stub, job);
+    for (const v1::FeedbackTask& task : next.tasks()) {
+      v1::Answer& answer = *answers.add_answers();
+      answer.set_job_id(task.job_id());
+      answer.set_task_id(task.id());
+      if (task.kind() == v1::FEEDBACK_EDIT)
+        answer.set_written(absl::StrCat(task.first().text(), ", edited by ", rater));
+      else
+        answer.set_preference((task.first().text() == "yes") == honest ? v1::FIRST : v1::SECOND);
+    }
+    const auto verdicts = Call(stub, &FeedbackStub::SubmitFeedback, answers);
+    EXPECT_TRUE(verdicts.ok()) << verdicts.status();
+    if (!verdicts.ok()) return 0;
+    const auto& all = verdicts->verdicts();
+    return static_cast<int>(std::count_if(all.begin(), all.end(), [](const auto& v) { return v.accepted(); }));
   }
 };
 
@@ -155,6 +185,59 @@ TEST_F(FeedbackEdgeTest, WhoWasForgottenBetweenTwoRoundsIsNotInTheNextRoundsSet)
   ASSERT_TRUE(lines.ok()) << lines.status();
   EXPECT_EQ(std::count(lines->begin(), lines->end(), '\n'), 20);
   EXPECT_THAT(*lines, testing::Not(HasSubstr("\"chosen\":\"bad\""))) << "what anna judged";
+}
+
+TEST_F(FeedbackEdgeTest, WhoIsLeftOutOfASetIsLeftOutOfItsEditsToo) {
+  std::string planted;
+  for (int i = 0; i < 10; ++i)
+    absl::StrAppend(&planted, R"({"prompt":"P)", i, R"(","chosen":"yes","rejected":"no"})", "\n");
+  Upload("planted", planted);
+  const std::string first = Collect([](v1::CollectSpec* spec) {
+    spec->set_overlap(3);
+    spec->set_edit_fraction(1);
+    spec->set_planted("planted");
+    spec->set_planted_fraction(1);
+    spec->set_min_planted_accuracy(0.8);
+  });
+  // ben answers every planted question wrongly.
+  const std::vector<std::string> raters = {"anna", "ben", "carl"};
+  for (const std::string& rater : raters) ASSERT_EQ(EditAll(rater, first, rater != "ben"), 20) << "ten are planted";
+  const v1::Job before = WaitUntilEnded(first);
+  ASSERT_EQ(before.state(), v1::SUCCEEDED) << before.reason();
+  EXPECT_EQ(before.result().metrics().at("comparisons").value(), 20);
+  const auto edits_of = [&](const v1::Job& job, const std::string& rater) {
+    const std::string lines = Lines(job.result().artifacts().at("edits"), "edits.jsonl");
+    const std::vector<std::string> parts = absl::StrSplit(lines, absl::StrCat("edited by ", rater));
+    return static_cast<int>(parts.size()) - 1;
+  };
+  for (const std::string& rater : raters) EXPECT_EQ(edits_of(before, rater), rater == "ben" ? 0 : 10) << rater;
+
+  // Frozen without those who were flagged: the same edits.
+  v1::FreezeSetRequest freeze;
+  freeze.set_job_id(first);
+  freeze.set_name("edits-of-some");
+  freeze.set_edits_as_sft(true);
+  freeze.set_exclude_flagged(true);
+  const auto frozen = Call(As("submitter"), &FeedbackStub::FreezeSet, freeze);
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  EXPECT_THAT(frozen->excluded_raters(), SizeIs(1));
+  EXPECT_EQ(Lines(frozen->digest(), "edits.jsonl"), Lines(before.result().artifacts().at("edits"), "edits.jsonl"));
+
+  // Who was left out of an earlier round's set teaches nothing in the next one, though nothing is planted there.
+  v1::JobSpec spec;
+  spec.set_name("next-round");
+  spec.mutable_collect()->set_samples("samples");
+  spec.mutable_collect()->set_comparisons(10);
+  spec.mutable_collect()->set_overlap(2);
+  spec.mutable_collect()->set_edit_fraction(1);
+  spec.mutable_collect()->set_previous(before.result().artifacts().at("comparisons"));
+  const std::string second = Submit(spec);
+  for (const char* rater : {"anna2", "ben"}) ASSERT_EQ(EditAll(rater, second, true), 10);
+  const v1::Job after = WaitUntilEnded(second);
+  ASSERT_EQ(after.state(), v1::SUCCEEDED) << after.reason();
+  EXPECT_EQ(after.result().metrics().at("comparisons").value(), 30);
+  EXPECT_EQ(edits_of(after, "anna2"), 10);
+  EXPECT_EQ(edits_of(after, "ben"), 0);
 }
 
 TEST_F(FeedbackEdgeTest, TasksKeepTheirOrderOverARestartThoughIdsDoNotTell) {
