@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -26,6 +27,11 @@ double Deviation(const std::vector<double>& values) {
   double squares = 0;
   for (const double value : values) squares += (value - mean) * (value - mean);
   return values.size() > 1 ? std::sqrt(squares / static_cast<double>(values.size() - 1)) : 0;
+}
+
+double ValueOf(const std::map<std::string, double>& values, const std::string& name) {
+  const auto found = values.find(name);
+  return found == values.end() ? 0.0 : found->second;
 }
 
 v1::Alert Alarm(const char* monitor, double value, double bound, std::string text, std::string slice = "") {
@@ -124,41 +130,44 @@ Monitor::Values Monitor::Window(size_t end) const {
   return means;
 }
 
+std::optional<double> Monitor::GoldGap() const {
+  const auto size = static_cast<size_t>(spec_.window());
+  if (steps_.size() < size) return std::nullopt;
+  const Values now = Window(steps_.size()), first = Window(size);
+  if (now.count("gold") == 0 || first.count("gold") == 0) return std::nullopt;
+  const auto rise = [&](const char* mean, const char* deviation) {
+    const double scale = ValueOf(first, deviation);
+    return scale > 0 ? (ValueOf(now, mean) - ValueOf(first, mean)) / scale : 0;
+  };
+  return rise("score", "score_std") - rise("gold", "gold_std");
+}
+
 std::vector<v1::Alert> Monitor::Check() const {
   std::vector<v1::Alert> alarms;
   const auto size = static_cast<size_t>(spec_.window());
   const Values now = Window(steps_.size()), first = Window(size);
-  const auto of = [](const Values& values, const std::string& name) {
-    const auto found = values.find(name);
-    return found == values.end() ? 0.0 : found->second;
-  };
   const auto over = [&](const char* monitor, double bound, double value, const char* what) {
     if (bound > 0 && value > bound)
       alarms.push_back(
           Alarm(monitor, value, bound, absl::StrFormat("%s is %.3g; the bound is %.3g", what, value, bound)));
   };
-  over("kl", spec_.max_kl(), of(now, "kl"), "the KL to the reference policy, nats a sequence,");
-  over("repetition", spec_.max_repetition(), of(now, "repetition"), "the share of repeated 3-grams in answers");
-  over("outside", spec_.max_outside_share(), of(now, "outside"),
+  over("kl", spec_.max_kl(), ValueOf(now, "kl"), "the KL to the reference policy, nats a sequence,");
+  over("repetition", spec_.max_repetition(), ValueOf(now, "repetition"), "the share of repeated 3-grams in answers");
+  over("outside", spec_.max_outside_share(), ValueOf(now, "outside"),
        "the share of answers whose score lies outside the reward model's range");
-  over("reward_length", spec_.max_reward_length_correlation(), std::abs(of(now, "reward_length")),
+  over("reward_length", spec_.max_reward_length_correlation(), std::abs(ValueOf(now, "reward_length")),
        "the correlation of reward and length");
-  if (spec_.max_length_ratio() > 0 && of(first, "length") > 0 && of(now, "length") > 0) {
-    const double ratio = of(now, "length") / of(first, "length");
+  if (spec_.max_length_ratio() > 0 && ValueOf(first, "length") > 0 && ValueOf(now, "length") > 0) {
+    const double ratio = ValueOf(now, "length") / ValueOf(first, "length");
     if (ratio > spec_.max_length_ratio() || ratio < 1 / spec_.max_length_ratio()) {
-      alarms.push_back(Alarm("length", ratio, spec_.max_length_ratio(),
-                             absl::StrFormat("answers went from %.3g to %.3g tokens; the bound on their ratio is %.3g",
-                                             of(first, "length"), of(now, "length"), spec_.max_length_ratio())));
+      alarms.push_back(
+          Alarm("length", ratio, spec_.max_length_ratio(),
+                absl::StrFormat("answers went from %.3g to %.3g tokens; the bound on their ratio is %.3g",
+                                ValueOf(first, "length"), ValueOf(now, "length"), spec_.max_length_ratio())));
     }
   }
-  if (spec_.max_gold_gap() > 0 && now.count("gold") > 0 && first.count("gold") > 0) {
-    const auto rise = [&](const char* mean, const char* deviation) {
-      const double scale = of(first, deviation);
-      return scale > 0 ? (of(now, mean) - of(first, mean)) / scale : 0;
-    };
-    over("gold_gap", spec_.max_gold_gap(), rise("score", "score_std") - rise("gold", "gold_std"),
-         "the rise of the score over that of the gold score, in deviations,");
-  }
+  if (const std::optional<double> gap = GoldGap(); gap.has_value())
+    over("gold_gap", spec_.max_gold_gap(), *gap, "the rise of the score over that of the gold score, in deviations,");
   if (spec_.max_gold_drop() > 0) {
     Values best;
     for (size_t end = size; end <= steps_.size(); ++end) {
@@ -177,7 +186,7 @@ std::vector<v1::Alert> Monitor::Check() const {
                 absl::StrFormat(
                     "the gold score of \"%s\" fell from %.3g to %.3g; the bound on the fall is %.3g (its mean over "
                     "all categories went from %.3g to %.3g)",
-                    category, best[name], value, spec_.max_gold_drop(), of(first, "gold"), of(now, "gold")),
+                    category, best[name], value, spec_.max_gold_drop(), ValueOf(first, "gold"), ValueOf(now, "gold")),
                 category));
     }
   }

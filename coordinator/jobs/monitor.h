@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,9 @@ class Monitor {
   double outside_deviations() const { return spec_.outside_deviations(); }
   // Steps in order; one that was seen before (a replay) replaces what was seen since. Returns the alarms of this step.
   std::vector<v1::Alert> Add(const v1::MonitorStep& step);
+  // What `max_gold_gap` bounds: from the first window to the last, the rise of the score minus the rise of the gold
+  // score, each in standard deviations of the first window's. Nothing before there is a window, or without gold scores.
+  std::optional<double> GoldGap() const;
   const std::vector<v1::MonitorStep>& steps() const { return steps_; }
 
  private:

@@ -1,5 +1,6 @@
 #include "coordinator/jobs/step_watch.h"
 
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -31,6 +32,8 @@ std::vector<v1::Alert> StepWatch::Add(v1::MonitorStep seen, v1::MetricPoint* poi
   writes->Put(Table::kMeta, KeyOf(MonitorStepPrefix(job_id_), {static_cast<uint64_t>(seen.step())}),
               seen.SerializeAsString());
   std::vector<v1::Alert> alarms = monitor_.Add(seen);
+  if (const std::optional<double> gap = monitor_.GoldGap(); gap.has_value())
+    point->mutable_values()->insert({"monitor/gold_gap", *gap});
   point->mutable_values()->insert({"monitor/alarms", static_cast<double>(alarms.size())});
   return alarms;
 }

@@ -165,6 +165,28 @@ TEST_F(OversightEdgeTest, PeoplesWinRateOpensOrClosesAGateByItsInterval) {
   }
 }
 
+TEST_F(OversightEdgeTest, RatersWhoDisagreeCloseAGateOnAgreement) {
+  const auto anna = AsRater("anna"), ben = AsRater("ben");
+  for (const bool agree : {true, false}) {
+    v1::JobSpec spec = GatedPipeline(agree ? "agree" : "disagree", 0);
+    v1::StageSpec& stage = *spec.mutable_pipeline()->mutable_stages(0);
+    stage.mutable_collect()->set_overlap(2);
+    v1::GateCondition& condition = *stage.mutable_gate()->add_conditions();
+    condition.set_metric("agreement");
+    condition.set_min(0.8);
+    const std::string pipeline = Submit(spec);
+    EXPECT_EQ(AnswerAll(anna, pipeline), 10);
+    EXPECT_EQ(AnswerAll(ben, pipeline, agree), 10);
+    const v1::Job ended = WaitUntilEnded(pipeline);
+    EXPECT_EQ(ended.result().metrics().at("collect.agreement").value(), agree ? 1 : 0);
+    EXPECT_EQ(ended.state(), agree ? v1::SUCCEEDED : v1::FAILED) << ended.reason();
+    if (!agree) {
+      EXPECT_EQ(ended.reason_code(), "GATE_CLOSED");
+      EXPECT_THAT(ended.reason(), HasSubstr("agreement is 0; expected at least 0.8"));
+    }
+  }
+}
+
 TEST_F(OversightEdgeTest, AConditionThatDoesNotHoldClosesTheGateWhoeverApproves) {
   v1::JobSpec spec = GatedPipeline("strict", 1);
   v1::GateCondition& condition = *spec.mutable_pipeline()->mutable_stages(0)->mutable_gate()->add_conditions();

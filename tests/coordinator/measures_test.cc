@@ -80,6 +80,36 @@ TEST(MonitorTest, ARaterWhoPrefersLengthIsStoppedByLength) {
   EXPECT_THAT(alarm.text(), HasSubstr("the bound on their ratio is 2"));
 }
 
+TEST(MonitorTest, TheGapOfScoreAndGoldIsInDeviationsOfTheFirstWindow) {
+  v1::MonitorSpec spec;
+  spec.set_window(2);
+  spec.set_max_gold_gap(1.5);
+  Monitor monitor(spec);
+  const auto values = [](double score, double gold) {
+    return std::map<std::string, double>{{"score", score}, {"score_std", 2}, {"gold", gold}, {"gold_std", 0.5}};
+  };
+  EXPECT_THAT(monitor.Add(Step(1, values(0, 0.5))), IsEmpty());
+  EXPECT_FALSE(monitor.GoldGap().has_value()) << "there is no window yet";
+  EXPECT_THAT(monitor.Add(Step(2, values(1, 0.5))), IsEmpty());
+  EXPECT_EQ(monitor.GoldGap(), 0);
+  // Both rise by one deviation: gold follows.
+  EXPECT_THAT(monitor.Add(Step(3, values(2, 1))), IsEmpty());
+  EXPECT_THAT(monitor.Add(Step(4, values(3, 1))), IsEmpty());
+  EXPECT_DOUBLE_EQ(*monitor.GoldGap(), 0);
+  // The score's mean rises from 0.5 to 2.5, the gold score's falls from 0.5 to 0.25.
+  EXPECT_THAT(monitor.Add(Step(5, values(2, 0))), IsEmpty());
+  const auto alarms = monitor.Add(Step(6, values(3, 0.5)));
+  EXPECT_DOUBLE_EQ(*monitor.GoldGap(), 1.5);
+  EXPECT_THAT(alarms, IsEmpty()) << "at the bound, not over it";
+  const auto over = monitor.Add(Step(7, values(4, 0)));
+  ASSERT_THAT(over, SizeIs(1));
+  EXPECT_EQ(over[0].monitor(), "gold_gap");
+  EXPECT_DOUBLE_EQ(over[0].value(), *monitor.GoldGap());
+  Monitor without(spec);
+  for (int step = 1; step <= 3; ++step) EXPECT_THAT(without.Add(Step(step, {{"score", 9 * step}})), IsEmpty());
+  EXPECT_FALSE(without.GoldGap().has_value()) << "there is no gold score";
+}
+
 TEST(MonitorTest, HealthyRunsRaiseNoAlarm) {
   for (int seed = 1; seed <= 3; ++seed) {
     uint64_t state = static_cast<uint64_t>(seed) * 7919;
