@@ -3,6 +3,7 @@
 Durations are shortened, expressions are not: `for` at most five seconds, windows a twentieth, and the three thresholds of
 THRESHOLDS, which are durations themselves.
 """
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -18,21 +19,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from live_test import MONITORING, Prometheus, rules  # noqa: E402
 from service import BIN, Service, until  # noqa: E402
 
+import grpc  # noqa: E402
 import yaml  # noqa: E402
+
+sys.path.insert(0, str(BIN.parent / "python"))
+from rlhf.v1 import reward_service_pb2, reward_service_pb2_grpc  # noqa: E402
 
 FAULTS_BIN = pathlib.Path(os.environ.get("RLHF_FAULTS_BIN_DIR", BIN.parent / "bin-faults"))
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 THRESHOLDS = {"NoProgress": ("> 900", "> 8"), "CheckpointStale": ("> 3600", "> 15"), "GateWaiting": ("> 86400", "> 4")}
-# What is not a fault of a process; rules_test.yml shows each firing and clearing.
-NOT_PROVOKED = {
-    "KLRunaway": "what a policy learns",
-    "RewardCollapse": "what a policy learns",
-    "RewardHackingSuspected": "what a policy learns",
-    "SliceDisparity": "what a policy learns",
-    "PolicyLagHigh": "the ledger's bound on lag holds under every fault: only a job that allows more has it",
-    "GrpcErrors": "no fault below makes a call fail inside the service",
-}
-
 
 def seconds(duration):
     return int(duration[:-1]) * SECONDS[duration[-1]]
@@ -73,41 +68,75 @@ pipeline:
       evaluate: {model: "file:model", suite: "file:prompts.jsonl", sampling: {temperature: 1, max_new_tokens: 8}, graders: {components: [{name: letter_t, regex: {pattern: t}}]}}
       gate: {required_approvals: 1}
 """
+# A policy that follows its score wherever it leads: no penalty, no monitor, an absurd learning rate, and samples that may be old.
+RUNAWAY = """name: runaway
+seed: 3
+ppo:
+  policy: file:model
+  prompts: file:prompts.jsonl
+  scorer: {{components: [{{name: judge, external: {{address: "{judge}", plaintext: true}}}}]}}
+  gold: {{components: [{{name: gold, external: {{address: "{judge}", plaintext: true}}}}]}}
+  steps: 100000
+  prompts_per_step: 8
+  samples_per_prompt: 2
+  sampling: {{max_new_tokens: 16}}
+  max_policy_lag: 6
+  max_first_minibatch_ratio_error: 1000
+  kl: {{coefficient: 0}}
+  policy_optimizer: {{learning_rate: 2e-2}}
+"""
+SANE = """name: sane
+seed: 3
+ppo:
+  policy: file:model
+  prompts: file:prompts.jsonl
+  scorer: {components: [{name: letter_t, regex: {pattern: t}}]}
+  steps: 100000
+  prompts_per_step: 8
+  sampling: {max_new_tokens: 16}
+  max_policy_lag: 1
+  epochs: 1
+  policy_optimizer: {learning_rate: 1e-5}
+"""
+GRADED = """name: graded
+evaluate: {{model: "file:model", suite: "file:prompts.jsonl", sampling: {{temperature: 1, max_new_tokens: 8}}, graders: {{components: [{{name: grader, external: {{address: "{judge}", plaintext: true}}}}]}}}}
+"""
 
 
-class AlertsTest(unittest.TestCase):
+class Judge(reward_service_pb2_grpc.ExternalRewardServiceServicer):
+    """A user's own reward service, which breaks. A component's score is its level plus up to 0.2 for uses of one letter: what
+    the policy learns to write. `unfair` holds the categories that the grader marks down."""
+
+    def __init__(self):
+        self.levels = {"judge": 1.0, "gold": 1.0, "grader": 1.0}
+        self.unfair = ()
+        self.server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
+        reward_service_pb2_grpc.add_ExternalRewardServiceServicer_to_server(self, self.server)
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.server.start()
+
+    def ScoreTexts(self, request, context):
+        level = self.levels[request.component]
+        if request.component == "grader":
+            return reward_service_pb2.ScoreTextsResponse(values=[level / 2 if text.category in self.unfair else level for text in request.texts])
+        return reward_service_pb2.ScoreTextsResponse(values=[level + 0.2 * min(1, text.response.count("t") / 8) for text in request.texts])
+
+
+class Alerts(unittest.TestCase):
     provoked = set()
+    mounted = False
 
     @classmethod
-    def setUpClass(cls):
-        if not shutil.which("prometheus"):
-            raise unittest.SkipTest("no prometheus here")
-        cls.failpoints = pathlib.Path(tempfile.mkdtemp(prefix="rlhf-alerts-"))
-        cls.mounted = False
-        try:
-            # 200 GB of room that can be taken away (memory is used for what is written only).
-            cls.service = Service(
-                "--bin-dir", FAULTS_BIN, "--heartbeat-ms", "500", "--restart-seconds", "0.2", "--restart-seconds-most", "1",
-                environment={"RLHF_FAILPOINTS_DIR": str(cls.failpoints)}, prepare=cls.mount)
-            cls.service.make_model()
-            until("every process says its ports", 30, lambda: len(cls.service.ports()) == 6)
-            short = cls.service.scratch / "rules.yml"
-            short.write_text(shortened())
-            cls.prometheus = Prometheus(cls.service, short, "1s")
-            (cls.service.scratch / "long.yaml").write_text(JOB)
-            cls.service.ctl("submit", cls.service.scratch / "long.yaml")
-            until("the job has a checkpoint", 90, lambda: int(cls.service.job("long").get("step", 0)) >= 6)
-        except BaseException:
-            cls.tearDownClass()
-            raise
+    def watch(cls):
+        short = cls.service.scratch / "rules.yml"
+        short.write_text(shortened())
+        cls.prometheus = Prometheus(cls.service, short, "1s")
 
     @classmethod
-    def mount(cls, service):
-        service.dir.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", "size=200G", "tmpfs", service.dir]
-        cls.mounted = subprocess.run(command, capture_output=True).returncode == 0
-        if cls.mounted:
-            service.undo.append(lambda: subprocess.run(["umount", service.dir], check=True))
+    def submit(cls, name, text):
+        path = cls.service.scratch / f"{name}.yaml"
+        path.write_text(text)
+        cls.service.ctl("submit", path)
 
     @classmethod
     def tearDownClass(cls):
@@ -115,16 +144,9 @@ class AlertsTest(unittest.TestCase):
             cls.prometheus.close()
         if hasattr(cls, "service"):
             cls.service.close()
-        shutil.rmtree(cls.failpoints, ignore_errors=True)
 
     def firing(self):
         return {alert["labels"]["alertname"] for alert in self.prometheus.get("alerts")["alerts"] if alert["state"] == "firing"}
-
-    def step(self):
-        return int(self.service.job("long").get("step", 0))
-
-    def pid(self, instance):
-        return self.service.ports()[instance]["pid"]
 
     def fires(self, alert, patience=60, meanwhile=lambda: None):
         def seen():
@@ -139,6 +161,57 @@ class AlertsTest(unittest.TestCase):
 
     def clears(self, *alerts):
         until(f"{', '.join(alerts)} clears", 90, lambda: not set(alerts) & self.firing())
+
+
+class FaultsOfProcessesTest(Alerts):
+    @classmethod
+    def setUpClass(cls):
+        if not shutil.which("prometheus"):
+            raise unittest.SkipTest("no prometheus here")
+        cls.failpoints = pathlib.Path(tempfile.mkdtemp(prefix="rlhf-alerts-"))
+        try:
+            # 200 GB of room that can be taken away (memory is used for what is written only).
+            cls.service = Service(
+                "--bin-dir", FAULTS_BIN, "--heartbeat-ms", "500", "--restart-seconds", "0.2", "--restart-seconds-most", "1",
+                environment={"RLHF_FAILPOINTS_DIR": str(cls.failpoints)}, prepare=cls.mount)
+            cls.service.make_model()
+            until("every process says its ports", 30, lambda: len(cls.service.ports()) == 6)
+            cls.watch()
+            cls.submit("long", JOB)
+            until("the job has a checkpoint", 90, lambda: int(cls.service.job("long").get("step", 0)) >= 6)
+        except BaseException:
+            cls.tearDownClass()
+            raise
+
+    @classmethod
+    def mount(cls, service):
+        service.dir.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", "size=200G", "tmpfs", service.dir]
+        Alerts.mounted = subprocess.run(command, capture_output=True).returncode == 0
+        if Alerts.mounted:
+            service.undo.append(lambda: subprocess.run(["umount", service.dir], check=True))
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        shutil.rmtree(cls.failpoints, ignore_errors=True)
+
+    def step(self):
+        return int(self.service.job("long").get("step", 0))
+
+    def pid(self, instance):
+        return self.service.ports()[instance]["pid"]
+
+    def arm(self, instance, name, action):
+        point = self.failpoints / instance / name
+        point.parent.mkdir(exist_ok=True)
+        written = point.with_suffix(".new")
+        written.write_text(action)
+        written.rename(point)  # armed at once, whole
+        return point
+
+    def clears(self, *alerts):
+        super().clears(*alerts)
         step = self.step()
         until("the job goes on", 60, lambda: self.step() > step)
 
@@ -169,11 +242,7 @@ class AlertsTest(unittest.TestCase):
 
     def test_c_step_that_is_not_finite(self):
         self.quiet("StepRejected")
-        point = self.failpoints / "learner-1" / "learner.nan_loss"
-        point.parent.mkdir()
-        written = point.with_suffix(".new")
-        written.write_text("error")
-        written.rename(point)  # armed at once, whole
+        self.arm("learner-1", "learner.nan_loss", "error")
         self.fires("StepRejected")
         self.clears("StepRejected")
 
@@ -207,8 +276,7 @@ class AlertsTest(unittest.TestCase):
 
     def test_g_gate_that_nobody_decides(self):
         self.quiet("GateWaiting")
-        (self.service.scratch / "gated.yaml").write_text(GATE)
-        self.service.ctl("submit", self.service.scratch / "gated.yaml")
+        self.submit("gated", GATE)
         self.fires("GateWaiting", 90)
         gates = yaml.safe_load(self.service.ctl("--output", "json", "gate", "list").stdout)
         self.assertEqual(len(gates), 1)
@@ -243,10 +311,86 @@ class AlertsTest(unittest.TestCase):
             subprocess.run(["mount", "-o", "remount,size=200G", self.service.dir], check=True)
         self.clears("DiskWillFill")
 
-    def test_z_every_alert_is_provoked_or_listed(self):
-        provoked = self.provoked | (set() if self.mounted else {"DiskWillFill"})
-        self.assertEqual(sorted(provoked | set(NOT_PROVOKED)), sorted(rule["alert"] for rule in rules()))
-        self.assertEqual(sorted(provoked & set(NOT_PROVOKED)), [])
+    def test_j_calls_that_fail(self):
+        self.quiet("GrpcErrors")
+        point = self.arm("reward-0", "reward.before_score", "error*")
+        try:
+            self.fires("GrpcErrors")
+        finally:
+            point.unlink()
+        self.clears("GrpcErrors")
+
+
+class FaultsOfLearningTest(Alerts):
+    """What a policy learns, and scorers that break: one job that runs away, on a service of its own."""
+
+    @classmethod
+    def setUpClass(cls):
+        if not shutil.which("prometheus"):
+            raise unittest.SkipTest("no prometheus here")
+        cls.judge = Judge()
+        try:
+            cls.service = Service("--learners", "1", "--rollout-workers", "1")
+            cls.service.make_model()
+            until("every process says its ports", 30, lambda: len(cls.service.ports()) == 4)
+            cls.watch()
+            cls.submit("runaway", RUNAWAY.format(judge=cls.judge.address))
+        except BaseException:
+            cls.tearDownClass()
+            raise
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        cls.judge.server.stop(0)
+
+    def grade(self):
+        """An evaluation from its submission to its end."""
+        path = self.service.scratch / "graded.yaml"
+        path.write_text(GRADED.format(judge=self.judge.address))
+        self.service.ctl("submit", "--follow", path)  # its exit code is the job's
+
+    def test_a_policy_that_runs_away_on_old_samples(self):
+        # No bound stops it, so neither alert clears before the job is another one: test_e.
+        self.fires("PolicyLagHigh", 90)
+        self.fires("KLRunaway", 90)
+
+    def test_b_score_that_rises_while_the_gold_score_does_not(self):
+        self.quiet("RewardHackingSuspected")
+        self.judge.levels["judge"] = 1.7
+        self.fires("RewardHackingSuspected")
+        self.judge.levels["judge"] = 1.0
+        self.clears("RewardHackingSuspected")
+
+    def test_c_scorer_that_breaks(self):
+        self.quiet("RewardCollapse")
+        self.judge.levels["judge"] = 0.2
+        self.fires("RewardCollapse")
+        self.judge.levels["judge"] = 1.0
+        self.clears("RewardCollapse")
+
+    def test_d_grader_that_is_unfair_to_a_category(self):
+        self.quiet("SliceDisparity")
+        self.judge.unfair = ("dogs",)
+        self.grade()
+        self.fires("SliceDisparity")
+        self.judge.unfair = ()
+        self.grade()
+        self.clears("SliceDisparity")
+
+    def test_e_job_that_is_cancelled_for_a_sane_one(self):
+        # The evaluations may have held up generation for so long that no sample was old.
+        self.fires("KLRunaway")
+        self.fires("PolicyLagHigh")
+        self.service.ctl("cancel", "runaway")
+        self.submit("sane", SANE)
+        self.clears("KLRunaway", "PolicyLagHigh")
+
+
+class WholeListTest(unittest.TestCase):
+    def test_every_alert_is_provoked(self):
+        provoked = Alerts.provoked | (set() if Alerts.mounted else {"DiskWillFill"})
+        self.assertEqual(sorted(provoked), sorted(rule["alert"] for rule in rules()))
 
 
 if __name__ == "__main__":
