@@ -49,7 +49,6 @@ class FleetImpl final : public Fleet {
     const Session& stored = sessions_.emplace(session.session_id, session).first->second;
     spdlog::info("{} {} registered from {}", v1::Role_Name(request.role()), request.instance_id(),
                  request.address().empty() ? "-" : request.address());
-    for (FleetListener* listener : listeners_) listener->OnRegistered(stored);
     v1::RegisterResponse response;
     response.set_session_id(stored.session_id);
     response.set_heartbeat_interval_ms(static_cast<int32_t>(absl::ToInt64Milliseconds(heartbeat_interval_)));

@@ -23,7 +23,6 @@ struct Session {
 class FleetListener {
  public:
   virtual ~FleetListener() = default;
-  virtual void OnRegistered(const Session& session) {}
   virtual void OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request,
                            v1::HeartbeatResponse* response) {}
   // No heartbeat for a lease's life, or the instance registered again: everything the session held is void.

@@ -150,11 +150,9 @@ class LearnerGroupsImpl final : public LearnerGroups {
     const Group& group = it->second;
     out.formed = !group.members.empty() && group.complete();
     out.forming = !group.members.empty() && !group.complete();
-    out.ranks = group.plan.ranks;
     out.registered = Registered();
     out.free = static_cast<int>(Candidates().size());
     out.wait = group.wait;
-    out.yields_to = group.yields_to;
     out.since = loop_->clock().Now() - (group.members.empty() ? group.waiting_since : group.formed_at);
     for (const std::string& member : group.members) {
       const absl::StatusOr<const Session*> session = fleet_->Find(member);
@@ -165,13 +163,6 @@ class LearnerGroupsImpl final : public LearnerGroups {
       if (id != job_id && !other.members.empty()) out.holders.push_back(id);
     }
     return out;
-  }
-
-  int free_learners() const override {
-    int free = 0;
-    for (const Session* session : fleet_->Sessions(v1::ROLE_LEARNER))
-      free += !session->draining && !session->cordoned && !IsMember(session->session_id) ? 1 : 0;
-    return free;
   }
 
   void Tick() override {

@@ -58,15 +58,13 @@ class LearnerGroups : public FleetListener {
   virtual void Release(const std::string& job_id, const std::string& why) = 0;
   // All members know CommitStepResponse.checkpoint (protocol version 2).
   virtual bool CheckpointsOnRequest(const std::string& job_id) const = 0;
-  virtual int free_learners() const = 0;
   // For `rlhfctl why`.
   struct Situation {
     bool formed = false, forming = false;
-    int ranks = 0, registered = 0, free = 0;
+    int registered = 0, free = 0;
     GangWait wait = GangWait::kNone;
     std::vector<std::string> holders;     // other jobs that have learners
     std::vector<std::string> not_joined;  // instances that have not taken their assignment
-    std::string yields_to;
     absl::Duration since;
   };
   virtual Situation SituationOf(const std::string& job_id) const = 0;

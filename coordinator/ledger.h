@@ -97,7 +97,6 @@ class Ledger {
     const auto it = changed_.find(step);
     return it != changed_.end() && it->second > snapshot.changes;
   }
-  const std::string& job_id() const { return job_id_; }
 
  private:
   void Move(v1::SampleRow& row, v1::SampleState to);

@@ -247,9 +247,11 @@ absl::StatusOr<std::vector<v1::Sample>> SamplingImpl::AssignStep(const std::stri
   for (const SampleKey& key : stale) {
     job->cache.erase(key);
     job->ForgetFailures(key);
+    const bool other = job->ledger.Find(key)->version().lineage() != job->plan.policy.version().lineage();
     job->ledger.Replace(key, v1::STALE,
-                        absl::StrCat("older than the lag bound ", job->plan.max_policy_lag, " at step ", step), -1,
-                        batch);
+                        other ? std::string("of a policy that was replaced")
+                              : absl::StrCat("older than the lag bound ", job->plan.max_policy_lag, " at step ", step),
+                        -1, batch);
   }
   if (!stale.empty()) {
     job->announced[step] = false;

@@ -1,5 +1,5 @@
 // Inside of Sampling: what it knows of each active job. Shared by sampling.cc (jobs' side), sampling_leases.cc (rollout
-// workers), sampling_scores.cc (reward servers).
+// workers), sampling_scores.cc (reward servers), sampling_check.cc (the check of its records).
 #pragma once
 
 #include <deque>

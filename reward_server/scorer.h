@@ -38,7 +38,7 @@ class Scorer {
   struct Loaded;
   absl::StatusOr<Loaded*> Load(const std::string& digest, model::HeadKind head);
   absl::StatusOr<std::unique_ptr<Component>> MakeComponent(const v1::RewardComponent& spec, const std::string& policy);
-  // Fills components (weighted) of every sample that has not failed yet; returns the totals.
+  // Fills the components' values, before their weights, of every sample that has not failed yet.
   void ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest& request, bool gold,
                        std::vector<v1::SampleScore>* scores);
   absl::Status AddReference(const v1::ScoreRequest& request, std::vector<v1::SampleScore>* scores);
@@ -46,7 +46,7 @@ class Scorer {
   client::ArtifactCache* artifacts_;
   ScorerOptions options_;
   std::map<std::string, std::unique_ptr<Loaded>> models_;         // by digest and head
-  std::map<std::string, std::unique_ptr<Component>> components_;  // by serialised spec
+  std::map<std::string, std::unique_ptr<Component>> components_;  // by tokenizer and serialised spec
   uint64_t uses_ = 0;
   bool deterministic_ = false;  // of the request being scored
   friend class RewardModelScore;

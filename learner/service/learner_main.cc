@@ -42,7 +42,7 @@ struct Flags {
   rlhf::TlsFiles tls;
 };
 
-// Weights go to rollout workers (and, between ranks, to learners).
+// Weights go to rollout workers.
 absl::StatusOr<rlhf::Caller> Authorize(const std::string& method, const std::string&, const std::string& spiffe_id) {
   const auto identity = rlhf::ParseSpiffeId(spiffe_id);
   if (!identity.ok()) return absl::UnauthenticatedError("expected a client certificate with a SPIFFE id");

@@ -1,8 +1,8 @@
 // Immutable snapshots of committed weights, served to rollout workers.
 //
 // Thread-safe. A snapshot is staged before its step is committed and dropped when the commit is refused; nobody learns
-// of it in between, because workers ask only for versions that the coordinator names. The newest kKeep snapshots of a
-// job are held.
+// of it in between, because workers ask only for versions that the coordinator names. The newest kKeep snapshots are
+// held, of whatever job.
 #pragma once
 
 #include <cstdint>
