@@ -1,7 +1,5 @@
 #include "coordinator/coordinator_server.h"
 
-#include <sys/statvfs.h>
-
 #include <algorithm>
 #include <atomic>
 #include <functional>
@@ -9,7 +7,6 @@
 #include <vector>
 
 #include <prometheus/gauge.h>
-#include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
@@ -22,7 +19,7 @@
 #include "common/rpc_server.h"
 #include "common/status_util.h"
 #include "coordinator/auth/authorizer.h"
-#include "coordinator/auth/bootstrap_token.h"
+#include "coordinator/auth/first_tokens.h"
 #include "coordinator/backup.h"
 #include "coordinator/data_dir_lock.h"
 #include "coordinator/grpc_adapter/edge.h"
@@ -33,6 +30,7 @@
 #include "coordinator/metrics_export.h"
 #include "coordinator/standby.h"
 #include "coordinator/store/postgres_store.h"
+#include "coordinator/volume_watch.h"
 #include "coordinator/web/web_server.h"
 
 namespace rlhf::coordinator {
@@ -85,10 +83,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   absl::Status OpenStores();
   void MakeManagers();
   absl::Status Recover();
-  absl::Status BootstrapAdmin();
-  absl::Status AuditBootstrapAdmin();
   absl::Status AfterRestore();
-  absl::Status BootstrapTokens();
   absl::Status Listen();
   absl::Status ListenWeb();
   void StartTicks();
@@ -107,7 +102,6 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::atomic<bool> stopped_{false}, store_failed_{false};
   std::atomic<bool> looking_for_room_{false}, out_of_room_{false};
   bool shut_down_ = false;
-  std::string bootstrap_token_id_;  // taken up by this start
 
   // Destroyed from the last to the first: servers before services, the store's thread (whose callbacks use managers)
   // before managers, and the loop, to which everybody posts, at the very end.
@@ -155,7 +149,11 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   loop_ = EventLoop::StartThread(clock_);
   background_ = Background::StartThreads(kBackgroundThreads);
   batches_ = Background::StartThreads(kBatchThreads);
-  RLHF_RETURN_IF_ERROR(BootstrapAdmin());
+  std::string bootstrap_token;  // its id, where this start takes it up
+  if (!config_.bootstrap_token_file.empty()) {
+    RLHF_ASSIGN_OR_RETURN(bootstrap_token,
+                          TakeUpBootstrapToken(store_.get(), config_.bootstrap_token_file, clock_->WallNow()));
+  }
   RLHF_ASSIGN_OR_RETURN(tokens_, Tokens::Open(store_.get(), clock_));
   MakeManagers();
   if (!config_.audit_key_file.empty()) {
@@ -163,8 +161,12 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
     oversight_->SetSigner(std::move(signer));
   }
   RLHF_RETURN_IF_ERROR(Recover());
-  RLHF_RETURN_IF_ERROR(AuditBootstrapAdmin());
-  RLHF_RETURN_IF_ERROR(BootstrapTokens());
+  RLHF_RETURN_IF_ERROR(OnLoopAndWait([&]() -> absl::Status {
+    if (!bootstrap_token.empty())
+      RLHF_RETURN_IF_ERROR(AuditBootstrapToken(oversight_.get(), store_.get(), bootstrap_token));
+    if (config_.bootstrap_tokens.empty()) return absl::OkStatus();
+    return MintFirstTokens(tokens_.get(), oversight_.get(), store_.get(), config_.bootstrap_tokens);
+  }));
   RLHF_RETURN_IF_ERROR(Listen());
   RLHF_RETURN_IF_ERROR(ListenWeb());
   StartTicks();
@@ -303,35 +305,6 @@ absl::Status CoordinatorServerImpl::Recover() {
   });
 }
 
-// Before the tokens are read, so that the row is one of them.
-absl::Status CoordinatorServerImpl::BootstrapAdmin() {
-  if (config_.bootstrap_token_file.empty()) return absl::OkStatus();
-  bool any = false;
-  RLHF_RETURN_IF_ERROR(store_->Scan(Table::kTokens, "", [&any](absl::string_view, absl::string_view) {
-    any = true;
-    return false;
-  }));
-  if (any) return absl::OkStatus();
-  RLHF_ASSIGN_OR_RETURN(const std::string token, ReadFile(config_.bootstrap_token_file));
-  const absl::StatusOr<v1::TokenRow> row = BootstrapTokenRow(token, clock_->WallNow());
-  if (!row.ok()) return Annotate(row.status(), config_.bootstrap_token_file);
-  WriteBatch batch;
-  batch.Put(Table::kTokens, row->id(), row->SerializeAsString());
-  bootstrap_token_id_ = row->id();
-  spdlog::info("the admin token of {} is accepted; revoke it when there are others", config_.bootstrap_token_file);
-  return store_->CommitAndWait(std::move(batch));
-}
-
-absl::Status CoordinatorServerImpl::AuditBootstrapAdmin() {
-  if (bootstrap_token_id_.empty()) return absl::OkStatus();
-  return OnLoopAndWait([this]() -> absl::Status {
-    WriteBatch batch;
-    oversight_->Audit("bootstrap", "token.create", bootstrap_token_id_, "allowed",
-                      {{"subject", "bootstrap-admin"}, {"project", "*"}, {"roles", "admin"}}, &batch);
-    return store_->CommitAndWait(std::move(batch));
-  });
-}
-
 absl::Status CoordinatorServerImpl::AfterRestore() {
   WriteBatch batch;
   RLHF_ASSIGN_OR_RETURN(const int jobs, BeginLineagesAfterRestore(store_.get(), config_.data_dir, &batch));
@@ -340,38 +313,6 @@ absl::Status CoordinatorServerImpl::AfterRestore() {
   RLHF_RETURN_IF_ERROR(store_->CommitAndWait(std::move(batch)));
   spdlog::warn("this state is a restored backup: {} jobs begin a new lineage", jobs);
   return ForgetRestore(config_.data_dir);
-}
-
-absl::Status CoordinatorServerImpl::BootstrapTokens() {
-  if (config_.bootstrap_tokens.empty()) return absl::OkStatus();
-  if (!tokens_->List().empty()) {
-    spdlog::info("there are tokens already; {} is left as it is", config_.bootstrap_tokens);
-    return absl::OkStatus();
-  }
-  return OnLoopAndWait([this]() -> absl::Status {
-    nlohmann::ordered_json secrets;
-    WriteBatch batch;
-    std::vector<std::string> ids;
-    for (const v1::TokenRole role : {v1::ADMIN, v1::SUBMITTER, v1::RATER, v1::OVERSEER}) {
-      Tokens::Request request;
-      request.subject = RoleName(role);
-      request.project = role == v1::ADMIN || role == v1::OVERSEER ? "*" : "default";
-      request.roles = {role};
-      request.ttl = absl::Hours(24 * 365);
-      RLHF_ASSIGN_OR_RETURN(const Tokens::Minted minted, tokens_->PrepareMint(request, &batch));
-      oversight_->Audit("bootstrap", "token.create", minted.row.id(), "allowed",
-                        {{"subject", request.subject}, {"project", request.project}, {"roles", request.subject}},
-                        &batch);
-      secrets[request.subject] = minted.secret;
-      ids.push_back(minted.row.id());
-    }
-    // The file first: a crash in between leaves a file that the next start replaces, never tokens that nobody has.
-    RLHF_RETURN_IF_ERROR(WriteSecretFile(config_.bootstrap_tokens, absl::StrCat(secrets.dump(2), "\n")));
-    RLHF_RETURN_IF_ERROR(store_->CommitAndWait(std::move(batch)));
-    for (const std::string& id : ids) tokens_->ApplyMint(id);
-    spdlog::info("one token of each role is in {}", config_.bootstrap_tokens);
-    return absl::OkStatus();
-  });
 }
 
 absl::Status CoordinatorServerImpl::Listen() {
@@ -447,28 +388,12 @@ void CoordinatorServerImpl::StartTicks() {
 void CoordinatorServerImpl::LookForRoom() {
   if (looking_for_room_.exchange(true)) return;
   background_->Run([this] {
-    std::string why, code;
-    for (const std::string& folder : {config_.data_dir, config_.artifact_root}) {
-      struct statvfs volume {};
-      if (statvfs(folder.c_str(), &volume) != 0) continue;
-      if ((volume.f_flag & ST_RDONLY) != 0) {
-        why = absl::StrCat("the volume of ", folder, " is read-only");
-        code = kDiskReadOnly;
-        break;
-      }
-      const uint64_t available = static_cast<uint64_t>(volume.f_bavail) * volume.f_frsize;
-      const uint64_t least = static_cast<uint64_t>(config_.min_free_mb) << 20;
-      // A little more before jobs go on, or they would pause again at once.
-      const uint64_t wanted = out_of_room_.load() ? least + least / 4 : least;
-      if (available < wanted) {
-        why = absl::StrCat("the disk of ", folder, " is full: ", available >> 20, " MB left, expected at least ",
-                           wanted >> 20, " MB (--min-free-mb)");
-        code = kDiskFull;
-      }
-    }
-    if (out_of_room_.exchange(!why.empty()) != !why.empty())
-      spdlog::warn("{}", why.empty() ? "the disks can be written to again: jobs go on" : why + ": jobs pause");
-    loop_->Post([this, why = std::move(why), code = std::move(code)] { jobs_->SetOutOfRoom(why, code); });
+    VolumeTrouble trouble =
+        LookAtVolumes({config_.data_dir, config_.artifact_root}, config_.min_free_mb, out_of_room_.load());
+    if (out_of_room_.exchange(trouble.any()) != trouble.any())
+      spdlog::warn("{}",
+                   trouble.any() ? trouble.why + ": jobs pause" : "the disks can be written to again: jobs go on");
+    loop_->Post([this, trouble = std::move(trouble)] { jobs_->SetOutOfRoom(trouble.why, trouble.code); });
     looking_for_room_ = false;
   });
 }

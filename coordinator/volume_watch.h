@@ -1,0 +1,20 @@
+// Whether the coordinator's volumes can be written to.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace rlhf::coordinator {
+
+struct VolumeTrouble {
+  std::string why;   // for people, with the folder; empty: all can be written to
+  std::string code;  // kDiskFull or kDiskReadOnly (jobs.h)
+
+  bool any() const { return !why.empty(); }
+};
+
+// A volume is full below `min_free_mb` megabytes, and, once it was, until there are a quarter more: jobs that go on
+// would pause again at once. A folder that cannot be looked at is left out. Any thread; a volume that hangs blocks it.
+VolumeTrouble LookAtVolumes(const std::vector<std::string>& folders, int min_free_mb, bool was_full);
+
+}  // namespace rlhf::coordinator
