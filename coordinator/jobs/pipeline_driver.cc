@@ -190,10 +190,11 @@ class PipelineDriver final : public Driver {
         return gate.policy().empty() || Approve(gate);
       case v1::GATE_WAITING:
         if (row->state() != v1::WAITING && row->state() != v1::PAUSED) {
-          host_->SetState(row, v1::WAITING,
-                          absl::StrCat("gate ", gate.id(), ": ", gate.approvals_size(), " of ",
-                                       stage.gate().required_approvals(), " approvals"),
-                          "", &batch);
+          host_->SetState(
+              row, v1::WAITING,
+              absl::StrCat("gate ", gate.id(), ": ", gate.approvals_size(), " of ", stage.gate().required_approvals(),
+                           " approvals; an overseer decides: `rlhfctl gate approve ", gate.id(), "`"),
+              "", &batch);
         }
         host_->Commit(job_id_, std::move(batch));
         return false;

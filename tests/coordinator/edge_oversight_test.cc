@@ -73,6 +73,8 @@ TEST_F(OversightEdgeTest, AGateOpensWhenDifferentOverseersApproveWhatTheyHaveSee
   EXPECT_EQ(AnswerAll(AsRater("anna"), pipeline), 10);
   const v1::GateRow gate = WaitForGate(pipeline, 1);
   EXPECT_EQ(gate.id(), pipeline + "/collect");
+  EXPECT_THAT(Get(pipeline).reason(),
+              HasSubstr("0 of 2 approvals; an overseer decides: `rlhfctl gate approve " + gate.id()));
   EXPECT_EQ(gate.metrics().at("comparisons").value(), 10);
   ASSERT_EQ(gate.report_sha256().size(), 64u);
 

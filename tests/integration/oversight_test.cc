@@ -82,7 +82,9 @@ pipeline:
   const CommandResult second =
       As("overseer", "--token-file " + File("otto.token") + " gate approve " + gate + " --report " + report);
   ASSERT_EQ(second.code, 0) << second.output;
-  EXPECT_EQ(service_.Ctl("watch gated").code, 0);
+  const CommandResult watched = service_.Ctl("watch gated");
+  EXPECT_EQ(watched.code, 0) << watched.output;
+  EXPECT_THAT(watched.output, HasSubstr("0 of 2 approvals; an overseer decides: `rlhfctl gate approve " + gate));
 
   ASSERT_EQ(service_.Ctl("models pull approved/assistant --out " + File("assistant")).code, 0);
   ASSERT_EQ(service_.Ctl("models pull approved/assistant.card --out " + File("card")).code, 0);

@@ -50,6 +50,34 @@ def synchronous(context: str, folder: pathlib.Path) -> str:
         return job.id
 
 
+def overseen(context: str, sampled: str) -> None:
+    """A gate opens when an overseer approves the report that was read, and for no other."""
+    with Client.from_context(context) as client, Client.from_context(str(pathlib.Path(context).with_name("overseer.json"))) as overseer:
+        job = job_pb2.JobSpec(name=f"gated-{int(time.time() * 1000)}", seed=1)
+        stage = job.pipeline.stages.add(name="look")
+        stage.evaluate.model, stage.evaluate.suite, stage.evaluate.limit = client.get(sampled).spec.sample.model, "client-prompts", 6
+        stage.evaluate.sampling.max_new_tokens = 8
+        stage.gate.required_approvals = 1
+        pipeline = client.submit(job).id
+        waiting = []
+        deadline = time.monotonic() + 120
+        while not waiting:
+            expect(time.monotonic() < deadline, f"the gate waits: {client.get(pipeline)}")
+            time.sleep(0.1)
+            waiting = [gate for gate in overseer.gates([state_pb2.GATE_WAITING]) if gate.job_id == pipeline]
+        gate = waiting[0]
+        expect(f"rlhfctl gate approve {gate.id}" in client.get(pipeline).reason, "the job says what it waits for")
+        for who, report, code in ((client, gate.report_sha256, grpc.StatusCode.PERMISSION_DENIED), (overseer, "00", grpc.StatusCode.FAILED_PRECONDITION)):
+            try:
+                who.decide_gate(gate.id, True, report)
+                expect(False, "an approval by nobody, or of nothing")
+            except RlhfError as error:
+                expect(error.code == code, error)
+        opened = overseer.decide_gate(gate.id, True, gate.report_sha256, "read")
+        expect(opened.state == state_pb2.GATE_APPROVED and opened.approvals[0].comment == "read", opened)
+        expect(client.wait(pipeline).state == state_pb2.SUCCEEDED, "the pipeline goes on")
+
+
 async def asynchronous(context: str, folder: pathlib.Path, sampled: str) -> None:
     async with AsyncClient.from_context(context) as client:
         jobs, rows = await asyncio.gather(client.list(), client.sample_rows(sampled))
@@ -63,11 +91,13 @@ async def asynchronous(context: str, folder: pathlib.Path, sampled: str) -> None
             expect(False, "an unknown job is an error")
         except RlhfError as error:
             expect(error.code == grpc.StatusCode.NOT_FOUND, error)
+        expect(all(gate.state == state_pb2.GATE_APPROVED for gate in await client.gates([state_pb2.GATE_APPROVED])), "gates of a state")
 
 
 def main() -> None:
     context, folder = sys.argv[1], pathlib.Path(sys.argv[2])
     sampled = synchronous(context, folder)
+    overseen(context, sampled)
     asyncio.run(asynchronous(context, folder, sampled))
     import google.protobuf
     print(f"the client works with grpcio {grpc.__version__}, protobuf {google.protobuf.__version__}, Python {sys.version.split()[0]}")

@@ -9,7 +9,8 @@ from typing import Any, AsyncIterator, Callable, Dict, List, Optional, Sequence
 import grpc
 import grpc.aio
 
-from rlhf.v1 import (feedback_service_pb2, feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, state_pb2)
+from rlhf.v1 import (feedback_service_pb2, feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, oversight_service_pb2,
+                     oversight_service_pb2_grpc, state_pb2)
 from rlhf_client._shared import ENDED, WATCH_SECONDS, Context, RlhfError, load_context, metric_row, sample_row
 
 
@@ -28,6 +29,7 @@ class AsyncClient:
         self._timeout = timeout
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._feedback = feedback_service_pb2_grpc.FeedbackServiceStub(self._channel)
+        self._oversight = oversight_service_pb2_grpc.OversightServiceStub(self._channel)
 
     @classmethod
     def from_context(cls, path: str = ".rlhf/client.json", timeout: float = 30.0) -> "AsyncClient":
@@ -151,3 +153,20 @@ class AsyncClient:
                               request_id: Optional[str] = None) -> List[feedback_service_pb2.AnswerVerdict]:
         request = feedback_service_pb2.SubmitFeedbackRequest(request_id=request_id or uuid.uuid4().hex, answers=answers)
         return list((await self._call(self._feedback.SubmitFeedback, request, 60)).verdicts)
+
+    async def gates(self, states: Sequence[int] = ()) -> List[state_pb2.GateRow]:
+        """Gates that pipelines have come to, with their reports; by default of every state."""
+        request = oversight_service_pb2.ListGatesRequest(states=states)
+        request.page.page_size = 1000
+        gates: List[state_pb2.GateRow] = []
+        while True:
+            page = await self._call(self._oversight.ListGates, request)
+            gates.extend(page.gates)
+            if not page.next_page_token:
+                return gates
+            request.page.page_token = page.next_page_token
+
+    async def decide_gate(self, gate: str, approve: bool, report_sha256: str = "", comment: str = "") -> state_pb2.GateRow:
+        """An overseer's decision. An approval names the report that it rests on: the `report_sha256` of the gate as it was read."""
+        request = oversight_service_pb2.DecideGateRequest(gate_id=gate, approve=approve, report_sha256=report_sha256, comment=comment)
+        return await self._call(self._oversight.DecideGate, request)

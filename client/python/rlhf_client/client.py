@@ -10,7 +10,8 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 import grpc
 
 from rlhf.v1 import (admin_service_pb2_grpc, artifact_service_pb2, artifact_service_pb2_grpc, data_pb2, feedback_service_pb2,
-                     feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, state_pb2)
+                     feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, oversight_service_pb2,
+                     oversight_service_pb2_grpc, state_pb2)
 from rlhf_client._shared import (ENDED, WATCH_SECONDS, Context, RlhfError, chunks_of, digest_of, file_references, load_context, load_spec,
                                  manifest_of, metric_row, sample_row)
 
@@ -29,6 +30,7 @@ class Client:
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(self._channel)
         self._feedback = feedback_service_pb2_grpc.FeedbackServiceStub(self._channel)
+        self._oversight = oversight_service_pb2_grpc.OversightServiceStub(self._channel)
         self.admin = admin_service_pb2_grpc.AdminServiceStub(self._channel)
 
     @classmethod
@@ -178,6 +180,25 @@ class Client:
     def submit_feedback(self, answers: Sequence[feedback_service_pb2.Answer], request_id: Optional[str] = None) -> List[feedback_service_pb2.AnswerVerdict]:
         request = feedback_service_pb2.SubmitFeedbackRequest(request_id=request_id or uuid.uuid4().hex, answers=answers)
         return list(self._call(self._feedback.SubmitFeedback, request, 60).verdicts)
+
+    # Oversight
+
+    def gates(self, states: Sequence[int] = ()) -> List[state_pb2.GateRow]:
+        """Gates that pipelines have come to, with their reports; by default of every state."""
+        request = oversight_service_pb2.ListGatesRequest(states=states)
+        request.page.page_size = 1000
+        gates: List[state_pb2.GateRow] = []
+        while True:
+            page = self._call(self._oversight.ListGates, request)
+            gates.extend(page.gates)
+            if not page.next_page_token:
+                return gates
+            request.page.page_token = page.next_page_token
+
+    def decide_gate(self, gate: str, approve: bool, report_sha256: str = "", comment: str = "") -> state_pb2.GateRow:
+        """An overseer's decision. An approval names the report that it rests on: the `report_sha256` of the gate as it was read."""
+        request = oversight_service_pb2.DecideGateRequest(gate_id=gate, approve=approve, report_sha256=report_sha256, comment=comment)
+        return self._call(self._oversight.DecideGate, request)
 
     # Artifacts
 
