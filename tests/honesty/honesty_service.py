@@ -10,6 +10,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = ROOT / "build/release/bin"
 sys.path.insert(0, str(ROOT / "examples/honesty"))
 
+import grpc  # noqa: E402
+from rlhf.v1 import state_pb2  # noqa: E402
 from rlhf_client import Client, RlhfError  # noqa: E402
 import rate  # noqa: E402
 
@@ -52,26 +54,59 @@ class Service:
             pass  # a job that failed is what may be looked for
         return self.client.get(name)
 
-    def run_with_rater(self, path, name, person, **settings):
-        """Submits a pipeline, answers its questions as `person` does, and returns the job when it has ended."""
+    def run_with_rater(self, path, name, person, overseer=None, **settings):
+        """Submits a pipeline, answers its questions as `person` does, and returns the job when it has ended.
+
+        Where its gates wait, `overseer` reads their reports: GateRow to (approve, comment).
+        """
         self.submit(path, **settings)
+        ended = threading.Event()
+        oversight = threading.Thread(target=self._decide, args=(name, overseer, ended), daemon=True)
+        if overseer is not None:
+            oversight.start()
         with Client.from_context(str(self.dir / "rater.json")) as rating:
             # A daemon: a pipeline that fails before it collects leaves the rater waiting.
             rater = threading.Thread(target=self._answer, args=(rating, name, person), daemon=True)
             rater.start()
             job = self.wait(name)
+            ended.set()
             rater.join(timeout=30)
+        if overseer is not None:
+            oversight.join(timeout=60)
         return job
+
+    def _decide(self, name, overseer, ended):
+        """As somebody who did not submit the pipeline, by a token of their own."""
+        try:
+            with Client.from_context(str(self.dir / "overseer.json")) as client:
+                while not ended.wait(1):
+                    try:
+                        pipeline = client.get(name).id
+                        for gate in client.gates([state_pb2.GATE_WAITING]):
+                            if gate.job_id == pipeline:
+                                approve, comment = overseer(gate)
+                                decided = client.decide_gate(gate.id, approve, gate.report_sha256, comment)
+                                print(f"{gate.id}: {state_pb2.GateState.Name(decided.state)}: {comment}", flush=True)
+                    except RlhfError as error:
+                        if error.code != grpc.StatusCode.UNAVAILABLE:
+                            raise
+        except Exception as error:  # whatever it is, nobody decides any more
+            print(f"the overseer of {name} stopped: {error!r}", file=sys.stderr, flush=True)
+            self._cancel(name)
 
     def _answer(self, rating, name, person):
         try:
             rate.rate(rating, name, person, 3600)
         except Exception as error:  # whatever it is, nobody answers any more
             print(f"the rater of {name} stopped: {error!r}", file=sys.stderr, flush=True)
-            try:
-                self.client.cancel(name)  # which would wait for answers for ever
-            except RlhfError:
-                pass  # it has ended
+            self._cancel(name)
+
+    def _cancel(self, name):
+        """A job that would wait for people for ever."""
+        try:
+            self.client.cancel(name)
+        except RlhfError:
+            pass  # it has ended
 
     def close(self):
         self.client.close()

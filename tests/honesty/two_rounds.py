@@ -1,6 +1,8 @@
 """examples/honesty/two_rounds.yaml with real training, at several seeds: what each round reaches, and whether the second is better than the first.
 
-Fails when a round is missing, when the second round hallucinates no less than the first (over all seeds), or when the least that is promised does
+After each round an overseer, who did not submit it, reads the gate's report and approves it; without that no second round begins.
+
+Fails when a round is missing or was not approved, when the second round hallucinates no less than the first (over all seeds), or when the least that is promised does
 not hold; the aims are printed, and fail the test with --aims. Some ten minutes a seed. `scripts/test --full` runs it.
 
     PYTHONPATH=build/release/python tests/honesty/two_rounds.py [--seeds 0,1,2] [--aims] [--json FILE]
@@ -34,6 +36,24 @@ def reached(job):
     return found
 
 
+def read_report(gate):
+    """The overseer's decision on a gate's report: everything asked for has to be there, and better than before any round."""
+    def value(stage, name):
+        return gate.metrics[f"{stage}.{name}"].value
+    missing = [f"{stage}.{name}" for stage in ("before", "after", "sampled") for name in SHOWN if f"{stage}.{name}" not in gate.metrics]
+    if missing:
+        return False, f"the report has no {missing[0]}"
+    before, after = value("before", HALLUCINATION), value("after", HALLUCINATION)
+    return after < before, (f"round {gate.round}: hallucination {after:.1%} ({before:.1%} before), accuracy {value('after', ACCURACY):.1%}, "
+                            f"over-claims {value('after', OVER_CLAIM):.1%}")
+
+
+def approvals(gates, job):
+    """Rounds whose gate somebody else approved, by the report that it shows."""
+    return sorted(gate.round for gate in gates if gate.job_id == job.id and gate.state == state_pb2.GATE_APPROVED and any(
+        approval.approved and approval.subject != job.submitted_by and approval.report_sha256 == gate.report_sha256 for approval in gate.approvals))
+
+
 def broken(found, hallucination, sampled):
     """Which bounds the second round does not keep."""
     before, after, noisy = found["before"], found["round2"], found["sampled2"]
@@ -57,8 +77,8 @@ def run_seed(seed, scratch):
     service = Service(scratch)
     try:
         job = service.run_with_rater(ROOT / "examples/honesty/two_rounds.yaml", "honesty-two-rounds", honesty_rater.Rater(seed),
-                                     seed=seed, data=data, model=scratch / "model")
-        return reached(job)
+                                     overseer=read_report, seed=seed, data=data, model=scratch / "model")
+        return {**reached(job), "approved_rounds": approvals(service.client.gates(), job)}
     finally:
         service.close()
 
@@ -77,6 +97,8 @@ def main():
         if found["missing"]:
             problems.append(f"seed {seed}: no {found['missing'][0]}: {found['reason']}")
             continue
+        if found["approved_rounds"] != [1, 2]:
+            problems.append(f"seed {seed}: expected both rounds to be approved by an overseer, found {found['approved_rounds']}")
         for name in SHOWN:
             sides = " ".join(f"{found[side][name]:8.1%}" for side in ("before", "round1", "round2", "sampled1", "sampled2"))
             print(f"  {name:46} {sides}")
