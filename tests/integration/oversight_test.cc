@@ -297,7 +297,7 @@ pipeline:
         scorer: {components: [{name: letter_t, regex: {pattern: t}}]}
         gold: {components: [{name: wanted, weight: )",
                                               gold_weight, R"(, regex: {pattern: t}}]}
-        steps: 16
+        steps: 10
         prompts_per_step: 8
         samples_per_prompt: 4
         sampling: {max_new_tokens: 8}
