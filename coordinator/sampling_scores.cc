@@ -221,7 +221,13 @@ absl::Status SamplingImpl::TakeScore(ActiveJob& job, const Sent& sent, const v1:
   // The first stored score wins; one of an older attempt is nobody's.
   if (row == nullptr || row->state() != v1::GENERATED || row->attempt() != sent.attempt) return absl::OkStatus();
   if (score.code() != 0) return absl::Status(static_cast<absl::StatusCode>(score.code()), score.error());
-  RLHF_ASSIGN_OR_RETURN(v1::Sample sample, TakeSample(job, *row));
+  absl::StatusOr<v1::Sample> stored = TakeSample(job, *row);
+  if (!stored.ok()) {
+    // Damaged since it was sent: as before a dispatch, a new one is generated.
+    return absl::IsDataLoss(stored.status()) && Regenerate(job, sent.key, stored.status(), batch) ? absl::OkStatus()
+                                                                                                : stored.status();
+  }
+  v1::Sample& sample = *stored;
   if (const std::string problem = ProblemOf(score.score(), sample, !job.plan.reference_policy.empty());
       !problem.empty()) {
     return absl::InternalError(problem);
