@@ -194,6 +194,7 @@ TEST_F(LearnerGroupsTest, AJobThatIsWithdrawnWhenItsGroupIsLostFormsNoOther) {
   // Whom it leaves serves others.
   withdraws_ = false;
   Add(2, 2, "other");
+  Pass(absl::Seconds(1), {a, spare});
   EXPECT_EQ(World(a), 2);
   EXPECT_EQ(World(spare), 2);
 }
