@@ -1,15 +1,18 @@
 #include "common/rpc_server.h"
 
 #include <atomic>
+#include <map>
 #include <utility>
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/security/auth_metadata_processor.h>
+#include <prometheus/counter.h>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/grpc_log.h"
 #include "common/in_process_channel.h"
 #include "common/rpc_interceptor.h"
 #include "common/status_util.h"
@@ -51,6 +54,7 @@ class GrpcServer final : public RpcServer {
   ~GrpcServer() override { Shutdown(absl::ZeroDuration()); }
 
   absl::Status Listen(const RpcServerOptions& options) {
+    InstallGrpcLog();
     auto credentials = MakeServerCredentials(options.tls, options.require_client_certificate);
     if (!credentials.ok()) return Annotate(credentials.status(), absl::StrCat("listener ", options.address));
     if (!options.tls.insecure && !options.authorizer) {
@@ -62,6 +66,8 @@ class GrpcServer final : public RpcServer {
       authorizer = std::make_shared<const Authorizer>(options.authorizer);
       (*credentials)->SetAuthMetadataProcessor(std::make_shared<AuthorizingProcessor>(authorizer, metrics));
     }
+
+    if (options.require_client_certificate && !options.tls.insecure) WatchHandshakes(options);
 
     static const bool plugins [[maybe_unused]] = [] {
       grpc::EnableDefaultHealthCheckService(true);
@@ -112,9 +118,27 @@ class GrpcServer final : public RpcServer {
     if (server_ == nullptr || shut_down_.exchange(true)) return;
     server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
     server_->Wait();
+    handshakes_.reset();
   }
 
  private:
+  void WatchHandshakes(const RpcServerOptions& options) {
+    std::map<HandshakeRefusal, prometheus::Counter*> counters;
+    if (options.metrics != nullptr) {
+      for (const HandshakeRefusal refusal : kHandshakeRefusals) {
+        counters[refusal] =
+            &options.metrics->Counter("rlhf_auth_failures_total", "Calls refused for want of identity or permission.",
+                                      {{"reason", HandshakeReason(refusal)}});
+      }
+    }
+    handshakes_ = std::make_unique<HandshakeWatch>(
+        [counters = std::move(counters), refused = options.handshake_refused](HandshakeRefusal refusal) {
+          if (const auto counter = counters.find(refusal); counter != counters.end()) counter->second->Increment();
+          if (refused) refused(HandshakeReason(refusal));
+        });
+  }
+
+  std::unique_ptr<HandshakeWatch> handshakes_;
   std::unique_ptr<grpc::Server> server_;
   std::atomic<bool> shut_down_{false};
   int port_ = 0;

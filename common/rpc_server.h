@@ -38,8 +38,13 @@ struct RpcServerOptions {
   int max_concurrent_streams = 1000;
   std::vector<grpc::Service*> services;               // not owned; outlive the server
   grpc::CallbackGenericService* otherwise = nullptr;  // answers what no service has; of this server alone
-  MetricsRegistry* metrics = nullptr;  // grpc_server_handled_total, grpc_server_handling_seconds when set
-  bool serving = true;                 // what gRPC health says from the start
+  // When set: grpc_server_handled_total, grpc_server_handling_seconds; where a certificate is required, also
+  // rlhf_auth_failures_total{reason="handshake_…"}.
+  MetricsRegistry* metrics = nullptr;
+  // Called with that reason of each handshake that was refused where a certificate is required (HandshakeWatch says
+  // what is known). On gRPC's threads; must return at once; not after Shutdown.
+  std::function<void(const std::string& reason)> handshake_refused;
+  bool serving = true;  // what gRPC health says from the start
 };
 
 class RpcServer {

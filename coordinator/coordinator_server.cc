@@ -334,6 +334,7 @@ absl::Status CoordinatorServerImpl::Listen() {
   fleet.authorizer = MakeFleetAuthorizer(config_.trust_domain, denials_.get());
   fleet.services = {add(MakeFleetService(edge_)), add(MakeLearnerService(edge_)), artifact_service, log_service};
   fleet.metrics = &metrics_;
+  fleet.handshake_refused = [this](const std::string& reason) { denials_->NoteHandshake(reason); };
   RLHF_ASSIGN_OR_RETURN(fleet_server_, RpcServer::Start(fleet));
 
   RpcServerOptions api;

@@ -10,6 +10,7 @@
 #include "client/cpp/channel.h"
 #include "client/cpp/log_shipper.h"
 #include "common/fleet_names.h"
+#include "common/grpc_log.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
@@ -31,6 +32,7 @@ struct Flags {
 
 int Run(const Flags& flags) {
   rlhf::InitLogging("rollout_worker", flags.instance, flags.log_level, flags.log_json);
+  rlhf::InstallGrpcLog();  // the other roles' servers do
   const rlhf::TracingScope tracing(flags.trace_dir, "rollout_worker", flags.instance);
   torch::set_num_threads(flags.threads);
   rlhf::MetricsRegistry metrics("rollout_worker");

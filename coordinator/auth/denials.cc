@@ -10,6 +10,11 @@
 #include "common/log.h"
 
 namespace rlhf::coordinator {
+namespace {
+
+constexpr absl::Duration kBetweenHandshakeRecords = absl::Minutes(1);
+
+}  // namespace
 
 void Denials::Note(const std::string& subject, const std::string& method, const std::string& reason) {
   if (metrics_ != nullptr) {
@@ -33,12 +38,39 @@ void Denials::Note(const std::string& subject, const std::string& method, const 
   loop_->Post([this, subject, method, reason, left_out] {
     std::map<std::string, std::string> details = {{"reason", reason}};
     if (left_out > 0) details["left_out_before"] = absl::StrCat(left_out);
-    WriteBatch batch;
-    oversight_->Audit(subject.empty() ? "unknown" : subject, "call.denied", method.substr(0, 200), "denied", details,
-                      &batch);
-    store_->Commit(std::move(batch), [](absl::Status status) {
-      if (!status.ok()) spdlog::warn("a refused call could not be audited: {}", std::string(status.message()));
-    });
+    Record(subject.empty() ? "unknown" : subject, "call.denied", method.substr(0, 200), details);
+  });
+}
+
+void Denials::NoteHandshake(const std::string& reason) {
+  {
+    absl::MutexLock lock(&mu_);
+    Handshakes& refused = handshakes_[reason];
+    ++refused.unrecorded;
+    if (std::exchange(refused.due, true)) return;
+  }
+  loop_->Post([this, reason] { RecordHandshakes(reason); });
+}
+
+void Denials::RecordHandshakes(const std::string& reason) {
+  int64_t count = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    Handshakes& refused = handshakes_[reason];
+    count = std::exchange(refused.unrecorded, 0);
+    refused.due = count > 0;
+  }
+  if (count == 0) return;
+  Record("unknown", "handshake.denied", "fleet", {{"reason", reason}, {"count", absl::StrCat(count)}});
+  loop_->PostAfter(kBetweenHandshakeRecords, [this, reason] { RecordHandshakes(reason); });
+}
+
+void Denials::Record(const std::string& subject, const std::string& action, const std::string& object,
+                     const std::map<std::string, std::string>& details) {
+  WriteBatch batch;
+  oversight_->Audit(subject, action, object, "denied", details, &batch);
+  store_->Commit(std::move(batch), [](absl::Status status) {
+    if (!status.ok()) spdlog::warn("a refusal could not be audited: {}", std::string(status.message()));
   });
 }
 

@@ -2,6 +2,8 @@
 // blocks.
 #pragma once
 
+#include <cstdint>
+#include <map>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
@@ -20,8 +22,20 @@ class Denials {
       : loop_(loop), oversight_(oversight), store_(store), metrics_(metrics), burst_(burst), tokens_(burst) {}
   // `reason` labels rlhf_auth_failures_total and must be one of a small fixed set.
   void Note(const std::string& subject, const std::string& method, const std::string& reason);
+  // A handshake that the fleet's listener refused, which the listener has counted. The first is recorded at once, those
+  // of each minute after it in one record with their number: at most one record a minute and reason, of which there
+  // must be few.
+  void NoteHandshake(const std::string& reason);
 
  private:
+  struct Handshakes {
+    int64_t unrecorded = 0;
+    bool due = false;  // RecordHandshakes will run
+  };
+  void RecordHandshakes(const std::string& reason);  // on the loop
+  void Record(const std::string& subject, const std::string& action, const std::string& object,
+              const std::map<std::string, std::string>& details);  // on the loop
+
   EventLoop* const loop_;
   Oversight* const oversight_;
   StateStore* const store_;
@@ -31,6 +45,7 @@ class Denials {
   double tokens_ ABSL_GUARDED_BY(mu_);
   absl::Duration refilled_ ABSL_GUARDED_BY(mu_) = absl::ZeroDuration();
   int64_t left_out_ ABSL_GUARDED_BY(mu_) = 0;
+  std::map<std::string, Handshakes> handshakes_ ABSL_GUARDED_BY(mu_);  // by reason
 };
 
 }  // namespace rlhf::coordinator

@@ -1,23 +1,32 @@
 // What a listener of the fleet refuses, and that it goes on serving others: certificates that have ended or are of
-// another role, garbage, floods; and that certificates are read again without a restart.
+// another role, garbage, floods; that refused handshakes are counted by reason; and that certificates are read again
+// without a restart.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <prometheus/counter.h>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/blocking_counter.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "client/cpp/channel.h"
 #include "common/durable_file.h"
 #include "common/fleet_names.h"
+#include "common/grpc_log.h"
+#include "common/log.h"
 #include "common/rpc_server.h"
 #include "common/status_util.h"
 #include "rlhf/v1/fleet_service.grpc.pb.h"
@@ -65,6 +74,11 @@ class FleetTlsTest : public testing::Test {
       return caller;
     };
     options.services = {&service_};
+    options.metrics = &metrics_;
+    options.handshake_refused = [this](const std::string& reason) {
+      absl::MutexLock lock(&mu_);
+      ++told_[reason];
+    };
     auto server = RpcServer::Start(options);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
@@ -87,13 +101,37 @@ class FleetTlsTest : public testing::Test {
   static void Write(const std::string& path, const std::string& content) {
     ASSERT_TRUE(WriteFileDurably(path, content).ok());
   }
+  double Counted(HandshakeRefusal refusal) {
+    return metrics_.Counter("rlhf_auth_failures_total", "", {{"reason", HandshakeReason(refusal)}}).Value();
+  }
+  // That what was refused so far was refused for this reason and no other. A client may know before the server has
+  // counted.
+  void ExpectRefusedOnlyFor(HandshakeRefusal refusal) {
+    for (const absl::Time deadline = absl::Now() + absl::Seconds(20); Counted(refusal) == 0 && absl::Now() < deadline;)
+      absl::SleepFor(absl::Milliseconds(10));
+    for (const HandshakeRefusal each : kHandshakeRefusals) {
+      const std::string reason = HandshakeReason(each);
+      if (each == refusal) {
+        EXPECT_GE(Counted(each), 1) << reason;
+      } else {
+        EXPECT_EQ(Counted(each), 0) << reason;
+      }
+    }
+    server_->Shutdown(absl::ZeroDuration());  // nothing is told after it
+    absl::MutexLock lock(&mu_);
+    EXPECT_EQ(told_.size(), 1u);
+    EXPECT_EQ(told_[HandshakeReason(refusal)], Counted(refusal));
+  }
 
   TestCertificates certificates_;
   Service service_;
+  MetricsRegistry metrics_{"reward_server"};
+  absl::Mutex mu_;
+  std::map<std::string, int> told_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<RpcServer> server_;
 };
 
-TEST_F(FleetTlsTest, AnEndedCertificateIsRefused) {
+TEST_F(FleetTlsTest, AnEndedCertificateIsRefusedAndCounted) {
   Start();
   EXPECT_TRUE(Register(Channel(certificates_.Issue("coordinator", "c0"))).ok());
   const auto ended = IssueCertificate(certificates_.ca(), "test", "coordinator", "c1", {}, /*days=*/-1);
@@ -105,15 +143,52 @@ TEST_F(FleetTlsTest, AnEndedCertificateIsRefused) {
   Write(files.key_file, ended->key_pem);
   EXPECT_EQ(Register(Channel(files)).status().code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(Register(Channel(certificates_.Issue("coordinator", "c0"))).ok());
+  ExpectRefusedOnlyFor(HandshakeRefusal::kExpired);
 }
 
-TEST_F(FleetTlsTest, NoCertificateAndAnotherCaAreRefused) {
+TEST_F(FleetTlsTest, ACertificateOfAnotherCaIsRefusedAndCounted) {
   Start();
-  EXPECT_EQ(Register(Channel(certificates_.CaOnly())).status().code(), absl::StatusCode::kUnavailable);
   TestCertificates others;
   TlsFiles files = others.Issue("coordinator", "c0");
   files.ca_file = certificates_.CaOnly().ca_file;
   EXPECT_EQ(Register(Channel(files)).status().code(), absl::StatusCode::kUnavailable);
+  ExpectRefusedOnlyFor(HandshakeRefusal::kUntrusted);
+}
+
+TEST_F(FleetTlsTest, NoCertificateIsRefusedCountedAndLogged) {
+  InitLogging("reward_server", "reward-0", "info", /*json=*/true);
+  absl::Mutex mu;
+  std::vector<LogRecord> lines;
+  const auto logged = [&] {
+    absl::MutexLock lock(&mu);
+    return !lines.empty();
+  };
+  const int64_t observer = AddLogObserver([&](const LogRecord& line) {
+    absl::MutexLock lock(&mu);
+    if (absl::StrContains(line.message, "gRPC: Handshake failed")) lines.push_back(line);
+  });
+  Start();
+  // Of failed handshakes one line a second is written, and this second's may have been another test's.
+  const absl::Time deadline = absl::Now() + absl::Seconds(20);
+  do {
+    EXPECT_EQ(Register(Channel(certificates_.CaOnly())).status().code(), absl::StatusCode::kUnavailable);
+  } while (!logged() && absl::Now() < deadline);
+  ExpectRefusedOnlyFor(HandshakeRefusal::kNoCertificate);
+  RemoveLogObserver(observer);
+  absl::MutexLock lock(&mu);
+  ASSERT_FALSE(lines.empty());
+  EXPECT_EQ(lines[0].level, "error");
+}
+
+// The client ends the handshake: the server has refused nobody, and what the client found is not counted as its doing.
+TEST_F(FleetTlsTest, AServerThatItsClientDoesNotTrustHasRefusedNobody) {
+  Start();
+  TestCertificates others;
+  TlsFiles files = certificates_.Issue("coordinator", "c0");
+  files.ca_file = others.CaOnly().ca_file;
+  EXPECT_EQ(Register(Channel(files)).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Register(Channel(certificates_.CaOnly())).status().code(), absl::StatusCode::kUnavailable);
+  ExpectRefusedOnlyFor(HandshakeRefusal::kNoCertificate);
 }
 
 TEST_F(FleetTlsTest, AServerIsKnownByItsRole) {

@@ -1,5 +1,7 @@
 // Who gets in: a real coordinator with TLS, called over its listeners.
 #include <future>
+#include <map>
+#include <set>
 #include <string>
 
 #include <gmock/gmock.h>
@@ -176,6 +178,45 @@ TEST_F(AccessTest, TheFleetNeedsACertificateOfItsRoleAndInstance) {
   old.set_protocol_version(99);
   EXPECT_EQ(ReasonOf(Call(v1::FleetService::NewStub(learner), &v1::FleetService::Stub::Register, old).status()),
             v1::VERSION_MISMATCH);
+}
+
+TEST_F(AccessTest, RefusedHandshakesAreCountedAndAudited) {
+  TestCertificates others("test");
+  TlsFiles foreign = others.Issue("learner", "l0"), ended = certificates_.Issue("learner", "l0");
+  foreign.ca_file = ended.ca_file;
+  const auto certificate = IssueCertificate(certificates_.ca(), "test", "learner", "l0", {}, /*days=*/-1);
+  ASSERT_TRUE(certificate.ok()) << certificate.status();
+  ASSERT_TRUE(WriteFileDurably(ended.cert_file, certificate->cert_pem).ok());
+  ASSERT_TRUE(WriteFileDurably(ended.key_file, certificate->key_pem).ok());
+  const std::map<std::string, TlsFiles> refused = {{"handshake_no_certificate", certificates_.CaOnly()},
+                                                   {"handshake_untrusted", foreign},
+                                                   {"handshake_expired", ended}};
+  for (const auto& [reason, tls] : refused) {
+    const auto session = Register(Channel("fleet", tls, ""), v1::ROLE_LEARNER, "l0");
+    EXPECT_EQ(session.status().code(), absl::StatusCode::kUnavailable) << reason << ": " << session.status();
+  }
+  std::set<std::string> audited;
+  for (const absl::Time deadline = absl::Now() + absl::Seconds(20);
+       audited.size() < refused.size() && absl::Now() < deadline;) {
+    const auto audit = Call(v1::OversightService::NewStub(Api("overseer")), &v1::OversightService::Stub::ListAudit,
+                            v1::ListAuditRequest());
+    ASSERT_TRUE(audit.ok()) << audit.status();
+    for (const v1::AuditRecord& record : audit->records()) {
+      if (record.action() != "handshake.denied") continue;
+      EXPECT_EQ(record.object(), "fleet");
+      EXPECT_EQ(record.decision(), "denied");
+      EXPECT_EQ(record.details().count("count"), 1u);
+      audited.insert(record.details().at("reason"));
+    }
+  }
+  httplib::Client http("localhost", server_->ports().at("http"));
+  const auto metrics = http.Get("/metrics");
+  ASSERT_TRUE(metrics) << "no answer";
+  for (const auto& [reason, tls] : refused) {
+    EXPECT_EQ(audited.count(reason), 1u) << reason;
+    const std::string series = absl::StrCat("rlhf_auth_failures_total{reason=\"", reason, "\"} ");
+    EXPECT_THAT(metrics->body, testing::AllOf(HasSubstr(series), testing::Not(HasSubstr(series + "0"))));
+  }
 }
 
 TEST_F(AccessTest, WorkersAreListedCordonedAndDrained) {

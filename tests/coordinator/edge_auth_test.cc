@@ -1,8 +1,10 @@
 // Tokens, the method table and the authorizers.
 #include <sys/stat.h>
 
+#include <memory>
 #include <set>
 #include <string>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <google/protobuf/descriptor.h>
@@ -13,9 +15,11 @@
 #include "common/durable_file.h"
 #include "common/status_util.h"
 #include "coordinator/auth/authorizer.h"
+#include "coordinator/auth/denials.h"
 #include "coordinator/auth/method_table.h"
 #include "coordinator/auth/tokens.h"
 #include "coordinator/names.h"
+#include "coordinator/oversight.h"
 #include "rlhf/v1/admin_service.pb.h"
 #include "rlhf/v1/artifact_service.pb.h"
 #include "rlhf/v1/feedback_service.pb.h"
@@ -26,6 +30,7 @@
 #include "rlhf/v1/oversight_service.pb.h"
 #include "rlhf/v1/reward_service.pb.h"
 #include "rlhf/v1/weights_service.pb.h"
+#include "tests/coordinator/manual_loop.h"
 #include "tests/coordinator/memory_store.h"
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/scratch_dir.h"
@@ -251,6 +256,43 @@ TEST_F(TokensTest, PseudonymsAreStableAndDoNotShowTheName) {
   EXPECT_NE(pseudonym, tokens_->Pseudonym("bob"));
   Reopen();
   EXPECT_EQ(pseudonym, tokens_->Pseudonym("ada"));
+}
+
+// A flood of refused handshakes cannot fill the audit log, and none of them goes uncounted in it.
+TEST(Denials, HandshakesAreRecordedOnceAMinuteAndReason) {
+  FakeClock clock;
+  ManualLoop loop(&clock);
+  EdgeMemoryStore store;
+  const std::unique_ptr<Oversight> oversight = MakeOversight(&loop, &store);
+  ASSERT_TRUE(oversight->Recover().ok());
+  Denials denials(&loop, oversight.get(), &store, nullptr);
+  // "REASON COUNT" of each record, in order.
+  const auto records = [&] {
+    loop.Run();
+    std::vector<std::string> seen;
+    const auto all = oversight->audit().All();
+    EXPECT_TRUE(all.ok()) << all.status();
+    if (!all.ok()) return seen;
+    for (const v1::AuditRecord& record : *all) {
+      EXPECT_EQ(record.action(), "handshake.denied");
+      seen.push_back(absl::StrCat(record.details().at("reason"), " ", record.details().at("count")));
+    }
+    return seen;
+  };
+  denials.NoteHandshake("handshake_expired");
+  EXPECT_THAT(records(), testing::ElementsAre("handshake_expired 1"));
+  for (int i = 0; i < 1000; ++i) denials.NoteHandshake("handshake_expired");
+  denials.NoteHandshake("handshake_untrusted");
+  EXPECT_THAT(records(), testing::ElementsAre("handshake_expired 1", "handshake_untrusted 1"));
+  clock.Advance(absl::Seconds(59));
+  EXPECT_EQ(records().size(), 2u);
+  clock.Advance(absl::Seconds(1));
+  EXPECT_THAT(records(),
+              testing::ElementsAre("handshake_expired 1", "handshake_untrusted 1", "handshake_expired 1000"));
+  clock.Advance(absl::Minutes(10));
+  EXPECT_EQ(records().size(), 3u) << "nothing happened";
+  denials.NoteHandshake("handshake_expired");
+  EXPECT_EQ(records().back(), "handshake_expired 1") << "at once again";
 }
 
 TEST(SecretFile, OnlyItsOwnerReadsIt) {
