@@ -58,6 +58,9 @@ void Declare(CLI::App* app, CoordinatorConfig* config, std::string* file) {
   option("--heartbeat-ms", config->heartbeat_ms, "how often the fleet reports");
   option("--lease-ms", config->lease_ms, "a session's life without a heartbeat");
   option("--no-progress-ms", config->no_progress_ms, "a lease's life without progress on it");
+  option("--weights-fan-out", config->weights_fan_out,
+         "to how many rollout workers a process sends a version's weights, the learner and each worker; 0: the learner "
+         "to all of them");
   option("--min-free-mb", config->min_free_mb,
          "jobs pause while a volume of state or artifacts has less room, and go on by themselves when it has more");
   option("--grace-ms", config->grace_ms, "how long calls may take to finish on SIGTERM");
@@ -129,6 +132,10 @@ absl::Status Complete(CoordinatorConfig* config) {
   }
   if (config->min_free_mb < 0 || config->min_free_mb > 1'048'576) {
     return absl::InvalidArgumentError(absl::StrCat("min-free-mb: expected 0 to 1048576, found ", config->min_free_mb));
+  }
+  if (config->weights_fan_out < 0 || config->weights_fan_out > 64) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("weights-fan-out: expected 0 to 64, found ", config->weights_fan_out));
   }
   if (config->no_progress_ms < config->lease_ms) {
     return absl::InvalidArgumentError(absl::StrCat("no-progress-ms: expected at least lease-ms (", config->lease_ms,

@@ -32,6 +32,7 @@ struct CoordinatorConfig {
   int heartbeat_ms = 3000;     // bounds [10, 60000]
   int lease_ms = 9000;         // a session's life without a heartbeat; more than heartbeat_ms
   int no_progress_ms = 60000;  // a lease's life without progress; at least lease_ms
+  int weights_fan_out = 2;     // rollout workers that a process sends a version's weights to; bounds [0, 64]
   int min_free_mb = 64;        // on the volumes of state and artifacts: with less, jobs pause; bounds [0, 1048576]
   int grace_ms = 10000;        // for calls to finish on SIGTERM
 

@@ -240,6 +240,7 @@ void CoordinatorServerImpl::MakeManagers() {
   SamplingOptions sampling;
   sampling.lease = absl::Milliseconds(config_.lease_ms);
   sampling.no_progress = absl::Milliseconds(config_.no_progress_ms);
+  sampling.weights_fan_out = config_.weights_fan_out;
   sampling.quotas = &quotas_;
   sampling_ = MakeSampling(loop_.get(), store_.get(), payloads_.get(), fleet_.get(), reward_.get(), sampling);
   groups_ = MakeLearnerGroups(loop_.get(), fleet_.get(), &quotas_);

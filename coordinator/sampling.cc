@@ -77,7 +77,7 @@ absl::Status SamplingImpl::AddJob(SamplingPlan plan, SamplingListener* listener)
   if (plan.prompts == nullptr || plan.prompts->empty())
     return absl::InvalidArgumentError(absl::StrCat("job ", plan.job_id, " has no prompts"));
   const std::string job_id = plan.job_id;
-  auto job = std::make_unique<ActiveJob>(std::move(plan), listener);
+  auto job = std::make_unique<ActiveJob>(std::move(plan), listener, options_.weights_fan_out);
   const absl::Duration now = loop_->clock().Now();
   job->added = job->last_finished = now;
   RLHF_ASSIGN_OR_RETURN(const v1::LedgerBase base, BaseOf(job_id));
@@ -159,6 +159,9 @@ void SamplingImpl::SetPolicy(const std::string& job_id, const v1::PolicySource& 
   ActiveJob* job = Find(job_id);
   if (job == nullptr) return;
   const bool other_lineage = policy.version().lineage() != job->plan.policy.version().lineage();
+  const v1::PolicyVersion& before = job->plan.policy.version();
+  if (other_lineage || policy.version().step() != before.step() || policy.version().digest() != before.digest())
+    job->fan_out.Begin();
   job->plan.policy = policy;
   if (other_lineage) {
     for (const SampleKey& key : job->ledger.Open()) {

@@ -157,6 +157,7 @@ struct SamplingOptions {
   absl::Duration score_timeout = absl::Seconds(60);
   int score_batch_samples = 64;      // a ScoreRequest holds at most
   int score_requests_in_flight = 2;  // per reward server
+  int weights_fan_out = 2;           // rollout workers that one process sends a version to; 0: the learner sends to all
   const Quotas* quotas = nullptr;    // bounds and weights of shares; null: none
 };
 std::unique_ptr<Sampling> MakeSampling(EventLoop* loop, StateStore* store, PayloadStore* payloads, Fleet* fleet,

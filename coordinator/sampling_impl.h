@@ -15,6 +15,7 @@
 #include "coordinator/quotas.h"
 #include "coordinator/sampling.h"
 #include "coordinator/scheduling/fair_share.h"
+#include "coordinator/scheduling/weight_fan_out.h"
 
 namespace rlhf::coordinator {
 
@@ -77,11 +78,13 @@ class LeaseTable {
 };
 
 struct ActiveJob {
-  ActiveJob(SamplingPlan p, SamplingListener* l) : plan(std::move(p)), listener(l), ledger(plan.job_id) {}
+  ActiveJob(SamplingPlan p, SamplingListener* l, int fan_out_degree)
+      : plan(std::move(p)), listener(l), ledger(plan.job_id), fan_out(fan_out_degree) {}
 
   SamplingPlan plan;
   SamplingListener* listener;
   Ledger ledger;
+  WeightFanOut fan_out;  // of plan.policy's version
   bool paused = false;
   LeaseTable leases;                          // exactly the leased ones, each at the newest attempt that is alive
   LeaseTable slow;                            // a lease that is hedged: its older attempt, which may still win
@@ -203,6 +206,8 @@ class SamplingImpl final : public Sampling {
   bool HedgeDue() const;  // there may be something that is slow
   void AddLease(ActiveJob& job, const SampleKey& key, const Session& session, bool hedge,
                 v1::LeasePromptsResponse* response, WriteBatch* batch);
+  // The job's policy, with the processes that this worker is to get its weights from.
+  v1::PolicySource PolicyFor(ActiveJob& job, const Session& session);
   // Where a sample's lease at an attempt is, null when nobody holds it (any more).
   static LeaseTable* TableOf(ActiveJob& job, const SampleKey& key, int32_t attempt);
   // One attempt ends without a result; the sample is released unless another attempt of it goes on.

@@ -207,6 +207,19 @@ bool SamplingImpl::HedgeDue() const {
   return false;
 }
 
+v1::PolicySource SamplingImpl::PolicyFor(ActiveJob& job, const Session& session) {
+  v1::PolicySource policy = job.plan.policy;
+  if (policy.addresses().empty() || options_.weights_fan_out <= 0) return policy;
+  // Where the learner serves all of them anyway, nobody need keep anything for others.
+  policy.set_relay(!session.identity.address().empty() && AvailableWorkers() > options_.weights_fan_out);
+  policy.clear_addresses();
+  for (std::string& source :
+       job.fan_out.SourcesOf(session.session_id, policy.relay() ? session.identity.address() : ""))
+    policy.add_addresses(std::move(source));
+  policy.mutable_addresses()->MergeFrom(job.plan.policy.addresses());
+  return policy;
+}
+
 void SamplingImpl::AddLease(ActiveJob& job, const SampleKey& key, const Session& session, bool hedge,
                             v1::LeasePromptsResponse* response, WriteBatch* batch) {
   const auto& [step, ordinal, index] = key;
@@ -222,7 +235,7 @@ void SamplingImpl::AddLease(ActiveJob& job, const SampleKey& key, const Session&
     *lease->mutable_sampling() = job.plan.sampling;
     lease->set_seed(job.plan.seed);
     lease->set_stream(job.plan.stream);
-    *lease->mutable_policy() = job.plan.policy;
+    *lease->mutable_policy() = PolicyFor(job, session);
   }
   if (hedge) job.slow.Set(key, job.leases.find(key)->second);
   const std::string& worker = session.identity.instance_id();
@@ -450,6 +463,7 @@ void SamplingImpl::OnLost(const Session& session) {
   last_job_.erase(session.session_id);
   if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
   for (const auto& [id, job] : jobs_) {
+    job->fan_out.Leave(session.session_id);
     std::vector<std::pair<SampleKey, int32_t>> held;
     for (const auto* leases : {&job->leases, &job->slow}) {
       for (const auto& [key, lease] : *leases) {

@@ -80,7 +80,7 @@ absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
 
 PolicyLoader::Counters PolicyLoader::counters() const {
   absl::MutexLock lock(&mu_);
-  return {.loads = loads_, .bytes = bytes_};
+  return {.loads = loads_, .bytes = bytes_, .bytes_from_workers = bytes_from_workers_};
 }
 
 absl::StatusOr<PolicyLoader::Timed> PolicyLoader::Fetch(const v1::PolicySource& source, const std::string& held) {
@@ -91,6 +91,7 @@ absl::StatusOr<PolicyLoader::Timed> PolicyLoader::Fetch(const v1::PolicySource& 
   fetched.arrived = Clock::Real()->Now();
   absl::MutexLock lock(&mu_);
   bytes_ += static_cast<int64_t>(fetched.weights.bytes.size());
+  bytes_from_workers_ += static_cast<int64_t>(fetched.weights.from_workers);
   return fetched;
 }
 
@@ -131,13 +132,13 @@ absl::StatusOr<absl::Duration> PolicyLoader::Update(const v1::PolicySource& sour
   if (fetched.asked < start) change->wait = ready - fetched.arrived;
   start = std::min(start, fetched.asked);
   const bool delta = fetched.weights.delta;
-  absl::Status applied = ApplyWeights(std::move(fetched.weights), engine_->model());
+  absl::Status applied = ApplyWeights(fetched.weights, engine_->model());
   if (delta && absl::IsDataLoss(applied)) {
     spdlog::warn("{}", applied.ToString());
     RLHF_ASSIGN_OR_RETURN(Timed whole, Fetch(source, /*held=*/""));
     ready = Clock::Real()->Now();
     *change->fetch += whole.arrived - whole.asked;
-    applied = ApplyWeights(std::move(whole.weights), engine_->model());
+    applied = ApplyWeights(whole.weights, engine_->model());
   }
   RLHF_RETURN_IF_ERROR(applied);
   change->apply = Clock::Real()->Now() - ready;

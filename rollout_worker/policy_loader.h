@@ -47,7 +47,9 @@ class PolicyLoader {
   // How many samples to ask for before there is an engine that knows.
   int first_capacity() const { return options_.engine.kv_cache_bytes > 0 ? 1 : options_.engine.slots; }
   struct Counters {
-    int64_t loads = 0, bytes = 0;  // engines made; weights received, also those that nothing asked for in the end
+    int64_t loads = 0;               // engines made
+    int64_t bytes = 0;               // weights received, also those that nothing asked for in the end
+    int64_t bytes_from_workers = 0;  // of those, what other rollout workers sent
   };
   Counters counters() const;
   // A change of what is served. Phases that it did without are absent.
@@ -85,7 +87,7 @@ class PolicyLoader {
   std::vector<Change> changes_;
 
   mutable absl::Mutex mu_;
-  int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0, bytes_from_workers_ ABSL_GUARDED_BY(mu_) = 0;
   v1::PolicySource served_ ABSL_GUARDED_BY(mu_);  // newest one applied
   v1::PolicySource ahead_ ABSL_GUARDED_BY(mu_);   // what weights_ are
   std::optional<Timed> weights_ ABSL_GUARDED_BY(mu_);

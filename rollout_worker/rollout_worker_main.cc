@@ -1,11 +1,13 @@
 // rlhf-rollout-worker: holds one policy replica and generates samples for the coordinator.
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <string>
 
 #include <CLI/CLI.hpp>
 
+#include "absl/strings/str_cat.h"
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
 #include "client/cpp/log_shipper.h"
@@ -14,8 +16,10 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
+#include "common/rpc_server.h"
 #include "common/tracing.h"
 #include "model/libtorch.h"
+#include "rollout_worker/weight_relay.h"
 #include "rollout_worker/worker.h"
 
 namespace {
@@ -23,6 +27,7 @@ namespace {
 struct Flags {
   std::string coordinator, instance, http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, device = "cpu",
                                      precision = "float32", evidence_dir;
+  std::string address, advertise_host = "127.0.0.1";  // of the relay of weights; no address: none
   std::string log_level = "info", trace_dir;
   bool log_json = false;
   int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25, shared_prefixes = 16, prefill_tokens = 512;
@@ -46,13 +51,32 @@ int Run(const Flags& flags) {
     return 1;
   }
   rlhf::client::ArtifactCache artifacts(flags.shared_root, flags.cache_dir, *channel);
-  rlhf::rollout::WeightSubscriber subscriber([&flags](const std::string& address) {
-    rlhf::client::ChannelOptions options;
-    options.address = address;
-    options.tls = flags.tls;
-    options.server_name = rlhf::FleetServerName("");
-    return rlhf::client::MakeChannel(options);
-  });
+  rlhf::rollout::WeightRelay relay;
+  std::unique_ptr<rlhf::RpcServer> relay_server;
+  if (!flags.address.empty()) {
+    rlhf::RpcServerOptions server_options;
+    server_options.address = flags.address;
+    server_options.tls = flags.tls;
+    server_options.require_client_certificate = true;
+    server_options.authorizer = rlhf::rollout::AuthorizeRelay;
+    server_options.services = {&relay};
+    server_options.metrics = &metrics;
+    auto server = rlhf::RpcServer::Start(server_options);
+    if (!server.ok()) {
+      spdlog::error("{}", server.status().ToString());
+      return 1;
+    }
+    relay_server = *std::move(server);
+  }
+  rlhf::rollout::WeightSubscriber subscriber(
+      [&flags](const std::string& address) {
+        rlhf::client::ChannelOptions options;
+        options.address = address;
+        options.tls = flags.tls;
+        options.server_name = rlhf::FleetServerName("");
+        return rlhf::client::MakeChannel(options);
+      },
+      relay_server == nullptr ? nullptr : &relay);
   rlhf::rollout::PolicyLoaderOptions loader_options;
   loader_options.engine.slots = flags.slots;
   loader_options.engine.max_tokens = flags.max_tokens;
@@ -72,6 +96,7 @@ int Run(const Flags& flags) {
   identity.set_build_version(rlhf::kBuildVersion);
   identity.set_slots(flags.slots);
   identity.set_device(flags.device);
+  if (relay_server != nullptr) identity.set_address(absl::StrCat(flags.advertise_host, ":", relay_server->port()));
   rlhf::rollout::Worker worker(*channel, identity, &loader, &metrics, flags.evidence_dir);
 
   worker.Start();
@@ -85,7 +110,9 @@ int Run(const Flags& flags) {
     return 1;
   }
   if (!flags.ports_file.empty()) {
-    if (const absl::Status status = rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}}); !status.ok()) {
+    std::map<std::string, int> ports = {{"http", (*http)->port()}};
+    if (relay_server != nullptr) ports["grpc"] = relay_server->port();
+    if (const absl::Status status = rlhf::WritePortsFile(flags.ports_file, ports); !status.ok()) {
       spdlog::error("{}", status.ToString());
       return 1;
     }
@@ -93,6 +120,8 @@ int Run(const Flags& flags) {
   rlhf::WaitForTermination([&worker] { return worker.drained() || !worker.fatal().ok(); });
   if (!worker.fatal().ok()) spdlog::error("{}", worker.fatal().ToString());
   worker.Drain(absl::Seconds(flags.grace_seconds));
+  relay.Drop();  // whoever still reads goes on elsewhere
+  if (relay_server != nullptr) relay_server->Shutdown(absl::Seconds(1));
   shipper->Stop();
   return worker.fatal().ok() ? 0 : 1;
 }
@@ -113,6 +142,11 @@ int main(int argc, char** argv) {
       ->required();
   app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")
       ->required();
+  app.add_option("--address", flags.address,
+                 "Where to serve received weights to other rollout workers, host:port, when the coordinator says so; "
+                 "not given: nowhere");
+  app.add_option("--advertise-address", flags.advertise_host, "Host at which other rollout workers reach this process")
+      ->capture_default_str();
   app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
   app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
   app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");

@@ -2,8 +2,13 @@
 
 #include <cstring>
 #include <map>
+#include <optional>
+#include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "artifact/digest.h"
@@ -13,12 +18,13 @@
 #include "common/log.h"
 #include "common/status_util.h"
 #include "model/guard.h"
-#include "rlhf/v1/weights_service.grpc.pb.h"
 
 namespace rlhf::rollout {
 namespace {
 
-constexpr int kStreamAttempts = 3;
+constexpr int kStreamAttempts = 3;                      // of the learner
+constexpr absl::Duration kPatience = absl::Seconds(2);  // with workers that have nothing of the version yet
+constexpr absl::Duration kAskAgain = absl::Milliseconds(20);
 
 const char* DtypeName(torch::Dtype dtype) {
   if (dtype == torch::kFloat32) return "F32";
@@ -29,14 +35,15 @@ const char* DtypeName(torch::Dtype dtype) {
 
 // Where a tensor's bytes lie among those received, and whether they are all of it. Empty: it has not changed.
 struct Part {
-  absl::Span<uint8_t> bytes;
+  absl::Span<const uint8_t> bytes;
   bool whole = true;
 };
 
-// One a tensor of the manifest, in order. DataLoss when the manifest does not fit what was received.
-absl::StatusOr<std::vector<Part>> PartsOf(FetchedWeights* weights) {
-  const v1::WeightsManifest& manifest = weights->manifest;
-  if (weights->delta && manifest.delta().sizes_size() != manifest.tensors_size()) {
+// One a tensor of the manifest, in order, of a stream that is one after the other. DataLoss when the manifest does not
+// fit the stream.
+absl::StatusOr<std::vector<Part>> PartsOf(const v1::WeightsManifest& manifest, bool delta,
+                                          absl::Span<const uint8_t> bytes) {
+  if (delta && manifest.delta().sizes_size() != manifest.tensors_size()) {
     return absl::DataLossError(absl::StrCat("weights manifest: expected a delta of ", manifest.tensors_size(),
                                             " tensors, found ", manifest.delta().sizes_size()));
   }
@@ -44,64 +51,162 @@ absl::StatusOr<std::vector<Part>> PartsOf(FetchedWeights* weights) {
   uint64_t next = 0;
   for (int i = 0; i < manifest.tensors_size(); ++i) {
     const v1::TensorEntry& entry = manifest.tensors(i);
-    const uint64_t offset = weights->delta ? next : entry.offset();
-    const uint64_t size = weights->delta ? manifest.delta().sizes(i) : entry.size(), total = weights->bytes.size();
-    if (offset > total || size > total - offset) {
-      return absl::DataLossError(
-          absl::StrCat("weights manifest: tensor ", entry.name(), " lies outside the stream of ", total, " bytes"));
+    const uint64_t size = delta ? manifest.delta().sizes(i) : entry.size();
+    if ((!delta && entry.offset() != next) || size > bytes.size() - next) {
+      return absl::DataLossError(absl::StrCat("weights manifest: expected tensor ", entry.name(), " at ", next,
+                                              " within the stream of ", bytes.size(), " bytes, found ", size,
+                                              " bytes at ", delta ? next : entry.offset()));
     }
-    parts.push_back({absl::MakeSpan(weights->bytes.data() + offset, size), size == entry.size()});
-    next = offset + size;
+    parts.push_back({bytes.subspan(next, size), size == entry.size()});
+    next += size;
+  }
+  if (next != bytes.size()) {
+    return absl::DataLossError(
+        absl::StrCat("weights manifest: expected tensors of ", bytes.size(), " bytes, found ", next));
   }
   return parts;
 }
 
-absl::Status VerifyTensors(FetchedWeights* weights) {
-  RLHF_ASSIGN_OR_RETURN(const std::vector<Part> parts, PartsOf(weights));
-  for (size_t i = 0; i < parts.size(); ++i) {
-    const v1::TensorEntry& entry = weights->manifest.tensors(static_cast<int>(i));
-    if (parts[i].whole && artifact::Xxh3Hex(parts[i].bytes.data(), parts[i].bytes.size()) != entry.xxh3()) {
-      return absl::DataLossError(
-          absl::StrCat("weights stream: tensor ", entry.name(), " does not match its digest; fetching again"));
-    }
-  }
-  return absl::OkStatus();
+bool Matches(absl::Span<const uint8_t> bytes, const std::string& xxh3) {
+  return artifact::Xxh3Hex(bytes.data(), bytes.size()) == xxh3;
 }
 
-// Receives the version that out->manifest names, or its delta as out->delta says, into out->bytes.
-absl::Status Receive(v1::WeightsService::Stub* stub, FetchedWeights* out) {
-  out->bytes.resize(out->delta ? out->manifest.delta().total_size() : out->manifest.total_size());
-  uint64_t received = 0;
-  absl::Status status;
-  for (int attempt = 0; attempt < kStreamAttempts && received < out->bytes.size(); ++attempt) {
-    v1::StreamWeightsRequest request;
-    request.set_job_id(out->manifest.job_id());
-    *request.mutable_version() = out->manifest.version();
-    request.set_offset(received);
-    request.set_delta(out->delta);
-    const auto context = client::MakeContext(absl::Seconds(60));
-    const auto reader = stub->StreamWeights(context.get(), request);
-    v1::WeightsChunk chunk;
-    while (reader->Read(&chunk)) {
-      if (chunk.offset() != received || chunk.data().size() > out->bytes.size() - received) {
-        context->TryCancel();
-        status = absl::DataLossError(
-            absl::StrCat("weights stream: expected bytes at ", received, ", found a chunk at ", chunk.offset()));
-        break;
-      }
-      RLHF_FAILPOINT("rollout/receive_weights");
-      std::memcpy(out->bytes.data() + received, chunk.data().data(), chunk.data().size());
-      received += chunk.data().size();
+// The stream that is being received, from whichever source, and how much of it is verified.
+class Incoming {
+ public:
+  // Into out->bytes, which are allocated; `out` outlives it.
+  static absl::StatusOr<Incoming> Begin(FetchedWeights* out) {
+    const uint64_t size = out->delta ? out->manifest.delta().total_size() : out->manifest.total_size();
+    Incoming incoming;
+    incoming.bytes_.reset(new uint8_t[size]);  // not zeroed: all of it is received
+    out->owner = incoming.bytes_;
+    out->bytes = absl::MakeConstSpan(incoming.bytes_.get(), size);
+    RLHF_ASSIGN_OR_RETURN(incoming.parts_, PartsOf(out->manifest, out->delta, out->bytes));
+    incoming.out_ = out;
+    RLHF_RETURN_IF_ERROR(incoming.Verify());  // of what is empty
+    return incoming;
+  }
+
+  uint64_t received() const { return received_; }
+  uint64_t size() const { return out_->bytes.size(); }
+  bool complete() const { return verified_ == parts_.size(); }
+
+  // DataLoss: the source is not to be trusted; what it sent of an unfinished tensor is forgotten.
+  absl::Status Take(const v1::WeightsChunk& chunk) {
+    if (chunk.offset() != received_ || chunk.data().empty() || chunk.data().size() > size() - received_) {
+      return absl::DataLossError(absl::StrCat("weights stream: expected bytes at ", received_, " of ", size(),
+                                              ", found ", chunk.data().size(), " at ", chunk.offset()));
     }
-    const grpc::Status finished = reader->Finish();
-    if (status.ok()) status = FromGrpc(finished);
-    if (absl::IsNotFound(status)) return status;
+    std::memcpy(bytes_.get() + received_, chunk.data().data(), chunk.data().size());
+    received_ += chunk.data().size();
+    return Verify();
   }
-  if (received < out->bytes.size()) {
-    if (status.ok()) status = absl::DataLossError("the stream ended early");
-    return Annotate(status, absl::StrCat(received, " of ", out->bytes.size(), " bytes received"));
+  // Also what was received of a tensor that is not verified.
+  void ForgetUnverified() { received_ = verified_end(); }
+  // Bytes up to here will not change any more.
+  uint64_t verified_end() const {
+    if (out_->delta) return complete() ? size() : 0;
+    return complete() ? size() : static_cast<uint64_t>(parts_[verified_].bytes.data() - out_->bytes.data());
   }
-  return VerifyTensors(out);
+
+ private:
+  Incoming() = default;
+
+  // A delta's stream has one digest, for a tensor's is of what it leads to.
+  absl::Status Verify() {
+    if (out_->delta) return VerifyDelta();
+    for (; verified_ < parts_.size(); ++verified_) {
+      const absl::Span<const uint8_t> bytes = parts_[verified_].bytes;
+      if (static_cast<uint64_t>(bytes.data() + bytes.size() - out_->bytes.data()) > received_) break;
+      const v1::TensorEntry& entry = out_->manifest.tensors(static_cast<int>(verified_));
+      if (!Matches(bytes, entry.xxh3())) return Refuse(absl::StrCat("tensor ", entry.name()));
+    }
+    return absl::OkStatus();
+  }
+  absl::Status VerifyDelta() {
+    if (received_ < size()) return absl::OkStatus();
+    const std::string& xxh3 = out_->manifest.delta().xxh3();
+    if (!xxh3.empty() && !Matches(out_->bytes, xxh3)) return Refuse("the delta");
+    for (size_t i = 0; i < parts_.size() && xxh3.empty(); ++i) {
+      const v1::TensorEntry& entry = out_->manifest.tensors(static_cast<int>(i));
+      if (parts_[i].whole && !Matches(parts_[i].bytes, entry.xxh3()))
+        return Refuse(absl::StrCat("tensor ", entry.name()));
+    }
+    verified_ = parts_.size();
+    return absl::OkStatus();
+  }
+  absl::Status Refuse(const std::string& what) {
+    ForgetUnverified();
+    return absl::DataLossError(absl::StrCat("weights stream: ", what, " does not match its digest in the manifest"));
+  }
+
+  FetchedWeights* out_ = nullptr;
+  std::shared_ptr<uint8_t[]> bytes_;
+  std::vector<Part> parts_;
+  size_t verified_ = 0;  // tensors
+  uint64_t received_ = 0;
+};
+
+// Cancels a call in which nothing moves for so long.
+class StallGuard {
+ public:
+  StallGuard(grpc::ClientContext* context, absl::Duration patience)
+      : context_(context), patience_(patience), deadline_(absl::Now() + patience), thread_([this] { Watch(); }) {}
+  ~StallGuard() {
+    {
+      absl::MutexLock lock(&mu_);
+      over_ = true;
+    }
+    thread_.join();
+  }
+  void Moved() {
+    absl::MutexLock lock(&mu_);
+    deadline_ = absl::Now() + patience_;
+  }
+
+ private:
+  void Watch() {
+    absl::MutexLock lock(&mu_);
+    while (!mu_.AwaitWithDeadline(absl::Condition(&over_), deadline_)) {
+      if (absl::Now() < deadline_) continue;
+      context_->TryCancel();
+      return;
+    }
+  }
+
+  grpc::ClientContext* const context_;
+  const absl::Duration patience_;
+  absl::Mutex mu_;
+  bool over_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Time deadline_ ABSL_GUARDED_BY(mu_);
+  std::thread thread_;
+};
+
+// One call, from where the stream stands on. OK when the source has ended it in good order, all sent or not. `relayed`
+// may be null.
+absl::Status ReceiveFrom(v1::WeightsService::Stub* source, const FetchedWeights& weights, absl::Duration patience,
+                         Incoming* incoming, RelayedWeights* relayed) {
+  v1::StreamWeightsRequest request;
+  request.set_job_id(weights.manifest.job_id());
+  *request.mutable_version() = weights.manifest.version();
+  request.set_offset(incoming->received());
+  request.set_delta(weights.delta);
+  const auto context = client::MakeContext(absl::Seconds(60));
+  std::optional<StallGuard> guard;
+  if (patience != absl::InfiniteDuration()) guard.emplace(context.get(), patience);
+  const auto reader = source->StreamWeights(context.get(), request);
+  v1::WeightsChunk chunk;
+  absl::Status taken;
+  while (taken.ok() && reader->Read(&chunk)) {
+    RLHF_FAILPOINT("rollout/receive_weights");
+    if (guard.has_value()) guard->Moved();
+    const uint64_t before = incoming->verified_end();
+    taken = incoming->Take(chunk);
+    if (relayed != nullptr && incoming->verified_end() > before) relayed->Verified(incoming->verified_end());
+  }
+  if (!taken.ok()) context->TryCancel();
+  const absl::Status finished = FromGrpc(reader->Finish());
+  return taken.ok() ? finished : taken;
 }
 
 bool IsEntryOf(const v1::TensorEntry& entry, const torch::Tensor& parameter) {
@@ -115,8 +220,9 @@ struct Target {
   const v1::TensorEntry* entry;
   torch::Tensor parameter, host;
   Part part;
+  std::vector<uint8_t> delta;  // once it is applied: what leads back
   absl::Span<uint8_t> held() const { return absl::MakeSpan(static_cast<uint8_t*>(host.data_ptr()), host.nbytes()); }
-  absl::Status Swap() { return artifact::SwapWeightDelta(part.bytes, host.element_size(), held()); }
+  absl::Status Swap() { return artifact::SwapWeightDelta(absl::MakeSpan(delta), host.element_size(), held()); }
 };
 
 // Puts the changed elements into the hosts' bytes, and takes them out again when a tensor is not the version's then.
@@ -126,6 +232,7 @@ absl::Status ApplyDelta(std::vector<Target>* targets) {
   for (; done < targets->size() && status.ok(); ++done) {
     Target& target = (*targets)[done];
     target.host = target.parameter.detach().to(torch::kCPU).contiguous();
+    target.delta.assign(target.part.bytes.begin(), target.part.bytes.end());  // what was received may be relayed still
     status = target.Swap();
     if (!status.ok()) break;  // changed nothing
     if (artifact::Xxh3Hex(target.held().data(), target.held().size()) != target.entry->xxh3()) {
@@ -145,49 +252,93 @@ absl::Status ApplyDelta(std::vector<Target>* targets) {
 
 }  // namespace
 
-absl::StatusOr<FetchedWeights> WeightSubscriber::Fetch(const v1::PolicySource& source, const std::string& held) {
-  absl::Status last = absl::NotFoundError(
-      absl::StrCat("no process is known to hold version ", source.version().step(), " of job ", source.job_id()));
-  for (const std::string& address : source.addresses()) {
-    auto weights = FetchFrom(address, source, held);
-    if (weights.ok()) return weights;
-    last = Annotate(weights.status(), absl::StrCat("weights from ", address));
-  }
-  return last;
+absl::StatusOr<std::unique_ptr<v1::WeightsService::Stub>> WeightSubscriber::Connect(const std::string& address) const {
+  RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, channels_(address));
+  return v1::WeightsService::NewStub(channel);
 }
 
-absl::StatusOr<FetchedWeights> WeightSubscriber::FetchFrom(const std::string& address, const v1::PolicySource& source,
-                                                           const std::string& held) {
-  RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, channels_(address));
-  const auto stub = v1::WeightsService::NewStub(channel);
+absl::StatusOr<FetchedWeights> WeightSubscriber::Fetch(const v1::PolicySource& source, const std::string& held) {
+  if (source.addresses().empty()) {
+    return absl::NotFoundError(
+        absl::StrCat("no process is known to hold version ", source.version().step(), " of job ", source.job_id()));
+  }
+  const std::string& address = *source.addresses().rbegin();
+  const std::string where = absl::StrCat("weights from ", address);
+  RLHF_ASSIGN_OR_RETURN(const auto learner, Connect(address));
   FetchedWeights out;
   {
     v1::GetManifestRequest request;
     request.set_job_id(source.job_id());
     *request.mutable_version() = source.version();
     const auto context = client::MakeContext(absl::Seconds(10));
-    RLHF_RETURN_IF_ERROR(FromGrpc(stub->GetManifest(context.get(), request, &out.manifest)));
+    const absl::Status got = FromGrpc(learner->GetManifest(context.get(), request, &out.manifest));
+    if (!got.ok()) return Annotate(got, where);
   }
   if (out.manifest.version().step() != source.version().step() ||
       out.manifest.version().lineage() != source.version().lineage()) {
-    return absl::NotFoundError(
-        absl::StrCat("asked for version ", source.version().step(), ", was offered ", out.manifest.version().step()));
+    return absl::NotFoundError(absl::StrCat(where, ": asked for version ", source.version().step(), ", was offered ",
+                                            out.manifest.version().step()));
   }
   out.delta = !held.empty() && out.manifest.has_delta() && out.manifest.delta().base() == held;
   if (out.delta) {
-    const absl::Status received = Receive(stub.get(), &out);
+    const absl::Status received = Receive(source, learner.get(), &out);
     if (received.ok()) return out;
     spdlog::warn("the delta of version {} cannot be used, fetching it whole: {}", source.version().step(),
                  received.ToString());
     out.delta = false;
   }
-  RLHF_RETURN_IF_ERROR(Receive(stub.get(), &out));
+  RLHF_RETURN_IF_ERROR(Receive(source, learner.get(), &out));
   return out;
 }
 
-absl::Status ApplyWeights(FetchedWeights weights, model::Transformer& model) {
+absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, v1::WeightsService::Stub* learner,
+                                       FetchedWeights* out) {
+  // Without a digest of the stream a delta can be judged by its effect only, and not be blamed on a source.
+  const bool judged = !out->delta || !out->manifest.delta().xxh3().empty();
+  if (relay_ != nullptr) relay_->Drop();
+  RLHF_ASSIGN_OR_RETURN(Incoming incoming, Incoming::Begin(out));
+  std::shared_ptr<RelayedWeights> relayed;
+  if (relay_ != nullptr && source.relay() && judged) {
+    relayed = relay_->Begin(out->manifest, out->delta, out->bytes, out->owner);
+    relayed->Verified(incoming.verified_end());
+  }
+  out->from_workers = 0;
+  const absl::Time patient_until = absl::Now() + kPatience;
+  for (int i = 0; i + 1 < source.addresses_size() && judged && !incoming.complete();) {
+    const std::string& address = source.addresses(i);
+    const uint64_t before = incoming.received();
+    const auto worker = Connect(address);
+    const absl::Status status =
+        worker.ok() ? ReceiveFrom(worker->get(), *out, stall_, &incoming, relayed.get()) : worker.status();
+    // No source is to be blamed for, or to rest on, what another one sent of a tensor.
+    incoming.ForgetUnverified();
+    out->from_workers += incoming.received() - before;
+    // It was sent for the version before us, and has perhaps not heard of its manifest yet.
+    if (absl::IsNotFound(status) && absl::Now() < patient_until) {
+      absl::SleepFor(kAskAgain);
+      continue;
+    }
+    if (!incoming.complete())
+      spdlog::warn("weights from {}: {} of {} bytes, then: {}; asking the next source", address, incoming.received(),
+                   incoming.size(), status.ToString());
+    ++i;
+  }
+  absl::Status status;
+  for (int attempt = 0; attempt < kStreamAttempts && !incoming.complete(); ++attempt) {
+    status = ReceiveFrom(learner, *out, absl::InfiniteDuration(), &incoming, relayed.get());
+    if (absl::IsNotFound(status)) break;
+  }
+  if (incoming.complete()) return absl::OkStatus();
+  if (status.ok()) status = absl::DataLossError("the stream ended early");
+  status = Annotate(status, absl::StrCat("weights from ", *source.addresses().rbegin(), ": ", incoming.received(),
+                                         " of ", incoming.size(), " bytes received"));
+  if (relayed != nullptr) relayed->End(absl::UnavailableError("this worker could not receive the version"));
+  return status;
+}
+
+absl::Status ApplyWeights(const FetchedWeights& weights, model::Transformer& model) {
   return model::Guard("applying weights", [&]() -> absl::Status {
-    RLHF_ASSIGN_OR_RETURN(const std::vector<Part> parts, PartsOf(&weights));
+    RLHF_ASSIGN_OR_RETURN(const std::vector<Part> parts, PartsOf(weights.manifest, weights.delta, weights.bytes));
     std::map<std::string, size_t> entries;
     for (size_t i = 0; i < parts.size(); ++i) entries[weights.manifest.tensors(static_cast<int>(i)).name()] = i;
     const auto& parameters = model.trained_parameters();
@@ -206,13 +357,16 @@ absl::Status ApplyWeights(FetchedWeights weights, model::Transformer& model) {
                                                        DtypeName(parameter.scalar_type()), " of ", parameter.nbytes(),
                                                        " bytes, found ", entry.dtype(), " of ", entry.size()));
       }
-      (parts[at->second].whole ? whole : changed).push_back({&entry, parameter, {}, parts[at->second]});
+      (parts[at->second].whole ? whole : changed).push_back({&entry, parameter, {}, parts[at->second], {}});
     }
     const torch::NoGradGuard no_grad;
     RLHF_RETURN_IF_ERROR(ApplyDelta(&changed));
     for (Target& target : whole) {
+      // Copied from only; LibTorch has no view of what may not be written.
+      auto* const bytes =
+          const_cast<uint8_t*>(target.part.bytes.data());  // NOLINT(cppcoreguidelines-pro-type-const-cast)
       model.SetParameter(target.entry->name(),
-                         torch::from_blob(target.part.bytes.data(), target.parameter.sizes(),
+                         torch::from_blob(bytes, target.parameter.sizes(),
                                           torch::TensorOptions().dtype(target.parameter.scalar_type())));
     }
     return absl::OkStatus();

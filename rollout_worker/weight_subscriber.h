@@ -1,4 +1,4 @@
-// Fetches a policy version from a process that holds it, into memory, and applies it to a model in place: whole, or
+// Fetches a policy version from processes that hold it, into memory, and applies it to a model in place: whole, or
 // what changed since the version that the model has.
 //
 // Fetch may run beside generation (it touches no model); Apply runs between decode steps.
@@ -13,37 +13,50 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "model/transformer.h"
 #include "rlhf/v1/data.pb.h"
 #include "rlhf/v1/fleet_service.pb.h"
+#include "rlhf/v1/weights_service.grpc.pb.h"
+#include "rollout_worker/weight_relay.h"
 
 namespace rlhf::rollout {
 
 struct FetchedWeights {
   v1::WeightsManifest manifest;
-  bool delta = false;          // what `bytes` are: the manifest's delta, else the whole version
-  std::vector<uint8_t> bytes;  // as received
+  bool delta = false;                 // what `bytes` are: the manifest's delta, else the whole version
+  absl::Span<const uint8_t> bytes;    // as received and verified
+  std::shared_ptr<const void> owner;  // of the bytes; others may read them too
+  uint64_t from_workers = 0;          // bytes that came from other rollout workers
 };
 
 class WeightSubscriber {
  public:
   using ChannelFactory = std::function<absl::StatusOr<std::shared_ptr<grpc::Channel>>(const std::string& address)>;
-  explicit WeightSubscriber(ChannelFactory channels) : channels_(std::move(channels)) {}
+  // relay: what the coordinator wants relayed is served there while, and after, it is received; null: nothing is.
+  // Outlives the subscriber. stall: a worker that sends nothing for so long is left for the next source.
+  explicit WeightSubscriber(ChannelFactory channels, WeightRelay* relay = nullptr,
+                            absl::Duration stall = absl::Seconds(5))
+      : channels_(std::move(channels)), relay_(relay), stall_(stall) {}
 
-  // Tries each address; resumes a broken stream where it stopped; verifies every whole tensor's XXH3-128. A delta from
-  // the version with the digest `held` is taken when there is one; empty: none. NotFound: superseded, ask for newer
-  // work.
+  // The manifest comes from the learner, the last address; the bytes from the first address that has them. A source
+  // that breaks, stalls or sends what the manifest does not say is left for the next one, which goes on where it
+  // stopped; the learner is asked more than once. Every tensor's XXH3-128 is verified as it arrives. A delta from the
+  // version with the digest `held` is taken when there is one; empty: none. NotFound: superseded, ask for newer work.
   absl::StatusOr<FetchedWeights> Fetch(const v1::PolicySource& source, const std::string& held = "");
 
  private:
-  absl::StatusOr<FetchedWeights> FetchFrom(const std::string& address, const v1::PolicySource& source,
-                                           const std::string& held);
+  absl::StatusOr<std::unique_ptr<v1::WeightsService::Stub>> Connect(const std::string& address) const;
+  absl::Status Receive(const v1::PolicySource& source, v1::WeightsService::Stub* learner, FetchedWeights* out);
   ChannelFactory channels_;
+  WeightRelay* const relay_;
+  const absl::Duration stall_;
 };
 
 // Makes the model the version's; a refused one leaves the model as it was. InvalidArgument naming the tensor when
 // names, shapes or dtypes differ from the model's; DataLoss when a delta does not lead from the model's weights to the
 // version's: fetch the whole.
-absl::Status ApplyWeights(FetchedWeights weights, model::Transformer& model);
+absl::Status ApplyWeights(const FetchedWeights& weights, model::Transformer& model);
 
 }  // namespace rlhf::rollout

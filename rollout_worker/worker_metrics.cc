@@ -62,6 +62,11 @@ prometheus::Counter& WeightBytes(MetricsRegistry* registry) {
   return registry->Counter("rlhf_weight_sync_bytes_total", "Bytes of weights received.");
 }
 
+prometheus::Counter& RelayedWeightBytes(MetricsRegistry* registry) {
+  return registry->Counter("rlhf_weight_sync_relayed_bytes_total",
+                           "Bytes of weights received from other rollout workers.");
+}
+
 }  // namespace
 
 WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
@@ -74,6 +79,7 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
   PrefixTokens(registry_);
   GenerationTokens(registry_);
   WeightBytes(registry_);
+  RelayedWeightBytes(registry_);
   for (const char* reason : {"end_of_text", "stop_text", "max_tokens"})
     registry_->Counter("rlhf_rollout_finished_total", "Samples generated, by how they ended.", {{"reason", reason}});
 }
@@ -136,6 +142,7 @@ void WorkerMetrics::Mirror(const Engine& engine, const PolicyLoader::Counters& l
   count(PrefixTokens(registry_), tokens.prefix_tokens - seen_tokens_.prefix_tokens);
   count(GenerationTokens(registry_), tokens.generated_tokens - seen_tokens_.generated_tokens);
   count(WeightBytes(registry_), loaded.bytes - seen_loaded_.bytes);
+  count(RelayedWeightBytes(registry_), loaded.bytes_from_workers - seen_loaded_.bytes_from_workers);
   seen_tokens_ = tokens;
   seen_loaded_ = loaded;
 }

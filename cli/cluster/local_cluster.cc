@@ -227,7 +227,8 @@ absl::Status LocalCluster::Start() {
   }
   for (int i = 0; i < options_.rollout_workers; ++i) {
     std::vector<std::string> extra = Evidence();
-    extra.insert(extra.end(), {"--slots", std::to_string(options_.slots), "--precision", options_.rollout_precision});
+    extra.insert(extra.end(), {"--address", "127.0.0.1:0", "--slots", std::to_string(options_.slots), "--precision",
+                               options_.rollout_precision});
     RLHF_RETURN_IF_ERROR(
         StartRole("rlhf-rollout-worker", "rollout_worker", absl::StrCat("rollout-", i), std::move(extra)));
   }

@@ -72,6 +72,7 @@ void AddDelta(const WeightSnapshot& base, WeightSnapshot* snapshot) {
   }
   delta.set_base(from.version().digest());
   delta.set_total_size(stream.size());
+  delta.set_xxh3(artifact::Xxh3Hex(stream.data(), stream.size()));
   *to.mutable_delta() = std::move(delta);
   snapshot->delta = std::move(stream);
 }

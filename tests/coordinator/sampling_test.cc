@@ -100,11 +100,11 @@ class SamplingTest : public testing::Test {
       done.WaitForNotification();
     }
   }
-  std::string Register(v1::Role role, const std::string& instance) {
+  std::string Register(v1::Role role, const std::string& instance, const std::string& address = "nowhere:1") {
     v1::RegisterRequest request;
     request.set_role(role);
     request.set_instance_id(instance);
-    request.set_address("nowhere:1");
+    request.set_address(address);
     request.set_protocol_version(kProtocolVersion);
     request.set_slots(64);
     std::string session;
@@ -386,6 +386,65 @@ TEST_F(SamplingTest, AStepBeyondTheLagBoundIsNotLeasedYet) {
     sampling_->SetPolicy("job", newer, &batch);
   });
   EXPECT_EQ(Lease().leases_size(), 4);
+}
+
+// Beyond the fan-out's degree, workers are named before the learner; a new version begins anew.
+TEST_F(SamplingTest, WorkersAreToldFromWhomToGetTheWeights) {
+  AddJob(0);
+  const auto commit = [&](int64_t step) {
+    v1::PolicySource policy;
+    policy.set_job_id("job");
+    policy.mutable_version()->set_step(step);
+    policy.add_addresses("learner:7");
+    OnLoop([&] {
+      WriteBatch batch;
+      sampling_->SetPolicy("job", policy, &batch);
+    });
+  };
+  const auto asks = [&](const std::string& session) {
+    worker_ = session;
+    const v1::LeasePromptsResponse work = Lease(1);
+    EXPECT_EQ(work.leases_size(), 1);
+    return work.leases_size() == 0 ? v1::PolicySource() : work.leases(0).policy();
+  };
+  commit(1);
+  Issue(1);
+  Issue(2);
+  std::vector<std::string> workers;
+  for (int i = 0; i < 5; ++i)
+    workers.push_back(Register(v1::ROLE_ROLLOUT_WORKER, absl::StrCat("rollout-", i), absl::StrCat("host:", i)));
+  EXPECT_THAT(asks(workers[0]).addresses(), ElementsAre("learner:7"));
+  EXPECT_THAT(asks(workers[1]).addresses(), ElementsAre("learner:7"));
+  const v1::PolicySource third = asks(workers[2]);
+  EXPECT_THAT(third.addresses(), ElementsAre("host:0", "learner:7"));
+  EXPECT_TRUE(third.relay());
+  EXPECT_THAT(asks(workers[3]).addresses(), ElementsAre("host:0", "learner:7"));
+  EXPECT_THAT(asks(workers[4]).addresses(), ElementsAre("host:1", "learner:7"));
+  EXPECT_THAT(asks(workers[4]).addresses(), ElementsAre("host:1", "learner:7"));
+  const std::string again = Register(v1::ROLE_ROLLOUT_WORKER, "rollout-0", "host:9");
+  EXPECT_THAT(asks(workers[2]).addresses(), ElementsAre("learner:7"));
+  EXPECT_THAT(asks(again).addresses(), ElementsAre("learner:7"));
+  commit(2);
+  Issue(3);
+  EXPECT_THAT(asks(workers[4]).addresses(), ElementsAre("learner:7"));
+}
+
+TEST_F(SamplingTest, TwoWorkersGetTheWeightsFromTheLearnerAndKeepNothingForOthers) {
+  Register(v1::ROLE_ROLLOUT_WORKER, "rollout-1", "host:1");
+  AddJob(0);
+  v1::PolicySource policy;
+  policy.set_job_id("job");
+  policy.mutable_version()->set_step(1);
+  policy.add_addresses("learner:7");
+  OnLoop([&] {
+    WriteBatch batch;
+    sampling_->SetPolicy("job", policy, &batch);
+  });
+  Issue(1);
+  const v1::LeasePromptsResponse work = Lease(1);
+  ASSERT_EQ(work.leases_size(), 1);
+  EXPECT_THAT(work.leases(0).policy().addresses(), ElementsAre("learner:7"));
+  EXPECT_FALSE(work.leases(0).policy().relay());
 }
 
 // A worker that asks for more before it has finished what it has would never be free: it gets no more of a job when

@@ -1,5 +1,6 @@
 // Rollouts by int8 weights: the log-probabilities that samples carry are those of the policy that sampled.
 #include <cmath>
+#include <cstring>
 #include <memory>
 
 #include <gmock/gmock.h>
@@ -42,17 +43,23 @@ class Int8RolloutTest : public testing::Test {
   // A version as a learner publishes it.
   static FetchedWeights Published(const model::Transformer& model) {
     FetchedWeights out;
+    uint64_t total = 0;
+    for (const auto& [name, parameter] : model.trained_parameters()) total += parameter.nbytes();
+    const std::shared_ptr<uint8_t[]> stream(new uint8_t[total]);
+    uint64_t offset = 0;
     for (const auto& [name, parameter] : model.trained_parameters()) {
       v1::TensorEntry* entry = out.manifest.add_tensors();
       entry->set_name(name);
       entry->set_dtype("F32");
       for (const int64_t size : parameter.sizes()) entry->add_shape(size);
-      entry->set_offset(out.bytes.size());
+      entry->set_offset(offset);
       entry->set_size(parameter.nbytes());
-      const auto* bytes = static_cast<const uint8_t*>(parameter.data_ptr());
-      out.bytes.insert(out.bytes.end(), bytes, bytes + parameter.nbytes());
+      std::memcpy(stream.get() + offset, parameter.data_ptr(), parameter.nbytes());
+      offset += parameter.nbytes();
     }
-    out.manifest.set_total_size(out.bytes.size());
+    out.manifest.set_total_size(total);
+    out.bytes = absl::MakeConstSpan(stream.get(), total);
+    out.owner = stream;
     return out;
   }
   static torch::Tensor TeacherForced(const model::Transformer& model, const v1::Sample& sample) {

@@ -1,0 +1,208 @@
+#include "rollout_worker/weight_relay.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_util.h"
+#include "common/tls.h"
+
+namespace rlhf::rollout {
+namespace {
+
+// With its frame and fields within 4 MiB, which is the most that gRPC takes by default.
+constexpr uint64_t kRelayChunkBytes = (4 << 20) - (16 << 10);
+
+// Sends what there is, and what comes; one write in flight, so a slow reader costs no memory.
+class RelayStream final : public grpc::ServerWriteReactor<v1::WeightsChunk>, public RelayedWeights::Reader {
+ public:
+  RelayStream(std::shared_ptr<RelayedWeights> weights, uint64_t begin, uint64_t end)
+      : weights_(std::move(weights)), at_(begin), end_(end) {
+    Next();
+  }
+  void OnWriteDone(bool ok) override {
+    if (ok) {
+      Next();
+    } else {
+      Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the reader went away"));
+    }
+  }
+  void OnCancel() override {
+    if (weights_->Cancel(this)) Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the reader went away"));
+  }
+  void OnDone() override {
+    weights_->Forget(this);
+    delete this;
+  }
+  void Wake() override { Next(); }
+
+ private:
+  void Next() {
+    if (at_ >= end_) {
+      Finish(grpc::Status::OK);
+      return;
+    }
+    const uint64_t at = at_;
+    const absl::StatusOr<uint64_t> there = weights_->Await(at, this);
+    if (!there.ok()) {
+      Finish(ToGrpc(there.status()));
+      return;
+    }
+    if (*there == at) return;  // another thread may have finished this by now
+    const uint64_t size = std::min(kRelayChunkBytes, std::min(*there, end_) - at_);
+    chunk_.set_offset(at_);
+    chunk_.set_data(weights_->bytes().data() + at_, size);
+    at_ += size;
+    StartWrite(&chunk_);
+  }
+
+  const std::shared_ptr<RelayedWeights> weights_;
+  uint64_t at_;
+  const uint64_t end_;
+  v1::WeightsChunk chunk_;
+};
+
+class RelayRefusal final : public grpc::ServerWriteReactor<v1::WeightsChunk> {
+ public:
+  explicit RelayRefusal(const absl::Status& status) { Finish(ToGrpc(status)); }
+  void OnDone() override { delete this; }
+};
+
+}  // namespace
+
+bool RelayedWeights::complete() const {
+  absl::MutexLock lock(&mu_);
+  return ended_.ok() && verified_ == bytes_.size();
+}
+
+void RelayedWeights::Verified(uint64_t end) {
+  std::set<Reader*> waiting;
+  {
+    absl::MutexLock lock(&mu_);
+    verified_ = end;
+    waiting.swap(waiting_);
+  }
+  // Whoever takes a reader out of the set acts for it: see Cancel.
+  for (Reader* reader : waiting) reader->Wake();
+}
+
+void RelayedWeights::End(const absl::Status& why) {
+  std::set<Reader*> waiting;
+  {
+    absl::MutexLock lock(&mu_);
+    ended_ = why;
+    waiting.swap(waiting_);
+  }
+  for (Reader* reader : waiting) reader->Wake();
+}
+
+absl::StatusOr<uint64_t> RelayedWeights::Await(uint64_t at, Reader* reader) {
+  absl::MutexLock lock(&mu_);
+  if (!ended_.ok()) return ended_;
+  if (cancelled_.count(reader) > 0) return absl::CancelledError("the reader went away");
+  if (verified_ > at) return verified_;
+  waiting_.insert(reader);
+  return at;
+}
+
+bool RelayedWeights::Cancel(Reader* reader) {
+  absl::MutexLock lock(&mu_);
+  if (waiting_.erase(reader) > 0) return true;
+  cancelled_.insert(reader);
+  return false;
+}
+
+void RelayedWeights::Forget(Reader* reader) {
+  absl::MutexLock lock(&mu_);
+  waiting_.erase(reader);
+  cancelled_.erase(reader);
+}
+
+std::shared_ptr<RelayedWeights> WeightRelay::Begin(v1::WeightsManifest manifest, bool delta,
+                                                   absl::Span<const uint8_t> bytes, std::shared_ptr<const void> owner) {
+  Drop();  // before the caller fills the next one
+  auto weights = std::make_shared<RelayedWeights>(std::move(manifest), delta, bytes, std::move(owner));
+  absl::MutexLock lock(&mu_);
+  held_ = weights;
+  return weights;
+}
+
+void WeightRelay::Drop() {
+  std::shared_ptr<RelayedWeights> held;
+  {
+    absl::MutexLock lock(&mu_);
+    held.swap(held_);
+  }
+  if (held != nullptr) held->End(absl::FailedPreconditionError("this version is superseded here: ask the next source"));
+}
+
+absl::StatusOr<std::shared_ptr<RelayedWeights>> WeightRelay::Find(const std::string& job_id,
+                                                                  const v1::PolicyVersion& version) const {
+  absl::MutexLock lock(&mu_);
+  const v1::PolicyVersion* const held = held_ == nullptr ? nullptr : &held_->manifest().version();
+  const bool same_job = held != nullptr && held_->manifest().job_id() == job_id;
+  if (same_job && held->step() == version.step() && held->digest() == version.digest()) return held_;
+  const std::string found =
+      held == nullptr ? "nothing" : absl::StrCat("version ", held->step(), " of job ", held_->manifest().job_id());
+  const std::string text = absl::StrCat("version ", version.step(), " of job ", job_id, " is not here, but ", found,
+                                        ": ask the next source");
+  if (same_job && held->step() > version.step()) return absl::FailedPreconditionError(text);
+  return absl::NotFoundError(text);
+}
+
+grpc::ServerUnaryReactor* WeightRelay::GetManifest(grpc::CallbackServerContext* context,
+                                                   const v1::GetManifestRequest* request,
+                                                   v1::WeightsManifest* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto weights = Find(request->job_id(), request->version());
+  if (!weights.ok()) {
+    reactor->Finish(ToGrpc(weights.status()));
+  } else if (!(*weights)->complete()) {
+    reactor->Finish(ToGrpc(absl::NotFoundError(
+        absl::StrCat("version ", request->version().step(), " is still being received here: ask the next source"))));
+  } else {
+    *response = (*weights)->manifest();
+    reactor->Finish(grpc::Status::OK);
+  }
+  return reactor;
+}
+
+grpc::ServerWriteReactor<v1::WeightsChunk>* WeightRelay::StreamWeights(grpc::CallbackServerContext* /*context*/,
+                                                                       const v1::StreamWeightsRequest* request) {
+  auto found = Find(request->job_id(), request->version());
+  if (!found.ok()) return new RelayRefusal(found.status());
+  std::shared_ptr<RelayedWeights> weights = *std::move(found);
+  if (weights->delta() != request->delta()) {
+    return new RelayRefusal(absl::FailedPreconditionError(
+        absl::StrCat("version ", request->version().step(), " is held here ", weights->delta() ? "as a delta" : "whole",
+                     " only: ask the next source")));
+  }
+  const uint64_t total = weights->bytes().size();
+  if (request->offset() > total) {
+    return new RelayRefusal(
+        absl::OutOfRangeError(absl::StrCat("offset ", request->offset(), " is beyond the stream's ", total, " bytes")));
+  }
+  const uint64_t left = total - request->offset();
+  const uint64_t size = request->limit() == 0 ? left : std::min<uint64_t>(left, request->limit());
+  return new RelayStream(std::move(weights), request->offset(), request->offset() + size);
+}
+
+absl::StatusOr<Caller> AuthorizeRelay(const std::string& method, const std::string& /*bearer_token*/,
+                                      const std::string& spiffe_id) {
+  const auto identity = ParseSpiffeId(spiffe_id);
+  if (!identity.ok()) return absl::UnauthenticatedError("expected a client certificate with a SPIFFE id");
+  const bool health = method == "/grpc.health.v1.Health/Check" || method == "/grpc.health.v1.Health/Watch";
+  const bool weights =
+      method == "/rlhf.v1.WeightsService/GetManifest" || method == "/rlhf.v1.WeightsService/StreamWeights";
+  if (!health && !weights) return absl::PermissionDeniedError(absl::StrCat(method, " is not served here"));
+  if (weights && identity->role != "rollout_worker") {
+    return absl::PermissionDeniedError(
+        absl::StrCat(method, " is for rollout workers; the certificate's role is ", identity->role));
+  }
+  Caller caller;
+  caller.subject = identity->instance;
+  caller.role = identity->role;
+  return caller;
+}
+
+}  // namespace rlhf::rollout
