@@ -80,7 +80,11 @@ absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
 
 PolicyLoader::Counters PolicyLoader::counters() const {
   absl::MutexLock lock(&mu_);
-  return {.loads = loads_, .bytes = bytes_, .bytes_from_workers = bytes_from_workers_};
+  return {.loads = loads_,
+          .bytes = bytes_,
+          .bytes_from_workers = bytes_from_workers_,
+          .bytes_mapped = bytes_mapped_,
+          .not_mapped = not_mapped_};
 }
 
 absl::StatusOr<PolicyLoader::Timed> PolicyLoader::Fetch(const v1::PolicySource& source, const std::string& held) {
@@ -92,6 +96,8 @@ absl::StatusOr<PolicyLoader::Timed> PolicyLoader::Fetch(const v1::PolicySource& 
   absl::MutexLock lock(&mu_);
   bytes_ += static_cast<int64_t>(fetched.weights.bytes.size());
   bytes_from_workers_ += static_cast<int64_t>(fetched.weights.from_workers);
+  if (fetched.weights.mapped) bytes_mapped_ += static_cast<int64_t>(fetched.weights.bytes.size());
+  if (fetched.weights.not_mapped) ++not_mapped_;
   return fetched;
 }
 

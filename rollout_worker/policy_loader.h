@@ -50,6 +50,8 @@ class PolicyLoader {
     int64_t loads = 0;               // engines made
     int64_t bytes = 0;               // weights received, also those that nothing asked for in the end
     int64_t bytes_from_workers = 0;  // of those, what other rollout workers sent
+    int64_t bytes_mapped = 0;        // of those, what was there in this host's memory
+    int64_t not_mapped = 0;          // versions that should have been, and were received
   };
   Counters counters() const;
   // A change of what is served. Phases that it did without are absent.
@@ -88,6 +90,7 @@ class PolicyLoader {
 
   mutable absl::Mutex mu_;
   int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0, bytes_from_workers_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t bytes_mapped_ ABSL_GUARDED_BY(mu_) = 0, not_mapped_ ABSL_GUARDED_BY(mu_) = 0;
   v1::PolicySource served_ ABSL_GUARDED_BY(mu_);  // newest one applied
   v1::PolicySource ahead_ ABSL_GUARDED_BY(mu_);   // what weights_ are
   std::optional<Timed> weights_ ABSL_GUARDED_BY(mu_);

@@ -17,6 +17,7 @@
 #include "common/metrics.h"
 #include "common/process.h"
 #include "common/rpc_server.h"
+#include "common/shared_memory.h"
 #include "common/tracing.h"
 #include "model/libtorch.h"
 #include "rollout_worker/weight_relay.h"
@@ -28,6 +29,7 @@ struct Flags {
   std::string coordinator, instance, http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, device = "cpu",
                                      precision = "float32", evidence_dir;
   std::string address, advertise_host = "127.0.0.1";  // of the relay of weights; no address: none
+  std::string shm_dir;
   std::string log_level = "info", trace_dir;
   bool log_json = false;
   int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25, shared_prefixes = 16, prefill_tokens = 512;
@@ -76,7 +78,7 @@ int Run(const Flags& flags) {
         options.server_name = rlhf::FleetServerName("");
         return rlhf::client::MakeChannel(options);
       },
-      relay_server == nullptr ? nullptr : &relay);
+      {.relay = relay_server == nullptr ? nullptr : &relay, .shm_dir = rlhf::SharedMemoryDirOf(flags.shm_dir)});
   rlhf::rollout::PolicyLoaderOptions loader_options;
   loader_options.engine.slots = flags.slots;
   loader_options.engine.max_tokens = flags.max_tokens;
@@ -147,6 +149,9 @@ int main(int argc, char** argv) {
                  "not given: nowhere");
   app.add_option("--advertise-address", flags.advertise_host, "Host at which other rollout workers reach this process")
       ->capture_default_str();
+  app.add_option("--shm-dir", flags.shm_dir,
+                 "Folder in memory where a learner of this host and user shares its weights; not given: /dev/shm where "
+                 "it is; none: take them over the network");
   app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
   app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
   app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");

@@ -16,6 +16,7 @@
 #include "client/cpp/channel.h"
 #include "common/failpoint.h"
 #include "common/log.h"
+#include "common/shared_memory.h"
 #include "common/status_util.h"
 #include "model/guard.h"
 
@@ -291,25 +292,54 @@ absl::StatusOr<FetchedWeights> WeightSubscriber::Fetch(const v1::PolicySource& s
   return out;
 }
 
+absl::Status WeightSubscriber::Map(FetchedWeights* out) const {
+  const v1::SharedWeights& shared = out->manifest.shared();
+  RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<const MappedMemory> memory,
+                        MappedMemory::Open(options_.shm_dir, shared.name(), out->manifest.total_size()));
+  RLHF_ASSIGN_OR_RETURN(const std::vector<Part> parts, PartsOf(out->manifest, /*delta=*/false, memory->bytes()));
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const v1::TensorEntry& entry = out->manifest.tensors(static_cast<int>(i));
+    if (!Matches(parts[i].bytes, entry.xxh3())) {
+      return absl::DataLossError(
+          absl::StrCat("shared memory ", shared.name(), ": tensor ", entry.name(), " does not match its digest"));
+    }
+  }
+  out->bytes = memory->bytes();
+  out->owner = memory;
+  return absl::OkStatus();
+}
+
 absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, v1::WeightsService::Stub* learner,
                                        FetchedWeights* out) {
   // Without a digest of the stream a delta can be judged by its effect only, and not be blamed on a source.
   const bool judged = !out->delta || !out->manifest.delta().xxh3().empty();
-  if (relay_ != nullptr) relay_->Drop();
+  if (options_.relay != nullptr) options_.relay->Drop();
+  out->from_workers = 0;
+  if (!out->delta && !options_.shm_dir.empty() && out->manifest.has_shared() &&
+      out->manifest.shared().host() == HostIdentity()) {
+    const absl::Status mapped = Map(out);
+    out->mapped = mapped.ok();
+    out->not_mapped = !mapped.ok();
+    if (mapped.ok()) {
+      if (options_.relay != nullptr && source.relay())
+        options_.relay->Begin(out->manifest, false, out->bytes, out->owner)->Verified(out->bytes.size());
+      return absl::OkStatus();
+    }
+    spdlog::debug("version {} is received, not mapped: {}", out->manifest.version().step(), mapped.ToString());
+  }
   RLHF_ASSIGN_OR_RETURN(Incoming incoming, Incoming::Begin(out));
   std::shared_ptr<RelayedWeights> relayed;
-  if (relay_ != nullptr && source.relay() && judged) {
-    relayed = relay_->Begin(out->manifest, out->delta, out->bytes, out->owner);
+  if (options_.relay != nullptr && source.relay() && judged) {
+    relayed = options_.relay->Begin(out->manifest, out->delta, out->bytes, out->owner);
     relayed->Verified(incoming.verified_end());
   }
-  out->from_workers = 0;
   const absl::Time patient_until = absl::Now() + kPatience;
   for (int i = 0; i + 1 < source.addresses_size() && judged && !incoming.complete();) {
     const std::string& address = source.addresses(i);
     const uint64_t before = incoming.received();
     const auto worker = Connect(address);
     const absl::Status status =
-        worker.ok() ? ReceiveFrom(worker->get(), *out, stall_, &incoming, relayed.get()) : worker.status();
+        worker.ok() ? ReceiveFrom(worker->get(), *out, options_.stall, &incoming, relayed.get()) : worker.status();
     // No source is to be blamed for, or to rest on, what another one sent of a tensor.
     incoming.ForgetUnverified();
     out->from_workers += incoming.received() - before;

@@ -29,29 +29,39 @@ struct FetchedWeights {
   absl::Span<const uint8_t> bytes;    // as received and verified
   std::shared_ptr<const void> owner;  // of the bytes; others may read them too
   uint64_t from_workers = 0;          // bytes that came from other rollout workers
+  bool mapped = false;                // the bytes are the learner's own, in this host's memory
+  bool not_mapped = false;            // they should have been, and were received instead
+};
+
+struct WeightSubscriberOptions {
+  // What the coordinator wants relayed is served there while, and after, it is received; null: nothing is. Outlives the
+  // subscriber.
+  WeightRelay* relay = nullptr;
+  absl::Duration stall = absl::Seconds(5);  // a worker that sends nothing for so long is left for the next source
+  std::string shm_dir;  // where a learner of this host and user shares whole versions; empty: nowhere
 };
 
 class WeightSubscriber {
  public:
   using ChannelFactory = std::function<absl::StatusOr<std::shared_ptr<grpc::Channel>>(const std::string& address)>;
-  // relay: what the coordinator wants relayed is served there while, and after, it is received; null: nothing is.
-  // Outlives the subscriber. stall: a worker that sends nothing for so long is left for the next source.
-  explicit WeightSubscriber(ChannelFactory channels, WeightRelay* relay = nullptr,
-                            absl::Duration stall = absl::Seconds(5))
-      : channels_(std::move(channels)), relay_(relay), stall_(stall) {}
+  explicit WeightSubscriber(ChannelFactory channels, WeightSubscriberOptions options = {})
+      : channels_(std::move(channels)), options_(std::move(options)) {}
 
   // The manifest comes from the learner, the last address; the bytes from the first address that has them. A source
   // that breaks, stalls or sends what the manifest does not say is left for the next one, which goes on where it
-  // stopped; the learner is asked more than once. Every tensor's XXH3-128 is verified as it arrives. A delta from the
-  // version with the digest `held` is taken when there is one; empty: none. NotFound: superseded, ask for newer work.
+  // stopped; the learner is asked more than once. A whole version that the learner shares in this host's memory is
+  // mapped from there instead, and received when that fails. Every tensor's XXH3-128 is verified as it arrives. A delta
+  // from the version with the digest `held` is taken when there is one; empty: none. NotFound: superseded, ask for
+  // newer work.
   absl::StatusOr<FetchedWeights> Fetch(const v1::PolicySource& source, const std::string& held = "");
 
  private:
   absl::StatusOr<std::unique_ptr<v1::WeightsService::Stub>> Connect(const std::string& address) const;
   absl::Status Receive(const v1::PolicySource& source, v1::WeightsService::Stub* learner, FetchedWeights* out);
+  // The whole version from this host's memory, as the manifest says.
+  absl::Status Map(FetchedWeights* out) const;
   ChannelFactory channels_;
-  WeightRelay* const relay_;
-  const absl::Duration stall_;
+  const WeightSubscriberOptions options_;
 };
 
 // Makes the model the version's; a refused one leaves the model as it was. InvalidArgument naming the tensor when

@@ -67,6 +67,15 @@ prometheus::Counter& RelayedWeightBytes(MetricsRegistry* registry) {
                            "Bytes of weights received from other rollout workers.");
 }
 
+prometheus::Counter& MappedWeightBytes(MetricsRegistry* registry) {
+  return registry->Counter("rlhf_weight_sync_mapped_bytes_total", "Bytes of weights taken from this host's memory.");
+}
+
+prometheus::Counter& NotMapped(MetricsRegistry* registry) {
+  return registry->Counter("rlhf_weight_sync_not_mapped_total",
+                           "Versions that this host's memory should have had, and that were received instead.");
+}
+
 }  // namespace
 
 WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
@@ -80,6 +89,8 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
   GenerationTokens(registry_);
   WeightBytes(registry_);
   RelayedWeightBytes(registry_);
+  MappedWeightBytes(registry_);
+  NotMapped(registry_);
   for (const char* reason : {"end_of_text", "stop_text", "max_tokens"})
     registry_->Counter("rlhf_rollout_finished_total", "Samples generated, by how they ended.", {{"reason", reason}});
 }
@@ -143,6 +154,8 @@ void WorkerMetrics::Mirror(const Engine& engine, const PolicyLoader::Counters& l
   count(GenerationTokens(registry_), tokens.generated_tokens - seen_tokens_.generated_tokens);
   count(WeightBytes(registry_), loaded.bytes - seen_loaded_.bytes);
   count(RelayedWeightBytes(registry_), loaded.bytes_from_workers - seen_loaded_.bytes_from_workers);
+  count(MappedWeightBytes(registry_), loaded.bytes_mapped - seen_loaded_.bytes_mapped);
+  count(NotMapped(registry_), loaded.not_mapped - seen_loaded_.not_mapped);
   seen_tokens_ = tokens;
   seen_loaded_ = loaded;
 }

@@ -18,6 +18,7 @@
 #include "common/durable_file.h"
 #include "common/fleet_names.h"
 #include "common/rpc_server.h"
+#include "common/shared_memory.h"
 #include "common/status_util.h"
 #include "common/tls.h"
 #include "learner/service/weight_publisher.h"
@@ -234,6 +235,14 @@ absl::StatusOr<nlohmann::ordered_json> Measure(const std::string& model_dir, int
   const std::vector<uint8_t> to = BytesOf(policy.model());
   RLHF_ASSIGN_OR_RETURN(v1::PolicySource after, policy.Publish(&publisher, 2, false));
   after.add_addresses("in the factories");
+  const std::string shm_dir = SharedMemoryDirOf("");
+  learner::WeightPublisher sharing(shm_dir);
+  RLHF_ASSIGN_OR_RETURN(const auto sharing_server, Serve(&sharing, plain));
+  RLHF_ASSIGN_OR_RETURN(const auto sharing_channel, Connect(AddressOf(*sharing_server), plain));
+  rollout::WeightSubscriber mapping([&](const std::string&) { return sharing_channel; }, {.shm_dir = shm_dir});
+  RLHF_ASSIGN_OR_RETURN(v1::PolicySource shared, policy.Publish(&sharing, 1, true));
+  shared.add_addresses("in the factories");
+  RLHF_ASSIGN_OR_RETURN(const rollout::FetchedWeights mapped, mapping.Fetch(shared));
   std::vector<uint8_t> delta;
   RLHF_ASSIGN_OR_RETURN(const rollout::FetchedWeights update, subscriber.Fetch(after, before.version().digest()));
   if (!update.delta) return absl::InternalError("expected a delta in bfloat16, was sent the whole version");
@@ -251,6 +260,13 @@ absl::StatusOr<nlohmann::ordered_json> Measure(const std::string& model_dir, int
     RLHF_ASSIGN_OR_RETURN(rollout::FetchedWeights weights, subscriber.Fetch(whole));
     return rollout::ApplyWeights(std::move(weights), *float32_served);
   });
+  if (mapped.mapped) {  // else there is no such memory, or no room in it
+    measurement.Add("map", bytes, [&] { return mapping.Fetch(shared).status(); });
+    measurement.Add("map_and_apply", bytes, [&]() -> absl::Status {
+      RLHF_ASSIGN_OR_RETURN(const rollout::FetchedWeights weights, mapping.Fetch(shared));
+      return rollout::ApplyWeights(weights, *float32_served);
+    });
+  }
   measurement.Add("delta_encode", to.size(), [&] {
     delta.clear();
     return artifact::EncodeWeightDelta(from, to, 2, to.size(), &delta)

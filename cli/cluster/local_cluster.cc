@@ -229,11 +229,13 @@ absl::Status LocalCluster::Start() {
     std::vector<std::string> extra = Evidence();
     extra.insert(extra.end(), {"--address", "127.0.0.1:0", "--slots", std::to_string(options_.slots), "--precision",
                                options_.rollout_precision});
+    if (!options_.shm_dir.empty()) extra.insert(extra.end(), {"--shm-dir", options_.shm_dir});
     RLHF_RETURN_IF_ERROR(
         StartRole("rlhf-rollout-worker", "rollout_worker", absl::StrCat("rollout-", i), std::move(extra)));
   }
   for (int i = 0; i < options_.learners; ++i) {
     std::vector<std::string> extra = Evidence();
+    if (!options_.shm_dir.empty()) extra.insert(extra.end(), {"--shm-dir", options_.shm_dir});
     if (options_.tensorboard)
       extra.insert(extra.end(), {"--tensorboard-dir", (fs::path(options_.dir) / "tensorboard").string()});
     RLHF_RETURN_IF_ERROR(StartRole("rlhf-learner", "learner", absl::StrCat("learner-", i), std::move(extra)));

@@ -21,6 +21,7 @@ struct ClusterOptions {
   int slots = 64;   // a rollout worker's sequences at once
   int threads = 1;  // compute threads a process
   std::string device = "cpu", rollout_precision = "float32";
+  std::string shm_dir;  // of learners and rollout workers; empty: their default
   std::string log_level = "info";
   // By instance ("coordinator", "rollout-0", …): words put before its command (env, ip netns exec, taskset), and the
   // address at which it reaches the coordinator, when not directly.

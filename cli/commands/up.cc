@@ -112,6 +112,8 @@ void AddUpCommand(CLI::App& app, Run* run) {
                  "--precision of the rollout workers: float32, bfloat16 or int8")
       ->check(CLI::IsMember({"float32", "bfloat16", "int8"}))
       ->capture_default_str();
+  up->add_option("--shm-dir", options->shm_dir,
+                 "--shm-dir of learners and rollout workers: a folder in memory, or none (weights over the network)");
   AddByInstance(up, "--wrap", &options->wrap,
                 "INSTANCE=WORDS put before its command, for instance \"rollout-0=taskset -c 3\"; may be repeated");
   AddByInstance(up, "--via", &options->via,

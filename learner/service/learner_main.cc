@@ -20,6 +20,7 @@
 #include "common/metrics.h"
 #include "common/process.h"
 #include "common/rpc_server.h"
+#include "common/shared_memory.h"
 #include "common/tracing.h"
 #include "learner/service/coordinator_client.h"
 #include "learner/service/training_run.h"
@@ -35,7 +36,7 @@ constexpr int kAbortMarginSeconds = 6;
 struct Flags {
   std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
                                      http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, evidence_dir,
-                                     tensorboard_dir;
+                                     tensorboard_dir, shm_dir;
   std::string device = "cpu", log_level = "info", trace_dir;
   bool log_json = false;
   int threads = 1, collective_timeout_seconds = 20, abort_seconds = 0, grace_seconds = 25;
@@ -128,7 +129,10 @@ int Run(const Flags& flags) {
   }
   rlhf::client::ArtifactCache artifacts(flags.shared_root, flags.cache_dir, *channel);
 
-  rlhf::learner::WeightPublisher publisher;
+  const std::string shm_dir = rlhf::SharedMemoryDirOf(flags.shm_dir);
+  if (const int removed = rlhf::RemoveStaleSharedMemory(shm_dir); removed > 0)
+    spdlog::info("removed {} files of shared weights from {}: their learners are gone", removed, shm_dir);
+  rlhf::learner::WeightPublisher publisher(shm_dir);
   rlhf::RpcServerOptions server_options;
   server_options.address = flags.address;
   server_options.tls = flags.tls;
@@ -263,6 +267,10 @@ int main(int argc, char** argv) {
   app.add_option("--advertise-address", flags.advertise_host,
                  "Host at which workers and other ranks reach this process")
       ->capture_default_str();
+  app.add_option(
+      "--shm-dir", flags.shm_dir,
+      "Folder in memory where weights are shared with rollout workers of this host and user, in at most half "
+      "of what is free there; not given: /dev/shm where it is; none: only over the network");
   app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
   app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
   app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");

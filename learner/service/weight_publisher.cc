@@ -8,6 +8,8 @@
 #include "artifact/digest.h"
 #include "artifact/weight_delta.h"
 #include "common/failpoint.h"
+#include "common/log.h"
+#include "common/shared_memory.h"
 #include "common/status_util.h"
 #include "model/guard.h"
 
@@ -81,7 +83,7 @@ void AddDelta(const WeightSnapshot& base, WeightSnapshot* snapshot) {
 class Streamer : public grpc::ServerWriteReactor<v1::WeightsChunk> {
  public:
   // `bytes` are one of the snapshot's.
-  Streamer(std::shared_ptr<const WeightSnapshot> snapshot, const std::vector<uint8_t>& bytes, uint64_t begin,
+  Streamer(std::shared_ptr<const WeightSnapshot> snapshot, absl::Span<const uint8_t> bytes, uint64_t begin,
            uint64_t end)
       : snapshot_(std::move(snapshot)), bytes_(bytes), at_(begin), end_(end) {
     Next();
@@ -110,7 +112,7 @@ class Streamer : public grpc::ServerWriteReactor<v1::WeightsChunk> {
   }
 
   std::shared_ptr<const WeightSnapshot> snapshot_;
-  const std::vector<uint8_t>& bytes_;
+  const absl::Span<const uint8_t> bytes_;
   uint64_t at_, end_;
   v1::WeightsChunk chunk_;
 };
@@ -128,6 +130,25 @@ absl::Status NotHeld(const std::string& job_id, const v1::PolicyVersion& version
 
 }  // namespace
 
+absl::Span<uint8_t> WeightPublisher::Allocate(uint64_t size, WeightSnapshot* snapshot) const {
+  if (!shm_dir_.empty() && size > 0) {
+    absl::StatusOr<std::unique_ptr<SharedMemory>> memory = SharedMemory::Create(shm_dir_, size);
+    if (memory.ok()) {
+      const absl::Span<uint8_t> bytes = (*memory)->bytes();
+      snapshot->manifest.mutable_shared()->set_host(HostIdentity());
+      snapshot->manifest.mutable_shared()->set_name((*memory)->name());
+      snapshot->bytes = bytes;
+      snapshot->owner = std::shared_ptr<const SharedMemory>(*std::move(memory));
+      return bytes;
+    }
+    spdlog::debug("weights are not shared with this host's workers: {}", memory.status().ToString());
+  }
+  const std::shared_ptr<uint8_t[]> own(new uint8_t[size]);  // not zeroed: all of it is filled
+  snapshot->bytes = absl::MakeConstSpan(own.get(), size);
+  snapshot->owner = own;
+  return absl::MakeSpan(own.get(), size);
+}
+
 absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyVersion& version,
                                     const model::Transformer& model) {
   if (const auto newest = Newest(job_id); newest != nullptr && !version.digest().empty() &&
@@ -140,21 +161,21 @@ absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyV
   RLHF_RETURN_IF_ERROR(model::Guard("snapshot of weights", [&]() -> absl::Status {
     uint64_t total = 0;
     for (const auto& [name, parameter] : model.trained_parameters()) total += parameter.nbytes();
-    snapshot->bytes.resize(total);
+    const absl::Span<uint8_t> bytes = Allocate(total, snapshot.get());
     snapshot->manifest.set_job_id(job_id);
     *snapshot->manifest.mutable_version() = version;
     snapshot->manifest.set_total_size(total);
     uint64_t offset = 0;
     for (const auto& [name, parameter] : model.trained_parameters()) {
       const torch::Tensor host = parameter.detach().to(torch::kCPU).contiguous();
-      std::memcpy(snapshot->bytes.data() + offset, host.data_ptr(), host.nbytes());
+      std::memcpy(bytes.data() + offset, host.data_ptr(), host.nbytes());
       v1::TensorEntry& entry = *snapshot->manifest.add_tensors();
       entry.set_name(name);
       entry.set_dtype(DtypeName(host.scalar_type()));
       entry.mutable_shape()->Add(host.sizes().begin(), host.sizes().end());
       entry.set_offset(offset);
       entry.set_size(host.nbytes());
-      entry.set_xxh3(artifact::Xxh3Hex(snapshot->bytes.data() + offset, host.nbytes()));
+      entry.set_xxh3(artifact::Xxh3Hex(bytes.data() + offset, host.nbytes()));
       offset += host.nbytes();
     }
     return absl::OkStatus();
@@ -235,7 +256,7 @@ grpc::ServerWriteReactor<v1::WeightsChunk>* WeightPublisher::StreamWeights(grpc:
     return new Refusal(absl::NotFoundError(
         absl::StrCat("version ", request->version().step(), " has no delta; ask for its manifest again")));
   }
-  const std::vector<uint8_t>& bytes = request->delta() ? snapshot->delta : snapshot->bytes;
+  const absl::Span<const uint8_t> bytes = request->delta() ? absl::MakeConstSpan(snapshot->delta) : snapshot->bytes;
   const uint64_t total = bytes.size();
   if (request->offset() > total) {
     return new Refusal(

@@ -2,18 +2,21 @@
 //
 // Thread-safe. A snapshot is staged before its step is committed and dropped when the commit is refused; nobody learns
 // of it in between, because workers ask only for versions that the coordinator names. The newest kKeep snapshots are
-// held, of whatever job.
+// held, of whatever job. With a folder for shared memory the bytes are in files there, as far as there is room, so that workers
+// of the same host need not receive them; a file is removed with its snapshot.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
 #include "model/transformer.h"
 #include "rlhf/v1/weights_service.grpc.pb.h"
 
@@ -24,12 +27,16 @@ constexpr uint64_t kWeightsChunkBytes = (4 << 20) - (16 << 10);
 
 struct WeightSnapshot {
   v1::WeightsManifest manifest;
-  std::vector<uint8_t> bytes;
-  std::vector<uint8_t> delta;  // from the version staged before; empty when the manifest has none
+  absl::Span<const uint8_t> bytes;
+  std::shared_ptr<const void> owner;  // of the bytes
+  std::vector<uint8_t> delta;         // from the version staged before; empty when the manifest has none
 };
 
 class WeightPublisher : public v1::WeightsService::CallbackService {
  public:
+  // shm_dir: where whole versions are shared with processes of this host and user; empty: nowhere.
+  explicit WeightPublisher(std::string shm_dir = "") : shm_dir_(std::move(shm_dir)) {}
+
   // Copies the trained parameters, which are the adapters in a LoRA job (one copy on the host), computes every tensor's
   // digest, and what changed since the version staged before when that is at most half of the bytes.
   absl::Status Stage(const std::string& job_id, const v1::PolicyVersion& version, const model::Transformer& model);
@@ -45,9 +52,12 @@ class WeightPublisher : public v1::WeightsService::CallbackService {
 
  private:
   static constexpr size_t kKeep = 3;
+  // The snapshot's bytes, not filled yet: shared, and in its manifest, or this process's own.
+  absl::Span<uint8_t> Allocate(uint64_t size, WeightSnapshot* snapshot) const;
   std::shared_ptr<const WeightSnapshot> Find(const std::string& job_id, const v1::PolicyVersion& version) const;
   std::shared_ptr<const WeightSnapshot> Newest(const std::string& job_id) const;
 
+  const std::string shm_dir_;
   mutable absl::Mutex mu_;
   std::deque<std::shared_ptr<const WeightSnapshot>> snapshots_ ABSL_GUARDED_BY(mu_);
 };

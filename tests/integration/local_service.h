@@ -47,7 +47,10 @@ class LocalService {
     if (options_.faults) {
       words.insert(words.end(), {"--bin-dir", FaultsBinDir(), "--evidence"});
       const std::pair<const char*, const char*> defaults[] = {
-          {"--restart-seconds", "0.2"}, {"--restart-seconds-most", "1"}, {"--heartbeat-ms", "1000"}};
+          {"--restart-seconds", "0.2"},
+          {"--restart-seconds-most", "1"},
+          {"--heartbeat-ms", "1000"},
+          {"--shm-dir", "none"}};  // faults of the network are to reach the weights
       for (const auto& [flag, value] : defaults) {
         if (std::find(options_.up.begin(), options_.up.end(), flag) == options_.up.end())
           words.insert(words.end(), {flag, value});

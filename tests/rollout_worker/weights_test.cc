@@ -1,12 +1,17 @@
 // Weights from a publisher to a subscriber over gRPC: whole, as a delta, and what happens when a delta does not fit.
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include <gtest/gtest.h>
 
 #include "artifact/artifact_root.h"
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
+#include "common/durable_file.h"
 #include "common/rpc_server.h"
 #include "learner/service/weight_publisher.h"
 #include "model/weights_io.h"
@@ -68,12 +73,13 @@ class WeightsTransfer : public testing::TestWithParam<torch::Dtype> {
   learner::WeightPublisher publisher_;
   std::unique_ptr<RpcServer> server_;
   std::unique_ptr<model::Transformer> policy_;
-  WeightSubscriber subscriber_{[](const std::string& address) {
+  static absl::StatusOr<std::shared_ptr<grpc::Channel>> Plain(const std::string& address) {
     client::ChannelOptions options;
     options.address = address;
     options.tls.insecure = true;
     return client::MakeChannel(options);
-  }};
+  }
+  WeightSubscriber subscriber_{Plain};
 };
 
 TEST_P(WeightsTransfer, ADeltaEndsInTheBytesOfTheWhole) {
@@ -160,6 +166,111 @@ TEST_P(WeightsTransfer, TheLoaderTakesDeltasOfWhatItsEngineHas) {
   Change(*policy_);
   EXPECT_EQ(take_up(Publish(5)), whole);  // its delta is from 4
 }
+
+// A learner that shares its versions on this host, in a folder of the test's.
+class SharedWeights : public WeightsTransfer {
+ protected:
+  void SetUp() override {
+    WeightsTransfer::SetUp();
+    ASSERT_TRUE(std::filesystem::create_directory(shm_));
+    sharing_ = std::make_unique<learner::WeightPublisher>(shm_);
+    sharing_server_ = ServeOnLoopback({sharing_.get()});
+    ASSERT_NE(sharing_server_, nullptr);
+  }
+  v1::PolicySource Share(int64_t step) {
+    v1::PolicySource source = Publish(step);
+    source.set_addresses(0, absl::StrCat("127.0.0.1:", sharing_server_->port()));
+    const absl::Status staged = sharing_->Stage("job", source.version(), *policy_);
+    EXPECT_TRUE(staged.ok()) << staged;
+    return source;
+  }
+  std::vector<std::filesystem::path> Files() const {
+    std::vector<std::filesystem::path> files;
+    for (const auto& entry : std::filesystem::directory_iterator(shm_)) files.push_back(entry.path());
+    return files;
+  }
+  // gRPC lets go of what it has sent on a thread of its own.
+  void ExpectFiles(size_t count) const {
+    const absl::Time patience = absl::Now() + absl::Seconds(10);
+    while (Files().size() != count && absl::Now() < patience) std::this_thread::yield();
+    EXPECT_EQ(Files().size(), count);
+  }
+  // What comes is the version, however it comes.
+  void ExpectVersion(const absl::StatusOr<FetchedWeights>& weights, const v1::PolicySource& source, bool mapped) const {
+    ASSERT_TRUE(weights.ok()) << weights.status();
+    EXPECT_EQ(weights->mapped, mapped);
+    EXPECT_EQ(weights->not_mapped, !mapped);
+    const auto served = Load();
+    const absl::Status applied = ApplyWeights(*weights, *served);
+    ASSERT_TRUE(applied.ok()) << applied;
+    EXPECT_EQ(model::WeightsDigest(*served), source.version().digest());
+  }
+
+  const std::string shm_ = dir_.File("shm");
+  std::unique_ptr<learner::WeightPublisher> sharing_;
+  std::unique_ptr<RpcServer> sharing_server_;
+  WeightSubscriber mapping_{Plain, {.shm_dir = shm_}};
+};
+
+TEST_P(SharedWeights, AreTheBytesThatTheNetworkBringsAndLeaveNoFile) {
+  const v1::PolicySource first = Share(1);
+  ASSERT_EQ(Files().size(), 1u);
+  const auto mapped = mapping_.Fetch(first);
+  ExpectVersion(mapped, first, /*mapped=*/true);
+  auto received = subscriber_.Fetch(first);
+  ASSERT_TRUE(received.ok()) << received.status();
+  EXPECT_FALSE(received->mapped);
+  EXPECT_TRUE(received->bytes == mapped->bytes);
+  // A delta is the smaller still, where there is one.
+  Change(*policy_);
+  const auto delta = mapping_.Fetch(Share(2), first.version().digest());
+  ASSERT_TRUE(delta.ok()) << delta.status();
+  EXPECT_TRUE(delta->delta);
+  EXPECT_FALSE(delta->mapped);
+  // A version that is superseded takes its file with it; so does the learner's end. What was mapped stays readable.
+  for (int64_t step = 3; step < 6; ++step) Share(step);
+  ExpectFiles(3);
+  sharing_server_->Shutdown(absl::Seconds(5));
+  sharing_.reset();
+  ExpectFiles(0);
+  ExpectVersion(mapped, first, /*mapped=*/true);
+}
+
+TEST_P(SharedWeights, WhatIsDamagedOrElsewhereIsReceivedInstead) {
+  const v1::PolicySource source = Share(1);
+  const std::filesystem::path file = Files().at(0);
+  const auto replace = [&](const std::string& content) {
+    std::filesystem::remove(file);
+    std::ofstream(file, std::ios::binary) << content;
+    std::filesystem::permissions(file, std::filesystem::perms::owner_read);
+  };
+  const std::string whole = *ReadFile(file.string());
+  replace(whole);
+  ExpectVersion(mapping_.Fetch(source), source, /*mapped=*/true);
+  std::string damaged = whole;
+  damaged[damaged.size() / 2] ^= 1;
+  replace(damaged);
+  ExpectVersion(mapping_.Fetch(source), source, /*mapped=*/false);
+  replace(whole.substr(0, whole.size() / 2));
+  ExpectVersion(mapping_.Fetch(source), source, /*mapped=*/false);
+  std::filesystem::remove(file);
+  ExpectVersion(mapping_.Fetch(source), source, /*mapped=*/false);
+}
+
+TEST_P(SharedWeights, WithoutRoomTheLearnerServesByTheNetworkAlone) {
+  learner::WeightPublisher nowhere(dir_.File("there is no such folder"));
+  const auto server = ServeOnLoopback({&nowhere});
+  v1::PolicySource source = Publish(1);
+  source.set_addresses(0, absl::StrCat("127.0.0.1:", server->port()));
+  ASSERT_TRUE(nowhere.Stage("job", source.version(), *policy_).ok());
+  const auto weights = mapping_.Fetch(source);
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  EXPECT_FALSE(weights->mapped);
+  EXPECT_FALSE(weights->not_mapped) << "nothing was promised";
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, SharedWeights, testing::Values(torch::kBFloat16),
+                         [](const auto& /*param*/) { return "bfloat16"; });
 
 INSTANTIATE_TEST_SUITE_P(Types, WeightsTransfer, testing::Values(torch::kFloat32, torch::kBFloat16),
                          [](const auto& param) { return param.param == torch::kFloat32 ? "float32" : "bfloat16"; });
