@@ -248,7 +248,7 @@ class ManifestsTest(unittest.TestCase):
         policies = [d for d in documents if d["kind"] == "NetworkPolicy"]
         pod = {d["metadata"]["name"]: labels_of(t) for d in documents for _, t in templates(d)}
         pod["job"] = labels_of(next(templates(next(d for d in FILES["job-ppo"] if d["kind"] == "Job")))[1])
-        ports = {"fleet": 7000, "api": 7001, "web": 7002, "http": PLAIN_PORT, "weights": 7010, "score": 7020}
+        ports = {"fleet": 7000, "api": 7001, "web": 7002, "http": PLAIN_PORT, "weights": 7010, "relay": 7011, "score": 7020}
 
         def passes(direction, subject, peer, port):
             key = {"Ingress": ("ingress", "from"), "Egress": ("egress", "to")}[direction]
@@ -276,6 +276,9 @@ class ManifestsTest(unittest.TestCase):
         self.assertFalse(connects("job", learner, 7010))
         self.assertTrue(connects(coordinator, reward, 7020))
         self.assertTrue(connects(rollout, learner, 7010))
+        self.assertTrue(connects(rollout, rollout, 7011))
+        self.assertFalse(connects(learner, rollout, 7011))
+        self.assertFalse(connects(rollout, rollout, 7010))
         self.assertTrue(connects(learner, learner, 41234), "ranks choose their ports")
         self.assertFalse(connects(rollout, learner, 41234))
         self.assertFalse(connects(reward, learner, 7010))
