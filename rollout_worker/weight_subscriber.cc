@@ -23,8 +23,7 @@
 namespace rlhf::rollout {
 namespace {
 
-constexpr int kStreamAttempts = 3;                      // of the learner
-constexpr absl::Duration kPatience = absl::Seconds(2);  // with workers that have nothing of the version yet
+constexpr int kStreamAttempts = 3;  // of the learner
 constexpr absl::Duration kAskAgain = absl::Milliseconds(20);
 
 const char* DtypeName(torch::Dtype dtype) {
@@ -333,7 +332,7 @@ absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, v1::Weigh
     relayed = options_.relay->Begin(out->manifest, out->delta, out->bytes, out->owner);
     relayed->Verified(incoming.verified_end());
   }
-  const absl::Time patient_until = absl::Now() + kPatience;
+  const absl::Time patient_until = absl::Now() + options_.patience;
   for (int i = 0; i + 1 < source.addresses_size() && judged && !incoming.complete();) {
     const std::string& address = source.addresses(i);
     const uint64_t before = incoming.received();

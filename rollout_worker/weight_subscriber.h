@@ -37,7 +37,8 @@ struct WeightSubscriberOptions {
   // What the coordinator wants relayed is served there while, and after, it is received; null: nothing is. Outlives the
   // subscriber.
   WeightRelay* relay = nullptr;
-  absl::Duration stall = absl::Seconds(5);  // a worker that sends nothing for so long is left for the next source
+  absl::Duration stall = absl::Seconds(5);     // a worker that sends nothing for so long is left for the next source
+  absl::Duration patience = absl::Seconds(2);  // with workers that have nothing of the version yet, all together
   std::string shm_dir;  // where a learner of this host and user shares whole versions; empty: nowhere
 };
 

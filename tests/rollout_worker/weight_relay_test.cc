@@ -84,7 +84,8 @@ class AskedRelay final : public WeightRelay {
 // What a worker serves, and how it fetches.
 struct Peer {
   explicit Peer(absl::Duration stall = absl::Seconds(30))
-      : server(ServeOnLoopback({&relay})), subscriber(Plaintext, {.relay = &relay, .stall = stall}) {}
+      : server(ServeOnLoopback({&relay})),
+        subscriber(Plaintext, {.relay = &relay, .stall = stall, .patience = absl::Seconds(30)}) {}
   std::string address() const { return absl::StrCat("127.0.0.1:", server->port()); }
   AskedRelay relay;
   std::unique_ptr<RpcServer> server;
