@@ -23,7 +23,7 @@
 namespace rlhf::rollout {
 namespace {
 
-constexpr int kStreamAttempts = 3;  // of the learner
+constexpr int kStreamAttempts = 3;  // of the learner, in a row that bring nothing
 constexpr absl::Duration kAskAgain = absl::Milliseconds(20);
 
 const char* DtypeName(torch::Dtype dtype) {
@@ -354,8 +354,10 @@ absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, v1::Weigh
   }
   absl::Status status;
   for (int attempt = 0; attempt < kStreamAttempts && !incoming.complete(); ++attempt) {
+    const uint64_t before = incoming.received();
     status = ReceiveFrom(learner, *out, absl::InfiniteDuration(), &incoming, relayed.get());
     if (absl::IsNotFound(status)) break;
+    if (incoming.received() > before) attempt = -1;  // a large version over a slow link takes more than a call
   }
   if (incoming.complete()) return absl::OkStatus();
   if (status.ok()) status = absl::DataLossError("the stream ended early");
