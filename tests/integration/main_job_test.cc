@@ -99,7 +99,25 @@ class MainJobTest : public testing::Test {
         absl::Seconds(120), [&] { return service_.StepOf("small") >= step; }, absl::StrCat("step ", step));
   }
 
-  LocalService service_{{.up = {"--slots", "32", "--traces"}}};
+  // Learners and rollout workers are on one host here.
+  void ExpectWeightsByMemory() {
+    const auto mapped = [&] {
+      double bytes = 0;
+      for (const char* worker : {"rollout-0", "rollout-1"})
+        bytes += std::max(0.0, service_.Metric(worker, "rlhf_weight_sync_mapped_bytes_total"));
+      return bytes;
+    };
+    LocalService::Until(
+        absl::Seconds(10), [&] { return mapped() > 0; }, "workers take weights from the learner's memory");
+    LocalService::Until(
+        absl::Seconds(10), [&] { return std::filesystem::is_empty(service_.Dir() + "-shm"); },
+        "the learner removes what it shared, now that the job has ended");
+  }
+
+  LocalService service_{{.up = {"--slots", "32", "--traces"}}, [](const std::string& dir) {
+                          EXPECT_TRUE(MakeDirs(dir + "-shm").ok());
+                          return std::vector<std::string>{"--shm-dir", dir + "-shm"};
+                        }};
 };
 
 TEST_F(MainJobTest, ASmallPpoJobRunsFromPromptToReport) {
@@ -130,6 +148,7 @@ TEST_F(MainJobTest, ASmallPpoJobRunsFromPromptToReport) {
   ExpectLinesOfAllRoles();
   ExpectATimeline(6);
   ExpectOneTraceASample();
+  ExpectWeightsByMemory();
 }
 
 // Rollout workers with int8 weights: the learner sees the mismatch that float32 does not have, and trains on.
