@@ -181,23 +181,6 @@ class GeneratingDriver final : public Driver, public SamplingListener {
   void Publish() {
     if (std::exchange(publishing_, true)) return;
     if (unpublished_.empty()) Report(job()->total_steps());  // not at every try
-    auto samples = std::make_shared<std::vector<v1::Sample>>();
-    std::string after;
-    do {
-      std::string next;
-      absl::StatusOr<std::vector<v1::SampleView>> page = deps().sampling->List(job_id_, -1, after, kPage, &next);
-      if (!page.ok()) return host_->Fail(job_id_, "STORE", std::string(page.status().message()));
-      for (v1::SampleView& view : *page) {
-        if (view.row().state() == v1::SCORED) samples->push_back(std::move(*view.mutable_sample()));
-      }
-      after = next;
-    } while (!after.empty());
-    if (const size_t all = prompts_ * static_cast<size_t>(per_prompt()); samples->size() != all) {
-      return host_->Fail(job_id_, "STORE",
-                         absl::StrCat("expected ", all, " scored samples on the disk, found ", samples->size()));
-    }
-    const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
-    if (!staging.ok()) return FailOrTryAgain(staging.status(), [this] { PublishAgain(); });
     std::string against;
     if (job()->spec().has_evaluate() && !job()->spec().evaluate().against().empty()) {
       const absl::StatusOr<std::string> path =
@@ -205,22 +188,50 @@ class GeneratingDriver final : public Driver, public SamplingListener {
       if (!path.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(path.status().message()));
       against = *path;
     }
-    deps().background->Run([host = host_, job_id = job_id_, this, samples, staging = *staging, against,
+    const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
+    if (!staging.ok()) return FailOrTryAgain(staging.status(), [this] { PublishAgain(); });
+    // A job may have millions of samples: they are read, written and measured off the loop.
+    deps().background->Run([host = host_, job_id = job_id_, this, sampling = deps().sampling,
+                            expected = prompts_ * static_cast<size_t>(per_prompt()), staging = *staging, against,
                             spec = job()->spec().evaluate(), loop = deps().loop] {
-      std::string lines;
-      for (const v1::Sample& sample : *samples) absl::StrAppend(&lines, SampleLine(sample), "\n");
-      const absl::Status written = WithVolumeReason(WriteFileDurably(staging + "/samples.jsonl", lines));
+      auto samples = std::make_shared<std::vector<v1::Sample>>();
+      const absl::Status read = ReadScored(*sampling, job_id, expected, samples.get());
+      absl::Status written;
+      absl::StatusOr<std::map<std::string, v1::Metric>> measured = std::map<std::string, v1::Metric>();
+      if (read.ok()) {
+        std::string lines;
+        for (const v1::Sample& sample : *samples) absl::StrAppend(&lines, SampleLine(sample), "\n");
+        written = WithVolumeReason(WriteFileDurably(staging + "/samples.jsonl", lines));
+        measured = Measure(spec, *samples, against);
+      }
       std::error_code ignored;
-      if (!written.ok()) std::filesystem::remove_all(staging, ignored);
-      auto measured = Measure(spec, *samples, against);
-      loop->Post([host, job_id, this, samples, staging, written, measured = std::move(measured)] {
+      if (!read.ok() || !written.ok()) std::filesystem::remove_all(staging, ignored);
+      loop->Post([host, job_id, this, samples, staging, read, written, measured = std::move(measured)] {
         const v1::Job* current = host->Find(job_id);
         if (current == nullptr || IsTerminal(current->state())) return;
+        if (!read.ok()) return host->Fail(job_id, "STORE", std::string(read.message()));
         if (!written.ok()) return FailOrTryAgain(written, [this] { PublishAgain(); });
         if (!measured.ok()) return host->Fail(job_id, "BAD_DATA", std::string(measured.status().message()));
         Finish(*samples, *measured, staging);
       });
     });
+  }
+
+  // All of the job's samples, in their order, from the disk. DataLoss when there are not `expected` scored ones.
+  static absl::Status ReadScored(const Sampling& sampling, const std::string& job_id, size_t expected,
+                                 std::vector<v1::Sample>* samples) {
+    std::string after;
+    do {
+      std::string next;
+      RLHF_ASSIGN_OR_RETURN(std::vector<v1::SampleView> page, sampling.List(job_id, -1, after, kPage, &next));
+      for (v1::SampleView& view : page) {
+        if (view.row().state() == v1::SCORED) samples->push_back(std::move(*view.mutable_sample()));
+      }
+      after = next;
+    } while (!after.empty());
+    if (samples->size() == expected) return absl::OkStatus();
+    return absl::DataLossError(
+        absl::StrCat("expected ", expected, " scored samples on the disk, found ", samples->size()));
   }
 
   // What an evaluation measures beside its graders' rates. Off the loop.
