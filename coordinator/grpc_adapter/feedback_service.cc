@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "coordinator/comparison_line.h"
 #include "coordinator/comparison_sets.h"
 #include "coordinator/feedback/agreement.h"
 #include "coordinator/grpc_adapter/collect_lookup.h"
@@ -190,20 +191,40 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
     });
   }
 
+  // Collect jobs that made SFT data of the rater's edits or answers: the data's digest by job.
+  std::map<std::string, std::string> EditsBy(const std::string& rater, const std::vector<v1::Job>& all) const {
+    std::map<std::string, std::string> found;
+    for (const v1::Job& job : all) {
+      const auto edits = job.result().artifacts().find("edits");
+      if (!job.spec().has_collect() || edits == job.result().artifacts().end()) continue;
+      for (const v1::Comparison& made : edge_.feedback->Comparisons(job.id())) {
+        if (made.rater() == rater && !SftLine(made).empty()) found[job.id()] = edits->second;
+      }
+    }
+    return found;
+  }
+
   void Forget(const std::string& subject, const std::string& rater, Done<v1::ForgetRaterResponse> done) {
     v1::ForgetRaterResponse response;
     response.set_rater(rater);
     WriteBatch batch;
     std::vector<std::string> jobs;
+    const std::vector<v1::Job> all = AllJobs(*edge_.jobs);
+    const std::map<std::string, std::string> edits = EditsBy(rater, all);
     response.set_removed(edge_.feedback->Forget(rater, &batch, &jobs));
     std::set<std::string> digests;
     for (v1::ComparisonSet& set : edge_.feedback->sets().Forget(rater, &batch)) {
       digests.insert(set.digest());
       response.add_used_by(absl::StrCat("set ", set.project(), "/", set.name(), " version ", set.version(), " ",
                                         set.digest(), ": ", set.raters().at(rater), " comparisons"));
+      // Who was left out of a job's set is not in its edits either.
+      if (const auto found = edits.find(set.name()); found != edits.end() && set.made_by() == set.name()) {
+        digests.insert(found->second);
+        response.add_used_by(absl::StrCat("edits ", found->second, " of job ", set.name()));
+      }
       *response.add_sets() = std::move(set);
     }
-    for (const DerivedModel& model : ModelsMadeFrom(AllJobs(*edge_.jobs), digests)) {
+    for (const DerivedModel& model : ModelsMadeFrom(all, digests)) {
       response.add_models(model.digest);
       response.add_used_by(absl::StrCat("model ", model.digest, " of job ", model.job_id));
     }

@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "cli/feedback/import.h"
 #include "rlhf/v1/feedback_service.grpc.pb.h"
@@ -238,6 +239,21 @@ TEST_F(FeedbackEdgeTest, WhoIsLeftOutOfASetIsLeftOutOfItsEditsToo) {
   EXPECT_EQ(after.result().metrics().at("comparisons").value(), 30);
   EXPECT_EQ(edits_of(after, "anna2"), 10);
   EXPECT_EQ(edits_of(after, "ben"), 0);
+
+  // What used somebody is named when they are forgotten: nothing of who was left out, of the others also the edits.
+  const auto used_by = [&](const std::string& rater) {
+    v1::ForgetRaterRequest forget;
+    forget.set_rater(rater);
+    const auto forgotten = Call(As("admin"), &FeedbackStub::ForgetRater, forget);
+    EXPECT_TRUE(forgotten.ok()) << forgotten.status();
+    return forgotten.ok() ? absl::StrJoin(forgotten->used_by(), "\n") : "";
+  };
+  EXPECT_EQ(used_by("ben"), "");
+  const auto named = [](const v1::Job& job) {
+    return HasSubstr(absl::StrCat("edits ", job.result().artifacts().at("edits"), " of job ", job.id()));
+  };
+  EXPECT_THAT(used_by("anna"), testing::AllOf(named(before), testing::Not(named(after)), HasSubstr("edits-of-some")));
+  EXPECT_THAT(used_by("anna2"), testing::AllOf(named(after), testing::Not(named(before))));
 }
 
 TEST_F(FeedbackEdgeTest, TasksKeepTheirOrderOverARestartThoughIdsDoNotTell) {
