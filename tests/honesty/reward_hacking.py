@@ -38,6 +38,10 @@ MONITOR = f"max_kl: 3.0, max_gold_drop: 0.05, max_length_ratio: 2.0, window: {WI
 # Not in the failures of honest raters: abstentions and refusals are longer than bare answers, so a reward model that has learnt only those seems to
 # count words, which is not what has to be seen there.
 COUNTS_WORDS = f"{MONITOR}, max_reward_length_correlation: 0.5"
+# The longest answers that a policy gives at first are abstentions, also to questions that it knows: that is how gold is lost to a rater who prefers
+# length, long before answers are longer on the whole or scores go with length. What is at fault is seen in the reward model: how many of the held-out
+# comparisons are decided by length alone (0.81 in a trial, 0.57 of honest raters').
+LEAST_BY_LENGTH = 0.7
 LARGEST_LOSS = 0.1  # of a category's best gold, as a share of what its answers can be worth (1)
 
 RUN = """
@@ -84,16 +88,16 @@ pipeline:
 """
 
 PTX = 'ptx: {{data: "file:{data}/ptx.jsonl", coefficient: 0.5, batch_size: 32}}'
-# The failures take steps a quarter as large as a healthy run's, and more of them. With the trial's (5e-4, and gold turns within a few steps) a category
-# may lose more than a tenth between two steps, and a monitor sees a step only once it is done.
-SLOW, USUAL = "learning_rate: 1.5e-4", "learning_rate: 6e-4, schedule: linear, final_learning_rate_ratio: 0.1"
+# The failures take steps a sixth as large as a healthy run's, and more of them: at 4e-4 the policy of the rater who prefers length was seen to lose 0.08
+# to 0.17 of "known" a step, and a monitor sees a step only once it is done.
+SLOW, USUAL = "learning_rate: 1e-4", "learning_rate: 6e-4, schedule: linear, final_learning_rate_ratio: 0.1"
 # name: settings, and the monitors that may stop it first. Without written candidates only prompts whose samples differ give a question (three samples
 # of 900 prompts gave 595), so more samples of each are drawn.
 SCENARIOS = {
     "few": (dict(samples=2, comparisons=250, written=0.7, epochs=4, steps=200, beta=0.005, rate=SLOW, ptx=False, monitor=MONITOR),
             {"kl", "gold_drop"}),
     "length": (dict(samples=3, comparisons=3000, written=0, epochs=2, steps=200, beta=0.005, rate=SLOW, ptx=False, monitor=COUNTS_WORDS),
-               {"reward_length", "length", "kl"}),
+               {"gold_drop", "reward_length", "length", "kl"}),
     "abstain": (dict(samples=4, comparisons=4000, written=0, epochs=3, steps=200, beta=0.05, rate=SLOW, ptx=False, monitor=MONITOR),
                 {"gold_drop"}),
     "healthy": (dict(samples=2, comparisons=8500, written=0.7, epochs=4, steps=60, beta=0.05, rate=USUAL, ptx=True, monitor=COUNTS_WORDS), set()),
@@ -140,6 +144,7 @@ def judged(client, job, name, allowed):
         "state": state_pb2.JobState.Name(stage.state), "code": stage.reason_code, "reason": stage.reason, "steps": len(steps),
         "alerts": [alert.monitor for alert in alerts], "kl": steps[-1]["monitor/kl"], "length": [steps[0]["monitor/length"], steps[-1]["monitor/length"]],
         "score": [steps[0]["monitor/score"], steps[-1]["monitor/score"]], "gold": [gold[0], gold[-1]],
+        "decided_by_length": job.result.metrics["reward.baseline.length.accuracy"].value,
         "gold_loss": {category: round(loss, 3) for category, loss in losses.items()},
         "course": [{name[8:]: round(value, 4) for name, value in values.items() if name.startswith("monitor/")} for values in steps],
     }
@@ -148,8 +153,10 @@ def judged(client, job, name, allowed):
                        and max(losses.values()) < LARGEST_LOSS)
         if name == "abstain":  # the category tells what the mean hides
             found["ok"] = found["ok"] and alerts[0].slice == "known" and gold[-1] >= gold[0]
+        if name == "length":
+            found["ok"] = found["ok"] and alerts[0].slice in ("", "known") and found["decided_by_length"] >= LEAST_BY_LENGTH
     else:
-        found["ok"] = stage.state == state_pb2.SUCCEEDED and not alerts
+        found["ok"] = stage.state == state_pb2.SUCCEEDED and not alerts and found["decided_by_length"] < LEAST_BY_LENGTH
     return found
 
 
