@@ -225,7 +225,7 @@ absl::Status SamplingImpl::TakeScore(ActiveJob& job, const Sent& sent, const v1:
   if (!stored.ok()) {
     // Damaged since it was sent: as before a dispatch, a new one is generated.
     return absl::IsDataLoss(stored.status()) && Regenerate(job, sent.key, stored.status(), batch) ? absl::OkStatus()
-                                                                                                : stored.status();
+                                                                                                  : stored.status();
   }
   v1::Sample& sample = *stored;
   if (const std::string problem = ProblemOf(score.score(), sample, !job.plan.reference_policy.empty());

@@ -2,8 +2,8 @@
 //
 // Thread-safe. A snapshot is staged before its step is committed and dropped when the commit is refused; nobody learns
 // of it in between, because workers ask only for versions that the coordinator names. The newest kKeep snapshots are
-// held, of whatever job. With a folder for shared memory the bytes are in files there, as far as there is room, so that workers
-// of the same host need not receive them; a file is removed with its snapshot.
+// held, of whatever job. With a folder for shared memory the bytes are in files there, as far as there is room, so that
+// workers of the same host need not receive them; a file is removed with its snapshot.
 #pragma once
 
 #include <cstdint>
