@@ -35,8 +35,6 @@ class PolicyLoader {
   bool CanSwitchInPlace(const v1::PolicySource& source) const;
   // Whether exactly this version is loaded.
   bool Serves(const v1::PolicySource& source) const;
-  // Whether Switch reads a model: another one, or the artifact's weights after updates in place.
-  bool Loads(const v1::PolicySource& source) const;
   // Makes the engine serve the version. Unless CanSwitchInPlace, the engine must be idle (it is replaced).
   absl::Status Switch(const v1::PolicySource& source);
   // Fetches the weights that a later Switch will ask for, so that decoding does not wait for them. From any thread; a
@@ -65,6 +63,8 @@ class PolicyLoader {
   std::vector<Change> TakeChanges() { return std::exchange(changes_, {}); }  // since the last call
 
  private:
+  // Whether Switch reads a model: another one, or the artifact's weights after updates in place.
+  bool Loads(const v1::PolicySource& source) const;
   struct Timed {
     FetchedWeights weights;
     absl::Duration asked, arrived;  // by Clock::Real

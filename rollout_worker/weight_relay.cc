@@ -4,14 +4,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/cpp/weights_stream.h"
 #include "common/status_util.h"
 #include "common/tls.h"
 
 namespace rlhf::rollout {
 namespace {
-
-// With its frame and fields within 4 MiB, which is the most that gRPC takes by default.
-constexpr uint64_t kRelayChunkBytes = (4 << 20) - (16 << 10);
 
 // Sends what there is, and what comes; one write in flight, so a slow reader costs no memory.
 class RelayStream final : public grpc::ServerWriteReactor<v1::WeightsChunk>, public RelayedWeights::Reader {
@@ -49,7 +47,7 @@ class RelayStream final : public grpc::ServerWriteReactor<v1::WeightsChunk>, pub
       return;
     }
     if (*there == at) return;  // another thread may have finished this by now
-    const uint64_t size = std::min(kRelayChunkBytes, std::min(*there, end_) - at_);
+    const uint64_t size = std::min(client::kWeightsChunkBytes, std::min(*there, end_) - at_);
     chunk_.set_offset(at_);
     chunk_.set_data(weights_->bytes().data() + at_, size);
     at_ += size;
@@ -60,12 +58,6 @@ class RelayStream final : public grpc::ServerWriteReactor<v1::WeightsChunk>, pub
   uint64_t at_;
   const uint64_t end_;
   v1::WeightsChunk chunk_;
-};
-
-class RelayRefusal final : public grpc::ServerWriteReactor<v1::WeightsChunk> {
- public:
-  explicit RelayRefusal(const absl::Status& status) { Finish(ToGrpc(status)); }
-  void OnDone() override { delete this; }
 };
 
 }  // namespace
@@ -170,21 +162,16 @@ grpc::ServerUnaryReactor* WeightRelay::GetManifest(grpc::CallbackServerContext* 
 grpc::ServerWriteReactor<v1::WeightsChunk>* WeightRelay::StreamWeights(grpc::CallbackServerContext* /*context*/,
                                                                        const v1::StreamWeightsRequest* request) {
   auto found = Find(request->job_id(), request->version());
-  if (!found.ok()) return new RelayRefusal(found.status());
+  if (!found.ok()) return new client::RefusedWeights(found.status());
   std::shared_ptr<RelayedWeights> weights = *std::move(found);
   if (weights->delta() != request->delta()) {
-    return new RelayRefusal(absl::FailedPreconditionError(
+    return new client::RefusedWeights(absl::FailedPreconditionError(
         absl::StrCat("version ", request->version().step(), " is held here ", weights->delta() ? "as a delta" : "whole",
                      " only: ask the next source")));
   }
-  const uint64_t total = weights->bytes().size();
-  if (request->offset() > total) {
-    return new RelayRefusal(
-        absl::OutOfRangeError(absl::StrCat("offset ", request->offset(), " is beyond the stream's ", total, " bytes")));
-  }
-  const uint64_t left = total - request->offset();
-  const uint64_t size = request->limit() == 0 ? left : std::min<uint64_t>(left, request->limit());
-  return new RelayStream(std::move(weights), request->offset(), request->offset() + size);
+  const absl::StatusOr<client::StreamRange> range = client::RangeOf(*request, weights->bytes().size());
+  if (!range.ok()) return new client::RefusedWeights(range.status());
+  return new RelayStream(std::move(weights), range->begin, range->end);
 }
 
 absl::StatusOr<Caller> AuthorizeRelay(const std::string& method, const std::string& /*bearer_token*/,

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "artifact/weight_delta.h"
 #include "client/cpp/channel.h"
+#include "client/cpp/weights_stream.h"
 #include "common/durable_file.h"
 #include "common/fleet_names.h"
 #include "common/rpc_server.h"
@@ -32,7 +33,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr double kLearningRate = 1e-6;
-constexpr size_t kMessageBytes = learner::kWeightsChunkBytes;
+constexpr size_t kMessageBytes = client::kWeightsChunkBytes;
 
 absl::StatusOr<double> Seconds(const std::function<absl::Status()>& work) {
   const auto start = Clock::now();

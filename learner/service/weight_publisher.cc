@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "artifact/digest.h"
 #include "artifact/weight_delta.h"
+#include "client/cpp/weights_stream.h"
 #include "common/failpoint.h"
 #include "common/log.h"
 #include "common/shared_memory.h"
@@ -104,7 +105,7 @@ class Streamer : public grpc::ServerWriteReactor<v1::WeightsChunk> {
       return;
     }
     RLHF_FAILPOINT("learner/stream_weights");
-    const uint64_t size = std::min(kWeightsChunkBytes, end_ - at_);
+    const uint64_t size = std::min(client::kWeightsChunkBytes, end_ - at_);
     chunk_.set_offset(at_);
     chunk_.set_data(bytes_.data() + at_, size);
     at_ += size;
@@ -115,12 +116,6 @@ class Streamer : public grpc::ServerWriteReactor<v1::WeightsChunk> {
   const absl::Span<const uint8_t> bytes_;
   uint64_t at_, end_;
   v1::WeightsChunk chunk_;
-};
-
-class Refusal : public grpc::ServerWriteReactor<v1::WeightsChunk> {
- public:
-  explicit Refusal(const absl::Status& status) { Finish(ToGrpc(status)); }
-  void OnDone() override { delete this; }
 };
 
 absl::Status NotHeld(const std::string& job_id, const v1::PolicyVersion& version) {
@@ -251,20 +246,15 @@ grpc::ServerUnaryReactor* WeightPublisher::GetManifest(grpc::CallbackServerConte
 grpc::ServerWriteReactor<v1::WeightsChunk>* WeightPublisher::StreamWeights(grpc::CallbackServerContext* context,
                                                                            const v1::StreamWeightsRequest* request) {
   const auto snapshot = Find(request->job_id(), request->version());
-  if (snapshot == nullptr) return new Refusal(NotHeld(request->job_id(), request->version()));
+  if (snapshot == nullptr) return new client::RefusedWeights(NotHeld(request->job_id(), request->version()));
   if (request->delta() && !snapshot->manifest.has_delta()) {
-    return new Refusal(absl::NotFoundError(
+    return new client::RefusedWeights(absl::NotFoundError(
         absl::StrCat("version ", request->version().step(), " has no delta; ask for its manifest again")));
   }
   const absl::Span<const uint8_t> bytes = request->delta() ? absl::MakeConstSpan(snapshot->delta) : snapshot->bytes;
-  const uint64_t total = bytes.size();
-  if (request->offset() > total) {
-    return new Refusal(
-        absl::OutOfRangeError(absl::StrCat("offset ", request->offset(), " is beyond the stream's ", total, " bytes")));
-  }
-  const uint64_t left = total - request->offset();
-  const uint64_t size = request->limit() == 0 ? left : std::min<uint64_t>(left, request->limit());
-  return new Streamer(snapshot, bytes, request->offset(), request->offset() + size);
+  const absl::StatusOr<client::StreamRange> range = client::RangeOf(*request, bytes.size());
+  if (!range.ok()) return new client::RefusedWeights(range.status());
+  return new Streamer(snapshot, bytes, range->begin, range->end);
 }
 
 }  // namespace rlhf::learner

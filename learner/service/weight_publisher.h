@@ -22,9 +22,6 @@
 
 namespace rlhf::learner {
 
-// Of a message of the stream: with its frame and fields within 4 MiB, which is the most that gRPC takes by default.
-constexpr uint64_t kWeightsChunkBytes = (4 << 20) - (16 << 10);
-
 struct WeightSnapshot {
   v1::WeightsManifest manifest;
   absl::Span<const uint8_t> bytes;
