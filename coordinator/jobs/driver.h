@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
@@ -43,6 +44,17 @@ class JobHost {
                                std::map<std::string, std::string> resolved, int round, int repeat,
                                WriteBatch* batch) = 0;
 };
+
+// Commits, and answers a call once that, and everything before it, is durable.
+template <typename Response>
+void AnswerThen(JobHost* host, const std::string& job_id, WriteBatch batch, Done<Response> done,
+                Response response = Response()) {
+  host->CommitThen(job_id, std::move(batch),
+                   [done = std::move(done), response = std::move(response)](absl::Status status) mutable {
+                     if (!status.ok()) return done(status);
+                     done(std::move(response));
+                   });
+}
 
 class Driver {
  public:

@@ -365,10 +365,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
     *response.mutable_version() = row->version();
     response.set_checkpoint(!yields_to_.empty());
     response.set_regroup(TakesIn(request));
-    return host_->CommitThen(job_id_, WriteBatch(), [done = std::move(done), response](absl::Status status) mutable {
-      if (!status.ok()) return done(status);
-      done(response);
-    });
+    return AnswerThen(host_, job_id_, WriteBatch(), std::move(done), std::move(response));
   }
   if (deps().oversight->halted()) {
     return done(HaltedError());
@@ -506,19 +503,13 @@ void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::Refuse
   }
   if (!deps().sampling->StepAssigned(job_id_, request.step())) {
     // A repeated call: this batch was refused already, and the new one has not been handed out.
-    return host_->CommitThen(job_id_, WriteBatch(), [done = std::move(done)](absl::Status status) mutable {
-      if (!status.ok()) return done(status);
-      done(v1::RefuseStepResponse());
-    });
+    return AnswerThen(host_, job_id_, WriteBatch(), std::move(done));
   }
   if (++refusals_ >= kRefusalsInARow) {
     host_->Fail(job_id_, "NONFINITE",
                 absl::StrCat("step ", request.step(), " was refused ", refusals_,
                              " times in a row, at last: ", request.reason()));
-    return host_->CommitThen(job_id_, WriteBatch(), [done = std::move(done)](absl::Status status) mutable {
-      if (!status.ok()) return done(status);
-      done(v1::RefuseStepResponse());
-    });
+    return AnswerThen(host_, job_id_, WriteBatch(), std::move(done));
   }
   WriteBatch batch;
   while (issued_of_next_ > 0 && MoreToIssue()) IssueSlice(&batch);  // of the prompts before those it gets
@@ -528,10 +519,7 @@ void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::Refuse
   host_->AppendMessage(
       row, absl::StrCat("step ", request.step(), " was refused (", request.reason(), "); it gets a new batch"), &batch);
   DropBatch();
-  host_->CommitThen(job_id_, std::move(batch), [done = std::move(done)](absl::Status status) mutable {
-    if (!status.ok()) return done(status);
-    done(v1::RefuseStepResponse());
-  });
+  AnswerThen(host_, job_id_, std::move(batch), std::move(done));
 }
 
 }  // namespace

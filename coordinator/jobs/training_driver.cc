@@ -203,20 +203,14 @@ void TrainingDriver::GoBackACheckpoint(const std::string& why, Done<v1::FailTrai
   WriteBatch batch;
   checkpoints_.DropNewest(why, &batch);
   deps().groups->Break(job_id_, "its checkpoint is damaged");
-  host_->CommitThen(job_id_, std::move(batch), [done = std::move(done)](absl::Status status) mutable {
-    if (!status.ok()) return done(status);
-    done(v1::FailTrainingResponse());
-  });
+  AnswerThen(host_, job_id_, std::move(batch), std::move(done));
 }
 
 void TrainingDriver::FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) {
   if (request.reason_code() == "CHECKPOINT_DAMAGED" && !job()->checkpoint().empty())
     return GoBackACheckpoint(request.reason(), std::move(done));
   host_->Fail(job_id_, request.reason_code(), request.reason());
-  host_->CommitThen(job_id_, WriteBatch(), [done = std::move(done)](absl::Status status) mutable {
-    if (!status.ok()) return done(status);
-    done(v1::FailTrainingResponse());
-  });
+  AnswerThen(host_, job_id_, WriteBatch(), std::move(done));
 }
 
 void TrainingDriver::OnYield(const std::string&, const std::string& to) {
