@@ -58,6 +58,13 @@ class FeedbackEdgeTest : public CollectFixture {
     EXPECT_TRUE(lines.ok()) << lines.status();
     return lines.ok() ? *lines : "";
   }
+  // "planted": ten questions whose right answer is "yes".
+  void UploadPlanted() {
+    std::string planted;
+    for (int i = 0; i < 10; ++i)
+      absl::StrAppend(&planted, R"({"prompt":"P)", i, R"(","chosen":"yes","rejected":"no"})", "\n");
+    Upload("planted", planted);
+  }
   // A better version of every answer, and "yes" to planted questions, or the opposite. Returns how many were taken.
   int EditAll(const std::string& rater, const std::string& job, bool honest) {
     const auto stub = AsRater(rater);
@@ -189,10 +196,7 @@ TEST_F(FeedbackEdgeTest, WhoWasForgottenBetweenTwoRoundsIsNotInTheNextRoundsSet)
 }
 
 TEST_F(FeedbackEdgeTest, WhoIsLeftOutOfASetIsLeftOutOfItsEditsToo) {
-  std::string planted;
-  for (int i = 0; i < 10; ++i)
-    absl::StrAppend(&planted, R"({"prompt":"P)", i, R"(","chosen":"yes","rejected":"no"})", "\n");
-  Upload("planted", planted);
+  UploadPlanted();
   const std::string first = Collect([](v1::CollectSpec* spec) {
     spec->set_overlap(3);
     spec->set_edit_fraction(1);
@@ -257,10 +261,7 @@ TEST_F(FeedbackEdgeTest, WhoIsLeftOutOfASetIsLeftOutOfItsEditsToo) {
 }
 
 TEST_F(FeedbackEdgeTest, TasksKeepTheirOrderOverARestartThoughIdsDoNotTell) {
-  std::string planted;
-  for (int i = 0; i < 10; ++i)
-    absl::StrAppend(&planted, R"({"prompt":"P)", i, R"(","chosen":"yes","rejected":"no"})", "\n");
-  Upload("planted", planted);
+  UploadPlanted();
   const std::string job = Collect([](v1::CollectSpec* spec) {
     spec->set_overlap(2);
     spec->set_planted("planted");
