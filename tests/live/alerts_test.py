@@ -355,19 +355,18 @@ class FaultsOfLearningTest(Alerts):
         self.fires("PolicyLagHigh", 90)
         self.fires("KLRunaway", 90)
 
-    def test_b_score_that_rises_while_the_gold_score_does_not(self):
-        self.quiet("RewardHackingSuspected")
-        self.judge.levels["judge"] = 1.7
-        self.fires("RewardHackingSuspected")
+    def fires_while_judged(self, alert, level):
+        self.quiet(alert)
+        self.judge.levels["judge"] = level
+        self.fires(alert)
         self.judge.levels["judge"] = 1.0
-        self.clears("RewardHackingSuspected")
+        self.clears(alert)
+
+    def test_b_score_that_rises_while_the_gold_score_does_not(self):
+        self.fires_while_judged("RewardHackingSuspected", 1.7)
 
     def test_c_scorer_that_breaks(self):
-        self.quiet("RewardCollapse")
-        self.judge.levels["judge"] = 0.2
-        self.fires("RewardCollapse")
-        self.judge.levels["judge"] = 1.0
-        self.clears("RewardCollapse")
+        self.fires_while_judged("RewardCollapse", 0.2)
 
     def test_d_grader_that_is_unfair_to_a_category(self):
         self.quiet("SliceDisparity")
