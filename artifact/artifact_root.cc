@@ -123,7 +123,7 @@ absl::StatusOr<std::string> ArtifactRoot::MakeStaging() const {
   static std::atomic<uint64_t> counter{0};
   const fs::path dir =
       fs::path(root_) / ".staging" / absl::StrCat(getpid(), "-", counter++, "-", absl::ToUnixNanos(absl::Now()));
-  if (absl::Status status = MakeDirs(dir.string()); !status.ok()) return status;
+  if (absl::Status status = MakeDirs(dir.string(), kGroupFolder); !status.ok()) return status;
   return dir.string();
 }
 
@@ -183,7 +183,7 @@ absl::StatusOr<Manifest> ArtifactRoot::PublishStaged(const std::string& staging_
     if (absl::Status status = FsyncDir(entry.path().string()); !status.ok()) return status;
   }
   if (absl::Status status = FsyncDir(staging_dir); !status.ok()) return status;
-  if (absl::Status status = MakeDirs(target.parent_path().string()); !status.ok()) return status;
+  if (absl::Status status = MakeDirs(target.parent_path().string(), kGroupFolder); !status.ok()) return status;
   if (rename(staging_dir.c_str(), target.c_str()) != 0) {
     const int error_number = errno;
     // Another process published the same bytes first.

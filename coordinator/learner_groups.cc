@@ -10,11 +10,16 @@
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/status_util.h"
+#include "common/utf8_cut.h"
 
 namespace rlhf::coordinator {
 namespace {
 
 constexpr uint32_t kCheckpointOnRequest = 2;  // the protocol version that knows it
+// From the fourth group on that breaks without a step between, the next one waits: 1 s, 2 s, 4 s …
+constexpr int kBreaksWithoutDelay = 3;
+constexpr absl::Duration kLongestDelay = absl::Seconds(30);
+constexpr size_t kLongestReason = 500;  // bytes of what a learner says
 constexpr absl::Duration kFormingTimeout = absl::Seconds(30);
 // A rank that died is usually started again at once: so long a smaller group waits for the full number.
 constexpr absl::Duration kFullGroupPatience = absl::Seconds(5);
@@ -32,6 +37,9 @@ struct Group {
   absl::Duration returning_until = -absl::InfiniteDuration();
   std::string lost;                 // why the group before is over, as long as its job has not been told
   std::set<std::string> survivors;  // sessions of the group before that may still join again
+  int broken_in_a_row = 0;          // groups, without a step between
+  int64_t step_when_broken = -1;
+  absl::Duration not_before = -absl::InfiniteDuration();  // no group is formed
   bool growing = false;             // broken to take a rank in: it waits for the survivors only
   int started_with = 0;             // effective priority
   std::string yields_to;            // the job that is to have its learners
@@ -71,8 +79,11 @@ class LearnerGroupsImpl final : public LearnerGroups {
     if (!session.ok()) return done(session.status());
     // A member that has its assignment and joins again has left the group.
     for (auto& [id, group] : groups_) {
-      if (group.answered.count(request.session_id()) > 0)
-        Dissolve(group, absl::StrCat((*session)->identity.instance_id(), " left the group"));
+      if (group.answered.count(request.session_id()) == 0) continue;
+      std::string why = absl::StrCat((*session)->identity.instance_id(), " left the group");
+      if (!request.left_because().empty())
+        absl::StrAppend(&why, ": ", request.left_because().substr(0, Utf8Cut(request.left_because(), kLongestReason)));
+      Dissolve(group, why);
     }
     std::erase_if(waiters_, [&](Waiter& waiter) {
       if (waiter.request.session_id() != request.session_id()) return false;
@@ -229,7 +240,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     }
     Clear(group);
     group.returning_until = group.waiting_since + kReturning;
-    group.lost = why;
+    group.lost = absl::StrCat(why, PostponeNext(group));
     // Until its listener knows, no other group is formed: it may withdraw the job. In a turn of its own, for whoever
     // dissolves a group may be looking at groups.
     loop_->Post([this, job_id = group.plan.job_id] {
@@ -240,6 +251,21 @@ class LearnerGroupsImpl final : public LearnerGroups {
       Form();
       Answer();
     });
+  }
+
+  // Some break at once, whenever they are formed: a folder that may not be written, a device without memory. Returns what
+  // the job's messages say about it.
+  static std::string PostponeNext(Group& group) {
+    if (group.growing) return "";
+    const int64_t step = group.listener->StepOf(group.plan.job_id);
+    group.broken_in_a_row = step > group.step_when_broken ? 1 : group.broken_in_a_row + 1;
+    group.step_when_broken = step;
+    if (group.broken_in_a_row <= kBreaksWithoutDelay) return "";
+    const absl::Duration delay =
+        std::min(kLongestDelay, absl::Seconds(1 << std::min(group.broken_in_a_row - kBreaksWithoutDelay - 1, 5)));
+    group.not_before = group.waiting_since + delay;
+    return absl::StrCat(" (", group.broken_in_a_row, " times in a row without a step between; the next group is formed in ",
+                        absl::FormatDuration(delay), ")");
   }
 
   // Whether the session is awaited by a group that broke a moment ago, other than `group`.
@@ -276,6 +302,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
   // there are once the survivors are back and the dead had their moment to return.
   int RanksNow(const Group& group, const std::vector<const Waiter*>& candidates) const {
     const int there = static_cast<int>(candidates.size());
+    if (loop_->clock().Now() < group.not_before) return 0;
     if (there >= group.plan.ranks) return group.plan.ranks;
     if (there < group.plan.min_ranks) return 0;
     const bool all_back = std::all_of(group.survivors.begin(), group.survivors.end(), [&](const std::string& survivor) {

@@ -123,6 +123,10 @@ v1::GroupAssignment TrainingDriver::OnGroupForming(const std::string& job_id, ui
   return assignment;
 }
 
+int64_t TrainingDriver::StepOf(const std::string&) const {
+  return job() == nullptr ? 0 : std::max<int64_t>(job()->step(), job()->version().step());
+}
+
 void TrainingDriver::OnGroupLost(const std::string& job_id, const std::string& why) {
   v1::Job* row = job();
   if (row == nullptr) return;

@@ -28,6 +28,7 @@ class TrainingDriver : public Driver, protected TrainingListener {
  protected:
   v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, int ranks,
                                      const v1::PolicyVersion* held, const std::string& rank0_address) override;
+  int64_t StepOf(const std::string& job_id) const override;
   void OnGroupLost(const std::string& job_id, const std::string& why) override;
   // The newest checkpoint cannot be read: the one before takes its place, and the group forms anew.
   void GoBackACheckpoint(const std::string& why, Done<v1::FailTrainingResponse> done);

@@ -82,7 +82,8 @@ Request CoordinatorClient::Fenced(const v1::GroupAssignment& group) const {
 }
 
 absl::StatusOr<v1::JoinGroupResponse> CoordinatorClient::Join(const std::string& held_job,
-                                                              const v1::PolicyVersion& held) {
+                                                              const v1::PolicyVersion& held,
+                                                              const std::string& left_because) {
   v1::JoinGroupResponse response;
   RLHF_RETURN_IF_ERROR(Retry(
       [&](grpc::ClientContext* context) {
@@ -91,6 +92,7 @@ absl::StatusOr<v1::JoinGroupResponse> CoordinatorClient::Join(const std::string&
         request.set_wait_ms(kJoinWaitMs);
         request.set_held_job_id(held_job);
         *request.mutable_held() = held;
+        request.set_left_because(left_because);
         return FromGrpc(stub_->JoinGroup(context, request, &response));
       },
       absl::Milliseconds(kJoinWaitMs) + kCall));

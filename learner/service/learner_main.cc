@@ -80,15 +80,17 @@ struct GroupState {
 
 void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::TrainingRun& run,
                rlhf::client::FleetSession& session, GroupState& state) {
+  std::string left_because;
   while (!state.stopping) {
     if (!session.WaitRegistered(absl::Milliseconds(200))) continue;
     coordinator.Reset();
     if (state.stopping) return;
-    auto joined = coordinator.Join(run.held_job(), run.held());
+    auto joined = coordinator.Join(run.held_job(), run.held(), left_because);
     if (!joined.ok()) {
       absl::SleepFor(absl::Milliseconds(200));
       continue;
     }
+    left_because.clear();
     if (!joined->has_assignment()) continue;
     {
       absl::MutexLock lock(&state.mu);
@@ -107,6 +109,7 @@ void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::Tra
     }
     if (!status.ok()) {
       spdlog::info("left the group: {}", status.ToString());
+      left_because = absl::StrCat(absl::StatusCodeToString(status.code()), ": ", status.message());
       absl::SleepFor(absl::Milliseconds(100));
     }
   }

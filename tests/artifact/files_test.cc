@@ -1,4 +1,6 @@
 // Digests, safetensors, model configurations, the artifact root.
+#include <sys/stat.h>
+
 #include <filesystem>
 #include <thread>
 
@@ -239,6 +241,18 @@ TEST_F(ArtifactRootTest, ContentIsTheName) {
   ASSERT_TRUE(WriteFileDurably(dir_.File("model/a.txt"), "other").ok());
   EXPECT_NE(root_.Publish(dir_.File("model"))->digest, first->digest);
   EXPECT_EQ(*ReadFile(*path + "/a.txt"), "alpha");
+}
+
+TEST_F(ArtifactRootTest, OthersOfItsGroupPublishBesideIt) {
+  const mode_t before = umask(0007);
+  const auto published = root_.Publish(dir_.File("model"));
+  umask(before);
+  ASSERT_TRUE(published.ok()) << published.status();
+  for (const char* folder : {"root/.staging", "root/sha256"}) {
+    struct stat info {};
+    ASSERT_EQ(stat(dir_.File(folder).c_str(), &info), 0) << folder;
+    EXPECT_EQ(info.st_mode & 0777, 0770u) << folder;
+  }
 }
 
 TEST_F(ArtifactRootTest, AFlippedByteIsFound) {

@@ -29,8 +29,10 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
     return {};
   }
   const v1::PolicyVersion* Committed(const std::string&) override { return &committed_; }
-  void OnGroupLost(const std::string&, const std::string&) override {
+  int64_t StepOf(const std::string&) const override { return step_; }
+  void OnGroupLost(const std::string&, const std::string& why) override {
     ++lost_;
+    why_ = why;
     events_ += "lost ";
     if (withdraws_) groups_->RemoveJob("job");
   }
@@ -46,10 +48,11 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
     loop_.Run();
     return session;
   }
-  void Join(const std::string& session, int64_t held_step = 0) {
+  void Join(const std::string& session, int64_t held_step = 0, const std::string& left_because = "") {
     v1::JoinGroupRequest request;
     request.set_session_id(session);
     request.set_wait_ms(600'000);
+    request.set_left_because(left_because);
     if (held_step > 0) {
       request.set_held_job_id("job");
       request.mutable_held()->set_step(held_step);
@@ -97,6 +100,8 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
   std::string rank0_;
   int64_t held_step_ = -1;
   int lost_ = 0;
+  std::string why_;
+  int64_t step_ = 0;
   bool withdraws_ = false;  // the job leaves when its group is lost, as a paused one does
   std::string events_;
   v1::PolicyVersion committed_;
@@ -219,6 +224,40 @@ TEST_F(LearnerGroupsTest, WhoHoldsWhatIsCommittedSeedsTheOthers) {
   Join(right, 11);
   EXPECT_EQ(assigned_[right].rank(), 0);
   EXPECT_EQ(held_step_, 11);
+}
+
+TEST_F(LearnerGroupsTest, AGroupThatBreaksAgainAndAgainIsFormedEverLater) {
+  const std::string a = Register("a");
+  Add(1, 1);
+  Join(a);
+  for (int breaks = 1; breaks <= 3; ++breaks) {
+    assigned_.clear();
+    Join(a, 0, "UNAVAILABLE: cannot write here");
+    EXPECT_EQ(World(a), 1) << breaks;
+    EXPECT_EQ(why_, "a left the group: UNAVAILABLE: cannot write here");
+  }
+  for (const int seconds : {1, 2, 4, 8, 16, 30, 30}) {
+    assigned_.clear();
+    Join(a);
+    EXPECT_THAT(why_, testing::HasSubstr(absl::StrCat("the next group is formed in ", seconds, "s")));
+    Pass(absl::Seconds(seconds - 1), {a});
+    EXPECT_EQ(World(a), 0) << seconds;
+    Pass(absl::Seconds(1), {a});
+    EXPECT_EQ(World(a), 1) << seconds;
+  }
+  step_ = 1;  // it got somewhere
+  assigned_.clear();
+  Join(a);
+  EXPECT_EQ(World(a), 1);
+  EXPECT_EQ(why_, "a left the group");
+}
+
+TEST_F(LearnerGroupsTest, WhatALearnerSaysIsCut) {
+  const std::string a = Register("a");
+  Add(1, 1);
+  Join(a);
+  Join(a, 0, std::string(100'000, 'x'));
+  EXPECT_EQ(why_.size(), std::string("a left the group: ").size() + 500);
 }
 
 TEST_F(LearnerGroupsTest, ABrokenGroupIsFencedAndFormsAnew) {
