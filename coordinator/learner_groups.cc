@@ -39,6 +39,7 @@ struct Group {
   std::set<std::string> survivors;  // sessions of the group before that may still join again
   int broken_in_a_row = 0;          // groups, without a step between
   int64_t step_when_broken = -1;
+  std::string broke;  // why it did last
   absl::Duration not_before = -absl::InfiniteDuration();  // no group is formed
   bool growing = false;             // broken to take a rank in: it waits for the survivors only
   int started_with = 0;             // effective priority
@@ -164,6 +165,10 @@ class LearnerGroupsImpl final : public LearnerGroups {
     out.registered = Registered();
     out.free = static_cast<int>(Candidates().size());
     out.wait = group.wait;
+    if (group.members.empty() && loop_->clock().Now() < group.not_before) {
+      out.broke = group.broke;
+      out.next_in = group.not_before - loop_->clock().Now();
+    }
     out.since = loop_->clock().Now() - (group.members.empty() ? group.waiting_since : group.formed_at);
     for (const std::string& member : group.members) {
       const absl::StatusOr<const Session*> session = fleet_->Find(member);
@@ -240,6 +245,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     }
     Clear(group);
     group.returning_until = group.waiting_since + kReturning;
+    group.broke = why;
     group.lost = absl::StrCat(why, PostponeNext(group));
     // Until its listener knows, no other group is formed: it may withdraw the job. In a turn of its own, for whoever
     // dissolves a group may be looking at groups.

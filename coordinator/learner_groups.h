@@ -68,6 +68,8 @@ class LearnerGroups : public FleetListener {
     std::vector<std::string> holders;     // other jobs that have learners
     std::vector<std::string> not_joined;  // instances that have not taken their assignment
     absl::Duration since;
+    std::string broke;       // why the last group broke, while the next one is put off for it
+    absl::Duration next_in;  // until the next one may form
   };
   virtual Situation SituationOf(const std::string& job_id) const = 0;
   virtual void Tick() = 0;

@@ -40,6 +40,12 @@ void ExplainLearners(const JobFacts& facts, Waits* waits) {
                absl::StrCat("its learner group to form: ", learners.not_joined.size(), " of ", learners.ranks,
                             " have not joined"),
                learners.since, "nothing; after 30 s the group is formed anew", learners.not_joined);
+  } else if (!learners.broke.empty()) {
+    waits->Add(v1::GROUP_FORMING,
+               absl::StrCat("its learner group, which breaks again and again without a step between: ", learners.broke),
+               learners.since,
+               absl::StrCat("mend what its learners report; the next group is formed in ",
+                            absl::FormatDuration(absl::Ceil(learners.next_in, absl::Seconds(1)))));
   } else if (!facts.job.preempted_by().empty()) {
     waits->Add(v1::PREEMPTED,
                absl::StrCat("learners: job ", facts.job.preempted_by(), ", of higher priority, took them"),

@@ -24,6 +24,8 @@ struct LearnerFacts {
   bool yielding = false;                // it was told to make room
   std::string yields_to;
   absl::Duration since;  // in this state
+  std::string broke;     // why the last group broke, while the next one is put off for it
+  absl::Duration next_in;
 };
 
 // Of samples, for a job that generates.

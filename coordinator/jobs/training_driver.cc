@@ -265,6 +265,8 @@ void TrainingDriver::Describe(JobFacts* facts) {
   learners.yielding = !yields_to_.empty();
   learners.yields_to = yields_to_;
   learners.since = situation.since;
+  learners.broke = situation.broke;
+  learners.next_in = situation.next_in;
   facts->checkpointing = situation.formed && !between_steps() && checkpoints_.due(leaving());
 }
 

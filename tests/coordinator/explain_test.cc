@@ -104,6 +104,16 @@ TEST(ExplainTest, GroupForming) {
   EXPECT_THAT(Expect(facts, v1::GROUP_FORMING).held_by(), ElementsAre("learner-1"));
 }
 
+TEST(ExplainTest, GroupThatBreaksAgainAndAgain) {
+  JobFacts facts = Training(2);
+  facts.learners.registered = 2;
+  facts.learners.broke = "learner-1 left the group: UNAVAILABLE: cannot write";
+  facts.learners.next_in = absl::Milliseconds(3200);
+  const v1::Wait wait = Expect(facts, v1::GROUP_FORMING);
+  EXPECT_THAT(wait.waits_for(), HasSubstr("learner-1 left the group: UNAVAILABLE: cannot write"));
+  EXPECT_THAT(wait.what_to_do(), HasSubstr("formed in 4s"));
+}
+
 TEST(ExplainTest, PreemptedAndAboutToBe) {
   JobFacts facts = Training(2);
   facts.learners.registered = 2;

@@ -240,10 +240,13 @@ TEST_F(LearnerGroupsTest, AGroupThatBreaksAgainAndAgainIsFormedEverLater) {
     assigned_.clear();
     Join(a);
     EXPECT_THAT(why_, testing::HasSubstr(absl::StrCat("the next group is formed in ", seconds, "s")));
+    EXPECT_EQ(groups_->SituationOf("job").broke, "a left the group");
+    EXPECT_EQ(groups_->SituationOf("job").next_in, absl::Seconds(seconds));
     Pass(absl::Seconds(seconds - 1), {a});
     EXPECT_EQ(World(a), 0) << seconds;
     Pass(absl::Seconds(1), {a});
     EXPECT_EQ(World(a), 1) << seconds;
+    EXPECT_EQ(groups_->SituationOf("job").broke, "");
   }
   step_ = 1;  // it got somewhere
   assigned_.clear();
