@@ -266,7 +266,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
 }
 
 absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
-                              const std::map<std::string, std::string>& metadata) {
+                              const std::map<std::string, std::string>& metadata, Durability durability) {
   nlohmann::ordered_json header;
   if (!metadata.empty()) header["__metadata__"] = metadata;
   uint64_t offset = 0;
@@ -284,14 +284,11 @@ absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorT
   std::string text = header.dump();
   // The data section is aligned to 8 bytes, as the format's own writer does.
   text.append((8 - text.size() % 8) % 8, ' ');
-  std::string content;
-  content.reserve(kHeaderLengthBytes + text.size() + offset);
   const uint64_t header_size = text.size();
-  content.append(reinterpret_cast<const char*>(&header_size), kHeaderLengthBytes);
-  content += text;
+  std::vector<absl::string_view> parts{{reinterpret_cast<const char*>(&header_size), kHeaderLengthBytes}, text};
   for (const TensorToWrite& tensor : tensors)
-    content.append(reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
-  return WriteFileDurably(path, content);
+    parts.emplace_back(reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
+  return WriteFileParts(path, parts, durability);
 }
 
 absl::StatusOr<ModelWeights> OpenModelWeights(const std::string& model_dir) {

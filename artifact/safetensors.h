@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "common/file_parts.h"
 
 namespace rlhf::artifact {
 
@@ -41,9 +42,11 @@ struct TensorToWrite {
   std::vector<int64_t> shape;
   absl::Span<const uint8_t> data;
 };
-// Writes to a temporary name, fsyncs, renames, fsyncs the parent directory. Tensors are laid out in the given order.
+// Writes to a temporary name, fsyncs (unless kCached), renames, fsyncs the parent directory. Tensors are laid out in
+// the given order.
 absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
-                              const std::map<std::string, std::string>& metadata = {{"format", "pt"}});
+                              const std::map<std::string, std::string>& metadata = {{"format", "pt"}},
+                              Durability durability = Durability::kSynced);
 
 // All weights of a model directory: model.safetensors, or model.safetensors.index.json with its shards.
 struct ModelWeights {

@@ -4,14 +4,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <cstdint>
-#include <cstdio>
 #include <filesystem>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
+#include "common/file_parts.h"
 
 namespace rlhf {
 namespace {
@@ -19,19 +18,6 @@ namespace {
 std::string ParentOf(const std::string& path) {
   const std::string parent = std::filesystem::path(path).parent_path().string();
   return parent.empty() ? "." : parent;
-}
-
-absl::Status WriteAll(int fd, absl::string_view content, const std::string& path) {
-  while (!content.empty()) {
-    const ssize_t n = write(fd, content.data(), content.size());
-    if (n < 0) {
-      if (errno == EINTR) continue;
-      return WriteError(errno, "write", path);
-    }
-    content.remove_prefix(static_cast<size_t>(n));
-  }
-  if (fsync(fd) != 0) return WriteError(errno, "fsync", path);
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -64,19 +50,7 @@ absl::Status FsyncDir(const std::string& dir) {
 }
 
 absl::Status WriteFileDurably(const std::string& path, absl::string_view content) {
-  static std::atomic<uint64_t> counter{0};
-  const std::string temporary = absl::StrCat(path, ".tmp-", getpid(), "-", counter.fetch_add(1));
-  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (fd < 0) return WriteError(errno, "create", temporary);
-  absl::Status status = WriteAll(fd, content, temporary);
-  if (close(fd) != 0 && status.ok()) status = WriteError(errno, "close", temporary);
-  if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0)
-    status = WriteError(errno, "rename into place", path);
-  if (!status.ok()) {
-    unlink(temporary.c_str());
-    return status;
-  }
-  return FsyncDir(ParentOf(path));
+  return WriteFileParts(path, {&content, 1}, Durability::kSynced);
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path) {

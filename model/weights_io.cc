@@ -117,12 +117,16 @@ absl::Status CopyTokenizer(const std::string& from, const std::string& to) {
   return absl::OkStatus();
 }
 
+absl::Status WriteText(const std::string& path, absl::string_view text, Durability durability) {
+  return WriteFileParts(path, {&text, 1}, durability);
+}
+
 // The model's own file where it has one (its list of ends of text, its sampling defaults), else from its configuration.
 absl::Status WriteGenerationConfig(const artifact::ModelConfig& config, const std::string& dir,
-                                   const std::string& source) {
+                                   const std::string& source, Durability durability) {
   if (!source.empty()) {
     auto own = ReadFile(source + "/generation_config.json");
-    if (own.ok()) return WriteFileDurably(dir + "/generation_config.json", *own);
+    if (own.ok()) return WriteText(dir + "/generation_config.json", *own, durability);
     if (!absl::IsNotFound(own.status())) return own.status();
   }
   const auto file = nlohmann::ordered_json::parse(config.json);
@@ -131,7 +135,7 @@ absl::Status WriteGenerationConfig(const artifact::ModelConfig& config, const st
   for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) {
     if (file.contains(key) && !file[key].is_null()) generation[key] = file[key];
   }
-  return WriteFileDurably(dir + "/generation_config.json", generation.dump(2) + "\n");
+  return WriteText(dir + "/generation_config.json", generation.dump(2) + "\n", durability);
 }
 
 }  // namespace
@@ -162,7 +166,8 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_
   });
 }
 
-absl::Status SaveModel(const Transformer& model, const std::string& out_dir, const std::string& tokenizer_dir) {
+absl::Status SaveModel(const Transformer& model, const std::string& out_dir, const std::string& tokenizer_dir,
+                       Durability durability) {
   return Guard(absl::StrCat("saving ", out_dir), [&]() -> absl::Status {
     if (absl::Status status = MakeDirs(out_dir); !status.ok()) return status;
     artifact::ModelConfig config = model.config();
@@ -179,13 +184,16 @@ absl::Status SaveModel(const Transformer& model, const std::string& out_dir, con
       tensors.push_back({name, FromTorch(tensor.scalar_type()), tensor.sizes().vec(),
                          absl::MakeConstSpan(static_cast<const uint8_t*>(tensor.data_ptr()), tensor.nbytes())});
     }
-    if (absl::Status status = artifact::WriteSafetensors(out_dir + "/model.safetensors", tensors); !status.ok())
+    if (absl::Status status =
+            artifact::WriteSafetensors(out_dir + "/model.safetensors", tensors, {{"format", "pt"}}, durability);
+        !status.ok())
       return status;
-    if (absl::Status status = WriteFileDurably(out_dir + "/config.json", artifact::ModelConfigToJson(config));
+    if (absl::Status status = WriteText(out_dir + "/config.json", artifact::ModelConfigToJson(config), durability);
         !status.ok())
       return status;
     if (model.head() == HeadKind::kLm) {
-      if (absl::Status status = WriteGenerationConfig(config, out_dir, tokenizer_dir); !status.ok()) return status;
+      if (absl::Status status = WriteGenerationConfig(config, out_dir, tokenizer_dir, durability); !status.ok())
+        return status;
     }
     return tokenizer_dir.empty() ? absl::OkStatus() : CopyTokenizer(tokenizer_dir, out_dir);
   });

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/file_parts.h"
 #include "model/transformer.h"
 
 namespace rlhf::model {
@@ -29,8 +30,10 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_
 
 // Writes config.json, generation_config.json and model.safetensors (and copies tokenizer files and the generation
 // configuration from tokenizer_dir when not empty) so that `transformers` loads it without a warning. Adapters are
-// merged. For scalar heads writes *ForSequenceClassification with a label for each output.
-absl::Status SaveModel(const Transformer& model, const std::string& out_dir, const std::string& tokenizer_dir);
+// merged. For scalar heads writes *ForSequenceClassification with a label for each output. durability is not that of
+// the tokenizer's files, which are copies.
+absl::Status SaveModel(const Transformer& model, const std::string& out_dir, const std::string& tokenizer_dir,
+                       Durability durability = Durability::kSynced);
 
 // What a reward model's outputs mean, stored beside it (reward_normalization.json).
 struct RewardHead {

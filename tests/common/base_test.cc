@@ -16,6 +16,7 @@
 #include "common/clock.h"
 #include "common/durable_file.h"
 #include "common/failpoint.h"
+#include "common/file_parts.h"
 #include "common/log.h"
 #include "common/process.h"
 #include "tests/testing/fake_clock.h"
@@ -106,6 +107,26 @@ TEST(DurableFileTest, WritesAndReplacesWithoutLeftovers) {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(dir.path())) names.push_back(entry.path().filename());
   EXPECT_THAT(names, ElementsAre("state"));
+}
+
+TEST(DurableFileTest, PartsAreJoined) {
+  const ScratchDir dir;
+  // More than one call of writev takes, empty ones among them.
+  std::vector<std::string> texts;
+  std::string whole;
+  for (int i = 0; i < 3000; ++i)
+    whole += texts.emplace_back(i % 7 == 0 ? 0 : static_cast<size_t>(i % 90), 'a' + i % 26);
+  const std::vector<absl::string_view> parts(texts.begin(), texts.end());
+  for (const Durability durability : {Durability::kSynced, Durability::kCached}) {
+    ASSERT_TRUE(WriteFileDurably(dir.File("file"), "old").ok());
+    ASSERT_TRUE(WriteFileParts(dir.File("file"), parts, durability).ok());
+    EXPECT_EQ(*ReadFile(dir.File("file")), whole);
+  }
+  ASSERT_TRUE(WriteFileParts(dir.File("none"), {}, Durability::kCached).ok());
+  EXPECT_EQ(*ReadFile(dir.File("none")), "");
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir.path()), {}), 2);
+  const absl::Status failed = WriteFileParts(dir.File("no/such/file"), parts, Durability::kCached);
+  EXPECT_THAT(std::string(failed.message()), HasSubstr(dir.File("no/such/file")));
 }
 
 TEST(DurableFileTest, ErrorsNameThePath) {
