@@ -25,6 +25,8 @@ std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
   // the MLP's two or three inner values. Scores are recomputed (scaled_dot_product_attention keeps none).
   const uint64_t attention = U(c.num_heads * c.head_dim) * 2 + U(c.num_kv_heads * c.head_dim) * 2;
   const uint64_t layer = 4 * U(c.hidden_size) + attention + (c.gated_mlp ? 3 : 2) * U(c.intermediate_size);
+  const uint64_t kept =
+      input.gradient_checkpointing ? U(c.num_layers) * U(c.hidden_size) + layer : U(c.num_layers) * layer;
   const uint64_t slot_tokens = U(input.tokens_a_slot > 0 ? input.tokens_a_slot : c.max_position_embeddings);
   const uint64_t kv = 2 * U(c.num_layers * c.num_kv_heads * c.head_dim) * compute * U(input.slots) * slot_tokens;
   std::vector<PlanLine> plan = {
@@ -32,7 +34,7 @@ std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
       {"learner", "gradients, float32", trained * kFloat},
       {"learner", "AdamW's two moments, float32", 2 * trained * kFloat},
       {"learner", "snapshot from before the step", 3 * trained * kFloat},
-      {"learner", "activations of a micro-batch", tokens * U(c.num_layers) * layer * compute},
+      {"learner", "activations of a micro-batch", tokens * kept * compute},
       {"learner", "logits, 1024 tokens at a time", 2 * 1024 * U(c.vocab_size) * kFloat},
       {"learner", "weights being published", parameters * kFloat},
       {"rollout worker", "weights", parameters * compute},
@@ -65,10 +67,12 @@ void Estimate(const Spec& spec, const std::string& where, const std::string& bas
     reference = ppo.policy();
     input.critic = ppo.advantage() == v1::GAE || ppo.advantage() == v1::ADVANTAGE_ESTIMATOR_UNSPECIFIED;
     input.bfloat16 = ppo.precision() == v1::BFLOAT16;
+    input.gradient_checkpointing = ppo.gradient_checkpointing();
     if (ppo.has_micro_batch_tokens()) input.micro_batch_tokens = ppo.micro_batch_tokens();
   } else if (spec.has_sft() || spec.has_reward_model()) {
     reference = spec.has_sft() ? spec.sft().model() : spec.reward_model().model();
     input.critic = false;
+    input.gradient_checkpointing = spec.sft().gradient_checkpointing() || spec.reward_model().gradient_checkpointing();
   }
   absl::string_view path = reference;
   if (!absl::ConsumePrefix(&path, "file:")) return;

@@ -64,6 +64,9 @@ void Trainable::AppendState(const std::string& prefix, NamedTensors* out) const 
 
 absl::Status SetUp(const v1::JobSpec& spec, const v1::LoraSpec* lora, model::Transformer* model) {
   RLHF_RETURN_IF_ERROR(model->SetDeterministic(spec.deterministic()));
+  // A job has one kind; what it has not reads as false.
+  model->SetGradientCheckpointing(spec.sft().gradient_checkpointing() || spec.reward_model().gradient_checkpointing() ||
+                                  spec.ppo().gradient_checkpointing());
   if (lora == nullptr || lora->rank() == 0) return absl::OkStatus();
   model::LoraConfig config;
   config.rank = lora->rank();

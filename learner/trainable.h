@@ -42,7 +42,8 @@ class Trainable {
   AdamW optimizer_;
 };
 
-// Sets a freshly loaded model up as the job says: deterministic numerics, adapters (null or rank 0: none).
+// Sets a freshly loaded model up as the job says: deterministic numerics, gradient checkpointing, adapters (null or
+// rank 0: none).
 // InvalidArgument when the model or this process cannot.
 absl::Status SetUp(const v1::JobSpec& spec, const v1::LoraSpec* lora, model::Transformer* model);
 // Writes the model, adapters merged, with its tokenizer from base_dir; a LoRA job's adapters also, in "adapter/".

@@ -9,6 +9,7 @@
 #include "absl/types/span.h"
 #include "model/attention.h"
 #include "model/fused_ops.h"
+#include "model/gradient_checkpointing.h"
 #include "model/linear.h"
 #include "model/rotary.h"
 
@@ -267,20 +268,52 @@ torch::Tensor Transformer::Qkv(const Layer& layer, const torch::Tensor& x, const
   return rotary == nullptr ? qkv : ApplyRotary(qkv, heads + kv_heads, *rotary);
 }
 
+torch::Tensor Transformer::RunLayer(const Layer& layer, size_t l, const torch::Tensor& x, const RotaryRows* rotary,
+                                    const Attend& attend) const {
+  const torch::Tensor qkv = Qkv(layer, Norm(x, layer.norm1_weight, layer.norm1_bias), rotary);
+  torch::Tensor attended = Project(attend(l, qkv), layer.attention_out);
+  if (layer.post_attention_norm.defined()) attended = Norm(attended, layer.post_attention_norm, {});
+  const torch::Tensor residual = config_.parallel_residual ? x : x + attended;
+  torch::Tensor mlp = Project(Activate(Project(Norm(residual, layer.norm2_weight, layer.norm2_bias), layer.mlp_in),
+                                       config_.activation, config_.gated_mlp),
+                              layer.mlp_out);
+  if (layer.post_mlp_norm.defined()) mlp = Norm(mlp, layer.post_mlp_norm, {});
+  return config_.parallel_residual ? mlp + attended + x : residual + mlp;
+}
+
+torch::Tensor Transformer::RunCheckpointed(size_t l, const torch::Tensor& x, const RotaryRows* rotary,
+                                           const Attend& attend) const {
+  Layer layer = layers_[l];
+  std::vector<torch::Tensor> trained;
+  std::vector<bool> trains;
+  layer.ForEachTensor([&](torch::Tensor& tensor) {
+    trains.push_back(tensor.requires_grad());
+    if (trains.back()) trained.push_back(tensor);
+  });
+  if (trained.empty() && !x.requires_grad()) return RunLayer(layer, l, x, rotary, attend);
+  const bool turns = rotary != nullptr;
+  const Segment segment = [this, l, attend, turns, rows = turns ? *rotary : RotaryRows(), layer = std::move(layer),
+                           trains = std::move(trains), adapters = adapters_active_, deterministic = deterministic_](
+                              const torch::Tensor& input, const std::vector<torch::Tensor>& parameters) {
+    TORCH_CHECK(adapters == adapters_active_ && deterministic == deterministic_,
+                "a forward pass with gradient checkpointing is computed again in backward: adapters and deterministic ",
+                "numerics must be as they were");
+    Layer own = layer;
+    size_t i = 0, next = 0;
+    own.ForEachTensor([&](torch::Tensor& tensor) {
+      if (trains[i++]) tensor = parameters[next++];
+    });
+    return RunLayer(own, l, input, turns ? &rows : nullptr, attend);
+  };
+  return Checkpoint(segment, x, trained);
+}
+
 torch::Tensor Transformer::Run(torch::Tensor x, const RotaryRows* rotary, const RotaryRows* local,
                                const Attend& attend) const {
+  const bool checkpointed = gradient_checkpointing_ && torch::GradMode::is_enabled();
   for (size_t l = 0; l < layers_.size(); ++l) {
-    const Layer& layer = layers_[l];
     const RotaryRows* turn = local != nullptr && config_.windowed[l] ? local : rotary;
-    const torch::Tensor qkv = Qkv(layer, Norm(x, layer.norm1_weight, layer.norm1_bias), turn);
-    torch::Tensor attended = Project(attend(l, qkv), layer.attention_out);
-    if (layer.post_attention_norm.defined()) attended = Norm(attended, layer.post_attention_norm, {});
-    const torch::Tensor residual = config_.parallel_residual ? x : x + attended;
-    torch::Tensor mlp = Project(Activate(Project(Norm(residual, layer.norm2_weight, layer.norm2_bias), layer.mlp_in),
-                                         config_.activation, config_.gated_mlp),
-                                layer.mlp_out);
-    if (layer.post_mlp_norm.defined()) mlp = Norm(mlp, layer.post_mlp_norm, {});
-    x = config_.parallel_residual ? mlp + attended + x : residual + mlp;
+    x = checkpointed ? RunCheckpointed(l, x, turn, attend) : RunLayer(layers_[l], l, x, turn, attend);
   }
   return x;
 }
@@ -297,14 +330,14 @@ kernels::AttentionShape AttentionShapeOf(const artifact::ModelConfig& config, in
 }
 
 torch::Tensor Transformer::Hidden(const PackedBatch& batch) const {
-  const PackedLayout layout = PackedLayout::Of(batch.lengths, device_);
-  CheckPositions(layout.longest);
+  const auto layout = std::make_shared<const PackedLayout>(PackedLayout::Of(batch.lengths, device_));
+  CheckPositions(layout->longest);
   RotaryRows rotary, local;
   if (rotary_) rotary = rotary_->ForSequences(batch.position_ids, batch.lengths);
   if (local_rotary_) local = local_rotary_->ForSequences(batch.position_ids, batch.lengths);
   const torch::Tensor x = Run(Embed(batch.token_ids, batch.position_ids), rotary_ ? &rotary : nullptr,
-                              local_rotary_ ? &local : nullptr, [&](size_t l, const torch::Tensor& qkv) {
-                                return AttendPacked(AttentionShapeOf(config_, Window(l)), qkv, layout, deterministic_);
+                              local_rotary_ ? &local : nullptr, [this, layout](size_t l, const torch::Tensor& qkv) {
+                                return AttendPacked(AttentionShapeOf(config_, Window(l)), qkv, *layout, deterministic_);
                               });
   return Norm(x, final_norm_weight_, final_norm_bias_);
 }

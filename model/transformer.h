@@ -59,6 +59,12 @@ class Transformer {
   absl::Status SetDeterministic(bool on);
   bool deterministic() const { return deterministic_; }
 
+  // Hidden with autograd keeps each layer's input alone and computes the layer again in backward: the same gradients
+  // for less memory and the time of another forward pass. Until its backward has run, the model must live, and keep its
+  // adapters and numerics as they were.
+  void SetGradientCheckpointing(bool on) { gradient_checkpointing_ = on; }
+  bool gradient_checkpointing() const { return gradient_checkpointing_; }
+
   // The projections' weights become int8, for generation and scoring without gradients; embeddings, norms, the head,
   // keys and values and adapters stay float32 (int8_linear.h). Call before the weights are set, and set them with
   // SetParameter or CopyFrom: the projections' entries among the parameters keep name, shape and type, and no data.
@@ -123,6 +129,9 @@ class Transformer {
   torch::Tensor Product(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) const;
   torch::Tensor Qkv(const Layer& layer, const torch::Tensor& x, const RotaryRows* rotary) const;
   torch::Tensor Run(torch::Tensor x, const RotaryRows* rotary, const RotaryRows* local, const Attend& attend) const;
+  torch::Tensor RunLayer(const Layer& layer, size_t l, const torch::Tensor& x, const RotaryRows* rotary,
+                         const Attend& attend) const;
+  torch::Tensor RunCheckpointed(size_t l, const torch::Tensor& x, const RotaryRows* rotary, const Attend& attend) const;
   torch::Tensor HeadProduct(const torch::Tensor& hidden_rows) const;
   int64_t Window(size_t layer) const { return config_.windowed[layer] ? config_.sliding_window : 0; }
   void CheckPositions(int64_t longest) const;
@@ -131,7 +140,7 @@ class Transformer {
   HeadKind head_;
   torch::Dtype dtype_;
   torch::Device device_;
-  bool deterministic_ = false, adapters_active_ = true;
+  bool deterministic_ = false, adapters_active_ = true, gradient_checkpointing_ = false;
   std::unique_ptr<FamilyDescription> family_;
   std::vector<std::pair<std::string, torch::Tensor>> parameters_, adapters_;
   std::unique_ptr<LoraConfig> lora_;

@@ -26,6 +26,22 @@ struct Transformer::Layer {
   torch::Tensor norm1_weight, norm1_bias, norm2_weight, norm2_bias;
   torch::Tensor post_attention_norm, post_mlp_norm, query_norm, key_norm;
   std::vector<Linear> qkv, mlp_in, attention_out, mlp_out;
+
+  // Every tensor that is there, in a fixed order.
+  template <typename Fn>
+  void ForEachTensor(const Fn& fn) {
+    const auto visit = [&fn](torch::Tensor& tensor) {
+      if (tensor.defined()) fn(tensor);
+    };
+    for (torch::Tensor* norm : {&norm1_weight, &norm1_bias, &norm2_weight, &norm2_bias, &post_attention_norm,
+                                &post_mlp_norm, &query_norm, &key_norm})
+      visit(*norm);
+    for (std::vector<Linear>* parts : {&qkv, &mlp_in, &attention_out, &mlp_out}) {
+      for (Linear& part : *parts) {
+        for (torch::Tensor* tensor : {&part.weight, &part.bias, &part.lora_a, &part.lora_b}) visit(*tensor);
+      }
+    }
+  }
 };
 
 kernels::AttentionShape AttentionShapeOf(const artifact::ModelConfig& config, int64_t window);

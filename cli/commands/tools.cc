@@ -104,6 +104,7 @@ void AddToolCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   auto* plan = app.add_subcommand("plan", "How much memory a model takes in each role");
   plan->add_option("model", flags->model, "Folder with the model's config.json")->required();
   plan->add_flag("--bfloat16", flags->bfloat16, "Compute in bfloat16");
+  plan->add_flag("--gradient-checkpointing", flags->plan.gradient_checkpointing, "As in the job");
   plan->add_flag("--no-critic", flags->no_critic, "A job without a critic (SFT, RLOO, GRPO)");
   plan->add_option("--micro-batch-tokens", flags->plan.micro_batch_tokens, "As in the job")
       ->check(CLI::Range(1, 1 << 24))

@@ -32,12 +32,23 @@ struct GenerateOptions {
 };
 // One JSON string a sample.
 absl::Status Generate(const GenerateOptions& options);
+struct BenchOptions {
+  std::string model_dir;
+  std::string precision = "float32";  // or bfloat16: weights and all that is computed with them, as in the service
+  int batch = 16, prompt_tokens = 64, new_tokens = 64;
+  bool deterministic = false, gradient_checkpointing = false;
+};
 // Speed of prefill, decode, scoring (log-probabilities of the same sequences) and of a training pass (forward and
-// backward of their mean) on made-up tokens, as one JSON object.
-absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, int new_tokens, bool deterministic);
+// backward of their mean, gradients summed as the learner does) on made-up tokens, as one JSON object.
+// training_peak_bytes: what the training pass adds to resident memory at its peak, gradients included and no optimizer;
+// null where /proc does not say.
+absl::Status Bench(const BenchOptions& options);
 
 // Loading DIR's weights from the page cache against memcpy of as many bytes in the same run, as one JSON object.
 absl::Status BenchLoad(const std::string& model_dir);
+// Saving DIR's model into a folder made for it in out_dir, without fsync, against memcpy of as many bytes in the same
+// run, as one JSON object.
+absl::Status BenchSave(const std::string& model_dir, const std::string& out_dir);
 // Reads a model, merges an adapter where there is one, and writes it; dtype empty: as stored.
 absl::Status Merge(const std::string& model_dir, const std::string& adapter_dir, const std::string& out_dir,
                    const std::string& dtype);

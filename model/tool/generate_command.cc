@@ -1,4 +1,3 @@
-#include <chrono>
 #include <iostream>
 
 #include <c10/core/InferenceMode.h>
@@ -10,7 +9,6 @@
 #include "artifact/tokenizer.h"
 #include "model/guard.h"
 #include "model/kv_cache.h"
-#include "model/log_probs.h"
 #include "model/sampler.h"
 #include "model/tool/commands.h"
 #include "model/weights_io.h"
@@ -65,41 +63,6 @@ std::vector<std::vector<int32_t>> SampleAll(const Transformer& model, const std:
   return out;
 }
 
-// The second of two passes: the first one allocates.
-double TrainingSeconds(Transformer* model, const std::vector<std::vector<int32_t>>& sequences) {
-  std::vector<torch::Tensor> leaves;
-  for (const auto& [name, parameter] : model->named_parameters()) leaves.push_back(parameter);
-  for (torch::Tensor& leaf : leaves) leaf.requires_grad_(true);
-  double seconds = 0;
-  for (int run = 0; run < 2; ++run) {
-    const auto start = std::chrono::steady_clock::now();
-    const PackedBatch batch = PackedBatch::FromSequences(sequences);
-    const ResponseIndex index = IndexResponses(batch, std::vector<int64_t>(sequences.size(), 1));
-    ChunkedLogProbs(*model, model->Hidden(batch).index_select(0, index.rows), index.targets)
-        .log_probs.mean()
-        .backward();
-    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    for (torch::Tensor& leaf : leaves) leaf.mutable_grad().reset();
-  }
-  for (torch::Tensor& leaf : leaves) leaf.requires_grad_(false);
-  return seconds;
-}
-
-// Log-probabilities of every token, as a reward server computes a reference's. The second of two passes.
-double ScoringSeconds(const Transformer& model, const std::vector<std::vector<int32_t>>& sequences) {
-  double seconds = 0;
-  for (int run = 0; run < 2; ++run) {
-    const auto start = std::chrono::steady_clock::now();
-    const PackedBatch batch = PackedBatch::FromSequences(sequences);
-    const ResponseIndex index = IndexResponses(batch, std::vector<int64_t>(sequences.size(), 1));
-    ChunkedLogProbs(model, model.Hidden(batch).index_select(0, index.rows), index.targets)
-        .log_probs.sum()
-        .item<double>();
-    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
-  return seconds;
-}
-
 }  // namespace
 
 absl::Status Generate(const GenerateOptions& options) {
@@ -129,59 +92,6 @@ absl::Status Generate(const GenerateOptions& options) {
       if (!text.ok()) return text.status();
       std::cout << json(*text).dump(-1, ' ', false, json::error_handler_t::replace) << "\n";
     }
-    return absl::OkStatus();
-  });
-}
-
-absl::Status Bench(const std::string& model_dir, int batch, int prompt_tokens, int new_tokens, bool deterministic) {
-  const auto model = LoadModel(model_dir);
-  if (!model.ok()) return model.status();
-  if (prompt_tokens + new_tokens > (*model)->config().max_position_embeddings) {
-    return absl::InvalidArgumentError(absl::StrCat("--prompt-tokens and --new-tokens: expected at most ",
-                                                   (*model)->config().max_position_embeddings, " together, found ",
-                                                   prompt_tokens + new_tokens));
-  }
-  if (absl::Status status = (*model)->SetDeterministic(deterministic); !status.ok()) return status;
-  return Guard("bench", [&]() -> absl::Status {
-    using Clock = std::chrono::steady_clock;
-    torch::manual_seed(0);
-    const int64_t vocabulary = (*model)->config().vocab_size;
-    std::vector<std::vector<int32_t>> prompts(static_cast<size_t>(batch));
-    std::vector<int> slots;
-    for (int i = 0; i < batch; ++i) {
-      slots.push_back(i);
-      for (int t = 0; t < prompt_tokens; ++t)
-        prompts[static_cast<size_t>(i)].push_back(static_cast<int32_t>((i * 31 + t * 7 + 3) % vocabulary));
-    }
-    const double training = TrainingSeconds(model->get(), prompts);
-    const c10::InferenceMode inference;
-    const double scoring = ScoringSeconds(**model, prompts);
-    KvCache cache((*model)->config(), batch, prompt_tokens + new_tokens, (*model)->dtype(), (*model)->device());
-    const auto start = Clock::now();
-    torch::Tensor hidden = (*model)->Extend(PackedBatch::FromSequences(prompts), slots, cache);
-    const auto filled = Clock::now();
-    const std::vector<SamplingParams> params(static_cast<size_t>(batch));
-    for (int t = 0; t < new_tokens; ++t) {
-      std::vector<NoiseKey> keys(static_cast<size_t>(batch));
-      for (int i = 0; i < batch; ++i) keys[static_cast<size_t>(i)].index = static_cast<uint32_t>(i);
-      const auto tokens = Sample((*model)->Logits(hidden), params, keys,
-                                 std::vector<uint32_t>(static_cast<size_t>(batch), static_cast<uint32_t>(t)));
-      std::vector<std::vector<int32_t>> next;
-      for (const auto& token : tokens) next.push_back({token.id});
-      PackedBatch step = PackedBatch::FromSequences(next);
-      step.position_ids = torch::full({batch}, prompt_tokens + t, torch::kInt64);
-      if (t + 1 < new_tokens) hidden = (*model)->Extend(step, slots, cache);
-    }
-    const auto ended = Clock::now();
-    const double prefill = std::chrono::duration<double>(filled - start).count(),
-                 decode = std::chrono::duration<double>(ended - filled).count();
-    json out;
-    out["prefill_tokens_per_second"] = batch * prompt_tokens / prefill;
-    out["decode_tokens_per_second"] = batch * new_tokens / decode;
-    out["scoring_tokens_per_second"] = batch * prompt_tokens / scoring;
-    out["training_tokens_per_second"] = batch * prompt_tokens / training;
-    out["batch"] = batch;
-    std::cout << out.dump() << "\n";
     return absl::OkStatus();
   });
 }

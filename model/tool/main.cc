@@ -15,11 +15,11 @@ int main(int argc, char** argv) {
   std::string model, config, tokenizer, out, dir;
   std::vector<std::string> files;
   uint64_t seed = 0;
-  int vocab_size = 0, batch = 16, prompt_tokens = 64, new_tokens = 64;
+  int vocab_size = 0;
+  tool::BenchOptions bench_options;
   tool::GenerateOptions generate_options;
   tool::NumbersOptions numbers_options;
   std::string adapter, dtype;
-  bool deterministic = false;
 
   auto* inspect = app.add_subcommand("inspect", "print a model's configuration, tensors and digest as JSON");
   inspect->add_option("DIR", dir)->required();
@@ -53,14 +53,21 @@ int main(int argc, char** argv) {
   generate->add_option("--top-k", generate_options.top_k)->check(CLI::NonNegativeNumber);
   generate->add_option("--seed", generate_options.seed);
   generate->add_option("--n", generate_options.n)->check(CLI::Range(1, 4096));
-  auto* bench = app.add_subcommand("bench", "measure prefill, decode, scoring and training speed");
-  bench->add_option("--model", model)->required();
-  bench->add_option("--batch", batch)->check(CLI::Range(1, 4096));
-  bench->add_option("--prompt-tokens", prompt_tokens)->check(CLI::PositiveNumber);
-  bench->add_option("--new-tokens", new_tokens)->check(CLI::PositiveNumber);
-  bench->add_flag("--deterministic", deterministic, "batch-invariant kernels");
+  auto* bench =
+      app.add_subcommand("bench", "measure prefill, decode, scoring and training speed, and a training pass's memory");
+  bench->add_option("--model", bench_options.model_dir)->required();
+  bench->add_option("--batch", bench_options.batch)->check(CLI::Range(1, 4096));
+  bench->add_option("--prompt-tokens", bench_options.prompt_tokens)->check(CLI::PositiveNumber);
+  bench->add_option("--new-tokens", bench_options.new_tokens)->check(CLI::PositiveNumber);
+  bench->add_option("--precision", bench_options.precision)->check(CLI::IsMember({"float32", "bfloat16"}));
+  bench->add_flag("--deterministic", bench_options.deterministic, "batch-invariant kernels");
+  bench->add_flag("--gradient-checkpointing", bench_options.gradient_checkpointing,
+                  "training keeps each layer's input alone and computes the layer again in backward");
   auto* bench_load = app.add_subcommand("bench-load", "measure loading from the page cache against memcpy");
   bench_load->add_option("--model", model)->required();
+  auto* bench_save = app.add_subcommand("bench-save", "measure saving without fsync against memcpy");
+  bench_save->add_option("--model", model)->required();
+  bench_save->add_option("--out", out, "a folder: the model is saved below it and removed again")->required();
   auto* merge = app.add_subcommand("merge", "write a model anew, with a LoRA adapter (PEFT's layout) merged into it");
   merge->add_option("--model", model, "the adapter's base")->required();
   merge->add_option("--adapter", adapter, "a directory with adapter_config.json; none: the model as it is");
@@ -92,8 +99,9 @@ int main(int argc, char** argv) {
   if (*detokenize) status = tool::Detokenize(model);
   if (*score) status = tool::Score(model);
   if (*generate) status = tool::Generate(generate_options);
-  if (*bench) status = tool::Bench(model, batch, prompt_tokens, new_tokens, deterministic);
+  if (*bench) status = tool::Bench(bench_options);
   if (*bench_load) status = tool::BenchLoad(model);
+  if (*bench_save) status = tool::BenchSave(model, out);
   if (*merge) status = tool::Merge(model, adapter, out, dtype);
   if (*numbers) status = tool::Numbers(numbers_options);
   if (status.ok()) return 0;

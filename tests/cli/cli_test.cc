@@ -123,6 +123,12 @@ TEST(Plan, CountsWhatTrainingHolds) {
   };
   EXPECT_EQ(line("AdamW's two moments, float32"), 2 * 2 * parameters * 4);
   EXPECT_EQ(line("key-value cache"), 2u * 1 * 2 * 8 * 4 * 3 * 64);
+  // A token of a layer: 4 · hidden + q, k, v and attention's output + 3 · inner, 224 values; its input alone is 16.
+  input.policy.num_layers = 5;
+  EXPECT_EQ(line("activations of a micro-batch"), 8192u * 5 * 224 * 4);
+  input.gradient_checkpointing = true;
+  EXPECT_EQ(line("activations of a micro-batch"), 8192u * (5 * 16 + 224) * 4);
+  input.policy.num_layers = 1;
   const uint64_t with_critic = TotalOf(MemoryPlan(input), "learner");
   input.critic = false;
   EXPECT_LT(TotalOf(MemoryPlan(input), "learner"), with_critic);

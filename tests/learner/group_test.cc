@@ -167,5 +167,79 @@ TEST(GroupTest, RanksAndMicroBatchesDoNotChangeTheResult) {
   }
 }
 
+// Samples as rollout workers and scorers would hand them in, equal on every rank.
+std::vector<v1::Sample> MadeUpSamples(int n) {
+  std::vector<v1::Sample> samples;
+  for (int i = 0; i < n; ++i) {
+    v1::Sample& sample = samples.emplace_back();
+    sample.mutable_id()->set_step(1);
+    sample.mutable_id()->set_ordinal(i);
+    for (const int token : {1, 70, 80 + i}) sample.add_prompt_tokens(token);
+    for (int t = 0; t < 3 + i % 3; ++t) {
+      sample.add_response_tokens(90 + 7 * i + t);
+      sample.add_behaviour_log_probs(-5.6F);
+      sample.mutable_score()->add_reference_log_probs(-5.6F);
+    }
+    sample.set_finish_reason(v1::END_OF_TEXT);
+    sample.mutable_score()->set_total(i % 4);
+  }
+  return samples;
+}
+
+// Layers are computed again while the sums over ranks start, bucket by bucket.
+TEST(GroupTest, GradientCheckpointingEndsInTheSameWeights) {
+  ScratchDir dir;
+  {
+    const pid_t maker = fork();
+    if (maker == 0) {
+      MakeTinyModel(dir.File("model"), 1);
+      _exit(testing::Test::HasFailure() ? 1 : 0);
+    }
+    int status = 0;
+    waitpid(maker, &status, 0);
+    ASSERT_EQ(status, 0);
+  }
+  ASSERT_TRUE(WriteFileDurably(dir.File("data.jsonl"),
+                               "{\"prompt\":\"the cat\",\"response\":\" sat on the mat\"}\n{\"prompt\":\"the "
+                               "dog\",\"response\":\" sat\"}\n")
+                  .ok());
+  const auto train = [&](bool ppo, bool checkpointed, const std::string& out) {
+    return [&dir, ppo, checkpointed, out](Collective* group) {
+      TrainerInputs inputs;
+      inputs.spec = ppo ? PpoJob(8, 16) : SftJob(2, 16);
+      if (ppo) {
+        inputs.spec.mutable_ppo()->set_gradient_checkpointing(checkpointed);
+      } else {
+        inputs.spec.mutable_sft()->set_gradient_checkpointing(checkpointed);
+      }
+      inputs.local = {{"model", dir.File("model")}, {"data", dir.File("data.jsonl")}};
+      auto trainer = Trainer::Create(inputs);
+      if (!trainer.ok()) return 1;
+      if ((*trainer)->model().gradient_checkpointing() != checkpointed) return 2;
+      (*trainer)->SetCollective(group);
+      for (int64_t step = 1; step <= 2; ++step) {
+        const auto result = (*trainer)->RunStep(step, ppo ? MadeUpSamples(8) : std::vector<v1::Sample>());
+        if (!result.ok() || !result->trained) return 3;
+      }
+      if (group->rank() == 0 && !MakeDirs(dir.File(out)).ok()) return 4;
+      return (*trainer)->Finish(dir.File(out)).ok() ? 0 : 5;
+    };
+  };
+  for (const bool ppo : {false, true}) {
+    const std::string kind = ppo ? "ppo" : "sft";
+    ASSERT_EQ(RunRanks(2, kTimeout, train(ppo, false, kind)), std::vector<int>({0, 0}));
+    ASSERT_EQ(RunRanks(2, kTimeout, train(ppo, true, kind + "_checkpointed")), std::vector<int>({0, 0}));
+    const auto start = model::LoadModel(dir.File("model")), expected = model::LoadModel(dir.File(kind)),
+               found = model::LoadModel(dir.File(kind + "_checkpointed"));
+    ASSERT_TRUE(start.ok() && expected.ok() && found.ok()) << expected.status() << found.status();
+    for (size_t i = 0; i < (*expected)->named_parameters().size(); ++i) {
+      const auto& [name, parameter] = (*expected)->named_parameters()[i];
+      const torch::Tensor a = parameter.detach(), b = (*found)->named_parameters()[i].second.detach();
+      EXPECT_FALSE(torch::equal(a, (*start)->named_parameters()[i].second)) << kind << " " << name;
+      EXPECT_LE((a - b).abs().max().item<double>(), 1e-6) << kind << " " << name;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace rlhf::learner

@@ -270,6 +270,40 @@ TEST_F(TrainerTest, ADeterministicPpoStepHasARatioOfExactlyOne) {
   EXPECT_THAT(std::string(other.status().message()), HasSubstr("instruction set"));
 }
 
+TEST_F(TrainerTest, GradientCheckpointingEndsInTheSameBytes) {
+  v1::JobSpec sft = SftJob(2, 16), sft_lora = sft, ppo = PpoJob(8, 30), ppo_lora = ppo;
+  sft_lora.mutable_sft()->mutable_lora()->set_rank(2);
+  ppo_lora.mutable_ppo()->mutable_lora()->set_rank(2);
+  std::string comparisons;
+  for (int i = 0; i < 20; ++i)
+    absl::StrAppend(&comparisons, "{\"prompt\":\"item ", i, "\",\"chosen\":\" good\",\"rejected\":\" bad\"}\n");
+  for (v1::JobSpec job : {sft, sft_lora, ppo, ppo_lora, RewardModelJob()}) {
+    if (job.has_reward_model()) ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), comparisons).ok());
+    job.set_deterministic(true);
+    v1::JobSpec checkpointed = job;
+    if (job.has_sft()) checkpointed.mutable_sft()->set_gradient_checkpointing(true);
+    if (job.has_reward_model()) checkpointed.mutable_reward_model()->set_gradient_checkpointing(true);
+    if (job.has_ppo()) checkpointed.mutable_ppo()->set_gradient_checkpointing(true);
+    auto plain = Make(job), same = Make(checkpointed);
+    ASSERT_TRUE(plain.ok() && same.ok()) << plain.status() << same.status();
+    EXPECT_FALSE((*plain)->model().gradient_checkpointing());
+    EXPECT_TRUE((*same)->model().gradient_checkpointing());
+    const absl::StatusOr<std::string> start = (*plain)->Digest();
+    for (int64_t step = 1; step <= 2; ++step) {
+      auto batch = job.has_ppo() ? Rollouts((*plain)->model(), step, 8, 100) : std::vector<v1::Sample>();
+      if (job.ppo().has_lora()) {
+        for (v1::Sample& sample : batch) sample.mutable_score()->clear_reference_log_probs();
+      }
+      const auto result = (*plain)->RunStep(step, batch), again = (*same)->RunStep(step, batch);
+      ASSERT_TRUE(result.ok() && again.ok()) << result.status() << again.status();
+      ASSERT_TRUE(result->trained);
+      EXPECT_EQ(result->metrics, again->metrics);
+    }
+    EXPECT_NE(*start, *(*plain)->Digest());
+    EXPECT_EQ(*(*plain)->Digest(), *(*same)->Digest()) << job.DebugString();
+  }
+}
+
 TEST_F(TrainerTest, ALoraPolicyTrainsItsAdaptersAgainstItsOwnBase) {
   v1::JobSpec job = PpoJob(256);
   job.mutable_ppo()->mutable_policy_optimizer()->set_learning_rate(1e-2);
