@@ -1,15 +1,17 @@
 """What another library makes of a model, for bench/run --peers; runs in the peers' own Python environment.
 
     peers.py list
-    peers.py generate --peer transformers|ctranslate2 --model DIR --batch B [--precision float32] [--prompt-tokens 64] [--new-tokens 128] [--threads N] [--cache DIR]
+    peers.py generate --peer transformers|ctranslate2|llama.cpp --model DIR --batch B [--precision float32] [--prompt-tokens 64] [--new-tokens 128] [--threads N] [--cache DIR] [--device cuda]
     peers.py train --model DIR --batch B [--precision float32] [--compiled] [--tokens 256] [--threads N]
-    peers.py ppo --model DIR --prompts FILE --samples 64 [--updates 2] [--precision float32] [--new-tokens 64] [--epochs 4] [--threads N]
+    peers.py memory --model DIR --batch B [--tokens 256] [--threads N]
+    peers.py ppo --model DIR --prompts FILE --samples 64 [--updates 2] [--precision float32] [--new-tokens 64] [--epochs 4] [--stop-at-eos] [--threads N]
 
 Prints JSON: {NAME: version, or null when it is not installed}; {"tokens_per_second": x}, new tokens or tokens of a forward and a backward pass;
-{"samples_per_second": x} of whole PPO updates. Several workers of one thread are CTranslate2's best layout on CPUs, and TRL's policy, reference,
-critic and reward model are of one shape. `--precision int8` is CTranslate2's alone.
+{"peak_bytes": n}, what such a pass adds to the resident memory at its peak, gradients included; {"samples_per_second": x} of whole PPO updates. Several workers of one thread are CTranslate2's best layout on CPUs, and TRL's policy,
+reference, critic and reward model are of one shape. `--precision int8` is CTranslate2's, and llama.cpp's Q8_0. --device is transformers' alone.
 """
 import argparse
+import ctypes
 import importlib.metadata
 import json
 import pathlib
@@ -53,12 +55,14 @@ def timed(flags, generate):
 
 def generate_transformers(flags):
     torch, model = loaded(flags)
-    model.eval()
-    prompts = torch.tensor(prompt_ids(flags, model.config.vocab_size))
+    model.eval().to(flags.device)
+    prompts = torch.tensor(prompt_ids(flags, model.config.vocab_size), device=flags.device)
 
     def generate(count):
         with torch.inference_mode():
             out = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=True, temperature=1.0, top_k=0, min_new_tokens=count, max_new_tokens=count)
+        if flags.device != "cpu":
+            torch.cuda.synchronize()
         return (out.shape[1] - flags.prompt_tokens) * flags.batch
 
     return timed(flags, generate)
@@ -81,6 +85,18 @@ def generate_ctranslate2(flags):
     return timed(flags, generate)
 
 
+def generate_llama_cpp(flags):
+    from gguf_model import write_gguf
+    from llama_cpp_batch import Batch
+    file = flags.cache / f"{pathlib.Path(flags.model).name}-{flags.precision}.gguf"
+    if not file.exists():
+        flags.cache.mkdir(exist_ok=True)
+        write_gguf(flags.model, file, flags.precision)
+    batch = Batch(file, flags.batch, flags.prompt_tokens, flags.new_tokens, flags.threads)
+    prompts = prompt_ids(flags, batch.vocabulary)
+    return timed(flags, lambda count: batch.generate(prompts, count).size)
+
+
 def train(flags):
     """bfloat16 is autocast over float32 weights, as PyTorch's users do it."""
     bfloat16, flags.precision = flags.precision == "bfloat16", "float32"
@@ -96,6 +112,23 @@ def train(flags):
         seconds = time.perf_counter() - start
         model.zero_grad()
     return flags.batch * flags.tokens / seconds
+
+
+def memory(flags):
+    """PyTorch eager in float32: VmHWM after a forward and a backward pass, reset before, less what was resident after loading."""
+    torch, model = loaded(flags)
+    model.train()
+    tokens = (torch.arange(flags.batch * flags.tokens).view(flags.batch, -1) * 7 + 3) % model.config.vocab_size
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = status_bytes("VmRSS")
+    pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    return status_bytes("VmHWM") - before
+
+
+def status_bytes(name):
+    line = next(line for line in pathlib.Path("/proc/self/status").read_text(encoding="ascii").splitlines() if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1024
 
 
 def ppo(flags):
@@ -124,7 +157,8 @@ def ppo(flags):
     with tempfile.TemporaryDirectory() as out:
         config = PPOConfig(output_dir=out, use_cpu=True, bf16=False, report_to=[], num_sample_generations=0, save_strategy="no", logging_strategy="no", per_device_train_batch_size=flags.samples // 4,
                            gradient_accumulation_steps=4, num_mini_batches=1, num_ppo_epochs=flags.epochs, total_episodes=updates * flags.samples,
-                           local_rollout_forward_batch_size=flags.samples // 4, response_length=flags.new_tokens, temperature=1.0, learning_rate=1e-6, gradient_checkpointing=False)
+                           local_rollout_forward_batch_size=flags.samples // 4, response_length=flags.new_tokens, temperature=1.0, learning_rate=1e-6, gradient_checkpointing=False,
+                           stop_token="eos" if flags.stop_at_eos else None)
         PPOTrainer(args=config, processing_class=tokenizer, model=policy, ref_model=reference, reward_model=reward, value_model=critic, train_dataset=rows,
                    eval_dataset=rows, callbacks=[Watch()]).train()
     if len(ends) < 2:
@@ -134,8 +168,8 @@ def ppo(flags):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["list", "generate", "train", "ppo"])
-    parser.add_argument("--peer", choices=["transformers", "ctranslate2"], default="transformers")
+    parser.add_argument("what", choices=["list", "generate", "train", "memory", "ppo"])
+    parser.add_argument("--peer", choices=["transformers", "ctranslate2", "llama.cpp"], default="transformers")
     parser.add_argument("--model")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--precision", choices=["float32", "bfloat16", "int8"], default="float32")
@@ -147,23 +181,31 @@ def main():
     parser.add_argument("--samples", type=int, default=64, help="of a PPO update")
     parser.add_argument("--updates", type=int, default=2, help="that are timed")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--stop-at-eos", action="store_true", help="a response ends with the end of text, a batch with its longest response")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--cache", type=pathlib.Path, help="keeps converted models between calls")
     flags = parser.parse_args()
-    if flags.what == "list":
-        print(json.dumps(installed()))
-        return
-    if not flags.model:
+    if flags.what != "list" and not flags.model:
         parser.error("expected --model DIR")
-    if flags.precision == "int8" and (flags.what, flags.peer) != ("generate", "ctranslate2"):
-        parser.error("--precision int8: expected --peer ctranslate2 and generate")
-    if flags.what == "ppo":
-        print(json.dumps({"samples_per_second": ppo(flags)}))
-        return
+    if flags.precision == "int8" and (flags.what != "generate" or flags.peer == "transformers"):
+        parser.error("--precision int8: expected --peer ctranslate2 or llama.cpp and generate")
+    if flags.device != "cpu" and (flags.what, flags.peer) != ("generate", "transformers"):
+        parser.error("--device: expected --peer transformers and generate")
     with tempfile.TemporaryDirectory() as scratch:
         flags.cache = flags.cache or pathlib.Path(scratch)
-        figure = train(flags) if flags.what == "train" else {"transformers": generate_transformers, "ctranslate2": generate_ctranslate2}[flags.peer](flags)
-    print(json.dumps({"tokens_per_second": figure}))
+        print(json.dumps(answer(flags)))
+
+
+def answer(flags):
+    if flags.what == "list":
+        return installed()
+    if flags.what == "memory":
+        return {"peak_bytes": memory(flags)}
+    if flags.what == "ppo":
+        return {"samples_per_second": ppo(flags)}
+    generators = {"transformers": generate_transformers, "ctranslate2": generate_ctranslate2, "llama.cpp": generate_llama_cpp}
+    return {"tokens_per_second": train(flags) if flags.what == "train" else generators[flags.peer](flags)}
 
 
 main()

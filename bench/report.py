@@ -1,8 +1,6 @@
 """The table of bench/run: what was measured against what limits it and what is asked of it."""
 import dataclasses
-import json
 import statistics
-import struct
 
 
 @dataclasses.dataclass
@@ -63,26 +61,15 @@ def alternate(rounds, measures):
     return {name: statistics.median(values) for name, values in results.items()}, results
 
 
-def peer_rows(what, unit, median, missing, peers, factor=None):
+def peer_rows(what, unit, median, missing, peers, factor=None, also=()):
     """A row of each peer, and one of the ratio of median["ours"] to the best of them; without either, rows that say why.
 
-    median: name -> figure; missing: name -> why there is none."""
+    median: name -> figure; missing: name -> why there is none; also: peers whose rows are elsewhere and with which it is compared too."""
     rows = [Row(f"{what}: {name}", median.get(name), unit, note=missing.get(name, "")) for name in peers]
-    best = max((name for name in peers if name in median), key=median.get, default=None)
+    best = max((name for name in [*peers, *also] if name in median), key=median.get, default=None)
     why = "no peer" if best is None else "no figure of ours" if "ours" not in median else ""
     rows.append(Row(f"{what}: ratio to the best peer", None if why else median["ours"] / median[best], "×", target=factor, note=why or f"to {best}"))
     return rows
-
-
-def append_tensor(path, name, values):
-    """Adds a float32 tensor of one row to a safetensors file."""
-    raw = path.read_bytes()
-    (size,) = struct.unpack("<Q", raw[:8])
-    header, data = json.loads(raw[8:8 + size]), raw[8 + size:]
-    header[name] = {"dtype": "F32", "shape": [1, len(values)], "data_offsets": [len(data), len(data) + 4 * len(values)]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data + struct.pack(f"<{len(values)}f", *values))
 
 
 def samples(exposition):
@@ -118,3 +105,28 @@ def rate_of_steps(seen, samples_per_step):
         return None
     (begin, first), (end, last) = commits[0], commits[-1]
     return (last - first) * samples_per_step / (end - begin)
+
+
+def union(intervals):
+    """[(begin, end)] that may overlap -> the same time as intervals that do not, in order."""
+    merged = []
+    for begin, end in sorted(intervals):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        elif end > begin:
+            merged.append((begin, end))
+    return merged
+
+
+def idle_share(trace):
+    """The share of time in which no sample was generated or scored and nothing trained, of `rlhfctl trace`'s events: from the end of the first update
+    to the end of the last. None with fewer than two updates.
+
+    A sample is generated from its lease until its result arrives at the coordinator, so both calls count as generating."""
+    spans = [(event["name"], event["cat"], event["ts"], event["ts"] + event["dur"]) for event in trace if event["ph"] == "X"]
+    updates = sorted((begin, end) for name, category, begin, end in spans if category == "learner" and name.startswith("update"))
+    if len(updates) < 2:
+        return None
+    first, last = updates[0][1], updates[-1][1]
+    busy = union([(begin, end) for _, category, begin, end in spans if category in ("generation", "scoring")] + updates)
+    return 1 - sum(max(0, min(end, last) - max(begin, first)) for begin, end in busy) / (last - first)

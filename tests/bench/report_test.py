@@ -2,10 +2,8 @@
 import json
 import os
 import pathlib
-import struct
 import subprocess
 import sys
-import tempfile
 import unittest
 
 ROOT = pathlib.Path(os.environ.get("RLHF_SOURCE_DIR", pathlib.Path(__file__).resolve().parents[2]))
@@ -49,16 +47,24 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(report.peer_rows("x", "/s", {"ours": 1.0}, {"a": "no --peers"}, ["a"])[-1].verdict(), "not measured: no peer")
         self.assertEqual(report.peer_rows("x", "/s", {"a": 1.0}, {}, ["a"])[-1].verdict(), "not measured: no figure of ours")
 
-    def test_appends_a_tensor(self):
-        with tempfile.TemporaryDirectory() as scratch:
-            file = pathlib.Path(scratch) / "model.safetensors"
-            header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-            file.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<f", 3.0))
-            report.append_tensor(file, "score.weight", [1.0, -2.0])
-            raw = file.read_bytes()
-            (size,) = struct.unpack("<Q", raw[:8])
-            self.assertEqual(json.loads(raw[8:8 + size])["score.weight"], {"dtype": "F32", "shape": [1, 2], "data_offsets": [4, 12]})
-            self.assertEqual(struct.unpack("<3f", raw[8 + size:]), (3.0, 1.0, -2.0))
+    def test_peers_whose_rows_are_elsewhere(self):
+        rows = report.peer_rows("x", "/s", {"ours": 12.0, "a": 4.0, "b": 8.0}, {}, ["a"], 1.0, ["b"])
+        self.assertEqual([row.figure for row in rows], [4.0, 1.5])
+
+    def test_union_of_intervals(self):
+        self.assertEqual(report.union([(5, 6), (0, 2), (1, 3), (3, 4), (0, 1), (7, 7)]), [(0, 4), (5, 6)])
+        self.assertEqual(report.union([]), [])
+
+    def test_idle_share(self):
+        def span(category, name, begin, end):
+            return {"ph": "X", "cat": category, "name": name, "ts": begin, "dur": end - begin}
+
+        first, last = span("learner", "update 1", 0, 100), span("learner", "update 2", 250, 300)
+        # Of 200 between the ends of the updates: generating 40, of which 10 twice, scoring 20, updating 50; waiting, committing and what came before do not count.
+        trace = [{"ph": "M", "name": "thread_name"}, last, first, span("generation", "1/0/0", 90, 130), span("generation", "1/1/0", 120, 140), span("scoring", "1/0/0", 150, 170),
+                 span("learner", "wait for samples", 100, 250), span("learner", "commit", 300, 320), span("occupancy", "busy", 0, 300)]
+        self.assertAlmostEqual(report.idle_share(trace), 1 - (40 + 20 + 50) / 200)
+        self.assertIsNone(report.idle_share([first, span("generation", "1/0/0", 0, 100)]))
 
     def test_alternates(self):
         order, figures = [], iter([1.0, 10.0, 3.0, 30.0, 2.0, 20.0])
