@@ -84,6 +84,17 @@ function(rlhf_cc_library)
   add_library(rlhf::${ARG_NAME} ALIAS rlhf_${ARG_NAME})
 endfunction()
 
+# rlhf_cuda_library(NAME cuda_kernels HDRS a.h SRCS a.cu): kernels without LibTorch; only where RLHF_CUDA is on.
+function(rlhf_cuda_library)
+  cmake_parse_arguments(ARG "" "NAME" "HDRS;SRCS" ${ARGN})
+  add_library(rlhf_${ARG_NAME} STATIC ${ARG_SRCS} ${ARG_HDRS})
+  target_include_directories(rlhf_${ARG_NAME} PRIVATE "${PROJECT_SOURCE_DIR}")
+  target_link_libraries(rlhf_${ARG_NAME} PUBLIC CUDA::cudart)
+  set_target_properties(rlhf_${ARG_NAME} PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Shared
+    CUDA_STANDARD 17)  # 20 is unknown to CMake 3.25
+  add_library(rlhf::${ARG_NAME} ALIAS rlhf_${ARG_NAME})
+endfunction()
+
 # rlhf_cc_binary(NAME coordinator OUTPUT rlhf-coordinator [COMPONENT rlhf-coordinator] [TORCH] [GRPC] [FAILPOINTS]
 #                SRCS main.cc DEPS …)
 # -> build/<preset>/bin/OUTPUT. With a COMPONENT it is installed (RlhfInstall.cmake); with FAILPOINTS there is also
@@ -127,7 +138,7 @@ function(_rlhf_test_executable NAME TORCH GRPC SRCS DEPS)
       target_precompile_headers(${NAME} REUSE_FROM rlhf_pch_test)
     endif()
   endif()
-  set_target_properties(${NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
+  set_target_properties(${NAME} PROPERTIES LINKER_LANGUAGE CXX RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
 endfunction()
 
 function(_rlhf_add_test NAME TIMEOUT LABELS TORCH)

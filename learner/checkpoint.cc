@@ -11,6 +11,7 @@
 #include "common/durable_file.h"
 #include "common/failpoint.h"
 #include "common/status_util.h"
+#include "model/device.h"
 
 namespace rlhf::learner {
 namespace {
@@ -37,7 +38,7 @@ absl::Status WriteCheckpoint(const std::string& dir, const NamedTensors& tensors
   std::vector<torch::Tensor> hosts;
   std::vector<artifact::TensorToWrite> writes;
   for (const auto& [name, tensor] : tensors) {
-    hosts.push_back(tensor.detach().to(torch::kCPU).contiguous());
+    hosts.push_back(model::ToHost(tensor));
     artifact::TensorToWrite& write = writes.emplace_back();
     write.name = name;
     RLHF_ASSIGN_OR_RETURN(write.dtype, DTypeOf(hosts.back()));
@@ -79,7 +80,7 @@ absl::Status ReadCheckpoint(const std::string& dir, const NamedTensors& tensors,
     const absl::Span<const uint8_t> bytes = (*file)->Data((*file)->tensors().at(name));
     torch::Tensor host = torch::empty(tensor.sizes(), tensor.options().device(torch::kCPU).requires_grad(false));
     std::memcpy(host.data_ptr(), bytes.data(), bytes.size());
-    tensor.detach().copy_(host);
+    model::CopyInto(tensor.detach(), host);
   }
   return absl::OkStatus();
 }
@@ -87,7 +88,7 @@ absl::Status ReadCheckpoint(const std::string& dir, const NamedTensors& tensors,
 std::string StateDigest(const NamedTensors& tensors, const std::vector<double>& numbers) {
   std::string digests;
   for (const auto& [name, tensor] : tensors) {
-    const torch::Tensor host = tensor.detach().to(torch::kCPU).contiguous();
+    const torch::Tensor host = model::ToHost(tensor);
     absl::StrAppend(&digests, name, " ", artifact::Xxh3Hex(host.data_ptr(), host.nbytes()), "\n");
   }
   absl::StrAppend(&digests, artifact::Xxh3Hex(numbers.data(), numbers.size() * sizeof(double)), "\n");

@@ -51,7 +51,7 @@ struct GroupOptions {
   std::string store_host;  // rank 0's TCPStore
   int store_port = 0;
   absl::Duration timeout = absl::Seconds(30);
-  bool nccl = false;  // else Gloo over interface_address
+  torch::Device device = torch::kCPU;  // of the tensors. CUDA: NCCL; else Gloo over interface_address
   std::string interface_address = "127.0.0.1";
 };
 // Rank 0's rendezvous: a TCPStore on a free port of one address (IPv4), kept alive by the returned object.

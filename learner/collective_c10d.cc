@@ -50,7 +50,7 @@ absl::Status Try(absl::string_view what, Fn&& fn) {
 class C10dCollective final : public Collective {
  public:
   C10dCollective(c10::intrusive_ptr<c10d::Backend> backend, const GroupOptions& options)
-      : backend_(std::move(backend)), options_(options), device_(options.nccl ? torch::kCUDA : torch::kCPU) {}
+      : backend_(std::move(backend)), options_(options) {}
 
   int rank() const override { return options_.rank; }
   int world_size() const override { return options_.world_size; }
@@ -83,7 +83,7 @@ class C10dCollective final : public Collective {
 
   absl::StatusOr<bool> Vote(bool ok) override {
     torch::Tensor against =
-        torch::full({1}, ok ? 0.0 : 1.0, torch::TensorOptions().dtype(torch::kFloat32).device(device_));
+        torch::full({1}, ok ? 0.0 : 1.0, torch::TensorOptions().dtype(torch::kFloat32).device(options_.device));
     const absl::Status status = AllReduceSum(against);
     if (!status.ok()) return status;
     return against.item<float>() == 0;
@@ -92,7 +92,8 @@ class C10dCollective final : public Collective {
   void Abort() override {
     aborted_ = true;
 #ifdef USE_C10D_NCCL
-    if (options_.nccl) (void)Try("abort", [&] { static_cast<c10d::ProcessGroupNCCL*>(backend_.get())->abort(); });
+    if (options_.device.is_cuda())
+      (void)Try("abort", [&] { static_cast<c10d::ProcessGroupNCCL*>(backend_.get())->abort(); });
 #endif
   }
   bool aborted() const override {
@@ -109,7 +110,7 @@ class C10dCollective final : public Collective {
 
   absl::Status WaitFor(const c10::intrusive_ptr<c10d::Work>& work, absl::string_view what) {
     const absl::Time deadline = absl::Now() + options_.timeout;
-    if (options_.nccl) return WaitForNccl(work, what, deadline);
+    if (options_.device.is_cuda()) return WaitForNccl(work, what, deadline);
     while (true) {
       // Gloo cannot abort: a slice that passes throws too, and is told from a failure by the work's own state.
       const absl::Status status = Try(what, [&] { work->wait(kSlice); });
@@ -145,7 +146,6 @@ class C10dCollective final : public Collective {
 
   c10::intrusive_ptr<c10d::Backend> backend_;
   const GroupOptions options_;
-  const torch::Device device_;
   std::atomic<bool> aborted_{false};
 };
 
@@ -218,7 +218,7 @@ absl::StatusOr<std::unique_ptr<Collective>> ConnectGroup(const GroupOptions& opt
     store_options.timeout = Millis(options.timeout);
     c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::TCPStore>(options.store_host, store_options);
     store = c10::make_intrusive<c10d::PrefixStore>(options.prefix, store);
-    if (options.nccl) {
+    if (options.device.is_cuda()) {
 #ifdef USE_C10D_NCCL
       auto nccl = c10d::ProcessGroupNCCL::Options::create();
       nccl->timeout = kWatchdogTimeout;

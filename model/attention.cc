@@ -5,6 +5,8 @@
 
 #include <ATen/Parallel.h>
 
+#include "model/device.h"
+#include "model/device_ops.h"
 #include "model/fused_ops.h"
 
 namespace rlhf::model {
@@ -121,6 +123,13 @@ PackedLayout PackedLayout::Of(const std::vector<int64_t>& lengths, torch::Device
     layout.begins.push_back(rows);
     rows += length;
   }
+  if (!device.is_cpu()) {
+    torch::Tensor borders = torch::empty({static_cast<int64_t>(lengths.size()) + 1}, torch::kInt32);
+    auto* const at = borders.data_ptr<int32_t>();
+    for (size_t i = 0; i < lengths.size(); ++i) at[i] = static_cast<int32_t>(layout.begins[i]);
+    at[lengths.size()] = static_cast<int32_t>(rows);
+    layout.borders = ToDevice(borders, device);
+  }
   layout.trivial = std::all_of(lengths.begin(), lengths.end(), [&](int64_t l) { return l == layout.longest; });
   if (layout.trivial) return layout;
   std::vector<int64_t> to_grid(lengths.size() * static_cast<size_t>(layout.longest), 0), to_rows;
@@ -131,14 +140,15 @@ PackedLayout PackedLayout::Of(const std::vector<int64_t>& lengths, torch::Device
       to_rows.push_back(cell);
     }
   }
-  layout.to_grid = torch::tensor(to_grid, torch::kInt64).to(device);
-  layout.to_rows = torch::tensor(to_rows, torch::kInt64).to(device);
+  layout.to_grid = ToDevice(to_grid, device);
+  layout.to_rows = ToDevice(to_rows, device);
   return layout;
 }
 
 torch::Tensor AttendPacked(const AttentionShape& shape, const torch::Tensor& packed, const PackedLayout& layout,
                            bool fixed_order) {
   if (fixed_order || (HasKernels(packed) && shape.softcap > 0)) return KernelAttention::apply(packed, layout, shape);
+  if (HasFlashAttention(shape, packed)) return FlashPacked(shape, packed, layout.borders, layout.longest);
   const torch::Tensor qkv = layout.trivial ? packed : packed.index_select(0, layout.to_grid);
   // Rows of padding are computed and dropped; nothing real attends to them: they come last.
   const torch::Tensor grid =
@@ -165,6 +175,7 @@ torch::Tensor AttendCached(const AttentionShape& shape, const torch::Tensor& que
     });
     return out;
   }
+  if (HasFlashAttention(shape, queries)) return FlashCached(shape, queries, keys, values);
   const torch::Tensor out = Attend(shape, queries.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0));
   return out.squeeze(0).transpose(0, 1).reshape({count, shape.heads * dim});
 }

@@ -1,8 +1,8 @@
 // Causal attention with grouped queries, sliding windows and soft-capping.
 //
-// Two ways to compute it: LibTorch's fused attention over a padded grid, and the kernels over packed rows, whose sums
-// have a fixed order. The kernels serve deterministic models and, on the CPU, soft-capped scores, which LibTorch's
-// attention lacks.
+// Two ways to compute it: LibTorch's fused attention, over a padded grid or, by flash attention on a GPU, over the
+// packed rows; and the kernels over packed rows, whose sums have a fixed order. The kernels serve deterministic models
+// and, on the CPU, soft-capped scores, which LibTorch's attention lacks.
 #pragma once
 
 #include <vector>
@@ -18,6 +18,7 @@ struct PackedLayout {
   int64_t longest = 0;
   bool trivial = false;            // all sequences have one length: the grid is the rows
   torch::Tensor to_grid, to_rows;  // int64; the grid's padding repeats row 0
+  torch::Tensor borders;           // where not on the CPU: int32 [batch + 1], `begins` and the number of rows
   static PackedLayout Of(const std::vector<int64_t>& lengths, torch::Device device);
 };
 

@@ -4,6 +4,7 @@
 
 #include <ATen/Parallel.h>
 
+#include "model/device.h"
 #include "model/fused_ops.h"
 #include "model/kernels/cpu_kernels.h"
 #include "model/linear.h"
@@ -163,8 +164,8 @@ ResponseIndex IndexResponses(const PackedBatch& batch, const std::vector<int64_t
     first += batch.lengths[i];
   }
   const torch::Device device = batch.token_ids.device();
-  index.rows = torch::tensor(rows, torch::kInt64).to(device);
-  index.targets = batch.token_ids.index_select(0, torch::tensor(positions, torch::kInt64).to(device));
+  index.rows = ToDevice(rows, device);
+  index.targets = batch.token_ids.index_select(0, ToDevice(positions, device));
   return index;
 }
 

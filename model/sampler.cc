@@ -4,27 +4,11 @@
 #include <cmath>
 #include <numeric>
 
+#include "model/device_ops.h"
 #include "model/kernels/cpu_kernels.h"
 
 namespace rlhf::model {
 namespace {
-
-// Philox-4x32-10 (Salmon et al., SC 2011).
-struct Words {
-  uint32_t v[4];
-};
-
-Words Philox(Words counter, uint32_t key0, uint32_t key1) {
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t product0 = uint64_t{0xD2511F53} * counter.v[0];
-    const uint64_t product1 = uint64_t{0xCD9E8D57} * counter.v[2];
-    counter = {{static_cast<uint32_t>(product1 >> 32) ^ counter.v[1] ^ key0, static_cast<uint32_t>(product1),
-                static_cast<uint32_t>(product0 >> 32) ^ counter.v[3] ^ key1, static_cast<uint32_t>(product0)}};
-    key0 += 0x9E3779B9;
-    key1 += 0xBB67AE85;
-  }
-  return counter;
-}
 
 // The tokens that top-k, then top-p keep (Hugging Face's order), most probable first, and their mass.
 double Keep(const SamplingParams& params, const float* exps, int64_t width, std::vector<int32_t>* kept) {
@@ -54,16 +38,19 @@ double Keep(const SamplingParams& params, const float* exps, int64_t width, std:
 
 }  // namespace
 
-double PhiloxUniform(const NoiseKey& key, uint32_t position) {
+kernels::PhiloxCounter NoiseOf(const NoiseKey& key, uint32_t position) {
   // The stream takes part through the key's high word; counter words are step, ordinal, index and position.
-  const Words words = Philox({{key.step, key.ordinal, key.index, position}}, static_cast<uint32_t>(key.seed),
-                             static_cast<uint32_t>(key.seed >> 32) ^ (key.stream * 0x9E3779B9U));
-  const uint64_t bits = (static_cast<uint64_t>(words.v[0]) << 21) ^ (words.v[1] >> 11);
-  return (static_cast<double>(bits & ((uint64_t{1} << 53) - 1)) + 0.5) * 0x1.0p-53;
+  return {{key.step, key.ordinal, key.index, position},
+          {static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32) ^ (key.stream * 0x9E3779B9U)}};
+}
+
+double PhiloxUniform(const NoiseKey& key, uint32_t position) {
+  return kernels::PhiloxUniform(NoiseOf(key, position));
 }
 
 std::vector<SampledToken> Sample(const torch::Tensor& logits, const std::vector<SamplingParams>& params,
                                  const std::vector<NoiseKey>& keys, const std::vector<uint32_t>& positions) {
+  if (HasDeviceSampler(logits)) return SampleOnDevice(logits, params, keys, positions);
   const torch::Tensor rows = logits.detach().to(torch::kCPU, torch::kFloat32).contiguous();
   const int64_t width = rows.size(1);
   std::vector<SampledToken> out(static_cast<size_t>(rows.size(0)));

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "model/kernels/philox.h"
 #include "model/libtorch.h"
 
 namespace rlhf::model {
@@ -30,10 +31,12 @@ struct SampledToken {
   float log_kept_mass = 0;  // log of the probability mass kept by top-p and top-k; 0 when both are off
 };
 
+kernels::PhiloxCounter NoiseOf(const NoiseKey& key, uint32_t position);
 // Uniform in (0, 1) for a position.
 double PhiloxUniform(const NoiseKey& key, uint32_t position);
 
-// logits [B, vocab], any float dtype; params, keys and positions have B entries.
+// logits [B, vocab], any float dtype; params, keys and positions have B entries. Logits on a CUDA device are drawn from
+// there (device_ops.h): the same token for the same logits, up to rounding, and the host waits once.
 std::vector<SampledToken> Sample(const torch::Tensor& logits, const std::vector<SamplingParams>& params,
                                  const std::vector<NoiseKey>& keys, const std::vector<uint32_t>& positions);
 

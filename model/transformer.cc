@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "model/attention.h"
+#include "model/device.h"
 #include "model/fused_ops.h"
 #include "model/gradient_checkpointing.h"
 #include "model/linear.h"
@@ -37,10 +38,8 @@ PackedBatch PackedBatch::FromSequences(const std::vector<std::vector<int32_t>>& 
     }
     batch.lengths.push_back(static_cast<int64_t>(sequence.size()));
   }
-  if (!device.is_cpu()) {
-    batch.token_ids = batch.token_ids.to(device);
-    batch.position_ids = batch.position_ids.to(device);
-  }
+  batch.token_ids = ToDevice(batch.token_ids, device);
+  batch.position_ids = ToDevice(batch.position_ids, device);
   return batch;
 }
 
@@ -158,8 +157,7 @@ void Transformer::SetParameter(const std::string& name, const torch::Tensor& val
       if (known_name != name) continue;
       TORCH_CHECK(value.sizes() == tensor.sizes(), "parameter ", name, " has shape ", tensor.sizes(), ", found ",
                   value.sizes());
-      torch::Tensor target = tensor;
-      target.copy_(value);
+      CopyInto(tensor, value);
       return;
     }
   }
@@ -229,17 +227,22 @@ torch::Tensor Transformer::Project(const torch::Tensor& x, const std::vector<Lin
     adapted = adapted || (adapters_active_ && part.lora_a.defined());
   }
   // Conv1D's weights lie the other way.
-  const torch::Tensor weight = int8 != nullptr     ? torch::Tensor()
-                               : parts.size() == 1 ? weights[0]
-                                                   : torch::cat(weights, family_->transposed ? 1 : 0);
-  const torch::Tensor bias = biases.empty() ? torch::Tensor() : (parts.size() == 1 ? biases[0] : torch::cat(biases));
+  const auto product = [&](const torch::Tensor& weight, const torch::Tensor& bias) {
+    if (!family_->transposed) return Product(x, weight, bias);
+    return deterministic_ ? Product(x, weight.t(), bias) : torch::addmm(bias, x, weight);
+  };
   torch::Tensor y;
-  if (int8 != nullptr) {
-    y = Int8Linear(x, *int8, bias);
-  } else if (!family_->transposed) {
-    y = Product(x, weight, bias);
+  if (int8 == nullptr && parts.size() > 1 && !device_.is_cpu()) {
+    // A device reads its memory faster than it would join the weights there: the results are joined.
+    std::vector<torch::Tensor> products;
+    for (const Linear& part : parts) products.push_back(product(part.weight, part.bias));
+    y = torch::cat(products, 1);
   } else {
-    y = deterministic_ ? Product(x, weight.t(), bias) : torch::addmm(bias, x, weight);
+    const torch::Tensor weight = int8 != nullptr     ? torch::Tensor()
+                                 : parts.size() == 1 ? weights[0]
+                                                     : torch::cat(weights, family_->transposed ? 1 : 0);
+    const torch::Tensor bias = biases.empty() ? torch::Tensor() : (parts.size() == 1 ? biases[0] : torch::cat(biases));
+    y = int8 != nullptr ? Int8Linear(x, *int8, bias) : product(weight, bias);
   }
   if (!adapted) return y;
   std::vector<torch::Tensor> deltas;

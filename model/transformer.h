@@ -133,6 +133,12 @@ class Transformer {
                          const Attend& attend) const;
   torch::Tensor RunCheckpointed(size_t l, const torch::Tensor& x, const RotaryRows* rotary, const Attend& attend) const;
   torch::Tensor HeadProduct(const torch::Tensor& hidden_rows) const;
+  // Extend's pass over sequences of one token each on a CUDA device, without a look at the cache's lengths (places: see
+  // device_ops.h; `end` is beyond the highest position). Can be recorded in a CUDA graph, which reads
+  // RotaryTables(end).
+  torch::Tensor Decode(const torch::Tensor& token_ids, const torch::Tensor& position_ids, const torch::Tensor& places,
+                       int64_t end, KvCache& cache) const;
+  std::vector<const void*> RotaryTables(int64_t end) const;
   int64_t Window(size_t layer) const { return config_.windowed[layer] ? config_.sliding_window : 0; }
   void CheckPositions(int64_t longest) const;
 
@@ -150,6 +156,7 @@ class Transformer {
   std::vector<Layer> layers_;
   torch::Tensor token_embedding_, position_embedding_, final_norm_weight_, final_norm_bias_, head_weight_;
   friend class ExtendPass;
+  friend class RecordedDecode;
 };
 
 }  // namespace rlhf::model

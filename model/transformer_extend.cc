@@ -4,6 +4,8 @@
 #include <c10/core/InferenceMode.h>
 
 #include "model/attention.h"
+#include "model/device.h"
+#include "model/device_ops.h"
 #include "model/fused_ops.h"
 #include "model/kv_cache.h"
 #include "model/rotary.h"
@@ -36,8 +38,15 @@ class ExtendPass {
       }
     }
     scratch_.resize(static_cast<size_t>((end_ + 15) / 16 * 16));
-    if (!prefills_.empty() && !decode_rows_.empty())
-      decode_index_ = torch::tensor(decode_rows_, torch::kInt64).to(model.device());
+    on_device_ = HasDecodeKernel(AttentionShapeOf(model.config(), 0), model.dtype(), model.device());
+    if (on_device_) {
+      std::vector<int64_t> places;
+      for (const auto* part : {&decode_rows_, &decode_begins_, &decode_rooms_, &decode_lengths_})
+        places.insert(places.end(), part->begin(), part->end());
+      places_ = ToDevice(places, model.device()).view({4, -1});
+    } else if (!prefills_.empty() && !decode_rows_.empty()) {
+      decode_index_ = ToDevice(decode_rows_, model.device());
+    }
   }
 
   int64_t end() const { return end_; }  // beyond the highest position
@@ -56,6 +65,10 @@ class ExtendPass {
                               cache_.values(layer, slots_[i]).narrow(1, 0, length), model_.deterministic()));
     }
     if (decode_rows_.empty()) return attended;
+    if (on_device_) {
+      DecodeOnDevice(shape, qkv, places_, cache_.keys(layer), cache_.values(layer), attended);
+      return attended;
+    }
     if (HasKernels(qkv)) {
       const torch::Tensor decoding = prefills_.empty() ? qkv : qkv.index_select(0, decode_index_);
       const torch::Tensor q = decoding.narrow(1, 0, shape.heads).contiguous();
@@ -83,6 +96,7 @@ class ExtendPass {
     const bool direct = HasKernels(qkv);
     for (size_t i = 0; i < slots_.size(); ++i) {
       const int64_t at = cache_.length(slots_[i]), count = batch_.lengths[i];
+      if (on_device_ && count == 1) continue;  // DecodeOnDevice does
       if (direct && count == 1) {
         float *const keys = cache_.keys(l).data_ptr<float>(), *const values = cache_.values(l).data_ptr<float>();
         const float* source = qkv.data_ptr<float>() + (begins_[i] * (heads + 2 * kv_heads) + heads) * dim;
@@ -109,6 +123,8 @@ class ExtendPass {
   std::vector<int> decode_slots_;
   std::vector<size_t> prefills_;
   torch::Tensor decode_index_;
+  bool on_device_ = false;
+  torch::Tensor places_;  // where on_device_
   std::vector<float> scratch_;
   int64_t end_ = 0;
 };
@@ -125,9 +141,34 @@ torch::Tensor Transformer::Extend(const PackedBatch& batch, const std::vector<in
           [&](size_t l, const torch::Tensor& qkv) { return pass.Attend(l, qkv.contiguous()); });
   for (size_t i = 0; i < slots.size(); ++i) cache.SetLength(slots[i], cache.length(slots[i]) + batch.lengths[i]);
   const bool all_last = x.size(0) == static_cast<int64_t>(slots.size());
-  const torch::Tensor last =
-      all_last ? x : x.index_select(0, torch::tensor(pass.last_rows(), torch::kInt64).to(device_));
+  const torch::Tensor last = all_last ? x : x.index_select(0, ToDevice(pass.last_rows(), device_));
   return Norm(last, final_norm_weight_, final_norm_bias_);
+}
+
+torch::Tensor Transformer::Decode(const torch::Tensor& token_ids, const torch::Tensor& position_ids,
+                                  const torch::Tensor& places, int64_t end, KvCache& cache) const {
+  RotaryRows rotary, local;
+  if (rotary_) rotary = rotary_->ForCache(position_ids, end);
+  if (local_rotary_) local = local_rotary_->ForCache(position_ids, end);
+  const torch::Tensor x = Run(
+      Embed(token_ids, position_ids), rotary_ ? &rotary : nullptr, local_rotary_ ? &local : nullptr,
+      [&](size_t l, const torch::Tensor& joined) {
+        const torch::Tensor qkv = joined.contiguous();
+        const torch::Tensor attended = torch::empty({qkv.size(0), config_.num_heads * config_.head_dim}, qkv.options());
+        const int layer = static_cast<int>(l);
+        DecodeOnDevice(AttentionShapeOf(config_, Window(l)), qkv, places, cache.keys(layer), cache.values(layer),
+                       attended);
+        return attended;
+      });
+  return Norm(x, final_norm_weight_, final_norm_bias_);
+}
+
+std::vector<const void*> Transformer::RotaryTables(int64_t end) const {
+  std::vector<const void*> out;
+  for (Rotary* rotary : {rotary_.get(), local_rotary_.get()}) {
+    if (rotary != nullptr) out.push_back(rotary->ForCache({}, end).cos.data_ptr());
+  }
+  return out;
 }
 
 }  // namespace rlhf::model

@@ -16,6 +16,7 @@
 #include "artifact/digest.h"
 #include "artifact/safetensors.h"
 #include "common/durable_file.h"
+#include "model/device.h"
 #include "model/families/family.h"
 #include "model/guard.h"
 #include "model/tensor_types.h"
@@ -179,7 +180,7 @@ absl::Status SaveModel(const Transformer& model, const std::string& out_dir, con
     std::vector<torch::Tensor> keep;
     std::vector<artifact::TensorToWrite> tensors;
     for (const auto& [name, parameter] : model.MergedParameters()) {
-      keep.push_back(parameter.detach().to(torch::kCPU).contiguous());
+      keep.push_back(ToHost(parameter));
       const torch::Tensor& tensor = keep.back();
       tensors.push_back({name, FromTorch(tensor.scalar_type()), tensor.sizes().vec(),
                          absl::MakeConstSpan(static_cast<const uint8_t*>(tensor.data_ptr()), tensor.nbytes())});
@@ -260,7 +261,7 @@ std::string WeightsDigest(const Transformer& model) {
   // Names and order are part of the model's description; the bytes of all parameters, one digest each, make the whole.
   std::string parts;
   for (const auto& [name, parameter] : model.trained_parameters()) {
-    const torch::Tensor host = parameter.detach().to(torch::kCPU).contiguous();
+    const torch::Tensor host = ToHost(parameter);
     absl::StrAppend(&parts, artifact::Xxh3Hex(host.data_ptr(), host.nbytes()));
   }
   return artifact::Xxh3Hex(parts.data(), parts.size());

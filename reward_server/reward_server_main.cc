@@ -1,5 +1,6 @@
 // rlhf-reward-server: scores samples with frozen models and rules, and computes the reference policy's
 // log-probabilities.
+#include <iostream>
 #include <memory>
 #include <set>
 #include <string>
@@ -21,6 +22,7 @@
 #include "common/process.h"
 #include "common/rpc_server.h"
 #include "common/tracing.h"
+#include "model/device.h"
 #include "model/libtorch.h"
 #include "reward_server/reward_service.h"
 #include "reward_server/scorer.h"
@@ -100,7 +102,7 @@ int Run(const Flags& flags) {
   }
   rlhf::client::ArtifactCache artifacts(flags.shared_root, flags.cache_dir, *channel);
   rlhf::reward::ScorerOptions scorer_options;
-  scorer_options.device = torch::Device(flags.device);
+  scorer_options.device = *rlhf::model::ParseDevice(flags.device);
   scorer_options.dtype = flags.precision == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
   scorer_options.batch_tokens = flags.batch_tokens;
   rlhf::reward::Scorer scorer(&artifacts, scorer_options);
@@ -246,5 +248,11 @@ int main(int argc, char** argv) {
   app.add_flag("--log-json", flags.log_json, "Log JSON lines");
   app.add_option("--trace-dir", flags.trace_dir, "Keep spans there, as OTLP/JSON lines");
   CLI11_PARSE(app, argc, argv);
+  // A configuration may be checked where the device is not.
+  if (const auto device = rlhf::model::ParseDevice(flags.device);
+      !device.ok() && !(check_config && absl::IsFailedPrecondition(device.status()))) {
+    std::cerr << "rlhf-reward-server: --device: " << device.status().message() << "\n";
+    return 2;
+  }
   return check_config ? 0 : Run(flags);
 }

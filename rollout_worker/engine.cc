@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "artifact/prompt.h"
 #include "common/status_util.h"
+#include "model/device.h"
 #include "model/guard.h"
 
 namespace rlhf::rollout {
@@ -26,8 +27,13 @@ int ContextTokens(const model::Transformer& model, const EngineOptions& options)
 
 int64_t Positions(const model::Transformer& model, const EngineOptions& options) {
   const int64_t most = static_cast<int64_t>(options.slots) * ContextTokens(model, options);
-  if (options.kv_cache_bytes == 0) return most;
-  return std::min(most, options.kv_cache_bytes / model::KvCache::BytesPerPosition(model.config(), model.dtype()));
+  int64_t bytes = options.kv_cache_bytes;
+  if (bytes == 0) {
+    const std::optional<int64_t> free = model::FreeBytes(model.device());
+    if (!free) return most;
+    bytes = *free / 2;
+  }
+  return std::min(most, bytes / model::KvCache::BytesPerPosition(model.config(), model.dtype()));
 }
 
 model::SamplingParams ToSamplingParams(const v1::SamplingParams& params) {
@@ -84,6 +90,7 @@ Engine::Engine(std::unique_ptr<model::Transformer> model, std::unique_ptr<artifa
       max_tokens_(ContextTokens(*model_, options)),
       cache_(model::KvCache::Shared(model_->config(), options.slots + options.shared_prefixes,
                                     Positions(*model_, options), model_->dtype(), model_->device())),
+      graphs_(options.cuda_graphs ? model::DecodeGraphs::Make(*model_, cache_) : nullptr),
       prefixes_(options.slots, options.shared_prefixes),
       slots_(options.slots) {}
 
@@ -382,13 +389,18 @@ void Engine::Admit(Pass* pass) {
 }
 
 torch::Tensor Engine::Compute(const Pass& pass) {
+  if (graphs_ != nullptr && pass.prompts.empty()) {
+    std::vector<int32_t> tokens;
+    for (const std::vector<int32_t>& input : pass.inputs) tokens.push_back(input.front());
+    return graphs_->Step(tokens, pass.slots);
+  }
   model::PackedBatch batch = model::PackedBatch::FromSequences(pass.inputs, model_->device());
   std::vector<int64_t> positions;
   for (size_t i = 0; i < pass.slots.size(); ++i) {
     for (size_t t = 0; t < pass.inputs[i].size(); ++t)
       positions.push_back(cache_.length(pass.slots[i]) + static_cast<int64_t>(t));
   }
-  batch.position_ids = torch::tensor(positions, torch::kInt64).to(model_->device());
+  batch.position_ids = model::ToDevice(positions, model_->device());
   return model_->Logits(model_->Extend(batch, pass.slots, cache_));
 }
 

@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "artifact/tokenizer.h"
+#include "model/decode_graphs.h"
 #include "model/kv_cache.h"
 #include "model/sampler.h"
 #include "model/transformer.h"
@@ -29,7 +30,8 @@ namespace rlhf::rollout {
 struct EngineOptions {
   int slots = 64;      // sequences at once
   int max_tokens = 0;  // prompt and response of a slot; 0: the model's context length
-  // Memory of keys and values, in bytes; 0: what all slots at their longest need.
+  // Memory of keys and values, in bytes; 0: what all slots at their longest need, and on a GPU, where it is taken at
+  // once, half of what is free there at most.
   int64_t kv_cache_bytes = 0;
   // Prompts whose keys and values are kept, while nothing else needs their memory, for prompts that begin alike; 0:
   // prompts share nothing.
@@ -37,6 +39,8 @@ struct EngineOptions {
   // Prompt tokens that a step computes beside the running sequences' tokens, so that a long prompt holds them up for a
   // part of it at a time; with nothing running, 8 times as many.
   int prefill_tokens = 512;
+  // On a CUDA device, steps without a prompt are recorded and launched as one (model/decode_graphs.h).
+  bool cuda_graphs = true;
   std::string worker_id;
 };
 
@@ -81,6 +85,7 @@ class Engine {
     int64_t prefix_hits = 0, prefix_tokens = 0;       // prompts that began with another's tokens, and how many
   };
   const Counters& counters() const { return counters_; }
+  const model::DecodeGraphs* decode_graphs() const { return graphs_.get(); }  // null: none are used
 
  private:
   struct Group;
@@ -108,6 +113,7 @@ class Engine {
   EngineOptions options_;
   const int max_tokens_;
   model::KvCache cache_;  // the engine's slots, then those of kept prompts
+  std::unique_ptr<model::DecodeGraphs> graphs_;
   PrefixCache prefixes_;
   int64_t weights_ = 0;       // how often they were replaced
   int64_t longest_room_ = 0;  // of a sample, in positions

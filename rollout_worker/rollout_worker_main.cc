@@ -19,6 +19,7 @@
 #include "common/rpc_server.h"
 #include "common/shared_memory.h"
 #include "common/tracing.h"
+#include "model/device.h"
 #include "model/libtorch.h"
 #include "rollout_worker/weight_relay.h"
 #include "rollout_worker/worker.h"
@@ -31,7 +32,7 @@ struct Flags {
   std::string address, advertise_host = "127.0.0.1";  // of the relay of weights; no address: none
   std::string shm_dir;
   std::string log_level = "info", trace_dir;
-  bool log_json = false;
+  bool log_json = false, cuda_graphs = true;
   int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25, shared_prefixes = 16, prefill_tokens = 512;
   uint64_t kv_cache_bytes = 0;
   rlhf::TlsFiles tls;
@@ -85,8 +86,9 @@ int Run(const Flags& flags) {
   loader_options.engine.kv_cache_bytes = static_cast<int64_t>(flags.kv_cache_bytes);
   loader_options.engine.shared_prefixes = flags.shared_prefixes;
   loader_options.engine.prefill_tokens = flags.prefill_tokens;
+  loader_options.engine.cuda_graphs = flags.cuda_graphs;
   loader_options.engine.worker_id = flags.instance;
-  loader_options.device = torch::Device(flags.device);
+  loader_options.device = *rlhf::model::ParseDevice(flags.device);
   loader_options.int8 = flags.precision == "int8";
   loader_options.dtype = flags.precision == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
   rlhf::rollout::PolicyLoader loader(&artifacts, &subscriber, loader_options);
@@ -158,6 +160,7 @@ int main(int argc, char** argv) {
   app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloaded artifacts")->required();
   app.add_option("--evidence-dir", flags.evidence_dir,
                  "Keep a list of the samples accepted from here, for `rlhfctl ledger --check --evidence`");
+  app.add_flag("!--no-cuda-graphs", flags.cuda_graphs, "On a GPU, launch each kernel of a step by itself");
   app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
   app.add_option("--precision", flags.precision,
                  "Compute precision; int8: float32 with the projections' weights as int8, on the CPU")
@@ -168,8 +171,10 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--max-tokens", flags.max_tokens, "Tokens a slot holds; 0: the model's context")
       ->check(CLI::Range(0, 1 << 20));
-  app.add_option("--kv-cache-bytes", flags.kv_cache_bytes,
-                 "Memory of keys and values, as 4GiB; sequences wait for it. 0: what all slots at their longest need")
+  app.add_option(
+         "--kv-cache-bytes", flags.kv_cache_bytes,
+         "Memory of keys and values, as 4GiB; sequences wait for it. 0: what all slots at their longest need, on "
+         "a GPU half of what is free at most")
       ->transform(CLI::AsSizeValue(false));
   app.add_option("--shared-prefixes", flags.shared_prefixes,
                  "Prompts whose keys and values are kept for prompts that begin alike; 0: prompts share nothing")
@@ -194,6 +199,12 @@ int main(int argc, char** argv) {
   if (flags.precision == "int8" && flags.device != "cpu") {
     std::cerr << "rlhf-rollout-worker: --precision int8: expected --device cpu, found " << flags.device
               << "; on a GPU use bfloat16\n";
+    return 2;
+  }
+  // A configuration may be checked where the device is not.
+  if (const auto device = rlhf::model::ParseDevice(flags.device);
+      !device.ok() && !(check_config && absl::IsFailedPrecondition(device.status()))) {
+    std::cerr << "rlhf-rollout-worker: --device: " << device.status().message() << "\n";
     return 2;
   }
   return check_config ? 0 : Run(flags);

@@ -18,6 +18,7 @@
 #include "common/log.h"
 #include "common/shared_memory.h"
 #include "common/status_util.h"
+#include "model/device.h"
 #include "model/guard.h"
 
 namespace rlhf::rollout {
@@ -231,7 +232,7 @@ absl::Status ApplyDelta(std::vector<Target>* targets) {
   size_t done = 0;
   for (; done < targets->size() && status.ok(); ++done) {
     Target& target = (*targets)[done];
-    target.host = target.parameter.detach().to(torch::kCPU).contiguous();
+    target.host = model::ToHost(target.parameter);
     target.delta.assign(target.part.bytes.begin(), target.part.bytes.end());  // what was received may be relayed still
     status = target.Swap();
     if (!status.ok()) break;  // changed nothing
@@ -245,7 +246,7 @@ absl::Status ApplyDelta(std::vector<Target>* targets) {
     return status;
   }
   for (Target& target : *targets) {
-    if (target.host.data_ptr() != target.parameter.data_ptr()) target.parameter.copy_(target.host);
+    if (target.host.data_ptr() != target.parameter.data_ptr()) model::CopyInto(target.parameter, target.host);
   }
   return absl::OkStatus();
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <iostream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -25,6 +26,7 @@
 #include "learner/service/coordinator_client.h"
 #include "learner/service/training_run.h"
 #include "learner/service/weight_publisher.h"
+#include "model/device.h"
 #include "model/libtorch.h"
 
 namespace {
@@ -190,7 +192,7 @@ int Run(const Flags& flags) {
       *channel, [&session] { return session->session_id(); }, &metrics);
   rlhf::learner::CoordinatorClient coordinator(*channel, session.get());
   rlhf::learner::TrainingRunOptions options;
-  options.device = torch::Device(flags.device);
+  options.device = *rlhf::model::ParseDevice(flags.device);
   options.advertise_host = flags.advertise_host;
   options.weights_address = identity.address();
   options.work_dir = flags.cache_dir + "/work";
@@ -306,5 +308,11 @@ int main(int argc, char** argv) {
   app.add_flag("--log-json", flags.log_json, "Log JSON lines");
   app.add_option("--trace-dir", flags.trace_dir, "Keep spans there, as OTLP/JSON lines");
   CLI11_PARSE(app, argc, argv);
+  // A configuration may be checked where the device is not.
+  if (const auto device = rlhf::model::ParseDevice(flags.device);
+      !device.ok() && !(check_config && absl::IsFailedPrecondition(device.status()))) {
+    std::cerr << "rlhf-learner: --device: " << device.status().message() << "\n";
+    return 2;
+  }
   return check_config ? 0 : Run(flags);
 }

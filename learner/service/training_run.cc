@@ -132,7 +132,7 @@ absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
     options.world_size = group.world_size();
     options.prefix = absl::StrCat(group.job_id(), "/", group.epoch(), "/");
     options.timeout = options_.collective_timeout;
-    options.nccl = options_.device.is_cuda();
+    options.device = options_.device;
     options.interface_address = options_.advertise_host;
     if (group.rank() == 0) {
       RLHF_ASSIGN_OR_RETURN(rendezvous_, Rendezvous::Host(options.interface_address, options.timeout));

@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "common/shared_memory.h"
 #include "common/status_util.h"
+#include "model/device.h"
 #include "model/guard.h"
 
 namespace rlhf::learner {
@@ -162,16 +163,15 @@ absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyV
     snapshot->manifest.set_total_size(total);
     uint64_t offset = 0;
     for (const auto& [name, parameter] : model.trained_parameters()) {
-      const torch::Tensor host = parameter.detach().to(torch::kCPU).contiguous();
-      std::memcpy(bytes.data() + offset, host.data_ptr(), host.nbytes());
+      model::CopyOut(parameter, bytes.data() + offset);
       v1::TensorEntry& entry = *snapshot->manifest.add_tensors();
       entry.set_name(name);
-      entry.set_dtype(DtypeName(host.scalar_type()));
-      entry.mutable_shape()->Add(host.sizes().begin(), host.sizes().end());
+      entry.set_dtype(DtypeName(parameter.scalar_type()));
+      entry.mutable_shape()->Add(parameter.sizes().begin(), parameter.sizes().end());
       entry.set_offset(offset);
-      entry.set_size(host.nbytes());
-      entry.set_xxh3(artifact::Xxh3Hex(bytes.data() + offset, host.nbytes()));
-      offset += host.nbytes();
+      entry.set_size(parameter.nbytes());
+      entry.set_xxh3(artifact::Xxh3Hex(bytes.data() + offset, parameter.nbytes()));
+      offset += parameter.nbytes();
     }
     return absl::OkStatus();
   }));
