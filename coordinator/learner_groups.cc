@@ -39,11 +39,11 @@ struct Group {
   std::set<std::string> survivors;  // sessions of the group before that may still join again
   int broken_in_a_row = 0;          // groups, without a step between
   int64_t step_when_broken = -1;
-  std::string broke;  // why it did last
+  std::string broke;                                      // why it did last
   absl::Duration not_before = -absl::InfiniteDuration();  // no group is formed
-  bool growing = false;             // broken to take a rank in: it waits for the survivors only
-  int started_with = 0;             // effective priority
-  std::string yields_to;            // the job that is to have its learners
+  bool growing = false;                                   // broken to take a rank in: it waits for the survivors only
+  int started_with = 0;                                   // effective priority
+  std::string yields_to;                                  // the job that is to have its learners
   GangWait wait = GangWait::kNone;
   v1::GroupAssignment assignment;  // of this epoch, without rank
 
@@ -259,8 +259,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
     });
   }
 
-  // Some break at once, whenever they are formed: a folder that may not be written, a device without memory. Returns what
-  // the job's messages say about it.
+  // Some break at once, whenever they are formed: a folder that may not be written, a device without memory. Returns
+  // what the job's messages say about it.
   static std::string PostponeNext(Group& group) {
     if (group.growing) return "";
     const int64_t step = group.listener->StepOf(group.plan.job_id);
@@ -270,7 +270,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
     const absl::Duration delay =
         std::min(kLongestDelay, absl::Seconds(1 << std::min(group.broken_in_a_row - kBreaksWithoutDelay - 1, 5)));
     group.not_before = group.waiting_since + delay;
-    return absl::StrCat(" (", group.broken_in_a_row, " times in a row without a step between; the next group is formed in ",
+    return absl::StrCat(" (", group.broken_in_a_row,
+                        " times in a row without a step between; the next group is formed in ",
                         absl::FormatDuration(delay), ")");
   }
 

@@ -26,7 +26,7 @@ class CoordinatorClient {
 
   // One long poll; an empty response means there is nothing to do yet.
   absl::StatusOr<v1::JoinGroupResponse> Join(const std::string& held_job, const v1::PolicyVersion& held,
-                                            const std::string& left_because);
+                                             const std::string& left_because);
   absl::Status PublishRendezvous(const v1::GroupAssignment& group, const std::string& address);
   absl::StatusOr<std::vector<v1::Sample>> NextBatch(const v1::GroupAssignment& group, int64_t step);
   // When replies are lost, asks what is committed: an equal step and digest is this commit.
