@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/prompt.h"
+#include "common/log.h"
 #include "common/status_util.h"
 #include "model/device.h"
 #include "model/guard.h"
@@ -392,7 +393,11 @@ torch::Tensor Engine::Compute(const Pass& pass) {
   if (graphs_ != nullptr && pass.prompts.empty()) {
     std::vector<int32_t> tokens;
     for (const std::vector<int32_t>& input : pass.inputs) tokens.push_back(input.front());
-    return graphs_->Step(tokens, pass.slots);
+    const bool worked = graphs_->failure().empty();
+    const torch::Tensor logits = graphs_->Step(tokens, pass.slots);
+    if (worked && !graphs_->failure().empty())
+      spdlog::warn("steps are not recorded as CUDA graphs any more: {}", graphs_->failure());
+    return logits;
   }
   model::PackedBatch batch = model::PackedBatch::FromSequences(pass.inputs, model_->device());
   std::vector<int64_t> positions;
