@@ -1,4 +1,4 @@
-"""`rlhfctl up` in a folder of its own, and one PPO job on it."""
+"""`rlhfctl up` in a folder of its own, and one PPO job on it, both of one precision."""
 import json
 import pathlib
 import signal
@@ -14,13 +14,13 @@ from harness import ToolError
 class Service:
     STEPS, SAMPLES, NEW_TOKENS, EPOCHS = 5, 64, 64, 4
 
-    def __init__(self, bench):
-        self.bench, self.dir = bench, pathlib.Path(tempfile.mkdtemp(prefix="cluster-", dir=bench.scratch))
+    def __init__(self, bench, precision="float32"):
+        self.bench, self.precision, self.dir = bench, precision, pathlib.Path(tempfile.mkdtemp(prefix="cluster-", dir=bench.scratch))
 
     def __enter__(self):
         self.log = open(self.bench.scratch / "up.log", "w", encoding="utf-8")
         self.process = subprocess.Popen([self.bench.flags.bin / "rlhfctl", "up", "--dir", self.dir, "--rollout-workers", "1", "--reward-servers", "1", "--learners", "1",
-                                         "--slots", "64", "--threads", str(self.bench.flags.threads)], stdout=self.log, stderr=self.log, env=self.bench.environment)
+                                         "--slots", "64", "--threads", str(self.bench.flags.threads), "--rollout-precision", self.precision], stdout=self.log, stderr=self.log, env=self.bench.environment)
         deadline = time.monotonic() + 120
         while not (self.dir / "ready").exists():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -52,7 +52,7 @@ class Service:
                 return {}
         return {}
 
-    def run_ppo(self, model, reward, prompts, precision="float32", policy_lag=1):
+    def run_ppo(self, model, reward, prompts, policy_lag=1):
         """Returns what was seen of it: `seen` [(seconds, steps committed)], the metrics of `learner` and `rollout`, and the `trace`'s events."""
         job = self.bench.scratch / "job.yaml"
         job.write_text(f"""name: bench
@@ -66,7 +66,7 @@ ppo:
   sampling: {{temperature: 1, max_new_tokens: {self.NEW_TOKENS}}}
   epochs: {self.EPOCHS}
   max_policy_lag: {policy_lag}
-  precision: {precision.upper()}
+  precision: {self.precision.upper()}
   policy_optimizer: {{learning_rate: 1e-6}}
 """, encoding="utf-8")
         self.ctl("submit", job)
@@ -75,10 +75,10 @@ ppo:
         while time.monotonic() < deadline:
             learner, rollout = self.metrics("learner") or learner, self.metrics("rollout") or rollout
             seen.append((time.monotonic(), report.total(learner, "rlhf_learner_steps_total", outcome="committed")))
-            state = json.loads(self.ctl("--output", "json", "get", "bench"))["state"]
-            if state in ("FAILED", "CANCELLED"):
-                raise ToolError(f"the PPO job ended as {state}:\n" + self.ctl("get", "bench"))
-            if state == "SUCCEEDED":
+            found = json.loads(self.ctl("--output", "json", "get", "bench"))
+            if found["state"] in ("FAILED", "CANCELLED"):
+                raise ToolError(f"the PPO job ended as {found['state']}: {found.get('reason', '')}")
+            if found["state"] == "SUCCEEDED":
                 break
             time.sleep(0.2)
         trace = self.bench.scratch / "trace.json"

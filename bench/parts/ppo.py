@@ -41,8 +41,8 @@ def policy_and_reward_model(bench, case):
 
 def run_job(bench, case, policy_lag=1):
     policy, reward = policy_and_reward_model(bench, case)
-    with Service(bench) as service:
-        return service.run_ppo(policy, reward, models.write_prompts(bench.scratch), case.precision, policy_lag)
+    with Service(bench, case.precision) as service:
+        return service.run_ppo(policy, reward, models.write_prompts(bench.scratch), policy_lag)
 
 
 def measure(bench):
