@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/safetensors_writer.h"
 #include "common/durable_file.h"
 
 namespace rlhf::artifact {
@@ -267,9 +268,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
 
 absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
                               const std::map<std::string, std::string>& metadata, Durability durability) {
-  nlohmann::ordered_json header;
-  if (!metadata.empty()) header["__metadata__"] = metadata;
-  uint64_t offset = 0;
+  std::vector<TensorLayout> layout;
   for (const TensorToWrite& tensor : tensors) {
     uint64_t bytes = static_cast<uint64_t>(DTypeSize(tensor.dtype));
     for (const int64_t dimension : tensor.shape) bytes *= static_cast<uint64_t>(dimension);
@@ -277,15 +276,11 @@ absl::Status WriteSafetensors(const std::string& path, const std::vector<TensorT
       return absl::InvalidArgumentError(
           absl::StrCat("tensor \"", tensor.name, "\": its shape needs ", bytes, " bytes, found ", tensor.data.size()));
     }
-    header[tensor.name] = {
-        {"dtype", DTypeName(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + bytes}}};
-    offset += bytes;
+    layout.push_back({tensor.name, tensor.dtype, tensor.shape});
   }
-  std::string text = header.dump();
-  // The data section is aligned to 8 bytes, as the format's own writer does.
-  text.append((8 - text.size() % 8) % 8, ' ');
-  const uint64_t header_size = text.size();
-  std::vector<absl::string_view> parts{{reinterpret_cast<const char*>(&header_size), kHeaderLengthBytes}, text};
+  std::vector<uint64_t> begins;
+  const std::string header = SafetensorsHeader(layout, metadata, &begins);
+  std::vector<absl::string_view> parts{header};
   for (const TensorToWrite& tensor : tensors)
     parts.emplace_back(reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size());
   return WriteFileParts(path, parts, durability);

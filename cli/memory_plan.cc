@@ -1,5 +1,6 @@
 #include "cli/memory_plan.h"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
@@ -20,6 +21,8 @@ std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
   const artifact::ModelConfig& c = input.policy;
   const uint64_t parameters = U(artifact::NumParameters(c)), compute = input.bfloat16 ? kBfloat : kFloat;
   const uint64_t trained = parameters * (input.critic ? 2 : 1);
+  const bool shard = input.shard_optimizer_state && input.ranks > 1;
+  const uint64_t shares = shard ? U(input.ranks) : 1, owned = (trained + shares - 1) / shares;
   const uint64_t tokens = U(input.micro_batch_tokens);
   // What a layer keeps for the backward pass, a token: its input, the norms' outputs, q, k, v, attention's output, and
   // the MLP's two or three inner values. Scores are recomputed (scaled_dot_product_attention keeps none).
@@ -30,10 +33,10 @@ std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
   const uint64_t slot_tokens = U(input.tokens_a_slot > 0 ? input.tokens_a_slot : c.max_position_embeddings);
   const uint64_t kv = 2 * U(c.num_layers * c.num_kv_heads * c.head_dim) * compute * U(input.slots) * slot_tokens;
   std::vector<PlanLine> plan = {
-      {"learner", "weights, float32", trained * kFloat},
+      {"learner", "weights, float32", (input.bfloat16 ? owned : trained) * kFloat},
       {"learner", "gradients, float32", trained * kFloat},
-      {"learner", "AdamW's two moments, float32", 2 * trained * kFloat},
-      {"learner", "snapshot from before the step", 3 * trained * kFloat},
+      {"learner", "AdamW's two moments, float32", 2 * owned * kFloat},
+      {"learner", "snapshot from before the step", 3 * owned * kFloat},
       {"learner", "activations of a micro-batch", tokens * kept * compute},
       {"learner", "logits, 1024 tokens at a time", 2 * 1024 * U(c.vocab_size) * kFloat},
       {"learner", "weights being published", parameters * kFloat},
@@ -44,6 +47,8 @@ std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
       {"reward server", "reference policy", parameters * compute},
       {"reward server", "activations of a batch", tokens * layer * compute},
   };
+  // Shares are gathered bucket by bucket; the largest is the embedding's.
+  if (shard) plan.push_back({"learner", "shares, while they are gathered", U(c.vocab_size * c.hidden_size) * kFloat});
   if (input.bfloat16) plan.insert(plan.begin() + 1, {"learner", "weights, bfloat16", trained * kBfloat});
   return plan;
 }
@@ -58,9 +63,11 @@ namespace {
 
 // JobSpec and StageSpec have the same kinds.
 template <typename Spec>
-void Estimate(const Spec& spec, const std::string& where, const std::string& base_dir,
-              std::vector<MemoryEstimate>* estimates) {
+void Estimate(const Spec& spec, const v1::LearnerGroupSpec& learners, const std::string& where,
+              const std::string& base_dir, std::vector<MemoryEstimate>* estimates) {
   PlanInput input;
+  input.ranks = std::max(1, learners.has_min_ranks() ? learners.min_ranks() : learners.ranks());
+  input.shard_optimizer_state = learners.shard_optimizer_state();
   std::string reference;
   if (spec.has_ppo()) {
     const v1::PpoSpec& ppo = spec.ppo();
@@ -88,9 +95,11 @@ void Estimate(const Spec& spec, const std::string& where, const std::string& bas
 
 std::vector<MemoryEstimate> EstimateMemory(const v1::JobSpec& spec, const std::string& base_dir) {
   std::vector<MemoryEstimate> estimates;
-  Estimate(spec, spec.name(), base_dir, &estimates);
-  for (const v1::StageSpec& stage : spec.pipeline().stages())
-    Estimate(stage, absl::StrCat("stage ", stage.name()), base_dir, &estimates);
+  Estimate(spec, spec.learners(), spec.name(), base_dir, &estimates);
+  for (const v1::StageSpec& stage : spec.pipeline().stages()) {
+    Estimate(stage, stage.has_learners() ? stage.learners() : spec.learners(), absl::StrCat("stage ", stage.name()),
+             base_dir, &estimates);
+  }
   return estimates;
 }
 

@@ -375,6 +375,24 @@ class LearnerGroupsImpl final : public LearnerGroups {
     }
   }
 
+  // Whether the members together hold all of a version's optimizer state: one of them does, or every share of one
+  // division is there (learners.shard_optimizer_state).
+  static bool HoldsAllShares(const Group& group, const v1::PolicyVersion& version,
+                             const std::vector<const Waiter*>& members) {
+    std::map<int, std::set<int>> held;  // by the number of shares
+    for (const Waiter* member : members) {
+      const v1::JoinGroupRequest& request = member->request;
+      if (request.held_job_id() != group.plan.job_id || request.held().step() != version.step() ||
+          request.held().digest() != version.digest())
+        continue;
+      const int shares = std::max(1, request.held_shares());
+      std::set<int>& of_division = held[shares];
+      of_division.insert(request.held_share());
+      if (static_cast<int>(of_division.size()) == shares) return true;
+    }
+    return false;
+  }
+
   void FormGroup(Group& group) {
     std::vector<const Waiter*> candidates = Candidates(&group);
     // Those that still hold this job's weights come first and seed the others.
@@ -393,7 +411,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     if (ranks == 0) return;  // who was free a moment ago has become another's
     candidates.resize(static_cast<size_t>(ranks));
     const v1::PolicyVersion& held = candidates.front()->request.held();
-    const bool holds = held_step(candidates.front()) > 0;
+    const bool holds = held_step(candidates.front()) > 0 && HoldsAllShares(group, held, candidates);
     ++group.epoch;
     group.formed_at = loop_->clock().Now();
     for (const Waiter* waiter : candidates) group.members.push_back(waiter->request.session_id());

@@ -26,9 +26,10 @@ struct TrainingPlan {
 class TrainingListener {
  public:
   virtual ~TrainingListener() = default;
-  // A group forms (first time or again). `held`: the newest version of this job that a member still holds, or null;
-  // where it is not the committed one the job rolls back to its checkpoint. `ranks`: its size. `rank0_address`: the
-  // WeightsService that will hold the version the group starts from. Says from where to train.
+  // A group forms (first time or again). `held`: the newest version of this job that a member still holds, or all of
+  // its members' shares of the optimizer's state together, or null; where it is not the committed one the job rolls
+  // back to its checkpoint. `ranks`: its size. `rank0_address`: the WeightsService that will hold the version the group
+  // starts from. Says from where to train.
   virtual v1::GroupAssignment OnGroupForming(const std::string& job_id, uint64_t epoch, int ranks,
                                              const v1::PolicyVersion* held, const std::string& rank0_address) = 0;
   // The version that is committed: who holds it goes first. Null: nothing of the job is held across groups.

@@ -31,6 +31,11 @@ class Collective {
     virtual absl::Status Wait() = 0;
   };
   virtual absl::StatusOr<std::unique_ptr<Pending>> StartAllReduceSum(torch::Tensor tensor) = 0;
+  // The same, of a tensor [world_size · n] of which this rank wants only its own part, elements [rank · n,
+  // (rank + 1) · n), summed in place; what the other parts are afterwards is not said.
+  virtual absl::StatusOr<std::unique_ptr<Pending>> StartReduceScatterSum(torch::Tensor tensor) = 0;
+  // Of a contiguous tensor [world_size · n] each rank has filled its own part: afterwards all have all parts.
+  virtual absl::Status AllGather(torch::Tensor tensor) = 0;
   // True when every rank says ok; all ranks learn the same answer.
   virtual absl::StatusOr<bool> Vote(bool ok) = 0;
   // Wakes a call blocked in another thread; it fails as Unavailable.

@@ -81,6 +81,31 @@ class C10dCollective final : public Collective {
     return sum;
   }
 
+  absl::StatusOr<std::unique_ptr<Pending>> StartReduceScatterSum(torch::Tensor tensor) override {
+    // Gloo's own is an all-reduce of a copy, and its waits cannot be sliced.
+    if (!options_.nccl) return StartAllReduceSum(std::move(tensor));
+    if (aborted_) return Broken("reduce-scatter", "the group was given up");
+    auto sum = std::make_unique<Sum>();
+    sum->group = this;
+    torch::Tensor own = OwnPart(tensor);
+    sum->tensors = {std::move(tensor), own};
+    const absl::Status status = Try("reduce-scatter", [&] {
+      sum->work = backend_->_reduce_scatter_base(sum->tensors[1], sum->tensors[0], c10d::ReduceScatterOptions());
+    });
+    if (!status.ok()) return status;
+    return sum;
+  }
+
+  absl::Status AllGather(torch::Tensor tensor) override {
+    if (aborted_) return Broken("all-gather", "the group was given up");
+    c10::intrusive_ptr<c10d::Work> work;
+    torch::Tensor own = OwnPart(tensor);
+    if (!options_.nccl) own = own.clone();  // NCCL takes the part where it lies
+    const absl::Status status =
+        Try("all-gather", [&] { work = backend_->_allgather_base(tensor, own, c10d::AllgatherOptions()); });
+    return status.ok() ? WaitFor(work, "all-gather") : status;
+  }
+
   absl::StatusOr<bool> Vote(bool ok) override {
     torch::Tensor against =
         torch::full({1}, ok ? 0.0 : 1.0, torch::TensorOptions().dtype(torch::kFloat32).device(options_.device));
@@ -107,6 +132,11 @@ class C10dCollective final : public Collective {
     std::vector<at::Tensor> tensors;
     c10::intrusive_ptr<c10d::Work> work;
   };
+
+  torch::Tensor OwnPart(const torch::Tensor& tensor) const {
+    const int64_t size = tensor.numel() / options_.world_size;
+    return tensor.narrow(0, options_.rank * size, size);
+  }
 
   absl::Status WaitFor(const c10::intrusive_ptr<c10d::Work>& work, absl::string_view what) {
     const absl::Time deadline = absl::Now() + options_.timeout;

@@ -6,16 +6,18 @@
 namespace rlhf::learner {
 
 struct GradientBuckets::State {
-  struct Bucket {
+  struct Sums {
     torch::Tensor flat;
-    std::vector<size_t> parameters;
     size_t missing = 0;  // parameters whose last gradient has not come yet
   };
   std::vector<torch::Tensor> parameters;
   std::vector<unsigned> hooks;
-  std::vector<torch::Tensor> gradients;  // views
+  std::vector<torch::Tensor> gradients;  // views, by parameter
+  std::vector<torch::Tensor> own;        // views of the share's segments; empty: no share
   std::vector<size_t> bucket_of;
-  std::vector<Bucket> buckets;
+  std::vector<Bucket> layout;
+  std::vector<Sums> buckets;
+  bool shared = false;
   std::vector<bool> arrived;
 
   // Of the backward that runs now; hooks run inside it, one at a time.
@@ -40,7 +42,7 @@ struct GradientBuckets::State {
   void Start() {
     torch::Tensor& flat = buckets[started++].flat;
     if (collective->world_size() == 1 || !error.ok()) return;
-    auto sum = collective->StartAllReduceSum(flat);
+    auto sum = shared ? collective->StartReduceScatterSum(flat) : collective->StartAllReduceSum(flat);
     if (sum.ok()) {
       pending.push_back(*std::move(sum));
     } else {
@@ -53,7 +55,22 @@ struct GradientBuckets::State {
     if (!last) return;
     started = 0;
     std::fill(arrived.begin(), arrived.end(), false);
-    for (Bucket& bucket : buckets) bucket.missing = bucket.parameters.size();
+    for (size_t b = 0; b < buckets.size(); ++b) buckets[b].missing = layout[b].parameters.size();
+  }
+  // Zeroed buckets, each of a size that divides into so many shares, and the views into them.
+  void Allocate(int shares) {
+    buckets.clear();
+    for (size_t b = 0; b < layout.size(); ++b) {
+      const torch::Tensor& first = parameters[layout[b].parameters.front().parameter];
+      Sums& sums = buckets.emplace_back();
+      sums.flat = torch::zeros({ShareSize(layout[b], shares) * shares},
+                               torch::TensorOptions().dtype(torch::kFloat32).device(first.device()));
+      for (const Segment& segment : layout[b].parameters) {
+        bucket_of[segment.parameter] = b;
+        gradients[segment.parameter] =
+            sums.flat.narrow(0, segment.at, segment.size).view(parameters[segment.parameter].sizes());
+      }
+    }
   }
 };
 
@@ -65,30 +82,8 @@ GradientBuckets::GradientBuckets(std::vector<torch::Tensor> parameters, int64_t 
   s.gradients.resize(n);
   s.bucket_of.resize(n);
   s.arrived.assign(n, false);
-  int64_t bytes = 0;
-  for (size_t reversed = 0; reversed < n; ++reversed) {
-    const size_t i = n - 1 - reversed;
-    const int64_t size = s.parameters[i].numel() * 4;
-    if (s.buckets.empty() || bytes + size > bucket_bytes) {
-      s.buckets.emplace_back();
-      bytes = 0;
-    }
-    s.buckets.back().parameters.push_back(i);
-    s.bucket_of[i] = s.buckets.size() - 1;
-    bytes += size;
-  }
-  for (State::Bucket& bucket : s.buckets) {
-    int64_t total = 0;
-    for (const size_t i : bucket.parameters) total += s.parameters[i].numel();
-    bucket.flat = torch::zeros(
-        {total},
-        torch::TensorOptions().dtype(torch::kFloat32).device(s.parameters[bucket.parameters.front()].device()));
-    int64_t at = 0;
-    for (const size_t i : bucket.parameters) {
-      s.gradients[i] = bucket.flat.narrow(0, at, s.parameters[i].numel()).view(s.parameters[i].sizes());
-      at += s.parameters[i].numel();
-    }
-  }
+  s.layout = BucketsOf(s.parameters, bucket_bytes);
+  s.Allocate(1);
   for (size_t i = 0; i < n; ++i) {
     s.hooks.push_back(
         s.parameters[i].register_hook([weak = std::weak_ptr<State>(state_), i](const torch::Tensor& gradient) {
@@ -101,8 +96,19 @@ GradientBuckets::~GradientBuckets() {
   for (size_t i = 0; i < state_->hooks.size(); ++i) state_->parameters[i].remove_hook(state_->hooks[i]);
 }
 
+void GradientBuckets::SetShare(const Share& share) {
+  State& s = *state_;
+  s.shared = true;
+  s.Allocate(share.count);
+  s.own.clear();
+  for (size_t b = 0; b < s.layout.size(); ++b) {
+    for (const Segment& segment : SegmentsOf(s.layout[b], share))
+      s.own.push_back(s.buckets[b].flat.narrow(0, segment.at, segment.size));
+  }
+}
+
 void GradientBuckets::Begin() {
-  for (State::Bucket& bucket : state_->buckets) bucket.flat.zero_();
+  for (State::Sums& bucket : state_->buckets) bucket.flat.zero_();
   state_->pending.clear();
   state_->error = absl::OkStatus();
 }
@@ -134,7 +140,7 @@ absl::Status GradientBuckets::Wait() {
 }
 
 const std::vector<torch::Tensor>& GradientBuckets::gradients() const {
-  return state_->gradients;
+  return state_->shared ? state_->own : state_->gradients;
 }
 
 }  // namespace rlhf::learner

@@ -10,20 +10,21 @@
 
 #include "absl/status/status.h"
 #include "learner/collective.h"
+#include "learner/share.h"
 #include "model/libtorch.h"
 
 namespace rlhf::learner {
 
 class GradientBuckets {
  public:
-  // parameters: leaves that require gradients, any float dtype, one device. Buckets are filled from the last parameter
-  // to the first (the order in which backward makes them), each of at most bucket_bytes of float32 (a larger parameter
-  // has one of its own).
-  explicit GradientBuckets(std::vector<torch::Tensor> parameters, int64_t bucket_bytes = 4 << 20);
+  // parameters: leaves that require gradients, any float dtype, one device; in buckets as BucketsOf makes them.
+  explicit GradientBuckets(std::vector<torch::Tensor> parameters, int64_t bucket_bytes = kBucketBytes);
   ~GradientBuckets();
   GradientBuckets(const GradientBuckets&) = delete;
   GradientBuckets& operator=(const GradientBuckets&) = delete;
 
+  // From now on only this share of every bucket is summed over ranks (a reduce-scatter), for a group of so many ranks.
+  void SetShare(const Share& share);
   // Zeroes the sums.
   void Begin();
   // Adds the gradients of a scalar loss. With last, every bucket's sum over ranks is started as soon as all its
@@ -33,7 +34,8 @@ class GradientBuckets {
   absl::Status ReduceOnly(Collective* collective);
   // Blocks until all sums are done. Unavailable when a rank died.
   absl::Status Wait();
-  // float32 views into the buckets, in the order of the parameters.
+  // float32 views into the buckets: of each parameter, in their order; with a share, of its segments, flat, bucket by
+  // bucket.
   const std::vector<torch::Tensor>& gradients() const;
 
  private:

@@ -45,6 +45,11 @@ class MeteredCollective final : public Collective {
     RLHF_ASSIGN_OR_RETURN(std::unique_ptr<Pending> pending, collective_->StartAllReduceSum(std::move(tensor)));
     return std::make_unique<MeteredPending>(std::move(pending), &waited_);
   }
+  absl::StatusOr<std::unique_ptr<Pending>> StartReduceScatterSum(torch::Tensor tensor) override {
+    RLHF_ASSIGN_OR_RETURN(std::unique_ptr<Pending> pending, collective_->StartReduceScatterSum(std::move(tensor)));
+    return std::make_unique<MeteredPending>(std::move(pending), &waited_);
+  }
+  absl::Status AllGather(torch::Tensor tensor) override { return collective_->AllGather(std::move(tensor)); }
   absl::StatusOr<bool> Vote(bool ok) override { return collective_->Vote(ok); }
   void Abort() override { collective_->Abort(); }
   bool aborted() const override { return collective_->aborted(); }

@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_util.h"
 
 namespace rlhf::learner {
 
@@ -20,15 +24,115 @@ double LearningRateAt(const v1::OptimizerSpec& spec, int64_t update, int64_t tot
 AdamW::AdamW(NamedTensors parameters, const v1::OptimizerSpec& spec, int64_t total_updates)
     : parameters_(std::move(parameters)), spec_(spec), total_updates_(total_updates) {
   const torch::NoGradGuard no_grad;
-  for (const auto& [name, parameter] : parameters_) {
-    masters_.push_back(parameter.scalar_type() == torch::kFloat32 ? parameter.detach()
-                                                                  : parameter.detach().to(torch::kFloat32));
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    segments_.push_back({i, 0, parameter(i).numel(), 0});
+    masters_.push_back(parameter(i).scalar_type() == torch::kFloat32 ? parameter(i).detach()
+                                                                     : parameter(i).detach().to(torch::kFloat32));
     exp_avg_.push_back(torch::zeros_like(masters_.back()));
     exp_avg_sq_.push_back(torch::zeros_like(masters_.back()));
   }
 }
 
+AdamW::AdamW(NamedTensors parameters, std::vector<Bucket> buckets, const v1::OptimizerSpec& spec, int64_t total_updates)
+    : parameters_(std::move(parameters)), buckets_(std::move(buckets)), spec_(spec), total_updates_(total_updates) {}
+
+torch::Tensor AdamW::Flattened(const Segment& segment) const {
+  return parameter(segment.parameter).detach().view({-1}).narrow(0, segment.begin, segment.size);
+}
+
+bool AdamW::HasMaster(const Bucket& bucket) const {
+  return parameter(bucket.parameters.front().parameter).scalar_type() != torch::kFloat32;
+}
+
+AdamW::Flats AdamW::Zeros(const Share& share) const {
+  Flats flats;
+  for (const Bucket& bucket : buckets_) {
+    const auto options =
+        torch::TensorOptions().dtype(torch::kFloat32).device(parameter(bucket.parameters.front().parameter).device());
+    for (const Kind kind : {kMaster, kExpAvg, kExpAvgSq}) {
+      flats[kind].push_back(kind == kMaster && !HasMaster(bucket)
+                                ? torch::Tensor()
+                                : torch::zeros({ShareSize(bucket, share.count)}, options));
+    }
+  }
+  return flats;
+}
+
+void AdamW::Adopt(const Share& share, Flats flats) {
+  share_ = share;
+  flats_ = std::move(flats);
+  snapshot_.clear();
+  segments_.clear();
+  for (std::vector<torch::Tensor>* tensors : {&masters_, &exp_avg_, &exp_avg_sq_}) tensors->clear();
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    const int64_t first = share.index * ShareSize(buckets_[b], share.count);
+    for (const Segment& segment : SegmentsOf(buckets_[b], share)) {
+      const auto part = [&](Kind kind) { return flats_[kind][b].narrow(0, segment.at - first, segment.size); };
+      segments_.push_back(segment);
+      masters_.push_back(HasMaster(buckets_[b]) ? part(kMaster) : Flattened(segment));
+      exp_avg_.push_back(part(kExpAvg));
+      exp_avg_sq_.push_back(part(kExpAvgSq));
+    }
+  }
+}
+
+void AdamW::TakeShare(const Share& share) {
+  const torch::NoGradGuard no_grad;
+  flats_ = {};  // the old share's memory first
+  snapshot_.clear();
+  Adopt(share, Zeros(share));
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    const torch::Tensor live = Flattened(segments_[i]);
+    if (live.scalar_type() != torch::kFloat32) masters_[i].copy_(live);
+  }
+}
+
+// Every old share goes to all ranks, one at a time; each takes what it needs. A parameter is its master, rounded.
+absl::Status AdamW::Reshare(const std::vector<int>& owners, Collective* collective) {
+  const torch::NoGradGuard no_grad;
+  const int count = static_cast<int>(owners.size());
+  const Share next{collective->rank(), collective->world_size()};
+  Flats flats = Zeros(next);
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    const Bucket& bucket = buckets_[b];
+    const int64_t old_size = ShareSize(bucket, count), new_size = ShareSize(bucket, next.count);
+    for (int s = 0; s < count; ++s) {
+      const bool mine = owners[static_cast<size_t>(s)] == collective->rank();
+      if (mine && !(share_ == Share{s, count})) {
+        return absl::InternalError(absl::StrCat("expected to hold share ", s, " of ", count, ", found share ",
+                                                share_.index, " of ", share_.count));
+      }
+      const int64_t old_first = s * old_size, new_first = next.index * new_size;
+      const int64_t begin = std::max(old_first, new_first), end = std::min(old_first + old_size, new_first + new_size);
+      for (const Kind kind : {kMaster, kExpAvg, kExpAvgSq}) {
+        torch::Tensor part =
+            mine && flats_[kind][b].defined() ? flats_[kind][b] : torch::zeros({old_size}, flats[kExpAvg][b].options());
+        const std::vector<Segment> segments = SegmentsOf(bucket, {s, count});
+        const auto of = [&](const Segment& segment) { return part.narrow(0, segment.at - old_first, segment.size); };
+        if (mine && kind == kMaster && !HasMaster(bucket)) {
+          for (const Segment& segment : segments) of(segment).copy_(Flattened(segment));
+        }
+        RLHF_RETURN_IF_ERROR(collective->Broadcast(part, owners[static_cast<size_t>(s)]));
+        if (kind == kMaster) {
+          for (const Segment& segment : segments) Flattened(segment).copy_(of(segment));
+        }
+        if (begin < end && flats[kind][b].defined()) {
+          flats[kind][b]
+              .narrow(0, begin - new_first, end - begin)
+              .copy_(part.narrow(0, begin - old_first, end - begin));
+        }
+      }
+    }
+  }
+  Adopt(next, std::move(flats));
+  return absl::OkStatus();
+}
+
 double AdamW::Norm(const std::vector<torch::Tensor>& gradients) {
+  return std::sqrt(SquaredNorm(gradients));
+}
+
+double AdamW::SquaredNorm(const std::vector<torch::Tensor>& gradients) {
   const torch::NoGradGuard no_grad;
   if (!gradients.empty() && gradients.front().is_cuda()) {  // without a wait for each
     std::vector<torch::Tensor> norms;
@@ -37,7 +141,7 @@ double AdamW::Norm(const std::vector<torch::Tensor>& gradients) {
   }
   double squares = 0;
   for (const torch::Tensor& gradient : gradients) squares += gradient.to(torch::kFloat64).square().sum().item<double>();
-  return std::sqrt(squares);
+  return squares;
 }
 
 void AdamW::Step(const std::vector<torch::Tensor>& gradients, double norm) {
@@ -48,7 +152,7 @@ void AdamW::Step(const std::vector<torch::Tensor>& gradients, double norm) {
   for (const bool decays : {true, false}) {
     std::vector<torch::Tensor> parameters, grads, averages, squares, steps;
     for (size_t i = 0; i < masters_.size(); ++i) {
-      if ((masters_[i].dim() > 1) != decays) continue;
+      if ((parameter(segments_[i].parameter).dim() > 1) != decays) continue;
       if (scale != 1.0) gradients[i].mul_(scale);
       parameters.push_back(masters_[i]);
       grads.push_back(gradients[i]);
@@ -62,20 +166,73 @@ void AdamW::Step(const std::vector<torch::Tensor>& gradients, double norm) {
                       decays ? spec_.weight_decay() : 0.0, spec_.epsilon(),
                       /*amsgrad=*/false, /*maximize=*/false);
   }
+  CopyMastersToParameters();
+}
+
+void AdamW::CopyMastersToParameters() {
   for (size_t i = 0; i < masters_.size(); ++i) {
-    if (parameters_[i].second.scalar_type() != torch::kFloat32) parameters_[i].second.detach().copy_(masters_[i]);
+    torch::Tensor& updated = parameter(segments_[i].parameter);
+    if (updated.scalar_type() == torch::kFloat32) continue;
+    if (buckets_.empty()) {
+      updated.detach().copy_(masters_[i]);
+    } else {
+      Flattened(segments_[i]).copy_(masters_[i]);
+    }
   }
 }
 
-AdamW::NamedTensors AdamW::state() const {
-  NamedTensors out;
-  for (size_t i = 0; i < parameters_.size(); ++i) {
-    const std::string& name = parameters_[i].first;
-    out.emplace_back("exp_avg/" + name, exp_avg_[i]);
-    out.emplace_back("exp_avg_sq/" + name, exp_avg_sq_[i]);
-    if (parameters_[i].second.scalar_type() != torch::kFloat32) out.emplace_back("master/" + name, masters_[i]);
+absl::Status AdamW::GatherParameters(Collective* collective) {
+  if (share_.count == 1) return absl::OkStatus();
+  const torch::NoGradGuard no_grad;
+  for (const Bucket& bucket : buckets_) {
+    torch::Tensor all = torch::zeros({ShareSize(bucket, share_.count) * share_.count},
+                                     parameter(bucket.parameters.front().parameter).options().requires_grad(false));
+    for (const Segment& segment : SegmentsOf(bucket, share_))
+      all.narrow(0, segment.at, segment.size).copy_(Flattened(segment));
+    RLHF_RETURN_IF_ERROR(collective->AllGather(all));
+    for (const Segment& segment : bucket.parameters) Flattened(segment).copy_(all.narrow(0, segment.at, segment.size));
+  }
+  return absl::OkStatus();
+}
+
+State AdamW::state() const {
+  State out;
+  const std::array<const std::vector<torch::Tensor>*, kKinds> live = {&masters_, &exp_avg_, &exp_avg_sq_};
+  std::vector<std::vector<size_t>> of_parameter(parameters_.size());
+  for (size_t i = 0; i < segments_.size(); ++i) of_parameter[segments_[i].parameter].push_back(i);
+  for (size_t p = 0; p < parameters_.size(); ++p) {
+    for (const Kind kind : {kExpAvg, kExpAvgSq, kMaster}) {
+      if (kind == kMaster && parameter(p).scalar_type() == torch::kFloat32) continue;
+      StateTensor& tensor = out.emplace_back();
+      tensor.name = absl::StrCat(kNames[kind], "/", parameters_[p].first);
+      tensor.dtype = torch::kFloat32;
+      tensor.shape = parameter(p).sizes().vec();
+      for (const size_t i : of_parameter[p]) tensor.pieces.push_back({segments_[i].begin, (*live[kind])[i]});
+    }
   }
   return out;
+}
+
+absl::Status AdamW::VisitState(Collective* collective, const StateVisitor& visitor) const {
+  if (buckets_.empty()) return HeldHere(state())(visitor);
+  if (flats_[kExpAvg].size() != buckets_.size())
+    return absl::InternalError("the optimizer has taken no share of the state yet");
+  const torch::NoGradGuard no_grad;
+  absl::Status visited;
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    const int64_t size = ShareSize(buckets_[b], share_.count);
+    for (const Kind kind : {kExpAvg, kExpAvgSq, kMaster}) {
+      if (!flats_[kind][b].defined()) continue;
+      torch::Tensor all = torch::empty({size * share_.count}, flats_[kind][b].options());
+      all.narrow(0, share_.index * size, size).copy_(flats_[kind][b]);
+      if (share_.count > 1) RLHF_RETURN_IF_ERROR(collective->AllGather(all));
+      for (const Segment& segment : buckets_[b].parameters) {
+        visited.Update(visitor(absl::StrCat(kNames[kind], "/", parameters_[segment.parameter].first),
+                               all.narrow(0, segment.at, segment.size).view(parameter(segment.parameter).sizes())));
+      }
+    }
+  }
+  return visited;
 }
 
 void AdamW::TakeSnapshot() {
@@ -94,9 +251,7 @@ void AdamW::RestoreSnapshot() {
   for (const std::vector<torch::Tensor>* tensors : {&masters_, &exp_avg_, &exp_avg_sq_}) {
     for (const torch::Tensor& tensor : *tensors) tensor.copy_(snapshot_[at++]);
   }
-  for (size_t i = 0; i < masters_.size(); ++i) {
-    if (parameters_[i].second.scalar_type() != torch::kFloat32) parameters_[i].second.detach().copy_(masters_[i]);
-  }
+  CopyMastersToParameters();
   updates_ = snapshot_updates_;
 }
 

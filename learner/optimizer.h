@@ -1,17 +1,21 @@
 // AdamW with float32 master weights and moments, over LibTorch's fused kernel; learning-rate schedules; gradient
-// clipping.
+// clipping. Of all parameters, or of a rank's share of them (ZeRO-1).
 //
-// Source: Loshchilov and Hutter 2019; the update equals torch.optim.AdamW. Weight decay skips norms and biases (tensors
-// of one dimension). Not thread-safe.
+// Sources: Loshchilov and Hutter 2019, the update equals torch.optim.AdamW; Rajbhandari et al. 2020 ("ZeRO"), stage 1.
+// Weight decay skips norms and biases (tensors of one dimension). Not thread-safe; calls that take a Collective are
+// made by every rank of it, and are Unavailable when it broke.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "learner/checkpoint.h"
+#include "learner/collective.h"
+#include "learner/share.h"
 #include "model/libtorch.h"
 #include "rlhf/v1/job.pb.h"
 
@@ -23,32 +27,67 @@ double LearningRateAt(const v1::OptimizerSpec& spec, int64_t update, int64_t tot
 
 class AdamW {
  public:
-  using NamedTensors = std::vector<std::pair<std::string, torch::Tensor>>;
   // spec is complete. The parameters are updated in place; when they are not float32, masters are kept beside them.
   AdamW(NamedTensors parameters, const v1::OptimizerSpec& spec, int64_t total_updates);
+  // Of a share of these buckets of the parameters (contiguous); none before TakeShare.
+  AdamW(NamedTensors parameters, std::vector<Bucket> buckets, const v1::OptimizerSpec& spec, int64_t total_updates);
 
-  // L2 norm over all gradients (float32, equal on all ranks). Not finite when any is not.
+  // As new: masters of the parameters as they are, moments 0. Of an optimizer that was made with buckets.
+  void TakeShare(const Share& share);
+  const Share& share() const { return share_; }  // {0, 1}: all
+  // Hands the state of `owners.size()` shares, share s held by rank owners[s] of the group, out anew: this rank has the
+  // group's share of its own rank afterwards, and the parameters whole. Failing, it holds what it held.
+  absl::Status Reshare(const std::vector<int>& owners, Collective* collective);
+
+  // L2 norm over the gradients (float32, equal on all ranks), or over those of a share. Not finite when any is not.
   static double Norm(const std::vector<torch::Tensor>& gradients);
-  // One update. Gradients are scaled in place by min(1, max_grad_norm / (norm + 1e-6)) when max_grad_norm > 0.
+  static double SquaredNorm(const std::vector<torch::Tensor>& gradients);
+  // One update of the share; gradients are of its segments, flat, bucket by bucket. `norm` is of all gradients: they
+  // are scaled in place by min(1, max_grad_norm / (norm + 1e-6)) when max_grad_norm > 0.
   void Step(const std::vector<torch::Tensor>& gradients, double norm);
+  // Brings the other shares' parameters from their ranks, after Step or RestoreSnapshot.
+  absl::Status GatherParameters(Collective* collective);
   int64_t updates() const { return updates_; }
   double learning_rate() const { return LearningRateAt(spec_, updates_, total_updates_); }  // of the next update
 
-  // Everything that shapes the future, by name ("exp_avg/…", "exp_avg_sq/…", "master/…"): live tensors.
-  NamedTensors state() const;
+  // Everything that shapes the future, by name ("exp_avg/…", "exp_avg_sq/…", "master/…"), with the live pieces of it
+  // that this rank holds.
+  State state() const;
+  // Every tensor of it, whole, brought together bucket by bucket; of a share, on all ranks.
+  absl::Status VisitState(Collective* collective, const StateVisitor& visitor) const;
   void set_updates(int64_t updates) { updates_ = updates; }
 
-  // Copies of parameters, state and counter, and back. Taken before each step; a refused step restores it.
+  // Copies of parameters, state and counter, and back; of a share, of its parameters alone. Taken before each step; a
+  // refused step restores it.
   void TakeSnapshot();
   void RestoreSnapshot();
 
  private:
+  enum Kind : size_t { kMaster, kExpAvg, kExpAvgSq, kKinds };
+  static constexpr std::array<const char*, kKinds> kNames = {"master", "exp_avg", "exp_avg_sq"};
+  // Of a share: flat float32 tensors [ShareSize], by bucket. Masters of float32 parameters are the parameters:
+  // undefined.
+  using Flats = std::array<std::vector<torch::Tensor>, kKinds>;
+
+  torch::Tensor& parameter(size_t i) { return parameters_[i].second; }
+  const torch::Tensor& parameter(size_t i) const { return parameters_[i].second; }
+  torch::Tensor Flattened(const Segment& segment) const;  // a view of the parameter's elements
+  bool HasMaster(const Bucket& bucket) const;
+  Flats Zeros(const Share& share) const;
+  void Adopt(const Share& share, Flats flats);
+  void CopyMastersToParameters();
+
   NamedTensors parameters_;
+  std::vector<Bucket> buckets_;  // empty: state of whole parameters
+  Share share_;
+  Flats flats_;
   v1::OptimizerSpec spec_;
   int64_t total_updates_;
   int64_t updates_ = 0;
-  std::vector<torch::Tensor> masters_, exp_avg_,
-      exp_avg_sq_;  // masters_: the parameters themselves when they are float32
+  // What is updated: whole parameters, or a share's segments. masters_: the parameters themselves when they are
+  // float32.
+  std::vector<Segment> segments_;
+  std::vector<torch::Tensor> masters_, exp_avg_, exp_avg_sq_;
   std::vector<torch::Tensor> snapshot_;
   int64_t snapshot_updates_ = 0;
 };

@@ -48,12 +48,13 @@ absl::StatusOr<std::unique_ptr<Trainer>> PpoTrainer::Make(const TrainerInputs& i
   trainer->inputs_ = inputs;
   const v1::PpoSpec& spec = trainer->spec();
   const std::string& dir = inputs.local.at(spec.policy());
+  const bool shard = inputs.spec.learners().shard_optimizer_state();
   const int64_t total_updates = spec.steps() * UpdatesOf(spec);
   RLHF_ASSIGN_OR_RETURN(auto policy,
                         model::LoadModel(dir, {.dtype = DtypeOf(spec.precision()), .device = inputs.device}));
   RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, spec.has_lora() ? &spec.lora() : nullptr, policy.get()));
   const int64_t context = policy->config().max_position_embeddings;
-  trainer->policy_ = std::make_unique<Trainable>(std::move(policy), spec.policy_optimizer(), total_updates);
+  trainer->policy_ = std::make_unique<Trainable>(std::move(policy), spec.policy_optimizer(), total_updates, shard);
   trainer->estimator_ = MakeAdvantageEstimator(spec.advantage());
   if (trainer->estimator_->needs_critic()) {
     model::LoadOptions load;
@@ -65,7 +66,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> PpoTrainer::Make(const TrainerInputs& i
     load.head_seed = inputs.spec.seed();
     RLHF_ASSIGN_OR_RETURN(auto critic, model::LoadModel(inputs.local.at(spec.critic()), load));
     RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, nullptr, critic.get()));
-    trainer->critic_ = std::make_unique<Trainable>(std::move(critic), spec.critic_optimizer(), total_updates);
+    trainer->critic_ = std::make_unique<Trainable>(std::move(critic), spec.critic_optimizer(), total_updates, shard);
   }
   trainer->kl_ = MakeKlController(spec.kl());
   if (spec.ptx().coefficient() > 0) {
@@ -233,9 +234,9 @@ absl::StatusOr<std::string> PpoTrainer::Update(const PpoBatch& batch, const Befo
   if (critic_) {
     RLHF_ASSIGN_OR_RETURN(critic_loss, critic_->Accumulate(CriticTerms(batch, before, items, sums), collective_));
   }
-  RLHF_ASSIGN_OR_RETURN(const double policy_norm, policy_->FinishSums());
+  RLHF_ASSIGN_OR_RETURN(const double policy_norm, policy_->FinishSums(collective_));
   if (critic_) {
-    RLHF_ASSIGN_OR_RETURN(critic_norm, critic_->FinishSums());
+    RLHF_ASSIGN_OR_RETURN(critic_norm, critic_->FinishSums(collective_));
   }
   const bool finite = std::isfinite(policy_loss) && std::isfinite(critic_loss) && std::isfinite(policy_norm) &&
                       std::isfinite(critic_norm) && RLHF_FAILPOINT_OK("learner/nonfinite");
@@ -245,8 +246,8 @@ absl::StatusOr<std::string> PpoTrainer::Update(const PpoBatch& batch, const Befo
                   : absl::StrCat("not finite on rank ", collective_->rank(), ": policy loss ", policy_loss,
                                  ", critic loss ", critic_loss, ", gradient norms ", policy_norm, " and ", critic_norm);
   }
-  policy_->Step(policy_norm);
-  if (critic_) critic_->Step(critic_norm);
+  RLHF_RETURN_IF_ERROR(policy_->Step(policy_norm, collective_));
+  if (critic_) RLHF_RETURN_IF_ERROR(critic_->Step(critic_norm, collective_));
   sums->policy_norm += policy_norm;
   sums->critic_norm += critic_norm;
   sums->rows += static_cast<double>(batch.RowsOf(items));
@@ -257,8 +258,10 @@ absl::StatusOr<std::string> PpoTrainer::Update(const PpoBatch& batch, const Befo
 absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v1::Sample>& samples) {
   RLHF_ASSIGN_OR_RETURN(PpoBatch batch,
                         PpoBatch::FromSamples(samples, spec(), policy_->model().config().max_position_embeddings));
-  policy_->optimizer().TakeSnapshot();
-  if (critic_) critic_->optimizer().TakeSnapshot();
+  for (const auto& [prefix, part] : Parts()) {
+    part->Join(*collective_);
+    part->optimizer().TakeSnapshot();
+  }
   kl_before_ = kl_->coefficient();
   ptx_cursor_before_ = ptx_cursor_;
   StepResult result;
@@ -286,6 +289,7 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
   if (!status.ok() || !result.refusal.empty()) {
     RevertStep();
     RLHF_RETURN_IF_ERROR(status);
+    for (const auto& [prefix, part] : Parts()) RLHF_RETURN_IF_ERROR(part->optimizer().GatherParameters(collective_));
     return result;
   }
   result.metrics["learning_rate"] = rate;
@@ -368,11 +372,24 @@ void PpoTrainer::RevertStep() {
   ptx_cursor_ = ptx_cursor_before_;
 }
 
-NamedTensors PpoTrainer::State() const {
-  NamedTensors tensors;
-  policy_->AppendState("policy", &tensors);
-  if (critic_) critic_->AppendState("critic", &tensors);
-  return tensors;
+std::vector<std::pair<std::string, Trainable*>> PpoTrainer::Parts() const {
+  std::vector<std::pair<std::string, Trainable*>> parts = {{"policy", policy_.get()}};
+  if (critic_) parts.emplace_back("critic", critic_.get());
+  return parts;
+}
+
+State PpoTrainer::CheckpointState() const {
+  State state;
+  for (const auto& [prefix, part] : Parts()) part->AppendState(prefix, &state);
+  return state;
+}
+
+StateSource PpoTrainer::Source() const {
+  return [this](const StateVisitor& visitor) {
+    absl::Status visited;
+    for (const auto& [prefix, part] : Parts()) visited.Update(part->VisitState(prefix, collective_, visitor));
+    return visited;
+  };
 }
 
 std::vector<double> PpoTrainer::Numbers() const {
@@ -389,12 +406,14 @@ void PpoTrainer::SetNumbers(const std::vector<double>& numbers) {
 }
 
 absl::Status PpoTrainer::SaveCheckpoint(const std::string& dir) const {
-  return WriteCheckpoint(dir, State(), {{"kind", "ppo"}, {"numbers", Numbers()}});
+  if (collective_ != nullptr && collective_->rank() != 0) return Source()(IgnoreState);
+  return WriteCheckpoint(dir, CheckpointState(), Source(), {{"kind", "ppo"}, {"numbers", Numbers()}});
 }
 
 absl::Status PpoTrainer::LoadCheckpoint(const std::string& dir) {
+  for (const auto& [prefix, part] : Parts()) part->ExpectState(collective_);
   nlohmann::json state;
-  RLHF_RETURN_IF_ERROR(ReadCheckpoint(dir, State(), &state));
+  RLHF_RETURN_IF_ERROR(ReadCheckpoint(dir, CheckpointState(), &state));
   const auto numbers = state.value("numbers", std::vector<double>());
   if (numbers.size() != Numbers().size())
     return absl::DataLossError(absl::StrCat("checkpoint ", dir, ": state.json has no \"numbers\" of a PPO job"));
@@ -403,12 +422,12 @@ absl::Status PpoTrainer::LoadCheckpoint(const std::string& dir) {
 }
 
 absl::StatusOr<std::string> PpoTrainer::Digest() const {
-  return StateDigest(State(), Numbers());
+  return StateDigest(CheckpointState(), Source(), Numbers());
 }
 
-absl::Status PpoTrainer::SyncFrom(int root) {
+absl::Status PpoTrainer::SyncFrom(const std::vector<int>& owners) {
   std::vector<double> numbers = Numbers();
-  RLHF_RETURN_IF_ERROR(BroadcastState(State(), &numbers, inputs_.device, root, collective_));
+  RLHF_RETURN_IF_ERROR(SyncState(Parts(), &numbers, inputs_.device, owners, collective_));
   SetNumbers(numbers);
   return absl::OkStatus();
 }

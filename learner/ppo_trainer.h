@@ -3,6 +3,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "learner/advantage/interface.h"
@@ -25,7 +27,8 @@ class PpoTrainer final : public Trainer {
   absl::Status SaveCheckpoint(const std::string& dir) const override;
   absl::Status LoadCheckpoint(const std::string& dir) override;
   absl::StatusOr<std::string> Digest() const override;
-  absl::Status SyncFrom(int root) override;
+  Share share() const override { return policy_->optimizer().share(); }
+  absl::Status SyncFrom(const std::vector<int>& owners) override;
   const model::Transformer& model() const override { return policy_->model(); }
   absl::StatusOr<std::map<std::string, v1::Metric>> Finish(const std::string& out_dir) override;
 
@@ -64,7 +67,10 @@ class PpoTrainer final : public Trainer {
                       StepResult* result);
   std::vector<double> Numbers() const;
   void SetNumbers(const std::vector<double>& numbers);
-  NamedTensors State() const;
+  // "policy" and, where there is one, "critic".
+  std::vector<std::pair<std::string, Trainable*>> Parts() const;
+  State CheckpointState() const;
+  StateSource Source() const;
 
   TrainerInputs inputs_;
   Collective* collective_ = nullptr;

@@ -176,7 +176,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> RewardModelTrainer::Make(const TrainerI
                                                               .margin_by_strength = spec.margin_by_strength()}));
   for (const ComparisonPair& pair : trainer->data_.training)
     trainer->lengths_.push_back(static_cast<int64_t>(pair.chosen.size() + pair.rejected.size()));
-  trainer->model_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), trainer->total_steps());
+  trainer->model_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), trainer->total_steps(),
+                                                inputs.spec.learners().shard_optimizer_state());
   return trainer;
 }
 
@@ -244,6 +245,7 @@ torch::Tensor RewardModelTrainer::HeadsLoss(const std::vector<size_t>& items, co
 }
 
 absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::vector<v1::Sample>&) {
+  model_->Join(*collective_);
   model_->optimizer().TakeSnapshot();
   const int64_t all = static_cast<int64_t>(data_.training.size()) * spec().epochs();
   const int64_t cursor = (step - 1) * spec().batch_size();
@@ -264,7 +266,7 @@ absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::
   StepResult result;
   const double rate = model_->optimizer().learning_rate();
   RLHF_ASSIGN_OR_RETURN(const double loss, model_->Accumulate(terms, collective_));
-  RLHF_ASSIGN_OR_RETURN(const double norm, model_->FinishSums());
+  RLHF_ASSIGN_OR_RETURN(const double norm, model_->FinishSums(collective_));
   std::vector<double> sums{loss, right};
   RLHF_RETURN_IF_ERROR(SumOverRanks(&sums, inputs_.device, collective_));
   RLHF_ASSIGN_OR_RETURN(const bool finite, collective_->Vote(std::isfinite(sums[0]) && std::isfinite(norm)));
@@ -273,39 +275,47 @@ absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::
         absl::StrCat("the loss or a gradient is not finite (loss ", sums[0], ", gradient norm ", norm, ")");
     return result;
   }
-  model_->Step(norm);
+  if (const absl::Status stepped = model_->Step(norm, collective_); !stepped.ok()) {
+    RevertStep();
+    return stepped;
+  }
   result.trained = true;
   result.metrics = {{"loss", sums[0]}, {"learning_rate", rate}, {"grad_norm", norm}, {"tokens", tokens}};
   if (decided > 0) result.metrics["accuracy"] = sums[1] / decided;
   return result;
 }
 
+State RewardModelTrainer::CheckpointState() const {
+  State state;
+  model_->AppendState("model", &state);
+  return state;
+}
+
+StateSource RewardModelTrainer::Source() const {
+  return [this](const StateVisitor& visitor) { return model_->VisitState("model", collective_, visitor); };
+}
+
 absl::Status RewardModelTrainer::SaveCheckpoint(const std::string& dir) const {
-  NamedTensors tensors;
-  model_->AppendState("model", &tensors);
-  return WriteCheckpoint(dir, tensors, {{"kind", "reward_model"}, {"updates", model_->optimizer().updates()}});
+  if (collective_ != nullptr && collective_->rank() != 0) return Source()(IgnoreState);
+  return WriteCheckpoint(dir, CheckpointState(), Source(),
+                         {{"kind", "reward_model"}, {"updates", model_->optimizer().updates()}});
 }
 
 absl::Status RewardModelTrainer::LoadCheckpoint(const std::string& dir) {
-  NamedTensors tensors;
-  model_->AppendState("model", &tensors);
-  nlohmann::json state;
-  RLHF_RETURN_IF_ERROR(ReadCheckpoint(dir, tensors, &state));
-  model_->optimizer().set_updates(state.value("updates", int64_t{0}));
+  model_->ExpectState(collective_);
+  nlohmann::json numbers;
+  RLHF_RETURN_IF_ERROR(ReadCheckpoint(dir, CheckpointState(), &numbers));
+  model_->optimizer().set_updates(numbers.value("updates", int64_t{0}));
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::string> RewardModelTrainer::Digest() const {
-  NamedTensors tensors;
-  model_->AppendState("model", &tensors);
-  return StateDigest(tensors, {static_cast<double>(model_->optimizer().updates())});
+  return StateDigest(CheckpointState(), Source(), {static_cast<double>(model_->optimizer().updates())});
 }
 
-absl::Status RewardModelTrainer::SyncFrom(int root) {
-  NamedTensors tensors;
-  model_->AppendState("model", &tensors);
+absl::Status RewardModelTrainer::SyncFrom(const std::vector<int>& owners) {
   std::vector<double> numbers{static_cast<double>(model_->optimizer().updates())};
-  RLHF_RETURN_IF_ERROR(BroadcastState(tensors, &numbers, inputs_.device, root, collective_));
+  RLHF_RETURN_IF_ERROR(SyncState({{"model", model_.get()}}, &numbers, inputs_.device, owners, collective_));
   model_->optimizer().set_updates(static_cast<int64_t>(numbers[0]));
   return absl::OkStatus();
 }

@@ -40,11 +40,15 @@ class RewardModelTrainer final : public Trainer {
   absl::Status SaveCheckpoint(const std::string& dir) const override;
   absl::Status LoadCheckpoint(const std::string& dir) override;
   absl::StatusOr<std::string> Digest() const override;
-  absl::Status SyncFrom(int root) override;
+  Share share() const override { return model_->optimizer().share(); }
+  absl::Status SyncFrom(const std::vector<int>& owners) override;
   const model::Transformer& model() const override { return model_->model(); }
   absl::StatusOr<std::map<std::string, v1::Metric>> Finish(const std::string& out_dir) override;
 
  private:
+  State CheckpointState() const;
+  StateSource Source() const;
+
   const v1::RewardModelSpec& spec() const { return inputs_.spec.reward_model(); }
   // Outputs of the head: one, or one a criterion in the order of their names.
   size_t outputs() const { return heads_.empty() ? 1 : heads_.size(); }

@@ -26,12 +26,14 @@ absl::StatusOr<std::unique_ptr<Trainer>> SftTrainer::Make(const TrainerInputs& i
   RLHF_ASSIGN_OR_RETURN(trainer->data_,
                         SupervisedData::Load(inputs.local.at(spec.data()), *tokenizer,
                                              model->config().max_position_embeddings, spec.prompt_loss_weight()));
-  trainer->policy_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), spec.steps());
+  trainer->policy_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), spec.steps(),
+                                                 inputs.spec.learners().shard_optimizer_state());
   return trainer;
 }
 
 absl::StatusOr<StepResult> SftTrainer::RunStep(int64_t step, const std::vector<v1::Sample>&) {
   const v1::SftSpec& spec = inputs_.spec.sft();
+  policy_->Join(*collective_);
   policy_->optimizer().TakeSnapshot();
   const std::vector<size_t> items =
       ItemsOf(data_.size(), inputs_.spec.seed(), kSftDataStream, (step - 1) * spec.batch_size(), spec.batch_size());
@@ -47,7 +49,7 @@ absl::StatusOr<StepResult> SftTrainer::RunStep(int64_t step, const std::vector<v
   StepResult result;
   const double rate = policy_->optimizer().learning_rate();
   RLHF_ASSIGN_OR_RETURN(const double loss, policy_->Accumulate(terms, collective_));
-  RLHF_ASSIGN_OR_RETURN(const double norm, policy_->FinishSums());
+  RLHF_ASSIGN_OR_RETURN(const double norm, policy_->FinishSums(collective_));
   std::vector<double> sums{loss};
   RLHF_RETURN_IF_ERROR(SumOverRanks(&sums, inputs_.device, collective_));
   RLHF_ASSIGN_OR_RETURN(const bool finite, collective_->Vote(std::isfinite(sums[0]) && std::isfinite(norm)));
@@ -56,39 +58,47 @@ absl::StatusOr<StepResult> SftTrainer::RunStep(int64_t step, const std::vector<v
         absl::StrCat("the loss or a gradient is not finite (loss ", sums[0], ", gradient norm ", norm, ")");
     return result;
   }
-  policy_->Step(norm);
+  if (const absl::Status stepped = policy_->Step(norm, collective_); !stepped.ok()) {
+    RevertStep();
+    return stepped;
+  }
   last_loss_ = sums[0];
   result.trained = true;
   result.metrics = {{"loss", sums[0]}, {"learning_rate", rate}, {"grad_norm", norm}, {"tokens", tokens}};
   return result;
 }
 
+State SftTrainer::CheckpointState() const {
+  State state;
+  policy_->AppendState("model", &state);
+  return state;
+}
+
+StateSource SftTrainer::Source() const {
+  return [this](const StateVisitor& visitor) { return policy_->VisitState("model", collective_, visitor); };
+}
+
 absl::Status SftTrainer::SaveCheckpoint(const std::string& dir) const {
-  NamedTensors tensors;
-  policy_->AppendState("model", &tensors);
-  return WriteCheckpoint(dir, tensors, {{"kind", "sft"}, {"updates", policy_->optimizer().updates()}});
+  if (collective_ != nullptr && collective_->rank() != 0) return Source()(IgnoreState);
+  return WriteCheckpoint(dir, CheckpointState(), Source(),
+                         {{"kind", "sft"}, {"updates", policy_->optimizer().updates()}});
 }
 
 absl::Status SftTrainer::LoadCheckpoint(const std::string& dir) {
-  NamedTensors tensors;
-  policy_->AppendState("model", &tensors);
-  nlohmann::json state;
-  RLHF_RETURN_IF_ERROR(ReadCheckpoint(dir, tensors, &state));
-  policy_->optimizer().set_updates(state.value("updates", int64_t{0}));
+  policy_->ExpectState(collective_);
+  nlohmann::json numbers;
+  RLHF_RETURN_IF_ERROR(ReadCheckpoint(dir, CheckpointState(), &numbers));
+  policy_->optimizer().set_updates(numbers.value("updates", int64_t{0}));
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::string> SftTrainer::Digest() const {
-  NamedTensors tensors;
-  policy_->AppendState("model", &tensors);
-  return StateDigest(tensors, {static_cast<double>(policy_->optimizer().updates())});
+  return StateDigest(CheckpointState(), Source(), {static_cast<double>(policy_->optimizer().updates())});
 }
 
-absl::Status SftTrainer::SyncFrom(int root) {
-  NamedTensors tensors;
-  policy_->AppendState("model", &tensors);
+absl::Status SftTrainer::SyncFrom(const std::vector<int>& owners) {
   std::vector<double> numbers{static_cast<double>(policy_->optimizer().updates())};
-  RLHF_RETURN_IF_ERROR(BroadcastState(tensors, &numbers, inputs_.device, root, collective_));
+  RLHF_RETURN_IF_ERROR(SyncState({{"model", policy_.get()}}, &numbers, inputs_.device, owners, collective_));
   policy_->optimizer().set_updates(static_cast<int64_t>(numbers[0]));
   return absl::OkStatus();
 }

@@ -20,11 +20,15 @@ class SftTrainer final : public Trainer {
   absl::Status SaveCheckpoint(const std::string& dir) const override;
   absl::Status LoadCheckpoint(const std::string& dir) override;
   absl::StatusOr<std::string> Digest() const override;
-  absl::Status SyncFrom(int root) override;
+  Share share() const override { return policy_->optimizer().share(); }
+  absl::Status SyncFrom(const std::vector<int>& owners) override;
   const model::Transformer& model() const override { return policy_->model(); }
   absl::StatusOr<std::map<std::string, v1::Metric>> Finish(const std::string& out_dir) override;
 
  private:
+  State CheckpointState() const;
+  StateSource Source() const;
+
   TrainerInputs inputs_;
   SupervisedData data_;
   std::unique_ptr<Trainable> policy_;

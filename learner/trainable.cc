@@ -1,5 +1,6 @@
 #include "learner/trainable.h"
 
+#include <cmath>
 #include <limits>
 #include <utility>
 
@@ -24,12 +25,44 @@ std::vector<torch::Tensor> LeavesOf(const model::Transformer& model) {
 
 }  // namespace
 
-Trainable::Trainable(std::unique_ptr<model::Transformer> model, const v1::OptimizerSpec& spec, int64_t total_updates)
-    : model_(std::move(model)),
-      buckets_(LeavesOf(*model_)),
-      optimizer_(model_->trained_parameters(), spec, total_updates) {}
+Trainable::Trainable(std::unique_ptr<model::Transformer> model, const v1::OptimizerSpec& spec, int64_t total_updates,
+                     bool shard)
+    : shard_(shard),
+      model_(std::move(model)),
+      leaves_(LeavesOf(*model_)),
+      buckets_(leaves_),
+      optimizer_(shard ? AdamW(model_->trained_parameters(), BucketsOf(leaves_), spec, total_updates)
+                       : AdamW(model_->trained_parameters(), spec, total_updates)) {}
+
+void Trainable::TakeShareOf(const Collective& collective) {
+  const Share share{collective.rank(), collective.world_size()};
+  optimizer_.TakeShare(share);
+  buckets_.SetShare(share);
+}
+
+void Trainable::Join(const Collective& collective) {
+  if (shard_ && as_new_) TakeShareOf(collective);
+  as_new_ = false;
+}
+
+void Trainable::ExpectState(const Collective* collective) {
+  if (shard_ && collective != nullptr) TakeShareOf(*collective);
+  as_new_ = false;
+}
+
+absl::Status Trainable::Reshare(const std::vector<int>& owners, Collective* collective) {
+  RLHF_RETURN_IF_ERROR(optimizer_.Reshare(owners, collective));
+  buckets_.SetShare(optimizer_.share());
+  as_new_ = false;
+  return absl::OkStatus();
+}
 
 absl::StatusOr<double> Trainable::Accumulate(const std::vector<LossTerm>& terms, Collective* collective) {
+  if (shard_ && !(optimizer_.share() == Share{collective->rank(), collective->world_size()})) {
+    return absl::InternalError(absl::StrCat("expected share ", collective->rank(), " of ", collective->world_size(),
+                                            " of the optimizer's state, found share ", optimizer_.share().index, " of ",
+                                            optimizer_.share().count));
+  }
   buckets_.Begin();
   RLHF_FAILPOINT("learner/before_allreduce");
   if (terms.empty()) {
@@ -43,23 +76,47 @@ absl::StatusOr<double> Trainable::Accumulate(const std::vector<LossTerm>& terms,
     torch::Tensor loss = terms[i]();
     if (!RLHF_FAILPOINT_OK("learner/nan_loss")) loss = loss * std::numeric_limits<double>::quiet_NaN();
     total += loss.item<double>();
-    if (!RLHF_FAILPOINT_OK("learner/inf_gradient"))
+    if (!RLHF_FAILPOINT_OK("learner/inf_gradient") && !buckets_.gradients().empty())
       buckets_.gradients().front().fill_(std::numeric_limits<double>::infinity());
     RLHF_RETURN_IF_ERROR(buckets_.Backward(loss, i + 1 == terms.size(), collective));
   }
   return total;
 }
 
-absl::StatusOr<double> Trainable::FinishSums() {
+absl::StatusOr<double> Trainable::FinishSums(Collective* collective) {
   RLHF_FAILPOINT("learner/inside_allreduce");
   RLHF_RETURN_IF_ERROR(buckets_.Wait());
-  return AdamW::Norm(buckets_.gradients());
+  if (!shard_) return AdamW::Norm(buckets_.gradients());
+  std::vector<double> squares{AdamW::SquaredNorm(buckets_.gradients())};
+  RLHF_RETURN_IF_ERROR(SumOverRanks(&squares, model_->device(), collective));
+  return std::sqrt(squares[0]);
 }
 
-void Trainable::AppendState(const std::string& prefix, NamedTensors* out) const {
+absl::Status Trainable::Step(double norm, Collective* collective) {
+  optimizer_.Step(buckets_.gradients(), norm);
+  return optimizer_.GatherParameters(collective);
+}
+
+void Trainable::AppendState(const std::string& prefix, State* out) const {
+  for (const auto& [name, parameter] : model_->trained_parameters()) {
+    out->push_back(
+        {absl::StrCat(prefix, "/", name), parameter.scalar_type(), parameter.sizes().vec(), {{0, parameter.detach()}}});
+  }
+  for (StateTensor& tensor : optimizer_.state()) {
+    tensor.name = absl::StrCat(prefix, "_optimizer/", tensor.name);
+    out->push_back(std::move(tensor));
+  }
+}
+
+absl::Status Trainable::VisitState(const std::string& prefix, Collective* collective,
+                                   const StateVisitor& visitor) const {
+  absl::Status visited;
   for (const auto& [name, parameter] : model_->trained_parameters())
-    out->emplace_back(prefix + "/" + name, parameter.detach());
-  for (const auto& [name, tensor] : optimizer_.state()) out->emplace_back(prefix + "_optimizer/" + name, tensor);
+    visited.Update(visitor(absl::StrCat(prefix, "/", name), parameter.detach()));
+  visited.Update(optimizer_.VisitState(collective, [&](const std::string& name, const torch::Tensor& whole) {
+    return visitor(absl::StrCat(prefix, "_optimizer/", name), whole);
+  }));
+  return visited;
 }
 
 absl::Status SetUp(const v1::JobSpec& spec, const v1::LoraSpec* lora, model::Transformer* model) {
@@ -91,10 +148,20 @@ torch::Dtype DtypeOf(v1::Precision precision) {
   return precision == v1::BFLOAT16 ? torch::kBFloat16 : torch::kFloat32;
 }
 
-absl::Status BroadcastState(const NamedTensors& tensors, std::vector<double>* numbers, torch::Device device, int root,
-                            Collective* collective) {
+absl::Status SyncState(const std::vector<std::pair<std::string, Trainable*>>& parts, std::vector<double>* numbers,
+                       torch::Device device, const std::vector<int>& owners, Collective* collective) {
   const torch::NoGradGuard no_grad;
-  for (const auto& [name, tensor] : tensors) RLHF_RETURN_IF_ERROR(collective->Broadcast(tensor, root));
+  const int root = owners.front();
+  for (const auto& [prefix, part] : parts) {
+    if (part->shards()) {
+      RLHF_RETURN_IF_ERROR(part->Reshare(owners, collective));
+      continue;
+    }
+    State state;
+    part->AppendState(prefix, &state);
+    for (const StateTensor& tensor : state)
+      RLHF_RETURN_IF_ERROR(collective->Broadcast(tensor.pieces.front().live, root));
+  }
   torch::Tensor packed = torch::tensor(*numbers, torch::kFloat64).to(device);
   RLHF_RETURN_IF_ERROR(collective->Broadcast(packed, root));
   packed = packed.to(torch::kCPU);

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -17,27 +18,46 @@ namespace rlhf::learner {
 
 class Trainable {
  public:
-  Trainable(std::unique_ptr<model::Transformer> model, const v1::OptimizerSpec& spec, int64_t total_updates);
+  // shard: the optimizer keeps the state of a share alone (learners.shard_optimizer_state), as soon as the group is
+  // known.
+  Trainable(std::unique_ptr<model::Transformer> model, const v1::OptimizerSpec& spec, int64_t total_updates,
+            bool shard = false);
 
   model::Transformer& model() { return *model_; }
   const model::Transformer& model() const { return *model_; }
   AdamW& optimizer() { return optimizer_; }
   const AdamW& optimizer() const { return optimizer_; }
 
+  bool shards() const { return shard_; }
+  // Before a step: who has trained, read and received nothing yet takes its share of the group, as new.
+  void Join(const Collective& collective);
+  // Before a checkpoint is read into the state: makes room for this rank's share of the group.
+  void ExpectState(const Collective* collective);
+  // See AdamW::Reshare.
+  absl::Status Reshare(const std::vector<int>& owners, Collective* collective);
+
   // A part of the update's loss, already divided by its global denominator; called once, in order.
   using LossTerm = std::function<torch::Tensor()>;
   // Runs all terms backward and starts the sums over ranks; returns Σ of this rank's terms. Every rank calls it, also
   // with no term.
   absl::StatusOr<double> Accumulate(const std::vector<LossTerm>& terms, Collective* collective);
-  // Blocks for the sums; the gradients' norm over all ranks.
-  absl::StatusOr<double> FinishSums();
-  void Step(double norm) { optimizer_.Step(buckets_.gradients(), norm); }
+  // Blocks for the sums; the gradients' norm over all ranks, the same on each.
+  absl::StatusOr<double> FinishSums(Collective* collective);
+  // The update; afterwards all ranks have the same parameters, whole.
+  absl::Status Step(double norm, Collective* collective);
 
-  // "PREFIX/…" to live tensors: trained parameters, moments, masters.
-  void AppendState(const std::string& prefix, NamedTensors* out) const;
+  // "PREFIX/…": trained parameters, moments, masters, with the live pieces of them that this rank holds.
+  void AppendState(const std::string& prefix, State* out) const;
+  // The same, every tensor whole; of shares on all ranks (AdamW::VisitState).
+  absl::Status VisitState(const std::string& prefix, Collective* collective, const StateVisitor& visitor) const;
 
  private:
+  void TakeShareOf(const Collective& collective);
+
+  const bool shard_;
+  bool as_new_ = true;
   std::unique_ptr<model::Transformer> model_;
+  std::vector<torch::Tensor> leaves_;
   GradientBuckets buckets_;
   AdamW optimizer_;
 };
@@ -55,9 +75,9 @@ std::string NumericsOf(const v1::JobSpec& spec, int world_size);
 
 // float32 or bfloat16, as the specification says.
 torch::Dtype DtypeOf(v1::Precision precision);
-// Broadcasts tensors and numbers from one rank to all.
-absl::Status BroadcastState(const NamedTensors& tensors, std::vector<double>* numbers, torch::Device device, int root,
-                            Collective* collective);
+// Brings the state of some trainables and numbers from the ranks that hold it, by share (OwnersOf), to all.
+absl::Status SyncState(const std::vector<std::pair<std::string, Trainable*>>& parts, std::vector<double>* numbers,
+                       torch::Device device, const std::vector<int>& owners, Collective* collective);
 // Sums doubles over ranks.
 absl::Status SumOverRanks(std::vector<double>* numbers, torch::Device device, Collective* collective);
 

@@ -30,8 +30,9 @@ class GuardedTrainer final : public Trainer {
   absl::StatusOr<std::string> Digest() const override {
     return model::Guard("digest of the state", [&] { return trainer_->Digest(); });
   }
-  absl::Status SyncFrom(int root) override {
-    return model::Guard("synchronisation", [&] { return trainer_->SyncFrom(root); });
+  Share share() const override { return trainer_->share(); }
+  absl::Status SyncFrom(const std::vector<int>& owners) override {
+    return model::Guard("synchronisation", [&] { return trainer_->SyncFrom(owners); });
   }
   const model::Transformer& model() const override { return trainer_->model(); }
   absl::StatusOr<std::map<std::string, v1::Metric>> Finish(const std::string& out_dir) override {

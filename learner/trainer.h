@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "learner/collective.h"
+#include "learner/share.h"
 #include "model/transformer.h"
 #include "rlhf/v1/data.pb.h"
 #include "rlhf/v1/job.pb.h"
@@ -39,25 +40,29 @@ class Trainer {
   // InvalidArgument for bad data or specification, with file and line.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainerInputs& inputs);
 
-  // The group may change between steps. On a survivor the state stays; equal weights on all ranks are the caller's duty
-  // (checkpoint or SyncFrom).
+  // The group may change between steps. On a survivor the state stays; equal weights on all ranks, and a share of the
+  // optimizer's state that is of this group, are the caller's duty (checkpoint or SyncFrom).
   virtual void SetCollective(Collective* collective) = 0;
   virtual int64_t total_steps() const = 0;
   // Step from 1. `batch` is the step's samples in issue order (PPO), else ignored. Unavailable: a collective failed;
   // the snapshot was restored.
   virtual absl::StatusOr<StepResult> RunStep(int64_t step, const std::vector<v1::Sample>& batch) = 0;
 
-  // Back to the state before the newest RunStep: its commit was not taken.
+  // Back to the state before the newest RunStep: its commit was not taken. With learners.shard_optimizer_state the
+  // other shares' parameters come back with the next SyncFrom.
   virtual void RevertStep() = 0;
 
   // Everything that shapes the future: weights, moments, schedules, KL coefficient, reward scale, random state, ptx
-  // cursor. Rank 0 writes; files only, no fsync.
+  // cursor. Files only, no fsync. Rank 0 writes, and only it calls; with learners.shard_optimizer_state every rank
+  // calls and hands its share over, tensor by tensor (Unavailable: the group broke). The files are the same.
   virtual absl::Status SaveCheckpoint(const std::string& dir) const = 0;
   virtual absl::Status LoadCheckpoint(const std::string& dir) = 0;
-  // Digest of all that a checkpoint would hold now (see StateDigest in checkpoint.h).
+  // Digest of all that a checkpoint would hold now (see StateDigest in checkpoint.h). On every rank.
   virtual absl::StatusOr<std::string> Digest() const = 0;
-  // Broadcasts the whole state from a rank that holds it.
-  virtual absl::Status SyncFrom(int root) = 0;
+  // What this rank holds of the optimizer's state: {0, 1}, all, without learners.shard_optimizer_state.
+  virtual Share share() const = 0;
+  // Brings the whole state to all ranks from those that hold it: owners[s] has share s of owners.size() (OwnersOf).
+  virtual absl::Status SyncFrom(const std::vector<int>& owners) = 0;
 
   // The model that the job makes (policy, reward model or SFT model), live.
   virtual const model::Transformer& model() const = 0;

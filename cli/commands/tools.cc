@@ -106,6 +106,11 @@ void AddToolCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   plan->add_flag("--bfloat16", flags->bfloat16, "Compute in bfloat16");
   plan->add_flag("--gradient-checkpointing", flags->plan.gradient_checkpointing, "As in the job");
   plan->add_flag("--no-critic", flags->no_critic, "A job without a critic (SFT, RLOO, GRPO)");
+  plan->add_option("--ranks", flags->plan.ranks, "Learners that train together, as in the job")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  plan->add_flag("--shard-optimizer-state", flags->plan.shard_optimizer_state,
+                 "As in the job: each rank holds its share of the optimizer's state");
   plan->add_option("--micro-batch-tokens", flags->plan.micro_batch_tokens, "As in the job")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();

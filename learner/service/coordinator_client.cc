@@ -82,7 +82,7 @@ Request CoordinatorClient::Fenced(const v1::GroupAssignment& group) const {
 }
 
 absl::StatusOr<v1::JoinGroupResponse> CoordinatorClient::Join(const std::string& held_job,
-                                                              const v1::PolicyVersion& held,
+                                                              const v1::PolicyVersion& held, const Share& held_share,
                                                               const std::string& left_because) {
   v1::JoinGroupResponse response;
   RLHF_RETURN_IF_ERROR(Retry(
@@ -92,6 +92,8 @@ absl::StatusOr<v1::JoinGroupResponse> CoordinatorClient::Join(const std::string&
         request.set_wait_ms(kJoinWaitMs);
         request.set_held_job_id(held_job);
         *request.mutable_held() = held;
+        request.set_held_share(held_share.index);
+        request.set_held_shares(held_share.count);
         request.set_left_because(left_because);
         return FromGrpc(stub_->JoinGroup(context, request, &response));
       },

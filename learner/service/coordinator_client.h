@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "client/cpp/fleet_session.h"
+#include "learner/share.h"
 #include "rlhf/v1/learner_service.grpc.pb.h"
 
 namespace rlhf::learner {
@@ -26,7 +27,7 @@ class CoordinatorClient {
 
   // One long poll; an empty response means there is nothing to do yet.
   absl::StatusOr<v1::JoinGroupResponse> Join(const std::string& held_job, const v1::PolicyVersion& held,
-                                             const std::string& left_because);
+                                             const Share& held_share, const std::string& left_because);
   absl::Status PublishRendezvous(const v1::GroupAssignment& group, const std::string& address);
   absl::StatusOr<std::vector<v1::Sample>> NextBatch(const v1::GroupAssignment& group, int64_t step);
   // When replies are lost, asks what is committed: an equal step and digest is this commit.

@@ -87,7 +87,7 @@ void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::Tra
     if (!session.WaitRegistered(absl::Milliseconds(200))) continue;
     coordinator.Reset();
     if (state.stopping) return;
-    auto joined = coordinator.Join(run.held_job(), run.held(), left_because);
+    auto joined = coordinator.Join(run.held_job(), run.held(), run.held_share(), left_because);
     if (!joined.ok()) {
       absl::SleepFor(absl::Milliseconds(200));
       continue;

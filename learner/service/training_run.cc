@@ -3,6 +3,7 @@
 #include <chrono>
 #include <filesystem>
 #include <future>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -43,6 +44,10 @@ bool JoinAgain(const absl::Status& status) {
 // The artifacts' volume, or this process's own, has no room or is read-only.
 bool WaitsForVolume(const absl::Status& status) {
   return absl::IsResourceExhausted(status) || ReasonOf(status) == v1::STORE_UNAVAILABLE;
+}
+
+std::string CheckpointName(int64_t step) {
+  return absl::StrCat("checkpoint-", step);
 }
 
 const char* FailureCode(const absl::Status& status) {
@@ -161,6 +166,9 @@ bool TrainingRun::Holds(const v1::GroupAssignment& group, int64_t step) const {
   if (!trainer_ || held_job_ != group.job_id() || held_.step() != step ||
       held_.digest() != group.committed().digest() || step == 0)
     return false;
+  // A share is verified together with the others; without a digest to verify it by (jobs without a ledger) it is not
+  // used.
+  if (group.spec().learners().shard_optimizer_state()) return !held_.digest().empty();
   // The others are seeded from it.
   const std::string has = held_.digest().empty() ? "" : model::WeightsDigest(trainer_->model());
   if (has == held_.digest()) return true;
@@ -205,29 +213,7 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   if (!prepared.ok()) return prepared;
   if (!all_prepared) return absl::AbortedError("another rank could not prepare the job");
   trainer_->SetCollective(group_collective_.get());
-  // Who holds the committed weights? They seed the others; where nobody does, all start from the checkpoint.
-  torch::Tensor holders =
-      torch::zeros({group.world_size()}, torch::TensorOptions().dtype(torch::kFloat32).device(options_.device));
-  if (holds) holders[group.rank()] = 1;
-  RLHF_RETURN_IF_ERROR(group_collective_->AllReduceSum(holders));
-  const torch::Tensor on_host = holders.to(torch::kCPU).contiguous();
-  int seed_rank = -1;
-  for (int rank = group.world_size() - 1; rank >= 0; --rank) {
-    if (on_host.data_ptr<float>()[rank] > 0) seed_rank = rank;
-  }
-  if (seed_rank >= 0) {
-    if (on_host.sum().item<float>() < static_cast<float>(group.world_size()))
-      RLHF_RETURN_IF_ERROR(trainer_->SyncFrom(seed_rank));
-  } else if (!group.checkpoint().empty()) {
-    absl::Status loaded;
-    RLHF_RETURN_IF_ERROR(Together([&] { return LoadVerified(group.checkpoint()); }, &loaded));
-    RLHF_ASSIGN_OR_RETURN(const bool all, group_collective_->Vote(loaded.ok()));
-    RLHF_RETURN_IF_ERROR(loaded);
-    if (!all) return absl::AbortedError("another rank could not load the checkpoint");
-  } else if (start > 0) {
-    return absl::AbortedError(
-        absl::StrCat("no rank holds the weights of step ", start, " and there is no checkpoint; joining again"));
-  }
+  RLHF_RETURN_IF_ERROR(Restore(group, holds));
   held_job_ = group.job_id();
   held_ = group.committed();
   held_.set_step(start);
@@ -241,6 +227,63 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   if (group.spec().has_ppo() && start > 0 && group.rank() == 0)
     RLHF_RETURN_IF_ERROR(publisher_->Stage(group.job_id(), held_, trainer_->model()));
   return absl::OkStatus();
+}
+
+// Who holds the committed weights? They seed the others; where nobody does, or a share of the optimizer's state is
+// missing, all start from the checkpoint.
+absl::Status TrainingRun::Restore(const v1::GroupAssignment& group, bool holds) {
+  const int64_t start = group.next_step() - 1;
+  const auto world = static_cast<size_t>(group.world_size());
+  std::vector<double> table(3 * world, 0.0);  // of each rank: whether it holds them, which share, of how many
+  if (holds) {
+    const Share share = trainer_->share();
+    const size_t row = 3 * static_cast<size_t>(group.rank());
+    table[row] = 1;
+    table[row + 1] = share.index;
+    table[row + 2] = share.count;
+  }
+  RLHF_RETURN_IF_ERROR(SumOverRanks(&table, options_.device, group_collective_.get()));
+  std::vector<std::optional<Share>> held(world);
+  size_t holders = 0;
+  for (size_t rank = 0; rank < world; ++rank) {
+    if (table[3 * rank] == 0) continue;
+    held[rank] = Share{static_cast<int>(table[3 * rank + 1]), static_cast<int>(table[3 * rank + 2])};
+    ++holders;
+  }
+  if (const std::vector<int> owners = OwnersOf(held); !owners.empty()) {
+    const bool all_have_it = holders == world && !group.spec().learners().shard_optimizer_state();
+    return all_have_it ? absl::OkStatus() : SyncFrom(group, owners);
+  }
+  if (!group.checkpoint().empty()) {
+    absl::Status loaded;
+    RLHF_RETURN_IF_ERROR(Together([&] { return LoadVerified(group.checkpoint()); }, &loaded));
+    RLHF_ASSIGN_OR_RETURN(const bool all, group_collective_->Vote(loaded.ok()));
+    RLHF_RETURN_IF_ERROR(loaded);
+    return all ? absl::OkStatus() : absl::AbortedError("another rank could not load the checkpoint");
+  }
+  if (start == 0) return absl::OkStatus();
+  // Who says that it holds nothing lets the coordinator go back to the checkpoint.
+  held_job_.clear();
+  held_.Clear();
+  return absl::AbortedError(absl::StrCat(holders > 0 ? "a share of the optimizer's state" : "no rank holds the weights",
+                                         " of step ", start,
+                                         holders > 0 ? " is lost and there is no checkpoint of it; joining again"
+                                                     : " and there is no checkpoint; joining again"));
+}
+
+absl::Status TrainingRun::SyncFrom(const v1::GroupAssignment& group, const std::vector<int>& owners) {
+  RLHF_RETURN_IF_ERROR(trainer_->SyncFrom(owners));
+  if (!group.spec().learners().shard_optimizer_state()) return absl::OkStatus();
+  const std::string has = model::WeightsDigest(trainer_->model());
+  const bool same = has == group.committed().digest();
+  RLHF_ASSIGN_OR_RETURN(const bool all_same, group_collective_->Vote(same));
+  if (all_same) return absl::OkStatus();
+  if (!same)
+    spdlog::error("expected weights {} of the ranks' shares together, found {}: they are not used",
+                  group.committed().digest(), has);
+  held_job_.clear();
+  held_.Clear();
+  return absl::AbortedError("the ranks' shares together are not the committed weights; joining again");
 }
 
 int64_t TrainingRun::TotalSteps(const v1::GroupAssignment& group) const {
@@ -305,16 +348,24 @@ absl::Status TrainingRun::FlushProgress(const v1::GroupAssignment& group, int64_
   return absl::OkStatus();
 }
 
+std::string TrainingRun::StagingFolder(const v1::GroupAssignment& group, const std::string& name) const {
+  return (std::filesystem::path(options_.work_dir) / absl::StrCat(group.job_id(), "-", name)).string();
+}
+
+absl::Status TrainingRun::MakeEmpty(const std::string& dir) {
+  std::error_code ignored;
+  std::filesystem::remove_all(dir, ignored);
+  return MakeDirs(dir);
+}
+
 absl::StatusOr<std::string> TrainingRun::PublishFolder(
     const v1::GroupAssignment& group, const std::string& name, const std::string& kind,
     const std::function<absl::Status(const std::string& dir)>& write) {
-  const std::filesystem::path dir = std::filesystem::path(options_.work_dir) / absl::StrCat(group.job_id(), "-", name);
-  std::error_code ignored;
-  std::filesystem::remove_all(dir, ignored);
-  RLHF_RETURN_IF_ERROR(MakeDirs(dir.string()));
-  RLHF_RETURN_IF_ERROR(write(dir.string()));
+  const std::string dir = StagingFolder(group, name);
+  RLHF_RETURN_IF_ERROR(write(dir));
   const std::string project = group.spec().project().empty() ? "default" : group.spec().project();
-  auto digest = artifacts_->Publish(dir.string(), kind, project, group.job_id());
+  auto digest = artifacts_->Publish(dir, kind, project, group.job_id());
+  std::error_code ignored;
   std::filesystem::remove_all(dir, ignored);
   return digest;
 }
@@ -326,21 +377,33 @@ absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int6
   const bool due = !unasked || (every > 0 && step % every == 0);
   if (!due || step >= TotalSteps(group)) return absl::OkStatus();
   if (!group.spec().has_ppo()) RLHF_RETURN_IF_ERROR(WitnessLocalStep(group, step));
+  std::function<absl::Status(const std::string&)> write = [this](const std::string& dir) {
+    RLHF_RETURN_IF_ERROR(MakeEmpty(dir));
+    return trainer_->SaveCheckpoint(dir);
+  };
+  if (group.spec().learners().shard_optimizer_state()) {
+    // The ranks exchange their shares now, on this thread; what rank 0 has written is published in its own time.
+    const std::string dir = StagingFolder(group, CheckpointName(step));
+    const absl::Status made = group.rank() == 0 ? MakeEmpty(dir) : absl::OkStatus();
+    absl::Status staged = trainer_->SaveCheckpoint(dir);
+    if (absl::IsUnavailable(staged)) return staged;
+    staged.Update(made);
+    write = [staged](const std::string&) { return staged; };
+  }
   absl::Status written;
   RLHF_RETURN_IF_ERROR(
-      Together([&] { return group.rank() == 0 ? PublishCheckpoint(group, step) : absl::OkStatus(); }, &written));
+      Together([&] { return group.rank() == 0 ? PublishCheckpoint(group, step, write) : absl::OkStatus(); }, &written));
   return written;
 }
 
-absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, int64_t step) {
+absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, int64_t step,
+                                            const std::function<absl::Status(const std::string& dir)>& write) {
   RLHF_FAILPOINT("learner/checkpoint");
   // The steps that it holds first: a job that pauses leaves with the checkpoint, and what is not reported by then is
   // not.
   RLHF_RETURN_IF_ERROR(FlushProgress(group, step, /*force=*/true));
   const absl::Time start = absl::Now();
-  const absl::StatusOr<std::string> digest =
-      PublishFolder(group, absl::StrCat("checkpoint-", step), "checkpoint",
-                    [&](const std::string& dir) { return trainer_->SaveCheckpoint(dir); });
+  const absl::StatusOr<std::string> digest = PublishFolder(group, CheckpointName(step), "checkpoint", write);
   RLHF_FAILPOINT("learner/checkpoint_published");
   const absl::Status status = digest.ok() ? coordinator_->Checkpoint(group, step, *digest) : digest.status();
   run_metrics_.Checkpointed(absl::Now() - start, status.ok());
@@ -383,6 +446,7 @@ absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
     absl::StatusOr<std::string> digest;
     do {
       digest = PublishFolder(group, "model", "model", [&](const std::string& dir) -> absl::Status {
+        RLHF_RETURN_IF_ERROR(MakeEmpty(dir));
         std::error_code error;
         std::filesystem::copy(
             scratch, dir, std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing,

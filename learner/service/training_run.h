@@ -46,6 +46,7 @@ class TrainingRun {
   // What this rank still holds, for JoinGroup.
   const std::string& held_job() const { return held_job_; }
   const v1::PolicyVersion& held() const { return held_; }
+  Share held_share() const { return trainer_ ? trainer_->share() : Share(); }
   // Wakes a blocked collective (any thread).
   void AbortCollective();
   int64_t progress() const { return progress_; }
@@ -57,6 +58,9 @@ class TrainingRun {
   // Whether the trainer has the job's weights of this step.
   bool Holds(const v1::GroupAssignment& group, int64_t step) const;
   absl::Status Prepare(const v1::GroupAssignment& group);
+  // Brings the trainer to the committed step the group begins with: from the ranks that hold it, else the checkpoint.
+  absl::Status Restore(const v1::GroupAssignment& group, bool holds);
+  absl::Status SyncFrom(const v1::GroupAssignment& group, const std::vector<int>& owners);
   absl::Status TrainSteps(const v1::GroupAssignment& group);
   absl::Status TrainLedgerStep(const v1::GroupAssignment& group, int64_t step, bool* advanced, bool* stop);
   static int CheckpointEvery(const v1::JobSpec& spec);  // 0: only at the end
@@ -75,7 +79,8 @@ class TrainingRun {
   absl::Status LoadVerified(const std::string& checkpoint);
   absl::Status FlushProgress(const v1::GroupAssignment& group, int64_t step, bool force);
   absl::Status MaybeCheckpoint(const v1::GroupAssignment& group, int64_t step);
-  absl::Status PublishCheckpoint(const v1::GroupAssignment& group, int64_t step);
+  absl::Status PublishCheckpoint(const v1::GroupAssignment& group, int64_t step,
+                                 const std::function<absl::Status(const std::string& dir)>& write);
   // Runs `work` on a thread of its own while all ranks keep meeting in votes, until everybody's is done: work of any
   // length (a checkpoint, a download) exceeds no collective's timeout. The returned status is the group's, *outcome the
   // work's.
@@ -83,6 +88,9 @@ class TrainingRun {
   // Fewer than the specification's after an early stop.
   int64_t TotalSteps(const v1::GroupAssignment& group) const;
   absl::Status FinishJob(const v1::GroupAssignment& group);
+  std::string StagingFolder(const v1::GroupAssignment& group, const std::string& name) const;
+  static absl::Status MakeEmpty(const std::string& dir);
+  // Publishes what `write` puts into a staging folder, or what lies there already and is left by it.
   absl::StatusOr<std::string> PublishFolder(const v1::GroupAssignment& group, const std::string& name,
                                             const std::string& kind,
                                             const std::function<absl::Status(const std::string& dir)>& write);

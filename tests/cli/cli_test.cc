@@ -136,6 +136,49 @@ TEST(Plan, CountsWhatTrainingHolds) {
   EXPECT_EQ(line("key-value cache"), 2u * 1 * 2 * 8 * 2 * 3 * 64);
 }
 
+TEST(Plan, DividesTheOptimizersStateAmongTheRanks) {
+  PlanInput input;
+  input.policy = *artifact::ParseModelConfig(
+      R"({"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":16,"intermediate_size":32,"num_hidden_layers":1,)"
+      R"("num_attention_heads":2,"num_key_value_heads":2,"vocab_size":64,"max_position_embeddings":64,"rms_norm_eps":1e-5,"rope_theta":10000.0})",
+      "test");
+  const uint64_t trained = 2 * static_cast<uint64_t>(artifact::NumParameters(input.policy)), gathered = 64 * 16 * 4;
+  for (const bool bfloat16 : {false, true}) {
+    input.bfloat16 = bfloat16;
+    input.ranks = 4;
+    input.shard_optimizer_state = false;
+    const uint64_t whole = TotalOf(MemoryPlan(input), "learner");
+    input.shard_optimizer_state = true;
+    // Moments and snapshot, 20 bytes a parameter, and with bfloat16 the masters, 4: a quarter of them is left.
+    const uint64_t divided = trained * (bfloat16 ? 24 : 20);
+    ASSERT_EQ(trained % 4, 0);
+    EXPECT_EQ(TotalOf(MemoryPlan(input), "learner"), whole - divided * 3 / 4 + gathered) << bfloat16;
+    input.ranks = 1;
+    EXPECT_EQ(TotalOf(MemoryPlan(input), "learner"), whole) << "a rank alone holds all of it";
+  }
+  // What `validate` says follows the job: of a stage its own learners, else the pipeline's.
+  ScratchDir dir;
+  ASSERT_TRUE(MakeDirs(dir.File("m")).ok());
+  ASSERT_TRUE(
+      WriteFileDurably(
+          dir.File("m/config.json"),
+          R"({"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":16,"intermediate_size":32,"num_hidden_layers":1,)"
+          R"("num_attention_heads":2,"num_key_value_heads":2,"vocab_size":64,"max_position_embeddings":64,"rms_norm_eps":1e-5,"rope_theta":10000.0})")
+          .ok());
+  v1::JobSpec spec;
+  spec.mutable_learners()->set_ranks(8);
+  spec.mutable_learners()->set_shard_optimizer_state(true);
+  for (int i = 0; i < 3; ++i) spec.mutable_pipeline()->add_stages()->mutable_sft()->set_model("file:m");
+  spec.mutable_pipeline()->mutable_stages(1)->mutable_learners()->set_ranks(8);
+  v1::LearnerGroupSpec* elastic = spec.mutable_pipeline()->mutable_stages(2)->mutable_learners();
+  *elastic = spec.learners();
+  elastic->set_min_ranks(2);
+  const std::vector<MemoryEstimate> estimates = EstimateMemory(spec, dir.path());
+  ASSERT_EQ(estimates.size(), 3);
+  EXPECT_LT(estimates[0].learner, estimates[2].learner) << "it may shrink to two ranks";
+  EXPECT_LT(estimates[2].learner, estimates[1].learner);
+}
+
 TEST(Doctor, SaysWhatItFoundAndWhatToDo) {
   ScratchDir dir;
   const CommandResult result = Ctl("--context " + dir.File("none.json") + " doctor --dir " + dir.path());

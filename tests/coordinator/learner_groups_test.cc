@@ -48,7 +48,8 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
     loop_.Run();
     return session;
   }
-  void Join(const std::string& session, int64_t held_step = 0, const std::string& left_because = "") {
+  void Join(const std::string& session, int64_t held_step = 0, const std::string& left_because = "", int share = 0,
+            int shares = 0) {
     v1::JoinGroupRequest request;
     request.set_session_id(session);
     request.set_wait_ms(600'000);
@@ -56,6 +57,8 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
     if (held_step > 0) {
       request.set_held_job_id("job");
       request.mutable_held()->set_step(held_step);
+      request.set_held_share(share);
+      request.set_held_shares(shares);
     }
     groups_->JoinGroup(request, [this, session](absl::StatusOr<v1::JoinGroupResponse> response) {
       if (!response.ok() || !response->has_assignment()) return;
@@ -136,6 +139,30 @@ TEST_F(LearnerGroupsTest, ASmallerGroupFormsWhenTheDeadHadTheirMoment) {
   EXPECT_EQ(World(a), 1);
   EXPECT_EQ(held_step_, 7);
   EXPECT_GT(assigned_[a].epoch(), epoch);
+}
+
+TEST_F(LearnerGroupsTest, AVersionIsHeldOnlyWhenAllSharesOfItAreThere) {
+  const std::string a = Register("a"), b = Register("b");
+  Add(2, 2);
+  const auto form = [&](int64_t step_of_a, int share_of_a, int shares_of_a, int64_t step_of_b, int share_of_b,
+                        int shares_of_b) {
+    held_step_ = 0;
+    assigned_.clear();
+    Join(a, step_of_a, "", share_of_a, shares_of_a);
+    Join(b, step_of_b, "", share_of_b, shares_of_b);
+    EXPECT_EQ(World(a), 2);
+    groups_->Break("job", "the next one");
+    loop_.Run();
+    return held_step_;
+  };
+  EXPECT_EQ(form(7, 0, 2, 7, 1, 2), 7);
+  EXPECT_EQ(form(7, 1, 2, 7, 0, 2), 7) << "whoever has which";
+  EXPECT_EQ(form(7, 0, 1, 0, 0, 0), 7) << "one that has all";
+  EXPECT_EQ(form(7, 0, 2, 7, 0, 0), 7) << "one that has all, beside a share";
+  EXPECT_EQ(form(7, 0, 2, 0, 0, 0), -1) << "the other share died";
+  EXPECT_EQ(form(7, 0, 2, 6, 1, 2), -1) << "the other share is of another step";
+  EXPECT_EQ(form(7, 0, 2, 7, 1, 3), -1) << "the shares are of different divisions";
+  EXPECT_EQ(form(7, 0, 2, 7, 0, 2), -1) << "the same share twice";
 }
 
 TEST_F(LearnerGroupsTest, ANewRankIsTakenInAtOnceWhenTheGroupLeavesForIt) {

@@ -1,4 +1,6 @@
 // Order of data, schedules, snapshots, checkpoints, gradient sums.
+#include <memory>
+#include <optional>
 #include <set>
 
 #include <gmock/gmock.h>
@@ -9,7 +11,9 @@
 #include "learner/checkpoint.h"
 #include "learner/gradient_buckets.h"
 #include "learner/optimizer.h"
+#include "learner/share.h"
 #include "tests/testing/scratch_dir.h"
+#include "tests/testing/tensor_memory.h"
 
 namespace rlhf::learner {
 namespace {
@@ -102,19 +106,89 @@ TEST(OptimizerTest, GradientsAreClippedByTheirNorm) {
   EXPECT_NEAR(gradients[0].norm().item<double>(), 1, 1e-5);
 }
 
+// Three parameters, one of which is larger than a bucket may be, as a model of this dtype would have them.
+NamedTensors ForShares(torch::Dtype dtype) {
+  torch::manual_seed(4);
+  return {{"table", torch::randn({500, 8}).to(dtype)},
+          {"norm", torch::randn({33}).to(dtype)},
+          {"matrix", torch::randn({31, 17}).to(dtype)}};
+}
+
+std::vector<torch::Tensor> TensorsOf(const NamedTensors& named) {
+  std::vector<torch::Tensor> tensors;
+  for (const auto& [name, tensor] : named) tensors.push_back(tensor);
+  return tensors;
+}
+
+TEST(ShareTest, EveryElementIsInOneShare) {
+  const NamedTensors parameters = ForShares(torch::kFloat32);
+  const std::vector<Bucket> buckets = BucketsOf(TensorsOf(parameters), /*bucket_bytes=*/4096);
+  ASSERT_EQ(buckets.size(), 2);  // norm and matrix together, the table alone
+  for (const int count : {1, 2, 3, 7, 5000}) {
+    std::vector<std::vector<int>> times;
+    for (const auto& [name, tensor] : parameters) times.emplace_back(tensor.numel(), 0);
+    for (const Bucket& bucket : buckets) {
+      for (int index = 0; index < count; ++index) {
+        int64_t size = 0;
+        for (const Segment& segment : SegmentsOf(bucket, {index, count})) {
+          EXPECT_GE(segment.at, index * ShareSize(bucket, count));
+          EXPECT_LE(segment.at + segment.size, (index + 1) * ShareSize(bucket, count));
+          size += segment.size;
+          for (int64_t i = 0; i < segment.size; ++i) ++times[segment.parameter][segment.begin + i];
+        }
+        EXPECT_LE(size, ShareSize(bucket, count));
+      }
+    }
+    for (const std::vector<int>& of : times) EXPECT_EQ(of, std::vector<int>(of.size(), 1)) << count << " shares";
+  }
+}
+
+TEST(ShareTest, OwnersHoldAllSharesOfOneDivision) {
+  using Held = std::vector<std::optional<Share>>;
+  const std::optional<Share> none;
+  EXPECT_EQ(OwnersOf(Held{none, Share{0, 1}, Share{0, 1}}), std::vector<int>({1}));
+  EXPECT_EQ(OwnersOf(Held{Share{1, 2}, none, Share{0, 2}}), std::vector<int>({2, 0}));
+  EXPECT_EQ(OwnersOf(Held{Share{1, 2}, Share{0, 1}, none}), std::vector<int>({1}));
+  EXPECT_TRUE(OwnersOf(Held{Share{1, 2}, Share{1, 2}, none}).empty());
+  EXPECT_TRUE(OwnersOf(Held{Share{0, 2}, Share{1, 3}, Share{2, 3}}).empty());
+  EXPECT_TRUE(OwnersOf(Held{none, none}).empty());
+}
+
+// Masters of bfloat16 parameters and the moments are 12 bytes a parameter; a share's are a share of that, and so is its
+// snapshot.
+TEST(ShareTest, AShareOfTheStateTakesAShareOfTheMemory) {
+  const NamedTensors parameters = ForShares(torch::kBFloat16);
+  int64_t elements = 0;
+  for (const auto& [name, tensor] : parameters) elements += tensor.numel();
+  const auto bytes = [&](int count, bool snapshot) {
+    const auto memory = std::make_shared<TensorMemory>();
+    const c10::DebugInfoGuard counting(c10::DebugInfoKind::PROFILER_STATE, memory);
+    AdamW optimizer(parameters, BucketsOf(TensorsOf(parameters), 4096), Spec(), 10);
+    optimizer.TakeShare({0, count});
+    if (snapshot) optimizer.TakeSnapshot();
+    return static_cast<double>(memory->live());
+  };
+  EXPECT_NEAR(bytes(1, false), 12.0 * static_cast<double>(elements), 512);
+  for (const int count : {2, 3, 8}) {
+    EXPECT_NEAR(bytes(count, false), 12.0 * static_cast<double>(elements) / count, 512) << count;
+    EXPECT_NEAR(bytes(count, true), 24.0 * static_cast<double>(elements) / count, 2048) << count;
+  }
+}
+
 TEST(CheckpointTest, ComesBackBitForBitOrNotAtAll) {
   ScratchDir dir;
   torch::manual_seed(1);
   torch::Tensor a = torch::randn({3, 5}), b = torch::randn({7}).to(torch::kBFloat16);
-  ASSERT_TRUE(WriteCheckpoint(dir.path(), {{"a", a}, {"b", b}}, {{"updates", 12}}).ok());
+  const State whole = WholeState({{"a", a}, {"b", b}});
+  ASSERT_TRUE(WriteCheckpoint(dir.path(), whole, HeldHere(whole), {{"updates", 12}}).ok());
   torch::Tensor a2 = torch::zeros({3, 5}), b2 = torch::zeros({7}, torch::kBFloat16);
   nlohmann::json state;
-  ASSERT_TRUE(ReadCheckpoint(dir.path(), {{"a", a2}, {"b", b2}}, &state).ok());
+  ASSERT_TRUE(ReadCheckpoint(dir.path(), WholeState({{"a", a2}, {"b", b2}}), &state).ok());
   EXPECT_TRUE(torch::equal(a, a2));
   EXPECT_TRUE(torch::equal(b, b2));
   EXPECT_EQ(state["updates"], 12);
   const auto problem = [&](const NamedTensors& tensors) {
-    const absl::Status status = ReadCheckpoint(dir.path(), tensors, &state);
+    const absl::Status status = ReadCheckpoint(dir.path(), WholeState(tensors), &state);
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
     return std::string(status.message());
   };

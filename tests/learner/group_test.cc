@@ -1,5 +1,4 @@
 // Ranks are real processes here: forked before LibTorch has threads, joined over Gloo on loopback.
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 #include "learner/collective.h"
 #include "learner/trainer.h"
 #include "model/weights_io.h"
+#include "tests/learner/ranks.h"
 #include "tests/learner/specs.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
@@ -18,56 +18,8 @@
 namespace rlhf::learner {
 namespace {
 
-constexpr absl::Duration kTimeout = absl::Seconds(20);
-
-// Runs fn on `world` ranks; each returns an exit code. The codes, by rank.
-std::vector<int> RunRanks(int world, absl::Duration timeout, const std::function<int(Collective*)>& fn) {
-  int port_pipe[2];
-  EXPECT_EQ(pipe(port_pipe), 0);
-  std::vector<pid_t> children;
-  for (int rank = 0; rank < world; ++rank) {
-    const pid_t child = fork();
-    if (child == 0) {
-      signal(SIGPIPE, SIG_IGN);  // as every role's main does: a dead peer is an error, not the end
-      int port = 0;
-      std::unique_ptr<Rendezvous> rendezvous;
-      if (rank == 0) {
-        auto hosted = Rendezvous::Host("127.0.0.1", timeout);
-        if (!hosted.ok()) _exit(90);
-        rendezvous = *std::move(hosted);
-        port = rendezvous->port();
-        for (int other = 1; other < world; ++other) {
-          if (write(port_pipe[1], &port, sizeof(port)) != sizeof(port)) _exit(91);
-        }
-      } else if (read(port_pipe[0], &port, sizeof(port)) != sizeof(port)) {
-        _exit(92);
-      }
-      GroupOptions options;
-      options.rank = rank;
-      options.world_size = world;
-      options.prefix = "test/1/";
-      options.store_host = "127.0.0.1";
-      options.store_port = port;
-      options.timeout = timeout;
-      auto group = ConnectGroup(options);
-      if (!group.ok()) _exit(93);
-      _exit(fn(group->get()));
-    }
-    children.push_back(child);
-  }
-  std::vector<int> codes;
-  for (const pid_t child : children) {
-    int status = 0;
-    waitpid(child, &status, 0);
-    codes.push_back(WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
-  }
-  close(port_pipe[0]);
-  close(port_pipe[1]);
-  return codes;
-}
-
 TEST(GroupTest, RanksSumBroadcastAndVote) {
-  const auto codes = RunRanks(3, kTimeout, [](Collective* group) {
+  const auto codes = RunRanks(3, kRanksTimeout, [](Collective* group) {
     torch::Tensor sum = torch::full({5}, static_cast<float>(group->rank() + 1));
     if (!group->AllReduceSum(sum).ok() || sum[4].item<float>() != 6) return 1;
     torch::Tensor value = torch::full({2}, static_cast<float>(group->rank()));
@@ -77,6 +29,26 @@ TEST(GroupTest, RanksSumBroadcastAndVote) {
     auto first = group->StartAllReduceSum(sum), second = group->StartAllReduceSum(value);
     if (!first.ok() || !second.ok() || !(*first)->Wait().ok() || !(*second)->Wait().ok()) return 4;
     return sum[0].item<float>() == 18 && value[0].item<float>() == 6 ? 0 : 5;
+  });
+  EXPECT_EQ(codes, std::vector<int>({0, 0, 0}));
+}
+
+TEST(GroupTest, RanksSumTheirOwnPartsAndGatherThem) {
+  const auto codes = RunRanks(3, kRanksTimeout, [](Collective* group) {
+    const int rank = group->rank();
+    // Part p of rank r is 10 · p + r: the sum over ranks is 30 · p + 3.
+    torch::Tensor parts = torch::arange(3, torch::kFloat32).mul(10).add(rank).repeat_interleave(2);
+    auto sum = group->StartReduceScatterSum(parts);
+    if (!sum.ok() || !(*sum)->Wait().ok()) return 1;
+    const torch::Tensor own = parts.narrow(0, rank * 2, 2);
+    if (own[0].item<float>() != 30.0F * rank + 3 || own[1].item<float>() != 30.0F * rank + 3) return 2;
+    for (const torch::Dtype dtype : {torch::kFloat32, torch::kBFloat16}) {
+      torch::Tensor all = torch::full({6}, -1, dtype);
+      all.narrow(0, rank * 2, 2).fill_(rank + 1);
+      if (!group->AllGather(all).ok()) return 3;
+      if (!torch::equal(all, torch::tensor({1, 1, 2, 2, 3, 3}).to(dtype))) return 4;
+    }
+    return 0;
   });
   EXPECT_EQ(codes, std::vector<int>({0, 0, 0}));
 }
@@ -95,7 +67,7 @@ TEST(GroupTest, ADeadRankIsNoticedByTheOthers) {
 }
 
 TEST(GroupTest, AbortWakesABlockedRank) {
-  const auto codes = RunRanks(2, kTimeout, [](Collective* group) {
+  const auto codes = RunRanks(2, kRanksTimeout, [](Collective* group) {
     if (group->rank() == 1) {
       absl::SleepFor(absl::Seconds(3));  // takes no part for longer than the abort may take
       _exit(0);
@@ -149,10 +121,10 @@ TEST(GroupTest, RanksAndMicroBatchesDoNotChangeTheResult) {
       return (*trainer)->Finish(dir.File(out)).ok() ? 0 : 4;
     };
   };
-  ASSERT_EQ(RunRanks(1, kTimeout, train(8192, "one")), std::vector<int>({0}));
-  ASSERT_EQ(RunRanks(1, kTimeout, train(16, "one_by_parts")), std::vector<int>({0}));
-  ASSERT_EQ(RunRanks(2, kTimeout, train(8192, "two")), std::vector<int>({0, 0}));
-  ASSERT_EQ(RunRanks(3, kTimeout, train(16, "three_by_parts")), std::vector<int>({0, 0, 0}));
+  ASSERT_EQ(RunRanks(1, kRanksTimeout, train(8192, "one")), std::vector<int>({0}));
+  ASSERT_EQ(RunRanks(1, kRanksTimeout, train(16, "one_by_parts")), std::vector<int>({0}));
+  ASSERT_EQ(RunRanks(2, kRanksTimeout, train(8192, "two")), std::vector<int>({0, 0}));
+  ASSERT_EQ(RunRanks(3, kRanksTimeout, train(16, "three_by_parts")), std::vector<int>({0, 0, 0}));
   const auto expected = model::LoadModel(dir.File("one"));
   ASSERT_TRUE(expected.ok()) << expected.status();
   for (const char* other : {"one_by_parts", "two", "three_by_parts"}) {

@@ -1,0 +1,44 @@
+// How a model's trained parameters lie in flat buckets, how every bucket is divided among ranks, and who holds which
+// part. Pure; the same on every rank.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "model/libtorch.h"
+
+namespace rlhf::learner {
+
+// One of `count` equal parts of every bucket; of one part, all of it.
+struct Share {
+  int index = 0, count = 1;
+  bool operator==(const Share& other) const { return index == other.index && count == other.count; }
+};
+
+// A run of elements of one flattened parameter and where it lies in its bucket.
+struct Segment {
+  size_t parameter = 0;
+  int64_t begin = 0, size = 0;  // elements of the parameter
+  int64_t at = 0;               // elements from the bucket's beginning
+};
+struct Bucket {
+  std::vector<Segment> parameters;  // each from its beginning to its end
+  int64_t size = 0;                 // elements
+};
+
+// Filled from the last parameter to the first (the order in which backward makes gradients), each of parameters of one
+// dtype and of at most bucket_bytes of float32; a larger parameter has one of its own.
+inline constexpr int64_t kBucketBytes = 4 << 20;
+std::vector<Bucket> BucketsOf(const std::vector<torch::Tensor>& parameters, int64_t bucket_bytes = kBucketBytes);
+
+// Elements of each of `count` shares; the last ones reach beyond the bucket's end where it does not divide.
+int64_t ShareSize(const Bucket& bucket, int count);
+// What of the bucket's parameters lies in a share, in order.
+std::vector<Segment> SegmentsOf(const Bucket& bucket, const Share& share);
+
+// held[r]: what rank r holds of one version's state, if anything. The ranks that together hold all of it, by share: one
+// that has it whole, or one for each share of the same division. Empty: parts of it are lost.
+std::vector<int> OwnersOf(const std::vector<std::optional<Share>>& held);
+
+}  // namespace rlhf::learner
