@@ -7,8 +7,9 @@
     peers.py ppo --model DIR --prompts FILE --samples 64 [--updates 2] [--precision float32] [--new-tokens 64] [--epochs 4] [--stop-at-eos] [--threads N]
 
 Prints JSON: {NAME: version, or null when it is not installed}; {"tokens_per_second": x}, new tokens or tokens of a forward and a backward pass;
-{"peak_bytes": n}, what such a pass adds to the resident memory at its peak, gradients included; {"samples_per_second": x} of whole PPO updates. Several workers of one thread are CTranslate2's best layout on CPUs, and TRL's policy,
-reference, critic and reward model are of one shape. `--precision int8` is CTranslate2's, and llama.cpp's Q8_0. --device is transformers' alone.
+{"peak_bytes": n}, what such a pass adds to the resident memory at its peak, gradients included; {"samples_per_second": x} of whole PPO updates.
+Several workers of one thread are CTranslate2's best layout on CPUs, and TRL's policy, reference, critic and reward model are of one shape.
+`--precision int8` is CTranslate2's, and llama.cpp's Q8_0. --device is transformers' alone.
 """
 import argparse
 import ctypes
