@@ -16,7 +16,7 @@ struct PlanInput {
   bool bfloat16 = false;                // compute; master weights and moments stay float32
   bool gradient_checkpointing = false;  // layers keep their inputs and are computed again in backward, one at a time
   int64_t ranks = 1;                    // learners that train together; the fewest the job may go on with
-  bool shard_optimizer_state = false;   // as in the job: masters, moments and their snapshot are divided among the ranks
+  bool shard_optimizer_state = false;  // as in the job: masters, moments and their snapshot are divided among the ranks
   int64_t micro_batch_tokens = 8192;
   int64_t slots = 64;         // a rollout worker's sequences
   int64_t tokens_a_slot = 0;  // prompt and response; 0: the model's context

@@ -3,6 +3,9 @@
 # Binaries find LibTorch in <prefix>/lib/rlhf/torch/lib, beside the CUDA libraries that it names, in the wheel's own
 # layout, so that LibTorch's run paths hold.
 include(GNUInstallDirs)
+# All that is installed, without tests and benchmarks.
+get_property(_installed GLOBAL PROPERTY RLHF_INSTALLED)
+add_custom_target(rlhf_installed DEPENDS ${_installed})
 set(RLHF_COMPONENTS rlhf-common rlhf-coordinator rlhf-learner rlhf-rollout-worker rlhf-reward-server rlhf-cli rlhf-torch)
 
 set(_torch_files)

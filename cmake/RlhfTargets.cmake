@@ -123,6 +123,7 @@ function(rlhf_cc_binary)
   endif()
   if(ARG_COMPONENT)
     install(TARGETS rlhf_bin_${ARG_NAME} RUNTIME DESTINATION bin COMPONENT "${ARG_COMPONENT}")
+    set_property(GLOBAL APPEND PROPERTY RLHF_INSTALLED rlhf_bin_${ARG_NAME})
   endif()
 endfunction()
 

@@ -83,7 +83,7 @@ class C10dCollective final : public Collective {
 
   absl::StatusOr<std::unique_ptr<Pending>> StartReduceScatterSum(torch::Tensor tensor) override {
     // Gloo's own is an all-reduce of a copy, and its waits cannot be sliced.
-    if (!options_.nccl) return StartAllReduceSum(std::move(tensor));
+    if (!options_.device.is_cuda()) return StartAllReduceSum(std::move(tensor));
     if (aborted_) return Broken("reduce-scatter", "the group was given up");
     auto sum = std::make_unique<Sum>();
     sum->group = this;
@@ -100,7 +100,7 @@ class C10dCollective final : public Collective {
     if (aborted_) return Broken("all-gather", "the group was given up");
     c10::intrusive_ptr<c10d::Work> work;
     torch::Tensor own = OwnPart(tensor);
-    if (!options_.nccl) own = own.clone();  // NCCL takes the part where it lies
+    if (!options_.device.is_cuda()) own = own.clone();  // NCCL takes the part where it lies
     const absl::Status status =
         Try("all-gather", [&] { work = backend_->_allgather_base(tensor, own, c10d::AllgatherOptions()); });
     return status.ok() ? WaitFor(work, "all-gather") : status;

@@ -341,8 +341,8 @@ v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_
     row->set_step(row->checkpoint_step());
     host_->AppendMessage(
         row,
-        absl::StrCat("nobody holds the weights of step ", committed, " any more: steps ", row->checkpoint_step() + 1,
-                     " to ", committed, " are trained again, from the same batches"),
+        absl::StrCat("nobody holds all of step ", committed, " any more: steps ", row->checkpoint_step() + 1, " to ",
+                     committed, " are trained again, from the same batches"),
         &batch);
   }
   DropBatch();

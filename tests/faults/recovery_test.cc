@@ -215,6 +215,28 @@ TEST_F(Recovery, SurvivorsKeepTheirProcessAndTheGroupFormsAgainWithinFifteenSeco
   ExpectExactReplay(*service_, job);
 }
 
+// A rank's share of the optimizer's state dies with it: the checkpoint has the whole of it.
+TEST_F(Recovery, AGroupOfSharesGoesBackToItsCheckpointWhenARankDies) {
+  SmallJob job;
+  job.steps = 9;
+  job.checkpoint_every = 3;
+  job.shard_optimizer_state = true;
+  Start(job, "1");
+  // Slow enough for the kill to come before the next checkpoint, that of step 6.
+  service_->Arm("learner-0", "learner/before_step", "sleep:500*");
+  WaitForStep(4, absl::Seconds(60));
+  const pid_t survivor = service_->Pid("learner-0");
+  service_->Arm("learner-1", "learner/before_step", "kill");
+  LocalService::Until(
+      absl::Seconds(30), [&] { return service_->Fired("learner-1", "learner/before_step"); }, "it dies");
+  service_->Disarm("learner-0", "learner/before_step");
+  Finish(absl::Seconds(90));
+  EXPECT_EQ(service_->Pid("learner-0"), survivor);
+  EXPECT_THAT(service_->Ctl("watch " + job.name).output,
+              testing::HasSubstr("are trained again, from the same batches"));
+  ExpectExactReplay(*service_, job);
+}
+
 // With production's timeouts: the others' collective, the rank's time to leave, and its restart.
 TEST_F(Recovery, ARankThatHangsIsReplacedWithinAMinute) {
   SmallJob job;

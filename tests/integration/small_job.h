@@ -24,6 +24,7 @@ struct SmallJob {
   int steps = 10, lag = 0, ranks = 2, min_ranks = 0, checkpoint_every = 5, max_new_tokens = 8;
   int prompts_per_step = 8, samples_per_prompt = 2;
   int priority = 0;
+  bool shard_optimizer_state = false;
   int samples() const { return prompts_per_step * samples_per_prompt; }
 };
 
@@ -54,6 +55,7 @@ inline std::string WriteSmallJob(const std::string& dir, const SmallJob& job) {
   const std::string path = absl::StrCat(dir, "/", job.name, ".yaml");
   std::string learners = absl::StrCat("{ranks: ", job.ranks);
   if (job.min_ranks > 0) absl::StrAppend(&learners, ", min_ranks: ", job.min_ranks);
+  if (job.shard_optimizer_state) absl::StrAppend(&learners, ", shard_optimizer_state: true");
   EXPECT_TRUE(
       WriteFileDurably(
           path, absl::StrCat("name: ", job.name, "\nseed: 3\npriority: ", job.priority, "\nlearners: ", learners,
