@@ -147,6 +147,7 @@ TEST_F(LearnerGroupsTest, AVersionIsHeldOnlyWhenAllSharesOfItAreThere) {
   const auto form = [&](int64_t step_of_a, int share_of_a, int shares_of_a, int64_t step_of_b, int share_of_b,
                         int shares_of_b) {
     held_step_ = 0;
+    ++step_;
     assigned_.clear();
     Join(a, step_of_a, "", share_of_a, shares_of_a);
     Join(b, step_of_b, "", share_of_b, shares_of_b);
