@@ -264,7 +264,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
   static std::string PostponeNext(Group& group) {
     if (group.growing) return "";
     const int64_t step = group.listener->StepOf(group.plan.job_id);
-    group.broken_in_a_row = step > group.step_when_broken ? 1 : group.broken_in_a_row + 1;
+    group.broken_in_a_row = step != group.step_when_broken ? 1 : group.broken_in_a_row + 1;
     group.step_when_broken = step;
     if (group.broken_in_a_row <= kBreaksWithoutDelay) return "";
     const absl::Duration delay =
@@ -338,7 +338,9 @@ class LearnerGroupsImpl final : public LearnerGroups {
         if (group.lost.empty() && RanksNow(group, candidates) > 0) {
           FormGroup(group);
         } else {
-          for (const Waiter* waiter : candidates) kept.insert(waiter->request.session_id());
+          // Put off, it keeps its survivors alone (AwaitedByAnother); who is free may be another's.
+          if (now >= group.not_before)
+            for (const Waiter* waiter : candidates) kept.insert(waiter->request.session_id());
           continue;
         }
       }

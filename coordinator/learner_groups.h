@@ -34,7 +34,8 @@ class TrainingListener {
                                              const v1::PolicyVersion* held, const std::string& rank0_address) = 0;
   // The version that is committed: who holds it goes first. Null: nothing of the job is held across groups.
   virtual const v1::PolicyVersion* Committed(const std::string& job_id) { return nullptr; }
-  // The last step that is done: a group that breaks again and again without one is formed ever later.
+  // The last step that was done, smaller again after a return to a checkpoint: a group that breaks again and again at
+  // one step is formed ever later.
   virtual int64_t StepOf(const std::string& job_id) const = 0;
   // Before the next OnGroupForming, always.
   virtual void OnGroupLost(const std::string& job_id, const std::string& why) = 0;

@@ -111,8 +111,11 @@ void Trainable::AppendState(const std::string& prefix, State* out) const {
 absl::Status Trainable::VisitState(const std::string& prefix, Collective* collective,
                                    const StateVisitor& visitor) const {
   absl::Status visited;
-  for (const auto& [name, parameter] : model_->trained_parameters())
+  for (const auto& [name, parameter] : model_->trained_parameters()) {
     visited.Update(visitor(absl::StrCat(prefix, "/", name), parameter.detach()));
+    // Ranks that write nothing wait here for one that does: for a tensor at a time, not for all in the first gather.
+    if (shard_) RLHF_RETURN_IF_ERROR(collective->Vote(true).status());
+  }
   visited.Update(optimizer_.VisitState(collective, [&](const std::string& name, const torch::Tensor& whole) {
     return visitor(absl::StrCat(prefix, "_optimizer/", name), whole);
   }));

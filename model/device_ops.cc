@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include <ATen/cuda/CUDAContext.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/cuda/CUDAGuard.h>
 
 #include "model/kernels/cuda_kernels.h"
@@ -116,8 +117,9 @@ std::vector<SampledToken> SampleOnDevice(const torch::Tensor& logits, const std:
 bool HasFlashAttention(const kernels::AttentionShape& shape, const torch::Tensor& q) {
   constexpr int64_t kLongest = 256, kLongestWithGradient = 192;
   if (!q.is_cuda() || (q.scalar_type() != torch::kBFloat16 && q.scalar_type() != torch::kFloat16)) return false;
-  const bool gradient = torch::GradMode::is_enabled() && q.requires_grad();
-  return shape.softcap == 0 && shape.dim % 8 == 0 && shape.dim <= (gradient ? kLongestWithGradient : kLongest) &&
+  // Also without gradients at the moment: a checkpointed layer's two passes must be computed alike.
+  const bool inference = c10::InferenceMode::is_enabled();
+  return shape.softcap == 0 && shape.dim % 8 == 0 && shape.dim <= (inference ? kLongest : kLongestWithGradient) &&
          at::cuda::getDeviceProperties(q.get_device())->major >= 8;
 }
 

@@ -124,7 +124,7 @@ v1::GroupAssignment TrainingDriver::OnGroupForming(const std::string& job_id, ui
 }
 
 int64_t TrainingDriver::StepOf(const std::string&) const {
-  return job() == nullptr ? 0 : std::max<int64_t>(job()->step(), job()->version().step());
+  return job() == nullptr ? 0 : std::max<int64_t>(reported_step_, job()->version().step());
 }
 
 void TrainingDriver::OnGroupLost(const std::string& job_id, const std::string& why) {
@@ -146,6 +146,7 @@ void TrainingDriver::ReportProgress(const v1::ReportProgressRequest& request, Do
   v1::Job* row = job();
   WriteBatch batch;
   for (v1::MetricPoint point : request.points()) {
+    reported_step_ = point.step();
     if (point.step() <= row->step()) continue;  // of a replay: known
     row->set_step(point.step());
     (*point.mutable_values())["total_steps"] = static_cast<double>(request.total_steps());

@@ -23,6 +23,7 @@
 #include "common/rpc_server.h"
 #include "common/shared_memory.h"
 #include "common/tracing.h"
+#include "common/utf8_cut.h"
 #include "learner/service/coordinator_client.h"
 #include "learner/service/training_run.h"
 #include "learner/service/weight_publisher.h"
@@ -89,6 +90,7 @@ void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::Tra
     if (state.stopping) return;
     auto joined = coordinator.Join(run.held_job(), run.held(), run.held_share(), left_because);
     if (!joined.ok()) {
+      if (!absl::IsUnavailable(joined.status())) left_because.clear();
       absl::SleepFor(absl::Milliseconds(200));
       continue;
     }
@@ -112,6 +114,7 @@ void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::Tra
     if (!status.ok()) {
       spdlog::info("left the group: {}", status.ToString());
       left_because = absl::StrCat(absl::StatusCodeToString(status.code()), ": ", status.message());
+      left_because.resize(rlhf::Utf8Cut(left_because, 500));
       absl::SleepFor(absl::Milliseconds(100));
     }
   }

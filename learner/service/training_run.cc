@@ -256,6 +256,9 @@ absl::Status TrainingRun::Restore(const v1::GroupAssignment& group, bool holds) 
   }
   if (!group.checkpoint().empty()) {
     absl::Status loaded;
+    // Half read it is nothing that may be offered to the next group.
+    held_job_.clear();
+    held_.Clear();
     RLHF_RETURN_IF_ERROR(Together([&] { return LoadVerified(group.checkpoint()); }, &loaded));
     RLHF_ASSIGN_OR_RETURN(const bool all, group_collective_->Vote(loaded.ok()));
     RLHF_RETURN_IF_ERROR(loaded);
@@ -272,7 +275,13 @@ absl::Status TrainingRun::Restore(const v1::GroupAssignment& group, bool holds) 
 }
 
 absl::Status TrainingRun::SyncFrom(const v1::GroupAssignment& group, const std::vector<int>& owners) {
-  RLHF_RETURN_IF_ERROR(trainer_->SyncFrom(owners));
+  const absl::Status synced = trainer_->SyncFrom(owners);
+  // Some of its parts may be divided anew, others not: what it has is no whole share any more.
+  if (!synced.ok() && group.spec().learners().shard_optimizer_state()) {
+    held_job_.clear();
+    held_.Clear();
+  }
+  RLHF_RETURN_IF_ERROR(synced);
   if (!group.spec().learners().shard_optimizer_state()) return absl::OkStatus();
   const std::string has = model::WeightsDigest(trainer_->model());
   const bool same = has == group.committed().digest();

@@ -283,6 +283,22 @@ TEST_F(LearnerGroupsTest, AGroupThatBreaksAgainAndAgainIsFormedEverLater) {
   EXPECT_EQ(why_, "a left the group");
 }
 
+TEST_F(LearnerGroupsTest, AGroupThatIsPutOffKeepsNoFreeLearner) {
+  const std::string a = Register("a"), free = Register("free");
+  Add(1, 1);
+  Join(a);
+  for (int breaks = 0; breaks < 7; ++breaks) {
+    Join(a);
+    Pass(absl::Seconds(30), {a, free});
+  }
+  Join(a);  // put off for half a minute
+  assigned_.clear();
+  Add(1, 1, "other");
+  EXPECT_EQ(World(a), 0);  // it is the former job's
+  Join(free);
+  EXPECT_EQ(assigned_[free].job_id(), "other");
+}
+
 TEST_F(LearnerGroupsTest, WhatALearnerSaysIsCut) {
   const std::string a = Register("a");
   Add(1, 1);
