@@ -89,16 +89,8 @@ TEST(GroupTest, AbortWakesABlockedRank) {
 // Ranks × micro-batches leave the result as it is: the same data gives the same weights, to rounding.
 TEST(GroupTest, RanksAndMicroBatchesDoNotChangeTheResult) {
   ScratchDir dir;
-  {
-    const pid_t maker = fork();  // LibTorch's threads stay in a process of their own
-    if (maker == 0) {
-      MakeTinyModel(dir.File("model"), 1);
-      _exit(testing::Test::HasFailure() ? 1 : 0);
-    }
-    int status = 0;
-    waitpid(maker, &status, 0);
-    ASSERT_EQ(status, 0);
-  }
+  MakeApart([&dir] { MakeTinyModel(dir.File("model"), 1); });
+  ASSERT_FALSE(testing::Test::HasFatalFailure());
   ASSERT_TRUE(
       WriteFileDurably(
           dir.File("data.jsonl"),
@@ -161,16 +153,8 @@ std::vector<v1::Sample> MadeUpSamples(int n) {
 // Layers are computed again while the sums over ranks start, bucket by bucket.
 TEST(GroupTest, GradientCheckpointingEndsInTheSameWeights) {
   ScratchDir dir;
-  {
-    const pid_t maker = fork();
-    if (maker == 0) {
-      MakeTinyModel(dir.File("model"), 1);
-      _exit(testing::Test::HasFailure() ? 1 : 0);
-    }
-    int status = 0;
-    waitpid(maker, &status, 0);
-    ASSERT_EQ(status, 0);
-  }
+  MakeApart([&dir] { MakeTinyModel(dir.File("model"), 1); });
+  ASSERT_FALSE(testing::Test::HasFatalFailure());
   ASSERT_TRUE(WriteFileDurably(dir.File("data.jsonl"),
                                "{\"prompt\":\"the cat\",\"response\":\" sat on the mat\"}\n{\"prompt\":\"the "
                                "dog\",\"response\":\" sat\"}\n")

@@ -80,4 +80,16 @@ inline std::vector<int> RunRanks(int world, absl::Duration timeout, const std::f
   return RunRanks(world, timeout, [&fn](Collective* group, const NextGroup&) { return fn(group); });
 }
 
+// Makes what the ranks will read in a process of its own: LibTorch's threads stay there.
+inline void MakeApart(const std::function<void()>& make) {
+  const pid_t maker = fork();
+  if (maker == 0) {
+    make();
+    _exit(testing::Test::HasFailure() ? 1 : 0);
+  }
+  int status = 0;
+  waitpid(maker, &status, 0);
+  ASSERT_EQ(status, 0);
+}
+
 }  // namespace rlhf::learner

@@ -69,14 +69,8 @@ Distance Compare(const std::string& expected_dir, const std::string& found_dir) 
 class ShardingTest : public testing::Test {
  protected:
   void SetUp() override {
-    const pid_t maker = fork();  // LibTorch's threads stay in a process of their own
-    if (maker == 0) {
-      MakeTinyModel(dir_.File("model"), 1);
-      _exit(testing::Test::HasFailure() ? 1 : 0);
-    }
-    int status = 0;
-    waitpid(maker, &status, 0);
-    ASSERT_EQ(status, 0);
+    MakeApart([this] { MakeTinyModel(dir_.File("model"), 1); });
+    ASSERT_FALSE(testing::Test::HasFatalFailure());
     ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"),
                                  "{\"prompt\":\"the cat\",\"response\":\" sat on the mat\"}\n"
                                  "{\"prompt\":\"the dog\",\"response\":\" sat\"}\n"

@@ -379,7 +379,9 @@ TEST_F(TrainerTest, ALoraCheckpointGoesOnToTheSameBytes) {
   ASSERT_TRUE(MakeDirs(checkpoint).ok());
   for (int64_t step = 1; step <= 4; ++step) {
     ASSERT_TRUE((*whole)->RunStep(step, {}).ok());
-    if (step == 2) ASSERT_TRUE((*whole)->SaveCheckpoint(checkpoint).ok());
+    if (step == 2) {
+      ASSERT_TRUE((*whole)->SaveCheckpoint(checkpoint).ok());
+    }
   }
   ASSERT_TRUE((*resumed)->LoadCheckpoint(checkpoint).ok());
   for (int64_t step = 3; step <= 4; ++step) ASSERT_TRUE((*resumed)->RunStep(step, {}).ok());
