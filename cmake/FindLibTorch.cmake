@@ -46,6 +46,13 @@ if(LibTorch_FOUND AND NOT TARGET Torch::cpu)
   target_compile_definitions(Torch::cpu INTERFACE USE_C10D_GLOO)
   target_link_options(Torch::cpu INTERFACE ${_torch_link_options} LINKER:--allow-shlib-undefined)
   target_link_libraries(Torch::cpu INTERFACE "${LibTorch_CPU_LIBRARY}" "${LibTorch_C10_LIBRARY}")
+  # at::parallel_for is a template: without OpenMP where it is instantiated, it runs on one thread. LibTorch brings the
+  # library. The thread sanitizer does not know its barriers, and clang has a runtime of its own: serial there.
+  find_library(LibTorch_OPENMP_LIBRARY NAMES libgomp.so.1 HINTS "${LibTorch_LIBRARY_DIR}" NO_CACHE)
+  if(LibTorch_OPENMP_LIBRARY AND NOT RLHF_SANITIZE MATCHES "thread")
+    target_compile_options(Torch::cpu INTERFACE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-fopenmp>)
+    target_link_libraries(Torch::cpu INTERFACE "${LibTorch_OPENMP_LIBRARY}")
+  endif()
 
   if(RLHF_CUDA)
     find_package(CUDAToolkit 13.0 REQUIRED)

@@ -1,5 +1,7 @@
 #include "model/device.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -144,6 +146,14 @@ torch::Tensor ToHost(const torch::Tensor& tensor) {
   torch::Tensor host = torch::empty(tensor.sizes(), tensor.options().device(torch::kCPU).requires_grad(false));
   CopyOut(tensor, host.data_ptr());
   return host;
+}
+
+void PreferHugePages(const torch::Tensor& tensor) {
+  constexpr uintptr_t kHuge = 2 << 20;
+  if (!tensor.device().is_cpu() || tensor.nbytes() < 2 * kHuge) return;
+  const auto first = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  const uintptr_t begin = (first + kHuge - 1) / kHuge * kHuge, end = (first + tensor.nbytes()) / kHuge * kHuge;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
 }  // namespace rlhf::model

@@ -1,6 +1,8 @@
 #include "model/fused_ops.h"
 
-#include "model/kernels/cpu_kernels.h"
+#include <algorithm>
+
+#include "model/divide.h"
 
 namespace rlhf::model {
 namespace {
@@ -8,27 +10,57 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// What the kernels take, and their result in the type that came.
+torch::Tensor Wide(const torch::Tensor& x) {
+  return x.to(torch::kFloat32).contiguous();
+}
+torch::Tensor As(const torch::Tensor& y, const torch::Tensor& like) {
+  return y.to(like.scalar_type());
+}
+
+// fn(first row, rows, part) for parts of the rows, the same parts with any number of threads.
+int64_t Parts(int64_t rows, int64_t width) {
+  return (rows + RowsTogether(width) - 1) / RowsTogether(width);
+}
+template <typename Fn>
+void ForRows(int64_t rows, int64_t width, const Fn& fn) {
+  const int64_t together = RowsTogether(width);
+  Divide(Parts(rows, width),
+         [&](int64_t part) { fn(part * together, std::min(together, rows - part * together), part); });
+}
+
 class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
  public:
+  // offset: the scale is 1 + weight.
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& input, const torch::Tensor& weight,
-                               double eps) {
-    const torch::Tensor x = input.contiguous();
-    torch::Tensor y = torch::empty_like(x);
-    torch::Tensor inverse = torch::empty({x.size(0)}, x.options());
-    kernels::RmsNorm(x.data_ptr<float>(), weight.data_ptr<float>(), static_cast<float>(eps), x.size(0), x.size(1),
-                     y.data_ptr<float>(), inverse.data_ptr<float>());
-    context->save_for_backward({x, weight, inverse});
-    return y;
+                               double eps, bool offset) {
+    const torch::Tensor x = Wide(input), scale = offset ? Wide(weight) + 1 : Wide(weight);
+    const int64_t rows = x.size(0), width = x.size(1);
+    const torch::Tensor y = torch::empty_like(x), inverse = torch::empty({rows}, x.options());
+    const float *in = x.data_ptr<float>(), *by = scale.data_ptr<float>();
+    float *out = y.data_ptr<float>(), *kept = inverse.data_ptr<float>();
+    ForRows(rows, width, [&](int64_t first, int64_t count, int64_t) {
+      kernels::RmsNorm(in + first * width, by, static_cast<float>(eps), count, width, out + first * width,
+                       kept + first);
+    });
+    context->save_for_backward({input, weight, inverse});
+    context->saved_data["offset"] = offset;
+    return As(y, input);
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const torch::Tensor dy = grads[0].contiguous();
-    torch::Tensor dx = torch::empty_like(saved[0]);
-    torch::Tensor dweight = torch::zeros_like(saved[1]);
-    kernels::RmsNormBackward(dy.data_ptr<float>(), saved[0].data_ptr<float>(), saved[1].data_ptr<float>(),
-                             saved[2].data_ptr<float>(), dy.size(0), dy.size(1), dx.data_ptr<float>(),
-                             dweight.data_ptr<float>());
-    return {dx, dweight, torch::Tensor()};
+    const bool offset = context->saved_data["offset"].toBool();
+    const torch::Tensor dy = Wide(grads[0]), x = Wide(saved[0]), scale = offset ? Wide(saved[1]) + 1 : Wide(saved[1]);
+    const int64_t rows = x.size(0), width = x.size(1);
+    const torch::Tensor dx = torch::empty_like(x), dweight = torch::zeros({Parts(rows, width), width}, x.options());
+    const float *from = dy.data_ptr<float>(), *in = x.data_ptr<float>(), *by = scale.data_ptr<float>(),
+                *kept = saved[2].data_ptr<float>();
+    float *out = dx.data_ptr<float>(), *weights = dweight.data_ptr<float>();
+    ForRows(rows, width, [&](int64_t first, int64_t count, int64_t part) {
+      kernels::RmsNormBackward(from + first * width, in + first * width, by, kept + first, count, width,
+                               out + first * width, weights + part * width);
+    });
+    return {As(dx, saved[0]), As(dweight.sum(0), saved[1]), torch::Tensor(), torch::Tensor()};
   }
 };
 
@@ -36,49 +68,111 @@ class LayerNormFunction : public torch::autograd::Function<LayerNormFunction> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& input, const torch::Tensor& weight,
                                const torch::Tensor& bias, double eps) {
-    const torch::Tensor x = input.contiguous();
-    torch::Tensor y = torch::empty_like(x);
-    torch::Tensor moments = torch::empty({x.size(0), 2}, x.options());
-    kernels::LayerNorm(x.data_ptr<float>(), weight.data_ptr<float>(), bias.data_ptr<float>(), static_cast<float>(eps),
-                       x.size(0), x.size(1), y.data_ptr<float>(), moments.data_ptr<float>());
-    context->save_for_backward({x, weight, moments});
-    return y;
+    const torch::Tensor x = Wide(input), scale = Wide(weight), shift = Wide(bias);
+    const int64_t rows = x.size(0), width = x.size(1);
+    const torch::Tensor y = torch::empty_like(x), moments = torch::empty({rows, 2}, x.options());
+    const float *in = x.data_ptr<float>(), *by = scale.data_ptr<float>(), *plus = shift.data_ptr<float>();
+    float *out = y.data_ptr<float>(), *kept = moments.data_ptr<float>();
+    ForRows(rows, width, [&](int64_t first, int64_t count, int64_t) {
+      kernels::LayerNorm(in + first * width, by, plus, static_cast<float>(eps), count, width, out + first * width,
+                         kept + 2 * first);
+    });
+    context->save_for_backward({input, weight, moments});
+    return As(y, input);
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const torch::Tensor dy = grads[0].contiguous();
-    torch::Tensor dx = torch::empty_like(saved[0]);
-    torch::Tensor dweight = torch::zeros_like(saved[1]), dbias = torch::zeros_like(saved[1]);
-    kernels::LayerNormBackward(dy.data_ptr<float>(), saved[0].data_ptr<float>(), saved[1].data_ptr<float>(),
-                               saved[2].data_ptr<float>(), dy.size(0), dy.size(1), dx.data_ptr<float>(),
-                               dweight.data_ptr<float>(), dbias.data_ptr<float>());
-    return {dx, dweight, dbias, torch::Tensor()};
+    const torch::Tensor dy = Wide(grads[0]), x = Wide(saved[0]), scale = Wide(saved[1]);
+    const int64_t rows = x.size(0), width = x.size(1), parts = Parts(rows, width);
+    const torch::Tensor dx = torch::empty_like(x), sums = torch::zeros({parts, 2, width}, x.options());
+    const float *from = dy.data_ptr<float>(), *in = x.data_ptr<float>(), *by = scale.data_ptr<float>(),
+                *kept = saved[2].data_ptr<float>();
+    float *out = dx.data_ptr<float>(), *weights = sums.data_ptr<float>();
+    ForRows(rows, width, [&](int64_t first, int64_t count, int64_t part) {
+      float* const dweight = weights + 2 * part * width;
+      kernels::LayerNormBackward(from + first * width, in + first * width, by, kept + 2 * first, count, width,
+                                 out + first * width, dweight, dweight + width);
+    });
+    const torch::Tensor sum = sums.sum(0);
+    return {As(dx, saved[0]), As(sum[0], saved[1]), As(sum[1], saved[1]), torch::Tensor()};
   }
 };
-
-void RotateInPlace(torch::Tensor& x, int64_t heads, const torch::Tensor& positions, const torch::Tensor& cos,
-                   const torch::Tensor& sin, float direction) {
-  kernels::Rotate(x.data_ptr<float>(), positions.data_ptr<int64_t>(), cos.data_ptr<float>(), sin.data_ptr<float>(),
-                  x.size(0), heads, x.size(2), 2 * cos.size(1), x.size(1) * x.size(2), direction);
-}
 
 class RotaryFunction : public torch::autograd::Function<RotaryFunction> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& qkv, int64_t heads,
                                const torch::Tensor& positions, const torch::Tensor& cos, const torch::Tensor& sin) {
-    torch::Tensor out = qkv.contiguous().clone();
-    RotateInPlace(out, heads, positions, cos, sin, 1.0F);
     context->saved_data["heads"] = heads;
     context->save_for_backward({positions, cos, sin});
-    return out;
+    return Turned(qkv, heads, positions, cos, sin, 1.0F);
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    torch::Tensor grad = grads[0].contiguous().clone();
-    RotateInPlace(grad, context->saved_data["heads"].toInt(), saved[0], saved[1], saved[2], -1.0F);
-    return {grad, torch::Tensor(), torch::Tensor(), torch::Tensor(), torch::Tensor()};
+    const int64_t heads = context->saved_data["heads"].toInt();
+    return {Turned(grads[0], heads, saved[0], saved[1], saved[2], -1.0F), torch::Tensor(), torch::Tensor(),
+            torch::Tensor(), torch::Tensor()};
+  }
+
+ private:
+  static torch::Tensor Turned(const torch::Tensor& from, int64_t heads, const torch::Tensor& positions,
+                              const torch::Tensor& cos, const torch::Tensor& sin, float direction) {
+    // A copy of its own in any case: the kernel turns in place.
+    const torch::Tensor out = from.to(torch::kFloat32, /*non_blocking=*/false, /*copy=*/true,
+                                      at::MemoryFormat::Contiguous);
+    const int64_t width = out.size(1) * out.size(2);
+    float* const data = out.data_ptr<float>();
+    const int64_t* const at = positions.data_ptr<int64_t>();
+    const float *c = cos.data_ptr<float>(), *s = sin.data_ptr<float>();
+    ForRows(out.size(0), width, [&](int64_t first, int64_t count, int64_t) {
+      kernels::Rotate(data + first * width, at + first, c, s, count, heads, out.size(2), 2 * cos.size(1), width,
+                      direction);
+    });
+    return As(out, from);
   }
 };
+
+class ActivateFunction : public torch::autograd::Function<ActivateFunction> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& input, int64_t kind, bool gated) {
+    const torch::Tensor x = Wide(input);
+    const int64_t width = gated ? x.size(1) / 2 : x.size(1), stride = x.size(1);
+    const torch::Tensor y = torch::empty({x.size(0), width}, x.options());
+    const float* const gate = x.data_ptr<float>();
+    float* const out = y.data_ptr<float>();
+    ForRows(x.size(0), stride, [&](int64_t first, int64_t count, int64_t) {
+      const float* const row = gate + first * stride;
+      kernels::Activate(static_cast<kernels::Unary>(kind), row, gated ? row + width : nullptr, count, width, stride,
+                        out + first * width);
+    });
+    context->saved_data["kind"] = kind;
+    context->saved_data["gated"] = gated;
+    context->save_for_backward({input});
+    return As(y, input);
+  }
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const torch::Tensor input = context->get_saved_variables()[0];
+    const torch::Tensor x = Wide(input), dy = Wide(grads[0]), dx = torch::empty_like(x);
+    const bool gated = context->saved_data["gated"].toBool();
+    const auto kind = static_cast<kernels::Unary>(context->saved_data["kind"].toInt());
+    const int64_t width = dy.size(1), stride = x.size(1);
+    const float *const gate = x.data_ptr<float>(), *const from = dy.data_ptr<float>();
+    float* const out = dx.data_ptr<float>();
+    ForRows(x.size(0), stride, [&](int64_t first, int64_t count, int64_t) {
+      const float* const row = gate + first * stride;
+      float* const to = out + first * stride;
+      kernels::ActivateBackward(kind, from + first * width, row, gated ? row + width : nullptr, count, width, stride,
+                                to, gated ? to + width : nullptr);
+    });
+    return {As(dx, input), torch::Tensor(), torch::Tensor()};
+  }
+};
+
+torch::Tensor Unary(const torch::Tensor& x, artifact::Activation kind) {
+  if (kind == artifact::Activation::kSilu) return torch::silu(x);
+  return torch::gelu(x, kind == artifact::Activation::kGeluTanh ? "tanh" : "none");
+}
+
+}  // namespace
 
 kernels::Unary ToKernel(artifact::Activation kind) {
   switch (kind) {
@@ -92,43 +186,8 @@ kernels::Unary ToKernel(artifact::Activation kind) {
   return kernels::Unary::kGeluTanh;
 }
 
-class ActivateFunction : public torch::autograd::Function<ActivateFunction> {
- public:
-  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& input, int64_t kind, bool gated) {
-    const torch::Tensor x = input.contiguous();
-    const int64_t width = gated ? x.size(1) / 2 : x.size(1);
-    torch::Tensor y = torch::empty({x.size(0), width}, x.options());
-    const float* gate = x.data_ptr<float>();
-    kernels::Activate(static_cast<kernels::Unary>(kind), gate, gated ? gate + width : nullptr, x.size(0), width,
-                      x.size(1), y.data_ptr<float>());
-    context->saved_data["kind"] = kind;
-    context->saved_data["gated"] = gated;
-    context->save_for_backward({x});
-    return y;
-  }
-  static variable_list backward(AutogradContext* context, variable_list grads) {
-    const torch::Tensor x = context->get_saved_variables()[0];
-    const bool gated = context->saved_data["gated"].toBool();
-    const torch::Tensor dy = grads[0].contiguous();
-    torch::Tensor dx = torch::empty_like(x);
-    const float* gate = x.data_ptr<float>();
-    float* dgate = dx.data_ptr<float>();
-    kernels::ActivateBackward(static_cast<kernels::Unary>(context->saved_data["kind"].toInt()), dy.data_ptr<float>(),
-                              gate, gated ? gate + dy.size(1) : nullptr, dy.size(0), dy.size(1), x.size(1), dgate,
-                              gated ? dgate + dy.size(1) : nullptr);
-    return {dx, torch::Tensor(), torch::Tensor()};
-  }
-};
-
-torch::Tensor Unary(const torch::Tensor& x, artifact::Activation kind) {
-  if (kind == artifact::Activation::kSilu) return torch::silu(x);
-  return torch::gelu(x, kind == artifact::Activation::kGeluTanh ? "tanh" : "none");
-}
-
-}  // namespace
-
 torch::Tensor RmsNorm(const torch::Tensor& x, const torch::Tensor& weight, double eps, bool offset) {
-  if (HasKernels(x)) return RmsNormFunction::apply(x, offset ? weight + 1 : weight, eps);
+  if (HasFusedOps(x)) return RmsNormFunction::apply(x, weight, eps, offset);
   const torch::Tensor wide = x.to(torch::kFloat32);
   const torch::Tensor scaled = wide * torch::rsqrt(wide.pow(2).mean(-1, /*keepdim=*/true) + eps);
   if (offset) return (scaled * (1 + weight.to(torch::kFloat32))).to(x.scalar_type());
@@ -136,12 +195,12 @@ torch::Tensor RmsNorm(const torch::Tensor& x, const torch::Tensor& weight, doubl
 }
 
 torch::Tensor LayerNorm(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias, double eps) {
-  if (HasKernels(x)) return LayerNormFunction::apply(x, weight, bias, eps);
+  if (HasFusedOps(x)) return LayerNormFunction::apply(x, weight, bias, eps);
   return torch::layer_norm(x, {x.size(1)}, weight, bias, eps);
 }
 
 torch::Tensor ApplyRotary(const torch::Tensor& qkv, int64_t heads, const RotaryRows& rows) {
-  if (HasKernels(qkv)) return RotaryFunction::apply(qkv, heads, rows.index, rows.cos, rows.sin);
+  if (HasFusedOps(qkv)) return RotaryFunction::apply(qkv, heads, rows.index, rows.cos, rows.sin);
   const torch::Tensor cos = rows.cos.index_select(0, rows.index).unsqueeze(1).to(qkv.scalar_type());
   const torch::Tensor sin = rows.sin.index_select(0, rows.index).unsqueeze(1).to(qkv.scalar_type());
   const int64_t turning = 2 * rows.cos.size(1);
@@ -154,7 +213,7 @@ torch::Tensor ApplyRotary(const torch::Tensor& qkv, int64_t heads, const RotaryR
 }
 
 torch::Tensor Activate(const torch::Tensor& x, artifact::Activation kind, bool gated) {
-  if (HasKernels(x)) return ActivateFunction::apply(x, static_cast<int64_t>(ToKernel(kind)), gated);
+  if (HasFusedOps(x)) return ActivateFunction::apply(x, static_cast<int64_t>(ToKernel(kind)), gated);
   if (!gated) return Unary(x, kind);
   const auto halves = x.chunk(2, -1);
   return Unary(halves[0], kind) * halves[1];

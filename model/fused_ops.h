@@ -1,8 +1,9 @@
-// Differentiable operations between the matrix products. Float32 on the CPU uses the kernels, whose rows do not depend
-// on one another; everything else LibTorch's own operations.
+// Differentiable operations between the matrix products. On the CPU they use the kernels, whose rows do not depend on one
+// another, in float32 (of bfloat16 too, rounded once at the end); elsewhere LibTorch's own operations.
 #pragma once
 
 #include "artifact/model_config.h"
+#include "model/kernels/cpu_kernels.h"
 #include "model/libtorch.h"
 #include "model/rotary.h"
 
@@ -12,6 +13,12 @@ namespace rlhf::model {
 inline bool HasKernels(const torch::Tensor& x) {
   return x.device().is_cpu() && x.scalar_type() == torch::kFloat32;
 }
+
+inline bool HasFusedOps(const torch::Tensor& x) {
+  return x.device().is_cpu() && (x.scalar_type() == torch::kFloat32 || x.scalar_type() == torch::kBFloat16);
+}
+
+kernels::Unary ToKernel(artifact::Activation kind);
 
 // Root-mean-square norm over the last dimension, computed in float32: x [rows, width] · weight [width]. offset: the
 // scale is 1 + weight (Gemma), rounded once at the end.

@@ -4,17 +4,13 @@
 
 #include <ATen/Parallel.h>
 
+#include "model/divide.h"
 #include "model/kernels/cpu_kernels.h"
 
 namespace rlhf::model {
 namespace {
 
 constexpr int64_t kMostInner = 2147483647 / (127 * 127);
-constexpr int64_t kNumbersTogether = 32768;  // least work a thread takes
-
-int64_t RowsTogether(int64_t width) {
-  return std::max<int64_t>(1, kNumbersTogether / std::max<int64_t>(1, width));
-}
 
 // Without these instructions the library's partial sums saturate at 16 bits.
 bool LibraryIsExact() {

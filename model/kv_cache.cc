@@ -2,6 +2,8 @@
 
 #include <iterator>
 
+#include "model/device.h"
+
 namespace rlhf::model {
 
 KvCache::KvCache(SharedTag, const artifact::ModelConfig& config, int slots, int64_t positions, torch::Dtype dtype,
@@ -12,6 +14,8 @@ KvCache::KvCache(SharedTag, const artifact::ModelConfig& config, int slots, int6
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     keys_.push_back(torch::empty({positions * kv_heads_ * head_dim_}, options));
     values_.push_back(torch::empty({positions * kv_heads_ * head_dim_}, options));
+    PreferHugePages(keys_.back());
+    PreferHugePages(values_.back());
   }
   if (positions > 0) free_[0] = positions;
 }

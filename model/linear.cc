@@ -1,7 +1,10 @@
 #include "model/linear.h"
 
-#include <ATen/Parallel.h>
+#include <algorithm>
+#include <memory>
+#include <string_view>
 
+#include "model/divide.h"
 #include "model/kernels/cpu_kernels.h"
 
 namespace rlhf::model {
@@ -10,55 +13,92 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kRowsTogether = 32, kColumnsTogether = 64;  // least work a thread takes
+constexpr int64_t kTileRows = 14, kMostTiles = 8, kPanelsTogether = 8;  // a part of the work
+constexpr int64_t kPartsOfAThread = 4;                       // at least, so that a slow thread does not hold up all
 
-class FixedOrderLinearFunction : public torch::autograd::Function<FixedOrderLinearFunction> {
+class LinearFunction : public torch::autograd::Function<LinearFunction> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& x, const torch::Tensor& weight,
                                const torch::Tensor& bias) {
     context->save_for_backward({x, weight});
     context->saved_data["bias"] = bias.numel() > 0;
-    return FixedOrderMatmulNT(x, weight, bias.numel() > 0 ? bias : torch::Tensor());
+    return MatmulFixedOrder(x, weight, bias.numel() > 0 ? bias : torch::Tensor());
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const torch::Tensor dy = grads[0].contiguous();
-    const torch::Tensor across = dy.t().contiguous();
+    const torch::Tensor& dy = grads[0];
     variable_list out(3);
-    if (context->needs_input_grad(0)) out[0] = FixedOrderMatmulNT(dy, saved[1].t().contiguous());
-    if (context->needs_input_grad(1)) out[1] = FixedOrderMatmulNT(across, saved[0].t().contiguous());
+    if (context->needs_input_grad(0)) out[0] = MatmulFixedOrder(dy, saved[1].t());
+    if (context->needs_input_grad(1)) {
+      // Laid out as the weight is: its gradient is added to one of that layout.
+      const bool across = saved[1].stride(0) == 1 && saved[1].stride(1) != 1;
+      out[1] = across ? MatmulFixedOrder(dy.t(), saved[0]).t() : MatmulFixedOrder(saved[0].t(), dy);
+    }
     if (context->saved_data["bias"].toBool() && context->needs_input_grad(2))
-      out[2] = FixedOrderMatmulNT(torch::ones({1, dy.size(0)}, dy.options()), across).squeeze(0);
+      out[2] = MatmulFixedOrder(torch::ones({1, dy.size(0)}, dy.options()), dy).squeeze(0);
     return out;
   }
 };
 
 }  // namespace
 
-torch::Tensor FixedOrderMatmulNT(const torch::Tensor& a_in, const torch::Tensor& b_in, const torch::Tensor& bias) {
-  const torch::Tensor a = a_in.contiguous(), b = b_in.contiguous();
-  const int64_t rows = a.size(0), columns = b.size(0), inner = a.size(1);
-  torch::Tensor c = torch::empty({rows, columns}, a.options());
-  const float* bias_data = bias.defined() ? bias.data_ptr<float>() : nullptr;
-  const float *left = a.data_ptr<float>(), *right = b.data_ptr<float>();
-  float* out = c.data_ptr<float>();
-  if (rows >= columns) {
-    at::parallel_for(0, rows, kRowsTogether, [&](int64_t begin, int64_t end) {
-      kernels::MatmulNT(left + begin * inner, inner, right, inner, bias_data, end - begin, columns, inner,
-                        out + begin * columns, columns);
+bool HasFastProducts() {
+  static const bool fast = std::string_view(kernels::InstructionSet()) != "x86-64";
+  return fast;
+}
+
+torch::Tensor MatmulFixedOrder(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& bias_in,
+                               const torch::Tensor& out) {
+  const int64_t rows = a.size(0), columns = b.size(1), inner = a.size(1);
+  TORCH_CHECK(b.size(0) == inner, "a product of [", rows, ", ", inner, "] and [", b.size(0), ", ", columns, "]");
+  const torch::Tensor c = out.defined() ? out : torch::empty({rows, columns}, a.options());
+  const torch::Tensor bias = bias_in.defined() ? bias_in.contiguous() : torch::Tensor();
+  const float* const bias_data = bias.defined() ? bias.data_ptr<float>() : nullptr;
+  const float *const left = a.data_ptr<float>(), *const right = b.data_ptr<float>();
+  float* const result = c.data_ptr<float>();
+  // Packing costs what a few rows' products do.
+  const bool pack_together = WorthThreads(8 * columns * inner), multiply_together = WorthThreads(rows * columns * inner);
+  const auto divide = [](int64_t count, bool together, const auto& fn) {
+    if (together) return Divide(count, fn);
+    for (int64_t i = 0; i < count; ++i) fn(i);
+  };
+
+  const int64_t panels = (columns + kernels::kPanelColumns - 1) / kernels::kPanelColumns;
+  const std::unique_ptr<float[]> packed(new float[static_cast<size_t>(kernels::PackedSize(columns, inner))]);
+  const int64_t panel_parts = (panels + kPanelsTogether - 1) / kPanelsTogether;
+  const auto columns_of = [&](int64_t part) {
+    const int64_t begin = part * kPanelsTogether * kernels::kPanelColumns;
+    return std::pair(begin, std::min(columns - begin, kPanelsTogether * kernels::kPanelColumns));
+  };
+  divide(panel_parts, pack_together, [&](int64_t part) {
+    const auto [begin, width] = columns_of(part);
+    kernels::PackPanels(right + begin * b.stride(1), b.stride(1), b.stride(0), width, inner,
+                        packed.get() + begin * inner);
+  });
+  const int64_t tiles = rows / (kTileRows * kPartsOfAThread * at::get_num_threads());
+  const int64_t rows_together = kTileRows * std::clamp<int64_t>(tiles, 1, kMostTiles);
+  const int64_t row_parts = (rows + rows_together - 1) / rows_together;
+  if (row_parts >= panel_parts) {
+    divide(row_parts, multiply_together, [&](int64_t part) {
+      const int64_t begin = part * rows_together;
+      kernels::Product(left + begin * a.stride(0), a.stride(0), a.stride(1), packed.get(), bias_data,
+                       std::min(rows - begin, rows_together), columns, inner, result + begin * columns, columns,
+                       out.defined());
     });
   } else {
-    at::parallel_for(0, columns, kColumnsTogether, [&](int64_t begin, int64_t end) {
-      kernels::MatmulNT(left, inner, right + begin * inner, inner, bias_data == nullptr ? nullptr : bias_data + begin,
-                        rows, end - begin, inner, out + begin, columns);
+    divide(panel_parts, multiply_together, [&](int64_t part) {
+      const auto [begin, width] = columns_of(part);
+      kernels::Product(left, a.stride(0), a.stride(1), packed.get() + begin * inner,
+                       bias_data == nullptr ? nullptr : bias_data + begin, rows, width, inner, result + begin, columns,
+                       out.defined());
     });
   }
   return c;
 }
 
-torch::Tensor FixedOrderLinear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) {
+torch::Tensor LinearFixedOrder(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) {
   // A custom function takes no undefined tensor: none has no elements.
-  return FixedOrderLinearFunction::apply(x, weight, bias.defined() ? bias : torch::empty({0}, x.options()));
+  return LinearFunction::apply(x, weight, bias.defined() ? bias : torch::empty({0}, x.options()));
 }
 
 }  // namespace rlhf::model

@@ -21,13 +21,13 @@ struct Head {
   bool fixed_order = false;
 };
 
-torch::Tensor Product(const torch::Tensor& a, const torch::Tensor& b_rows, bool fixed_order) {
-  return fixed_order ? FixedOrderMatmulNT(a, b_rows) : a.matmul(b_rows.t());
+torch::Tensor Product(const torch::Tensor& a, const torch::Tensor& b, bool fixed_order) {
+  return fixed_order ? MatmulFixedOrder(a, b) : a.matmul(b);
 }
 
 // float32 [rows, vocabulary], before the temperature.
 torch::Tensor ChunkLogits(const torch::Tensor& hidden, const torch::Tensor& weight, const Head& head) {
-  torch::Tensor logits = Product(hidden, weight, head.fixed_order);
+  torch::Tensor logits = Product(hidden, weight.t(), head.fixed_order);
   if (head.softcap > 0) logits = Softcap(logits, head.softcap);
   return logits.to(torch::kFloat32);
 }
@@ -60,6 +60,30 @@ void Normalise(const torch::Tensor& logits_in, const torch::Tensor& targets, con
       if (nats != nullptr) nats[i] = kernels::Entropy(row + i * width, width, inverse, sums[i]);
     }
   });
+}
+
+// d log p[target] / d logits, row by row times grads: (onehot − softmax(logits / temperature)) / temperature.
+torch::Tensor TowardsLogits(const torch::Tensor& logits, const torch::Tensor& log_sums, const torch::Tensor& targets,
+                            const torch::Tensor& grads, const Head& head) {
+  if (!HasKernels(logits)) {
+    const torch::Tensor d = (head.temperature == 1 ? logits : logits / head.temperature)
+                                .sub(log_sums.unsqueeze(1))
+                                .exp_()
+                                .neg_();
+    d.scatter_add_(1, targets.unsqueeze(1), torch::ones({logits.size(0), 1}, d.options()));
+    return d.mul_(grads.unsqueeze(1).div(head.temperature));
+  }
+  const torch::Tensor d = torch::empty_like(logits), upstream = grads.contiguous(), wanted = targets.contiguous();
+  const auto inverse = static_cast<float>(1.0 / head.temperature);
+  const int64_t width = logits.size(1);
+  const float *row = logits.data_ptr<float>(), *sums = log_sums.data_ptr<float>(), *grad = upstream.data_ptr<float>();
+  const int64_t* target = wanted.data_ptr<int64_t>();
+  float* const out = d.data_ptr<float>();
+  at::parallel_for(0, logits.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      kernels::LogSoftmaxBackward(row + i * width, width, inverse, sums[i], target[i], grad[i], out + i * width);
+  });
+  return d;
 }
 
 // log softmax(hidden · headᵀ / temperature)[target], a chunk of rows at a time; backward computes each chunk's logits
@@ -100,26 +124,19 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
     torch::Tensor grad_hidden = torch::empty_like(hidden);
     torch::Tensor grad_weight;
     if (to_weight) grad_weight = torch::zeros(weight.sizes(), weight.options().dtype(torch::kFloat32));
-    const torch::Tensor across = head.fixed_order ? weight.t().contiguous() : torch::Tensor();
     for (int64_t begin = 0; begin < hidden.size(0); begin += chunk) {
       const int64_t count = std::min(chunk, hidden.size(0) - begin);
       const torch::Tensor part = hidden.narrow(0, begin, count);
       const torch::Tensor logits = ChunkLogits(part, weight, head);
-      // d log p[target] / d (logits / temperature) = onehot − softmax
-      torch::Tensor d = (head.temperature == 1 ? logits : logits / head.temperature)
-                            .sub(log_sums.narrow(0, begin, count).unsqueeze(1))
-                            .exp_()
-                            .neg_();
-      const torch::Tensor index = targets.narrow(0, begin, count).unsqueeze(1);
-      d.scatter_add_(1, index, torch::ones({count, 1}, d.options()));
-      d.mul_(grads[0].narrow(0, begin, count).unsqueeze(1).div(head.temperature));
+      const torch::Tensor d = TowardsLogits(logits, log_sums.narrow(0, begin, count), targets.narrow(0, begin, count),
+                                            grads[0].narrow(0, begin, count), head);
       if (head.softcap > 0) d.mul_(1 - (logits / head.softcap).square());
       const torch::Tensor d_cast = d.to(weight.scalar_type());
       grad_hidden.narrow(0, begin, count)
-          .copy_(head.fixed_order ? FixedOrderMatmulNT(d_cast, across) : d_cast.matmul(weight));
+          .copy_(Product(d_cast, weight, head.fixed_order));
       if (!to_weight) continue;
       if (head.fixed_order) {
-        grad_weight.add_(FixedOrderMatmulNT(d_cast.t().contiguous(), part.t().contiguous()));
+        MatmulFixedOrder(d_cast.t(), part, {}, grad_weight);
       } else if (weight.scalar_type() == torch::kFloat32) {
         grad_weight.addmm_(d_cast.t(), part);
       } else {
@@ -140,7 +157,7 @@ LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_r
   Head head;
   head.temperature = temperature;
   head.softcap = model.config().logit_softcap;
-  head.fixed_order = model.deterministic();
+  head.fixed_order = model.deterministic() || (HasKernels(hidden_rows) && HasFastProducts());
   const variable_list out =
       ChunkedLogProbFunction::apply(hidden_rows, model.head_weight(), targets, head, with_entropy, chunk_rows);
   LogProbs result;

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include <ATen/Parallel.h>
+
 #include "model/device_ops.h"
 #include "model/kernels/cpu_kernels.h"
 
@@ -36,6 +38,81 @@ double Keep(const SamplingParams& params, const float* exps, int64_t width, std:
   return mass;
 }
 
+constexpr int64_t kBlock = 64;
+
+// Σ of each block of kBlock numbers, and of all. Four sums at once: they do not wait for one another.
+double BlockSums(const float* x, int64_t width, std::vector<double>* sums) {
+  sums->clear();
+  double total = 0;
+  for (int64_t begin = 0; begin < width; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, width);
+    double part[4] = {};
+    int64_t i = begin;
+    for (; i + 4 <= end; i += 4) {
+      for (int64_t j = 0; j < 4; ++j) part[j] += x[i + j];
+    }
+    for (; i < end; ++i) part[0] += x[i];
+    sums->push_back((part[0] + part[1]) + (part[2] + part[3]));
+    total += sums->back();
+  }
+  return total;
+}
+
+// The first index at which the running sum exceeds the target; where rounding lets none, the last that adds to it.
+int32_t Find(const float* x, int64_t width, const std::vector<double>& sums, double target) {
+  double sum = 0;
+  size_t block = 0;
+  for (; block + 1 < sums.size() && sum + sums[block] <= target; ++block) sum += sums[block];
+  int32_t found = -1;
+  for (int64_t i = static_cast<int64_t>(block) * kBlock; i < width; ++i) {
+    if (x[i] > 0) found = static_cast<int32_t>(i);
+    sum += x[i];
+    if (found >= 0 && sum > target) return found;
+  }
+  for (int64_t i = width - 1; found < 0 && i >= 0; --i) {
+    if (x[i] > 0) found = static_cast<int32_t>(i);
+  }
+  return found;
+}
+
+// A thread's own memory.
+struct Scratch {
+  std::vector<float> exps;
+  std::vector<double> sums;
+  std::vector<int32_t> kept;
+};
+
+SampledToken SampleRow(const float* row, int64_t width, const SamplingParams& params, const NoiseKey& key,
+                       uint32_t position, Scratch* scratch) {
+  const bool greedy = params.temperature <= 0;
+  const float inverse = greedy ? 1.0F : static_cast<float>(1.0 / params.temperature);
+  scratch->exps.resize(static_cast<size_t>(width));
+  float* const exps = scratch->exps.data();
+  float highest = 0;
+  const float log_sum = kernels::LogSumExp(row, width, inverse, exps, &highest);
+  SampledToken token;
+  if (greedy) {
+    token.id = static_cast<int32_t>(std::max_element(row, row + width) - row);
+  } else {
+    const double total = BlockSums(exps, width, &scratch->sums), uniform = PhiloxUniform(key, position);
+    if (params.top_p < 1.0 || (params.top_k > 0 && params.top_k < width)) {
+      const double mass = Keep(params, exps, width, &scratch->kept);
+      token.log_kept_mass = static_cast<float>(std::log(mass / total));
+      double sum = 0;
+      token.id = -1;
+      for (const int32_t id : scratch->kept) {
+        sum += exps[id];
+        token.id = id;
+        if (sum > uniform * mass) break;
+      }
+    } else {
+      token.id = Find(exps, width, scratch->sums, uniform * total);
+    }
+  }
+  token.log_prob = row[token.id] * inverse - log_sum;
+  return token;
+}
+
 }  // namespace
 
 kernels::PhiloxCounter NoiseOf(const NoiseKey& key, uint32_t position) {
@@ -54,42 +131,15 @@ std::vector<SampledToken> Sample(const torch::Tensor& logits, const std::vector<
   const torch::Tensor rows = logits.detach().to(torch::kCPU, torch::kFloat32).contiguous();
   const int64_t width = rows.size(1);
   std::vector<SampledToken> out(static_cast<size_t>(rows.size(0)));
-  std::vector<float> exps(static_cast<size_t>(width));
-  std::vector<int32_t> kept;
-  for (size_t b = 0; b < out.size(); ++b) {
-    const float* row = rows.data_ptr<float>() + static_cast<int64_t>(b) * width;
-    const bool greedy = params[b].temperature <= 0;
-    const float inverse = greedy ? 1.0F : static_cast<float>(1.0 / params[b].temperature);
-    float highest = 0;
-    const float log_sum = kernels::LogSumExp(row, width, inverse, exps.data(), &highest);
-    SampledToken& token = out[b];
-    if (greedy) {
-      token.id = static_cast<int32_t>(std::max_element(row, row + width) - row);
-    } else {
-      double total = 0;
-      for (int64_t i = 0; i < width; ++i) total += exps[i];
-      const bool truncated = params[b].top_p < 1.0 || (params[b].top_k > 0 && params[b].top_k < width);
-      const double mass = truncated ? Keep(params[b], exps.data(), width, &kept) : total;
-      const double target = PhiloxUniform(keys[b], positions[b]) * mass;
-      double sum = 0;
-      token.id = -1;
-      if (truncated) {
-        token.log_kept_mass = static_cast<float>(std::log(mass / total));
-        for (const int32_t id : kept) {
-          sum += exps[id];
-          token.id = id;
-          if (sum > target) break;
-        }
-      } else {
-        for (int64_t i = 0; i < width; ++i) {
-          if (exps[i] > 0) token.id = static_cast<int32_t>(i);
-          sum += exps[i];
-          if (sum > target) break;
-        }
-      }
+  const float* const data = rows.data_ptr<float>();
+  // Threads of their own memory, and of a few rows at least.
+  at::parallel_for(0, rows.size(0), std::max<int64_t>(1, 16384 / width), [&](int64_t begin, int64_t end) {
+    Scratch scratch;
+    for (int64_t b = begin; b < end; ++b) {
+      const auto i = static_cast<size_t>(b);
+      out[i] = SampleRow(data + b * width, width, params[i], keys[i], positions[i], &scratch);
     }
-    token.log_prob = row[token.id] * inverse - log_sum;
-  }
+  });
   return out;
 }
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "model/attention.h"
+#include "model/cpu_generation.h"
 #include "model/device.h"
 #include "model/fused_ops.h"
 #include "model/gradient_checkpointing.h"
@@ -145,6 +146,7 @@ absl::Status Transformer::UseInt8() {
 
 void Transformer::SetParameter(const std::string& name, const torch::Tensor& value) {
   const torch::NoGradGuard no_grad;
+  if (generation_ != nullptr) generation_->WeightsChanged();
   if (const auto found = int8_projections_.find(name); found != int8_projections_.end()) {
     const Linear& part = *found->second;
     TORCH_CHECK(value.sizes() == part.weight.sizes(), "parameter ", name, " has shape ", part.weight.sizes(),
@@ -213,7 +215,7 @@ torch::Tensor Transformer::Norm(const torch::Tensor& x, const torch::Tensor& wei
 
 torch::Tensor Transformer::Product(const torch::Tensor& x, const torch::Tensor& weight,
                                    const torch::Tensor& bias) const {
-  if (deterministic_) return FixedOrderLinear(x, weight, bias);
+  if (deterministic_ || (HasKernels(x) && HasFastProducts())) return LinearFixedOrder(x, weight.t(), bias);
   return bias.defined() ? torch::linear(x, weight, bias) : torch::linear(x, weight);
 }
 
@@ -228,8 +230,7 @@ torch::Tensor Transformer::Project(const torch::Tensor& x, const std::vector<Lin
   }
   // Conv1D's weights lie the other way.
   const auto product = [&](const torch::Tensor& weight, const torch::Tensor& bias) {
-    if (!family_->transposed) return Product(x, weight, bias);
-    return deterministic_ ? Product(x, weight.t(), bias) : torch::addmm(bias, x, weight);
+    return Product(x, family_->transposed ? weight.t() : weight, bias);
   };
   torch::Tensor y;
   if (int8 == nullptr && parts.size() > 1 && !device_.is_cpu()) {
@@ -346,6 +347,9 @@ torch::Tensor Transformer::Hidden(const PackedBatch& batch) const {
 }
 
 torch::Tensor Transformer::HeadProduct(const torch::Tensor& hidden_rows) const {
+  // What Extend returned, once it has packed the weights.
+  if (generation_ != nullptr && !torch::GradMode::is_enabled() && CpuGeneration::Serves(*this))
+    return generation_->HeadProduct(hidden_rows);
   return Product(hidden_rows, head_weight_, {});
 }
 

@@ -28,6 +28,7 @@ struct PackedBatch {
                                    torch::Device device = torch::kCPU);
 };
 
+class CpuGeneration;       // cpu_generation.h
 class KvCache;             // kv_cache.h
 class Rotary;              // rotary.h
 struct FamilyDescription;  // families/family.h
@@ -111,7 +112,7 @@ class Transformer {
 
   // Prefill/decode over cache slots (no autograd). Appends tokens to slots: sequence i of the batch extends slot
   // slots[i] (its current length gives the first position; batch.position_ids must agree). Returns final-norm hidden
-  // states of the LAST token of each sequence [B, hidden].
+  // states of the LAST token of each sequence [B, hidden], in the model's type or in float32.
   torch::Tensor Extend(const PackedBatch& batch, const std::vector<int>& slots, KvCache& cache) const;
 
   // Copies trained_parameters in place (same names and shapes); used for weight updates while serving.
@@ -133,6 +134,7 @@ class Transformer {
                          const Attend& attend) const;
   torch::Tensor RunCheckpointed(size_t l, const torch::Tensor& x, const RotaryRows* rotary, const Attend& attend) const;
   torch::Tensor HeadProduct(const torch::Tensor& hidden_rows) const;
+  CpuGeneration* Generation() const;  // null: the plain operations generate
   // Extend's pass over sequences of one token each on a CUDA device, without a look at the cache's lengths (places: see
   // device_ops.h; `end` is beyond the highest position). Can be recorded in a CUDA graph, which reads
   // RotaryTables(end).
@@ -154,7 +156,9 @@ class Transformer {
   std::map<std::string, const Linear*> int8_projections_;  // by the name of their weight
   // The parameters again, by part. Projections that read the same input are joined for each forward pass.
   std::vector<Layer> layers_;
+  mutable std::unique_ptr<CpuGeneration> generation_;  // null: not needed yet
   torch::Tensor token_embedding_, position_embedding_, final_norm_weight_, final_norm_bias_, head_weight_;
+  friend class CpuGeneration;
   friend class ExtendPass;
   friend class RecordedDecode;
 };

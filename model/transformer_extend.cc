@@ -4,6 +4,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "model/attention.h"
+#include "model/cpu_generation.h"
 #include "model/device.h"
 #include "model/device_ops.h"
 #include "model/fused_ops.h"
@@ -129,8 +130,16 @@ class ExtendPass {
   int64_t end_ = 0;
 };
 
+CpuGeneration* Transformer::Generation() const {
+  if (!CpuGeneration::Serves(*this)) return nullptr;
+  if (generation_ == nullptr) generation_ = std::make_unique<CpuGeneration>(*this);
+  return generation_.get();
+}
+
 torch::Tensor Transformer::Extend(const PackedBatch& batch, const std::vector<int>& slots, KvCache& cache) const {
   const c10::InferenceMode inference;
+  if (CpuGeneration* const generation = Generation(); generation != nullptr)
+    return generation->Extend(batch, slots, cache);
   ExtendPass pass(*this, batch, slots, cache);
   CheckPositions(pass.end());
   RotaryRows rotary, local;

@@ -26,16 +26,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Before memory is touched for the first time: huge pages for what is new, and the file's pages mapped at once. Without
-// them page faults cost more than the copy. Advice only: where the kernel does not know it, nothing is lost.
+// Huge pages for what is new, and the file's pages mapped at once. Without them page faults cost more than the copy.
 void PrepareCopy(const torch::Tensor& target, absl::Span<const uint8_t> source) {
-  constexpr uintptr_t kHuge = 2 << 20, kPage = 4096;
-  if (target.device().is_cpu() && target.nbytes() >= 2 * kHuge) {
-    const auto begin = (reinterpret_cast<uintptr_t>(target.data_ptr()) + kHuge - 1) / kHuge * kHuge;
-    const auto end = (reinterpret_cast<uintptr_t>(target.data_ptr()) + target.nbytes()) / kHuge * kHuge;
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-  }
+  PreferHugePages(target);
 #ifdef MADV_POPULATE_READ
+  constexpr uintptr_t kHuge = 2 << 20, kPage = 4096;
   const auto begin = reinterpret_cast<uintptr_t>(source.data()) / kPage * kPage;
   const auto end = reinterpret_cast<uintptr_t>(source.data()) + source.size();
   if (source.size() >= kHuge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);

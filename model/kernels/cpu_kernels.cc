@@ -17,9 +17,19 @@ const KernelTable& Chosen() {
 const char* InstructionSet() {
   return Chosen().name;
 }
-void MatmulNT(const float* a, int64_t a_stride, const float* b, int64_t b_stride, const float* bias, int64_t rows,
-              int64_t columns, int64_t inner, float* c, int64_t c_stride) {
-  Chosen().matmul_nt(a, a_stride, b, b_stride, bias, rows, columns, inner, c, c_stride);
+bool HasDotProducts() {
+  static const bool has = __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16") &&
+                          __builtin_cpu_supports("avx512vnni");
+  return has;
+}
+
+void PackPanels(const float* b, int64_t column_stride, int64_t inner_stride, int64_t columns, int64_t inner,
+                float* packed) {
+  Chosen().pack_panels(b, column_stride, inner_stride, columns, inner, packed);
+}
+void Product(const float* a, int64_t row_stride, int64_t inner_stride, const float* packed, const float* bias,
+             int64_t rows, int64_t columns, int64_t inner, float* c, int64_t c_stride, bool add) {
+  Chosen().product(a, row_stride, inner_stride, packed, bias, rows, columns, inner, c, c_stride, add);
 }
 void QuantizeRows(const float* x, int64_t x_stride, int64_t rows, int64_t width, int8_t* q, float* scales) {
   Chosen().quantize_rows(x, x_stride, rows, width, q, scales);
@@ -62,6 +72,11 @@ void DecodeAttention(const AttentionShape& shape, const float* q, const float* k
                      float* out) {
   Chosen().decode_attention(shape, q, keys, values, begins, rooms, lengths, batch, scratch, out);
 }
+void DecodeAttentionBf16(const AttentionShape& shape, const float* q, const uint16_t* keys, const uint16_t* values,
+                         const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch,
+                         float* scratch, float* out) {
+  Chosen().decode_attention_bf16(shape, q, keys, values, begins, rooms, lengths, batch, scratch, out);
+}
 void CausalAttention(const AttentionShape& shape, const float* q, int64_t q_stride, const float* keys,
                      const float* values, int64_t kv_stride, int64_t count, int64_t length, int64_t kv_head,
                      float* scratch, float* out, int64_t out_stride) {
@@ -76,6 +91,10 @@ void CausalAttentionBackward(const AttentionShape& shape, const float* dout, int
 }
 float LogSumExp(const float* row, int64_t width, float inverse_temperature, float* exps, float* max_out) {
   return Chosen().log_sum_exp(row, width, inverse_temperature, exps, max_out);
+}
+void LogSoftmaxBackward(const float* row, int64_t width, float inverse_temperature, float log_sum, int64_t target,
+                        float grad, float* d) {
+  Chosen().log_softmax_backward(row, width, inverse_temperature, log_sum, target, grad, d);
 }
 float Entropy(const float* row, int64_t width, float inverse_temperature, float log_sum) {
   return Chosen().entropy(row, width, inverse_temperature, log_sum);

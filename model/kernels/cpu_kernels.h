@@ -1,7 +1,8 @@
 // Float32 CPU kernels for what small models spend their time on, and for numerics that do not depend on the batch. No
 // LibTorch; rows are contiguous unless a stride is given. Thread-safe.
 //
-// Every sum has one order, given by the length of what is summed alone: 16 partial sums over the index modulo 16, then
+// Every sum has one order, given by the length of what is summed alone: in matrix products the index ascends, each
+// kProductBlock numbers summed from 0 and added to those before; elsewhere 16 partial sums over the index modulo 16, then
 // a fixed tree. So a row's result is the same bytes whatever rows are computed beside it, with any number of threads,
 // and on every machine with fused multiply-add (x86-64-v3 and v4; the default build rounds each product).
 #pragma once
@@ -13,9 +14,36 @@ namespace rlhf::model::kernels {
 // The instruction set that was chosen at load: "x86-64-v4", "x86-64-v3" or "x86-64".
 const char* InstructionSet();
 
-// c[i, j] = Σ_k a[i, k] · b[j, k] + bias[j] (bias may be null). Strides in elements.
-void MatmulNT(const float* a, int64_t a_stride, const float* b, int64_t b_stride, const float* bias, int64_t rows,
-              int64_t columns, int64_t inner, float* c, int64_t c_stride);
+// The right side of a matrix product, packed: panels of kPanelColumns columns, k by k the panel's numbers, the last panel
+// filled up with zeros.
+constexpr int64_t kPanelColumns = 32;
+constexpr int64_t kProductBlock = 384;
+// How many numbers `columns` × `inner` become.
+inline int64_t PackedSize(int64_t columns, int64_t inner) {
+  return (columns + kPanelColumns - 1) / kPanelColumns * kPanelColumns * inner;
+}
+// Packs b, whose number (column j, index k) lies at b + j · column_stride + k · inner_stride. A caller that divides the
+// work begins at whole panels, column j at packed + j · inner.
+void PackPanels(const float* b, int64_t column_stride, int64_t inner_stride, int64_t columns, int64_t inner,
+                float* packed);
+// c[i, j] = Σ_k a[i, k] · b[j, k] + bias[j] (bias may be null), added to c where `add`. a[i, k] lies at
+// a + i · row_stride + k · inner_stride; c's rows lie c_stride apart.
+void Product(const float* a, int64_t row_stride, int64_t inner_stride, const float* packed, const float* bias,
+             int64_t rows, int64_t columns, int64_t inner, float* c, int64_t c_stride, bool add);
+
+// Products by the processor's own instructions for bfloat16 and int8, where it has them (AVX512_BF16, AVX512_VNNI): the
+// functions below may be called only then. Both sides are rows of 4-byte words, a pair of bfloat16 or four int8, filled
+// up with zeros to whole words; the right side is packed by PackPanels, which takes words as it takes floats.
+bool HasDotProducts();
+// Rounds to the nearest, ties to even.
+void ToBf16(const float* x, int64_t count, uint16_t* y);
+// c[i, j] = Σ_k a[i, k] · b[j, k] + bias[j] (bias may be null): the order of the sums is the same whatever the rows.
+void Bf16Product(const uint32_t* a, int64_t a_stride, const uint32_t* packed, const float* bias, int64_t rows,
+                 int64_t columns, int64_t words, float* c, int64_t c_stride);
+// What Int8MatmulNT and Dequantize make of it, to a rounding. a holds value + 128 as uint8; offsets[j] = 128 · Σ_k b[j, k].
+void Int8Product(const uint32_t* a, int64_t a_stride, const uint32_t* packed, const int32_t* offsets,
+                 const float* row_scales, const float* column_scales, const float* bias, int64_t rows, int64_t columns,
+                 int64_t words, float* c, int64_t c_stride);
 
 // Symmetric int8 of rows: q[t] = round(x[t] / scales[t]) in ±127, scales[t] = max |x[t]| / 127. x lies x_stride apart;
 // q: [rows, width]. A row without a magnitude above 1e-30 has scale 0 and zeros; one with a number that is not finite
@@ -66,6 +94,10 @@ struct AttentionShape {
 void DecodeAttention(const AttentionShape& shape, const float* q, const float* keys, const float* values,
                      const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch, float* scratch,
                      float* out);
+// The same with keys and values in bfloat16.
+void DecodeAttentionBf16(const AttentionShape& shape, const float* q, const uint16_t* keys, const uint16_t* values,
+                         const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch,
+                         float* scratch, float* out);
 // `count` newest positions of one sequence of `length` against its keys and values, for the query heads of one key
 // head. q: row t at q + t · q_stride; key p at keys + p · kv_stride; out: row t at out + t · out_stride. The queries'
 // heads lie dim apart from head kv_head · group on. scratch as above.
@@ -81,6 +113,9 @@ void CausalAttentionBackward(const AttentionShape& shape, const float* dout, int
 // log(Σ exp(row · inverse_temperature)) with the row's maximum taken out; writes exp(row · inverse_temperature − max)
 // to `exps` when not null. The result does not depend on whether it is.
 float LogSumExp(const float* row, int64_t width, float inverse_temperature, float* exps, float* max_out);
+// d log p[target] / d row of that distribution, times grad: (onehot − p) · inverse_temperature · grad. d may be row.
+void LogSoftmaxBackward(const float* row, int64_t width, float inverse_temperature, float log_sum, int64_t target,
+                        float grad, float* d);
 // Σ p · log p of the same distribution, negated: its entropy in nats.
 float Entropy(const float* row, int64_t width, float inverse_temperature, float log_sum);
 // x -> cap · tanh(x / cap), in place.

@@ -1,15 +1,16 @@
 // The kernels' bodies, compiled once for each instruction set. See cpu_kernels.h for what they promise.
+#include "model/kernels/product_impl.h"
 #include "model/kernels/table.h"
 #include "model/kernels/vector.h"
 
 namespace rlhf::model::kernels {
 namespace {
 
-// ---- matrix product
+// ---- dot products
 
 // Rows × Columns = 16 dot products at once, each in the order of Sum.
-template <int Rows, int Columns>
-RLHF_INLINE Vec Dot16(const float* const* a, const float* const* b, int64_t inner) {
+template <int Rows, int Columns, typename Number>
+RLHF_INLINE Vec Dot16(const float* const* a, const Number* const* b, int64_t inner) {
   Vec sums[16] = {};
   int64_t k = 0;
   for (; k + kLanes <= inner; k += kLanes) {
@@ -29,48 +30,6 @@ RLHF_INLINE Vec Dot16(const float* const* a, const float* const* b, int64_t inne
     }
   }
   return Sum16(sums);
-}
-
-// The last tile may reach beyond the end: rows are repeated there and their results dropped.
-template <int Rows, int Columns>
-RLHF_INLINE void Tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride, const float* bias,
-                      int64_t rows, int64_t columns, int64_t inner, float* c, int64_t c_stride) {
-  const float *left[Rows], *right[Columns];
-  for (int i = 0; i < Rows; ++i) left[i] = a + (i < rows ? i : rows - 1) * a_stride;
-  for (int j = 0; j < Columns; ++j) right[j] = b + (j < columns ? j : columns - 1) * b_stride;
-  const Vec result = Dot16<Rows, Columns>(left, right, inner);
-  for (int i = 0; i < Rows && i < rows; ++i) {
-    for (int j = 0; j < Columns && j < columns; ++j)
-      c[i * c_stride + j] = bias == nullptr ? result[i * Columns + j] : result[i * Columns + j] + bias[j];
-  }
-}
-
-void MatmulNTImpl(const float* a, int64_t a_stride, const float* b, int64_t b_stride, const float* bias, int64_t rows,
-                  int64_t columns, int64_t inner, float* c, int64_t c_stride) {
-  // Blocks of b that stay in the second-level cache while all rows of a pass.
-  int64_t block = 65536 / (inner > 0 ? inner : 1) / 16 * 16;
-  block = block < 16 ? 16 : block;
-  for (int64_t begin = 0; begin < columns; begin += block) {
-    const int64_t end = begin + block < columns ? begin + block : columns;
-    for (int64_t i = 0; i < rows;) {
-      const bool few = rows - i < 4;
-      for (int64_t j = begin; j < end;) {
-        const float* bias_at = bias == nullptr ? nullptr : bias + j;
-        if (few) {
-          for (int64_t r = i; r < rows; ++r) {
-            Tile<1, 16>(a + r * a_stride, a_stride, b + j * b_stride, b_stride, bias_at, 1, end - j, inner,
-                        c + r * c_stride + j, c_stride);
-          }
-          j += 16;
-        } else {
-          Tile<4, 4>(a + i * a_stride, a_stride, b + j * b_stride, b_stride, bias_at, rows - i, end - j, inner,
-                     c + i * c_stride + j, c_stride);
-          j += 4;
-        }
-      }
-      i = few ? rows : i + 4;
-    }
-  }
 }
 
 // ---- int8
@@ -313,12 +272,23 @@ void ActivateBackwardImpl(Unary kind, const float* dy, const float* gate, const 
 
 // ---- attention
 
+// A cache of keys and values is read from memory, a head at a time, in pieces too short for the processor to foresee.
+template <typename Number>
+RLHF_INLINE void Prefetch(const Number* numbers, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(Number))) __builtin_prefetch(numbers + i);
+}
+
 // scores[p] = query · key p for p < count, sixteen keys at a time; the last ones of a group of 16 repeat the last key.
-RLHF_INLINE void Products(const float* query, const float* keys, int64_t stride, int64_t count, int64_t dim,
+template <typename Number>
+RLHF_INLINE void Products(const float* query, const Number* keys, int64_t stride, int64_t count, int64_t dim,
                           float* scores) {
   for (int64_t p = 0; p < count; p += kLanes) {
-    const float *left[1] = {query}, *right[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) right[i] = keys + (p + i < count ? p + i : count - 1) * stride;
+    const float* left[1] = {query};
+    const Number* right[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      right[i] = keys + (p + i < count ? p + i : count - 1) * stride;
+      Prefetch(right[i] + kLanes * stride, dim);
+    }
     Store(scores + p, Dot16<1, kLanes>(left, right, dim));
   }
 }
@@ -349,27 +319,40 @@ RLHF_INLINE void AddScaled(float weight, const float* x, int64_t dim, float* y) 
   for (int64_t i = 0; i < dim; ++i) y[i] += weight * x[i];
 }
 
+// Σ_p weights[p] · values[p], Vectors · 16 numbers of each value at once: the sums do not wait for one another.
+template <int Vectors, typename Number>
+RLHF_INLINE void WeighValues(const float* weights, const Number* values, int64_t stride, int64_t count, float inverse,
+                             float* out) {
+  Vec sums[Vectors] = {};
+  for (int64_t p = 0; p < count; ++p) {
+    Prefetch(values + (p + kLanes) * stride, Vectors * kLanes);
+    for (int v = 0; v < Vectors; ++v) sums[v] += weights[p] * Load(values + p * stride + v * kLanes);
+  }
+  for (int v = 0; v < Vectors; ++v) Store(out + v * kLanes, sums[v] * inverse);
+}
+
 // One query against the keys it sees: the newest of `length` that the window holds.
-RLHF_INLINE void AttendRow(const AttentionShape& shape, const float* query, const float* keys, const float* values,
+template <typename Number>
+RLHF_INLINE void AttendRow(const AttentionShape& shape, const float* query, const Number* keys, const Number* values,
                            int64_t stride, int64_t length, float* scratch, float* out) {
   const int64_t first = shape.window > 0 && length > shape.window ? length - shape.window : 0, count = length - first;
   Products(query, keys + first * stride, stride, count, shape.dim, scratch);
   const float inverse = 1.0F / Exponentials(shape, count, scratch, nullptr);
-  const float* value = values + first * stride;
+  const Number* value = values + first * stride;
   int64_t i = 0;
-  for (; i + kLanes <= shape.dim; i += kLanes) {
-    Vec sum = {};
-    for (int64_t p = 0; p < count; ++p) sum += scratch[p] * Load(value + p * stride + i);
-    Store(out + i, sum * inverse);
-  }
+  for (; i + 4 * kLanes <= shape.dim; i += 4 * kLanes) WeighValues<4>(scratch, value + i, stride, count, inverse, out + i);
+  for (; i + 3 * kLanes <= shape.dim; i += 3 * kLanes) WeighValues<3>(scratch, value + i, stride, count, inverse, out + i);
+  for (; i + 2 * kLanes <= shape.dim; i += 2 * kLanes) WeighValues<2>(scratch, value + i, stride, count, inverse, out + i);
+  for (; i + kLanes <= shape.dim; i += kLanes) WeighValues<1>(scratch, value + i, stride, count, inverse, out + i);
   for (; i < shape.dim; ++i) {
     float sum = 0;
-    for (int64_t p = 0; p < count; ++p) sum = __builtin_fmaf(scratch[p], value[p * stride + i], sum);
+    for (int64_t p = 0; p < count; ++p) sum = __builtin_fmaf(scratch[p], Wide(value[p * stride + i]), sum);
     out[i] = sum * inverse;
   }
 }
 
-void DecodeAttentionImpl(const AttentionShape& shape, const float* q, const float* keys, const float* values,
+template <typename Number>
+void DecodeAttentionImpl(const AttentionShape& shape, const float* q, const Number* keys, const Number* values,
                          const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch,
                          float* scratch, float* out) {
   const int64_t group = shape.heads / shape.kv_heads;
@@ -433,8 +416,11 @@ void CausalAttentionBackwardImpl(const AttentionShape& shape, const float* dout,
 // ---- distributions
 
 float LogSumExpImpl(const float* row, int64_t width, float inverse_temperature, float* exps, float* max_out) {
-  float highest = row[0];
-  for (int64_t i = 1; i < width; ++i) highest = row[i] > highest ? row[i] : highest;
+  Vec most = Splat(row[0]);
+  for (int64_t i = 0; i < width; i += kLanes)
+    most = Max(most, width - i >= kLanes ? Load(row + i) : LoadPart(row + i, width - i, row[0]));
+  float highest = most[0];
+  for (int64_t i = 1; i < kLanes; ++i) highest = most[i] > highest ? most[i] : highest;
   highest *= inverse_temperature;
   Vec sum = {};
   for (int64_t i = 0; i < width; i += kLanes) {
@@ -451,6 +437,20 @@ float LogSumExpImpl(const float* row, int64_t width, float inverse_temperature, 
   }
   if (max_out != nullptr) *max_out = highest;
   return highest + __builtin_logf(Sum(sum));
+}
+
+void LogSoftmaxBackwardImpl(const float* row, int64_t width, float inverse_temperature, float log_sum, int64_t target,
+                            float grad, float* d) {
+  const float scale = grad * inverse_temperature;
+  for (int64_t i = 0; i < width; i += kLanes) {
+    const int64_t n = width - i;
+    if (n >= kLanes) {
+      Store(d + i, -scale * Exp(Load(row + i) * inverse_temperature - log_sum));
+    } else {
+      StorePart(d + i, -scale * Exp(LoadPart(row + i, n) * inverse_temperature - log_sum), n);
+    }
+  }
+  d[target] += scale;
 }
 
 float EntropyImpl(const float* row, int64_t width, float inverse_temperature, float log_sum) {
@@ -479,7 +479,8 @@ void SoftcapImpl(float* x, int64_t count, float cap) {
 }  // namespace
 
 const KernelTable RLHF_KERNEL_TABLE = {.name = RLHF_KERNEL_NAME,
-                                       .matmul_nt = MatmulNTImpl,
+                                       .pack_panels = PackPanelsImpl,
+                                       .product = ProductImpl,
                                        .quantize_rows = QuantizeRowsImpl,
                                        .int8_matmul_nt = Int8MatmulNTImpl,
                                        .dequantize = DequantizeImpl,
@@ -490,10 +491,12 @@ const KernelTable RLHF_KERNEL_TABLE = {.name = RLHF_KERNEL_NAME,
                                        .rotate = RotateImpl,
                                        .activate = ActivateImpl,
                                        .activate_backward = ActivateBackwardImpl,
-                                       .decode_attention = DecodeAttentionImpl,
+                                       .decode_attention = DecodeAttentionImpl<float>,
+                                       .decode_attention_bf16 = DecodeAttentionImpl<uint16_t>,
                                        .causal_attention = CausalAttentionImpl,
                                        .causal_attention_backward = CausalAttentionBackwardImpl,
                                        .log_sum_exp = LogSumExpImpl,
+                                       .log_softmax_backward = LogSoftmaxBackwardImpl,
                                        .entropy = EntropyImpl,
                                        .softcap = SoftcapImpl};
 

@@ -8,7 +8,8 @@ namespace rlhf::model::kernels {
 
 struct KernelTable {
   const char* name;
-  decltype(&MatmulNT) matmul_nt;
+  decltype(&PackPanels) pack_panels;
+  decltype(&Product) product;
   decltype(&QuantizeRows) quantize_rows;
   decltype(&Int8MatmulNT) int8_matmul_nt;
   decltype(&Dequantize) dequantize;
@@ -20,9 +21,11 @@ struct KernelTable {
   decltype(&Activate) activate;
   decltype(&ActivateBackward) activate_backward;
   decltype(&DecodeAttention) decode_attention;
+  decltype(&DecodeAttentionBf16) decode_attention_bf16;
   decltype(&CausalAttention) causal_attention;
   decltype(&CausalAttentionBackward) causal_attention_backward;
   decltype(&LogSumExp) log_sum_exp;
+  decltype(&LogSoftmaxBackward) log_softmax_backward;
   decltype(&Entropy) entropy;
   decltype(&Softcap) softcap;
 };

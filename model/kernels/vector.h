@@ -18,16 +18,34 @@ constexpr int64_t kLanes = 16;
 RLHF_INLINE Vec Load(const float* p) {
   return reinterpret_cast<const Unaligned*>(p)->v;
 }
+// Sixteen bfloat16 numbers.
+RLHF_INLINE Vec Load(const uint16_t* p) {
+  using Shorts = uint16_t __attribute__((vector_size(32)));
+  Shorts narrow;
+  __builtin_memcpy(&narrow, p, sizeof(narrow));
+  return (Vec)(__builtin_convertvector(narrow, IntVec) << 16);
+}
 RLHF_INLINE void Store(float* p, Vec v) {
   reinterpret_cast<Unaligned*>(p)->v = v;
 }
 RLHF_INLINE Vec Splat(float x) {
-  return Vec{} + x;
+  return x - Vec{};  // 0 + x would be an addition, for x may be −0
 }
 // The first n of 16; the others are `otherwise`.
 RLHF_INLINE Vec LoadPart(const float* p, int64_t n, float otherwise = 0) {
   Vec v = Splat(otherwise);
   for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+RLHF_INLINE float Wide(float x) {
+  return x;
+}
+RLHF_INLINE float Wide(uint16_t x) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(x) << 16);
+}
+RLHF_INLINE Vec LoadPart(const uint16_t* p, int64_t n) {
+  Vec v = {};
+  for (int64_t i = 0; i < n; ++i) v[i] = Wide(p[i]);
   return v;
 }
 RLHF_INLINE void StorePart(float* p, Vec v, int64_t n) {

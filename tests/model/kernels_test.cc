@@ -20,23 +20,49 @@ std::vector<float> Random(size_t n, uint32_t seed, float scale = 1) {
   return out;
 }
 
-TEST(KernelsTest, MatmulEqualsDoublesForEveryShape) {
-  for (const int64_t inner : {1, 15, 16, 17, 48, 130}) {
-    for (const int64_t rows : {1, 3, 4, 9}) {
-      for (const int64_t columns : {1, 4, 15, 37}) {
+// a [rows, inner] · bᵀ, b [columns, inner], each stored so or the other way; added to ones.
+std::vector<float> ProductOf(const std::vector<float>& a, bool a_across, const std::vector<float>& b, bool b_across,
+                             const std::vector<float>& bias, int64_t rows, int64_t columns, int64_t inner) {
+  const auto stored = [inner](const std::vector<float>& in, bool across, int64_t outer) {
+    std::vector<float> out(in);
+    for (int64_t i = 0; across && i < outer; ++i) {
+      for (int64_t k = 0; k < inner; ++k)
+        out[static_cast<size_t>(k * outer + i)] = in[static_cast<size_t>(i * inner + k)];
+    }
+    return out;
+  };
+  const std::vector<float> left = stored(a, a_across, rows), right = stored(b, b_across, columns);
+  std::vector<float> packed(static_cast<size_t>(PackedSize(columns, inner)), NAN),
+      c(static_cast<size_t>(rows * columns), 1);
+  PackPanels(right.data(), b_across ? 1 : inner, b_across ? columns : 1, columns, inner, packed.data());
+  Product(left.data(), a_across ? 1 : inner, a_across ? rows : 1, packed.data(), bias.empty() ? nullptr : bias.data(),
+          rows, columns, inner, c.data(), columns, true);
+  return c;
+}
+
+TEST(KernelsTest, ProductEqualsDoublesForEveryShape) {
+  for (const int64_t inner : {1, 15, 16, 48, 130, 1100}) {
+    for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 29}) {
+      for (const int64_t columns : {1, 15, 32, 37, 64, 131}) {
         const auto a = Random(static_cast<size_t>(rows * inner), 1),
                    b = Random(static_cast<size_t>(columns * inner), 2), bias = Random(static_cast<size_t>(columns), 3);
-        std::vector<float> c(static_cast<size_t>(rows * columns), NAN);
-        MatmulNT(a.data(), inner, b.data(), inner, bias.data(), rows, columns, inner, c.data(), columns);
+        const auto c = ProductOf(a, false, b, false, bias, rows, columns, inner);
         for (int64_t i = 0; i < rows; ++i) {
           for (int64_t j = 0; j < columns; ++j) {
-            double expected = bias[static_cast<size_t>(j)];
-            for (int64_t k = 0; k < inner; ++k)
-              expected +=
+            double expected = 1.0 + bias[static_cast<size_t>(j)], size = 1.0 + std::abs(bias[static_cast<size_t>(j)]);
+            for (int64_t k = 0; k < inner; ++k) {
+              const double term =
                   static_cast<double>(a[static_cast<size_t>(i * inner + k)]) * b[static_cast<size_t>(j * inner + k)];
-            ASSERT_NEAR(c[static_cast<size_t>(i * columns + j)], expected, 2e-5)
+              expected += term;
+              size += std::abs(term);
+            }
+            ASSERT_NEAR(c[static_cast<size_t>(i * columns + j)], expected, 1e-6 * size)
                 << inner << " " << rows << " " << columns;
           }
+        }
+        for (const bool a_across : {false, true}) {
+          for (const bool b_across : {false, true})
+            ASSERT_EQ(c, ProductOf(a, a_across, b, b_across, bias, rows, columns, inner)) << a_across << b_across;
         }
       }
     }
@@ -44,16 +70,15 @@ TEST(KernelsTest, MatmulEqualsDoublesForEveryShape) {
 }
 
 TEST(KernelsTest, ARowsProductDoesNotDependOnItsNeighbours) {
-  const int64_t inner = 77, columns = 50, rows = 23;
+  const int64_t inner = 777, columns = 150, rows = 33;
   const auto a = Random(static_cast<size_t>(rows * inner), 4), b = Random(static_cast<size_t>(columns * inner), 5);
-  std::vector<float> all(static_cast<size_t>(rows * columns));
-  MatmulNT(a.data(), inner, b.data(), inner, nullptr, rows, columns, inner, all.data(), columns);
+  const auto all = ProductOf(a, false, b, false, {}, rows, columns, inner);
   for (int64_t begin = 0; begin < rows; begin += 5) {
-    for (const int64_t count : {1, 3, 5}) {
+    for (const int64_t count : {1, 3, 5, 16}) {
       if (begin + count > rows) continue;
-      for (const int64_t width : {int64_t{1}, int64_t{7}, columns}) {
-        std::vector<float> some(static_cast<size_t>(count * width));
-        MatmulNT(a.data() + begin * inner, inner, b.data(), inner, nullptr, count, width, inner, some.data(), width);
+      for (const int64_t width : {int64_t{1}, int64_t{7}, int64_t{33}, columns}) {
+        const auto some = ProductOf({a.begin() + begin * inner, a.begin() + (begin + count) * inner}, false,
+                                    {b.begin(), b.begin() + width * inner}, false, {}, count, width, inner);
         for (int64_t i = 0; i < count; ++i) {
           for (int64_t j = 0; j < width; ++j)
             ASSERT_EQ(some[static_cast<size_t>(i * width + j)], all[static_cast<size_t>((begin + i) * columns + j)]);
@@ -184,7 +209,7 @@ TEST(KernelsTest, AttentionEqualsItsFormula) {
 // Machines with and without AVX-512 agree to the bit: a deterministic job may use both.
 TEST(KernelsTest, BothVectorWidthsGiveTheSameBytes) {
   if (!__builtin_cpu_supports("x86-64-v4")) GTEST_SKIP() << "this machine has no AVX-512";
-  const int64_t rows = 7, width = 53, inner = 90;
+  const int64_t rows = 17, width = 53, inner = 600;
   const auto a = Random(rows * inner, 1), b = Random(width * inner, 2), weight = Random(width, 3),
              bias = Random(width, 4);
   AttentionShape shape;
@@ -196,7 +221,9 @@ TEST(KernelsTest, BothVectorWidthsGiveTheSameBytes) {
   const auto results = [&](const KernelTable& table) {
     std::vector<float> out(rows * width), norm(rows * width), dx(rows * width), dw(width), db(width), moments(2 * rows),
         gelu(rows * width), attended(30 * 40), scratch(64), grad(30 * 80);
-    table.matmul_nt(a.data(), inner, b.data(), inner, bias.data(), rows, width, inner, out.data(), width);
+    std::vector<float> packed(static_cast<size_t>(PackedSize(width, inner)));
+    table.pack_panels(b.data(), inner, 1, width, inner, packed.data());
+    table.product(a.data(), inner, 1, packed.data(), bias.data(), rows, width, inner, out.data(), width, false);
     std::vector<int8_t> left(rows * inner), right(width * inner);
     std::vector<int32_t> sums(rows * width);
     std::vector<float> left_scales(rows), right_scales(width), int8(rows * width);
