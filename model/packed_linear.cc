@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "model/device.h"
 #include "model/divide.h"
 #include "model/kernels/cpu_kernels.h"
 #include "model/linear.h"
@@ -30,9 +31,18 @@ void PackedLinear::PackBiases(const std::vector<torch::Tensor>& biases) {
 }
 
 void PackedLinear::PackWords(const uint32_t* words) {
-  packed_.resize(static_cast<size_t>(kernels::PackedSize(out_, words_)));
-  kernels::PackPanels(reinterpret_cast<const float*>(words), words_, 1, out_, words_,
-                      reinterpret_cast<float*>(packed_.data()));
+  const int64_t size = kernels::PackedSize(out_, words_);
+  if (!packed_.defined() || packed_.numel() != size) {
+    packed_ = torch::empty({size}, torch::kInt32);
+    PreferHugePages(packed_);
+  }
+  auto* const to = static_cast<float*>(packed_.mutable_data_ptr());
+  const auto* const from = reinterpret_cast<const float*>(words);
+  const int64_t together = kernels::kPanelColumns * kPanelsOfAPart;
+  Divide((out_ + together - 1) / together, [&](int64_t part) {
+    const int64_t begin = part * together;
+    kernels::PackPanels(from + begin * words_, words_, 1, std::min(together, out_ - begin), words_, to + begin * words_);
+  });
 }
 
 void PackedLinear::Pack(const std::vector<torch::Tensor>& weights, const std::vector<torch::Tensor>& biases) {
@@ -42,15 +52,16 @@ void PackedLinear::Pack(const std::vector<torch::Tensor>& weights, const std::ve
   out_ = 0;
   for (const torch::Tensor& weight : weights) out_ += weight.size(0);
   words_ = (in_ * size + 3) / 4;
-  std::vector<uint32_t> rows(static_cast<size_t>(out_ * words_));
-  int64_t row = 0;
-  for (const torch::Tensor& weight : weights) {
-    const torch::Tensor source = weight.detach().contiguous();
-    const auto* from = static_cast<const char*>(source.const_data_ptr());
-    for (int64_t i = 0; i < source.size(0); ++i, ++row)
-      std::memcpy(rows.data() + row * words_, from + i * in_ * size, static_cast<size_t>(in_ * size));
+  const torch::Tensor joined = (weights.size() == 1 ? weights.front() : torch::cat(weights)).detach().contiguous();
+  if (in_ * size == words_ * 4) {
+    PackWords(static_cast<const uint32_t*>(joined.const_data_ptr()));
+  } else {
+    std::vector<uint32_t> rows(static_cast<size_t>(out_ * words_));
+    const auto* from = static_cast<const char*>(joined.const_data_ptr());
+    for (int64_t i = 0; i < out_; ++i)
+      std::memcpy(rows.data() + i * words_, from + i * in_ * size, static_cast<size_t>(in_ * size));
+    PackWords(rows.data());
   }
-  PackWords(rows.data());
   PackBiases(biases);
 }
 
@@ -93,7 +104,7 @@ void PackedLinear::Multiply(const float* x, int64_t rows, float* y, Scratch* scr
   const auto multiply = [&](int64_t first_panel, int64_t last_panel) {
     const int64_t column = first_panel * kernels::kPanelColumns,
                   columns = std::min(out_, last_panel * kernels::kPanelColumns) - column;
-    const uint32_t* const packed = packed_.data() + column * words_;
+    const uint32_t* const packed = static_cast<const uint32_t*>(packed_.const_data_ptr()) + column * words_;
     const float* const bias = bias_.empty() ? nullptr : bias_.data() + column;
     if (dtype_ == torch::kFloat32) {
       kernels::Product(x, in_, 1, reinterpret_cast<const float*>(packed), bias, rows, columns, in_, y + column, out_,
@@ -106,9 +117,9 @@ void PackedLinear::Multiply(const float* x, int64_t rows, float* y, Scratch* scr
     }
   };
   if (!WorthThreads(rows * out_ * in_)) return multiply(0, panels);
-  const int64_t parts = (panels + kPanelsOfAPart - 1) / kPanelsTogether;
+  const int64_t parts = (panels + kPanelsOfAPart - 1) / kPanelsOfAPart;
   Divide(parts, [&](int64_t part) {
-    multiply(part * kPanelsOfAPart, std::min(panels, (part + 1) * kPanelsTogether));
+    multiply(part * kPanelsOfAPart, std::min(panels, (part + 1) * kPanelsOfAPart));
   });
 }
 
