@@ -78,21 +78,30 @@ CpuGeneration::CpuGeneration(const Transformer& model) : model_(model) {}
 CpuGeneration::~CpuGeneration() = default;
 
 bool CpuGeneration::Serves(const Transformer& model) {
-  if (!model.device_.is_cpu() || (model.lora_ && model.adapters_active_)) return false;
+  if (!model.device_.is_cpu()) return false;
+  // Adapters are merged into what is packed: in float32 alone, for what they add is lost in narrower weights, and the
+  // sums are then not those of Hidden.
+  if (model.lora_ && model.adapters_active_ &&
+      (model.dtype_ != torch::kFloat32 || model.int8() || model.deterministic_))
+    return false;
   return PackedLinear::Serves(model.dtype_) && (!model.int8() || PackedLinear::Serves(torch::kInt8));
 }
 
 int64_t CpuGeneration::Versions() const {
   int64_t sum = 0;
-  for (const auto& [name, tensor] : model_.parameters_) {
-    if (!tensor.is_inference()) sum += static_cast<int64_t>(tensor._version());
+  for (const auto* named : {&model_.parameters_, &model_.adapters_}) {
+    for (const auto& [name, tensor] : *named) {
+      if (!tensor.is_inference()) sum += static_cast<int64_t>(tensor._version());
+    }
   }
   return sum;
 }
 
 void CpuGeneration::Refresh() {
   const int64_t versions = Versions();
-  if (!stale_ && versions == versions_) return;
+  const bool adapted = model_.lora_ && model_.adapters_active_;
+  if (!stale_ && versions == versions_ && adapted == adapted_) return;
+  const torch::NoGradGuard no_grad;
   const auto& config = model_.config_;
   const auto norm = [&](const torch::Tensor& weight, const torch::Tensor& bias, bool rms) {
     Norm out;
@@ -108,7 +117,10 @@ void CpuGeneration::Refresh() {
   const auto pack = [&](const std::vector<Transformer::Linear>& parts, PackedLinear* to) {
     std::vector<torch::Tensor> weights, biases;
     for (const auto& part : parts) {
-      weights.push_back(model_.family_->transposed ? part.weight.t() : part.weight);
+      const torch::Tensor weight = model_.family_->transposed ? part.weight.t() : part.weight;
+      const double scale = adapted ? model_.lora_->alpha / static_cast<double>(model_.lora_->rank) : 0;
+      const bool merged = adapted && part.lora_a.defined();
+      weights.push_back(merged ? torch::addmm(weight, part.lora_b, part.lora_a, 1, scale) : weight);
       if (part.bias.defined()) biases.push_back(part.bias);
     }
     if (parts.front().int8 != nullptr) {
@@ -137,6 +149,7 @@ void CpuGeneration::Refresh() {
   embedding_scale_ = torch::tensor(config.embedding_scale, torch::kFloat64).to(model_.dtype_).item<double>();
   stale_ = false;
   versions_ = versions;
+  adapted_ = adapted;
 }
 
 torch::Tensor CpuGeneration::HeadProduct(const torch::Tensor& hidden_rows) {
@@ -192,12 +205,12 @@ void CpuGeneration::Attend(const Pass& pass, size_t layer, Part* part) {
     float* const out = part->attended.data() + row * shape.heads * dim;
     if (count > 1) {
       const torch::Tensor queries =
-          torch::from_blob(q, {count, shape.heads, dim}, {all_heads * dim, dim, 1}, torch::kFloat32)
-              .to(model_.dtype_);
-      const torch::Tensor attended = AttendCached(shape, queries, pass.cache->keys(l, slot).narrow(1, 0, length),
-                                                  pass.cache->values(l, slot).narrow(1, 0, length), model_.deterministic())
-                                         .to(torch::kFloat32)
-                                         .contiguous();
+          torch::from_blob(q, {count, shape.heads, dim}, {all_heads * dim, dim, 1}, torch::kFloat32).to(model_.dtype_);
+      const torch::Tensor attended =
+          AttendCached(shape, queries, pass.cache->keys(l, slot).narrow(1, 0, length),
+                       pass.cache->values(l, slot).narrow(1, 0, length), model_.deterministic())
+              .to(torch::kFloat32)
+              .contiguous();
       std::copy_n(attended.data_ptr<float>(), attended.numel(), out);
       continue;
     }

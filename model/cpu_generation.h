@@ -17,7 +17,7 @@ namespace rlhf::model {
 
 class CpuGeneration {
  public:
-  // Whether this processor has the kernels for the model as it is now: its device, its type, no adapters in use.
+  // Whether this processor has the kernels for the model as it is now: its device, its type, its adapters.
   static bool Serves(const Transformer& model);
 
   // Refers to the model.
@@ -45,7 +45,7 @@ class CpuGeneration {
   void Append(const Pass& pass, size_t layer, const Part& part);
 
   const Transformer& model_;
-  bool stale_ = true;
+  bool stale_ = true, adapted_ = false;
   int64_t versions_ = 0;  // of the parameters, when they were packed
   std::vector<Layer> layers_;
   std::unique_ptr<Norm> final_norm_;

@@ -33,8 +33,8 @@ void CopyOut(const torch::Tensor& source, void* bytes);
 // Contiguous in the host's memory; the tensor itself where it is.
 torch::Tensor ToHost(const torch::Tensor& tensor);
 
-// Before memory of the CPU is touched for the first time: huge pages for it, of whose faults and look-ups there are few.
-// Advice only: where the kernel does not know it, nothing is lost.
+// Before memory of the CPU is touched for the first time: huge pages for it, of whose faults and look-ups there are
+// few. Advice only: where the kernel does not know it, nothing is lost.
 void PreferHugePages(const torch::Tensor& tensor);
 
 }  // namespace rlhf::model

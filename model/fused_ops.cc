@@ -117,8 +117,8 @@ class RotaryFunction : public torch::autograd::Function<RotaryFunction> {
   static torch::Tensor Turned(const torch::Tensor& from, int64_t heads, const torch::Tensor& positions,
                               const torch::Tensor& cos, const torch::Tensor& sin, float direction) {
     // A copy of its own in any case: the kernel turns in place.
-    const torch::Tensor out = from.to(torch::kFloat32, /*non_blocking=*/false, /*copy=*/true,
-                                      at::MemoryFormat::Contiguous);
+    const torch::Tensor out =
+        from.to(torch::kFloat32, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
     const int64_t width = out.size(1) * out.size(2);
     float* const data = out.data_ptr<float>();
     const int64_t* const at = positions.data_ptr<int64_t>();

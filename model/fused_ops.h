@@ -1,5 +1,5 @@
-// Differentiable operations between the matrix products. On the CPU they use the kernels, whose rows do not depend on one
-// another, in float32 (of bfloat16 too, rounded once at the end); elsewhere LibTorch's own operations.
+// Differentiable operations between the matrix products. On the CPU they use the kernels, whose rows do not depend on
+// one another, in float32 (of bfloat16 too, rounded once at the end); elsewhere LibTorch's own operations.
 #pragma once
 
 #include "artifact/model_config.h"

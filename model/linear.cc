@@ -14,7 +14,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr int64_t kTileRows = 14, kMostTiles = 8, kPanelsTogether = 8;  // a part of the work
-constexpr int64_t kPartsOfAThread = 4;                       // at least, so that a slow thread does not hold up all
+constexpr int64_t kPartsOfAThread = 4;  // at least, so that a slow thread does not hold up all
 
 class LinearFunction : public torch::autograd::Function<LinearFunction> {
  public:
@@ -57,7 +57,8 @@ torch::Tensor MatmulFixedOrder(const torch::Tensor& a, const torch::Tensor& b, c
   const float *const left = a.data_ptr<float>(), *const right = b.data_ptr<float>();
   float* const result = c.data_ptr<float>();
   // Packing costs what a few rows' products do.
-  const bool pack_together = WorthThreads(8 * columns * inner), multiply_together = WorthThreads(rows * columns * inner);
+  const bool pack_together = WorthThreads(8 * columns * inner),
+             multiply_together = WorthThreads(rows * columns * inner);
   const auto divide = [](int64_t count, bool together, const auto& fn) {
     if (together) return Divide(count, fn);
     for (int64_t i = 0; i < count; ++i) fn(i);

@@ -66,10 +66,8 @@ void Normalise(const torch::Tensor& logits_in, const torch::Tensor& targets, con
 torch::Tensor TowardsLogits(const torch::Tensor& logits, const torch::Tensor& log_sums, const torch::Tensor& targets,
                             const torch::Tensor& grads, const Head& head) {
   if (!HasKernels(logits)) {
-    const torch::Tensor d = (head.temperature == 1 ? logits : logits / head.temperature)
-                                .sub(log_sums.unsqueeze(1))
-                                .exp_()
-                                .neg_();
+    const torch::Tensor d =
+        (head.temperature == 1 ? logits : logits / head.temperature).sub(log_sums.unsqueeze(1)).exp_().neg_();
     d.scatter_add_(1, targets.unsqueeze(1), torch::ones({logits.size(0), 1}, d.options()));
     return d.mul_(grads.unsqueeze(1).div(head.temperature));
   }
@@ -132,8 +130,7 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
                                             grads[0].narrow(0, begin, count), head);
       if (head.softcap > 0) d.mul_(1 - (logits / head.softcap).square());
       const torch::Tensor d_cast = d.to(weight.scalar_type());
-      grad_hidden.narrow(0, begin, count)
-          .copy_(Product(d_cast, weight, head.fixed_order));
+      grad_hidden.narrow(0, begin, count).copy_(Product(d_cast, weight, head.fixed_order));
       if (!to_weight) continue;
       if (head.fixed_order) {
         MatmulFixedOrder(d_cast.t(), part, {}, grad_weight);

@@ -41,7 +41,8 @@ void PackedLinear::PackWords(const uint32_t* words) {
   const int64_t together = kernels::kPanelColumns * kPanelsOfAPart;
   Divide((out_ + together - 1) / together, [&](int64_t part) {
     const int64_t begin = part * together;
-    kernels::PackPanels(from + begin * words_, words_, 1, std::min(together, out_ - begin), words_, to + begin * words_);
+    kernels::PackPanels(from + begin * words_, words_, 1, std::min(together, out_ - begin), words_,
+                        to + begin * words_);
   });
 }
 
@@ -118,9 +119,7 @@ void PackedLinear::Multiply(const float* x, int64_t rows, float* y, Scratch* scr
   };
   if (!WorthThreads(rows * out_ * in_)) return multiply(0, panels);
   const int64_t parts = (panels + kPanelsOfAPart - 1) / kPanelsOfAPart;
-  Divide(parts, [&](int64_t part) {
-    multiply(part * kPanelsOfAPart, std::min(panels, (part + 1) * kPanelsOfAPart));
-  });
+  Divide(parts, [&](int64_t part) { multiply(part * kPanelsOfAPart, std::min(panels, (part + 1) * kPanelsOfAPart)); });
 }
 
 }  // namespace rlhf::model

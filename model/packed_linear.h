@@ -39,7 +39,7 @@ class PackedLinear {
 
   torch::Dtype dtype_ = torch::kFloat32;
   int64_t in_ = 0, out_ = 0, words_ = 0;  // words: of 4 bytes, an input row
-  torch::Tensor packed_;  // int32, in huge pages: all of it is read for every token
+  torch::Tensor packed_;                  // int32, in huge pages: all of it is read for every token
   std::vector<float> bias_, column_scales_;
   std::vector<int32_t> offsets_;
 };

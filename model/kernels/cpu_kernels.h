@@ -2,9 +2,9 @@
 // LibTorch; rows are contiguous unless a stride is given. Thread-safe.
 //
 // Every sum has one order, given by the length of what is summed alone: in matrix products the index ascends, each
-// kProductBlock numbers summed from 0 and added to those before; elsewhere 16 partial sums over the index modulo 16, then
-// a fixed tree. So a row's result is the same bytes whatever rows are computed beside it, with any number of threads,
-// and on every machine with fused multiply-add (x86-64-v3 and v4; the default build rounds each product).
+// kProductBlock numbers summed from 0 and added to those before; elsewhere 16 partial sums over the index modulo 16,
+// then a fixed tree. So a row's result is the same bytes whatever rows are computed beside it, with any number of
+// threads, and on every machine with fused multiply-add (x86-64-v3 and v4; the default build rounds each product).
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ namespace rlhf::model::kernels {
 // The instruction set that was chosen at load: "x86-64-v4", "x86-64-v3" or "x86-64".
 const char* InstructionSet();
 
-// The right side of a matrix product, packed: panels of kPanelColumns columns, k by k the panel's numbers, the last panel
-// filled up with zeros.
+// The right side of a matrix product, packed: panels of kPanelColumns columns, k by k the panel's numbers, the last
+// panel filled up with zeros.
 constexpr int64_t kPanelColumns = 32;
 constexpr int64_t kProductBlock = 384;
 // How many numbers `columns` × `inner` become.
@@ -40,7 +40,8 @@ void ToBf16(const float* x, int64_t count, uint16_t* y);
 // c[i, j] = Σ_k a[i, k] · b[j, k] + bias[j] (bias may be null): the order of the sums is the same whatever the rows.
 void Bf16Product(const uint32_t* a, int64_t a_stride, const uint32_t* packed, const float* bias, int64_t rows,
                  int64_t columns, int64_t words, float* c, int64_t c_stride);
-// What Int8MatmulNT and Dequantize make of it, to a rounding. a holds value + 128 as uint8; offsets[j] = 128 · Σ_k b[j, k].
+// What Int8MatmulNT and Dequantize make of it, to a rounding. a holds value + 128 as uint8; offsets[j] = 128 · Σ_k b[j,
+// k].
 void Int8Product(const uint32_t* a, int64_t a_stride, const uint32_t* packed, const int32_t* offsets,
                  const float* row_scales, const float* column_scales, const float* bias, int64_t rows, int64_t columns,
                  int64_t words, float* c, int64_t c_stride);

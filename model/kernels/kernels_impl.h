@@ -340,9 +340,12 @@ RLHF_INLINE void AttendRow(const AttentionShape& shape, const float* query, cons
   const float inverse = 1.0F / Exponentials(shape, count, scratch, nullptr);
   const Number* value = values + first * stride;
   int64_t i = 0;
-  for (; i + 4 * kLanes <= shape.dim; i += 4 * kLanes) WeighValues<4>(scratch, value + i, stride, count, inverse, out + i);
-  for (; i + 3 * kLanes <= shape.dim; i += 3 * kLanes) WeighValues<3>(scratch, value + i, stride, count, inverse, out + i);
-  for (; i + 2 * kLanes <= shape.dim; i += 2 * kLanes) WeighValues<2>(scratch, value + i, stride, count, inverse, out + i);
+  for (; i + 4 * kLanes <= shape.dim; i += 4 * kLanes)
+    WeighValues<4>(scratch, value + i, stride, count, inverse, out + i);
+  for (; i + 3 * kLanes <= shape.dim; i += 3 * kLanes)
+    WeighValues<3>(scratch, value + i, stride, count, inverse, out + i);
+  for (; i + 2 * kLanes <= shape.dim; i += 2 * kLanes)
+    WeighValues<2>(scratch, value + i, stride, count, inverse, out + i);
   for (; i + kLanes <= shape.dim; i += kLanes) WeighValues<1>(scratch, value + i, stride, count, inverse, out + i);
   for (; i < shape.dim; ++i) {
     float sum = 0;

@@ -1,8 +1,9 @@
-// The float32 matrix product of one instruction set; included by kernels_impl.h only. See cpu_kernels.h for the order of
-// its sums.
+// The float32 matrix product of one instruction set; included by kernels_impl.h only. See cpu_kernels.h for the order
+// of its sums.
 //
-// A tile of kTileRows rows × a panel of columns stays in registers while k runs over a block: for each k one load of the
-// panel's 32 numbers and one broadcast a row. A block of columns stays in the second-level cache while all rows pass.
+// A tile of kTileRows rows × a panel of columns stays in registers while k runs over a block: for each k one load of
+// the panel's 32 numbers and one broadcast a row. A block of columns stays in the second-level cache while all rows
+// pass.
 #include "model/kernels/table.h"
 #include "model/kernels/vector.h"
 
