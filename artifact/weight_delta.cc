@@ -2,6 +2,11 @@
 
 #include <bit>
 #include <cstring>
+#include <iterator>
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #include "absl/strings/str_cat.h"
 
@@ -28,56 +33,101 @@ Element Load(const uint8_t* from) {
   return value;
 }
 
-size_t WriteVarint(uint64_t value, uint8_t* to) {
-  size_t size = 0;
-  for (; value >= 0x80; value >>= 7) to[size++] = static_cast<uint8_t>(value | 0x80);
-  to[size++] = static_cast<uint8_t>(value);
-  return size;
+uint8_t* WriteVarint(uint64_t value, uint8_t* to) {
+  for (; value >= 0x80; value >>= 7) *to++ = static_cast<uint8_t>(value | 0x80);
+  *to++ = static_cast<uint8_t>(value);
+  return to;
 }
 
-// How many elements from `begin` on are equal. Little-endian, as every tensor on the wire.
+constexpr size_t kBlock = 64;  // elements that are compared at once
+
+// Bit i: element i of the two blocks differs.
 template <typename Element>
-size_t EqualElements(const uint8_t* from, const uint8_t* to, size_t begin, size_t end) {
-  constexpr size_t kWord = sizeof(uint64_t) / sizeof(Element);
-  size_t at = begin;
-  const auto load = [](const uint8_t* bytes, size_t element, auto value) {
-    std::memcpy(&value, bytes + element * sizeof(Element), sizeof(value));
-    return value;
+uint64_t Differences(const uint8_t* from, const uint8_t* to) {
+  uint64_t differs = 0;
+#ifdef __SSE2__
+  constexpr size_t kVector = sizeof(__m128i);
+  const auto equal = [&](size_t i) {  // elements of a vector: all ones where equal
+    const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * kVector));
+    const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(to + i * kVector));
+    return sizeof(Element) == 2 ? _mm_cmpeq_epi16(a, b) : _mm_cmpeq_epi32(a, b);
   };
-  for (; at + kWord <= end; at += kWord) {
-    const uint64_t different = load(from, at, uint64_t{}) ^ load(to, at, uint64_t{});
-    if (different != 0) return at - begin + static_cast<size_t>(std::countr_zero(different)) / (8 * sizeof(Element));
+  for (size_t i = 0; i < kBlock / kVector; ++i) {  // 16 elements, a byte each
+    const auto halves = [&](size_t first) { return _mm_packs_epi16(equal(first), equal(first + 1)); };
+    const __m128i bytes = sizeof(Element) == 2 ? halves(2 * i)
+                                               : _mm_packs_epi16(_mm_packs_epi32(equal(4 * i), equal(4 * i + 1)),
+                                                                 _mm_packs_epi32(equal(4 * i + 2), equal(4 * i + 3)));
+    differs |= static_cast<uint64_t>(static_cast<uint16_t>(~_mm_movemask_epi8(bytes))) << (kVector * i);
   }
-  while (at < end && load(from, at, Element{}) == load(to, at, Element{})) ++at;
-  return at - begin;
+#else
+  for (size_t i = 0; i < kBlock; ++i) {
+    const size_t at = i * sizeof(Element);
+    differs |= static_cast<uint64_t>(Load<Element>(from + at) != Load<Element>(to + at)) << i;
+  }
+#endif
+  return differs;
+}
+
+// One changed element, `gap` equal ones after the last; returns where the entry ends. Little-endian, as every tensor on
+// the wire. Without a branch in what is common, for signs and gaps of changes are not to be predicted.
+template <typename Element>
+uint8_t* WriteEntry(uint64_t gap, const uint8_t* was, const uint8_t* is, uint8_t* to) {
+  const auto by = static_cast<Element>(Load<Element>(is) - Load<Element>(was));
+  const bool step = by == 1 || by == static_cast<Element>(-1);
+  const bool byte = static_cast<Element>(by + kMostStep) <= 2 * kMostStep;
+  const uint64_t code = step ? (by >> 1) & uint64_t{kOtherWay} : uint64_t{byte ? kByte : kNewBytes};
+  const uint64_t number = gap << kCodeBits | code;
+  if (number < 1 << 14) [[likely]] {
+    const uint64_t more = number >> 7 == 0 ? 0 : 1;
+    to[0] = static_cast<uint8_t>((number & 0x7f) | more << 7);
+    to[1] = static_cast<uint8_t>(number >> 7);
+    to += 1 + more;
+  } else {
+    to = WriteVarint(number, to);
+  }
+  if (step) [[likely]]
+    return to;
+  if (byte) {
+    *to++ = static_cast<uint8_t>(by);
+    return to;
+  }
+  std::memcpy(to, is, sizeof(Element));
+  return to + sizeof(Element);
 }
 
 template <typename Element>
 bool Encode(absl::Span<const uint8_t> from, absl::Span<const uint8_t> to, size_t limit, std::vector<uint8_t>* out) {
+  constexpr size_t kBlockBytes = kBlock * sizeof(Element), kMostOfBlock = kBlock * (kMostVarint + kMostElement);
   const size_t before = out->size(), elements = to.size() / sizeof(Element);
-  size_t at = 0;
-  while (true) {
-    const size_t equal = EqualElements<Element>(from.data(), to.data(), at, elements);
-    at += equal;
-    if (at == elements) return true;
-    const uint8_t* is = to.data() + at * sizeof(Element);
-    const auto by = static_cast<Element>(Load<Element>(is) - Load<Element>(from.data() + at * sizeof(Element)));
-    const Code code = by == 1                                                 ? kUp
-                      : by == static_cast<Element>(-1)                        ? kDown
-                      : static_cast<Element>(by + kMostStep) <= 2 * kMostStep ? kByte
-                                                                              : kNewBytes;
-    uint8_t entry[kMostVarint + kMostElement];
-    size_t size = WriteVarint(static_cast<uint64_t>(equal) << kCodeBits | code, entry);
-    if (code == kNewBytes) std::memcpy(entry + size, is, sizeof(Element));
-    if (code == kByte) entry[size] = static_cast<uint8_t>(by);
-    size += Follows(code, sizeof(Element));
-    out->insert(out->end(), entry, entry + size);
-    ++at;
-    if (out->size() - before >= limit) {
-      out->resize(before);
-      return false;
+  uint8_t entries[16 * kMostOfBlock];
+  uint8_t* end = entries;
+  size_t next = 0;  // the element after the last changed one
+  const auto encode = [&](const uint8_t* was, const uint8_t* is, size_t block) {
+    for (uint64_t differs = Differences<Element>(was, is); differs != 0; differs &= differs - 1) {
+      const auto i = static_cast<size_t>(std::countr_zero(differs));
+      end = WriteEntry<Element>(block + i - next, was + i * sizeof(Element), is + i * sizeof(Element), end);
+      next = block + i + 1;
     }
+  };
+  const auto flush = [&] {
+    out->insert(out->end(), entries, end);
+    end = entries;
+    if (out->size() - before < limit) return true;
+    out->resize(before);
+    return false;
+  };
+  size_t at = 0;
+  for (; at + kBlock <= elements; at += kBlock) {
+    encode(from.data() + at * sizeof(Element), to.data() + at * sizeof(Element), at);
+    if (std::end(entries) - end < static_cast<ptrdiff_t>(kMostOfBlock) && !flush()) return false;
   }
+  if (at < elements) {  // a block of which the rest is equal
+    uint8_t was[kBlockBytes] = {}, is[kBlockBytes] = {};
+    std::memcpy(was, from.data() + at * sizeof(Element), (elements - at) * sizeof(Element));
+    std::memcpy(is, to.data() + at * sizeof(Element), (elements - at) * sizeof(Element));
+    encode(was, is, at);
+  }
+  return flush();
 }
 
 // Calls visit(the byte with the code, what follows the number, the element) for each entry; DataLoss at the first bad

@@ -2,7 +2,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -45,6 +47,56 @@ TEST(WeightDelta, IsExactAndComesBack) {
         EXPECT_EQ(target, from);
         EXPECT_EQ(delta, encoded);
       }
+    }
+  }
+}
+
+// The format as the header has it, an element at a time.
+template <typename Element>
+Bytes Reference(const Bytes& from, const Bytes& to) {
+  Bytes out;
+  uint64_t equal = 0;
+  for (size_t at = 0; at < to.size(); at += sizeof(Element)) {
+    Element was, is;
+    std::memcpy(&was, from.data() + at, sizeof(Element));
+    std::memcpy(&is, to.data() + at, sizeof(Element));
+    if (was == is) {
+      ++equal;
+      continue;
+    }
+    const auto by = static_cast<std::make_signed_t<Element>>(static_cast<Element>(is - was));
+    const uint64_t code = by == 1 ? 0 : by == -1 ? 1 : by >= -127 && by <= 127 ? 3 : 2;
+    uint64_t number = 4 * equal + code;
+    for (; number >= 0x80; number >>= 7) out.push_back(static_cast<uint8_t>(number | 0x80));
+    out.push_back(static_cast<uint8_t>(number));
+    if (code == 3) out.push_back(static_cast<uint8_t>(by));
+    if (code == 2) out.insert(out.end(), to.begin() + at, to.begin() + at + sizeof(Element));
+    equal = 0;
+  }
+  return out;
+}
+
+TEST(WeightDelta, TheBytesAreThoseOfTheFormat) {
+  std::mt19937_64 random(4);
+  for (size_t elements = 1; elements <= 200'000; elements = elements < 200 ? elements + 1 : elements * 3) {
+    for (const double share : {0.00003, 0.02, 0.5}) {
+      const size_t size = elements * 4;  // of 2 bytes, twice as many
+      const Bytes from = RandomBytes(size, random);
+      Bytes to = from;
+      std::bernoulli_distribution changes(share);
+      for (size_t at = 0; at < size; at += 2) {
+        if (!changes(random)) continue;
+        uint16_t value;
+        std::memcpy(&value, to.data() + at, 2);
+        const uint16_t by[] = {1, 0xffff, 127, 0xff81, 128, 0xff80, static_cast<uint16_t>(random())};
+        value = static_cast<uint16_t>(value + by[random() % std::size(by)]);
+        std::memcpy(to.data() + at, &value, 2);
+      }
+      Bytes two, four;
+      ASSERT_TRUE(EncodeWeightDelta(from, to, 2, SIZE_MAX, &two));
+      ASSERT_TRUE(EncodeWeightDelta(from, to, 4, SIZE_MAX, &four));
+      EXPECT_EQ(two, Reference<uint16_t>(from, to)) << elements << " elements, " << share;
+      EXPECT_EQ(four, Reference<uint32_t>(from, to)) << elements << " elements, " << share;
     }
   }
 }
