@@ -4,6 +4,9 @@
 #include <openssl/evp.h>
 #include <unistd.h>
 #include <xxhash.h>
+#ifdef __x86_64__
+#include <xxh_x86dispatch.h>  // the same functions by the widest vectors that the processor has
+#endif
 
 #include <cerrno>
 #include <cstring>
@@ -56,9 +59,40 @@ absl::StatusOr<std::string> Sha256File(const std::string& path) {
   return hash.FinishHex();
 }
 
-std::string Xxh3Hex(const void* data, size_t size) {
-  const XXH128_hash_t hash = XXH3_128bits(data, size);
+namespace {
+
+std::string Hex(const XXH128_hash_t& hash) {
   return absl::StrFormat("%016x%016x", hash.high64, hash.low64);
+}
+
+}  // namespace
+
+std::string Xxh3Hex(const void* data, size_t size) {
+  return Hex(XXH3_128bits(data, size));
+}
+
+struct Xxh3::Impl {
+  XXH3_state_t* state = XXH3_createState();
+  ~Impl() { XXH3_freeState(state); }
+};
+
+Xxh3::Xxh3() : impl_(std::make_unique<Impl>()) {
+  Reset();
+}
+Xxh3::~Xxh3() = default;
+Xxh3::Xxh3(Xxh3&&) noexcept = default;
+Xxh3& Xxh3::operator=(Xxh3&&) noexcept = default;
+
+void Xxh3::Reset() {
+  XXH3_128bits_reset(impl_->state);
+}
+
+void Xxh3::Update(const void* data, size_t size) {
+  XXH3_128bits_update(impl_->state, data, size);
+}
+
+std::string Xxh3::Hex() const {
+  return artifact::Hex(XXH3_128bits_digest(impl_->state));
 }
 
 }  // namespace rlhf::artifact

@@ -14,6 +14,22 @@ std::string Sha256Hex(absl::string_view bytes);
 absl::StatusOr<std::string> Sha256File(const std::string& path);
 std::string Xxh3Hex(const void* data, size_t size);
 
+// Streaming XXH3-128: the digest of what Update was given, in whatever pieces.
+class Xxh3 {
+ public:
+  Xxh3();
+  ~Xxh3();
+  Xxh3(Xxh3&&) noexcept;
+  Xxh3& operator=(Xxh3&&) noexcept;
+  void Reset();  // as after construction
+  void Update(const void* data, size_t size);
+  std::string Hex() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
 // Streaming SHA-256.
 class Sha256 {
  public:

@@ -1,5 +1,6 @@
 // Digests, safetensors, model configurations, the artifact root.
 #include <sys/stat.h>
+#include <algorithm>
 
 #include <filesystem>
 #include <thread>
@@ -30,6 +31,18 @@ TEST(DigestTest, KnownValues) {
   streaming.Update("bc");
   EXPECT_EQ(streaming.FinishHex(), Sha256Hex("abc"));
   EXPECT_EQ(Xxh3Hex("", 0), "99aa06d3014798d86001c324468d497f");  // XXH3-128 of nothing, by xxhsum
+}
+
+TEST(DigestTest, Xxh3InPiecesIsThatOfTheWhole) {
+  std::string bytes(100'000, '\0');
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * i >> 7);
+  Xxh3 digest;
+  for (const size_t size : {size_t{0}, size_t{1}, size_t{240}, size_t{241}, size_t{65'536}, bytes.size()}) {
+    digest.Reset();
+    for (size_t at = 0, piece = 1; at < size; at += piece, piece = piece * 3 % 7001)
+      digest.Update(bytes.data() + at, std::min(piece, size - at));
+    EXPECT_EQ(digest.Hex(), Xxh3Hex(bytes.data(), size)) << size;
+  }
 }
 
 class SafetensorsTest : public testing::Test {
