@@ -42,6 +42,16 @@ absl::Status WriteAll(int fd, absl::Span<const absl::string_view> parts, const s
   return absl::OkStatus();
 }
 
+// Blocks found at once, before the bytes come, make writing a large file faster; and a full volume shows at once. Where
+// the file system cannot, nothing is lost.
+absl::Status Reserve(int fd, absl::Span<const absl::string_view> parts, const std::string& path) {
+  constexpr size_t kWorthIt = size_t{1} << 20;
+  size_t size = 0;
+  for (const absl::string_view part : parts) size += part.size();
+  if (size < kWorthIt || fallocate(fd, 0, 0, static_cast<off_t>(size)) == 0) return absl::OkStatus();
+  return errno == ENOSPC || errno == EDQUOT ? WriteError(errno, "write", path) : absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status WriteFileParts(const std::string& path, absl::Span<const absl::string_view> parts, Durability durability) {
@@ -49,7 +59,8 @@ absl::Status WriteFileParts(const std::string& path, absl::Span<const absl::stri
   const std::string temporary = absl::StrCat(path, ".tmp-", getpid(), "-", counter.fetch_add(1));
   const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (fd < 0) return WriteError(errno, "create", temporary);
-  absl::Status status = WriteAll(fd, parts, temporary);
+  absl::Status status = Reserve(fd, parts, temporary);
+  if (status.ok()) status = WriteAll(fd, parts, temporary);
   if (status.ok() && durability == Durability::kSynced && fsync(fd) != 0)
     status = WriteError(errno, "fsync", temporary);
   if (close(fd) != 0 && status.ok()) status = WriteError(errno, "close", temporary);
