@@ -1,7 +1,5 @@
 #include "model/device.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -15,6 +13,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "common/large_memory.h"
 
 namespace rlhf::model {
 
@@ -149,11 +148,9 @@ torch::Tensor ToHost(const torch::Tensor& tensor) {
 }
 
 void PreferHugePages(const torch::Tensor& tensor) {
-  constexpr uintptr_t kHuge = 2 << 20;
-  if (!tensor.device().is_cpu() || tensor.nbytes() < 2 * kHuge) return;
-  const auto first = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  const uintptr_t begin = (first + kHuge - 1) / kHuge * kHuge, end = (first + tensor.nbytes()) / kHuge * kHuge;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  if (!tensor.device().is_cpu()) return;
+  auto* const begin = static_cast<char*>(tensor.data_ptr());
+  AdviseHugePages(begin, begin + tensor.nbytes());
 }
 
 }  // namespace rlhf::model

@@ -1,13 +1,17 @@
 #include "model/weights_io.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <set>
+#include <utility>
 
 #include <sys/mman.h>
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
@@ -16,6 +20,7 @@
 #include "artifact/digest.h"
 #include "artifact/safetensors.h"
 #include "common/durable_file.h"
+#include "common/large_memory.h"
 #include "model/device.h"
 #include "model/families/family.h"
 #include "model/guard.h"
@@ -26,15 +31,51 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Huge pages for what is new, and the file's pages mapped at once. Without them page faults cost more than the copy.
-void PrepareCopy(const torch::Tensor& target, absl::Span<const uint8_t> source) {
-  PreferHugePages(target);
+// Maps the pages of a file that is about to be read at once: faults of one page each cost more than the copy. Advice
+// only: where the kernel does not know it, nothing is lost.
+void MapPages(absl::Span<const uint8_t> bytes) {
 #ifdef MADV_POPULATE_READ
-  constexpr uintptr_t kHuge = 2 << 20, kPage = 4096;
-  const auto begin = reinterpret_cast<uintptr_t>(source.data()) / kPage * kPage;
-  const auto end = reinterpret_cast<uintptr_t>(source.data()) + source.size();
-  if (source.size() >= kHuge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);
+  constexpr uintptr_t kPage = 4096;
+  const auto begin = reinterpret_cast<uintptr_t>(bytes.data()) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(bytes.data()) + bytes.size() - begin,
+          MADV_POPULATE_READ);
 #endif
+}
+
+// A tensor whose bytes are the file's.
+struct Copy {
+  uint8_t* to;
+  absl::Span<const uint8_t> from;
+  uint8_t* end() const { return to + from.size(); }
+};
+
+// By all threads of LibTorch, for new memory has to be cleared by the kernel first, which takes as long as the copy.
+void CopyAll(std::vector<Copy> copies) {
+  constexpr size_t kHuge = size_t{2} << 20, kPiece = 4 * kHuge, kGap = size_t{64} << 10;
+  std::sort(copies.begin(), copies.end(), [](const Copy& a, const Copy& b) { return a.to < b.to; });
+  // Tensors lie side by side, but for what the allocator writes between them; huge pages are for several of them.
+  for (size_t first = 0; first < copies.size();) {
+    size_t last = first;
+    while (last + 1 < copies.size() && copies[last + 1].to <= copies[last].end() + kGap) ++last;
+    AdviseHugePages(copies[first].to, copies[last].end());
+    first = last + 1;
+  }
+  std::vector<Copy> pieces;  // each huge page in one of them
+  for (Copy copy : copies) {
+    while (!copy.from.empty()) {
+      const size_t size = std::min(copy.from.size(), kPiece - reinterpret_cast<uintptr_t>(copy.to) % kHuge);
+      pieces.push_back({copy.to, copy.from.subspan(0, size)});
+      copy.to += size;
+      copy.from.remove_prefix(size);
+    }
+  }
+  std::atomic<size_t> next{0};
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t /*begin*/, int64_t /*end*/) {
+    for (size_t i = next++; i < pieces.size(); i = next++) {
+      MapPages(pieces[i].from);
+      std::memcpy(pieces[i].to, pieces[i].from.data(), pieces[i].from.size());
+    }
+  });
 }
 
 std::string ShapeText(c10::IntArrayRef shape) {
@@ -47,6 +88,7 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
   const torch::NoGradGuard no_grad;
   std::vector<std::string> missing, misshaped, extra;
   std::set<std::string> used;
+  std::vector<Copy> copies;
   for (const auto& [name, parameter] : model->named_parameters()) {
     auto entry = weights.tensors.find(name);
     if (entry == weights.tensors.end() && !family.optional_prefix.empty() &&
@@ -77,9 +119,14 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
       continue;
     }
     const auto data = entry->second.file->Data(info);
+    if (!options.int8 && parameter.is_cpu() && parameter.is_contiguous() &&
+        parameter.scalar_type() == ToTorch(info.dtype)) {
+      copies.push_back({static_cast<uint8_t*>(parameter.data_ptr()), data});
+      continue;
+    }
     const torch::Tensor source = torch::from_blob(const_cast<uint8_t*>(data.data()), info.shape,
                                                   torch::TensorOptions().dtype(ToTorch(info.dtype)));
-    PrepareCopy(parameter, data);
+    MapPages(data);
     model->SetParameter(name, source);
   }
   for (const auto& [name, entry] : weights.tensors) {
@@ -90,7 +137,10 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
     const bool other_head = name == "lm_head.weight" || name == "embed_out.weight" || name == family.scalar_head;
     if (!buffer && !other_head) extra.push_back(name);
   }
-  if (missing.empty() && misshaped.empty() && extra.empty()) return absl::OkStatus();
+  if (missing.empty() && misshaped.empty() && extra.empty()) {
+    CopyAll(std::move(copies));
+    return absl::OkStatus();
+  }
   std::string text = absl::StrCat(dir, ": the weights do not fit config.json");
   if (!missing.empty()) absl::StrAppend(&text, "; missing: ", absl::StrJoin(missing, ", "));
   if (!misshaped.empty()) absl::StrAppend(&text, "; misshaped: ", absl::StrJoin(misshaped, ", "));

@@ -213,6 +213,32 @@ TEST_P(WeightsIoTest, GenerationSettingsComeAlong) {
   EXPECT_EQ(ReadFile(out + "/generation_config.json").value_or(""), own);
 }
 
+// Larger than what one thread copies at once, and than a part of a huge page.
+TEST(LargeWeightsTest, AreLoadedBitForBit) {
+  const auto config = artifact::ParseModelConfig(
+      R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 40000, "hidden_size": 256,
+          "intermediate_size": 3000, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+          "tie_word_embeddings": true, "rms_norm_eps": 1e-5})",
+      "large model");
+  ASSERT_TRUE(config.ok()) << config.status();
+  Transformer model(*config, HeadKind::kLm, torch::kFloat32, torch::kCPU);
+  model.InitRandom(3);
+  const ScratchDir dir;
+  ASSERT_TRUE(SaveModel(model, dir.File("model"), "", Durability::kCached).ok());
+  for (const torch::Dtype dtype : {torch::kFloat32, torch::kBFloat16}) {
+    LoadOptions options;
+    options.dtype = dtype;
+    const auto loaded = LoadModel(dir.File("model"), options);
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    const auto& expected = model.named_parameters();
+    ASSERT_EQ((*loaded)->named_parameters().size(), expected.size());
+    for (size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_TRUE(torch::equal((*loaded)->named_parameters()[i].second, expected[i].second.to(dtype)))
+          << expected[i].first;
+    }
+  }
+}
+
 TEST(RewardNormalizationTest, IsTheIdentityWithoutAFileAndSurvivesOne) {
   ScratchDir dir;
   auto loaded = LoadRewardNormalization(dir.path());

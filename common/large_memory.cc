@@ -1,0 +1,34 @@
+#include "common/large_memory.h"
+
+#include <sys/mman.h>
+
+#include <new>
+
+namespace rlhf {
+namespace {
+
+constexpr size_t kHuge = size_t{2} << 20;
+
+uintptr_t RoundUp(uintptr_t address) {
+  return (address + kHuge - 1) / kHuge * kHuge;
+}
+
+}  // namespace
+
+void AdviseHugePages(void* begin, void* end) {
+  const uintptr_t first = RoundUp(reinterpret_cast<uintptr_t>(begin));
+  const uintptr_t last = reinterpret_cast<uintptr_t>(end) / kHuge * kHuge;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+}
+
+std::shared_ptr<uint8_t[]> AllocateLarge(size_t size) {
+  if (size < 2 * kHuge) return std::shared_ptr<uint8_t[]>(new uint8_t[size]);
+  const size_t mapped = size + kHuge;  // so that the bytes can begin at a huge page
+  void* const base = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base == MAP_FAILED) throw std::bad_alloc();
+  auto* const bytes = reinterpret_cast<uint8_t*>(RoundUp(reinterpret_cast<uintptr_t>(base)));
+  AdviseHugePages(bytes, static_cast<uint8_t*>(base) + mapped);
+  return {bytes, [base, mapped](uint8_t* /*bytes*/) { munmap(base, mapped); }};
+}
+
+}  // namespace rlhf
