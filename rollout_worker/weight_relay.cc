@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "client/cpp/weights_stream.h"
 #include "common/status_util.h"
 #include "common/tls.h"
 
@@ -12,7 +11,7 @@ namespace rlhf::rollout {
 namespace {
 
 // Sends what there is, and what comes; one write in flight, so a slow reader costs no memory.
-class RelayStream final : public grpc::ServerWriteReactor<v1::WeightsChunk>, public RelayedWeights::Reader {
+class RelayStream final : public client::WeightsWriter, public RelayedWeights::Reader {
  public:
   RelayStream(std::shared_ptr<RelayedWeights> weights, uint64_t begin, uint64_t end)
       : weights_(std::move(weights)), at_(begin), end_(end) {
@@ -48,8 +47,7 @@ class RelayStream final : public grpc::ServerWriteReactor<v1::WeightsChunk>, pub
     }
     if (*there == at) return;  // another thread may have finished this by now
     const uint64_t size = std::min(client::kWeightsChunkBytes, std::min(*there, end_) - at_);
-    chunk_.set_offset(at_);
-    chunk_.set_data(weights_->bytes().data() + at_, size);
+    chunk_ = client::ChunkBuffer(at_, weights_->bytes().subspan(at_, size), weights_->owner());
     at_ += size;
     StartWrite(&chunk_);
   }
@@ -57,7 +55,7 @@ class RelayStream final : public grpc::ServerWriteReactor<v1::WeightsChunk>, pub
   const std::shared_ptr<RelayedWeights> weights_;
   uint64_t at_;
   const uint64_t end_;
-  v1::WeightsChunk chunk_;
+  grpc::ByteBuffer chunk_;
 };
 
 }  // namespace
@@ -159,17 +157,16 @@ grpc::ServerUnaryReactor* WeightRelay::GetManifest(grpc::CallbackServerContext* 
   return reactor;
 }
 
-grpc::ServerWriteReactor<v1::WeightsChunk>* WeightRelay::StreamWeights(grpc::CallbackServerContext* /*context*/,
-                                                                       const v1::StreamWeightsRequest* request) {
-  auto found = Find(request->job_id(), request->version());
+client::WeightsWriter* WeightRelay::Stream(const v1::StreamWeightsRequest& request) {
+  auto found = Find(request.job_id(), request.version());
   if (!found.ok()) return new client::RefusedWeights(found.status());
   std::shared_ptr<RelayedWeights> weights = *std::move(found);
-  if (weights->delta() != request->delta()) {
+  if (weights->delta() != request.delta()) {
     return new client::RefusedWeights(absl::FailedPreconditionError(
-        absl::StrCat("version ", request->version().step(), " is held here ", weights->delta() ? "as a delta" : "whole",
+        absl::StrCat("version ", request.version().step(), " is held here ", weights->delta() ? "as a delta" : "whole",
                      " only: ask the next source")));
   }
-  const absl::StatusOr<client::StreamRange> range = client::RangeOf(*request, weights->bytes().size());
+  const absl::StatusOr<client::StreamRange> range = client::RangeOf(request, weights->bytes().size());
   if (!range.ok()) return new client::RefusedWeights(range.status());
   return new RelayStream(std::move(weights), range->begin, range->end);
 }

@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
+#include "client/cpp/weights_stream.h"
 #include "common/rpc_server.h"
 #include "rlhf/v1/weights_service.grpc.pb.h"
 
@@ -39,6 +40,7 @@ class RelayedWeights {
   const v1::WeightsManifest& manifest() const { return manifest_; }
   bool delta() const { return delta_; }
   absl::Span<const uint8_t> bytes() const { return bytes_; }
+  const std::shared_ptr<const void>& owner() const { return owner_; }
   bool complete() const;
 
   // The receiver: all bytes before `end` are verified.
@@ -65,7 +67,7 @@ class RelayedWeights {
   std::set<Reader*> waiting_ ABSL_GUARDED_BY(mu_), cancelled_ ABSL_GUARDED_BY(mu_);
 };
 
-class WeightRelay : public v1::WeightsService::CallbackService {
+class WeightRelay : public client::WeightsServer {
  public:
   ~WeightRelay() override { Drop(); }
 
@@ -76,8 +78,7 @@ class WeightRelay : public v1::WeightsService::CallbackService {
 
   grpc::ServerUnaryReactor* GetManifest(grpc::CallbackServerContext* context, const v1::GetManifestRequest* request,
                                         v1::WeightsManifest* response) override;
-  grpc::ServerWriteReactor<v1::WeightsChunk>* StreamWeights(grpc::CallbackServerContext* context,
-                                                            const v1::StreamWeightsRequest* request) override;
+  client::WeightsWriter* Stream(const v1::StreamWeightsRequest& request) override;
 
  private:
   // NotFound: nothing of it is here yet. FailedPrecondition: another form or a newer version is.

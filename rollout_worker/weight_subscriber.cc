@@ -14,7 +14,9 @@
 #include "artifact/digest.h"
 #include "artifact/weight_delta.h"
 #include "client/cpp/channel.h"
+#include "client/cpp/weights_stream.h"
 #include "common/failpoint.h"
+#include "common/large_memory.h"
 #include "common/log.h"
 #include "common/shared_memory.h"
 #include "common/status_util.h"
@@ -79,7 +81,7 @@ class Incoming {
   static absl::StatusOr<Incoming> Begin(FetchedWeights* out) {
     const uint64_t size = out->delta ? out->manifest.delta().total_size() : out->manifest.total_size();
     Incoming incoming;
-    incoming.bytes_.reset(new uint8_t[size]);  // not zeroed: all of it is received
+    incoming.bytes_ = AllocateLarge(size);  // not zeroed: all of it is received
     out->owner = incoming.bytes_;
     out->bytes = absl::MakeConstSpan(incoming.bytes_.get(), size);
     RLHF_ASSIGN_OR_RETURN(incoming.parts_, PartsOf(out->manifest, out->delta, out->bytes));
@@ -92,18 +94,28 @@ class Incoming {
   uint64_t size() const { return out_->bytes.size(); }
   bool complete() const { return verified_ == parts_.size(); }
 
-  // DataLoss: the source is not to be trusted; what it sent of an unfinished tensor is forgotten.
-  absl::Status Take(const v1::WeightsChunk& chunk) {
-    if (chunk.offset() != received_ || chunk.data().empty() || chunk.data().size() > size() - received_) {
+  // The stream's next bytes, to their place and into their digest while they are in the cache. DataLoss: the source is
+  // not to be trusted; what it sent of a tensor that does not match is forgotten.
+  absl::Status Take(uint64_t offset, absl::Span<const uint8_t> bytes) {
+    if (offset != received_ || bytes.size() > size() - received_) {
       return absl::DataLossError(absl::StrCat("weights stream: expected bytes at ", received_, " of ", size(),
-                                              ", found ", chunk.data().size(), " at ", chunk.offset()));
+                                              ", found ", bytes.size(), " at ", offset));
     }
-    std::memcpy(bytes_.get() + received_, chunk.data().data(), chunk.data().size());
-    received_ += chunk.data().size();
-    return Verify();
+    while (!bytes.empty()) {
+      const absl::Span<const uint8_t> piece = bytes.subspan(0, DigestEnd() - received_);
+      std::memcpy(bytes_.get() + received_, piece.data(), piece.size());
+      digest_.Update(bytes_.get() + received_, piece.size());
+      received_ += piece.size();
+      bytes.remove_prefix(piece.size());
+      RLHF_RETURN_IF_ERROR(Verify());
+    }
+    return absl::OkStatus();
   }
   // Also what was received of a tensor that is not verified.
-  void ForgetUnverified() { received_ = verified_end(); }
+  void ForgetUnverified() {
+    received_ = verified_end();
+    digest_.Reset();
+  }
   // Bytes up to here will not change any more.
   uint64_t verified_end() const {
     if (out_->delta) return complete() ? size() : 0;
@@ -113,21 +125,25 @@ class Incoming {
  private:
   Incoming() = default;
 
-  // A delta's stream has one digest, for a tensor's is of what it leads to.
+  uint64_t EndOf(const Part& part) const {
+    return static_cast<uint64_t>(part.bytes.data() + part.bytes.size() - out_->bytes.data());
+  }
+  // Where what is being digested ends: a delta's stream has one digest, for a tensor's is of what it leads to.
+  uint64_t DigestEnd() const { return out_->delta ? size() : EndOf(parts_[verified_]); }
+
   absl::Status Verify() {
     if (out_->delta) return VerifyDelta();
-    for (; verified_ < parts_.size(); ++verified_) {
-      const absl::Span<const uint8_t> bytes = parts_[verified_].bytes;
-      if (static_cast<uint64_t>(bytes.data() + bytes.size() - out_->bytes.data()) > received_) break;
+    for (; verified_ < parts_.size() && EndOf(parts_[verified_]) <= received_; ++verified_) {
       const v1::TensorEntry& entry = out_->manifest.tensors(static_cast<int>(verified_));
-      if (!Matches(bytes, entry.xxh3())) return Refuse(absl::StrCat("tensor ", entry.name()));
+      if (digest_.Hex() != entry.xxh3()) return Refuse(absl::StrCat("tensor ", entry.name()));
+      digest_.Reset();
     }
     return absl::OkStatus();
   }
   absl::Status VerifyDelta() {
     if (received_ < size()) return absl::OkStatus();
     const std::string& xxh3 = out_->manifest.delta().xxh3();
-    if (!xxh3.empty() && !Matches(out_->bytes, xxh3)) return Refuse("the delta");
+    if (!xxh3.empty() && digest_.Hex() != xxh3) return Refuse("the delta");
     for (size_t i = 0; i < parts_.size() && xxh3.empty(); ++i) {
       const v1::TensorEntry& entry = out_->manifest.tensors(static_cast<int>(i));
       if (parts_[i].whole && !Matches(parts_[i].bytes, entry.xxh3()))
@@ -146,6 +162,7 @@ class Incoming {
   std::vector<Part> parts_;
   size_t verified_ = 0;  // tensors
   uint64_t received_ = 0;
+  artifact::Xxh3 digest_;  // of what is received of the tensor, or the delta, that is not verified
 };
 
 // Cancels a call in which nothing moves for so long.
@@ -185,8 +202,8 @@ class StallGuard {
 
 // One call, from where the stream stands on. OK when the source has ended it in good order, all sent or not. `relayed`
 // may be null.
-absl::Status ReceiveFrom(v1::WeightsService::Stub* source, const FetchedWeights& weights, absl::Duration patience,
-                         Incoming* incoming, RelayedWeights* relayed) {
+absl::Status ReceiveFrom(const std::shared_ptr<grpc::Channel>& source, const FetchedWeights& weights,
+                         absl::Duration patience, Incoming* incoming, RelayedWeights* relayed) {
   v1::StreamWeightsRequest request;
   request.set_job_id(weights.manifest.job_id());
   *request.mutable_version() = weights.manifest.version();
@@ -195,18 +212,19 @@ absl::Status ReceiveFrom(v1::WeightsService::Stub* source, const FetchedWeights&
   const auto context = client::MakeContext(absl::Seconds(60));
   std::optional<StallGuard> guard;
   if (patience != absl::InfiniteDuration()) guard.emplace(context.get(), patience);
-  const auto reader = source->StreamWeights(context.get(), request);
-  v1::WeightsChunk chunk;
+  client::WeightsReader reader(source, context.get(), request);
+  grpc::ByteBuffer chunk;
   absl::Status taken;
-  while (taken.ok() && reader->Read(&chunk)) {
+  while (taken.ok() && reader.Read(&chunk)) {
     RLHF_FAILPOINT("rollout/receive_weights");
     if (guard.has_value()) guard->Moved();
     const uint64_t before = incoming->verified_end();
-    taken = incoming->Take(chunk);
+    taken = client::ReadChunk(
+        &chunk, [&](uint64_t offset, absl::Span<const uint8_t> piece) { return incoming->Take(offset, piece); });
     if (relayed != nullptr && incoming->verified_end() > before) relayed->Verified(incoming->verified_end());
   }
   if (!taken.ok()) context->TryCancel();
-  const absl::Status finished = FromGrpc(reader->Finish());
+  const absl::Status finished = FromGrpc(reader.Finish());
   return taken.ok() ? finished : taken;
 }
 
@@ -253,11 +271,6 @@ absl::Status ApplyDelta(std::vector<Target>* targets) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<v1::WeightsService::Stub>> WeightSubscriber::Connect(const std::string& address) const {
-  RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, channels_(address));
-  return v1::WeightsService::NewStub(channel);
-}
-
 absl::StatusOr<FetchedWeights> WeightSubscriber::Fetch(const v1::PolicySource& source, const std::string& held) {
   if (source.addresses().empty()) {
     return absl::NotFoundError(
@@ -265,14 +278,15 @@ absl::StatusOr<FetchedWeights> WeightSubscriber::Fetch(const v1::PolicySource& s
   }
   const std::string& address = *source.addresses().rbegin();
   const std::string where = absl::StrCat("weights from ", address);
-  RLHF_ASSIGN_OR_RETURN(const auto learner, Connect(address));
+  RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> learner, channels_(address));
   FetchedWeights out;
   {
     v1::GetManifestRequest request;
     request.set_job_id(source.job_id());
     *request.mutable_version() = source.version();
     const auto context = client::MakeContext(absl::Seconds(10));
-    const absl::Status got = FromGrpc(learner->GetManifest(context.get(), request, &out.manifest));
+    const absl::Status got =
+        FromGrpc(v1::WeightsService::NewStub(learner)->GetManifest(context.get(), request, &out.manifest));
     if (!got.ok()) return Annotate(got, where);
   }
   if (out.manifest.version().step() != source.version().step() ||
@@ -282,13 +296,13 @@ absl::StatusOr<FetchedWeights> WeightSubscriber::Fetch(const v1::PolicySource& s
   }
   out.delta = !held.empty() && out.manifest.has_delta() && out.manifest.delta().base() == held;
   if (out.delta) {
-    const absl::Status received = Receive(source, learner.get(), &out);
+    const absl::Status received = Receive(source, learner, &out);
     if (received.ok()) return out;
     spdlog::warn("the delta of version {} cannot be used, fetching it whole: {}", source.version().step(),
                  received.ToString());
     out.delta = false;
   }
-  RLHF_RETURN_IF_ERROR(Receive(source, learner.get(), &out));
+  RLHF_RETURN_IF_ERROR(Receive(source, learner, &out));
   return out;
 }
 
@@ -309,7 +323,7 @@ absl::Status WeightSubscriber::Map(FetchedWeights* out) const {
   return absl::OkStatus();
 }
 
-absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, v1::WeightsService::Stub* learner,
+absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, const std::shared_ptr<grpc::Channel>& learner,
                                        FetchedWeights* out) {
   // Without a digest of the stream a delta can be judged by its effect only, and not be blamed on a source.
   const bool judged = !out->delta || !out->manifest.delta().xxh3().empty();
@@ -337,9 +351,9 @@ absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, v1::Weigh
   for (int i = 0; i + 1 < source.addresses_size() && judged && !incoming.complete();) {
     const std::string& address = source.addresses(i);
     const uint64_t before = incoming.received();
-    const auto worker = Connect(address);
+    const auto worker = channels_(address);
     const absl::Status status =
-        worker.ok() ? ReceiveFrom(worker->get(), *out, options_.stall, &incoming, relayed.get()) : worker.status();
+        worker.ok() ? ReceiveFrom(*worker, *out, options_.stall, &incoming, relayed.get()) : worker.status();
     // No source is to be blamed for, or to rest on, what another one sent of a tensor.
     incoming.ForgetUnverified();
     out->from_workers += incoming.received() - before;

@@ -57,8 +57,8 @@ class WeightSubscriber {
   absl::StatusOr<FetchedWeights> Fetch(const v1::PolicySource& source, const std::string& held = "");
 
  private:
-  absl::StatusOr<std::unique_ptr<v1::WeightsService::Stub>> Connect(const std::string& address) const;
-  absl::Status Receive(const v1::PolicySource& source, v1::WeightsService::Stub* learner, FetchedWeights* out);
+  absl::Status Receive(const v1::PolicySource& source, const std::shared_ptr<grpc::Channel>& learner,
+                       FetchedWeights* out);
   // The whole version from this host's memory, as the manifest says.
   absl::Status Map(FetchedWeights* out) const;
   ChannelFactory channels_;

@@ -7,8 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "artifact/digest.h"
 #include "artifact/weight_delta.h"
-#include "client/cpp/weights_stream.h"
 #include "common/failpoint.h"
+#include "common/large_memory.h"
 #include "common/log.h"
 #include "common/shared_memory.h"
 #include "common/status_util.h"
@@ -82,7 +82,7 @@ void AddDelta(const WeightSnapshot& base, WeightSnapshot* snapshot) {
 }
 
 // Sends a snapshot's bytes; one write in flight, so a slow reader costs no memory.
-class Streamer : public grpc::ServerWriteReactor<v1::WeightsChunk> {
+class Streamer final : public client::WeightsWriter {
  public:
   // `bytes` are one of the snapshot's.
   Streamer(std::shared_ptr<const WeightSnapshot> snapshot, absl::Span<const uint8_t> bytes, uint64_t begin,
@@ -107,8 +107,7 @@ class Streamer : public grpc::ServerWriteReactor<v1::WeightsChunk> {
     }
     RLHF_FAILPOINT("learner/stream_weights");
     const uint64_t size = std::min(client::kWeightsChunkBytes, end_ - at_);
-    chunk_.set_offset(at_);
-    chunk_.set_data(bytes_.data() + at_, size);
+    chunk_ = client::ChunkBuffer(at_, bytes_.subspan(at_, size), snapshot_);
     at_ += size;
     StartWrite(&chunk_);
   }
@@ -116,7 +115,7 @@ class Streamer : public grpc::ServerWriteReactor<v1::WeightsChunk> {
   std::shared_ptr<const WeightSnapshot> snapshot_;
   const absl::Span<const uint8_t> bytes_;
   uint64_t at_, end_;
-  v1::WeightsChunk chunk_;
+  grpc::ByteBuffer chunk_;
 };
 
 absl::Status NotHeld(const std::string& job_id, const v1::PolicyVersion& version) {
@@ -139,7 +138,7 @@ absl::Span<uint8_t> WeightPublisher::Allocate(uint64_t size, WeightSnapshot* sna
     }
     spdlog::debug("weights are not shared with this host's workers: {}", memory.status().ToString());
   }
-  const std::shared_ptr<uint8_t[]> own(new uint8_t[size]);  // not zeroed: all of it is filled
+  const std::shared_ptr<uint8_t[]> own = AllocateLarge(size);  // not zeroed: all of it is filled
   snapshot->bytes = absl::MakeConstSpan(own.get(), size);
   snapshot->owner = own;
   return absl::MakeSpan(own.get(), size);
@@ -243,16 +242,15 @@ grpc::ServerUnaryReactor* WeightPublisher::GetManifest(grpc::CallbackServerConte
   return reactor;
 }
 
-grpc::ServerWriteReactor<v1::WeightsChunk>* WeightPublisher::StreamWeights(grpc::CallbackServerContext* context,
-                                                                           const v1::StreamWeightsRequest* request) {
-  const auto snapshot = Find(request->job_id(), request->version());
-  if (snapshot == nullptr) return new client::RefusedWeights(NotHeld(request->job_id(), request->version()));
-  if (request->delta() && !snapshot->manifest.has_delta()) {
+client::WeightsWriter* WeightPublisher::Stream(const v1::StreamWeightsRequest& request) {
+  const auto snapshot = Find(request.job_id(), request.version());
+  if (snapshot == nullptr) return new client::RefusedWeights(NotHeld(request.job_id(), request.version()));
+  if (request.delta() && !snapshot->manifest.has_delta()) {
     return new client::RefusedWeights(absl::NotFoundError(
-        absl::StrCat("version ", request->version().step(), " has no delta; ask for its manifest again")));
+        absl::StrCat("version ", request.version().step(), " has no delta; ask for its manifest again")));
   }
-  const absl::Span<const uint8_t> bytes = request->delta() ? absl::MakeConstSpan(snapshot->delta) : snapshot->bytes;
-  const absl::StatusOr<client::StreamRange> range = client::RangeOf(*request, bytes.size());
+  const absl::Span<const uint8_t> bytes = request.delta() ? absl::MakeConstSpan(snapshot->delta) : snapshot->bytes;
+  const absl::StatusOr<client::StreamRange> range = client::RangeOf(request, bytes.size());
   if (!range.ok()) return new client::RefusedWeights(range.status());
   return new Streamer(snapshot, bytes, range->begin, range->end);
 }

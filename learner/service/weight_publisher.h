@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
+#include "client/cpp/weights_stream.h"
 #include "model/transformer.h"
 #include "rlhf/v1/weights_service.grpc.pb.h"
 
@@ -29,7 +30,7 @@ struct WeightSnapshot {
   std::vector<uint8_t> delta;         // from the version staged before; empty when the manifest has none
 };
 
-class WeightPublisher : public v1::WeightsService::CallbackService {
+class WeightPublisher : public client::WeightsServer {
  public:
   // shm_dir: where whole versions are shared with processes of this host and user; empty: nowhere.
   explicit WeightPublisher(std::string shm_dir = "") : shm_dir_(std::move(shm_dir)) {}
@@ -44,8 +45,7 @@ class WeightPublisher : public v1::WeightsService::CallbackService {
 
   grpc::ServerUnaryReactor* GetManifest(grpc::CallbackServerContext* context, const v1::GetManifestRequest* request,
                                         v1::WeightsManifest* response) override;
-  grpc::ServerWriteReactor<v1::WeightsChunk>* StreamWeights(grpc::CallbackServerContext* context,
-                                                            const v1::StreamWeightsRequest* request) override;
+  client::WeightsWriter* Stream(const v1::StreamWeightsRequest& request) override;
 
  private:
   static constexpr size_t kKeep = 3;

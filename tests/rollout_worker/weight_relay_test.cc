@@ -52,13 +52,12 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> Plaintext(const std::string& addr
 // Remembers from where on it was asked to stream.
 class AskedPublisher final : public learner::WeightPublisher {
  public:
-  grpc::ServerWriteReactor<v1::WeightsChunk>* StreamWeights(grpc::CallbackServerContext* context,
-                                                            const v1::StreamWeightsRequest* request) override {
+  client::WeightsWriter* Stream(const v1::StreamWeightsRequest& request) override {
     {
       absl::MutexLock lock(&mu_);
-      offsets_.push_back(request->offset());
+      offsets_.push_back(request.offset());
     }
-    return learner::WeightPublisher::StreamWeights(context, request);
+    return learner::WeightPublisher::Stream(request);
   }
   std::vector<uint64_t> TakeOffsets() {
     absl::MutexLock lock(&mu_);
@@ -73,10 +72,9 @@ class AskedPublisher final : public learner::WeightPublisher {
 // Knows whether it was asked for a stream.
 class AskedRelay final : public WeightRelay {
  public:
-  grpc::ServerWriteReactor<v1::WeightsChunk>* StreamWeights(grpc::CallbackServerContext* context,
-                                                            const v1::StreamWeightsRequest* request) override {
+  client::WeightsWriter* Stream(const v1::StreamWeightsRequest& request) override {
     asked = true;
-    return WeightRelay::StreamWeights(context, request);
+    return WeightRelay::Stream(request);
   }
   std::atomic<bool> asked{false};
 };
