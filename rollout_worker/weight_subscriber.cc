@@ -1,5 +1,6 @@
 #include "rollout_worker/weight_subscriber.h"
 
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <optional>
@@ -77,11 +78,10 @@ bool Matches(absl::Span<const uint8_t> bytes, const std::string& xxh3) {
 // The stream that is being received, from whichever source, and how much of it is verified.
 class Incoming {
  public:
-  // Into out->bytes, which are allocated; `out` outlives it.
-  static absl::StatusOr<Incoming> Begin(FetchedWeights* out) {
-    const uint64_t size = out->delta ? out->manifest.delta().total_size() : out->manifest.total_size();
+  // Into out->bytes, which are `memory`, `size` bytes; `out` outlives it.
+  static absl::StatusOr<Incoming> Begin(std::shared_ptr<uint8_t[]> memory, uint64_t size, FetchedWeights* out) {
     Incoming incoming;
-    incoming.bytes_ = AllocateLarge(size);  // not zeroed: all of it is received
+    incoming.bytes_ = std::move(memory);
     out->owner = incoming.bytes_;
     out->bytes = absl::MakeConstSpan(incoming.bytes_.get(), size);
     RLHF_ASSIGN_OR_RETURN(incoming.parts_, PartsOf(out->manifest, out->delta, out->bytes));
@@ -323,6 +323,22 @@ absl::Status WeightSubscriber::Map(FetchedWeights* out) const {
   return absl::OkStatus();
 }
 
+std::shared_ptr<uint8_t[]> WeightSubscriber::Memory(uint64_t size, bool delta) {
+  std::shared_ptr<uint8_t[]> kept;
+  absl::MutexLock lock(&mu_);
+  kept.swap(memory_);
+  if (delta) return AllocateLarge(size);
+  if (kept.use_count() != 1 || memory_size_ != size) {
+    kept.reset();  // before there is a second one
+    kept = AllocateLarge(size);
+  } else {
+    std::atomic_thread_fence(std::memory_order_acquire);  // with whoever read it last and let go
+  }
+  memory_ = kept;
+  memory_size_ = size;
+  return kept;
+}
+
 absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, const std::shared_ptr<grpc::Channel>& learner,
                                        FetchedWeights* out) {
   // Without a digest of the stream a delta can be judged by its effect only, and not be blamed on a source.
@@ -335,13 +351,20 @@ absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, const std
     out->mapped = mapped.ok();
     out->not_mapped = !mapped.ok();
     if (mapped.ok()) {
+      {
+        absl::MutexLock lock(&mu_);
+        memory_.reset();
+      }
       if (options_.relay != nullptr && source.relay())
         options_.relay->Begin(out->manifest, false, out->bytes, out->owner)->Verified(out->bytes.size());
       return absl::OkStatus();
     }
     spdlog::debug("version {} is received, not mapped: {}", out->manifest.version().step(), mapped.ToString());
   }
-  RLHF_ASSIGN_OR_RETURN(Incoming incoming, Incoming::Begin(out));
+  out->bytes = {};
+  out->owner.reset();  // of what was received before and could not be used
+  const uint64_t size = out->delta ? out->manifest.delta().total_size() : out->manifest.total_size();
+  RLHF_ASSIGN_OR_RETURN(Incoming incoming, Incoming::Begin(Memory(size, out->delta), size, out));
   std::shared_ptr<RelayedWeights> relayed;
   if (options_.relay != nullptr && source.relay() && judged) {
     relayed = options_.relay->Begin(out->manifest, out->delta, out->bytes, out->owner);

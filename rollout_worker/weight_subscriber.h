@@ -11,8 +11,10 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "model/transformer.h"
@@ -53,7 +55,7 @@ class WeightSubscriber {
   // stopped; the learner is asked more than once. A whole version that the learner shares in this host's memory is
   // mapped from there instead, and received when that fails. Every tensor's XXH3-128 is verified as it arrives. A delta
   // from the version with the digest `held` is taken when there is one; empty: none. NotFound: superseded, ask for
-  // newer work.
+  // newer work. While versions are received whole, the memory of one is kept for the next.
   absl::StatusOr<FetchedWeights> Fetch(const v1::PolicySource& source, const std::string& held = "");
 
  private:
@@ -61,8 +63,15 @@ class WeightSubscriber {
                        FetchedWeights* out);
   // The whole version from this host's memory, as the manifest says.
   absl::Status Map(FetchedWeights* out) const;
+  // Memory for a stream of so many bytes.
+  std::shared_ptr<uint8_t[]> Memory(uint64_t size, bool delta);
   ChannelFactory channels_;
   const WeightSubscriberOptions options_;
+
+  // Of the last whole version, for the next one if nobody reads it any more: new memory costs as much as the transfer.
+  absl::Mutex mu_;
+  std::shared_ptr<uint8_t[]> memory_ ABSL_GUARDED_BY(mu_);
+  uint64_t memory_size_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 // Makes the model the version's; a refused one leaves the model as it was. InvalidArgument naming the tensor when

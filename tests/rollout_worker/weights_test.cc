@@ -124,6 +124,24 @@ TEST_P(WeightsTransfer, ADeltaOfOtherWeightsIsRefusedAndChangesNothing) {
   EXPECT_EQ(model::WeightsDigest(*served), before);
 }
 
+TEST_P(WeightsTransfer, TheMemoryOfAVersionIsForTheNextOneOnceNobodyReadsIt) {
+  FetchedWeights first = Fetch(Publish(1), "");
+  const uint8_t* const memory = first.bytes.data();
+  const std::vector<uint8_t> bytes(first.bytes.begin(), first.bytes.end());
+  Change(*policy_, true);
+  const v1::PolicySource source = Publish(2);
+  FetchedWeights second = Fetch(source, "");
+  EXPECT_NE(second.bytes.data(), memory);
+  EXPECT_TRUE(first.bytes == absl::MakeConstSpan(bytes)) << "still read";
+  const uint8_t* const newer = second.bytes.data();
+  second = FetchedWeights();
+  second = Fetch(source, "");
+  EXPECT_EQ(second.bytes.data(), newer);
+  const auto served = Load();
+  ASSERT_TRUE(ApplyWeights(second, *served).ok());
+  EXPECT_EQ(model::WeightsDigest(*served), source.version().digest());
+}
+
 TEST_P(WeightsTransfer, WhereEverythingChangesThereIsNoDelta) {
   const v1::PolicySource first = Publish(1);
   Change(*policy_, true);
