@@ -1,74 +1,115 @@
 #include "learner/gradient_buckets.h"
 
 #include <algorithm>
+#include <deque>
 #include <utility>
+
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 
 namespace rlhf::learner {
 
 struct GradientBuckets::State {
   struct Sums {
-    torch::Tensor flat;
-    size_t missing = 0;  // parameters whose last gradient has not come yet
+    torch::Tensor flat;  // all of the bucket; where each backward is reduced, only while one fills and reduces it
+    torch::Tensor own;   // where each is reduced: this rank's share of it, over ranks and backwards
+    size_t missing = 0;  // parameters whose gradient of this backward has not come yet
+  };
+  struct InFlight {
+    std::unique_ptr<Collective::Pending> sum;
+    size_t bucket;
+    torch::Tensor flat;  // what is summed; the bucket's next one may fill meanwhile
   };
   std::vector<torch::Tensor> parameters;
-  std::vector<unsigned> hooks;
-  std::vector<torch::Tensor> gradients;  // views, by parameter
-  std::vector<torch::Tensor> own;        // views of the share's segments; empty: no share
+  std::vector<torch::Tensor> views;  // of what gradients() says
+  std::vector<Segment> place;        // by parameter, in its bucket
   std::vector<size_t> bucket_of;
   std::vector<Bucket> layout;
   std::vector<Sums> buckets;
+  Share share;
   bool shared = false;
   std::vector<bool> arrived;
 
   // Of the backward that runs now; hooks run inside it, one at a time.
-  bool last = false;
+  bool reduces = false;
   Collective* collective = nullptr;
   size_t started = 0;
-  std::vector<std::unique_ptr<Collective::Pending>> pending;
+  std::deque<InFlight> in_flight;
   absl::Status error;
 
-  void Arrived(size_t i, const torch::Tensor& gradient) {
+  bool scattered() const { return share.count > 1; }
+  torch::Tensor Zeros(int64_t size) const {
+    return torch::zeros({size}, torch::TensorOptions().dtype(torch::kFloat32).device(parameters.front().device()));
+  }
+  torch::Tensor& Flat(size_t b) {
+    torch::Tensor& flat = buckets[b].flat;
+    if (!flat.defined()) flat = Zeros(ShareSize(layout[b], share.count) * share.count);
+    return flat;
+  }
+  torch::Tensor Sum(size_t i) {
+    return Flat(bucket_of[i]).narrow(0, place[i].at, place[i].size).view(parameters[i].sizes());
+  }
+
+  // The parameter's gradient is in .grad, and is not needed there.
+  void Arrived(size_t i) {
     const torch::NoGradGuard no_grad;
-    gradients[i].add_(gradient);
-    if (!last || arrived[i]) return;
+    torch::Tensor& gradient = parameters[i].mutable_grad();
+    if (gradient.defined()) Sum(i).add_(gradient);
+    gradient.reset();
+    if (!reduces || arrived[i]) return;
     arrived[i] = true;
     --buckets[bucket_of[i]].missing;
-    StartReady();
-  }
-  // In bucket order only: every rank must start the same sums in the same order.
-  void StartReady() {
+    // In bucket order only: every rank must start the same sums in the same order.
     while (started < buckets.size() && buckets[started].missing == 0) Start();
   }
   void Start() {
-    torch::Tensor& flat = buckets[started++].flat;
+    const size_t b = started++;
     if (collective->world_size() == 1 || !error.ok()) return;
-    auto sum = shared ? collective->StartReduceScatterSum(flat) : collective->StartAllReduceSum(flat);
+    while (scattered() && in_flight.size() >= kBucketsInFlight && error.ok()) FinishOldest();
+    if (!error.ok()) return;
+    auto sum = shared ? collective->StartReduceScatterSum(Flat(b)) : collective->StartAllReduceSum(Flat(b));
     if (sum.ok()) {
-      pending.push_back(*std::move(sum));
+      in_flight.push_back({*std::move(sum), b, Flat(b)});
+      if (scattered()) buckets[b].flat.reset();
     } else {
       error = sum.status();
     }
   }
-  void Prepare(bool is_last, Collective* c) {
-    last = is_last;
+  void FinishOldest() {
+    const torch::NoGradGuard no_grad;
+    const InFlight oldest = std::move(in_flight.front());
+    in_flight.pop_front();
+    const absl::Status waited = oldest.sum->Wait();
+    if (error.ok()) error = waited;
+    if (!waited.ok() || !scattered()) return;
+    torch::Tensor& own = buckets[oldest.bucket].own;
+    own.add_(oldest.flat.narrow(0, share.index * own.numel(), own.numel()));
+  }
+  void Prepare(bool reduces_now, Collective* c) {
+    reduces = reduces_now;
     collective = c;
-    if (!last) return;
+    if (!reduces) return;
     started = 0;
     std::fill(arrived.begin(), arrived.end(), false);
     for (size_t b = 0; b < buckets.size(); ++b) buckets[b].missing = layout[b].parameters.size();
   }
-  // Zeroed buckets, each of a size that divides into so many shares, and the views into them.
-  void Allocate(int shares) {
-    buckets.clear();
+  absl::Status StartRest() {
+    while (started < buckets.size()) Start();
+    return error;
+  }
+  // Zeroed sums of so much as is held between backwards, and the views into them.
+  void Allocate() {
+    in_flight.clear();
+    buckets.assign(layout.size(), {});
+    views.assign(shared ? 0 : parameters.size(), torch::Tensor());
     for (size_t b = 0; b < layout.size(); ++b) {
-      const torch::Tensor& first = parameters[layout[b].parameters.front().parameter];
-      Sums& sums = buckets.emplace_back();
-      sums.flat = torch::zeros({ShareSize(layout[b], shares) * shares},
-                               torch::TensorOptions().dtype(torch::kFloat32).device(first.device()));
-      for (const Segment& segment : layout[b].parameters) {
-        bucket_of[segment.parameter] = b;
-        gradients[segment.parameter] =
-            sums.flat.narrow(0, segment.at, segment.size).view(parameters[segment.parameter].sizes());
+      const int64_t size = ShareSize(layout[b], share.count);
+      const torch::Tensor held = scattered() ? buckets[b].own = Zeros(size) : Flat(b);
+      if (!shared) {
+        for (const Segment& segment : layout[b].parameters) views[segment.parameter] = Sum(segment.parameter);
+      } else {
+        for (const Segment& segment : SegmentsOf(layout[b], share))
+          views.push_back(held.narrow(0, segment.at - share.index * size, segment.size));
       }
     }
   }
@@ -76,71 +117,80 @@ struct GradientBuckets::State {
 
 GradientBuckets::GradientBuckets(std::vector<torch::Tensor> parameters, int64_t bucket_bytes)
     : state_(std::make_shared<State>()) {
+  struct Hook final : torch::autograd::PostAccumulateGradHook {
+    Hook(std::weak_ptr<State> of, size_t at) : state(std::move(of)), i(at) {}
+    void operator()(const torch::autograd::Variable&) override {
+      if (const auto live = state.lock()) live->Arrived(i);
+    }
+    const std::weak_ptr<State> state;
+    const size_t i;
+  };
   State& s = *state_;
   s.parameters = std::move(parameters);
   const size_t n = s.parameters.size();
-  s.gradients.resize(n);
+  s.place.resize(n);
   s.bucket_of.resize(n);
   s.arrived.assign(n, false);
   s.layout = BucketsOf(s.parameters, bucket_bytes);
-  s.Allocate(1);
-  for (size_t i = 0; i < n; ++i) {
-    s.hooks.push_back(
-        s.parameters[i].register_hook([weak = std::weak_ptr<State>(state_), i](const torch::Tensor& gradient) {
-          if (const auto state = weak.lock()) state->Arrived(i, gradient);
-        }));
+  for (size_t b = 0; b < s.layout.size(); ++b) {
+    for (const Segment& segment : s.layout[b].parameters) {
+      s.place[segment.parameter] = segment;
+      s.bucket_of[segment.parameter] = b;
+    }
   }
+  s.Allocate();
+  for (size_t i = 0; i < n; ++i)
+    torch::autograd::impl::set_post_acc_grad_hooks(s.parameters[i], std::make_unique<Hook>(state_, i));
 }
 
 GradientBuckets::~GradientBuckets() {
-  for (size_t i = 0; i < state_->hooks.size(); ++i) state_->parameters[i].remove_hook(state_->hooks[i]);
+  for (const torch::Tensor& parameter : state_->parameters)
+    torch::autograd::impl::set_post_acc_grad_hooks(parameter, nullptr);
 }
 
 void GradientBuckets::SetShare(const Share& share) {
-  State& s = *state_;
-  s.shared = true;
-  s.Allocate(share.count);
-  s.own.clear();
-  for (size_t b = 0; b < s.layout.size(); ++b) {
-    for (const Segment& segment : SegmentsOf(s.layout[b], share))
-      s.own.push_back(s.buckets[b].flat.narrow(0, segment.at, segment.size));
-  }
+  state_->shared = true;
+  state_->share = share;
+  state_->Allocate();
+}
+
+bool GradientBuckets::reduces_each() const {
+  return state_->scattered();
 }
 
 void GradientBuckets::Begin() {
-  for (State::Sums& bucket : state_->buckets) bucket.flat.zero_();
-  state_->pending.clear();
-  state_->error = absl::OkStatus();
+  State& s = *state_;
+  s.in_flight.clear();
+  for (State::Sums& bucket : s.buckets) {
+    if (s.scattered()) {
+      bucket.flat.reset();
+      bucket.own.zero_();
+    } else {
+      bucket.flat.zero_();
+    }
+  }
+  s.error = absl::OkStatus();
 }
 
 absl::Status GradientBuckets::Backward(const torch::Tensor& loss, bool last, Collective* collective) {
-  state_->Prepare(last, collective);
+  state_->Prepare(last || reduces_each(), collective);
   loss.backward();
-  for (torch::Tensor& parameter : state_->parameters) parameter.mutable_grad().reset();  // the buckets hold the sums
-  if (last) {
-    while (state_->started < state_->buckets.size()) state_->Start();
-  }
-  return state_->error;
+  return state_->reduces ? state_->StartRest() : state_->error;
 }
 
 absl::Status GradientBuckets::ReduceOnly(Collective* collective) {
   state_->Prepare(true, collective);
-  while (state_->started < state_->buckets.size()) state_->Start();
-  return state_->error;
+  return state_->StartRest();
 }
 
 absl::Status GradientBuckets::Wait() {
-  absl::Status status = state_->error;
-  for (const auto& pending : state_->pending) {
-    const absl::Status waited = pending->Wait();
-    if (status.ok()) status = waited;
-  }
-  state_->pending.clear();
-  return status;
+  State& s = *state_;
+  while (!s.in_flight.empty()) s.FinishOldest();
+  return s.error;
 }
 
 const std::vector<torch::Tensor>& GradientBuckets::gradients() const {
-  return state_->shared ? state_->own : state_->gradients;
+  return state_->views;
 }
 
 }  // namespace rlhf::learner

@@ -1,7 +1,7 @@
 // AdamW with float32 master weights and moments, over LibTorch's fused kernel; learning-rate schedules; gradient
-// clipping. Of all parameters, or of a rank's share of them (ZeRO-1).
+// clipping. Of all parameters, or of a rank's share of them (ZeRO, stages 1 and 2).
 //
-// Sources: Loshchilov and Hutter 2019, the update equals torch.optim.AdamW; Rajbhandari et al. 2020 ("ZeRO"), stage 1.
+// Sources: Loshchilov and Hutter 2019, the update equals torch.optim.AdamW; Rajbhandari et al. 2020 ("ZeRO").
 // Weight decay skips norms and biases (tensors of one dimension). Not thread-safe; calls that take a Collective are
 // made by every rank of it, and are Unavailable when it broke.
 #pragma once

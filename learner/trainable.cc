@@ -1,5 +1,6 @@
 #include "learner/trainable.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -21,6 +22,13 @@ std::vector<torch::Tensor> LeavesOf(const model::Transformer& model) {
     leaves.push_back(leaf);
   }
   return leaves;
+}
+
+absl::StatusOr<size_t> MostOfRanks(size_t mine, torch::Device device, Collective* collective) {
+  std::vector<double> counts(static_cast<size_t>(collective->world_size()), 0.0);
+  counts[static_cast<size_t>(collective->rank())] = static_cast<double>(mine);
+  RLHF_RETURN_IF_ERROR(SumOverRanks(&counts, device, collective));
+  return static_cast<size_t>(*std::max_element(counts.begin(), counts.end()));
 }
 
 }  // namespace
@@ -65,14 +73,18 @@ absl::StatusOr<double> Trainable::Accumulate(const std::vector<LossTerm>& terms,
   }
   buckets_.Begin();
   RLHF_FAILPOINT("learner/before_allreduce");
-  if (terms.empty()) {
-    RLHF_RETURN_IF_ERROR(buckets_.ReduceOnly(collective));
-    return 0.0;
+  size_t rounds = std::max<size_t>(terms.size(), 1);
+  if (buckets_.reduces_each()) {
+    RLHF_ASSIGN_OR_RETURN(rounds, MostOfRanks(rounds, model_->device(), collective));
   }
   double total = 0;
-  for (size_t i = 0; i < terms.size(); ++i) {
+  for (size_t i = 0; i < rounds; ++i) {
     // A minibatch may take long: a rank that was told to leave does so between two micro-batches.
     if (collective->aborted()) return absl::UnavailableError("collective: the group was given up during a minibatch");
+    if (i >= terms.size()) {
+      RLHF_RETURN_IF_ERROR(buckets_.ReduceOnly(collective));
+      continue;
+    }
     torch::Tensor loss = terms[i]();
     if (!RLHF_FAILPOINT_OK("learner/nan_loss")) loss = loss * std::numeric_limits<double>::quiet_NaN();
     total += loss.item<double>();

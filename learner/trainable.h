@@ -18,8 +18,8 @@ namespace rlhf::learner {
 
 class Trainable {
  public:
-  // shard: the optimizer keeps the state of a share alone (learners.shard_optimizer_state), as soon as the group is
-  // known.
+  // shard: sums of gradients and the optimizer's state are kept of a share alone (learners.shard_optimizer_state), as
+  // soon as the group is known.
   Trainable(std::unique_ptr<model::Transformer> model, const v1::OptimizerSpec& spec, int64_t total_updates,
             bool shard = false);
 
@@ -39,7 +39,7 @@ class Trainable {
   // A part of the update's loss, already divided by its global denominator; called once, in order.
   using LossTerm = std::function<torch::Tensor()>;
   // Runs all terms backward and starts the sums over ranks; returns Σ of this rank's terms. Every rank calls it, also
-  // with no term.
+  // with no term, and any number of them.
   absl::StatusOr<double> Accumulate(const std::vector<LossTerm>& terms, Collective* collective);
   // Blocks for the sums; the gradients' norm over all ranks, the same on each.
   absl::StatusOr<double> FinishSums(Collective* collective);

@@ -228,5 +228,28 @@ TEST(GradientBucketsTest, MicroBatchesSumToTheWhole) {
   for (const torch::Tensor& parameter : parameters) EXPECT_FALSE(parameter.grad().defined());
 }
 
+TEST(GradientBucketsTest, AGradientIsFreedAsSoonAsItIsInItsBucket) {
+  torch::manual_seed(3);
+  std::vector<torch::Tensor> parameters{torch::randn({4, 4}), torch::randn({4, 4}), torch::randn({4, 4})};
+  for (torch::Tensor& parameter : parameters) parameter.requires_grad_(true);
+  const auto alone = MakeSingleRank();
+  GradientBuckets buckets(parameters, /*bucket_bytes=*/64);
+  int held = 0, asked = 0;
+  // Backward makes the last one's first.
+  parameters[0].register_hook([&](const torch::Tensor&) {
+    for (const size_t i : {size_t{1}, size_t{2}}) held += parameters[i].grad().defined() ? 1 : 0;
+    ++asked;
+  });
+  buckets.Begin();
+  const torch::Tensor x = torch::ones({2, 4});
+  ASSERT_TRUE(buckets
+                  .Backward(x.matmul(parameters[0]).tanh().matmul(parameters[1]).tanh().matmul(parameters[2]).sum(),
+                            true, alone.get())
+                  .ok());
+  EXPECT_EQ(asked, 1);
+  EXPECT_EQ(held, 0);
+  for (const torch::Tensor& gradient : buckets.gradients()) EXPECT_GT(gradient.abs().sum().item<double>(), 0);
+}
+
 }  // namespace
 }  // namespace rlhf::learner

@@ -79,10 +79,14 @@ class ShardingTest : public testing::Test {
   }
 
   static v1::JobSpec Job(const std::string& kind, bool shard) {
-    v1::JobSpec job = absl::StartsWith(kind, "ppo") ? PpoJob(8) : SftJob(6, 16);
+    v1::JobSpec job = kind == "ppo micro-batches"     ? PpoJob(8, 12)
+                      : absl::StartsWith(kind, "ppo") ? PpoJob(8)
+                                                      : SftJob(6, 16);
+    // Micro-batches are summed in another order than by a rank that holds all: at a higher rate AdamW carries the last
+    // bits of small gradients further.
+    if (job.has_sft()) job.mutable_sft()->mutable_optimizer()->set_learning_rate(3e-3);
     if (kind == "sft bfloat16") job.mutable_sft()->set_precision(v1::BFLOAT16);
     if (kind == "sft lora") job.mutable_sft()->mutable_lora()->set_rank(2);
-    if (kind == "ppo") job.mutable_ppo()->set_critic("model");
     job.mutable_learners()->set_shard_optimizer_state(shard);
     return job;
   }
@@ -154,8 +158,9 @@ class ShardingTest : public testing::Test {
 };
 
 TEST_F(ShardingTest, TheResultIsThatOfTheWholeState) {
-  for (const char* kind : {"sft", "sft bfloat16", "sft lora", "ppo"}) {
+  for (const char* kind : {"sft", "sft bfloat16", "sft lora", "ppo", "ppo micro-batches"}) {
     for (const int world : {1, 2, 3}) {
+      if (absl::StrContains(kind, "micro-batches") && world < 3) continue;  // the others have some too, but PPO's
       const std::string about = absl::StrCat(kind, " on ", world), whole = about + " whole", shares = about + " shares";
       const std::vector<int> fine(static_cast<size_t>(world), 0);
       ASSERT_EQ(Run(world, Job(kind, false), 4, whole), fine) << about;
