@@ -23,39 +23,52 @@ std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
   const uint64_t trained = parameters * (input.critic ? 2 : 1);
   const bool shard = input.shard_optimizer_state && input.ranks > 1;
   const uint64_t shares = shard ? U(input.ranks) : 1, owned = (trained + shares - 1) / shares;
-  const uint64_t tokens = U(input.micro_batch_tokens);
+  const uint64_t tokens = U(input.micro_batch_tokens), hidden = U(c.hidden_size), inner = U(c.intermediate_size);
   // What a layer keeps for the backward pass, a token: its input, the norms' outputs, q, k, v, attention's output, and
   // the MLP's two or three inner values. Scores are recomputed (scaled_dot_product_attention keeps none).
-  const uint64_t attention = U(c.num_heads * c.head_dim) * 2 + U(c.num_kv_heads * c.head_dim) * 2;
-  const uint64_t layer = 4 * U(c.hidden_size) + attention + (c.gated_mlp ? 3 : 2) * U(c.intermediate_size);
-  const uint64_t kept =
-      input.gradient_checkpointing ? U(c.num_layers) * U(c.hidden_size) + layer : U(c.num_layers) * layer;
+  const uint64_t heads = U(c.num_heads * c.head_dim), attention = heads * 2 + U(c.num_kv_heads * c.head_dim) * 2;
+  const uint64_t layer = 4 * hidden + attention + (c.gated_mlp ? 3 : 2) * inner;
+  const uint64_t kept = input.gradient_checkpointing ? U(c.num_layers) * hidden + layer : U(c.num_layers) * layer;
   const uint64_t slot_tokens = U(input.tokens_a_slot > 0 ? input.tokens_a_slot : c.max_position_embeddings);
   const uint64_t kv = 2 * U(c.num_layers * c.num_kv_heads * c.head_dim) * compute * U(input.slots) * slot_tokens;
-  std::vector<PlanLine> plan = {
-      {"learner", "weights, float32", (input.bfloat16 ? owned : trained) * kFloat},
-      {"learner", "gradients, float32", trained * kFloat},
-      {"learner", "AdamW's two moments, float32", 2 * owned * kFloat},
-      {"learner", "snapshot from before the step", 3 * owned * kFloat},
-      {"learner", "activations of a micro-batch", tokens * kept * compute},
-      {"learner", "logits, 1024 tokens at a time", 2 * 1024 * U(c.vocab_size) * kFloat},
-      {"learner", "weights being published", parameters * kFloat},
-      {"rollout worker", "weights", parameters * compute},
-      {"rollout worker", "the next version, while it arrives", parameters * kFloat},
-      {"rollout worker", "key-value cache", kv},
-      {"reward server", "reward model", parameters * compute},
-      {"reward server", "reference policy", parameters * compute},
-      {"reward server", "activations of a batch", tokens * layer * compute},
+  const uint64_t embedding = U(c.vocab_size) * hidden;
+  // Backward's own, of one layer at a time: the gradients of its values and of its weights. Before that, of the head:
+  // logits and their gradient by chunks, and the gradient of its weight in float32.
+  const uint64_t layer_weights = hidden * (heads + attention) + (c.gated_mlp ? 3 : 2) * hidden * inner;
+  const uint64_t of_layer = (tokens * layer + layer_weights) * compute;
+  const uint64_t of_head = (2 * 1024 * U(c.vocab_size) + embedding) * kFloat;
+  std::vector<PlanLine> plan;
+  const auto learner = [&plan](const std::string& what, uint64_t bytes, bool host = false) {
+    plan.push_back({"learner", what, bytes, host});
   };
-  // Shares are gathered bucket by bucket; the largest is the embedding's.
-  if (shard) plan.push_back({"learner", "shares, while they are gathered", U(c.vocab_size * c.hidden_size) * kFloat});
-  if (input.bfloat16) plan.insert(plan.begin() + 1, {"learner", "weights, bfloat16", trained * kBfloat});
+  learner(input.bfloat16 ? "weights, bfloat16" : "weights, float32", trained * compute);
+  if (input.bfloat16) learner("master weights, float32", owned * kFloat);
+  learner("sums of gradients, float32", owned * kFloat);
+  learner("AdamW's two moments, float32", 2 * owned * kFloat);
+  learner("snapshot from before the step", 3 * owned * kFloat, /*host=*/shard);
+  learner("activations of a micro-batch", tokens * kept * compute);
+  learner("backward of the head, then of a layer", std::max(of_layer, of_head));
+  // The embedding's, or the head's, is the largest; two more may be under way (learner/gradient_buckets.h).
+  if (shard) learner("buckets on their way", (embedding + 2 * hidden * std::max(inner, heads)) * kFloat);
+  learner("weights being published", parameters * kFloat, /*host=*/true);
+  plan.push_back({"rollout worker", "weights", parameters * compute});
+  plan.push_back({"rollout worker", "the next version, while it arrives", parameters * kFloat});
+  plan.push_back({"rollout worker", "key-value cache", kv});
+  plan.push_back({"reward server", "reward model", parameters * compute});
+  plan.push_back({"reward server", "reference policy", parameters * compute});
+  plan.push_back({"reward server", "activations of a batch", tokens * layer * compute});
   return plan;
 }
 
 uint64_t TotalOf(const std::vector<PlanLine>& plan, const std::string& role) {
   uint64_t sum = 0;
   for (const PlanLine& line : plan) sum += line.role == role ? line.bytes : 0;
+  return sum;
+}
+
+uint64_t LearnerOnGpu(const std::vector<PlanLine>& plan) {
+  uint64_t sum = 0;
+  for (const PlanLine& line : plan) sum += line.role == "learner" && !line.host ? line.bytes : 0;
   return sum;
 }
 

@@ -239,7 +239,8 @@ void AdamW::TakeSnapshot() {
   const torch::NoGradGuard no_grad;
   snapshot_.clear();
   for (const std::vector<torch::Tensor>* tensors : {&masters_, &exp_avg_, &exp_avg_sq_}) {
-    for (const torch::Tensor& tensor : *tensors) snapshot_.push_back(tensor.clone());
+    for (const torch::Tensor& tensor : *tensors)
+      snapshot_.push_back(share_.count > 1 && !tensor.is_cpu() ? tensor.to(torch::kCPU) : tensor.clone());
   }
   snapshot_updates_ = updates_;
 }

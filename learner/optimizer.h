@@ -57,8 +57,8 @@ class AdamW {
   absl::Status VisitState(Collective* collective, const StateVisitor& visitor) const;
   void set_updates(int64_t updates) { updates_ = updates; }
 
-  // Copies of parameters, state and counter, and back; of a share, of its parameters alone. Taken before each step; a
-  // refused step restores it.
+  // Copies of parameters, state and counter, and back; of a share, of its parameters alone, and where it is one of
+  // several on a device, in the host's memory. Taken before each step; a refused step restores it.
   void TakeSnapshot();
   void RestoreSnapshot();
 

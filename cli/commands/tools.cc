@@ -38,6 +38,7 @@ int Plan(const ConnectionFlags& connection, ToolFlags flags) {
     std::string json = absl::StrCat("{\"parameters\": ", artifact::NumParameters(*config));
     for (const char* role : {"learner", "rollout worker", "reward server"})
       absl::StrAppend(&json, ", \"", role, "\": ", TotalOf(plan, role));
+    absl::StrAppend(&json, ", \"learner on a GPU\": ", LearnerOnGpu(plan));
     std::printf("%s}\n", json.c_str());
     return v1::EXIT_OK;
   }
@@ -45,6 +46,7 @@ int Plan(const ConnectionFlags& connection, ToolFlags flags) {
   for (const PlanLine& line : plan) table.Row({line.role, line.what, Bytes(line.bytes)});
   for (const char* role : {"learner", "rollout worker", "reward server"})
     table.Row({role, "together, a process", Bytes(TotalOf(plan, role))});
+  table.Row({"learner", "of it on a GPU, the rest on its host", Bytes(LearnerOnGpu(plan))});
   std::printf("%.3g million parameters\n%s", static_cast<double>(artifact::NumParameters(*config)) / 1e6,
               table.Text().c_str());
   return v1::EXIT_OK;
@@ -110,7 +112,7 @@ void AddToolCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   plan->add_flag("--shard-optimizer-state", flags->plan.shard_optimizer_state,
-                 "As in the job: each rank holds its share of the optimizer's state");
+                 "As in the job: each rank holds its share of gradients and the optimizer's state");
   plan->add_option("--micro-batch-tokens", flags->plan.micro_batch_tokens, "As in the job")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();

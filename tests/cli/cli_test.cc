@@ -142,17 +142,21 @@ TEST(Plan, DividesTheOptimizersStateAmongTheRanks) {
       R"({"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":16,"intermediate_size":32,"num_hidden_layers":1,)"
       R"("num_attention_heads":2,"num_key_value_heads":2,"vocab_size":64,"max_position_embeddings":64,"rms_norm_eps":1e-5,"rope_theta":10000.0})",
       "test");
-  const uint64_t trained = 2 * static_cast<uint64_t>(artifact::NumParameters(input.policy)), gathered = 64 * 16 * 4;
+  const uint64_t trained = 2 * static_cast<uint64_t>(artifact::NumParameters(input.policy));
+  const uint64_t on_their_way = (64 * 16 + 2 * 16 * 32) * 4;
   for (const bool bfloat16 : {false, true}) {
     input.bfloat16 = bfloat16;
     input.ranks = 4;
     input.shard_optimizer_state = false;
     const uint64_t whole = TotalOf(MemoryPlan(input), "learner");
     input.shard_optimizer_state = true;
-    // Moments and snapshot, 20 bytes a parameter, and with bfloat16 the masters, 4: a quarter of them is left.
-    const uint64_t divided = trained * (bfloat16 ? 24 : 20);
+    // Sums of gradients, moments and snapshot, 24 bytes a parameter, and with bfloat16 the masters, 4: a quarter of
+    // them is left, of which the snapshot is the host's.
+    const uint64_t divided = trained * (bfloat16 ? 28 : 24);
     ASSERT_EQ(trained % 4, 0);
-    EXPECT_EQ(TotalOf(MemoryPlan(input), "learner"), whole - divided * 3 / 4 + gathered) << bfloat16;
+    EXPECT_EQ(TotalOf(MemoryPlan(input), "learner"), whole - divided * 3 / 4 + on_their_way) << bfloat16;
+    EXPECT_EQ(TotalOf(MemoryPlan(input), "learner") - LearnerOnGpu(MemoryPlan(input)),
+              trained * 12 / 4 + trained / 2 * 4);
     input.ranks = 1;
     EXPECT_EQ(TotalOf(MemoryPlan(input), "learner"), whole) << "a rank alone holds all of it";
   }
