@@ -34,14 +34,28 @@ std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
   const uint64_t embedding = U(c.vocab_size) * hidden;
   // Backward's own, of one layer at a time: the gradients of its values and of its weights. Before that, of the head:
   // logits and their gradient by chunks, and the gradient of its weight in float32.
-  const uint64_t layer_weights = hidden * (heads + attention) + (c.gated_mlp ? 3 : 2) * hidden * inner;
+  const uint64_t layer_weights = hidden * attention + (c.gated_mlp ? 3 : 2) * hidden * inner;
   const uint64_t of_layer = (tokens * layer + layer_weights) * compute;
   const uint64_t of_head = (2 * 1024 * U(c.vocab_size) + embedding) * kFloat;
+  const uint64_t buckets = shard ? (embedding + 2 * hidden * std::max(inner, heads)) * kFloat : 0;
+  const bool divide = shard && input.shard_parameters;
+  const uint64_t models = input.critic ? 2 : 1, layers = std::min(parameters, U(c.num_layers) * layer_weights);
   std::vector<PlanLine> plan;
   const auto learner = [&plan](const std::string& what, uint64_t bytes, bool host = false) {
     plan.push_back({"learner", what, bytes, host});
   };
-  learner(input.bfloat16 ? "weights, bfloat16" : "weights, float32", trained * compute);
+  const uint64_t held = divide ? trained - models * layers : trained;  // what is whole on every rank
+  learner(input.bfloat16 ? "weights, bfloat16" : "weights, float32", held * compute);
+  if (divide) {
+    if (!input.bfloat16) learner("a share of the layers' weights, float32", models * layers / shares * kFloat);
+    // One of its matrices a second time while they come.
+    const uint64_t gathered = (layer_weights + hidden * std::max(inner, heads)) * compute;
+    learner("a layer's weights, while it is computed", gathered);
+    // Between steps the model that the job makes is whole, and of a step's own memory there is nothing.
+    const uint64_t of_step = tokens * kept * compute + std::max(of_layer, of_head) + buckets + gathered;
+    if (layers * compute > of_step)
+      learner("the layers whole, between steps, beyond a step's", layers * compute - of_step);
+  }
   if (input.bfloat16) learner("master weights, float32", owned * kFloat);
   learner("sums of gradients, float32", owned * kFloat);
   learner("AdamW's two moments, float32", 2 * owned * kFloat);
@@ -49,7 +63,7 @@ std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
   learner("activations of a micro-batch", tokens * kept * compute);
   learner("backward of the head, then of a layer", std::max(of_layer, of_head));
   // The embedding's, or the head's, is the largest; two more may be under way (learner/gradient_buckets.h).
-  if (shard) learner("buckets on their way", (embedding + 2 * hidden * std::max(inner, heads)) * kFloat);
+  if (shard) learner("buckets on their way", buckets);
   learner("weights being published", parameters * kFloat, /*host=*/true);
   plan.push_back({"rollout worker", "weights", parameters * compute});
   plan.push_back({"rollout worker", "the next version, while it arrives", parameters * kFloat});
@@ -81,6 +95,7 @@ void Estimate(const Spec& spec, const v1::LearnerGroupSpec& learners, const std:
   PlanInput input;
   input.ranks = std::max(1, learners.has_min_ranks() ? learners.min_ranks() : learners.ranks());
   input.shard_optimizer_state = learners.shard_optimizer_state();
+  input.shard_parameters = learners.shard_parameters();
   std::string reference;
   if (spec.has_ppo()) {
     const v1::PpoSpec& ppo = spec.ppo();

@@ -19,6 +19,7 @@ struct PlanInput {
   int64_t ranks = 1;                    // learners that train together; the fewest the job may go on with
   // As in the job: sums of gradients, masters, moments and their snapshot are divided among the ranks.
   bool shard_optimizer_state = false;
+  bool shard_parameters = false;  // as in the job: of layers' weights a share in steps, of a critic's always
   int64_t micro_batch_tokens = 8192;
   int64_t slots = 64;         // a rollout worker's sequences
   int64_t tokens_a_slot = 0;  // prompt and response; 0: the model's context

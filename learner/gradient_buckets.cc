@@ -27,11 +27,12 @@ struct GradientBuckets::State {
   std::vector<Bucket> layout;
   std::vector<Sums> buckets;
   Share share;
-  bool shared = false;
+  bool shared = false, allocated = false;
   std::vector<bool> arrived;
 
   // Of the backward that runs now; hooks run inside it, one at a time.
   bool reduces = false;
+  bool when_told = false;
   Collective* collective = nullptr;
   size_t started = 0;
   std::deque<InFlight> in_flight;
@@ -59,6 +60,8 @@ struct GradientBuckets::State {
     if (!reduces || arrived[i]) return;
     arrived[i] = true;
     --buckets[bucket_of[i]].missing;
+    TORCH_CHECK(!when_told || started <= bucket_of[i], "a gradient came after the sum of its bucket was started");
+    if (when_told) return;
     // In bucket order only: every rank must start the same sums in the same order.
     while (started < buckets.size() && buckets[started].missing == 0) Start();
   }
@@ -99,6 +102,7 @@ struct GradientBuckets::State {
   }
   // Zeroed sums of so much as is held between backwards, and the views into them.
   void Allocate() {
+    allocated = true;
     in_flight.clear();
     buckets.assign(layout.size(), {});
     views.assign(shared ? 0 : parameters.size(), torch::Tensor());
@@ -116,6 +120,9 @@ struct GradientBuckets::State {
 };
 
 GradientBuckets::GradientBuckets(std::vector<torch::Tensor> parameters, int64_t bucket_bytes)
+    : GradientBuckets(parameters, BucketsOf(parameters, bucket_bytes)) {}
+
+GradientBuckets::GradientBuckets(std::vector<torch::Tensor> parameters, std::vector<Bucket> layout)
     : state_(std::make_shared<State>()) {
   struct Hook final : torch::autograd::PostAccumulateGradHook {
     Hook(std::weak_ptr<State> of, size_t at) : state(std::move(of)), i(at) {}
@@ -131,14 +138,13 @@ GradientBuckets::GradientBuckets(std::vector<torch::Tensor> parameters, int64_t 
   s.place.resize(n);
   s.bucket_of.resize(n);
   s.arrived.assign(n, false);
-  s.layout = BucketsOf(s.parameters, bucket_bytes);
+  s.layout = std::move(layout);
   for (size_t b = 0; b < s.layout.size(); ++b) {
     for (const Segment& segment : s.layout[b].parameters) {
       s.place[segment.parameter] = segment;
       s.bucket_of[segment.parameter] = b;
     }
   }
-  s.Allocate();
   for (size_t i = 0; i < n; ++i)
     torch::autograd::impl::set_post_acc_grad_hooks(s.parameters[i], std::make_unique<Hook>(state_, i));
 }
@@ -160,6 +166,7 @@ bool GradientBuckets::reduces_each() const {
 
 void GradientBuckets::Begin() {
   State& s = *state_;
+  if (!s.allocated) s.Allocate();
   s.in_flight.clear();
   for (State::Sums& bucket : s.buckets) {
     if (s.scattered()) {
@@ -178,8 +185,17 @@ absl::Status GradientBuckets::Backward(const torch::Tensor& loss, bool last, Col
   return state_->reduces ? state_->StartRest() : state_->error;
 }
 
-absl::Status GradientBuckets::ReduceOnly(Collective* collective) {
+void GradientBuckets::StartOnlyWhenTold() {
+  state_->when_told = true;
+}
+
+void GradientBuckets::StartBefore(size_t bucket) {
+  while (state_->reduces && state_->started < bucket) state_->Start();
+}
+
+absl::Status GradientBuckets::ReduceOnly(Collective* collective, const std::function<void()>& during) {
   state_->Prepare(true, collective);
+  if (during) during();
   return state_->StartRest();
 }
 

@@ -11,6 +11,7 @@
 // micro-batches or ranks. Not thread-safe.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -28,6 +29,7 @@ class GradientBuckets {
   // parameters: leaves that require gradients, any float dtype, one device; in buckets as BucketsOf makes them. One
   // object a leaf at a time. Whole, until SetShare.
   explicit GradientBuckets(std::vector<torch::Tensor> parameters, int64_t bucket_bytes = kBucketBytes);
+  GradientBuckets(std::vector<torch::Tensor> parameters, std::vector<Bucket> layout);
   ~GradientBuckets();
   GradientBuckets(const GradientBuckets&) = delete;
   GradientBuckets& operator=(const GradientBuckets&) = delete;
@@ -36,13 +38,17 @@ class GradientBuckets {
   void SetShare(const Share& share);
   // Whether every backward is reduced, not the last alone: then all ranks call Backward or ReduceOnly equally often.
   bool reduces_each() const;
-  // Zeroes the sums.
+  // Zeroes the sums. Without a share they are allocated the first time.
   void Begin();
   // Adds the gradients of a scalar loss. With last, or where each is reduced, every bucket's sum over ranks is started
   // as soon as all its parameters are done, in bucket order. A parameter that the loss does not reach counts as zero.
   absl::Status Backward(const torch::Tensor& loss, bool last, Collective* collective);
-  // A rank without a micro-batch takes part in the sums.
-  absl::Status ReduceOnly(Collective* collective);
+  // A rank without a micro-batch takes part in the sums; `during` does what else a backward does with the group.
+  absl::Status ReduceOnly(Collective* collective, const std::function<void()>& during = nullptr);
+  // For a backward in which ranks do more together than sum: sums are started here alone, of all buckets before this
+  // one, and at the end of the backward, so that all ranks start them at the same places.
+  void StartOnlyWhenTold();
+  void StartBefore(size_t bucket);
   // Blocks until all sums are done. Unavailable when a rank died.
   absl::Status Wait();
   // float32 views into the sums: of each parameter, in their order; with a share, of its segments, flat, bucket by

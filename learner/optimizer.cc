@@ -41,7 +41,11 @@ torch::Tensor AdamW::Flattened(const Segment& segment) const {
 }
 
 bool AdamW::HasMaster(const Bucket& bucket) const {
-  return parameter(bucket.parameters.front().parameter).scalar_type() != torch::kFloat32;
+  return bucket.layer >= 0 || parameter(bucket.parameters.front().parameter).scalar_type() != torch::kFloat32;
+}
+
+bool AdamW::IsThere(const Bucket& bucket) const {
+  return parameter(bucket.parameters.front().parameter).storage().nbytes() > 0;
 }
 
 AdamW::Flats AdamW::Zeros(const Share& share) const {
@@ -63,12 +67,14 @@ void AdamW::Adopt(const Share& share, Flats flats) {
   flats_ = std::move(flats);
   snapshot_.clear();
   segments_.clear();
+  bucket_of_.clear();
   for (std::vector<torch::Tensor>* tensors : {&masters_, &exp_avg_, &exp_avg_sq_}) tensors->clear();
   for (size_t b = 0; b < buckets_.size(); ++b) {
     const int64_t first = share.index * ShareSize(buckets_[b], share.count);
     for (const Segment& segment : SegmentsOf(buckets_[b], share)) {
       const auto part = [&](Kind kind) { return flats_[kind][b].narrow(0, segment.at - first, segment.size); };
       segments_.push_back(segment);
+      bucket_of_.push_back(b);
       masters_.push_back(HasMaster(buckets_[b]) ? part(kMaster) : Flattened(segment));
       exp_avg_.push_back(part(kExpAvg));
       exp_avg_sq_.push_back(part(kExpAvgSq));
@@ -82,8 +88,8 @@ void AdamW::TakeShare(const Share& share) {
   snapshot_.clear();
   Adopt(share, Zeros(share));
   for (size_t i = 0; i < segments_.size(); ++i) {
-    const torch::Tensor live = Flattened(segments_[i]);
-    if (live.scalar_type() != torch::kFloat32) masters_[i].copy_(live);
+    const Bucket& bucket = buckets_[bucket_of_[i]];
+    if (HasMaster(bucket) && IsThere(bucket)) masters_[i].copy_(Flattened(segments_[i]));
   }
 }
 
@@ -113,7 +119,7 @@ absl::Status AdamW::Reshare(const std::vector<int>& owners, Collective* collecti
           for (const Segment& segment : segments) of(segment).copy_(Flattened(segment));
         }
         RLHF_RETURN_IF_ERROR(collective->Broadcast(part, owners[static_cast<size_t>(s)]));
-        if (kind == kMaster) {
+        if (kind == kMaster && IsThere(bucket)) {
           for (const Segment& segment : segments) Flattened(segment).copy_(of(segment));
         }
         if (begin < end && flats[kind][b].defined()) {
@@ -172,10 +178,9 @@ void AdamW::Step(const std::vector<torch::Tensor>& gradients, double norm) {
 void AdamW::CopyMastersToParameters() {
   for (size_t i = 0; i < masters_.size(); ++i) {
     torch::Tensor& updated = parameter(segments_[i].parameter);
-    if (updated.scalar_type() == torch::kFloat32) continue;
     if (buckets_.empty()) {
-      updated.detach().copy_(masters_[i]);
-    } else {
+      if (updated.scalar_type() != torch::kFloat32) updated.detach().copy_(masters_[i]);
+    } else if (const Bucket& bucket = buckets_[bucket_of_[i]]; HasMaster(bucket) && IsThere(bucket)) {
       Flattened(segments_[i]).copy_(masters_[i]);
     }
   }
@@ -185,6 +190,7 @@ absl::Status AdamW::GatherParameters(Collective* collective) {
   if (share_.count == 1) return absl::OkStatus();
   const torch::NoGradGuard no_grad;
   for (const Bucket& bucket : buckets_) {
+    if (!IsThere(bucket)) continue;
     torch::Tensor all = torch::zeros({ShareSize(bucket, share_.count) * share_.count},
                                      parameter(bucket.parameters.front().parameter).options().requires_grad(false));
     for (const Segment& segment : SegmentsOf(bucket, share_))
@@ -193,6 +199,51 @@ absl::Status AdamW::GatherParameters(Collective* collective) {
     for (const Segment& segment : bucket.parameters) Flattened(segment).copy_(all.narrow(0, segment.at, segment.size));
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<torch::Tensor> AdamW::Gather(size_t bucket, Collective* collective) const {
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor& own = flats_[kMaster][bucket];
+  const torch::Tensor& first = parameter(buckets_[bucket].parameters.front().parameter);
+  torch::Tensor all = torch::empty({own.numel() * share_.count}, first.options().requires_grad(false));
+  all.narrow(0, share_.index * own.numel(), own.numel()).copy_(own);
+  if (share_.count > 1) RLHF_RETURN_IF_ERROR(collective->AllGather(all));
+  return all;
+}
+
+std::vector<StateTensor::Piece> AdamW::ParameterPieces(size_t p) const {
+  std::vector<StateTensor::Piece> pieces;
+  if (parameter(p).storage().nbytes() > 0) pieces.push_back({0, parameter(p).detach()});
+  if (parameter(p).scalar_type() != torch::kFloat32) return pieces;  // the masters have names of their own
+  for (size_t i = 0; i < bucket_of_.size(); ++i) {
+    if (segments_[i].parameter == p && buckets_[bucket_of_[i]].layer >= 0)
+      pieces.push_back({segments_[i].begin, masters_[i]});
+  }
+  return pieces;
+}
+
+absl::Status AdamW::VisitParameters(Collective* collective, const StateVisitor& visitor) const {
+  absl::Status visited;
+  const auto visit = [&](size_t p, const torch::Tensor& whole) -> absl::Status {
+    visited.Update(visitor(parameters_[p].first, whole));
+    // Ranks that write nothing wait here for one that does: for a tensor at a time, not for all in the first gather.
+    return buckets_.empty() ? absl::OkStatus() : collective->Vote(true).status();
+  };
+  if (buckets_.empty()) {
+    for (size_t p = 0; p < parameters_.size(); ++p) RLHF_RETURN_IF_ERROR(visit(p, parameter(p).detach()));
+  }
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    torch::Tensor all;
+    if (!IsThere(buckets_[b])) {
+      RLHF_ASSIGN_OR_RETURN(all, Gather(b, collective));
+    }
+    for (const Segment& segment : buckets_[b].parameters) {
+      const torch::Tensor& of = parameter(segment.parameter);
+      RLHF_RETURN_IF_ERROR(visit(
+          segment.parameter, all.defined() ? all.narrow(0, segment.at, segment.size).view(of.sizes()) : of.detach()));
+    }
+  }
+  return visited;
 }
 
 State AdamW::state() const {
@@ -223,6 +274,8 @@ absl::Status AdamW::VisitState(Collective* collective, const StateVisitor& visit
     const int64_t size = ShareSize(buckets_[b], share_.count);
     for (const Kind kind : {kExpAvg, kExpAvgSq, kMaster}) {
       if (!flats_[kind][b].defined()) continue;
+      if (kind == kMaster && parameter(buckets_[b].parameters.front().parameter).scalar_type() == torch::kFloat32)
+        continue;  // they are the parameters
       torch::Tensor all = torch::empty({size * share_.count}, flats_[kind][b].options());
       all.narrow(0, share_.index * size, size).copy_(flats_[kind][b]);
       if (share_.count > 1) RLHF_RETURN_IF_ERROR(collective->AllGather(all));

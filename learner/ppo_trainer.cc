@@ -49,12 +49,14 @@ absl::StatusOr<std::unique_ptr<Trainer>> PpoTrainer::Make(const TrainerInputs& i
   const v1::PpoSpec& spec = trainer->spec();
   const std::string& dir = inputs.local.at(spec.policy());
   const bool shard = inputs.spec.learners().shard_optimizer_state();
+  const bool divide = inputs.spec.learners().shard_parameters();
   const int64_t total_updates = spec.steps() * UpdatesOf(spec);
   RLHF_ASSIGN_OR_RETURN(auto policy,
                         model::LoadModel(dir, {.dtype = DtypeOf(spec.precision()), .device = inputs.device}));
   RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, spec.has_lora() ? &spec.lora() : nullptr, policy.get()));
   const int64_t context = policy->config().max_position_embeddings;
-  trainer->policy_ = std::make_unique<Trainable>(std::move(policy), spec.policy_optimizer(), total_updates, shard);
+  trainer->policy_ = std::make_unique<Trainable>(std::move(policy), spec.policy_optimizer(), total_updates, shard,
+                                                 divide ? Layers::kDividedInSteps : Layers::kWhole);
   trainer->estimator_ = MakeAdvantageEstimator(spec.advantage());
   if (trainer->estimator_->needs_critic()) {
     model::LoadOptions load;
@@ -66,7 +68,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> PpoTrainer::Make(const TrainerInputs& i
     load.head_seed = inputs.spec.seed();
     RLHF_ASSIGN_OR_RETURN(auto critic, model::LoadModel(inputs.local.at(spec.critic()), load));
     RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, nullptr, critic.get()));
-    trainer->critic_ = std::make_unique<Trainable>(std::move(critic), spec.critic_optimizer(), total_updates, shard);
+    trainer->critic_ = std::make_unique<Trainable>(std::move(critic), spec.critic_optimizer(), total_updates, shard,
+                                                   divide ? Layers::kDivided : Layers::kWhole);
   }
   trainer->kl_ = MakeKlController(spec.kl());
   if (spec.ptx().coefficient() > 0) {
@@ -83,8 +86,16 @@ absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(PpoBatch& batch) {
   const torch::NoGradGuard no_grad;
   torch::Tensor filled = torch::zeros({4, batch.rows()}, torch::kFloat32);
   const std::vector<size_t> mine = RankShare(All(batch.size()), collective_->rank(), collective_->world_size());
-  for (const std::vector<size_t>& group : MicroBatches(mine, batch.lengths, spec().micro_batch_tokens())) {
+  const auto groups = MicroBatches(mine, batch.lengths, spec().micro_batch_tokens());
+  RLHF_ASSIGN_OR_RETURN(const size_t passes, policy_->Passes(groups.size(), collective_));
+  for (size_t pass = 0; pass < passes; ++pass) {
     if (collective_->aborted()) return absl::UnavailableError("collective: the group was given up before the updates");
+    for (const auto& [prefix, part] : Parts()) RLHF_RETURN_IF_ERROR(part->weights_status());
+    if (pass >= groups.size()) {
+      for (const auto& [prefix, part] : Parts()) part->PassForward();
+      continue;
+    }
+    const std::vector<size_t>& group = groups[pass];
     const PpoForward forward = PackSamples(batch, group, inputs_.device);
     const torch::Tensor rows = batch.RowIndex(group);
     const torch::Tensor hidden = policy_->model().Hidden(forward.packed).index_select(0, forward.index.rows);
@@ -98,6 +109,7 @@ absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(PpoBatch& batch) {
       filled[2].index_copy_(0, rows, critic_->model().Scalar(critic_rows).to(torch::kCPU, torch::kFloat32));
     }
   }
+  for (const auto& [prefix, part] : Parts()) RLHF_RETURN_IF_ERROR(part->weights_status());
   torch::Tensor shared = filled.to(inputs_.device);
   RLHF_RETURN_IF_ERROR(collective_->AllReduceSum(shared));
   filled = shared.to(torch::kCPU).contiguous();
@@ -258,10 +270,7 @@ absl::StatusOr<std::string> PpoTrainer::Update(const PpoBatch& batch, const Befo
 absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v1::Sample>& samples) {
   RLHF_ASSIGN_OR_RETURN(PpoBatch batch,
                         PpoBatch::FromSamples(samples, spec(), policy_->model().config().max_position_embeddings));
-  for (const auto& [prefix, part] : Parts()) {
-    part->Join(*collective_);
-    part->optimizer().TakeSnapshot();
-  }
+  for (const auto& [prefix, part] : Parts()) part->BeginStep(collective_);
   kl_before_ = kl_->coefficient();
   ptx_cursor_before_ = ptx_cursor_;
   StepResult result;
@@ -289,8 +298,17 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
   if (!status.ok() || !result.refusal.empty()) {
     RevertStep();
     RLHF_RETURN_IF_ERROR(status);
-    for (const auto& [prefix, part] : Parts()) RLHF_RETURN_IF_ERROR(part->optimizer().GatherParameters(collective_));
+    for (const auto& [prefix, part] : Parts()) {
+      RLHF_RETURN_IF_ERROR(part->optimizer().GatherParameters(collective_));
+      RLHF_RETURN_IF_ERROR(part->EndStep(collective_));
+    }
     return result;
+  }
+  for (const auto& [prefix, part] : Parts()) {
+    if (const absl::Status ended = part->EndStep(collective_); !ended.ok()) {
+      RevertStep();
+      return ended;
+    }
   }
   result.metrics["learning_rate"] = rate;
   kl_->Update(before.kl, static_cast<int64_t>(batch.size()));

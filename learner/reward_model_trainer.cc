@@ -176,8 +176,9 @@ absl::StatusOr<std::unique_ptr<Trainer>> RewardModelTrainer::Make(const TrainerI
                                                               .margin_by_strength = spec.margin_by_strength()}));
   for (const ComparisonPair& pair : trainer->data_.training)
     trainer->lengths_.push_back(static_cast<int64_t>(pair.chosen.size() + pair.rejected.size()));
-  trainer->model_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), trainer->total_steps(),
-                                                inputs.spec.learners().shard_optimizer_state());
+  trainer->model_ = std::make_unique<Trainable>(
+      std::move(model), spec.optimizer(), trainer->total_steps(), inputs.spec.learners().shard_optimizer_state(),
+      inputs.spec.learners().shard_parameters() ? Layers::kDividedInSteps : Layers::kWhole);
   return trainer;
 }
 
@@ -245,8 +246,7 @@ torch::Tensor RewardModelTrainer::HeadsLoss(const std::vector<size_t>& items, co
 }
 
 absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::vector<v1::Sample>&) {
-  model_->Join(*collective_);
-  model_->optimizer().TakeSnapshot();
+  model_->BeginStep(collective_);
   const int64_t all = static_cast<int64_t>(data_.training.size()) * spec().epochs();
   const int64_t cursor = (step - 1) * spec().batch_size();
   const std::vector<size_t> items =
@@ -271,11 +271,14 @@ absl::StatusOr<StepResult> RewardModelTrainer::RunStep(int64_t step, const std::
   RLHF_RETURN_IF_ERROR(SumOverRanks(&sums, inputs_.device, collective_));
   RLHF_ASSIGN_OR_RETURN(const bool finite, collective_->Vote(std::isfinite(sums[0]) && std::isfinite(norm)));
   if (!finite) {
+    RLHF_RETURN_IF_ERROR(model_->EndStep(collective_));
     result.refusal =
         absl::StrCat("the loss or a gradient is not finite (loss ", sums[0], ", gradient norm ", norm, ")");
     return result;
   }
-  if (const absl::Status stepped = model_->Step(norm, collective_); !stepped.ok()) {
+  absl::Status stepped = model_->Step(norm, collective_);
+  if (stepped.ok()) stepped = model_->EndStep(collective_);
+  if (!stepped.ok()) {
     RevertStep();
     return stepped;
   }

@@ -26,15 +26,15 @@ absl::StatusOr<std::unique_ptr<Trainer>> SftTrainer::Make(const TrainerInputs& i
   RLHF_ASSIGN_OR_RETURN(trainer->data_,
                         SupervisedData::Load(inputs.local.at(spec.data()), *tokenizer,
                                              model->config().max_position_embeddings, spec.prompt_loss_weight()));
-  trainer->policy_ = std::make_unique<Trainable>(std::move(model), spec.optimizer(), spec.steps(),
-                                                 inputs.spec.learners().shard_optimizer_state());
+  trainer->policy_ = std::make_unique<Trainable>(
+      std::move(model), spec.optimizer(), spec.steps(), inputs.spec.learners().shard_optimizer_state(),
+      inputs.spec.learners().shard_parameters() ? Layers::kDividedInSteps : Layers::kWhole);
   return trainer;
 }
 
 absl::StatusOr<StepResult> SftTrainer::RunStep(int64_t step, const std::vector<v1::Sample>&) {
   const v1::SftSpec& spec = inputs_.spec.sft();
-  policy_->Join(*collective_);
-  policy_->optimizer().TakeSnapshot();
+  policy_->BeginStep(collective_);
   const std::vector<size_t> items =
       ItemsOf(data_.size(), inputs_.spec.seed(), kSftDataStream, (step - 1) * spec.batch_size(), spec.batch_size());
   const double weight = data_.Weight(items);
@@ -54,11 +54,14 @@ absl::StatusOr<StepResult> SftTrainer::RunStep(int64_t step, const std::vector<v
   RLHF_RETURN_IF_ERROR(SumOverRanks(&sums, inputs_.device, collective_));
   RLHF_ASSIGN_OR_RETURN(const bool finite, collective_->Vote(std::isfinite(sums[0]) && std::isfinite(norm)));
   if (!finite) {
+    RLHF_RETURN_IF_ERROR(policy_->EndStep(collective_));
     result.refusal =
         absl::StrCat("the loss or a gradient is not finite (loss ", sums[0], ", gradient norm ", norm, ")");
     return result;
   }
-  if (const absl::Status stepped = policy_->Step(norm, collective_); !stepped.ok()) {
+  absl::Status stepped = policy_->Step(norm, collective_);
+  if (stepped.ok()) stepped = policy_->EndStep(collective_);
+  if (!stepped.ok()) {
     RevertStep();
     return stepped;
   }

@@ -5,13 +5,16 @@
 
 namespace rlhf::learner {
 
-std::vector<Bucket> BucketsOf(const std::vector<torch::Tensor>& parameters, int64_t bucket_bytes) {
+std::vector<Bucket> BucketsOf(const std::vector<torch::Tensor>& parameters, int64_t bucket_bytes,
+                              const std::vector<int64_t>& layers) {
   std::vector<Bucket> buckets;
   for (size_t left = parameters.size(); left > 0; --left) {
     const torch::Tensor& parameter = parameters[left - 1];
-    if (buckets.empty() || (buckets.back().size + parameter.numel()) * 4 > bucket_bytes ||
+    const int64_t layer = layers.empty() ? -1 : layers[left - 1];
+    if (buckets.empty() || buckets.back().layer != layer ||
+        (buckets.back().size + parameter.numel()) * 4 > bucket_bytes ||
         parameters[buckets.back().parameters.back().parameter].scalar_type() != parameter.scalar_type())
-      buckets.emplace_back();
+      buckets.emplace_back().layer = layer;
     Bucket& bucket = buckets.back();
     bucket.parameters.push_back({left - 1, 0, parameter.numel(), bucket.size});
     bucket.size += parameter.numel();

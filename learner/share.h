@@ -25,12 +25,15 @@ struct Segment {
 struct Bucket {
   std::vector<Segment> parameters;  // each from its beginning to its end
   int64_t size = 0;                 // elements
+  int64_t layer = -1;               // of the model, whose weights are divided among the ranks; -1: they are held whole
 };
 
 // Filled from the last parameter to the first (the order in which backward makes gradients), each of parameters of one
-// dtype and of at most bucket_bytes of float32; a larger parameter has one of its own.
+// dtype and of at most bucket_bytes of float32; a larger parameter has one of its own. layers: of each parameter its
+// layer, and a bucket has one; empty: all are held whole.
 inline constexpr int64_t kBucketBytes = 4 << 20;
-std::vector<Bucket> BucketsOf(const std::vector<torch::Tensor>& parameters, int64_t bucket_bytes = kBucketBytes);
+std::vector<Bucket> BucketsOf(const std::vector<torch::Tensor>& parameters, int64_t bucket_bytes = kBucketBytes,
+                              const std::vector<int64_t>& layers = {});
 
 // Elements of each of `count` shares; the last ones reach beyond the bucket's end where it does not divide.
 int64_t ShareSize(const Bucket& bucket, int count);

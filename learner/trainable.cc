@@ -34,13 +34,22 @@ absl::StatusOr<size_t> MostOfRanks(size_t mine, torch::Device device, Collective
 }  // namespace
 
 Trainable::Trainable(std::unique_ptr<model::Transformer> model, const v1::OptimizerSpec& spec, int64_t total_updates,
-                     bool shard)
+                     bool shard, Layers layers)
     : shard_(shard),
+      layers_(layers),
       model_(std::move(model)),
       leaves_(LeavesOf(*model_)),
-      buckets_(leaves_),
-      optimizer_(shard ? AdamW(model_->trained_parameters(), BucketsOf(leaves_), spec, total_updates)
-                       : AdamW(model_->trained_parameters(), spec, total_updates)) {}
+      layout_(BucketsOf(leaves_, kBucketBytes,
+                        layers == Layers::kWhole ? std::vector<int64_t>() : model_->ParameterLayers())),
+      buckets_(leaves_, layout_),
+      optimizer_(shard ? AdamW(model_->trained_parameters(), layout_, spec, total_updates)
+                       : AdamW(model_->trained_parameters(), spec, total_updates)) {
+  if (layers == Layers::kWhole) return;
+  TORCH_CHECK(shard && model_->gradient_checkpointing() && model_->lora() == nullptr,
+              "layers are divided where the optimizer's state is, with gradient checkpointing and without adapters");
+  buckets_.StartOnlyWhenTold();
+  weights_ = std::make_unique<DividedWeights>(model_.get(), layout_, &optimizer_, &buckets_);
+}
 
 void Trainable::TakeShareOf(const Collective& collective) {
   const Share share{collective.rank(), collective.world_size()};
@@ -48,17 +57,53 @@ void Trainable::TakeShareOf(const Collective& collective) {
   buckets_.SetShare(share);
 }
 
-void Trainable::Join(const Collective& collective) {
-  if (shard_ && as_new_) TakeShareOf(collective);
+void Trainable::BeginStep(Collective* collective) {
+  if (shard_ && as_new_) TakeShareOf(*collective);
   as_new_ = false;
+  if (weights_) {
+    weights_->Divide();
+    weights_->Begin(collective);
+  }
+  optimizer_.TakeSnapshot();
+}
+
+absl::Status Trainable::EndStep(Collective* collective) {
+  return layers_ == Layers::kDividedInSteps ? weights_->MakeWhole(collective) : absl::OkStatus();
+}
+
+absl::Status Trainable::CheckShare(const Collective& collective) const {
+  if (shard_ && !(optimizer_.share() == Share{collective.rank(), collective.world_size()})) {
+    return absl::InternalError(absl::StrCat("expected share ", collective.rank(), " of ", collective.world_size(),
+                                            " of the optimizer's state, found share ", optimizer_.share().index, " of ",
+                                            optimizer_.share().count));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<size_t> Trainable::Passes(size_t mine, Collective* collective) const {
+  RLHF_RETURN_IF_ERROR(CheckShare(*collective));
+  return weights_ ? MostOfRanks(mine, model_->device(), collective) : absl::StatusOr<size_t>(mine);
+}
+
+void Trainable::PassForward() {
+  if (weights_) weights_->PassForward();
+}
+
+void Trainable::MakeRoom() {
+  if (layers_ == Layers::kDivided) weights_->Divide();
+  if (layers_ == Layers::kDividedInSteps) weights_->Allocate();
 }
 
 void Trainable::ExpectState(const Collective* collective) {
-  if (shard_ && collective != nullptr) TakeShareOf(*collective);
+  if (shard_ && collective != nullptr) {
+    MakeRoom();
+    TakeShareOf(*collective);
+  }
   as_new_ = false;
 }
 
 absl::Status Trainable::Reshare(const std::vector<int>& owners, Collective* collective) {
+  MakeRoom();
   RLHF_RETURN_IF_ERROR(optimizer_.Reshare(owners, collective));
   buckets_.SetShare(optimizer_.share());
   as_new_ = false;
@@ -66,11 +111,7 @@ absl::Status Trainable::Reshare(const std::vector<int>& owners, Collective* coll
 }
 
 absl::StatusOr<double> Trainable::Accumulate(const std::vector<LossTerm>& terms, Collective* collective) {
-  if (shard_ && !(optimizer_.share() == Share{collective->rank(), collective->world_size()})) {
-    return absl::InternalError(absl::StrCat("expected share ", collective->rank(), " of ", collective->world_size(),
-                                            " of the optimizer's state, found share ", optimizer_.share().index, " of ",
-                                            optimizer_.share().count));
-  }
+  RLHF_RETURN_IF_ERROR(CheckShare(*collective));
   buckets_.Begin();
   RLHF_FAILPOINT("learner/before_allreduce");
   size_t rounds = std::max<size_t>(terms.size(), 1);
@@ -82,15 +123,22 @@ absl::StatusOr<double> Trainable::Accumulate(const std::vector<LossTerm>& terms,
     // A minibatch may take long: a rank that was told to leave does so between two micro-batches.
     if (collective->aborted()) return absl::UnavailableError("collective: the group was given up during a minibatch");
     if (i >= terms.size()) {
-      RLHF_RETURN_IF_ERROR(buckets_.ReduceOnly(collective));
+      RLHF_RETURN_IF_ERROR(buckets_.ReduceOnly(collective, [this] {
+        if (!weights_) return;
+        weights_->PassForward();
+        weights_->PassBackward();
+      }));
+      RLHF_RETURN_IF_ERROR(weights_status());
       continue;
     }
     torch::Tensor loss = terms[i]();
+    RLHF_RETURN_IF_ERROR(weights_status());
     if (!RLHF_FAILPOINT_OK("learner/nan_loss")) loss = loss * std::numeric_limits<double>::quiet_NaN();
     total += loss.item<double>();
     if (!RLHF_FAILPOINT_OK("learner/inf_gradient") && !buckets_.gradients().empty())
       buckets_.gradients().front().fill_(std::numeric_limits<double>::infinity());
     RLHF_RETURN_IF_ERROR(buckets_.Backward(loss, i + 1 == terms.size(), collective));
+    RLHF_RETURN_IF_ERROR(weights_status());
   }
   return total;
 }
@@ -110,9 +158,11 @@ absl::Status Trainable::Step(double norm, Collective* collective) {
 }
 
 void Trainable::AppendState(const std::string& prefix, State* out) const {
-  for (const auto& [name, parameter] : model_->trained_parameters()) {
-    out->push_back(
-        {absl::StrCat(prefix, "/", name), parameter.scalar_type(), parameter.sizes().vec(), {{0, parameter.detach()}}});
+  const auto& parameters = model_->trained_parameters();
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const torch::Tensor& parameter = parameters[i].second;
+    out->push_back({absl::StrCat(prefix, "/", parameters[i].first), parameter.scalar_type(), parameter.sizes().vec(),
+                    optimizer_.ParameterPieces(i)});
   }
   for (StateTensor& tensor : optimizer_.state()) {
     tensor.name = absl::StrCat(prefix, "_optimizer/", tensor.name);
@@ -122,12 +172,10 @@ void Trainable::AppendState(const std::string& prefix, State* out) const {
 
 absl::Status Trainable::VisitState(const std::string& prefix, Collective* collective,
                                    const StateVisitor& visitor) const {
-  absl::Status visited;
-  for (const auto& [name, parameter] : model_->trained_parameters()) {
-    visited.Update(visitor(absl::StrCat(prefix, "/", name), parameter.detach()));
-    // Ranks that write nothing wait here for one that does: for a tensor at a time, not for all in the first gather.
-    if (shard_) RLHF_RETURN_IF_ERROR(collective->Vote(true).status());
-  }
+  absl::Status visited =
+      optimizer_.VisitParameters(collective, [&](const std::string& name, const torch::Tensor& whole) {
+        return visitor(absl::StrCat(prefix, "/", name), whole);
+      });
   visited.Update(optimizer_.VisitState(collective, [&](const std::string& name, const torch::Tensor& whole) {
     return visitor(absl::StrCat(prefix, "_optimizer/", name), whole);
   }));

@@ -10,18 +10,23 @@
 
 #include "absl/status/statusor.h"
 #include "learner/checkpoint.h"
+#include "learner/divided_weights.h"
 #include "learner/gradient_buckets.h"
 #include "learner/optimizer.h"
 #include "model/weights_io.h"
 
 namespace rlhf::learner {
 
+// Whether every rank holds a model's layers: always; between steps (learners.shard_parameters: of what a job makes); or
+// never (its critic).
+enum class Layers { kWhole, kDividedInSteps, kDivided };
+
 class Trainable {
  public:
   // shard: sums of gradients and the optimizer's state are kept of a share alone (learners.shard_optimizer_state), as
-  // soon as the group is known.
+  // soon as the group is known. layers: other than kWhole needs shard, gradient checkpointing and no adapters.
   Trainable(std::unique_ptr<model::Transformer> model, const v1::OptimizerSpec& spec, int64_t total_updates,
-            bool shard = false);
+            bool shard = false, Layers layers = Layers::kWhole);
 
   model::Transformer& model() { return *model_; }
   const model::Transformer& model() const { return *model_; }
@@ -29,8 +34,17 @@ class Trainable {
   const AdamW& optimizer() const { return optimizer_; }
 
   bool shards() const { return shard_; }
-  // Before a step: who has trained, read and received nothing yet takes its share of the group, as new.
-  void Join(const Collective& collective);
+  // Before a step: who has trained, read and received nothing yet takes its share of the group, as new; the snapshot is
+  // taken, and the layers are divided.
+  void BeginStep(Collective* collective);
+  // After one, also after one that was reverted: all that is held between steps comes from its ranks.
+  absl::Status EndStep(Collective* collective);
+  // How often all ranks go forward through the layers together, for one that goes `mine` times: what it makes up with
+  // PassForward.
+  absl::StatusOr<size_t> Passes(size_t mine, Collective* collective) const;
+  void PassForward();
+  // Unavailable when weights did not come in a pass of this step: what it computed is nothing.
+  absl::Status weights_status() const { return weights_ ? weights_->status() : absl::OkStatus(); }
   // Before a checkpoint is read into the state: makes room for this rank's share of the group.
   void ExpectState(const Collective* collective);
   // See AdamW::Reshare.
@@ -53,13 +67,20 @@ class Trainable {
 
  private:
   void TakeShareOf(const Collective& collective);
+  // Internal unless this rank's share is that of this group.
+  absl::Status CheckShare(const Collective& collective) const;
+  // The layers as they are between steps, for who fills them.
+  void MakeRoom();
 
   const bool shard_;
+  const Layers layers_;
   bool as_new_ = true;
   std::unique_ptr<model::Transformer> model_;
   std::vector<torch::Tensor> leaves_;
+  std::vector<Bucket> layout_;
   GradientBuckets buckets_;
   AdamW optimizer_;
+  std::unique_ptr<DividedWeights> weights_;  // null: whole
 };
 
 // Sets a freshly loaded model up as the job says: deterministic numerics, gradient checkpointing, adapters (null or

@@ -64,7 +64,8 @@ class Trainer {
   // Brings the whole state to all ranks from those that hold it: owners[s] has share s of owners.size() (OwnersOf).
   virtual absl::Status SyncFrom(const std::vector<int>& owners) = 0;
 
-  // The model that the job makes (policy, reward model or SFT model), live.
+  // The model that the job makes (policy, reward model or SFT model), live. With learners.shard_parameters whole
+  // between steps; not after a step that failed, until LoadCheckpoint or SyncFrom.
   virtual const model::Transformer& model() const = 0;
   // Writes the finished model directory (and evaluates held-out data first, where the kind has some). Called on every
   // rank; only rank 0 writes.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "model/libtorch.h"
@@ -13,10 +14,15 @@ namespace rlhf::model {
 // same however often it is called, also after the call of Checkpoint returned; it is dropped with the graph.
 using Segment = std::function<torch::Tensor(const torch::Tensor& input, const std::vector<torch::Tensor>& trained)>;
 
+// Called before the segment is computed again in backward; what it returns lives until the segment's gradients are
+// there.
+using Hold = std::function<std::shared_ptr<void>()>;
+
 // segment(input, trained), with gradients to the input (where it requires one) and to all of `trained`, which all
 // require one. They are those of the segment without checkpointing: the same operations on the same numbers. In
 // backward the segment gets copies of `trained` that share their data, so a leaf's hooks run once, outside. Without
 // autograd it is the segment alone. Any device and type. Gradients of gradients are not there.
-torch::Tensor Checkpoint(const Segment& segment, const torch::Tensor& input, const std::vector<torch::Tensor>& trained);
+torch::Tensor Checkpoint(const Segment& segment, const torch::Tensor& input, const std::vector<torch::Tensor>& trained,
+                         const Hold& hold = nullptr);
 
 }  // namespace rlhf::model

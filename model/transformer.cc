@@ -194,6 +194,21 @@ void Transformer::InitRandom(uint64_t seed) {
   }
 }
 
+std::vector<int64_t> Transformer::ParameterLayers() const {
+  std::map<const void*, int64_t> layer_of;
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    Layer layer = layers_[l];
+    layer.ForEachTensor(
+        [&](torch::Tensor& tensor) { layer_of[tensor.unsafeGetTensorImpl()] = static_cast<int64_t>(l); });
+  }
+  std::vector<int64_t> layers;
+  for (const auto& [name, parameter] : parameters_) {
+    const auto found = layer_of.find(parameter.unsafeGetTensorImpl());
+    layers.push_back(found == layer_of.end() ? -1 : found->second);
+  }
+  return layers;
+}
+
 void Transformer::CheckPositions(int64_t longest) const {
   TORCH_CHECK(!position_embedding_.defined() || longest <= config_.max_position_embeddings, "a sequence has ", longest,
               " tokens; this model has learned ", config_.max_position_embeddings, " positions, and none beyond");
@@ -309,15 +324,23 @@ torch::Tensor Transformer::RunCheckpointed(size_t l, const torch::Tensor& x, con
     });
     return RunLayer(own, l, input, turns ? &rows : nullptr, attend);
   };
-  return Checkpoint(segment, x, trained);
+  if (layer_weights_ == nullptr) return Checkpoint(segment, x, trained);
+  return Checkpoint(segment, x, trained, [weights = layer_weights_, l] {
+    weights->Bring(l, /*backward=*/true);
+    return std::shared_ptr<void>(nullptr, [weights, l](void*) { weights->Release(l); });
+  });
 }
 
 torch::Tensor Transformer::Run(torch::Tensor x, const RotaryRows* rotary, const RotaryRows* local,
                                const Attend& attend) const {
   const bool checkpointed = gradient_checkpointing_ && torch::GradMode::is_enabled();
+  TORCH_CHECK(layer_weights_ == nullptr || checkpointed || !torch::GradMode::is_enabled(),
+              "weights that are brought layer by layer need gradient checkpointing");
   for (size_t l = 0; l < layers_.size(); ++l) {
     const RotaryRows* turn = local != nullptr && config_.windowed[l] ? local : rotary;
+    if (layer_weights_ != nullptr) layer_weights_->Bring(l, /*backward=*/false);
     x = checkpointed ? RunCheckpointed(l, x, turn, attend) : RunLayer(layers_[l], l, x, turn, attend);
+    if (layer_weights_ != nullptr) layer_weights_->Release(l);
   }
   return x;
 }

@@ -43,6 +43,16 @@ struct LoraConfig {
 
 enum class HeadKind { kLm, kScalar };  // logits over the vocabulary, or a float or a few a token ("score")
 
+// Who holds the weights of a model's layers where the model does not (learner/divided_weights.h).
+class LayerWeights {
+ public:
+  virtual ~LayerWeights() = default;
+  // Afterwards the layer's parameters have their values, until Release. backward: it is computed again for its
+  // gradients.
+  virtual void Bring(size_t layer, bool backward) = 0;
+  virtual void Release(size_t layer) = 0;
+};
+
 class Transformer {
  public:
   // Parameters are allocated uninitialised; use InitRandom or weights_io.h.
@@ -65,6 +75,13 @@ class Transformer {
   // adapters and numerics as they were.
   void SetGradientCheckpointing(bool on) { gradient_checkpointing_ = on; }
   bool gradient_checkpointing() const { return gradient_checkpointing_; }
+
+  // Hidden asks for each layer's weights before it computes the layer, and under autograd, which then needs gradient
+  // checkpointing, again before the layer's backward. Null, as at first: the model holds them. Not owned; lives until
+  // the last backward has run.
+  void SetLayerWeights(LayerWeights* weights) { layer_weights_ = weights; }
+  // Of each of named_parameters its layer; -1: of none (embeddings, final norm, head).
+  std::vector<int64_t> ParameterLayers() const;
 
   // The projections' weights become int8, for generation and scoring without gradients; embeddings, norms, the head,
   // keys and values and adapters stay float32 (int8_linear.h). Call before the weights are set, and set them with
@@ -149,6 +166,7 @@ class Transformer {
   torch::Dtype dtype_;
   torch::Device device_;
   bool deterministic_ = false, adapters_active_ = true, gradient_checkpointing_ = false;
+  LayerWeights* layer_weights_ = nullptr;
   std::unique_ptr<FamilyDescription> family_;
   std::vector<std::pair<std::string, torch::Tensor>> parameters_, adapters_;
   std::unique_ptr<LoraConfig> lora_;

@@ -113,6 +113,8 @@ void AddToolCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
       ->capture_default_str();
   plan->add_flag("--shard-optimizer-state", flags->plan.shard_optimizer_state,
                  "As in the job: each rank holds its share of gradients and the optimizer's state");
+  plan->add_flag("--shard-parameters", flags->plan.shard_parameters,
+                 "As in the job: each rank holds its share of the layers' weights; with --shard-optimizer-state");
   plan->add_option("--micro-batch-tokens", flags->plan.micro_batch_tokens, "As in the job")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();

@@ -27,6 +27,30 @@ class Check {
       Ppo(m->mutable_ppo());
     }
   }
+  // Layers that are gathered when they are computed: in a job of this kind, by these learners.
+  template <typename Message>
+  void DividedLayers(const Message& m, const v1::LearnerGroupSpec& learners) {
+    if (!learners.shard_parameters()) return;
+    if (!learners.shard_optimizer_state()) {
+      Problem("learners.shard_parameters",
+              "expected learners.shard_optimizer_state too: a rank's share of the weights is that of its optimizer");
+    }
+    const auto kind = [this](const char* name, bool checkpointing, bool lora) {
+      if (!checkpointing) {
+        Problem(absl::StrCat(name, ".gradient_checkpointing"),
+                "expected true with learners.shard_parameters: a layer's weights are there while it is computed, and "
+                "again for its backward");
+      }
+      if (lora) {
+        Problem(absl::StrCat(name, ".lora"),
+                "expected none with learners.shard_parameters: what trains then is small, and the base is held whole");
+      }
+    };
+    if (m.has_sft()) kind("sft", m.sft().gradient_checkpointing(), m.sft().has_lora());
+    if (m.has_reward_model())
+      kind("reward_model", m.reward_model().gradient_checkpointing(), m.reward_model().has_lora());
+    if (m.has_ppo()) kind("ppo", m.ppo().gradient_checkpointing(), m.ppo().has_lora());
+  }
   void Learners(const v1::LearnerGroupSpec& learners) {
     if (!deterministic_ || !learners.has_min_ranks() || learners.min_ranks() == learners.ranks()) return;
     Problem("learners.min_ranks", absl::StrCat("expected ", learners.ranks(),
@@ -78,11 +102,15 @@ class Check {
 void CheckNumerics(v1::JobSpec* spec, std::vector<v1::SpecProblem>* problems) {
   Check whole(spec->deterministic(), "", problems);
   whole.Learners(spec->learners());
-  if (!spec->has_pipeline()) return whole.Kind(spec);
+  if (!spec->has_pipeline()) {
+    whole.DividedLayers(*spec, spec->learners());
+    return whole.Kind(spec);
+  }
   for (int i = 0; i < spec->pipeline().stages_size(); ++i) {
     v1::StageSpec* stage = spec->mutable_pipeline()->mutable_stages(i);
     Check check(spec->deterministic(), absl::StrCat("pipeline.stages[", i, "]."), problems);
     if (stage->has_learners()) check.Learners(stage->learners());
+    check.DividedLayers(*stage, stage->has_learners() ? stage->learners() : spec->learners());
     check.Kind(stage);
   }
 }

@@ -157,6 +157,13 @@ TEST(Plan, DividesTheOptimizersStateAmongTheRanks) {
     EXPECT_EQ(TotalOf(MemoryPlan(input), "learner"), whole - divided * 3 / 4 + on_their_way) << bfloat16;
     EXPECT_EQ(TotalOf(MemoryPlan(input), "learner") - LearnerOnGpu(MemoryPlan(input)),
               trained * 12 / 4 + trained / 2 * 4);
+    // Of the layer's weights (4 · 16 · 16 + 3 · 16 · 32) a quarter, in float32; with bfloat16 the masters are enough.
+    // One layer is there while it is computed, and of a matrix a second copy while it comes.
+    const uint64_t shares = TotalOf(MemoryPlan(input), "learner"), layers = 2 * 2560, matrix = 16 * 32;
+    input.shard_parameters = true;
+    EXPECT_EQ(TotalOf(MemoryPlan(input), "learner"),
+              bfloat16 ? shares - layers * 2 + (2560 + matrix) * 2 : shares - layers * 3 + (2560 + matrix) * 4);
+    input.shard_parameters = false;
     input.ranks = 1;
     EXPECT_EQ(TotalOf(MemoryPlan(input), "learner"), whole) << "a rank alone holds all of it";
   }

@@ -84,6 +84,26 @@ TEST(SpecTest, EveryProblemNamesItsField) {
   EXPECT_THAT(problem([](auto* s) { s->clear_kind(); }), HasSubstr("expected one of sft"));
 }
 
+TEST(SpecTest, LayersAreDividedWithTheOptimizersStateAndGradientCheckpointing) {
+  v1::JobSpec spec = Ppo();
+  spec.mutable_ppo()->set_gradient_checkpointing(true);
+  spec.mutable_learners()->set_ranks(2);
+  spec.mutable_learners()->set_shard_optimizer_state(true);
+  spec.mutable_learners()->set_shard_parameters(true);
+  const auto problem = [&](const std::function<void(v1::JobSpec*)>& change) {
+    v1::JobSpec changed = spec;
+    change(&changed);
+    return JoinProblems(CompleteSpec(&changed));
+  };
+  EXPECT_EQ(problem([](auto*) {}), "");
+  EXPECT_THAT(problem([](auto* s) { s->mutable_learners()->set_shard_optimizer_state(false); }),
+              HasSubstr("learners.shard_parameters: expected learners.shard_optimizer_state too"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->set_gradient_checkpointing(false); }),
+              HasSubstr("ppo.gradient_checkpointing: expected true with learners.shard_parameters"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_lora()->set_rank(8); }),
+              HasSubstr("ppo.lora: expected none with learners.shard_parameters"));
+}
+
 TEST(SpecTest, HeadsByCriterionNeedCriteriaAndAScorerMayWeighThem) {
   v1::JobSpec spec;
   spec.set_name("reward");

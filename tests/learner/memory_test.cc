@@ -56,7 +56,7 @@ class MemoryTest : public testing::Test {
     ASSERT_FALSE(testing::Test::HasFatalFailure());
   }
 
-  static v1::JobSpec Job(int ranks, bool shard, bool checkpointing) {
+  static v1::JobSpec Job(int ranks, bool shard, bool checkpointing, bool layers) {
     v1::JobSpec job = PpoJob(kSamplesARank * ranks, kTokens);
     job.mutable_ppo()->set_minibatch_size(0);
     job.mutable_ppo()->set_epochs(1);
@@ -64,6 +64,7 @@ class MemoryTest : public testing::Test {
     job.mutable_ppo()->set_gradient_checkpointing(checkpointing);
     job.mutable_learners()->set_ranks(ranks);
     job.mutable_learners()->set_shard_optimizer_state(shard);
+    job.mutable_learners()->set_shard_parameters(layers);
     return job;
   }
   static std::vector<v1::Sample> Batch(int samples) {
@@ -85,9 +86,9 @@ class MemoryTest : public testing::Test {
   }
 
   // The most that a rank's memory grew by, from before the trainer was made, in a step of it.
-  std::optional<double> Measured(int ranks, bool shard, bool checkpointing) {
-    const v1::JobSpec job = Job(ranks, shard, checkpointing);
-    const std::string out = absl::StrCat("peak-", ranks, shard, checkpointing);
+  std::optional<double> Measured(int ranks, bool shard, bool checkpointing, bool layers) {
+    const v1::JobSpec job = Job(ranks, shard, checkpointing, layers);
+    const std::string out = absl::StrCat("peak-", ranks, shard, checkpointing, layers);
     const std::vector<int> codes = RunRanks(ranks, absl::Seconds(120), [&](Collective* group) {
       mallopt(M_MMAP_THRESHOLD, 65536);                             // what is freed leaves the process
       torch::set_num_threads(1);                                    // the ranks share this machine
@@ -117,11 +118,12 @@ class MemoryTest : public testing::Test {
     }
     return most;
   }
-  static double Planned(int ranks, bool shard, bool checkpointing) {
+  static double Planned(int ranks, bool shard, bool checkpointing, bool layers) {
     cli::PlanInput input;
     input.policy = *artifact::ParseModelConfig(kConfig, "test");
     input.ranks = ranks;
     input.shard_optimizer_state = shard;
+    input.shard_parameters = layers;
     input.gradient_checkpointing = checkpointing;
     input.micro_batch_tokens = kTokens;
     double bytes = 0;
@@ -137,14 +139,16 @@ class MemoryTest : public testing::Test {
 TEST_F(MemoryTest, APeakIsWhatThePlanSays) {
   struct Case {
     int ranks;
-    bool shard, checkpointing;
+    bool shard, checkpointing, layers;
   };
-  for (const Case& c : {Case{1, false, false}, Case{2, true, false}, Case{2, true, true}, Case{3, true, true}}) {
-    const std::optional<double> measured = Measured(c.ranks, c.shard, c.checkpointing);
+  for (const Case& c : {Case{1, false, false, false}, Case{2, true, false, false}, Case{2, true, true, false},
+                        Case{3, true, true, false}, Case{3, true, true, true}}) {
+    const std::optional<double> measured = Measured(c.ranks, c.shard, c.checkpointing, c.layers);
     if (!measured) GTEST_SKIP() << "the kernel does not reset VmHWM";
-    const double planned = Planned(c.ranks, c.shard, c.checkpointing);
-    std::printf("%d ranks, shares %d, gradient checkpointing %d: planned %.0f MB, measured %.0f MB\n", c.ranks, c.shard,
-                c.checkpointing, planned / 1e6, *measured / 1e6);
+    const double planned = Planned(c.ranks, c.shard, c.checkpointing, c.layers);
+    std::printf(
+        "%d ranks, shares %d, gradient checkpointing %d, layers divided %d: planned %.0f MB, measured %.0f MB\n",
+        c.ranks, c.shard, c.checkpointing, c.layers, planned / 1e6, *measured / 1e6);
     EXPECT_NEAR(*measured / planned, 1, kTolerance);
   }
 }

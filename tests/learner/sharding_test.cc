@@ -79,15 +79,24 @@ class ShardingTest : public testing::Test {
   }
 
   static v1::JobSpec Job(const std::string& kind, bool shard) {
-    v1::JobSpec job = kind == "ppo micro-batches"     ? PpoJob(8, 12)
-                      : absl::StartsWith(kind, "ppo") ? PpoJob(8)
-                                                      : SftJob(6, 16);
+    v1::JobSpec job = absl::StrContains(kind, "micro-batches") ? PpoJob(8, 12)
+                      : absl::StartsWith(kind, "ppo")          ? PpoJob(8)
+                                                               : SftJob(6, 16);
     // Micro-batches are summed in another order than by a rank that holds all: at a higher rate AdamW carries the last
     // bits of small gradients further.
     if (job.has_sft()) job.mutable_sft()->mutable_optimizer()->set_learning_rate(3e-3);
-    if (kind == "sft bfloat16") job.mutable_sft()->set_precision(v1::BFLOAT16);
+    if (absl::StrContains(kind, "micro-batches")) {
+      job.mutable_ppo()->mutable_policy_optimizer()->set_learning_rate(1e-3);
+      job.mutable_ppo()->mutable_critic_optimizer()->set_learning_rate(1e-3);
+    }
+    if (absl::StartsWith(kind, "sft bfloat16")) job.mutable_sft()->set_precision(v1::BFLOAT16);
     if (kind == "sft lora") job.mutable_sft()->mutable_lora()->set_rank(2);
     job.mutable_learners()->set_shard_optimizer_state(shard);
+    if (absl::StrContains(kind, "layers")) {
+      if (job.has_sft()) job.mutable_sft()->set_gradient_checkpointing(true);
+      if (job.has_ppo()) job.mutable_ppo()->set_gradient_checkpointing(true);
+      job.mutable_learners()->set_shard_parameters(shard);
+    }
     return job;
   }
   std::unique_ptr<Trainer> Make(const v1::JobSpec& job) const {
@@ -158,9 +167,11 @@ class ShardingTest : public testing::Test {
 };
 
 TEST_F(ShardingTest, TheResultIsThatOfTheWholeState) {
-  for (const char* kind : {"sft", "sft bfloat16", "sft lora", "ppo", "ppo micro-batches"}) {
+  for (const char* kind : {"sft", "sft bfloat16", "sft lora", "ppo", "ppo micro-batches", "sft layers",
+                           "sft bfloat16 layers", "ppo layers micro-batches"}) {
     for (const int world : {1, 2, 3}) {
       if (absl::StrContains(kind, "micro-batches") && world < 3) continue;  // the others have some too, but PPO's
+      if (absl::StrContains(kind, "layers") && world == 2) continue;        // below
       const std::string about = absl::StrCat(kind, " on ", world), whole = about + " whole", shares = about + " shares";
       const std::vector<int> fine(static_cast<size_t>(world), 0);
       ASSERT_EQ(Run(world, Job(kind, false), 4, whole), fine) << about;
@@ -177,16 +188,18 @@ TEST_F(ShardingTest, TheResultIsThatOfTheWholeState) {
 }
 
 TEST_F(ShardingTest, TwoDeterministicRunsEndInEqualBytes) {
-  v1::JobSpec job = Job("sft", true);
-  job.set_deterministic(true);
-  ASSERT_EQ(Run(2, job, 3, "first"), std::vector<int>({0, 0}));
-  ASSERT_EQ(Run(2, job, 3, "second"), std::vector<int>({0, 0}));
-  EXPECT_EQ(Noted("first-digest-0"), Noted("second-digest-0"));
-  EXPECT_EQ(*ReadFile(dir_.File("first/state.safetensors")), *ReadFile(dir_.File("second/state.safetensors")));
+  for (const char* kind : {"sft", "sft layers"}) {
+    v1::JobSpec job = Job(kind, true);
+    job.set_deterministic(true);
+    ASSERT_EQ(Run(2, job, 3, "first"), std::vector<int>({0, 0}));
+    ASSERT_EQ(Run(2, job, 3, "second"), std::vector<int>({0, 0}));
+    EXPECT_EQ(Noted("first-digest-0"), Noted("second-digest-0"));
+    EXPECT_EQ(*ReadFile(dir_.File("first/state.safetensors")), *ReadFile(dir_.File("second/state.safetensors")));
+  }
 }
 
 TEST_F(ShardingTest, ACheckpointGoesOnWithAnyRanksAndWithTheWholeState) {
-  for (const char* kind : {"sft", "sft bfloat16", "ppo"}) {
+  for (const char* kind : {"sft", "sft bfloat16", "ppo", "sft bfloat16 layers"}) {
     const std::string checkpoint = absl::StrCat(kind, " checkpoint");
     ASSERT_EQ(Run(2, Job(kind, true), 2, checkpoint), std::vector<int>({0, 0}));
     const auto go_on = [&](int world, bool shard, const std::string& out) {
@@ -211,7 +224,7 @@ TEST_F(ShardingTest, ACheckpointGoesOnWithAnyRanksAndWithTheWholeState) {
     // Sums over another number of ranks differ in their last bits, the moments are of small numbers, and in bfloat16
     // the activations already differ.
     for (const char* other : {"two", "three"}) {
-      if (std::string(kind) != "sft bfloat16")
+      if (!absl::StrContains(kind, "bfloat16"))
         EXPECT_LE(Compare(dir_.File("alone"), dir_.File(other)).float32, 1e-4) << kind << " " << other;
     }
     // Undisturbed, on the same ranks: the same.
@@ -222,7 +235,7 @@ TEST_F(ShardingTest, ACheckpointGoesOnWithAnyRanksAndWithTheWholeState) {
 
 // Two ranks train; the commit of their third step is not taken; a third rank comes, and all are numbered anew.
 TEST_F(ShardingTest, SharesComeTogetherInTheNextGroup) {
-  for (const char* kind : {"sft", "sft bfloat16", "ppo"}) {
+  for (const char* kind : {"sft", "sft bfloat16", "ppo", "ppo layers"}) {
     const auto regroup = [&](bool shard, const std::string& out) {
       return RunRanks(3, kRanksTimeout, [&](Collective* all, const NextGroup& next) {
         const int process = all->rank();
@@ -265,7 +278,7 @@ TEST_F(ShardingTest, SharesComeTogetherInTheNextGroup) {
 
 // One of three is killed inside a step: its share is lost, the others know it, and go on from the checkpoint.
 TEST_F(ShardingTest, AKilledRanksShareIsLostAndTheCheckpointIsNot) {
-  for (const char* kind : {"sft", "ppo"}) {
+  for (const char* kind : {"sft", "ppo", "ppo layers"}) {
     ASSERT_EQ(Run(3, Job(kind, true), 2, "checkpoint"), std::vector<int>({0, 0, 0}));
     const auto codes = RunRanks(3, absl::Seconds(5), [&](Collective* all, const NextGroup& next) {
       const int process = all->rank();
