@@ -29,8 +29,7 @@ class CpuGeneration {
   // Before the soft cap: float32 [N, vocab] of float32 [N, hidden].
   torch::Tensor HeadProduct(const torch::Tensor& hidden_rows);
 
-  // The weights of these parameters are packed anew before the next call. A change through a tensor's own operations is
-  // seen without it.
+  // Weights are packed anew before the next call. A change through a tensor's own operations is seen without it.
   void WeightsChanged() { stale_ = true; }
 
  private:

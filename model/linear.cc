@@ -64,7 +64,7 @@ torch::Tensor MatmulFixedOrder(const torch::Tensor& a, const torch::Tensor& b, c
     for (int64_t i = 0; i < count; ++i) fn(i);
   };
 
-  const int64_t panels = (columns + kernels::kPanelColumns - 1) / kernels::kPanelColumns;
+  const int64_t panels = kernels::PanelsOf(columns);
   const std::unique_ptr<float[]> packed(new float[static_cast<size_t>(kernels::PackedSize(columns, inner))]);
   const int64_t panel_parts = (panels + kPanelsTogether - 1) / kPanelsTogether;
   const auto columns_of = [&](int64_t part) {

@@ -101,7 +101,7 @@ void PackedLinear::Multiply(const float* x, int64_t rows, float* y, Scratch* scr
       for (int64_t k = 0; k < in_; ++k) row[k] = static_cast<int8_t>(row[k] ^ -128);  // + 128, as uint8
     }
   }
-  const int64_t panels = (out_ + kernels::kPanelColumns - 1) / kernels::kPanelColumns;
+  const int64_t panels = kernels::PanelsOf(out_);
   const auto multiply = [&](int64_t first_panel, int64_t last_panel) {
     const int64_t column = first_panel * kernels::kPanelColumns,
                   columns = std::min(out_, last_panel * kernels::kPanelColumns) - column;

@@ -18,9 +18,12 @@ const char* InstructionSet();
 // panel filled up with zeros.
 constexpr int64_t kPanelColumns = 32;
 constexpr int64_t kProductBlock = 384;
+inline int64_t PanelsOf(int64_t columns) {
+  return (columns + kPanelColumns - 1) / kPanelColumns;
+}
 // How many numbers `columns` × `inner` become.
 inline int64_t PackedSize(int64_t columns, int64_t inner) {
-  return (columns + kPanelColumns - 1) / kPanelColumns * kPanelColumns * inner;
+  return PanelsOf(columns) * kPanelColumns * inner;
 }
 // Packs b, whose number (column j, index k) lies at b + j · column_stride + k · inner_stride. A caller that divides the
 // work begins at whole panels, column j at packed + j · inner.

@@ -121,7 +121,7 @@ TileFns TileOf(int64_t rows) {
 void ProductImpl(const float* a, int64_t row_stride, int64_t inner_stride, const float* packed, const float* bias,
                  int64_t rows, int64_t columns, int64_t inner, float* c, int64_t c_stride, bool add) {
   float copy[kTileRows * kProductBlock];
-  const int64_t panels = (columns + kPanelColumns - 1) / kPanelColumns, tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t panels = PanelsOf(columns), tiles = (rows + kTileRows - 1) / kTileRows;
   const int64_t depth = inner < kProductBlock ? inner : kProductBlock;
   int64_t together = kBlockNumbers / (kPanelColumns * (depth > 0 ? depth : 1));
   together = together < 1 ? 1 : together;
