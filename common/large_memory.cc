@@ -1,7 +1,9 @@
 #include "common/large_memory.h"
 
+#include <malloc.h>
 #include <sys/mman.h>
 
+#include <limits>
 #include <new>
 
 namespace rlhf {
@@ -29,6 +31,11 @@ std::shared_ptr<uint8_t[]> AllocateLarge(size_t size) {
   auto* const bytes = reinterpret_cast<uint8_t*>(RoundUp(reinterpret_cast<uintptr_t>(base)));
   AdviseHugePages(bytes, static_cast<uint8_t*>(base) + mapped);
   return {bytes, [base, mapped](uint8_t* /*bytes*/) { munmap(base, mapped); }};
+}
+
+void KeepFreedMemory() {
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that glibc takes
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
 }
 
 }  // namespace rlhf

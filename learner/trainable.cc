@@ -203,7 +203,7 @@ absl::Status SaveFinished(const model::Transformer& model, const std::string& ou
 
 std::string NumericsOf(const v1::JobSpec& spec, int world_size) {
   if (!spec.deterministic()) return "";
-  return absl::StrCat("kernels=fixed-order-2 isa=", model::kernels::InstructionSet(),
+  return absl::StrCat("kernels=fixed-order-3 isa=", model::kernels::InstructionSet(),
                       " threads=", torch::get_num_threads(), " ranks=", world_size);
 }
 

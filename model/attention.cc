@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <limits>
 
-#include <ATen/Parallel.h>
-
 #include "model/device.h"
 #include "model/device_ops.h"
-#include "model/fused_ops.h"
+#include "model/divide.h"
+#include "model/float_rows.h"
+#include "model/linear.h"
 
 namespace rlhf::model {
 namespace {
@@ -16,18 +16,27 @@ using kernels::AttentionShape;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-int64_t RoundedUp(int64_t n) {
-  return (n + 15) / 16 * 16;
+// Whether attention over rows is computed by the kernels. Without this processor's vectors LibTorch's is faster.
+bool ByKernels(const torch::Tensor& x, const AttentionShape& shape, bool fixed_order) {
+  return IsFloatOrBf16OnCpu(x) && (fixed_order || shape.softcap > 0 || HasFastProducts());
 }
 
-// Work (sequence, key head), each with its own rows: no two write to one place.
-template <typename Fn>
-void ForEachKeyHead(const std::vector<int64_t>& lengths, int64_t kv_heads, int64_t scratch_rows, const Fn& fn) {
-  const int64_t longest = RoundedUp(*std::max_element(lengths.begin(), lengths.end()));
-  at::parallel_for(0, static_cast<int64_t>(lengths.size()) * kv_heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(static_cast<size_t>(longest * scratch_rows));
-    for (int64_t i = begin; i < end; ++i) fn(static_cast<size_t>(i / kv_heads), i % kv_heads, scratch.data());
-  });
+// The queries from position `first` on of one key head against its keys and values from position 0 on.
+void AttendHead(const AttentionShape& shape, const torch::Tensor& q, int64_t q_row, const FloatRows& keys,
+                const FloatRows& values, int64_t kv_row, int64_t first, int64_t rows, int64_t kv_head,
+                const torch::Tensor& out) {
+  const int64_t width = kernels::PaddedDim(shape.dim), length = first + rows, group = shape.heads / shape.kv_heads;
+  Scratch scratch({2 * length * width, 2 * rows * width, kernels::AttentionScratch(length)});
+  float *const k = scratch.Take(length * width), *const v = scratch.Take(length * width),
+               *const query = scratch.Take(rows * width), *const result = scratch.Take(rows * width),
+               *const scores = scratch.Take(kernels::AttentionScratch(length));
+  keys.Read(kv_row, length, width, k);
+  values.Read(kv_row, length, width, v);
+  for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+    FloatRows::OfHead(q, head).Read(q_row, rows, width, query);
+    kernels::CausalAttention(shape, query, k, v, first, rows, scores, result);
+    FloatRows::OfHead(out, head).Write(q_row, rows, width, result);
+  }
 }
 
 class KernelAttention : public torch::autograd::Function<KernelAttention> {
@@ -35,23 +44,26 @@ class KernelAttention : public torch::autograd::Function<KernelAttention> {
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& input, const PackedLayout& layout,
                                const AttentionShape& shape) {
     const torch::Tensor qkv = input.contiguous();
-    const int64_t dim = shape.dim, row = qkv.size(1) * dim;
-    torch::Tensor out = torch::empty({qkv.size(0), shape.heads * dim}, qkv.options());
-    const float* data = qkv.data_ptr<float>();
-    float* result = out.data_ptr<float>();
-    ForEachKeyHead(layout.lengths, shape.kv_heads, 1, [&](size_t i, int64_t kv_head, float* scratch) {
-      const float* q = data + layout.begins[i] * row;
-      const float* keys = q + (shape.heads + kv_head) * dim;
-      kernels::CausalAttention(shape, q, row, keys, keys + shape.kv_heads * dim, row, layout.lengths[i],
-                               layout.lengths[i], kv_head, scratch, result + layout.begins[i] * shape.heads * dim,
-                               shape.heads * dim);
+    const torch::Tensor out = torch::empty({qkv.size(0), shape.heads, shape.dim}, qkv.options());
+    const auto sequences = static_cast<int64_t>(layout.lengths.size());
+    // Few heads of long sequences: their queries are divided too.
+    const int64_t heads = sequences * shape.kv_heads, parts = layout.longest >= kRowsWorthAPart ? PartsOf(heads) : 1;
+    Divide(heads * parts, [&](int64_t i) {
+      const auto sequence = static_cast<size_t>(i / parts / shape.kv_heads);
+      const int64_t kv_head = i / parts % shape.kv_heads, begin = layout.begins[sequence],
+                    length = layout.lengths[sequence], first = length * (i % parts) / parts,
+                    end = length * (i % parts + 1) / parts;
+      if (first == end) return;
+      AttendHead(shape, qkv, begin + first, FloatRows::OfHead(qkv, shape.heads + kv_head),
+                 FloatRows::OfHead(qkv, shape.heads + shape.kv_heads + kv_head), begin, first, end - first, kv_head,
+                 out);
     });
     context->save_for_backward({qkv});
     context->saved_data["lengths"] = layout.lengths;
     context->saved_data["heads"] = std::vector<int64_t>{shape.heads, shape.kv_heads, shape.dim, shape.window};
     context->saved_data["scale"] = static_cast<double>(shape.scale);
     context->saved_data["softcap"] = static_cast<double>(shape.softcap);
-    return out;
+    return out.view({qkv.size(0), shape.heads * shape.dim});
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const torch::Tensor qkv = context->get_saved_variables()[0];
@@ -66,19 +78,44 @@ class KernelAttention : public torch::autograd::Function<KernelAttention> {
     shape.softcap = static_cast<float>(context->saved_data["softcap"].toDouble());
     std::vector<int64_t> begins(lengths.size(), 0);
     for (size_t i = 1; i < lengths.size(); ++i) begins[i] = begins[i - 1] + lengths[i - 1];
-    const torch::Tensor dout = grads[0].contiguous();
-    torch::Tensor dqkv = torch::zeros_like(qkv);
-    const int64_t dim = shape.dim, row = qkv.size(1) * dim;
-    const float *data = qkv.data_ptr<float>(), *upstream = dout.data_ptr<float>();
-    float* target = dqkv.data_ptr<float>();
-    ForEachKeyHead(lengths, shape.kv_heads, 2, [&](size_t i, int64_t kv_head, float* scratch) {
-      const float* q = data + begins[i] * row;
-      float* dq = target + begins[i] * row;
-      const int64_t key = (shape.heads + kv_head) * dim, value = key + shape.kv_heads * dim;
-      kernels::CausalAttentionBackward(shape, upstream + begins[i] * shape.heads * dim, shape.heads * dim, q, row,
-                                       q + key, q + value, row, lengths[i], kv_head, scratch, dq, dq + key, dq + value);
+    const torch::Tensor dout = grads[0].contiguous().view({qkv.size(0), shape.heads, shape.dim});
+    const torch::Tensor dqkv = torch::empty_like(qkv);
+    Divide(static_cast<int64_t>(lengths.size()) * shape.kv_heads, [&](int64_t i) {
+      const auto sequence = static_cast<size_t>(i / shape.kv_heads);
+      BackwardOfHead(shape, qkv, dout, begins[sequence], lengths[sequence], i % shape.kv_heads, dqkv);
     });
     return {dqkv, torch::Tensor(), torch::Tensor()};
+  }
+
+ private:
+  static constexpr int64_t kRowsWorthAPart = 256;
+
+  static int64_t PartsOf(int64_t heads) {
+    const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+    return threads == 1 ? 1 : std::max<int64_t>(1, 4 * threads / heads);
+  }
+
+  static void BackwardOfHead(const AttentionShape& shape, const torch::Tensor& qkv, const torch::Tensor& dout,
+                             int64_t begin, int64_t length, int64_t kv_head, const torch::Tensor& dqkv) {
+    const int64_t width = kernels::PaddedDim(shape.dim), size = length * width, group = shape.heads / shape.kv_heads,
+                  key = shape.heads + kv_head, value = key + shape.kv_heads;
+    const int64_t work = kernels::AttentionBackwardScratch(length, shape.dim);
+    Scratch scratch({7 * size, work});
+    float *const k = scratch.Take(size), *const v = scratch.Take(size), *const dk = scratch.Take(size),
+                 *const dv = scratch.Take(size), *const query = scratch.Take(size),
+                 *const upstream = scratch.Take(size), *const dquery = scratch.Take(size),
+                 *const memory = scratch.Take(work);
+    FloatRows::OfHead(qkv, key).Read(begin, length, width, k);
+    FloatRows::OfHead(qkv, value).Read(begin, length, width, v);
+    std::fill(dk, dk + 2 * size, 0.0F);
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      FloatRows::OfHead(qkv, head).Read(begin, length, width, query);
+      FloatRows::OfHead(dout, head).Read(begin, length, width, upstream);
+      kernels::CausalAttentionBackward(shape, upstream, query, k, v, length, memory, dquery, dk, dv);
+      FloatRows::OfHead(dqkv, head).Write(begin, length, width, dquery);
+    }
+    FloatRows::OfHead(dqkv, key).Write(begin, length, width, dk);
+    FloatRows::OfHead(dqkv, value).Write(begin, length, width, dv);
   }
 };
 
@@ -147,7 +184,7 @@ PackedLayout PackedLayout::Of(const std::vector<int64_t>& lengths, torch::Device
 
 torch::Tensor AttendPacked(const AttentionShape& shape, const torch::Tensor& packed, const PackedLayout& layout,
                            bool fixed_order) {
-  if (fixed_order || (HasKernels(packed) && shape.softcap > 0)) return KernelAttention::apply(packed, layout, shape);
+  if (ByKernels(packed, shape, fixed_order)) return KernelAttention::apply(packed, layout, shape);
   if (HasFlashAttention(shape, packed)) return FlashPacked(shape, packed, layout.borders, layout.longest);
   const torch::Tensor qkv = layout.trivial ? packed : packed.index_select(0, layout.to_grid);
   // Rows of padding are computed and dropped; nothing real attends to them: they come last.
@@ -163,17 +200,15 @@ torch::Tensor AttendPacked(const AttentionShape& shape, const torch::Tensor& pac
 torch::Tensor AttendCached(const AttentionShape& shape, const torch::Tensor& queries, const torch::Tensor& keys,
                            const torch::Tensor& values, bool fixed_order) {
   const int64_t count = queries.size(0), length = keys.size(1), dim = shape.dim;
-  if (fixed_order || (HasKernels(queries) && shape.softcap > 0)) {
-    const torch::Tensor q = queries.contiguous();
-    torch::Tensor out = torch::empty({count, shape.heads * dim}, q.options());
-    const float *query = q.data_ptr<float>(), *key = keys.data_ptr<float>(), *value = values.data_ptr<float>();
-    float* result = out.data_ptr<float>();
-    const int64_t key_head = keys.stride(0), value_head = values.stride(0);
-    ForEachKeyHead({length}, shape.kv_heads, 1, [&](size_t, int64_t kv_head, float* scratch) {
-      kernels::CausalAttention(shape, query, shape.heads * dim, key + kv_head * key_head, value + kv_head * value_head,
-                               dim, count, length, kv_head, scratch, result, shape.heads * dim);
+  if (ByKernels(queries, shape, fixed_order)) {
+    const torch::Tensor out = torch::empty({count, shape.heads, dim}, queries.options());
+    // Heads lie apart in a cache, and rows do in what the kernels read.
+    const torch::Tensor key_rows = keys.transpose(0, 1), value_rows = values.transpose(0, 1);
+    Divide(shape.kv_heads, [&](int64_t kv_head) {
+      AttendHead(shape, queries, 0, FloatRows::OfHead(key_rows, kv_head), FloatRows::OfHead(value_rows, kv_head), 0,
+                 length - count, count, kv_head, out);
     });
-    return out;
+    return out.view({count, shape.heads * dim});
   }
   if (HasFlashAttention(shape, queries)) return FlashCached(shape, queries, keys, values);
   const torch::Tensor out = Attend(shape, queries.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0));

@@ -1,8 +1,8 @@
 // Causal attention with grouped queries, sliding windows and soft-capping.
 //
-// Two ways to compute it: LibTorch's fused attention, over a padded grid or, by flash attention on a GPU, over the
-// packed rows; and the kernels over packed rows, whose sums have a fixed order. The kernels serve deterministic models
-// and, on the CPU, soft-capped scores, which LibTorch's attention lacks.
+// On the CPU by kernels over the packed rows, in float32 whatever the type, whose sums have a fixed order; on a GPU by
+// flash attention over the packed rows. LibTorch's attention over a padded grid serves what neither does: processors
+// without AVX2, unless the order must be fixed, and shapes and types that flash attention lacks.
 #pragma once
 
 #include <vector>

@@ -178,8 +178,8 @@ void CpuGeneration::Append(const Pass& pass, size_t layer, const Part& part) {
         const int64_t target = pass.cache->begin(slot) + (h * pass.cache->room(slot) + at) * dim;
         const float *key = source + h * dim, *value = source + (kv_heads + h) * dim;
         if (narrow) {
-          kernels::ToBf16(key, dim, reinterpret_cast<uint16_t*>(keys.data_ptr<at::BFloat16>()) + target);
-          kernels::ToBf16(value, dim, reinterpret_cast<uint16_t*>(values.data_ptr<at::BFloat16>()) + target);
+          kernels::Narrow(key, dim, reinterpret_cast<uint16_t*>(keys.data_ptr<at::BFloat16>()) + target);
+          kernels::Narrow(value, dim, reinterpret_cast<uint16_t*>(values.data_ptr<at::BFloat16>()) + target);
         } else {
           std::copy_n(key, dim, keys.data_ptr<float>() + target);
           std::copy_n(value, dim, values.data_ptr<float>() + target);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "model/divide.h"
+#include "model/float_rows.h"
 
 namespace rlhf::model {
 namespace {
@@ -29,38 +30,54 @@ void ForRows(int64_t rows, int64_t width, const Fn& fn) {
          [&](int64_t part) { fn(part * together, std::min(together, rows - part * together), part); });
 }
 
+// Another tensor's shape and type, without its values; and float32 on its device.
+torch::Tensor Like(const torch::Tensor& x) {
+  return torch::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));
+}
+at::TensorOptions Floats(const torch::Tensor& x) {
+  return x.options().dtype(torch::kFloat32);
+}
+
 class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
  public:
   // offset: the scale is 1 + weight.
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& input, const torch::Tensor& weight,
                                double eps, bool offset) {
-    const torch::Tensor x = Wide(input), scale = offset ? Wide(weight) + 1 : Wide(weight);
+    const torch::Tensor x = input.contiguous(), scale = offset ? Wide(weight) + 1 : Wide(weight);
     const int64_t rows = x.size(0), width = x.size(1);
-    const torch::Tensor y = torch::empty_like(x), inverse = torch::empty({rows}, x.options());
-    const float *in = x.data_ptr<float>(), *by = scale.data_ptr<float>();
-    float *out = y.data_ptr<float>(), *kept = inverse.data_ptr<float>();
+    const torch::Tensor y = Like(x), inverse = torch::empty({rows}, Floats(x));
+    const FloatRows from(x), to(y);
+    const float* const by = scale.data_ptr<float>();
+    float* const kept = inverse.data_ptr<float>();
     ForRows(rows, width, [&](int64_t first, int64_t count, int64_t) {
-      kernels::RmsNorm(in + first * width, by, static_cast<float>(eps), count, width, out + first * width,
-                       kept + first);
+      Scratch scratch({2 * count * width});
+      const float* const in = from.In(first, count, scratch.Take(count * width));
+      float* const out = to.Out(first, scratch.Take(count * width));
+      kernels::RmsNorm(in, by, static_cast<float>(eps), count, width, out, kept + first);
+      to.Written(first, count, out);
     });
-    context->save_for_backward({input, weight, inverse});
+    context->save_for_backward({x, weight, inverse});
     context->saved_data["offset"] = offset;
-    return As(y, input);
+    return y;
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
     const bool offset = context->saved_data["offset"].toBool();
-    const torch::Tensor dy = Wide(grads[0]), x = Wide(saved[0]), scale = offset ? Wide(saved[1]) + 1 : Wide(saved[1]);
+    const torch::Tensor dy = grads[0].contiguous(), &x = saved[0], scale = offset ? Wide(saved[1]) + 1 : Wide(saved[1]);
     const int64_t rows = x.size(0), width = x.size(1);
-    const torch::Tensor dx = torch::empty_like(x), dweight = torch::zeros({Parts(rows, width), width}, x.options());
-    const float *from = dy.data_ptr<float>(), *in = x.data_ptr<float>(), *by = scale.data_ptr<float>(),
-                *kept = saved[2].data_ptr<float>();
-    float *out = dx.data_ptr<float>(), *weights = dweight.data_ptr<float>();
+    const torch::Tensor dx = Like(x), dweight = torch::zeros({Parts(rows, width), width}, Floats(x));
+    const FloatRows upstream(dy), from(x), to(dx);
+    const float *const by = scale.data_ptr<float>(), *const kept = saved[2].data_ptr<float>();
+    float* const weights = dweight.data_ptr<float>();
     ForRows(rows, width, [&](int64_t first, int64_t count, int64_t part) {
-      kernels::RmsNormBackward(from + first * width, in + first * width, by, kept + first, count, width,
-                               out + first * width, weights + part * width);
+      Scratch scratch({3 * count * width});
+      const float* const g = upstream.In(first, count, scratch.Take(count * width));
+      const float* const in = from.In(first, count, scratch.Take(count * width));
+      float* const out = to.Out(first, scratch.Take(count * width));
+      kernels::RmsNormBackward(g, in, by, kept + first, count, width, out, weights + part * width);
+      to.Written(first, count, out);
     });
-    return {As(dx, saved[0]), As(dweight.sum(0), saved[1]), torch::Tensor(), torch::Tensor()};
+    return {dx, As(dweight.sum(0), saved[1]), torch::Tensor(), torch::Tensor()};
   }
 };
 
@@ -68,33 +85,41 @@ class LayerNormFunction : public torch::autograd::Function<LayerNormFunction> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& input, const torch::Tensor& weight,
                                const torch::Tensor& bias, double eps) {
-    const torch::Tensor x = Wide(input), scale = Wide(weight), shift = Wide(bias);
+    const torch::Tensor x = input.contiguous(), scale = Wide(weight), shift = Wide(bias);
     const int64_t rows = x.size(0), width = x.size(1);
-    const torch::Tensor y = torch::empty_like(x), moments = torch::empty({rows, 2}, x.options());
-    const float *in = x.data_ptr<float>(), *by = scale.data_ptr<float>(), *plus = shift.data_ptr<float>();
-    float *out = y.data_ptr<float>(), *kept = moments.data_ptr<float>();
+    const torch::Tensor y = Like(x), moments = torch::empty({rows, 2}, Floats(x));
+    const FloatRows from(x), to(y);
+    const float *const by = scale.data_ptr<float>(), *const plus = shift.data_ptr<float>();
+    float* const kept = moments.data_ptr<float>();
     ForRows(rows, width, [&](int64_t first, int64_t count, int64_t) {
-      kernels::LayerNorm(in + first * width, by, plus, static_cast<float>(eps), count, width, out + first * width,
-                         kept + 2 * first);
+      Scratch scratch({2 * count * width});
+      const float* const in = from.In(first, count, scratch.Take(count * width));
+      float* const out = to.Out(first, scratch.Take(count * width));
+      kernels::LayerNorm(in, by, plus, static_cast<float>(eps), count, width, out, kept + 2 * first);
+      to.Written(first, count, out);
     });
-    context->save_for_backward({input, weight, moments});
-    return As(y, input);
+    context->save_for_backward({x, weight, moments});
+    return y;
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const torch::Tensor dy = Wide(grads[0]), x = Wide(saved[0]), scale = Wide(saved[1]);
-    const int64_t rows = x.size(0), width = x.size(1), parts = Parts(rows, width);
-    const torch::Tensor dx = torch::empty_like(x), sums = torch::zeros({parts, 2, width}, x.options());
-    const float *from = dy.data_ptr<float>(), *in = x.data_ptr<float>(), *by = scale.data_ptr<float>(),
-                *kept = saved[2].data_ptr<float>();
-    float *out = dx.data_ptr<float>(), *weights = sums.data_ptr<float>();
+    const torch::Tensor dy = grads[0].contiguous(), &x = saved[0], scale = Wide(saved[1]);
+    const int64_t rows = x.size(0), width = x.size(1);
+    const torch::Tensor dx = Like(x), sums = torch::zeros({Parts(rows, width), 2, width}, Floats(x));
+    const FloatRows upstream(dy), from(x), to(dx);
+    const float *const by = scale.data_ptr<float>(), *const kept = saved[2].data_ptr<float>();
+    float* const weights = sums.data_ptr<float>();
     ForRows(rows, width, [&](int64_t first, int64_t count, int64_t part) {
+      Scratch scratch({3 * count * width});
+      const float* const g = upstream.In(first, count, scratch.Take(count * width));
+      const float* const in = from.In(first, count, scratch.Take(count * width));
+      float* const out = to.Out(first, scratch.Take(count * width));
       float* const dweight = weights + 2 * part * width;
-      kernels::LayerNormBackward(from + first * width, in + first * width, by, kept + 2 * first, count, width,
-                                 out + first * width, dweight, dweight + width);
+      kernels::LayerNormBackward(g, in, by, kept + 2 * first, count, width, out, dweight, dweight + width);
+      to.Written(first, count, out);
     });
     const torch::Tensor sum = sums.sum(0);
-    return {As(dx, saved[0]), As(sum[0], saved[1]), As(sum[1], saved[1]), torch::Tensor()};
+    return {dx, As(sum[0], saved[1]), As(sum[1], saved[1]), torch::Tensor()};
   }
 };
 
@@ -114,56 +139,60 @@ class RotaryFunction : public torch::autograd::Function<RotaryFunction> {
   }
 
  private:
-  static torch::Tensor Turned(const torch::Tensor& from, int64_t heads, const torch::Tensor& positions,
+  static torch::Tensor Turned(const torch::Tensor& input, int64_t heads, const torch::Tensor& positions,
                               const torch::Tensor& cos, const torch::Tensor& sin, float direction) {
-    // A copy of its own in any case: the kernel turns in place.
-    const torch::Tensor out =
-        from.to(torch::kFloat32, /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
-    const int64_t width = out.size(1) * out.size(2);
-    float* const data = out.data_ptr<float>();
+    const torch::Tensor x = input.contiguous(), y = Like(x);
+    const int64_t dim = x.size(2), width = x.size(1) * dim;
+    const FloatRows from(x), to(y);
     const int64_t* const at = positions.data_ptr<int64_t>();
     const float *c = cos.data_ptr<float>(), *s = sin.data_ptr<float>();
-    ForRows(out.size(0), width, [&](int64_t first, int64_t count, int64_t) {
-      kernels::Rotate(data + first * width, at + first, c, s, count, heads, out.size(2), 2 * cos.size(1), width,
-                      direction);
+    ForRows(x.size(0), width, [&](int64_t first, int64_t count, int64_t) {
+      Scratch scratch({count * width});
+      float* const out = to.Out(first, scratch.Take(count * width));
+      from.Read(first, count, width, out);  // the kernel turns in place
+      kernels::Rotate(out, at + first, c, s, count, heads, dim, 2 * cos.size(1), width, direction);
+      to.Written(first, count, out);
     });
-    return As(out, from);
+    return y;
   }
 };
 
 class ActivateFunction : public torch::autograd::Function<ActivateFunction> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& input, int64_t kind, bool gated) {
-    const torch::Tensor x = Wide(input);
+    const torch::Tensor x = input.contiguous();
     const int64_t width = gated ? x.size(1) / 2 : x.size(1), stride = x.size(1);
     const torch::Tensor y = torch::empty({x.size(0), width}, x.options());
-    const float* const gate = x.data_ptr<float>();
-    float* const out = y.data_ptr<float>();
+    const FloatRows from(x), to(y);
     ForRows(x.size(0), stride, [&](int64_t first, int64_t count, int64_t) {
-      const float* const row = gate + first * stride;
+      Scratch scratch({count * (stride + width)});
+      const float* const row = from.In(first, count, scratch.Take(count * stride));
+      float* const out = to.Out(first, scratch.Take(count * width));
       kernels::Activate(static_cast<kernels::Unary>(kind), row, gated ? row + width : nullptr, count, width, stride,
-                        out + first * width);
+                        out);
+      to.Written(first, count, out);
     });
     context->saved_data["kind"] = kind;
     context->saved_data["gated"] = gated;
-    context->save_for_backward({input});
-    return As(y, input);
+    context->save_for_backward({x});
+    return y;
   }
   static variable_list backward(AutogradContext* context, variable_list grads) {
-    const torch::Tensor input = context->get_saved_variables()[0];
-    const torch::Tensor x = Wide(input), dy = Wide(grads[0]), dx = torch::empty_like(x);
+    const torch::Tensor x = context->get_saved_variables()[0], dy = grads[0].contiguous(), dx = Like(x);
     const bool gated = context->saved_data["gated"].toBool();
     const auto kind = static_cast<kernels::Unary>(context->saved_data["kind"].toInt());
     const int64_t width = dy.size(1), stride = x.size(1);
-    const float *const gate = x.data_ptr<float>(), *const from = dy.data_ptr<float>();
-    float* const out = dx.data_ptr<float>();
+    const FloatRows upstream(dy), from(x), to(dx);
     ForRows(x.size(0), stride, [&](int64_t first, int64_t count, int64_t) {
-      const float* const row = gate + first * stride;
-      float* const to = out + first * stride;
-      kernels::ActivateBackward(kind, from + first * width, row, gated ? row + width : nullptr, count, width, stride,
-                                to, gated ? to + width : nullptr);
+      Scratch scratch({count * (2 * stride + width)});
+      const float* const g = upstream.In(first, count, scratch.Take(count * width));
+      const float* const row = from.In(first, count, scratch.Take(count * stride));
+      float* const out = to.Out(first, scratch.Take(count * stride));
+      kernels::ActivateBackward(kind, g, row, gated ? row + width : nullptr, count, width, stride, out,
+                                gated ? out + width : nullptr);
+      to.Written(first, count, out);
     });
-    return {As(dx, input), torch::Tensor(), torch::Tensor()};
+    return {dx, torch::Tensor(), torch::Tensor()};
   }
 };
 
@@ -187,7 +216,7 @@ kernels::Unary ToKernel(artifact::Activation kind) {
 }
 
 torch::Tensor RmsNorm(const torch::Tensor& x, const torch::Tensor& weight, double eps, bool offset) {
-  if (HasFusedOps(x)) return RmsNormFunction::apply(x, weight, eps, offset);
+  if (IsFloatOrBf16OnCpu(x)) return RmsNormFunction::apply(x, weight, eps, offset);
   const torch::Tensor wide = x.to(torch::kFloat32);
   const torch::Tensor scaled = wide * torch::rsqrt(wide.pow(2).mean(-1, /*keepdim=*/true) + eps);
   if (offset) return (scaled * (1 + weight.to(torch::kFloat32))).to(x.scalar_type());
@@ -195,12 +224,12 @@ torch::Tensor RmsNorm(const torch::Tensor& x, const torch::Tensor& weight, doubl
 }
 
 torch::Tensor LayerNorm(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias, double eps) {
-  if (HasFusedOps(x)) return LayerNormFunction::apply(x, weight, bias, eps);
+  if (IsFloatOrBf16OnCpu(x)) return LayerNormFunction::apply(x, weight, bias, eps);
   return torch::layer_norm(x, {x.size(1)}, weight, bias, eps);
 }
 
 torch::Tensor ApplyRotary(const torch::Tensor& qkv, int64_t heads, const RotaryRows& rows) {
-  if (HasFusedOps(qkv)) return RotaryFunction::apply(qkv, heads, rows.index, rows.cos, rows.sin);
+  if (IsFloatOrBf16OnCpu(qkv)) return RotaryFunction::apply(qkv, heads, rows.index, rows.cos, rows.sin);
   const torch::Tensor cos = rows.cos.index_select(0, rows.index).unsqueeze(1).to(qkv.scalar_type());
   const torch::Tensor sin = rows.sin.index_select(0, rows.index).unsqueeze(1).to(qkv.scalar_type());
   const int64_t turning = 2 * rows.cos.size(1);
@@ -213,7 +242,7 @@ torch::Tensor ApplyRotary(const torch::Tensor& qkv, int64_t heads, const RotaryR
 }
 
 torch::Tensor Activate(const torch::Tensor& x, artifact::Activation kind, bool gated) {
-  if (HasFusedOps(x)) return ActivateFunction::apply(x, static_cast<int64_t>(ToKernel(kind)), gated);
+  if (IsFloatOrBf16OnCpu(x)) return ActivateFunction::apply(x, static_cast<int64_t>(ToKernel(kind)), gated);
   if (!gated) return Unary(x, kind);
   const auto halves = x.chunk(2, -1);
   return Unary(halves[0], kind) * halves[1];

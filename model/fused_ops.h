@@ -14,10 +14,6 @@ inline bool HasKernels(const torch::Tensor& x) {
   return x.device().is_cpu() && x.scalar_type() == torch::kFloat32;
 }
 
-inline bool HasFusedOps(const torch::Tensor& x) {
-  return x.device().is_cpu() && (x.scalar_type() == torch::kFloat32 || x.scalar_type() == torch::kBFloat16);
-}
-
 kernels::Unary ToKernel(artifact::Activation kind);
 
 // Root-mean-square norm over the last dimension, computed in float32: x [rows, width] · weight [width]. offset: the

@@ -91,7 +91,7 @@ void PackedLinear::Multiply(const float* x, int64_t rows, float* y, Scratch* scr
   }
   if (dtype_ == torch::kBFloat16) {
     auto* const narrow = reinterpret_cast<uint16_t*>(scratch->words.data());
-    for (int64_t i = 0; i < rows; ++i) kernels::ToBf16(x + i * in_, in_, narrow + i * 2 * words_);
+    for (int64_t i = 0; i < rows; ++i) kernels::Narrow(x + i * in_, in_, narrow + i * 2 * words_);
   } else if (dtype_ == torch::kInt8) {
     scratch->scales.resize(static_cast<size_t>(rows));
     auto* const bytes = reinterpret_cast<int8_t*>(scratch->words.data());

@@ -17,6 +17,7 @@
 #include "client/cpp/channel.h"
 #include "client/cpp/fleet_session.h"
 #include "client/cpp/log_shipper.h"
+#include "common/large_memory.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
@@ -90,6 +91,7 @@ int Run(const Flags& flags) {
   rlhf::InitLogging("reward_server", flags.instance, flags.log_level, flags.log_json);
   const rlhf::TracingScope tracing(flags.trace_dir, "reward_server", flags.instance);
   torch::set_num_threads(flags.threads);
+  rlhf::KeepFreedMemory();
   rlhf::MetricsRegistry metrics("reward_server");
 
   rlhf::client::ChannelOptions channel_options;

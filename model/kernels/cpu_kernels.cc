@@ -31,6 +31,12 @@ void Product(const float* a, int64_t row_stride, int64_t inner_stride, const flo
              int64_t rows, int64_t columns, int64_t inner, float* c, int64_t c_stride, bool add) {
   Chosen().product(a, row_stride, inner_stride, packed, bias, rows, columns, inner, c, c_stride, add);
 }
+void Widen(const uint16_t* x, int64_t count, float* y) {
+  Chosen().widen(x, count, y);
+}
+void Narrow(const float* x, int64_t count, uint16_t* y) {
+  Chosen().narrow(x, count, y);
+}
 void QuantizeRows(const float* x, int64_t x_stride, int64_t rows, int64_t width, int8_t* q, float* scales) {
   Chosen().quantize_rows(x, x_stride, rows, width, q, scales);
 }
@@ -77,17 +83,14 @@ void DecodeAttentionBf16(const AttentionShape& shape, const float* q, const uint
                          float* scratch, float* out) {
   Chosen().decode_attention_bf16(shape, q, keys, values, begins, rooms, lengths, batch, scratch, out);
 }
-void CausalAttention(const AttentionShape& shape, const float* q, int64_t q_stride, const float* keys,
-                     const float* values, int64_t kv_stride, int64_t count, int64_t length, int64_t kv_head,
-                     float* scratch, float* out, int64_t out_stride) {
-  Chosen().causal_attention(shape, q, q_stride, keys, values, kv_stride, count, length, kv_head, scratch, out,
-                            out_stride);
+void CausalAttention(const AttentionShape& shape, const float* q, const float* keys, const float* values, int64_t first,
+                     int64_t rows, float* scratch, float* out) {
+  Chosen().causal_attention(shape, q, keys, values, first, rows, scratch, out);
 }
-void CausalAttentionBackward(const AttentionShape& shape, const float* dout, int64_t out_stride, const float* q,
-                             int64_t q_stride, const float* keys, const float* values, int64_t kv_stride,
-                             int64_t length, int64_t kv_head, float* scratch, float* dq, float* dkeys, float* dvalues) {
-  Chosen().causal_attention_backward(shape, dout, out_stride, q, q_stride, keys, values, kv_stride, length, kv_head,
-                                     scratch, dq, dkeys, dvalues);
+void CausalAttentionBackward(const AttentionShape& shape, const float* dout, const float* q, const float* keys,
+                             const float* values, int64_t length, float* scratch, float* dq, float* dkeys,
+                             float* dvalues) {
+  Chosen().causal_attention_backward(shape, dout, q, keys, values, length, scratch, dq, dkeys, dvalues);
 }
 float LogSumExp(const float* row, int64_t width, float inverse_temperature, float* exps, float* max_out) {
   return Chosen().log_sum_exp(row, width, inverse_temperature, exps, max_out);

@@ -7,6 +7,7 @@
 // threads, and on every machine with fused multiply-add (x86-64-v3 and v4; the default build rounds each product).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace rlhf::model::kernels {
@@ -38,8 +39,6 @@ void Product(const float* a, int64_t row_stride, int64_t inner_stride, const flo
 // functions below may be called only then. Both sides are rows of 4-byte words, a pair of bfloat16 or four int8, filled
 // up with zeros to whole words; the right side is packed by PackPanels, which takes words as it takes floats.
 bool HasDotProducts();
-// Rounds to the nearest, ties to even.
-void ToBf16(const float* x, int64_t count, uint16_t* y);
 // c[i, j] = Σ_k a[i, k] · b[j, k] + bias[j] (bias may be null): the order of the sums is the same whatever the rows.
 void Bf16Product(const uint32_t* a, int64_t a_stride, const uint32_t* packed, const float* bias, int64_t rows,
                  int64_t columns, int64_t words, float* c, int64_t c_stride);
@@ -48,6 +47,10 @@ void Bf16Product(const uint32_t* a, int64_t a_stride, const uint32_t* packed, co
 void Int8Product(const uint32_t* a, int64_t a_stride, const uint32_t* packed, const int32_t* offsets,
                  const float* row_scales, const float* column_scales, const float* bias, int64_t rows, int64_t columns,
                  int64_t words, float* c, int64_t c_stride);
+
+// bfloat16 and back; Narrow rounds to the nearest, ties to even.
+void Widen(const uint16_t* x, int64_t count, float* y);
+void Narrow(const float* x, int64_t count, uint16_t* y);
 
 // Symmetric int8 of rows: q[t] = round(x[t] / scales[t]) in ±127, scales[t] = max |x[t]| / 127. x lies x_stride apart;
 // q: [rows, width]. A row without a magnitude above 1e-30 has scale 0 and zeros; one with a number that is not finite
@@ -102,17 +105,37 @@ void DecodeAttention(const AttentionShape& shape, const float* q, const float* k
 void DecodeAttentionBf16(const AttentionShape& shape, const float* q, const uint16_t* keys, const uint16_t* values,
                          const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch,
                          float* scratch, float* out);
-// `count` newest positions of one sequence of `length` against its keys and values, for the query heads of one key
-// head. q: row t at q + t · q_stride; key p at keys + p · kv_stride; out: row t at out + t · out_stride. The queries'
-// heads lie dim apart from head kv_head · group on. scratch as above.
-void CausalAttention(const AttentionShape& shape, const float* q, int64_t q_stride, const float* keys,
-                     const float* values, int64_t kv_stride, int64_t count, int64_t length, int64_t kv_head,
-                     float* scratch, float* out, int64_t out_stride);
-// Gradients of the above over a whole sequence (count = length). dq, dkeys, dvalues: laid out as q, keys and values,
-// and added to. scratch: twice the length, rounded up to 16 each.
-void CausalAttentionBackward(const AttentionShape& shape, const float* dout, int64_t out_stride, const float* q,
-                             int64_t q_stride, const float* keys, const float* values, int64_t kv_stride,
-                             int64_t length, int64_t kv_head, float* scratch, float* dq, float* dkeys, float* dvalues);
+
+// Rows of a sequence. Queries, keys and values of one head are rows of PaddedDim(dim) numbers without a gap between
+// them, those beyond dim zero. A row's result is the same bytes as DecodeAttention's.
+inline int64_t PaddedDim(int64_t dim) {
+  return (dim + 15) / 16 * 16;
+}
+// How far apart rows of scores lie: not a multiple of 4 KB, or they would share a few lines of the first-level cache.
+inline int64_t AttentionStride(int64_t length) {
+  const int64_t stride = PaddedDim(length) + 16;
+  return stride % 1024 == 0 ? stride + 16 : stride;
+}
+constexpr int64_t kAttentionRows = 12;  // queries that pass over the keys together
+inline int64_t AttentionScratch(int64_t length) {
+  return kAttentionRows * AttentionStride(length);
+}
+// In the backward pass: as many as the second-level cache holds the scores of.
+inline int64_t GradientRows(int64_t length) {
+  return std::clamp<int64_t>(32768 / AttentionStride(length) / 14, 1, 4) * 14;
+}
+inline int64_t AttentionBackwardScratch(int64_t length, int64_t dim) {
+  return 3 * GradientRows(length) * AttentionStride(length) + 2 * PackedSize(length, PaddedDim(dim));
+}
+// `rows` queries from position `first` on against keys and values from position 0 on. scratch:
+// AttentionScratch(first + rows).
+void CausalAttention(const AttentionShape& shape, const float* q, const float* keys, const float* values, int64_t first,
+                     int64_t rows, float* scratch, float* out);
+// Gradients of the above over a whole sequence for one query head: dq is written, dkeys and dvalues are added to.
+// scratch: AttentionBackwardScratch(length, dim).
+void CausalAttentionBackward(const AttentionShape& shape, const float* dout, const float* q, const float* keys,
+                             const float* values, int64_t length, float* scratch, float* dq, float* dkeys,
+                             float* dvalues);
 
 // log(Σ exp(row · inverse_temperature)) with the row's maximum taken out; writes exp(row · inverse_temperature − max)
 // to `exps` when not null. The result does not depend on whether it is.

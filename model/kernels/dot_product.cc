@@ -99,15 +99,6 @@ void Product(const uint32_t* a, int64_t a_stride, const uint32_t* packed, const 
 
 }  // namespace
 
-void ToBf16(const float* x, int64_t count, uint16_t* y) {
-  for (int64_t i = 0; i < count; i += 16) {
-    const int64_t left = count - i;
-    const __mmask16 there = left >= 16 ? 0xffff : static_cast<__mmask16>((1U << left) - 1);
-    const auto narrow = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, x + i));
-    _mm256_mask_storeu_epi16(y + i, there, narrow);
-  }
-}
-
 void Bf16Product(const uint32_t* a, int64_t a_stride, const uint32_t* packed, const float* bias, int64_t rows,
                  int64_t columns, int64_t words, float* c, int64_t c_stride) {
   Product<Bf16Pairs>(a, a_stride, packed, FloatResults{bias}, rows, columns, words, c, c_stride);

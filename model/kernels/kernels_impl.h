@@ -1,4 +1,5 @@
 // The kernels' bodies, compiled once for each instruction set. See cpu_kernels.h for what they promise.
+#include "model/kernels/attention_impl.h"
 #include "model/kernels/int8_impl.h"
 #include "model/kernels/product_impl.h"
 #include "model/kernels/table.h"
@@ -7,30 +8,27 @@
 namespace rlhf::model::kernels {
 namespace {
 
-// ---- dot products
+// ---- bfloat16
 
-// Rows × Columns = 16 dot products at once, each in the order of Sum.
-template <int Rows, int Columns, typename Number>
-RLHF_INLINE Vec Dot16(const float* const* a, const Number* const* b, int64_t inner) {
-  Vec sums[16] = {};
-  int64_t k = 0;
-  for (; k + kLanes <= inner; k += kLanes) {
-    Vec right[Columns];
-    for (int j = 0; j < Columns; ++j) right[j] = Load(b[j] + k);
-    for (int i = 0; i < Rows; ++i) {
-      const Vec left = Load(a[i] + k);
-      for (int j = 0; j < Columns; ++j) sums[i * Columns + j] += left * right[j];
-    }
+void WidenImpl(const uint16_t* x, int64_t count, float* y) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) Store(y + i, Load(x + i));
+  for (; i < count; ++i) y[i] = Wide(x[i]);
+}
+
+void NarrowImpl(const float* x, int64_t count, uint16_t* y) {
+  using Shorts = uint16_t __attribute__((vector_size(32)));
+  using Words = uint32_t __attribute__((vector_size(64)));
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t left = count - i;
+    const Vec from = left >= kLanes ? Load(x + i) : LoadPart(x + i, left);
+    const Words bits = (Words)from;
+    const Words rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
+    // Rounding must not make an infinity of what is not a number.
+    const Words words = from == from ? rounded : (bits >> 16) | 0x40U;
+    const Shorts narrow = __builtin_convertvector(words, Shorts);
+    __builtin_memcpy(y + i, &narrow, static_cast<size_t>(left >= kLanes ? kLanes : left) * sizeof(uint16_t));
   }
-  if (k < inner) {
-    Vec right[Columns];
-    for (int j = 0; j < Columns; ++j) right[j] = LoadPart(b[j] + k, inner - k);
-    for (int i = 0; i < Rows; ++i) {
-      const Vec left = LoadPart(a[i] + k, inner - k);
-      for (int j = 0; j < Columns; ++j) sums[i * Columns + j] += left * right[j];
-    }
-  }
-  return Sum16(sums);
 }
 
 // ---- norms, positions, activations
@@ -215,152 +213,6 @@ void ActivateBackwardImpl(Unary kind, const float* dy, const float* gate, const 
   ActivateBackwardAs<Unary::kGeluTanh>(dy, gate, up, rows, width, stride, dgate, dup);
 }
 
-// ---- attention
-
-// A cache of keys and values is read from memory, a head at a time, in pieces too short for the processor to foresee.
-template <typename Number>
-RLHF_INLINE void Prefetch(const Number* numbers, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(Number))) __builtin_prefetch(numbers + i);
-}
-
-// scores[p] = query · key p for p < count, sixteen keys at a time; the last ones of a group of 16 repeat the last key.
-template <typename Number>
-RLHF_INLINE void Products(const float* query, const Number* keys, int64_t stride, int64_t count, int64_t dim,
-                          float* scores) {
-  for (int64_t p = 0; p < count; p += kLanes) {
-    const float* left[1] = {query};
-    const Number* right[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) {
-      right[i] = keys + (p + i < count ? p + i : count - 1) * stride;
-      Prefetch(right[i] + kLanes * stride, dim);
-    }
-    Store(scores + p, Dot16<1, kLanes>(left, right, dim));
-  }
-}
-
-// Turns scores into exp(score − max), beyond count into 0; returns their sum. `capped` keeps the scores before that.
-RLHF_INLINE float Exponentials(const AttentionShape& shape, int64_t count, float* scores, float* capped) {
-  Vec highest = Splat(-__builtin_inff());
-  for (int64_t p = 0; p < count; p += kLanes) {
-    Vec s = Load(scores + p) * shape.scale;
-    if (shape.softcap > 0) s = shape.softcap * Tanh(s / shape.softcap);
-    if (capped != nullptr) Store(capped + p, s);
-    if (count - p < kLanes) s = LoadPart(reinterpret_cast<const float*>(&s), count - p, -__builtin_inff());
-    Store(scores + p, s);
-    highest = Max(highest, s);
-  }
-  float most = highest[0];
-  for (int64_t i = 1; i < kLanes; ++i) most = highest[i] > most ? highest[i] : most;
-  Vec sum = {};
-  for (int64_t p = 0; p < count; p += kLanes) {
-    const Vec e = Exp(Load(scores + p) - most);
-    Store(scores + p, e);
-    sum += e;
-  }
-  return Sum(sum);
-}
-
-RLHF_INLINE void AddScaled(float weight, const float* x, int64_t dim, float* y) {
-  for (int64_t i = 0; i < dim; ++i) y[i] += weight * x[i];
-}
-
-// Σ_p weights[p] · values[p], Vectors · 16 numbers of each value at once: the sums do not wait for one another.
-template <int Vectors, typename Number>
-RLHF_INLINE void WeighValues(const float* weights, const Number* values, int64_t stride, int64_t count, float inverse,
-                             float* out) {
-  Vec sums[Vectors] = {};
-  for (int64_t p = 0; p < count; ++p) {
-    Prefetch(values + (p + kLanes) * stride, Vectors * kLanes);
-    for (int v = 0; v < Vectors; ++v) sums[v] += weights[p] * Load(values + p * stride + v * kLanes);
-  }
-  for (int v = 0; v < Vectors; ++v) Store(out + v * kLanes, sums[v] * inverse);
-}
-
-// One query against the keys it sees: the newest of `length` that the window holds.
-template <typename Number>
-RLHF_INLINE void AttendRow(const AttentionShape& shape, const float* query, const Number* keys, const Number* values,
-                           int64_t stride, int64_t length, float* scratch, float* out) {
-  const int64_t first = shape.window > 0 && length > shape.window ? length - shape.window : 0, count = length - first;
-  Products(query, keys + first * stride, stride, count, shape.dim, scratch);
-  const float inverse = 1.0F / Exponentials(shape, count, scratch, nullptr);
-  const Number* value = values + first * stride;
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= shape.dim; i += 4 * kLanes)
-    WeighValues<4>(scratch, value + i, stride, count, inverse, out + i);
-  for (; i + 3 * kLanes <= shape.dim; i += 3 * kLanes)
-    WeighValues<3>(scratch, value + i, stride, count, inverse, out + i);
-  for (; i + 2 * kLanes <= shape.dim; i += 2 * kLanes)
-    WeighValues<2>(scratch, value + i, stride, count, inverse, out + i);
-  for (; i + kLanes <= shape.dim; i += kLanes) WeighValues<1>(scratch, value + i, stride, count, inverse, out + i);
-  for (; i < shape.dim; ++i) {
-    float sum = 0;
-    for (int64_t p = 0; p < count; ++p) sum = __builtin_fmaf(scratch[p], Wide(value[p * stride + i]), sum);
-    out[i] = sum * inverse;
-  }
-}
-
-template <typename Number>
-void DecodeAttentionImpl(const AttentionShape& shape, const float* q, const Number* keys, const Number* values,
-                         const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch,
-                         float* scratch, float* out) {
-  const int64_t group = shape.heads / shape.kv_heads;
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t h = 0; h < shape.heads; ++h) {
-      const int64_t base = begins[b] + h / group * rooms[b] * shape.dim;
-      const int64_t at = (b * shape.heads + h) * shape.dim;
-      AttendRow(shape, q + at, keys + base, values + base, shape.dim, lengths[b], scratch, out + at);
-    }
-  }
-}
-
-void CausalAttentionImpl(const AttentionShape& shape, const float* q, int64_t q_stride, const float* keys,
-                         const float* values, int64_t kv_stride, int64_t count, int64_t length, int64_t kv_head,
-                         float* scratch, float* out, int64_t out_stride) {
-  const int64_t group = shape.heads / shape.kv_heads;
-  for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-    for (int64_t t = 0; t < count; ++t) {
-      AttendRow(shape, q + t * q_stride + h * shape.dim, keys, values, kv_stride, length - count + t + 1, scratch,
-                out + t * out_stride + h * shape.dim);
-    }
-  }
-}
-
-void CausalAttentionBackwardImpl(const AttentionShape& shape, const float* dout, int64_t out_stride, const float* q,
-                                 int64_t q_stride, const float* keys, const float* values, int64_t kv_stride,
-                                 int64_t length, int64_t kv_head, float* scratch, float* dq, float* dkeys,
-                                 float* dvalues) {
-  const int64_t group = shape.heads / shape.kv_heads, dim = shape.dim;
-  float* const weights = scratch;
-  float* const grads = scratch + (length + kLanes - 1) / kLanes * kLanes;
-  for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-    for (int64_t t = 0; t < length; ++t) {
-      const int64_t first = shape.window > 0 && t + 1 > shape.window ? t + 1 - shape.window : 0, count = t + 1 - first;
-      const float* query = q + t * q_stride + h * dim;
-      const float* g = dout + t * out_stride + h * dim;
-      float* dquery = dq + t * q_stride + h * dim;
-      Products(query, keys + first * kv_stride, kv_stride, count, dim, weights);
-      const float inverse = 1.0F / Exponentials(shape, count, weights, grads);
-      // d softmax: p (dp − Σ p dp); then through the cap, whose derivative is 1 − (s / cap)².
-      float mean = 0;
-      for (int64_t p = 0; p < count; ++p) {
-        weights[p] *= inverse;
-        const float dp = SumOfProducts(g, values + (first + p) * kv_stride, nullptr, dim);
-        const float ratio = shape.softcap > 0 ? grads[p] / shape.softcap : 0.0F;
-        mean += weights[p] * dp;
-        AddScaled(weights[p], g, dim, dvalues + (first + p) * kv_stride);
-        grads[p] = dp;
-        // The cap's factor rides on the weight's copy: both are needed once more below.
-        if (shape.softcap > 0) weights[p] = (1.0F - ratio * ratio) < 0 ? 0.0F : weights[p] * (1.0F - ratio * ratio);
-      }
-      for (int64_t p = 0; p < count; ++p) {
-        const float ds = weights[p] * (grads[p] - mean) * shape.scale;
-        AddScaled(ds, keys + (first + p) * kv_stride, dim, dquery);
-        AddScaled(ds, query, dim, dkeys + (first + p) * kv_stride);
-      }
-    }
-  }
-}
-
 // ---- distributions
 
 float LogSumExpImpl(const float* row, int64_t width, float inverse_temperature, float* exps, float* max_out) {
@@ -429,6 +281,8 @@ void SoftcapImpl(float* x, int64_t count, float cap) {
 const KernelTable RLHF_KERNEL_TABLE = {.name = RLHF_KERNEL_NAME,
                                        .pack_panels = PackPanelsImpl,
                                        .product = ProductImpl,
+                                       .widen = WidenImpl,
+                                       .narrow = NarrowImpl,
                                        .quantize_rows = QuantizeRowsImpl,
                                        .int8_matmul_nt = Int8MatmulNTImpl,
                                        .dequantize = DequantizeImpl,

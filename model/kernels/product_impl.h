@@ -4,6 +4,8 @@
 // A tile of kTileRows rows × a panel of columns stays in registers while k runs over a block: for each k one load of
 // the panel's 32 numbers and one broadcast a row. A block of columns stays in the second-level cache while all rows
 // pass.
+#pragma once
+
 #include "model/kernels/table.h"
 #include "model/kernels/vector.h"
 

@@ -10,6 +10,8 @@ struct KernelTable {
   const char* name;
   decltype(&PackPanels) pack_panels;
   decltype(&Product) product;
+  decltype(&Widen) widen;
+  decltype(&Narrow) narrow;
   decltype(&QuantizeRows) quantize_rows;
   decltype(&Int8MatmulNT) int8_matmul_nt;
   decltype(&Dequantize) dequantize;

@@ -174,14 +174,53 @@ TEST(KernelsTest, AttentionEqualsItsFormula) {
           }
           return out;
         };
-        std::vector<float> out(static_cast<size_t>(length * width)), scratch(96);
-        std::vector<float> grad(qkv.size(), 0);
+        const int64_t padded = PaddedDim(dim), size = length * padded;
+        const auto head_rows = [&](const std::vector<float>& from, int64_t stride, int64_t head) {
+          std::vector<float> rows(static_cast<size_t>(size), 0);
+          for (int64_t t = 0; t < length; ++t)
+            std::copy_n(from.data() + t * stride + head * dim, dim, rows.data() + t * padded);
+          return rows;
+        };
+        const auto put = [&](const std::vector<float>& rows, int64_t stride, int64_t head, std::vector<float>* to) {
+          for (int64_t t = 0; t < length; ++t)
+            std::copy_n(rows.data() + t * padded, dim, to->data() + t * stride + head * dim);
+        };
+        std::vector<float> out(static_cast<size_t>(length * width)), grad(qkv.size(), 0);
+        std::vector<float> scratch(
+            static_cast<size_t>(std::max(AttentionScratch(length), AttentionBackwardScratch(length, dim))));
         for (int64_t kv = 0; kv < shape.kv_heads; ++kv) {
-          const int64_t key = (shape.heads + kv) * dim, value = key + shape.kv_heads * dim;
-          CausalAttention(shape, qkv.data(), row, qkv.data() + key, qkv.data() + value, row, length, length, kv,
-                          scratch.data(), out.data(), width);
-          CausalAttentionBackward(shape, upstream.data(), width, qkv.data(), row, qkv.data() + key, qkv.data() + value,
-                                  row, length, kv, scratch.data(), grad.data(), grad.data() + key, grad.data() + value);
+          const int64_t key = shape.heads + kv, value = key + shape.kv_heads;
+          const auto keys = head_rows(qkv, row, key), values = head_rows(qkv, row, value);
+          std::vector<float> dkeys(static_cast<size_t>(size), 0), dvalues = dkeys, result = dkeys;
+          for (int64_t head = 2 * kv; head < 2 * kv + 2; ++head) {
+            const auto queries = head_rows(qkv, row, head);
+            // In two parts, as a prompt is read: the second begins within the sequence.
+            const int64_t first = length / 3;
+            CausalAttention(shape, queries.data(), keys.data(), values.data(), 0, first, scratch.data(), result.data());
+            CausalAttention(shape, queries.data() + first * padded, keys.data(), values.data(), first, length - first,
+                            scratch.data(), result.data() + first * padded);
+            put(result, width, head, &out);
+            CausalAttentionBackward(shape, head_rows(upstream, width, head).data(), queries.data(), keys.data(),
+                                    values.data(), length, scratch.data(), result.data(), dkeys.data(), dvalues.data());
+            put(result, row, head, &grad);
+          }
+          put(dkeys, row, key, &grad);
+          put(dvalues, row, value, &grad);
+        }
+        // A step of decoding gives the same bytes as the row of the whole.
+        for (int64_t t = 0; t < length; ++t) {
+          std::vector<float> keys(static_cast<size_t>(shape.kv_heads * length * dim)), values = keys, one(width);
+          for (int64_t kv = 0; kv < shape.kv_heads; ++kv) {
+            for (int64_t p = 0; p <= t; ++p) {
+              const float* const key = qkv.data() + p * row + (shape.heads + kv) * dim;
+              std::copy_n(key, dim, keys.data() + (kv * length + p) * dim);
+              std::copy_n(key + shape.kv_heads * dim, dim, values.data() + (kv * length + p) * dim);
+            }
+          }
+          const int64_t begin = 0, seen = t + 1;
+          DecodeAttention(shape, qkv.data() + t * row, keys.data(), values.data(), &begin, &length, &seen, 1,
+                          scratch.data(), one.data());
+          for (int64_t i = 0; i < width; ++i) ASSERT_EQ(one[i], out[t * width + i]) << "position " << t;
         }
         std::vector<double> x(qkv.begin(), qkv.end());
         const auto expected = forward(x);
@@ -215,12 +254,12 @@ TEST(KernelsTest, BothVectorWidthsGiveTheSameBytes) {
   AttentionShape shape;
   shape.heads = 2;
   shape.kv_heads = 1;
-  shape.dim = 20;
+  shape.dim = 32;
   shape.scale = 0.3F;
   shape.softcap = 5;
   const auto results = [&](const KernelTable& table) {
     std::vector<float> out(rows * width), norm(rows * width), dx(rows * width), dw(width), db(width), moments(2 * rows),
-        gelu(rows * width), attended(30 * 40), scratch(64), grad(30 * 80);
+        gelu(rows * width);
     std::vector<float> packed(static_cast<size_t>(PackedSize(width, inner)));
     table.pack_panels(b.data(), inner, 1, width, inner, packed.data());
     table.product(a.data(), inner, 1, packed.data(), bias.data(), rows, width, inner, out.data(), width, false);
@@ -238,11 +277,13 @@ TEST(KernelsTest, BothVectorWidthsGiveTheSameBytes) {
     for (const Unary kind : {Unary::kSilu, Unary::kGelu, Unary::kGeluTanh})
       table.activate(kind, norm.data(), out.data(), rows, width, width,
                      kind == Unary::kSilu ? gelu.data() : norm.data());
-    const auto qkv = Random(30 * 80, 5);
-    table.causal_attention(shape, qkv.data(), 80, qkv.data() + 40, qkv.data() + 60, 80, 30, 30, 0, scratch.data(),
-                           attended.data(), 40);
-    table.causal_attention_backward(shape, attended.data(), 40, qkv.data(), 80, qkv.data() + 40, qkv.data() + 60, 80,
-                                    30, 0, scratch.data(), grad.data(), grad.data() + 40, grad.data() + 60);
+    const int64_t length = 150, size = length * PaddedDim(shape.dim);
+    const auto q = Random(static_cast<size_t>(size), 5), k = Random(static_cast<size_t>(size), 6),
+               v = Random(static_cast<size_t>(size), 7);
+    std::vector<float> attended(size), grad(3 * size), scratch(AttentionBackwardScratch(length, shape.dim));
+    table.causal_attention(shape, q.data(), k.data(), v.data(), 0, length, scratch.data(), attended.data());
+    table.causal_attention_backward(shape, attended.data(), q.data(), k.data(), v.data(), length, scratch.data(),
+                                    grad.data(), grad.data() + size, grad.data() + 2 * size);
     for (const auto* part : {&left_scales, &right_scales, &int8, &norm, &dx, &dw, &db, &gelu, &attended, &grad})
       out.insert(out.end(), part->begin(), part->end());
     out.push_back(table.log_sum_exp(a.data(), rows * inner, 0.7F, nullptr, nullptr));
