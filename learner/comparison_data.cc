@@ -109,11 +109,7 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
 
 torch::Tensor SequenceRewards(const model::Transformer& model, const std::vector<std::vector<int32_t>>& sequences) {
   const model::PackedBatch batch = model::PackedBatch::FromSequences(sequences, model.device());
-  std::vector<int64_t> last;
-  int64_t total = 0;
-  for (const auto& sequence : sequences) last.push_back((total += static_cast<int64_t>(sequence.size())) - 1);
-  const torch::Tensor rows = model.Hidden(batch).index_select(0, torch::tensor(last, torch::kInt64).to(model.device()));
-  return model.Scalar(rows);
+  return model.Scalar(model.Hidden(batch, batch.LastRows()));
 }
 
 std::vector<double> ScoreSequences(const model::Transformer& model, const std::vector<std::vector<int32_t>>& sequences,

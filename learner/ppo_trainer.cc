@@ -98,14 +98,14 @@ absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(PpoBatch& batch) {
     const std::vector<size_t>& group = groups[pass];
     const PpoForward forward = PackSamples(batch, group, inputs_.device);
     const torch::Tensor rows = batch.RowIndex(group);
-    const torch::Tensor hidden = policy_->model().Hidden(forward.packed).index_select(0, forward.index.rows);
+    const torch::Tensor hidden = policy_->model().Hidden(forward.packed, forward.index.rows);
     const model::LogProbs old =
         model::ChunkedLogProbs(policy_->model(), hidden, forward.index.targets, temperature(), /*with_entropy=*/true);
     filled[0].index_copy_(0, rows, old.log_probs.to(torch::kCPU));
     filled[1].index_copy_(0, rows, old.entropy.to(torch::kCPU));
     if (own_reference()) filled[3].index_copy_(0, rows, ReferenceLogProbs(forward).to(torch::kCPU));
     if (critic_) {
-      const torch::Tensor critic_rows = critic_->model().Hidden(forward.packed).index_select(0, forward.index.rows);
+      const torch::Tensor critic_rows = critic_->model().Hidden(forward.packed, forward.index.rows);
       filled[2].index_copy_(0, rows, critic_->model().Scalar(critic_rows).to(torch::kCPU, torch::kFloat32));
     }
   }
@@ -126,7 +126,7 @@ absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(PpoBatch& batch) {
 torch::Tensor PpoTrainer::ReferenceLogProbs(const PpoForward& forward) {
   // The base alone is the reference: it is held once.
   const AdaptersOff off(&policy_->model());
-  const torch::Tensor rows = policy_->model().Hidden(forward.packed).index_select(0, forward.index.rows);
+  const torch::Tensor rows = policy_->model().Hidden(forward.packed, forward.index.rows);
   return model::ChunkedLogProbs(policy_->model(), rows, forward.index.targets, temperature()).log_probs;
 }
 
@@ -178,7 +178,7 @@ std::vector<Trainable::LossTerm> PpoTrainer::PolicyTerms(const PpoBatch& batch, 
       const PpoForward forward = PackSamples(batch, group, inputs_.device);
       const torch::Tensor index = batch.RowIndex(group);
       const auto pick = [&](const torch::Tensor& all) { return all.index_select(0, index).to(inputs_.device); };
-      const torch::Tensor hidden = policy_->model().Hidden(forward.packed).index_select(0, forward.index.rows);
+      const torch::Tensor hidden = policy_->model().Hidden(forward.packed, forward.index.rows);
       const torch::Tensor log_probs =
           model::ChunkedLogProbs(policy_->model(), hidden, forward.index.targets, temperature()).log_probs;
       PolicyLossOptions options;
@@ -212,7 +212,7 @@ std::vector<Trainable::LossTerm> PpoTrainer::CriticTerms(const PpoBatch& batch, 
     terms.push_back([this, &batch, &before, rows, sums, group = std::move(group)] {
       const PpoForward forward = PackSamples(batch, group, inputs_.device);
       const torch::Tensor index = batch.RowIndex(group);
-      const torch::Tensor hidden = critic_->model().Hidden(forward.packed).index_select(0, forward.index.rows);
+      const torch::Tensor hidden = critic_->model().Hidden(forward.packed, forward.index.rows);
       const torch::Tensor values = critic_->model().Scalar(hidden).to(torch::kFloat32);
       const ValueLossSums loss =
           ValueLoss(values, before.values.index_select(0, index).to(inputs_.device),

@@ -197,13 +197,15 @@ void CpuGeneration::Attend(const Pass& pass, size_t layer, Part* part) {
   const int l = static_cast<int>(layer);
   const torch::Tensor &keys = pass.cache->keys(l), &values = pass.cache->values(l);
   part->attended.resize(static_cast<size_t>(part->rows * shape.heads * dim));
+  const bool final = layer + 1 == layers_.size();  // of its rows the last of each sequence are wanted alone
   // One sequence alone among several threads: its heads are not divided; what is long enough for that is a prompt.
   for (size_t i = part->first; i < part->end; ++i) {
     const int slot = (*pass.slots)[i];
     const int64_t row = pass.begins[i] - part->row, count = pass.counts[i], length = pass.lengths[i];
-    float* const q = part->qkv.data() + row * all_heads * dim;
-    float* const out = part->attended.data() + row * shape.heads * dim;
-    if (count > 1) {
+    float* const q = part->qkv.data() + (final ? row + count - 1 : row) * all_heads * dim;
+    float* const out =
+        part->attended.data() + (final ? static_cast<int64_t>(i - part->first) : row) * shape.heads * dim;
+    if (count > 1 && !final) {
       const torch::Tensor queries =
           torch::from_blob(q, {count, shape.heads, dim}, {all_heads * dim, dim, 1}, torch::kFloat32).to(model_.dtype_);
       const torch::Tensor attended =
@@ -229,9 +231,10 @@ void CpuGeneration::Attend(const Pass& pass, size_t layer, Part* part) {
 
 void CpuGeneration::RunPart(const Pass& pass, Part* part) {
   const auto& config = model_.config_;
-  const int64_t rows = part->rows, hidden = config.hidden_size, heads = config.num_heads,
-                kv_heads = config.num_kv_heads, dim = config.head_dim, all_heads = heads + 2 * kv_heads;
-  const auto sized = [rows](std::vector<float>* memory, int64_t width) {
+  int64_t rows = part->rows;
+  const int64_t hidden = config.hidden_size, heads = config.num_heads, kv_heads = config.num_kv_heads,
+                dim = config.head_dim, all_heads = heads + 2 * kv_heads;
+  const auto sized = [&rows](std::vector<float>* memory, int64_t width) {
     memory->resize(static_cast<size_t>(rows * width));
     return memory->data();
   };
@@ -279,6 +282,14 @@ void CpuGeneration::RunPart(const Pass& pass, Part* part) {
                       heads + kv_heads, dim, 2 * rotary.cos.size(1), all_heads * dim, 1.0F);
     }
     Attend(pass, l, part);
+    if (l + 1 == layers_.size()) {
+      for (size_t i = part->first; i < part->end; ++i) {
+        const int64_t row = pass.begins[i] + pass.counts[i] - 1 - part->row;
+        std::memmove(x + static_cast<int64_t>(i - part->first) * hidden, x + row * hidden,
+                     static_cast<size_t>(hidden) * sizeof(float));
+      }
+      rows = static_cast<int64_t>(part->end - part->first);
+    }
     layer.attention_out.Multiply(part->attended.data(), rows, projected, &part->scratch);
     if (!layer.post_attention.weight.empty()) layer.post_attention.Apply(projected, rows, projected, &part->moments);
     if (config.parallel_residual) {
@@ -301,10 +312,7 @@ void CpuGeneration::RunPart(const Pass& pass, Part* part) {
       add(mlp, rows * hidden, x);
     }
   }
-  for (size_t i = part->first; i < part->end; ++i) {
-    const int64_t row = pass.begins[i] + pass.counts[i] - 1 - part->row;
-    final_norm_->Apply(x + row * hidden, 1, pass.last + static_cast<int64_t>(i) * hidden, &part->moments);
-  }
+  final_norm_->Apply(x, rows, pass.last + static_cast<int64_t>(part->first) * hidden, &part->moments);
 }
 
 torch::Tensor CpuGeneration::Extend(const PackedBatch& batch, const std::vector<int>& slots, KvCache& cache) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <initializer_list>
 #include <utility>
 #include <vector>
@@ -82,11 +83,18 @@ class FloatRows {
   char* At(int64_t row) const { return data_ + row * stride_ * (narrow_ ? 2 : 4); }
   void Widen(int64_t row, int64_t count, float* to) const {
     if (narrow_) return kernels::Widen(reinterpret_cast<const uint16_t*>(At(row)), count, to);
-    std::copy_n(reinterpret_cast<const float*>(At(row)), count, to);
+    Copy(reinterpret_cast<const float*>(At(row)), count, to);
   }
   void Narrow(const float* from, int64_t count, int64_t row) const {
     if (narrow_) return kernels::Narrow(from, count, reinterpret_cast<uint16_t*>(At(row)));
-    std::copy_n(from, count, reinterpret_cast<float*>(At(row)));
+    Copy(from, count, reinterpret_cast<float*>(At(row)));
+  }
+  // A head's row is so short that a call of memmove would cost more.
+  static void Copy(const float* from, int64_t count, float* to) {
+    constexpr int64_t kTogether = 8;
+    int64_t i = 0;
+    for (; i + kTogether <= count; i += kTogether) std::memcpy(to + i, from + i, kTogether * sizeof(float));
+    for (; i < count; ++i) to[i] = from[i];
   }
 
   char* data_ = nullptr;

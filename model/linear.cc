@@ -76,15 +76,16 @@ torch::Tensor MatmulFixedOrder(const torch::Tensor& a, const torch::Tensor& b, c
     kernels::PackPanels(right + begin * b.stride(1), b.stride(1), b.stride(0), width, inner,
                         packed.get() + begin * inner);
   });
-  const int64_t tiles = rows / (kTileRows * kPartsOfAThread * at::get_num_threads());
-  const int64_t rows_together = kTileRows * std::clamp<int64_t>(tiles, 1, kMostTiles);
-  const int64_t row_parts = (rows + rows_together - 1) / rows_together;
+  // Parts of equal tiles: a last one of two rows would take the time of five, and its thread wait for the other.
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t together = std::clamp<int64_t>(tiles / (kPartsOfAThread * at::get_num_threads()), 1, kMostTiles);
+  const int64_t row_parts = (tiles + together - 1) / together;
+  const auto first_row = [&](int64_t part) { return rows * std::min(tiles, part * together) / tiles; };
   if (row_parts >= panel_parts) {
     divide(row_parts, multiply_together, [&](int64_t part) {
-      const int64_t begin = part * rows_together;
+      const int64_t begin = first_row(part);
       kernels::Product(left + begin * a.stride(0), a.stride(0), a.stride(1), packed.get(), bias_data,
-                       std::min(rows - begin, rows_together), columns, inner, result + begin * columns, columns,
-                       out.defined());
+                       first_row(part + 1) - begin, columns, inner, result + begin * columns, columns, out.defined());
     });
   } else {
     divide(panel_parts, multiply_together, [&](int64_t part) {

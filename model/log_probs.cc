@@ -15,6 +15,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+constexpr int64_t kKeptLogits = 1 << 24;  // numbers: 64 MiB
+
 // How hidden rows become a distribution.
 struct Head {
   double temperature = 1, softcap = 0;
@@ -62,16 +64,20 @@ void Normalise(const torch::Tensor& logits_in, const torch::Tensor& targets, con
   });
 }
 
-// d log p[target] / d logits, row by row times grads: (onehot − softmax(logits / temperature)) / temperature.
+// d log p[target] / d logits, row by row times grads: (onehot − softmax(logits / temperature)) / temperature. In the
+// logits' place, unless a soft cap needs them afterwards.
 torch::Tensor TowardsLogits(const torch::Tensor& logits, const torch::Tensor& log_sums, const torch::Tensor& targets,
                             const torch::Tensor& grads, const Head& head) {
+  const bool in_place = head.softcap == 0;
   if (!HasKernels(logits)) {
-    const torch::Tensor d =
-        (head.temperature == 1 ? logits : logits / head.temperature).sub(log_sums.unsqueeze(1)).exp_().neg_();
+    torch::Tensor d = in_place ? logits : logits.clone();
+    if (head.temperature != 1) d.div_(head.temperature);
+    d.sub_(log_sums.unsqueeze(1)).exp_().neg_();
     d.scatter_add_(1, targets.unsqueeze(1), torch::ones({logits.size(0), 1}, d.options()));
     return d.mul_(grads.unsqueeze(1).div(head.temperature));
   }
-  const torch::Tensor d = torch::empty_like(logits), upstream = grads.contiguous(), wanted = targets.contiguous();
+  const torch::Tensor d = in_place ? logits : torch::empty_like(logits), upstream = grads.contiguous(),
+                      wanted = targets.contiguous();
   const auto inverse = static_cast<float>(1.0 / head.temperature);
   const int64_t width = logits.size(1);
   const float *row = logits.data_ptr<float>(), *sums = log_sums.data_ptr<float>(), *grad = upstream.data_ptr<float>();
@@ -84,23 +90,29 @@ torch::Tensor TowardsLogits(const torch::Tensor& logits, const torch::Tensor& lo
   return d;
 }
 
-// log softmax(hidden · headᵀ / temperature)[target], a chunk of rows at a time; backward computes each chunk's logits
-// again.
+// log softmax(hidden · headᵀ / temperature)[target], a chunk of rows at a time. Logits of the first chunks are kept for
+// backward, no more than it would have in hand for a chunk or than matters; of the others it computes them again.
 class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFunction> {
  public:
   static variable_list forward(AutogradContext* context, const torch::Tensor& hidden, const torch::Tensor& weight,
-                               const torch::Tensor& targets, const Head& head, bool with_entropy, int64_t chunk) {
+                               const torch::Tensor& targets, const Head& head, bool with_entropy, int64_t chunk,
+                               bool differentiable) {
     const int64_t rows = hidden.size(0);
     const auto options = hidden.options().dtype(torch::kFloat32);
     torch::Tensor log_probs = torch::empty({rows}, options), log_sums = torch::empty({rows}, options);
     torch::Tensor entropy = torch::empty({with_entropy ? rows : 0}, options);
     const torch::Tensor wanted = targets.contiguous();
+    std::vector<torch::Tensor> kept;
     for (int64_t begin = 0; begin < rows; begin += chunk) {
       const int64_t count = std::min(chunk, rows - begin);
       const auto part = [&](const torch::Tensor& all) { return all.narrow(0, begin, count); };
-      Normalise(ChunkLogits(part(hidden), weight, head), part(wanted), head, part(log_sums), part(log_probs),
+      const torch::Tensor logits = ChunkLogits(part(hidden), weight, head);
+      Normalise(logits, part(wanted), head, part(log_sums), part(log_probs),
                 with_entropy ? part(entropy) : torch::Tensor());
+      if (differentiable && (begin + count) * weight.size(0) <= std::max(2 * chunk * weight.size(0), kKeptLogits))
+        kept.push_back(logits);
     }
+    context->saved_data["logits"] = kept;
     context->save_for_backward({hidden, weight, targets, log_sums});
     context->saved_data["temperature"] = head.temperature;
     context->saved_data["softcap"] = head.softcap;
@@ -118,6 +130,12 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
     head.softcap = context->saved_data["softcap"].toDouble();
     head.fixed_order = context->saved_data["fixed_order"].toBool();
     const int64_t chunk = context->saved_data["chunk"].toInt();
+    // Given up here: what was kept and is used is freed, and a second backward computes it again.
+    std::vector<torch::Tensor> kept;
+    if (const auto found = context->saved_data.find("logits"); found != context->saved_data.end()) {
+      kept = found->second.toTensorVector();
+      context->saved_data.erase("logits");
+    }
     const bool to_weight = context->needs_input_grad(1);
     torch::Tensor grad_hidden = torch::empty_like(hidden);
     torch::Tensor grad_weight;
@@ -125,7 +143,8 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
     for (int64_t begin = 0; begin < hidden.size(0); begin += chunk) {
       const int64_t count = std::min(chunk, hidden.size(0) - begin);
       const torch::Tensor part = hidden.narrow(0, begin, count);
-      const torch::Tensor logits = ChunkLogits(part, weight, head);
+      const auto nth = static_cast<size_t>(begin / chunk);
+      const torch::Tensor logits = nth < kept.size() ? std::move(kept[nth]) : ChunkLogits(part, weight, head);
       const torch::Tensor d = TowardsLogits(logits, log_sums.narrow(0, begin, count), targets.narrow(0, begin, count),
                                             grads[0].narrow(0, begin, count), head);
       if (head.softcap > 0) d.mul_(1 - (logits / head.softcap).square());
@@ -142,7 +161,8 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
     }
     return {grad_hidden,     to_weight ? grad_weight.to(weight.scalar_type()) : torch::Tensor(),
             torch::Tensor(), torch::Tensor(),
-            torch::Tensor(), torch::Tensor()};
+            torch::Tensor(), torch::Tensor(),
+            torch::Tensor()};
   }
 };
 
@@ -155,8 +175,10 @@ LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_r
   head.temperature = temperature;
   head.softcap = model.config().logit_softcap;
   head.fixed_order = model.deterministic() || (HasKernels(hidden_rows) && HasFastProducts());
-  const variable_list out =
-      ChunkedLogProbFunction::apply(hidden_rows, model.head_weight(), targets, head, with_entropy, chunk_rows);
+  const bool differentiable =
+      torch::GradMode::is_enabled() && (hidden_rows.requires_grad() || model.head_weight().requires_grad());
+  const variable_list out = ChunkedLogProbFunction::apply(hidden_rows, model.head_weight(), targets, head, with_entropy,
+                                                          chunk_rows, differentiable);
   LogProbs result;
   result.log_probs = out[0];
   if (with_entropy) result.entropy = out[1];

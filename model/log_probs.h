@@ -11,8 +11,8 @@ struct LogProbs {
   torch::Tensor entropy;    // float32 [N], nats, detached; undefined unless asked for
 };
 
-// hidden_rows [N, hidden] predict targets int64 [N]. Chunked over rows in one autograd function that recomputes the
-// logits in backward.
+// hidden_rows [N, hidden] predict targets int64 [N]. Chunked over rows in one autograd function that keeps the logits
+// of two chunks, or of 64 MiB, and computes the others again in backward.
 LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_rows, const torch::Tensor& targets,
                          double temperature = 1.0, bool with_entropy = false, int64_t chunk_rows = 1024);
 

@@ -44,6 +44,13 @@ PackedBatch PackedBatch::FromSequences(const std::vector<std::vector<int32_t>>& 
   return batch;
 }
 
+torch::Tensor PackedBatch::LastRows() const {
+  std::vector<int64_t> last;
+  int64_t end = 0;
+  for (const int64_t length : lengths) last.push_back((end += length) - 1);
+  return ToDevice(last, token_ids.device());
+}
+
 Transformer::Transformer(const artifact::ModelConfig& config, HeadKind head, torch::Dtype dtype, torch::Device device)
     : config_(config),
       head_(head),
@@ -287,10 +294,15 @@ torch::Tensor Transformer::Qkv(const Layer& layer, const torch::Tensor& x, const
   return rotary == nullptr ? qkv : ApplyRotary(qkv, heads + kv_heads, *rotary);
 }
 
-torch::Tensor Transformer::RunLayer(const Layer& layer, size_t l, const torch::Tensor& x, const RotaryRows* rotary,
-                                    const Attend& attend) const {
-  const torch::Tensor qkv = Qkv(layer, Norm(x, layer.norm1_weight, layer.norm1_bias), rotary);
-  torch::Tensor attended = Project(attend(l, qkv), layer.attention_out);
+torch::Tensor Transformer::RunLayer(const Layer& layer, size_t l, const torch::Tensor& all, const RotaryRows* rotary,
+                                    const Attend& attend, const torch::Tensor& rows) const {
+  const torch::Tensor qkv = Qkv(layer, Norm(all, layer.norm1_weight, layer.norm1_bias), rotary);
+  // Every row is a key and a value of others; from here on they are on their own.
+  const auto wanted = [&](const torch::Tensor& of_all) {
+    return rows.defined() ? of_all.index_select(0, rows) : of_all;
+  };
+  const torch::Tensor x = wanted(all);
+  torch::Tensor attended = Project(wanted(attend(l, qkv)), layer.attention_out);
   if (layer.post_attention_norm.defined()) attended = Norm(attended, layer.post_attention_norm, {});
   const torch::Tensor residual = config_.parallel_residual ? x : x + attended;
   torch::Tensor mlp = Project(Activate(Project(Norm(residual, layer.norm2_weight, layer.norm2_bias), layer.mlp_in),
@@ -301,7 +313,7 @@ torch::Tensor Transformer::RunLayer(const Layer& layer, size_t l, const torch::T
 }
 
 torch::Tensor Transformer::RunCheckpointed(size_t l, const torch::Tensor& x, const RotaryRows* rotary,
-                                           const Attend& attend) const {
+                                           const Attend& attend, const torch::Tensor& rows) const {
   Layer layer = layers_[l];
   std::vector<torch::Tensor> trained;
   std::vector<bool> trains;
@@ -309,11 +321,12 @@ torch::Tensor Transformer::RunCheckpointed(size_t l, const torch::Tensor& x, con
     trains.push_back(tensor.requires_grad());
     if (trains.back()) trained.push_back(tensor);
   });
-  if (trained.empty() && !x.requires_grad()) return RunLayer(layer, l, x, rotary, attend);
+  if (trained.empty() && !x.requires_grad()) return RunLayer(layer, l, x, rotary, attend, rows);
   const bool turns = rotary != nullptr;
-  const Segment segment = [this, l, attend, turns, rows = turns ? *rotary : RotaryRows(), layer = std::move(layer),
-                           trains = std::move(trains), adapters = adapters_active_, deterministic = deterministic_](
-                              const torch::Tensor& input, const std::vector<torch::Tensor>& parameters) {
+  const Segment segment = [this, l, attend, rows, turns, turn = turns ? *rotary : RotaryRows(),
+                           layer = std::move(layer), trains = std::move(trains), adapters = adapters_active_,
+                           deterministic = deterministic_](const torch::Tensor& input,
+                                                           const std::vector<torch::Tensor>& parameters) {
     TORCH_CHECK(adapters == adapters_active_ && deterministic == deterministic_,
                 "a forward pass with gradient checkpointing is computed again in backward: adapters and deterministic ",
                 "numerics must be as they were");
@@ -322,7 +335,7 @@ torch::Tensor Transformer::RunCheckpointed(size_t l, const torch::Tensor& x, con
     own.ForEachTensor([&](torch::Tensor& tensor) {
       if (trains[i++]) tensor = parameters[next++];
     });
-    return RunLayer(own, l, input, turns ? &rows : nullptr, attend);
+    return RunLayer(own, l, input, turns ? &turn : nullptr, attend, rows);
   };
   if (layer_weights_ == nullptr) return Checkpoint(segment, x, trained);
   return Checkpoint(segment, x, trained, [weights = layer_weights_, l] {
@@ -331,15 +344,16 @@ torch::Tensor Transformer::RunCheckpointed(size_t l, const torch::Tensor& x, con
   });
 }
 
-torch::Tensor Transformer::Run(torch::Tensor x, const RotaryRows* rotary, const RotaryRows* local,
-                               const Attend& attend) const {
+torch::Tensor Transformer::Run(torch::Tensor x, const RotaryRows* rotary, const RotaryRows* local, const Attend& attend,
+                               const torch::Tensor& rows) const {
   const bool checkpointed = gradient_checkpointing_ && torch::GradMode::is_enabled();
   TORCH_CHECK(layer_weights_ == nullptr || checkpointed || !torch::GradMode::is_enabled(),
               "weights that are brought layer by layer need gradient checkpointing");
   for (size_t l = 0; l < layers_.size(); ++l) {
     const RotaryRows* turn = local != nullptr && config_.windowed[l] ? local : rotary;
     if (layer_weights_ != nullptr) layer_weights_->Bring(l, /*backward=*/false);
-    x = checkpointed ? RunCheckpointed(l, x, turn, attend) : RunLayer(layers_[l], l, x, turn, attend);
+    const torch::Tensor wanted = l + 1 == layers_.size() ? rows : torch::Tensor();
+    x = checkpointed ? RunCheckpointed(l, x, turn, attend, wanted) : RunLayer(layers_[l], l, x, turn, attend, wanted);
     if (layer_weights_ != nullptr) layer_weights_->Release(l);
   }
   return x;
@@ -356,16 +370,18 @@ kernels::AttentionShape AttentionShapeOf(const artifact::ModelConfig& config, in
   return shape;
 }
 
-torch::Tensor Transformer::Hidden(const PackedBatch& batch) const {
+torch::Tensor Transformer::Hidden(const PackedBatch& batch, const torch::Tensor& rows) const {
   const auto layout = std::make_shared<const PackedLayout>(PackedLayout::Of(batch.lengths, device_));
   CheckPositions(layout->longest);
   RotaryRows rotary, local;
   if (rotary_) rotary = rotary_->ForSequences(batch.position_ids, batch.lengths);
   if (local_rotary_) local = local_rotary_->ForSequences(batch.position_ids, batch.lengths);
-  const torch::Tensor x = Run(Embed(batch.token_ids, batch.position_ids), rotary_ ? &rotary : nullptr,
-                              local_rotary_ ? &local : nullptr, [this, layout](size_t l, const torch::Tensor& qkv) {
-                                return AttendPacked(AttentionShapeOf(config_, Window(l)), qkv, *layout, deterministic_);
-                              });
+  const torch::Tensor x = Run(
+      Embed(batch.token_ids, batch.position_ids), rotary_ ? &rotary : nullptr, local_rotary_ ? &local : nullptr,
+      [this, layout](size_t l, const torch::Tensor& qkv) {
+        return AttendPacked(AttentionShapeOf(config_, Window(l)), qkv, *layout, deterministic_);
+      },
+      rows);
   return Norm(x, final_norm_weight_, final_norm_bias_);
 }
 

@@ -26,6 +26,7 @@ struct PackedBatch {
   std::vector<int64_t> lengths;  // per sequence; sums to T
   static PackedBatch FromSequences(const std::vector<std::vector<int32_t>>& sequences,
                                    torch::Device device = torch::kCPU);
+  torch::Tensor LastRows() const;  // int64 [sequences], into T, on the tokens' device
 };
 
 class CpuGeneration;       // cpu_generation.h
@@ -117,8 +118,9 @@ class Transformer {
   void InitRandom(uint64_t seed);
 
   // Training and scoring: final-norm hidden states [T, hidden], causal within each sequence. With autograd when
-  // enabled.
-  torch::Tensor Hidden(const PackedBatch& batch) const;
+  // enabled. With `rows` (int64 [N], into T) of those alone [N, hidden]: what the last layer does after attention is
+  // not computed of the others.
+  torch::Tensor Hidden(const PackedBatch& batch, const torch::Tensor& rows = {}) const;
   // logits [N, vocab] for chosen rows of Hidden, soft-capped where the family does (float32 result when the model is
   // bf16).
   torch::Tensor Logits(const torch::Tensor& hidden_rows) const;
@@ -146,10 +148,13 @@ class Transformer {
   torch::Tensor Project(const torch::Tensor& x, const std::vector<Linear>& parts) const;
   torch::Tensor Product(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) const;
   torch::Tensor Qkv(const Layer& layer, const torch::Tensor& x, const RotaryRows* rotary) const;
-  torch::Tensor Run(torch::Tensor x, const RotaryRows* rotary, const RotaryRows* local, const Attend& attend) const;
-  torch::Tensor RunLayer(const Layer& layer, size_t l, const torch::Tensor& x, const RotaryRows* rotary,
-                         const Attend& attend) const;
-  torch::Tensor RunCheckpointed(size_t l, const torch::Tensor& x, const RotaryRows* rotary, const Attend& attend) const;
+  // `rows`: those that the last layer gives; undefined: all.
+  torch::Tensor Run(torch::Tensor x, const RotaryRows* rotary, const RotaryRows* local, const Attend& attend,
+                    const torch::Tensor& rows) const;
+  torch::Tensor RunLayer(const Layer& layer, size_t l, const torch::Tensor& all, const RotaryRows* rotary,
+                         const Attend& attend, const torch::Tensor& rows) const;
+  torch::Tensor RunCheckpointed(size_t l, const torch::Tensor& x, const RotaryRows* rotary, const Attend& attend,
+                                const torch::Tensor& rows) const;
   torch::Tensor HeadProduct(const torch::Tensor& hidden_rows) const;
   CpuGeneration* Generation() const;  // null: the plain operations generate
   // Extend's pass over sequences of one token each on a CUDA device, without a look at the cache's lengths (places: see

@@ -26,7 +26,6 @@ class ExtendPass {
                   " tokens and ", batch.lengths[i], " more, of ", cache.room(slots[i]));
       begins_.push_back(row);
       row += batch.lengths[i];
-      last_rows_.push_back(row - 1);
       end_ = std::max(end_, length);
       if (batch.lengths[i] == 1) {
         decode_slots_.push_back(slots[i]);
@@ -51,7 +50,6 @@ class ExtendPass {
   }
 
   int64_t end() const { return end_; }  // beyond the highest position
-  const std::vector<int64_t>& last_rows() const { return last_rows_; }
 
   torch::Tensor Attend(size_t l, const torch::Tensor& qkv) {
     Append(static_cast<int>(l), qkv);
@@ -120,7 +118,7 @@ class ExtendPass {
   const PackedBatch& batch_;
   const std::vector<int>& slots_;
   KvCache& cache_;
-  std::vector<int64_t> begins_, last_rows_, decode_rows_, decode_lengths_, decode_begins_, decode_rooms_;
+  std::vector<int64_t> begins_, decode_rows_, decode_lengths_, decode_begins_, decode_rooms_;
   std::vector<int> decode_slots_;
   std::vector<size_t> prefills_;
   torch::Tensor decode_index_;
@@ -145,13 +143,12 @@ torch::Tensor Transformer::Extend(const PackedBatch& batch, const std::vector<in
   RotaryRows rotary, local;
   if (rotary_) rotary = rotary_->ForCache(batch.position_ids, pass.end());
   if (local_rotary_) local = local_rotary_->ForCache(batch.position_ids, pass.end());
-  const torch::Tensor x =
-      Run(Embed(batch.token_ids, batch.position_ids), rotary_ ? &rotary : nullptr, local_rotary_ ? &local : nullptr,
-          [&](size_t l, const torch::Tensor& qkv) { return pass.Attend(l, qkv.contiguous()); });
+  const torch::Tensor x = Run(
+      Embed(batch.token_ids, batch.position_ids), rotary_ ? &rotary : nullptr, local_rotary_ ? &local : nullptr,
+      [&](size_t l, const torch::Tensor& qkv) { return pass.Attend(l, qkv.contiguous()); },
+      batch.token_ids.size(0) > static_cast<int64_t>(slots.size()) ? batch.LastRows() : torch::Tensor());
   for (size_t i = 0; i < slots.size(); ++i) cache.SetLength(slots[i], cache.length(slots[i]) + batch.lengths[i]);
-  const bool all_last = x.size(0) == static_cast<int64_t>(slots.size());
-  const torch::Tensor last = all_last ? x : x.index_select(0, ToDevice(pass.last_rows(), device_));
-  return Norm(last, final_norm_weight_, final_norm_bias_);
+  return Norm(x, final_norm_weight_, final_norm_bias_);
 }
 
 torch::Tensor Transformer::Decode(const torch::Tensor& token_ids, const torch::Tensor& position_ids,
@@ -168,7 +165,8 @@ torch::Tensor Transformer::Decode(const torch::Tensor& token_ids, const torch::T
         DecodeOnDevice(AttentionShapeOf(config_, Window(l)), qkv, places, cache.keys(layer), cache.values(layer),
                        attended);
         return attended;
-      });
+      },
+      {});
   return Norm(x, final_norm_weight_, final_norm_bias_);
 }
 

@@ -107,11 +107,7 @@ class RewardModelScore : public Component {
       const std::vector<std::vector<int32_t>> part(sequences.begin() + static_cast<int64_t>(begin),
                                                    sequences.begin() + static_cast<int64_t>(end));
       const model::PackedBatch batch = model::PackedBatch::FromSequences(part, scorer_->options_.device);
-      std::vector<int64_t> last(part.size());
-      int64_t total = 0;
-      for (size_t i = 0; i < part.size(); ++i) last[i] = (total += static_cast<int64_t>(part[i].size())) - 1;
-      const torch::Tensor hidden = loaded->model->Hidden(batch);
-      const torch::Tensor rows = hidden.index_select(0, torch::tensor(last, torch::kInt64).to(hidden.device()));
+      const torch::Tensor rows = loaded->model->Hidden(batch, batch.LastRows());
       const torch::Tensor raw = loaded->model->Scalar(rows).to(torch::kCPU, torch::kFloat64).contiguous();
       const auto width = static_cast<int64_t>(std::max<size_t>(1, heads.size()));
       for (int64_t i = 0; i < raw.numel(); i += width) {
@@ -310,7 +306,7 @@ absl::Status Scorer::AddReference(const v1::ScoreRequest& request, std::vector<v
                                            begins.begin() + static_cast<int64_t>(last));
     const model::PackedBatch batch = model::PackedBatch::FromSequences(part, options_.device);
     const model::ResponseIndex index = model::IndexResponses(batch, part_begins);
-    const torch::Tensor rows = loaded->model->Hidden(batch).index_select(0, index.rows);
+    const torch::Tensor rows = loaded->model->Hidden(batch, index.rows);
     const torch::Tensor log_probs =
         model::ChunkedLogProbs(*loaded->model, rows, index.targets, temperature).log_probs.to(torch::kCPU).contiguous();
     const float* value = log_probs.data_ptr<float>();

@@ -151,15 +151,22 @@ RLHF_INLINE Vec Apply(Vec g) {
   if (kind == Unary::kGelu) return 0.5F * g * (1.0F + Erf(g * kInvSqrt2));
   return 0.5F * g * (1.0F + Tanh(kSqrt2OverPi * (g + kGeluCubic * g * g * g)));
 }
+// f(g), and its derivative.
 template <Unary kind>
-RLHF_INLINE Vec Derivative(Vec g) {
+RLHF_INLINE Vec ApplyBoth(Vec g, Vec* derivative) {
   if (kind == Unary::kSilu) {
     const Vec sigmoid = 1.0F / (1.0F + Exp(-g));
-    return sigmoid * (1.0F + g * (1.0F - sigmoid));
+    *derivative = sigmoid * (1.0F + g * (1.0F - sigmoid));
+    return g * sigmoid;
   }
-  if (kind == Unary::kGelu) return 0.5F * (1.0F + Erf(g * kInvSqrt2)) + g * Exp(-0.5F * g * g) * kInvSqrt2Pi;
-  const Vec t = Tanh(kSqrt2OverPi * (g + kGeluCubic * g * g * g));
-  return 0.5F * (1.0F + t) + 0.5F * g * (1.0F - t * t) * kSqrt2OverPi * (1.0F + 3.0F * kGeluCubic * g * g);
+  if (kind == Unary::kGelu) {
+    const Vec below = 0.5F * (1.0F + Erf(g * kInvSqrt2));
+    *derivative = below + g * Exp(-0.5F * g * g) * kInvSqrt2Pi;
+    return g * below;
+  }
+  const Vec t = Tanh(kSqrt2OverPi * (g + kGeluCubic * g * g * g)), half = 0.5F * (1.0F + t);
+  *derivative = half + 0.5F * g * (1.0F - t * t) * kSqrt2OverPi * (1.0F + 3.0F * kGeluCubic * g * g);
+  return g * half;
 }
 
 template <Unary kind>
@@ -190,13 +197,15 @@ void ActivateBackwardAs(const float* dy, const float* gate, const float* up, int
       const int64_t n = width - i < kLanes ? width - i : kLanes;
       const Vec grad = n == kLanes ? Load(d + i) : LoadPart(d + i, n);
       const Vec in = n == kLanes ? Load(g + i) : LoadPart(g + i, n);
-      Vec to_gate = grad * Derivative<kind>(in);
+      Vec derivative;
+      const Vec value = ApplyBoth<kind>(in, &derivative);
+      Vec to_gate = grad * derivative;
       if (up != nullptr) {
         const float* u = up + t * stride + i;
         to_gate *= n == kLanes ? Load(u) : LoadPart(u, n);
-        StorePart(dup + t * stride + i, grad * Apply<kind>(in), n);
+        StoreSome(dup + t * stride + i, grad * value, n);
       }
-      StorePart(dgate + t * stride + i, to_gate, n);
+      StoreSome(dgate + t * stride + i, to_gate, n);
     }
   }
 }

@@ -91,7 +91,10 @@ void ProductTile(const float* a, int64_t stride, const float* panel, int64_t cou
 template <int Rows>
 void CopyAcross(const float* a, int64_t row_stride, int64_t inner_stride, int64_t count, float* to) {
   if (row_stride == 1) {
-    for (int64_t k = 0; k < count; ++k) __builtin_memcpy(to + k * Rows, a + k * inner_stride, Rows * sizeof(float));
+    for (int64_t k = 0; k < count; ++k) {
+      __builtin_prefetch(a + (k + 24) * inner_stride);  // too far apart for the processor to foresee
+      __builtin_memcpy(to + k * Rows, a + k * inner_stride, Rows * sizeof(float));
+    }
     return;
   }
   for (int64_t k = 0; k < count; ++k) {

@@ -51,6 +51,10 @@ RLHF_INLINE Vec LoadPart(const uint16_t* p, int64_t n) {
 RLHF_INLINE void StorePart(float* p, Vec v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 }
+RLHF_INLINE void StoreSome(float* p, Vec v, int64_t n) {
+  if (n >= kLanes) return Store(p, v);
+  StorePart(p, v, n);
+}
 
 // The fixed tree: lanes l and l+8, then l+4, l+2, l+1.
 RLHF_INLINE float Sum(Vec v) {

@@ -23,8 +23,7 @@ std::vector<int32_t> Slice(const std::vector<int32_t>& ids, size_t begin, size_t
 torch::Tensor LogProbsOf(const Transformer& model, const std::vector<std::vector<int32_t>>& sequences) {
   const PackedBatch batch = PackedBatch::FromSequences(sequences);
   const ResponseIndex index = IndexResponses(batch, std::vector<int64_t>(sequences.size(), 1));
-  return ChunkedLogProbs(model, model.Hidden(batch).index_select(0, index.rows), index.targets, 1.0, false, 7)
-      .log_probs;
+  return ChunkedLogProbs(model, model.Hidden(batch, index.rows), index.targets, 1.0, false, 7).log_probs;
 }
 
 void ExpectClose(const torch::Tensor& found, const std::vector<double>& expected, const std::string& what,
@@ -96,6 +95,13 @@ TEST_P(FamiliesTest, LogitsAgree) {
 
 // transformers computes positions beyond the trained length by the same formula; only dynamic and longrope have another
 // one there, and LogitsAgree goes beyond for them.
+// What the last layer leaves out for rows that nobody asked for changes nothing of the others.
+TEST_P(FamiliesTest, RowsAskedForAreThoseOfTheWhole) {
+  const PackedBatch batch = PackedBatch::FromSequences({Slice(ids_, 3, 9), short_, Slice(ids_, 0, 5)});
+  for (const auto& rows : {torch::tensor({2, 5, 6}, torch::kInt64), batch.LastRows(), torch::empty({0}, torch::kInt64)})
+    EXPECT_TRUE(torch::equal(model_->Hidden(batch, rows), model_->Hidden(batch).index_select(0, rows))) << rows;
+}
+
 TEST_P(FamiliesTest, PositionsBeyondTheTrainedLengthAgree) {
   using Kind = artifact::Rope::Kind;
   const torch::NoGradGuard no_grad;
