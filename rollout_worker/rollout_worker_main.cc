@@ -79,7 +79,9 @@ int Run(const Flags& flags) {
         options.server_name = rlhf::FleetServerName("");
         return rlhf::client::MakeChannel(options);
       },
-      {.relay = relay_server == nullptr ? nullptr : &relay, .shm_dir = rlhf::SharedMemoryDirOf(flags.shm_dir)});
+      {.relay = relay_server == nullptr ? nullptr : &relay,
+       .shm_dir = rlhf::SharedMemoryDirOf(flags.shm_dir),
+       .device = *rlhf::model::ParseDevice(flags.device)});
   rlhf::rollout::PolicyLoaderOptions loader_options;
   loader_options.engine.slots = flags.slots;
   loader_options.engine.max_tokens = flags.max_tokens;

@@ -294,6 +294,13 @@ absl::StatusOr<FetchedWeights> WeightSubscriber::Fetch(const v1::PolicySource& s
     return absl::NotFoundError(absl::StrCat(where, ": asked for version ", source.version().step(), ", was offered ",
                                             out.manifest.version().step()));
   }
+  const bool relays = options_.relay != nullptr && source.relay();  // from the host's memory
+  if (options_.device.is_cuda() && out.manifest.has_device() && out.manifest.device().host() == HostIdentity() &&
+      !relays) {
+    const absl::Status taken = TakeOnDevice(&out);
+    if (taken.ok()) return out;
+    spdlog::debug("version {} goes over the host's memory: {}", source.version().step(), taken.ToString());
+  }
   out.delta = !held.empty() && out.manifest.has_delta() && out.manifest.delta().base() == held;
   if (out.delta) {
     const absl::Status received = Receive(source, learner, &out);
@@ -304,6 +311,20 @@ absl::StatusOr<FetchedWeights> WeightSubscriber::Fetch(const v1::PolicySource& s
   }
   RLHF_RETURN_IF_ERROR(Receive(source, learner, &out));
   return out;
+}
+
+absl::Status WeightSubscriber::TakeOnDevice(FetchedWeights* out) {
+  return model::Guard("weights in GPU memory", [&]() -> absl::Status {
+    const v1::DeviceWeights& shared = out->manifest.device();
+    absl::MutexLock lock(&device_mu_);
+    RLHF_ASSIGN_OR_RETURN(const torch::Tensor bytes, device_share_.Take({shared.handle(), shared.generation()},
+                                                                        out->manifest.total_size(), options_.device));
+    out->bytes = {bytes.const_data_ptr<uint8_t>(), static_cast<size_t>(bytes.numel())};
+    out->owner = std::make_shared<const torch::Tensor>(bytes);
+    out->device = options_.device;
+    out->mapped = true;
+    return absl::OkStatus();
+  });
 }
 
 absl::Status WeightSubscriber::Map(FetchedWeights* out) const {
@@ -434,9 +455,10 @@ absl::Status ApplyWeights(const FetchedWeights& weights, model::Transformer& mod
       // Copied from only; LibTorch has no view of what may not be written.
       auto* const bytes =
           const_cast<uint8_t*>(target.part.bytes.data());  // NOLINT(cppcoreguidelines-pro-type-const-cast)
-      model.SetParameter(target.entry->name(),
-                         torch::from_blob(bytes, target.parameter.sizes(),
-                                          torch::TensorOptions().dtype(target.parameter.scalar_type())));
+      model.SetParameter(
+          target.entry->name(),
+          torch::from_blob(bytes, target.parameter.sizes(),
+                           torch::TensorOptions().dtype(target.parameter.scalar_type()).device(weights.device)));
     }
     return absl::OkStatus();
   });

@@ -17,6 +17,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "model/device_share.h"
 #include "model/transformer.h"
 #include "rlhf/v1/data.pb.h"
 #include "rlhf/v1/fleet_service.pb.h"
@@ -27,12 +28,13 @@ namespace rlhf::rollout {
 
 struct FetchedWeights {
   v1::WeightsManifest manifest;
-  bool delta = false;                 // what `bytes` are: the manifest's delta, else the whole version
-  absl::Span<const uint8_t> bytes;    // as received and verified
-  std::shared_ptr<const void> owner;  // of the bytes; others may read them too
-  uint64_t from_workers = 0;          // bytes that came from other rollout workers
-  bool mapped = false;                // the bytes are the learner's own, in this host's memory
-  bool not_mapped = false;            // they should have been, and were received instead
+  bool delta = false;                  // what `bytes` are: the manifest's delta, else the whole version
+  absl::Span<const uint8_t> bytes;     // as received and verified
+  std::shared_ptr<const void> owner;   // of the bytes; others may read them too
+  uint64_t from_workers = 0;           // bytes that came from other rollout workers
+  torch::Device device = torch::kCPU;  // where they lie
+  bool mapped = false;                 // taken from the learner's own, in this host's or its GPU's memory
+  bool not_mapped = false;             // they should have been, and were received instead
 };
 
 struct WeightSubscriberOptions {
@@ -41,7 +43,8 @@ struct WeightSubscriberOptions {
   WeightRelay* relay = nullptr;
   absl::Duration stall = absl::Seconds(5);     // a worker that sends nothing for so long is left for the next source
   absl::Duration patience = absl::Seconds(2);  // with workers that have nothing of the version yet, all together
-  std::string shm_dir;  // where a learner of this host and user shares whole versions; empty: nowhere
+  std::string shm_dir;                 // where a learner of this host and user shares whole versions; empty: nowhere
+  torch::Device device = torch::kCPU;  // of the model that the weights are for
 };
 
 class WeightSubscriber {
@@ -53,7 +56,8 @@ class WeightSubscriber {
   // The manifest comes from the learner, the last address; the bytes from the first address that has them. A source
   // that breaks, stalls or sends what the manifest does not say is left for the next one, which goes on where it
   // stopped; the learner is asked more than once. A whole version that the learner shares in this host's memory is
-  // mapped from there instead, and received when that fails. Every tensor's XXH3-128 is verified as it arrives. A delta
+  // mapped from there instead, and received when that fails; one that it shares in GPU memory is copied within it,
+  // unless others want it relayed. Every tensor's XXH3-128 is verified as it arrives in the host's memory. A delta
   // from the version with the digest `held` is taken when there is one; empty: none. NotFound: superseded, ask for
   // newer work. While versions are received whole, the memory of one is kept for the next.
   absl::StatusOr<FetchedWeights> Fetch(const v1::PolicySource& source, const std::string& held = "");
@@ -61,12 +65,16 @@ class WeightSubscriber {
  private:
   absl::Status Receive(const v1::PolicySource& source, const std::shared_ptr<grpc::Channel>& learner,
                        FetchedWeights* out);
+  // The whole version within GPU memory, as the manifest says.
+  absl::Status TakeOnDevice(FetchedWeights* out);
   // The whole version from this host's memory, as the manifest says.
   absl::Status Map(FetchedWeights* out) const;
   // Memory for a stream of so many bytes.
   std::shared_ptr<uint8_t[]> Memory(uint64_t size, bool delta);
   ChannelFactory channels_;
   const WeightSubscriberOptions options_;
+  absl::Mutex device_mu_;
+  model::DeviceShareReader device_share_ ABSL_GUARDED_BY(device_mu_);
 
   // Of the last whole version, for the next one if nobody reads it any more: new memory costs as much as the transfer.
   absl::Mutex mu_;

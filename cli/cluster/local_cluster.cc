@@ -237,6 +237,7 @@ absl::Status LocalCluster::Start() {
   for (int i = 0; i < options_.learners; ++i) {
     std::vector<std::string> extra = Evidence();
     if (!options_.shm_dir.empty()) extra.insert(extra.end(), {"--shm-dir", options_.shm_dir});
+    if (options_.device != "cpu") extra.push_back("--share-gpu-weights");
     if (options_.tensorboard)
       extra.insert(extra.end(), {"--tensorboard-dir", (fs::path(options_.dir) / "tensorboard").string()});
     RLHF_RETURN_IF_ERROR(StartRole("rlhf-learner", "learner", absl::StrCat("learner-", i), std::move(extra)));

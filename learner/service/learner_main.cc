@@ -42,7 +42,7 @@ struct Flags {
                                      http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, evidence_dir,
                                      tensorboard_dir, shm_dir;
   std::string device = "cpu", log_level = "info", trace_dir;
-  bool log_json = false;
+  bool log_json = false, share_gpu_weights = false;
   int threads = 1, collective_timeout_seconds = 20, abort_seconds = 0, grace_seconds = 25;
   rlhf::TlsFiles tls;
 };
@@ -142,7 +142,7 @@ int Run(const Flags& flags) {
   const std::string shm_dir = rlhf::SharedMemoryDirOf(flags.shm_dir);
   if (const int removed = rlhf::RemoveStaleSharedMemory(shm_dir); removed > 0)
     spdlog::info("removed {} files of shared weights from {}: their learners are gone", removed, shm_dir);
-  rlhf::learner::WeightPublisher publisher(shm_dir);
+  rlhf::learner::WeightPublisher publisher(shm_dir, flags.share_gpu_weights);
   rlhf::RpcServerOptions server_options;
   server_options.address = flags.address;
   server_options.tls = flags.tls;
@@ -281,6 +281,9 @@ int main(int argc, char** argv) {
       "--shm-dir", flags.shm_dir,
       "Folder in memory where weights are shared with rollout workers of this host and user, in at most half "
       "of what is free there; not given: /dev/shm where it is; none: only over the network");
+  app.add_flag("--share-gpu-weights", flags.share_gpu_weights,
+               "With --device cuda: share the newest weights with rollout workers of this host within GPU memory (CUDA "
+               "IPC), in a copy beside the model");
   app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
   app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
   app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");

@@ -144,6 +144,21 @@ absl::Span<uint8_t> WeightPublisher::Allocate(uint64_t size, WeightSnapshot* sna
   return absl::MakeSpan(own.get(), size);
 }
 
+void WeightPublisher::ShareOnDevice(const model::Transformer& model, WeightSnapshot* snapshot) {
+  if (!on_device_ || !model.device().is_cuda()) return;
+  std::vector<torch::Tensor> tensors;
+  for (const auto& [name, parameter] : model.trained_parameters()) tensors.push_back(parameter.detach());
+  const absl::StatusOr<model::DeviceShareName> name = device_share_.Put(tensors);
+  if (!name.ok()) {
+    spdlog::warn("weights are not shared with this host's GPUs: {}", name.status().ToString());
+    return;
+  }
+  v1::DeviceWeights& device = *snapshot->manifest.mutable_device();
+  device.set_host(HostIdentity());
+  device.set_handle(name->handle);
+  device.set_generation(name->generation);
+}
+
 absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyVersion& version,
                                     const model::Transformer& model) {
   if (const auto newest = Newest(job_id); newest != nullptr && !version.digest().empty() &&
@@ -172,6 +187,7 @@ absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyV
       entry.set_xxh3(artifact::Xxh3Hex(bytes.data() + offset, parameter.nbytes()));
       offset += parameter.nbytes();
     }
+    ShareOnDevice(model, snapshot.get());
     return absl::OkStatus();
   }));
   if (const auto base = Newest(job_id); base != nullptr) AddDelta(*base, snapshot.get());

@@ -3,7 +3,8 @@
 // Thread-safe. A snapshot is staged before its step is committed and dropped when the commit is refused; nobody learns
 // of it in between, because workers ask only for versions that the coordinator names. The newest kKeep snapshots are
 // held, of whatever job. With a folder for shared memory the bytes are in files there, as far as there is room, so that
-// workers of the same host need not receive them; a file is removed with its snapshot.
+// workers of the same host need not receive them; a file is removed with its snapshot. The newest one may be shared in
+// GPU memory too.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "client/cpp/weights_stream.h"
+#include "model/device_share.h"
 #include "model/transformer.h"
 #include "rlhf/v1/weights_service.grpc.pb.h"
 
@@ -32,8 +34,10 @@ struct WeightSnapshot {
 
 class WeightPublisher : public client::WeightsServer {
  public:
-  // shm_dir: where whole versions are shared with processes of this host and user; empty: nowhere.
-  explicit WeightPublisher(std::string shm_dir = "") : shm_dir_(std::move(shm_dir)) {}
+  // shm_dir: where whole versions are shared with processes of this host and user; empty: nowhere. on_device: weights
+  // of a GPU are shared in its memory as well, in a copy beside the model.
+  explicit WeightPublisher(std::string shm_dir = "", bool on_device = false)
+      : shm_dir_(std::move(shm_dir)), on_device_(on_device) {}
 
   // Copies the trained parameters, which are the adapters in a LoRA job (one copy on the host), computes every tensor's
   // digest, and what changed since the version staged before when that is at most half of the bytes.
@@ -51,10 +55,14 @@ class WeightPublisher : public client::WeightsServer {
   static constexpr size_t kKeep = 3;
   // The snapshot's bytes, not filled yet: shared, and in its manifest, or this process's own.
   absl::Span<uint8_t> Allocate(uint64_t size, WeightSnapshot* snapshot) const;
+  // Into its manifest, where that can be.
+  void ShareOnDevice(const model::Transformer& model, WeightSnapshot* snapshot);
   std::shared_ptr<const WeightSnapshot> Find(const std::string& job_id, const v1::PolicyVersion& version) const;
   std::shared_ptr<const WeightSnapshot> Newest(const std::string& job_id) const;
 
   const std::string shm_dir_;
+  const bool on_device_;
+  model::DeviceShare device_share_;  // of the thread that stages
   mutable absl::Mutex mu_;
   std::deque<std::shared_ptr<const WeightSnapshot>> snapshots_ ABSL_GUARDED_BY(mu_);
 };

@@ -1,0 +1,67 @@
+// Weights that processes of one host hand on within GPU memory (CUDA IPC): no way over the host's memory in between.
+//
+// The giver keeps one copy beside its model and writes the next one over it, so what a taker finds may be newer than
+// what it asked for: a generation before and after the copy tells, and the taker then takes another way. Without CUDA
+// every call is FailedPrecondition.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/libtorch.h"
+
+namespace rlhf::model {
+
+// What a taker needs to know.
+struct DeviceShareName {
+  std::string handle;       // cudaIpcMemHandle_t
+  uint64_t generation = 0;  // of the copy; never 0
+};
+
+// Not thread-safe. The memory stays as long as this object, and is given back and taken anew when a larger copy comes.
+class DeviceShare {
+ public:
+  DeviceShare() = default;
+  ~DeviceShare() { Free(); }
+  DeviceShare(const DeviceShare&) = delete;
+  DeviceShare& operator=(const DeviceShare&) = delete;
+
+  // Copies the tensors, contiguous ones of one device, one behind the other, in place of what was there; returns when
+  // all of it is there. ResourceExhausted: more than half of the device's free memory.
+  absl::StatusOr<DeviceShareName> Put(const std::vector<torch::Tensor>& tensors);
+
+ private:
+  void Free();
+
+  torch::Device device_ = torch::kCPU;
+  void* memory_ = nullptr;  // a header, then the bytes
+  uint64_t capacity_ = 0, generation_ = 0;
+  std::string handle_;
+};
+
+// Not thread-safe.
+class DeviceShareReader {
+ public:
+  DeviceShareReader() = default;
+  ~DeviceShareReader() { Close(); }
+  DeviceShareReader(const DeviceShareReader&) = delete;
+  DeviceShareReader& operator=(const DeviceShareReader&) = delete;
+
+  // A copy of the `size` bytes of that generation, uint8 on `device`. NotFound: another has taken their place.
+  // FailedPrecondition: this process cannot open the memory (another host, container or user, or a device that it
+  // cannot reach).
+  absl::StatusOr<torch::Tensor> Take(const DeviceShareName& name, uint64_t size, torch::Device device);
+
+ private:
+  void Close();
+
+  torch::Device device_ = torch::kCPU;
+  std::string handle_;
+  void* memory_ = nullptr;
+};
+
+}  // namespace rlhf::model
