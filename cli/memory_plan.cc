@@ -25,7 +25,7 @@ std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
   const uint64_t shares = shard ? U(input.ranks) : 1, owned = (trained + shares - 1) / shares;
   const uint64_t tokens = U(input.micro_batch_tokens), hidden = U(c.hidden_size), inner = U(c.intermediate_size);
   // What a layer keeps for the backward pass, a token: its input, the norms' outputs, q, k, v, attention's output, and
-  // the MLP's two or three inner values. Scores are recomputed (scaled_dot_product_attention keeps none).
+  // the MLP's two or three inner values. Scores are recomputed.
   const uint64_t heads = U(c.num_heads * c.head_dim), attention = heads * 2 + U(c.num_kv_heads * c.head_dim) * 2;
   const uint64_t layer = 4 * hidden + attention + (c.gated_mlp ? 3 : 2) * inner;
   const uint64_t kept = input.gradient_checkpointing ? U(c.num_layers) * hidden + layer : U(c.num_layers) * layer;

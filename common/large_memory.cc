@@ -36,6 +36,7 @@ std::shared_ptr<uint8_t[]> AllocateLarge(size_t size) {
 void KeepFreedMemory() {
   mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that glibc takes
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_TOP_PAD, 64 << 20);  // or arenas of other threads than the first would give back each of their heaps
 }
 
 }  // namespace rlhf

@@ -14,8 +14,8 @@ std::shared_ptr<uint8_t[]> AllocateLarge(size_t size);
 // Asks for huge pages in what lies between; advice only.
 void AdviseHugePages(void* begin, void* end);
 
-// From now on what is freed stays with the process, up to 2 GiB in blocks below 32 MiB, instead of going back to the
-// kernel and coming anew: a training step takes and frees the same tensors every time.
+// From now on what is freed of blocks below 32 MiB stays with the process, up to 2 GiB of an arena of malloc's, instead
+// of going back to the kernel and coming anew: a training step takes and frees the same tensors every time.
 void KeepFreedMemory();
 
 }  // namespace rlhf

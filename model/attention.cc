@@ -21,6 +21,14 @@ bool ByKernels(const torch::Tensor& x, const AttentionShape& shape, bool fixed_o
   return IsFloatOrBf16OnCpu(x) && (fixed_order || shape.softcap > 0 || HasFastProducts());
 }
 
+constexpr int64_t kRowsWorthAPart = 256;
+
+// Into how many parts the queries of so many heads are divided, of sequences with at most `rows` of them.
+int64_t PartsOf(int64_t heads, int64_t rows) {
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  return threads == 1 || rows < kRowsWorthAPart ? 1 : std::max<int64_t>(1, 4 * threads / heads);
+}
+
 // The queries from position `first` on of one key head against its keys and values from position 0 on.
 void AttendHead(const AttentionShape& shape, const torch::Tensor& q, int64_t q_row, const FloatRows& keys,
                 const FloatRows& values, int64_t kv_row, int64_t first, int64_t rows, int64_t kv_head,
@@ -47,7 +55,7 @@ class KernelAttention : public torch::autograd::Function<KernelAttention> {
     const torch::Tensor out = torch::empty({qkv.size(0), shape.heads, shape.dim}, qkv.options());
     const auto sequences = static_cast<int64_t>(layout.lengths.size());
     // Few heads of long sequences: their queries are divided too.
-    const int64_t heads = sequences * shape.kv_heads, parts = layout.longest >= kRowsWorthAPart ? PartsOf(heads) : 1;
+    const int64_t heads = sequences * shape.kv_heads, parts = PartsOf(heads, layout.longest);
     Divide(heads * parts, [&](int64_t i) {
       const auto sequence = static_cast<size_t>(i / parts / shape.kv_heads);
       const int64_t kv_head = i / parts % shape.kv_heads, begin = layout.begins[sequence],
@@ -80,40 +88,46 @@ class KernelAttention : public torch::autograd::Function<KernelAttention> {
     for (size_t i = 1; i < lengths.size(); ++i) begins[i] = begins[i - 1] + lengths[i - 1];
     const torch::Tensor dout = grads[0].contiguous().view({qkv.size(0), shape.heads, shape.dim});
     const torch::Tensor dqkv = torch::empty_like(qkv);
-    Divide(static_cast<int64_t>(lengths.size()) * shape.kv_heads, [&](int64_t i) {
-      const auto sequence = static_cast<size_t>(i / shape.kv_heads);
-      BackwardOfHead(shape, qkv, dout, begins[sequence], lengths[sequence], i % shape.kv_heads, dqkv);
+    // Each query head has its own share of its keys' and values' gradients; they are added in the order of heads.
+    const int64_t group = shape.heads / shape.kv_heads, width = kernels::PaddedDim(shape.dim);
+    const torch::Tensor shares =
+        torch::empty({group > 1 ? 2 : 0, shape.heads, qkv.size(0), width}, qkv.options().dtype(torch::kFloat32));
+    Divide(static_cast<int64_t>(lengths.size()) * shape.heads, [&](int64_t i) {
+      const auto sequence = static_cast<size_t>(i / shape.heads);
+      BackwardOfHead(shape, qkv, dout, begins[sequence], lengths[sequence], i % shape.heads, dqkv, shares);
     });
+    if (group > 1) {
+      const torch::Tensor sums = shares.view({2, shape.kv_heads, group, qkv.size(0), width}).sum(2);
+      dqkv.narrow(1, shape.heads, 2 * shape.kv_heads)
+          .copy_(sums.narrow(3, 0, shape.dim).reshape({2 * shape.kv_heads, qkv.size(0), shape.dim}).transpose(0, 1));
+    }
     return {dqkv, torch::Tensor(), torch::Tensor()};
   }
 
  private:
-  static constexpr int64_t kRowsWorthAPart = 256;
-
-  static int64_t PartsOf(int64_t heads) {
-    const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-    return threads == 1 ? 1 : std::max<int64_t>(1, 4 * threads / heads);
-  }
-
   static void BackwardOfHead(const AttentionShape& shape, const torch::Tensor& qkv, const torch::Tensor& dout,
-                             int64_t begin, int64_t length, int64_t kv_head, const torch::Tensor& dqkv) {
+                             int64_t begin, int64_t length, int64_t head, const torch::Tensor& dqkv,
+                             const torch::Tensor& shares) {
     const int64_t width = kernels::PaddedDim(shape.dim), size = length * width, group = shape.heads / shape.kv_heads,
-                  key = shape.heads + kv_head, value = key + shape.kv_heads;
+                  key = shape.heads + head / group, value = key + shape.kv_heads;
     const int64_t work = kernels::AttentionBackwardScratch(length, shape.dim);
     Scratch scratch({7 * size, work});
-    float *const k = scratch.Take(size), *const v = scratch.Take(size), *const dk = scratch.Take(size),
-                 *const dv = scratch.Take(size), *const query = scratch.Take(size),
+    float *const k = scratch.Take(size), *const v = scratch.Take(size), *const query = scratch.Take(size),
                  *const upstream = scratch.Take(size), *const dquery = scratch.Take(size),
-                 *const memory = scratch.Take(work);
+                 *const memory = scratch.Take(work), *dk = scratch.Take(size), *dv = scratch.Take(size);
+    if (group > 1) {
+      dk = shares.data_ptr<float>() + (head * qkv.size(0) + begin) * width;
+      dv = dk + shape.heads * qkv.size(0) * width;
+    }
     FloatRows::OfHead(qkv, key).Read(begin, length, width, k);
     FloatRows::OfHead(qkv, value).Read(begin, length, width, v);
-    std::fill(dk, dk + 2 * size, 0.0F);
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-      FloatRows::OfHead(qkv, head).Read(begin, length, width, query);
-      FloatRows::OfHead(dout, head).Read(begin, length, width, upstream);
-      kernels::CausalAttentionBackward(shape, upstream, query, k, v, length, memory, dquery, dk, dv);
-      FloatRows::OfHead(dqkv, head).Write(begin, length, width, dquery);
-    }
+    FloatRows::OfHead(qkv, head).Read(begin, length, width, query);
+    FloatRows::OfHead(dout, head).Read(begin, length, width, upstream);
+    std::fill_n(dk, size, 0.0F);
+    std::fill_n(dv, size, 0.0F);
+    kernels::CausalAttentionBackward(shape, upstream, query, k, v, length, memory, dquery, dk, dv);
+    FloatRows::OfHead(dqkv, head).Write(begin, length, width, dquery);
+    if (group > 1) return;
     FloatRows::OfHead(dqkv, key).Write(begin, length, width, dk);
     FloatRows::OfHead(dqkv, value).Write(begin, length, width, dv);
   }
@@ -126,8 +140,32 @@ torch::Tensor Mask(int64_t count, int64_t length, int64_t window, torch::Device 
   return window > 0 ? mask.triu(length - count - window + 1) : mask;
 }
 
-// q [B, heads, count, dim]; k, v [B, kv_heads, length, dim].
-torch::Tensor Attend(const AttentionShape& shape, const torch::Tensor& q, torch::Tensor k, torch::Tensor v) {
+// How packed rows map to a padded [batch, longest] grid and back.
+struct PaddedGrid {
+  bool trivial = false;            // all sequences have one length: the grid is the rows
+  torch::Tensor to_grid, to_rows;  // int64; the grid's padding repeats row 0
+
+  static PaddedGrid Of(const PackedLayout& layout, torch::Device device) {
+    PaddedGrid grid;
+    const std::vector<int64_t>& lengths = layout.lengths;
+    grid.trivial = std::all_of(lengths.begin(), lengths.end(), [&](int64_t l) { return l == layout.longest; });
+    if (grid.trivial) return grid;
+    std::vector<int64_t> to_grid(lengths.size() * static_cast<size_t>(layout.longest), 0), to_rows;
+    for (size_t b = 0; b < lengths.size(); ++b) {
+      for (int64_t p = 0; p < lengths[b]; ++p) {
+        const int64_t cell = static_cast<int64_t>(b) * layout.longest + p;
+        to_grid[static_cast<size_t>(cell)] = layout.begins[b] + p;
+        to_rows.push_back(cell);
+      }
+    }
+    grid.to_grid = ToDevice(to_grid, device);
+    grid.to_rows = ToDevice(to_rows, device);
+    return grid;
+  }
+};
+
+// By LibTorch: q [B, heads, count, dim]; k, v [B, kv_heads, length, dim].
+torch::Tensor AttendOverGrid(const AttentionShape& shape, const torch::Tensor& q, torch::Tensor k, torch::Tensor v) {
   const int64_t count = q.size(2), length = k.size(2), group = shape.heads / shape.kv_heads;
   if (group > 1) {
     k = k.repeat_interleave(group, 1);
@@ -167,18 +205,6 @@ PackedLayout PackedLayout::Of(const std::vector<int64_t>& lengths, torch::Device
     at[lengths.size()] = static_cast<int32_t>(rows);
     layout.borders = ToDevice(borders, device);
   }
-  layout.trivial = std::all_of(lengths.begin(), lengths.end(), [&](int64_t l) { return l == layout.longest; });
-  if (layout.trivial) return layout;
-  std::vector<int64_t> to_grid(lengths.size() * static_cast<size_t>(layout.longest), 0), to_rows;
-  for (size_t b = 0; b < lengths.size(); ++b) {
-    for (int64_t p = 0; p < lengths[b]; ++p) {
-      const int64_t cell = static_cast<int64_t>(b) * layout.longest + p;
-      to_grid[static_cast<size_t>(cell)] = layout.begins[b] + p;
-      to_rows.push_back(cell);
-    }
-  }
-  layout.to_grid = ToDevice(to_grid, device);
-  layout.to_rows = ToDevice(to_rows, device);
   return layout;
 }
 
@@ -186,15 +212,17 @@ torch::Tensor AttendPacked(const AttentionShape& shape, const torch::Tensor& pac
                            bool fixed_order) {
   if (ByKernels(packed, shape, fixed_order)) return KernelAttention::apply(packed, layout, shape);
   if (HasFlashAttention(shape, packed)) return FlashPacked(shape, packed, layout.borders, layout.longest);
-  const torch::Tensor qkv = layout.trivial ? packed : packed.index_select(0, layout.to_grid);
+  const PaddedGrid padded = PaddedGrid::Of(layout, packed.device());
+  const torch::Tensor qkv = padded.trivial ? packed : packed.index_select(0, padded.to_grid);
   // Rows of padding are computed and dropped; nothing real attends to them: they come last.
   const torch::Tensor grid =
       qkv.view({static_cast<int64_t>(layout.lengths.size()), layout.longest, qkv.size(1), shape.dim}).transpose(1, 2);
-  const torch::Tensor out = Attend(shape, grid.narrow(1, 0, shape.heads), grid.narrow(1, shape.heads, shape.kv_heads),
-                                   grid.narrow(1, shape.heads + shape.kv_heads, shape.kv_heads))
-                                .transpose(1, 2)
-                                .reshape({-1, shape.heads * shape.dim});
-  return layout.trivial ? out : out.index_select(0, layout.to_rows);
+  const torch::Tensor out =
+      AttendOverGrid(shape, grid.narrow(1, 0, shape.heads), grid.narrow(1, shape.heads, shape.kv_heads),
+                     grid.narrow(1, shape.heads + shape.kv_heads, shape.kv_heads))
+          .transpose(1, 2)
+          .reshape({-1, shape.heads * shape.dim});
+  return padded.trivial ? out : out.index_select(0, padded.to_rows);
 }
 
 torch::Tensor AttendCached(const AttentionShape& shape, const torch::Tensor& queries, const torch::Tensor& keys,
@@ -204,14 +232,18 @@ torch::Tensor AttendCached(const AttentionShape& shape, const torch::Tensor& que
     const torch::Tensor out = torch::empty({count, shape.heads, dim}, queries.options());
     // Heads lie apart in a cache, and rows do in what the kernels read.
     const torch::Tensor key_rows = keys.transpose(0, 1), value_rows = values.transpose(0, 1);
-    Divide(shape.kv_heads, [&](int64_t kv_head) {
-      AttendHead(shape, queries, 0, FloatRows::OfHead(key_rows, kv_head), FloatRows::OfHead(value_rows, kv_head), 0,
-                 length - count, count, kv_head, out);
+    const int64_t parts = PartsOf(shape.kv_heads, count);
+    Divide(shape.kv_heads * parts, [&](int64_t i) {
+      const int64_t kv_head = i / parts, first = count * (i % parts) / parts, end = count * (i % parts + 1) / parts;
+      if (first == end) return;
+      AttendHead(shape, queries, first, FloatRows::OfHead(key_rows, kv_head), FloatRows::OfHead(value_rows, kv_head), 0,
+                 length - count + first, end - first, kv_head, out);
     });
     return out.view({count, shape.heads * dim});
   }
   if (HasFlashAttention(shape, queries)) return FlashCached(shape, queries, keys, values);
-  const torch::Tensor out = Attend(shape, queries.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0));
+  const torch::Tensor out =
+      AttendOverGrid(shape, queries.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0));
   return out.squeeze(0).transpose(0, 1).reshape({count, shape.heads * dim});
 }
 

@@ -2,7 +2,8 @@
 //
 // On the CPU by kernels over the packed rows, in float32 whatever the type, whose sums have a fixed order; on a GPU by
 // flash attention over the packed rows. LibTorch's attention over a padded grid serves what neither does: processors
-// without AVX2, unless the order must be fixed, and shapes and types that flash attention lacks.
+// without AVX2, unless the order must be fixed or scores are soft-capped, and shapes and types that flash attention
+// lacks.
 #pragma once
 
 #include <vector>
@@ -12,13 +13,11 @@
 
 namespace rlhf::model {
 
-// Packed sequences, and how their rows map to a padded [batch, longest] grid and back.
+// Packed sequences: where their rows begin.
 struct PackedLayout {
   std::vector<int64_t> lengths, begins;
   int64_t longest = 0;
-  bool trivial = false;            // all sequences have one length: the grid is the rows
-  torch::Tensor to_grid, to_rows;  // int64; the grid's padding repeats row 0
-  torch::Tensor borders;           // where not on the CPU: int32 [batch + 1], `begins` and the number of rows
+  torch::Tensor borders;  // where not on the CPU: int32 [batch + 1], `begins` and the number of rows
   static PackedLayout Of(const std::vector<int64_t>& lengths, torch::Device device);
 };
 

@@ -207,12 +207,10 @@ void CpuGeneration::Attend(const Pass& pass, size_t layer, Part* part) {
         part->attended.data() + (final ? static_cast<int64_t>(i - part->first) : row) * shape.heads * dim;
     if (count > 1 && !final) {
       const torch::Tensor queries =
-          torch::from_blob(q, {count, shape.heads, dim}, {all_heads * dim, dim, 1}, torch::kFloat32).to(model_.dtype_);
+          torch::from_blob(q, {count, shape.heads, dim}, {all_heads * dim, dim, 1}, torch::kFloat32);
       const torch::Tensor attended =
           AttendCached(shape, queries, pass.cache->keys(l, slot).narrow(1, 0, length),
-                       pass.cache->values(l, slot).narrow(1, 0, length), model_.deterministic())
-              .to(torch::kFloat32)
-              .contiguous();
+                       pass.cache->values(l, slot).narrow(1, 0, length), model_.deterministic());
       std::copy_n(attended.data_ptr<float>(), attended.numel(), out);
       continue;
     }

@@ -37,4 +37,12 @@ torch::Tensor ToHost(const torch::Tensor& tensor);
 // few. Advice only: where the kernel does not know it, nothing is lost.
 void PreferHugePages(const torch::Tensor& tensor);
 
+// What the kernels of the CPU serve.
+inline bool IsFloatOnCpu(const torch::Tensor& x) {
+  return x.device().is_cpu() && x.scalar_type() == torch::kFloat32;
+}
+inline bool IsFloatOrBf16OnCpu(const torch::Tensor& x) {
+  return IsFloatOnCpu(x) || (x.device().is_cpu() && x.scalar_type() == torch::kBFloat16);
+}
+
 }  // namespace rlhf::model

@@ -5,34 +5,46 @@
 #include <algorithm>
 #include <cstring>
 #include <initializer_list>
+#include <memory>
 #include <utility>
-#include <vector>
 
+#include "model/device.h"
 #include "model/kernels/cpu_kernels.h"
 #include "model/libtorch.h"
 
 namespace rlhf::model {
 
-inline bool IsFloatOrBf16OnCpu(const torch::Tensor& x) {
-  return x.device().is_cpu() && (x.scalar_type() == torch::kFloat32 || x.scalar_type() == torch::kBFloat16);
-}
-
-// Memory of a thread that stays with it: taken anew every time, it would be paged in anew. One at a time.
+// Memory of a thread, not initialised, that stays with it: taken anew every time, it would be paged in anew. One at a
+// time.
 class Scratch {
  public:
   explicit Scratch(std::initializer_list<int64_t> sizes) {
     int64_t total = 0;
     for (const int64_t size : sizes) total += size;
-    std::vector<float>& memory = Memory();
-    if (static_cast<int64_t>(memory.size()) < total) memory.resize(static_cast<size_t>(total));
-    next_ = memory.data();
+    Held& held = Memory();
+    if (held.size < total) {
+      held.numbers.reset();  // before there is a second one
+      held.numbers.reset(new float[static_cast<size_t>(total)]);
+      held.size = total;
+    }
+    next_ = held.numbers.get();
   }
+  ~Scratch() {
+    if (Memory().size > kStays) Memory() = {};
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
   float* Take(int64_t size) { return std::exchange(next_, next_ + size); }
 
  private:
-  static std::vector<float>& Memory() {
-    static thread_local std::vector<float> memory;
-    return memory;
+  static constexpr int64_t kStays = int64_t{4} << 20;  // numbers: more, of one long sequence, is given back
+  struct Held {
+    std::unique_ptr<float[]> numbers;
+    int64_t size = 0;
+  };
+  static Held& Memory() {
+    static thread_local Held held;
+    return held;
   }
   float* next_ = nullptr;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "model/device.h"
 #include "model/divide.h"
 #include "model/float_rows.h"
 
@@ -249,7 +250,7 @@ torch::Tensor Activate(const torch::Tensor& x, artifact::Activation kind, bool g
 }
 
 torch::Tensor Softcap(const torch::Tensor& x, double cap) {
-  if (!HasKernels(x) || (x.requires_grad() && torch::GradMode::is_enabled())) return cap * torch::tanh(x / cap);
+  if (!IsFloatOnCpu(x) || (x.requires_grad() && torch::GradMode::is_enabled())) return cap * torch::tanh(x / cap);
   torch::Tensor out = x.contiguous().clone();
   kernels::Softcap(out.data_ptr<float>(), out.numel(), static_cast<float>(cap));
   return out;

@@ -9,11 +9,6 @@
 
 namespace rlhf::model {
 
-// Whether the CPU kernels serve this tensor.
-inline bool HasKernels(const torch::Tensor& x) {
-  return x.device().is_cpu() && x.scalar_type() == torch::kFloat32;
-}
-
 kernels::Unary ToKernel(artifact::Activation kind);
 
 // Root-mean-square norm over the last dimension, computed in float32: x [rows, width] · weight [width]. offset: the

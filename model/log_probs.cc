@@ -38,7 +38,7 @@ torch::Tensor ChunkLogits(const torch::Tensor& hidden, const torch::Tensor& weig
 // the sampler's own kernel, so that equal logits give equal log-probabilities.
 void Normalise(const torch::Tensor& logits_in, const torch::Tensor& targets, const Head& head, torch::Tensor log_sums,
                torch::Tensor log_probs, torch::Tensor entropy) {
-  if (!HasKernels(logits_in)) {
+  if (!IsFloatOnCpu(logits_in)) {
     const torch::Tensor logits = head.temperature == 1 ? logits_in : logits_in / head.temperature;
     const torch::Tensor log_sum = logits.logsumexp(-1);
     log_sums.copy_(log_sum);
@@ -69,7 +69,7 @@ void Normalise(const torch::Tensor& logits_in, const torch::Tensor& targets, con
 torch::Tensor TowardsLogits(const torch::Tensor& logits, const torch::Tensor& log_sums, const torch::Tensor& targets,
                             const torch::Tensor& grads, const Head& head) {
   const bool in_place = head.softcap == 0;
-  if (!HasKernels(logits)) {
+  if (!IsFloatOnCpu(logits)) {
     torch::Tensor d = in_place ? logits : logits.clone();
     if (head.temperature != 1) d.div_(head.temperature);
     d.sub_(log_sums.unsqueeze(1)).exp_().neg_();
@@ -90,8 +90,8 @@ torch::Tensor TowardsLogits(const torch::Tensor& logits, const torch::Tensor& lo
   return d;
 }
 
-// log softmax(hidden · headᵀ / temperature)[target], a chunk of rows at a time. Logits of the first chunks are kept for
-// backward, no more than it would have in hand for a chunk or than matters; of the others it computes them again.
+// log softmax(hidden · headᵀ / temperature)[target], a chunk of rows at a time. The first logits are kept for backward,
+// a chunk or 64 MiB of them; it computes the others again.
 class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFunction> {
  public:
   static variable_list forward(AutogradContext* context, const torch::Tensor& hidden, const torch::Tensor& weight,
@@ -109,7 +109,7 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
       const torch::Tensor logits = ChunkLogits(part(hidden), weight, head);
       Normalise(logits, part(wanted), head, part(log_sums), part(log_probs),
                 with_entropy ? part(entropy) : torch::Tensor());
-      if (differentiable && (begin + count) * weight.size(0) <= std::max(2 * chunk * weight.size(0), kKeptLogits))
+      if (differentiable && (begin + count) * weight.size(0) <= std::max(chunk * weight.size(0), kKeptLogits))
         kept.push_back(logits);
     }
     context->saved_data["logits"] = kept;
@@ -174,7 +174,7 @@ LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_r
   Head head;
   head.temperature = temperature;
   head.softcap = model.config().logit_softcap;
-  head.fixed_order = model.deterministic() || (HasKernels(hidden_rows) && HasFastProducts());
+  head.fixed_order = model.deterministic() || (IsFloatOnCpu(hidden_rows) && HasFastProducts());
   const bool differentiable =
       torch::GradMode::is_enabled() && (hidden_rows.requires_grad() || model.head_weight().requires_grad());
   const variable_list out = ChunkedLogProbFunction::apply(hidden_rows, model.head_weight(), targets, head, with_entropy,

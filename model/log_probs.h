@@ -12,7 +12,7 @@ struct LogProbs {
 };
 
 // hidden_rows [N, hidden] predict targets int64 [N]. Chunked over rows in one autograd function that keeps the logits
-// of two chunks, or of 64 MiB, and computes the others again in backward.
+// of a chunk, or 64 MiB of them, and computes the others again in backward.
 LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_rows, const torch::Tensor& targets,
                          double temperature = 1.0, bool with_entropy = false, int64_t chunk_rows = 1024);
 

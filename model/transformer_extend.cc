@@ -68,7 +68,7 @@ class ExtendPass {
       DecodeOnDevice(shape, qkv, places_, cache_.keys(layer), cache_.values(layer), attended);
       return attended;
     }
-    if (HasKernels(qkv)) {
+    if (IsFloatOnCpu(qkv)) {
       const torch::Tensor decoding = prefills_.empty() ? qkv : qkv.index_select(0, decode_index_);
       const torch::Tensor q = decoding.narrow(1, 0, shape.heads).contiguous();
       torch::Tensor out = prefills_.empty() ? attended : torch::empty({q.size(0), attended.size(1)}, qkv.options());
@@ -92,7 +92,7 @@ class ExtendPass {
   void Append(int l, const torch::Tensor& qkv) {
     const int64_t heads = model_.config().num_heads, kv_heads = model_.config().num_kv_heads,
                   dim = model_.config().head_dim;
-    const bool direct = HasKernels(qkv);
+    const bool direct = IsFloatOnCpu(qkv);
     for (size_t i = 0; i < slots_.size(); ++i) {
       const int64_t at = cache_.length(slots_[i]), count = batch_.lengths[i];
       if (on_device_ && count == 1) continue;  // DecodeOnDevice does

@@ -181,7 +181,7 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
       !group.numerics().empty() && group.numerics() != now) {
     return absl::FailedPreconditionError(
         absl::StrCat("deterministic: the job's steps were trained with \"", group.numerics(), "\", this learner has \"",
-                     now, "\"; start it with the same --threads on the same kind of machine"));
+                     now, "\"; start one of the same version with the same --threads on the same kind of machine"));
   }
   const int64_t start = group.next_step() - 1;  // committed steps the group begins with
   const bool holds = Holds(group, start);

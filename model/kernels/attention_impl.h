@@ -1,7 +1,8 @@
 // Causal attention of one instruction set; included by kernels_impl.h only. See cpu_kernels.h for what it promises.
 //
 // A query's scores are dot products in 16 partial sums and a tree; values are weighed in the order of their positions.
-// Both are the same for one query of a decoding step and for the rows of a whole sequence, so the results are too.
+// Both are the same for one query of a decoding step and for the rows of a whole sequence, so the results are too. The
+// backward pass computes the scores again by the faster product, in its order.
 #pragma once
 
 #include "model/kernels/product_impl.h"
@@ -65,7 +66,7 @@ RLHF_INLINE void Products(const float* query, const Number* keys, int64_t stride
 RLHF_INLINE int64_t FirstSeen(const AttentionShape& shape, int64_t position) {
   return shape.window > 0 && position >= shape.window ? position + 1 - shape.window : 0;
 }
-RLHF_INLINE int64_t Whole(int64_t position) {
+RLHF_INLINE int64_t FloorToLanes(int64_t position) {
   return position / kLanes * kLanes;
 }
 
@@ -96,6 +97,16 @@ RLHF_INLINE float Exponentials(const AttentionShape& shape, int64_t lead, int64_
 
 // ---- one query and a cache
 
+// What one lane of the vectors' sums does: fused where the processor has it. (The compiler would vectorize a loop of
+// `+=` into products and a chain of additions.)
+RLHF_INLINE float MultiplyAdd(float a, float b, float sum) {
+#ifdef __FMA__
+  return __builtin_fmaf(a, b, sum);
+#else
+  return a * b + sum;
+#endif
+}
+
 // Σ_p weights[p] · values[p], Vectors · 16 numbers of each value at once: the sums do not wait for one another.
 template <int Vectors, typename Number>
 RLHF_INLINE void WeighValues(const float* weights, const Number* values, int64_t stride, int64_t count, float inverse,
@@ -112,7 +123,7 @@ RLHF_INLINE void WeighValues(const float* weights, const Number* values, int64_t
 template <typename Number>
 RLHF_INLINE void AttendRow(const AttentionShape& shape, const float* query, const Number* keys, const Number* values,
                            int64_t stride, int64_t length, float* scratch, float* out) {
-  const int64_t seen = FirstSeen(shape, length - 1), first = Whole(seen), count = length - first;
+  const int64_t seen = FirstSeen(shape, length - 1), first = FloorToLanes(seen), count = length - first;
   Products(query, keys + first * stride, stride, count, shape.dim, scratch);
   const float inverse = 1.0F / Exponentials(shape, seen - first, count, scratch, nullptr);
   const Number* value = values + first * stride;
@@ -126,7 +137,7 @@ RLHF_INLINE void AttendRow(const AttentionShape& shape, const float* query, cons
   for (; i + kLanes <= shape.dim; i += kLanes) WeighValues<1>(scratch, value + i, stride, count, inverse, out + i);
   for (; i < shape.dim; ++i) {
     float sum = 0;
-    for (int64_t p = 0; p < count; ++p) sum = __builtin_fmaf(scratch[p], Wide(value[p * stride + i]), sum);
+    for (int64_t p = 0; p < count; ++p) sum = MultiplyAdd(scratch[p], Wide(value[p * stride + i]), sum);
     out[i] = sum * inverse;
   }
 }
@@ -233,7 +244,7 @@ void CausalAttentionImpl(const AttentionShape& shape, const float* q, const floa
   constexpr int64_t kTogether = kAttentionRows;
   for (int64_t row = 0; row < rows; row += kTogether) {
     const int64_t count = rows - row < kTogether ? rows - row : kTogether, position = first + row;
-    const int64_t begin = Whole(FirstSeen(shape, position)), end = position + count;
+    const int64_t begin = FloorToLanes(FirstSeen(shape, position)), end = position + count;
     for (int64_t p = begin; p < end; p += 4) {
       const float* right[4];
       for (int64_t j = 0; j < 4; ++j) right[j] = keys + (p + j < end ? p + j : end - 1) * width;

@@ -107,7 +107,8 @@ void DecodeAttentionBf16(const AttentionShape& shape, const float* q, const uint
                          float* scratch, float* out);
 
 // Rows of a sequence. Queries, keys and values of one head are rows of PaddedDim(dim) numbers without a gap between
-// them, those beyond dim zero. A row's result is the same bytes as DecodeAttention's.
+// them, those beyond dim zero. A row's result is the same bytes as DecodeAttention's, unless
+// a value that is not finite lies within a few positions of what the row sees: what a row does not see counts 0 times.
 inline int64_t PaddedDim(int64_t dim) {
   return (dim + 15) / 16 * 16;
 }
@@ -120,7 +121,7 @@ constexpr int64_t kAttentionRows = 12;  // queries that pass over the keys toget
 inline int64_t AttentionScratch(int64_t length) {
   return kAttentionRows * AttentionStride(length);
 }
-// In the backward pass: as many as the second-level cache holds the scores of.
+// In the backward pass: as many as the second-level cache holds the scores of, from 14 to 56.
 inline int64_t GradientRows(int64_t length) {
   return std::clamp<int64_t>(32768 / AttentionStride(length) / 14, 1, 4) * 14;
 }

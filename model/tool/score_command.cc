@@ -59,11 +59,10 @@ absl::Status Score(const std::string& model_dir) {
       const auto ids = ReadIds(line, ++number, **model, reward_model ? 1 : 2);
       if (!ids.ok()) return ids.status();
       const PackedBatch batch = PackedBatch::FromSequences({*ids});
-      const torch::Tensor hidden = (*model)->Hidden(batch);
       json out;
       if (reward_model) {
         const torch::Tensor outputs =
-            (*model)->Scalar(hidden.narrow(0, hidden.size(0) - 1, 1)).to(torch::kFloat64).contiguous();
+            (*model)->Scalar((*model)->Hidden(batch, batch.LastRows())).to(torch::kFloat64).contiguous();
         const double* raw = outputs.data_ptr<double>();
         out["reward"] = normalization->Apply(raw);
         for (size_t h = 0; h < normalization->heads.size(); ++h)
@@ -71,7 +70,7 @@ absl::Status Score(const std::string& model_dir) {
       } else {
         const ResponseIndex index = IndexResponses(batch, {1});
         const torch::Tensor log_probs =
-            ChunkedLogProbs(**model, hidden.index_select(0, index.rows), index.targets).log_probs.contiguous();
+            ChunkedLogProbs(**model, (*model)->Hidden(batch, index.rows), index.targets).log_probs.contiguous();
         out["logprobs"] =
             std::vector<float>(log_probs.data_ptr<float>(), log_probs.data_ptr<float>() + log_probs.numel());
       }

@@ -12,13 +12,12 @@ namespace {
 
 using Gradients = std::map<std::string, torch::Tensor>;
 
-// Two sequences of unequal lengths: the padded grid of attention has padding.
+// Two sequences of unequal lengths: all rows of one model, some of the other.
 torch::Tensor LossOf(const Transformer& model) {
   const PackedBatch batch = PackedBatch::FromSequences({{3, 14, 15, 9, 26, 5, 35}, {8, 9, 7, 9}});
-  const torch::Tensor hidden = model.Hidden(batch);
-  if (model.head() == HeadKind::kScalar) return model.Scalar(hidden).square().mean();
+  if (model.head() == HeadKind::kScalar) return model.Scalar(model.Hidden(batch)).square().mean();
   const ResponseIndex index = IndexResponses(batch, {2, 1});
-  return -ChunkedLogProbs(model, hidden.index_select(0, index.rows), index.targets, 0.9).log_probs.mean();
+  return -ChunkedLogProbs(model, model.Hidden(batch, index.rows), index.targets, 0.9).log_probs.mean();
 }
 
 Gradients GradientsOf(Transformer* model, bool checkpointed) {

@@ -90,8 +90,8 @@ TEST_P(FamilyTest, ChunkedLogProbsHaveTheGradientOfPlainOnes) {
     torch::Tensor leaf = parameter;
     leaf.requires_grad_(true);
   }
-  const auto gradients = [&](const torch::Tensor& loss) {
-    loss.backward();
+  const auto gradients = [&](const torch::Tensor& loss, bool again = false) {
+    loss.backward({}, /*retain_graph=*/again);
     std::vector<torch::Tensor> out;
     for (const auto& [name, parameter] : model_->named_parameters()) {
       torch::Tensor leaf = parameter;
@@ -103,13 +103,16 @@ TEST_P(FamilyTest, ChunkedLogProbsHaveTheGradientOfPlainOnes) {
   const PackedBatch batch = PackedBatch::FromSequences({ids_});
   const ResponseIndex index = IndexResponses(batch, {1});
   const torch::Tensor weights = torch::linspace(0.5, 2, index.targets.size(0));
-  const auto chunked = gradients((LogProbsOf(*model_, ids_) * weights).sum());
+  // The first backward has the logits that were kept; a second one computes them again.
+  const torch::Tensor loss = (LogProbsOf(*model_, ids_) * weights).sum();
+  const auto chunked = gradients(loss, /*again=*/true), computed_again = gradients(loss);
   const torch::Tensor plain = torch::log_softmax(model_->Logits(model_->Hidden(batch).index_select(0, index.rows)), -1)
                                   .gather(1, index.targets.unsqueeze(1))
                                   .squeeze(1);
   const auto expected = gradients((plain * weights).sum());
   for (size_t i = 0; i < expected.size(); ++i) {
     EXPECT_TRUE(torch::allclose(chunked[i], expected[i], 1e-4, 1e-5)) << model_->named_parameters()[i].first;
+    EXPECT_TRUE(torch::equal(chunked[i], computed_again[i])) << model_->named_parameters()[i].first;
   }
 }
 
