@@ -98,9 +98,8 @@ absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(PpoBatch& batch) {
     const std::vector<size_t>& group = groups[pass];
     const PpoForward forward = PackSamples(batch, group, inputs_.device);
     const torch::Tensor rows = batch.RowIndex(group);
-    const torch::Tensor hidden = policy_->model().Hidden(forward.packed, forward.index.rows);
-    const model::LogProbs old =
-        model::ChunkedLogProbs(policy_->model(), hidden, forward.index.targets, temperature(), /*with_entropy=*/true);
+    const model::LogProbs old = model::ResponseLogProbs(policy_->model(), forward.packed, forward.index, temperature(),
+                                                        /*with_entropy=*/true);
     filled[0].index_copy_(0, rows, old.log_probs.to(torch::kCPU));
     filled[1].index_copy_(0, rows, old.entropy.to(torch::kCPU));
     if (own_reference()) filled[3].index_copy_(0, rows, ReferenceLogProbs(forward).to(torch::kCPU));
@@ -126,8 +125,7 @@ absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(PpoBatch& batch) {
 torch::Tensor PpoTrainer::ReferenceLogProbs(const PpoForward& forward) {
   // The base alone is the reference: it is held once.
   const AdaptersOff off(&policy_->model());
-  const torch::Tensor rows = policy_->model().Hidden(forward.packed, forward.index.rows);
-  return model::ChunkedLogProbs(policy_->model(), rows, forward.index.targets, temperature()).log_probs;
+  return model::ResponseLogProbs(policy_->model(), forward.packed, forward.index, temperature()).log_probs;
 }
 
 absl::Status PpoTrainer::ComputeAdvantages(const PpoBatch& batch, Before* before) {
@@ -292,7 +290,8 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
         if (!result.refusal.empty()) return absl::OkStatus();
       }
     }
-    return Report(batch, before, samples, sums, &result);
+    RLHF_RETURN_IF_ERROR(Report(batch, before, samples, sums, &result));
+    return SelfCheck(batch, before, result.metrics["first_minibatch_ratio_error"]);
   };
   const absl::Status status = train();
   if (!status.ok() || !result.refusal.empty()) {
@@ -345,12 +344,6 @@ absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, con
   if (critic_) m["explained_variance"] = before.explained_variance;
   const torch::Tensor log_r = (before.old_log_probs - batch.behaviour_log_probs).to(torch::kFloat64);
   m["mismatch_kl"] = (log_r.exp() - 1 - log_r).mean().item<double>();
-  if (inputs_.spec.deterministic() && spec().max_policy_lag() == 0 && log_r.abs().max().item<double>() != 0) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "deterministic: the sampler's log-probabilities and the learner's differ by up to ",
-        log_r.abs().max().item<double>(), ", expected 0; a rollout worker computes with another instruction set or ",
-        "build than this learner (", NumericsOf(inputs_.spec, collective_->world_size()), ")"));
-  }
   m["importance_weight/mean"] = before.weights.mean().item<double>();
   const auto n = static_cast<double>(samples.size());
   double total = 0, squares = 0, gold = 0, ended = 0;
@@ -373,6 +366,17 @@ absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, con
   m["response_length"] = static_cast<double>(batch.rows()) / n;
   m["eos_ratio"] = ended;
   m["tokens"] = static_cast<double>(std::accumulate(batch.lengths.begin(), batch.lengths.end(), int64_t{0}));
+  return absl::OkStatus();
+}
+
+absl::Status PpoTrainer::SelfCheck(const PpoBatch& batch, const Before& before, double ratio_error) const {
+  const double apart = (before.old_log_probs - batch.behaviour_log_probs).abs().max().item<double>();
+  if (inputs_.spec.deterministic() && spec().max_policy_lag() == 0 && apart != 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "deterministic: the sampler's log-probabilities and the learner's differ by up to ", apart,
+        ", expected 0; a rollout worker computes with another instruction set or build than this learner (",
+        NumericsOf(inputs_.spec, collective_->world_size()), ")"));
+  }
   if (!(ratio_error <= spec().max_first_minibatch_ratio_error())) {
     return absl::FailedPreconditionError(
         absl::StrCat("self-check: in the first minibatch old and new log-probabilities must agree; the largest error "

@@ -65,6 +65,8 @@ class PpoTrainer final : public Trainer {
                                                const std::vector<size_t>& items, Sums* sums);
   absl::Status Report(const PpoBatch& batch, const Before& before, const std::vector<v1::Sample>& samples, Sums sums,
                       StepResult* result);
+  // That old log-probabilities are the sampler's, where they must be, and the first minibatch's the old ones.
+  absl::Status SelfCheck(const PpoBatch& batch, const Before& before, double ratio_error) const;
   std::vector<double> Numbers() const;
   void SetNumbers(const std::vector<double>& numbers);
   // "policy" and, where there is one, "critic".

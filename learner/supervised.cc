@@ -64,8 +64,7 @@ torch::Tensor SupervisedData::WeightedNll(const model::Transformer& model, const
   }
   const model::PackedBatch batch = model::PackedBatch::FromSequences(sequences, model.device());
   const model::ResponseIndex index = model::IndexResponses(batch, begins);
-  const torch::Tensor rows = model.Hidden(batch, index.rows);
-  const torch::Tensor log_probs = model::ChunkedLogProbs(model, rows, index.targets).log_probs;
+  const torch::Tensor log_probs = model::ResponseLogProbs(model, batch, index).log_probs;
   return -(log_probs * torch::tensor(weights, torch::kFloat32).to(model.device())).sum();
 }
 

@@ -185,6 +185,11 @@ LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_r
   return result;
 }
 
+LogProbs ResponseLogProbs(const Transformer& model, const PackedBatch& batch, const ResponseIndex& index,
+                          double temperature, bool with_entropy) {
+  return ChunkedLogProbs(model, model.Hidden(batch, index.rows), index.targets, temperature, with_entropy);
+}
+
 ResponseIndex IndexResponses(const PackedBatch& batch, const std::vector<int64_t>& begin) {
   std::vector<int64_t> rows, positions;
   ResponseIndex index;

@@ -24,4 +24,8 @@ struct ResponseIndex {
 };
 ResponseIndex IndexResponses(const PackedBatch& batch, const std::vector<int64_t>& begin);
 
+// Of the index' tokens: a forward pass, and ChunkedLogProbs of the rows that predict them.
+LogProbs ResponseLogProbs(const Transformer& model, const PackedBatch& batch, const ResponseIndex& index,
+                          double temperature = 1.0, bool with_entropy = false);
+
 }  // namespace rlhf::model

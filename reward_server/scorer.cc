@@ -306,9 +306,8 @@ absl::Status Scorer::AddReference(const v1::ScoreRequest& request, std::vector<v
                                            begins.begin() + static_cast<int64_t>(last));
     const model::PackedBatch batch = model::PackedBatch::FromSequences(part, options_.device);
     const model::ResponseIndex index = model::IndexResponses(batch, part_begins);
-    const torch::Tensor rows = loaded->model->Hidden(batch, index.rows);
     const torch::Tensor log_probs =
-        model::ChunkedLogProbs(*loaded->model, rows, index.targets, temperature).log_probs.to(torch::kCPU).contiguous();
+        model::ResponseLogProbs(*loaded->model, batch, index, temperature).log_probs.to(torch::kCPU).contiguous();
     const float* value = log_probs.data_ptr<float>();
     for (size_t i = 0; i < part.size(); ++i) {
       auto& target = *targets[first + i]->mutable_score()->mutable_reference_log_probs();

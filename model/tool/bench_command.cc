@@ -81,8 +81,7 @@ TrainingPass Train(Transformer* model, const Sequences& sequences) {
       const ResponseIndex index = IndexResponses(batch, std::vector<int64_t>(sequences.size(), 1));
       gradients.Begin();
       const absl::Status status =
-          gradients.Backward(ChunkedLogProbs(*model, model->Hidden(batch, index.rows), index.targets).log_probs.mean(),
-                             /*last=*/true, alone.get());
+          gradients.Backward(ResponseLogProbs(*model, batch, index).log_probs.mean(), /*last=*/true, alone.get());
       TORCH_CHECK(status.ok() && gradients.Wait().ok(), status.ToString());
       pass.seconds = SecondsSince(start);
       if (run == 0) pass.peak_bytes = memory.Growth();
@@ -99,7 +98,7 @@ double ScoringSeconds(const Transformer& model, const Sequences& sequences) {
     const auto start = std::chrono::steady_clock::now();
     const PackedBatch batch = PackedBatch::FromSequences(sequences);
     const ResponseIndex index = IndexResponses(batch, std::vector<int64_t>(sequences.size(), 1));
-    ChunkedLogProbs(model, model.Hidden(batch, index.rows), index.targets).log_probs.sum().item<double>();
+    ResponseLogProbs(model, batch, index).log_probs.sum().item<double>();
     seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
   return seconds;

@@ -69,8 +69,7 @@ absl::Status Score(const std::string& model_dir) {
           out["criteria"][normalization->heads[h].criterion] = normalization->heads[h].Normalize(raw[h]);
       } else {
         const ResponseIndex index = IndexResponses(batch, {1});
-        const torch::Tensor log_probs =
-            ChunkedLogProbs(**model, (*model)->Hidden(batch, index.rows), index.targets).log_probs.contiguous();
+        const torch::Tensor log_probs = ResponseLogProbs(**model, batch, index).log_probs.contiguous();
         out["logprobs"] =
             std::vector<float>(log_probs.data_ptr<float>(), log_probs.data_ptr<float>() + log_probs.numel());
       }
