@@ -33,7 +33,7 @@ int64_t PartsOf(int64_t heads, int64_t rows) {
 void AttendHead(const AttentionShape& shape, const torch::Tensor& q, int64_t q_row, const FloatRows& keys,
                 const FloatRows& values, int64_t kv_row, int64_t first, int64_t rows, int64_t kv_head,
                 const torch::Tensor& out) {
-  const int64_t width = kernels::PaddedDim(shape.dim), length = first + rows, group = shape.heads / shape.kv_heads;
+  const int64_t width = kernels::RoundUpTo16(shape.dim), length = first + rows, group = shape.heads / shape.kv_heads;
   Scratch scratch({2 * length * width, 2 * rows * width, kernels::AttentionScratch(length)});
   float *const k = scratch.Take(length * width), *const v = scratch.Take(length * width),
                *const query = scratch.Take(rows * width), *const result = scratch.Take(rows * width),
@@ -89,7 +89,7 @@ class KernelAttention : public torch::autograd::Function<KernelAttention> {
     const torch::Tensor dout = grads[0].contiguous().view({qkv.size(0), shape.heads, shape.dim});
     const torch::Tensor dqkv = torch::empty_like(qkv);
     // Each query head has its own share of its keys' and values' gradients; they are added in the order of heads.
-    const int64_t group = shape.heads / shape.kv_heads, width = kernels::PaddedDim(shape.dim);
+    const int64_t group = shape.heads / shape.kv_heads, width = kernels::RoundUpTo16(shape.dim);
     const torch::Tensor shares =
         torch::empty({group > 1 ? 2 : 0, shape.heads, qkv.size(0), width}, qkv.options().dtype(torch::kFloat32));
     Divide(static_cast<int64_t>(lengths.size()) * shape.heads, [&](int64_t i) {
@@ -108,7 +108,7 @@ class KernelAttention : public torch::autograd::Function<KernelAttention> {
   static void BackwardOfHead(const AttentionShape& shape, const torch::Tensor& qkv, const torch::Tensor& dout,
                              int64_t begin, int64_t length, int64_t head, const torch::Tensor& dqkv,
                              const torch::Tensor& shares) {
-    const int64_t width = kernels::PaddedDim(shape.dim), size = length * width, group = shape.heads / shape.kv_heads,
+    const int64_t width = kernels::RoundUpTo16(shape.dim), size = length * width, group = shape.heads / shape.kv_heads,
                   key = shape.heads + head / group, value = key + shape.kv_heads;
     const int64_t work = kernels::AttentionBackwardScratch(length, shape.dim);
     Scratch scratch({7 * size, work});

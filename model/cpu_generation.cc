@@ -214,7 +214,7 @@ void CpuGeneration::Attend(const Pass& pass, size_t layer, Part* part) {
       std::copy_n(attended.data_ptr<float>(), attended.numel(), out);
       continue;
     }
-    part->scores.resize(static_cast<size_t>((length + 15) / 16 * 16));
+    part->scores.resize(static_cast<size_t>(kernels::RoundUpTo16(length)));
     const int64_t begin = pass.cache->begin(slot), room = pass.cache->room(slot);
     if (keys.scalar_type() == torch::kBFloat16) {
       kernels::DecodeAttentionBf16(shape, q, reinterpret_cast<const uint16_t*>(keys.const_data_ptr<at::BFloat16>()),

@@ -35,7 +35,7 @@ void ForRows(int64_t rows, int64_t width, const Fn& fn) {
 torch::Tensor Like(const torch::Tensor& x) {
   return torch::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));
 }
-at::TensorOptions Floats(const torch::Tensor& x) {
+at::TensorOptions FloatOptions(const torch::Tensor& x) {
   return x.options().dtype(torch::kFloat32);
 }
 
@@ -46,7 +46,7 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
                                double eps, bool offset) {
     const torch::Tensor x = input.contiguous(), scale = offset ? Wide(weight) + 1 : Wide(weight);
     const int64_t rows = x.size(0), width = x.size(1);
-    const torch::Tensor y = Like(x), inverse = torch::empty({rows}, Floats(x));
+    const torch::Tensor y = Like(x), inverse = torch::empty({rows}, FloatOptions(x));
     const FloatRows from(x), to(y);
     const float* const by = scale.data_ptr<float>();
     float* const kept = inverse.data_ptr<float>();
@@ -66,7 +66,7 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
     const bool offset = context->saved_data["offset"].toBool();
     const torch::Tensor dy = grads[0].contiguous(), &x = saved[0], scale = offset ? Wide(saved[1]) + 1 : Wide(saved[1]);
     const int64_t rows = x.size(0), width = x.size(1);
-    const torch::Tensor dx = Like(x), dweight = torch::zeros({Parts(rows, width), width}, Floats(x));
+    const torch::Tensor dx = Like(x), dweight = torch::zeros({Parts(rows, width), width}, FloatOptions(x));
     const FloatRows upstream(dy), from(x), to(dx);
     const float *const by = scale.data_ptr<float>(), *const kept = saved[2].data_ptr<float>();
     float* const weights = dweight.data_ptr<float>();
@@ -88,7 +88,7 @@ class LayerNormFunction : public torch::autograd::Function<LayerNormFunction> {
                                const torch::Tensor& bias, double eps) {
     const torch::Tensor x = input.contiguous(), scale = Wide(weight), shift = Wide(bias);
     const int64_t rows = x.size(0), width = x.size(1);
-    const torch::Tensor y = Like(x), moments = torch::empty({rows, 2}, Floats(x));
+    const torch::Tensor y = Like(x), moments = torch::empty({rows, 2}, FloatOptions(x));
     const FloatRows from(x), to(y);
     const float *const by = scale.data_ptr<float>(), *const plus = shift.data_ptr<float>();
     float* const kept = moments.data_ptr<float>();
@@ -106,7 +106,7 @@ class LayerNormFunction : public torch::autograd::Function<LayerNormFunction> {
     const variable_list saved = context->get_saved_variables();
     const torch::Tensor dy = grads[0].contiguous(), &x = saved[0], scale = Wide(saved[1]);
     const int64_t rows = x.size(0), width = x.size(1);
-    const torch::Tensor dx = Like(x), sums = torch::zeros({Parts(rows, width), 2, width}, Floats(x));
+    const torch::Tensor dx = Like(x), sums = torch::zeros({Parts(rows, width), 2, width}, FloatOptions(x));
     const FloatRows upstream(dy), from(x), to(dx);
     const float *const by = scale.data_ptr<float>(), *const kept = saved[2].data_ptr<float>();
     float* const weights = sums.data_ptr<float>();

@@ -37,7 +37,7 @@ class ExtendPass {
         prefills_.push_back(i);
       }
     }
-    scratch_.resize(static_cast<size_t>((end_ + 15) / 16 * 16));
+    scratch_.resize(static_cast<size_t>(kernels::RoundUpTo16(end_)));
     on_device_ = HasDecodeKernel(AttentionShapeOf(model.config(), 0), model.dtype(), model.device());
     if (on_device_) {
       std::vector<int64_t> places;

@@ -240,7 +240,7 @@ RLHF_INLINE void Fill(float* from, const float* to) {
 
 void CausalAttentionImpl(const AttentionShape& shape, const float* q, const float* keys, const float* values,
                          int64_t first, int64_t rows, float* scratch, float* out) {
-  const int64_t width = PaddedDim(shape.dim), stride = AttentionStride(first + rows);
+  const int64_t width = RoundUpTo16(shape.dim), stride = AttentionStride(first + rows);
   constexpr int64_t kTogether = kAttentionRows;
   for (int64_t row = 0; row < rows; row += kTogether) {
     const int64_t count = rows - row < kTogether ? rows - row : kTogether, position = first + row;
@@ -299,7 +299,7 @@ RLHF_INLINE void ScoreGradients(const AttentionShape& shape, float inverse, int6
 void CausalAttentionBackwardImpl(const AttentionShape& shape, const float* dout, const float* q, const float* keys,
                                  const float* values, int64_t length, float* scratch, float* dq, float* dkeys,
                                  float* dvalues) {
-  const int64_t width = PaddedDim(shape.dim), stride = AttentionStride(length), together = GradientRows(length);
+  const int64_t width = RoundUpTo16(shape.dim), stride = AttentionStride(length), together = GradientRows(length);
   float* const weights = scratch;
   float* const grads = weights + together * stride;
   float* const capped = shape.softcap > 0 ? grads + together * stride : nullptr;

@@ -89,6 +89,10 @@ void Activate(Unary kind, const float* gate, const float* up, int64_t rows, int6
 void ActivateBackward(Unary kind, const float* dy, const float* gate, const float* up, int64_t rows, int64_t width,
                       int64_t stride, float* dgate, float* dup);
 
+inline int64_t RoundUpTo16(int64_t n) {
+  return (n + 15) / 16 * 16;
+}
+
 struct AttentionShape {
   int64_t heads = 0, kv_heads = 0, dim = 0;
   float scale = 1;
@@ -96,8 +100,8 @@ struct AttentionShape {
   int64_t window = 0;  // 0: none; how many positions a query sees, its own included
 };
 // One query token per sequence against its cache. q, out: [batch, heads, dim]; sequence b's keys, [kv_heads, rooms[b],
-// dim] of which lengths[b] positions are there, begin at keys + begins[b], its values likewise. scratch: the largest
-// length, rounded up to 16.
+// dim] of which lengths[b] positions are there, begin at keys + begins[b], its values likewise. scratch:
+// RoundUpTo16(the largest length).
 void DecodeAttention(const AttentionShape& shape, const float* q, const float* keys, const float* values,
                      const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch, float* scratch,
                      float* out);
@@ -106,15 +110,12 @@ void DecodeAttentionBf16(const AttentionShape& shape, const float* q, const uint
                          const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch,
                          float* scratch, float* out);
 
-// Rows of a sequence. Queries, keys and values of one head are rows of PaddedDim(dim) numbers without a gap between
+// Rows of a sequence. Queries, keys and values of one head are rows of RoundUpTo16(dim) numbers without a gap between
 // them, those beyond dim zero. A row's result is the same bytes as DecodeAttention's, unless
 // a value that is not finite lies within a few positions of what the row sees: what a row does not see counts 0 times.
-inline int64_t PaddedDim(int64_t dim) {
-  return (dim + 15) / 16 * 16;
-}
 // How far apart rows of scores lie: not a multiple of 4 KB, or they would share a few lines of the first-level cache.
 inline int64_t AttentionStride(int64_t length) {
-  const int64_t stride = PaddedDim(length) + 16;
+  const int64_t stride = RoundUpTo16(length) + 16;
   return stride % 1024 == 0 ? stride + 16 : stride;
 }
 constexpr int64_t kAttentionRows = 12;  // queries that pass over the keys together
@@ -126,7 +127,7 @@ inline int64_t GradientRows(int64_t length) {
   return std::clamp<int64_t>(32768 / AttentionStride(length) / 14, 1, 4) * 14;
 }
 inline int64_t AttentionBackwardScratch(int64_t length, int64_t dim) {
-  return 3 * GradientRows(length) * AttentionStride(length) + 2 * PackedSize(length, PaddedDim(dim));
+  return 3 * GradientRows(length) * AttentionStride(length) + 2 * PackedSize(length, RoundUpTo16(dim));
 }
 // `rows` queries from position `first` on against keys and values from position 0 on. scratch:
 // AttentionScratch(first + rows).

@@ -63,7 +63,7 @@ TEST_F(DecodeTest, AttentionIsTheCpuKernels) {
             };
             slot(plain_keys).select(1, lengths[i] - 1).copy_(row.narrow(0, heads, kv_heads));
             slot(plain_values).select(1, lengths[i] - 1).copy_(row.narrow(0, heads + kv_heads, kv_heads));
-            std::vector<float> scratch(static_cast<size_t>((lengths[i] + 15) / 16 * 16));
+            std::vector<float> scratch(static_cast<size_t>(kernels::RoundUpTo16(lengths[i])));
             kernels::DecodeAttention(shape, row.data_ptr<float>(), plain_keys.data_ptr<float>(),
                                      plain_values.data_ptr<float>(), &begins[i], &rooms[i], &lengths[i], 1,
                                      scratch.data(), expected[rows[i]].data_ptr<float>());

@@ -58,7 +58,7 @@ class EmulatedKernelsTest : public testing::Test {
         std::copy_n(own.begin() + (shape.heads + shape.kv_heads + h) * shape.dim, shape.dim,
                     plain_values.begin() + target);
       }
-      std::vector<float> scratch(static_cast<size_t>((lengths[b] + 15) / 16 * 16));
+      std::vector<float> scratch(static_cast<size_t>(kernels::RoundUpTo16(lengths[b])));
       kernels::DecodeAttention(shape, own.data(), plain_keys.data(), plain_values.data(), &begins[b], &rooms[b],
                                &lengths[b], 1, scratch.data(),
                                &expected[static_cast<size_t>(rows[b] * shape.heads * shape.dim)]);

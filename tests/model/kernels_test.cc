@@ -174,7 +174,7 @@ TEST(KernelsTest, AttentionEqualsItsFormula) {
           }
           return out;
         };
-        const int64_t padded = PaddedDim(dim), size = length * padded;
+        const int64_t padded = RoundUpTo16(dim), size = length * padded;
         const auto head_rows = [&](const std::vector<float>& from, int64_t stride, int64_t head) {
           std::vector<float> rows(static_cast<size_t>(size), 0);
           for (int64_t t = 0; t < length; ++t)
@@ -277,7 +277,7 @@ TEST(KernelsTest, BothVectorWidthsGiveTheSameBytes) {
     for (const Unary kind : {Unary::kSilu, Unary::kGelu, Unary::kGeluTanh})
       table.activate(kind, norm.data(), out.data(), rows, width, width,
                      kind == Unary::kSilu ? gelu.data() : norm.data());
-    const int64_t length = 150, size = length * PaddedDim(shape.dim);
+    const int64_t length = 150, size = length * RoundUpTo16(shape.dim);
     const auto q = Random(static_cast<size_t>(size), 5), k = Random(static_cast<size_t>(size), 6),
                v = Random(static_cast<size_t>(size), 7);
     std::vector<float> attended(size), grad(3 * size), scratch(AttentionBackwardScratch(length, shape.dim));

@@ -257,7 +257,7 @@ void ExpectAttention(int64_t dim, torch::Dtype dtype, double tolerance) {
         const torch::Tensor wide_q = q.to(torch::kFloat32), wide_keys = keys.to(torch::kFloat32),
                             wide_values = values.to(torch::kFloat32);
         std::vector<float> expected(static_cast<size_t>(shape.heads * dim)),
-            scratch(static_cast<size_t>((length + 15) / 16 * 16));
+            scratch(static_cast<size_t>(kernels::RoundUpTo16(length)));
         const int64_t begin = 0;
         kernels::DecodeAttention(shape, wide_q.data_ptr<float>(), wide_keys.data_ptr<float>(),
                                  wide_values.data_ptr<float>(), &begin, &length, &length, 1, scratch.data(),
