@@ -71,6 +71,7 @@ struct CpuGeneration::Part {
   size_t first = 0, end = 0;  // sequences
   int64_t row = 0, rows = 0;
   std::vector<float> x, normed, qkv, joined, attended, projected, inner, active, moments, scores;
+  std::vector<kernels::CachedQuery> queries;
   PackedLinear::Scratch scratch;
 };
 
@@ -166,26 +167,26 @@ void CpuGeneration::Append(const Pass& pass, size_t layer, const Part& part) {
   const auto& config = model_.config_;
   const int64_t heads = config.num_heads, kv_heads = config.num_kv_heads, dim = config.head_dim;
   const int64_t width = (heads + 2 * kv_heads) * dim;
-  const torch::Tensor &keys = pass.cache->keys(static_cast<int>(layer)),
-                      &values = pass.cache->values(static_cast<int>(layer));
-  const bool narrow = keys.scalar_type() == torch::kBFloat16;
-  for (size_t i = part.first; i < part.end; ++i) {
-    const int slot = (*pass.slots)[i];
-    for (int64_t t = 0; t < pass.counts[i]; ++t) {
-      const float* source = part.qkv.data() + (pass.begins[i] - part.row + t) * width + heads * dim;
-      const int64_t at = pass.lengths[i] - pass.counts[i] + t;
-      for (int64_t h = 0; h < kv_heads; ++h) {
-        const int64_t target = pass.cache->begin(slot) + (h * pass.cache->room(slot) + at) * dim;
-        const float *key = source + h * dim, *value = source + (kv_heads + h) * dim;
-        if (narrow) {
-          kernels::Narrow(key, dim, reinterpret_cast<uint16_t*>(keys.data_ptr<at::BFloat16>()) + target);
-          kernels::Narrow(value, dim, reinterpret_cast<uint16_t*>(values.data_ptr<at::BFloat16>()) + target);
-        } else {
-          std::copy_n(key, dim, keys.data_ptr<float>() + target);
-          std::copy_n(value, dim, values.data_ptr<float>() + target);
+  const auto put = [&](auto* keys, auto* values, const auto& convert) {
+    for (size_t i = part.first; i < part.end; ++i) {
+      const int slot = (*pass.slots)[i];
+      for (int64_t t = 0; t < pass.counts[i]; ++t) {
+        const float* source = part.qkv.data() + (pass.begins[i] - part.row + t) * width + heads * dim;
+        const int64_t at = pass.lengths[i] - pass.counts[i] + t;
+        for (int64_t h = 0; h < kv_heads; ++h) {
+          const int64_t target = pass.cache->begin(slot) + (h * pass.cache->room(slot) + at) * dim;
+          convert(source + h * dim, dim, keys + target);
+          convert(source + (kv_heads + h) * dim, dim, values + target);
         }
       }
     }
+  };
+  const torch::Tensor &keys = pass.cache->keys(static_cast<int>(layer)),
+                      &values = pass.cache->values(static_cast<int>(layer));
+  if (keys.scalar_type() == torch::kBFloat16) {
+    put(static_cast<uint16_t*>(keys.data_ptr()), static_cast<uint16_t*>(values.data_ptr()), kernels::Narrow);
+  } else {
+    put(keys.data_ptr<float>(), values.data_ptr<float>(), std::copy_n<const float*, int64_t, float*>);
   }
 }
 
@@ -198,6 +199,8 @@ void CpuGeneration::Attend(const Pass& pass, size_t layer, Part* part) {
   const torch::Tensor &keys = pass.cache->keys(l), &values = pass.cache->values(l);
   part->attended.resize(static_cast<size_t>(part->rows * shape.heads * dim));
   const bool final = layer + 1 == layers_.size();  // of its rows the last of each sequence are wanted alone
+  part->queries.clear();
+  int64_t longest = 0;
   // One sequence alone among several threads: its heads are not divided; what is long enough for that is a prompt.
   for (size_t i = part->first; i < part->end; ++i) {
     const int slot = (*pass.slots)[i];
@@ -214,16 +217,18 @@ void CpuGeneration::Attend(const Pass& pass, size_t layer, Part* part) {
       std::copy_n(attended.data_ptr<float>(), attended.numel(), out);
       continue;
     }
-    part->scores.resize(static_cast<size_t>(kernels::RoundUpTo16(length)));
-    const int64_t begin = pass.cache->begin(slot), room = pass.cache->room(slot);
-    if (keys.scalar_type() == torch::kBFloat16) {
-      kernels::DecodeAttentionBf16(shape, q, reinterpret_cast<const uint16_t*>(keys.const_data_ptr<at::BFloat16>()),
-                                   reinterpret_cast<const uint16_t*>(values.const_data_ptr<at::BFloat16>()), &begin,
-                                   &room, &length, 1, part->scores.data(), out);
-    } else {
-      kernels::DecodeAttention(shape, q, keys.const_data_ptr<float>(), values.const_data_ptr<float>(), &begin, &room,
-                               &length, 1, part->scores.data(), out);
-    }
+    part->queries.push_back({q, pass.cache->begin(slot), pass.cache->room(slot), length, out});
+    longest = std::max(longest, length);
+  }
+  part->scores.resize(static_cast<size_t>(kernels::RoundUpTo16(longest)));
+  const auto count = static_cast<int64_t>(part->queries.size());
+  if (keys.scalar_type() == torch::kBFloat16) {
+    kernels::DecodeAttentionBf16(shape, part->queries.data(), count,
+                                 static_cast<const uint16_t*>(keys.const_data_ptr()),
+                                 static_cast<const uint16_t*>(values.const_data_ptr()), part->scores.data());
+  } else {
+    kernels::DecodeAttention(shape, part->queries.data(), count, keys.const_data_ptr<float>(),
+                             values.const_data_ptr<float>(), part->scores.data());
   }
 }
 

@@ -72,9 +72,14 @@ class ExtendPass {
       const torch::Tensor decoding = prefills_.empty() ? qkv : qkv.index_select(0, decode_index_);
       const torch::Tensor q = decoding.narrow(1, 0, shape.heads).contiguous();
       torch::Tensor out = prefills_.empty() ? attended : torch::empty({q.size(0), attended.size(1)}, qkv.options());
-      kernels::DecodeAttention(shape, q.data_ptr<float>(), cache_.keys(layer).data_ptr<float>(),
-                               cache_.values(layer).data_ptr<float>(), decode_begins_.data(), decode_rooms_.data(),
-                               decode_lengths_.data(), q.size(0), scratch_.data(), out.data_ptr<float>());
+      std::vector<kernels::CachedQuery> queries(decode_rows_.size());
+      for (size_t i = 0; i < queries.size(); ++i) {
+        const auto at = static_cast<int64_t>(i) * shape.heads * shape.dim;
+        queries[i] = {q.data_ptr<float>() + at, decode_begins_[i], decode_rooms_[i], decode_lengths_[i],
+                      out.data_ptr<float>() + at};
+      }
+      kernels::DecodeAttention(shape, queries.data(), q.size(0), cache_.keys(layer).data_ptr<float>(),
+                               cache_.values(layer).data_ptr<float>(), scratch_.data());
       if (!prefills_.empty()) attended.index_copy_(0, decode_index_, out);
       return attended;
     }

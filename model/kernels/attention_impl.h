@@ -41,27 +41,6 @@ RLHF_INLINE Vec Dot16(const float* const* a, const Number* const* b, int64_t inn
   return Sum16(sums);
 }
 
-// A cache of keys and values is read from memory, a head at a time, in pieces too short for the processor to foresee.
-template <typename Number>
-RLHF_INLINE void Prefetch(const Number* numbers, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(Number))) __builtin_prefetch(numbers + i);
-}
-
-// scores[p] = query · key p for p < count, sixteen keys at a time; the last ones of a group of 16 repeat the last key.
-template <typename Number>
-RLHF_INLINE void Products(const float* query, const Number* keys, int64_t stride, int64_t count, int64_t dim,
-                          float* scores) {
-  for (int64_t p = 0; p < count; p += kLanes) {
-    const float* left[1] = {query};
-    const Number* right[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) {
-      right[i] = keys + (p + i < count ? p + i : count - 1) * stride;
-      Prefetch(right[i] + kLanes * stride, dim);
-    }
-    Store(scores + p, Dot16<1, kLanes>(left, right, dim));
-  }
-}
-
 // The first position that a query at `position` sees, and the multiple of 16 before it: from there its sums begin.
 RLHF_INLINE int64_t FirstSeen(const AttentionShape& shape, int64_t position) {
   return shape.window > 0 && position >= shape.window ? position + 1 - shape.window : 0;
@@ -97,6 +76,43 @@ RLHF_INLINE float Exponentials(const AttentionShape& shape, int64_t lead, int64_
 
 // ---- one query and a cache
 
+// The keys or values of a head, [count, dim] without gaps, and what is read after them. A cache is read from memory, in
+// pieces too short for the processor to foresee: while a row is computed, one `ahead` of it is fetched into the
+// second-level cache.
+template <typename Number>
+struct CachedRows {
+  const Number* rows;
+  int64_t count, dim;
+  const Number* next;  // null: nothing
+  int64_t ahead;
+
+  CachedRows(const Number* rows, int64_t count, int64_t dim, const Number* next)
+      : rows(rows), count(count), dim(dim), next(next) {
+    constexpr int64_t kNumbers = 65536 / sizeof(Number);
+    ahead = count * dim < kNumbers ? count : kNumbers / dim;
+  }
+  RLHF_INLINE_MEMBER const Number* Row(int64_t p) const { return rows + p * dim; }
+  RLHF_INLINE_MEMBER void FetchAhead(int64_t p, int64_t together) const {
+    const int64_t later = p + ahead;
+    if (later >= count && next == nullptr) return;
+    const Number* const from = later < count ? Row(later) : next + (later - count) * dim;
+    for (int64_t i = 0; i < together * dim; i += 64 / static_cast<int64_t>(sizeof(Number)))
+      __builtin_prefetch(from + i, 0, 2);
+  }
+};
+
+// scores[p] = query · key p, sixteen keys at a time; the last ones of a group of 16 repeat the last key.
+template <typename Number>
+RLHF_INLINE void Products(const float* query, const CachedRows<Number>& keys, float* scores) {
+  for (int64_t p = 0; p < keys.count; p += kLanes) {
+    keys.FetchAhead(p, kLanes);
+    const float* left[1] = {query};
+    const Number* right[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) right[i] = keys.Row(p + i < keys.count ? p + i : keys.count - 1);
+    Store(scores + p, Dot16<1, kLanes>(left, right, keys.dim));
+  }
+}
+
 // What one lane of the vectors' sums does: fused where the processor has it. (The compiler would vectorize a loop of
 // `+=` into products and a chain of additions.)
 RLHF_INLINE float MultiplyAdd(float a, float b, float sum) {
@@ -107,51 +123,60 @@ RLHF_INLINE float MultiplyAdd(float a, float b, float sum) {
 #endif
 }
 
-// Σ_p weights[p] · values[p], Vectors · 16 numbers of each value at once: the sums do not wait for one another.
+// Σ_p weights[p] · value p, Vectors · 16 numbers of each from `at` on: the sums do not wait for one another.
 template <int Vectors, typename Number>
-RLHF_INLINE void WeighValues(const float* weights, const Number* values, int64_t stride, int64_t count, float inverse,
+RLHF_INLINE void WeighValues(const float* weights, const CachedRows<Number>& values, int64_t at, float inverse,
                              float* out) {
   Vec sums[Vectors] = {};
-  for (int64_t p = 0; p < count; ++p) {
-    Prefetch(values + (p + kLanes) * stride, Vectors * kLanes);
-    for (int v = 0; v < Vectors; ++v) sums[v] += weights[p] * Load(values + p * stride + v * kLanes);
+  for (int64_t p = 0; p < values.count; ++p) {
+    if (at == 0) values.FetchAhead(p, 1);
+    for (int v = 0; v < Vectors; ++v) sums[v] += weights[p] * Load(values.Row(p) + at + v * kLanes);
   }
-  for (int v = 0; v < Vectors; ++v) Store(out + v * kLanes, sums[v] * inverse);
+  for (int v = 0; v < Vectors; ++v) Store(out + at + v * kLanes, sums[v] * inverse);
 }
 
-// One query against the keys it sees: the newest of `length` that the window holds.
+// One query against keys of which it does not see the first `lead`.
 template <typename Number>
-RLHF_INLINE void AttendRow(const AttentionShape& shape, const float* query, const Number* keys, const Number* values,
-                           int64_t stride, int64_t length, float* scratch, float* out) {
-  const int64_t seen = FirstSeen(shape, length - 1), first = FloorToLanes(seen), count = length - first;
-  Products(query, keys + first * stride, stride, count, shape.dim, scratch);
-  const float inverse = 1.0F / Exponentials(shape, seen - first, count, scratch, nullptr);
-  const Number* value = values + first * stride;
+RLHF_INLINE void AttendRow(const AttentionShape& shape, const float* query, const CachedRows<Number>& keys,
+                           const CachedRows<Number>& values, int64_t lead, float* scratch, float* out) {
+  Products(query, keys, scratch);
+  const float inverse = 1.0F / Exponentials(shape, lead, keys.count, scratch, nullptr);
   int64_t i = 0;
-  for (; i + 4 * kLanes <= shape.dim; i += 4 * kLanes)
-    WeighValues<4>(scratch, value + i, stride, count, inverse, out + i);
-  for (; i + 3 * kLanes <= shape.dim; i += 3 * kLanes)
-    WeighValues<3>(scratch, value + i, stride, count, inverse, out + i);
-  for (; i + 2 * kLanes <= shape.dim; i += 2 * kLanes)
-    WeighValues<2>(scratch, value + i, stride, count, inverse, out + i);
-  for (; i + kLanes <= shape.dim; i += kLanes) WeighValues<1>(scratch, value + i, stride, count, inverse, out + i);
+  for (; i + 4 * kLanes <= shape.dim; i += 4 * kLanes) WeighValues<4>(scratch, values, i, inverse, out);
+  for (; i + 3 * kLanes <= shape.dim; i += 3 * kLanes) WeighValues<3>(scratch, values, i, inverse, out);
+  for (; i + 2 * kLanes <= shape.dim; i += 2 * kLanes) WeighValues<2>(scratch, values, i, inverse, out);
+  for (; i + kLanes <= shape.dim; i += kLanes) WeighValues<1>(scratch, values, i, inverse, out);
   for (; i < shape.dim; ++i) {
     float sum = 0;
-    for (int64_t p = 0; p < count; ++p) sum = MultiplyAdd(scratch[p], Wide(value[p * stride + i]), sum);
+    for (int64_t p = 0; p < values.count; ++p) sum = MultiplyAdd(scratch[p], Wide(values.Row(p)[i]), sum);
     out[i] = sum * inverse;
   }
 }
 
 template <typename Number>
-void DecodeAttentionImpl(const AttentionShape& shape, const float* q, const Number* keys, const Number* values,
-                         const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch,
-                         float* scratch, float* out) {
-  const int64_t group = shape.heads / shape.kv_heads;
-  for (int64_t b = 0; b < batch; ++b) {
+void DecodeAttentionImpl(const AttentionShape& shape, const CachedQuery* queries, int64_t count, const Number* keys,
+                         const Number* values, float* scratch) {
+  const int64_t group = shape.heads / shape.kv_heads, dim = shape.dim;
+  // The multiple of 16 from which sums begin, and where it lies.
+  const auto first = [&](const CachedQuery& query) { return FloorToLanes(FirstSeen(shape, query.length - 1)); };
+  const auto begin = [&](const CachedQuery& query, int64_t kv_head) {
+    return query.begin + (kv_head * query.room + first(query)) * dim;
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    const CachedQuery& query = queries[i];
+    const int64_t seen = query.length - first(query), lead = FirstSeen(shape, query.length - 1) - first(query);
     for (int64_t h = 0; h < shape.heads; ++h) {
-      const int64_t base = begins[b] + h / group * rooms[b] * shape.dim;
-      const int64_t at = (b * shape.heads + h) * shape.dim;
-      AttendRow(shape, q + at, keys + base, values + base, shape.dim, lengths[b], scratch, out + at);
+      const int64_t at = begin(query, h / group);
+      // The heads of a group read the same.
+      const bool fetched = h % group > 0, last = h % group == group - 1;
+      const Number* after = nullptr;
+      if (last && h + 1 < shape.heads) {
+        after = keys + begin(query, h / group + 1);
+      } else if (last && i + 1 < count) {
+        after = keys + begin(queries[i + 1], 0);
+      }
+      AttendRow(shape, query.q + h * dim, CachedRows<Number>{keys + at, seen, dim, fetched ? nullptr : values + at},
+                CachedRows<Number>{values + at, seen, dim, after}, lead, scratch, query.out + h * dim);
     }
   }
 }

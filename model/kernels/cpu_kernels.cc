@@ -73,15 +73,13 @@ void ActivateBackward(Unary kind, const float* dy, const float* gate, const floa
                       int64_t stride, float* dgate, float* dup) {
   Chosen().activate_backward(kind, dy, gate, up, rows, width, stride, dgate, dup);
 }
-void DecodeAttention(const AttentionShape& shape, const float* q, const float* keys, const float* values,
-                     const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch, float* scratch,
-                     float* out) {
-  Chosen().decode_attention(shape, q, keys, values, begins, rooms, lengths, batch, scratch, out);
+void DecodeAttention(const AttentionShape& shape, const CachedQuery* queries, int64_t count, const float* keys,
+                     const float* values, float* scratch) {
+  Chosen().decode_attention(shape, queries, count, keys, values, scratch);
 }
-void DecodeAttentionBf16(const AttentionShape& shape, const float* q, const uint16_t* keys, const uint16_t* values,
-                         const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch,
-                         float* scratch, float* out) {
-  Chosen().decode_attention_bf16(shape, q, keys, values, begins, rooms, lengths, batch, scratch, out);
+void DecodeAttentionBf16(const AttentionShape& shape, const CachedQuery* queries, int64_t count, const uint16_t* keys,
+                         const uint16_t* values, float* scratch) {
+  Chosen().decode_attention_bf16(shape, queries, count, keys, values, scratch);
 }
 void CausalAttention(const AttentionShape& shape, const float* q, const float* keys, const float* values, int64_t first,
                      int64_t rows, float* scratch, float* out) {

@@ -99,16 +99,19 @@ struct AttentionShape {
   float softcap = 0;   // 0: none; s -> cap · tanh(s / cap)
   int64_t window = 0;  // 0: none; how many positions a query sees, its own included
 };
-// One query token per sequence against its cache. q, out: [batch, heads, dim]; sequence b's keys, [kv_heads, rooms[b],
-// dim] of which lengths[b] positions are there, begin at keys + begins[b], its values likewise. scratch:
-// RoundUpTo16(the largest length).
-void DecodeAttention(const AttentionShape& shape, const float* q, const float* keys, const float* values,
-                     const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch, float* scratch,
-                     float* out);
+// A sequence's newest token, which is to attend to what is in its cache.
+struct CachedQuery {
+  const float* q;        // [heads, dim]
+  int64_t begin;         // its keys, [kv_heads, room, dim], lie at keys + begin, its values likewise
+  int64_t room, length;  // positions that there is room for, and that are there
+  float* out;            // [heads, dim]
+};
+// scratch: RoundUpTo16(the largest length).
+void DecodeAttention(const AttentionShape& shape, const CachedQuery* queries, int64_t count, const float* keys,
+                     const float* values, float* scratch);
 // The same with keys and values in bfloat16.
-void DecodeAttentionBf16(const AttentionShape& shape, const float* q, const uint16_t* keys, const uint16_t* values,
-                         const int64_t* begins, const int64_t* rooms, const int64_t* lengths, int64_t batch,
-                         float* scratch, float* out);
+void DecodeAttentionBf16(const AttentionShape& shape, const CachedQuery* queries, int64_t count, const uint16_t* keys,
+                         const uint16_t* values, float* scratch);
 
 // Rows of a sequence. Queries, keys and values of one head are rows of RoundUpTo16(dim) numbers without a gap between
 // them, those beyond dim zero. A row's result is the same bytes as DecodeAttention's, unless

@@ -11,7 +11,8 @@ using IntVec = int32_t __attribute__((vector_size(64)));
 struct __attribute__((packed, aligned(4), may_alias)) Unaligned {
   Vec v;
 };
-#define RLHF_INLINE static inline __attribute__((always_inline))
+#define RLHF_INLINE_MEMBER inline __attribute__((always_inline))
+#define RLHF_INLINE static RLHF_INLINE_MEMBER
 
 constexpr int64_t kLanes = 16;
 

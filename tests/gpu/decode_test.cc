@@ -64,9 +64,10 @@ TEST_F(DecodeTest, AttentionIsTheCpuKernels) {
             slot(plain_keys).select(1, lengths[i] - 1).copy_(row.narrow(0, heads, kv_heads));
             slot(plain_values).select(1, lengths[i] - 1).copy_(row.narrow(0, heads + kv_heads, kv_heads));
             std::vector<float> scratch(static_cast<size_t>(kernels::RoundUpTo16(lengths[i])));
-            kernels::DecodeAttention(shape, row.data_ptr<float>(), plain_keys.data_ptr<float>(),
-                                     plain_values.data_ptr<float>(), &begins[i], &rooms[i], &lengths[i], 1,
-                                     scratch.data(), expected[rows[i]].data_ptr<float>());
+            const kernels::CachedQuery query{row.data_ptr<float>(), begins[i], rooms[i], lengths[i],
+                                             expected[rows[i]].data_ptr<float>()};
+            kernels::DecodeAttention(shape, &query, 1, plain_keys.data_ptr<float>(), plain_values.data_ptr<float>(),
+                                     scratch.data());
           }
           const double bound = dtype == torch::kFloat32 ? 1e-5 : 1e-2;  // the result is rounded once
           EXPECT_LE(Apart(found, expected), bound) << heads << " heads of " << kv_heads << ", dim " << dim

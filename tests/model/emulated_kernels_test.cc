@@ -59,9 +59,9 @@ class EmulatedKernelsTest : public testing::Test {
                     plain_values.begin() + target);
       }
       std::vector<float> scratch(static_cast<size_t>(kernels::RoundUpTo16(lengths[b])));
-      kernels::DecodeAttention(shape, own.data(), plain_keys.data(), plain_values.data(), &begins[b], &rooms[b],
-                               &lengths[b], 1, scratch.data(),
-                               &expected[static_cast<size_t>(rows[b] * shape.heads * shape.dim)]);
+      const kernels::CachedQuery query{own.data(), begins[b], rooms[b], lengths[b],
+                                       &expected[static_cast<size_t>(rows[b] * shape.heads * shape.dim)]};
+      kernels::DecodeAttention(shape, &query, 1, plain_keys.data(), plain_values.data(), scratch.data());
     }
     const cuda::DecodePlaces places{rows.data(), begins.data(), rooms.data(), lengths.data(), count};
     const auto element = sizeof(T) == sizeof(float) ? cuda::Element::kFloat32 : cuda::Element::kBfloat16;

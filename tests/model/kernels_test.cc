@@ -217,9 +217,8 @@ TEST(KernelsTest, AttentionEqualsItsFormula) {
               std::copy_n(key + shape.kv_heads * dim, dim, values.data() + (kv * length + p) * dim);
             }
           }
-          const int64_t begin = 0, seen = t + 1;
-          DecodeAttention(shape, qkv.data() + t * row, keys.data(), values.data(), &begin, &length, &seen, 1,
-                          scratch.data(), one.data());
+          const CachedQuery query{qkv.data() + t * row, 0, length, t + 1, one.data()};
+          DecodeAttention(shape, &query, 1, keys.data(), values.data(), scratch.data());
           for (int64_t i = 0; i < width; ++i) ASSERT_EQ(one[i], out[t * width + i]) << "position " << t;
         }
         std::vector<double> x(qkv.begin(), qkv.end());

@@ -258,10 +258,9 @@ void ExpectAttention(int64_t dim, torch::Dtype dtype, double tolerance) {
                             wide_values = values.to(torch::kFloat32);
         std::vector<float> expected(static_cast<size_t>(shape.heads * dim)),
             scratch(static_cast<size_t>(kernels::RoundUpTo16(length)));
-        const int64_t begin = 0;
-        kernels::DecodeAttention(shape, wide_q.data_ptr<float>(), wide_keys.data_ptr<float>(),
-                                 wide_values.data_ptr<float>(), &begin, &length, &length, 1, scratch.data(),
-                                 expected.data());
+        const kernels::CachedQuery query{wide_q.data_ptr<float>(), 0, length, length, expected.data()};
+        kernels::DecodeAttention(shape, &query, 1, wide_keys.data_ptr<float>(), wide_values.data_ptr<float>(),
+                                 scratch.data());
         for (const int64_t splits : {1, 3, 32}) {
           const std::vector<float> found =
               AttendInParts<T, kHeads, kPer, kWhole>(shape, q, keys, values, length, splits);
