@@ -47,15 +47,63 @@ bool HasFastProducts() {
   return fast;
 }
 
-torch::Tensor MatmulFixedOrder(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& bias_in,
-                               const torch::Tensor& out) {
+bool ProductsAreOurs(const torch::Tensor& x) {
+  if (!x.device().is_cpu()) return false;
+  return (x.scalar_type() == torch::kFloat32 && HasFastProducts()) ||
+         (x.scalar_type() == torch::kBFloat16 && kernels::HasDotProducts());
+}
+
+namespace {
+
+// Into c, of float32 or a's type.
+void Multiply(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& bias_in, bool add,
+              const torch::Tensor& c) {
   const int64_t rows = a.size(0), columns = b.size(1), inner = a.size(1);
   TORCH_CHECK(b.size(0) == inner, "a product of [", rows, ", ", inner, "] and [", b.size(0), ", ", columns, "]");
-  const torch::Tensor c = out.defined() ? out : torch::empty({rows, columns}, a.options());
-  const torch::Tensor bias = bias_in.defined() ? bias_in.contiguous() : torch::Tensor();
+  const torch::Tensor bias = bias_in.defined() ? bias_in.to(torch::kFloat32).contiguous() : torch::Tensor();
   const float* const bias_data = bias.defined() ? bias.data_ptr<float>() : nullptr;
-  const float *const left = a.data_ptr<float>(), *const right = b.data_ptr<float>();
-  float* const result = c.data_ptr<float>();
+  const bool narrow = a.scalar_type() == torch::kBFloat16;
+  const int64_t words = narrow ? (inner + 1) / 2 : inner;  // of a column
+  const std::unique_ptr<float[]> packed(new float[static_cast<size_t>(kernels::PackedSize(columns, words))]);
+  const auto* const left = static_cast<const char*>(a.const_data_ptr());
+  const auto* const right = static_cast<const char*>(b.const_data_ptr());
+  const int64_t size = narrow ? 2 : 4;
+  const auto pack = [&](int64_t begin, int64_t width) {
+    const char* const from = right + begin * b.stride(1) * size;
+    float* const to = packed.get() + begin * words;
+    if (narrow) {
+      kernels::PackPairs(reinterpret_cast<const uint16_t*>(from), b.stride(1), b.stride(0), width, inner,
+                         reinterpret_cast<uint32_t*>(to));
+    } else {
+      kernels::PackPanels(reinterpret_cast<const float*>(from), b.stride(1), b.stride(0), width, inner, to);
+    }
+  };
+  const auto multiply = [&](int64_t row, int64_t height, int64_t column, int64_t width) {
+    const char* const from = left + row * a.stride(0) * size;
+    const float* const to_add = bias_data == nullptr ? nullptr : bias_data + column;
+    const int64_t at = row * columns + column;
+    if (!narrow) {
+      return kernels::Product(reinterpret_cast<const float*>(from), a.stride(0), a.stride(1),
+                              packed.get() + column * inner, to_add, height, width, inner, c.data_ptr<float>() + at,
+                              columns, add);
+    }
+    kernels::Bf16Target to{nullptr, nullptr, columns, add};
+    std::unique_ptr<float[]> sums;
+    if (c.scalar_type() == torch::kFloat32) {
+      to.sums = c.data_ptr<float>() + at;
+    } else {
+      to.rounded = static_cast<uint16_t*>(c.data_ptr()) + at;
+      // Rows as far apart as the result's: of the last no more than is computed.
+      if (inner > kernels::kBf16Block) {
+        sums.reset(new float[static_cast<size_t>((height - 1) * columns + width)]);
+        to.sums = sums.get();
+      }
+    }
+    kernels::Bf16Product(reinterpret_cast<const uint16_t*>(from), a.stride(0), a.stride(1),
+                         reinterpret_cast<const uint32_t*>(packed.get() + column * words), to_add, height, width, inner,
+                         to);
+  };
+
   // Packing costs what a few rows' products do.
   const bool pack_together = WorthThreads(8 * columns * inner),
              multiply_together = WorthThreads(rows * columns * inner);
@@ -63,9 +111,7 @@ torch::Tensor MatmulFixedOrder(const torch::Tensor& a, const torch::Tensor& b, c
     if (together) return Divide(count, fn);
     for (int64_t i = 0; i < count; ++i) fn(i);
   };
-
   const int64_t panels = kernels::PanelsOf(columns);
-  const std::unique_ptr<float[]> packed(new float[static_cast<size_t>(kernels::PackedSize(columns, inner))]);
   const int64_t panel_parts = (panels + kPanelsTogether - 1) / kPanelsTogether;
   const auto columns_of = [&](int64_t part) {
     const int64_t begin = part * kPanelsTogether * kernels::kPanelColumns;
@@ -73,8 +119,7 @@ torch::Tensor MatmulFixedOrder(const torch::Tensor& a, const torch::Tensor& b, c
   };
   divide(panel_parts, pack_together, [&](int64_t part) {
     const auto [begin, width] = columns_of(part);
-    kernels::PackPanels(right + begin * b.stride(1), b.stride(1), b.stride(0), width, inner,
-                        packed.get() + begin * inner);
+    pack(begin, width);
   });
   // Parts of equal tiles: a last one of two rows would take the time of five, and its thread wait for the other.
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
@@ -82,20 +127,29 @@ torch::Tensor MatmulFixedOrder(const torch::Tensor& a, const torch::Tensor& b, c
   const int64_t row_parts = (tiles + together - 1) / together;
   const auto first_row = [&](int64_t part) { return rows * std::min(tiles, part * together) / tiles; };
   if (row_parts >= panel_parts) {
-    divide(row_parts, multiply_together, [&](int64_t part) {
-      const int64_t begin = first_row(part);
-      kernels::Product(left + begin * a.stride(0), a.stride(0), a.stride(1), packed.get(), bias_data,
-                       first_row(part + 1) - begin, columns, inner, result + begin * columns, columns, out.defined());
-    });
+    divide(row_parts, multiply_together,
+           [&](int64_t part) { multiply(first_row(part), first_row(part + 1) - first_row(part), 0, columns); });
   } else {
     divide(panel_parts, multiply_together, [&](int64_t part) {
       const auto [begin, width] = columns_of(part);
-      kernels::Product(left, a.stride(0), a.stride(1), packed.get() + begin * inner,
-                       bias_data == nullptr ? nullptr : bias_data + begin, rows, width, inner, result + begin, columns,
-                       out.defined());
+      multiply(0, rows, begin, width);
     });
   }
+}
+
+}  // namespace
+
+torch::Tensor MatmulFixedOrder(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& bias) {
+  torch::Tensor c = torch::empty({a.size(0), b.size(1)}, a.options());
+  Multiply(a, b, bias, /*add=*/false, c);
   return c;
+}
+
+void MatmulFixedOrderInto(const torch::Tensor& a, const torch::Tensor& b, bool add, const torch::Tensor& out) {
+  TORCH_CHECK(out.is_contiguous() && out.scalar_type() == torch::kFloat32 && out.size(0) == a.size(0) &&
+                  out.size(1) == b.size(1),
+              "a product of [", a.sizes(), "] and [", b.sizes(), "] into [", out.sizes(), "]");
+  Multiply(a, b, {}, add, out);
 }
 
 torch::Tensor LinearFixedOrder(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) {

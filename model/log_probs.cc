@@ -23,13 +23,15 @@ struct Head {
   bool fixed_order = false;
 };
 
-torch::Tensor Product(const torch::Tensor& a, const torch::Tensor& b, bool fixed_order) {
-  return fixed_order ? MatmulFixedOrder(a, b) : a.matmul(b);
-}
-
 // float32 [rows, vocabulary], before the temperature.
 torch::Tensor ChunkLogits(const torch::Tensor& hidden, const torch::Tensor& weight, const Head& head) {
-  torch::Tensor logits = Product(hidden, weight.t(), head.fixed_order);
+  torch::Tensor logits;
+  if (head.fixed_order) {
+    logits = torch::empty({hidden.size(0), weight.size(0)}, hidden.options().dtype(torch::kFloat32));
+    MatmulFixedOrderInto(hidden, weight.t(), /*add=*/false, logits);
+  } else {
+    logits = hidden.matmul(weight.t());
+  }
   if (head.softcap > 0) logits = Softcap(logits, head.softcap);
   return logits.to(torch::kFloat32);
 }
@@ -149,10 +151,11 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
                                             grads[0].narrow(0, begin, count), head);
       if (head.softcap > 0) d.mul_(1 - (logits / head.softcap).square());
       const torch::Tensor d_cast = d.to(weight.scalar_type());
-      grad_hidden.narrow(0, begin, count).copy_(Product(d_cast, weight, head.fixed_order));
+      grad_hidden.narrow(0, begin, count)
+          .copy_(head.fixed_order ? MatmulFixedOrder(d_cast, weight) : d_cast.matmul(weight));
       if (!to_weight) continue;
       if (head.fixed_order) {
-        MatmulFixedOrder(d_cast.t(), part, {}, grad_weight);
+        MatmulFixedOrderInto(d_cast.t(), part, /*add=*/true, grad_weight);
       } else if (weight.scalar_type() == torch::kFloat32) {
         grad_weight.addmm_(d_cast.t(), part);
       } else {
@@ -174,7 +177,7 @@ LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_r
   Head head;
   head.temperature = temperature;
   head.softcap = model.config().logit_softcap;
-  head.fixed_order = model.deterministic() || (IsFloatOnCpu(hidden_rows) && HasFastProducts());
+  head.fixed_order = model.deterministic() || ProductsAreOurs(hidden_rows);
   const bool differentiable =
       torch::GradMode::is_enabled() && (hidden_rows.requires_grad() || model.head_weight().requires_grad());
   const variable_list out = ChunkedLogProbFunction::apply(hidden_rows, model.head_weight(), targets, head, with_entropy,

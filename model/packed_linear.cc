@@ -111,7 +111,8 @@ void PackedLinear::Multiply(const float* x, int64_t rows, float* y, Scratch* scr
       kernels::Product(x, in_, 1, reinterpret_cast<const float*>(packed), bias, rows, columns, in_, y + column, out_,
                        false);
     } else if (dtype_ == torch::kBFloat16) {
-      kernels::Bf16Product(left, words_, packed, bias, rows, columns, words_, y + column, out_);
+      kernels::Bf16Product(reinterpret_cast<const uint16_t*>(left), 2 * words_, 1, packed, bias, rows, columns,
+                           2 * words_, {y + column, nullptr, out_, false});
     } else {
       kernels::Int8Product(left, words_, packed, offsets_.data() + column, scratch->scales.data(),
                            column_scales_.data() + column, bias, rows, columns, words_, y + column, out_);

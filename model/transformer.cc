@@ -237,7 +237,7 @@ torch::Tensor Transformer::Norm(const torch::Tensor& x, const torch::Tensor& wei
 
 torch::Tensor Transformer::Product(const torch::Tensor& x, const torch::Tensor& weight,
                                    const torch::Tensor& bias) const {
-  if (deterministic_ || (IsFloatOnCpu(x) && HasFastProducts())) return LinearFixedOrder(x, weight.t(), bias);
+  if (deterministic_ || ProductsAreOurs(x)) return LinearFixedOrder(x, weight.t(), bias);
   return bias.defined() ? torch::linear(x, weight, bias) : torch::linear(x, weight);
 }
 

@@ -36,12 +36,24 @@ void Product(const float* a, int64_t row_stride, int64_t inner_stride, const flo
              int64_t rows, int64_t columns, int64_t inner, float* c, int64_t c_stride, bool add);
 
 // Products by the processor's own instructions for bfloat16 and int8, where it has them (AVX512_BF16, AVX512_VNNI): the
-// functions below may be called only then. Both sides are rows of 4-byte words, a pair of bfloat16 or four int8, filled
-// up with zeros to whole words; the right side is packed by PackPanels, which takes words as it takes floats.
+// functions below may be called only then. They take 4-byte words, a pair of bfloat16 or four int8, filled up with
+// zeros to whole words; a right side of words is packed by PackPanels, which takes them as it takes floats.
 bool HasDotProducts();
-// c[i, j] = Σ_k a[i, k] · b[j, k] + bias[j] (bias may be null): the order of the sums is the same whatever the rows.
-void Bf16Product(const uint32_t* a, int64_t a_stride, const uint32_t* packed, const float* bias, int64_t rows,
-                 int64_t columns, int64_t words, float* c, int64_t c_stride);
+// As PackPanels, from bfloat16 numbers: (inner + 1) / 2 words a column.
+void PackPairs(const uint16_t* b, int64_t column_stride, int64_t inner_stride, int64_t columns, int64_t inner,
+               uint32_t* packed);
+struct Bf16Target {
+  float* sums;        // needed unless `rounded` is there, nothing is to be added, and inner is at most kBf16Block
+  uint16_t* rounded;  // null: the sums are the result
+  int64_t stride;     // of the rows of both
+  bool add;           // to what is in `sums`
+};
+constexpr int64_t kBf16Block = 768;
+// c[i, j] = Σ_k a[i, k] · b[j, k] + bias[j] (bias may be null), summed in float32, and rounded once where `rounded` is
+// asked for. a[i, k] lies at a + i · row_stride + k · inner_stride. The order of the sums is the same whatever the
+// rows.
+void Bf16Product(const uint16_t* a, int64_t row_stride, int64_t inner_stride, const uint32_t* packed, const float* bias,
+                 int64_t rows, int64_t columns, int64_t inner, const Bf16Target& to);
 // What Int8MatmulNT and Dequantize make of it, to a rounding. a holds value + 128 as uint8; offsets[j] = 128 · Σ_k b[j,
 // k].
 void Int8Product(const uint32_t* a, int64_t a_stride, const uint32_t* packed, const int32_t* offsets,
