@@ -9,18 +9,27 @@
 namespace rlhf {
 namespace {
 
-constexpr size_t kHuge = size_t{2} << 20;
+constexpr size_t kHuge = size_t{2} << 20, kHeap = size_t{64} << 20;
 
-uintptr_t RoundUp(uintptr_t address) {
-  return (address + kHuge - 1) / kHuge * kHuge;
+uintptr_t RoundUp(uintptr_t address, size_t to = kHuge) {
+  return (address + to - 1) / to * to;
+}
+uintptr_t RoundDown(uintptr_t address, size_t to = kHuge) {
+  return address / to * to;
+}
+
+void Advise(uintptr_t begin, uintptr_t end) {
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
 }  // namespace
 
 void AdviseHugePages(void* begin, void* end) {
-  const uintptr_t first = RoundUp(reinterpret_cast<uintptr_t>(begin));
-  const uintptr_t last = reinterpret_cast<uintptr_t>(end) / kHuge * kHuge;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  Advise(RoundUp(reinterpret_cast<uintptr_t>(begin)), RoundDown(reinterpret_cast<uintptr_t>(end)));
+}
+
+void AdviseHugePagesAround(void* begin, void* end) {
+  Advise(RoundDown(reinterpret_cast<uintptr_t>(begin), kHeap), RoundUp(reinterpret_cast<uintptr_t>(end), kHeap));
 }
 
 std::shared_ptr<uint8_t[]> AllocateLarge(size_t size) {

@@ -13,6 +13,9 @@ std::shared_ptr<uint8_t[]> AllocateLarge(size_t size);
 
 // Asks for huge pages in what lies between; advice only.
 void AdviseHugePages(void* begin, void* end);
+// Also for what lies around it, to multiples of 64 MiB: a heap of malloc's is such a piece, and what of it was touched
+// before it was advised stays in small pages.
+void AdviseHugePagesAround(void* begin, void* end);
 
 // From now on what is freed of blocks below 32 MiB stays with the process, up to 2 GiB of an arena of malloc's, instead
 // of going back to the kernel and coming anew: a training step takes and frees the same tensors every time.

@@ -17,7 +17,6 @@
 #include "client/cpp/channel.h"
 #include "client/cpp/fleet_session.h"
 #include "client/cpp/log_shipper.h"
-#include "common/large_memory.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
@@ -25,6 +24,7 @@
 #include "common/tracing.h"
 #include "model/device.h"
 #include "model/libtorch.h"
+#include "model/tensor_memory.h"
 #include "reward_server/reward_service.h"
 #include "reward_server/scorer.h"
 
@@ -91,7 +91,7 @@ int Run(const Flags& flags) {
   rlhf::InitLogging("reward_server", flags.instance, flags.log_level, flags.log_json);
   const rlhf::TracingScope tracing(flags.trace_dir, "reward_server", flags.instance);
   torch::set_num_threads(flags.threads);
-  rlhf::KeepFreedMemory();
+  rlhf::model::KeepTensorMemory();
   rlhf::MetricsRegistry metrics("reward_server");
 
   rlhf::client::ChannelOptions channel_options;

@@ -9,11 +9,11 @@
 #include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
-#include "common/large_memory.h"
 #include "common/process.h"
 #include "common/status_util.h"
 #include "learner/replay/replay.h"
 #include "model/libtorch.h"
+#include "model/tensor_memory.h"
 
 namespace {
 
@@ -44,7 +44,7 @@ absl::StatusOr<std::unique_ptr<rlhf::learner::Collective>> Join(int rank, int wo
 
 int RunRank(const rlhf::learner::Recording& recording, int rank, int threads, const int ports[2]) {
   torch::set_num_threads(threads);
-  rlhf::KeepFreedMemory();
+  rlhf::model::KeepTensorMemory();
   std::unique_ptr<rlhf::learner::Rendezvous> hosted;
   auto group = Join(rank, recording.world_size, ports, &hosted);
   const absl::StatusOr<int64_t> compared =

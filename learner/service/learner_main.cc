@@ -17,7 +17,6 @@
 #include "client/cpp/channel.h"
 #include "client/cpp/fleet_session.h"
 #include "client/cpp/log_shipper.h"
-#include "common/large_memory.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
@@ -30,6 +29,7 @@
 #include "learner/service/weight_publisher.h"
 #include "model/device.h"
 #include "model/libtorch.h"
+#include "model/tensor_memory.h"
 
 namespace {
 
@@ -125,7 +125,7 @@ int Run(const Flags& flags) {
   rlhf::InitLogging("learner", flags.instance, flags.log_level, flags.log_json);
   const rlhf::TracingScope tracing(flags.trace_dir, "learner", flags.instance);
   torch::set_num_threads(flags.threads);
-  rlhf::KeepFreedMemory();
+  rlhf::model::KeepTensorMemory();
   rlhf::MetricsRegistry metrics("learner");
 
   rlhf::client::ChannelOptions channel_options;

@@ -11,12 +11,12 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
-#include "common/large_memory.h"
 #include "learner/gradient_buckets.h"
 #include "model/guard.h"
 #include "model/kv_cache.h"
 #include "model/log_probs.h"
 #include "model/sampler.h"
+#include "model/tensor_memory.h"
 #include "model/tool/commands.h"
 #include "model/weights_io.h"
 
@@ -134,7 +134,7 @@ std::pair<double, double> GenerationSeconds(const Transformer& model, const Sequ
 absl::Status Bench(const BenchOptions& options) {
   LoadOptions load;
   load.dtype = options.precision == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
-  KeepFreedMemory();  // as the learner does
+  KeepTensorMemory();  // as the learner does
   const auto model = LoadModel(options.model_dir, load);
   if (!model.ok()) return model.status();
   if (options.prompt_tokens + options.new_tokens > (*model)->config().max_position_embeddings) {

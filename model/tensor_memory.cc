@@ -1,0 +1,32 @@
+#include "model/tensor_memory.h"
+
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/alloc_cpu.h>
+
+#include "common/large_memory.h"
+
+namespace rlhf::model {
+namespace {
+
+// LibTorch's memory with advice. (Its own variable THP_MEM_ALLOC_ENABLE advises for tensors of 2 MiB and more alone.)
+class AdvisingAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t size) override {
+    constexpr size_t kLeast = size_t{256} << 10;
+    void* const data = c10::alloc_cpu(size);
+    if (size >= kLeast) AdviseHugePagesAround(data, static_cast<char*>(data) + size);
+    return {data, data, &c10::free_cpu, c10::Device(c10::DeviceType::CPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &c10::free_cpu; }
+  void copy_data(void* to, const void* from, size_t size) const override { default_copy_data(to, from, size); }
+};
+
+}  // namespace
+
+void KeepTensorMemory() {
+  KeepFreedMemory();
+  static AdvisingAllocator allocator;
+  c10::SetCPUAllocator(&allocator, /*priority=*/1);
+}
+
+}  // namespace rlhf::model
