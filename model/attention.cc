@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "model/bf16_attention.h"
 #include "model/device.h"
 #include "model/device_ops.h"
 #include "model/divide.h"
@@ -19,6 +20,10 @@ using torch::autograd::variable_list;
 // Whether attention over rows is computed by the kernels. Without this processor's vectors LibTorch's is faster.
 bool ByKernels(const torch::Tensor& x, const AttentionShape& shape, bool fixed_order) {
   return IsFloatOrBf16OnCpu(x) && (fixed_order || shape.softcap > 0 || HasFastProducts());
+}
+
+bool ByDotProducts(const torch::Tensor& x) {
+  return x.scalar_type() == torch::kBFloat16 && kernels::HasDotProducts();
 }
 
 constexpr int64_t kRowsWorthAPart = 256;
@@ -55,13 +60,23 @@ class KernelAttention : public torch::autograd::Function<KernelAttention> {
     const torch::Tensor out = torch::empty({qkv.size(0), shape.heads, shape.dim}, qkv.options());
     const auto sequences = static_cast<int64_t>(layout.lengths.size());
     // Few heads of long sequences: their queries are divided too.
-    const int64_t heads = sequences * shape.kv_heads, parts = PartsOf(heads, layout.longest);
+    const int64_t heads = sequences * shape.kv_heads, parts = PartsOf(heads, layout.longest),
+                  group = shape.heads / shape.kv_heads;
     Divide(heads * parts, [&](int64_t i) {
       const auto sequence = static_cast<size_t>(i / parts / shape.kv_heads);
       const int64_t kv_head = i / parts % shape.kv_heads, begin = layout.begins[sequence],
                     length = layout.lengths[sequence], first = length * (i % parts) / parts,
                     end = length * (i % parts + 1) / parts;
       if (first == end) return;
+      if (ByDotProducts(qkv)) {
+        const Bf16Rows keys = Bf16Rows::OfHead(qkv, shape.heads + kv_head, begin),
+                       values = Bf16Rows::OfHead(qkv, shape.heads + shape.kv_heads + kv_head, begin);
+        for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+          Bf16AttendHead(shape, Bf16Rows::OfHead(qkv, head, begin + first), keys, values, first, end - first,
+                         Bf16Rows::OfHead(out, head, begin + first));
+        }
+        return;
+      }
       AttendHead(shape, qkv, begin + first, FloatRows::OfHead(qkv, shape.heads + kv_head),
                  FloatRows::OfHead(qkv, shape.heads + shape.kv_heads + kv_head), begin, first, end - first, kv_head,
                  out);
@@ -110,7 +125,9 @@ class KernelAttention : public torch::autograd::Function<KernelAttention> {
                              const torch::Tensor& shares) {
     const int64_t width = kernels::RoundUpTo16(shape.dim), size = length * width, group = shape.heads / shape.kv_heads,
                   key = shape.heads + head / group, value = key + shape.kv_heads;
-    const int64_t work = kernels::AttentionBackwardScratch(length, shape.dim);
+    const bool narrow = ByDotProducts(qkv);
+    const int64_t work =
+        narrow ? Bf16BackwardScratch(length, shape.dim) : kernels::AttentionBackwardScratch(length, shape.dim);
     Scratch scratch({7 * size, work});
     float *const k = scratch.Take(size), *const v = scratch.Take(size), *const query = scratch.Take(size),
                  *const upstream = scratch.Take(size), *const dquery = scratch.Take(size),
@@ -119,14 +136,20 @@ class KernelAttention : public torch::autograd::Function<KernelAttention> {
       dk = shares.data_ptr<float>() + (head * qkv.size(0) + begin) * width;
       dv = dk + shape.heads * qkv.size(0) * width;
     }
-    FloatRows::OfHead(qkv, key).Read(begin, length, width, k);
-    FloatRows::OfHead(qkv, value).Read(begin, length, width, v);
-    FloatRows::OfHead(qkv, head).Read(begin, length, width, query);
-    FloatRows::OfHead(dout, head).Read(begin, length, width, upstream);
     std::fill_n(dk, size, 0.0F);
     std::fill_n(dv, size, 0.0F);
-    kernels::CausalAttentionBackward(shape, upstream, query, k, v, length, memory, dquery, dk, dv);
-    FloatRows::OfHead(dqkv, head).Write(begin, length, width, dquery);
+    if (narrow) {
+      const auto rows = [begin](const torch::Tensor& x, int64_t of) { return Bf16Rows::OfHead(x, of, begin); };
+      Bf16AttendHeadBackward(shape, rows(dout, head), rows(qkv, head), rows(qkv, key), rows(qkv, value), length, memory,
+                             rows(dqkv, head), dk, dv, width);
+    } else {
+      FloatRows::OfHead(qkv, key).Read(begin, length, width, k);
+      FloatRows::OfHead(qkv, value).Read(begin, length, width, v);
+      FloatRows::OfHead(qkv, head).Read(begin, length, width, query);
+      FloatRows::OfHead(dout, head).Read(begin, length, width, upstream);
+      kernels::CausalAttentionBackward(shape, upstream, query, k, v, length, memory, dquery, dk, dv);
+      FloatRows::OfHead(dqkv, head).Write(begin, length, width, dquery);
+    }
     if (group > 1) return;
     FloatRows::OfHead(dqkv, key).Write(begin, length, width, dk);
     FloatRows::OfHead(dqkv, value).Write(begin, length, width, dv);

@@ -1,9 +1,9 @@
 // Causal attention with grouped queries, sliding windows and soft-capping.
 //
-// On the CPU by kernels over the packed rows, in float32 whatever the type, whose sums have a fixed order; on a GPU by
-// flash attention over the packed rows. LibTorch's attention over a padded grid serves what neither does: processors
-// without AVX2, unless the order must be fixed or scores are soft-capped, and shapes and types that flash attention
-// lacks.
+// On the CPU by kernels over the packed rows, whose sums have a fixed order: in float32, of bfloat16 rows too unless
+// the processor has instructions for those (bf16_attention.h); on a GPU by flash attention over the packed rows.
+// LibTorch's attention over a padded grid serves what neither does: processors without AVX2, unless the order must be
+// fixed or scores are soft-capped, and shapes and types that flash attention lacks.
 #pragma once
 
 #include <vector>

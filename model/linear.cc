@@ -100,8 +100,8 @@ void Multiply(const torch::Tensor& a, const torch::Tensor& b, const torch::Tenso
       }
     }
     kernels::Bf16Product(reinterpret_cast<const uint16_t*>(from), a.stride(0), a.stride(1),
-                         reinterpret_cast<const uint32_t*>(packed.get() + column * words), to_add, height, width, inner,
-                         to);
+                         reinterpret_cast<const uint32_t*>(packed.get() + column * words), words, to_add, height, width,
+                         inner, to);
   };
 
   // Packing costs what a few rows' products do.

@@ -111,7 +111,7 @@ void PackedLinear::Multiply(const float* x, int64_t rows, float* y, Scratch* scr
       kernels::Product(x, in_, 1, reinterpret_cast<const float*>(packed), bias, rows, columns, in_, y + column, out_,
                        false);
     } else if (dtype_ == torch::kBFloat16) {
-      kernels::Bf16Product(reinterpret_cast<const uint16_t*>(left), 2 * words_, 1, packed, bias, rows, columns,
+      kernels::Bf16Product(reinterpret_cast<const uint16_t*>(left), 2 * words_, 1, packed, words_, bias, rows, columns,
                            2 * words_, {y + column, nullptr, out_, false});
     } else {
       kernels::Int8Product(left, words_, packed, offsets_.data() + column, scratch->scales.data(),

@@ -51,7 +51,7 @@ RLHF_INLINE int64_t FloorToLanes(int64_t position) {
 
 // Turns scores into exp(score − max), before `lead` and from `count` on to a multiple of 16 into 0; returns their sum.
 // `capped` keeps the scores before that.
-RLHF_INLINE float Exponentials(const AttentionShape& shape, int64_t lead, int64_t count, float* scores, float* capped) {
+float AttentionWeightsImpl(const AttentionShape& shape, int64_t lead, int64_t count, float* scores, float* capped) {
   const float nothing = -__builtin_inff();
   Vec highest = Splat(nothing);
   for (int64_t p = 0; p < count; p += kLanes) {
@@ -140,7 +140,7 @@ template <typename Number>
 RLHF_INLINE void AttendRow(const AttentionShape& shape, const float* query, const CachedRows<Number>& keys,
                            const CachedRows<Number>& values, int64_t lead, float* scratch, float* out) {
   Products(query, keys, scratch);
-  const float inverse = 1.0F / Exponentials(shape, lead, keys.count, scratch, nullptr);
+  const float inverse = 1.0F / AttentionWeightsImpl(shape, lead, keys.count, scratch, nullptr);
   int64_t i = 0;
   for (; i + 4 * kLanes <= shape.dim; i += 4 * kLanes) WeighValues<4>(scratch, values, i, inverse, out);
   for (; i + 3 * kLanes <= shape.dim; i += 3 * kLanes) WeighValues<3>(scratch, values, i, inverse, out);
@@ -286,7 +286,7 @@ void CausalAttentionImpl(const AttentionShape& shape, const float* q, const floa
     for (int64_t i = 0; i < count; ++i) {
       float* const scores = scratch + i * stride;
       const int64_t seen = position + i + 1 - begin;
-      inverse[i] = 1.0F / Exponentials(shape, FirstSeen(shape, position + i) - begin, seen, scores, nullptr);
+      inverse[i] = 1.0F / AttentionWeightsImpl(shape, FirstSeen(shape, position + i) - begin, seen, scores, nullptr);
       Fill(scores + seen, scores + end - begin);
     }
     Fill(sums, sums + count * width);
@@ -299,8 +299,8 @@ void CausalAttentionImpl(const AttentionShape& shape, const float* q, const floa
 
 // Probabilities and the gradients of the scores of a row, from exp(score − max) with the sum 1 / inverse and the
 // probabilities' gradients: p · (dp − Σ p · dp), through the cap, whose derivative is 1 − (s / cap)², and the scale.
-RLHF_INLINE void ScoreGradients(const AttentionShape& shape, float inverse, int64_t count, const float* capped,
-                                float* weights, float* grads) {
+void ScoreGradientsImpl(const AttentionShape& shape, float inverse, int64_t count, const float* capped, float* weights,
+                        float* grads) {
   Vec sums = {};
   for (int64_t p = 0; p < count; p += kLanes) {
     // What is beyond the row is not a number perhaps.
@@ -344,8 +344,8 @@ void CausalAttentionBackwardImpl(const AttentionShape& shape, const float* dout,
       float *const w = weights + i * stride, *const g = grads + i * stride;
       float* const c = capped == nullptr ? nullptr : capped + i * stride;
       const int64_t own = row + i + 1 - begin;
-      const float sum = Exponentials(shape, FirstSeen(shape, row + i) - begin, own, w, c);
-      ScoreGradients(shape, 1.0F / sum, own, c, w, g);
+      const float sum = AttentionWeightsImpl(shape, FirstSeen(shape, row + i) - begin, own, w, c);
+      ScoreGradientsImpl(shape, 1.0F / sum, own, c, w, g);
       Fill(w + own, w + seen);
       Fill(g + own, g + seen);
     }

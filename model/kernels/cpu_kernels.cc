@@ -90,6 +90,13 @@ void CausalAttentionBackward(const AttentionShape& shape, const float* dout, con
                              float* dvalues) {
   Chosen().causal_attention_backward(shape, dout, q, keys, values, length, scratch, dq, dkeys, dvalues);
 }
+float AttentionWeights(const AttentionShape& shape, int64_t lead, int64_t count, float* scores, float* capped) {
+  return Chosen().attention_weights(shape, lead, count, scores, capped);
+}
+void ScoreGradients(const AttentionShape& shape, float inverse, int64_t count, const float* capped, float* weights,
+                    float* grads) {
+  Chosen().score_gradients(shape, inverse, count, capped, weights, grads);
+}
 float LogSumExp(const float* row, int64_t width, float inverse_temperature, float* exps, float* max_out) {
   return Chosen().log_sum_exp(row, width, inverse_temperature, exps, max_out);
 }

@@ -50,10 +50,12 @@ struct Bf16Target {
 };
 constexpr int64_t kBf16Block = 768;
 // c[i, j] = Σ_k a[i, k] · b[j, k] + bias[j] (bias may be null), summed in float32, and rounded once where `rounded` is
-// asked for. a[i, k] lies at a + i · row_stride + k · inner_stride. The order of the sums is the same whatever the
-// rows.
-void Bf16Product(const uint16_t* a, int64_t row_stride, int64_t inner_stride, const uint32_t* packed, const float* bias,
-                 int64_t rows, int64_t columns, int64_t inner, const Bf16Target& to);
+// asked for. a[i, k] lies at a + i · row_stride + k · inner_stride. A column of what was packed has column_words words,
+// of which those of `inner` numbers are multiplied: more than (inner + 1) / 2 where it is a part. The order of the sums
+// is the same whatever the rows.
+void Bf16Product(const uint16_t* a, int64_t row_stride, int64_t inner_stride, const uint32_t* packed,
+                 int64_t column_words, const float* bias, int64_t rows, int64_t columns, int64_t inner,
+                 const Bf16Target& to);
 // What Int8MatmulNT and Dequantize make of it, to a rounding. a holds value + 128 as uint8; offsets[j] = 128 · Σ_k b[j,
 // k].
 void Int8Product(const uint32_t* a, int64_t a_stride, const uint32_t* packed, const int32_t* offsets,
@@ -153,6 +155,15 @@ void CausalAttention(const AttentionShape& shape, const float* q, const float* k
 void CausalAttentionBackward(const AttentionShape& shape, const float* dout, const float* q, const float* keys,
                              const float* values, int64_t length, float* scratch, float* dq, float* dkeys,
                              float* dvalues);
+
+// Parts of the above for those who multiply themselves. A row's scores, before the scale and the cap, become
+// exp(score − max), before `lead` and from `count` on to a multiple of 16 zero; returns their sum. `capped` keeps
+// scaled and capped scores unless null.
+float AttentionWeights(const AttentionShape& shape, int64_t lead, int64_t count, float* scores, float* capped);
+// Of a row of such weights with the sum 1 / inverse, and the gradients of their probabilities: the probabilities, and
+// the gradients of the scores. capped: null without a cap.
+void ScoreGradients(const AttentionShape& shape, float inverse, int64_t count, const float* capped, float* weights,
+                    float* grads);
 
 // log(Σ exp(row · inverse_temperature)) with the row's maximum taken out; writes exp(row · inverse_temperature − max)
 // to `exps` when not null. The result does not depend on whether it is.

@@ -215,8 +215,9 @@ void PackPairs(const uint16_t* b, int64_t column_stride, int64_t inner_stride, i
   }
 }
 
-void Bf16Product(const uint16_t* a, int64_t row_stride, int64_t inner_stride, const uint32_t* packed, const float* bias,
-                 int64_t rows, int64_t columns, int64_t inner, const Bf16Target& to) {
+void Bf16Product(const uint16_t* a, int64_t row_stride, int64_t inner_stride, const uint32_t* packed,
+                 int64_t column_words, const float* bias, int64_t rows, int64_t columns, int64_t inner,
+                 const Bf16Target& to) {
   const int64_t words = (inner + 1) / 2;
   // Rows a multiple of 4 KB apart would share a few lines of the first-level cache.
   const bool as_it_lies = inner_stride == 1 && inner % 2 == 0 && row_stride % 2 == 0 &&
@@ -229,10 +230,10 @@ void Bf16Product(const uint16_t* a, int64_t row_stride, int64_t inner_stride, co
     const auto multiply = [&](const auto& left) {
       const FloatResults sums{to.sums, to.stride, final ? bias : nullptr, to.add || k > 0};
       if (final && to.rounded != nullptr) {
-        Product<Bf16Pairs>(left, packed + k * kPanelColumns, words, RoundedResults{sums, to.rounded}, rows, columns,
-                           count);
+        Product<Bf16Pairs>(left, packed + k * kPanelColumns, column_words, RoundedResults{sums, to.rounded}, rows,
+                           columns, count);
       } else {
-        Product<Bf16Pairs>(left, packed + k * kPanelColumns, words, sums, rows, columns, count);
+        Product<Bf16Pairs>(left, packed + k * kPanelColumns, column_words, sums, rows, columns, count);
       }
     };
     if (as_it_lies) {

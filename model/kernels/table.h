@@ -26,6 +26,8 @@ struct KernelTable {
   decltype(&DecodeAttentionBf16) decode_attention_bf16;
   decltype(&CausalAttention) causal_attention;
   decltype(&CausalAttentionBackward) causal_attention_backward;
+  decltype(&AttentionWeights) attention_weights;
+  decltype(&ScoreGradients) score_gradients;
   decltype(&LogSumExp) log_sum_exp;
   decltype(&LogSoftmaxBackward) log_softmax_backward;
   decltype(&Entropy) entropy;
