@@ -3,6 +3,7 @@
 #include <malloc.h>
 #include <sys/mman.h>
 
+#include <cstdlib>
 #include <limits>
 #include <new>
 
@@ -42,10 +43,12 @@ std::shared_ptr<uint8_t[]> AllocateLarge(size_t size) {
   return {bytes, [base, mapped](uint8_t* /*bytes*/) { munmap(base, mapped); }};
 }
 
-void KeepFreedMemory() {
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that glibc takes
+bool KeepFreedMemory() {
+  if (std::getenv("MALLOC_MMAP_THRESHOLD_") != nullptr) return false;
+  mallopt(M_MMAP_THRESHOLD, kMappedAlone);  // the most that glibc takes
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   mallopt(M_TOP_PAD, 64 << 20);  // or arenas of other threads than the first would give back each of their heaps
+  return true;
 }
 
 }  // namespace rlhf

@@ -58,7 +58,7 @@ void Scores(const Bf16Rows& x, int64_t count, const uint32_t* positions, const S
             const Block& block, float* scores) {
   const int64_t words = WordsOf(dim);
   kernels::Bf16Product(x.data, x.stride, 1, positions + seen.begin * words, words, nullptr, count, seen.count(), dim,
-                       {scores, nullptr, block.stride, false});
+                       {.sums = scores, .sums_stride = block.stride});
 }
 
 // Rounds a row of which `own` numbers are there, the others up to `count` zero.
@@ -71,14 +71,14 @@ void Round(const float* row, int64_t own, int64_t count, uint16_t* to) {
 void Weigh(const uint16_t* weights, int64_t count, const uint32_t* numbers, int64_t length, const Seen& seen,
            int64_t dim, const Block& block, float* sums) {
   kernels::Bf16Product(weights, block.stride, 1, numbers + seen.begin / 2 * kernels::kPanelColumns, WordsOf(length),
-                       nullptr, count, dim, seen.even, {sums, nullptr, dim, false});
+                       nullptr, count, dim, seen.even, {.sums = sums, .sums_stride = dim});
 }
 
 // sums[p] += Σ_i weights[i, p − begin] · row i, for the positions that a block sees.
 void WeighAcross(const uint16_t* weights, int64_t count, const uint32_t* numbers, const Seen& seen, int64_t dim,
                  const Block& block, float* sums, int64_t width) {
   kernels::Bf16Product(weights, 1, block.stride, numbers, WordsOf(count), nullptr, seen.count(), dim, count,
-                       {sums + seen.begin * width, nullptr, width, true});
+                       {.sums = sums + seen.begin * width, .sums_stride = width, .add = true});
 }
 
 }  // namespace

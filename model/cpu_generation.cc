@@ -186,7 +186,8 @@ void CpuGeneration::Append(const Pass& pass, size_t layer, const Part& part) {
   if (keys.scalar_type() == torch::kBFloat16) {
     put(static_cast<uint16_t*>(keys.data_ptr()), static_cast<uint16_t*>(values.data_ptr()), kernels::Narrow);
   } else {
-    put(keys.data_ptr<float>(), values.data_ptr<float>(), std::copy_n<const float*, int64_t, float*>);
+    put(keys.data_ptr<float>(), values.data_ptr<float>(),
+        [](const float* from, int64_t count, float* to) { std::copy_n(from, count, to); });
   }
 }
 

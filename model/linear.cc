@@ -59,7 +59,12 @@ namespace {
 void Multiply(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& bias_in, bool add,
               const torch::Tensor& c) {
   const int64_t rows = a.size(0), columns = b.size(1), inner = a.size(1);
-  TORCH_CHECK(b.size(0) == inner, "a product of [", rows, ", ", inner, "] and [", b.size(0), ", ", columns, "]");
+  TORCH_CHECK(b.size(0) == inner && (!bias_in.defined() || bias_in.numel() == columns), "a product of [", rows, ", ",
+              inner, "] and [", b.size(0), ", ", columns, "]");
+  TORCH_CHECK(a.device().is_cpu() && b.device().is_cpu() && a.scalar_type() == b.scalar_type() &&
+                  (a.scalar_type() == torch::kFloat32 || ProductsAreOurs(a)),
+              "a product of ", a.scalar_type(), " and ", b.scalar_type(), " on ", a.device(), " and ", b.device());
+  if (rows == 0 || columns == 0) return;
   const torch::Tensor bias = bias_in.defined() ? bias_in.to(torch::kFloat32).contiguous() : torch::Tensor();
   const float* const bias_data = bias.defined() ? bias.data_ptr<float>() : nullptr;
   const bool narrow = a.scalar_type() == torch::kBFloat16;
@@ -87,17 +92,16 @@ void Multiply(const torch::Tensor& a, const torch::Tensor& b, const torch::Tenso
                               packed.get() + column * inner, to_add, height, width, inner, c.data_ptr<float>() + at,
                               columns, add);
     }
-    kernels::Bf16Target to{nullptr, nullptr, columns, add};
+    kernels::Bf16Target to;
     std::unique_ptr<float[]> sums;
     if (c.scalar_type() == torch::kFloat32) {
-      to.sums = c.data_ptr<float>() + at;
+      to = {.sums = c.data_ptr<float>() + at, .sums_stride = columns, .add = add};
     } else {
-      to.rounded = static_cast<uint16_t*>(c.data_ptr()) + at;
-      // Rows as far apart as the result's: of the last no more than is computed.
-      if (inner > kernels::kBf16Block) {
-        sums.reset(new float[static_cast<size_t>((height - 1) * columns + width)]);
-        to.sums = sums.get();
-      }
+      if (inner > kernels::kBf16Block) sums.reset(new float[static_cast<size_t>(height * width)]);
+      to = {.sums = sums.get(),
+            .sums_stride = width,
+            .rounded = static_cast<uint16_t*>(c.data_ptr()) + at,
+            .rounded_stride = columns};
     }
     kernels::Bf16Product(reinterpret_cast<const uint16_t*>(from), a.stride(0), a.stride(1),
                          reinterpret_cast<const uint32_t*>(packed.get() + column * words), words, to_add, height, width,

@@ -15,7 +15,7 @@ bool ProductsAreOurs(const torch::Tensor& x);
 // a [m, k] · b [k, n] + bias [n] (or undefined), no gradient; of a's type, rounded once. float32 on the CPU, or
 // bfloat16 where ProductsAreOurs; views of any strides. As many threads as LibTorch uses.
 torch::Tensor MatmulFixedOrder(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& bias = {});
-// The same into `out` [m, n], contiguous and float32, or added to what is in it.
+// a · b in float32, not rounded, into `out` [m, n], contiguous and float32, or added to what is in it.
 void MatmulFixedOrderInto(const torch::Tensor& a, const torch::Tensor& b, bool add, const torch::Tensor& out);
 
 // x [rows, in] · weight [in, out] (a transposed view is as good) + bias [out] or undefined, with gradients.

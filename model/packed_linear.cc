@@ -112,7 +112,7 @@ void PackedLinear::Multiply(const float* x, int64_t rows, float* y, Scratch* scr
                        false);
     } else if (dtype_ == torch::kBFloat16) {
       kernels::Bf16Product(reinterpret_cast<const uint16_t*>(left), 2 * words_, 1, packed, words_, bias, rows, columns,
-                           2 * words_, {y + column, nullptr, out_, false});
+                           2 * words_, {.sums = y + column, .sums_stride = out_});
     } else {
       kernels::Int8Product(left, words_, packed, offsets_.data() + column, scratch->scales.data(),
                            column_scales_.data() + column, bias, rows, columns, words_, y + column, out_);

@@ -14,7 +14,12 @@ class AdvisingAllocator final : public c10::Allocator {
   c10::DataPtr allocate(size_t size) override {
     constexpr size_t kLeast = size_t{256} << 10;
     void* const data = c10::alloc_cpu(size);
-    if (size >= kLeast) AdviseHugePagesAround(data, static_cast<char*>(data) + size);
+    char* const end = static_cast<char*>(data) + size;
+    if (size >= kMappedAlone) {
+      AdviseHugePages(data, end);  // around it lies what is not malloc's
+    } else if (size >= kLeast) {
+      AdviseHugePagesAround(data, end);
+    }
     return {data, data, &c10::free_cpu, c10::Device(c10::DeviceType::CPU)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &c10::free_cpu; }
@@ -24,9 +29,8 @@ class AdvisingAllocator final : public c10::Allocator {
 }  // namespace
 
 void KeepTensorMemory() {
-  KeepFreedMemory();
-  static AdvisingAllocator allocator;
-  c10::SetCPUAllocator(&allocator, /*priority=*/1);
+  if (!KeepFreedMemory()) return;
+  c10::SetCPUAllocator(new AdvisingAllocator, /*priority=*/1);  // LibTorch keeps it to the end of the process
 }
 
 }  // namespace rlhf::model

@@ -3,9 +3,9 @@
 
 namespace rlhf::model {
 
-// From now on what tensors are freed of stays with the process (KeepFreedMemory), and what lies around them is in huge
-// pages where the kernel has them: a step goes through more memory than the processor has addresses of small pages at
-// hand. Once, before tensors are made.
+// From now on the memory of freed tensors stays with the process, as KeepFreedMemory says, and tensors of 256 KiB and
+// more ask for huge pages: a step goes through more memory than the processor has addresses of small pages at hand.
+// Once, before tensors are made.
 void KeepTensorMemory();
 
 }  // namespace rlhf::model

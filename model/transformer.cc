@@ -385,16 +385,25 @@ torch::Tensor Transformer::Hidden(const PackedBatch& batch, const torch::Tensor&
   return Norm(x, final_norm_weight_, final_norm_bias_);
 }
 
+bool Transformer::HeadIsPacked() const {
+  return generation_ != nullptr && !torch::GradMode::is_enabled() && CpuGeneration::Serves(*this);
+}
+
 torch::Tensor Transformer::HeadProduct(const torch::Tensor& hidden_rows) const {
-  // What Extend returned, once it has packed the weights.
-  if (generation_ != nullptr && !torch::GradMode::is_enabled() && CpuGeneration::Serves(*this))
-    return generation_->HeadProduct(hidden_rows);
+  if (HeadIsPacked()) return generation_->HeadProduct(hidden_rows);
   return Product(hidden_rows, head_weight_, {});
 }
 
 torch::Tensor Transformer::Logits(const torch::Tensor& hidden_rows) const {
   TORCH_CHECK(head_ == HeadKind::kLm, "a model with a scalar head has no logits");
-  const torch::Tensor logits = HeadProduct(hidden_rows);
+  torch::Tensor logits;
+  if (!HeadIsPacked() && ProductsAreOurs(hidden_rows) && !torch::GradMode::is_enabled()) {
+    // Not rounded to the model's type: log-probabilities are made from such logits too.
+    logits = torch::empty({hidden_rows.size(0), head_weight_.size(0)}, hidden_rows.options().dtype(torch::kFloat32));
+    MatmulFixedOrderInto(hidden_rows, head_weight_.t(), /*add=*/false, logits);
+  } else {
+    logits = HeadProduct(hidden_rows);
+  }
   return (config_.logit_softcap > 0 ? Softcap(logits, config_.logit_softcap) : logits).to(torch::kFloat32);
 }
 

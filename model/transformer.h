@@ -155,6 +155,7 @@ class Transformer {
                          const Attend& attend, const torch::Tensor& rows) const;
   torch::Tensor RunCheckpointed(size_t l, const torch::Tensor& x, const RotaryRows* rotary, const Attend& attend,
                                 const torch::Tensor& rows) const;
+  bool HeadIsPacked() const;  // Extend did it, and no gradient is wanted
   torch::Tensor HeadProduct(const torch::Tensor& hidden_rows) const;
   CpuGeneration* Generation() const;  // null: the plain operations generate
   // Extend's pass over sequences of one token each on a CUDA device, without a look at the cache's lengths (places: see

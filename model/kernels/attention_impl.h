@@ -167,12 +167,15 @@ void DecodeAttentionImpl(const AttentionShape& shape, const CachedQuery* queries
     const int64_t seen = query.length - first(query), lead = FirstSeen(shape, query.length - 1) - first(query);
     for (int64_t h = 0; h < shape.heads; ++h) {
       const int64_t at = begin(query, h / group);
-      // The heads of a group read the same.
-      const bool fetched = h % group > 0, last = h % group == group - 1;
+      // The heads of a group read the same, which is in the cache by then if it has room.
+      const bool stays = 2 * seen * dim * static_cast<int64_t>(sizeof(Number)) <= 524288;
+      const bool fetched = stays && h % group > 0;
       const Number* after = nullptr;
-      if (last && h + 1 < shape.heads) {
+      if (h % group + 1 < group) {
+        after = stays ? nullptr : keys + at;
+      } else if (h + 1 < shape.heads) {
         after = keys + begin(query, h / group + 1);
-      } else if (last && i + 1 < count) {
+      } else if (i + 1 < count) {
         after = keys + begin(queries[i + 1], 0);
       }
       AttendRow(shape, query.q + h * dim, CachedRows<Number>{keys + at, seen, dim, fetched ? nullptr : values + at},

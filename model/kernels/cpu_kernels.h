@@ -1,5 +1,5 @@
-// Float32 CPU kernels for what small models spend their time on, and for numerics that do not depend on the batch. No
-// LibTorch; rows are contiguous unless a stride is given. Thread-safe.
+// CPU kernels for what small models spend their time on, and for numerics that do not depend on the batch; in float32
+// unless they say otherwise. No LibTorch; rows are contiguous unless a stride is given. Thread-safe.
 //
 // Every sum has one order, given by the length of what is summed alone: in matrix products the index ascends, each
 // kProductBlock numbers summed from 0 and added to those before; elsewhere 16 partial sums over the index modulo 16,
@@ -36,19 +36,23 @@ void Product(const float* a, int64_t row_stride, int64_t inner_stride, const flo
              int64_t rows, int64_t columns, int64_t inner, float* c, int64_t c_stride, bool add);
 
 // Products by the processor's own instructions for bfloat16 and int8, where it has them (AVX512_BF16, AVX512_VNNI): the
-// functions below may be called only then. They take 4-byte words, a pair of bfloat16 or four int8, filled up with
-// zeros to whole words; a right side of words is packed by PackPanels, which takes them as it takes floats.
+// functions below may be called only then. They multiply 4-byte words, a pair of bfloat16 or four int8, those at the
+// end filled up with zeros; a right side of words is packed by PackPanels, which takes them as it takes floats. Their
+// sums have one order too, but one of their own: each kBf16Block numbers in pairs, then the next ones.
 bool HasDotProducts();
 // As PackPanels, from bfloat16 numbers: (inner + 1) / 2 words a column.
 void PackPairs(const uint16_t* b, int64_t column_stride, int64_t inner_stride, int64_t columns, int64_t inner,
                uint32_t* packed);
-struct Bf16Target {
-  float* sums;        // needed unless `rounded` is there, nothing is to be added, and inner is at most kBf16Block
-  uint16_t* rounded;  // null: the sums are the result
-  int64_t stride;     // of the rows of both
-  bool add;           // to what is in `sums`
-};
 constexpr int64_t kBf16Block = 768;
+struct Bf16Target {
+  // The result; or, where `rounded` is, memory for what is summed until then, needed where inner is beyond kBf16Block
+  // or something is to be added.
+  float* sums = nullptr;
+  int64_t sums_stride = 0;  // between rows
+  uint16_t* rounded = nullptr;
+  int64_t rounded_stride = 0;
+  bool add = false;  // to what is in `sums`
+};
 // c[i, j] = Σ_k a[i, k] · b[j, k] + bias[j] (bias may be null), summed in float32, and rounded once where `rounded` is
 // asked for. a[i, k] lies at a + i · row_stride + k · inner_stride. A column of what was packed has column_words words,
 // of which those of `inner` numbers are multiplied: more than (inner + 1) / 2 where it is a part. The order of the sums

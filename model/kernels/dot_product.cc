@@ -42,9 +42,10 @@ struct FloatResults {
 struct RoundedResults {
   FloatResults before;  // what is added; not stored
   uint16_t* c;
+  int64_t stride;
   void Put(int64_t row, int64_t column, __mmask16 there, __m512 sum) const {
     const auto rounded = (__m256i)_mm512_cvtneps_pbh(before.Of(row, column, there, sum));
-    uint16_t* const to = c + row * before.stride + column;
+    uint16_t* const to = c + row * stride + column;
     if (there == 0xffff) {  // a masked store of 16 bits is slow
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded);
     } else {
@@ -92,8 +93,8 @@ void Tile(const uint32_t* a, int64_t stride, const uint32_t* panel, int64_t word
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t left = columns - column - 16 * v;
-      const __mmask16 there = left >= 16 ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1U << left) - 1);
+      const int64_t more = columns - column - 16 * v;
+      const __mmask16 there = more >= 16 ? 0xffff : more <= 0 ? 0 : static_cast<__mmask16>((1U << more) - 1);
       results.Put(row + i, column + 16 * v, there, sums[i][v]);
     }
   }
@@ -126,7 +127,24 @@ struct WordRows {
   static constexpr bool kAcross = false;
   const uint32_t* a;
   int64_t stride;
-  const uint32_t* Tile(int64_t row, int64_t /*rows*/) const { return a + row * stride; }
+  const uint32_t* Take(int64_t row, int64_t /*rows*/) const { return a + row * stride; }
+};
+// The left side's rows copied, a tile at a time, to where words can be read and lie well in the first-level cache.
+struct CopiedRows {
+  static constexpr bool kAcross = false;
+  static constexpr int64_t stride = kPairBlock + 16;
+  const uint16_t* a;
+  int64_t row_stride, inner;
+  uint32_t* memory;
+
+  const uint32_t* Take(int64_t row, int64_t rows) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      uint32_t* const to = memory + i * stride;
+      if (inner % 2 != 0) to[inner / 2] = 0;
+      __builtin_memcpy(to, a + (row + i) * row_stride, static_cast<size_t>(inner) * sizeof(uint16_t));
+    }
+    return memory;
+  }
 };
 // The left side made into pairs, a tile at a time: number k of row i lies at a + i * row_stride + k * inner_stride.
 struct PairedRows {
@@ -136,7 +154,7 @@ struct PairedRows {
   int64_t row_stride, inner_stride, inner;
   uint32_t* memory;  // has room for 16 words more than a tile
 
-  const uint32_t* Tile(int64_t row, int64_t rows) const {
+  const uint32_t* Take(int64_t row, int64_t rows) const {
     const uint16_t* const from = a + row * row_stride;
     for (int64_t k = 0; k < inner; k += 2) {
       uint32_t* const to = memory + k / 2 * rows;
@@ -172,7 +190,7 @@ void Product(const Left& left, const uint32_t* packed, int64_t panel_words, cons
     for (int64_t tile = 0, row = 0; tile < tiles; ++tile) {
       const int64_t height = rows / tiles + (tile < rows % tiles ? 1 : 0);
       const auto fn = TileOf<Kind, Results, Left::kAcross, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>(height);
-      const uint32_t* const a = left.Tile(row, height);
+      const uint32_t* const a = left.Take(row, height);
       for (int64_t column = first; column < last; column += kPanelColumns)
         fn(a, left.stride, packed + column * panel_words, words, results, row, column, columns);
       row += height;
@@ -223,23 +241,25 @@ void Bf16Product(const uint16_t* a, int64_t row_stride, int64_t inner_stride, co
   const bool as_it_lies = inner_stride == 1 && inner % 2 == 0 && row_stride % 2 == 0 &&
                           reinterpret_cast<uintptr_t>(a) % 4 == 0 &&
                           (row_stride % 2048 != 0 || rows == 1 || columns <= 2 * kPanelColumns);
-  uint32_t memory[kTileRows * kPairBlock + 16];
+  uint32_t memory[kTileRows * CopiedRows::stride];
   for (int64_t k = 0; k == 0 || k < words; k += kPairBlock) {
     const int64_t count = words - k < kPairBlock ? words - k : kPairBlock;
     const bool final = k + count >= words;
     const auto multiply = [&](const auto& left) {
-      const FloatResults sums{to.sums, to.stride, final ? bias : nullptr, to.add || k > 0};
+      const FloatResults sums{to.sums, to.sums_stride, final ? bias : nullptr, to.add || k > 0};
       if (final && to.rounded != nullptr) {
-        Product<Bf16Pairs>(left, packed + k * kPanelColumns, column_words, RoundedResults{sums, to.rounded}, rows,
-                           columns, count);
+        Product<Bf16Pairs>(left, packed + k * kPanelColumns, column_words,
+                           RoundedResults{sums, to.rounded, to.rounded_stride}, rows, columns, count);
       } else {
         Product<Bf16Pairs>(left, packed + k * kPanelColumns, column_words, sums, rows, columns, count);
       }
     };
+    const int64_t numbers = inner - 2 * k < 2 * count ? inner - 2 * k : 2 * count;
     if (as_it_lies) {
       multiply(WordRows{reinterpret_cast<const uint32_t*>(a) + k, row_stride / 2});
+    } else if (inner_stride == 1) {
+      multiply(CopiedRows{a + 2 * k, row_stride, numbers, memory});
     } else {
-      const int64_t numbers = inner - 2 * k < 2 * count ? inner - 2 * k : 2 * count;
       multiply(PairedRows{a + 2 * k * inner_stride, row_stride, inner_stride, numbers, memory});
     }
   }

@@ -13,11 +13,11 @@
 
 namespace rlhf::model {
 
-inline std::unique_ptr<Transformer> FormulaModel(const nlohmann::json& golden) {
+inline std::unique_ptr<Transformer> FormulaModel(const nlohmann::json& golden, torch::Dtype dtype = torch::kFloat32) {
   const auto config = artifact::ParseModelConfig(golden["config"].dump(), "golden");
   EXPECT_TRUE(config.ok()) << config.status();
   if (!config.ok()) return nullptr;
-  auto model = std::make_unique<Transformer>(*config, HeadKind::kLm, torch::kFloat32, torch::kCPU);
+  auto model = std::make_unique<Transformer>(*config, HeadKind::kLm, dtype, torch::kCPU);
   const auto names = golden["names"].get<std::vector<std::string>>();
   EXPECT_EQ(names.size(), model->named_parameters().size());
   for (size_t k = 0; k < names.size(); ++k) {

@@ -5,6 +5,7 @@
 
 #include "artifact/tokenizer.h"
 #include "model/kv_cache.h"
+#include "model/linear.h"
 #include "model/log_probs.h"
 #include "model/weights_io.h"
 #include "tests/model/formula_model.h"
@@ -113,6 +114,22 @@ TEST_P(FamilyTest, ChunkedLogProbsHaveTheGradientOfPlainOnes) {
   for (size_t i = 0; i < expected.size(); ++i) {
     EXPECT_TRUE(torch::allclose(chunked[i], expected[i], 1e-4, 1e-5)) << model_->named_parameters()[i].first;
     EXPECT_TRUE(torch::equal(chunked[i], computed_again[i])) << model_->named_parameters()[i].first;
+  }
+}
+
+// In bfloat16 neither is rounded to it: what samples and what trains would differ by that.
+TEST_P(FamilyTest, LogitsAreWhatLogProbsAreMadeOf) {
+  for (const torch::Dtype dtype : {torch::kFloat32, torch::kBFloat16}) {
+    const auto model = FormulaModel(golden_, dtype);
+    const torch::NoGradGuard no_grad;
+    torch::manual_seed(4);
+    const torch::Tensor hidden = torch::randn({9, model->config().hidden_size}).to(dtype),
+                        targets = torch::arange(9) % model->config().vocab_size;
+    const torch::Tensor plain =
+        torch::log_softmax(model->Logits(hidden), -1).gather(1, targets.unsqueeze(1)).squeeze(1);
+    const double apart = (ChunkedLogProbs(*model, hidden, targets).log_probs - plain).abs().max().item<double>();
+    const double bound = dtype == torch::kFloat32 || ProductsAreOurs(hidden) ? 1e-5 : 0.1;  // LibTorch's are rounded
+    EXPECT_LE(apart, bound) << dtype;
   }
 }
 
