@@ -138,6 +138,7 @@ struct CopiedRows {
   uint32_t* memory;
 
   const uint32_t* Take(int64_t row, int64_t rows) const {
+    if (inner == 0) return memory;  // nothing lies anywhere
     for (int64_t i = 0; i < rows; ++i) {
       uint32_t* const to = memory + i * stride;
       if (inner % 2 != 0) to[inner / 2] = 0;
