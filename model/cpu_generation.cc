@@ -319,6 +319,23 @@ void CpuGeneration::RunPart(const Pass& pass, Part* part) {
   final_norm_->Apply(x, rows, pass.last + static_cast<int64_t>(part->first) * hidden, &part->moments);
 }
 
+// How long each sequence takes, in multiplications of a product: those of its rows, and what it attends to. A single
+// query reads that from memory, which takes longer than multiplying it.
+std::vector<int64_t> CpuGeneration::Costs(const Pass& pass) const {
+  constexpr int64_t kRead = 8;
+  const Layer& layer = layers_.front();
+  int64_t products = 0;
+  for (const PackedLinear* linear : {&layer.qkv, &layer.attention_out, &layer.mlp_in, &layer.mlp_out})
+    products += linear->in() * linear->out();
+  const int64_t attended = 2 * model_.config_.num_heads * model_.config_.head_dim;
+  std::vector<int64_t> costs;
+  for (size_t i = 0; i < pass.counts.size(); ++i) {
+    const int64_t rows = pass.counts[i];
+    costs.push_back(rows * (products + pass.lengths[i] * attended * (rows == 1 ? kRead : 1)));
+  }
+  return costs;
+}
+
 torch::Tensor CpuGeneration::Extend(const PackedBatch& batch, const std::vector<int>& slots, KvCache& cache) {
   Refresh();
   Pass pass;
@@ -348,7 +365,11 @@ torch::Tensor CpuGeneration::Extend(const PackedBatch& batch, const std::vector<
       torch::empty({static_cast<int64_t>(slots.size()), model_.config_.hidden_size}, torch::kFloat32);
   pass.last = last.data_ptr<float>();
 
-  // As many rows a part as it can be without dividing a sequence; one part alone divides its products instead.
+  // Parts that take equally long, as far as that goes without dividing a sequence; one part alone divides its products
+  // instead.
+  const std::vector<int64_t> costs = Costs(pass);
+  int64_t total = 0, spent = 0;
+  for (const int64_t cost : costs) total += cost;
   const auto threads = static_cast<size_t>(at::in_parallel_region() ? 1 : at::get_num_threads());
   const size_t count = slots.size() >= threads ? threads : 1;
   parts_.resize(count);
@@ -357,8 +378,8 @@ torch::Tensor CpuGeneration::Extend(const PackedBatch& batch, const std::vector<
     Part& part = parts_[p];
     part.first = next;
     part.row = next < slots.size() ? pass.begins[next] : row;
-    const int64_t until = row * static_cast<int64_t>(p + 1) / static_cast<int64_t>(count);
-    while (next < slots.size() && (p + 1 == count || pass.begins[next] + pass.counts[next] / 2 < until)) ++next;
+    const int64_t until = total / static_cast<int64_t>(count) * static_cast<int64_t>(p + 1);
+    while (next < slots.size() && (p + 1 == count || spent + costs[next] / 2 < until)) spent += costs[next++];
     part.end = next;
     part.rows = (next < slots.size() ? pass.begins[next] : row) - part.row;
   }

@@ -41,6 +41,7 @@ class CpuGeneration {
   int64_t Versions() const;
   void RunPart(const Pass& pass, Part* part);
   void Attend(const Pass& pass, size_t layer, Part* part);
+  std::vector<int64_t> Costs(const Pass& pass) const;
   void Append(const Pass& pass, size_t layer, const Part& part);
 
   const Transformer& model_;
