@@ -21,12 +21,8 @@ struct Block {
 struct Seen {
   int64_t begin, end, even;  // even: as many numbers, a whole number of pairs
   Seen(const AttentionShape& shape, int64_t position, int64_t count) : end(position + count) {
-    const int64_t first = FirstOf(shape, position);
-    begin = first / kernels::kPanelColumns * kernels::kPanelColumns;
+    begin = kernels::FirstSeen(shape, position) / kernels::kPanelColumns * kernels::kPanelColumns;
     even = (end - begin + 1) / 2 * 2;
-  }
-  static int64_t FirstOf(const AttentionShape& shape, int64_t position) {
-    return shape.window > 0 ? std::max<int64_t>(0, position + 1 - shape.window) : 0;
   }
   int64_t count() const { return end - begin; }
 };
@@ -101,7 +97,7 @@ void Bf16AttendHead(const AttentionShape& shape, const Bf16Rows& q, const Bf16Ro
     for (int64_t i = 0; i < count; ++i) {
       const int64_t own = position + i + 1 - seen.begin;
       float* const w = scores + i * block.stride;
-      inverse[i] = 1.0F / kernels::AttentionWeights(shape, Seen::FirstOf(shape, position + i) - seen.begin, own, w,
+      inverse[i] = 1.0F / kernels::AttentionWeights(shape, kernels::FirstSeen(shape, position + i) - seen.begin, own, w,
                                                     /*capped=*/nullptr);
       Round(w, own, seen.even, weights + i * block.stride);
     }
@@ -144,7 +140,7 @@ void Bf16AttendHeadBackward(const AttentionShape& shape, const Bf16Rows& dout, c
       const int64_t own = row + i + 1 - seen.begin;
       float *const w = scores + i * block.stride, *const g = slopes + i * block.stride;
       float* const c = shape.softcap > 0 ? capped + i * block.stride : nullptr;
-      const float sum = kernels::AttentionWeights(shape, Seen::FirstOf(shape, row + i) - seen.begin, own, w, c);
+      const float sum = kernels::AttentionWeights(shape, kernels::FirstSeen(shape, row + i) - seen.begin, own, w, c);
       kernels::ScoreGradients(shape, 1.0F / sum, own, c, w, g);
       Round(w, own, seen.even, weights + i * block.stride);
       Round(g, own, seen.even, grads + i * block.stride);

@@ -41,10 +41,7 @@ RLHF_INLINE Vec Dot16(const float* const* a, const Number* const* b, int64_t inn
   return Sum16(sums);
 }
 
-// The first position that a query at `position` sees, and the multiple of 16 before it: from there its sums begin.
-RLHF_INLINE int64_t FirstSeen(const AttentionShape& shape, int64_t position) {
-  return shape.window > 0 && position >= shape.window ? position + 1 - shape.window : 0;
-}
+// The multiple of 16 before the first position that is seen: from there sums begin.
 RLHF_INLINE int64_t FloorToLanes(int64_t position) {
   return position / kLanes * kLanes;
 }

@@ -117,6 +117,10 @@ struct AttentionShape {
   float softcap = 0;   // 0: none; s -> cap · tanh(s / cap)
   int64_t window = 0;  // 0: none; how many positions a query sees, its own included
 };
+// The first position that a query at `position` sees.
+inline int64_t FirstSeen(const AttentionShape& shape, int64_t position) {
+  return shape.window > 0 && position >= shape.window ? position + 1 - shape.window : 0;
+}
 // A sequence's newest token, which is to attend to what is in its cache.
 struct CachedQuery {
   const float* q;        // [heads, dim]
