@@ -61,6 +61,7 @@ class C10dCollective final : public Collective {
   }
 
   absl::Status Broadcast(torch::Tensor tensor, int root) override {
+    if (aborted_) return Broken("broadcast", "the group was given up");
     c10::intrusive_ptr<c10d::Work> work;
     std::vector<at::Tensor> tensors{tensor};
     const absl::Status status = Try("broadcast", [&] {
@@ -161,9 +162,13 @@ class C10dCollective final : public Collective {
     bool completed = false;
     while (true) {
       const absl::Status asked = Try(what, [&] { completed = work->isCompleted(); });
-      if (!asked.ok()) return asked;
-      if (completed) return Try(what, [&] { work->wait(); });  // an error of its own, and the stream's order
+      // First: an aborted sum looks completed, and is none.
       if (aborted_) return Broken(what, "the group was given up");
+      if (!asked.ok()) return asked;
+      if (completed) {
+        const absl::Status status = Try(what, [&] { work->wait(); });  // an error of its own, and the stream's order
+        return status.ok() && aborted_ ? Broken(what, "the group was given up") : status;
+      }
       if (absl::Now() > deadline) {
         Abort();  // a kernel that waits for a dead rank would hold the device for ever
         return Broken(

@@ -9,6 +9,9 @@ namespace {
 void SetBytes(const torch::Tensor& tensor, size_t bytes) {
   c10::StorageImpl* const storage = tensor.storage().unsafeGetStorageImpl();
   if (storage->nbytes() == bytes) return;
+  // An allocator takes from the thread's device, which need not be the tensor's.
+  c10::OptionalDeviceGuard guard;
+  if (tensor.device().has_index()) guard.reset_device(tensor.device());
   storage->set_data_ptr_noswap(storage->allocator()->allocate(bytes));
   storage->set_nbytes(bytes);
 }

@@ -141,9 +141,7 @@ double AdamW::Norm(const std::vector<torch::Tensor>& gradients) {
 double AdamW::SquaredNorm(const std::vector<torch::Tensor>& gradients) {
   const torch::NoGradGuard no_grad;
   if (!gradients.empty() && gradients.front().is_cuda()) {  // without a wait for each
-    std::vector<torch::Tensor> norms;
-    for (const torch::Tensor& gradient : gradients) norms.push_back(gradient.norm(2, torch::kFloat64));
-    return torch::stack(norms).norm().item<double>();
+    return torch::stack(at::_foreach_norm(gradients)).to(torch::kFloat64).square().sum().item<double>();
   }
   double squares = 0;
   for (const torch::Tensor& gradient : gradients) squares += gradient.to(torch::kFloat64).square().sum().item<double>();

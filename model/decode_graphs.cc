@@ -119,7 +119,9 @@ class RecordedDecode final : public DecodeGraphs {
     graph->numbers = torch::zeros({kRows, size}, torch::TensorOptions().dtype(torch::kInt64).device(model_.device()));
     graph->numbers[kPlaces].copy_(torch::arange(size, graph->numbers.options()));
     const auto current = at::cuda::getCurrentCUDAStream(model_.device().index());
-    const auto side = at::cuda::getStreamFromPool(/*isHighPriority=*/false, model_.device().index());
+    // One for all sizes: libraries keep a workspace, and the allocator what it freed, for each stream.
+    if (!side_) side_ = at::cuda::getStreamFromPool(/*isHighPriority=*/false, model_.device().index());
+    const at::cuda::CUDAStream side = *side_;
     at::cuda::CUDAEvent before;
     before.record(current);
     before.block(side);
@@ -155,6 +157,7 @@ class RecordedDecode final : public DecodeGraphs {
 
   const Transformer& model_;
   KvCache& cache_;
+  std::optional<at::cuda::CUDAStream> side_;
   std::optional<at::cuda::MempoolId_t> pool_;
   std::map<int64_t, std::unique_ptr<Graph>> graphs_;
   std::vector<const void*> tables_;

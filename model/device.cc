@@ -7,6 +7,7 @@
 #ifdef RLHF_CUDA
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/cuda/CUDAEvent.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 #endif
 
@@ -45,10 +46,18 @@ std::optional<int64_t> FreeBytes(torch::Device device) {
     size_t free = 0, all = 0;
     const cudaError_t error = cudaMemGetInfo(&free, &all);
     TORCH_CHECK(error == cudaSuccess, "memory of ", device, ": ", cudaGetErrorString(error));
-    return static_cast<int64_t>(free);
+    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(at::cuda::current_device());
+    constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    return static_cast<int64_t>(free) + stats.reserved_bytes[kAll].current - stats.allocated_bytes[kAll].current;
   }
 #endif
   return std::nullopt;
+}
+
+void GiveBackUnused([[maybe_unused]] torch::Device device) {
+#ifdef RLHF_CUDA
+  if (device.is_cuda()) c10::cuda::CUDACachingAllocator::emptyCache();
+#endif
 }
 
 torch::Tensor ToDevice(const torch::Tensor& host, torch::Device device) {

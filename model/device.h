@@ -14,9 +14,12 @@ namespace rlhf::model {
 // build or this machine lacks, with what it has.
 absl::StatusOr<torch::Device> ParseDevice(const std::string& text);
 
-// Memory that no process uses on a CUDA device, in bytes; none for the CPU, whose pages are given when they are
-// touched.
+// Memory of a CUDA device that no process uses, and what this one's allocator keeps unused, in bytes; none for the CPU,
+// whose pages are given when they are touched.
 std::optional<int64_t> FreeBytes(torch::Device device);
+// Gives what the allocator keeps unused back to the device, for other processes and for larger blocks; nothing on the
+// CPU.
+void GiveBackUnused(torch::Device device);
 
 // A tensor of the host's, there. To CUDA it goes through pinned memory: the copy is ordered before what is computed
 // next, and the host does not wait for it.

@@ -7,6 +7,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #endif
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 
 namespace rlhf::model {
@@ -15,6 +16,8 @@ namespace rlhf::model {
 namespace {
 
 constexpr uint64_t kHeader = 256;  // the generation, and room so that the bytes are aligned
+// A handle opens the whole block that the driver took memory from: it holds nothing else's bytes.
+constexpr uint64_t kBlock = uint64_t{2} << 20;
 
 // Clears the error, which is this call's alone: the next one shall not report it.
 absl::Status CudaStatus(absl::StatusCode code, cudaError_t error, const char* what) {
@@ -59,7 +62,7 @@ absl::StatusOr<DeviceShareName> DeviceShare::Put(const std::vector<torch::Tensor
       return absl::ResourceExhaustedError(absl::StrCat("weights in GPU memory: a copy of ", size, " bytes, and ", free,
                                                        " are free, of which half may be taken"));
     }
-    RLHF_CUDA_OR(kResourceExhausted, cudaMalloc(&memory_, size + kHeader));
+    RLHF_CUDA_OR(kResourceExhausted, cudaMalloc(&memory_, (size + kHeader + kBlock - 1) / kBlock * kBlock));
     device_ = device;
     capacity_ = size;
     cudaIpcMemHandle_t handle;
@@ -92,47 +95,36 @@ void DeviceShare::Free() {
   handle_.clear();
 }
 
-absl::StatusOr<torch::Tensor> DeviceShareReader::Take(const DeviceShareName& name, uint64_t size,
-                                                      torch::Device device) {
+absl::StatusOr<torch::Tensor> TakeShared(const DeviceShareName& name, uint64_t size, torch::Device device) {
   if (!device.is_cuda()) return absl::FailedPreconditionError("weights in GPU memory: this process computes elsewhere");
   const c10::cuda::CUDAGuard guard(device);
-  if (handle_ != name.handle || device_ != device) {
-    Close();
-    cudaIpcMemHandle_t handle;
-    if (name.handle.size() != sizeof(handle)) {
-      return absl::FailedPreconditionError(absl::StrCat("weights in GPU memory: expected a handle of ", sizeof(handle),
-                                                        " bytes, found ", name.handle.size()));
-    }
-    std::memcpy(&handle, name.handle.data(), sizeof(handle));
-    RLHF_CUDA_OR(kFailedPrecondition, cudaIpcOpenMemHandle(&memory_, handle, cudaIpcMemLazyEnablePeerAccess));
-    handle_ = name.handle;
-    device_ = device;
+  cudaIpcMemHandle_t handle;
+  if (name.handle.size() != sizeof(handle)) {
+    return absl::FailedPreconditionError(absl::StrCat("weights in GPU memory: expected a handle of ", sizeof(handle),
+                                                      " bytes, found ", name.handle.size()));
   }
+  std::memcpy(&handle, name.handle.data(), sizeof(handle));
+  void* memory = nullptr;
+  RLHF_CUDA_OR(kFailedPrecondition, cudaIpcOpenMemHandle(&memory, handle, cudaIpcMemLazyEnablePeerAccess));
+  // Not kept open until the next version: memory that its owner frees must not be mapped elsewhere.
+  const absl::Cleanup close = [memory] { cudaIpcCloseMemHandle(memory); };
   // This thread's stream, which is the allocator's too: the block may be one that the stream still reads.
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream(device.index()).stream();
   const auto replaced = [&] {
     return absl::NotFoundError(absl::StrCat("weights in GPU memory: generation ", name.generation, " was replaced"));
   };
-  absl::StatusOr<uint64_t> generation = ReadGeneration(memory_, stream);
+  absl::StatusOr<uint64_t> generation = ReadGeneration(memory, stream);
   if (!generation.ok()) return generation.status();
   if (*generation != name.generation) return replaced();
   const torch::Tensor copy =
       torch::empty({static_cast<int64_t>(size)}, torch::TensorOptions().dtype(torch::kByte).device(device));
-  RLHF_CUDA_OR(kInternal, cudaMemcpyAsync(copy.data_ptr(), static_cast<const char*>(memory_) + kHeader, size,
+  RLHF_CUDA_OR(kInternal, cudaMemcpyAsync(copy.data_ptr(), static_cast<const char*>(memory) + kHeader, size,
                                           cudaMemcpyDeviceToDevice, stream));
   RLHF_CUDA_OR(kInternal, cudaStreamSynchronize(stream));
-  generation = ReadGeneration(memory_, stream);
+  generation = ReadGeneration(memory, stream);
   if (!generation.ok()) return generation.status();
   if (*generation != name.generation) return replaced();
   return copy;
-}
-
-void DeviceShareReader::Close() {
-  if (memory_ == nullptr) return;
-  const c10::cuda::CUDAGuard guard(device_);
-  cudaIpcCloseMemHandle(memory_);
-  memory_ = nullptr;
-  handle_.clear();
 }
 
 #undef RLHF_CUDA_OR
@@ -147,11 +139,9 @@ absl::StatusOr<DeviceShareName> DeviceShare::Put(const std::vector<torch::Tensor
   return absl::FailedPreconditionError(kNoCuda);
 }
 void DeviceShare::Free() {}
-absl::StatusOr<torch::Tensor> DeviceShareReader::Take(const DeviceShareName& /*name*/, uint64_t /*size*/,
-                                                      torch::Device /*device*/) {
+absl::StatusOr<torch::Tensor> TakeShared(const DeviceShareName& /*name*/, uint64_t /*size*/, torch::Device /*device*/) {
   return absl::FailedPreconditionError(kNoCuda);
 }
-void DeviceShareReader::Close() {}
 
 #endif
 

@@ -43,25 +43,9 @@ class DeviceShare {
   std::string handle_;
 };
 
-// Not thread-safe.
-class DeviceShareReader {
- public:
-  DeviceShareReader() = default;
-  ~DeviceShareReader() { Close(); }
-  DeviceShareReader(const DeviceShareReader&) = delete;
-  DeviceShareReader& operator=(const DeviceShareReader&) = delete;
-
-  // A copy of the `size` bytes of that generation, uint8 on `device`. NotFound: another has taken their place.
-  // FailedPrecondition: this process cannot open the memory (another host, container or user, or a device that it
-  // cannot reach).
-  absl::StatusOr<torch::Tensor> Take(const DeviceShareName& name, uint64_t size, torch::Device device);
-
- private:
-  void Close();
-
-  torch::Device device_ = torch::kCPU;
-  std::string handle_;
-  void* memory_ = nullptr;
-};
+// A copy of the `size` bytes of that generation, uint8 on `device`. The memory is open only meanwhile. NotFound:
+// another generation has taken its place. FailedPrecondition: this process cannot open the memory (another host,
+// container or user, or a device that it cannot reach). Thread-safe.
+absl::StatusOr<torch::Tensor> TakeShared(const DeviceShareName& name, uint64_t size, torch::Device device);
 
 }  // namespace rlhf::model

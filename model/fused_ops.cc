@@ -218,6 +218,9 @@ kernels::Unary ToKernel(artifact::Activation kind) {
 
 torch::Tensor RmsNorm(const torch::Tensor& x, const torch::Tensor& weight, double eps, bool offset) {
   if (IsFloatOrBf16OnCpu(x)) return RmsNormFunction::apply(x, weight, eps, offset);
+  if (x.is_cuda() && !offset && weight.scalar_type() == x.scalar_type()) {
+    return std::get<0>(at::_fused_rms_norm(x, weight.sizes(), weight, eps));  // one kernel instead of eight
+  }
   const torch::Tensor wide = x.to(torch::kFloat32);
   const torch::Tensor scaled = wide * torch::rsqrt(wide.pow(2).mean(-1, /*keepdim=*/true) + eps);
   if (offset) return (scaled * (1 + weight.to(torch::kFloat32))).to(x.scalar_type());
@@ -234,12 +237,13 @@ torch::Tensor ApplyRotary(const torch::Tensor& qkv, int64_t heads, const RotaryR
   const torch::Tensor cos = rows.cos.index_select(0, rows.index).unsqueeze(1).to(qkv.scalar_type());
   const torch::Tensor sin = rows.sin.index_select(0, rows.index).unsqueeze(1).to(qkv.scalar_type());
   const int64_t turning = 2 * rows.cos.size(1);
-  const torch::Tensor all = qkv.narrow(1, 0, heads);
+  const auto parts = qkv.split_with_sizes({heads, qkv.size(1) - heads}, /*dim=*/1);
+  const torch::Tensor& all = parts[0];
   const auto halves = all.narrow(2, 0, turning).chunk(2, -1);
   const torch::Tensor turned = torch::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin,
                                            all.narrow(2, turning, all.size(2) - turning)},
                                           -1);
-  return torch::cat({turned, qkv.narrow(1, heads, qkv.size(1) - heads)}, 1);
+  return torch::cat({turned, parts[1]}, 1);
 }
 
 torch::Tensor Activate(const torch::Tensor& x, artifact::Activation kind, bool gated) {

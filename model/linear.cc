@@ -156,6 +156,18 @@ void MatmulFixedOrderInto(const torch::Tensor& a, const torch::Tensor& b, bool a
   Multiply(a, b, {}, add, out);
 }
 
+bool HasUnroundedProduct(const torch::Tensor& x) {
+  return ProductsAreOurs(x) ||
+         (x.is_cuda() && (x.scalar_type() == torch::kBFloat16 || x.scalar_type() == torch::kFloat16));
+}
+
+torch::Tensor UnroundedProduct(const torch::Tensor& x, const torch::Tensor& weight) {
+  if (x.is_cuda()) return at::mm(x, weight.t(), torch::kFloat32);
+  const torch::Tensor out = torch::empty({x.size(0), weight.size(0)}, x.options().dtype(torch::kFloat32));
+  MatmulFixedOrderInto(x, weight.t(), /*add=*/false, out);
+  return out;
+}
+
 torch::Tensor LinearFixedOrder(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) {
   // A custom function takes no undefined tensor: none has no elements.
   return LinearFunction::apply(x, weight, bias.defined() ? bias : torch::empty({0}, x.options()));

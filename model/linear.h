@@ -18,6 +18,11 @@ torch::Tensor MatmulFixedOrder(const torch::Tensor& a, const torch::Tensor& b, c
 // a · b in float32, not rounded, into `out` [m, n], contiguous and float32, or added to what is in it.
 void MatmulFixedOrderInto(const torch::Tensor& a, const torch::Tensor& b, bool add, const torch::Tensor& out);
 
+// Whether a head's logits can be had in float32 from halves, not rounded on the way: by our own kernels, or by CUDA's.
+bool HasUnroundedProduct(const torch::Tensor& x);
+// x [rows, in] · weight [out, in]ᵀ in float32, where HasUnroundedProduct; no gradient.
+torch::Tensor UnroundedProduct(const torch::Tensor& x, const torch::Tensor& weight);
+
 // x [rows, in] · weight [in, out] (a transposed view is as good) + bias [out] or undefined, with gradients.
 torch::Tensor LinearFixedOrder(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias);
 

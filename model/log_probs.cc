@@ -25,13 +25,8 @@ struct Head {
 
 // float32 [rows, vocabulary], before the temperature.
 torch::Tensor ChunkLogits(const torch::Tensor& hidden, const torch::Tensor& weight, const Head& head) {
-  torch::Tensor logits;
-  if (head.fixed_order) {
-    logits = torch::empty({hidden.size(0), weight.size(0)}, hidden.options().dtype(torch::kFloat32));
-    MatmulFixedOrderInto(hidden, weight.t(), /*add=*/false, logits);
-  } else {
-    logits = hidden.matmul(weight.t());
-  }
+  torch::Tensor logits =
+      head.fixed_order || HasUnroundedProduct(hidden) ? UnroundedProduct(hidden, weight) : hidden.matmul(weight.t());
   if (head.softcap > 0) logits = Softcap(logits, head.softcap);
   return logits.to(torch::kFloat32);
 }

@@ -396,14 +396,9 @@ torch::Tensor Transformer::HeadProduct(const torch::Tensor& hidden_rows) const {
 
 torch::Tensor Transformer::Logits(const torch::Tensor& hidden_rows) const {
   TORCH_CHECK(head_ == HeadKind::kLm, "a model with a scalar head has no logits");
-  torch::Tensor logits;
-  if (!HeadIsPacked() && ProductsAreOurs(hidden_rows) && !torch::GradMode::is_enabled()) {
-    // Not rounded to the model's type: log-probabilities are made from such logits too.
-    logits = torch::empty({hidden_rows.size(0), head_weight_.size(0)}, hidden_rows.options().dtype(torch::kFloat32));
-    MatmulFixedOrderInto(hidden_rows, head_weight_.t(), /*add=*/false, logits);
-  } else {
-    logits = HeadProduct(hidden_rows);
-  }
+  // Not rounded to the model's type: log-probabilities are made from such logits too.
+  const bool unrounded = !HeadIsPacked() && HasUnroundedProduct(hidden_rows) && !torch::GradMode::is_enabled();
+  const torch::Tensor logits = unrounded ? UnroundedProduct(hidden_rows, head_weight_) : HeadProduct(hidden_rows);
   return (config_.logit_softcap > 0 ? Softcap(logits, config_.logit_softcap) : logits).to(torch::kFloat32);
 }
 

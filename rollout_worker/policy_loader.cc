@@ -7,6 +7,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/status_util.h"
+#include "model/device.h"
 #include "model/weights_io.h"
 
 namespace rlhf::rollout {
@@ -58,6 +59,9 @@ absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
   load.dtype = options_.dtype;
   load.device = options_.device;
   load.int8 = options_.int8;
+  // The one before goes first: a cache is as large as what is free, and two models at once need not fit.
+  engine_.reset();
+  model::GiveBackUnused(options_.device);
   RLHF_ASSIGN_OR_RETURN(std::unique_ptr<model::Transformer> model, model::LoadModel(dir, load));
   RLHF_RETURN_IF_ERROR(model->SetDeterministic(source.deterministic()));
   if (source.has_lora()) {

@@ -316,9 +316,8 @@ absl::StatusOr<FetchedWeights> WeightSubscriber::Fetch(const v1::PolicySource& s
 absl::Status WeightSubscriber::TakeOnDevice(FetchedWeights* out) {
   return model::Guard("weights in GPU memory", [&]() -> absl::Status {
     const v1::DeviceWeights& shared = out->manifest.device();
-    absl::MutexLock lock(&device_mu_);
-    RLHF_ASSIGN_OR_RETURN(const torch::Tensor bytes, device_share_.Take({shared.handle(), shared.generation()},
-                                                                        out->manifest.total_size(), options_.device));
+    RLHF_ASSIGN_OR_RETURN(const torch::Tensor bytes, model::TakeShared({shared.handle(), shared.generation()},
+                                                                       out->manifest.total_size(), options_.device));
     out->bytes = {bytes.const_data_ptr<uint8_t>(), static_cast<size_t>(bytes.numel())};
     out->owner = std::make_shared<const torch::Tensor>(bytes);
     out->device = options_.device;

@@ -73,8 +73,6 @@ class WeightSubscriber {
   std::shared_ptr<uint8_t[]> Memory(uint64_t size, bool delta);
   ChannelFactory channels_;
   const WeightSubscriberOptions options_;
-  absl::Mutex device_mu_;
-  model::DeviceShareReader device_share_ ABSL_GUARDED_BY(device_mu_);
 
   // Of the last whole version, for the next one if nobody reads it any more: new memory costs as much as the transfer.
   absl::Mutex mu_;

@@ -98,9 +98,9 @@ void AddUpCommand(CLI::App& app, Run* run) {
   up->add_option("--reward-servers", options->reward_servers, "How many")
       ->check(CLI::Range(0, 64))
       ->capture_default_str();
-  up->add_option("--learners", options->learners, "How many learner processes")
-      ->check(CLI::Range(0, 64))
-      ->capture_default_str();
+  auto* learners = up->add_option("--learners", options->learners, "How many learner processes (one on a GPU)")
+                       ->check(CLI::Range(0, 64))
+                       ->capture_default_str();
   up->add_option("--slots", options->slots, "Sequences a rollout worker generates at once")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
@@ -141,7 +141,17 @@ void AddUpCommand(CLI::App& app, Run* run) {
   up->add_option("--http-address", options->http_address, "host:port of metrics and probes (default likewise)");
   up->add_option("--host", options->hosts, "Another name or address that clients use; may be repeated");
   up->add_option("--log-level", options->log_level, "debug, info, warn or error")->capture_default_str();
-  up->callback([=] { *run = [=] { return Up(*options); }; });
+  up->callback([=] {
+    // NCCL refuses two ranks on one GPU, and only once they form a group: again and again, at every epoch.
+    if (options->device != "cpu" && learners->count() == 0) options->learners = 1;
+    if (options->device != "cpu" && options->learners > 1) {
+      throw CLI::ValidationError(
+          "--learners",
+          absl::StrCat("expected at most 1 with --device ", options->device, ", found ", options->learners,
+                       ": ranks of a group need a GPU each; start them with `rlhfctl ranks`"));
+    }
+    *run = [=] { return Up(*options); };
+  });
 }
 
 }  // namespace rlhf::cli

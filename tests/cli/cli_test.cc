@@ -190,6 +190,12 @@ TEST(Plan, DividesTheOptimizersStateAmongTheRanks) {
   EXPECT_LT(estimates[2].learner, estimates[1].learner);
 }
 
+TEST(Up, RefusesRanksThatShareAGpu) {
+  const CommandResult refused = Ctl("up --device cuda:0 --learners 2");
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_THAT(refused.output, HasSubstr("expected at most 1 with --device cuda:0, found 2"));
+}
+
 TEST(Doctor, SaysWhatItFoundAndWhatToDo) {
   ScratchDir dir;
   const CommandResult result = Ctl("--context " + dir.File("none.json") + " doctor --dir " + dir.path());

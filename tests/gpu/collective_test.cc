@@ -44,6 +44,15 @@ std::string Work(int rank, int world, int port, torch::Device device) {
     if (const absl::Status status = pending[i]->Wait(); !status.ok()) return status.ToString();
     if (parts[i].max().item<float>() != static_cast<float>(i) * static_cast<float>(world)) return "another late sum";
   }
+  torch::Tensor scattered = torch::arange(8 * world, all), gathered = torch::zeros({8 * world}, all);
+  auto started = (*group)->StartReduceScatterSum(scattered);
+  if (!started.ok()) return started.status().ToString();
+  if (const absl::Status status = (*started)->Wait(); !status.ok()) return status.ToString();
+  const torch::Tensor own = scattered.narrow(0, 8 * rank, 8);
+  if (!torch::equal(own, torch::arange(8 * rank, 8 * rank + 8, all) * world)) return "another scattered sum";
+  gathered.narrow(0, 8 * rank, 8).fill_(rank + 1);
+  if (const absl::Status status = (*group)->AllGather(gathered); !status.ok()) return status.ToString();
+  if (gathered.sum().item<float>() != 4.0F * static_cast<float>(world * (world + 1))) return "another gathering";
   const auto agreed = (*group)->Vote(true), refused = (*group)->Vote(rank != world - 1);
   if (!agreed.ok() || !refused.ok()) return "a vote failed";
   return *agreed && !*refused ? "" : "another vote";

@@ -28,10 +28,9 @@ TEST(DeviceShareTaker, TakesWhatItIsTold) {
   name.handle = absl::HexStringToBytes(parts[1]);
   uint64_t size = 0;
   ASSERT_TRUE(absl::SimpleAtoi(parts[2], &name.generation) && absl::SimpleAtoi(parts[3], &size));
-  DeviceShareReader reader;
   std::string found;
-  for (int i = 0; i < 2; ++i) {  // the second time the memory is open
-    const auto taken = reader.Take(name, size, torch::Device(torch::kCUDA, 0));
+  for (int i = 0; i < 2; ++i) {  // as for two versions: it is opened and closed each time
+    const auto taken = TakeShared(name, size, torch::Device(torch::kCUDA, 0));
     found = taken.ok() ? std::string(static_cast<const char*>(taken->cpu().const_data_ptr()), size)
                        : std::string(absl::StatusCodeToString(taken.status().code()));
   }
