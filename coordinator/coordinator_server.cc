@@ -28,6 +28,7 @@
 #include "coordinator/jobs.h"
 #include "coordinator/metered_store.h"
 #include "coordinator/metrics_export.h"
+#include "coordinator/payload_retention.h"
 #include "coordinator/standby.h"
 #include "coordinator/store/postgres_store.h"
 #include "coordinator/volume_watch.h"
@@ -38,6 +39,8 @@ namespace {
 
 constexpr int kBackgroundThreads = 2;
 constexpr int kBatchThreads = 1;
+// For what a crash left between a deletion and its sweep.
+constexpr absl::Duration kSweepEvery = absl::Hours(1);
 constexpr absl::Duration kSignEvery = absl::Minutes(1);
 constexpr absl::Duration kStuckAfter = absl::Seconds(30);
 constexpr absl::Duration kTryToLeadEvery = absl::Milliseconds(250);
@@ -116,6 +119,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::unique_ptr<Oversight> oversight_;
   std::unique_ptr<Artifacts> artifacts_;
   std::unique_ptr<Sampling> sampling_;
+  std::unique_ptr<PayloadRetention> retention_;
   std::unique_ptr<LearnerGroups> groups_;
   std::unique_ptr<Feedback> feedback_;
   std::unique_ptr<Jobs> jobs_;
@@ -243,10 +247,11 @@ void CoordinatorServerImpl::MakeManagers() {
   sampling.weights_fan_out = config_.weights_fan_out;
   sampling.quotas = &quotas_;
   sampling_ = MakeSampling(loop_.get(), store_.get(), payloads_.get(), fleet_.get(), reward_.get(), sampling);
+  retention_ = std::make_unique<PayloadRetention>(loop_.get(), background_.get(), store_.get(), payloads_.get());
   groups_ = MakeLearnerGroups(loop_.get(), fleet_.get(), &quotas_);
   feedback_ = MakeFeedback(loop_.get(), store_.get());
   jobs_ = MakeJobs({loop_.get(), background_.get(), store_.get(), events_.get(), sampling_.get(), groups_.get(),
-                    feedback_.get(), oversight_.get(), artifacts_.get(), &quotas_, batches_.get()});
+                    feedback_.get(), oversight_.get(), artifacts_.get(), &quotas_, batches_.get(), retention_.get()});
   logs_ = std::make_unique<Logs>();
   own_lines_ = std::make_unique<OwnLines>(loop_.get(), logs_.get(), "coordinator");
   denials_ = std::make_unique<Denials>(loop_.get(), oversight_.get(), store_.get(), &metrics_);
@@ -385,6 +390,7 @@ void CoordinatorServerImpl::StartTicks() {
   Every(absl::Seconds(1), [this] { feedback_->Tick(); });
   Every(kSignEvery, [this] { oversight_->audit().SignHead(); });
   Every(absl::Milliseconds(500), [this] { LookForRoom(); });
+  Every(kSweepEvery, [this] { retention_->Sweep(); });
 }
 
 void CoordinatorServerImpl::LookForRoom() {

@@ -58,6 +58,8 @@ class Jobs {
 inline constexpr char kDiskFull[] = "DISK_FULL";
 inline constexpr char kDiskReadOnly[] = "DISK_READ_ONLY";
 
+class PayloadRetention;
+
 struct JobsDeps {
   EventLoop* loop;
   Background* background;
@@ -68,8 +70,9 @@ struct JobsDeps {
   Feedback* feedback;
   Oversight* oversight;
   Artifacts* artifacts;
-  const Quotas* quotas = nullptr;  // null: no bounds
-  Background* batches = nullptr;   // short work on learners' batches; null: `background`
+  const Quotas* quotas = nullptr;         // null: no bounds
+  Background* batches = nullptr;          // short work on learners' batches; null: `background`
+  PayloadRetention* retention = nullptr;  // null: payloads stay
 };
 std::unique_ptr<Jobs> MakeJobs(const JobsDeps& deps);
 

@@ -195,6 +195,7 @@ bool SamplingImpl::StepAssigned(const std::string& job_id, int64_t step) const {
 }
 
 absl::StatusOr<v1::Sample> SamplingImpl::ReadSample(const v1::SampleRow& row) const {
+  if (row.freed()) return absl::DataLossError("its text and tokens were freed by the job's retention");
   v1::Sample sample;
   RLHF_ASSIGN_OR_RETURN(const std::string bytes, payloads_->Read(row.payload()));
   if (!sample.ParseFromString(bytes)) return absl::DataLossError("a sample's payload is not a sample");
@@ -459,10 +460,15 @@ absl::StatusOr<std::vector<v1::SampleView>> SamplingImpl::List(const std::string
       store_->ScanAfter(Table::kSamples, prefix, after_key, [&](absl::string_view key, absl::string_view value) {
         v1::SampleView& view = views.emplace_back();
         view.mutable_row()->ParseFromArray(value.data(), static_cast<int>(value.size()));
-        if (view.row().has_payload()) {
+        if (view.row().has_payload() || view.row().freed()) {
           absl::StatusOr<v1::Sample> sample = ReadSample(view.row());
-          if (!sample.ok()) problem = sample.status();
           if (sample.ok()) *view.mutable_sample() = *std::move(sample);
+          // One that is gone or damaged is no reason to hide the others; a disk that does not answer is.
+          if (absl::IsDataLoss(sample.status())) {
+            view.set_problem(std::string(sample.status().message()));
+          } else {
+            problem.Update(sample.status());
+          }
         }
         last = std::string(key);
         return problem.ok() && static_cast<int>(views.size()) < limit;

@@ -20,13 +20,18 @@ void SamplingImpl::Check(const std::string& job_id, Background* thread, std::fun
     thread->Run([this, job_id, thread, snapshot = std::move(snapshot), gone = std::move(gone),
                  done = std::move(done)]() mutable {
       CountsByStep recounted;
-      absl::StatusOr<std::vector<std::string>> violations = CheckRows(job_id, gone, &recounted);
+      int64_t freed = 0;
+      absl::StatusOr<std::vector<std::string>> violations = CheckRows(job_id, gone, &recounted, &freed);
       loop_->Post([this, job_id, thread, snapshot = std::move(snapshot), gone = std::move(gone),
-                   recounted = std::move(recounted), violations = std::move(violations),
+                   recounted = std::move(recounted), freed, violations = std::move(violations),
                    done = std::move(done)]() mutable {
         if (!violations.ok()) return done(violations.status());
         Findings findings;
         findings.violations = *std::move(violations);
+        if (freed > 0) {
+          findings.notes.push_back(
+              absl::StrCat("the payloads of ", freed, " samples were not read: the job's retention has freed them"));
+        }
         // A job that ended meanwhile changes no more: the second time there is something to compare.
         if (!Compare(job_id, snapshot, std::move(recounted), &findings))
           return Check(job_id, thread, std::move(gone), std::move(done));
@@ -38,7 +43,7 @@ void SamplingImpl::Check(const std::string& job_id, Background* thread, std::fun
 
 absl::StatusOr<std::vector<std::string>> SamplingImpl::CheckRows(const std::string& job_id,
                                                                  const std::function<bool()>& gone,
-                                                                 CountsByStep* recounted) const {
+                                                                 CountsByStep* recounted, int64_t* freed) const {
   std::vector<std::string> violations;
   bool stopped = false;
   const absl::Status status =
@@ -57,6 +62,8 @@ absl::StatusOr<std::vector<std::string>> SamplingImpl::CheckRows(const std::stri
           } else if (artifact::Sha256Hex(*bytes) != row.digest()) {
             violations.push_back(absl::StrCat(name, ": its payload's digest differs from its row's"));
           }
+        } else if (row.freed()) {
+          ++*freed;
         } else if (row.state() >= v1::GENERATED && row.state() <= v1::DELIVERED) {
           violations.push_back(absl::StrCat(name, ": ", v1::SampleState_Name(row.state()), " without a payload"));
         }

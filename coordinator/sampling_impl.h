@@ -180,10 +180,10 @@ class SamplingImpl final : public Sampling {
                         absl::FunctionRef<void(const v1::SampleRow&, bool archived)> fn) const;
   absl::StatusOr<v1::Sample> ReadSample(const v1::SampleRow& row) const;  // any thread
   using CountsByStep = std::map<int64_t, v1::LedgerCounts>;
-  // What is wrong with the job's rows and their payloads by themselves, and their counts. Any thread; Cancelled once
-  // `gone` says so.
+  // What is wrong with the job's rows and their payloads by themselves, their counts, and how many have no payload any
+  // more. Any thread; Cancelled once `gone` says so.
   absl::StatusOr<std::vector<std::string>> CheckRows(const std::string& job_id, const std::function<bool()>& gone,
-                                                     CountsByStep* recounted) const;
+                                                     CountsByStep* recounted, int64_t* freed) const;
   // What the ledger said at the snapshot against the rows read since. False: not comparable, the job began or ended.
   bool Compare(const std::string& job_id, const std::optional<Ledger::Snapshot>& snapshot, CountsByStep recounted,
                Findings* findings) const;

@@ -4,6 +4,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "artifact/sample_digest.h"
 #include "cli/check/ledger_check.h"
@@ -201,10 +202,16 @@ std::vector<std::string> CheckEvidence(const LedgerFacts& facts, const Evidence&
   if (kind == v1::JobSpec::kSft || kind == v1::JobSpec::kRewardModel) CheckEnd(facts.job, trained, &out, compared);
   std::set<std::string> known, seen;
   for (const CheckedSample& sample : facts.samples) known.insert(sample.line);
-  known.erase("");  // of a sample that is not generated yet
+  known.erase("");  // of a sample that is not generated yet, or whose payload was freed
+  int64_t freed_through = 0;
+  for (const CheckedSample& sample : facts.samples) {
+    if (sample.row.freed()) freed_through = std::max(freed_through, sample.row.id().step());
+  }
   for (const AcceptedLine& line : evidence.accepted) {
     if (line.job != facts.job.id()) continue;
-    if (known.count(line.sample) == 0)
+    int64_t step = 0;
+    (void)absl::SimpleAtoi(absl::string_view(line.sample).substr(0, line.sample.find('/')), &step);
+    if (known.count(line.sample) == 0 && step > freed_through)
       out.push_back(
           absl::StrCat("sample ", line.sample, ": ", line.source, " was told that it is stored, but it is not"));
     seen.insert(line.sample);

@@ -83,13 +83,15 @@ void CheckRow(const LedgerFacts& facts, const Records& records, const CheckedSam
 void CheckCommittedStep(const v1::CommittedStep& step, const std::vector<const CheckedSample*>& rows,
                         std::vector<std::string>* out) {
   std::vector<std::string> lines;
+  bool freed = false;  // by the job's retention: what it was trained on cannot be told any more
   for (const CheckedSample* sample : rows) {
+    freed = freed || sample->row.freed();
     if (sample->row.state() != v1::TRAINED)
       out->push_back(absl::StrCat(NameOf(sample->row.id()), ": ", v1::SampleState_Name(sample->row.state()),
                                   ", but its step is committed"));
     lines.push_back(sample->line);
   }
-  if (!step.batch_digest().empty() && artifact::BatchDigest(lines) != step.batch_digest())
+  if (!freed && !step.batch_digest().empty() && artifact::BatchDigest(lines) != step.batch_digest())
     out->push_back(absl::StrCat("step ", step.step(), ": the samples it has are not those it was trained on"));
 }
 
@@ -107,7 +109,7 @@ CheckedSample CheckedSampleOf(const v1::SampleView& view, bool archived) {
   CheckedSample sample;
   sample.row = view.row();
   sample.archived = archived;
-  if (view.row().has_payload()) {
+  if (view.row().has_payload() && view.problem().empty()) {
     sample.line = artifact::BatchLine(view.sample());
     sample.oldest = view.sample().version_low();
     sample.newest = view.sample().version_high();

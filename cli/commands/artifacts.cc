@@ -1,4 +1,4 @@
-// models, data: list, push, pull, pin.
+// models, data, checkpoints: list, push, pull, pin, alias, delete.
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -121,20 +121,56 @@ int Pin(const ConnectionFlags& connection, const ArtifactFlags& flags) {
   return v1::EXIT_OK;
 }
 
+int Delete(const ConnectionFlags& connection, const ArtifactFlags& flags) {
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  v1::DeleteArtifactRequest request;
+  request.set_digest(flags.reference);
+  v1::DeleteArtifactResponse response;
+  const auto context = CallContext();
+  const absl::Status status =
+      FromGrpc(v1::ArtifactService::NewStub(*channel)->DeleteArtifact(context.get(), request, &response));
+  if (!status.ok()) return Fail(status);
+  std::printf("%s deleted\n", flags.reference.c_str());
+  return v1::EXIT_OK;
+}
+
+int Alias(const ConnectionFlags& connection, const ArtifactFlags& flags) {
+  auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  v1::SetAliasRequest request;
+  request.set_alias(flags.alias);
+  request.set_digest(flags.reference);
+  request.set_project(connection.project);
+  request.set_remove(flags.reference.empty());
+  v1::Artifact artifact;
+  const auto context = CallContext();
+  const absl::Status status =
+      FromGrpc(v1::ArtifactService::NewStub(*channel)->SetAlias(context.get(), request, &artifact));
+  if (!status.ok()) return Fail(status);
+  std::printf("%s %s\n", flags.alias.c_str(), request.remove() ? "names nothing any more" : artifact.digest().c_str());
+  return v1::EXIT_OK;
+}
+
 }  // namespace
 
 void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   const auto flags = std::make_shared<ArtifactFlags>();
-  for (const auto& [group, kind] : {std::pair<std::string, std::string>{"models", "model"}, {"data", "data"}}) {
-    auto* parent = app.add_subcommand(group, absl::StrCat("List, push, pull and pin ", group));
+  for (const auto& [group, kind] :
+       {std::pair<std::string, std::string>{"models", "model"}, {"data", "data"}, {"checkpoints", "checkpoint"}}) {
+    const bool pushed = kind != "checkpoint";  // learners make those
+    auto* parent =
+        app.add_subcommand(group, absl::StrCat("List, ", pushed ? "push, " : "", "pull, pin and delete ", group));
     parent->require_subcommand(1);
     auto* list = parent->add_subcommand("list", "List them");
     list->callback([=, &connection, kind = kind] { *run = [=, &connection] { return List(connection, kind); }; });
-    auto* push = parent->add_subcommand("push", "Upload a file or folder; prints its digest");
-    push->add_option("path", flags->path, "File or folder")->required();
-    push->add_option("--alias", flags->alias, "A name for it in the project");
-    push->callback(
-        [=, &connection, kind = kind] { *run = [=, &connection] { return Push(connection, kind, *flags); }; });
+    if (pushed) {
+      auto* push = parent->add_subcommand("push", "Upload a file or folder; prints its digest");
+      push->add_option("path", flags->path, "File or folder")->required();
+      push->add_option("--alias", flags->alias, "A name for it in the project");
+      push->callback(
+          [=, &connection, kind = kind] { *run = [=, &connection] { return Push(connection, kind, *flags); }; });
+    }
     auto* pull = parent->add_subcommand("pull", "Download it into a folder, verified");
     pull->add_option("reference", flags->reference, "Digest or alias")->required();
     pull->add_option("--out", flags->out, "Folder to write")->required();
@@ -143,6 +179,13 @@ void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
     pin->add_option("digest", flags->reference, "Digest")->required();
     pin->add_flag("--remove", flags->unpin, "Take the pin off");
     pin->callback([=, &connection] { *run = [=, &connection] { return Pin(connection, *flags); }; });
+    auto* alias = parent->add_subcommand("alias", "Give it a name in the project, or take one away");
+    alias->add_option("name", flags->alias, "The name")->required();
+    alias->add_option("digest", flags->reference, "What it names; left out: nothing any more");
+    alias->callback([=, &connection] { *run = [=, &connection] { return Alias(connection, *flags); }; });
+    auto* remove = parent->add_subcommand("delete", "Delete it for good; refused while it is pinned, named or used");
+    remove->add_option("digest", flags->reference, "Digest")->required();
+    remove->callback([=, &connection] { *run = [=, &connection] { return Delete(connection, *flags); }; });
   }
 }
 

@@ -30,11 +30,16 @@ struct ReplayFlags {
 
 absl::Status ExportBatch(v1::JobService::Stub& stub, const std::string& job_id, int64_t step, const std::string& file) {
   v1::BatchChunk batch;
-  const auto add = [&batch](v1::SampleView view) {
-    if (view.row().state() == v1::TRAINED) *batch.add_samples() = std::move(*view.mutable_sample());
-    return true;
+  std::string problem;
+  const auto add = [&](v1::SampleView view) {
+    if (view.row().state() != v1::TRAINED) return true;
+    problem = view.problem();
+    *batch.add_samples() = std::move(*view.mutable_sample());
+    return problem.empty();
   };
   RLHF_RETURN_IF_ERROR(EachSample(stub, job_id, add, step));
+  if (!problem.empty())
+    return absl::FailedPreconditionError(absl::StrCat("step ", step, " cannot be replayed, a sample of it: ", problem));
   batch.set_total_samples(batch.samples_size());
   batch.set_last(true);
   return WriteFileDurably(file, batch.SerializeAsString());

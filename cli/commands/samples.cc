@@ -47,7 +47,7 @@ int Samples(const ConnectionFlags& connection, const SampleFlags& flags) {
       table.Row({absl::StrCat(view.row().id().step(), "/", view.row().id().ordinal(), "/", view.row().id().index()),
                  v1::SampleState_Name(view.row().state()),
                  view.sample().has_score() ? Number(view.sample().score().total()) : "", view.sample().prompt().text(),
-                 view.sample().response_text()});
+                 view.problem().empty() ? view.sample().response_text() : absl::StrCat("(", view.problem(), ")")});
     }
     request.mutable_page()->set_page_token(response.next_page_token());
   } while (left > 0 && !request.page().page_token().empty());

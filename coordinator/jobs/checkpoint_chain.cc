@@ -1,6 +1,11 @@
 #include "coordinator/jobs/checkpoint_chain.h"
 
+#include <algorithm>
+#include <utility>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
+#include "coordinator/payload_retention.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -16,9 +21,43 @@ void CheckpointChain::Add(int64_t step, const std::string& digest, WriteBatch* b
   batch->Put(Table::kMeta, CheckpointKey(job_id_, step), digest);
   if (step <= row->checkpoint_step()) return;
   // The one before stays something to fall back to; only where both are damaged does the job go behind that one.
-  host_->deps().sampling->Settle(job_id_, row->checkpoint_step(), batch);
+  const int64_t before = row->checkpoint_step();
+  host_->deps().sampling->Settle(job_id_, before, batch);
   row->set_checkpoint(digest);
   row->set_checkpoint_step(step);
+  LetGo(before, digest, batch);
+}
+
+void CheckpointChain::LetGo(int64_t before, const std::string& newest, WriteBatch* batch) {
+  const v1::Job* row = host_->Find(job_id_);
+  const v1::RetentionSpec& retention = row->spec().retention();
+  std::vector<std::string> deleted;
+  if (retention.checkpoints() > 0) {
+    std::vector<std::pair<std::string, std::string>> older;  // by step; the newest is in the batch only
+    const absl::Status read = host_->deps().store->Scan(Table::kMeta, CheckpointPrefix(job_id_),
+                                                        [&](absl::string_view key, absl::string_view digest) {
+                                                          if (key < CheckpointKey(job_id_, row->checkpoint_step()))
+                                                            older.emplace_back(key, digest);
+                                                          return true;
+                                                        });
+    if (!read.ok()) return;  // the next one tries again
+    for (size_t i = 0; i + static_cast<size_t>(retention.checkpoints()) <= older.size(); ++i) {
+      batch->Erase(Table::kMeta, older[i].first);
+      if (older[i].second != newest) deleted.push_back(older[i].second);
+    }
+  }
+  if (deleted.empty() && retention.sample_steps() == 0) return;
+  // Once this turn's commit is durable, which says that nobody goes back there.
+  host_->deps().loop->Post([host = host_, job_id = job_id_, before, deleted] {
+    host->Commit(job_id, WriteBatch(), [host, job_id, before, deleted] {
+      for (const std::string& digest : deleted) host->DeleteCheckpoint(digest);
+      const v1::Job* job = host->Find(job_id);
+      if (job == nullptr) return;
+      const int64_t kept = job->spec().retention().sample_steps();
+      if (kept > 0 && host->deps().retention != nullptr)
+        host->deps().retention->FreeThrough(job_id, std::min(before, job->step() - kept));
+    });
+  });
 }
 
 void CheckpointChain::DropNewest(const std::string& why, WriteBatch* batch) {

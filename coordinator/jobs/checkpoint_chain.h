@@ -21,6 +21,9 @@ class CheckpointChain {
   bool due(bool leaving) const;
 
  private:
+  // What the job's retention does not keep, now that `newest` is durable and `before` is the step of the one before.
+  void LetGo(int64_t before, const std::string& newest, WriteBatch* batch);
+
   JobHost* const host_;
   const std::string job_id_;
 };

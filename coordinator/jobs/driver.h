@@ -39,6 +39,8 @@ class JobHost {
   // End the job: its driver is stopped first (which may add to the batch), everything in one commit.
   virtual void Succeed(const std::string& job_id, WriteBatch batch) = 0;
   virtual void Fail(const std::string& job_id, const std::string& code, const std::string& reason) = 0;
+  // Deletes a checkpoint that no job names any more, unless it is pinned or has an alias.
+  virtual void DeleteCheckpoint(const std::string& digest) = 0;
   // A pipeline's next stage as a job of its own; it starts once durable.
   virtual std::string AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec,
                                std::map<std::string, std::string> resolved, int round, int repeat,

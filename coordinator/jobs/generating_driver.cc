@@ -225,7 +225,9 @@ class GeneratingDriver final : public Driver, public SamplingListener {
       std::string next;
       RLHF_ASSIGN_OR_RETURN(std::vector<v1::SampleView> page, sampling.List(job_id, -1, after, kPage, &next));
       for (v1::SampleView& view : page) {
-        if (view.row().state() == v1::SCORED) samples->push_back(std::move(*view.mutable_sample()));
+        if (view.row().state() != v1::SCORED) continue;
+        if (!view.problem().empty()) return absl::DataLossError(view.problem());
+        samples->push_back(std::move(*view.mutable_sample()));
       }
       after = next;
     } while (!after.empty());

@@ -1,4 +1,5 @@
 #include "coordinator/jobs/job_table.h"
+#include "coordinator/payload_retention.h"
 
 #include <algorithm>
 #include <random>
@@ -196,6 +197,7 @@ void JobTable::EndWith(const std::string& job_id, v1::JobState state, const std:
   SetState(&entry->job, state, reason, code, &batch);
   CommitThen(job_id, std::move(batch),
              [this, job_id, parent = entry->job.parent_id(), done = std::move(done)](absl::Status status) mutable {
+               if (status.ok()) deps_.loop->Post([this, job_id] { FreeAfterEnd(job_id); });
                if (status.ok() && !parent.empty()) {
                  deps_.loop->Post([this, job_id, parent] {
                    Entry* pipeline = FindEntry(parent);
@@ -206,6 +208,36 @@ void JobTable::EndWith(const std::string& job_id, v1::JobState state, const std:
                }
                done(status);
              });
+}
+
+void JobTable::FreeAfterEnd(const std::string& job_id) {
+  const v1::Job* job = Find(job_id);
+  if (job == nullptr || deps_.retention == nullptr || job->spec().retention().sample_steps() == 0) return;
+  deps_.retention->FreeThrough(job_id, job->step() - job->spec().retention().sample_steps());
+}
+
+void JobTable::DeleteCheckpoint(const std::string& digest) {
+  bool used = false;
+  for (const auto& [id, entry] : jobs_) {
+    if (IsTerminal(entry.job.state())) continue;
+    used = used || entry.job.checkpoint() == digest ||
+           std::any_of(entry.job.resolved().begin(), entry.job.resolved().end(),
+                       [&](const auto& reference) { return reference.second == digest; });
+  }
+  // Equal runs have equal checkpoints, and those of ended jobs are theirs still.
+  const absl::Status read =
+      deps_.store->Scan(Table::kMeta, CheckpointPrefix(), [&](absl::string_view, absl::string_view value) {
+        used = used || value == digest;
+        return !used;
+      });
+  if (used || !read.ok()) return;
+  v1::DeleteArtifactRequest request;
+  request.set_digest(digest);
+  deps_.artifacts->Delete(request, [digest](const absl::StatusOr<v1::DeleteArtifactResponse>& deleted) {
+    if (deleted.ok()) return spdlog::info("deleted the checkpoint {}, which the job's retention lets go", digest);
+    if (!absl::IsFailedPrecondition(deleted.status()) && !absl::IsNotFound(deleted.status()))
+      spdlog::warn("the checkpoint {} stays: {}", digest, deleted.status().ToString());
+  });
 }
 
 void JobTable::Succeed(const std::string& job_id, WriteBatch batch) {

@@ -67,9 +67,12 @@ class JobTable final : public Jobs, private JobHost {
   std::string AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec,
                        std::map<std::string, std::string> resolved, int round, int repeat, WriteBatch* batch) override;
 
+  void DeleteCheckpoint(const std::string& digest) override;
+
   Entry* FindEntry(const std::string& job_id);
   v1::Job& Insert(v1::JobSpec spec);
   void StartDriver(const std::string& job_id);
+  void FreeAfterEnd(const std::string& job_id);
   void EndWith(const std::string& job_id, v1::JobState state, const std::string& reason, const std::string& code,
                WriteBatch batch, absl::AnyInvocable<void(absl::Status)> done);
   void CancelTree(const std::string& job_id, const std::string& reason, WriteBatch* batch);

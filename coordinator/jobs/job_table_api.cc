@@ -10,6 +10,7 @@
 #include "coordinator/jobs/job_table.h"
 #include "coordinator/jobs/spec.h"
 #include "coordinator/ledger.h"
+#include "coordinator/payload_retention.h"
 #include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
@@ -312,31 +313,23 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
   ids.push_back((*job)->id());
   WriteBatch batch;
   for (const std::string& id : ids) {
-    for (const Table table : {Table::kSamples, Table::kEvents, Table::kFeedbackTasks, Table::kComparisons}) {
-      const absl::Status status = deps_.store->Scan(table, id + "/", [&](absl::string_view key, absl::string_view) {
-        batch.Erase(table, std::string(key));
-        return true;
-      });
-      if (!status.ok()) return done(status);
-    }
-    for (const std::string& prefix : {CommittedStepPrefix(id), CheckpointPrefix(id), MonitorStepPrefix(id)}) {
-      const absl::Status status =
-          deps_.store->Scan(Table::kMeta, prefix, [&](absl::string_view key, absl::string_view) {
-            batch.Erase(Table::kMeta, std::string(key));
-            return true;
-          });
-      if (!status.ok()) return done(status);
-    }
+    for (const Table table : {Table::kSamples, Table::kEvents, Table::kFeedbackTasks, Table::kComparisons})
+      batch.EraseAll(table, id + "/");
+    for (const std::string& prefix : {CommittedStepPrefix(id), CheckpointPrefix(id), MonitorStepPrefix(id)})
+      batch.EraseAll(Table::kMeta, prefix);
+    batch.Erase(Table::kMeta, FreedKey(id));
     batch.Erase(Table::kJobs, id);
     batch.Erase(Table::kMeta, Ledger::BaseKey(id));
     deps_.sampling->RemoveJob(id);
+    if (deps_.retention != nullptr) deps_.retention->Forget(id);
     jobs_.erase(id);
     order_.erase(std::remove(order_.begin(), order_.end(), id), order_.end());
   }
   deps_.oversight->Audit(subject, "job.delete", ids.back(), "done", {}, &batch);
-  deps_.store->Commit(std::move(batch), [done = std::move(done)](absl::Status status) mutable {
+  deps_.store->Commit(std::move(batch), [this, done = std::move(done)](absl::Status status) mutable {
     if (!status.ok()) return done(status);
     done(v1::DeleteJobResponse());
+    if (deps_.retention != nullptr) deps_.loop->Post([this] { deps_.retention->SweepAll(); });
   });
 }
 

@@ -152,6 +152,9 @@ v1::JobSpec SpecOfStage(const v1::JobSpec& pipeline, const v1::StageSpec& stage,
   *spec.mutable_labels() = pipeline.labels();
   *spec.mutable_learners() =
       stage.has_learners() && stage.learners().has_ranks() ? stage.learners() : pipeline.learners();
+  if (stage.has_ppo() || stage.has_sft() || stage.has_reward_model())
+    spec.mutable_retention()->set_checkpoints(pipeline.retention().checkpoints());
+  if (stage.has_ppo()) spec.mutable_retention()->set_sample_steps(pipeline.retention().sample_steps());
   if (stage.has_sft()) *spec.mutable_sft() = stage.sft();
   if (stage.has_reward_model()) *spec.mutable_reward_model() = stage.reward_model();
   if (stage.has_sample()) *spec.mutable_sample() = stage.sample();

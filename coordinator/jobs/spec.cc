@@ -70,6 +70,25 @@ std::string KindOf(const v1::JobSpec& spec) {
   return field == nullptr ? "" : field->name();
 }
 
+namespace {
+
+void CheckRetention(SpecChecker& check, const v1::JobSpec& spec) {
+  const v1::RetentionSpec& retention = spec.retention();
+  check.AtLeast("retention.sample_steps", retention.sample_steps(), 0);
+  check.AtLeast("retention.checkpoints", retention.checkpoints(), 0);
+  if (retention.checkpoints() == 1) {
+    check.Problem("retention.checkpoints",
+                  "expected 0 (all stay) or at least 2, found 1: a damaged checkpoint falls back to the one before");
+  }
+  const bool pipeline = spec.has_pipeline();
+  if (retention.sample_steps() > 0 && !spec.has_ppo() && !pipeline)
+    check.Problem("retention.sample_steps", "expected a ppo job or a pipeline: other kinds need all of their samples");
+  if (retention.checkpoints() > 0 && !spec.has_ppo() && !spec.has_sft() && !spec.has_reward_model() && !pipeline)
+    check.Problem("retention.checkpoints", "expected a job that trains or a pipeline: others have no checkpoints");
+}
+
+}  // namespace
+
 std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec) {
   std::vector<v1::SpecProblem> problems;
   SpecChecker check(&problems);
@@ -91,6 +110,7 @@ std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec) {
   } else {
     CheckKind(check, spec);
   }
+  CheckRetention(check, *spec);
   CheckNumerics(spec, &problems);
   return problems;
 }

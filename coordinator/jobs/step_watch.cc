@@ -45,8 +45,9 @@ absl::StatusOr<std::vector<v1::Sample>> ReadBatch(Sampling* sampling, const std:
     std::string next;
     RLHF_ASSIGN_OR_RETURN(std::vector<v1::SampleView> page, sampling->List(job_id, step, after, kSamplesAPage, &next));
     for (v1::SampleView& view : page) {
-      if (view.row().state() == v1::TRAINED || view.row().state() == v1::ASSIGNED)
-        batch.push_back(std::move(*view.mutable_sample()));
+      if (view.row().state() != v1::TRAINED && view.row().state() != v1::ASSIGNED) continue;
+      if (!view.problem().empty()) return absl::DataLossError(view.problem());
+      batch.push_back(std::move(*view.mutable_sample()));
     }
     after = next;
   } while (!after.empty());

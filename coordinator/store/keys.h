@@ -9,13 +9,20 @@ namespace rlhf::coordinator {
 inline std::string CommittedStepPrefix(const std::string& job_id) {
   return "committed_step/" + job_id + "/";
 }
-// A checkpoint artifact's digest.
+// A checkpoint artifact's digest; of all jobs.
+inline std::string CheckpointPrefix() {
+  return "checkpoint/";
+}
 inline std::string CheckpointPrefix(const std::string& job_id) {
-  return "checkpoint/" + job_id + "/";
+  return CheckpointPrefix() + job_id + "/";
 }
 // rlhf.v1.MonitorStep.
 inline std::string MonitorStepPrefix(const std::string& job_id) {
   return "monitor/" + job_id + "/";
+}
+// The step up to which a job's retention has freed payloads, decimal. No step is appended.
+inline std::string FreedKey(const std::string& job_id) {
+  return "freed/" + job_id;
 }
 
 }  // namespace rlhf::coordinator

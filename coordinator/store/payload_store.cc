@@ -4,11 +4,13 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <deque>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -46,41 +48,40 @@ uint32_t ReadLittleEndian(const char* at) {
   return value;
 }
 
+// A file of the folder, closed with its last user.
+struct Descriptor {
+  explicit Descriptor(int fd) : fd(fd) {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() { ::close(fd); }
+  const int fd;
+};
+using File = std::shared_ptr<const Descriptor>;
+
 class Segments final : public PayloadStore {
  public:
   static absl::StatusOr<std::unique_ptr<PayloadStore>> Open(const std::string& dir, uint64_t segment_bytes,
                                                             bool claim) {
     RLHF_RETURN_IF_ERROR(MakeDirs(dir));
     auto store = std::make_unique<Segments>(dir, segment_bytes);
-    uint32_t newest = 0;
-    std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(dir, error)) {
-      uint32_t number = 0;
-      if (entry.path().extension() == ".seg" && absl::SimpleAtoi(entry.path().stem().string(), &number))
-        newest = std::max(newest, number);
-    }
-    if (error) return absl::UnavailableError(absl::StrCat(dir, ": ", error.message()));
+    RLHF_ASSIGN_OR_RETURN(const std::vector<uint32_t> found, store->OnDisk());
     // Always a fresh segment: whatever tail a crash left behind in the last one is never written over.
-    store->first_ = newest + 1;
-    while (claim) {
-      const absl::StatusOr<int> made = store->File(store->first_);
-      if (made.ok()) break;
-      if (!std::filesystem::exists(store->PathOf(store->first_), error)) return made.status();
-      ++store->first_;
+    uint32_t first = found.empty() ? 1 : *std::max_element(found.begin(), found.end()) + 1;
+    for (absl::Status made = absl::AlreadyExistsError(""); claim && absl::IsAlreadyExists(made);) {
+      made = store->Writable(first).status();
+      if (absl::IsAlreadyExists(made)) ++first;
+      if (!made.ok() && !absl::IsAlreadyExists(made)) return made;
     }
     absl::MutexLock lock(&store->mu_);
-    store->segment_ = store->first_;
+    store->segment_ = first;
     return store;
   }
   Segments(std::string dir, uint64_t segment_bytes) : dir_(std::move(dir)), segment_bytes_(segment_bytes) {}
-  ~Segments() override {
-    for (const auto& [segment, fd] : files_) ::close(fd);
-  }
 
   v1::PayloadRef Append(std::string bytes) override {
-    std::string frame = Frame(bytes);
+    auto frame = std::make_shared<const std::string>(Frame(bytes));
     absl::MutexLock lock(&mu_);
-    if (end_ > 0 && end_ + frame.size() > segment_bytes_) {
+    if (end_ > 0 && end_ + frame->size() > segment_bytes_) {
       ++segment_;
       end_ = 0;
     }
@@ -88,43 +89,58 @@ class Segments final : public PayloadStore {
     ref.set_segment(segment_);
     ref.set_offset(end_);
     ref.set_size(static_cast<uint32_t>(bytes.size()));
-    end_ += frame.size();
+    end_ += frame->size();
     pending_.emplace(std::pair(ref.segment(), ref.offset()), std::move(frame));
     return ref;
   }
 
   absl::Status Sync() override {
     absl::MutexLock sync_lock(&sync_mu_);
-    std::map<std::pair<uint32_t, uint64_t>, std::string> writing;
+    std::map<std::pair<uint32_t, uint64_t>, std::shared_ptr<const std::string>> writing;
     {
       absl::MutexLock lock(&mu_);
       writing = pending_;  // stays readable until it is in the file
     }
     if (writing.empty()) return absl::OkStatus();
     RLHF_FAILPOINT("payloads/before_sync");
-    std::map<uint32_t, int> touched;
+    std::map<uint32_t, File> touched;
     for (const auto& [place, frame] : writing) {
-      RLHF_ASSIGN_OR_RETURN(const int fd, File(place.first));
-      touched[place.first] = fd;
+      File& file = touched[place.first];
+      if (file == nullptr) {
+        absl::StatusOr<File> made = Writable(place.first);
+        // Somebody else made it meanwhile: on a shared folder one of the two does not lead any more.
+        if (absl::IsAlreadyExists(made.status())) {
+          errno = EEXIST;
+          return Failed("make", place.first);
+        }
+        if (!made.ok()) return made.status();
+        file = *std::move(made);
+      }
       size_t done = 0;
-      while (done < frame.size()) {
+      while (done < frame->size()) {
         const ssize_t n =
-            ::pwrite(fd, frame.data() + done, frame.size() - done, static_cast<off_t>(place.second + done));
+            ::pwrite(file->fd, frame->data() + done, frame->size() - done, static_cast<off_t>(place.second + done));
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return Failed("write", place.first);
         done += static_cast<size_t>(n);
       }
     }
-    for (const auto& [segment, fd] : touched) {
+    for (const auto& [segment, file] : touched) {
       if (!RLHF_FAILPOINT_OK("payloads/io_error")) {
         errno = EIO;
         return Failed("fsync", segment);
       }
-      if (::fdatasync(fd) != 0) return Failed("fsync", segment);
+      if (::fdatasync(file->fd) != 0) return Failed("fsync", segment);
     }
     RLHF_FAILPOINT("payloads/after_sync");
-    absl::MutexLock lock(&mu_);
-    for (const auto& [place, frame] : writing) pending_.erase(place);
+    uint32_t unsealed = 0;
+    {
+      absl::MutexLock lock(&mu_);
+      for (const auto& [place, frame] : writing) pending_.erase(place);
+      unsealed = FirstUnsealed();
+    }
+    absl::MutexLock lock(&files_mu_);
+    while (!writable_.empty() && writable_.begin()->first < unsealed) writable_.erase(writable_.begin());
     return absl::OkStatus();
   }
 
@@ -132,23 +148,57 @@ class Segments final : public PayloadStore {
     {
       absl::MutexLock lock(&mu_);
       if (const auto it = pending_.find({ref.segment(), ref.offset()}); it != pending_.end())
-        return it->second.substr(kHeader);
+        return it->second->substr(kHeader);
     }
-    const absl::StatusOr<int> file = File(ref.segment());
+    const absl::StatusOr<File> file = Readable(ref.segment());
     if (absl::IsNotFound(file.status())) return Damaged(ref, "its segment is missing");
-    RLHF_ASSIGN_OR_RETURN(const int fd, file);
+    if (!file.ok()) return file.status();
     std::string frame(kHeader + ref.size(), '\0');
     size_t done = 0;
     while (done < frame.size()) {
-      const ssize_t n = ::pread(fd, frame.data() + done, frame.size() - done, static_cast<off_t>(ref.offset() + done));
+      const ssize_t n =
+          ::pread((*file)->fd, frame.data() + done, frame.size() - done, static_cast<off_t>(ref.offset() + done));
       if (n < 0 && errno == EINTR) continue;
-      if (n <= 0) return Damaged(ref, "it ends early");
+      if (n < 0) return Failed("read", ref.segment());  // of the disk: what lies there may be whole
+      if (n == 0) return Damaged(ref, "it ends early");
       done += static_cast<size_t>(n);
     }
     if (ReadLittleEndian(frame.data()) != ref.size()) return Damaged(ref, "its size differs");
     if (ReadLittleEndian(frame.data() + 4) != XXH32(frame.data() + kHeader, ref.size(), 0))
       return Damaged(ref, "its checksum differs");
     return frame.substr(kHeader);
+  }
+
+  void Roll() override {
+    absl::MutexLock lock(&mu_);
+    if (end_ == 0) return;
+    ++segment_;
+    end_ = 0;
+  }
+
+  absl::StatusOr<std::vector<uint32_t>> Sealed() override {
+    uint32_t unsealed = 0;
+    {
+      absl::MutexLock lock(&mu_);
+      unsealed = FirstUnsealed();
+    }
+    RLHF_ASSIGN_OR_RETURN(std::vector<uint32_t> segments, OnDisk());
+    segments.erase(std::remove_if(segments.begin(), segments.end(), [&](uint32_t s) { return s >= unsealed; }),
+                   segments.end());
+    return segments;
+  }
+
+  absl::StatusOr<uint64_t> Remove(const std::vector<uint32_t>& segments) override {
+    uint64_t freed = 0;
+    for (const uint32_t segment : segments) {
+      std::error_code error;
+      const uint64_t size = std::filesystem::file_size(PathOf(segment), error);
+      if (error == std::errc::no_such_file_or_directory) continue;
+      if (::unlink(PathOf(segment).c_str()) != 0 && errno != ENOENT) return Failed("delete", segment);
+      if (!error) freed += size;
+    }
+    RLHF_RETURN_IF_ERROR(FsyncDir(dir_));
+    return freed;
   }
 
  private:
@@ -162,30 +212,54 @@ class Segments final : public PayloadStore {
     return absl::DataLossError(absl::StrCat("payload at ", PathOf(ref.segment()), ":", ref.offset(), " (", ref.size(),
                                             " bytes) is damaged: ", how, "; restore the data folder from a backup"));
   }
-  absl::StatusOr<int> File(uint32_t segment) {
+  absl::StatusOr<std::vector<uint32_t>> OnDisk() const {
+    std::vector<uint32_t> out;
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(dir_, error)) {
+      uint32_t number = 0;
+      if (entry.path().extension() == ".seg" && absl::SimpleAtoi(entry.path().stem().string(), &number))
+        out.push_back(number);
+    }
+    if (error) return absl::UnavailableError(absl::StrCat(dir_, ": ", error.message()));
+    return out;
+  }
+  // Segments before it are sealed.
+  uint32_t FirstUnsealed() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return pending_.empty() ? segment_ : std::min(segment_, pending_.begin()->first.first);
+  }
+  // One of this process's own, made the first time. AlreadyExists: somebody else made it.
+  absl::StatusOr<File> Writable(uint32_t segment) {
     absl::MutexLock lock(&files_mu_);
-    if (const auto it = files_.find(segment); it != files_.end()) return it->second;
-    // Only what this process made itself is written to. A segment that somebody else made meanwhile is an error: on a
-    // shared folder one of the two does not lead any more.
-    const bool own = segment >= first_;
-    const int fd = ::open(PathOf(segment).c_str(), (own ? O_RDWR | O_CREAT | O_EXCL : O_RDONLY) | O_CLOEXEC, 0600);
-    if (fd < 0 && !own && errno == ENOENT) return absl::NotFoundError(PathOf(segment));
-    if (fd < 0) return Failed(own ? "make" : "open", segment);
-    files_.emplace(segment, fd);
-    if (own) RLHF_RETURN_IF_ERROR(FsyncDir(dir_));
-    return fd;
+    if (const auto it = writable_.find(segment); it != writable_.end()) return it->second;
+    const int fd = ::open(PathOf(segment).c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 && errno == EEXIST) return absl::AlreadyExistsError(PathOf(segment));
+    if (fd < 0) return Failed("make", segment);
+    File file = std::make_shared<const Descriptor>(fd);
+    RLHF_RETURN_IF_ERROR(FsyncDir(dir_));
+    writable_.emplace(segment, file);
+    return file;
+  }
+  // Opened for each read: there may be more segments than a process may have files open.
+  absl::StatusOr<File> Readable(uint32_t segment) {
+    {
+      absl::MutexLock lock(&files_mu_);
+      if (const auto it = writable_.find(segment); it != writable_.end()) return it->second;
+    }
+    const int fd = ::open(PathOf(segment).c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT) return absl::NotFoundError(PathOf(segment));
+    if (fd < 0) return Failed("open", segment);
+    return std::make_shared<const Descriptor>(fd);
   }
 
   const std::string dir_;
   const uint64_t segment_bytes_;
-  uint32_t first_ = 1;                             // of this process's segments; set once, by Open
   absl::Mutex sync_mu_ ABSL_ACQUIRED_BEFORE(mu_);  // one Sync at a time
   absl::Mutex mu_;
   uint32_t segment_ ABSL_GUARDED_BY(mu_) = 1;
   uint64_t end_ ABSL_GUARDED_BY(mu_) = 0;
-  std::map<std::pair<uint32_t, uint64_t>, std::string> pending_ ABSL_GUARDED_BY(mu_);
+  std::map<std::pair<uint32_t, uint64_t>, std::shared_ptr<const std::string>> pending_ ABSL_GUARDED_BY(mu_);
   absl::Mutex files_mu_;
-  std::map<uint32_t, int> files_ ABSL_GUARDED_BY(files_mu_);
+  std::map<uint32_t, File> writable_ ABSL_GUARDED_BY(files_mu_);  // of this process's that are not sealed
 };
 
 // Its own thread makes payloads durable, then hands the batches that were queued on, in order.

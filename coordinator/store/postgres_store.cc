@@ -52,6 +52,8 @@ class PostgresStore final : public StateStore {
                                                                      "SET value = EXCLUDED.value")));
       RLHF_RETURN_IF_ERROR(
           writer_->Prepare(absl::StrCat("erase_", table), absl::StrCat("DELETE FROM ", table, " WHERE key = $1")));
+      RLHF_RETURN_IF_ERROR(writer_->Prepare(absl::StrCat("erase_all_", table),
+                                            absl::StrCat("DELETE FROM ", table, " WHERE key >= $1 AND key < $2")));
     }
     // By process and start, so that the next leader ends this session and no other.
     RLHF_ASSIGN_OR_RETURN(
@@ -201,7 +203,9 @@ class PostgresStore final : public StateStore {
     std::vector<PostgresConnection::Statement> statements;
     for (const auto& [batch, done] : items) {
       for (const WriteBatch::Op& op : batch.ops) {
-        if (op.erase) {
+        if (op.all) {
+          statements.push_back({StatementOf("erase_all", op.table), {op.key, AfterPrefix(op.key)}});
+        } else if (op.erase) {
           statements.push_back({StatementOf("erase", op.table), {op.key}});
         } else {
           statements.push_back({StatementOf("put", op.table), {op.key, op.value}});

@@ -155,6 +155,8 @@ class SqliteStore final : public StateStore {
                                                 " VALUES (?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2")));
       RLHF_ASSIGN_OR_RETURN(store->erase_[i],
                             store->writer_->Prepare(absl::StrCat("DELETE FROM ", kTables[i], " WHERE key = ?1")));
+      RLHF_ASSIGN_OR_RETURN(store->erase_all_[i], store->writer_->Prepare(absl::StrCat(
+                                                      "DELETE FROM ", kTables[i], " WHERE key >= ?1 AND key < ?2")));
       RLHF_ASSIGN_OR_RETURN(store->get_[i],
                             store->reader_->Prepare(absl::StrCat("SELECT value FROM ", kTables[i], " WHERE key = ?1")));
       RLHF_ASSIGN_OR_RETURN(store->from_[i],
@@ -194,10 +196,7 @@ class SqliteStore final : public StateStore {
     return ScanPages(table, prefix, after, /*inclusive=*/false, fn);
   }
   absl::StatusOr<std::string> LastKey(Table table, absl::string_view prefix) override {
-    // Keys with the prefix come before its successor: the prefix with its last byte that is not 255 grown by one.
-    std::string end(prefix);
-    while (!end.empty() && end.back() == '\xff') end.pop_back();
-    if (!end.empty()) end.back() = static_cast<char>(end.back() + 1);
+    const std::string end = AfterPrefix(prefix);
     absl::MutexLock lock(&reader_mu_);
     sqlite3_stmt* statement = (end.empty() ? last_ : last_before_)[static_cast<int>(table)];
     if (!end.empty()) BindBlob(statement, 1, end);
@@ -286,9 +285,10 @@ class SqliteStore final : public StateStore {
     absl::Status status = writer_->Execute("BEGIN IMMEDIATE");
     for (auto item = items.begin(); status.ok() && item != items.end(); ++item) {
       for (const WriteBatch::Op& op : item->batch.ops) {
-        sqlite3_stmt* statement = (op.erase ? erase_ : put_)[static_cast<int>(op.table)];
+        sqlite3_stmt* statement = (op.all ? erase_all_ : op.erase ? erase_ : put_)[static_cast<int>(op.table)];
+        const std::string end = op.all ? AfterPrefix(op.key) : std::string();
         BindBlob(statement, 1, op.key);
-        if (!op.erase) BindBlob(statement, 2, op.value);
+        if (op.all || !op.erase) BindBlob(statement, 2, op.all ? end : op.value);
         const int step = sqlite3_step(statement);
         if (step != SQLITE_DONE) status = ErrorOf(writer_->db(), "write");
         sqlite3_reset(statement);
@@ -309,9 +309,10 @@ class SqliteStore final : public StateStore {
   }
 
   std::string path_;
-  std::unique_ptr<Connection> writer_;  // the writer thread's alone, with put_, erase_ and failure_
+  std::unique_ptr<Connection> writer_;  // the writer thread's alone, with put_, erase_, erase_all_ and failure_
   sqlite3_stmt* put_[kNumTables] = {};
   sqlite3_stmt* erase_[kNumTables] = {};
+  sqlite3_stmt* erase_all_[kNumTables] = {};
   absl::Status failure_;
   absl::Mutex reader_mu_;
   std::unique_ptr<Connection> reader_ ABSL_PT_GUARDED_BY(reader_mu_);

@@ -37,6 +37,14 @@ absl::Status StateStore::BackUp(const std::string& path) {
   return absl::UnimplementedError("this store is not a file: back it up with the tools of its database");
 }
 
+std::string AfterPrefix(absl::string_view prefix) {
+  // The prefix with its last byte that is not 255 grown by one.
+  std::string end(prefix);
+  while (!end.empty() && end.back() == '\xff') end.pop_back();
+  if (!end.empty()) end.back() = static_cast<char>(end.back() + 1);
+  return end;
+}
+
 std::string KeyOf(absl::string_view prefix, std::initializer_list<uint64_t> numbers) {
   std::string key(prefix);
   for (const uint64_t number : numbers) {

@@ -41,12 +41,15 @@ struct WriteBatch {
     std::string key;
     std::string value;
     bool erase = false;
+    bool all = false;  // erase: every key that begins with `key`
   };
   std::vector<Op> ops;
   void Put(Table table, std::string key, std::string value) {
     ops.push_back({table, std::move(key), std::move(value), false});
   }
   void Erase(Table table, std::string key) { ops.push_back({table, std::move(key), {}, true}); }
+  // Every row whose key begins with `prefix`, which is not empty.
+  void EraseAll(Table table, std::string prefix) { ops.push_back({table, std::move(prefix), {}, true, true}); }
   bool empty() const { return ops.empty(); }
 };
 
@@ -79,6 +82,9 @@ class StateStore {
 inline constexpr int kSchemaVersion = 3;
 // SQLite: WAL, synchronous=FULL, one table each. Before a migration the file is copied to PATH.before-vN.
 absl::StatusOr<std::unique_ptr<StateStore>> OpenSqliteStore(const std::string& path);
+
+// The first key after all that begin with the prefix; empty where there is none.
+std::string AfterPrefix(absl::string_view prefix);
 
 // Big-endian key parts, so that key order is numeric order.
 std::string KeyOf(absl::string_view prefix, std::initializer_list<uint64_t> numbers);

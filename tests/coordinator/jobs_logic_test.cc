@@ -104,6 +104,25 @@ TEST(SpecTest, LayersAreDividedWithTheOptimizersStateAndGradientCheckpointing) {
               HasSubstr("ppo.lora: expected none with learners.shard_parameters"));
 }
 
+TEST(SpecTest, RetentionIsOfJobsThatHaveWhatItKeeps) {
+  const auto problem = [](v1::JobSpec spec, int steps, int checkpoints) {
+    spec.mutable_retention()->set_sample_steps(steps);
+    spec.mutable_retention()->set_checkpoints(checkpoints);
+    return JoinProblems(CompleteSpec(&spec));
+  };
+  EXPECT_EQ(problem(Ppo(), 100, 2), "");
+  EXPECT_EQ(problem(Ppo(), 0, 0), "");
+  EXPECT_THAT(problem(Ppo(), 0, 1), HasSubstr("retention.checkpoints: expected 0 (all stay) or at least 2, found 1"));
+  EXPECT_THAT(problem(Ppo(), -1, 0), HasSubstr("retention.sample_steps"));
+  v1::JobSpec sample;
+  sample.set_name("sample");
+  sample.mutable_sample()->set_model("base");
+  sample.mutable_sample()->set_prompts("prompts");
+  EXPECT_EQ(problem(sample, 0, 0), "");
+  EXPECT_THAT(problem(sample, 5, 0), HasSubstr("retention.sample_steps: expected a ppo job or a pipeline"));
+  EXPECT_THAT(problem(sample, 0, 2), HasSubstr("retention.checkpoints: expected a job that trains"));
+}
+
 TEST(SpecTest, HeadsByCriterionNeedCriteriaAndAScorerMayWeighThem) {
   v1::JobSpec spec;
   spec.set_name("reward");

@@ -21,7 +21,9 @@ class EdgeMemoryStore final : public StateStore {
       if (status.ok()) {
         for (WriteBatch::Op& op : batch.ops) {
           auto& table = tables_[static_cast<int>(op.table)];
-          if (op.erase) {
+          if (op.all) {
+            table.erase(table.lower_bound(op.key), table.lower_bound(AfterPrefix(op.key)));
+          } else if (op.erase) {
             table.erase(op.key);
           } else {
             table[op.key] = std::move(op.value);

@@ -76,6 +76,20 @@ TEST_P(StoreContract, ABatchIsAllOrNothingAndTheLastWriteWins) {
   EXPECT_TRUE(store_->CommitAndWait(WriteBatch()).ok());
 }
 
+TEST_P(StoreContract, APrefixIsErasedWithAllItsRowsAndNoOther) {
+  WriteBatch batch;
+  for (const char* key : {"job", "job/", "job/a", "job/b\xff", "job/\xff\xff", "job0", "jobs/a"})
+    batch.Put(Table::kSamples, key, "1");
+  batch.Put(Table::kEvents, "job/a", "1");
+  ASSERT_TRUE(store_->CommitAndWait(std::move(batch)).ok());
+  WriteBatch erase;
+  erase.EraseAll(Table::kSamples, "job/");
+  erase.Put(Table::kSamples, "job/later", "1");  // in order, as everything in a batch
+  ASSERT_TRUE(store_->CommitAndWait(std::move(erase)).ok());
+  EXPECT_THAT(Keys(Table::kSamples, ""), testing::ElementsAre("job", "job/later", "job0", "jobs/a"));
+  EXPECT_THAT(Keys(Table::kEvents, ""), testing::ElementsAre("job/a"));
+}
+
 TEST_P(StoreContract, ManyRowsAreScannedWhileTheScannerReads) {
   WriteBatch batch;
   for (uint64_t i = 0; i < 1800; ++i) batch.Put(Table::kSamples, KeyOf("j/", {i}), absl::StrCat(i));

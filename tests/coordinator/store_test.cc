@@ -102,6 +102,42 @@ TEST_F(PayloadTest, ASegmentIsOnlyWrittenByWhoMadeIt) {
   EXPECT_EQ(store_->Read(good).value_or("none"), std::string(150, 'c'));
 }
 
+TEST_F(PayloadTest, SealedSegmentsGoAndNoOther) {
+  const v1::PayloadRef old = store_->Append(std::string(150, 'a'));
+  EXPECT_TRUE(store_->Sync().ok());
+  EXPECT_THAT(*store_->Sealed(), testing::IsEmpty()) << "it is appended to";
+  const v1::PayloadRef next = store_->Append(std::string(150, 'b'));
+  ASSERT_NE(next.segment(), old.segment());
+  EXPECT_THAT(*store_->Sealed(), testing::ElementsAre(old.segment()));
+  const v1::PayloadRef newest = store_->Append(std::string(150, 'c'));
+  EXPECT_THAT(*store_->Sealed(), testing::ElementsAre(old.segment())) << "the second is not written yet";
+  ASSERT_TRUE(store_->Sync().ok());
+  EXPECT_THAT(*store_->Sealed(), testing::UnorderedElementsAre(old.segment(), next.segment()));
+  EXPECT_EQ(*store_->Remove({old.segment()}), 158u);
+  EXPECT_FALSE(std::filesystem::exists(dir_.File("payloads/00000001.seg")));
+  EXPECT_TRUE(absl::IsDataLoss(store_->Read(old).status()));
+  EXPECT_EQ(store_->Read(next)->front(), 'b');
+  EXPECT_EQ(store_->Read(newest)->front(), 'c');
+  EXPECT_EQ(*store_->Remove({old.segment()}), 0u) << "it is gone";
+  Open();  // what another start wrote is sealed
+  EXPECT_THAT(*store_->Sealed(), testing::UnorderedElementsAre(next.segment(), newest.segment()));
+}
+
+TEST_F(PayloadTest, ManySegmentsNeedFewOpenFiles) {
+  std::vector<v1::PayloadRef> refs;
+  for (int i = 0; i < 300; ++i) {
+    refs.push_back(store_->Append(std::string(150, 'a')));
+    ASSERT_TRUE(store_->Sync().ok());
+  }
+  for (const v1::PayloadRef& ref : refs) ASSERT_TRUE(store_->Read(ref).ok());
+  int open = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code ignored;
+    open += std::filesystem::read_symlink(entry.path(), ignored).extension() == ".seg" ? 1 : 0;
+  }
+  EXPECT_LE(open, 2);
+}
+
 TEST_F(PayloadTest, AMissingSegmentIsDataLoss) {
   v1::PayloadRef ref = store_->Append("text");
   ASSERT_TRUE(store_->Sync().ok());
