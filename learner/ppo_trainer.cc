@@ -9,6 +9,7 @@
 #include "common/failpoint.h"
 #include "common/status_util.h"
 #include "learner/batching.h"
+#include "learner/kl/loss.h"
 #include "learner/losses.h"
 #include "learner/rewards.h"
 
@@ -134,8 +135,10 @@ absl::Status PpoTrainer::ComputeAdvantages(const PpoBatch& batch, Before* before
   const std::unique_ptr<Collective> local = MakeSingleRank();
   before->kl = (before->old_log_probs - batch.reference_log_probs).to(torch::kFloat64).sum().item<double>() /
                static_cast<double>(batch.size());
+  // What counts in the loss does not count in returns as well: divided by a group's deviation it would be anything.
+  const double in_rewards = KlCountsInLoss(spec().kl()) ? 0 : kl_->coefficient();
   torch::Tensor rewards =
-      TokenRewards(before->old_log_probs, batch.reference_log_probs, batch.counts, batch.scores, kl_->coefficient());
+      TokenRewards(before->old_log_probs, batch.reference_log_probs, batch.counts, batch.scores, in_rewards);
   if (spec().whiten_rewards()) {
     RLHF_ASSIGN_OR_RETURN(const Moments moments, GlobalMoments(rewards, local.get()));
     rewards = Whiten(rewards, moments, /*shift_mean=*/false);
@@ -190,6 +193,11 @@ std::vector<Trainable::LossTerm> PpoTrainer::PolicyTerms(const PpoBatch& batch, 
       sums->approx_kl += loss.approx_kl.item<double>();
       if (first) sums->first_ratio_error = std::max(sums->first_ratio_error, loss.ratio_error.item<double>());
       torch::Tensor total = loss.loss;
+      if (KlCountsInLoss(spec().kl())) {
+        const torch::Tensor kl = KlLossSum(log_probs, pick(batch.reference_log_probs), spec().kl().form());
+        sums->kl_loss += kl.item<double>() / rows;
+        total = total + kl_->coefficient() * kl;
+      }
       if (spec().entropy_coefficient() != 0) {
         const torch::Tensor log_all =
             torch::log_softmax(policy_->model().Logits(hidden).to(torch::kFloat32) / temperature(), -1);
@@ -322,7 +330,8 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
 
 absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, const std::vector<v1::Sample>& samples,
                                 Sums sums, StepResult* result) {
-  std::vector<double> shared{sums.policy_loss, sums.value_loss, sums.ptx_loss, sums.clipped, sums.approx_kl};
+  std::vector<double> shared{sums.policy_loss, sums.value_loss, sums.ptx_loss,
+                             sums.clipped,     sums.approx_kl,  sums.kl_loss};
   const size_t ratios = shared.size();
   shared.resize(ratios + static_cast<size_t>(collective_->world_size()), 0.0);
   shared[ratios + static_cast<size_t>(collective_->rank())] = sums.first_ratio_error;
@@ -333,6 +342,7 @@ absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, con
   m["loss/policy"] = shared[0] / sums.updates;
   if (critic_) m["loss/value"] = shared[1] / sums.updates;
   if (ptx_.size() > 0) m["loss/ptx"] = shared[2] / sums.updates;
+  if (KlCountsInLoss(spec().kl())) m["loss/kl"] = shared[5] / sums.updates;
   m["clip_ratio"] = shared[3] / sums.rows;
   m["approx_kl"] = shared[4] / sums.rows;
   m["first_minibatch_ratio_error"] = ratio_error;

@@ -37,12 +37,12 @@ class PpoTrainer final : public Trainer {
   struct Before {
     torch::Tensor old_log_probs, entropy, values, weights;
     Advantages advantages;
-    double kl = 0;  // mean over samples, nats a sequence
+    double kl = 0;  // mean over samples of Σ (old − reference), nats a sequence; what β adapts to in every form
     double explained_variance = 0;
   };
   // Sums over a step's updates, of this rank; then of all.
   struct Sums {
-    double policy_loss = 0, value_loss = 0, ptx_loss = 0, clipped = 0, approx_kl = 0, rows = 0;
+    double policy_loss = 0, value_loss = 0, ptx_loss = 0, kl_loss = 0, clipped = 0, approx_kl = 0, rows = 0;
     double policy_norm = 0, critic_norm = 0;  // the same on all ranks
     double updates = 0;
     double first_ratio_error = 0;  // this rank's largest, in the first minibatch

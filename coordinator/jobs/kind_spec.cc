@@ -146,6 +146,10 @@ void Ppo(SpecChecker& check, v1::PpoSpec* s) {
   if (!s->has_max_importance_weight()) s->set_max_importance_weight(2.0);
   check.Above("max_importance_weight", s->max_importance_weight(), 0);
   v1::KlSpec* kl = s->mutable_kl();
+  if (kl->form() == v1::KL_FORM_UNSPECIFIED) {
+    const bool grpo = s->advantage() == v1::GRPO || s->advantage() == v1::GRPO_NO_STD;
+    kl->set_form(grpo ? v1::KL_LOSS_K3 : v1::KL_REWARD);
+  }
   if (!kl->has_coefficient()) kl->set_coefficient(0.05);
   check.Range("kl.coefficient", kl->coefficient(), 0, 100);
   if (!kl->has_target()) kl->set_target(6.0);

@@ -11,7 +11,7 @@ class KlController {
  public:
   virtual ~KlController() = default;
   virtual double coefficient() const = 0;
-  // After a step: the batch's mean KL of a sequence (nats) and its number of samples.
+  // After a step: the batch's mean KL of a sequence (nats), Σ (old − reference) whatever the form, and its samples.
   virtual void Update(double mean_kl, int64_t samples) = 0;
   virtual void set_coefficient(double coefficient) = 0;  // from a checkpoint or a snapshot
 };

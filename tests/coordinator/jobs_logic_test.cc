@@ -49,6 +49,28 @@ TEST(SpecTest, DefaultsAreFilledIn) {
   EXPECT_EQ(spec.SerializeAsString(), complete);
 }
 
+TEST(SpecTest, TheFormOfTheKlIsByTheEstimator) {
+  const auto completed = [](v1::AdvantageEstimator advantage, v1::KlForm form) {
+    v1::JobSpec spec = Ppo();
+    spec.mutable_ppo()->set_samples_per_prompt(4);
+    spec.mutable_ppo()->set_advantage(advantage);
+    spec.mutable_ppo()->mutable_kl()->set_form(form);
+    EXPECT_EQ(JoinProblems(CompleteSpec(&spec)), "");
+    const std::string complete = spec.SerializeAsString();
+    EXPECT_EQ(JoinProblems(CompleteSpec(&spec)), "");
+    EXPECT_EQ(spec.SerializeAsString(), complete);
+    return spec.ppo();
+  };
+  for (const auto advantage : {v1::ADVANTAGE_ESTIMATOR_UNSPECIFIED, v1::GAE, v1::RLOO, v1::REINFORCE_BASELINE}) {
+    EXPECT_EQ(completed(advantage, v1::KL_FORM_UNSPECIFIED).kl().form(), v1::KL_REWARD);
+    EXPECT_EQ(completed(advantage, v1::KL_LOSS_K2).kl().form(), v1::KL_LOSS_K2);
+  }
+  for (const auto advantage : {v1::GRPO, v1::GRPO_NO_STD}) {
+    EXPECT_EQ(completed(advantage, v1::KL_FORM_UNSPECIFIED).kl().form(), v1::KL_LOSS_K3);
+    EXPECT_EQ(completed(advantage, v1::KL_REWARD).kl().form(), v1::KL_REWARD);
+  }
+}
+
 TEST(SpecTest, EveryProblemNamesItsField) {
   const auto problem = [](const std::function<void(v1::JobSpec*)>& change) {
     v1::JobSpec spec = Ppo();

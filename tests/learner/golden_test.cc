@@ -4,6 +4,7 @@
 #include "learner/advantage/interface.h"
 #include "learner/gradient_buckets.h"
 #include "learner/kl/interface.h"
+#include "learner/kl/loss.h"
 #include "learner/losses.h"
 #include "learner/optimizer.h"
 #include "learner/rewards.h"
@@ -155,6 +156,35 @@ TEST(FormulaTest, RewardsAreTheKlOfEachTokenAndTheScoreAtTheLast) {
   const torch::Tensor rewards = TokenRewards(torch::tensor({-1.0F, -2.0F, -0.5F}), torch::tensor({-1.5F, -2.0F, -1.0F}),
                                              {2, 1}, {3.0, -1.0}, 0.1);
   ExpectNear(rewards, json({-0.05, 3.0, -1.05}), 1e-6);
+}
+
+TEST(FormulaTest, KlInTheLossHasAGradientTowardsTheReference) {
+  const std::vector<double> fresh{-1.0, -2.0, -0.5, -3.0}, reference{-1.5, -2.0, -0.25, -1.0};
+  const auto as_tensor = [](const std::vector<double>& values) { return torch::tensor(values).to(torch::kFloat32); };
+  for (const v1::KlForm form : {v1::KL_LOSS_K2, v1::KL_LOSS_K3}) {
+    torch::Tensor log_probs = as_tensor(fresh).requires_grad_(true), fixed = as_tensor(reference).requires_grad_(true);
+    const torch::Tensor sum = KlLossSum(log_probs, fixed, form);
+    sum.backward();
+    double expected = 0;
+    std::vector<double> gradient;
+    for (size_t i = 0; i < fresh.size(); ++i) {
+      const double d = reference[i] - fresh[i];
+      expected += form == v1::KL_LOSS_K2 ? d * d / 2 : std::exp(d) - d - 1;
+      gradient.push_back(form == v1::KL_LOSS_K2 ? -d : 1 - std::exp(d));
+    }
+    EXPECT_NEAR(sum.item<double>(), expected, 1e-5);
+    ExpectNear(log_probs.grad(), json(gradient), 1e-5);
+    EXPECT_FALSE(fixed.grad().defined());
+  }
+  // Where little has moved: d²/2 in both, which exp(d) − d − 1 in float32 rounds to 0.
+  const torch::Tensor near = torch::tensor({-2.0F}), moved = near + 1.0F / 4096;
+  EXPECT_NEAR(KlLossSum(near, moved, v1::KL_LOSS_K3).item<double>() * 2 * 4096 * 4096, 1, 1e-3);
+  v1::KlSpec spec;
+  EXPECT_FALSE(KlCountsInLoss(spec));
+  spec.set_form(v1::KL_REWARD);
+  EXPECT_FALSE(KlCountsInLoss(spec));
+  spec.set_form(v1::KL_LOSS_K2);
+  EXPECT_TRUE(KlCountsInLoss(spec));
 }
 
 TEST(FormulaTest, DualClipBoundsTheLossOfBadActions) {

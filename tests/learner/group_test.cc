@@ -86,51 +86,6 @@ TEST(GroupTest, AbortWakesABlockedRank) {
   EXPECT_EQ(codes, std::vector<int>({0, 0}));
 }
 
-// Ranks × micro-batches leave the result as it is: the same data gives the same weights, to rounding.
-TEST(GroupTest, RanksAndMicroBatchesDoNotChangeTheResult) {
-  ScratchDir dir;
-  MakeApart([&dir] { MakeTinyModel(dir.File("model"), 1); });
-  ASSERT_FALSE(testing::Test::HasFatalFailure());
-  ASSERT_TRUE(
-      WriteFileDurably(
-          dir.File("data.jsonl"),
-          "{\"prompt\":\"the cat\",\"response\":\" sat on the mat\"}\n{\"prompt\":\"the dog\",\"response\":\" sat\"}\n"
-          "{\"prompt\":\"red\",\"response\":\" blue green\"}\n")
-          .ok());
-  const auto train = [&](int micro_batch_tokens, const std::string& out) {
-    return [&dir, micro_batch_tokens, out](Collective* group) {
-      TrainerInputs inputs;
-      inputs.spec = SftJob(3, micro_batch_tokens);
-      inputs.local = {{"model", dir.File("model")}, {"data", dir.File("data.jsonl")}};
-      auto trainer = Trainer::Create(inputs);
-      if (!trainer.ok()) return 1;
-      (*trainer)->SetCollective(group);
-      for (int64_t step = 1; step <= 3; ++step) {
-        const auto result = (*trainer)->RunStep(step, {});
-        if (!result.ok() || !result->trained) return 2;
-      }
-      if (group->rank() == 0 && !MakeDirs(dir.File(out)).ok()) return 3;
-      return (*trainer)->Finish(dir.File(out)).ok() ? 0 : 4;
-    };
-  };
-  ASSERT_EQ(RunRanks(1, kRanksTimeout, train(8192, "one")), std::vector<int>({0}));
-  ASSERT_EQ(RunRanks(1, kRanksTimeout, train(16, "one_by_parts")), std::vector<int>({0}));
-  ASSERT_EQ(RunRanks(2, kRanksTimeout, train(8192, "two")), std::vector<int>({0, 0}));
-  ASSERT_EQ(RunRanks(3, kRanksTimeout, train(16, "three_by_parts")), std::vector<int>({0, 0, 0}));
-  const auto expected = model::LoadModel(dir.File("one"));
-  ASSERT_TRUE(expected.ok()) << expected.status();
-  for (const char* other : {"one_by_parts", "two", "three_by_parts"}) {
-    const auto found = model::LoadModel(dir.File(other));
-    ASSERT_TRUE(found.ok()) << found.status();
-    for (size_t i = 0; i < (*expected)->named_parameters().size(); ++i) {
-      const torch::Tensor a = (*expected)->named_parameters()[i].second.detach(),
-                          b = (*found)->named_parameters()[i].second.detach();
-      EXPECT_LE(((a - b).norm() / a.norm()).item<double>(), 1e-5)
-          << other << " " << (*expected)->named_parameters()[i].first;
-    }
-  }
-}
-
 // Samples as rollout workers and scorers would hand them in, equal on every rank.
 std::vector<v1::Sample> MadeUpSamples(int n) {
   std::vector<v1::Sample> samples;
@@ -148,6 +103,71 @@ std::vector<v1::Sample> MadeUpSamples(int n) {
     sample.mutable_score()->set_total(i % 4);
   }
   return samples;
+}
+
+// GRPO with all that the policy's loss may hold.
+v1::JobSpec GroupsJob(int micro_batch_tokens) {
+  v1::JobSpec job = PpoJob(4, micro_batch_tokens);
+  v1::PpoSpec* spec = job.mutable_ppo();
+  spec->set_samples_per_prompt(2);
+  spec->set_minibatch_size(4);
+  spec->set_advantage(v1::GRPO);
+  spec->set_whiten_advantages(false);
+  spec->mutable_kl()->set_form(v1::KL_LOSS_K3);
+  spec->mutable_kl()->set_coefficient(0.5);
+  spec->mutable_policy_optimizer()->set_epsilon(1e-4);  // the last bits of small gradients stay small
+  return job;
+}
+
+// Ranks × micro-batches leave the result as it is: the same data gives the same weights, to rounding.
+TEST(GroupTest, RanksAndMicroBatchesDoNotChangeTheResult) {
+  ScratchDir dir;
+  MakeApart([&dir] { MakeTinyModel(dir.File("model"), 1); });
+  ASSERT_FALSE(testing::Test::HasFatalFailure());
+  ASSERT_TRUE(
+      WriteFileDurably(
+          dir.File("data.jsonl"),
+          "{\"prompt\":\"the cat\",\"response\":\" sat on the mat\"}\n{\"prompt\":\"the dog\",\"response\":\" sat\"}\n"
+          "{\"prompt\":\"red\",\"response\":\" blue green\"}\n")
+          .ok());
+  const auto train = [&](const std::string& kind, int micro_batch_tokens, const std::string& out) {
+    return [&dir, kind, micro_batch_tokens, out](Collective* group) {
+      TrainerInputs inputs;
+      inputs.spec = kind == "sft" ? SftJob(3, micro_batch_tokens) : GroupsJob(micro_batch_tokens);
+      inputs.local = {{"model", dir.File("model")}, {"data", dir.File("data.jsonl")}};
+      auto trainer = Trainer::Create(inputs);
+      if (!trainer.ok()) return 1;
+      (*trainer)->SetCollective(group);
+      for (int64_t step = 1; step <= 3; ++step) {
+        const auto result = (*trainer)->RunStep(step, kind == "sft" ? std::vector<v1::Sample>() : MadeUpSamples(8));
+        if (!result.ok() || !result->trained) return 2;
+      }
+      if (group->rank() == 0 && !MakeDirs(dir.File(out)).ok()) return 3;
+      return (*trainer)->Finish(dir.File(out)).ok() ? 0 : 4;
+    };
+  };
+  for (const std::string kind : {"sft", "grpo"}) {
+    ASSERT_EQ(RunRanks(1, kRanksTimeout, train(kind, 8192, kind + " one")), std::vector<int>({0}));
+    ASSERT_EQ(RunRanks(1, kRanksTimeout, train(kind, 16, kind + " one_by_parts")), std::vector<int>({0}));
+    ASSERT_EQ(RunRanks(2, kRanksTimeout, train(kind, 8192, kind + " two")), std::vector<int>({0, 0}));
+    ASSERT_EQ(RunRanks(3, kRanksTimeout, train(kind, 16, kind + " three_by_parts")), std::vector<int>({0, 0, 0}));
+  }
+  // This process computes nothing before its last fork.
+  for (const std::string kind : {"sft", "grpo"}) {
+    const auto start = model::LoadModel(dir.File("model")), expected = model::LoadModel(dir.File(kind + " one"));
+    ASSERT_TRUE(start.ok() && expected.ok()) << expected.status();
+    for (const char* other : {" one_by_parts", " two", " three_by_parts"}) {
+      const auto found = model::LoadModel(dir.File(kind + other));
+      ASSERT_TRUE(found.ok()) << found.status();
+      for (size_t i = 0; i < (*expected)->named_parameters().size(); ++i) {
+        const torch::Tensor a = (*expected)->named_parameters()[i].second.detach(),
+                            b = (*found)->named_parameters()[i].second.detach();
+        EXPECT_FALSE(torch::equal(a, (*start)->named_parameters()[i].second)) << kind;
+        EXPECT_LE(((a - b).norm() / a.norm()).item<double>(), 1e-5)
+            << kind << other << " " << (*expected)->named_parameters()[i].first;
+      }
+    }
+  }
 }
 
 // Layers are computed again while the sums over ranks start, bucket by bucket.

@@ -85,6 +85,59 @@ class TrainerTest : public testing::Test {
     return samples;
   }
 
+  // Four prompts with four samples each, whose references are near the samples' log-probabilities and not on them.
+  static v1::JobSpec GroupJob(v1::KlForm form) {
+    v1::JobSpec job = PpoJob(4);
+    v1::PpoSpec* spec = job.mutable_ppo();
+    spec->set_samples_per_prompt(4);
+    spec->set_minibatch_size(0);
+    spec->set_epochs(1);
+    spec->set_advantage(v1::GRPO);
+    spec->set_whiten_advantages(false);
+    spec->mutable_kl()->set_form(form);
+    spec->mutable_kl()->set_coefficient(0.3);
+    return job;
+  }
+  std::vector<v1::Sample> GroupRollouts(const model::Transformer& policy, int64_t step) {
+    std::vector<v1::Sample> batch = Rollouts(policy, step, 16, 100);
+    for (size_t i = 0; i < batch.size(); ++i) {
+      for (int t = 0; t < 2; ++t) {
+        float* const reference = batch[i].mutable_score()->mutable_reference_log_probs()->Mutable(t);
+        *reference += 0.1F * static_cast<float>(static_cast<int>(i * 7 + static_cast<size_t>(t) * 3) % 5 - 2);
+      }
+    }
+    return batch;
+  }
+  // Of the samples' response tokens, by the plain formula.
+  static torch::Tensor PlainLogProbs(const model::Transformer& policy, const std::vector<v1::Sample>& samples) {
+    std::vector<torch::Tensor> out;
+    for (const v1::Sample& sample : samples) {
+      std::vector<int32_t> ids(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
+      ids.insert(ids.end(), sample.response_tokens().begin(), sample.response_tokens().end());
+      const torch::Tensor all =
+          torch::log_softmax(policy.Logits(policy.Hidden(model::PackedBatch::FromSequences({ids}))), -1);
+      for (int t = 0; t < sample.response_tokens_size(); ++t)
+        out.push_back(all[sample.prompt_tokens_size() + t - 1][sample.response_tokens(t)]);
+    }
+    return torch::stack(out);
+  }
+  static torch::Tensor References(const std::vector<v1::Sample>& samples) {
+    std::vector<float> out;
+    for (const v1::Sample& sample : samples) {
+      out.insert(out.end(), sample.score().reference_log_probs().begin(), sample.score().reference_log_probs().end());
+    }
+    return torch::tensor(out);
+  }
+  static double NormOfGradient(const torch::Tensor& loss, const model::Transformer& policy) {
+    std::vector<torch::Tensor> parameters;
+    for (const auto& [name, parameter] : policy.trained_parameters()) parameters.push_back(parameter);
+    double square = 0;
+    for (const torch::Tensor& gradient : torch::autograd::grad({loss}, parameters, {}, {}, false, true)) {
+      if (gradient.defined()) square += gradient.square().sum().item<double>();
+    }
+    return std::sqrt(square);
+  }
+
   ScratchDir dir_;
   std::unique_ptr<Collective> alone_;
 };
@@ -203,16 +256,97 @@ TEST_F(TrainerTest, RolloutsByInt8WeightsAreCorrectedByTheirOwnLogProbabilities)
 }
 
 TEST_F(TrainerTest, MicroBatchesDoNotChangeAPpoStep) {
-  auto whole = Make(PpoJob(16)), parts = Make(PpoJob(16, 11));  // two sequences at a time
-  ASSERT_TRUE(whole.ok() && parts.ok());
-  const auto batch = Rollouts((*whole)->model(), 1, 16, 100);
-  ASSERT_TRUE((*whole)->RunStep(1, batch).ok());
-  ASSERT_TRUE((*parts)->RunStep(1, batch).ok());
-  for (size_t i = 0; i < (*whole)->model().named_parameters().size(); ++i) {
-    EXPECT_TRUE(torch::allclose((*whole)->model().named_parameters()[i].second,
-                                (*parts)->model().named_parameters()[i].second, 1e-3, 1e-5))
-        << (*whole)->model().named_parameters()[i].first;
+  for (v1::JobSpec job : {PpoJob(16), GroupJob(v1::KL_LOSS_K2), GroupJob(v1::KL_LOSS_K3)}) {
+    auto whole = Make(job);
+    job.mutable_ppo()->set_micro_batch_tokens(11);  // two sequences at a time
+    auto parts = Make(job);
+    ASSERT_TRUE(whole.ok() && parts.ok());
+    const auto batch = GroupRollouts((*whole)->model(), 1);
+    const auto one = (*whole)->RunStep(1, batch), other = (*parts)->RunStep(1, batch);
+    ASSERT_TRUE(one.ok() && other.ok()) << one.status() << other.status();
+    for (const auto& [name, value] : one->metrics) EXPECT_NEAR(other->metrics.at(name), value, 1e-4) << name;
+    for (size_t i = 0; i < (*whole)->model().named_parameters().size(); ++i) {
+      EXPECT_TRUE(torch::allclose((*whole)->model().named_parameters()[i].second,
+                                  (*parts)->model().named_parameters()[i].second, 1e-3, 1e-5))
+          << (*whole)->model().named_parameters()[i].first;
+    }
   }
+}
+
+// With scores that are all alike nothing but the distance to the reference is left.
+TEST_F(TrainerTest, KlInTheLossIsNoPartOfAdvantages) {
+  for (const v1::KlForm form : {v1::KL_LOSS_K2, v1::KL_LOSS_K3, v1::KL_REWARD}) {
+    v1::JobSpec job = GroupJob(form);
+    job.mutable_ppo()->mutable_kl()->set_adaptive(true);
+    job.mutable_ppo()->mutable_kl()->set_target(1e-3);
+    job.mutable_ppo()->mutable_kl()->set_horizon(160);
+    auto trainer = Make(job);
+    ASSERT_TRUE(trainer.ok()) << trainer.status();
+    auto batch = GroupRollouts((*trainer)->model(), 1);
+    for (v1::Sample& sample : batch) sample.mutable_score()->set_total(0.5);
+    const torch::Tensor reference = References(batch), log_probs = PlainLogProbs((*trainer)->model(), batch);
+    const torch::Tensor d = reference - log_probs;
+    const torch::Tensor plain = (form == v1::KL_LOSS_K2 ? 0.5 * d * d : torch::exp(d) - d - 1).mean();
+    const double kl = -d.sum().item<double>() / 16, norm = NormOfGradient(0.3 * plain, (*trainer)->model());
+    const auto result = (*trainer)->RunStep(1, batch);
+    ASSERT_TRUE(result.ok()) << result.status();
+    ASSERT_TRUE(result->trained) << result->refusal;
+    EXPECT_NEAR(result->metrics.at("kl"), kl, 1e-4) << "it means the same in every form";
+    EXPECT_EQ(result->metrics.at("kl_coefficient"), 0.3);
+    if (form == v1::KL_REWARD) {
+      EXPECT_EQ(result->metrics.count("loss/kl"), 0u);
+      EXPECT_GT(result->metrics.at("grad_norm/policy"), 2 * norm)
+          << "divided by its own deviation it has full strength";
+    } else {
+      EXPECT_EQ(result->metrics.at("loss/policy"), 0);
+      EXPECT_NEAR(result->metrics.at("loss/kl"), plain.item<double>(), 1e-5);
+      EXPECT_NEAR(result->metrics.at("grad_norm/policy"), norm, 1e-4 * norm);
+    }
+    // The controller goes by what was sampled, in every form.
+    const auto next = (*trainer)->RunStep(2, GroupRollouts((*trainer)->model(), 2));
+    ASSERT_TRUE(next.ok()) << next.status();
+    EXPECT_NEAR(next->metrics.at("kl_coefficient"), 0.3 * (1 + (kl > 1e-3 ? 0.2 : -0.2) * 16 / 160), 1e-9);
+  }
+}
+
+TEST_F(TrainerTest, KlInTheLossInBfloat16AndToTheByte) {
+  v1::JobSpec exact = GroupJob(v1::KL_LOSS_K3), half = exact;
+  exact.set_deterministic(true);
+  exact.mutable_ppo()->set_epochs(3);
+  auto trainer = Make(exact), again = Make(exact);
+  ASSERT_TRUE(trainer.ok() && again.ok()) << trainer.status();
+  const auto batch = GroupRollouts((*trainer)->model(), 1);
+  const auto result = (*trainer)->RunStep(1, batch), same = (*again)->RunStep(1, batch);
+  ASSERT_TRUE(result.ok() && same.ok()) << result.status() << same.status();
+  EXPECT_EQ(result->metrics, same->metrics);
+  EXPECT_EQ(*(*trainer)->Digest(), *(*again)->Digest());
+  half.mutable_ppo()->set_precision(v1::BFLOAT16);
+  half.mutable_ppo()->set_max_first_minibatch_ratio_error(2e-2);
+  auto rounded = Make(half), plain = Make(GroupJob(v1::KL_LOSS_K3));
+  ASSERT_TRUE(rounded.ok() && plain.ok()) << rounded.status();
+  const auto in_half = (*rounded)->RunStep(1, batch), in_float = (*plain)->RunStep(1, batch);
+  ASSERT_TRUE(in_half.ok() && in_float.ok()) << in_half.status() << in_float.status();
+  EXPECT_NEAR(in_half->metrics.at("loss/kl") / in_float->metrics.at("loss/kl"), 1, 0.1);
+}
+
+TEST_F(TrainerTest, KlInTheLossOfALoraPolicyIsAgainstItsOwnBase) {
+  v1::JobSpec job = GroupJob(v1::KL_LOSS_K3);
+  job.mutable_ppo()->mutable_lora()->set_rank(4);
+  job.mutable_ppo()->mutable_lora()->set_alpha(8);
+  auto trainer = Make(job);
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  double kl_loss = 0;
+  for (int64_t step = 1; step <= 3; ++step) {
+    auto batch = GroupRollouts((*trainer)->model(), step);
+    for (v1::Sample& sample : batch) sample.mutable_score()->clear_reference_log_probs();
+    const auto result = (*trainer)->RunStep(step, batch);
+    ASSERT_TRUE(result.ok()) << result.status();
+    kl_loss = result->metrics.at("loss/kl");
+    if (step == 1) {
+      EXPECT_NEAR(kl_loss, 0, 1e-9);  // fresh adapters are the base
+    }
+  }
+  EXPECT_GT(kl_loss, 1e-6);
 }
 
 TEST_F(TrainerTest, APpoCheckpointHoldsEverything) {
