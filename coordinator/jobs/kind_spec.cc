@@ -131,7 +131,8 @@ void Ppo(SpecChecker& check, v1::PpoSpec* s) {
   check.Range("gamma", s->gamma(), 0, 1);
   if (!s->has_lambda()) s->set_lambda(0.95);
   check.Range("lambda", s->lambda(), 0, 1);
-  if (!s->has_whiten_advantages()) s->set_whiten_advantages(true);
+  // Dividing by the batch's deviation what was compared within groups makes another estimator of each of them.
+  if (!s->has_whiten_advantages()) s->set_whiten_advantages(!group);
   if (!s->has_clip_range()) s->set_clip_range(0.2);
   check.Range("clip_range", s->clip_range(), 0, 10);
   if (!s->has_clip_range_high()) s->set_clip_range_high(s->clip_range());

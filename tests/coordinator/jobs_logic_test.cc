@@ -71,6 +71,25 @@ TEST(SpecTest, TheFormOfTheKlIsByTheEstimator) {
   }
 }
 
+TEST(SpecTest, WhatIsComparedWithinGroupsIsNotWhitenedUnlessAsked) {
+  for (const auto& [advantage, whitened] : std::map<v1::AdvantageEstimator, bool>{{v1::GAE, true},
+                                                                                  {v1::REINFORCE_BASELINE, true},
+                                                                                  {v1::RLOO, false},
+                                                                                  {v1::GRPO, false},
+                                                                                  {v1::GRPO_NO_STD, false}}) {
+    v1::JobSpec spec = Ppo(), asked = Ppo();
+    for (v1::JobSpec* one : {&spec, &asked}) {
+      one->mutable_ppo()->set_samples_per_prompt(4);
+      one->mutable_ppo()->set_advantage(advantage);
+    }
+    asked.mutable_ppo()->set_whiten_advantages(!whitened);
+    EXPECT_EQ(JoinProblems(CompleteSpec(&spec)), "");
+    EXPECT_EQ(JoinProblems(CompleteSpec(&asked)), "");
+    EXPECT_EQ(spec.ppo().whiten_advantages(), whitened) << v1::AdvantageEstimator_Name(advantage);
+    EXPECT_EQ(asked.ppo().whiten_advantages(), !whitened) << v1::AdvantageEstimator_Name(advantage);
+  }
+}
+
 TEST(SpecTest, EveryProblemNamesItsField) {
   const auto problem = [](const std::function<void(v1::JobSpec*)>& change) {
     v1::JobSpec spec = Ppo();
