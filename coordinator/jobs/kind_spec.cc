@@ -93,6 +93,43 @@ void Collect(SpecChecker& check, v1::CollectSpec* s) {
   check.AtLeast("task_expiry_seconds", s->task_expiry_seconds(), 0);
 }
 
+// After the policy's optimizer. With an estimator that has no critic nothing is filled in, and what would be ignored is
+// a problem; the defaults pass, for specifications that older coordinators completed have them.
+void Critic(SpecChecker& check, v1::PpoSpec* s) {
+  std::string model = s->policy();
+  for (const v1::RewardComponent& c : s->scorer().components()) {
+    if (!c.has_reward_model() && c.ensemble().models().empty()) continue;
+    model = c.has_ensemble() ? c.ensemble().models(0) : c.reward_model().model();
+    break;
+  }
+  if (s->advantage() != v1::GAE) {
+    const auto unused = [&](const char* field, bool is_default) {
+      if (is_default) return;
+      check.Problem(field, absl::StrCat("expected nothing with advantage ", v1::AdvantageEstimator_Name(s->advantage()),
+                                        ", which has no critic and would ignore it; leave it out, or choose GAE"));
+    };
+    unused("critic", s->critic().empty() || s->critic() == model);
+    unused("gamma", !s->has_gamma() || s->gamma() == 1.0);
+    unused("lambda", !s->has_lambda() || s->lambda() == 0.95);
+    unused("value_clip_range", !s->has_value_clip_range() || s->value_clip_range() == 0.2);
+    unused("value_coefficient", !s->has_value_coefficient() || s->value_coefficient() == 0.1);
+    unused("critic_optimizer", !s->has_critic_optimizer() || s->critic_optimizer().SerializeAsString() ==
+                                                                 s->policy_optimizer().SerializeAsString());
+    return;
+  }
+  if (s->critic().empty()) s->set_critic(model);
+  if (!s->has_gamma()) s->set_gamma(1.0);
+  check.Range("gamma", s->gamma(), 0, 1);
+  if (!s->has_lambda()) s->set_lambda(0.95);
+  check.Range("lambda", s->lambda(), 0, 1);
+  if (!s->has_value_clip_range()) s->set_value_clip_range(0.2);
+  check.Range("value_clip_range", s->value_clip_range(), 0, 1e9);
+  if (!s->has_value_coefficient()) s->set_value_coefficient(0.1);
+  check.Range("value_coefficient", s->value_coefficient(), 0, 1e6);
+  if (!s->has_critic_optimizer()) *s->mutable_critic_optimizer() = s->policy_optimizer();
+  check.Optimizer("critic_optimizer", s->mutable_critic_optimizer(), 3e-6);
+}
+
 void Ppo(SpecChecker& check, v1::PpoSpec* s) {
   check.Required("policy", s->policy(), "the model the policy starts from");
   check.Required("prompts", s->prompts(), "data with lines {\"prompt\"}");
@@ -101,14 +138,6 @@ void Ppo(SpecChecker& check, v1::PpoSpec* s) {
   check.Scorer("scorer", s->mutable_scorer());
   if (s->has_gold()) check.Scorer("gold", s->mutable_gold());
   if (s->reference().empty()) s->set_reference(s->policy());
-  if (s->critic().empty()) {
-    s->set_critic(s->policy());
-    for (const v1::RewardComponent& c : s->scorer().components()) {
-      if (!c.has_reward_model() && c.ensemble().models().empty()) continue;
-      s->set_critic(c.has_ensemble() ? c.ensemble().models(0) : c.reward_model().model());
-      break;
-    }
-  }
   check.Positive("steps", s->steps());
   check.Positive("prompts_per_step", s->prompts_per_step());
   if (!s->has_samples_per_prompt()) s->set_samples_per_prompt(1);
@@ -127,10 +156,6 @@ void Ppo(SpecChecker& check, v1::PpoSpec* s) {
   const bool group = s->advantage() == v1::RLOO || s->advantage() == v1::GRPO || s->advantage() == v1::GRPO_NO_STD;
   if (group && s->samples_per_prompt() < 2)
     check.Problem("samples_per_prompt", "expected at least 2: this advantage estimator compares a prompt's samples");
-  if (!s->has_gamma()) s->set_gamma(1.0);
-  check.Range("gamma", s->gamma(), 0, 1);
-  if (!s->has_lambda()) s->set_lambda(0.95);
-  check.Range("lambda", s->lambda(), 0, 1);
   // Dividing by the batch's deviation what was compared within groups makes another estimator of each of them.
   if (!s->has_whiten_advantages()) s->set_whiten_advantages(!group);
   if (!s->has_clip_range()) s->set_clip_range(0.2);
@@ -139,10 +164,6 @@ void Ppo(SpecChecker& check, v1::PpoSpec* s) {
   check.Range("clip_range_high", s->clip_range_high(), 0, 10);
   if (!s->has_dual_clip()) s->set_dual_clip(0);
   if (s->dual_clip() != 0) check.Above("dual_clip", s->dual_clip(), 1);
-  if (!s->has_value_clip_range()) s->set_value_clip_range(0.2);
-  check.Range("value_clip_range", s->value_clip_range(), 0, 1e9);
-  if (!s->has_value_coefficient()) s->set_value_coefficient(0.1);
-  check.Range("value_coefficient", s->value_coefficient(), 0, 1e6);
   check.Range("entropy_coefficient", s->entropy_coefficient(), -10, 10);
   if (!s->has_max_importance_weight()) s->set_max_importance_weight(2.0);
   check.Above("max_importance_weight", s->max_importance_weight(), 0);
@@ -157,10 +178,8 @@ void Ppo(SpecChecker& check, v1::PpoSpec* s) {
   check.Above("kl.target", kl->target(), 0);
   if (!kl->has_horizon()) kl->set_horizon(10'000);
   check.Above("kl.horizon", kl->horizon(), 0);
-  const bool own_critic = s->has_critic_optimizer();
   check.Optimizer("policy_optimizer", s->mutable_policy_optimizer(), 3e-6);
-  if (!own_critic) *s->mutable_critic_optimizer() = s->policy_optimizer();
-  check.Optimizer("critic_optimizer", s->mutable_critic_optimizer(), 3e-6);
+  Critic(check, s);
   if (s->has_ptx()) {
     if (s->ptx().batch_size() == 0) s->mutable_ptx()->set_batch_size(32);
     check.Positive("ptx.batch_size", s->ptx().batch_size());

@@ -90,6 +90,47 @@ TEST(SpecTest, WhatIsComparedWithinGroupsIsNotWhitenedUnlessAsked) {
   }
 }
 
+// An estimator without a critic would ignore them.
+TEST(SpecTest, WhatIsOfACriticNeedsOne) {
+  const std::map<std::string, std::function<void(v1::PpoSpec*)>> changes = {
+      {"critic", [](v1::PpoSpec* s) { s->set_critic("other"); }},
+      {"gamma", [](v1::PpoSpec* s) { s->set_gamma(0.99); }},
+      {"lambda", [](v1::PpoSpec* s) { s->set_lambda(1); }},
+      {"value_clip_range", [](v1::PpoSpec* s) { s->set_value_clip_range(0.5); }},
+      {"value_coefficient", [](v1::PpoSpec* s) { s->set_value_coefficient(0); }},
+      {"critic_optimizer", [](v1::PpoSpec* s) { s->mutable_critic_optimizer()->set_learning_rate(1e-3); }}};
+  for (const auto advantage : {v1::RLOO, v1::GRPO, v1::GRPO_NO_STD, v1::REINFORCE_BASELINE}) {
+    v1::JobSpec without = Ppo();
+    without.mutable_ppo()->set_samples_per_prompt(4);
+    without.mutable_ppo()->set_advantage(advantage);
+    v1::JobSpec completed = without;
+    EXPECT_EQ(JoinProblems(CompleteSpec(&completed)), "");
+    EXPECT_EQ(completed.ppo().critic(), "") << "a job's inputs are what it uses";
+    EXPECT_FALSE(completed.ppo().has_gamma() || completed.ppo().has_critic_optimizer());
+    // As coordinators before this one completed it.
+    completed.mutable_ppo()->set_critic("rm");
+    completed.mutable_ppo()->set_gamma(1);
+    completed.mutable_ppo()->set_lambda(0.95);
+    completed.mutable_ppo()->set_value_clip_range(0.2);
+    completed.mutable_ppo()->set_value_coefficient(0.1);
+    *completed.mutable_ppo()->mutable_critic_optimizer() = completed.ppo().policy_optimizer();
+    const std::string before = completed.SerializeAsString();
+    EXPECT_EQ(JoinProblems(CompleteSpec(&completed)), "");
+    EXPECT_EQ(completed.SerializeAsString(), before);
+    for (const auto& [field, change] : changes) {
+      v1::JobSpec ignored = without, with_critic = without;
+      change(ignored.mutable_ppo());
+      EXPECT_EQ(
+          JoinProblems(CompleteSpec(&ignored)),
+          absl::StrCat("ppo.", field, ": expected nothing with advantage ", v1::AdvantageEstimator_Name(advantage),
+                       ", which has no critic and would ignore it; leave it out, or choose GAE"));
+      change(with_critic.mutable_ppo());
+      with_critic.mutable_ppo()->set_advantage(v1::GAE);
+      EXPECT_EQ(JoinProblems(CompleteSpec(&with_critic)), "") << field;
+    }
+  }
+}
+
 TEST(SpecTest, EveryProblemNamesItsField) {
   const auto problem = [](const std::function<void(v1::JobSpec*)>& change) {
     v1::JobSpec spec = Ppo();
