@@ -150,6 +150,12 @@ void Ppo(SpecChecker& check, v1::PpoSpec* s) {
   check.Positive("epochs", s->epochs());
   const int64_t batch = static_cast<int64_t>(s->prompts_per_step()) * s->samples_per_prompt();
   check.Range("minibatch_size", s->minibatch_size(), 0, static_cast<double>(batch));
+  if (s->minibatch_size() > 0 && batch % s->minibatch_size() != 0) {
+    check.Problem("minibatch_size",
+                  absl::StrCat("expected a divisor of the step's ", batch,
+                               " samples (prompts_per_step times samples_per_prompt), found ", s->minibatch_size(),
+                               ": the last minibatch would be smaller and move the policy as far"));
+  }
   if (!s->has_micro_batch_tokens()) s->set_micro_batch_tokens(8192);
   check.Positive("micro_batch_tokens", s->micro_batch_tokens());
   if (s->advantage() == v1::ADVANTAGE_ESTIMATOR_UNSPECIFIED) s->set_advantage(v1::GAE);

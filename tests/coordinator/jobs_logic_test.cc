@@ -159,6 +159,12 @@ TEST(SpecTest, EveryProblemNamesItsField) {
               HasSubstr("ppo.reference"));
   EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->set_advantage(v1::RLOO); }),
               HasSubstr("ppo.samples_per_prompt: expected at least 2"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->set_minibatch_size(9); }),
+              HasSubstr("ppo.minibatch_size: expected 0 to 8, found 9"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->set_minibatch_size(3); }),
+              HasSubstr("ppo.minibatch_size: expected a divisor of the step's 8 samples"));
+  for (const int divisor : {0, 1, 2, 4, 8})
+    EXPECT_EQ(problem([divisor](auto* s) { s->mutable_ppo()->set_minibatch_size(divisor); }), "") << divisor;
   EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_scorer()->mutable_components(0)->clear_kind(); }),
               HasSubstr("ppo.scorer.components[0]"));
   EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_policy_optimizer()->set_learning_rate(7); }),
