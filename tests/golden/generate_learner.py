@@ -1,6 +1,8 @@
-"""Writes learner.json: reference values of the learner's formulas, from PyTorch and trl.
+"""Writes learner.json: reference values of the learner's formulas.
 
-masked_whiten is trl's own function; GAE, the clipped losses and their gradients are trl.experimental.ppo.ppo_trainer's lines, which are not functions there.
+masked_mean and masked_whiten are trl's own functions, AdamW, clipping and gradients PyTorch's; GAE and the clipped losses are copies of
+trl.experimental.ppo.ppo_trainer's lines, which are not functions there, Bradley-Terry of its reward trainer's. What trl's trainers of GRPO and RLOO
+compute themselves is in trl.json (generate_trl.py); `groups` only restates the estimators' formulas.
 Run in an environment with torch and trl 1.12:  python generate_learner.py
 """
 import json
