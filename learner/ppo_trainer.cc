@@ -180,8 +180,9 @@ std::vector<Trainable::LossTerm> PpoTrainer::PolicyTerms(const PpoBatch& batch, 
       const torch::Tensor index = batch.RowIndex(group);
       const auto pick = [&](const torch::Tensor& all) { return all.index_select(0, index).to(inputs_.device); };
       const torch::Tensor hidden = policy_->model().Hidden(forward.packed, forward.index.rows);
-      const torch::Tensor log_probs =
-          model::ChunkedLogProbs(policy_->model(), hidden, forward.index.targets, temperature()).log_probs;
+      const bool rewards_entropy = spec().entropy_coefficient() != 0;
+      const auto [log_probs, entropy] =
+          model::ChunkedLogProbs(policy_->model(), hidden, forward.index.targets, temperature(), rewards_entropy);
       PolicyLossOptions options;
       options.clip_low = spec().clip_range();
       options.clip_high = spec().clip_range_high();
@@ -198,11 +199,7 @@ std::vector<Trainable::LossTerm> PpoTrainer::PolicyTerms(const PpoBatch& batch, 
         sums->kl_loss += kl.item<double>() / rows;
         total = total + kl_->coefficient() * kl;
       }
-      if (spec().entropy_coefficient() != 0) {
-        const torch::Tensor log_all =
-            torch::log_softmax(policy_->model().Logits(hidden).to(torch::kFloat32) / temperature(), -1);
-        total = total + spec().entropy_coefficient() * (log_all.exp() * log_all).sum();
-      }
+      if (rewards_entropy) total = total - spec().entropy_coefficient() * entropy.sum();
       return total / rows;
     });
   }

@@ -1,6 +1,7 @@
 #include "model/log_probs.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include <ATen/Parallel.h>
 
@@ -87,6 +88,46 @@ torch::Tensor TowardsLogits(const torch::Tensor& logits, const torch::Tensor& lo
   return d;
 }
 
+// The same where the entropy has a gradient too: of row H it is −p · (log p + H) / temperature, times to_entropy.
+torch::Tensor TowardsLogits(const torch::Tensor& logits, const torch::Tensor& log_sums, const torch::Tensor& targets,
+                            const torch::Tensor& to_log_probs, const torch::Tensor& entropy,
+                            const torch::Tensor& to_entropy, const Head& head) {
+  const bool in_place = head.softcap == 0;
+  const auto inverse = static_cast<float>(1.0 / head.temperature);
+  if (!IsFloatOnCpu(logits)) {
+    torch::Tensor d = in_place ? logits : logits.clone();
+    d.mul_(inverse).sub_(log_sums.unsqueeze(1));  // log p
+    const torch::Tensor factor =
+        (d + entropy.unsqueeze(1)).mul_(to_entropy.unsqueeze(1)).add_(to_log_probs.unsqueeze(1));
+    d.exp_().mul_(factor).neg_();
+    d.scatter_add_(1, targets.unsqueeze(1), to_log_probs.unsqueeze(1));
+    return d.mul_(inverse);
+  }
+  const torch::Tensor d = in_place ? logits : torch::empty_like(logits), wanted = targets.contiguous(),
+                      upstream = to_log_probs.contiguous(), upstream_entropy = to_entropy.contiguous();
+  const int64_t width = logits.size(1);
+  const float *row = logits.data_ptr<float>(), *sums = log_sums.data_ptr<float>(), *nats = entropy.data_ptr<float>(),
+              *grad = upstream.data_ptr<float>(), *grad_entropy = upstream_entropy.data_ptr<float>();
+  const int64_t* target = wanted.data_ptr<int64_t>();
+  float* const out = d.data_ptr<float>();
+  at::parallel_for(0, logits.size(0), 16, [&](int64_t begin, int64_t end) {
+    std::vector<float> exps(static_cast<size_t>(width));
+    for (int64_t i = begin; i < end; ++i) {
+      const float* const x = row + i * width;
+      float* const to = out + i * width;
+      float highest = 0;
+      kernels::LogSumExp(x, width, inverse, exps.data(), &highest);
+      const float scale = std::exp(highest - sums[i]) * inverse, towards = grad[i], spread = grad_entropy[i];
+      for (int64_t j = 0; j < width; ++j) {
+        const float p = exps[static_cast<size_t>(j)];  // but for the scale; 0 of a logit of −inf
+        to[j] = p > 0 ? -scale * p * (towards + spread * (x[j] * inverse - sums[i] + nats[i])) : 0;
+      }
+      to[target[i]] += towards * inverse;
+    }
+  });
+  return d;
+}
+
 // log softmax(hidden · headᵀ / temperature)[target], a chunk of rows at a time. The first logits are kept for backward,
 // a chunk or 64 MiB of them; it computes the others again.
 class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFunction> {
@@ -110,18 +151,21 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
         kept.push_back(logits);
     }
     context->saved_data["logits"] = kept;
-    context->save_for_backward({hidden, weight, targets, log_sums});
+    context->save_for_backward({hidden, weight, targets, log_sums, entropy});
+    context->set_materialize_grads(false);
     context->saved_data["temperature"] = head.temperature;
     context->saved_data["softcap"] = head.softcap;
     context->saved_data["fixed_order"] = head.fixed_order;
     context->saved_data["chunk"] = chunk;
-    context->mark_non_differentiable({entropy});
+    if (!with_entropy) context->mark_non_differentiable({entropy});
     return {log_probs, entropy};
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const torch::Tensor &hidden = saved[0], &weight = saved[1], &targets = saved[2], &log_sums = saved[3];
+    const torch::Tensor &hidden = saved[0], &weight = saved[1], &targets = saved[2], &log_sums = saved[3],
+                        &entropy = saved[4];
+    const torch::Tensor to_log_probs = grads[0].defined() ? grads[0] : torch::zeros_like(log_sums);
     Head head;
     head.temperature = context->saved_data["temperature"].toDouble();
     head.softcap = context->saved_data["softcap"].toDouble();
@@ -142,8 +186,11 @@ class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFu
       const torch::Tensor part = hidden.narrow(0, begin, count);
       const auto nth = static_cast<size_t>(begin / chunk);
       const torch::Tensor logits = nth < kept.size() ? std::move(kept[nth]) : ChunkLogits(part, weight, head);
-      const torch::Tensor d = TowardsLogits(logits, log_sums.narrow(0, begin, count), targets.narrow(0, begin, count),
-                                            grads[0].narrow(0, begin, count), head);
+      const auto rows = [&](const torch::Tensor& all) { return all.narrow(0, begin, count); };
+      const torch::Tensor d = grads[1].defined()
+                                  ? TowardsLogits(logits, rows(log_sums), rows(targets), rows(to_log_probs),
+                                                  rows(entropy), rows(grads[1]), head)
+                                  : TowardsLogits(logits, rows(log_sums), rows(targets), rows(to_log_probs), head);
       if (head.softcap > 0) d.mul_(1 - (logits / head.softcap).square());
       const torch::Tensor d_cast = d.to(weight.scalar_type());
       grad_hidden.narrow(0, begin, count)

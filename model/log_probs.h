@@ -8,11 +8,11 @@ namespace rlhf::model {
 
 struct LogProbs {
   torch::Tensor log_probs;  // float32 [N], natural log of softmax(logits / temperature) at the target
-  torch::Tensor entropy;    // float32 [N], nats, detached; undefined unless asked for
+  torch::Tensor entropy;    // float32 [N], nats; undefined unless asked for
 };
 
-// hidden_rows [N, hidden] predict targets int64 [N]. Chunked over rows in one autograd function that keeps the logits
-// of a chunk, or 64 MiB of them, and computes the others again in backward.
+// hidden_rows [N, hidden] predict targets int64 [N]. Both results have gradients. Chunked over rows in one autograd
+// function that keeps the logits of a chunk, or 64 MiB of them, and computes the others again in backward.
 LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_rows, const torch::Tensor& targets,
                          double temperature = 1.0, bool with_entropy = false, int64_t chunk_rows = 1024);
 

@@ -115,6 +115,7 @@ v1::JobSpec GroupsJob(int micro_batch_tokens) {
   spec->set_whiten_advantages(false);
   spec->mutable_kl()->set_form(v1::KL_LOSS_K3);
   spec->mutable_kl()->set_coefficient(0.5);
+  spec->set_entropy_coefficient(0.02);
   spec->mutable_policy_optimizer()->set_epsilon(1e-4);  // the last bits of small gradients stay small
   return job;
 }

@@ -8,7 +8,9 @@
 #include "model/linear.h"
 #include "model/log_probs.h"
 #include "model/weights_io.h"
+#include "tests/model/family_models.h"
 #include "tests/model/formula_model.h"
+#include "tests/testing/tensor_memory.h"
 
 namespace rlhf::model {
 namespace {
@@ -115,6 +117,69 @@ TEST_P(FamilyTest, ChunkedLogProbsHaveTheGradientOfPlainOnes) {
     EXPECT_TRUE(torch::allclose(chunked[i], expected[i], 1e-4, 1e-5)) << model_->named_parameters()[i].first;
     EXPECT_TRUE(torch::equal(chunked[i], computed_again[i])) << model_->named_parameters()[i].first;
   }
+}
+
+// With a soft cap of the logits (gemma2), tied and untied heads, a temperature, several chunks.
+TEST(LogProbsTest, TheEntropyHasTheGradientOfThePlainFormula) {
+  const nlohmann::json families = Golden("families.json");
+  const auto ids = families["ids"].get<std::vector<int32_t>>();
+  for (const char* name : {"llama", "llama_grouped", "gemma2"}) {
+    for (const bool deterministic : {false, true}) {
+      const auto model = FamilyModel(families["models"][name]);
+      ASSERT_TRUE(model->SetDeterministic(deterministic).ok());
+      const PackedBatch batch = PackedBatch::FromSequences({{ids.begin(), ids.begin() + 24}});
+      const ResponseIndex index = IndexResponses(batch, {1});
+      torch::Tensor hidden, head = model->head_weight();
+      {
+        const torch::NoGradGuard no_grad;
+        hidden = model->Hidden(batch, index.rows);
+      }
+      hidden.requires_grad_(true);
+      head.requires_grad_(true);
+      const int64_t rows = index.targets.size(0);
+      const torch::Tensor to_log_probs = torch::linspace(-1, 2, rows), to_entropy = torch::linspace(1.5, -0.5, rows);
+      const auto gradients = [&](const torch::Tensor& loss, bool again = false) {
+        return torch::autograd::grad({loss}, {hidden, head}, {}, again);
+      };
+      const torch::Tensor plain = torch::log_softmax(model->Logits(hidden).to(torch::kFloat64) / 0.7, -1);
+      const torch::Tensor log_probs = plain.gather(1, index.targets.unsqueeze(1)).squeeze(1);
+      const torch::Tensor entropy = -(plain.exp() * plain).sum(-1);
+      const LogProbs found = ChunkedLogProbs(*model, hidden, index.targets, 0.7, true, 4);
+      EXPECT_TRUE(torch::allclose(found.log_probs.to(torch::kFloat64), log_probs, 1e-5, 1e-5)) << name;
+      EXPECT_TRUE(torch::allclose(found.entropy.to(torch::kFloat64), entropy, 1e-5, 1e-5)) << name;
+      // The first backward has the logits that were kept; a second one computes them again.
+      const torch::Tensor loss = (found.log_probs * to_log_probs).sum() + (found.entropy * to_entropy).sum();
+      const auto chunked = gradients(loss, /*again=*/true), computed_again = gradients(loss, /*again=*/true);
+      const auto expected = gradients((log_probs * to_log_probs).sum() + (entropy * to_entropy).sum(), /*again=*/true);
+      const auto alone = gradients(found.entropy.sum(), /*again=*/true),
+                 expected_alone = gradients(entropy.sum(), /*again=*/true);
+      for (size_t i = 0; i < expected.size(); ++i) {
+        EXPECT_TRUE(torch::allclose(chunked[i], expected[i], 1e-4, 1e-5)) << name << deterministic << i;
+        EXPECT_TRUE(torch::equal(chunked[i], computed_again[i])) << name << deterministic << i;
+        EXPECT_TRUE(torch::allclose(alone[i], expected_alone[i], 1e-4, 1e-5)) << name << deterministic << i;
+      }
+    }
+  }
+}
+
+TEST(LogProbsTest, TheEntropysGradientNeedsNoLogitsOfAllRows) {
+  const auto config = artifact::ParseModelConfig(
+      R"({"model_type":"llama","architectures":["LlamaForCausalLM"],"vocab_size":32768,"hidden_size":8,)"
+      R"("intermediate_size":8,"num_hidden_layers":1,"num_attention_heads":2,"max_position_embeddings":64,)"
+      R"("tie_word_embeddings":true,"rms_norm_eps":1e-5,"bos_token_id":1,"eos_token_id":2,"pad_token_id":0})",
+      "test");
+  ASSERT_TRUE(config.ok()) << config.status();
+  Transformer model(*config, HeadKind::kLm, torch::kFloat32, torch::kCPU);
+  model.InitRandom(1);
+  const int64_t rows = 2048, all = rows * config->vocab_size * 4;  // 256 MiB
+  const torch::Tensor hidden = torch::randn({rows, 8}).requires_grad_(true),
+                      targets = torch::arange(rows, torch::kInt64);
+  const auto memory = std::make_shared<TensorMemory>();
+  const c10::DebugInfoGuard counting(c10::DebugInfoKind::PROFILER_STATE, memory);
+  const LogProbs found = ChunkedLogProbs(model, hidden, targets, 0.7, true, 128);
+  (found.log_probs.sum() - 0.1 * found.entropy.sum()).backward();
+  EXPECT_TRUE(hidden.grad().defined());
+  EXPECT_LT(memory->peak(), all / 2);
 }
 
 // In bfloat16 neither is rounded to it: what samples and what trains would differ by that.

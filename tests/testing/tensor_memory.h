@@ -15,12 +15,14 @@ class TensorMemory : public c10::MemoryReportingInfoBase {
  public:
   void reportMemoryUsage(void* block, int64_t size, size_t allocated, size_t reserved, c10::Device device) override {
     live_ += size;  // negative when a block is freed
+    if (live_ > peak_) peak_ = live_;
   }
   bool memoryProfilingEnabled() const override { return true; }
   int64_t live() const { return live_; }
+  int64_t peak() const { return peak_; }  // the most that were alive at once
 
  private:
-  int64_t live_ = 0;
+  int64_t live_ = 0, peak_ = 0;
 };
 
 }  // namespace rlhf
