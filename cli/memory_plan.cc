@@ -65,7 +65,12 @@ std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
   learner("backward of the head, then of a layer", std::max(of_layer, of_head));
   // The embedding's, or the head's, is the largest; two more may be under way (learner/gradient_buckets.h).
   if (shard) learner("buckets on their way", buckets);
-  learner("weights being published", parameters * kFloat, /*host=*/true);
+  // Of rank 0 (learner/service/weight_publisher.h). What changed since the version before takes at most half of one; in
+  // float32 nearly everything changes, and none is made.
+  if (input.publishes) {
+    learner("weights being published, three versions and the next", 4 * parameters * compute, /*host=*/true);
+    if (input.bfloat16) learner("what changed between them, at most", 4 * parameters * compute / 2, /*host=*/true);
+  }
   plan.push_back({"rollout worker", "weights", parameters * compute});
   plan.push_back({"rollout worker", "the next version, while it arrives", parameters * kFloat});
   plan.push_back({"rollout worker", "key-value cache", kv});
@@ -107,7 +112,7 @@ void Estimate(const Spec& spec, const v1::LearnerGroupSpec& learners, const std:
     if (ppo.has_micro_batch_tokens()) input.micro_batch_tokens = ppo.micro_batch_tokens();
   } else if (spec.has_sft() || spec.has_reward_model()) {
     reference = spec.has_sft() ? spec.sft().model() : spec.reward_model().model();
-    input.critic = false;
+    input.critic = input.publishes = false;
     input.gradient_checkpointing = spec.sft().gradient_checkpointing() || spec.reward_model().gradient_checkpointing();
   }
   absl::string_view path = reference;

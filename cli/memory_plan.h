@@ -14,6 +14,7 @@ namespace rlhf::cli {
 struct PlanInput {
   artifact::ModelConfig policy;
   bool critic = true;                   // PPO with GAE has one of the policy's size; RLOO, GRPO and SFT have none
+  bool publishes = true;                // PPO: rank 0 keeps versions of the policy for rollout workers; SFT does not
   bool bfloat16 = false;                // compute; master weights and moments stay float32
   bool gradient_checkpointing = false;  // layers keep their inputs and are computed again in backward, one at a time
   int64_t ranks = 1;                    // learners that train together; the fewest the job may go on with
