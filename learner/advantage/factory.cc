@@ -1,5 +1,6 @@
 #include "learner/advantage/gae.h"
 #include "learner/advantage/group.h"
+#include "learner/advantage/reinforce_baseline.h"
 
 namespace rlhf::learner {
 

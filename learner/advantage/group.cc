@@ -1,7 +1,6 @@
 #include "learner/advantage/group.h"
 
 #include <cmath>
-#include <numeric>
 
 namespace rlhf::learner {
 namespace {
@@ -51,14 +50,6 @@ Advantages GrpoEstimator::Compute(const AdvantageInputs& inputs) const {
     const Group group = GroupOf(inputs, i);
     advantages[i] = (inputs.batch_returns[i] - group.mean) / (divide_ ? group.deviation + 1e-4 : 1.0);
   }
-  return Spread(inputs, advantages);
-}
-
-Advantages ReinforceBaselineEstimator::Compute(const AdvantageInputs& inputs) const {
-  const double mean = std::accumulate(inputs.batch_returns.begin(), inputs.batch_returns.end(), 0.0) /
-                      static_cast<double>(inputs.batch_returns.size());
-  std::vector<double> advantages = inputs.batch_returns;
-  for (double& advantage : advantages) advantage -= mean;
   return Spread(inputs, advantages);
 }
 

@@ -25,11 +25,4 @@ class GrpoEstimator final : public AdvantageEstimator {
   const bool divide_;
 };
 
-// Return minus the batch's mean (REINFORCE++ with the batch's baseline).
-class ReinforceBaselineEstimator final : public AdvantageEstimator {
- public:
-  bool needs_critic() const override { return false; }
-  Advantages Compute(const AdvantageInputs& inputs) const override;
-};
-
 }  // namespace rlhf::learner

@@ -33,7 +33,7 @@ class AdvantageEstimator {
   virtual Advantages Compute(const AdvantageInputs& inputs) const = 0;
 };
 // gae (Schulman et al. 2016), rloo (Ahmadian et al. 2024), grpo with and without the division by the standard deviation
-// (Shao et al. 2024; Liu et al. 2025), reinforce_baseline (REINFORCE++ with the batch's mean).
+// (Shao et al. 2024; Liu et al. 2025), reinforce_baseline (REINFORCE++, Hu et al. 2025, with the batch's mean).
 std::unique_ptr<AdvantageEstimator> MakeAdvantageEstimator(v1::AdvantageEstimator which);
 
 }  // namespace rlhf::learner

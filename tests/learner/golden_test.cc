@@ -136,7 +136,7 @@ TEST(GoldenTest, EstimatorsWithoutACritic) {
   AdvantageInputs inputs;
   inputs.batch_returns = golden["returns"].get<std::vector<double>>();
   inputs.samples_per_prompt = golden["samples_per_prompt"];
-  inputs.rewards = torch::zeros({12});
+  inputs.rewards = T(golden["returns"]);  // a token each
   for (size_t i = 0; i < 12; ++i) {
     inputs.counts.push_back(1);
     inputs.samples.push_back(i);
@@ -150,6 +150,24 @@ TEST(GoldenTest, EstimatorsWithoutACritic) {
     EXPECT_FALSE(estimator->needs_critic());
     ExpectNear(estimator->Compute(inputs).advantages, golden[name], 1e-5);
   }
+}
+
+// Hu et al. 2025, equation 8: the score less the KL from a token on.
+TEST(FormulaTest, ReinforcePlusPlusGivesATokenWhatFollowsIt) {
+  const torch::Tensor old = torch::tensor({-1.0F, -2.0F, -0.5F, -1.0F, -2.0F}),
+                      reference = torch::tensor({-1.5F, -1.0F, -1.5F, -3.0F, -2.5F});
+  const std::vector<double> kl{0.5, -1.0, 1.0, 2.0, 0.5}, scores{3.0, -1.0};
+  const double beta = 0.1;
+  AdvantageInputs inputs;
+  inputs.counts = {3, 2};
+  inputs.samples = {0, 1};
+  inputs.rewards = TokenRewards(old, reference, inputs.counts, scores, beta);
+  inputs.batch_returns = {3.0 - beta * 0.5, -1.0 - beta * 2.5};
+  const double mean = (inputs.batch_returns[0] + inputs.batch_returns[1]) / 2;
+  const std::vector<double> expected{3.0 - beta * (kl[0] + kl[1] + kl[2]) - mean, 3.0 - beta * (kl[1] + kl[2]) - mean,
+                                     3.0 - beta * kl[2] - mean, -1.0 - beta * (kl[3] + kl[4]) - mean,
+                                     -1.0 - beta * kl[4] - mean};
+  ExpectNear(MakeAdvantageEstimator(v1::REINFORCE_BASELINE)->Compute(inputs).advantages, json(expected), 1e-5);
 }
 
 TEST(FormulaTest, RewardsAreTheKlOfEachTokenAndTheScoreAtTheLast) {
