@@ -119,7 +119,7 @@ absl::StatusOr<PpoTrainer::Before> PpoTrainer::Prepare(PpoBatch& batch) {
   if (critic_) before.values = filled[2].clone();
   if (own_reference()) batch.reference_log_probs = filled[3].clone();
   before.weights = ImportanceWeights(before.old_log_probs, batch.behaviour_log_probs, spec().max_importance_weight());
-  RLHF_RETURN_IF_ERROR(ComputeAdvantages(batch, &before));
+  ComputeAdvantages(batch, &before);
   return before;
 }
 
@@ -129,25 +129,19 @@ torch::Tensor PpoTrainer::ReferenceLogProbs(const PpoForward& forward) {
   return model::ResponseLogProbs(policy_->model(), forward.packed, forward.index, temperature()).log_probs;
 }
 
-absl::Status PpoTrainer::ComputeAdvantages(const PpoBatch& batch, Before* before) {
+void PpoTrainer::ComputeAdvantages(const PpoBatch& batch, Before* before) const {
   const torch::NoGradGuard no_grad;
-  // Every rank holds the whole batch: moments need no communication.
-  const std::unique_ptr<Collective> local = MakeSingleRank();
   before->kl = (before->old_log_probs - batch.reference_log_probs).to(torch::kFloat64).sum().item<double>() /
                static_cast<double>(batch.size());
   // What counts in the loss does not count in returns as well: divided by a group's deviation it would be anything.
   const double in_rewards = KlCountsInLoss(spec().kl()) ? 0 : kl_->coefficient();
   torch::Tensor rewards =
       TokenRewards(before->old_log_probs, batch.reference_log_probs, batch.counts, batch.scores, in_rewards);
-  if (spec().whiten_rewards()) {
-    RLHF_ASSIGN_OR_RETURN(const Moments moments, GlobalMoments(rewards, local.get()));
-    rewards = Whiten(rewards, moments, /*shift_mean=*/false);
-  }
+  if (spec().whiten_rewards()) rewards = Whiten(rewards, MomentsOf(rewards), /*shift_mean=*/false);
   AdvantageInputs inputs;
   inputs.rewards = rewards;
   inputs.values = before->values;
   inputs.counts = batch.counts;
-  inputs.samples = All(batch.size());
   const float* const data = rewards.data_ptr<float>();
   for (size_t i = 0; i < batch.size(); ++i) {
     inputs.batch_returns.push_back(
@@ -163,10 +157,9 @@ absl::Status PpoTrainer::ComputeAdvantages(const PpoBatch& batch, Before* before
     before->explained_variance = variance > 0 ? 1 - residual.var().item<double>() / variance : 0;
   }
   if (spec().whiten_advantages()) {
-    RLHF_ASSIGN_OR_RETURN(const Moments moments, GlobalMoments(before->advantages.advantages, local.get()));
-    before->advantages.advantages = Whiten(before->advantages.advantages, moments);
+    const torch::Tensor& advantages = before->advantages.advantages;
+    before->advantages.advantages = Whiten(advantages, MomentsOf(advantages));
   }
-  return absl::OkStatus();
 }
 
 std::vector<Trainable::LossTerm> PpoTrainer::PolicyTerms(const PpoBatch& batch, const Before& before,

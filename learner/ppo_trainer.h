@@ -55,7 +55,7 @@ class PpoTrainer final : public Trainer {
   // Fills the batch's reference log-probabilities in where they are this learner's to make.
   absl::StatusOr<Before> Prepare(PpoBatch& batch);
   torch::Tensor ReferenceLogProbs(const PpoForward& forward);
-  absl::Status ComputeAdvantages(const PpoBatch& batch, Before* before);
+  void ComputeAdvantages(const PpoBatch& batch, Before* before) const;
   // Not finite on some rank: the refusal's reason; else empty.
   absl::StatusOr<std::string> Update(const PpoBatch& batch, const Before& before, const std::vector<size_t>& items,
                                      bool first, Sums* sums);

@@ -2,8 +2,6 @@
 
 #include <cmath>
 
-#include "common/status_util.h"
-
 namespace rlhf::learner {
 
 torch::Tensor TokenRewards(const torch::Tensor& old_log_probs, const torch::Tensor& reference_log_probs,
@@ -21,20 +19,16 @@ torch::Tensor TokenRewards(const torch::Tensor& old_log_probs, const torch::Tens
   return rewards;
 }
 
-absl::StatusOr<Moments> GlobalMoments(const torch::Tensor& values, Collective* collective) {
+Moments MomentsOf(const torch::Tensor& values) {
   const torch::NoGradGuard no_grad;
-  // Two passes: the squares are of what is left after the mean, so nothing cancels.
-  torch::Tensor sums = torch::zeros({2}, torch::kFloat64);
-  sums[0] = values.to(torch::kFloat64).sum();
-  sums[1] = static_cast<double>(values.numel());
-  RLHF_RETURN_IF_ERROR(collective->AllReduceSum(sums));
   Moments moments;
-  moments.count = static_cast<int64_t>(sums[1].item<double>());
-  if (moments.count == 0) return moments;
-  moments.mean = sums[0].item<double>() / static_cast<double>(moments.count);
-  torch::Tensor squares = (values.to(torch::kFloat64) - moments.mean).square().sum().reshape({1});
-  RLHF_RETURN_IF_ERROR(collective->AllReduceSum(squares));
-  if (moments.count > 1) moments.variance = squares.item<double>() / static_cast<double>(moments.count - 1);
+  const int64_t count = values.numel();
+  if (count == 0) return moments;
+  // Two passes: the squares are of what is left after the mean, so nothing cancels.
+  const torch::Tensor wide = values.to(torch::kFloat64);
+  moments.mean = wide.sum().item<double>() / static_cast<double>(count);
+  if (count > 1)
+    moments.variance = (wide - moments.mean).square().sum().item<double>() / static_cast<double>(count - 1);
   return moments;
 }
 

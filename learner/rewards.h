@@ -1,10 +1,8 @@
-// From scores to per-token rewards, and moments over all ranks.
+// From scores to per-token rewards, and whitening. Pure.
 #pragma once
 
 #include <vector>
 
-#include "absl/status/statusor.h"
-#include "learner/collective.h"
 #include "model/libtorch.h"
 
 namespace rlhf::learner {
@@ -17,11 +15,10 @@ torch::Tensor TokenRewards(const torch::Tensor& old_log_probs, const torch::Tens
 
 struct Moments {
   double mean = 0;
-  double variance = 0;  // with Bessel's correction, as TRL's masked_whiten
-  int64_t count = 0;
+  double variance = 0;  // with Bessel's correction, as TRL's masked_whiten; 0 of fewer than two values
 };
-// Over the values of all ranks (empty tensors take part).
-absl::StatusOr<Moments> GlobalMoments(const torch::Tensor& values, Collective* collective);
+// Of a whole batch's values, which every rank holds.
+Moments MomentsOf(const torch::Tensor& values);
 // (x − mean) · rsqrt(variance + 1e-8), plus the mean again when shift_mean is false.
 torch::Tensor Whiten(const torch::Tensor& values, const Moments& moments, bool shift_mean = true);
 

@@ -12,7 +12,7 @@ Advantages Spread(const AdvantageInputs& inputs, const std::vector<double>& by_s
   float* const advantages = out.advantages.data_ptr<float>();
   int64_t at = 0;
   for (size_t i = 0; i < inputs.counts.size(); ++i) {
-    for (int64_t t = 0; t < inputs.counts[i]; ++t) advantages[at++] = static_cast<float>(by_sample[inputs.samples[i]]);
+    for (int64_t t = 0; t < inputs.counts[i]; ++t) advantages[at++] = static_cast<float>(by_sample[i]);
   }
   return out;
 }

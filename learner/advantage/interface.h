@@ -9,16 +9,14 @@
 
 namespace rlhf::learner {
 
-// This rank's share of a batch. Rows are response tokens [N], packed in the order of the samples; all float32 on the
-// CPU.
+// The whole batch, the same on every rank, in issue order. Rows are response tokens [N], packed in the order of the
+// samples; all float32 on the CPU.
 struct AdvantageInputs {
-  torch::Tensor rewards;        // [N] per-token rewards (KL and score)
-  torch::Tensor values;         // [N] critic's values before the update; undefined without a critic
-  std::vector<int64_t> counts;  // response tokens of each sample
-  std::vector<size_t> samples;  // each sample's index in the whole batch
-  std::vector<double>
-      batch_returns;           // whole batch: Σ of a sample's token rewards, in issue order (the same on all ranks)
-  int samples_per_prompt = 1;  // consecutive samples of the batch share a prompt
+  torch::Tensor rewards;              // [N] per-token rewards (KL and score)
+  torch::Tensor values;               // [N] critic's values before the update; undefined without a critic
+  std::vector<int64_t> counts;        // response tokens of each sample
+  std::vector<double> batch_returns;  // Σ of each sample's token rewards
+  int samples_per_prompt = 1;         // consecutive samples share a prompt
   double gamma = 1, lambda = 0.95;
 };
 struct Advantages {

@@ -38,11 +38,9 @@ TEST(GoldenTest, GaeAndWhitening) {
   const Advantages found = MakeAdvantageEstimator(v1::GAE)->Compute(inputs);
   ExpectNear(found.advantages, golden["advantages"], 1e-5);
   ExpectNear(found.returns, golden["returns"], 1e-5);
-  const auto alone = MakeSingleRank();
-  const auto moments = GlobalMoments(found.advantages, alone.get());
-  ASSERT_TRUE(moments.ok());
-  ExpectNear(Whiten(found.advantages, *moments), golden["whitened"], 1e-5);
-  ExpectNear(Whiten(found.advantages, *moments, false), golden["whitened_keeping_mean"], 1e-5);
+  const Moments moments = MomentsOf(found.advantages);
+  ExpectNear(Whiten(found.advantages, moments), golden["whitened"], 1e-5);
+  ExpectNear(Whiten(found.advantages, moments, false), golden["whitened_keeping_mean"], 1e-5);
 }
 
 TEST(GoldenTest, PpoLossesAndTheirGradients) {
@@ -137,10 +135,7 @@ TEST(GoldenTest, EstimatorsWithoutACritic) {
   inputs.batch_returns = golden["returns"].get<std::vector<double>>();
   inputs.samples_per_prompt = golden["samples_per_prompt"];
   inputs.rewards = T(golden["returns"]);  // a token each
-  for (size_t i = 0; i < 12; ++i) {
-    inputs.counts.push_back(1);
-    inputs.samples.push_back(i);
-  }
+  inputs.counts.assign(12, 1);
   for (const auto& [which, name] :
        std::map<v1::AdvantageEstimator, std::string>{{v1::RLOO, "rloo"},
                                                      {v1::GRPO, "grpo"},
@@ -160,7 +155,6 @@ TEST(FormulaTest, ReinforcePlusPlusGivesATokenWhatFollowsIt) {
   const double beta = 0.1;
   AdvantageInputs inputs;
   inputs.counts = {3, 2};
-  inputs.samples = {0, 1};
   inputs.rewards = TokenRewards(old, reference, inputs.counts, scores, beta);
   inputs.batch_returns = {3.0 - beta * 0.5, -1.0 - beta * 2.5};
   const double mean = (inputs.batch_returns[0] + inputs.batch_returns[1]) / 2;

@@ -123,10 +123,7 @@ class TrlTest : public testing::Test {
     inputs.rewards = torch::zeros({static_cast<int64_t>(returns.size())});
     inputs.batch_returns = returns;
     inputs.samples_per_prompt = golden_["samples_per_prompt"];
-    for (size_t i = 0; i < returns.size(); ++i) {
-      inputs.counts.push_back(1);
-      inputs.samples.push_back(i);
-    }
+    inputs.counts.assign(returns.size(), 1);
     const torch::Tensor found = MakeAdvantageEstimator(which)->Compute(inputs).advantages;
     for (size_t i = 0; i < returns.size(); ++i)
       EXPECT_NEAR(found[static_cast<int64_t>(i)].item<double>(), expected[i].get<double>(), 1e-5) << i;
