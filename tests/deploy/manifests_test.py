@@ -1,5 +1,6 @@
 """What the rendered manifests promise: selectors, ports, probes, the restricted profile, network policies, budgets, images,
 fields of CRD kinds, schemas, and that every ConfigMap is accepted by the binary it is for."""
+import functools
 import os
 import pathlib
 import re
@@ -68,6 +69,51 @@ def matches(selector, labels):
 
 def labels_of(template):
     return template["metadata"]["labels"]
+
+
+class Network:
+    """What the NetworkPolicies of some objects let through. Pods are named by what makes them."""
+
+    def __init__(self, documents):
+        self.policies = [d for d in documents if d["kind"] == "NetworkPolicy"]
+        self.pods = {where: template for d in documents for where, template in templates(d)}
+
+    def passes(self, direction, subject, port, peer, target):
+        """Whether `peer`, a predicate of a rule's peer, may be at the other end; `target` is the pod that listens."""
+        key = {"Ingress": ("ingress", "from"), "Egress": ("egress", "to")}[direction]
+        applying = [p for p in self.policies if direction in p["spec"]["policyTypes"] and matches(p["spec"]["podSelector"], labels_of(self.pods[subject]))]
+        assert applying, f"{subject} is not isolated"
+        rules = [rule for policy in applying for rule in policy["spec"].get(key[0], [])]
+        return any(self.allows(rule, port, target) and any(map(peer, rule.get(key[1], []))) for rule in rules)
+
+    def allows(self, rule, port, target):
+        named = {p["name"]: p["containerPort"] for c in self.pods[target]["spec"]["containers"] for p in c.get("ports", [])}
+        return "ports" not in rule or any(
+            named.get(p["port"], p["port"]) == port or "endPort" in p and p["port"] <= port <= p["endPort"] for p in rule["ports"])
+
+    def connects(self, source, target, port):
+        def is_pod(pod):
+            return lambda peer: "namespaceSelector" not in peer and matches(peer["podSelector"], labels_of(self.pods[pod]))
+        return self.passes("Egress", source, port, is_pod(target), target) and self.passes("Ingress", target, port, is_pod(source), target)
+
+    def scrapes(self, target, port):
+        """From a pod of a namespace that may scrape."""
+        return self.passes("Ingress", target, port, lambda peer: peer == {"namespaceSelector": {"matchLabels": {"rlhf.dev/prometheus": "true"}}}, target)
+
+
+@functools.lru_cache
+def ports_of_ranks(count):
+    """The weights ports and the plain ports that `rlhfctl ranks` gives its processes, as it gives them."""
+    command = ["/bin/sh", "-c", 'echo "$@"; exec sleep 60', "learner"]
+    ranks = subprocess.Popen([BIN / "rlhfctl", "ranks", "--count", str(count), "--instance", "pod", "--", *command], stdout=subprocess.PIPE, text=True)
+    try:
+        text = "".join(ranks.stdout.readline() for _ in range(count))
+    finally:
+        ranks.terminate()
+        ranks.communicate()
+    weights, http = (sorted(map(int, re.findall(rf"--{flag}=\S+:(\d+)", text))) for flag in ("address", "http-address"))
+    assert len(weights) == len(http) == count, text
+    return weights, http
 
 
 class ManifestsTest(unittest.TestCase):
@@ -245,35 +291,15 @@ class ManifestsTest(unittest.TestCase):
 
     def test_network_policies_allow_what_the_fleet_does_and_nothing_else(self):
         documents = FILES["multi-gpu"]
-        policies = [d for d in documents if d["kind"] == "NetworkPolicy"]
-        pod = {d["metadata"]["name"]: labels_of(t) for d in documents for _, t in templates(d)}
-        pod["job"] = labels_of(next(templates(next(d for d in FILES["job-ppo"] if d["kind"] == "Job")))[1])
-        ports = {"fleet": 7000, "api": 7001, "web": 7002, "http": PLAIN_PORT, "weights": 7010, "relay": 7011, "score": 7020}
-
-        def passes(direction, subject, peer, port):
-            key = {"Ingress": ("ingress", "from"), "Egress": ("egress", "to")}[direction]
-            applying = [p for p in policies if direction in p["spec"]["policyTypes"] and matches(p["spec"]["podSelector"], pod[subject])]
-            self.assertTrue(applying, f"{subject} is not isolated")
-            for policy in applying:
-                for rule in policy["spec"].get(key[0], []):
-                    allowed = rule.get("ports")
-                    if allowed is not None and port not in [ports.get(p["port"], p["port"]) for p in allowed]:
-                        continue
-                    for p in rule.get(key[1], []):
-                        if "namespaceSelector" not in p and matches(p["podSelector"], pod[peer]):
-                            return True
-            return False
-
-        def connects(source, target, port):
-            return passes("Egress", source, target, port) and passes("Ingress", target, source, port)
-
+        network = Network(documents + [d for d in FILES["job-ppo"] if d["kind"] == "Job"])
+        policies, connects = network.policies, network.connects
         coordinator, learner, rollout, reward = "rlhf-coordinator", "rlhf-learner", "rlhf-rollout-worker", "rlhf-reward-server"
         for role in (learner, rollout, reward):
             self.assertTrue(connects(role, coordinator, 7000), role)
             self.assertFalse(connects(role, coordinator, 7001), role)
-        self.assertTrue(connects("job", coordinator, 7001))
-        self.assertFalse(connects("job", coordinator, 7000))
-        self.assertFalse(connects("job", learner, 7010))
+        self.assertTrue(connects("rlhf-job-ppo", coordinator, 7001))
+        self.assertFalse(connects("rlhf-job-ppo", coordinator, 7000))
+        self.assertFalse(connects("rlhf-job-ppo", learner, 7010))
         self.assertTrue(connects(coordinator, reward, 7020))
         self.assertTrue(connects(rollout, learner, 7010))
         self.assertTrue(connects(rollout, rollout, 7011))
@@ -287,6 +313,39 @@ class ManifestsTest(unittest.TestCase):
         self.assertEqual(default["spec"], {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]})
         dns = next(p for p in policies if p["metadata"]["name"] == "allow-dns")
         self.assertEqual({p["port"] for p in dns["spec"]["egress"][0]["ports"]}, {53})
+
+    def test_every_process_of_a_learner_pod_is_reached(self):
+        """Process K of `rlhfctl ranks` may become rank 0, whose weights everybody wants, and each has metrics of its own."""
+        seen = set()
+        for name, documents in FILES.items():
+            for learner, template in ((w, t) for d in documents for w, t in templates(d)):
+                container = template["spec"]["containers"][0]
+                command = container.get("command", [])
+                if command[:2] != ["/usr/bin/rlhfctl", "ranks"]:
+                    continue
+                seen.add(name)
+                network, named = Network(documents), {port["containerPort"]: port["name"] for port in container["ports"]}
+                weights, http = ports_of_ranks(int(command[command.index("--count") + 1]))
+                self.assertEqual(set(named), {*weights, *http}, name)
+                for port in weights:
+                    self.assertTrue(network.connects("rlhf-rollout-worker", learner, port), f"{name}: {port}")
+                for port in http:
+                    self.assertTrue(network.scrapes(learner, port), f"{name}: {port}")
+                    self.assertRegex(named[port], "^http", name)
+                for port in (weights[0] - 1, weights[-1] + 1, http[0] - 1, http[-1] + 1):
+                    self.assertFalse(network.connects("rlhf-rollout-worker", learner, port), f"{name}: {port}")
+                    self.assertFalse(network.scrapes(learner, port), f"{name}: {port}")
+        self.assertEqual(seen, {name for name in FILES if name.startswith("multi-gpu")})
+
+    def test_every_plain_port_is_scraped(self):
+        for name, documents in FILES.items():
+            for monitor in (d for d in documents if d["kind"] == "PodMonitor"):
+                scraped = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+                for where, template in ((w, t) for d in documents for w, t in templates(d)):
+                    ports = {p["name"] for c in template["spec"]["containers"] for p in c.get("ports", []) if p["name"].startswith("http")}
+                    if ports:
+                        self.assertTrue(matches(monitor["spec"]["selector"], labels_of(template)), f"{name}: {where}")
+                        self.assertLessEqual(ports, scraped, f"{name}: {where}")
 
     def test_budgets(self):
         for name, documents in FILES.items():
