@@ -50,8 +50,11 @@ absl::StatusOr<std::string> TakeUpBootstrapToken(StateStore* store, const std::s
     return false;
   }));
   if (any) return std::string();
-  RLHF_ASSIGN_OR_RETURN(const std::string token, ReadFile(file));
-  const absl::StatusOr<v1::TokenRow> row = BootstrapTokenRow(token, now);
+  const absl::StatusOr<std::string> token = ReadFile(file);
+  if (!token.ok())
+    return Annotate(token.status(), "there are no tokens yet, so the first is expected in the file of "
+                                    "--bootstrap-token-file (rlhfctl token create --bootstrap makes one)");
+  const absl::StatusOr<v1::TokenRow> row = BootstrapTokenRow(*token, now);
   if (!row.ok()) return Annotate(row.status(), file);
   WriteBatch batch;
   batch.Put(Table::kTokens, row->id(), row->SerializeAsString());

@@ -151,6 +151,9 @@ TEST_F(WebTest, TheFirstTokenComesFromAFile) {
   config.artifact_root = dir_.File("second-artifacts");
   config.bootstrap_tokens.clear();
   config.bootstrap_token_file = dir_.File("token");
+  const absl::Status missing = CoordinatorServer::Start(config, Clock::Real()).status();
+  EXPECT_EQ(missing.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(missing.message(), HasSubstr("rlhfctl token create --bootstrap"));
   ASSERT_TRUE(WriteFileDurably(config.bootstrap_token_file, "nonsense").ok());
   EXPECT_EQ(CoordinatorServer::Start(config, Clock::Real()).status().code(), absl::StatusCode::kInvalidArgument);
   ASSERT_TRUE(WriteFileDurably(config.bootstrap_token_file, token + "\n").ok());
@@ -168,6 +171,13 @@ TEST_F(WebTest, TheFirstTokenComesFromAFile) {
   Browser other((*second)->ports().at("web"), certificates_.CaOnly().ca_file);
   EXPECT_EQ(other.SignIn("rlhf_ba9876543210_" + std::string(64, 'd'))->status, 401);
   EXPECT_EQ(other.SignIn(token)->status, 200);
+  // Nor does none.
+  second->reset();
+  std::filesystem::remove(config.bootstrap_token_file);
+  second = CoordinatorServer::Start(config, Clock::Real());
+  ASSERT_TRUE(second.ok()) << second.status();
+  Browser third((*second)->ports().at("web"), certificates_.CaOnly().ca_file);
+  EXPECT_EQ(third.SignIn(token)->status, 200);
 }
 
 TEST(WebSessionsTest, EndByAgeByIdlenessAndByNumber) {

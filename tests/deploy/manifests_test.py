@@ -269,6 +269,9 @@ class ManifestsTest(unittest.TestCase):
                         for mount in container["volumeMounts"]:
                             self.assertIn(mount["name"], set(volumes) | claims, f"{name}: {where}")
                     for volume in volumes.values():
+                        # The coordinator starts without it once there are other tokens; no pod starts without the rest.
+                        is_first_token = volume.get("secret", {}).get("secretName") == "rlhf-bootstrap-token"
+                        self.assertEqual(volume.get("secret", {}).get("optional", False), is_first_token, f"{name}: {where}: {volume}")
                         if "configMap" in volume:
                             self.assertIn(volume["configMap"]["name"], names("ConfigMap"), f"{name}: {where}")
                         if "secret" in volume:

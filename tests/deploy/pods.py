@@ -317,7 +317,9 @@ class Pod:
         return self.projected(name, source, {key: text.encode() for key, text in data.items()})
 
     def secret(self, name, source):
-        return self.projected(name, source, self.cluster.secrets[source.take("secretName")])
+        secret, optional = source.take("secretName"), source.take("optional", False)
+        assert optional or secret in self.cluster.secrets, f"{source.where}: there is no Secret {secret}"
+        return self.projected(name, source, self.cluster.secrets.get(secret, {}))
 
     def projected(self, name, source, data):
         """As the kubelet writes them: files behind a link that is replaced when they change."""
