@@ -116,6 +116,14 @@ def ports_of_ranks(count):
     return weights, http
 
 
+@functools.lru_cache
+def secrets_of_pki_init():
+    """The Secrets that `rlhfctl pki init --kubernetes` prints, each with its keys."""
+    with tempfile.TemporaryDirectory() as scratch:
+        text = subprocess.run([BIN / "rlhfctl", "pki", "init", "--dir", scratch, "--kubernetes"], check=True, capture_output=True, text=True).stdout
+    return {document["metadata"]["name"]: set(document["data"]) for document in yaml.safe_load_all(text) if document}
+
+
 class ManifestsTest(unittest.TestCase):
     def test_everything_was_rendered(self):
         sources = {path.name for path in (ROOT / "deploy/overlays").iterdir()} | {"job-sft", "job-ppo", "job-pipeline"}
@@ -255,9 +263,10 @@ class ManifestsTest(unittest.TestCase):
 
     def test_mounted_things_exist(self):
         # Made by rlhfctl, or by cert-manager in overlays that have it; never in a manifest.
-        secrets = {"rlhf-bootstrap-token", "rlhf-client-ca", "rlhf-submitter-token"} | {
-            f"rlhf-{role}-tls" for role in ("coordinator", "learner", "rollout-worker", "reward-server")}
+        by_pki, tokens = set(secrets_of_pki_init()), {"rlhf-bootstrap-token", "rlhf-submitter-token"}
         for name, documents in FILES.items():
+            certificates = {d["spec"]["secretName"] for d in documents if d["kind"] == "Certificate"}
+            secrets = tokens | (certificates or by_pki)
             def names(kind):
                 return {d["metadata"]["name"] for d in documents if d["kind"] == kind}
             for document in documents:
@@ -280,6 +289,23 @@ class ManifestsTest(unittest.TestCase):
                             self.assertIn(volume["persistentVolumeClaim"]["claimName"], names("PersistentVolumeClaim"), f"{name}: {where}")
                     if not name.startswith("job-"):
                         self.assertIn(spec["serviceAccountName"], names("ServiceAccount"), f"{name}: {where}")
+
+    def test_cert_manager_makes_what_pki_init_makes(self):
+        """So that everything that mounts those Secrets, jobs among it, starts with either."""
+        by_pki = secrets_of_pki_init()
+        for name, documents in FILES.items():
+            certificates = {d["spec"]["secretName"]: d["spec"] for d in documents if d["kind"] == "Certificate"}
+            if not certificates:
+                continue
+            self.assertEqual(set(certificates) - {"rlhf-ca"}, set(by_pki), name)
+            for secret, keys in by_pki.items():
+                self.assertLessEqual(keys, {"ca.crt", "tls.crt", "tls.key"}, "what a Secret of cert-manager has")
+                named = any(key in certificates[secret] for key in ("uris", "dnsNames", "ipAddresses"))
+                speaks = {"client auth", "server auth"} & set(certificates[secret]["usages"])
+                self.assertEqual((named, bool(speaks)), ("tls.key" in keys,) * 2, f"{name}: {secret}")
+            break
+        else:
+            self.fail("no overlay has cert-manager")
 
     def test_only_learners_and_the_coordinator_write_artifacts(self):
         for where, _, template in pods():
