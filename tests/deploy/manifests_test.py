@@ -1,5 +1,6 @@
 """What the rendered manifests promise: selectors, ports, probes, the restricted profile, network policies, budgets, images,
 fields of CRD kinds, schemas, and that every ConfigMap is accepted by the binary it is for."""
+import configparser
 import functools
 import os
 import pathlib
@@ -448,6 +449,20 @@ class ManifestsTest(unittest.TestCase):
                 for word in words:
                     if word.startswith("--"):
                         self.assertIn(word.split("=")[0], text, where)
+
+
+class PackagingTest(unittest.TestCase):
+    def test_units_start_again_however_often_they_end(self):
+        """By systemd's default five starts within ten seconds are the last: a coordinator with a full disk would not come back."""
+        units = sorted((ROOT / "packaging/systemd").glob("*.service"))
+        self.assertEqual(len(units), 4)
+        for path in units:
+            unit = configparser.ConfigParser(strict=False, interpolation=None)
+            unit.optionxform = str
+            unit.read(path)
+            self.assertEqual(unit["Service"]["Restart"], "on-failure", path.name)
+            self.assertEqual(unit["Service"]["RestartSec"], "5", path.name)
+            self.assertEqual(unit["Unit"].get("StartLimitIntervalSec"), "0", path.name)
 
 
 class MonitoringTest(unittest.TestCase):
