@@ -479,6 +479,18 @@ class MonitoringTest(unittest.TestCase):
             self.assertEqual(rule["annotations"]["runbook_url"], f"docs/operations.md#{rule['alert'].lower()}")
 
 
+    def test_scrapes_give_the_job_that_dashboards_ask_for(self):
+        monitoring = ROOT / "deploy/monitoring"
+        asked = set(re.findall(r'\bjob=\\?"([^"\\]*)', (monitoring / "dashboards.yaml").read_text() + (monitoring / "rules.yml").read_text()))
+        self.assertEqual(asked, {"rlhf"})
+        configured = {scrape["job_name"] for scrape in yaml.safe_load((monitoring / "prometheus.yml").read_text())["scrape_configs"]}
+        self.assertLessEqual(asked, configured)
+        endpoints = [e for documents in FILES.values() for d in documents if d["kind"] == "PodMonitor" for e in d["spec"]["podMetricsEndpoints"]]
+        self.assertTrue(endpoints)
+        for endpoint in endpoints:
+            self.assertIn({"targetLabel": "job", "replacement": "rlhf"}, endpoint.get("relabelings", []), endpoint["port"])
+
+
 class ImageTest(unittest.TestCase):
     """The Dockerfile names the package of every library that a binary links, and copies what is built."""
 
