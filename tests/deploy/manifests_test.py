@@ -387,6 +387,10 @@ class ManifestsTest(unittest.TestCase):
                 replicas = [d["spec"]["replicas"] for d in documents
                             if d["kind"] in ("StatefulSet", "Deployment") and matches(document["spec"]["selector"], labels_of(d["spec"]["template"]))]
                 self.assertGreater(replicas[0], document["spec"].get("minAvailable", 0), f"{name}: no pod could be drained")
+                # A share of pods is counted by the scale of what owns them, which a Job has not: then nothing may be evicted.
+                selected = {d["kind"] for d in documents for _, t in templates(d) if matches(document["spec"]["selector"], labels_of(t))}
+                self.assertLessEqual(selected, {"StatefulSet", "Deployment"}, f"{name}: {document['metadata']['name']}")
+                self.assertEqual(document["spec"].get("unhealthyPodEvictionPolicy"), "AlwaysAllow", f"{name}: {document['metadata']['name']}")
 
     def test_config_maps_are_accepted_by_the_binaries(self):
         binaries = {"coordinator.yaml": "rlhf-coordinator", "learner.toml": "rlhf-learner",
