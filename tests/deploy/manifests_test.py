@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -453,6 +454,32 @@ class ManifestsTest(unittest.TestCase):
                 for word in words:
                     if word.startswith("--"):
                         self.assertIn(word.split("=")[0], text, where)
+
+
+class CommentsTest(unittest.TestCase):
+    def test_commands_in_comments_are_right(self):
+        """Lines of comments that are commands: rlhfctl's parser takes ours, tests/docs/kubectl knows the objects of the others."""
+        seen = {}
+        for path in sorted((ROOT / "deploy").rglob("*.yaml")):
+            if RENDERED in path.parents:
+                continue
+            for command in re.findall(r"^ *# {2,}((?:rlhfctl|kubectl) .*)$", path.read_text(), re.M):
+                seen.setdefault(str(path.relative_to(ROOT / "deploy")), []).append(command)
+                ours, _, piped = command.partition(" | ")
+                words = shlex.split(ours)
+                with tempfile.TemporaryDirectory() as scratch:
+                    output = ""
+                    if words[0] == "rlhfctl":
+                        result = subprocess.run([BIN / "rlhfctl", "--address", "127.0.0.1:1", "--insecure", *words[1:]], cwd=scratch, capture_output=True, text=True)
+                        # 2 is a mistake in the command; without a coordinator what asks it ends with 6.
+                        self.assertIn(result.returncode, (0, 6), f"{path}: {command}\n{result.stdout}{result.stderr}")
+                        output, words = result.stdout, shlex.split(piped)
+                    if words and (output or not piped):
+                        kubectl = [sys.executable, ROOT / "tests/docs/kubectl", *words[1:]]
+                        result = subprocess.run(kubectl, cwd=ROOT, input=output, env={**os.environ, "RLHF_SOURCE_DIR": str(ROOT)}, capture_output=True, text=True)
+                        self.assertEqual(result.returncode, 0, f"{path}: {command}\n{result.stdout}{result.stderr}")
+        self.assertEqual({where: len(commands) for where, commands in seen.items()}, {
+            "base/kustomization.yaml": 2, **{f"jobs/{job}/kustomization.yaml": 3 for job in ("sft", "ppo", "pipeline")}})
 
 
 class PackagingTest(unittest.TestCase):
