@@ -213,6 +213,16 @@ class ManifestsTest(unittest.TestCase):
                 if document["kind"] == "Namespace":
                     self.assertEqual(document["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted", name)
 
+    def test_what_keda_scales_is_not_queued_by_kueue(self):
+        """Kueue's webhook refuses to change a queued set's replicas, but to and from 0."""
+        queued = set()
+        for name, documents in FILES.items():
+            labelled = {d["metadata"]["name"] for d in documents if d["kind"] == "StatefulSet" and "kueue.x-k8s.io/queue-name" in d["metadata"]["labels"]}
+            scaled = {d["spec"]["scaleTargetRef"]["name"] for d in documents if d["kind"] == "ScaledObject"}
+            self.assertEqual(labelled & scaled, set(), name)
+            queued |= labelled
+        self.assertEqual(queued, {"rlhf-learner"})
+
     def test_images_are_pinned(self):
         for where, _, template in pods():
             for container in template["spec"]["containers"]:
