@@ -327,6 +327,8 @@ void MetricsExport::RefreshHost() {
     if (statvfs(path.c_str(), &info) != 0) continue;
     metrics_->Gauge("rlhf_volume_free_bytes", "Space left for this process on a volume.", {{"volume", label}})
         .Set(static_cast<double>(info.f_bavail) * static_cast<double>(info.f_frsize));
+    metrics_->Gauge("rlhf_volume_size_bytes", "Size of a volume.", {{"volume", label}})
+        .Set(static_cast<double>(info.f_blocks) * static_cast<double>(info.f_frsize));
   }
   for (const auto& [label, file] : sources_.certificates) {
     metrics_

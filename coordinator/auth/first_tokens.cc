@@ -52,8 +52,9 @@ absl::StatusOr<std::string> TakeUpBootstrapToken(StateStore* store, const std::s
   if (any) return std::string();
   const absl::StatusOr<std::string> token = ReadFile(file);
   if (!token.ok())
-    return Annotate(token.status(), "there are no tokens yet, so the first is expected in the file of "
-                                    "--bootstrap-token-file (rlhfctl token create --bootstrap makes one)");
+    return Annotate(token.status(),
+                    "there are no tokens yet, so the first is expected in the file of "
+                    "--bootstrap-token-file (rlhfctl token create --bootstrap makes one)");
   const absl::StatusOr<v1::TokenRow> row = BootstrapTokenRow(*token, now);
   if (!row.ok()) return Annotate(row.status(), file);
   WriteBatch batch;

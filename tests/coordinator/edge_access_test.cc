@@ -346,9 +346,10 @@ TEST_F(AccessTest, MetricsAndProbesArePlain) {
   ASSERT_TRUE(metrics) << "no answer";
   for (const char* series :
        {"rlhf_recovery_seconds", "rlhf_store_commit_seconds_bucket", "rlhf_volume_free_bytes{volume=\"data\"}",
-        "rlhf_auth_failures_total{reason=\"no_token\"} 1", "rlhf_workers{role=\"learner\",state=\"ready\"} 1",
-        "rlhf_service_halted 0", "rlhf_leases_active 0", "rlhf_gate_oldest_waiting_seconds 0",
-        "rlhf_certificate_expiry_timestamp_seconds{certificate=\"fleet\"}", "grpc_server_handled_total"}) {
+        "rlhf_volume_size_bytes{volume=\"artifacts\"}", "rlhf_auth_failures_total{reason=\"no_token\"} 1",
+        "rlhf_workers{role=\"learner\",state=\"ready\"} 1", "rlhf_service_halted 0", "rlhf_leases_active 0",
+        "rlhf_gate_oldest_waiting_seconds 0", "rlhf_certificate_expiry_timestamp_seconds{certificate=\"fleet\"}",
+        "grpc_server_handled_total"}) {
     EXPECT_THAT(metrics->body, HasSubstr(series));
   }
 }

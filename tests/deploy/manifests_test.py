@@ -534,6 +534,12 @@ class ImageTest(unittest.TestCase):
 
     TEXT = (ROOT / "deploy/Dockerfile").read_text()
 
+    def test_prometheus_scrapes_what_the_packages_start(self):
+        started = {re.search(r'http-address\W+\S+?:(\d+)', path.read_text())[1] for path in (ROOT / "packaging/etc").iterdir()}
+        scrapes = yaml.safe_load((ROOT / "deploy/monitoring/prometheus.yml").read_text())["scrape_configs"]
+        targets = next(s["static_configs"][0]["targets"] for s in scrapes if s["job_name"] == "rlhf")
+        self.assertEqual({target.rpartition(":")[2] for target in targets}, started)
+
     def test_runtime_packages(self):
         packages = set(re.findall(r"\b(?:lib|zlib)[a-z0-9+.-]+", self.TEXT)) | {"libc6", "libstdc++6", "libgcc-s1"}
         for binary in ("rlhf-coordinator", "rlhfctl", "rlhf-learner", "rlhf-rollout-worker", "rlhf-reward-server"):
