@@ -1,28 +1,28 @@
 #include "cli/cluster/local_cluster.h"
 
-#include <sys/stat.h>
-#include <unistd.h>
-
+#include <algorithm>
 #include <filesystem>
 
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "cli/secret_file.h"
 #include "common/durable_file.h"
 #include "common/free_port.h"
 #include "common/status_util.h"
-#include "common/tls.h"
 
 namespace rlhf::cli {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr char kDomain[] = "rlhf.local";
-constexpr int kDays = 30;
-constexpr absl::Duration kCoordinatorReady = absl::Seconds(30);
+// Reading what is open takes longer the more there is; the same as the manifests' startupProbe.
+constexpr absl::Duration kCoordinatorReady = absl::Minutes(5);
+// How a process ends that says "start me again".
+constexpr char kTryAgain[] = "exit code 75";
 
 // Where roles reach the listener: its own host, or this one when it listens on all.
 std::string HostOf(const std::string& address) {
@@ -30,10 +30,14 @@ std::string HostOf(const std::string& address) {
   return host.empty() || host == "0.0.0.0" || host == "*" ? "127.0.0.1" : host;
 }
 
-absl::Status WriteSecret(const std::string& path, const std::string& content) {
-  RLHF_RETURN_IF_ERROR(WriteFileDurably(path, content));
-  if (chmod(path.c_str(), 0600) != 0) return absl::InternalError(absl::StrCat("cannot protect ", path));
-  return absl::OkStatus();
+// "host:port" with the port `n` higher.
+absl::StatusOr<std::string> AddressAfter(const std::string& address, int n) {
+  const size_t colon = address.rfind(':');
+  int port = 0;
+  if (colon == std::string::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 1 || port + n > 65535)
+    return absl::InvalidArgumentError(
+        absl::StrCat("--role-http-address: expected host:port with ", n, " ports after it, found \"", address, "\""));
+  return absl::StrCat(address.substr(0, colon), ":", port + n);
 }
 
 }  // namespace
@@ -49,27 +53,17 @@ std::vector<std::pair<std::string, std::string>> LocalCluster::Environment() con
 }
 
 absl::Status LocalCluster::MakePki() {
-  const fs::path pki = fs::path(options_.dir) / "pki";
-  RLHF_RETURN_IF_ERROR(MakeDirs(pki.string()));
-  // The CA's key stays in memory: certificates are made anew at every start, all from one throw-away CA.
-  RLHF_ASSIGN_OR_RETURN(const CertificateAuthority ca, MakeCertificateAuthority(kDomain, kDays));
-  RLHF_RETURN_IF_ERROR(WriteFileDurably((pki / "ca.pem").string(), ca.cert_pem));
-  const auto issue = [&](const std::string& role, const std::string& name) -> absl::Status {
-    const std::vector<std::string> hosts = role == "coordinator" ? options_.hosts : std::vector<std::string>();
-    RLHF_ASSIGN_OR_RETURN(const IssuedCertificate issued, IssueCertificate(ca, kDomain, role, name, hosts, kDays));
-    RLHF_RETURN_IF_ERROR(WriteFileDurably((pki / (name + ".pem")).string(), issued.cert_pem));
-    return WriteSecret((pki / (name + ".key")).string(), issued.key_pem);
-  };
-  RLHF_RETURN_IF_ERROR(issue("coordinator", "coordinator"));
+  std::vector<LocalPki::Member> members = {{"coordinator", "coordinator", options_.hosts}};
   for (int i = 0; i < options_.rollout_workers; ++i)
-    RLHF_RETURN_IF_ERROR(issue("rollout_worker", absl::StrCat("rollout-", i)));
+    members.push_back({"rollout_worker", absl::StrCat("rollout-", i), {}});
   for (int i = 0; i < options_.reward_servers; ++i)
-    RLHF_RETURN_IF_ERROR(issue("reward_server", absl::StrCat("reward-", i)));
-  for (int i = 0; i < options_.learners; ++i) RLHF_RETURN_IF_ERROR(issue("learner", absl::StrCat("learner-", i)));
-  return absl::OkStatus();
+    members.push_back({"reward_server", absl::StrCat("reward-", i), {}});
+  for (int i = 0; i < options_.learners; ++i) members.push_back({"learner", absl::StrCat("learner-", i), {}});
+  pki_.emplace((fs::path(options_.dir) / "pki").string(), std::move(members));
+  return pki_->Issue(absl::Now());
 }
 
-absl::Status LocalCluster::StartCoordinator() {
+absl::Status LocalCluster::StartCoordinator(const std::function<bool()>& stop) {
   const fs::path dir = options_.dir;
   const std::string ports_file = (dir / "ports" / "coordinator.json").string();
   std::error_code ignored;
@@ -116,7 +110,15 @@ absl::Status LocalCluster::StartCoordinator() {
   Wrap(&spec);
   RLHF_RETURN_IF_ERROR(supervisor_.Start(spec));
   const absl::Time deadline = absl::Now() + kCoordinatorReady;
+  std::string ended;
   while (absl::Now() < deadline) {
+    if (stop()) return absl::CancelledError("told to stop while the coordinator was starting");
+    supervisor_.Tick([&ended](const std::string&, const std::string& how) {
+      if (how != kTryAgain) ended = how;
+    });
+    if (!ended.empty())
+      return absl::InternalError(
+          absl::StrCat("the coordinator ended (", ended, ") before it was ready; see ", spec.log_file));
     if (auto text = ReadFile(ports_file); text.ok()) {
       const auto json = nlohmann::json::parse(*text, nullptr, false);
       if (json.is_object() && json.contains("fleet") && json.contains("api") && json.contains("http") &&
@@ -130,7 +132,8 @@ absl::Status LocalCluster::StartCoordinator() {
     }
     absl::SleepFor(absl::Milliseconds(50));
   }
-  return absl::DeadlineExceededError(absl::StrCat("the coordinator was not ready within 30 s; see ", spec.log_file));
+  return absl::DeadlineExceededError(absl::StrCat("the coordinator was not ready within ",
+                                                  absl::FormatDuration(kCoordinatorReady), "; see ", spec.log_file));
 }
 
 absl::Status LocalCluster::StartRole(const std::string& binary, const std::string& role, const std::string& name,
@@ -164,6 +167,10 @@ absl::Status LocalCluster::StartRole(const std::string& binary, const std::strin
                   "--log-level",
                   options_.log_level};
   spec.command.insert(spec.command.end(), extra.begin(), extra.end());
+  if (!options_.role_http_address.empty()) {
+    RLHF_ASSIGN_OR_RETURN(const std::string http, AddressAfter(options_.role_http_address, next_role_++));
+    spec.command.insert(spec.command.end(), {"--http-address", http});
+  }
   RLHF_RETURN_IF_ERROR(MakeDirs((dir / "cache" / name).string()));
   if (options_.traces) spec.command.insert(spec.command.end(), {"--trace-dir", (dir / "traces").string()});
   Wrap(&spec);
@@ -178,7 +185,7 @@ absl::Status LocalCluster::WriteContexts() {
     return absl::DataLossError(
         "tokens/tokens.json: expected a JSON object of tokens; remove the folder and start anew");
   for (const auto& [name, token] : tokens.items()) {
-    RLHF_RETURN_IF_ERROR(WriteSecret((dir / "tokens" / name).string(), token.get<std::string>() + "\n"));
+    RLHF_RETURN_IF_ERROR(WriteSecretFile((dir / "tokens" / name).string(), token.get<std::string>() + "\n"));
     nlohmann::json context = {{"address", api_address_},
                               {"web", absl::StrCat("https://", web_address_)},
                               {"ca_file", "pki/ca.pem"},
@@ -205,7 +212,9 @@ std::vector<std::string> LocalCluster::Evidence() const {
   return {"--evidence-dir", (fs::path(options_.dir) / "evidence").string()};
 }
 
-absl::Status LocalCluster::Start() {
+absl::Status LocalCluster::Start(const std::function<bool()>& stop) {
+  if (!options_.role_http_address.empty())
+    RLHF_RETURN_IF_ERROR(AddressAfter(options_.role_http_address, std::max(0, roles() - 1)).status());
   options_.dir = fs::absolute(options_.dir).string();
   for (const char* folder : {"data", "artifacts", "tokens", "ports", "logs", "cache"}) {
     RLHF_RETURN_IF_ERROR(MakeDirs((fs::path(options_.dir) / folder).string()));
@@ -221,7 +230,7 @@ absl::Status LocalCluster::Start() {
     RLHF_ASSIGN_OR_RETURN(const int port, FreeLoopbackPort());
     *address = absl::StrCat("127.0.0.1:", port);
   }
-  RLHF_RETURN_IF_ERROR(StartCoordinator());
+  RLHF_RETURN_IF_ERROR(StartCoordinator(stop));
   RLHF_RETURN_IF_ERROR(WriteContexts());
   for (int i = 0; i < options_.reward_servers; ++i) {
     RLHF_RETURN_IF_ERROR(StartRole("rlhf-reward-server", "reward_server", absl::StrCat("reward-", i), {}));

@@ -4,10 +4,13 @@
 // (coordinator), DIR/artifacts/ (shared root), DIR/cache/NAME/ (private), DIR/ports/NAME.json, DIR/logs/NAME.log.
 #pragma once
 
+#include <functional>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
+#include "cli/cluster/local_pki.h"
 #include "cli/cluster/supervisor.h"
 
 namespace rlhf::cli {
@@ -34,6 +37,9 @@ struct ClusterOptions {
   double restart_seconds_most = 30;
   // host:port; empty: 127.0.0.1 and a free port.
   std::string fleet_address, api_address, http_address, web_address;
+  // host:port of the first role's metrics and probes; the next roles (reward servers, then rollout workers, then
+  // learners) have the ports after it. Empty: 127.0.0.1 and free ports.
+  std::string role_http_address;
   std::vector<std::string> hosts;  // more names that clients use, for the certificate
 };
 
@@ -42,9 +48,12 @@ class LocalCluster {
   explicit LocalCluster(ClusterOptions options)
       : options_(std::move(options)),
         supervisor_(absl::Seconds(options_.restart_seconds), absl::Seconds(options_.restart_seconds_most)) {}
-  // Makes the CA, certificates and tokens (kept when there are some), starts every process, and returns when the
-  // coordinator is ready.
-  absl::Status Start();
+  // Makes the certificates, and CA and tokens where there are none, starts every process, and returns when the
+  // coordinator is ready, which takes minutes where it has much to recover. InvalidArgument for addresses that are
+  // none; Internal when the coordinator ends meanwhile, Cancelled when `stop` (asked 20 times a second) says so.
+  absl::Status Start(const std::function<bool()>& stop);
+  // To be called now and then: renews certificates that are about to end.
+  absl::Status RenewCertificates(absl::Time now) { return pki_->RenewWhenDue(now); }
   Supervisor& supervisor() { return supervisor_; }
   const std::string& api_address() const { return api_address_; }
   const std::string& http_address() const { return http_address_; }
@@ -53,7 +62,7 @@ class LocalCluster {
 
  private:
   absl::Status MakePki();
-  absl::Status StartCoordinator();
+  absl::Status StartCoordinator(const std::function<bool()>& stop);
   absl::Status StartRole(const std::string& binary, const std::string& role, const std::string& name,
                          std::vector<std::string> extra);
   absl::Status WriteContexts();
@@ -63,6 +72,8 @@ class LocalCluster {
 
   ClusterOptions options_;
   Supervisor supervisor_;
+  std::optional<LocalPki> pki_;
+  int next_role_ = 0;  // of role_http_address
   std::string fleet_address_, api_address_, http_address_, web_address_;
 };
 

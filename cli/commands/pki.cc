@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "cli/ca_folder.h"
 #include "cli/commands/commands.h"
 #include "cli/kubernetes.h"
 #include "cli/secret_file.h"
@@ -31,25 +32,6 @@ std::string Dashed(const std::string& role) {
   return absl::StrReplaceAll(role, {{"_", "-"}});
 }
 
-// The CA of the folder; made when the folder has none. Its key never leaves the folder.
-absl::StatusOr<CertificateAuthority> OpenCa(const PkiFlags& flags, bool may_make) {
-  const std::string cert_file = flags.dir + "/ca.pem", key_file = flags.dir + "/ca.key";
-  const absl::StatusOr<std::string> key = ReadFile(key_file);
-  if (key.ok()) {
-    RLHF_ASSIGN_OR_RETURN(const std::string cert, ReadFile(cert_file));
-    return CertificateAuthority{cert, *key};
-  }
-  if (!may_make) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("expected a CA in ", flags.dir, " (ca.pem and ca.key), found none: rlhfctl pki init makes one"));
-  }
-  RLHF_RETURN_IF_ERROR(MakeDirs(flags.dir));
-  RLHF_ASSIGN_OR_RETURN(const CertificateAuthority ca, MakeCertificateAuthority(flags.domain, 3650));
-  RLHF_RETURN_IF_ERROR(WriteSecretFile(key_file, ca.key_pem));
-  RLHF_RETURN_IF_ERROR(WriteFileDurably(cert_file, ca.cert_pem));
-  return ca;
-}
-
 // What the coordinator is called in a cluster of the base manifests.
 std::vector<std::string> ServiceHosts(const std::string& name_space) {
   const std::string service = "rlhf-coordinator";
@@ -58,7 +40,7 @@ std::vector<std::string> ServiceHosts(const std::string& name_space) {
 }
 
 absl::Status Init(const PkiFlags& flags) {
-  RLHF_ASSIGN_OR_RETURN(const CertificateAuthority ca, OpenCa(flags, /*may_make=*/true));
+  RLHF_ASSIGN_OR_RETURN(const CertificateAuthority ca, OpenOrMakeCa(flags.dir, flags.domain));
   std::string manifests;
   for (const std::string role : kRoles) {
     std::vector<std::string> hosts;
@@ -93,7 +75,7 @@ absl::Status Init(const PkiFlags& flags) {
 }
 
 absl::Status Issue(const PkiFlags& flags) {
-  RLHF_ASSIGN_OR_RETURN(const CertificateAuthority ca, OpenCa(flags, /*may_make=*/false));
+  RLHF_ASSIGN_OR_RETURN(const CertificateAuthority ca, OpenCa(flags.dir));
   RLHF_ASSIGN_OR_RETURN(const IssuedCertificate issued,
                         IssueCertificate(ca, flags.domain, flags.role, flags.instance, flags.hosts, flags.days));
   const std::string stem = absl::StrCat(flags.dir, "/", flags.instance);

@@ -30,20 +30,20 @@ int RegisteredRoles(const std::string& dir) {
   return response.workers_size();
 }
 
-int Up(const ClusterOptions& options) {
-  BeginProcess();
-  LocalCluster cluster(options);
-  std::printf("rlhfctl up: starting 1 coordinator, %d rollout workers, %d reward servers, %d learners in %s\n",
-              options.rollout_workers, options.reward_servers, options.learners, options.dir.c_str());
-  std::fflush(stdout);
-  if (const absl::Status status = cluster.Start(); !status.ok()) return Fail(status);
+// Until a signal comes, which it returns.
+int Supervise(const ClusterOptions& options, LocalCluster& cluster) {
   bool announced = false;
-  absl::Time next_look = absl::Now();
-  const int signal = WaitForTermination([&] {
+  absl::Time next_look = absl::Now(), next_renewal = absl::Now();
+  return WaitForTermination([&] {
     cluster.supervisor().Tick([](const std::string& name, const std::string& how) {
       std::printf("rlhfctl up: %s ended (%s); starting it again\n", name.c_str(), how.c_str());
       std::fflush(stdout);
     });
+    if (absl::Now() >= next_renewal) {
+      next_renewal = absl::Now() + absl::Minutes(1);
+      if (const absl::Status status = cluster.RenewCertificates(absl::Now()); !status.ok())
+        std::fprintf(stderr, "rlhfctl up: certificates could not be renewed: %s\n", status.ToString().c_str());
+    }
     if (!announced && absl::Now() >= next_look) {
       next_look = absl::Now() + absl::Milliseconds(500);
       if (RegisteredRoles(options.dir) >= cluster.roles()) {
@@ -60,6 +60,18 @@ int Up(const ClusterOptions& options) {
     }
     return false;
   });
+}
+
+int Up(const ClusterOptions& options) {
+  BeginProcess();
+  LocalCluster cluster(options);
+  std::printf("rlhfctl up: starting 1 coordinator, %d rollout workers, %d reward servers, %d learners in %s\n",
+              options.rollout_workers, options.reward_servers, options.learners, options.dir.c_str());
+  std::fflush(stdout);
+  int signal = 0;
+  const absl::Status started = cluster.Start([&signal] { return (signal = TakeTerminationSignal()) != 0; });
+  if (signal == 0 && !started.ok()) return Fail(started);
+  if (signal == 0) signal = Supervise(options, cluster);
   std::printf("rlhfctl up: signal %d, stopping\n", signal);
   std::error_code ignored;
   std::filesystem::remove(options.dir + "/ready", ignored);
@@ -89,7 +101,7 @@ void AddUpCommand(CLI::App& app, Run* run) {
   std::error_code error;
   options->bin_dir = std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
   auto* up = app.add_subcommand(
-      "up", "Run a whole service on this machine, with a throw-away CA and tokens; stop it with Ctrl-C");
+      "up", "Run a whole service on this machine, with a CA and tokens of its own; stop it with Ctrl-C");
   up->add_option("--dir", options->dir, "State, logs, certificates and tokens go here")->capture_default_str();
   up->add_option("--bin-dir", options->bin_dir, "Where the role binaries are (default: beside rlhfctl)");
   up->add_option("--rollout-workers", options->rollout_workers, "How many")
@@ -139,6 +151,9 @@ void AddUpCommand(CLI::App& app, Run* run) {
   up->add_option("--api-address", options->api_address, "host:port of the API (default: 127.0.0.1 and a free port)");
   up->add_option("--web-address", options->web_address, "host:port of the web pages (default likewise)");
   up->add_option("--http-address", options->http_address, "host:port of metrics and probes (default likewise)");
+  up->add_option("--role-http-address", options->role_http_address,
+                 "host:port of metrics and probes of the first reward server; the other reward servers, rollout "
+                 "workers and learners have the ports after it, in this order (default: 127.0.0.1 and free ports)");
   up->add_option("--host", options->hosts, "Another name or address that clients use; may be repeated");
   up->add_option("--log-level", options->log_level, "debug, info, warn or error")->capture_default_str();
   up->callback([=] {

@@ -375,6 +375,23 @@ class ManifestsTest(unittest.TestCase):
                     self.assertFalse(network.scrapes(learner, port), f"{name}: {port}")
         self.assertEqual(seen, {name for name in FILES if name.startswith("multi-gpu")})
 
+    def test_every_process_of_rlhfctl_up_is_scraped(self):
+        documents = FILES["single-gpu"]
+        template = next(t for d in documents for w, t in templates(d) if w == "rlhf")
+        container = template["spec"]["containers"][0]
+        words = dict(zip(container["args"], container["args"][1:]))
+        text = subprocess.run([BIN / "rlhfctl", "up", "--help"], capture_output=True, text=True, check=True).stdout
+        roles = ("--reward-servers", "--rollout-workers", "--learners")
+        count = sum(int(words.get(role) or re.search(rf"{role} .*=(\d+)", text)[1]) for role in roles)
+        first = int(words["--role-http-address"].rpartition(":")[2])
+        wanted = {"http": PLAIN_PORT, **{f"http-{k + 1}": first + k for k in range(count)}}
+        self.assertTrue(words["--role-http-address"].startswith("0.0.0.0:"))
+        self.assertEqual({p["name"]: p["containerPort"] for p in container["ports"] if p["name"].startswith("http")}, wanted)
+        network = Network(documents)
+        for port in wanted.values():
+            self.assertTrue(network.scrapes("rlhf", port), port)
+        self.assertFalse(network.scrapes("rlhf", max(wanted.values()) + 1))
+
     def test_every_plain_port_is_scraped(self):
         for name, documents in FILES.items():
             for monitor in (d for d in documents if d["kind"] == "PodMonitor"):
@@ -517,6 +534,12 @@ class MonitoringTest(unittest.TestCase):
             self.assertEqual(rule["annotations"]["runbook_url"], f"docs/operations.md#{rule['alert'].lower()}")
 
 
+    def test_prometheus_scrapes_what_the_packages_start(self):
+        started = {re.search(r'http-address\W+\S+?:(\d+)', path.read_text())[1] for path in (ROOT / "packaging/etc").iterdir()}
+        scrapes = yaml.safe_load((ROOT / "deploy/monitoring/prometheus.yml").read_text())["scrape_configs"]
+        targets = next(s["static_configs"][0]["targets"] for s in scrapes if s["job_name"] == "rlhf")
+        self.assertEqual({target.rpartition(":")[2] for target in targets}, started)
+
     def test_scrapes_give_the_job_that_dashboards_ask_for(self):
         monitoring = ROOT / "deploy/monitoring"
         asked = set(re.findall(r'\bjob=\\?"([^"\\]*)', (monitoring / "dashboards.yaml").read_text() + (monitoring / "rules.yml").read_text()))
@@ -533,12 +556,6 @@ class ImageTest(unittest.TestCase):
     """The Dockerfile names the package of every library that a binary links, and copies what is built."""
 
     TEXT = (ROOT / "deploy/Dockerfile").read_text()
-
-    def test_prometheus_scrapes_what_the_packages_start(self):
-        started = {re.search(r'http-address\W+\S+?:(\d+)', path.read_text())[1] for path in (ROOT / "packaging/etc").iterdir()}
-        scrapes = yaml.safe_load((ROOT / "deploy/monitoring/prometheus.yml").read_text())["scrape_configs"]
-        targets = next(s["static_configs"][0]["targets"] for s in scrapes if s["job_name"] == "rlhf")
-        self.assertEqual({target.rpartition(":")[2] for target in targets}, started)
 
     def test_runtime_packages(self):
         packages = set(re.findall(r"\b(?:lib|zlib)[a-z0-9+.-]+", self.TEXT)) | {"libc6", "libstdc++6", "libgcc-s1"}

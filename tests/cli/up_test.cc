@@ -1,0 +1,138 @@
+// rlhfctl up with programs that only pretend: what it starts them with, how it waits for the coordinator, what it
+// keeps.
+#include <sys/stat.h>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "cli/cluster/local_pki.h"
+#include "common/durable_file.h"
+#include "tests/testing/run_command.h"
+#include "tests/testing/scratch_dir.h"
+
+namespace rlhf::cli {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+// Writes what a ready coordinator writes: its ports, and the first tokens.
+constexpr char kReady[] = R"(
+while [ $# -gt 0 ]; do
+  case $1 in
+    --ports-file) ports=$2;;
+    --bootstrap-tokens) tokens=$2;;
+  esac
+  shift
+done
+echo '{"admin": "a", "submitter": "s"}' > $tokens
+echo '{"fleet": 1, "api": 1, "http": 1, "web": 1}' > $ports
+exec sleep 60
+)";
+// Notes its arguments; the last one stops the whole once all have noted theirs.
+constexpr char kRole[] = R"(
+name=$(echo "$*" | sed 's/.*--instance \([^ ]*\).*/\1/')
+echo "$*" > $0.tmp.$name && mv $0.tmp.$name $(dirname $0)/$name.arguments
+[ $name != learner-1 ] || while :; do
+  set -- $(dirname $0)/*.arguments
+  [ $# -lt 5 ] || { kill -TERM $PPID; break; }
+  sleep 0.05
+done
+exec sleep 60
+)";
+
+class UpTest : public testing::Test {
+ protected:
+  UpTest() {
+    Program("rlhf-coordinator", kReady);
+    for (const char* role : {"rlhf-rollout-worker", "rlhf-reward-server", "rlhf-learner"}) Program(role, kRole);
+  }
+  void Program(const std::string& name, const std::string& script) {
+    const std::string path = dir_.File(name);
+    ASSERT_TRUE(WriteFileDurably(path, "#!/bin/sh\n" + script).ok());
+    ASSERT_EQ(chmod(path.c_str(), 0755), 0);
+  }
+  CommandResult Up(const std::string& flags = "") {
+    return RunCommand(
+        absl::StrCat(BinDir(), "/rlhfctl up --dir ", dir_.File("up"), " --bin-dir ", dir_.path(), " ", flags));
+  }
+  std::string Read(const std::string& file) { return ReadFile(dir_.File(file)).value_or("no file " + file); }
+  ScratchDir dir_;
+};
+
+TEST_F(UpTest, RolesServeMetricsAtPortsAfterEachOther) {
+  const CommandResult result = Up("--role-http-address 0.0.0.0:9101");
+  EXPECT_EQ(result.code, 0) << result.output;
+  int port = 9101;
+  for (const std::string name : {"reward-0", "rollout-0", "rollout-1", "learner-0", "learner-1"})
+    EXPECT_THAT(Read(name + ".arguments"), HasSubstr(absl::StrCat("--http-address 0.0.0.0:", port++)));
+}
+
+TEST_F(UpTest, WithoutAnAddressEveryRoleChoosesItsOwn) {
+  EXPECT_EQ(Up().code, 0);
+  EXPECT_THAT(Read("learner-1.arguments"), Not(HasSubstr("--http-address")));
+}
+
+TEST_F(UpTest, AddressesThatHaveNoRoomForEveryRoleAreRefused) {
+  for (const char* address : {"0.0.0.0", "0.0.0.0:0", "0.0.0.0:65532", "0.0.0.0:x"}) {
+    const CommandResult result = Up(absl::StrCat("--role-http-address ", address));
+    EXPECT_EQ(result.code, 2) << address;
+    EXPECT_THAT(result.output, HasSubstr(absl::StrCat("with 4 ports after it, found \"", address, "\"")));
+  }
+}
+
+TEST_F(UpTest, TheCaStaysAndCertificatesAreMadeAnewAtEveryStart) {
+  ASSERT_EQ(Up().code, 0);
+  const std::string ca = Read("up/pki/ca.pem"), coordinator = Read("up/pki/coordinator.pem");
+  EXPECT_THAT(ca, HasSubstr("BEGIN CERTIFICATE"));
+  struct stat info {};
+  ASSERT_EQ(stat(dir_.File("up/pki/ca.key").c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0600u);
+  ASSERT_EQ(Up().code, 0);
+  EXPECT_EQ(Read("up/pki/ca.pem"), ca);
+  EXPECT_NE(Read("up/pki/coordinator.pem"), coordinator);
+}
+
+TEST_F(UpTest, ACoordinatorThatEndsIsReportedAtOnce) {
+  Program("rlhf-coordinator", "exit 3\n");
+  const CommandResult result = Up();
+  EXPECT_EQ(result.code, 1);
+  EXPECT_THAT(result.output, HasSubstr("the coordinator ended (exit code 3) before it was ready; see "));
+}
+
+TEST_F(UpTest, ACoordinatorThatSaysTryAgainIsStartedAgain) {
+  Program("rlhf-coordinator", absl::StrCat("[ -e $0.tried ] || { touch $0.tried; exit 75; }\n", kReady));
+  const CommandResult result = Up("--restart-seconds 0.05");
+  EXPECT_EQ(result.code, 0) << result.output;
+  EXPECT_THAT(Read("learner-1.arguments"), HasSubstr("--coordinator"));
+}
+
+TEST_F(UpTest, ASignalEndsTheWaitForTheCoordinator) {
+  Program("rlhf-coordinator", "kill -TERM $PPID\nexec sleep 60\n");
+  const CommandResult result = Up();
+  EXPECT_EQ(result.code, 0);
+  EXPECT_THAT(result.output, HasSubstr("signal 15, stopping"));
+}
+
+TEST(LocalPkiTest, PairsAreRenewedBeforeTheyEnd) {
+  ScratchDir dir;
+  LocalPki pki(dir.File("pki"), {{"learner", "learner-0", {}}});
+  const absl::Time start = absl::Now();
+  ASSERT_TRUE(pki.Issue(start).ok());
+  const auto read = [&dir](const char* file) { return ReadFile(dir.File(std::string("pki/") + file)).value(); };
+  const std::string ca = read("ca.pem"), first = read("learner-0.pem"), first_key = read("learner-0.key");
+  ASSERT_TRUE(pki.RenewWhenDue(start + absl::Hours(24 * 19)).ok());
+  EXPECT_EQ(read("learner-0.pem"), first);
+  ASSERT_TRUE(pki.RenewWhenDue(start + absl::Hours(24 * 21)).ok());
+  const std::string second = read("learner-0.pem");
+  EXPECT_NE(second, first);
+  EXPECT_NE(read("learner-0.key"), first_key);
+  EXPECT_EQ(read("ca.pem"), ca);
+  ASSERT_TRUE(pki.RenewWhenDue(start + absl::Hours(24 * 22)).ok());
+  EXPECT_EQ(read("learner-0.pem"), second);
+}
+
+}  // namespace
+}  // namespace rlhf::cli
