@@ -24,7 +24,7 @@ constexpr NamedValue kOfStep[] = {
     {"kl_coefficient", "rlhf_learner_kl_coefficient", "The KL penalty's weight."},
     {"clip_ratio", "rlhf_learner_clip_ratio", "Share of tokens whose ratio was clipped."},
     {"first_minibatch_ratio_error", "rlhf_learner_first_minibatch_ratio_error",
-     "How far the first ratios are from 1: rollout and learner disagree."},
+     "How far the first ratios of new to old are from 1: the learner disagrees with itself."},
     {"mismatch_kl", "rlhf_learner_mismatch_kl", "KL between the behaviour's and the learner's log-probabilities."},
     {"grad_norm/policy", "rlhf_learner_grad_norm", "Norm of the policy's gradient before clipping."},
     {"entropy", "rlhf_learner_entropy", "The policy's entropy, nats a token."},
