@@ -129,6 +129,8 @@ class Sampling : public FleetListener {
     v1::LedgerCounts counts;
     bool paused = false;
     int rollout_workers = 0, reward_servers = 0;  // that take work
+    int unsuited_workers = 0;                     // of the rollout workers, those that cannot serve this job
+    std::string unsuited_why;                     // one of them, with its precision and how to start it instead
     int serving_this = 0;                         // rollout workers with leases of this job
     std::vector<std::string> rollout_holders;     // other jobs that have rollout workers
     bool over_quota = false;                      // of rollout workers

@@ -86,6 +86,8 @@ struct ActiveJob {
   Ledger ledger;
   WeightFanOut fan_out;  // of plan.policy's version
   bool paused = false;
+  std::map<std::string, std::string> unsuited;  // workers' sessions that cannot serve it as they were started, and why
+  bool Suits(const std::string& session_id) const { return unsuited.count(session_id) == 0; }
   LeaseTable leases;                          // exactly the leased ones, each at the newest attempt that is alive
   LeaseTable slow;                            // a lease that is hedged: its older attempt, which may still win
   std::deque<absl::Duration> took;            // from lease to result, of the newest ones
@@ -217,10 +219,13 @@ class SamplingImpl final : public Sampling {
   void ServeWaiters();
   void ServeSoon();  // once, after what is on the loop now
   bool AnyQueued() const;
+  // Something could be leased, and this worker cannot serve it: what it gets says nothing about what others would.
+  bool PassedOver(const std::string& session_id) const;
   // Has samples that may be leased now: later steps wait for their policy, since what an older one made would be stale.
   static bool Leasable(const ActiveJob& job);
   size_t HeldBy(const std::string& session_id) const;  // samples leased to it
   int AvailableWorkers();
+  int SuitedWorkers(const ActiveJob& job);  // of those; at least 1
   void Release(ActiveJob& job, const SampleKey& key, const std::string& error, Ending ending, WriteBatch* batch);
   void ExpireLeases(ActiveJob& job);
   v1::SampleVerdict Take(ActiveJob& job, const v1::Sample& sample, const std::string& worker, WriteBatch* batch);

@@ -70,7 +70,7 @@ void SamplingImpl::ServeWaiters() {
     const bool tries = may && !(idle && nothing_for_idle);
     const int most = it->request.max_samples();
     const bool leased = tries && TryLease(**session, most, &response, &batch);
-    nothing_for_idle = nothing_for_idle || (tries && idle && !leased);
+    nothing_for_idle = nothing_for_idle || (tries && idle && !leased && !PassedOver((*session)->session_id));
     if (!leased && !(may && idle && HedgeDue() && TryHedge(**session, most, &response, &batch))) {
       ++it;
       continue;
@@ -102,6 +102,11 @@ bool SamplingImpl::AnyQueued() const {
   return false;
 }
 
+bool SamplingImpl::PassedOver(const std::string& session_id) const {
+  return std::any_of(jobs_.begin(), jobs_.end(),
+                     [&](const auto& entry) { return !entry.second->Suits(session_id) && Leasable(*entry.second); });
+}
+
 size_t SamplingImpl::HeldBy(const std::string& session_id) const {
   size_t held = 0;
   for (const auto& [id, job] : jobs_) {
@@ -127,7 +132,8 @@ ActiveJob* SamplingImpl::PickJob(const Session& session) {
       current = static_cast<int>(claims.size());
     // As if this worker were free: what it holds is no reason for another to get it, or not to.
     claims.push_back({job->plan.priority + points, job->plan.project, job->plan.submitter,
-                      static_cast<int>(job->leases.workers()) - (leased ? 1 : 0), wants});
+                      static_cast<int>(job->leases.workers()) - (leased ? 1 : 0),
+                      wants && job->Suits(session.session_id)});
     jobs.push_back(job.get());
   }
   const int picked = PickClaim(claims, QuotaRule{options_.quotas, &v1::Quota::max_rollout_workers}, current);
@@ -148,13 +154,17 @@ int SamplingImpl::AvailableWorkers() {
   return std::max(1, available_workers_);
 }
 
+int SamplingImpl::SuitedWorkers(const ActiveJob& job) {
+  return std::max(1, AvailableWorkers() - static_cast<int>(job.unsuited.size()));
+}
+
 bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePromptsResponse* response,
                             WriteBatch* batch) {
   ActiveJob* job = PickJob(session);
   if (job == nullptr || max_samples <= 0) return false;
   // A fair share, so that the first to ask does not leave the others idle; whole prompts where possible: their samples
   // share one prefill.
-  const int workers = AvailableWorkers();
+  const int workers = SuitedWorkers(*job);
   const int queued = static_cast<int>(job->ledger.queued().size());
   const int per_prompt = std::max(1, job->plan.samples_per_prompt);
   const int share = (queued + workers - 1) / workers;
@@ -177,8 +187,13 @@ bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePr
 bool SamplingImpl::TryHedge(const Session& session, int max_samples, v1::LeasePromptsResponse* response,
                             WriteBatch* batch) {
   const absl::Duration now = loop_->clock().Now();
+  bool passed_over = false;
   for (const auto& [id, job] : jobs_) {
     if (job->paused || job->took.size() < kHedgeAfterResults) continue;
+    if (!job->Suits(session.session_id)) {
+      passed_over = true;
+      continue;
+    }
     std::vector<absl::Duration> took(job->took.begin(), job->took.end());
     std::nth_element(took.begin(), took.begin() + static_cast<std::ptrdiff_t>(took.size() / 2), took.end());
     const absl::Duration slow = std::max(kHedgeAtLeast, kHedgeFactor * took[took.size() / 2]);
@@ -195,7 +210,7 @@ bool SamplingImpl::TryHedge(const Session& session, int max_samples, v1::LeasePr
     for (const SampleKey& key : keys) AddLease(*job, key, session, /*hedge=*/true, response, batch);
     return true;
   }
-  hedge_looked_at_ = now;
+  if (!passed_over) hedge_looked_at_ = now;
   return false;
 }
 
@@ -371,12 +386,16 @@ void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1:
     if (row == nullptr || row->state() != v1::LEASED || TableOf(*job, key, lease.attempt()) == nullptr) continue;
     const LogScope scope(
         {.job_id = lease.id().job_id(), .step = lease.id().step(), .sample = artifact::SampleName(lease.id())});
-    if (!lease.error().empty())
-      spdlog::warn("job {}: generating failed at {}: {}", lease.id().job_id(), (*session)->identity.instance_id(),
-                   lease.error());
-    if (!lease.error().empty())
-      job->last_problem = absl::StrCat((*session)->identity.instance_id(), ": ", lease.error());
-    EndAttempt(*job, key, lease.attempt(), lease.unavailable() ? "" : lease.error(),
+    const std::string& worker = (*session)->identity.instance_id();
+    if (lease.unsuited()) {
+      if (job->unsuited.try_emplace(request.session_id(), absl::StrCat(worker, ": ", lease.error())).second)
+        spdlog::warn("job {}: {} cannot serve it and gets none of it: {}", lease.id().job_id(), worker, lease.error());
+      job->fan_out.Leave(request.session_id());
+    } else if (!lease.error().empty()) {
+      spdlog::warn("job {}: generating failed at {}: {}", lease.id().job_id(), worker, lease.error());
+    }
+    if (!lease.error().empty()) job->last_problem = absl::StrCat(worker, ": ", lease.error());
+    EndAttempt(*job, key, lease.attempt(), lease.unavailable() || lease.unsuited() ? "" : lease.error(),
                lease.permanent() ? Ending::kPermanent : Ending::kFailed, &batch);
     touched.insert(lease.id().job_id());
   }
@@ -464,6 +483,7 @@ void SamplingImpl::OnLost(const Session& session) {
   if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
   for (const auto& [id, job] : jobs_) {
     job->fan_out.Leave(session.session_id);
+    job->unsuited.erase(session.session_id);  // started anew, it may be another
     std::vector<std::pair<SampleKey, int32_t>> held;
     for (const auto* leases : {&job->leases, &job->slow}) {
       for (const auto& [key, lease] : *leases) {

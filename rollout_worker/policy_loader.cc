@@ -9,6 +9,7 @@
 #include "common/status_util.h"
 #include "model/device.h"
 #include "model/weights_io.h"
+#include "rollout_worker/unsuited.h"
 
 namespace rlhf::rollout {
 namespace {
@@ -48,10 +49,14 @@ bool PolicyLoader::Serves(const v1::PolicySource& source) const {
 }
 
 absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
-  if (options_.int8 && source.deterministic()) {
-    return absl::InvalidArgumentError(
+  if (source.deterministic() && (options_.int8 || options_.dtype != torch::kFloat32 || !options_.device.is_cpu())) {
+    return UnsuitedError(absl::StrCat(
         "a deterministic job needs the sampler's log-probabilities to be the learner's to the bit; this rollout worker "
-        "has int8 weights: start it with --precision float32");
+        "computes with ",
+        options_.int8                       ? "int8 weights"
+        : options_.dtype != torch::kFloat32 ? "another precision"
+                                            : "a GPU",
+        ": start this worker with --device cpu --precision float32"));
   }
   RLHF_ASSIGN_OR_RETURN(const std::string dir, artifacts_->Fetch(source.artifact()));
   RLHF_ASSIGN_OR_RETURN(std::unique_ptr<artifact::Tokenizer> tokenizer, artifact::Tokenizer::Load(dir));

@@ -23,6 +23,7 @@
 #include "common/status_util.h"
 #include "model/device.h"
 #include "model/guard.h"
+#include "rollout_worker/unsuited.h"
 
 namespace rlhf::rollout {
 namespace {
@@ -228,10 +229,23 @@ absl::Status ReceiveFrom(const std::shared_ptr<grpc::Channel>& source, const Fet
   return taken.ok() ? finished : taken;
 }
 
-bool IsEntryOf(const v1::TensorEntry& entry, const torch::Tensor& parameter) {
+// A job's precision is the learner's, a worker's is its own: with another type the model is right and the worker is
+// not.
+absl::Status CheckEntry(const v1::TensorEntry& entry, const torch::Tensor& parameter) {
   const std::vector<int64_t> shape(entry.shape().begin(), entry.shape().end());
-  return parameter.sizes() == c10::IntArrayRef(shape) && entry.dtype() == DtypeName(parameter.scalar_type()) &&
-         entry.size() == parameter.nbytes();
+  const std::string type = DtypeName(parameter.scalar_type());
+  const bool same_shape = parameter.sizes() == c10::IntArrayRef(shape);
+  if (same_shape && entry.dtype() == type && entry.size() == parameter.nbytes()) return absl::OkStatus();
+  const bool wide = entry.dtype() == "F32";
+  const auto numbers = static_cast<uint64_t>(parameter.numel());
+  if (same_shape && entry.dtype() != type && (wide || entry.dtype() == "BF16") &&
+      entry.size() == numbers * (wide ? 4 : 2)) {
+    return UnsuitedError(absl::StrCat("the job's weights are of type ", entry.dtype(), ", this worker computes with ",
+                                      type, ": start this worker with --precision ", wide ? "float32" : "bfloat16"));
+  }
+  return absl::InvalidArgumentError(absl::StrCat("tensor ", entry.name(), ": expected ", type, " of ",
+                                                 parameter.nbytes(), " bytes, found ", entry.dtype(), " of ",
+                                                 entry.size()));
 }
 
 // A tensor of a model, its bytes on the host (its own ones where it is there), and what goes into it.
@@ -441,11 +455,7 @@ absl::Status ApplyWeights(const FetchedWeights& weights, model::Transformer& mod
       const auto at = entries.find(name);
       if (at == entries.end()) return absl::InvalidArgumentError(absl::StrCat("weights lack tensor ", name));
       const v1::TensorEntry& entry = weights.manifest.tensors(static_cast<int>(at->second));
-      if (!IsEntryOf(entry, parameter)) {
-        return absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": expected ",
-                                                       DtypeName(parameter.scalar_type()), " of ", parameter.nbytes(),
-                                                       " bytes, found ", entry.dtype(), " of ", entry.size()));
-      }
+      RLHF_RETURN_IF_ERROR(CheckEntry(entry, parameter));
       (parts[at->second].whole ? whole : changed).push_back({&entry, parameter, {}, parts[at->second], {}});
     }
     const torch::NoGradGuard no_grad;

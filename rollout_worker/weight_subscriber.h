@@ -80,9 +80,9 @@ class WeightSubscriber {
   uint64_t memory_size_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
-// Makes the model the version's; a refused one leaves the model as it was. InvalidArgument naming the tensor when
-// names, shapes or dtypes differ from the model's; DataLoss when a delta does not lead from the model's weights to the
-// version's: fetch the whole.
+// Makes the model the version's; a refused one leaves the model as it was. Unsuited (see unsuited.h) when the weights
+// are of another precision than this worker's; InvalidArgument naming the tensor when names or shapes differ from the
+// model's; DataLoss when a delta does not lead from the model's weights to the version's: fetch the whole.
 absl::Status ApplyWeights(const FetchedWeights& weights, model::Transformer& model);
 
 }  // namespace rlhf::rollout

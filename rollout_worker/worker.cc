@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "common/status_util.h"
 #include "common/tracing.h"
+#include "rollout_worker/unsuited.h"
 
 namespace rlhf::rollout {
 namespace {
@@ -108,7 +109,7 @@ void Worker::LeaseLoop() {
     if (response.leases().empty()) continue;
     if (draining_) {
       // Asked for before it knew that it ends.
-      for (const auto& lease : response.leases()) HandBack(lease, "", /*permanent=*/false, /*unavailable=*/true);
+      for (const auto& lease : response.leases()) HandBack(lease, "", Fault::kUnavailable);
       continue;
     }
     RLHF_FAILPOINT("rollout/leased");
@@ -134,7 +135,7 @@ void Worker::LeaseLoop() {
   }
 }
 
-void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, bool permanent, bool unavailable) {
+void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, Fault fault) {
   for (const auto& sample : lease.samples()) {
     v1::ReturnedLease returned;
     returned.mutable_id()->set_job_id(lease.job_id());
@@ -143,8 +144,9 @@ void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, bo
     returned.mutable_id()->set_index(sample.index());
     returned.set_attempt(sample.attempt());
     returned.set_error(error);
-    returned.set_permanent(permanent);
-    returned.set_unavailable(unavailable);
+    returned.set_permanent(fault == Fault::kPermanent);
+    returned.set_unavailable(fault == Fault::kUnavailable);
+    returned.set_unsuited(fault == Fault::kUnsuited);
     returned_.TryPush(std::move(returned));
   }
 }
@@ -180,15 +182,19 @@ void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
     spdlog::warn("cannot serve job {} version {}: {}", source.job_id(), source.version().step(), switched.ToString());
     // A superseded version, or a learner that is gone: the coordinator names a newer one with the next lease. What
     // arrived damaged is tried again, so often as an attempt may fail. A broken model stays broken.
-    const bool permanent = absl::IsInvalidArgument(switched), damaged = absl::IsDataLoss(switched);
-    for (const auto& lease : work.leases()) HandBack(lease, switched.ToString(), permanent, !permanent && !damaged);
+    Fault fault = Fault::kUnavailable;
+    if (IsUnsuited(switched)) fault = Fault::kUnsuited;
+    if (absl::IsInvalidArgument(switched)) fault = Fault::kPermanent;
+    if (absl::IsDataLoss(switched)) fault = Fault::kAttempt;
+    const std::string why = fault == Fault::kUnsuited ? std::string(switched.message()) : switched.ToString();
+    for (const auto& lease : work.leases()) HandBack(lease, why, fault);
     absl::SleepFor(absl::Milliseconds(200));
     return;
   }
   for (const auto& lease : work.leases()) {
     if (const absl::Status status = loader_->engine()->Add(lease); !status.ok()) {
       // A cache that is too small is this worker's: another may have the room.
-      HandBack(lease, status.ToString(), absl::IsInvalidArgument(status), false);
+      HandBack(lease, status.ToString(), absl::IsInvalidArgument(status) ? Fault::kPermanent : Fault::kAttempt);
     } else {
       metrics_.Accepted(lease, absl::Now());
       for (const auto& sample : lease.samples()) {

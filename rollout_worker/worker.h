@@ -48,7 +48,10 @@ class Worker {
   void Accept(const v1::LeasePromptsResponse& work);
   void TakeUp(const v1::LeasePromptsResponse& work);
   void Arrived(const v1::LeasePromptsResponse& work);
-  void HandBack(const v1::PromptLease& lease, const std::string& error, bool permanent, bool unavailable);
+  // Why a lease is handed back, which says what it costs its samples: an attempt, all attempts, or nothing because what
+  // they need is away for now, or because another worker has to do it.
+  enum class Fault { kAttempt, kPermanent, kUnavailable, kUnsuited };
+  void HandBack(const v1::PromptLease& lease, const std::string& error, Fault fault);
   // What HandBack has collected.
   void GiveBack();
   // Spans of generation, in each sample's own trace; what was handed back leaves none.

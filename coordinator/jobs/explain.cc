@@ -79,6 +79,11 @@ void ExplainSamples(const JobFacts& facts, Waits* waits) {
     } else if (samples.rollout_workers == 0) {
       waits->Add(v1::NO_ROLLOUT_WORKER, absl::StrCat("a rollout worker, for ", queued), samples.since,
                  "start rollout workers, or uncordon some: `rlhfctl workers list`");
+    } else if (samples.unsuited_workers >= samples.rollout_workers) {
+      waits->Add(v1::NO_ROLLOUT_WORKER,
+                 absl::StrCat("a rollout worker that can serve it, for ", queued, " (", samples.rollout_workers,
+                              " registered, of which none can: ", samples.unsuited_why, ")"),
+                 samples.since, "start rollout workers with the --precision or --device that it names");
     } else if (samples.over_quota) {
       waits->Add(v1::QUOTA,
                  absl::StrCat("rollout workers, for ", queued, ": its project or submitter has all it may have"),

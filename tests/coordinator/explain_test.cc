@@ -190,6 +190,18 @@ TEST(ExplainTest, NoRolloutWorker) {
   EXPECT_THAT(Expect(facts, v1::NO_ROLLOUT_WORKER).waits_for(), HasSubstr("7 samples"));
 }
 
+TEST(ExplainTest, NoRolloutWorkerThatCanServeIt) {
+  JobFacts facts = SamplingFacts();
+  facts.samples.counts.set_queued(7);
+  facts.samples.unsuited_workers = 1;
+  facts.samples.unsuited_why = "rollout-1: start this worker with --precision float32";
+  Expect(facts, v1::ROLLOUT_WORKERS_BUSY);  // the other one can
+  facts.samples.unsuited_workers = 2;
+  const v1::Wait wait = Expect(facts, v1::NO_ROLLOUT_WORKER);
+  EXPECT_THAT(wait.waits_for(), HasSubstr("2 registered, of which none can: rollout-1: start this worker with"));
+  EXPECT_THAT(wait.what_to_do(), HasSubstr("--precision"));
+}
+
 TEST(ExplainTest, RolloutWorkersBusy) {
   JobFacts facts = SamplingFacts();
   facts.samples.counts.set_queued(7);

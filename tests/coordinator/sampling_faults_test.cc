@@ -341,6 +341,35 @@ TEST_F(SamplingFaults, TheFirstOfTwoAttemptsWinsAndTheOtherIsHarmless) {
   ExpectAllAccountedFor();
 }
 
+TEST_F(SamplingFaults, AnUnsuitedWorkerIsNoHelpAndKeepsNobodyFromHelping) {
+  const std::string unsuited = Register("unsuited");
+  Issue(1, 16);
+  const auto returned = Lease(unsuited, 1);
+  ASSERT_EQ(returned.size(), 1u);
+  v1::ReturnLeasesRequest give_back;
+  give_back.set_session_id(unsuited);
+  v1::ReturnedLease* lease = give_back.add_leases();
+  *lease->mutable_id() = returned[0].id();
+  lease->set_attempt(returned[0].attempt());
+  lease->set_error("another precision");
+  lease->set_unsuited(true);
+  sampling_->ReturnLeases(give_back, [](auto) {});
+  loop_.Run();
+  const std::string slow = Register("slow"), quick = Register("quick");
+  ASSERT_EQ(Lease(slow, 1).size(), 1u);
+  std::vector<v1::LeaseProgress> rest;
+  while (rest.size() < 15) {
+    const auto more = Lease(quick, 15);
+    ASSERT_FALSE(more.empty());
+    rest.insert(rest.end(), more.begin(), more.end());
+  }
+  for (const auto& each : rest) EXPECT_TRUE(Submit(quick, each).accepted());
+  Pass(absl::Seconds(1));
+  EXPECT_THAT(Lease(unsuited, 1), testing::IsEmpty());
+  EXPECT_EQ(Lease(quick, 1).size(), 1u);
+  ExpectAllAccountedFor();
+}
+
 TEST_F(SamplingFaults, WhenTheHedgeDiesTheFirstAttemptGoesOn) {
   const std::string slow = Register("slow"), quick = Register("quick");
   Issue(1, 16);

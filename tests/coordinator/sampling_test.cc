@@ -494,27 +494,97 @@ TEST_F(SamplingTest, EqualJobsTakeTurnsAndAnUnfinishedOneKeepsItsWorker) {
   EXPECT_NE(last.leases(0).job_id(), mine);
 }
 
+// The leases go back with what `change` says of each.
+v1::ReturnLeasesRequest Returned(const std::string& session, const v1::LeasePromptsResponse& work,
+                                 const std::function<void(v1::ReturnedLease*)>& change) {
+  v1::ReturnLeasesRequest request;
+  request.set_session_id(session);
+  for (const v1::PromptLease& lease : work.leases()) {
+    for (const v1::SampleLease& sample : lease.samples()) {
+      v1::ReturnedLease* returned = request.add_leases();
+      returned->mutable_id()->set_job_id(lease.job_id());
+      returned->mutable_id()->set_step(lease.step());
+      returned->mutable_id()->set_ordinal(lease.ordinal());
+      returned->mutable_id()->set_index(sample.index());
+      returned->set_attempt(sample.attempt());
+      change(returned);
+    }
+  }
+  return request;
+}
+
 TEST_F(SamplingTest, WhatAWorkerCannotHaveForNowCostsNoAttemptAndIsTold) {
   AddJob(0, /*max_attempts=*/2);
   Issue(1);
   for (int i = 0; i < 5; ++i) {
     const v1::LeasePromptsResponse work = Lease();
     ASSERT_EQ(work.leases_size(), 4);
-    v1::ReturnLeasesRequest request;
-    request.set_session_id(worker_);
-    for (const v1::PromptLease& lease : work.leases()) {
-      v1::ReturnedLease* returned = request.add_leases();
-      returned->mutable_id()->set_job_id("job");
-      returned->mutable_id()->set_step(lease.step());
-      returned->mutable_id()->set_ordinal(lease.ordinal());
-      returned->set_attempt(lease.samples(0).attempt());
+    const v1::ReturnLeasesRequest request = Returned(worker_, work, [](v1::ReturnedLease* returned) {
       returned->set_error("no such artifact");
       returned->set_unavailable(true);
-    }
+    });
     OnLoop([&] { sampling_->ReturnLeases(request, [](auto) {}); });
   }
   EXPECT_THAT(listener_.failed, IsEmpty());
   OnLoop([&] { EXPECT_THAT(sampling_->LastProblem("job"), HasSubstr("no such artifact")); });
+}
+
+TEST_F(SamplingTest, AWorkerThatCannotServeAJobIsPassedOver) {
+  const std::string other = Register(v1::ROLE_ROLLOUT_WORKER, "rollout-1");
+  AddJob(0, /*max_attempts=*/1);
+  Issue(1);
+  const v1::LeasePromptsResponse work = Lease();
+  ASSERT_EQ(work.leases_size(), 2) << "half of what there is";
+  const v1::ReturnLeasesRequest request = Returned(worker_, work, [](v1::ReturnedLease* returned) {
+    returned->set_error("start this worker with --precision float32");
+    returned->set_unsuited(true);
+  });
+  OnLoop([&] { sampling_->ReturnLeases(request, [](auto) {}); });
+  EXPECT_THAT(listener_.failed, IsEmpty());
+  EXPECT_EQ(Counts().queued(), 4);
+  const auto situation = [&] {
+    Sampling::Situation out;
+    OnLoop([&] { out = sampling_->SituationOf("job"); });
+    return out;
+  };
+  EXPECT_EQ(situation().unsuited_workers, 1);
+  EXPECT_EQ(situation().rollout_workers, 2);
+  EXPECT_THAT(situation().unsuited_why, AllOf(HasSubstr("rollout-0"), HasSubstr("--precision float32")));
+  EXPECT_EQ(Lease().leases_size(), 0);
+
+  // It waits for work, and asked first: the other gets all the same.
+  v1::LeasePromptsRequest patient;
+  patient.set_session_id(worker_);
+  patient.set_max_samples(64);
+  patient.set_wait_ms(3'600'000);
+  std::vector<std::string> served;
+  OnLoop([&] {
+    sampling_->LeasePrompts(patient, [&](auto response) {
+      ASSERT_TRUE(response.ok()) << response.status();
+      for (const v1::PromptLease& lease : response->leases()) served.push_back(lease.job_id());
+    });
+  });
+  const std::string unsuited = std::exchange(worker_, other);
+  const v1::LeasePromptsResponse all = Lease();
+  EXPECT_EQ(all.leases_size(), 4) << "a share of what only this worker can do is all of it";
+  EXPECT_THAT(served, IsEmpty());
+  // Of another job it gets its share.
+  AddJob(0, 3, "another");
+  Issue(1, "another");
+  EXPECT_THAT(served, ElementsAre("another", "another"));
+
+  // Started anew, it may be another.
+  const v1::ReturnLeasesRequest back = Returned(other, all, [](v1::ReturnedLease*) {});
+  worker_ = Register(v1::ROLE_ROLLOUT_WORKER, "rollout-0");
+  OnLoop([&] { sampling_->ReturnLeases(back, [](auto) {}); });
+  EXPECT_EQ(situation().unsuited_workers, 0);
+  bool leased = false;
+  for (int i = 0; i < 5 && !leased; ++i) {
+    const v1::LeasePromptsResponse more = Lease();
+    leased = more.leases_size() > 0 && more.leases(0).job_id() == "job";
+    Generate(more);
+  }
+  EXPECT_TRUE(leased);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "model/weights_io.h"
 #include "rollout_worker/engine.h"
 #include "rollout_worker/policy_loader.h"
+#include "rollout_worker/unsuited.h"
 #include "tests/rollout_worker/engine_runs.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
@@ -139,6 +140,21 @@ TEST_F(Int8RolloutTest, NewWeightsAreQuantizedWhileSamplesAreGenerated) {
   }
 }
 
+TEST_F(Int8RolloutTest, WeightsOfAnotherPrecisionAreThisWorkersFault) {
+  const auto engine = Make("model", 4);
+  FetchedWeights halves = Published(*Load("newer", false));
+  for (v1::TensorEntry& entry : *halves.manifest.mutable_tensors()) {
+    entry.set_dtype("BF16");
+    entry.set_offset(entry.offset() / 2);
+    entry.set_size(entry.size() / 2);
+  }
+  halves.manifest.set_total_size(halves.manifest.total_size() / 2);
+  halves.bytes = halves.bytes.first(halves.manifest.total_size());
+  const absl::Status status = ApplyWeights(halves, engine->model());
+  EXPECT_TRUE(IsUnsuited(status)) << status;
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("--precision bfloat16"));
+}
+
 TEST_F(Int8RolloutTest, ADeterministicJobIsRefused) {
   PolicyLoaderOptions options;
   options.int8 = true;
@@ -147,7 +163,7 @@ TEST_F(Int8RolloutTest, ADeterministicJobIsRefused) {
   source.set_job_id("job");
   source.set_deterministic(true);
   const absl::Status status = loader.Switch(source);
-  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(IsUnsuited(status)) << status;
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("--precision float32"));
   EXPECT_EQ(loader.engine(), nullptr);
 }

@@ -1,0 +1,73 @@
+// Workers of two precisions in one service: a job goes on at those that can serve it, and the others are passed over.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/integration/small_job.h"
+
+namespace rlhf {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(MixedWorkersTest, AJobIsServedByTheWorkersOfItsPrecision) {
+  LocalServiceOptions options;
+  options.up = {"--slots", "4", "--rollout-workers", "2"};
+  options.prepare = [](const std::string& dir) {
+    const std::string script = dir + "/bfloat16.sh";
+    ASSERT_TRUE(MakeDirs(dir).ok());
+    ASSERT_TRUE(WriteFileDurably(script, "#!/bin/bash\nexec \"${@/%float32/bfloat16}\"\n").ok());
+    std::filesystem::permissions(script, std::filesystem::perms::owner_all);
+  };
+  const LocalService service(options, [](const std::string& dir) {
+    return std::vector<std::string>{"--wrap", absl::StrCat("rollout-1=", dir, "/bfloat16.sh")};
+  });
+  const std::string dir = service.scratch().path();
+  MakeSmallModel(dir);
+  ASSERT_FALSE(testing::Test::HasFailure());
+  const auto submit = [&](const std::string& name, const std::string& more) {
+    SmallJob job;
+    job.name = name;
+    job.steps = 4;
+    const std::string path = WriteSmallJob(dir, job);
+    ASSERT_TRUE(WriteFileDurably(path, *ReadFile(path) + more).ok());
+    const CommandResult submitted = service.Ctl("submit " + path);
+    ASSERT_EQ(submitted.code, 0) << submitted.output;
+  };
+  const auto succeeds = [&](const std::string& name) {
+    LocalService::Until(
+        absl::Seconds(120),
+        [&] {
+          const std::string state = service.StateOf(name);
+          return state == "SUCCEEDED" || state == "FAILED";
+        },
+        name + " ends");
+    EXPECT_EQ(service.StateOf(name), "SUCCEEDED") << service.Job(name).dump(1);
+    const CommandResult checked = service.Ctl("ledger " + name + " --check", "admin.json");
+    EXPECT_EQ(checked.code, 0) << checked.output;
+  };
+  submit("half", "  precision: BFLOAT16\n");
+  succeeds("half");
+  EXPECT_THAT(service.Log("rollout-0"), HasSubstr("start this worker with --precision bfloat16"));
+  submit("exact", "deterministic: true\n");
+  succeeds("exact");
+  EXPECT_THAT(service.Log("rollout-1"), HasSubstr("start this worker with --device cpu --precision float32"));
+
+  // With none that can, `why` says how to start one.
+  ASSERT_EQ(service.Ctl("workers cordon rollout-0", "admin.json").code, 0);
+  submit("nobody", "deterministic: true\n");
+  std::string why;
+  LocalService::Until(
+      absl::Seconds(60),
+      [&] {
+        why = service.Ctl("why nobody").output;
+        return why.find("1 registered, of which none can") != std::string::npos;
+      },
+      "the job waits for a worker of its precision");
+  EXPECT_THAT(why, HasSubstr("rollout-1: "));
+  EXPECT_THAT(why, HasSubstr("--precision float32"));
+  ASSERT_EQ(service.Ctl("workers cordon rollout-0 --undo", "admin.json").code, 0);
+  succeeds("nobody");
+}
+
+}  // namespace
+}  // namespace rlhf
