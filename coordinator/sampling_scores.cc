@@ -15,6 +15,7 @@ namespace {
 constexpr absl::Duration kScoreBackoff = absl::Milliseconds(500);
 constexpr absl::Duration kLongestBackoff = absl::Seconds(30);
 constexpr int kMostBatchesToGrow = 1024;
+constexpr size_t kRequestBytes = 16 << 20;  // of samples in one request; a channel carries 64 MiB
 
 // Trying again cannot help: the model, the pattern or the sample itself is at fault.
 bool Permanent(absl::StatusCode code) {
@@ -112,6 +113,7 @@ bool SamplingImpl::SendBatch(ActiveJob& job) {
   times.set_reward_server(server->identity.instance_id());
   std::vector<Sent> sent;
   std::vector<std::pair<SampleKey, absl::Status>> unreadable;
+  size_t bytes = 0;
   for (const SampleKey& key : job.ledger.generated()) {
     if (sent.size() == FullBatch(job)) break;
     if (job.scoring.count(key) > 0) continue;
@@ -122,6 +124,8 @@ bool SamplingImpl::SendBatch(ActiveJob& job) {
       unreadable.emplace_back(key, sample.status());
       continue;
     }
+    bytes += sample->ByteSizeLong();
+    if (bytes > kRequestBytes && !sent.empty()) break;
     *request.add_samples() = *std::move(sample);
     sent.push_back({key, row.attempt(), times});
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,6 +21,7 @@ namespace {
 constexpr int kLeaseWaitMs = 2000;
 constexpr auto kMetricsEvery = absl::Milliseconds(250);
 constexpr auto kIdlePoll = absl::Milliseconds(20);
+constexpr size_t kSubmitBytes = 16 << 20;  // of samples in one request; a channel carries 64 MiB
 
 bool SameLease(const v1::LeaseProgress& a, const v1::SampleId& id, int attempt) {
   return a.attempt() == attempt && a.id().job_id() == id.job_id() && a.id().step() == id.step() &&
@@ -34,7 +36,29 @@ v1::LeaseProgress ProgressOf(const v1::Sample& sample) {
   return progress;
 }
 
+// Whether the coordinator, or the channel, would say the same whenever it is asked: the samples are at fault, or the
+// size of one. Without that, exhausted is a volume, which somebody makes room on.
+bool AnsweredAlike(const absl::Status& status, const v1::SubmitSamplesRequest& request) {
+  return absl::IsInvalidArgument(status) || absl::IsOutOfRange(status) ||
+         (absl::IsResourceExhausted(status) && request.ByteSizeLong() > kSubmitBytes);
+}
+
 }  // namespace
+
+std::vector<v1::SubmitSamplesRequest> SubmissionsOf(std::vector<v1::Sample> samples, size_t most_bytes) {
+  std::vector<v1::SubmitSamplesRequest> requests;
+  size_t bytes = 0;
+  for (v1::Sample& sample : samples) {
+    const size_t size = sample.ByteSizeLong();
+    if (requests.empty() || bytes + size > most_bytes) {
+      requests.emplace_back();
+      bytes = 0;
+    }
+    bytes += size;
+    *requests.back().add_samples() = std::move(sample);
+  }
+  return requests;
+}
 
 Worker::Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterRequest& identity, PolicyLoader* loader,
                MetricsRegistry* metrics, const std::string& evidence_dir)
@@ -307,43 +331,8 @@ void Worker::SubmitLoop() {
         batch->insert(batch->end(), std::make_move_iterator(more->begin()), std::make_move_iterator(more->end()));
         if (batch->size() >= 256) break;
       }
-      v1::SubmitSamplesRequest request;
-      for (auto& sample : *batch) *request.add_samples() = std::move(sample);
-      RLHF_FAILPOINT("rollout/before_submit");
-      while (!stopping_) {
-        if (!session_->WaitRegistered(absl::Milliseconds(200))) continue;
-        request.set_session_id(session_->session_id());
-        v1::SubmitSamplesResponse response;
-        const auto context = client::MakeContext(absl::Seconds(10));
-        const Span span("submit samples");
-        const absl::Status status = FromGrpc(stub_->SubmitSamples(context.get(), request, &response));
-        if (status.ok()) {
-          RLHF_FAILPOINT("rollout/after_submit");
-          accepted_log_.Accepted(request, response);
-          for (const auto& verdict : response.verdicts()) {
-            if (!verdict.accepted()) {
-              const LogScope scope({.job_id = verdict.id().job_id(),
-                                    .step = verdict.id().step(),
-                                    .sample = artifact::SampleName(verdict.id())});
-              spdlog::info("sample {}/{}/{}/{} was not taken: {}", verdict.id().job_id(), verdict.id().step(),
-                           verdict.id().ordinal(), verdict.id().index(), v1::ErrorReason_Name(verdict.reason()));
-            }
-          }
-          break;
-        }
-        if (ReasonOf(status) == v1::UNKNOWN_SESSION) session_->Invalidate(request.session_id());
-        if (absl::IsInvalidArgument(status)) {
-          const LogScope scope({.job_id = request.samples(0).id().job_id()});
-          spdlog::error("the coordinator refused samples: {}", status.ToString());
-          break;
-        }
-        absl::SleepFor(absl::Milliseconds(200));
-      }
-      absl::MutexLock lock(&mu_);
-      for (const auto& sample : request.samples()) {
-        std::erase_if(unacknowledged_,
-                      [&](const auto& held) { return SameLease(held, sample.id(), sample.attempt()); });
-      }
+      for (v1::SubmitSamplesRequest& request : SubmissionsOf(*std::move(batch), kSubmitBytes))
+        Submit(std::move(request));
     }
     GiveBack();
     if (stopping_ && !batch) return;
@@ -351,6 +340,55 @@ void Worker::SubmitLoop() {
       absl::MutexLock lock(&mu_);
       if (arriving_.empty() && progress_.empty() && unacknowledged_.empty()) drained_ = true;
     }
+  }
+}
+
+void Worker::Submit(v1::SubmitSamplesRequest request) {
+  RLHF_FAILPOINT("rollout/before_submit");
+  std::set<absl::StatusCode> told;
+  while (!stopping_) {
+    if (!session_->WaitRegistered(absl::Milliseconds(200))) continue;
+    request.set_session_id(session_->session_id());
+    v1::SubmitSamplesResponse response;
+    const auto context = client::MakeContext(absl::Seconds(10));
+    const Span span("submit samples");
+    const absl::Status status = FromGrpc(stub_->SubmitSamples(context.get(), request, &response));
+    if (status.ok()) {
+      RLHF_FAILPOINT("rollout/after_submit");
+      accepted_log_.Accepted(request, response);
+      for (const auto& verdict : response.verdicts()) {
+        if (!verdict.accepted()) {
+          const LogScope scope({.job_id = verdict.id().job_id(),
+                                .step = verdict.id().step(),
+                                .sample = artifact::SampleName(verdict.id())});
+          spdlog::info("sample {}/{}/{}/{} was not taken: {}", verdict.id().job_id(), verdict.id().step(),
+                       verdict.id().ordinal(), verdict.id().index(), v1::ErrorReason_Name(verdict.reason()));
+        }
+      }
+      break;
+    }
+    const LogScope scope({.job_id = request.samples(0).id().job_id()});
+    if (ReasonOf(status) == v1::UNKNOWN_SESSION) {
+      session_->Invalidate(request.session_id());
+    } else if (AnsweredAlike(status, request)) {
+      spdlog::error("{} samples cannot be submitted and are handed back: {}", request.samples_size(),
+                    status.ToString());
+      for (const auto& sample : request.samples()) {
+        v1::ReturnedLease returned;
+        *returned.mutable_id() = sample.id();
+        returned.set_attempt(sample.attempt());
+        returned.set_error(absl::StrCat("it cannot be submitted: ", status.message()));
+        returned_.TryPush(std::move(returned));
+      }
+      break;
+    } else if (told.insert(status.code()).second) {
+      spdlog::warn("{} samples are not submitted yet, and tried again: {}", request.samples_size(), status.ToString());
+    }
+    absl::SleepFor(absl::Milliseconds(200));
+  }
+  absl::MutexLock lock(&mu_);
+  for (const auto& sample : request.samples()) {
+    std::erase_if(unacknowledged_, [&](const auto& held) { return SameLease(held, sample.id(), sample.attempt()); });
   }
 }
 

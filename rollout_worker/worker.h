@@ -23,6 +23,9 @@
 
 namespace rlhf::rollout {
 
+// Samples as requests, in their order, each of at most so many bytes of samples, or of one sample.
+std::vector<v1::SubmitSamplesRequest> SubmissionsOf(std::vector<v1::Sample> samples, size_t most_bytes);
+
 class Worker {
  public:
   // All pointers outlive the worker. `identity` is what Register sends. evidence_dir: where to keep a list of the
@@ -42,6 +45,8 @@ class Worker {
   void LeaseLoop();
   void GenerateLoop();
   void SubmitLoop();
+  // Until the coordinator has answered, or the worker stops. What cannot be submitted at all is handed back.
+  void Submit(v1::SubmitSamplesRequest request);
   void FillHeartbeat(v1::HeartbeatRequest* request);
   void OnHeartbeat(const v1::HeartbeatResponse& response);
   // The work is in the engine or handed back afterwards.

@@ -150,7 +150,7 @@ class SamplingTest : public testing::Test {
     OnLoop([&] { sampling_->Tick(); });  // ends the poll when there is nothing
     return out;
   }
-  void Generate(const v1::LeasePromptsResponse& work) {
+  void Generate(const v1::LeasePromptsResponse& work, const std::string& text = "") {
     v1::SubmitSamplesRequest request;
     request.set_session_id(worker_);
     for (const v1::PromptLease& lease : work.leases()) {
@@ -161,6 +161,7 @@ class SamplingTest : public testing::Test {
         out->mutable_id()->set_ordinal(lease.ordinal());
         out->mutable_id()->set_index(sample.index());
         out->set_attempt(sample.attempt());
+        out->set_response_text(text);
         out->add_response_tokens(7);
         out->add_behaviour_log_probs(-1);
         *out->mutable_version_low() = lease.policy().version();
@@ -282,6 +283,32 @@ TEST_F(SamplingTest, RequestsThatTakeTooLongAreHalved) {
   }
   EXPECT_EQ(Counts().scored(), 4);
   EXPECT_THAT(listener_.scored, ElementsAre(1));
+}
+
+TEST_F(SamplingTest, RequestsAreCutByTheirBytesToo) {
+  rewards_.answer = [](const v1::ScoreRequest& request) -> absl::StatusOr<v1::ScoreResponse> {
+    if (request.ByteSizeLong() > (64 << 20)) return absl::ResourceExhaustedError("message larger than max");
+    return Ones(request);
+  };
+  AddJob(0);
+  Issue(1);
+  Generate(Lease(), std::string(7 << 20, 'x'));
+  Tick();
+  EXPECT_EQ(Counts().scored(), 4);
+  EXPECT_THAT(rewards_.sizes, ElementsAre(2, 2));
+  Issue(2);
+  v1::PolicySource newer;
+  newer.set_job_id("job");
+  newer.mutable_version()->set_step(1);
+  OnLoop([&] {
+    WriteBatch batch;
+    sampling_->SetPolicy("job", newer, &batch);
+  });
+  rewards_.sizes.clear();
+  Generate(Lease(), std::string(17 << 20, 'x'));
+  Tick();
+  EXPECT_EQ(Counts().scored(), 8);
+  EXPECT_THAT(rewards_.sizes, ElementsAre(1, 1, 1, 1));
 }
 
 TEST_F(SamplingTest, ADamagedSampleIsGeneratedAnewUnlessItsStepWasTrainedFromIt) {
