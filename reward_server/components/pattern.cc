@@ -27,7 +27,7 @@ absl::StatusOr<Pattern> Pattern::Compile(const std::string& pattern) {
     return absl::InvalidArgumentError(absl::StrCat(
         "pattern \"", pattern, "\" is not a valid regular expression: ", ErrorText(error), " at character ", at));
   }
-  return Pattern(std::shared_ptr<void>(code, [](void* p) { pcre2_code_free(static_cast<pcre2_code*>(p)); }));
+  return Pattern(pattern, std::shared_ptr<void>(code, [](void* p) { pcre2_code_free(static_cast<pcre2_code*>(p)); }));
 }
 
 absl::StatusOr<bool> Pattern::Found(const std::string& text) const {
@@ -41,7 +41,15 @@ absl::StatusOr<bool> Pattern::Found(const std::string& text) const {
       pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0, 0, data.get(), context.get());
   if (found >= 0) return true;
   if (found == PCRE2_ERROR_NOMATCH) return false;
-  return absl::ResourceExhaustedError(absl::StrCat("matching a pattern failed: ", ErrorText(found)));
+  if (found == PCRE2_ERROR_NOMEMORY)
+    return absl::ResourceExhaustedError(absl::StrCat("pattern \"", source_, "\": ", ErrorText(found)));
+  // The same pattern needs the same steps on the same text: to wait would be for nothing.
+  if (found == PCRE2_ERROR_MATCHLIMIT || found == PCRE2_ERROR_DEPTHLIMIT || found == PCRE2_ERROR_HEAPLIMIT) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pattern \"", source_, "\" needs more than ", kMatchSteps, " steps on this text: simplify it"));
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("pattern \"", source_, "\" cannot be matched on this text: ", ErrorText(found)));
 }
 
 }  // namespace rlhf::reward

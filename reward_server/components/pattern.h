@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 
@@ -11,11 +12,12 @@ namespace rlhf::reward {
 class Pattern {
  public:
   static absl::StatusOr<Pattern> Compile(const std::string& pattern);
-  // ResourceExhausted when matching needs more than 1,000,000 steps.
+  // InvalidArgument naming the pattern when matching needs more than 1,000,000 steps, as it then always does.
   absl::StatusOr<bool> Found(const std::string& text) const;
 
  private:
-  explicit Pattern(std::shared_ptr<void> code) : code_(std::move(code)) {}
+  Pattern(std::string source, std::shared_ptr<void> code) : source_(std::move(source)), code_(std::move(code)) {}
+  std::string source_;
   std::shared_ptr<void> code_;
 };
 

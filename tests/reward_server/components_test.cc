@@ -46,6 +46,20 @@ TEST(RegexTest, GivesWhatItsMatchSays) {
   EXPECT_THAT(std::string(bad.status().message()), HasSubstr("(unclosed"));
 }
 
+TEST(RegexTest, OneThatNeedsTooManyStepsIsAtFaultItself) {
+  v1::RegexComponent spec;
+  spec.set_pattern("(a|aa)+$");
+  const auto component = MakeRegex(spec);
+  ASSERT_TRUE(component.ok()) << component.status();
+  const v1::Sample easy = Answer("aaaa"), hard = Answer(absl::StrCat(std::string(80, 'a'), "b"));
+  const auto scores = (*component)->Score({&easy, &hard});
+  EXPECT_EQ(scores[0].value_or(0), 1);
+  // It would be the same tomorrow: not to be tried again.
+  EXPECT_EQ(scores[1].status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(scores[1].status().message()),
+              HasSubstr("\"(a|aa)+$\" needs more than 1000000 steps on this text"));
+}
+
 TEST(LengthTest, FallsLinearlyOutsideItsBounds) {
   v1::LengthComponent spec;
   spec.set_min_tokens(4);
