@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/prompt.h"
+#include "artifact/sample_digest.h"
 #include "common/canonical_bytes.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
@@ -62,47 +63,38 @@ class RewardModelScore : public Component {
       : scorer_(scorer), digest_(std::move(digest)), policy_(std::move(policy)), criteria_(std::move(criteria)) {}
 
   std::vector<absl::StatusOr<double>> Score(const std::vector<const v1::Sample*>& samples) override {
-    std::vector<double> values;
+    std::vector<absl::StatusOr<double>> values(samples.size(), 0.0);
     const absl::Status status = model::Guard("reward model", [&] { return Compute(samples, &values); });
     if (!status.ok()) return std::vector<absl::StatusOr<double>>(samples.size(), status);
-    return {values.begin(), values.end()};
+    return values;
   }
   const std::vector<std::vector<double>>* parts() const override { return parts_.empty() ? nullptr : &parts_; }
   std::string PartName(size_t part) const override { return names_[part]; }
 
  private:
-  absl::Status Compute(const std::vector<const v1::Sample*>& samples, std::vector<double>* values) {
+  // A status of all samples is the model's; one that only a sample has goes to its place.
+  absl::Status Compute(const std::vector<const v1::Sample*>& samples, std::vector<absl::StatusOr<double>>* values) {
     const c10::InferenceMode inference;
     RLHF_ASSIGN_OR_RETURN(Scorer::Loaded * loaded, scorer_->Load(digest_, model::HeadKind::kScalar));
     RLHF_RETURN_IF_ERROR(loaded->model->SetDeterministic(scorer_->deterministic_));
     const std::vector<model::RewardHead>& heads = loaded->normalization.heads;
     RLHF_RETURN_IF_ERROR(CheckCriteria(heads));
-    parts_.assign(heads.size(), {});
+    parts_.assign(heads.size(), std::vector<double>(samples.size(), 0));
     names_.clear();
     for (const model::RewardHead& head : heads) names_.push_back(head.criterion);
     RLHF_ASSIGN_OR_RETURN(const bool same_tokens, SameTokens(*loaded));
     std::vector<std::vector<int32_t>> sequences;
-    for (const v1::Sample* sample : samples) {
-      std::vector<int32_t>& tokens = sequences.emplace_back();
-      if (same_tokens) {
-        tokens.assign(sample->prompt_tokens().begin(), sample->prompt_tokens().end());
-        tokens.insert(tokens.end(), sample->response_tokens().begin(), sample->response_tokens().end());
-      } else {
-        // Another vocabulary: the same text in the reward model's own tokens.
-        RLHF_ASSIGN_OR_RETURN(tokens, artifact::EncodePrompt(*loaded->tokenizer, sample->prompt().text(),
-                                                             artifact::MessagesOf(sample->prompt())));
-        RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> response,
-                              loaded->tokenizer->Encode(sample->response_text(), {.add_special_tokens = false}));
-        tokens.insert(tokens.end(), response.begin(), response.end());
-        if (sample->finish_reason() == v1::END_OF_TEXT && loaded->tokenizer->eos_id())
-          tokens.push_back(*loaded->tokenizer->eos_id());
+    std::vector<size_t> places;  // of their samples
+    for (size_t i = 0; i < samples.size(); ++i) {
+      absl::StatusOr<std::vector<int32_t>> tokens = TokensOf(*samples[i], *loaded, same_tokens);
+      if (!tokens.ok()) {
+        (*values)[i] = tokens.status();
+        continue;
       }
-      if (tokens.empty() || static_cast<int64_t>(tokens.size()) > loaded->model->config().max_position_embeddings) {
-        return absl::InvalidArgumentError(absl::StrCat("reward model ", digest_, ": a sample has ", tokens.size(),
-                                                       " tokens; expected 1 to ",
-                                                       loaded->model->config().max_position_embeddings));
-      }
+      sequences.push_back(*std::move(tokens));
+      places.push_back(i);
     }
+    auto place = places.begin();
     for (const auto& [begin, end] : SplitByTokens(sequences, scorer_->options_.batch_tokens)) {
       const std::vector<std::vector<int32_t>> part(sequences.begin() + static_cast<int64_t>(begin),
                                                    sequences.begin() + static_cast<int64_t>(end));
@@ -110,13 +102,39 @@ class RewardModelScore : public Component {
       const torch::Tensor rows = loaded->model->Hidden(batch, batch.LastRows());
       const torch::Tensor raw = loaded->model->Scalar(rows).to(torch::kCPU, torch::kFloat64).contiguous();
       const auto width = static_cast<int64_t>(std::max<size_t>(1, heads.size()));
-      for (int64_t i = 0; i < raw.numel(); i += width) {
+      for (int64_t i = 0; i < raw.numel(); i += width, ++place) {
         const double* outputs = raw.data_ptr<double>() + i;
-        values->push_back(criteria_.empty() ? loaded->normalization.Apply(outputs) : Weighted(heads, outputs));
-        for (size_t h = 0; h < heads.size(); ++h) parts_[h].push_back(heads[h].Normalize(outputs[h]));
+        (*values)[*place] = criteria_.empty() ? loaded->normalization.Apply(outputs) : Weighted(heads, outputs);
+        for (size_t h = 0; h < heads.size(); ++h) parts_[h][*place] = heads[h].Normalize(outputs[h]);
       }
     }
     return absl::OkStatus();
+  }
+
+  // Prompt and response as the reward model reads them; InvalidArgument when they are more than its context.
+  absl::StatusOr<std::vector<int32_t>> TokensOf(const v1::Sample& sample, const Scorer::Loaded& loaded,
+                                                bool same_tokens) const {
+    std::vector<int32_t> tokens;
+    if (same_tokens) {
+      tokens.assign(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
+      tokens.insert(tokens.end(), sample.response_tokens().begin(), sample.response_tokens().end());
+    } else {
+      // Another vocabulary: the same text in the reward model's own tokens.
+      RLHF_ASSIGN_OR_RETURN(tokens, artifact::EncodePrompt(*loaded.tokenizer, sample.prompt().text(),
+                                                           artifact::MessagesOf(sample.prompt())));
+      RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> response,
+                            loaded.tokenizer->Encode(sample.response_text(), {.add_special_tokens = false}));
+      tokens.insert(tokens.end(), response.begin(), response.end());
+      if (sample.finish_reason() == v1::END_OF_TEXT && loaded.tokenizer->eos_id())
+        tokens.push_back(*loaded.tokenizer->eos_id());
+    }
+    const int64_t context = loaded.model->config().max_position_embeddings;
+    if (tokens.empty() || static_cast<int64_t>(tokens.size()) > context) {
+      return absl::InvalidArgumentError(absl::StrCat("reward model ", digest_, ": sample ",
+                                                     artifact::SampleName(sample.id()), " has ", tokens.size(),
+                                                     " tokens; expected 1 to ", context));
+    }
+    return tokens;
   }
 
   absl::Status CheckCriteria(const std::vector<model::RewardHead>& heads) const {

@@ -153,6 +153,24 @@ TEST_F(ScorerTest, AFailureIsATypedStatusOfItsSamplesNeverANumber) {
   EXPECT_EQ(scorer_->Score(request_).scores(0).code(), 0);
 }
 
+TEST_F(ScorerTest, ASampleThatIsTooLongFailsAlone) {
+  AddComponent("model", 1)->mutable_reward_model()->set_model(reward_);
+  const v1::ScoreResponse alone = scorer_->Score(request_);
+  const v1::Sample last = request_.samples(1);
+  v1::Sample& endless = *request_.mutable_samples(1);
+  for (int i = 0; i < 4096; ++i) endless.add_response_tokens(75);
+  endless.mutable_id()->set_ordinal(6);
+  *request_.add_samples() = last;
+  const v1::ScoreResponse response = scorer_->Score(request_);
+  ASSERT_EQ(response.scores_size(), 3);
+  EXPECT_EQ(response.scores(1).code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(response.scores(1).error(), testing::HasSubstr("sample 0/6/0 has 4100 tokens; expected 1 to"));
+  for (const int good : {0, 2}) {
+    ASSERT_EQ(response.scores(good).code(), 0) << response.scores(good).error();
+    EXPECT_NEAR(response.scores(good).score().total(), alone.scores(good / 2).score().total(), 1e-5);
+  }
+}
+
 TEST_F(ScorerTest, GoldIsMeasuredBesideTheScore) {
   AddComponent("rule", 1)->mutable_abstention();
   v1::RewardComponent* gold = request_.mutable_gold()->add_components();
