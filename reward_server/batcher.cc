@@ -30,13 +30,14 @@ Batcher::~Batcher() {
   Stop();
 }
 
-void Batcher::Submit(v1::ScoreRequest request, Reply reply) {
+void Batcher::Submit(v1::ScoreRequest request, Reply reply, Gone gone) {
   Item item;
   item.key = BatchKey(request);
   for (const auto& sample : request.samples())
     item.tokens += sample.prompt_tokens_size() + sample.response_tokens_size();
   item.request = std::move(request);
   item.reply = std::move(reply);
+  item.gone = std::move(gone);
   {
     absl::MutexLock lock(&mu_);
     if (!stopping_ && queue_.size() < options_.max_queued_requests) {
@@ -53,9 +54,22 @@ size_t Batcher::queued() const {
   return queue_.size();
 }
 
+std::vector<Batcher::Item> Batcher::TakeGone() {
+  std::vector<Item> gone;
+  for (auto it = queue_.begin(); it != queue_.end();) {
+    if (it->gone == nullptr || !it->gone()) {
+      ++it;
+      continue;
+    }
+    gone.push_back(std::move(*it));
+    it = queue_.erase(it);
+  }
+  return gone;
+}
+
 void Batcher::Loop() {
   while (true) {
-    std::vector<Item> batch;
+    std::vector<Item> batch, gone;
     {
       absl::MutexLock lock(&mu_);
       const auto some = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !queue_.empty(); };
@@ -68,8 +82,11 @@ void Batcher::Loop() {
         return stopping_ || tokens >= options_.batch_tokens;
       };
       mu_.AwaitWithTimeout(absl::Condition(&enough), options_.delay);
+      // A request that took too long was sent again, as two of half its size: behind its own remains they would be late
+      // as well.
+      gone = TakeGone();
       int64_t tokens = 0;
-      const std::string key = queue_.front().key;
+      const std::string key = queue_.empty() ? "" : queue_.front().key;
       for (auto it = queue_.begin(); it != queue_.end();) {
         if (it->key != key || (!batch.empty() && tokens + it->tokens > options_.batch_tokens)) {
           ++it;
@@ -80,6 +97,8 @@ void Batcher::Loop() {
         it = queue_.erase(it);
       }
     }
+    for (Item& item : gone) item.reply(absl::CancelledError("nobody waits for these scores any more"));
+    if (batch.empty()) continue;
     v1::ScoreRequest merged = batch.front().request;
     for (size_t i = 1; i < batch.size(); ++i) {
       for (auto& sample : *batch[i].request.mutable_samples()) *merged.add_samples() = std::move(sample);

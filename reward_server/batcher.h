@@ -1,13 +1,16 @@
 // Gathers scoring requests that ask for the same scorer into one batch: up to a token budget, or a short delay after
 // the first.
 //
-// Thread-safe; one thread computes. Submit refuses with ResourceExhausted when the queue is full.
+// Thread-safe; one thread computes. Submit refuses with ResourceExhausted when the queue is full. What nobody waits for
+// any more is answered Cancelled and not computed.
 #pragma once
 
 #include <atomic>
 #include <deque>
 #include <functional>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
@@ -28,11 +31,13 @@ class Batcher {
  public:
   using Compute = std::function<v1::ScoreResponse(const v1::ScoreRequest&)>;
   using Reply = absl::AnyInvocable<void(absl::StatusOr<v1::ScoreResponse>)>;
+  // Whether nobody waits for the reply any more; asked from the computing thread until the reply is given.
+  using Gone = std::function<bool()>;
   // Called after each batch with its size in samples and its duration.
   using Observer = std::function<void(int samples, absl::Duration took)>;
   Batcher(Compute compute, const BatcherOptions& options, Observer observer);
   ~Batcher();
-  void Submit(v1::ScoreRequest request, Reply reply);
+  void Submit(v1::ScoreRequest request, Reply reply, Gone gone = nullptr);
   int64_t completed() const { return completed_; }  // requests answered; grows with progress
   size_t queued() const;
   // Answers what is queued, then stops.
@@ -42,10 +47,13 @@ class Batcher {
   struct Item {
     v1::ScoreRequest request;
     Reply reply;
+    Gone gone;        // null: never
     std::string key;  // equal keys may share a batch
     int64_t tokens = 0;
   };
   void Loop();
+  // Takes what nobody waits for out of the queue.
+  std::vector<Item> TakeGone() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   Compute compute_;
   BatcherOptions options_;

@@ -29,13 +29,17 @@ grpc::ServerUnaryReactor* RewardServiceAdapter::Score(grpc::CallbackServerContex
     reactor->Finish(ToGrpc(absl::UnavailableError("failpoint reward/before_score")));
     return reactor;
   }
-  batcher_->Submit(*request, [reactor, response](absl::StatusOr<v1::ScoreResponse> scored) {
-    RLHF_FAILPOINT("reward/after_score");
-    if (scored.ok()) *response = *std::move(scored);
-    if (!RLHF_FAILPOINT_OK("reward/nan_score") && response->scores_size() > 0)
-      response->mutable_scores(0)->mutable_score()->set_total(std::numeric_limits<double>::quiet_NaN());
-    reactor->Finish(ToGrpc(scored.status()));
-  });
+  // The context lives until the reactor has finished, which only the reply does.
+  batcher_->Submit(
+      *request,
+      [reactor, response](absl::StatusOr<v1::ScoreResponse> scored) {
+        RLHF_FAILPOINT("reward/after_score");
+        if (scored.ok()) *response = *std::move(scored);
+        if (!RLHF_FAILPOINT_OK("reward/nan_score") && response->scores_size() > 0)
+          response->mutable_scores(0)->mutable_score()->set_total(std::numeric_limits<double>::quiet_NaN());
+        reactor->Finish(ToGrpc(scored.status()));
+      },
+      [context] { return context->IsCancelled(); });
   return reactor;
 }
 

@@ -1,0 +1,141 @@
+// What the batcher computes together, and what it does not compute at all.
+#include "reward_server/batcher.h"
+
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "common/rpc_server.h"
+#include "reward_server/reward_service.h"
+#include "tests/testing/loopback_server.h"
+
+namespace rlhf::reward {
+namespace {
+
+using testing::ElementsAre;
+
+v1::ScoreRequest RequestOf(const std::string& job, int ordinal) {
+  v1::ScoreRequest request;
+  request.set_job_id(job);
+  v1::Sample& sample = *request.add_samples();
+  sample.mutable_id()->set_ordinal(ordinal);
+  sample.set_response_text("text");
+  return request;
+}
+
+// Computes nothing before the first batch is let go, and remembers what it computed.
+class Held {
+ public:
+  Batcher::Compute Compute() {
+    return [this](const v1::ScoreRequest& request) {
+      if (!begun_.HasBeenNotified()) begun_.Notify();
+      go_.WaitForNotification();
+      absl::MutexLock lock(&mu_);
+      v1::ScoreResponse response;
+      for (const v1::Sample& sample : request.samples()) {
+        computed_.push_back(sample.id().ordinal());
+        response.add_scores();
+      }
+      return response;
+    };
+  }
+  void WaitUntilItComputes() { begun_.WaitForNotification(); }
+  void Go() { go_.Notify(); }
+  std::vector<int> computed() {
+    absl::MutexLock lock(&mu_);
+    return computed_;
+  }
+
+ private:
+  absl::Notification begun_, go_;
+  absl::Mutex mu_;
+  std::vector<int> computed_ ABSL_GUARDED_BY(mu_);
+};
+
+TEST(BatcherTest, WhatNobodyWaitsForIsNotComputed) {
+  Held held;
+  std::vector<std::string> replies;  // of the batcher's thread
+  {
+    Batcher batcher(held.Compute(), {}, [](int, absl::Duration) {});
+    const auto submit = [&](const std::string& job, int ordinal, bool gone) {
+      batcher.Submit(
+          RequestOf(job, ordinal),
+          [&replies, ordinal](absl::StatusOr<v1::ScoreResponse> response) {
+            replies.push_back(absl::StrCat(ordinal, " ", absl::StatusCodeToString(response.status().code())));
+          },
+          [gone] { return gone; });
+    };
+    submit("a", 0, false);
+    held.WaitUntilItComputes();
+    submit("a", 1, true);
+    submit("a", 2, false);
+    submit("b", 3, true);
+    held.Go();
+  }
+  EXPECT_THAT(held.computed(), ElementsAre(0, 2));
+  EXPECT_THAT(replies, ElementsAre("0 OK", "1 CANCELLED", "3 CANCELLED", "2 OK"));
+}
+
+// Tells the test when the server knows that a call was given up.
+class Watched : public RewardServiceAdapter {
+ public:
+  using RewardServiceAdapter::RewardServiceAdapter;
+  grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
+                                  v1::ScoreResponse* response) override {
+    {
+      absl::MutexLock lock(&mu_);
+      contexts_[request->samples(0).id().ordinal()] = context;
+    }
+    return RewardServiceAdapter::Score(context, request, response);
+  }
+  bool Cancelled(int ordinal) {
+    absl::MutexLock lock(&mu_);
+    const auto it = contexts_.find(ordinal);
+    return it != contexts_.end() && it->second->IsCancelled();
+  }
+
+ private:
+  absl::Mutex mu_;
+  std::map<int, grpc::CallbackServerContext*> contexts_ ABSL_GUARDED_BY(mu_);
+};
+
+TEST(BatcherTest, ACallThatTimedOutIsNotComputed) {
+  Held held;
+  Batcher batcher(held.Compute(), {}, [](int, absl::Duration) {});
+  Watched service(&batcher);
+  const auto server = ServeOnLoopback({&service});
+  ASSERT_NE(server, nullptr);
+  const auto stub = v1::RewardService::NewStub(
+      grpc::CreateChannel(absl::StrCat("127.0.0.1:", server->port()), grpc::InsecureChannelCredentials()));
+  grpc::ClientContext patient, hasty;
+  const v1::ScoreRequest first = RequestOf("a", 0), second = RequestOf("a", 1);
+  v1::ScoreResponse response, none;
+  absl::Notification answered;
+  stub->async()->Score(&patient, &first, &response, [&](const grpc::Status& status) {
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    answered.Notify();
+  });
+  held.WaitUntilItComputes();
+  hasty.set_deadline(absl::ToChronoTime(absl::Now() + absl::Milliseconds(300)));
+  EXPECT_EQ(stub->Score(&hasty, second, &none).error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  const absl::Time patience = absl::Now() + absl::Seconds(20);
+  while (!service.Cancelled(1) && absl::Now() < patience) std::this_thread::yield();
+  ASSERT_TRUE(service.Cancelled(1));
+  held.Go();
+  answered.WaitForNotification();
+  batcher.Stop();
+  EXPECT_THAT(held.computed(), ElementsAre(0));
+  server->Shutdown(absl::Seconds(5));
+}
+
+}  // namespace
+}  // namespace rlhf::reward
