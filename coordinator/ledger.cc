@@ -224,16 +224,25 @@ void Ledger::Fail(const SampleKey& key, const std::string& reason, WriteBatch* b
 void Ledger::Replace(const SampleKey& key, v1::SampleState state, const std::string& reason, int64_t prompt_index,
                      WriteBatch* batch) {
   v1::SampleRow& row = Row(key);
-  v1::SampleRow ended = row;
   Move(row, state);
-  ended.set_state(state);
-  ended.set_reason(reason);
-  batch->Put(Table::kSamples, ArchivedRowKey(job_id_, key, ended.attempt()), ended.SerializeAsString());
+  row.set_reason(reason);
+  Supersede(row, prompt_index < 0 ? row.prompt_index() : prompt_index, batch);
+}
+
+void Ledger::Reissue(const SampleKey& key, int64_t prompt_index, WriteBatch* batch) {
+  v1::SampleRow& row = Row(key);
+  if (row.state() != v1::SAMPLE_FAILED) Impossible(job_id_, key, "issued anew, but not failed");
+  Supersede(row, prompt_index, batch);
+}
+
+void Ledger::Supersede(v1::SampleRow& row, int64_t prompt_index, WriteBatch* batch) {
+  const SampleKey key = KeyOfSample(row.id());
+  batch->Put(Table::kSamples, ArchivedRowKey(job_id_, key, row.attempt()), row.SerializeAsString());
   v1::SampleRow fresh;
-  *fresh.mutable_id() = ended.id();
+  *fresh.mutable_id() = row.id();
   fresh.set_state(v1::QUEUED);
-  fresh.set_attempt(ended.attempt());  // the next lease's is one more: results of older attempts stay fenced off
-  fresh.set_prompt_index(prompt_index < 0 ? ended.prompt_index() : prompt_index);
+  fresh.set_attempt(row.attempt());  // the next lease's is one more: results of older attempts stay fenced off
+  fresh.set_prompt_index(prompt_index);
   row = fresh;
   queued_.insert(key);
   Count(std::get<0>(key), v1::QUEUED, 1);
@@ -313,6 +322,16 @@ bool Ledger::StepScored(int64_t step) const {
       return false;
   }
   return any;
+}
+
+bool Ledger::StepEndedShort(int64_t step) const {
+  const auto counts = steps_.find(step);
+  if (counts == steps_.end() || counts->second.failed() == 0 ||
+      counts->second.queued() + counts->second.leased() + counts->second.generated() > 0)
+    return false;
+  const std::vector<const v1::SampleRow*> rows = Step(step);
+  return std::any_of(rows.begin(), rows.end(),
+                     [](const v1::SampleRow* row) { return row->state() == v1::SAMPLE_FAILED; });
 }
 
 void Ledger::Move(v1::SampleRow& row, v1::SampleState to) {

@@ -59,6 +59,8 @@ class Ledger {
   // prompt.
   void Replace(const SampleKey& key, v1::SampleState state, const std::string& reason, int64_t prompt_index,
                WriteBatch* batch);
+  // A sample that failed at an attempt stays failed, and a new one of another prompt, queued, takes its identity.
+  void Reissue(const SampleKey& key, int64_t prompt_index, WriteBatch* batch);
   // Brings a trained row that was forgotten back for a replay.
   void Readmit(const v1::SampleRow& row);
   // The samples of steps up to `step` are final (a durable checkpoint lies behind them): they are forgotten, and their
@@ -83,6 +85,8 @@ class Ledger {
   std::vector<SampleKey> Open() const;
   // All samples of the step are scored, assigned, trained or delivered; false for a step without samples.
   bool StepScored(int64_t step) const;
+  // Nothing of the step is to come any more, and some of it failed for good.
+  bool StepEndedShort(int64_t step) const;
   const v1::LedgerCounts& counts() const { return counts_; }
   // The counts at one moment, to be compared with rows that are read later: those of settled steps together, those of
   // each other step, and where the job's changes stood.
@@ -103,6 +107,8 @@ class Ledger {
   void Count(int64_t step, v1::SampleState state, int64_t by);
   void PutBase(WriteBatch* batch) const;
   v1::SampleRow& Row(const SampleKey& key);
+  // The row, which has ended, is kept beside the sample's, and a queued one takes its place.
+  void Supersede(v1::SampleRow& row, int64_t prompt_index, WriteBatch* batch);
   void Put(const v1::SampleRow& row, WriteBatch* batch);
 
   const std::string job_id_;

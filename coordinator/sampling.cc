@@ -88,7 +88,10 @@ absl::Status SamplingImpl::AddJob(SamplingPlan plan, SamplingListener* listener)
   const int64_t newest = last.ok() ? StepOfKey(job_id, *last) : 0;
   RLHF_RETURN_IF_ERROR(ScanRows(job_id, base.through_step(), [&](const v1::SampleRow& row, bool archived) {
     job->ledger.Restore(row, archived, row.id().step() > newest - kStepsKept);
-    if (archived || !IsOpen(row.state())) return;
+    if (archived) return;
+    // It failed, and what comes of that had not been written.
+    if (row.state() == v1::SAMPLE_FAILED) job->announced.try_emplace(row.id().step(), false);
+    if (!IsOpen(row.state())) return;
     if (row.state() == v1::LEASED) job->leases.Set(KeyOfSample(row.id()), {"", row.attempt(), now, now, now, 0});
     // What was open before a restart is announced like what is issued after it.
     if (row.state() != v1::ASSIGNED) job->announced.try_emplace(row.id().step(), false);
@@ -363,6 +366,40 @@ void SamplingImpl::RefuseStep(const std::string& job_id, int64_t step, const std
   ServeSoon();
 }
 
+std::vector<v1::SampleRow> SamplingImpl::FailedOf(const std::string& job_id, int64_t step) const {
+  std::vector<v1::SampleRow> failed;
+  const ActiveJob* job = Find(job_id);
+  if (job == nullptr) return failed;
+  for (const v1::SampleRow* row : job->ledger.Step(step)) {
+    if (row->state() == v1::SAMPLE_FAILED) failed.push_back(*row);
+  }
+  return failed;
+}
+
+void SamplingImpl::ReplacePrompt(const std::string& job_id, int64_t step, int32_t ordinal, const std::string& reason,
+                                 int64_t prompt_index, WriteBatch* batch) {
+  ActiveJob* job = Find(job_id);
+  if (job == nullptr) return;
+  std::vector<SampleKey> failed, scored;
+  for (const v1::SampleRow* row : job->ledger.Step(step)) {
+    if (row->id().ordinal() != ordinal) continue;
+    if (row->state() == v1::SAMPLE_FAILED) failed.push_back(KeyOfSample(row->id()));
+    if (row->state() == v1::SCORED) scored.push_back(KeyOfSample(row->id()));
+  }
+  for (const SampleKey& key : failed) job->ledger.Reissue(key, prompt_index, batch);
+  for (const SampleKey& key : scored) job->ledger.Replace(key, v1::SAMPLE_FAILED, reason, prompt_index, batch);
+  for (const auto* keys : {&failed, &scored}) {
+    for (const SampleKey& key : *keys) {
+      job->cache.erase(key);
+      job->ForgetFailures(key);
+      job->score_after.erase(key);
+      job->score_tries.erase(key);
+    }
+  }
+  job->announced[step] = false;
+  ServeSoon();
+}
+
 void SamplingImpl::MarkDelivered(const std::string& job_id, WriteBatch* batch) {
   ActiveJob* job = Find(job_id);
   if (job == nullptr) return;
@@ -496,12 +533,18 @@ void SamplingImpl::Write(const std::string& job_id, WriteBatch batch) {
 void SamplingImpl::AfterDurable(const std::string& job_id) {
   ActiveJob* job = Find(job_id);
   if (job == nullptr) return;
-  std::set<int64_t> steps;
+  std::set<int64_t> steps, short_steps;
   for (const auto& [step, announced] : job->announced) {
-    if (!announced && job->ledger.StepScored(step)) steps.insert(step);
+    if (announced) continue;
+    if (job->ledger.StepScored(step)) steps.insert(step);
+    if (job->ledger.StepEndedShort(step)) short_steps.insert(step);
   }
   Dispatch(false);
   SamplingListener* const listener = job->listener;
+  for (const int64_t step : short_steps) {
+    if (Find(job_id) == nullptr) return;
+    listener->OnStepEndedShort(job_id, step);
+  }
   for (const int64_t step : steps) {
     job = Find(job_id);  // the listener may end the job
     if (job == nullptr) return;

@@ -53,6 +53,9 @@ class SamplingListener {
   virtual void OnStepScored(const std::string& job_id, int64_t step) = 0;
   // A sample spent its attempts or failed for good.
   virtual void OnSampleFailed(const std::string& job_id, const v1::SampleRow& row) = 0;
+  // Everything of the step is scored, but for samples that failed for good (see FailedOf). Also called after AddJob for
+  // restored steps, and again and again until ReplacePrompt or the job's end.
+  virtual void OnStepEndedShort(const std::string& job_id, int64_t step) {}
 };
 
 // How scores are asked for; the real one speaks gRPC to a reward server's address. Replies on any thread.
@@ -104,6 +107,12 @@ class Sampling : public FleetListener {
   // The step was refused: its samples fail with the reason and as many new ones are issued for it from first_prompt on.
   virtual void RefuseStep(const std::string& job_id, int64_t step, const std::string& reason, int64_t first_prompt,
                           WriteBatch* batch) = 0;
+  // A step's samples that failed for good, in issue order.
+  virtual std::vector<v1::SampleRow> FailedOf(const std::string& job_id, int64_t step) const = 0;
+  // All samples of a prompt of a step that ended short are failed, those that were scored with the reason, and as many
+  // new ones of another prompt are issued in their place.
+  virtual void ReplacePrompt(const std::string& job_id, int64_t step, int32_t ordinal, const std::string& reason,
+                             int64_t prompt_index, WriteBatch* batch) = 0;
   virtual void MarkDelivered(const std::string& job_id, WriteBatch* batch) = 0;  // every scored sample
   virtual v1::LedgerCounts Counts(const std::string& job_id) const = 0;  // also of jobs not added: recounted from rows
   // What a check found. notes: which counts could not be compared, and why; they are no violations.

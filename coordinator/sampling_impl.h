@@ -142,6 +142,9 @@ class SamplingImpl final : public Sampling {
   void Close(const std::string& job_id, WriteBatch* batch) override;
   void RefuseStep(const std::string& job_id, int64_t step, const std::string& reason, int64_t first_prompt,
                   WriteBatch* batch) override;
+  std::vector<v1::SampleRow> FailedOf(const std::string& job_id, int64_t step) const override;
+  void ReplacePrompt(const std::string& job_id, int64_t step, int32_t ordinal, const std::string& reason,
+                     int64_t prompt_index, WriteBatch* batch) override;
   void MarkDelivered(const std::string& job_id, WriteBatch* batch) override;
   v1::LedgerCounts Counts(const std::string& job_id) const override;
   void Check(const std::string& job_id, Background* thread, std::function<bool()> gone,

@@ -90,6 +90,11 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     }
     PublishWhenDurable();
   }
+  void OnStepEndedShort(const std::string& job_id, int64_t step) override {
+    // Of before a restart, when what comes of it had not been written.
+    const std::vector<v1::SampleRow> failed = deps().sampling->FailedOf(job_id, step);
+    if (!failed.empty()) OnSampleFailed(job_id, failed.front());
+  }
   void OnSampleFailed(const std::string&, const v1::SampleRow& row) override {
     host_->Fail(job_id_, "SAMPLE_FAILED",
                 absl::StrCat("prompt ", row.id().ordinal(), ", sample ", row.id().index(), ": ", row.reason()));

@@ -217,6 +217,7 @@ void Ppo(SpecChecker& check, v1::PpoSpec* s) {
     if ((m->max_gold_drop() > 0 || m->max_gold_gap() > 0) && !s->has_gold())
       check.Problem("max_gold_drop", "expected ppo.gold: a scorer that is measured and never trained on");
   }
+  if (s->on_failed() == v1::ON_FAILED_SAMPLE_UNSPECIFIED) s->set_on_failed(v1::FAILED_SAMPLE_ENDS_JOB);
   if (!s->has_max_attempts()) s->set_max_attempts(5);
   check.Positive("max_attempts", s->max_attempts());
   if (!s->has_max_first_minibatch_ratio_error())

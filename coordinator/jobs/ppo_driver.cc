@@ -82,10 +82,13 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     if (step == job()->version().step() + 1) ServeBatch();
   }
   void OnSampleFailed(const std::string&, const v1::SampleRow& row) override {
+    // Else it waits for the rest of its step: see OnStepEndedShort.
+    if (spec().on_failed() == v1::FAILED_SAMPLE_REPLACES_PROMPT) return;
     host_->Fail(
         job_id_, "SAMPLE_FAILED",
         absl::StrCat("sample ", row.id().step(), "/", row.id().ordinal(), "/", row.id().index(), ": ", row.reason()));
   }
+  void OnStepEndedShort(const std::string&, int64_t step) override;
 
   void Describe(JobFacts* facts) override {
     facts->starting = !begun_;
@@ -139,6 +142,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   void RecordStep(const v1::CommitStepRequest& request, WriteBatch* batch);
 
   void Begin(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
+    prompts_ = prompts;
     v1::Job& row = *job();
     SamplingPlan plan;
     plan.job_id = job_id_;
@@ -306,6 +310,11 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
 
   bool begun_ = false, paused_ = false, assigning_ = false, issuing_ = false;
   int issued_of_next_ = 0;  // prompts of the step after those that the job's row counts as issued
+  std::shared_ptr<const std::vector<v1::Prompt>> prompts_;
+  // Prompts that were put in a step for ones that failed, as the newest step has them, and how many failed since one
+  // did not.
+  int64_t replaced_step_ = 0;
+  size_t replaced_ = 0, failed_in_a_row_ = 0;
   std::unique_ptr<StepWatch> watch_;
   std::string weights_address_;
   CommittedSteps steps_{job_id_};
@@ -494,6 +503,43 @@ void PpoDriver::RecordStep(const v1::CommitStepRequest& request, WriteBatch* bat
   steps_.Record(request, row->version().lineage(), batch);
 }
 
+// Prompts are replaced when nothing else of the step is to come, in the step's order: which prompt takes whose place
+// depends on the prompts alone, not on who was quick.
+void PpoDriver::OnStepEndedShort(const std::string&, int64_t step) {
+  if (step > job()->total_steps()) return;  // stopped early: its samples were cancelled
+  const std::vector<v1::SampleRow> failed = deps().sampling->FailedOf(job_id_, step);
+  if (failed.empty()) return;
+  if (spec().on_failed() != v1::FAILED_SAMPLE_REPLACES_PROMPT) return OnSampleFailed(job_id_, failed.front());
+  if (step > job()->issued_through_step()) return;  // there is more to come
+  std::vector<v1::SampleRow> first;                 // of each prompt
+  for (const v1::SampleRow& row : failed) {
+    if (first.empty() || first.back().id().ordinal() != row.id().ordinal()) first.push_back(row);
+  }
+  const size_t tried = step == replaced_step_ ? replaced_ : static_cast<size_t>(spec().prompts_per_step());
+  failed_in_a_row_ = first.size() < tried ? 0 : failed_in_a_row_ + first.size();
+  if (failed_in_a_row_ >= prompts_->size()) {
+    return host_->Fail(job_id_, "SAMPLE_FAILED",
+                       absl::StrCat(failed_in_a_row_, " prompts in a row failed, and there are ", prompts_->size(),
+                                    "; the last: ", first.back().reason()));
+  }
+  replaced_step_ = step;
+  replaced_ = first.size();
+  v1::Job* row = job();
+  WriteBatch batch;
+  while (issued_of_next_ > 0 && MoreToIssue()) IssueSlice(&batch);  // of the prompts before those that come in
+  for (const v1::SampleRow& one : first) {
+    const auto name = [this](int64_t index) { return (*prompts_)[static_cast<size_t>(index) % prompts_->size()].id(); };
+    const std::string why = absl::StrCat("prompt ", name(one.prompt_index()), " failed: ", one.reason());
+    deps().sampling->ReplacePrompt(job_id_, step, one.id().ordinal(), absl::StrCat("another sample of ", why),
+                                   row->prompt_cursor(), &batch);
+    host_->AppendMessage(
+        row, absl::StrCat("step ", step, ": ", why, "; prompt ", name(row->prompt_cursor()), " takes its place"),
+        &batch);
+    row->set_prompt_cursor(row->prompt_cursor() + 1);
+  }
+  host_->Commit(job_id_, std::move(batch));
+}
+
 void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) {
   v1::Job* row = job();
   if (request.step() != row->version().step() + 1) {
@@ -516,6 +562,7 @@ void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::Refuse
   deps().sampling->RefuseStep(job_id_, request.step(), absl::StrCat("nonfinite: ", request.reason()),
                               row->prompt_cursor(), &batch);
   row->set_prompt_cursor(row->prompt_cursor() + spec().prompts_per_step());
+  replaced_step_ = 0;  // all its prompts are tried anew
   host_->AppendMessage(
       row, absl::StrCat("step ", request.step(), " was refused (", request.reason(), "); it gets a new batch"), &batch);
   DropBatch();

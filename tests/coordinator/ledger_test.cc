@@ -78,6 +78,12 @@ class RandomHistory {
             ledger_->Cancel(key, &batch);
           else
             ledger_->Fail(key, "why", &batch);
+        } else if (row != nullptr && row->state() == v1::SAMPLE_FAILED &&
+                   !store_.Get(Table::kSamples, Ledger::ArchivedRowKey("job", key, row->attempt())).ok()) {
+          const int64_t prompt = prompt_++;
+          ledger_->Reissue(key, prompt, &batch);
+          EXPECT_EQ(ledger_->Find(key)->state(), v1::QUEUED);
+          EXPECT_EQ(ledger_->Find(key)->prompt_index(), prompt);
         }
         break;
     }
@@ -148,6 +154,33 @@ TEST(LedgerTest, AStepIsScoredWhenAllOfItIs) {
   ledger.Scored({1, 1, 0}, {}, &batch);
   EXPECT_TRUE(ledger.StepScored(1));
   EXPECT_EQ(ledger.Step(1).size(), 2u);
+}
+
+TEST(LedgerTest, AStepEndsShortWhenWhatIsLeftOfItFailed) {
+  Ledger ledger("job");
+  WriteBatch batch;
+  EXPECT_FALSE(ledger.StepEndedShort(1));
+  for (int i = 0; i < 2; ++i) {
+    ledger.Issue({1, i, 0}, i, &batch);
+    ledger.Lease({1, i, 0}, "w", &batch);
+  }
+  ledger.Fail({1, 0, 0}, "too long", &batch);
+  EXPECT_FALSE(ledger.StepEndedShort(1));
+  ledger.Generated({1, 1, 0}, {}, "", {}, &batch);
+  EXPECT_FALSE(ledger.StepEndedShort(1));
+  ledger.Scored({1, 1, 0}, {}, &batch);
+  EXPECT_TRUE(ledger.StepEndedShort(1));
+  EXPECT_FALSE(ledger.StepScored(1));
+  ledger.Reissue({1, 0, 0}, 7, &batch);
+  EXPECT_FALSE(ledger.StepEndedShort(1));
+  EXPECT_EQ(ledger.Find({1, 0, 0})->prompt_index(), 7);
+  EXPECT_EQ(ledger.Lease({1, 0, 0}, "w", &batch), 2);
+  ledger.Generated({1, 0, 0}, {}, "", {}, &batch);
+  ledger.Scored({1, 0, 0}, {}, &batch);
+  EXPECT_TRUE(ledger.StepScored(1));
+  EXPECT_FALSE(ledger.StepEndedShort(1)) << "the failed one is superseded";
+  EXPECT_EQ(ledger.counts().issued(), 3);
+  EXPECT_EQ(ledger.counts().failed(), 1);
 }
 
 TEST(LedgerTest, WhatIsSettledNeedNotBeReadAgainUnlessARollbackGoesBehindIt) {

@@ -1,6 +1,7 @@
 // A PPO job over the job table, sampling and a store in memory; the loop's turns, the background's work, and what the
 // store still writes before it "crashes" are the test's.
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <map>
 #include <memory>
@@ -18,6 +19,7 @@
 #include "coordinator/jobs.h"
 #include "coordinator/jobs/monitor.h"
 #include "coordinator/jobs/spec.h"
+#include "coordinator/ledger.h"
 #include "coordinator/store/keys.h"
 #include "tests/coordinator/manual_loop.h"
 #include "tests/coordinator/memory_store.h"
@@ -72,14 +74,21 @@ class CrashingStore final : public StateStore {
   std::vector<std::pair<Committed, absl::Status>> held_;
 };
 
-// Scores by ordinal, at once.
+// Scores by ordinal, at once; a sample that it `refuses` fails for good.
 class Rewards final : public RewardClient {
  public:
+  std::function<bool(const v1::Sample&)> refuses;
   void Score(const std::string&, v1::ScoreRequest request, absl::Duration,
              absl::AnyInvocable<void(absl::StatusOr<v1::ScoreResponse>)> done) override {
     v1::ScoreResponse response;
     for (const v1::Sample& sample : request.samples()) {
-      v1::Score* score = response.add_scores()->mutable_score();
+      v1::SampleScore& scored = *response.add_scores();
+      if (refuses && refuses(sample)) {
+        scored.set_code(static_cast<int>(absl::StatusCode::kInvalidArgument));
+        scored.set_error("too long");
+        continue;
+      }
+      v1::Score* score = scored.mutable_score();
       score->set_total(sample.id().ordinal() % 3);
       for (int i = 0; i < sample.response_tokens_size(); ++i) score->add_reference_log_probs(-1);
     }
@@ -184,14 +193,15 @@ class PpoDriverTest : public testing::Test {
     EXPECT_TRUE(row.ok() && job.ParseFromString(*row));
     return job;
   }
-  // The step's rows in the store: ordinal to prompt index.
+  // The step's rows in the store, without those that were superseded: ordinal to prompt index.
   std::map<int, int64_t> PromptsOf(int64_t step) {
     std::map<int, int64_t> prompts;
     EXPECT_TRUE(rows_
                     .Scan(Table::kSamples, "job/",
-                          [&](absl::string_view, absl::string_view value) {
+                          [&](absl::string_view key, absl::string_view value) {
                             v1::SampleRow row;
                             EXPECT_TRUE(row.ParseFromArray(value.data(), static_cast<int>(value.size())));
+                            if (key != Ledger::RowKey("job", KeyOfSample(row.id()))) return true;
                             if (row.id().step() == step) prompts[row.id().ordinal()] = row.prompt_index();
                             return true;
                           })
@@ -221,17 +231,33 @@ class PpoDriverTest : public testing::Test {
     process_->loop.Run();
     return session;
   }
-  // The worker generates what it can lease, and it is scored; how many samples that were.
-  int Work() {
+  // The worker generates what it can lease, and it is scored; how many samples that were. Samples of prompts that it
+  // `refuses` can never be generated; one prompt after the other says so, from the last one to the first. What it
+  // `keeps` it goes on with.
+  using Prompts = std::function<bool(const v1::PromptLease&)>;
+  int Work(const Prompts& refuses = nullptr, const Prompts& keeps = nullptr) {
     v1::LeasePromptsRequest request;
     request.set_session_id(worker_);
     request.set_max_samples(10'000);
     v1::SubmitSamplesRequest results;
     results.set_session_id(worker_);
+    std::vector<v1::ReturnedLease> refused;
     process_->sampling->LeasePrompts(request, [&](absl::StatusOr<v1::LeasePromptsResponse> response) {
       ASSERT_TRUE(response.ok()) << response.status();
       for (const v1::PromptLease& lease : response->leases()) {
         for (const v1::SampleLease& sample : lease.samples()) {
+          if (keeps && keeps(lease)) continue;
+          if (refuses && refuses(lease)) {
+            v1::ReturnedLease& failed = refused.emplace_back();
+            failed.mutable_id()->set_job_id("job");
+            failed.mutable_id()->set_step(lease.step());
+            failed.mutable_id()->set_ordinal(lease.ordinal());
+            failed.mutable_id()->set_index(sample.index());
+            failed.set_attempt(sample.attempt());
+            failed.set_error("too long");
+            failed.set_permanent(true);
+            continue;
+          }
           v1::Sample* out = results.add_samples();
           out->mutable_id()->set_job_id("job");
           out->mutable_id()->set_step(lease.step());
@@ -251,9 +277,29 @@ class PpoDriverTest : public testing::Test {
       for (const v1::SampleVerdict& verdict : response->verdicts()) EXPECT_TRUE(verdict.accepted());
     });
     process_->loop.Run();
+    for (auto failed = refused.rbegin(); failed != refused.rend(); ++failed) {
+      v1::ReturnLeasesRequest returned;
+      returned.set_session_id(worker_);
+      *returned.add_leases() = *failed;
+      process_->sampling->ReturnLeases(returned, [](absl::StatusOr<v1::ReturnLeasesResponse>) {});
+      process_->loop.Run();
+    }
     process_->sampling->Tick();
     process_->loop.Run();
     return results.samples_size();
+  }
+  std::vector<std::string> Messages() {
+    std::vector<std::string> messages;
+    EXPECT_TRUE(rows_
+                    .Scan(Table::kEvents, "",
+                          [&](absl::string_view, absl::string_view value) {
+                            v1::JobEvent event;
+                            EXPECT_TRUE(event.ParseFromArray(value.data(), static_cast<int>(value.size())));
+                            if (!event.message().empty()) messages.push_back(event.message());
+                            return true;
+                          })
+                    .ok());
+    return messages;
   }
   void AskForBatch(int64_t step) {
     v1::NextBatchRequest request;
@@ -263,10 +309,11 @@ class PpoDriverTest : public testing::Test {
     process_->jobs->NextBatch(request, [this](absl::StatusOr<Batch> batch) { batch_ = std::move(batch); });
     process_->loop.Run();
   }
-  void CommitStep(int64_t step) {
+  void CommitStep(int64_t step, bool stop = false) {
     v1::CommitStepRequest request;
     request.set_job_id("job");
     request.set_step(step);
+    request.set_stop(stop);
     request.set_weights_digest(absl::StrCat("weights ", step));
     request.set_weights_address("nowhere:2");
     (*request.mutable_metrics()->mutable_values())["kl"] = 0.25;
@@ -383,6 +430,162 @@ TEST_F(PpoDriverTest, ACommitThatWaitsEndsWithItsJobAndARepeatedOneIsAnsweredAli
   EXPECT_TRUE(absl::IsAborted(committed_->status())) << committed_->status();
   EXPECT_EQ(JobRow().version().step(), 1);
   Measure();  // what was measured for it comes too late
+}
+
+void ReplacePrompts(v1::PpoSpec* ppo) {
+  ppo->set_on_failed(v1::FAILED_SAMPLE_REPLACES_PROMPT);
+  ppo->set_samples_per_prompt(2);
+}
+// Whether it is the prompt that the step was issued with.
+bool First(const v1::PromptLease& lease) {
+  return lease.samples(0).attempt() == 1;
+}
+
+TEST_F(PpoDriverTest, AFailedSampleEndsTheJobByDefault) {
+  Begin();
+  PutJob();
+  Recover();
+  EXPECT_EQ(JobRow().spec().ppo().on_failed(), v1::FAILED_SAMPLE_ENDS_JOB);
+  Work([](const v1::PromptLease& lease) { return lease.ordinal() == 3; });
+  EXPECT_EQ(JobRow().state(), v1::FAILED);
+  EXPECT_EQ(JobRow().reason_code(), "SAMPLE_FAILED");
+  EXPECT_THAT(JobRow().reason(), testing::HasSubstr("sample 1/3/0: too long"));
+}
+
+// Which prompt takes whose place is a matter of their order, not of who failed first.
+TEST_F(PpoDriverTest, PromptsThatFailAreReplacedInTheStepsOrder) {
+  Begin();
+  PutJob(ReplacePrompts);
+  Recover();
+  std::map<int, std::string> texts;
+  const auto refuses = [&](const v1::PromptLease& lease) {
+    texts.try_emplace(lease.ordinal(), lease.prompt().id());
+    return First(lease) && (lease.ordinal() == 3 || lease.ordinal() == 9);
+  };
+  EXPECT_EQ(Work(refuses), 2 * (kPromptsPerStep - 2));
+  EXPECT_EQ(JobRow().state(), v1::RUNNING) << JobRow().reason();
+  EXPECT_EQ(PromptsOf(1)[3], kPromptsPerStep);
+  EXPECT_EQ(PromptsOf(1)[9], kPromptsPerStep + 1);
+  EXPECT_EQ(PromptsOf(1)[4], 4);
+  EXPECT_EQ(JobRow().prompt_cursor(), kPromptsPerStep + 2);
+  // The file's prompts begin anew.
+  EXPECT_THAT(
+      Messages(),
+      testing::IsSupersetOf(
+          {absl::StrCat("step 1: prompt ", texts[3], " failed: too long; prompt ", texts[0], " takes its place"),
+           absl::StrCat("step 1: prompt ", texts[9], " failed: too long; prompt ", texts[1], " takes its place")}));
+  ExpectAllAccountedFor();
+  AskForBatch(1);
+  EXPECT_FALSE(batch_.has_value());
+  EXPECT_EQ(Work(), 4);
+  ASSERT_TRUE(batch_.has_value() && batch_->ok());
+  ASSERT_EQ((**batch_)->size(), 2u * kPromptsPerStep);
+  EXPECT_EQ((***batch_)[6].prompt().id(), texts[0]);
+  EXPECT_EQ((***batch_)[6].attempt(), 2);
+  EXPECT_EQ(process_->sampling->Counts("job").failed(), 4);
+  Measure();
+  CommitStep(1);
+  ASSERT_TRUE(committed_.has_value() && committed_->ok());
+  EXPECT_EQ(PromptsOf(2)[0], kPromptsPerStep + 2);
+  ExpectAllAccountedFor();
+}
+
+// One of a prompt's samples failed; the other one was scored.
+TEST_F(PpoDriverTest, AReplacedPromptTakesItsOtherSamplesWithIt) {
+  Begin();
+  PutJob(ReplacePrompts);
+  process_->rewards.refuses = [](const v1::Sample& sample) {
+    return sample.id().ordinal() == 3 && sample.id().index() == 1 && sample.attempt() == 1;
+  };
+  Recover();
+  EXPECT_EQ(Work(), 2 * kPromptsPerStep);
+  EXPECT_EQ(PromptsOf(1)[3], kPromptsPerStep);
+  const v1::LedgerCounts counts = process_->sampling->Counts("job");
+  EXPECT_EQ(counts.failed(), 2);
+  EXPECT_EQ(counts.queued(), 2);
+  ExpectAllAccountedFor();
+  EXPECT_EQ(Work(), 2);
+  AskForBatch(1);
+  EXPECT_TRUE(batch_.has_value() && batch_->ok());
+  ExpectAllAccountedFor();
+}
+
+TEST_F(PpoDriverTest, APromptThatFailedBeforeARestartIsReplacedAfterIt) {
+  Begin();
+  PutJob(ReplacePrompts);
+  Recover();
+  v1::LeasePromptsRequest request;
+  request.set_session_id(worker_);
+  request.set_max_samples(10'000);
+  // The failure itself is written, nothing after it.
+  const int64_t rows = 2 * kPromptsPerStep;
+  const auto refuses = [](const v1::PromptLease& lease) { return First(lease) && lease.ordinal() == 3; };
+  // Leased, generated and scored: three rows each; the two that fail, leased and failed.
+  process_->store.CrashAfterSampleRows(3 * (rows - 2) + 2 * 2);
+  Work(refuses);
+  ASSERT_TRUE(process_->store.crashed());
+  EXPECT_EQ(PromptsOf(1)[3], 3);
+  ASSERT_TRUE(process_->payloads->Sync().ok());
+  Restart();
+  EXPECT_EQ(PromptsOf(1)[3], kPromptsPerStep);
+  EXPECT_EQ(JobRow().prompt_cursor(), kPromptsPerStep + 1);
+  ExpectAllAccountedFor();
+  EXPECT_EQ(Work(), 2);
+  AskForBatch(1);
+  EXPECT_TRUE(batch_.has_value() && batch_->ok());
+}
+
+TEST_F(PpoDriverTest, AfterAnEarlyStopNothingIsReplaced) {
+  Begin();
+  PutJob([](v1::PpoSpec* ppo) {
+    ReplacePrompts(ppo);
+    ppo->set_max_policy_lag(1);
+  });
+  Recover();
+  const auto prompt = [](int ordinal) {
+    return [ordinal](const v1::PromptLease& lease) { return lease.step() == 2 && lease.ordinal() == ordinal; };
+  };
+  Work(prompt(3), prompt(9));
+  EXPECT_EQ(process_->sampling->Counts("job").failed(), 2);
+  AskForBatch(1);
+  ASSERT_TRUE(batch_.has_value() && batch_->ok());
+  Measure();
+  CommitStep(1, /*stop=*/true);
+  ASSERT_TRUE(committed_.has_value() && committed_->ok());
+  process_->sampling->Tick();
+  process_->loop.Run();
+  EXPECT_EQ(JobRow().total_steps(), 1);
+  const v1::LedgerCounts counts = process_->sampling->Counts("job");
+  EXPECT_EQ(counts.queued() + counts.leased(), 0);
+  EXPECT_EQ(counts.issued(), 4 * kPromptsPerStep);
+  EXPECT_THAT(Messages(), testing::Not(testing::Contains(testing::HasSubstr("takes its place"))));
+  ExpectAllAccountedFor();
+}
+
+TEST_F(PpoDriverTest, AJobWhosePromptsAllFailEnds) {
+  Begin();
+  PutJob(ReplacePrompts);
+  Recover();
+  Work([](const v1::PromptLease&) { return true; });
+  EXPECT_EQ(JobRow().state(), v1::FAILED);
+  EXPECT_EQ(JobRow().reason_code(), "SAMPLE_FAILED");
+  EXPECT_THAT(JobRow().reason(), testing::HasSubstr("600 prompts in a row failed, and there are 600; the last: too"));
+}
+
+TEST_F(PpoDriverTest, PromptsAreNotReplacedForEver) {
+  Begin();
+  PutJob(ReplacePrompts);
+  Recover();
+  // One of the step is good; of those that come for the others, none is.
+  const auto refuses = [](const v1::PromptLease& lease) { return !First(lease) || lease.ordinal() > 0; };
+  Work(refuses);
+  EXPECT_EQ(JobRow().prompt_cursor(), 2 * kPromptsPerStep - 1);
+  Work(refuses);
+  EXPECT_EQ(JobRow().state(), v1::RUNNING);  // 599 of 600
+  ExpectAllAccountedFor();
+  Work(refuses);
+  EXPECT_EQ(JobRow().state(), v1::FAILED);
+  EXPECT_EQ(JobRow().reason_code(), "SAMPLE_FAILED");
 }
 
 // How many sample rows were written when the process was killed, in the first step and in the second one.
