@@ -92,7 +92,8 @@ absl::Status SamplingImpl::AddJob(SamplingPlan plan, SamplingListener* listener)
     // It failed, and what comes of that had not been written.
     if (row.state() == v1::SAMPLE_FAILED) job->announced.try_emplace(row.id().step(), false);
     if (!IsOpen(row.state())) return;
-    if (row.state() == v1::LEASED) job->leases.Set(KeyOfSample(row.id()), {"", row.attempt(), now, now, now, 0});
+    if (row.state() == v1::LEASED)
+      job->leases.Set(KeyOfSample(row.id()), {row.worker_id(), "", row.attempt(), now, now, now, 0});
     // What was open before a restart is announced like what is issued after it.
     if (row.state() != v1::ASSIGNED) job->announced.try_emplace(row.id().step(), false);
   }));

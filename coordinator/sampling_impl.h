@@ -23,7 +23,8 @@ constexpr absl::Duration kRateWindow = absl::Seconds(60);  // of RatesOf; steps 
 
 // A sample that a rollout worker generates. Deadlines are never stored: after a restart every lease has one full life.
 struct HeldLease {
-  std::string session_id;  // empty: of before a restart, until a heartbeat claims it
+  std::string instance_id;  // whose it is, whatever session it has: nobody else may submit it, return it or report it
+  std::string session_id;   // empty: of before a restart, until a heartbeat claims it
   int32_t attempt = 0;
   absl::Duration since, last_seen, last_progress;
   int tokens_done = 0;
@@ -36,7 +37,7 @@ class LeaseTable {
   Map::const_iterator begin() const { return leases_.begin(); }
   Map::const_iterator end() const { return leases_.end(); }
   Map::const_iterator find(const SampleKey& key) const { return leases_.find(key); }
-  // Its session stays as it is; other fields may be changed.
+  // Its session and instance stay as they are; other fields may be changed.
   HeldLease* Find(const SampleKey& key) {
     const auto it = leases_.find(key);
     return it == leases_.end() ? nullptr : &it->second;
@@ -213,8 +214,8 @@ class SamplingImpl final : public Sampling {
                 v1::LeasePromptsResponse* response, WriteBatch* batch);
   // The job's policy, with the processes that this worker is to get its weights from.
   v1::PolicySource PolicyFor(ActiveJob& job, const Session& session);
-  // Where a sample's lease at an attempt is, null when nobody holds it (any more).
-  static LeaseTable* TableOf(ActiveJob& job, const SampleKey& key, int32_t attempt);
+  // Where an instance's lease of a sample at an attempt is, null when it does not hold it (any more).
+  static LeaseTable* TableOf(ActiveJob& job, const SampleKey& key, int32_t attempt, const std::string& instance_id);
   // One attempt ends without a result; the sample is released unless another attempt of it goes on.
   enum class Ending { kFailed, kPermanent, kLost };
   void EndAttempt(ActiveJob& job, const SampleKey& key, int32_t attempt, const std::string& error, Ending ending,

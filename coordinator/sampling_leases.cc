@@ -259,12 +259,18 @@ void SamplingImpl::AddLease(ActiveJob& job, const SampleKey& key, const Session&
   sample->set_index(index);
   sample->set_attempt(attempt);
   const absl::Duration now = loop_->clock().Now();
-  job.leases.Set(key, {session.session_id, attempt, now, now, now, 0});
+  job.leases.Set(key, {worker, session.session_id, attempt, now, now, now, 0});
 }
 
-LeaseTable* SamplingImpl::TableOf(ActiveJob& job, const SampleKey& key, int32_t attempt) {
+LeaseTable* SamplingImpl::TableOf(ActiveJob& job, const SampleKey& key, int32_t attempt,
+                                  const std::string& instance_id) {
   for (LeaseTable* table : {&job.leases, &job.slow}) {
-    if (const HeldLease* lease = table->Find(key); lease != nullptr && lease->attempt == attempt) return table;
+    const HeldLease* lease = table->Find(key);
+    if (lease == nullptr || lease->attempt != attempt) continue;
+    if (lease->instance_id == instance_id) return table;
+    // An attempt is leased once: no timing makes this happen.
+    spdlog::warn("job {}: {} names a lease of {} as its own (step {}, attempt {}): ignored", job.plan.job_id,
+                 instance_id, lease->instance_id, std::get<0>(key), attempt);
   }
   return nullptr;
 }
@@ -325,7 +331,7 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
     return verdict;
   };
   const bool leased = row != nullptr && row->state() == v1::LEASED;
-  LeaseTable* const lease = leased ? TableOf(job, key, sample.attempt()) : nullptr;
+  LeaseTable* const lease = leased ? TableOf(job, key, sample.attempt(), worker) : nullptr;
   if (row == nullptr || row->state() == v1::QUEUED || row->state() == v1::SAMPLE_CANCELLED ||
       (leased && lease == nullptr)) {
     return refuse(v1::STALE_ATTEMPT);
@@ -383,10 +389,11 @@ void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1:
     if (job == nullptr) continue;
     const SampleKey key = KeyOfSample(lease.id());
     const v1::SampleRow* row = job->ledger.Find(key);
-    if (row == nullptr || row->state() != v1::LEASED || TableOf(*job, key, lease.attempt()) == nullptr) continue;
+    const std::string& worker = (*session)->identity.instance_id();
+    if (row == nullptr || row->state() != v1::LEASED || TableOf(*job, key, lease.attempt(), worker) == nullptr)
+      continue;
     const LogScope scope(
         {.job_id = lease.id().job_id(), .step = lease.id().step(), .sample = artifact::SampleName(lease.id())});
-    const std::string& worker = (*session)->identity.instance_id();
     if (lease.unsuited()) {
       if (job->unsuited.try_emplace(request.session_id(), absl::StrCat(worker, ": ", lease.error())).second)
         spdlog::warn("job {}: {} cannot serve it and gets none of it: {}", lease.id().job_id(), worker, lease.error());
@@ -458,8 +465,9 @@ void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatReques
     ActiveJob* job = Find(progress.id().job_id());
     const SampleKey key = KeyOfSample(progress.id());
     const v1::SampleRow* row = job == nullptr ? nullptr : job->ledger.Find(key);
-    LeaseTable* const held =
-        row == nullptr || row->state() != v1::LEASED ? nullptr : TableOf(*job, key, progress.attempt());
+    LeaseTable* const held = row == nullptr || row->state() != v1::LEASED
+                                 ? nullptr
+                                 : TableOf(*job, key, progress.attempt(), session.identity.instance_id());
     if (held == nullptr) {
       *response->add_revoked() = progress;
       continue;

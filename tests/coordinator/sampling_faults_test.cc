@@ -267,6 +267,35 @@ TEST_F(SamplingFaults, ALateResultIsFenced) {
   ExpectAllAccountedFor();
 }
 
+TEST_F(SamplingFaults, ALeaseIsItsWorkersAlone) {
+  const std::string owner = Register("owner"), thief = Register("thief");
+  Issue(1, 4);
+  const auto leases = Lease(owner, 4);
+  ASSERT_EQ(leases.size(), 2u);
+  EXPECT_EQ(Report(thief, leases), 2);
+  const v1::SampleVerdict stolen = Submit(thief, leases[0]);
+  EXPECT_FALSE(stolen.accepted());
+  EXPECT_EQ(stolen.reason(), v1::STALE_ATTEMPT);
+  v1::ReturnLeasesRequest ended;
+  ended.set_session_id(thief);
+  for (const v1::LeaseProgress& lease : leases) {
+    v1::ReturnedLease* returned = ended.add_leases();
+    *returned->mutable_id() = lease.id();
+    returned->set_attempt(lease.attempt());
+    returned->set_error("no such prompt");
+    returned->set_permanent(true);
+  }
+  sampling_->ReturnLeases(ended, [](auto) {});
+  loop_.Run();
+  EXPECT_THAT(failed_, testing::IsEmpty());
+  EXPECT_EQ(Report(owner, leases), 0);
+  EXPECT_TRUE(Submit(owner, leases[0]).accepted());
+  EXPECT_TRUE(Submit(owner, leases[1]).accepted());
+  // Its own bytes of what was taken are another's words.
+  EXPECT_FALSE(Submit(thief, leases[0]).accepted());
+  ExpectAllAccountedFor();
+}
+
 TEST_F(SamplingFaults, AWorkerThatReportsAndGetsNowhereLosesItsLeasesAndGetsNoMore) {
   const std::string stuck = Register("stuck");
   Issue(1, 1);

@@ -204,6 +204,37 @@ TEST_F(SamplingTest, AStepThatWasOpenBeforeARestartIsAnnouncedWhenItIsScored) {
   EXPECT_THAT(listener_.scored, ElementsAre(1));
 }
 
+TEST_F(SamplingTest, ALeaseOfBeforeARestartIsStillItsWorkersAlone) {
+  AddJob(0);
+  Issue(1);
+  const v1::LeasePromptsResponse work = Lease();
+  ASSERT_EQ(work.leases_size(), 4);
+  Restart();
+  AddJob(0);
+  const std::string holder = std::exchange(worker_, Register(v1::ROLE_ROLLOUT_WORKER, "rollout-1"));
+  v1::HeartbeatRequest heartbeat;
+  for (const v1::PromptLease& lease : work.leases()) {
+    v1::LeaseProgress* progress = heartbeat.add_progress();
+    progress->mutable_id()->set_job_id("job");
+    progress->mutable_id()->set_step(lease.step());
+    progress->mutable_id()->set_ordinal(lease.ordinal());
+    progress->set_attempt(lease.samples(0).attempt());
+  }
+  const auto revoked = [&](const std::string& session) {
+    int count = -1;
+    heartbeat.set_session_id(session);
+    OnLoop([&] { fleet_->Heartbeat(heartbeat, [&](auto response) { count = response->revoked_size(); }); });
+    return count;
+  };
+  EXPECT_EQ(revoked(worker_), 4);
+  Generate(work);
+  EXPECT_EQ(Counts().leased(), 4);
+  EXPECT_EQ(revoked(holder), 0);
+  worker_ = holder;
+  Generate(work);
+  EXPECT_EQ(Counts().generated(), 4);
+}
+
 TEST_F(SamplingTest, AStepThatWasScoredBeforeARestartIsAnnouncedAgain) {
   rewards_.answer = Ones;
   AddJob(0);
