@@ -37,6 +37,12 @@ std::string ProblemOf(const v1::Sample& sample) {
   return "";
 }
 
+// Aborted: fenced, or of a job that is over, and to be discarded.
+void Refuse(v1::ErrorReason reason, absl::StatusCode code, v1::SampleVerdict* verdict) {
+  verdict->set_reason(reason);
+  verdict->set_code(static_cast<int>(code));
+}
+
 }  // namespace
 
 void SamplingImpl::LeasePrompts(const v1::LeasePromptsRequest& request, Done<v1::LeasePromptsResponse> done) {
@@ -294,7 +300,7 @@ void SamplingImpl::SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v
     v1::SampleVerdict& verdict = *response.add_verdicts();
     ActiveJob* job = Find(sample.id().job_id());
     if (job == nullptr) {
-      verdict.set_reason(v1::JOB_NOT_ACTIVE);
+      Refuse(v1::JOB_NOT_ACTIVE, absl::StatusCode::kAborted, &verdict);
     } else {
       verdict = Take(*job, sample, (*session)->identity.instance_id(), &batch);
       touched.insert(sample.id().job_id());
@@ -325,9 +331,8 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
   v1::SampleVerdict verdict;
   const SampleKey key = KeyOfSample(sample.id());
   const v1::SampleRow* row = job.ledger.Find(key);
-  const auto refuse = [&verdict](v1::ErrorReason reason) {
-    verdict.set_reason(reason);
-    verdict.set_code(static_cast<int>(absl::StatusCode::kAborted));
+  const auto refuse = [&verdict](v1::ErrorReason reason, absl::StatusCode code = absl::StatusCode::kAborted) {
+    Refuse(reason, code, &verdict);
     return verdict;
   };
   const bool leased = row != nullptr && row->state() == v1::LEASED;
@@ -357,7 +362,7 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
         {.job_id = job.plan.job_id, .step = sample.id().step(), .sample = artifact::SampleName(sample.id())});
     spdlog::warn("job {}: a sample of {} is refused: {}", job.plan.job_id, worker, problem);
     EndAttempt(job, key, sample.attempt(), absl::StrCat("refused: ", problem), Ending::kFailed, batch);
-    return verdict;
+    return refuse(v1::SAMPLE_MALFORMED, absl::StatusCode::kInvalidArgument);
   }
   const absl::Duration generated_in = loop_->clock().Now() - lease->Find(key)->since;
   v1::SampleTimes times;

@@ -361,8 +361,11 @@ void Worker::Submit(v1::SubmitSamplesRequest request) {
           const LogScope scope({.job_id = verdict.id().job_id(),
                                 .step = verdict.id().step(),
                                 .sample = artifact::SampleName(verdict.id())});
-          spdlog::info("sample {}/{}/{}/{} was not taken: {}", verdict.id().job_id(), verdict.id().step(),
-                       verdict.id().ordinal(), verdict.id().index(), v1::ErrorReason_Name(verdict.reason()));
+          // What is fenced is an accident of timing; what is malformed is a fault of this process.
+          spdlog::log(verdict.reason() == v1::SAMPLE_MALFORMED ? spdlog::level::warn : spdlog::level::info,
+                      "sample {}/{} was not taken: {}{}", verdict.id().job_id(), artifact::SampleName(verdict.id()),
+                      v1::ErrorReason_Name(verdict.reason()),
+                      verdict.reason() == v1::SAMPLE_MALFORMED ? ": the coordinator's log says what it found" : "");
         }
       }
       break;

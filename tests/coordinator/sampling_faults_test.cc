@@ -84,13 +84,14 @@ class SamplingFaults : public testing::Test, public SamplingListener {
     loop_.Run();
     return out;
   }
+  // A token below 0: a sample with none.
   v1::SampleVerdict Submit(const std::string& session, const v1::LeaseProgress& lease, int token = 7) {
     v1::SubmitSamplesRequest request;
     request.set_session_id(session);
     v1::Sample& sample = *request.add_samples();
     *sample.mutable_id() = lease.id();
     sample.set_attempt(lease.attempt());
-    sample.add_response_tokens(token);
+    if (token >= 0) sample.add_response_tokens(token);
     sample.add_behaviour_log_probs(-1);
     v1::SampleVerdict verdict;
     sampling_->SubmitSamples(request, [&](absl::StatusOr<v1::SubmitSamplesResponse> response) {
@@ -264,6 +265,24 @@ TEST_F(SamplingFaults, ALateResultIsFenced) {
   EXPECT_EQ(Submit(other, future).reason(), v1::STALE_ATTEMPT);
   EXPECT_TRUE(Submit(other, fresh[0]).accepted());
   EXPECT_EQ(Submit(back, old[0]).reason(), v1::STALE_ATTEMPT);
+  ExpectAllAccountedFor();
+}
+
+TEST_F(SamplingFaults, ARefusedSampleHasAReasonAndACode) {
+  const std::string worker = Register("w");
+  Issue(1, 1);
+  const auto leases = Lease(worker, 1);
+  ASSERT_EQ(leases.size(), 1u);
+  const v1::SampleVerdict malformed = Submit(worker, leases[0], -1);
+  EXPECT_FALSE(malformed.accepted());
+  EXPECT_EQ(malformed.reason(), v1::SAMPLE_MALFORMED);
+  EXPECT_EQ(malformed.code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_EQ(sampling_->Counts("job").queued(), 1);
+  v1::LeaseProgress nobodys = leases[0];
+  nobodys.mutable_id()->set_job_id("ended");
+  const v1::SampleVerdict late = Submit(worker, nobodys);
+  EXPECT_EQ(late.reason(), v1::JOB_NOT_ACTIVE);
+  EXPECT_EQ(late.code(), static_cast<int>(absl::StatusCode::kAborted));
   ExpectAllAccountedFor();
 }
 
