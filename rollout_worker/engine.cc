@@ -12,6 +12,7 @@
 #include "common/status_util.h"
 #include "model/device.h"
 #include "model/guard.h"
+#include "rollout_worker/stop_texts.h"
 
 namespace rlhf::rollout {
 namespace {
@@ -80,6 +81,7 @@ struct Engine::Running {
   std::vector<float> log_probs, log_kept_mass;
   v1::PolicyVersion version_low, version_high;
   v1::FinishReason finish = v1::FINISH_REASON_UNSPECIFIED;
+  StopTexts stops{{}};
 };
 
 Engine::Engine(std::unique_ptr<model::Transformer> model, std::unique_ptr<artifact::Tokenizer> tokenizer,
@@ -218,6 +220,8 @@ std::vector<v1::LeaseProgress> Engine::Progress() const {
 void Engine::Start(Group& group, int sample, int slot) {
   auto sequence = std::make_unique<Running>();
   sequence->lease = std::make_shared<const v1::PromptLease>(group.lease);
+  const auto& stops = group.lease.sampling().stop();
+  sequence->stops = StopTexts({stops.begin(), stops.end()});
   sequence->prompt_tokens = group.prompt_tokens;
   sequence->sample = group.waiting[sample];
   sequence->sampling = group.sampling;
@@ -242,23 +246,14 @@ bool Engine::Append(Running& sequence, const model::SampledToken& token) {
   ++counters_.generated_tokens;
   if (tokenizer_->eos_id() && token.id == *tokenizer_->eos_id()) {
     sequence.finish = v1::END_OF_TEXT;
-  } else if (!sequence.lease->sampling().stop().empty()) {
-    const auto text = Text(sequence.tokens);
-    for (const std::string& stop : sequence.lease->sampling().stop()) {
-      if (text.ok() && text->find(stop) != std::string::npos) sequence.finish = v1::STOP_TEXT;
-    }
+  } else if (sequence.stops.Found(*tokenizer_, sequence.tokens)) {
+    sequence.finish = v1::STOP_TEXT;
   }
   if (sequence.finish == v1::FINISH_REASON_UNSPECIFIED &&
       static_cast<int>(sequence.tokens.size()) >= sequence.max_new_tokens) {
     sequence.finish = v1::MAX_TOKENS;
   }
   return sequence.finish != v1::FINISH_REASON_UNSPECIFIED;
-}
-
-absl::StatusOr<std::string> Engine::Text(std::vector<int32_t> tokens) const {
-  // A padded vocabulary has ids that no tokenizer knows; they are tokens like others, without a text.
-  std::erase_if(tokens, [known = tokenizer_->vocab_size()](int32_t id) { return id >= known; });
-  return tokenizer_->Decode(tokens);
 }
 
 absl::StatusOr<v1::Sample> Engine::Finish(Running& sequence) {
@@ -275,7 +270,7 @@ absl::StatusOr<v1::Sample> Engine::Finish(Running& sequence) {
   if (sequence.sampling.top_p < 1.0 || sequence.sampling.top_k > 0) {
     out.mutable_log_kept_mass()->Add(sequence.log_kept_mass.begin(), sequence.log_kept_mass.end());
   }
-  RLHF_ASSIGN_OR_RETURN(*out.mutable_response_text(), Text(sequence.tokens));
+  RLHF_ASSIGN_OR_RETURN(*out.mutable_response_text(), ResponseText(*tokenizer_, sequence.tokens));
   out.set_finish_reason(sequence.finish);
   *out.mutable_version_low() = sequence.version_low;
   *out.mutable_version_high() = sequence.version_high;

@@ -101,7 +101,6 @@ class Engine {
   void StartAdmitted(std::vector<Running*>* sequences, std::vector<torch::Tensor>* logits);
   void Start(Group& group, int sample, int slot);
   bool Append(Running& sequence, const model::SampledToken& token);
-  absl::StatusOr<std::string> Text(std::vector<int32_t> tokens) const;
   absl::StatusOr<v1::Sample> Finish(Running& sequence);
   void Retire(int slot);
   void Vacate(int slot);
