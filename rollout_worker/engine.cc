@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/prompt.h"
+#include "artifact/sample_id.h"
 #include "common/log.h"
 #include "common/status_util.h"
 #include "model/device.h"
@@ -201,10 +202,7 @@ std::vector<v1::LeaseProgress> Engine::Progress() const {
   std::vector<v1::LeaseProgress> out;
   const auto add = [&out](const v1::PromptLease& lease, const v1::SampleLease& sample, size_t done) {
     v1::LeaseProgress& progress = out.emplace_back();
-    progress.mutable_id()->set_job_id(lease.job_id());
-    progress.mutable_id()->set_step(lease.step());
-    progress.mutable_id()->set_ordinal(lease.ordinal());
-    progress.mutable_id()->set_index(sample.index());
+    *progress.mutable_id() = artifact::SampleIdOf(lease, sample.index());
     progress.set_attempt(sample.attempt());
     progress.set_tokens_done(static_cast<int32_t>(done));
   };
@@ -258,10 +256,7 @@ bool Engine::Append(Running& sequence, const model::SampledToken& token) {
 
 absl::StatusOr<v1::Sample> Engine::Finish(Running& sequence) {
   v1::Sample out;
-  out.mutable_id()->set_job_id(sequence.lease->job_id());
-  out.mutable_id()->set_step(sequence.lease->step());
-  out.mutable_id()->set_ordinal(sequence.lease->ordinal());
-  out.mutable_id()->set_index(sequence.sample.index());
+  *out.mutable_id() = artifact::SampleIdOf(*sequence.lease, sequence.sample.index());
   out.set_attempt(sequence.sample.attempt());
   *out.mutable_prompt() = sequence.lease->prompt();
   out.mutable_prompt_tokens()->Add(sequence.prompt_tokens.begin(), sequence.prompt_tokens.end());
@@ -474,10 +469,7 @@ absl::Status Engine::DecodeStep(std::vector<v1::Sample>* finished) {
       finished->push_back(*std::move(sample));
     } else {
       v1::ReturnedLease& failed = failed_.emplace_back();
-      failed.mutable_id()->set_job_id(sequence.lease->job_id());
-      failed.mutable_id()->set_step(sequence.lease->step());
-      failed.mutable_id()->set_ordinal(sequence.lease->ordinal());
-      failed.mutable_id()->set_index(sequence.sample.index());
+      *failed.mutable_id() = artifact::SampleIdOf(*sequence.lease, sequence.sample.index());
       failed.set_attempt(sequence.sample.attempt());
       failed.set_error(absl::StrCat("the response is no text: ", sample.status().message()));
     }

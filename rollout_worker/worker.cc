@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/sample_digest.h"
+#include "artifact/sample_id.h"
 #include "client/cpp/channel.h"
 #include "common/failpoint.h"
 #include "common/log.h"
@@ -143,10 +144,7 @@ void Worker::LeaseLoop() {
       for (const auto& lease : response.leases()) {
         for (const auto& sample : lease.samples()) {
           v1::LeaseProgress& progress = arriving_.emplace_back();
-          progress.mutable_id()->set_job_id(lease.job_id());
-          progress.mutable_id()->set_step(lease.step());
-          progress.mutable_id()->set_ordinal(lease.ordinal());
-          progress.mutable_id()->set_index(sample.index());
+          *progress.mutable_id() = artifact::SampleIdOf(lease, sample.index());
           progress.set_attempt(sample.attempt());
         }
       }
@@ -162,10 +160,7 @@ void Worker::LeaseLoop() {
 void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, Fault fault) {
   for (const auto& sample : lease.samples()) {
     v1::ReturnedLease returned;
-    returned.mutable_id()->set_job_id(lease.job_id());
-    returned.mutable_id()->set_step(lease.step());
-    returned.mutable_id()->set_ordinal(lease.ordinal());
-    returned.mutable_id()->set_index(sample.index());
+    *returned.mutable_id() = artifact::SampleIdOf(lease, sample.index());
     returned.set_attempt(sample.attempt());
     returned.set_error(error);
     returned.set_permanent(fault == Fault::kPermanent);
@@ -223,8 +218,8 @@ void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
       metrics_.Accepted(lease, absl::Now());
       for (const auto& sample : lease.samples()) {
         if (!TracingOn()) break;
-        taken_up_[absl::StrCat(lease.job_id(), "/", lease.step(), "/", lease.ordinal(), "/", sample.index())] =
-            absl::Now();
+        const std::string name = artifact::SampleName(artifact::SampleIdOf(lease, sample.index()));
+        taken_up_[absl::StrCat(lease.job_id(), "/", name)] = absl::Now();
       }
     }
   }

@@ -5,6 +5,7 @@
 #include <prometheus/counter.h>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/sample_id.h"
 #include "common/fleet_names.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
@@ -54,10 +55,7 @@ class FleetService final : public v1::FleetService::CallbackService {
       for (const v1::PromptLease& lease : lost.leases()) {
         for (const v1::SampleLease& sample : lease.samples()) {
           v1::ReturnedLease* returned = back.add_leases();
-          returned->mutable_id()->set_job_id(lease.job_id());
-          returned->mutable_id()->set_step(lease.step());
-          returned->mutable_id()->set_ordinal(lease.ordinal());
-          returned->mutable_id()->set_index(sample.index());
+          *returned->mutable_id() = artifact::SampleIdOf(lease, sample.index());
           returned->set_attempt(sample.attempt());
         }
       }
