@@ -16,12 +16,16 @@ class StagedBackup {
  public:
   struct File {
     std::string path;   // relative
-    uint64_t size = 0;  // bytes that belong to the backup; a payload segment may grow meanwhile
+    uint64_t size = 0;  // bytes that belong to the backup; payload segments and import logs may grow meanwhile
   };
-  // Rows by the store's own copy; payload segments as hard links. Consistent: payloads are durable before the rows that
-  // name them, and segments are only appended to, so all that the copied rows name lies below the sizes taken after the
-  // copy. Blocks; not for the loop. Unavailable when the disk cannot.
-  static absl::StatusOr<std::unique_ptr<StagedBackup>> Make(StateStore* store, const std::string& data_dir);
+  // Rows by the store's own copy; payload segments and logs of imported comparisons as hard links. Consistent: payloads
+  // are durable before the rows that name them, and segments are only appended to, so all that the copied rows name
+  // lies below the sizes taken after the copy; of a log as much belongs to it as its copied row says, and a log that a
+  // forgotten rater's removal replaces stays linked. Blocks; not for the loop. ResourceExhausted below twice the rows'
+  // size plus `reserve` bytes of free space; Aborted when logs were rewritten all the time; Unavailable when the disk
+  // cannot.
+  static absl::StatusOr<std::unique_ptr<StagedBackup>> Make(StateStore* store, const std::string& data_dir,
+                                                            uint64_t reserve);
   ~StagedBackup();
   const std::string& dir() const { return dir_; }
   const std::vector<File>& files() const { return files_; }

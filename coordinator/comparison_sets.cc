@@ -5,19 +5,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "artifact/digest.h"
 #include "common/status_util.h"
+#include "coordinator/feedback/import_log_rows.h"
 #include "coordinator/names.h"
 #include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
 namespace {
-
-constexpr char kLogPrefix[] = "comparison_log/";  // rows: which generation of a set's log counts, and how much of it
-
-std::string LogKey(const std::string& project, const std::string& set) {
-  return absl::StrCat(kLogPrefix, project, "/", set);
-}
 
 // Everything but the rater's, into a new file. Returns its end, or the old end when there is nothing of the rater.
 absl::StatusOr<std::pair<v1::PayloadRef, int64_t>> Rewrite(const std::string& from, const std::string& to,
@@ -49,13 +43,11 @@ absl::StatusOr<std::pair<v1::PayloadRef, int64_t>> Rewrite(const std::string& fr
 }  // namespace
 
 std::string ComparisonSets::LogPath(const std::string& project, const std::string& set, uint32_t generation) const {
-  // A set's name may have slashes.
-  return absl::StrCat(data_dir_, "/comparisons/", artifact::Sha256Hex(absl::StrCat(project, "/", set)).substr(0, 32),
-                      ".", generation);
+  return absl::StrCat(data_dir_, "/", ImportLogPath(project, set, generation));
 }
 
 absl::StatusOr<v1::PayloadRef> ComparisonSets::LogEnd(const std::string& project, const std::string& set) const {
-  const absl::StatusOr<std::string> row = store_->Get(Table::kMeta, LogKey(project, set));
+  const absl::StatusOr<std::string> row = store_->Get(Table::kMeta, ImportLogKey(project, set));
   v1::PayloadRef end;
   if (row.ok())
     end.ParseFromString(*row);
@@ -141,7 +133,7 @@ void ComparisonSets::Publish(const std::string& subject, const std::string& acti
         *set.mutable_created_at() = ToTimestamp(loop_->clock().WallNow());
         WriteBatch batch;
         feedback_->sets().Add(&set, &batch);
-        if (!log_row.empty()) batch.Put(Table::kMeta, LogKey(set.project(), set.name()), log_row);
+        if (!log_row.empty()) batch.Put(Table::kMeta, ImportLogKey(set.project(), set.name()), log_row);
         oversight_->Audit(subject, action, absl::StrCat(set.project(), "/", set.name()), "done",
                           {{"artifact", set.digest()},
                            {"version", absl::StrCat(set.version())},
@@ -230,12 +222,10 @@ void ComparisonSets::Freeze(const std::string& subject, const v1::FreezeSetReque
 }
 
 void ComparisonSets::Forget(const std::string& rater, Done<int64_t> done) {
+  const absl::StatusOr<std::vector<ImportLogRow>> logs = ListImportLogs(store_);
+  if (!logs.ok()) return done(logs.status());
   std::vector<std::string> keys;
-  const absl::Status status = store_->Scan(Table::kMeta, kLogPrefix, [&](absl::string_view key, absl::string_view) {
-    keys.emplace_back(key.substr(sizeof(kLogPrefix) - 1));
-    return true;
-  });
-  if (!status.ok()) return done(status);
+  for (const ImportLogRow& log : *logs) keys.push_back(absl::StrCat(log.project, "/", log.set));
   ForgetNext(rater, std::move(keys), 0, std::move(done));
 }
 
@@ -259,7 +249,7 @@ void ComparisonSets::ForgetNext(const std::string& rater, std::vector<std::strin
       if (!rewritten.ok()) return done(rewritten.status());
       if (rewritten->second == 0) return ForgetNext(rater, std::move(keys), removed, std::move(done));
       WriteBatch batch;
-      batch.Put(Table::kMeta, LogKey(project, set), rewritten->first.SerializeAsString());
+      batch.Put(Table::kMeta, ImportLogKey(project, set), rewritten->first.SerializeAsString());
       store_->Commit(std::move(batch), [this, rater, keys = std::move(keys), total = removed + rewritten->second,
                                         project, set, from, done = std::move(done)](absl::Status status) mutable {
         if (!status.ok()) return done(status);

@@ -30,29 +30,29 @@ void BackupStream::Stage() {
   busy_ = true;
   WriteBatch batch;
   edge_.oversight->Audit(caller_.subject, "service.backup", "service", "allowed", {}, &batch);
-  edge_.store->Commit(std::move(batch),
-                      [weak = weak_from_this(), loop = edge_.loop, background = edge_.background, store = edge_.store,
-                       dir = edge_.data_dir, now = edge_.loop->clock().WallNow()](absl::Status status) {
-                        background->Run([weak, loop, store, dir, now, status]() mutable {
-                          auto reader = std::make_shared<Reader>();
-                          if (status.ok()) {
-                            absl::StatusOr<std::unique_ptr<StagedBackup>> staged = StagedBackup::Make(store, dir);
-                            status = staged.status();
-                            if (staged.ok()) reader->staged = *std::move(staged);
-                          }
-                          *reader->manifest.mutable_taken_at() = ToTimestamp(now);
-                          reader->manifest.set_build_version(kBuildVersion);
-                          reader->manifest.set_schema_version(kSchemaVersion);
-                          loop->Post([weak, reader, status] {
-                            const auto stream = std::static_pointer_cast<BackupStream>(weak.lock());
-                            if (stream == nullptr || stream->ended()) return;
-                            if (!status.ok()) return stream->End(status);
-                            stream->reader_ = reader;
-                            stream->busy_ = false;
-                            stream->Wake();
-                          });
-                        });
-                      });
+  edge_.store->Commit(std::move(batch), [weak = weak_from_this(), loop = edge_.loop, background = edge_.background,
+                                         store = edge_.store, dir = edge_.data_dir, reserve = edge_.min_free_bytes,
+                                         now = edge_.loop->clock().WallNow()](absl::Status status) {
+    background->Run([weak, loop, store, dir, reserve, now, status]() mutable {
+      auto reader = std::make_shared<Reader>();
+      if (status.ok()) {
+        absl::StatusOr<std::unique_ptr<StagedBackup>> staged = StagedBackup::Make(store, dir, reserve);
+        status = staged.status();
+        if (staged.ok()) reader->staged = *std::move(staged);
+      }
+      *reader->manifest.mutable_taken_at() = ToTimestamp(now);
+      reader->manifest.set_build_version(kBuildVersion);
+      reader->manifest.set_schema_version(kSchemaVersion);
+      loop->Post([weak, reader, status] {
+        const auto stream = std::static_pointer_cast<BackupStream>(weak.lock());
+        if (stream == nullptr || stream->ended()) return;
+        if (!status.ok()) return stream->End(status);
+        stream->reader_ = reader;
+        stream->busy_ = false;
+        stream->Wake();
+      });
+    });
+  });
 }
 
 void BackupStream::ReadNext() {

@@ -65,6 +65,7 @@ struct Edge {
   OpenCalls* open_calls = nullptr;
   Quotas* quotas = nullptr;
   std::string data_dir;
+  uint64_t min_free_bytes = 0;  // of data_dir's volume, that a backup has to leave
 
   // CheckProject, with the refusal noted.
   absl::Status Admit(const Caller& caller, const std::string& project, const char* method) const;

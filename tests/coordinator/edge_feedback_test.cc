@@ -1,6 +1,7 @@
 // People's judgements over the API listener of a real coordinator: a collect job from samples to its set, imports,
 // frozen sets, and a rater who is forgotten.
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <string>
@@ -12,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "cli/backup_files.h"
 #include "cli/feedback/import.h"
 #include "rlhf/v1/feedback_service.grpc.pb.h"
 #include "tests/coordinator/collect_fixture.h"
@@ -49,6 +51,16 @@ class FeedbackEdgeTest : public CollectFixture {
     while (reader->Read(&comparison)) found.push_back(comparison);
     EXPECT_TRUE(reader->Finish().ok());
     return found;
+  }
+  absl::Status BackUp(const std::string& folder) {
+    RLHF_ASSIGN_OR_RETURN(const auto writer, cli::BackupWriter::Begin(folder));
+    const auto context = client::MakeContext(absl::Seconds(60));
+    const auto stub = v1::AdminService::NewStub(Api("admin"));
+    const auto reader = stub->Backup(context.get(), v1::BackupRequest());
+    v1::BackupChunk chunk;
+    while (reader->Read(&chunk)) RLHF_RETURN_IF_ERROR(writer->Take(chunk));
+    RLHF_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
+    return writer->Finish().status();
   }
   std::string Lines(const std::string& digest, const std::string& file) {
     client::ArtifactCache cache("", dir_.File("fetched"), Api("submitter"));
@@ -370,6 +382,43 @@ TEST_F(FeedbackEdgeTest, AnImportKeepsGoodLinesNamesBadOnesAndFindsDuplicates) {
   ASSERT_EQ(sets->sets_size(), 3) << "published again without carl";
   EXPECT_EQ(sets->sets(2).comparisons(), 2);
   EXPECT_EQ(sets->sets(2).raters_size(), 1);
+}
+
+TEST_F(FeedbackEdgeTest, ARestoredBackupHoldsWhatWasImportedAndTakesMore) {
+  const std::string path = dir_.File("pairs.jsonl"), backup = dir_.File("backup");
+  const auto import = [&](const std::string& prompt, const std::string& rater) {
+    std::ofstream(path, std::ios::app) << R"({"prompt":")" << prompt << R"(","chosen":"a","rejected":"b","rater":")"
+                                       << rater << "\"}\n";
+    const auto imported = cli::ImportFiles(Api("submitter"), "default", "team/human", {path}, cli::Format::kAuto);
+    EXPECT_TRUE(imported.ok()) << imported.status();
+    return imported.ok() ? imported->response.set().comparisons() : -1;
+  };
+  const auto bytes = [&] {
+    std::vector<std::string> all;
+    for (const v1::Comparison& comparison : Export("set:team/human")) all.push_back(comparison.SerializeAsString());
+    return all;
+  };
+  EXPECT_EQ(import("Q1", "carl"), 1);
+  EXPECT_EQ(import("Q2", "dora"), 2);
+  const std::vector<std::string> before = bytes();
+  ASSERT_THAT(before, SizeIs(2));
+  ASSERT_TRUE(BackUp(backup).ok());
+  EXPECT_EQ(import("Q3", "carl"), 3) << "after the backup";
+
+  server_.reset();
+  std::filesystem::remove_all(dir_.File("data"));
+  const absl::Status restored = cli::RestoreBackup(backup, dir_.File("data"));
+  ASSERT_TRUE(restored.ok()) << restored;
+  Start();
+  EXPECT_EQ(bytes(), before);
+  EXPECT_EQ(import("Q4", "dora"), 4) << "the file has Q3 again";
+  v1::ForgetRaterRequest forget;
+  forget.set_rater("carl");
+  const auto forgotten = Call(As("admin"), &FeedbackStub::ForgetRater, forget);
+  ASSERT_TRUE(forgotten.ok()) << forgotten.status();
+  EXPECT_EQ(forgotten->removed(), 2);
+  EXPECT_THAT(bytes(), SizeIs(2));
+  ASSERT_TRUE(BackUp(dir_.File("later")).ok()) << "of the rewritten log";
 }
 
 }  // namespace

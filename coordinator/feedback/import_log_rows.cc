@@ -1,0 +1,38 @@
+#include "coordinator/feedback/import_log_rows.h"
+
+#include "absl/strings/str_cat.h"
+#include "artifact/digest.h"
+#include "common/status_util.h"
+#include "rlhf/v1/state.pb.h"
+
+namespace rlhf::coordinator {
+
+std::string ImportLogKey(const std::string& project, const std::string& set) {
+  return absl::StrCat(kImportLogRows, project, "/", set);
+}
+
+std::string ImportLogPath(const std::string& project, const std::string& set, uint32_t generation) {
+  // A set's name may have slashes.
+  return absl::StrCat(kImportLogFolder, "/", artifact::Sha256Hex(absl::StrCat(project, "/", set)).substr(0, 32), ".",
+                      generation);
+}
+
+absl::StatusOr<std::vector<ImportLogRow>> ListImportLogs(StateStore* store) {
+  std::vector<ImportLogRow> rows;
+  const auto read = [&rows](absl::string_view key, absl::string_view value) {
+    v1::PayloadRef end;
+    end.ParseFromArray(value.data(), static_cast<int>(value.size()));
+    const std::string name(key.substr(sizeof(kImportLogRows) - 1));
+    const size_t slash = name.find('/');
+    ImportLogRow& row = rows.emplace_back();
+    row.project = name.substr(0, slash);
+    row.set = name.substr(slash + 1);
+    row.generation = end.segment();
+    row.length = end.offset();
+    return true;
+  };
+  RLHF_RETURN_IF_ERROR(store->Scan(Table::kMeta, kImportLogRows, read));
+  return rows;
+}
+
+}  // namespace rlhf::coordinator
