@@ -22,6 +22,7 @@
 #include "coordinator/auth/first_tokens.h"
 #include "coordinator/backup.h"
 #include "coordinator/data_dir_lock.h"
+#include "coordinator/feedback/import_log_rows.h"
 #include "coordinator/grpc_adapter/edge.h"
 #include "coordinator/grpc_adapter/reward_client.h"
 #include "coordinator/grpc_adapter/services.h"
@@ -227,7 +228,7 @@ absl::Status CoordinatorServerImpl::OpenStores() {
                         lead_ != nullptr ? OpenPostgresStore(postgres_, lead_->epoch())
                                          : OpenSqliteStore(absl::StrCat(config_.data_dir, "/state.db")));
   store_ = WithCommitMetrics(WithPayloads(std::move(rows), payloads_.get()), &metrics_, clock_, &store_failed_);
-  return absl::OkStatus();
+  return RemoveReplacedLogs(store_.get(), config_.data_dir);
 }
 
 void CoordinatorServerImpl::MakeManagers() {

@@ -1,11 +1,19 @@
 #include "coordinator/feedback/import_log_rows.h"
 
+#include <filesystem>
+#include <set>
+
 #include "absl/strings/str_cat.h"
 #include "artifact/digest.h"
 #include "common/status_util.h"
 #include "rlhf/v1/state.pb.h"
 
 namespace rlhf::coordinator {
+namespace {
+
+namespace fs = std::filesystem;
+
+}  // namespace
 
 std::string ImportLogKey(const std::string& project, const std::string& set) {
   return absl::StrCat(kImportLogRows, project, "/", set);
@@ -33,6 +41,23 @@ absl::StatusOr<std::vector<ImportLogRow>> ListImportLogs(StateStore* store) {
   };
   RLHF_RETURN_IF_ERROR(store->Scan(Table::kMeta, kImportLogRows, read));
   return rows;
+}
+
+absl::Status RemoveReplacedLogs(StateStore* store, const std::string& data_dir) {
+  RLHF_ASSIGN_OR_RETURN(const std::vector<ImportLogRow> logs, ListImportLogs(store));
+  std::set<std::string> named;
+  for (const ImportLogRow& log : logs) named.insert(ImportLogPath(log.project, log.set, log.generation));
+  std::vector<fs::path> replaced;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(fs::path(data_dir) / kImportLogFolder, error)) {
+    const std::string path = absl::StrCat(kImportLogFolder, "/", entry.path().filename().string());
+    if (entry.is_regular_file() && named.count(path) == 0) replaced.push_back(entry.path());
+  }
+  for (const fs::path& path : replaced) {
+    fs::remove(path, error);
+    if (error) return absl::UnavailableError(absl::StrCat("cannot remove ", path.string(), ": ", error.message()));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace rlhf::coordinator

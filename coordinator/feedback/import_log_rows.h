@@ -26,4 +26,8 @@ struct ImportLogRow {
 // All sets that were imported into. Any thread; the store's errors.
 absl::StatusOr<std::vector<ImportLogRow>> ListImportLogs(StateStore* store);
 
+// Removes logs that no row names, which a process leaves that is killed right after a rater was forgotten: they hold
+// what was to go. Before anybody imports.
+absl::Status RemoveReplacedLogs(StateStore* store, const std::string& data_dir);
+
 }  // namespace rlhf::coordinator

@@ -126,6 +126,16 @@ TEST_F(StagedBackupTest, ALogThatWasLostBeforeKeepsNothingElseOut) {
   EXPECT_THAT(BackUp(), IsEmpty());
 }
 
+TEST_F(StagedBackupTest, ALogThatAKillLeftBehindAfterForgettingGoesAtTheNextStart) {
+  ASSERT_TRUE(RemoveReplacedLogs(store_.get(), dir_.path()).ok());
+  Write(0, "with anna");
+  Write(1, "without");
+  SetLog(1, 7);
+  ASSERT_TRUE(RemoveReplacedLogs(store_.get(), dir_.path()).ok());
+  EXPECT_FALSE(fs::exists(dir_.File(LogOf(0))));
+  EXPECT_EQ(*ReadFile(dir_.File(LogOf(1))), "without");
+}
+
 TEST_F(StagedBackupTest, WithoutRoomForASecondCopyOfTheRowsItIsRefused) {
   const auto refused = StagedBackup::Make(store_.get(), dir_.path(), uint64_t{1} << 60);
   EXPECT_TRUE(absl::IsResourceExhausted(refused.status())) << refused.status();
