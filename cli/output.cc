@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/spec_loader.h"
 
@@ -52,6 +53,10 @@ void PrintMessage(const std::string& output, const google::protobuf::Message& me
   } else {
     std::printf("%s\n", ToJson(message).c_str());
   }
+}
+
+std::string Expiry(absl::Time at, absl::Time now) {
+  return absl::StrCat(at <= now ? "expired " : "", absl::FormatTime("%Y-%m-%d %H:%M UTC", at, absl::UTCTimeZone()));
 }
 
 std::string Short(const std::string& digest) {

@@ -7,6 +7,8 @@
 
 #include <google/protobuf/message.h>
 
+#include "absl/time/time.h"
+
 namespace rlhf::cli {
 
 class Table {
@@ -35,9 +37,10 @@ void PrintJsonArray(const Range& messages) {
   PrintMessages("json", messages);
 }
 
-std::string Short(const std::string& digest);  // "sha256:0123456789ab"
-std::string Number(double value);              // four significant digits
-std::string Bytes(uint64_t bytes);             // "1.2 MB"
+std::string Expiry(absl::Time at, absl::Time now);  // "2026-12-30 09:00 UTC", with "expired " before it once it is past
+std::string Short(const std::string& digest);       // "sha256:0123456789ab"
+std::string Number(double value);                   // four significant digits
+std::string Bytes(uint64_t bytes);                  // "1.2 MB"
 
 std::string MessageToJson(const google::protobuf::Message& message);
 

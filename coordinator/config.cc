@@ -46,11 +46,11 @@ void Declare(CLI::App* app, CoordinatorConfig* config, std::string* file) {
   option("--trust-domain", config->trust_domain, "SPIFFE domain of fleet certificates; default: any");
   app->add_flag("--insecure", config->insecure, "neither TLS nor tokens; for tests");
   option("--bootstrap-tokens", config->bootstrap_tokens,
-         "on the first start, write one token of each role to this file");
+         "where nobody is admin, as on the first start, write one token of each role to this file");
   option("--audit-key-file", config->audit_key_file,
          "Ed25519 private key (PEM) that signs the audit log's head and model cards; made if absent");
   option("--bootstrap-token-file", config->bootstrap_token_file,
-         "file with an admin token to accept while there are no tokens (rlhfctl token create --bootstrap)");
+         "file with an admin token to accept at start where nobody is admin (rlhfctl token create --bootstrap)");
   option("--ports-file", config->ports_file, "write the bound ports to this file once ready");
   option("--log-level", config->log_level, "debug, info, warn or error");
   app->add_flag("--log-json", config->log_json, "log lines as JSON");

@@ -22,9 +22,9 @@ struct CoordinatorConfig {
   std::string api_cert, api_key;          // default: the fleet's
   std::string trust_domain;               // of fleet certificates; default: any the CA signed
   bool insecure = false;                  // no TLS and no tokens on any listener
-  std::string bootstrap_tokens;           // where the first start writes one token of each role, as JSON
+  std::string bootstrap_tokens;           // where a start without an admin writes one token of each role, as JSON
   std::string audit_key_file;             // Ed25519 private key that signs audit heads and model cards; made if absent
-  std::string bootstrap_token_file;       // holds the first admin token, taken up when there are no tokens yet
+  std::string bootstrap_token_file;       // holds an admin token, taken up at start where nobody is admin
   std::string ports_file;                 // where the bound ports are written once ready
   std::string log_level = "info";
   bool log_json = false;

@@ -20,6 +20,7 @@
 #include "common/status_util.h"
 #include "coordinator/auth/authorizer.h"
 #include "coordinator/auth/first_tokens.h"
+#include "coordinator/auth/token_metrics.h"
 #include "coordinator/backup.h"
 #include "coordinator/data_dir_lock.h"
 #include "coordinator/feedback/import_log_rows.h"
@@ -154,11 +155,6 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   loop_ = EventLoop::StartThread(clock_);
   background_ = Background::StartThreads(kBackgroundThreads);
   batches_ = Background::StartThreads(kBatchThreads);
-  std::string bootstrap_token;  // its id, where this start takes it up
-  if (!config_.bootstrap_token_file.empty()) {
-    RLHF_ASSIGN_OR_RETURN(bootstrap_token,
-                          TakeUpBootstrapToken(store_.get(), config_.bootstrap_token_file, clock_->WallNow()));
-  }
   RLHF_ASSIGN_OR_RETURN(tokens_, Tokens::Open(store_.get(), clock_));
   MakeManagers();
   if (!config_.audit_key_file.empty()) {
@@ -167,8 +163,10 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   }
   RLHF_RETURN_IF_ERROR(Recover());
   RLHF_RETURN_IF_ERROR(OnLoopAndWait([&]() -> absl::Status {
-    if (!bootstrap_token.empty())
-      RLHF_RETURN_IF_ERROR(AuditBootstrapToken(oversight_.get(), store_.get(), bootstrap_token));
+    if (!config_.bootstrap_token_file.empty()) {
+      RLHF_RETURN_IF_ERROR(TakeUpBootstrapToken(tokens_.get(), oversight_.get(), store_.get(),
+                                                config_.bootstrap_token_file, clock_->WallNow()));
+    }
     if (config_.bootstrap_tokens.empty()) return absl::OkStatus();
     return MintFirstTokens(tokens_.get(), oversight_.get(), store_.get(), config_.bootstrap_tokens);
   }));
@@ -176,6 +174,7 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   RLHF_RETURN_IF_ERROR(ListenWeb());
   StartTicks();
   export_->Attach();
+  if (!config_.insecure) ExportAdminExpiry(tokens_.get(), &metrics_);
   const double seconds = absl::ToDoubleSeconds(clock_->Now() - started);
   metrics_.Gauge("rlhf_recovery_seconds", "How long the last start took until it served.").Set(seconds);
   phase_ = Phase::kReady;

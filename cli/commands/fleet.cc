@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
 #include "cli/commands/commands.h"
 #include "cli/kubernetes.h"
 #include "cli/output.h"
@@ -72,7 +73,7 @@ void PrintToken(const FleetFlags& flags, const std::string& token, const char* d
   std::fputs(SecretManifest(name, flags.name_space, {{"token", token}}).c_str(), stdout);
 }
 
-// Of an installation that is yet to start: the coordinator takes it up with --bootstrap-token-file.
+// Of an installation without an admin: the coordinator takes it up when it starts with --bootstrap-token-file.
 int CreateBootstrapToken(const FleetFlags& flags) {
   const auto token = NewToken();
   if (!token.ok()) return Fail(token.status());
@@ -83,7 +84,7 @@ int CreateBootstrapToken(const FleetFlags& flags) {
 int CreateToken(const ConnectionFlags& connection, const FleetFlags& flags) {
   if (flags.bootstrap) return CreateBootstrapToken(flags);
   if (flags.subject.empty() || flags.roles.empty()) {
-    return Fail(absl::InvalidArgumentError("expected --subject and --role (or --bootstrap, for the first token)"));
+    return Fail(absl::InvalidArgumentError("expected --subject and --role (or --bootstrap, where nobody is admin)"));
   }
   v1::CreateTokenRequest request;
   request.set_subject(flags.subject);
@@ -127,12 +128,13 @@ int ListTokens(const ConnectionFlags& connection) {
     PrintMessages(connection.output, response.tokens());
     return v1::EXIT_OK;
   }
-  Table table({"ID", "SUBJECT", "PROJECT", "ROLES", "REVOKED"});
+  Table table({"ID", "SUBJECT", "PROJECT", "ROLES", "EXPIRES", "REVOKED"});
   for (const v1::TokenRow& token : response.tokens()) {
     std::string roles;
     for (const int role : token.roles())
       absl::StrAppend(&roles, roles.empty() ? "" : ",", v1::TokenRole_Name(static_cast<v1::TokenRole>(role)));
-    table.Row({token.id(), token.subject(), token.project(), roles, token.revoked() ? "yes" : ""});
+    table.Row({token.id(), token.subject(), token.project(), roles,
+               Expiry(absl::FromUnixSeconds(token.expires_at().seconds()), absl::Now()), token.revoked() ? "yes" : ""});
   }
   std::fputs(table.Text().c_str(), stdout);
   return v1::EXIT_OK;
@@ -192,7 +194,7 @@ void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   create->add_option("--subject", flags->subject, "The person or service");
   create->add_option("--role", flags->roles, "viewer, submitter, rater, overseer, admin; may be repeated");
   create->add_flag("--bootstrap", flags->bootstrap,
-                   "The first admin token, for a coordinator that has not started yet (--bootstrap-token-file)");
+                   "An admin token for a coordinator that has none, and is started with it (--bootstrap-token-file)");
   create->add_flag("--kubernetes", flags->kubernetes, "Print a Secret for kubectl apply -f - instead");
   create->add_option("--secret-name", flags->secret_name, "Its name; default rlhf-token, or rlhf-bootstrap-token");
   create->add_option("--namespace", flags->name_space, "Its namespace")->capture_default_str();

@@ -43,58 +43,91 @@ absl::StatusOr<v1::TokenRow> BootstrapTokenRow(const std::string& token, absl::T
   return row;
 }
 
-absl::StatusOr<std::string> TakeUpBootstrapToken(StateStore* store, const std::string& file, absl::Time now) {
-  bool any = false;
-  RLHF_RETURN_IF_ERROR(store->Scan(Table::kTokens, "", [&any](absl::string_view, absl::string_view) {
-    any = true;
-    return false;
-  }));
-  if (any) return std::string();
+namespace {
+
+// Nobody can do anything about an admin who is missing but who runs the coordinator; jobs need none to go on.
+absl::Status WithoutAdmin(bool first, const absl::Status& status, absl::string_view remedy) {
+  if (first) return status;
+  spdlog::error("no token works any more that is admin of all projects: {}; {}", std::string(status.message()),
+                std::string(remedy));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::TokenRow> PrepareBootstrap(Tokens* tokens, const std::string& file, absl::Time now,
+                                              WriteBatch* batch) {
   const absl::StatusOr<std::string> token = ReadFile(file);
-  if (!token.ok())
+  if (!token.ok()) {
     return Annotate(token.status(),
-                    "there are no tokens yet, so the first is expected in the file of "
-                    "--bootstrap-token-file (rlhfctl token create --bootstrap makes one)");
+                    "there is no admin's token, so one is expected in the file of --bootstrap-token-file (rlhfctl token "
+                    "create --bootstrap makes one)");
+  }
   const absl::StatusOr<v1::TokenRow> row = BootstrapTokenRow(*token, now);
   if (!row.ok()) return Annotate(row.status(), file);
-  WriteBatch batch;
-  batch.Put(Table::kTokens, row->id(), row->SerializeAsString());
-  spdlog::info("the admin token of {} is accepted; revoke it when there are others", file);
-  RLHF_RETURN_IF_ERROR(store->CommitAndWait(std::move(batch)));
-  return row->id();
+  RLHF_RETURN_IF_ERROR(tokens->PrepareAccept(*row, batch));
+  return row;
 }
 
-absl::Status AuditBootstrapToken(Oversight* oversight, StateStore* store, const std::string& id) {
-  WriteBatch batch;
-  oversight->Audit("bootstrap", "token.create", id, "allowed",
-                   {{"subject", "bootstrap-admin"}, {"project", "*"}, {"roles", "admin"}}, &batch);
-  return store->CommitAndWait(std::move(batch));
-}
-
-absl::Status MintFirstTokens(Tokens* tokens, Oversight* oversight, StateStore* store, const std::string& file) {
-  if (!tokens->List().empty()) {
-    spdlog::info("there are tokens already; {} is left as it is", file);
-    return absl::OkStatus();
-  }
-  nlohmann::ordered_json secrets;
-  WriteBatch batch;
-  std::vector<std::string> ids;
+// Of every role; those that were prepared when one fails are in `minted` too.
+absl::Status PrepareFirst(Tokens* tokens, std::vector<Tokens::Minted>* minted, WriteBatch* batch) {
   for (const v1::TokenRole role : {v1::ADMIN, v1::SUBMITTER, v1::RATER, v1::OVERSEER}) {
     Tokens::Request request;
     request.subject = RoleName(role);
     request.project = role == v1::ADMIN || role == v1::OVERSEER ? "*" : "default";
     request.roles = {role};
     request.ttl = kFirstTokensLife;
-    RLHF_ASSIGN_OR_RETURN(const Tokens::Minted minted, tokens->PrepareMint(request, &batch));
-    oversight->Audit("bootstrap", "token.create", minted.row.id(), "allowed",
-                     {{"subject", request.subject}, {"project", request.project}, {"roles", request.subject}}, &batch);
-    secrets[request.subject] = minted.secret;
-    ids.push_back(minted.row.id());
+    RLHF_ASSIGN_OR_RETURN(Tokens::Minted made, tokens->PrepareMint(request, batch));
+    minted->push_back(std::move(made));
   }
-  // The file first: a crash in between leaves a file that the next start replaces, never tokens that nobody has.
-  RLHF_RETURN_IF_ERROR(WriteSecretFile(file, absl::StrCat(secrets.dump(2), "\n")));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status TakeUpBootstrapToken(Tokens* tokens, Oversight* oversight, StateStore* store, const std::string& file,
+                                  absl::Time now) {
+  if (tokens->AdminUntil() > now) return absl::OkStatus();
+  const bool first = tokens->List().empty();
+  WriteBatch batch;
+  const absl::StatusOr<v1::TokenRow> row = PrepareBootstrap(tokens, file, now, &batch);
+  if (!row.ok()) {
+    return WithoutAdmin(
+        first, row.status(),
+        absl::StrCat("put a new one into ", file, " (rlhfctl token create --bootstrap) and start again"));
+  }
+  oversight->Audit("bootstrap", "token.create", row->id(), "allowed",
+                   {{"subject", row->subject()}, {"project", "*"}, {"roles", "admin"}}, &batch);
   RLHF_RETURN_IF_ERROR(store->CommitAndWait(std::move(batch)));
-  for (const std::string& id : ids) tokens->ApplyMint(id);
+  tokens->ApplyMint(row->id());
+  spdlog::info("the admin token of {} is accepted for {} days; make others, and revoke it", file,
+               absl::ToInt64Hours(kLife) / 24);
+  return absl::OkStatus();
+}
+
+absl::Status MintFirstTokens(Tokens* tokens, Oversight* oversight, StateStore* store, const std::string& file) {
+  if (tokens->AdminUntil() != absl::InfinitePast()) {
+    spdlog::info("there is an admin already; {} is left as it is", file);
+    return absl::OkStatus();
+  }
+  const bool first = tokens->List().empty();
+  WriteBatch batch;
+  std::vector<Tokens::Minted> minted;
+  absl::Status status = PrepareFirst(tokens, &minted, &batch);
+  nlohmann::ordered_json secrets;
+  for (const Tokens::Minted& made : minted) secrets[made.row.subject()] = made.secret;
+  // The file first: a crash in between leaves a file that the next start replaces, never tokens that nobody has.
+  if (status.ok()) status = WriteSecretFile(file, absl::StrCat(secrets.dump(2), "\n"));
+  if (!status.ok()) {
+    for (const Tokens::Minted& made : minted) tokens->AbandonMint(made.row.id());
+    return WithoutAdmin(first, status, "mend that and start again");
+  }
+  // Nothing is abandoned from here on: a record that is not stored would break the chain.
+  for (const Tokens::Minted& made : minted) {
+    oversight->Audit("bootstrap", "token.create", made.row.id(), "allowed",
+                     {{"subject", made.row.subject()}, {"project", made.row.project()}, {"roles", made.row.subject()}},
+                     &batch);
+  }
+  RLHF_RETURN_IF_ERROR(store->CommitAndWait(std::move(batch)));
+  for (const Tokens::Minted& made : minted) tokens->ApplyMint(made.row.id());
   spdlog::info("one token of each role is in {}", file);
   return absl::OkStatus();
 }

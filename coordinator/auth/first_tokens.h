@@ -1,6 +1,7 @@
-// The first tokens of an installation: an administrator makes one (rlhfctl token create --bootstrap) and puts it into a
-// file (--bootstrap-token-file), or the coordinator makes one of each role and writes them to a file
-// (--bootstrap-tokens, as `rlhfctl up` has it do). Later there are tokens, and neither does anything.
+// Tokens of an installation without an admin: an administrator makes one (rlhfctl token create --bootstrap) and puts it
+// into a file (--bootstrap-token-file), or the coordinator makes one of each role and writes them to a file
+// (--bootstrap-tokens, as `rlhfctl up` has it do). While a token works that is admin of all projects, neither does
+// anything. On the loop, at start; they block until what they took or made is durable, with its audit record.
 #pragma once
 
 #include <string>
@@ -18,13 +19,14 @@ namespace rlhf::coordinator {
 // when it does not look like one.
 absl::StatusOr<v1::TokenRow> BootstrapTokenRow(const std::string& token, absl::Time now);
 
-// Stores the file's token where the store has none, and returns its id, which is to be audited; "" where there are
-// tokens. Before Tokens::Open, which then reads it. Blocks until it is durable.
-absl::StatusOr<std::string> TakeUpBootstrapToken(StateStore* store, const std::string& file, absl::Time now);
-absl::Status AuditBootstrapToken(Oversight* oversight, StateStore* store, const std::string& id);
+// Accepts the file's token, where nobody is admin. One that was accepted before does not come back when it has expired
+// or was revoked. Fails where there are no tokens at all; else the service goes on without an admin, and the log says
+// what to do.
+absl::Status TakeUpBootstrapToken(Tokens* tokens, Oversight* oversight, StateStore* store, const std::string& file,
+                                  absl::Time now);
 
-// Where there are no tokens: makes one of each role, for a year, and writes their secrets to the file as JSON, role to
-// secret. On the loop; blocks until they are durable.
+// Makes one of each role, for a year, and writes their secrets to the file as JSON, role to secret, where nobody is
+// admin. Fails like the other.
 absl::Status MintFirstTokens(Tokens* tokens, Oversight* oversight, StateStore* store, const std::string& file);
 
 }  // namespace rlhf::coordinator

@@ -156,20 +156,7 @@ absl::StatusOr<Tokens::Minted> Tokens::PrepareMint(const Request& request, Write
   SetTime(now + request.ttl, row.mutable_expires_at());
 
   absl::MutexLock lock(&mu_);
-  // One subject is one person: what counts is the union of all their tokens that still work.
-  bool admin = HasRole(row, v1::ADMIN), overseer = HasRole(row, v1::OVERSEER);
-  for (const auto& [other_id, other] : entries_) {
-    if (other.row.subject() != request.subject || other.row.revoked() || TimeOf(other.row.expires_at()) <= now)
-      continue;
-    admin = admin || HasRole(other.row, v1::ADMIN);
-    overseer = overseer || HasRole(other.row, v1::OVERSEER);
-  }
-  if (admin && overseer) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("\"", request.subject,
-                     "\" would be admin and overseer; the roles exclude each other: choose "
-                     "another person, or revoke their other token first"));
-  }
+  RLHF_RETURN_IF_ERROR(CheckRoles(row));
   batch->Put(Table::kTokens, id, row.SerializeAsString());
   Minted minted;
   minted.row = row;
@@ -177,6 +164,35 @@ absl::StatusOr<Tokens::Minted> Tokens::PrepareMint(const Request& request, Write
   minted.secret = absl::StrCat("rlhf_", id, "_", secret);
   entries_[id] = std::move(entry);
   return minted;
+}
+
+absl::Status Tokens::CheckRoles(const v1::TokenRow& row) const {
+  // One subject is one person: what counts is the union of all their tokens that still work.
+  const absl::Time now = clock_->WallNow();
+  bool admin = HasRole(row, v1::ADMIN), overseer = HasRole(row, v1::OVERSEER);
+  for (const auto& [id, other] : entries_) {
+    if (other.row.subject() != row.subject() || other.row.revoked() || TimeOf(other.row.expires_at()) <= now) continue;
+    admin = admin || HasRole(other.row, v1::ADMIN);
+    overseer = overseer || HasRole(other.row, v1::OVERSEER);
+  }
+  if (!admin || !overseer) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("\"", row.subject(),
+                                                    "\" would be admin and overseer; the roles exclude each other: "
+                                                    "choose another person, or revoke their other token first"));
+}
+
+absl::Status Tokens::PrepareAccept(const v1::TokenRow& row, WriteBatch* batch) {
+  absl::MutexLock lock(&mu_);
+  for (const auto& [id, other] : entries_) {
+    if (id != row.id() && !HashesEqual(other.row.sha256(), row.sha256())) continue;
+    return absl::AlreadyExistsError(absl::StrCat("the token ", id, " was one of this service's before",
+                                                 other.row.revoked() ? ", and was revoked" : "",
+                                                 "; expected one that is new"));
+  }
+  RLHF_RETURN_IF_ERROR(CheckRoles(row));
+  batch->Put(Table::kTokens, row.id(), row.SerializeAsString());
+  entries_[row.id()] = {row, /*active=*/false};
+  return absl::OkStatus();
 }
 
 void Tokens::ApplyMint(const std::string& id) {
@@ -220,6 +236,20 @@ std::vector<v1::TokenRow> Tokens::List() const {
     return TimeOf(a.created_at()) > TimeOf(b.created_at());
   });
   return rows;
+}
+
+absl::Time Tokens::AdminUntil() const {
+  const absl::Time now = clock_->WallNow();
+  absl::Time until = absl::InfinitePast();
+  absl::MutexLock lock(&mu_);
+  for (const auto& [id, entry] : entries_) {
+    const absl::Time expires = TimeOf(entry.row.expires_at());
+    if (entry.active && !entry.row.revoked() && entry.row.project() == "*" && HasRole(entry.row, v1::ADMIN) &&
+        expires > now) {
+      until = std::max(until, expires);
+    }
+  }
+  return until;
 }
 
 std::string Tokens::Pseudonym(const std::string& subject) const {

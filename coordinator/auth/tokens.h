@@ -46,17 +46,24 @@ class Tokens {
   absl::StatusOr<Minted> PrepareMint(const Request& request, WriteBatch* batch);
   void ApplyMint(const std::string& id);
   void AbandonMint(const std::string& id);
+  // A token that was made elsewhere; apply or abandon it as a minted one. AlreadyExists when its id or its secret was
+  // ever one of this service's: what expired or was revoked does not come back. FailedPrecondition as for a minted one.
+  absl::Status PrepareAccept(const v1::TokenRow& row, WriteBatch* batch);
   // NotFound for an unknown id. Revoking twice is fine.
   absl::Status PrepareRevoke(const std::string& id, WriteBatch* batch) const;
   void ApplyRevoke(const std::string& id);
 
   std::vector<v1::TokenRow> List() const;  // without hashes, newest first
+  // Until when somebody is admin of all projects, by the tokens that work now; InfinitePast when nobody is.
+  absl::Time AdminUntil() const;
   // How a subject appears in comparisons: the same on every call, and not the subject's name.
   std::string Pseudonym(const std::string& subject) const;
 
  private:
   Tokens(StateStore* store, const Clock* clock) : store_(store), clock_(clock) {}
   absl::Status Recover();
+  // FailedPrecondition when with the row its subject would be admin and overseer.
+  absl::Status CheckRoles(const v1::TokenRow& row) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   struct Entry {
     v1::TokenRow row;

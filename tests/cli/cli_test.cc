@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "cli/certificate_check.h"
 #include "cli/memory_plan.h"
+#include "cli/output.h"
 #include "cli/secret_file.h"
 #include "common/durable_file.h"
 #include "tests/testing/golden.h"
@@ -77,6 +78,12 @@ TEST(Pki, KubernetesSecretsOfEveryRole) {
     EXPECT_THAT(printed.output, HasSubstr(part));
   // The CA's key stays here.
   EXPECT_EQ(printed.output.find("ca.key"), std::string::npos);
+}
+
+TEST(Tokens, TheListSaysWhenOneEnds) {
+  const absl::Time at = absl::FromUnixSeconds(1'700'000'000);
+  EXPECT_EQ(Expiry(at, at - absl::Seconds(1)), "2023-11-14 22:13 UTC");
+  EXPECT_EQ(Expiry(at, at), "expired 2023-11-14 22:13 UTC");
 }
 
 TEST(BootstrapToken, IsPrintedOnceOrAsASecret) {

@@ -349,7 +349,7 @@ TEST_F(AccessTest, MetricsAndProbesArePlain) {
         "rlhf_volume_size_bytes{volume=\"artifacts\"}", "rlhf_auth_failures_total{reason=\"no_token\"} 1",
         "rlhf_workers{role=\"learner\",state=\"ready\"} 1", "rlhf_service_halted 0", "rlhf_leases_active 0",
         "rlhf_gate_oldest_waiting_seconds 0", "rlhf_certificate_expiry_timestamp_seconds{certificate=\"fleet\"}",
-        "grpc_server_handled_total"}) {
+        "rlhf_admin_token_expiry_timestamp_seconds 1", "grpc_server_handled_total"}) {
     EXPECT_THAT(metrics->body, HasSubstr(series));
   }
 }

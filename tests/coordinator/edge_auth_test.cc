@@ -16,7 +16,9 @@
 #include "common/status_util.h"
 #include "coordinator/auth/authorizer.h"
 #include "coordinator/auth/denials.h"
+#include "coordinator/auth/first_tokens.h"
 #include "coordinator/auth/method_table.h"
+#include "coordinator/auth/token_metrics.h"
 #include "coordinator/auth/tokens.h"
 #include "coordinator/names.h"
 #include "coordinator/oversight.h"
@@ -256,6 +258,128 @@ TEST_F(TokensTest, PseudonymsAreStableAndDoNotShowTheName) {
   EXPECT_NE(pseudonym, tokens_->Pseudonym("bob"));
   Reopen();
   EXPECT_EQ(pseudonym, tokens_->Pseudonym("ada"));
+}
+
+// Who runs the coordinator makes an admin where there is none, and nobody else: by a token of the bootstrap file.
+class BootstrapTest : public TokensTest {
+ protected:
+  void SetUp() override {
+    TokensTest::SetUp();
+    oversight_ = MakeOversight(&loop_, &store_);
+    ASSERT_TRUE(oversight_->Recover().ok());
+    ExportAdminExpiry(tokens_.get(), &metrics_);
+  }
+  static std::string Token(char id, char secret) {
+    return absl::StrCat("rlhf_", std::string(12, id), "_", std::string(64, secret));
+  }
+  // As at a start of the coordinator with the token in its file.
+  absl::Status Start(const std::string& token) {
+    EXPECT_TRUE(WriteFileDurably(dir_.File("token"), token + "\n").ok());
+    return TakeUpBootstrapToken(tokens_.get(), oversight_.get(), &store_, dir_.File("token"), clock_.WallNow());
+  }
+  void TearDown() override {
+    EXPECT_TRUE(oversight_->audit().Verify().intact()) << "what was given up left no gap";
+    TokensTest::TearDown();
+  }
+  bool Works(const std::string& token) const { return tokens_->Verify(token).ok(); }
+  size_t Audited() const { return oversight_->audit().All()->size(); }
+  void Revoke(const std::string& id) {
+    WriteBatch batch;
+    ASSERT_TRUE(tokens_->PrepareRevoke(id, &batch).ok());
+    ASSERT_TRUE(store_.CommitAndWait(std::move(batch)).ok());
+    tokens_->ApplyRevoke(id);
+  }
+  std::string Gauge() const {
+    const std::string text = metrics_.Text(), name = "\nrlhf_admin_token_expiry_timestamp_seconds ";
+    const size_t at = text.find(name);
+    if (at == std::string::npos) return "none";
+    return text.substr(at + name.size(), text.find('\n', at + 1) - at - name.size());
+  }
+
+  ScratchDir dir_;
+  ManualLoop loop_{&clock_};
+  std::unique_ptr<Oversight> oversight_;
+  MetricsRegistry metrics_{"coordinator"};
+};
+
+TEST_F(BootstrapTest, ATokenIsAcceptedWhereNobodyIsAdminAndNeverTwice) {
+  const std::string first = Token('a', '1'), second = Token('b', '2');
+  EXPECT_EQ(Gauge(), "0");
+  ASSERT_TRUE(Start(first).ok());
+  EXPECT_TRUE(Works(first));
+  EXPECT_EQ(Audited(), 1u);
+  EXPECT_EQ(tokens_->AdminUntil(), absl::FromUnixSeconds(absl::ToUnixSeconds(clock_.WallNow())) + absl::Hours(24 * 30));
+  EXPECT_NE(Gauge(), "0");
+  ASSERT_TRUE(Start(second).ok());
+  EXPECT_FALSE(Works(second)) << "there is an admin";
+
+  clock_.Advance(absl::Hours(24 * 31));
+  EXPECT_EQ(Gauge(), "0");
+  ASSERT_TRUE(Start(first).ok()) << "jobs go on without an admin";
+  EXPECT_FALSE(Works(first)) << "it expired";
+  ASSERT_TRUE(Start(second).ok());
+  EXPECT_TRUE(Works(second));
+  EXPECT_EQ(Audited(), 2u);
+  Reopen();
+  EXPECT_TRUE(Works(second)) << "durably";
+}
+
+TEST_F(BootstrapTest, ARevokedTokenDoesNotComeBackUnderAnotherId) {
+  ASSERT_TRUE(Start(Token('a', '1')).ok());
+  Revoke(std::string(12, 'a'));
+  for (const std::string& token : {Token('a', '1'), Token('b', '1'), Token('a', '2')}) {
+    ASSERT_TRUE(Start(token).ok());
+    EXPECT_FALSE(Works(token)) << token;
+  }
+  EXPECT_EQ(tokens_->List().size(), 1u) << "no row was replaced";
+  ASSERT_TRUE(Start("nonsense").ok());
+  ASSERT_TRUE(Start(Token('b', '2')).ok());
+  EXPECT_TRUE(Works(Token('b', '2')));
+}
+
+TEST_F(BootstrapTest, AnAdminOfOneProjectIsNone) {
+  ASSERT_TRUE(Mint("ada", {v1::ADMIN}).ok());
+  EXPECT_EQ(tokens_->AdminUntil(), absl::InfinitePast());
+  ASSERT_TRUE(Start(Token('a', '1')).ok());
+  EXPECT_TRUE(Works(Token('a', '1')));
+}
+
+TEST_F(BootstrapTest, OnlyTheFirstStartFailsForWantOfAToken) {
+  EXPECT_TRUE(absl::IsInvalidArgument(Start("nonsense")));
+  EXPECT_TRUE(absl::IsNotFound(
+      TakeUpBootstrapToken(tokens_.get(), oversight_.get(), &store_, dir_.File("none"), clock_.WallNow())));
+  ASSERT_TRUE(Mint("ada", {v1::VIEWER}).ok());
+  EXPECT_TRUE(TakeUpBootstrapToken(tokens_.get(), oversight_.get(), &store_, dir_.File("none"), clock_.WallNow()).ok());
+}
+
+TEST_F(BootstrapTest, NobodyBecomesAdminAndOverseerByIt) {
+  ASSERT_TRUE(Mint("bootstrap-admin", {v1::OVERSEER}).ok());
+  ASSERT_TRUE(Start(Token('a', '1')).ok());
+  EXPECT_FALSE(Works(Token('a', '1')));
+}
+
+TEST_F(BootstrapTest, TokensOfEveryRoleAreMadeAnewOnceTheyHaveExpired) {
+  const std::string file = dir_.File("tokens.json");
+  const auto start = [&] {
+    EXPECT_TRUE(MintFirstTokens(tokens_.get(), oversight_.get(), &store_, file).ok());
+    return *ReadFile(file);
+  };
+  const std::string first = start();
+  EXPECT_EQ(start(), first);
+  clock_.Advance(absl::Hours(24 * 366));
+  const std::string second = start();
+  EXPECT_NE(second, first);
+  EXPECT_EQ(tokens_->List().size(), 8u);
+  EXPECT_NE(tokens_->AdminUntil(), absl::InfinitePast());
+  // Somebody is what the coordinator would make an admin of: it starts without one.
+  clock_.Advance(absl::Hours(24 * 366));
+  ASSERT_TRUE(Mint("admin", {v1::OVERSEER}).ok());
+  EXPECT_EQ(start(), second);
+  EXPECT_EQ(tokens_->List().size(), 9u);
+  clock_.Advance(absl::Hours(2));  // nor is there room for the file
+  EXPECT_TRUE(MintFirstTokens(tokens_.get(), oversight_.get(), &store_, dir_.File("no-folder/tokens.json")).ok());
+  EXPECT_EQ(tokens_->List().size(), 9u);
+  EXPECT_NE(start(), second) << "mended";
 }
 
 // A flood of refused handshakes cannot fill the audit log, and none of them goes uncounted in it.

@@ -4,6 +4,7 @@ Durations are shortened, expressions are not: `for` at most five seconds, window
 THRESHOLDS, which are durations themselves.
 """
 import concurrent.futures
+import json
 import os
 import pathlib
 import re
@@ -299,6 +300,27 @@ class FaultsOfProcessesTest(Alerts):
         # The other certificate's CA is not ours: until the coordinator has read its own again, it answers nobody.
         until("the coordinator reads its certificate", 30, lambda: self.service.ctl("get", "long", check=False).returncode == 0)
         self.clears("CertExpiry")
+
+    def test_h2_admin_whose_token_ends_soon(self):
+        self.quiet("AdminTokenExpiry")
+
+        def admin(context, name, days):
+            """A token that is admin of all projects, made with a context, as a context of its own."""
+            made = self.service.ctl("--project", "*", "--output", "json", "token", "create", "--subject", name, "--role", "admin",
+                                    "--days", days, context=context)
+            made = json.loads(made.stdout)
+            (self.service.dir / f"{name}.token").write_text(made["secret"])
+            other = json.loads((self.service.dir / "admin.json").read_text())
+            (self.service.dir / f"{name}.json").write_text(json.dumps({**other, "token_file": f"{name}.token"}))
+            return made["token"]["id"]
+
+        admin("admin", "short", 3)
+        listed = self.service.ctl("token", "list", context="short").stdout
+        first = next(line.split()[0] for line in listed.splitlines() if line.split()[1] == "admin")
+        self.service.ctl("token", "revoke", first, context="short")
+        self.fires("AdminTokenExpiry")
+        admin("short", "long", 365)
+        self.clears("AdminTokenExpiry")
 
     def test_i_disk_that_fills(self):
         if not self.mounted:
