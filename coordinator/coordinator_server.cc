@@ -305,6 +305,7 @@ absl::Status CoordinatorServerImpl::Recover() {
   return OnLoopAndWait([this]() -> absl::Status {
     RLHF_RETURN_IF_ERROR(Annotate(oversight_->Recover(), "recovering the audit chain"));
     RLHF_RETURN_IF_ERROR(Annotate(quotas_.Recover(store_.get()), "recovering quotas"));
+    RLHF_RETURN_IF_ERROR(Annotate(fleet_->Recover(store_.get()), "recovering cordoned instances"));
     RLHF_RETURN_IF_ERROR(Annotate(AfterRestore(), "after a restored backup"));
     RLHF_RETURN_IF_ERROR(Annotate(artifacts_->Recover(), "recovering artifacts"));
     RLHF_RETURN_IF_ERROR(Annotate(feedback_->Recover(), "recovering comparison sets"));

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <map>
 #include <random>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +13,8 @@
 
 namespace rlhf::coordinator {
 namespace {
+
+constexpr char kCordonedPrefix[] = "cordoned/";  // rows in Table::kMeta; then the instance, a Worker with its role
 
 class FleetImpl final : public Fleet {
  public:
@@ -92,20 +93,44 @@ class FleetImpl final : public Fleet {
     return found ? absl::OkStatus() : NoInstance(instance_id);
   }
 
-  absl::Status Cordon(const std::string& instance_id, bool uncordon) override {
-    bool found = false;
+  absl::Status Cordon(const std::string& instance_id, bool uncordon, WriteBatch* batch) override {
+    const auto before = cordoned_.find(instance_id);
+    v1::Role role = before == cordoned_.end() ? v1::ROLE_UNSPECIFIED : before->second;
+    bool found = before != cordoned_.end();
     for (auto& [id, session] : sessions_) {
       if (session.identity.instance_id() != instance_id) continue;
       session.cordoned = !uncordon;
+      role = session.identity.role();
       found = true;
     }
-    if (!found) return NoInstance(instance_id);
+    const std::string key = kCordonedPrefix + instance_id;
     if (uncordon) {
+      if (!found) return NoInstance(instance_id);
       cordoned_.erase(instance_id);
-    } else {
-      cordoned_.insert(instance_id);
+      batch->Erase(Table::kMeta, key);
+      return absl::OkStatus();
     }
+    cordoned_[instance_id] = role;
+    v1::Worker row;
+    row.set_instance_id(instance_id);
+    row.set_role(role);
+    batch->Put(Table::kMeta, key, row.SerializeAsString());
     return absl::OkStatus();
+  }
+
+  std::map<std::string, v1::Role> CordonedAway() const override {
+    std::map<std::string, v1::Role> away = cordoned_;
+    for (const auto& [id, session] : sessions_) away.erase(session.identity.instance_id());
+    return away;
+  }
+
+  absl::Status Recover(StateStore* store) override {
+    return store->Scan(Table::kMeta, kCordonedPrefix, [this](absl::string_view key, absl::string_view value) {
+      v1::Worker row;
+      row.ParseFromArray(value.data(), static_cast<int>(value.size()));
+      cordoned_[std::string(key.substr(sizeof(kCordonedPrefix) - 1))] = row.role();
+      return true;
+    });
   }
 
   void Tick() override {
@@ -140,7 +165,7 @@ class FleetImpl final : public Fleet {
   std::random_device device_;
   std::mt19937_64 random_{(static_cast<uint64_t>(device_()) << 32) | device_()};
   std::map<std::string, Session> sessions_;
-  std::set<std::string> cordoned_;  // instances, also while they are away
+  std::map<std::string, v1::Role> cordoned_;  // instances, also while they are away
   std::vector<FleetListener*> listeners_;
 };
 

@@ -1,11 +1,13 @@
 // Who is there: sessions of rollout workers, reward servers and learners. Loop thread only.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "coordinator/event_loop.h"
+#include "coordinator/store/state_store.h"
 #include "rlhf/v1/admin_service.pb.h"
 #include "rlhf/v1/fleet_service.pb.h"
 
@@ -39,8 +41,14 @@ class Fleet {
   // NotFound with reason UNKNOWN_SESSION.
   virtual absl::StatusOr<const Session*> Find(const std::string& session_id) const = 0;
   virtual std::vector<const Session*> Sessions(v1::Role role) const = 0;  // ROLE_UNSPECIFIED: all
-  virtual absl::Status Drain(const std::string& instance_id) = 0;
-  virtual absl::Status Cordon(const std::string& instance_id, bool uncordon) = 0;
+  virtual absl::Status Drain(const std::string& instance_id) = 0;         // NotFound when it is not registered
+  // Gives an instance nothing new until it is uncordoned, also one that is away; durable with the batch. NotFound for
+  // uncordoning what is neither cordoned nor registered.
+  virtual absl::Status Cordon(const std::string& instance_id, bool uncordon, WriteBatch* batch) = 0;
+  // Cordoned instances that are not registered now, by instance; the role that they had when they were cordoned.
+  virtual std::map<std::string, v1::Role> CordonedAway() const = 0;
+  // What was cordoned before a restart. Before anybody registers.
+  virtual absl::Status Recover(StateStore* store) = 0;
   virtual void Tick() = 0;  // expires sessions; called every 500 ms
 };
 // heartbeat_interval 3 s and lease 9 s in production; tests use shorter ones.

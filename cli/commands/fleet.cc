@@ -45,7 +45,8 @@ int ListWorkers(const ConnectionFlags& connection) {
                v1::WorkerState_Name(worker.state()), worker.device(),
                worker.slots() > 0 ? absl::StrCat(worker.leased(), "/", worker.slots()) : "",
                worker.has_policy() ? absl::StrCat(worker.policy().step()) : "", worker.job_id(),
-               absl::StrFormat("%.1f s ago", worker.seconds_since_heartbeat())});
+               worker.seconds_since_heartbeat() < 0 ? "away"
+                                                    : absl::StrFormat("%.1f s ago", worker.seconds_since_heartbeat())});
   }
   std::fputs(table.Text().c_str(), stdout);
   return v1::EXIT_OK;
@@ -60,7 +61,8 @@ int ChangeWorker(const ConnectionFlags& connection, Request request, Method meth
   const auto stub = v1::AdminService::NewStub(*channel);
   if (const absl::Status status = FromGrpc(method(*stub, context.get(), request, &worker)); !status.ok())
     return Fail(status);
-  std::printf("%s %s\n", worker.instance_id().c_str(), v1::WorkerState_Name(worker.state()).c_str());
+  std::printf("%s %s%s\n", worker.instance_id().c_str(), v1::WorkerState_Name(worker.state()).c_str(),
+              worker.seconds_since_heartbeat() < 0 ? " (not registered now; its name is taken as it is)" : "");
   return v1::EXIT_OK;
 }
 
@@ -163,7 +165,8 @@ void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   workers->add_subcommand("list", "List them")->callback([=, &connection] {
     *run = [&connection] { return ListWorkers(connection); };
   });
-  auto* drain = workers->add_subcommand("drain", "Let one finish what it has, then exit");
+  auto* drain = workers->add_subcommand(
+      "drain", "Let one finish what it has, then exit; what supervises it starts it again: cordon it first");
   drain->add_option("instance", flags->instance, "Instance id")->required();
   drain->callback([=, &connection] {
     *run = [=, &connection] {
@@ -174,7 +177,8 @@ void AddFleetCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
       });
     };
   });
-  auto* cordon = workers->add_subcommand("cordon", "Give one nothing new");
+  auto* cordon = workers->add_subcommand(
+      "cordon", "Give one nothing new, until --undo: also while it is away, and after restarts");
   cordon->add_option("instance", flags->instance, "Instance id")->required();
   cordon->add_flag("--undo", flags->uncordon, "Give it work again");
   cordon->callback([=, &connection] {

@@ -13,11 +13,13 @@
 #include "coordinator/grpc_adapter/backup_stream.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
+#include "coordinator/names.h"
 
 namespace rlhf::coordinator {
 namespace {
 
 constexpr size_t kRememberedAnswers = 1000;
+constexpr size_t kLongestInstance = 256;
 
 v1::Worker WorkerOf(const Session& session, absl::Duration now) {
   v1::Worker worker;
@@ -34,6 +36,16 @@ v1::Worker WorkerOf(const Session& session, absl::Duration now) {
                     : session.last.progress().empty()    ? ""
                                                          : session.last.progress(0).id().job_id());
   worker.set_seconds_since_heartbeat(absl::ToDoubleSeconds(now - session.last_heartbeat));
+  return worker;
+}
+
+// One that is not registered.
+v1::Worker Away(const std::string& instance, v1::Role role, v1::WorkerState state) {
+  v1::Worker worker;
+  worker.set_instance_id(instance);
+  worker.set_role(role);
+  worker.set_state(state);
+  worker.set_seconds_since_heartbeat(-1);
   return worker;
 }
 
@@ -75,17 +87,19 @@ class AdminService final : public v1::AdminService::CallbackService {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::DrainWorkerRequest& r, Done<v1::Worker> done) {
                     if (absl::Status status = edge_.fleet->Drain(r.instance_id()); !status.ok()) return done(status);
-                    Record(caller, "worker.drain", r.instance_id(), std::move(done));
+                    Record(caller, "worker.drain", r.instance_id(), WriteBatch(), std::move(done));
                   });
   }
   grpc::ServerUnaryReactor* CordonWorker(grpc::CallbackServerContext* context, const v1::CordonWorkerRequest* request,
                                          v1::Worker* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::CordonWorkerRequest& r, Done<v1::Worker> done) {
-                    absl::Status status = edge_.fleet->Cordon(r.instance_id(), r.uncordon());
+                    WriteBatch batch;
+                    absl::Status status = CheckText("instance_id", r.instance_id(), kLongestInstance);
+                    if (status.ok()) status = edge_.fleet->Cordon(r.instance_id(), r.uncordon(), &batch);
                     if (!status.ok()) return done(status);
                     Record(caller, r.uncordon() ? "worker.uncordon" : "worker.cordon", r.instance_id(),
-                           std::move(done));
+                           std::move(batch), std::move(done));
                   });
   }
   grpc::ServerUnaryReactor* CreateToken(grpc::CallbackServerContext* context, const v1::CreateTokenRequest* request,
@@ -161,25 +175,29 @@ class AdminService final : public v1::AdminService::CallbackService {
 
   absl::StatusOr<v1::ListWorkersResponse> Workers(const v1::ListWorkersRequest& r) const {
     RLHF_ASSIGN_OR_RETURN(const int page_size, PageSize(r.page()));
-    std::vector<const Session*> sessions = edge_.fleet->Sessions(r.role());
-    std::sort(sessions.begin(), sessions.end(),
-              [](const Session* a, const Session* b) { return a->identity.instance_id() < b->identity.instance_id(); });
-    v1::ListWorkersResponse response;
     const absl::Duration now = edge_.loop->clock().Now();
-    for (const Session* session : sessions) {
-      if (session->identity.instance_id() <= r.page().page_token()) continue;
+    std::vector<v1::Worker> workers;
+    for (const Session* session : edge_.fleet->Sessions(r.role())) workers.push_back(WorkerOf(*session, now));
+    for (const auto& [instance, role] : edge_.fleet->CordonedAway()) {
+      if (r.role() == v1::ROLE_UNSPECIFIED || r.role() == role) workers.push_back(Away(instance, role, v1::CORDONED));
+    }
+    std::sort(workers.begin(), workers.end(),
+              [](const v1::Worker& a, const v1::Worker& b) { return a.instance_id() < b.instance_id(); });
+    v1::ListWorkersResponse response;
+    for (v1::Worker& worker : workers) {
+      if (worker.instance_id() <= r.page().page_token()) continue;
       if (response.workers_size() == page_size) {
         response.set_next_page_token(response.workers(page_size - 1).instance_id());
         break;
       }
-      *response.add_workers() = WorkerOf(*session, now);
+      *response.add_workers() = std::move(worker);
     }
     return response;
   }
 
   // Audits what was done to a worker, then answers with it as it is.
-  void Record(const Caller& caller, const std::string& action, const std::string& instance, Done<v1::Worker> done) {
-    WriteBatch batch;
+  void Record(const Caller& caller, const std::string& action, const std::string& instance, WriteBatch batch,
+              Done<v1::Worker> done) {
     edge_.oversight->Audit(caller.subject, action, instance, "allowed", {}, &batch);
     edge_.store->Commit(std::move(batch), [this, instance, done = std::move(done)](absl::Status status) mutable {
       edge_.loop->Post([this, instance, status, done = std::move(done)]() mutable {
@@ -187,8 +205,10 @@ class AdminService final : public v1::AdminService::CallbackService {
         for (const Session* session : edge_.fleet->Sessions(v1::ROLE_UNSPECIFIED)) {
           if (session->identity.instance_id() == instance) return done(WorkerOf(*session, edge_.loop->clock().Now()));
         }
-        done(absl::NotFoundError(
-            absl::StrCat("the worker \"", instance, "\" has left; rlhfctl workers list shows who is there")));
+        const std::map<std::string, v1::Role> cordoned = edge_.fleet->CordonedAway();
+        const auto away = cordoned.find(instance);
+        if (away == cordoned.end()) return done(Away(instance, v1::ROLE_UNSPECIFIED, v1::LOST));
+        done(Away(instance, away->second, v1::CORDONED));
       });
     });
   }

@@ -16,7 +16,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/cpp/channel.h"
+#include "common/process.h"
+#include "rlhf/v1/admin_service.grpc.pb.h"
+#include "rlhf/v1/fleet_service.grpc.pb.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
+#include "rlhf/v1/learner_service.grpc.pb.h"
 #include "rlhf/v1/oversight_service.grpc.pb.h"
 #include "tests/coordinator/waiting_job.h"
 #include "tests/testing/scratch_dir.h"
@@ -76,6 +80,10 @@ class CoordinatorProcessTest : public testing::Test {
         auto channel = client::MakeChannel(options);
         ASSERT_TRUE(channel.ok()) << channel.status();
         channel_ = *channel;
+        options.address = absl::StrCat("127.0.0.1:", json["fleet"].get<int>());
+        channel = client::MakeChannel(options);
+        ASSERT_TRUE(channel.ok()) << channel.status();
+        fleet_ = *channel;
         stub_ = v1::JobService::NewStub(channel_);
         return;
       }
@@ -87,6 +95,51 @@ class CoordinatorProcessTest : public testing::Test {
       absl::SleepFor(absl::Milliseconds(50));
     }
     FAIL() << "not ready after 30 s: " << *ReadFile(dir_.File("log"));
+  }
+  // As a learner of the fleet.
+  absl::StatusOr<std::string> Register(const std::string& instance) {
+    v1::RegisterRequest request;
+    request.set_role(v1::ROLE_LEARNER);
+    request.set_instance_id(instance);
+    request.set_protocol_version(kProtocolVersion);
+    v1::RegisterResponse response;
+    const auto context = client::MakeContext(absl::Seconds(20));
+    RLHF_RETURN_IF_ERROR(FromGrpc(v1::FleetService::NewStub(fleet_)->Register(context.get(), request, &response)));
+    return response.session_id();
+  }
+  // The job that it is given within a moment, if any.
+  std::string GetsWork(const std::string& instance) {
+    const auto session = Register(instance);
+    EXPECT_TRUE(session.ok()) << session.status();
+    v1::JoinGroupRequest request;
+    request.set_session_id(session.value_or(""));
+    request.set_wait_ms(400);  // less than a session's life without a heartbeat
+    v1::JoinGroupResponse response;
+    const auto context = client::MakeContext(absl::Seconds(20));
+    const absl::Status joined =
+        FromGrpc(v1::LearnerService::NewStub(fleet_)->JoinGroup(context.get(), request, &response));
+    EXPECT_TRUE(joined.ok()) << joined;
+    return response.assignment().job_id();
+  }
+  v1::Worker Cordon(const std::string& instance, bool undo) {
+    v1::CordonWorkerRequest request;
+    request.set_instance_id(instance);
+    request.set_uncordon(undo);
+    v1::Worker worker;
+    const auto context = client::MakeContext(absl::Seconds(20));
+    const absl::Status status =
+        FromGrpc(v1::AdminService::NewStub(channel_)->CordonWorker(context.get(), request, &worker));
+    EXPECT_TRUE(status.ok()) << status;
+    return worker;
+  }
+  v1::Worker Listed(const std::string& instance) {
+    v1::ListWorkersResponse response;
+    const auto context = client::MakeContext(absl::Seconds(20));
+    EXPECT_TRUE(v1::AdminService::NewStub(channel_)->ListWorkers(context.get(), {}, &response).ok());
+    for (const v1::Worker& worker : response.workers()) {
+      if (worker.instance_id() == instance) return worker;
+    }
+    return {};
   }
   int Kill(int signal) {
     kill(pid_, signal);
@@ -104,7 +157,7 @@ class CoordinatorProcessTest : public testing::Test {
   ScratchDir dir_;
   std::string binary_;
   pid_t pid_ = -1;
-  std::shared_ptr<grpc::Channel> channel_;
+  std::shared_ptr<grpc::Channel> channel_, fleet_;
   std::unique_ptr<Stub> stub_;
 };
 
@@ -156,6 +209,39 @@ TEST_F(CoordinatorProcessTest, AKilledCoordinatorKeepsItsJobs) {
   ASSERT_TRUE(v1::OversightService::NewStub(channel_)->VerifyAudit(context.get(), {}, &audit).ok());
   EXPECT_TRUE(audit.intact()) << audit.problem();
   EXPECT_GE(audit.records(), 1u);
+}
+
+TEST_F(CoordinatorProcessTest, ACordonOutlivesAKilledCoordinator) {
+  Start();
+  ASSERT_TRUE(UploadWaitingJobInputs(channel_, dir_.path()).ok());
+  v1::SubmitJobResponse submitted;
+  auto context = client::MakeContext(absl::Seconds(20));
+  ASSERT_TRUE(stub_->SubmitJob(context.get(), WaitingJob("waiting"), &submitted).ok());
+  ASSERT_TRUE(Register("l0").ok());
+  ASSERT_EQ(Cordon("l0", false).state(), v1::CORDONED);
+  EXPECT_EQ(Kill(SIGKILL), -SIGKILL);
+
+  Start();
+  v1::Worker listed = Listed("l0");
+  EXPECT_EQ(listed.state(), v1::CORDONED);
+  EXPECT_EQ(listed.role(), v1::ROLE_LEARNER);
+  EXPECT_LT(listed.seconds_since_heartbeat(), 0) << "away";
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(GetsWork("l0"), "");
+  listed = Listed("l0");
+  EXPECT_EQ(listed.state(), v1::CORDONED);
+  EXPECT_GE(listed.seconds_since_heartbeat(), 0);
+  std::string job;
+  for (int i = 0; i < 50 && job.empty(); ++i) job = GetsWork("l1");
+  EXPECT_EQ(job, submitted.job().id()) << "nothing but the cordon keeps l0 from it";
+  EXPECT_EQ(GetsWork("l0"), "");
+
+  EXPECT_NE(Cordon("l0", true).state(), v1::CORDONED);
+  job.clear();
+  for (int i = 0; i < 50 && job.empty(); ++i) job = GetsWork("l0");
+  EXPECT_EQ(job, submitted.job().id()) << "once l1 is lost";
+  EXPECT_EQ(Kill(SIGKILL), -SIGKILL);
+  Start();
+  EXPECT_EQ(Listed("l0").instance_id(), "") << "undone for good";
 }
 
 TEST_F(CoordinatorProcessTest, ChecksItsConfiguration) {

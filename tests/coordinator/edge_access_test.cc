@@ -238,6 +238,25 @@ TEST_F(AccessTest, WorkersAreListedCordonedAndDrained) {
   changed = Call(admin, &v1::AdminService::Stub::CordonWorker, cordon);
   ASSERT_TRUE(changed.ok());
   EXPECT_NE(changed->state(), v1::CORDONED);
+  // Also one that is away, and for as long as nobody undoes it.
+  cordon.set_instance_id("w1");
+  EXPECT_TRUE(absl::IsNotFound(Call(admin, &v1::AdminService::Stub::CordonWorker, cordon).status())) << "to undo what?";
+  cordon.set_uncordon(false);
+  changed = Call(admin, &v1::AdminService::Stub::CordonWorker, cordon);
+  ASSERT_TRUE(changed.ok()) << changed.status();
+  EXPECT_EQ(changed->state(), v1::CORDONED);
+  EXPECT_LT(changed->seconds_since_heartbeat(), 0) << "it is not there";
+  const auto with_away = Call(admin, &v1::AdminService::Stub::ListWorkers, v1::ListWorkersRequest());
+  ASSERT_TRUE(with_away.ok()) << with_away.status();
+  ASSERT_EQ(with_away->workers_size(), 2);
+  EXPECT_EQ(with_away->workers(1).instance_id(), "w1");
+  EXPECT_EQ(with_away->workers(1).state(), v1::CORDONED);
+  cordon.set_uncordon(true);
+  changed = Call(admin, &v1::AdminService::Stub::CordonWorker, cordon);
+  ASSERT_TRUE(changed.ok()) << changed.status();
+  EXPECT_EQ(changed->state(), v1::LOST);
+  cordon.set_instance_id("");
+  EXPECT_TRUE(absl::IsInvalidArgument(Call(admin, &v1::AdminService::Stub::CordonWorker, cordon).status()));
   v1::DrainWorkerRequest drain;
   drain.set_instance_id("nobody");
   EXPECT_EQ(Call(admin, &v1::AdminService::Stub::DrainWorker, drain).status().code(), absl::StatusCode::kNotFound);

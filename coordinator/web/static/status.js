@@ -128,7 +128,7 @@ function workerRow(worker) {
     el("td", {class: "state " + worker.state}, worker.state.toLowerCase()), el("td", {}, worker.device),
     el("td", {}, worker.slots > 0 ? `${worker.leased}/${worker.slots}` : ""),
     el("td", {}, worker.policy && worker.role === "ROLE_ROLLOUT_WORKER" ? `step ${worker.policy.step}` : ""), el("td", {}, worker.job_id),
-    el("td", {class: "soft"}, `${worker.seconds_since_heartbeat.toFixed(1)} s ago`));
+    el("td", {class: "soft"}, worker.seconds_since_heartbeat < 0 ? "away" : `${worker.seconds_since_heartbeat.toFixed(1)} s ago`));
 }
 
 async function refresh() {
