@@ -1,10 +1,14 @@
 // rlhfctl's parts that need no coordinator: manifests and secrets, the tree of commands, the memory plan.
 #include <sys/stat.h>
 
+#include <filesystem>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "cli/certificate_check.h"
 #include "cli/memory_plan.h"
 #include "cli/output.h"
@@ -66,6 +70,49 @@ TEST(Pki, InitKeepsItsCaAndProtectsItsKeys) {
   const auto ends = ExpiryOfFile(pki + "/learner-7.pem");
   ASSERT_TRUE(ends.ok()) << ends.status();
   EXPECT_EQ(Ctl("pki issue --dir " + dir.File("none") + " --role learner --instance x").code, 1);
+}
+
+TEST(Pki, RenewIssuesWhatIsThereByTheSameCaAndNothingWithoutOne) {
+  ScratchDir dir;
+  const std::string pki = dir.File("pki");
+  ASSERT_EQ(Ctl("pki init --days 2 --dir " + pki + " --host node-1.example --host 10.0.0.1 --host fd00::1").code, 0);
+  ASSERT_EQ(Ctl("pki issue --days 2 --dir " + pki + " --role learner --instance learner-7 --host node-7").code, 0);
+  ASSERT_EQ(chmod((pki + "/learner-7.key").c_str(), 0640), 0);
+  const std::string ca = *ReadFile(pki + "/ca.pem"), key = *ReadFile(pki + "/learner-7.key");
+  const CommandResult renewed = Ctl("pki renew --days 30 --dir " + pki);
+  ASSERT_EQ(renewed.code, 0) << renewed.output;
+  EXPECT_THAT(renewed.output, HasSubstr("5 certificates renewed"));
+  EXPECT_EQ(*ReadFile(pki + "/ca.pem"), ca);
+  EXPECT_NE(*ReadFile(pki + "/learner-7.key"), key);
+  struct stat info {};
+  ASSERT_EQ(stat((pki + "/learner-7.key").c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0640u) << "for who could read it before";
+  for (const char* name : {"coordinator", "learner", "rollout-worker", "reward-server", "learner-7"})
+    EXPECT_GT(*ExpiryOfFile(pki + "/" + name + ".pem"), absl::Now() + absl::Hours(24 * 29)) << name;
+  const auto coordinator = NamesOfFile(pki + "/coordinator.pem"), learner = NamesOfFile(pki + "/learner-7.pem");
+  ASSERT_TRUE(coordinator.ok() && learner.ok());
+  EXPECT_THAT(coordinator->hosts, testing::ElementsAre("node-1.example", "10.0.0.1", "fd00::1"));
+  EXPECT_EQ(learner->identity.instance, "learner-7");
+  EXPECT_EQ(learner->identity.role, "learner");
+  EXPECT_THAT(learner->hosts, testing::ElementsAre("node-7"));
+
+  const CommandResult none = Ctl("pki renew --kubernetes --dir " + dir.File("none"));
+  EXPECT_NE(none.code, 0);
+  EXPECT_THAT(none.output, HasSubstr("expected a CA in " + dir.File("none")));
+  EXPECT_FALSE(std::filesystem::exists(dir.File("none"))) << "no CA is made";
+  EXPECT_THAT(Ctl("pki renew --domain other --dir " + pki).output, HasSubstr("give --domain rlhf"));
+}
+
+TEST(Pki, OfSeveralCasTheFirstSigns) {
+  ScratchDir dir;
+  const std::string before = dir.File("before"), after = dir.File("after");
+  for (const std::string& pki : {before, after}) ASSERT_EQ(Ctl("pki init --dir " + pki).code, 0);
+  const std::string bundle = *ReadFile(before + "/ca.pem") + *ReadFile(after + "/ca.pem");
+  ASSERT_TRUE(WriteFileDurably(before + "/ca.pem", bundle).ok());
+  ASSERT_TRUE(WriteFileDurably(after + "/ca.pem", bundle).ok());
+  EXPECT_EQ(Ctl("pki renew --dir " + before).code, 0);
+  EXPECT_THAT(Ctl("pki renew --dir " + after).output, HasSubstr("the one that signs comes first"));
+  EXPECT_THAT(Ctl("pki renew --kubernetes --dir " + before).output, HasSubstr(absl::Base64Escape(bundle)));
 }
 
 TEST(Pki, KubernetesSecretsOfEveryRole) {

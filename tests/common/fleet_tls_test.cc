@@ -212,6 +212,23 @@ TEST_F(FleetTlsTest, ANewCertificateIsReadWithoutARestart) {
   }
 }
 
+// How a CA is replaced without a moment in which somebody is refused: two of the same name are trusted for a while.
+TEST_F(FleetTlsTest, ASecondCaInTheFileIsTrustedWithoutARestart) {
+  TestCertificates next("test");
+  Start();
+  const TlsFiles before = certificates_.Issue("coordinator", "c0");
+  TlsFiles after = next.Issue("coordinator", "c0");
+  Write(after.ca_file, next.ca().cert_pem + certificates_.ca().cert_pem);
+  EXPECT_FALSE(Register(Channel(after)).ok());
+  Write(before.ca_file, certificates_.ca().cert_pem + next.ca().cert_pem);
+  const absl::Time deadline = absl::Now() + absl::Seconds(40);
+  while (!Register(Channel(after)).ok()) {
+    ASSERT_LT(absl::Now(), deadline) << "the new CA was not taken";
+    absl::SleepFor(absl::Milliseconds(200));  // the files are looked at every 10 s; there is nothing else to wait on
+  }
+  EXPECT_TRUE(Register(Channel(before)).ok());
+}
+
 TEST_F(FleetTlsTest, GarbageIsDroppedAndOthersAreServed) {
   Start();
   for (int i = 0; i < 20; ++i) {
