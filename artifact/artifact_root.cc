@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "artifact/digest.h"
+#include "common/abandoned.h"
 #include "common/durable_file.h"
 
 namespace rlhf::artifact {
@@ -24,6 +25,7 @@ namespace fs = std::filesystem;
 
 constexpr char kPrefix[] = "sha256:";
 constexpr char kManifestName[] = ".manifest.json";
+constexpr char kStaging[] = ".staging";
 
 absl::StatusOr<std::string> HexOf(const std::string& digest) {
   const std::string hex = absl::StartsWith(digest, kPrefix) ? digest.substr(sizeof(kPrefix) - 1) : "";
@@ -122,9 +124,13 @@ absl::StatusOr<Manifest> ComputeManifest(const std::string& path) {
 absl::StatusOr<std::string> ArtifactRoot::MakeStaging() const {
   static std::atomic<uint64_t> counter{0};
   const fs::path dir =
-      fs::path(root_) / ".staging" / absl::StrCat(getpid(), "-", counter++, "-", absl::ToUnixNanos(absl::Now()));
+      fs::path(root_) / kStaging / absl::StrCat(getpid(), "-", counter++, "-", absl::ToUnixNanos(absl::Now()));
   if (absl::Status status = MakeDirs(dir.string(), kGroupFolder); !status.ok()) return status;
   return dir.string();
+}
+
+int ArtifactRoot::SweepStaging(absl::Duration idle, absl::FunctionRef<bool(const std::string& name)> keep) const {
+  return RemoveAbandoned((fs::path(root_) / kStaging).string(), idle, keep);
 }
 
 absl::StatusOr<Manifest> ArtifactRoot::Publish(const std::string& source_path) const {

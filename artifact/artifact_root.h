@@ -11,7 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 
 namespace rlhf::artifact {
 
@@ -38,6 +40,9 @@ class ArtifactRoot {
   // A fresh staging directory on the same file system; fill it, then PublishStaged (which consumes it).
   absl::StatusOr<std::string> MakeStaging() const;
   absl::StatusOr<Manifest> PublishStaged(const std::string& staging_dir) const;
+  // Removes staging folders in which nothing was written for `idle`, of any process that uses the root, but those that
+  // `keep` wants by their names. Returns how many.
+  int SweepStaging(absl::Duration idle, absl::FunctionRef<bool(const std::string& name)> keep) const;
 
   // The directory of a published artifact; NotFound naming the digest and the root.
   absl::StatusOr<std::string> Path(const std::string& digest) const;

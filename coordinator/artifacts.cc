@@ -1,15 +1,17 @@
 #include "coordinator/artifacts.h"
 
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <set>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "artifact/digest.h"
+#include "common/log.h"
 #include "common/spec_loader.h"
 #include "common/status_util.h"
 #include "coordinator/names.h"
@@ -20,7 +22,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr auto kAbandonedAfter = std::chrono::hours(24 * 7);
+constexpr absl::Duration kUploadAbandonedAfter = absl::Hours(24 * 7);
+constexpr absl::Duration kAbandonedAfter = absl::Hours(24);
+constexpr char kUpload[] = "upload-";
+
+bool IsUpload(const std::string& staging_name) {
+  return absl::StartsWith(staging_name, kUpload);
+}
 
 std::string KeyOfAlias(const std::string& project, const std::string& name) {
   return absl::StrCat(project, "/", name);
@@ -46,8 +54,10 @@ class ArtifactsImpl final : public Artifacts {
   absl::StatusOr<std::string> MakeStaging() override {
     absl::StatusOr<std::string> staging = root_.MakeStaging();
     if (!staging.ok()) return WithVolumeReason(staging.status());
+    staged_.insert(*staging);
     return staging;
   }
+  void SweepStaging() override;
   void StartUpload(const v1::StartUploadRequest& request, Done<v1::StartUploadResponse> done) override;
   absl::Status WriteChunk(const v1::UploadChunk& chunk) override;
   std::string ProjectOfUpload(const std::string& upload_id) const override;
@@ -70,8 +80,6 @@ class ArtifactsImpl final : public Artifacts {
   // Makes the rows durable, then the same true in memory, then answers.
   void Commit(WriteBatch batch, std::function<void()> apply, Done<v1::Artifact> done, const std::string& digest,
               const std::string& project);
-  void SweepStaging() const;
-
   EventLoop* const loop_;
   Background* const background_;
   StateStore* const store_;
@@ -81,6 +89,7 @@ class ArtifactsImpl final : public Artifacts {
   std::map<std::string, std::string>
       aliases_;  // "project/name" to digest; the name "sha256:…" marks a digest as known to a project
   UploadRegistry uploads_;
+  std::set<std::string> staged_;  // folders that were made for this process; those that are gone leave at a sweep
 };
 
 absl::Status ArtifactsImpl::Recover() {
@@ -105,18 +114,30 @@ absl::Status ArtifactsImpl::Recover() {
     return true;
   }));
   RLHF_RETURN_IF_ERROR(bad);
-  SweepStaging();
+  // Uploads that nobody came back to finish. Only now: none goes on yet.
+  root_.SweepStaging(kUploadAbandonedAfter, [](const std::string& name) { return !IsUpload(name); });
   return absl::OkStatus();
 }
 
-// Uploads that nobody came back to finish.
-void ArtifactsImpl::SweepStaging() const {
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(absl::StrCat(root_.root(), "/.staging"), error)) {
-    const auto modified = fs::last_write_time(entry.path(), error);
-    if (error || !absl::StartsWith(entry.path().filename().string(), "upload-")) continue;
-    if (fs::file_time_type::clock::now() - modified > kAbandonedAfter) fs::remove_all(entry.path(), error);
-  }
+void ArtifactsImpl::SweepStaging() {
+  background_->Run([this, staged = staged_] {
+    std::set<std::string> own;
+    std::vector<std::string> gone;
+    for (const std::string& folder : staged) {
+      std::error_code error;
+      if (fs::exists(folder, error) || error) {
+        own.insert(fs::path(folder).filename().string());
+      } else {
+        gone.push_back(folder);
+      }
+    }
+    const int removed = root_.SweepStaging(
+        kAbandonedAfter, [&own](const std::string& name) { return IsUpload(name) || own.count(name) > 0; });
+    if (removed > 0) spdlog::info("removed {} staging folders of {}: who made them is gone", removed, root_.root());
+    loop_->Post([this, gone = std::move(gone)] {
+      for (const std::string& folder : gone) staged_.erase(folder);
+    });
+  });
 }
 
 bool ArtifactsImpl::Visible(const v1::Artifact& artifact, const std::string& project) const {
@@ -275,7 +296,7 @@ void ArtifactsImpl::StartUpload(const v1::StartUploadRequest& request, Done<v1::
     for (const uint64_t offset : upload->session->Offsets()) response.add_offsets(offset);
     return done(std::move(response));
   }
-  const std::string staging = absl::StrCat(root_.root(), "/.staging/upload-", response.upload_id());
+  const std::string staging = absl::StrCat(root_.root(), "/.staging/", kUpload, response.upload_id());
   background_->Run([this, request, staging, response = std::move(response), done = std::move(done)]() mutable {
     absl::StatusOr<std::shared_ptr<UploadSession>> session = UploadSession::Open(request, staging);
     loop_->Post([this, request, session = std::move(session), response = std::move(response),

@@ -25,6 +25,9 @@ class Artifacts {
   virtual void PublishDirectory(const std::string& staging_dir, const std::string& kind, const std::string& project,
                                 const std::string& created_by, Done<v1::Artifact> done) = 0;
   virtual absl::StatusOr<std::string> MakeStaging() = 0;
+  // In the background: removes staging folders in which nothing was written for a day, but this process's own (a model
+  // card may wait that long for a full volume) and uploads, which people may go on with.
+  virtual void SweepStaging() = 0;
   virtual void StartUpload(const v1::StartUploadRequest& request, Done<v1::StartUploadResponse> done) = 0;
   // Called off the loop by the adapter, in order for one upload.
   virtual absl::Status WriteChunk(const v1::UploadChunk& chunk) = 0;

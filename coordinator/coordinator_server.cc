@@ -42,9 +42,10 @@ namespace {
 constexpr int kBackgroundThreads = 2;
 constexpr int kBatchThreads = 1;
 // For what a crash left between a deletion and its sweep.
-constexpr absl::Duration kSweepEvery = absl::Hours(1);
+constexpr absl::Duration kSweepPayloadsEvery = absl::Hours(1);
 constexpr absl::Duration kSignEvery = absl::Minutes(1);
 constexpr absl::Duration kStuckAfter = absl::Seconds(30);
+constexpr absl::Duration kSweepStagingEvery = absl::Hours(6);
 constexpr absl::Duration kTryToLeadEvery = absl::Milliseconds(250);
 
 class CoordinatorServerImpl final : public CoordinatorServer {
@@ -392,7 +393,9 @@ void CoordinatorServerImpl::StartTicks() {
   Every(absl::Seconds(1), [this] { feedback_->Tick(); });
   Every(kSignEvery, [this] { oversight_->audit().SignHead(); });
   Every(absl::Milliseconds(500), [this] { LookForRoom(); });
-  Every(kSweepEvery, [this] { retention_->Sweep(); });
+  Every(kSweepPayloadsEvery, [this] { retention_->Sweep(); });
+  loop_->Post([this] { artifacts_->SweepStaging(); });
+  Every(kSweepStagingEvery, [this] { artifacts_->SweepStaging(); });
 }
 
 void CoordinatorServerImpl::LookForRoom() {

@@ -27,6 +27,8 @@
 namespace rlhf::client {
 namespace {
 
+constexpr absl::Duration kAbandonedAfter = absl::Hours(24);  // a download
+
 // Paths come from the other side: nothing may be written outside the staging directory.
 absl::Status CheckRelativePath(const std::string& path) {
   bool valid = !path.empty() && path.find('\0') == std::string::npos;
@@ -97,6 +99,8 @@ struct ArtifactCache::Impl {
   Impl(std::string shared_root, std::string private_root, std::shared_ptr<grpc::Channel> the_channel)
       : channel(std::move(the_channel)), private_artifacts(std::move(private_root)) {
     if (channel != nullptr) stub = v1::ArtifactService::NewStub(channel);
+    // Downloads of processes that were killed.
+    private_artifacts.SweepStaging(kAbandonedAfter, [](const std::string&) { return false; });
     if (!shared_root.empty()) shared_artifacts = std::make_unique<artifact::ArtifactRoot>(std::move(shared_root));
   }
 

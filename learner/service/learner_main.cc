@@ -17,6 +17,7 @@
 #include "client/cpp/channel.h"
 #include "client/cpp/fleet_session.h"
 #include "client/cpp/log_shipper.h"
+#include "common/abandoned.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
@@ -138,6 +139,15 @@ int Run(const Flags& flags) {
     return 1;
   }
   rlhf::client::ArtifactCache artifacts(flags.shared_root, flags.cache_dir, *channel);
+  // A rank that is killed while it writes a checkpoint leaves it here, partial, and the next one has another name.
+  const std::string work_dir = flags.cache_dir + "/work";
+  const auto work = rlhf::WorkFolder::Take(work_dir);
+  if (!work.ok()) {
+    spdlog::error("{}", work.status().ToString());
+    return 1;
+  }
+  if ((*work)->removed() > 0)
+    spdlog::info("removed {} unfinished checkpoints and models from {}", (*work)->removed(), work_dir);
 
   const std::string shm_dir = rlhf::SharedMemoryDirOf(flags.shm_dir);
   if (const int removed = rlhf::RemoveStaleSharedMemory(shm_dir); removed > 0)
@@ -200,7 +210,7 @@ int Run(const Flags& flags) {
   options.device = *rlhf::model::ParseDevice(flags.device);
   options.advertise_host = flags.advertise_host;
   options.weights_address = identity.address();
-  options.work_dir = flags.cache_dir + "/work";
+  options.work_dir = work_dir;
   options.evidence_dir = flags.evidence_dir;
   options.tensorboard_dir = flags.tensorboard_dir;
   options.instance = flags.instance;

@@ -1,11 +1,14 @@
 // Artifacts over the API listener of a real coordinator: uploads that are cut, resumed and verified, aliases,
 // downloads.
+#include <chrono>
+#include <filesystem>
 #include <string>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "artifact/artifact_root.h"
 #include "artifact/digest.h"
 #include "client/cpp/artifact_cache.h"
@@ -287,6 +290,28 @@ TEST_F(ArtifactsTest, ListsInPages) {
   EXPECT_THAT(found, ElementsAre("f4", "f3", "f2", "f1")) << "newest first";
   request.mutable_page()->set_page_size(1001);
   EXPECT_TRUE(absl::IsInvalidArgument(Call(stub, &Stub::ListArtifacts, request).status()));
+}
+
+TEST_F(ArtifactsTest, WhatAKilledProcessLeftInStagingGoesAndUploadsStayAWeek) {
+  const auto staged = [&](const std::string& name) { return dir_.File("artifacts/.staging/" + name); };
+  const auto put = [&](const std::string& name, int hours) {
+    ASSERT_TRUE(MakeDirs(staged(name)).ok());
+    ASSERT_TRUE(WriteFileDurably(staged(name) + "/part", "x").ok());
+    const auto then = std::filesystem::file_time_type::clock::now() - std::chrono::hours(hours);
+    for (const std::string& path : {staged(name) + "/part", staged(name)}) std::filesystem::last_write_time(path, then);
+  };
+  put("7-0-1", 25);
+  put("7-1-1", 23);
+  put("upload-a", 6 * 24);
+  put("upload-b", 8 * 24);
+  Restart();
+  for (const absl::Time deadline = absl::Now() + absl::Seconds(20);
+       std::filesystem::exists(staged("7-0-1")) && absl::Now() < deadline;)
+    absl::SleepFor(absl::Milliseconds(10));  // in the background: nothing says when
+  EXPECT_FALSE(std::filesystem::exists(staged("7-0-1")));
+  EXPECT_TRUE(std::filesystem::exists(staged("7-1-1")));
+  EXPECT_TRUE(std::filesystem::exists(staged("upload-a")));
+  EXPECT_FALSE(std::filesystem::exists(staged("upload-b")));
 }
 
 TEST_F(ArtifactsTest, ImportedComparisonsBecomeADataArtifact) {
