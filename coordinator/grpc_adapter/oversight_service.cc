@@ -79,12 +79,18 @@ class OversightService final : public v1::OversightService::CallbackService {
   }
   grpc::ServerUnaryReactor* VerifyAudit(grpc::CallbackServerContext* context, const v1::VerifyAuditRequest* request,
                                         v1::VerifyAuditResponse* response) override {
-    return OnLoop(
-        edge_, context, request, response,
-        Directly([this](const Caller& caller, v1::VerifyAuditRequest&) -> absl::StatusOr<v1::VerifyAuditResponse> {
-          RLHF_RETURN_IF_ERROR(ForAll(caller, "VerifyAudit"));
-          return edge_.oversight->audit().Verify();
-        }));
+    return OnLoop(edge_, context, request, response,
+                  [this](const Caller& caller, v1::VerifyAuditRequest&, Done<v1::VerifyAuditResponse> done,
+                         std::function<bool()> gone) {
+                    if (absl::Status status = ForAll(caller, "VerifyAudit"); !status.ok()) return done(status);
+                    edge_.background->Run([loop = edge_.loop, oversight = edge_.oversight, done = std::move(done),
+                                           gone = std::move(gone)]() mutable {
+                      v1::VerifyAuditResponse verified = oversight->audit().Verify(gone);
+                      loop->Post([done = std::move(done), verified = std::move(verified)]() mutable {
+                        done(std::move(verified));
+                      });
+                    });
+                  });
   }
   grpc::ServerUnaryReactor* ListAuditHeads(grpc::CallbackServerContext* context,
                                            const v1::ListAuditHeadsRequest* request,

@@ -1,7 +1,8 @@
 // The audit log: each record holds the hash of the one before, and the head is signed now and then, so that neither a
-// changed record nor a cut tail goes unnoticed. Loop thread only.
+// changed record nor a cut tail goes unnoticed. Loop thread only, but for Verify.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -30,8 +31,10 @@ class AuditChain {
   absl::StatusOr<v1::ListAuditResponse> List(const v1::ListAuditRequest& request) const;
   absl::StatusOr<v1::ListAuditHeadsResponse> ListHeads(const v1::ListAuditHeadsRequest& request) const;
   absl::StatusOr<std::vector<v1::AuditRecord>> All() const;
-  // Recomputes the whole chain, and checks the signed heads when there is a key.
-  v1::VerifyAuditResponse Verify() const;
+  // Recomputes the whole chain, and checks the signed heads when there is a key. Any thread once there is a signer or
+  // none is to come, also while records are added; not for the loop, for it reads all of them. Ends early, as not
+  // intact, when `gone` says that nobody waits for it.
+  v1::VerifyAuditResponse Verify(const std::function<bool()>& gone = nullptr) const;
 
  private:
   const Clock* const clock_;
