@@ -178,12 +178,11 @@ void JobTable::AppendAlert(v1::Job* job, const v1::Alert& alert, WriteBatch* bat
   spdlog::warn("job {}: alert {}: {}", job->id(), alert.monitor(), alert.text());
 }
 
-void JobTable::EndWith(const std::string& job_id, v1::JobState state, const std::string& reason,
-                       const std::string& code, WriteBatch batch, absl::AnyInvocable<void(absl::Status)> done) {
-  Entry* entry = FindEntry(job_id);
-  if (entry == nullptr || IsTerminal(entry->job.state())) return done(absl::OkStatus());
+void JobTable::EndInto(Entry* entry, v1::JobState state, const std::string& reason, const std::string& code,
+                       WriteBatch* batch) {
+  const std::string& job_id = entry->job.id();
   if (entry->driver != nullptr) {
-    entry->driver->Stop(&batch);
+    entry->driver->Stop(batch);
     // It may be on the stack.
     deps_.loop->Post([driver = std::shared_ptr<Driver>(std::move(entry->driver))] {});
   }
@@ -191,13 +190,46 @@ void JobTable::EndWith(const std::string& job_id, v1::JobState state, const std:
   if (counts.issued() > 0) {
     v1::JobEvent event;
     *event.mutable_ledger() = counts;
-    deps_.events->Append(job_id, std::move(event), &batch);
-    deps_.sampling->Close(job_id, &batch);
+    deps_.events->Append(job_id, std::move(event), batch);
+    deps_.sampling->Close(job_id, batch);
   }
-  SetState(&entry->job, state, reason, code, &batch);
+  SetState(&entry->job, state, reason, code, batch);
+}
+
+std::vector<std::string> JobTable::CancelStages(const std::string& job_id, const std::string& reason,
+                                                WriteBatch* batch) {
+  std::vector<std::string> ended;
+  const v1::Job* job = Find(job_id);
+  if (job == nullptr) return ended;
+  for (const std::string& child : job->children()) {
+    Entry* stage = FindEntry(child);
+    if (stage == nullptr || IsTerminal(stage->job.state())) continue;
+    EndInto(stage, v1::CANCELLED, reason, "", batch);
+    PutRow(&stage->job, batch);
+    ended.push_back(child);
+  }
+  return ended;
+}
+
+void JobTable::EndWith(const std::string& job_id, v1::JobState state, const std::string& reason,
+                       const std::string& code, WriteBatch batch, absl::AnyInvocable<void(absl::Status)> done) {
+  Entry* entry = FindEntry(job_id);
+  if (entry == nullptr || IsTerminal(entry->job.state())) return done(absl::OkStatus());
+  // With its stages: a crash between two batches would leave a pipeline whose stage was cancelled, which fails.
+  std::vector<std::string> stages = CancelStages(job_id, state == v1::FAILED ? "its pipeline failed" : reason, &batch);
+  EndInto(entry, state, reason, code, &batch);
   CommitThen(job_id, std::move(batch),
-             [this, job_id, parent = entry->job.parent_id(), done = std::move(done)](absl::Status status) mutable {
-               if (status.ok()) deps_.loop->Post([this, job_id] { FreeAfterEnd(job_id); });
+             [this, job_id, parent = entry->job.parent_id(), stages = std::move(stages),
+              done = std::move(done)](absl::Status status) mutable {
+               if (status.ok()) {
+                 deps_.loop->Post([this, job_id, stages = std::move(stages)] {
+                   for (const std::string& stage : stages) {
+                     deps_.events->Published(stage);
+                     FreeAfterEnd(stage);
+                   }
+                   FreeAfterEnd(job_id);
+                 });
+               }
                if (status.ok() && !parent.empty()) {
                  deps_.loop->Post([this, job_id, parent] {
                    Entry* pipeline = FindEntry(parent);
@@ -245,9 +277,7 @@ void JobTable::Succeed(const std::string& job_id, WriteBatch batch) {
 }
 
 void JobTable::Fail(const std::string& job_id, const std::string& code, const std::string& reason) {
-  WriteBatch batch;
-  CancelTree(job_id, "its pipeline failed", &batch);
-  EndWith(job_id, v1::FAILED, reason, code, std::move(batch), [](absl::Status) {});
+  EndWith(job_id, v1::FAILED, reason, code, WriteBatch(), [](absl::Status) {});
 }
 
 std::string JobTable::AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec,

@@ -73,9 +73,13 @@ class JobTable final : public Jobs, private JobHost {
   v1::Job& Insert(v1::JobSpec spec);
   void StartDriver(const std::string& job_id);
   void FreeAfterEnd(const std::string& job_id);
+  // Ends the job, and cancels its stages that have not ended, in one batch.
   void EndWith(const std::string& job_id, v1::JobState state, const std::string& reason, const std::string& code,
                WriteBatch batch, absl::AnyInvocable<void(absl::Status)> done);
-  void CancelTree(const std::string& job_id, const std::string& reason, WriteBatch* batch);
+  // All of a job's end but its row.
+  void EndInto(Entry* entry, v1::JobState state, const std::string& reason, const std::string& code, WriteBatch* batch);
+  // Rows included; their ids, whose watchers are to be told.
+  std::vector<std::string> CancelStages(const std::string& job_id, const std::string& reason, WriteBatch* batch);
   // Pauses for want of room, or goes on after it.
   void FollowRoom(Entry* entry);
   void SetPausedTree(const std::string& job_id, bool paused, const std::string& reason, WriteBatch* batch);

@@ -209,17 +209,6 @@ absl::StatusOr<v1::Job*> JobTable::ForChange(const std::string& job_id, const st
   return job;
 }
 
-void JobTable::CancelTree(const std::string& job_id, const std::string& reason, WriteBatch* batch) {
-  const v1::Job* job = Find(job_id);
-  if (job == nullptr) return;
-  for (const std::string& child : job->children()) {
-    CancelTree(child, reason, batch);
-    Entry* entry = FindEntry(child);
-    if (entry == nullptr || IsTerminal(entry->job.state())) continue;
-    EndWith(child, v1::CANCELLED, reason, "", WriteBatch(), [](absl::Status) {});
-  }
-}
-
 void JobTable::Cancel(const std::string& subject, const v1::CancelJobRequest& request, Done<v1::Job> done) {
   const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
   if (!job.ok()) return done(job.status());
@@ -235,7 +224,6 @@ void JobTable::Cancel(const std::string& subject, const v1::CancelJobRequest& re
                                                       : absl::StrCat("cancelled by ", subject, ": ", request.reason());
   WriteBatch batch;
   deps_.oversight->Audit(subject, "job.cancel", id, "done", {}, &batch);
-  CancelTree(id, reason, &batch);
   EndWith(id, v1::CANCELLED, reason, "", std::move(batch),
           [this, id, done = std::move(done)](absl::Status status) mutable {
             if (!status.ok()) return done(status);

@@ -1,0 +1,154 @@
+// Cancelling a pipeline over a store that keeps only the first of its writes, as a crash leaves it.
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+#include "coordinator/jobs.h"
+#include "coordinator/jobs/spec.h"
+#include "tests/coordinator/manual_loop.h"
+#include "tests/coordinator/memory_store.h"
+#include "tests/testing/fake_clock.h"
+#include "tests/testing/scratch_dir.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+// Rows that outlive the process, which ends after some more of its writes.
+class DyingStore final : public StateStore {
+ public:
+  explicit DyingStore(EdgeMemoryStore* rows) : rows_(rows) {}
+  void DieAfter(int batches) { left_ = batches; }
+  void Commit(WriteBatch batch, Committed done) override {
+    if (left_ == 0) return;
+    --left_;
+    rows_->Commit(std::move(batch), std::move(done));
+  }
+  absl::Status Scan(Table table, absl::string_view prefix,
+                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
+    return rows_->Scan(table, prefix, fn);
+  }
+  absl::StatusOr<std::string> Get(Table table, absl::string_view key) override { return rows_->Get(table, key); }
+
+ private:
+  EdgeMemoryStore* const rows_;
+  int left_ = std::numeric_limits<int>::max();
+};
+
+class NoRewards final : public RewardClient {
+ public:
+  void Score(const std::string&, v1::ScoreRequest, absl::Duration,
+             absl::AnyInvocable<void(absl::StatusOr<v1::ScoreResponse>)>) override {}
+};
+
+// All of a coordinator that jobs need, as one process has it.
+struct PipelineProcess {
+  PipelineProcess(EdgeMemoryStore* rows, FakeClock* clock, const std::string& dir) : loop(clock), store(rows) {
+    payloads = *OpenPayloadStore(dir + "/payloads");
+    fleet = MakeFleet(&loop, absl::Hours(1), absl::Hours(3));
+    events = MakeEventLog(&store, &loop);
+    oversight = MakeOversight(&loop, &store);
+    artifacts = MakeArtifacts(&loop, &work, &store, dir + "/artifacts");
+    sampling = MakeSampling(&loop, &store, payloads.get(), fleet.get(), &rewards);
+    groups = MakeLearnerGroups(&loop, fleet.get());
+    feedback = MakeFeedback(&loop, &store);
+    jobs = MakeJobs({&loop, &work, &store, events.get(), sampling.get(), groups.get(), feedback.get(), oversight.get(),
+                     artifacts.get()});
+    EXPECT_TRUE(oversight->Recover().ok());
+    EXPECT_TRUE(artifacts->Recover().ok());
+    EXPECT_TRUE(jobs->Recover().ok());
+    loop.Run();
+  }
+
+  ManualLoop loop;
+  DyingStore store;
+  InlineBackground work;
+  NoRewards rewards;
+  std::unique_ptr<PayloadStore> payloads;
+  std::unique_ptr<Fleet> fleet;
+  std::unique_ptr<EventLog> events;
+  std::unique_ptr<Oversight> oversight;
+  std::unique_ptr<Artifacts> artifacts;
+  std::unique_ptr<Sampling> sampling;
+  std::unique_ptr<LearnerGroups> groups;
+  std::unique_ptr<Feedback> feedback;
+  std::unique_ptr<Jobs> jobs;
+};
+
+class CancelTest : public testing::Test {
+ protected:
+  // A pipeline at its first stage, which waits for a learner.
+  void SetUp() override {
+    v1::Job pipeline, stage;
+    pipeline.set_id("pipe");
+    pipeline.set_state(v1::RUNNING);
+    pipeline.set_submitted_by("ada");
+    pipeline.mutable_started_at()->set_seconds(1'700'000'000);
+    pipeline.mutable_spec()->set_name("pipe");
+    pipeline.add_children("stage");
+    v1::StageSpec* spec = pipeline.mutable_spec()->mutable_pipeline()->add_stages();
+    spec->set_name("sft");
+    spec->mutable_sft()->set_model("base");
+    spec->mutable_sft()->set_data("data");
+    spec->mutable_sft()->set_steps(1);
+    spec->mutable_sft()->set_batch_size(1);
+    ASSERT_EQ(JoinProblems(CompleteSpec(pipeline.mutable_spec())), "");
+    stage.set_id("stage");
+    stage.set_parent_id("pipe");
+    stage.set_stage("sft");
+    stage.set_round(1);
+    stage.set_state(v1::PENDING);
+    *stage.mutable_spec() = SpecOfStage(pipeline.spec(), *spec, 1, 0);
+    (*stage.mutable_resolved())["base"] = "sha256:base";
+    (*stage.mutable_resolved())["data"] = "sha256:data";
+    WriteBatch batch;
+    for (const v1::Job& job : {pipeline, stage}) batch.Put(Table::kJobs, job.id(), job.SerializeAsString());
+    ASSERT_TRUE(rows_.CommitAndWait(std::move(batch)).ok());
+    process_ = std::make_unique<PipelineProcess>(&rows_, &clock_, dir_.path());
+  }
+  v1::Job Row(const std::string& id) {
+    v1::Job job;
+    const auto row = rows_.Get(Table::kJobs, id);
+    EXPECT_TRUE(row.ok() && job.ParseFromString(*row));
+    return job;
+  }
+
+  ScratchDir dir_;
+  FakeClock clock_;
+  EdgeMemoryStore rows_;
+  std::unique_ptr<PipelineProcess> process_;
+};
+
+TEST_F(CancelTest, APipelineIsCancelledWithItsStagesOrNotAtAll) {
+  ASSERT_EQ(Row("pipe").state(), v1::RUNNING);
+  process_->store.DieAfter(1);
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id("pipe");
+  bool answered = false;
+  process_->jobs->Cancel("ada", cancel, [&](absl::StatusOr<v1::Job> job) {
+    answered = true;
+    EXPECT_TRUE(job.ok()) << job.status();
+  });
+  process_->loop.Run();
+  EXPECT_TRUE(answered);
+  process_.reset();
+  process_ = std::make_unique<PipelineProcess>(&rows_, &clock_, dir_.path());
+  EXPECT_EQ(Row("pipe").state(), v1::CANCELLED) << Row("pipe").reason();
+  EXPECT_EQ(Row("stage").state(), v1::CANCELLED);
+  EXPECT_EQ(Row("stage").reason(), "cancelled by ada");
+  EXPECT_TRUE(Row("stage").has_finished_at());
+}
+
+TEST_F(CancelTest, AStageThatIsCancelledFailsItsPipeline) {
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id("stage");
+  process_->jobs->Cancel("ada", cancel, [](absl::StatusOr<v1::Job> job) { EXPECT_TRUE(job.ok()) << job.status(); });
+  process_->loop.Run();
+  EXPECT_EQ(Row("stage").state(), v1::CANCELLED);
+  EXPECT_EQ(Row("pipe").state(), v1::FAILED);
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator
