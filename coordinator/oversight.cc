@@ -105,6 +105,31 @@ class OversightImpl final : public Oversight {
     return gate.row;
   }
 
+  void CloseGates(const std::string& pipeline_id, const std::string& reason, WriteBatch* batch) override {
+    for (Gate* gate : GatesOf(pipeline_id)) {
+      gate->decided = nullptr;
+      if (gate->row.state() != v1::GATE_WAITING) continue;
+      gate->row.set_state(v1::GATE_REJECTED);
+      batch->Put(Table::kGates, gate->row.id(), gate->row.SerializeAsString());
+      Audit("coordinator", "gate.closed", gate->row.id(), "done",
+            {{"reason", reason},
+             {"report_sha256", gate->row.report_sha256()},
+             {"policy", gate->row.policy()},
+             {"state", v1::GateState_Name(gate->row.state())}},
+            batch);
+    }
+  }
+  void DropGates(const std::string& pipeline_id, WriteBatch* batch) override {
+    std::vector<std::string> dropped;
+    for (const Gate* gate : GatesOf(pipeline_id)) {
+      if (gate->row.state() != v1::GATE_APPROVED && gate->row.approvals().empty()) dropped.push_back(gate->row.id());
+    }
+    for (const std::string& id : dropped) {
+      batch->Erase(Table::kGates, id);
+      gates_.erase(id);
+    }
+  }
+
   bool halted() const override { return state_.halted(); }
   v1::ServiceState state() const override { return state_; }
 
@@ -173,8 +198,11 @@ class OversightImpl final : public Oversight {
     store_->Commit(std::move(batch), [this, row = gate.row, done = std::move(done)](absl::Status status) mutable {
       if (!status.ok()) return done(status);
       loop_->Post([this, row] {
-        if (const auto found = gates_.find(row.id()); row.state() != v1::GATE_WAITING && found->second.decided)
-          found->second.decided(row);
+        const auto found = gates_.find(row.id());
+        if (row.state() == v1::GATE_WAITING || found == gates_.end() || !found->second.decided) return;
+        // It may open the next gate, or close this one.
+        const std::function<void(const v1::GateRow&)> decided = found->second.decided;
+        decided(row);
       });
       done(row);
     });
@@ -206,6 +234,14 @@ class OversightImpl final : public Oversight {
     std::string submitted_by;
     std::function<void(const v1::GateRow&)> decided;
   };
+
+  std::vector<Gate*> GatesOf(const std::string& pipeline_id) {
+    std::vector<Gate*> found;
+    const std::string prefix = pipeline_id + "/";
+    for (auto it = gates_.lower_bound(prefix); it != gates_.end() && absl::StartsWith(it->first, prefix); ++it)
+      found.push_back(&it->second);
+    return found;
+  }
 
   v1::ServiceState NextState(bool halted, const std::string& subject, const std::string& reason) const {
     v1::ServiceState next = state_;

@@ -52,6 +52,12 @@ class Oversight {
   // Opens (or finds) a gate. `decided` runs on the loop when the state leaves GATE_WAITING.
   virtual v1::GateRow OpenGate(const GateOpening& opening, WriteBatch* batch,
                                std::function<void(const v1::GateRow&)> decided) = 0;
+  // Closes the gates of a pipeline that has ended: nobody decides on them any more. GATE_REJECTED without a record of a
+  // person; the audit log says gate.closed, and why.
+  virtual void CloseGates(const std::string& pipeline_id, const std::string& reason, WriteBatch* batch) = 0;
+  // Of a pipeline that is deleted: removes gates that approved nothing and that nobody decided on. Others stay, for the
+  // lineage of what was made.
+  virtual void DropGates(const std::string& pipeline_id, WriteBatch* batch) = 0;
   virtual bool halted() const = 0;
   virtual absl::StatusOr<v1::ListGatesResponse> ListGates(const v1::ListGatesRequest& request) = 0;
   virtual void DecideGate(const std::string& subject, const v1::DecideGateRequest& request, Done<v1::GateRow> done) = 0;

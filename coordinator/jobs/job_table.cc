@@ -39,6 +39,7 @@ absl::Status JobTable::Recover() {
     jobs_[id].job = std::move(row);
   }
   WriteBatch expired;
+  RLHF_RETURN_IF_ERROR(CloseDeadGates(&expired));
   const absl::Time now = deps_.loop->clock().WallNow();
   RLHF_RETURN_IF_ERROR(deps_.store->Scan(Table::kRequests, "", [&](absl::string_view key, absl::string_view value) {
     v1::RequestRow row;
@@ -50,6 +51,29 @@ absl::Status JobTable::Recover() {
   // Drivers start on the loop after recovery: stages before pipelines would look for each other.
   for (const std::string& id : order_) {
     if (!IsTerminal(jobs_.at(id).job.state())) deps_.loop->Post([this, id] { Admit(id); });
+  }
+  return absl::OkStatus();
+}
+
+absl::Status JobTable::CloseDeadGates(WriteBatch* batch) {
+  v1::ListGatesRequest request;
+  request.mutable_page()->set_page_size(1000);
+  request.add_states(v1::GATE_WAITING);
+  std::set<std::string> ended;
+  do {
+    RLHF_ASSIGN_OR_RETURN(const v1::ListGatesResponse page, deps_.oversight->ListGates(request));
+    for (const v1::GateRow& gate : page.gates()) {
+      const v1::Job* job = Find(gate.job_id());
+      if (job == nullptr || IsTerminal(job->state())) ended.insert(gate.job_id());
+    }
+    request.mutable_page()->set_page_token(page.next_page_token());
+  } while (!request.page().page_token().empty());
+  for (const std::string& id : ended) {
+    const v1::Job* job = Find(id);
+    deps_.oversight->CloseGates(
+        id,
+        job == nullptr ? "its pipeline was deleted" : absl::StrCat("its pipeline is ", v1::JobState_Name(job->state())),
+        batch);
   }
   return absl::OkStatus();
 }
@@ -193,6 +217,7 @@ void JobTable::EndInto(Entry* entry, v1::JobState state, const std::string& reas
     deps_.events->Append(job_id, std::move(event), batch);
     deps_.sampling->Close(job_id, batch);
   }
+  deps_.oversight->CloseGates(job_id, absl::StrCat("its pipeline is ", v1::JobState_Name(state)), batch);
   SetState(&entry->job, state, reason, code, batch);
 }
 

@@ -51,6 +51,8 @@ class JobTable final : public Jobs, private JobHost {
 
   static constexpr absl::Duration kRequestsKept = absl::Hours(24);
   static absl::Status UnknownJob(const std::string& id);
+  // Of pipelines that ended or were deleted under earlier releases, which left their gates waiting.
+  absl::Status CloseDeadGates(WriteBatch* batch);
 
   // JobHost.
   const JobsDeps& deps() const override { return deps_; }

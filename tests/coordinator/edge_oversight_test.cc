@@ -137,6 +137,83 @@ TEST_F(OversightEdgeTest, ARejectionEndsThePipelineOrRepeatsTheRoundAndCompariso
   EXPECT_EQ(done.children_size(), 3);
 }
 
+TEST_F(OversightEdgeTest, TheGateOfAPipelineThatEndsIsClosedWithItAndDroppedWhenItIsDeleted) {
+  const std::string pipeline = Submit(GatedPipeline("cancelled", 1));
+  AnswerAll(AsRater("anna"), pipeline);
+  const v1::GateRow gate = WaitForGate(pipeline, 1);
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id(pipeline);
+  ASSERT_TRUE(Call(v1::JobService::NewStub(Api("submitter")), &JobStub::CancelJob, cancel).ok());
+  const auto expect_closed = [&] {
+    const std::vector<v1::GateRow> gates = Gates();
+    ASSERT_EQ(gates.size(), 1u);
+    EXPECT_EQ(gates[0].state(), v1::GATE_REJECTED);
+    EXPECT_TRUE(gates[0].approvals().empty()) << "nobody decided";
+  };
+  expect_closed();
+  const auto late = Decide(AsOverseer("olga"), gate.id(), true, gate.report_sha256());
+  EXPECT_TRUE(absl::IsFailedPrecondition(late.status())) << late.status();
+  Restart();
+  expect_closed();
+  v1::ListAuditRequest list;
+  list.mutable_page()->set_page_size(1000);
+  const auto audit = Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::ListAudit, list);
+  ASSERT_TRUE(audit.ok()) << audit.status();
+  int closed = 0;
+  for (const v1::AuditRecord& record : audit->records()) {
+    if (record.action() != "gate.closed") continue;
+    ++closed;
+    EXPECT_EQ(record.object(), gate.id());
+    EXPECT_EQ(record.details().at("reason"), "its pipeline is CANCELLED");
+  }
+  EXPECT_EQ(closed, 1);
+
+  v1::DeleteJobRequest remove;
+  remove.set_job_id(pipeline);
+  ASSERT_TRUE(Call(v1::JobService::NewStub(Api("submitter")), &JobStub::DeleteJob, remove).ok());
+  EXPECT_THAT(Gates(), testing::IsEmpty());
+  Restart();
+  EXPECT_THAT(Gates(), testing::IsEmpty());
+}
+
+TEST_F(OversightEdgeTest, WhatPeopleDecidedOutlivesItsPipeline) {
+  const std::string pipeline = Submit(GatedPipeline("approved", 1));
+  AnswerAll(AsRater("anna"), pipeline);
+  const v1::GateRow gate = WaitForGate(pipeline, 1);
+  ASSERT_TRUE(Decide(AsOverseer("olga"), gate.id(), true, gate.report_sha256()).ok());
+  ASSERT_EQ(WaitUntilEnded(pipeline).state(), v1::SUCCEEDED);
+  v1::DeleteJobRequest remove;
+  remove.set_job_id(pipeline);
+  ASSERT_TRUE(Call(v1::JobService::NewStub(Api("submitter")), &JobStub::DeleteJob, remove).ok());
+  ASSERT_EQ(Gates().size(), 1u);
+  EXPECT_EQ(Gates()[0].state(), v1::GATE_APPROVED);
+}
+
+TEST_F(OversightEdgeTest, GatesThatAnEarlierReleaseLeftWaitingAreClosedAtStart) {
+  const std::string pipeline = Submit(GatedPipeline("left", 1));
+  AnswerAll(AsRater("anna"), pipeline);
+  const v1::GateRow gate = WaitForGate(pipeline, 1);
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id(pipeline);
+  ASSERT_TRUE(Call(v1::JobService::NewStub(Api("submitter")), &JobStub::CancelJob, cancel).ok());
+  server_.reset();
+  {
+    auto store = OpenSqliteStore(dir_.File("data/state.db"));
+    ASSERT_TRUE(store.ok()) << store.status();
+    v1::GateRow orphan = gate;
+    orphan.set_id("deleted/collect");
+    orphan.set_job_id("deleted");
+    WriteBatch batch;
+    batch.Put(Table::kGates, gate.id(), gate.SerializeAsString());
+    batch.Put(Table::kGates, orphan.id(), orphan.SerializeAsString());
+    ASSERT_TRUE((*store)->CommitAndWait(std::move(batch)).ok());
+  }
+  Start();
+  const std::vector<v1::GateRow> gates = Gates();
+  ASSERT_EQ(gates.size(), 2u);
+  for (const v1::GateRow& closed : gates) EXPECT_EQ(closed.state(), v1::GATE_REJECTED) << closed.id();
+}
+
 TEST_F(OversightEdgeTest, PeoplesWinRateOpensOrClosesAGateByItsInterval) {
   for (const char* answer : {"good", "bad"}) {
     std::string lines;
