@@ -247,4 +247,9 @@ TraceContext CurrentTrace() {
   return current;
 }
 
+TraceScope::TraceScope(TraceContext context) : outer_(std::exchange(current, std::move(context))) {}
+TraceScope::~TraceScope() {
+  current = std::move(outer_);
+}
+
 }  // namespace rlhf

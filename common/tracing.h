@@ -84,5 +84,16 @@ class Span {
 };
 // Of the innermost Span of this thread; invalid without one.
 TraceContext CurrentTrace();
+// A span's work that goes on in another thread: `context` is current there while this lives.
+class TraceScope {
+ public:
+  explicit TraceScope(TraceContext context);
+  ~TraceScope();
+  TraceScope(const TraceScope&) = delete;
+  TraceScope& operator=(const TraceScope&) = delete;
+
+ private:
+  TraceContext outer_;
+};
 
 }  // namespace rlhf

@@ -120,6 +120,12 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     UpdateSampling();
   }
   bool between_steps() const override { return grouped_ && !waiters_.empty(); }
+  void Tick() override {
+    TrainingDriver::Tick();
+    if (!held_by_halt_ || deps().oversight->halted()) return;
+    held_by_halt_ = false;
+    ServeBatch();
+  }
 
  private:
   struct Waiter {
@@ -282,6 +288,11 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
       for (Waiter& waiter : std::exchange(waiters_, {})) waiter.done(batch_);
       return;
     }
+    // A step that has begun is trained to its end, and its commit waits; no other one begins.
+    if (deps().oversight->halted()) {
+      held_by_halt_ = true;
+      return;
+    }
     if (step > job()->issued_through_step() || !deps().sampling->StepScored(job_id_, step)) return;
     WriteBatch writes;
     absl::StatusOr<std::vector<v1::Sample>> samples =
@@ -309,6 +320,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   std::vector<v1::Alert> Watch(v1::MetricPoint* point, WriteBatch* batch);
 
   bool begun_ = false, paused_ = false, assigning_ = false, issuing_ = false;
+  bool held_by_halt_ = false;  // ranks wait for a batch that there may be already
   int issued_of_next_ = 0;  // prompts of the step after those that the job's row counts as issued
   std::shared_ptr<const std::vector<v1::Prompt>> prompts_;
   // Prompts that were put in a step for ones that failed, as the newest step has them, and how many failed since one

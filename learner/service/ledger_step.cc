@@ -18,23 +18,15 @@
 namespace rlhf::learner {
 namespace {
 
-absl::StatusOr<std::vector<double>> SumNumbers(const std::vector<double>& numbers, torch::Device device,
-                                               Collective& collective) {
-  torch::Tensor sums = torch::tensor(numbers, torch::kFloat64).to(device);
-  RLHF_RETURN_IF_ERROR(collective.AllReduceSum(sums));
-  sums = sums.to(torch::kCPU);
-  return std::vector<double>(sums.data_ptr<double>(), sums.data_ptr<double>() + sums.numel());
-}
-
 // Numbers are all equal exactly when n · Σx² = (Σx)²; four hexadecimal digits at a time these sums are exact.
 absl::StatusOr<bool> RanksAgree(const std::string& hex_digest, torch::Device device, Collective& collective) {
-  std::vector<double> numbers;
+  std::vector<double> sums;
   for (size_t i = 0; i + 4 <= hex_digest.size(); i += 4) {
     const auto part = static_cast<double>(std::stoul(hex_digest.substr(i, 4), nullptr, 16));
-    numbers.push_back(part);
-    numbers.push_back(part * part);
+    sums.push_back(part);
+    sums.push_back(part * part);
   }
-  RLHF_ASSIGN_OR_RETURN(const std::vector<double> sums, SumNumbers(numbers, device, collective));
+  RLHF_RETURN_IF_ERROR(SumOverRanks(&sums, device, &collective));
   for (size_t i = 0; i < sums.size(); i += 2) {
     if (collective.world_size() * sums[i + 1] != sums[i] * sums[i]) return false;
   }
@@ -86,11 +78,8 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
     spdlog::warn("step {} was refused: {}", step, result.refusal);
     if (group.rank() == 0) run_metrics_.Refused();
     step_log_.Refused(group, step, result.refusal);
-    absl::Status refused;
-    if (group.rank() == 0) refused = coordinator_->Refuse(group, step, result.refusal);
-    RLHF_ASSIGN_OR_RETURN(const bool told, group_collective_->Vote(refused.ok()));
-    if (!refused.ok()) return refused;
-    return told ? absl::OkStatus() : absl::AbortedError("rank 0 could not report a refused step");
+    return TellCoordinator(group, "report a refused step",
+                           [&] { return coordinator_->Refuse(group, step, result.refusal); });
   }
   *stop = result.stop;
   absl::StatusOr<client::StepEvidence> evidence = Witness(group, step, batch, result);
@@ -139,55 +128,59 @@ absl::Status TrainingRun::WitnessLocalStep(const v1::GroupAssignment& group, int
   return Agree(group, evidence);
 }
 
+absl::StatusOr<v1::CommitStepResponse> TrainingRun::Commit(const v1::GroupAssignment& group,
+                                                           const client::StepEvidence& evidence,
+                                                           const StepResult& result, absl::Time trained) {
+  v1::CommitStepRequest request;
+  request.set_step(evidence.step);
+  request.set_weights_digest(evidence.weights_digest);
+  request.set_weights_address(options_.weights_address);
+  request.set_stop(result.stop);
+  request.set_stop_reason(result.stop_reason);
+  request.set_batch_digest(evidence.batch_digest);
+  request.set_state_digest(evidence.state_digest);
+  request.set_metrics_digest(evidence.metrics_digest);
+  request.set_world_size(group.world_size());
+  request.set_numerics(NumericsOf(group.spec(), group.world_size()));
+  request.mutable_metrics()->set_job_id(group.job_id());
+  request.mutable_metrics()->set_step(evidence.step);
+  request.mutable_metrics()->mutable_values()->insert(result.metrics.begin(), result.metrics.end());
+  (*request.mutable_metrics()->mutable_values())["seconds/publish"] = absl::ToDoubleSeconds(absl::Now() - trained);
+  RLHF_FAILPOINT("learner/before_commit");
+  auto answered = coordinator_->Commit(group, std::move(request));
+  RLHF_FAILPOINT("learner/after_commit");
+  return answered;
+}
+
 absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, const client::StepEvidence& evidence,
                                            const StepResult& result, absl::Time trained) {
   v1::PolicyVersion version;
   version.set_lineage(group.lineage());
   version.set_step(evidence.step);
   version.set_digest(evidence.weights_digest);
+  const bool commits = group.rank() == 0;
   absl::Status committed;
   bool regroup = false;
-  if (group.rank() == 0) {
-    committed = publisher_->Stage(group.job_id(), version, trainer_->model());
-    if (committed.ok()) {
-      v1::CommitStepRequest request;
-      request.set_step(evidence.step);
-      request.set_weights_digest(version.digest());
-      request.set_weights_address(options_.weights_address);
-      request.set_stop(result.stop);
-      request.set_stop_reason(result.stop_reason);
-      request.set_batch_digest(evidence.batch_digest);
-      request.set_state_digest(evidence.state_digest);
-      request.set_metrics_digest(evidence.metrics_digest);
-      request.set_world_size(group.world_size());
-      request.set_numerics(NumericsOf(group.spec(), group.world_size()));
-      request.mutable_metrics()->set_job_id(group.job_id());
-      request.mutable_metrics()->set_step(evidence.step);
-      request.mutable_metrics()->mutable_values()->insert(result.metrics.begin(), result.metrics.end());
-      (*request.mutable_metrics()->mutable_values())["seconds/publish"] = absl::ToDoubleSeconds(absl::Now() - trained);
-      RLHF_FAILPOINT("learner/before_commit");
-      auto answered = coordinator_->Commit(group, std::move(request));
-      RLHF_FAILPOINT("learner/after_commit");
+  if (commits) committed = publisher_->Stage(group.job_id(), version, trainer_->model());
+  // Ranks go on only with what is durable, however long that takes: a halt, or a coordinator that is away. One sum
+  // tells whether it is, whether to form the group anew, and rank 0's lineage.
+  const absl::StatusOr<std::vector<double>> told = Meet(3, commits && committed.ok(), [&] {
+    if (commits && committed.ok()) {
+      const absl::StatusOr<v1::CommitStepResponse> answered = Commit(group, evidence, result, trained);
+      committed = answered.status();
       if (answered.ok()) {
         version = answered->version();
         regroup = answered->regroup();
         publisher_->Confirm(group.job_id(), version);
+        run_metrics_.Committed(result.metrics);
+        events_.Step(evidence.step, absl::Now(), result.metrics);
       } else {
         publisher_->Drop(group.job_id(), evidence.step);
-        committed = answered.status();
       }
     }
-    if (committed.ok()) {
-      run_metrics_.Committed(result.metrics);
-      events_.Step(evidence.step, absl::Now(), result.metrics);
-    }
-  }
-  // Ranks go on only with what is durable. One sum tells whether it is, whether to form the group anew, and rank 0's
-  // lineage.
-  const absl::StatusOr<std::vector<double>> told =
-      SumNumbers({committed.ok() ? 0.0 : 1.0, regroup ? 1.0 : 0.0,
-                  group.rank() == 0 ? static_cast<double>(version.lineage()) : 0.0},
-                 options_.device, *group_collective_);
+    return std::vector<double>{committed.ok() ? 0.0 : 1.0, regroup ? 1.0 : 0.0,
+                               commits ? static_cast<double>(version.lineage()) : 0.0};
+  });
   if (!committed.ok() || (told.ok() && (*told)[0] > 0)) {
     trainer_->RevertStep();
     return committed.ok() ? absl::AbortedError("rank 0 could not commit the step") : committed;

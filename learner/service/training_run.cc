@@ -14,6 +14,7 @@
 #include "common/failpoint.h"
 #include "common/log.h"
 #include "common/status_util.h"
+#include "common/tracing.h"
 #include "google/protobuf/util/time_util.h"
 #include "learner/metered_collective.h"
 #include "learner/trainable.h"
@@ -327,7 +328,7 @@ absl::Status TrainingRun::TrainSteps(const v1::GroupAssignment& group) {
   }
   if (ledger) return absl::OkStatus();
   RLHF_RETURN_IF_ERROR(WitnessLocalStep(group, trainer_->total_steps()));
-  return FlushProgress(group, trainer_->total_steps(), /*force=*/true);
+  return TellCoordinator(group, "report its last steps", [&] { return FlushProgress(group, trainer_->total_steps()); });
 }
 
 absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64_t step) {
@@ -346,12 +347,15 @@ absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64
   unreported_.push_back(std::move(point));
   run_metrics_.Committed(result.metrics);
   events_.Step(step, absl::Now(), result.metrics);
-  return FlushProgress(group, step, /*force=*/false);
+  return absl::OkStatus();
 }
 
-absl::Status TrainingRun::FlushProgress(const v1::GroupAssignment& group, int64_t step, bool force) {
+bool TrainingRun::ReportDue(const v1::GroupAssignment& group) const {
+  return group.rank() == 0 && !unreported_.empty() && absl::Now() - last_report_ >= kReportEvery;
+}
+
+absl::Status TrainingRun::FlushProgress(const v1::GroupAssignment& group, int64_t step) {
   if (group.rank() != 0 || unreported_.empty()) return absl::OkStatus();
-  if (!force && absl::Now() - last_report_ < kReportEvery) return absl::OkStatus();
   RLHF_RETURN_IF_ERROR(coordinator_->Report(group, std::exchange(unreported_, {}), step, trainer_->total_steps()));
   last_report_ = absl::Now();
   return absl::OkStatus();
@@ -381,9 +385,18 @@ absl::StatusOr<std::string> TrainingRun::PublishFolder(
 
 absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int64_t step) {
   const int every = CheckpointEvery(group.spec());
-  // Only rank 0 hears what the coordinator asks for.
-  RLHF_ASSIGN_OR_RETURN(const bool unasked, group_collective_->Vote(!coordinator_->TakeCheckpointRequest()));
-  const bool due = !unasked || (every > 0 && step % every == 0);
+  // Only rank 0 hears what the coordinator asks for, also in answer to its report, which a halt or a coordinator that
+  // is away may keep for any time.
+  absl::Status reported;
+  const bool report = ReportDue(group);
+  RLHF_ASSIGN_OR_RETURN(
+      const std::vector<double> told, Meet(2, report, [&] {
+        if (report) reported = FlushProgress(group, step);
+        return std::vector<double>{reported.ok() ? 0.0 : 1.0, coordinator_->TakeCheckpointRequest() ? 1.0 : 0.0};
+      }));
+  RLHF_RETURN_IF_ERROR(reported);
+  if (told[0] > 0) return absl::AbortedError("rank 0 could not report its steps");
+  const bool due = told[1] > 0 || (every > 0 && step % every == 0);
   if (!due || step >= TotalSteps(group)) return absl::OkStatus();
   if (!group.spec().has_ppo()) RLHF_RETURN_IF_ERROR(WitnessLocalStep(group, step));
   std::function<absl::Status(const std::string&)> write = [this](const std::string& dir) {
@@ -410,7 +423,7 @@ absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, in
   RLHF_FAILPOINT("learner/checkpoint");
   // The steps that it holds first: a job that pauses leaves with the checkpoint, and what is not reported by then is
   // not.
-  RLHF_RETURN_IF_ERROR(FlushProgress(group, step, /*force=*/true));
+  RLHF_RETURN_IF_ERROR(FlushProgress(group, step));
   const absl::Time start = absl::Now();
   const absl::StatusOr<std::string> digest = PublishFolder(group, CheckpointName(step), "checkpoint", write);
   RLHF_FAILPOINT("learner/checkpoint_published");
@@ -422,24 +435,54 @@ absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, in
   return JoinAgain(status) && !absl::IsUnavailable(status) ? status : absl::OkStatus();
 }
 
-absl::Status TrainingRun::Together(std::function<absl::Status()> work, absl::Status* outcome) {
+absl::StatusOr<std::vector<double>> TrainingRun::Meet(size_t count, bool aside,
+                                                      const std::function<std::vector<double>()>& tell) {
   const WorkingAlone scope(&working_alone_);
-  std::future<absl::Status> running =
-      std::async(std::launch::async, [work = std::move(work), about = CurrentLogContext()] {
-        const LogScope about_the_same(about);
-        return work();
-      });
-  while (true) {
-    const bool done = running.wait_for(kMeetEvery) == std::future_status::ready;
-    const absl::StatusOr<bool> all_done = group_collective_->Vote(done);
-    if (!all_done.ok()) {
-      running.wait();
-      return all_done.status();
-    }
-    if (*all_done) break;
+  if (group_collective_->world_size() == 1) return tell();
+  std::future<std::vector<double>> running;
+  if (aside) {
+    running = std::async(std::launch::async, [&tell, about = CurrentLogContext(), trace = CurrentTrace()] {
+      const LogScope about_the_same(about);
+      const TraceScope of_the_same(trace);
+      return tell();
+    });
   }
-  *outcome = running.get();
-  return absl::OkStatus();
+  std::vector<double> own;
+  if (!aside) own = tell();
+  while (true) {
+    if (running.valid() && running.wait_for(kMeetEvery) == std::future_status::ready) own = running.get();
+    std::vector<double> sums = own;
+    sums.resize(count);
+    sums.push_back(running.valid() ? 1 : 0);
+    if (const absl::Status met = SumOverRanks(&sums, options_.device, group_collective_.get()); !met.ok()) {
+      if (running.valid()) running.wait();
+      return met;
+    }
+    if (sums.back() > 0) continue;
+    sums.pop_back();
+    return sums;
+  }
+}
+
+absl::Status TrainingRun::Together(const std::function<absl::Status()>& work, absl::Status* outcome) {
+  return Meet(0, /*aside=*/true,
+              [&] {
+                *outcome = work();
+                return std::vector<double>();
+              })
+      .status();
+}
+
+absl::Status TrainingRun::TellCoordinator(const v1::GroupAssignment& group, const std::string& what,
+                                          const std::function<absl::Status()>& call) {
+  absl::Status told;
+  const bool tells = group.rank() == 0;
+  RLHF_ASSIGN_OR_RETURN(const std::vector<double> failed, Meet(1, tells, [&] {
+                          if (tells) told = call();
+                          return std::vector<double>{told.ok() ? 0.0 : 1.0};
+                        }));
+  RLHF_RETURN_IF_ERROR(told);
+  return failed[0] > 0 ? absl::AbortedError(absl::StrCat("rank 0 could not ", what)) : absl::OkStatus();
 }
 
 absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {

@@ -6,8 +6,10 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -71,20 +73,30 @@ class TrainingRun {
   absl::Status Agree(const v1::GroupAssignment& group, const client::StepEvidence& evidence);
   // SFT, reward models: the same at a checkpoint and at the end, which are all that is kept of their steps.
   absl::Status WitnessLocalStep(const v1::GroupAssignment& group, int64_t step);
+  // Rank 0's call.
+  absl::StatusOr<v1::CommitStepResponse> Commit(const v1::GroupAssignment& group, const client::StepEvidence& evidence,
+                                                const StepResult& result, absl::Time trained);
   absl::Status CommitLedgerStep(const v1::GroupAssignment& group, const client::StepEvidence& evidence,
                                 const StepResult& result, absl::Time trained);
   // The ranks lost each other after the step's commit was asked for: what this one holds from now on.
   void SettleCommit(const v1::GroupAssignment& group, const v1::PolicyVersion& version);
   absl::Status TrainLocalStep(const v1::GroupAssignment& group, int64_t step);
+  // Rank 0's call to the coordinator, while all ranks meet; its error here, Aborted on the others.
+  absl::Status TellCoordinator(const v1::GroupAssignment& group, const std::string& what,
+                               const std::function<absl::Status()>& call);
   absl::Status LoadVerified(const std::string& checkpoint);
-  absl::Status FlushProgress(const v1::GroupAssignment& group, int64_t step, bool force);
+  bool ReportDue(const v1::GroupAssignment& group) const;
+  absl::Status FlushProgress(const v1::GroupAssignment& group, int64_t step);
   absl::Status MaybeCheckpoint(const v1::GroupAssignment& group, int64_t step);
   absl::Status PublishCheckpoint(const v1::GroupAssignment& group, int64_t step,
                                  const std::function<absl::Status(const std::string& dir)>& write);
-  // Runs `work` on a thread of its own while all ranks keep meeting in votes, until everybody's is done: work of any
-  // length (a checkpoint, a download) exceeds no collective's timeout. The returned status is the group's, *outcome the
-  // work's.
-  absl::Status Together(std::function<absl::Status()> work, absl::Status* outcome);
+  // What each rank's `tell` returns, `count` numbers, summed over the ranks. Where it takes its time (`aside`: a call
+  // to the coordinator, a checkpoint, a download) it runs on a thread of its own while all ranks keep meeting, until
+  // everybody's is done: work of any length exceeds no collective's timeout. It has returned when this returns, also
+  // with the group's error (Unavailable).
+  absl::StatusOr<std::vector<double>> Meet(size_t count, bool aside, const std::function<std::vector<double>()>& tell);
+  // The same for work of all ranks. The returned status is the group's, *outcome the work's.
+  absl::Status Together(const std::function<absl::Status()>& work, absl::Status* outcome);
   // Fewer than the specification's after an early stop.
   int64_t TotalSteps(const v1::GroupAssignment& group) const;
   absl::Status FinishJob(const v1::GroupAssignment& group);

@@ -322,6 +322,17 @@ class PpoDriverTest : public testing::Test {
         request, [this](absl::StatusOr<v1::CommitStepResponse> response) { committed_ = std::move(response); });
     process_->loop.Run();
   }
+  void Halt(bool halted) {
+    bool done = false;
+    const auto check = [&done](absl::StatusOr<v1::ServiceState> state) { done = state.ok(); };
+    if (halted) {
+      process_->oversight->Halt("olga", "look", check);
+    } else {
+      process_->oversight->Resume("olga", "seen", check);
+    }
+    process_->loop.Run();
+    ASSERT_TRUE(done);
+  }
   void Measure() {
     process_->batches.RunAll();
     process_->loop.Run();
@@ -397,6 +408,39 @@ TEST_F(PpoDriverTest, AfterARestartTheMonitorReadsTheBatchFromTheStore) {
   EXPECT_EQ(JobRow().version().step(), 1);
   ExpectObserved(1, ***batch_);
   ExpectAllAccountedFor();
+}
+
+TEST_F(PpoDriverTest, AHaltHandsOutNoBatchButThatOfAStepThatHasBegun) {
+  Begin();
+  PutJob();
+  Recover();
+  Work();
+  AskForBatch(1);
+  ASSERT_TRUE(batch_.has_value() && batch_->ok());
+  const Batch first = **batch_;
+  Halt(true);
+  AskForBatch(1);  // another rank of the same group
+  ASSERT_TRUE(batch_.has_value() && batch_->ok());
+  EXPECT_EQ(**batch_, first);
+  Measure();
+  CommitStep(1);
+  ASSERT_TRUE(committed_.has_value());
+  EXPECT_EQ(ReasonOf(committed_->status()), v1::SERVICE_HALTED);
+  Halt(false);
+  CommitStep(1);
+  ASSERT_TRUE(committed_.has_value() && committed_->ok());
+
+  Halt(true);
+  Work();
+  AskForBatch(2);
+  process_->jobs->Tick();
+  process_->loop.Run();
+  EXPECT_FALSE(batch_.has_value());
+  Halt(false);
+  process_->jobs->Tick();
+  process_->loop.Run();
+  ASSERT_TRUE(batch_.has_value());
+  EXPECT_TRUE(batch_->ok()) << batch_->status();
 }
 
 TEST_F(PpoDriverTest, ACommitThatWaitsEndsWithItsJobAndARepeatedOneIsAnsweredAlike) {
