@@ -285,7 +285,6 @@ void CoordinatorServerImpl::MakeManagers() {
   sources.fleet = fleet_.get();
   sources.oversight = oversight_.get();
   sources.events = events_.get();
-  sources.volumes = {{"data", config_.data_dir}, {"artifacts", config_.artifact_root}};
   if (!config_.insecure)
     sources.certificates = {{"fleet", config_.tls_cert}, {"api", config_.api_cert}, {"ca", config_.tls_ca}};
   export_ = MetricsExport::Make(sources, &metrics_);
@@ -396,6 +395,7 @@ void CoordinatorServerImpl::StartTicks() {
   Every(kSweepPayloadsEvery, [this] { retention_->Sweep(); });
   loop_->Post([this] { artifacts_->SweepStaging(); });
   Every(kSweepStagingEvery, [this] { artifacts_->SweepStaging(); });
+  LookForRoom();
 }
 
 void CoordinatorServerImpl::LookForRoom() {
@@ -403,6 +403,12 @@ void CoordinatorServerImpl::LookForRoom() {
   background_->Run([this] {
     VolumeTrouble trouble =
         LookAtVolumes({config_.data_dir, config_.artifact_root}, config_.min_free_mb, out_of_room_.load());
+    for (const auto& [volume, folder] : {std::pair("data", config_.data_dir), {"artifacts", config_.artifact_root}}) {
+      const auto left = trouble.free_bytes.find(folder);
+      if (left == trouble.free_bytes.end()) continue;
+      metrics_.Gauge("rlhf_volume_free_bytes", "Space left for this process on a volume.", {{"volume", volume}})
+          .Set(static_cast<double>(left->second));
+    }
     if (out_of_room_.exchange(trouble.any()) != trouble.any())
       spdlog::warn("{}",
                    trouble.any() ? trouble.why + ": jobs pause" : "the disks can be written to again: jobs go on");

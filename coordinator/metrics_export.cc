@@ -3,7 +3,6 @@
 #include <openssl/asn1.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
-#include <sys/statvfs.h>
 
 #include <algorithm>
 #include <ctime>
@@ -120,7 +119,7 @@ void MetricsExport::Refresh() {
   RefreshJobs();
   RefreshWorkers();
   RefreshOversight();
-  RefreshHost();
+  RefreshCertificates();
 }
 
 void MetricsExport::SetAll(const std::string& name, const std::string& help,
@@ -321,15 +320,7 @@ void MetricsExport::RefreshOversight() {
       .Set(absl::ToDoubleSeconds(now - oldest));
 }
 
-void MetricsExport::RefreshHost() {
-  for (const auto& [label, path] : sources_.volumes) {
-    struct statvfs info;
-    if (statvfs(path.c_str(), &info) != 0) continue;
-    metrics_->Gauge("rlhf_volume_free_bytes", "Space left for this process on a volume.", {{"volume", label}})
-        .Set(static_cast<double>(info.f_bavail) * static_cast<double>(info.f_frsize));
-    metrics_->Gauge("rlhf_volume_size_bytes", "Size of a volume.", {{"volume", label}})
-        .Set(static_cast<double>(info.f_blocks) * static_cast<double>(info.f_frsize));
-  }
+void MetricsExport::RefreshCertificates() {
   for (const auto& [label, file] : sources_.certificates) {
     metrics_
         ->Gauge("rlhf_certificate_expiry_timestamp_seconds",

@@ -28,7 +28,6 @@ struct MetricsSources {
   Fleet* fleet = nullptr;
   Oversight* oversight = nullptr;
   EventLog* events = nullptr;
-  std::map<std::string, std::string> volumes;       // label to a path on it
   std::map<std::string, std::string> certificates;  // label to a PEM file
 };
 
@@ -55,7 +54,7 @@ class MetricsExport : public std::enable_shared_from_this<MetricsExport> {
   void ExportSlices(const v1::Job& job);
   void RefreshWorkers();
   void RefreshOversight();
-  void RefreshHost();
+  void RefreshCertificates();
   // Sets every series of a family that was ever set and is not in `values` to 0.
   void SetAll(const std::string& name, const std::string& help,
               const std::map<MetricsRegistry::Labels, double>& values);

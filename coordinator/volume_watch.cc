@@ -14,15 +14,18 @@ VolumeTrouble LookAtVolumes(const std::vector<std::string>& folders, int min_fre
   for (const std::string& folder : folders) {
     struct statvfs volume {};
     if (statvfs(folder.c_str(), &volume) != 0) continue;
-    if ((volume.f_flag & ST_RDONLY) != 0)
-      return {absl::StrCat("the volume of ", folder, " is read-only"), kDiskReadOnly};
     const uint64_t available = static_cast<uint64_t>(volume.f_bavail) * volume.f_frsize;
+    trouble.free_bytes[folder] = available;
+    if (trouble.code == kDiskReadOnly) continue;
     const uint64_t least = static_cast<uint64_t>(min_free_mb) << 20;
     const uint64_t wanted = was_full ? least + least / 4 : least;
-    if (available < wanted) {
-      trouble = {absl::StrCat("the disk of ", folder, " is full: ", available >> 20, " MB left, expected at least ",
-                              wanted >> 20, " MB (--min-free-mb)"),
-                 kDiskFull};
+    if ((volume.f_flag & ST_RDONLY) != 0) {
+      trouble.why = absl::StrCat("the volume of ", folder, " is read-only");
+      trouble.code = kDiskReadOnly;
+    } else if (available < wanted) {
+      trouble.why = absl::StrCat("the disk of ", folder, " is full: ", available >> 20, " MB left, expected at least ",
+                                 wanted >> 20, " MB (--min-free-mb)");
+      trouble.code = kDiskFull;
     }
   }
   return trouble;

@@ -1,14 +1,17 @@
 // Whether the coordinator's volumes can be written to.
 #pragma once
 
+#include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
 namespace rlhf::coordinator {
 
 struct VolumeTrouble {
-  std::string why;   // for people, with the folder; empty: all can be written to
-  std::string code;  // kDiskFull or kDiskReadOnly (jobs.h)
+  std::string why;                                  // for people, with the folder; empty: all can be written to
+  std::string code;                                 // kDiskFull or kDiskReadOnly (jobs.h)
+  std::map<std::string, uint64_t> free_bytes = {};  // by folder, for this process
 
   bool any() const { return !why.empty(); }
 };

@@ -1,4 +1,8 @@
 // Who gets in: a real coordinator with TLS, called over its listeners.
+#include <dlfcn.h>
+#include <sys/statvfs.h>
+
+#include <atomic>
 #include <future>
 #include <map>
 #include <set>
@@ -16,6 +20,21 @@
 #include "rlhf/v1/log_service.grpc.pb.h"
 #include "rlhf/v1/oversight_service.grpc.pb.h"
 #include "tests/coordinator/coordinator_fixture.h"
+
+namespace {
+
+std::atomic<bool> volumes_hang{false};
+std::atomic<int> hanging_calls{0};
+
+}  // namespace
+
+// In the place of the C library's, for the coordinator in this process.
+extern "C" int statvfs(const char* path, struct statvfs* out) noexcept {
+  static const auto real = reinterpret_cast<int (*)(const char*, struct statvfs*)>(dlsym(RTLD_NEXT, "statvfs"));
+  if (volumes_hang) ++hanging_calls;
+  while (volumes_hang) absl::SleepFor(absl::Milliseconds(10));
+  return real(path, out);
+}
 
 namespace rlhf::coordinator {
 namespace {
@@ -361,7 +380,10 @@ TEST_F(AccessTest, MetricsAndProbesArePlain) {
   const auto ready = http.Get("/readyz");
   ASSERT_TRUE(ready) << "no answer";
   EXPECT_EQ(ready->status, 200);
-  const auto metrics = http.Get("/metrics");
+  auto metrics = http.Get("/metrics");
+  // Volumes are looked at off the loop.
+  while (metrics && metrics->body.find("rlhf_volume_free_bytes{volume=\"data\"}") == std::string::npos)
+    metrics = http.Get("/metrics");
   ASSERT_TRUE(metrics) << "no answer";
   for (const char* series :
        {"rlhf_recovery_seconds", "rlhf_store_commit_seconds_bucket", "rlhf_volume_free_bytes{volume=\"data\"}",
@@ -371,6 +393,24 @@ TEST_F(AccessTest, MetricsAndProbesArePlain) {
         "rlhf_admin_token_expiry_timestamp_seconds 1", "grpc_server_handled_total"}) {
     EXPECT_THAT(metrics->body, HasSubstr(series));
   }
+}
+
+TEST_F(AccessTest, AVolumeThatHangsStopsNeitherScrapesNorCalls) {
+  httplib::Client http("localhost", server_->ports().at("http"));
+  const auto free_bytes = [&] {
+    const auto metrics = http.Get("/metrics");
+    return metrics ? metrics->body.find("rlhf_volume_free_bytes{volume=\"artifacts\"} ") : std::string::npos;
+  };
+  while (free_bytes() == std::string::npos) absl::SleepFor(absl::Milliseconds(10));  // looked at since its start
+  volumes_hang = true;
+  while (hanging_calls == 0) absl::SleepFor(absl::Milliseconds(10));
+  const absl::Time began = absl::Now();
+  EXPECT_NE(free_bytes(), std::string::npos) << "as it was";
+  EXPECT_TRUE(ListJobs(Api("submitter"), "default").ok());
+  const auto alive = http.Get("/healthz");
+  EXPECT_TRUE(alive && alive->status == 200);
+  EXPECT_LT(absl::Now() - began, absl::Seconds(2)) << "a scrape waits that long for the loop";
+  volumes_hang = false;
 }
 
 TEST_F(AccessTest, ASecondCoordinatorOnTheSameFolderIsRefused) {
