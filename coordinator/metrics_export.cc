@@ -58,6 +58,13 @@ prometheus::Counter& SamplesFinished(MetricsRegistry* metrics, const char* outco
                           {{"outcome", outcome}});
 }
 
+// Who waits for people or for its turn, or was told by a person to wait, is not stuck. A pipeline's stages have series
+// of their own. What the coordinator itself has paused wants somebody to mend its volume.
+bool ShouldProgress(const v1::Job& job) {
+  if (job.spec().has_pipeline()) return false;
+  return job.state() == v1::PAUSED ? !job.reason_code().empty() : job.state() == v1::RUNNING || IsTerminal(job.state());
+}
+
 absl::Time TimeOf(const google::protobuf::Timestamp& at) {
   return absl::FromUnixSeconds(at.seconds()) + absl::Nanoseconds(at.nanos());
 }
@@ -253,8 +260,7 @@ MetricsExport::JobLabels MetricsExport::RefreshJob(const v1::Job& job, std::map<
       }
     }
   }
-  // Who waits for people, or was told to wait, is not stuck.
-  if (job.state() == v1::WAITING || job.state() == v1::PAUSED) {
+  if (!ShouldProgress(job)) {
     metrics_->Remove("rlhf_job_last_progress_timestamp_seconds",
                      {{"project", labels.first}, {"rlhf_job", labels.second}});
     return labels;

@@ -1,0 +1,59 @@
+// All of a coordinator that jobs need, as one process has it, over rows that outlive it; nothing runs but what the test
+// lets run.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "coordinator/jobs.h"
+#include "tests/coordinator/manual_loop.h"
+#include "tests/coordinator/memory_store.h"
+#include "tests/testing/fake_clock.h"
+
+namespace rlhf::coordinator {
+
+// Never answers.
+class NoRewards final : public RewardClient {
+ public:
+  void Score(const std::string&, v1::ScoreRequest, absl::Duration,
+             absl::AnyInvocable<void(absl::StatusOr<v1::ScoreResponse>)>) override {}
+};
+
+struct JobsProcess {
+  JobsProcess(EdgeMemoryStore* store, FakeClock* clock, const std::string& dir) : loop(clock) {
+    payloads = *OpenPayloadStore(dir + "/payloads");
+    fleet = MakeFleet(&loop, absl::Hours(1), absl::Hours(3));
+    events = MakeEventLog(store, &loop);
+    oversight = MakeOversight(&loop, store);
+    artifacts = MakeArtifacts(&loop, &inline_work, store, dir + "/artifacts");
+    sampling = MakeSampling(&loop, store, payloads.get(), fleet.get(), &rewards);
+    groups = MakeLearnerGroups(&loop, fleet.get());
+    feedback = MakeFeedback(&loop, store);
+    jobs = MakeJobs({&loop, &inline_work, store, events.get(), sampling.get(), groups.get(), feedback.get(),
+                     oversight.get(), artifacts.get()});
+  }
+  // Goes on with the jobs that there are.
+  void Recover() {
+    EXPECT_TRUE(oversight->Recover().ok());
+    EXPECT_TRUE(artifacts->Recover().ok());
+    EXPECT_TRUE(jobs->Recover().ok());
+    loop.Run();
+  }
+
+  ManualLoop loop;
+  InlineBackground inline_work;
+  NoRewards rewards;
+  std::unique_ptr<PayloadStore> payloads;
+  std::unique_ptr<Fleet> fleet;
+  std::unique_ptr<EventLog> events;
+  std::unique_ptr<Oversight> oversight;
+  std::unique_ptr<Artifacts> artifacts;
+  std::unique_ptr<Sampling> sampling;
+  std::unique_ptr<LearnerGroups> groups;
+  std::unique_ptr<Feedback> feedback;
+  std::unique_ptr<Jobs> jobs;
+};
+
+}  // namespace rlhf::coordinator
