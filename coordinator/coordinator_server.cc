@@ -47,6 +47,7 @@ constexpr absl::Duration kSignEvery = absl::Minutes(1);
 constexpr absl::Duration kStuckAfter = absl::Seconds(30);
 constexpr absl::Duration kSweepStagingEvery = absl::Hours(6);
 constexpr absl::Duration kTryToLeadEvery = absl::Milliseconds(250);
+constexpr absl::Duration kWarnEvery = absl::Seconds(30);  // of a database that does not answer
 
 class CoordinatorServerImpl final : public CoordinatorServer {
  public:
@@ -63,10 +64,12 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   bool lead_lost() const override { return lead_ != nullptr && lead_->lost(); }
 
  private:
-  enum class Phase { kStandby, kRecovering, kReady, kDraining };
+  enum class Phase { kNoDatabase, kStandby, kRecovering, kReady, kDraining };
 
   std::string NotReadyBecause() const {
     switch (phase_) {
+      case Phase::kNoDatabase:
+        return "waiting for the database: it does not answer";
       case Phase::kStandby:
         return "standing by: another coordinator leads";
       case Phase::kRecovering:
@@ -86,6 +89,8 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   }
   // On PostgreSQL: blocks until this coordinator leads.
   absl::Status Lead(const std::function<bool()>& stop);
+  // Whether it leads now. A database that does not answer is no error: it is asked again.
+  absl::StatusOr<bool> TryToLead();
   absl::Status OpenStores();
   void MakeManagers();
   absl::Status Recover();
@@ -108,6 +113,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::atomic<bool> stopped_{false}, store_failed_{false};
   std::atomic<bool> looking_for_room_{false}, out_of_room_{false};
   bool shut_down_ = false;
+  absl::Duration warned_ = absl::ZeroDuration();
 
   // Destroyed from the last to the first: servers before services, the store's thread (whose callbacks use managers)
   // before managers, and the loop, to which everybody posts, at the very end.
@@ -150,6 +156,9 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   RLHF_ASSIGN_OR_RETURN(http_, StartHttpEndpoint(
                                    config_.http_address, &metrics_, [this] { return NotReadyBecause(); },
                                    [this] { return StuckBecause(); }));
+  prometheus::Gauge& ready =
+      metrics_.Gauge("rlhf_coordinator_ready", "1 while this coordinator leads and serves; 0 while it cannot.");
+  metrics_.OnCollect([this, &ready] { ready.Set(NotReadyBecause().empty() ? 1 : 0); });
   if (!postgres_.uri.empty()) RLHF_RETURN_IF_ERROR(Lead(stop));
   const absl::Duration started = clock_->Now();
   RLHF_RETURN_IF_ERROR(OpenStores());
@@ -186,38 +195,45 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
 }
 
 absl::Status CoordinatorServerImpl::Lead(const std::function<bool()>& stop) {
-  RLHF_ASSIGN_OR_RETURN(lead_, ConnectPostgres(postgres_));
-  RLHF_ASSIGN_OR_RETURN(bool leads, lead_->Try());
-  if (leads) return absl::OkStatus();
-  phase_ = Phase::kStandby;
-  RLHF_ASSIGN_OR_RETURN(standby_, Standby::Start(config_, &metrics_, [this] { return NotReadyBecause(); }));
-  fleet_address_ = standby_->fleet_address();
-  api_address_ = standby_->api_address();
-  spdlog::info("standing by: another coordinator leads; fleet at {}, API at {}, HTTP on port {}", fleet_address_,
-               api_address_, http_->port());
-  while (!leads) {
+  while (true) {
+    RLHF_ASSIGN_OR_RETURN(const bool leads, TryToLead());
+    if (leads) break;
+    if (standby_ == nullptr) {
+      RLHF_ASSIGN_OR_RETURN(standby_, Standby::Start(config_, &metrics_, [this] { return NotReadyBecause(); }));
+      fleet_address_ = standby_->fleet_address();
+      api_address_ = standby_->api_address();
+      spdlog::info("{}; fleet at {}, API at {}, HTTP on port {}", NotReadyBecause(), fleet_address_, api_address_,
+                   http_->port());
+    }
     if (stop && stop()) return absl::CancelledError("it was asked to stop while it stood by");
     absl::SleepFor(kTryToLeadEvery);
-    absl::Status status;
-    if (lead_ == nullptr) {
-      absl::StatusOr<std::unique_ptr<PostgresLead>> connected = ConnectPostgres(postgres_);
-      status = connected.status();
-      if (connected.ok()) lead_ = *std::move(connected);
-      if (status.ok()) spdlog::info("the database answers again");
-    }
-    if (lead_ != nullptr) {
-      const absl::StatusOr<bool> tried = lead_->Try();
-      status = tried.status();
-      leads = tried.ok() && *tried;
-      if (absl::IsUnavailable(status)) {
-        spdlog::warn("{}; standing by, and asking again", std::string(status.message()));
-        lead_.reset();
-      }
-    }
-    if (!status.ok() && !absl::IsUnavailable(status)) return status;
   }
   phase_ = Phase::kRecovering;
   return absl::OkStatus();
+}
+
+absl::StatusOr<bool> CoordinatorServerImpl::TryToLead() {
+  absl::Status status;
+  if (lead_ == nullptr) {
+    absl::StatusOr<std::unique_ptr<PostgresLead>> connected = ConnectPostgres(postgres_);
+    status = connected.status();
+    if (connected.ok()) lead_ = *std::move(connected);
+  }
+  if (lead_ != nullptr) {
+    const absl::StatusOr<bool> leads = lead_->Try();
+    if (leads.ok()) {
+      if (phase_.exchange(Phase::kStandby) == Phase::kNoDatabase) spdlog::info("the database answers");
+      return *leads;
+    }
+    status = leads.status();
+    lead_.reset();
+  }
+  if (!absl::IsUnavailable(status)) return status;
+  if (phase_.exchange(Phase::kNoDatabase) != Phase::kNoDatabase || clock_->Now() - warned_ > kWarnEvery) {
+    spdlog::warn("{}; waiting for the database, and asking again", std::string(status.message()));
+    warned_ = clock_->Now();
+  }
+  return false;
 }
 
 absl::Status CoordinatorServerImpl::OpenStores() {

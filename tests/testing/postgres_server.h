@@ -51,6 +51,18 @@ class PostgresServer {
     EXPECT_EQ(waitpid(made, &status, 0), made);
     EXPECT_EQ(status, 0) << "initdb failed; see its output above";
     if (status != 0) return;
+    Start();
+  }
+  ~PostgresServer() {
+    Stop();
+    std::error_code ignored;
+    std::filesystem::remove_all(dir_, ignored);
+  }
+  PostgresServer(const PostgresServer&) = delete;
+  PostgresServer& operator=(const PostgresServer&) = delete;
+
+  // As it is from the beginning, and after Stop; returns when it answers.
+  void Start() {
     pid_ = Spawn({"postgres", "-D", dir_ + "/data", "-k", dir_, "-p", absl::StrCat(port_), "-c",
                   "listen_addresses=127.0.0.1", "-c", "max_connections=60", "-c", "log_min_messages=fatal"});
     const absl::Time deadline = absl::Now() + absl::Seconds(60);
@@ -62,16 +74,12 @@ class PostgresServer {
       absl::SleepFor(absl::Milliseconds(50));  // another process: there is nothing to wait on but its answers
     }
   }
-  ~PostgresServer() {
-    if (pid_ > 0) {
-      kill(pid_, SIGQUIT);  // at once
-      waitpid(pid_, nullptr, 0);
-    }
-    std::error_code ignored;
-    std::filesystem::remove_all(dir_, ignored);
+  void Stop() {
+    if (pid_ <= 0) return;
+    kill(pid_, SIGQUIT);  // at once
+    waitpid(pid_, nullptr, 0);
+    pid_ = -1;
   }
-  PostgresServer(const PostgresServer&) = delete;
-  PostgresServer& operator=(const PostgresServer&) = delete;
 
   std::string Uri() const { return absl::StrCat("postgresql://rlhf@127.0.0.1:", port_, "/postgres"); }
   // The first value of what the statement returns, over a connection of its own; empty without rows.
