@@ -420,10 +420,12 @@ void CoordinatorServerImpl::LookForRoom() {
     VolumeTrouble trouble =
         LookAtVolumes({config_.data_dir, config_.artifact_root}, config_.min_free_mb, out_of_room_.load());
     for (const auto& [volume, folder] : {std::pair("data", config_.data_dir), {"artifacts", config_.artifact_root}}) {
-      const auto left = trouble.free_bytes.find(folder);
-      if (left == trouble.free_bytes.end()) continue;
+      const auto room = trouble.rooms.find(folder);
+      if (room == trouble.rooms.end()) continue;
       metrics_.Gauge("rlhf_volume_free_bytes", "Space left for this process on a volume.", {{"volume", volume}})
-          .Set(static_cast<double>(left->second));
+          .Set(static_cast<double>(room->second.free_bytes));
+      metrics_.Gauge("rlhf_volume_size_bytes", "Size of a volume.", {{"volume", volume}})
+          .Set(static_cast<double>(room->second.size_bytes));
     }
     if (out_of_room_.exchange(trouble.any()) != trouble.any())
       spdlog::warn("{}",

@@ -15,7 +15,7 @@ VolumeTrouble LookAtVolumes(const std::vector<std::string>& folders, int min_fre
     struct statvfs volume {};
     if (statvfs(folder.c_str(), &volume) != 0) continue;
     const uint64_t available = static_cast<uint64_t>(volume.f_bavail) * volume.f_frsize;
-    trouble.free_bytes[folder] = available;
+    trouble.rooms[folder] = {available, static_cast<uint64_t>(volume.f_blocks) * volume.f_frsize};
     if (trouble.code == kDiskReadOnly) continue;
     const uint64_t least = static_cast<uint64_t>(min_free_mb) << 20;
     const uint64_t wanted = was_full ? least + least / 4 : least;

@@ -8,10 +8,14 @@
 
 namespace rlhf::coordinator {
 
+struct VolumeRoom {
+  uint64_t free_bytes = 0;  // for this process
+  uint64_t size_bytes = 0;
+};
 struct VolumeTrouble {
-  std::string why;                                  // for people, with the folder; empty: all can be written to
-  std::string code;                                 // kDiskFull or kDiskReadOnly (jobs.h)
-  std::map<std::string, uint64_t> free_bytes = {};  // by folder, for this process
+  std::string why;                               // for people, with the folder; empty: all can be written to
+  std::string code;                              // kDiskFull or kDiskReadOnly (jobs.h)
+  std::map<std::string, VolumeRoom> rooms = {};  // by folder
 
   bool any() const { return !why.empty(); }
 };
