@@ -24,6 +24,7 @@ struct CollectJob {
   v1::CollectSpec spec;
   std::unique_ptr<CollectQueue> queue;
   bool closed = false;
+  absl::Duration age;
   std::function<void()> changed;
 };
 
@@ -45,7 +46,7 @@ class FeedbackImpl final : public Feedback {
     job.changed = std::move(changed);
     if (HasTasks(job_id)) {
       RLHF_ASSIGN_OR_RETURN(job.queue, Restore(job_id, project, spec));
-      job.queue->Restarted(loop_->clock().WallNow());
+      job.queue->Restarted(loop_->clock().Now());
     } else {
       job.queue = std::make_unique<CollectQueue>(project, spec);
       for (v1::FeedbackTask& task : tasks) {
@@ -56,6 +57,10 @@ class FeedbackImpl final : public Feedback {
     jobs_[job_id] = std::move(job);
     loop_->Post([this] { ServeWaiters(); });
     return absl::OkStatus();
+  }
+
+  void SetAge(const std::string& job_id, absl::Duration age) override {
+    if (const auto it = jobs_.find(job_id); it != jobs_.end()) it->second.age = age;
   }
 
   bool HasTasks(const std::string& job_id) override {
@@ -199,7 +204,7 @@ class FeedbackImpl final : public Feedback {
     WriteBatch batch;
     for (auto& [id, job] : jobs_) {
       job.queue->TakeBackLate(loop_->clock().Now());
-      for (const v1::FeedbackTask& task : job.queue->Expire(loop_->clock().WallNow())) {
+      for (const v1::FeedbackTask& task : job.queue->Expire(job.age)) {
         batch.Put(Table::kFeedbackTasks, RowKey(id, task.id()), task.SerializeAsString());
         if (expired.empty() || expired.back() != id) expired.push_back(id);
       }

@@ -23,6 +23,8 @@ class Feedback {
   virtual absl::Status OpenJob(const std::string& job_id, const std::string& project, const v1::CollectSpec& spec,
                                std::vector<v1::FeedbackTask> tasks, WriteBatch* batch,
                                std::function<void()> changed) = 0;
+  // How long the job has been open: tasks of an age of task_expiry_seconds are given up at the next Tick.
+  virtual void SetAge(const std::string& job_id, absl::Duration age) = 0;
   virtual bool HasTasks(const std::string& job_id) = 0;  // rows exist
   virtual void CloseJob(const std::string& job_id) = 0;
   virtual std::vector<v1::Comparison> Comparisons(

@@ -20,6 +20,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/clock.h"
 #include "learner/collective.h"
 
 namespace rlhf::learner {
@@ -140,7 +141,7 @@ class C10dCollective final : public Collective {
   }
 
   absl::Status WaitFor(const c10::intrusive_ptr<c10d::Work>& work, absl::string_view what) {
-    const absl::Time deadline = absl::Now() + options_.timeout;
+    const absl::Duration deadline = Clock::Real()->Now() + options_.timeout;
     if (options_.device.is_cuda()) return WaitForNccl(work, what, deadline);
     while (true) {
       // Gloo cannot abort: a slice that passes throws too, and is told from a failure by the work's own state.
@@ -149,7 +150,7 @@ class C10dCollective final : public Collective {
       // It may have completed just after the slice passed: its own outcome counts.
       if (work->isCompleted()) return Try(what, [&] { work->wait(); });
       if (aborted_) return Broken(what, "the group was given up");
-      if (absl::Now() > deadline)
+      if (Clock::Real()->Now() > deadline)
         return Broken(
             what,
             absl::StrCat("no answer from the other ranks within ", absl::FormatDuration(options_.timeout)).c_str());
@@ -158,7 +159,8 @@ class C10dCollective final : public Collective {
 
   // NCCL's wait with a timeout aborts the communicators when it passes, so a slice of it would end the group at the
   // first slow rank: asks instead, until our own deadline.
-  absl::Status WaitForNccl(const c10::intrusive_ptr<c10d::Work>& work, absl::string_view what, absl::Time deadline) {
+  absl::Status WaitForNccl(const c10::intrusive_ptr<c10d::Work>& work, absl::string_view what,
+                           absl::Duration deadline) {
     bool completed = false;
     while (true) {
       const absl::Status asked = Try(what, [&] { completed = work->isCompleted(); });
@@ -169,7 +171,7 @@ class C10dCollective final : public Collective {
         const absl::Status status = Try(what, [&] { work->wait(); });  // an error of its own, and the stream's order
         return status.ok() && aborted_ ? Broken(what, "the group was given up") : status;
       }
-      if (absl::Now() > deadline) {
+      if (Clock::Real()->Now() > deadline) {
         Abort();  // a kernel that waits for a dead rank would hold the device for ever
         return Broken(
             what,

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/clock.h"
 
 namespace rlhf::cli {
 namespace {
@@ -63,7 +64,7 @@ absl::Status Supervisor::Spawn(Child& child) {
   }
   close(log);
   child.pid = pid;
-  child.started = absl::Now();
+  child.started = Clock::Real()->Now();
   return absl::OkStatus();
 }
 
@@ -81,20 +82,20 @@ void Supervisor::Tick(const std::function<void(const std::string&, const std::st
     if (child.pid > 0) {
       int status = 0;
       if (waitpid(child.pid, &status, WNOHANG) != child.pid) continue;
-      const absl::Time now = absl::Now();
+      const absl::Duration now = Clock::Real()->Now();
       child.backoff =
           now - child.started > absl::Seconds(10) ? first_backoff_ : std::min(2 * child.backoff, last_backoff_);
       child.pid = -1;
       child.restart_at = now + child.backoff;
       restarted(child.spec.name, HowItEnded(status));
-    } else if (absl::Now() >= child.restart_at) {
-      if (!Spawn(child).ok()) child.restart_at = absl::Now() + child.backoff;
+    } else if (Clock::Real()->Now() >= child.restart_at) {
+      if (!Spawn(child).ok()) child.restart_at = Clock::Real()->Now() + child.backoff;
     }
   }
 }
 
 void Supervisor::StopAll(absl::Duration grace) {
-  const absl::Time deadline = absl::Now() + grace;
+  const absl::Duration deadline = Clock::Real()->Now() + grace;
   for (auto child = children_.rbegin(); child != children_.rend(); ++child) {
     if (child->pid > 0) kill(child->pid, SIGTERM);
   }
@@ -104,7 +105,7 @@ void Supervisor::StopAll(absl::Duration grace) {
       const pid_t ended = waitpid(child->pid, &status, WNOHANG);
       if (ended == child->pid || (ended < 0 && errno == ECHILD)) {
         child->pid = -1;
-      } else if (absl::Now() > deadline) {
+      } else if (Clock::Real()->Now() > deadline) {
         kill(child->pid, SIGKILL);
         waitpid(child->pid, &status, 0);
         child->pid = -1;

@@ -37,7 +37,7 @@ class Supervisor {
   struct Child {
     ProcessSpec spec;
     pid_t pid = -1;
-    absl::Time started, restart_at;
+    absl::Duration started, restart_at;  // of the monotonic clock
     absl::Duration backoff;
   };
   static absl::Status Spawn(Child& child);

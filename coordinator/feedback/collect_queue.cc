@@ -139,12 +139,13 @@ void CollectQueue::HandOut(const std::string& rater, int most, absl::Duration no
 }
 
 void CollectQueue::TakeBackLate(absl::Duration now) {
+  if (any_may_be_in_hand_until_.has_value() && now > *any_may_be_in_hand_until_) any_may_be_in_hand_until_.reset();
   for (auto& [id, entry] : tasks_) {
     std::erase_if(entry.held_by, [&](const auto& held) { return now > held.second; });
   }
 }
 
-void CollectQueue::Restarted(absl::Time now) {
+void CollectQueue::Restarted(absl::Duration now) {
   any_may_be_in_hand_until_ = now + HeldFor();
 }
 
@@ -158,13 +159,12 @@ void CollectQueue::TakeOverHolders(const CollectQueue& replaced) {
   }
 }
 
-std::vector<v1::FeedbackTask> CollectQueue::Expire(absl::Time now) {
+std::vector<v1::FeedbackTask> CollectQueue::Expire(absl::Duration age) {
   std::vector<v1::FeedbackTask> changed;
-  if (spec_.task_expiry_seconds() <= 0) return changed;
+  if (spec_.task_expiry_seconds() <= 0 || age <= absl::Seconds(spec_.task_expiry_seconds())) return changed;
   for (const std::string& id : order_) {
     Entry& entry = tasks_[id];
-    if (entry.task.state() != v1::TASK_OPEN || !entry.task.has_created_at()) continue;
-    if (now - FromTimestamp(entry.task.created_at()) <= absl::Seconds(spec_.task_expiry_seconds())) continue;
+    if (entry.task.state() != v1::TASK_OPEN) continue;
     entry.task.set_state(v1::TASK_EXPIRED);
     entry.held_by.clear();
     ++expired_;
@@ -206,7 +206,7 @@ std::string CollectQueue::ProblemOf(const v1::FeedbackTask& task, const v1::Answ
   return "";
 }
 
-CollectQueue::Taken CollectQueue::Take(const std::string& rater, const v1::Answer& answer, absl::Time now) {
+CollectQueue::Taken CollectQueue::Take(const std::string& rater, const v1::Answer& answer, absl::Time at) {
   Taken taken;
   const auto it = tasks_.find(answer.task_id());
   if (it == tasks_.end()) {
@@ -220,7 +220,7 @@ CollectQueue::Taken CollectQueue::Take(const std::string& rater, const v1::Answe
     taken.problem = "already answered";
   else if (entry.task.state() == v1::TASK_SKIPPED || entry.task.state() == v1::TASK_EXPIRED)
     taken.problem = entry.task.state() == v1::TASK_SKIPPED ? "this task was skipped" : "this task has expired";
-  else if (entry.handed_to.count(rater) == 0 && now >= any_may_be_in_hand_until_)
+  else if (entry.handed_to.count(rater) == 0 && !any_may_be_in_hand_until_.has_value())
     taken.problem =
         "this task was not handed to you: expected an answer to one that NextTasks (the page, `rlhfctl feedback next`) "
         "gave you; ask for tasks again";
@@ -252,7 +252,7 @@ CollectQueue::Taken CollectQueue::Take(const std::string& rater, const v1::Answe
   made.set_comment(answer.comment());
   made.set_rater(rater);
   made.set_rater_group(answer.rater_group());
-  *made.mutable_created_at() = ToTimestamp(now);
+  *made.mutable_created_at() = ToTimestamp(at);
   *made.mutable_tags() = answer.tags();
 
   taken.fresh = true;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -29,11 +30,12 @@ class CollectQueue {
   void TakeBackLate(absl::Duration now);
   // Who holds what is not durable: until what was in hand at a restart would have been taken back, an answer to any
   // open task counts as one to a task in hand, so that no rater's work is lost.
-  void Restarted(absl::Time now);
+  void Restarted(absl::Duration now);
   // Who holds and held which tasks, from a queue of the same job that this one replaces.
   void TakeOverHolders(const CollectQueue& replaced);
-  // Tasks that nobody answered in time; their rows are to be written.
-  std::vector<v1::FeedbackTask> Expire(absl::Time now);
+  // Tasks that nobody answered in time, all having been made when the job was opened, `age` ago; their rows are to be
+  // written.
+  std::vector<v1::FeedbackTask> Expire(absl::Duration age);
 
   // What an answer changes. `problem` is empty when it was accepted; then `comparison` is empty too if it was a
   // repetition of the rater's first answer, which counts.
@@ -45,7 +47,7 @@ class CollectQueue {
     v1::FeedbackTask task;
   };
   // Only of a task that the rater holds or held (Restarted: or may have held): nobody picks what to judge.
-  Taken Take(const std::string& rater, const v1::Answer& answer, absl::Time now);
+  Taken Take(const std::string& rater, const v1::Answer& answer, absl::Time at);
   // NotFound, FailedPrecondition when the rater does not hold it. `changed` is the row to be written.
   absl::Status Skip(const std::string& rater, const std::string& task_id, v1::FeedbackTask* changed);
 
@@ -79,7 +81,7 @@ class CollectQueue {
   std::vector<std::string> order_, planted_;
   std::set<std::string> references_, categories_, tags_;  // what tasks have of them: "" or "set"; names of tags
   std::map<std::string, Entry> tasks_;
-  absl::Time any_may_be_in_hand_until_ = absl::InfinitePast();
+  std::optional<absl::Duration> any_may_be_in_hand_until_;
   std::map<std::string, RaterCounts> raters_;
   std::map<std::string, int64_t> by_kind_;
   int64_t answered_ = 0, skipped_ = 0, expired_ = 0;  // tasks that are not planted

@@ -6,6 +6,7 @@
 #include <functional>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/status_util.h"
@@ -17,6 +18,8 @@
 
 namespace rlhf::coordinator {
 namespace {
+
+constexpr absl::Duration kKeepAgeEvery = absl::Minutes(1);
 
 class CollectDriver final : public Driver {
  public:
@@ -55,11 +58,13 @@ class CollectDriver final : public Driver {
     const absl::Duration now = deps().loop->clock().Now();
     v1::Job* row = job();
     const int64_t deadline = row->spec().collect().deadline_seconds();
-    if (deadline > 0 && deps().loop->clock().WallNow() - FromTimestamp(row->started_at()) > absl::Seconds(deadline)) {
+    deps().feedback->SetAge(job_id_, Age());
+    if (deadline > 0 && Age() > absl::Seconds(deadline)) {
       return host_->Fail(
           job_id_, "DEADLINE",
           absl::StrCat(row->step(), " of ", row->total_steps(), " comparisons were given in ", deadline, " s"));
     }
+    if (now - age_kept_ >= kKeepAgeEvery) KeepAge();
     if (now - last_progress_ < kProgressEvery) return;
     const absl::StatusOr<v1::GetFeedbackStatsResponse> stats = deps().feedback->Stats(job_id_);
     if (!stats.ok() || stats->answered() == row->step()) return;
@@ -90,8 +95,23 @@ class CollectDriver final : public Driver {
   v1::Job* job() const { return host_->Find(job_id_); }
   const JobsDeps& deps() const { return host_->deps(); }
 
+  // How long the job has been open, by the monotonic clocks of the coordinators that had it open: neither a wall clock
+  // that is set nor the time in which none ran counts.
+  absl::Duration Age() const { return age_before_ + deps().loop->clock().Now() - opened_at_; }
+  void KeepAge() {
+    age_kept_ = deps().loop->clock().Now();
+    WriteBatch batch;
+    batch.Put(Table::kMeta, CollectAgeKey(job_id_), absl::StrCat(absl::ToInt64Seconds(Age())));
+    host_->Commit(job_id_, std::move(batch));
+  }
+
   void Open(std::vector<v1::FeedbackTask> tasks) {
     v1::Job* row = job();
+    int64_t seconds = 0;  // of a new job
+    if (const absl::StatusOr<std::string> kept = deps().store->Get(Table::kMeta, CollectAgeKey(job_id_)); kept.ok())
+      (void)absl::SimpleAtoi(*kept, &seconds);
+    age_before_ = absl::Seconds(seconds);
+    opened_at_ = age_kept_ = deps().loop->clock().Now();
     WriteBatch batch;
     const absl::Status status =
         deps().feedback->OpenJob(job_id_, row->spec().project(), row->spec().collect(), std::move(tasks), &batch,
@@ -313,6 +333,7 @@ class CollectDriver final : public Driver {
   int64_t forgets_ = 0;  // when the answers were read
   Made made_;
   absl::Duration last_progress_ = absl::ZeroDuration();
+  absl::Duration age_before_, opened_at_, age_kept_;
 };
 
 }  // namespace

@@ -309,6 +309,7 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
     batch.Erase(Table::kJobs, id);
     batch.Erase(Table::kMeta, Ledger::BaseKey(id));
     deps_.oversight->DropGates(id, &batch);
+    batch.Erase(Table::kMeta, CollectAgeKey(id));
     deps_.sampling->RemoveJob(id);
     if (deps_.retention != nullptr) deps_.retention->Forget(id);
     jobs_.erase(id);

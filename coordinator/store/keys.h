@@ -1,4 +1,4 @@
-// Prefixes of what a job keeps in table meta. KeyOf appends the step.
+// What a job keeps in table meta: prefixes, to which KeyOf appends the step, and keys.
 #pragma once
 
 #include <string>
@@ -23,6 +23,10 @@ inline std::string MonitorStepPrefix(const std::string& job_id) {
 // The step up to which a job's retention has freed payloads, decimal. No step is appended.
 inline std::string FreedKey(const std::string& job_id) {
   return "freed/" + job_id;
+}
+// How long a collect job has been open, in whole seconds, decimal.
+inline std::string CollectAgeKey(const std::string& job_id) {
+  return "collect_age/" + job_id;
 }
 
 }  // namespace rlhf::coordinator

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/cpp/channel.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/status_util.h"
 
@@ -168,7 +169,8 @@ absl::StatusOr<v1::PolicyVersion> CoordinatorClient::Committed(const std::string
   get.set_job_id(job_id);
   // Cancel does not end this question: without its answer good weights would be thrown away.
   absl::Status status;
-  for (const absl::Time deadline = absl::Now() + kCall; absl::Now() < deadline; absl::SleepFor(absl::Seconds(1))) {
+  for (const absl::Duration deadline = Clock::Real()->Now() + kCall; Clock::Real()->Now() < deadline;
+       absl::SleepFor(absl::Seconds(1))) {
     v1::GetCommittedResponse committed;
     status = FromGrpc(stub_->GetCommitted(client::MakeContext(kCall / 3).get(), get, &committed));
     if (status.ok()) return committed.version();

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -18,6 +19,8 @@
 #include "client/cpp/fleet_session.h"
 #include "client/cpp/log_shipper.h"
 #include "common/abandoned.h"
+#include "common/clock.h"
+#include "common/http_endpoint.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
@@ -68,18 +71,18 @@ struct GroupState {
   absl::Mutex mu;
   std::string job_id ABSL_GUARDED_BY(mu);
   uint64_t epoch ABSL_GUARDED_BY(mu) = 0;
-  // Told to leave the group of `epoch`, and when; InfinitePast: not told.
-  absl::Time told_to_leave ABSL_GUARDED_BY(mu) = absl::InfinitePast();
+  // When it was told to leave the group of `epoch`, of the monotonic clock; none: not told.
+  std::optional<absl::Duration> told_to_leave ABSL_GUARDED_BY(mu);
   int world_size ABSL_GUARDED_BY(mu) = 0;
   std::atomic<bool> stopping{false};
 
   // alone_until: when this rank was last seen at work of its own, which may take any time.
-  bool Stuck(absl::Duration patience, absl::Time alone_until) {
+  bool Stuck(absl::Duration patience, absl::Duration alone_until) {
     absl::MutexLock lock(&mu);
     // Alone there is nobody to hang on: it leaves at its step's end, and still holds the weights.
     if (world_size < 2) return false;
-    return !job_id.empty() && told_to_leave != absl::InfinitePast() &&
-           absl::Now() - std::max(told_to_leave, alone_until) > patience;
+    return !job_id.empty() && told_to_leave.has_value() &&
+           rlhf::Clock::Real()->Now() - std::max(*told_to_leave, alone_until) > patience;
   }
 };
 
@@ -103,7 +106,7 @@ void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::Tra
       state.job_id = joined->assignment().job_id();
       state.epoch = joined->assignment().epoch();
       state.world_size = joined->assignment().world_size();
-      state.told_to_leave = absl::InfinitePast();
+      state.told_to_leave.reset();
     }
     const rlhf::LogScope scope(
         {.job_id = joined->assignment().job_id(), .group_epoch = static_cast<int64_t>(joined->assignment().epoch())});
@@ -199,7 +202,7 @@ int Run(const Flags& flags) {
     if (response.group_changed()) {
       leave_group();
       absl::MutexLock lock(&state.mu);
-      if (state.told_to_leave == absl::InfinitePast()) state.told_to_leave = absl::Now();
+      if (!state.told_to_leave.has_value()) state.told_to_leave = rlhf::Clock::Real()->Now();
     }
   };
   const auto session = rlhf::client::FleetSession::Start(*channel, identity, std::move(callbacks));
@@ -240,9 +243,9 @@ int Run(const Flags& flags) {
   std::thread training([&] { TrainLoop(coordinator, run, *session, state); });
   const int abort_seconds =
       flags.abort_seconds > 0 ? flags.abort_seconds : flags.collective_timeout_seconds + kAbortMarginSeconds;
-  absl::Time alone_until = absl::InfinitePast();
+  absl::Duration alone_until = -absl::InfiniteDuration();
   rlhf::WaitForTermination([&] {
-    if (run.working_alone()) alone_until = absl::Now();
+    if (run.working_alone()) alone_until = rlhf::Clock::Real()->Now();
     if (state.Stuck(absl::Seconds(abort_seconds), alone_until)) {
       // Nothing of a stuck rank can be joined or destroyed: it ends, is started again, and joins the next epoch.
       spdlog::critical("this rank did not leave its group within {} s; ending, to be started again", abort_seconds);

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "common/clock.h"
 #include "common/durable_file.h"
 #include "common/failpoint.h"
 #include "common/log.h"
@@ -351,13 +352,13 @@ absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64
 }
 
 bool TrainingRun::ReportDue(const v1::GroupAssignment& group) const {
-  return group.rank() == 0 && !unreported_.empty() && absl::Now() - last_report_ >= kReportEvery;
+  return group.rank() == 0 && !unreported_.empty() && Clock::Real()->Now() - last_report_ >= kReportEvery;
 }
 
 absl::Status TrainingRun::FlushProgress(const v1::GroupAssignment& group, int64_t step) {
   if (group.rank() != 0 || unreported_.empty()) return absl::OkStatus();
   RLHF_RETURN_IF_ERROR(coordinator_->Report(group, std::exchange(unreported_, {}), step, trainer_->total_steps()));
-  last_report_ = absl::Now();
+  last_report_ = Clock::Real()->Now();
   return absl::OkStatus();
 }
 

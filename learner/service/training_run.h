@@ -123,7 +123,7 @@ class TrainingRun {
   std::vector<v1::MetricPoint> unreported_;
   client::StepLog step_log_;
   EventFile events_;
-  absl::Time last_report_;
+  absl::Duration last_report_ = -absl::InfiniteDuration();
   std::atomic<int64_t> progress_{0};
   std::atomic<bool> working_alone_{false};
 };

@@ -73,6 +73,21 @@ TEST_F(ClockShift, ClocksThatAreSetByAnHourHaveNoEffect) {
       absl::Seconds(90), [&] { return service_->StateOf(job.name) == "SUCCEEDED"; }, "the job succeeds");
   ExpectWhole(*service_, job);
   ExpectExactReplay(*service_, job);
+  // A job without a ledger: it tells its progress every half second of whose clock?
+  const std::string sft = service_->scratch().File("sft.yaml");
+  ASSERT_TRUE(WriteFileDurably(sft,
+                               "name: sft\nseed: 3\nlearners: {ranks: 2}\nsft: {model: \"file:model\", data: "
+                               "\"file:sft.jsonl\", steps: 100000, batch_size: 8}\n")
+                  .ok());
+  const CommandResult trains = service_->Ctl("submit " + sft);
+  ASSERT_EQ(trains.code, 0) << trains.output;
+  WaitForStep("sft", 1);
+  for (const int64_t hour : {3600, -3600, 0}) {
+    for (const char* instance : {"coordinator", "learner-0", "learner-1"}) Set(instance, hour);
+    const int64_t at = service_->StepOf("sft");
+    WaitForStep("sft", at + 200);  // more than one report's
+  }
+  EXPECT_EQ(service_->Ctl("cancel sft").code, 0);
   // Nobody was given up.
   EXPECT_EQ(service_->Log("coordinator").find("is lost"), std::string::npos);
   EXPECT_EQ(service_->Log("coordinator").find("leases expired"), std::string::npos);

@@ -15,7 +15,15 @@ class FakeClock final : public Clock {
     absl::MutexLock lock(&mu_);
     return elapsed_;
   }
-  absl::Time WallNow() const override { return wall_start_ + Now(); }
+  absl::Time WallNow() const override {
+    absl::MutexLock lock(&mu_);
+    return wall_start_ + elapsed_ + wall_shift_;
+  }
+  // Sets the wall clock alone, as a person or NTP does.
+  void ShiftWall(absl::Duration by) {
+    absl::MutexLock lock(&mu_);
+    wall_shift_ += by;
+  }
   void Advance(absl::Duration by) {
     absl::MutexLock lock(&mu_);
     elapsed_ += by;
@@ -26,6 +34,7 @@ class FakeClock final : public Clock {
   mutable absl::Mutex mu_;
   // Not zero: a forgotten "since" of zero must not look like a moment of this clock.
   absl::Duration elapsed_ ABSL_GUARDED_BY(mu_) = absl::Seconds(1000);
+  absl::Duration wall_shift_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rlhf
