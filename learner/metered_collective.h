@@ -1,4 +1,4 @@
-// A collective that tells how long its sums took; everything else is passed on.
+// A collective that tells when it is called and how long its sums took; everything else is passed on.
 #pragma once
 
 #include <functional>
@@ -9,9 +9,9 @@
 
 namespace rlhf::learner {
 
-// `waited` is told, on the thread of the call, how long AllReduceSum or a Pending's Wait took. Its own pending sums
-// must not outlive it.
+// On the thread of the call: `called` before each but Abort, also before a look at aborted(), and `waited` is told how
+// long AllReduceSum or a Pending's Wait took. Its own pending sums must not outlive it.
 std::unique_ptr<Collective> WithTimes(std::unique_ptr<Collective> collective,
-                                      std::function<void(absl::Duration)> waited);
+                                      std::function<void(absl::Duration)> waited, std::function<void()> called);
 
 }  // namespace rlhf::learner

@@ -24,7 +24,11 @@ std::string BatchKey(const v1::ScoreRequest& request) {
 }  // namespace
 
 Batcher::Batcher(Compute compute, const BatcherOptions& options, Observer observer)
-    : compute_(std::move(compute)), options_(options), observer_(std::move(observer)), thread_([this] { Loop(); }) {}
+    : compute_(std::move(compute)),
+      options_(options),
+      observer_(std::move(observer)),
+      stuck_(options.stuck_after),
+      thread_([this] { Loop(); }) {}
 
 Batcher::~Batcher() {
   Stop();
@@ -106,7 +110,11 @@ void Batcher::Loop() {
     std::vector<int> sizes{batch.front().request.samples_size()};
     for (size_t i = 1; i < batch.size(); ++i) sizes.push_back(batch[i].request.samples_size());
     const absl::Time start = absl::Now();
-    v1::ScoreResponse response = compute_(merged);
+    v1::ScoreResponse response;
+    {
+      const StuckWatch::Work work(&stuck_);
+      response = compute_(merged);
+    }
     observer_(merged.samples_size(), absl::Now() - start);
     int next = 0;
     for (size_t i = 0; i < batch.size(); ++i) {

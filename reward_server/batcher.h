@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/stuck_watch.h"
 #include "rlhf/v1/reward_service.pb.h"
 
 namespace rlhf::reward {
@@ -25,6 +26,7 @@ struct BatcherOptions {
   int64_t batch_tokens = 16384;
   absl::Duration delay = absl::Milliseconds(2);
   size_t max_queued_requests = 256;
+  absl::Duration stuck_after = absl::Minutes(10);  // longer than a batch takes, its models' loading included; 0: never
 };
 
 class Batcher {
@@ -40,6 +42,7 @@ class Batcher {
   void Submit(v1::ScoreRequest request, Reply reply, Gone gone = nullptr);
   int64_t completed() const { return completed_; }  // requests answered; grows with progress
   size_t queued() const;
+  std::string StuckBecause() const { return stuck_.StuckBecause(); }  // StuckWatch's
   // Answers what is queued, then stops.
   void Stop();
 
@@ -58,6 +61,7 @@ class Batcher {
   Compute compute_;
   BatcherOptions options_;
   Observer observer_;
+  StuckWatch stuck_;
   mutable absl::Mutex mu_;
   std::deque<Item> queue_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

@@ -17,6 +17,7 @@
 #include "client/cpp/channel.h"
 #include "client/cpp/fleet_session.h"
 #include "client/cpp/log_shipper.h"
+#include "common/http_endpoint.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
@@ -37,7 +38,7 @@ struct Flags {
                                      http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir;
   std::string device = "cpu", precision = "float32", log_level = "info", trace_dir;
   bool log_json = false;
-  int threads = 1, batch_tokens = 8192, delay_ms = 2, grace_seconds = 25;
+  int threads = 1, batch_tokens = 8192, delay_ms = 2, grace_seconds = 25, stuck_after_seconds = 600;
   rlhf::TlsFiles tls;
 };
 
@@ -120,6 +121,7 @@ int Run(const Flags& flags) {
   rlhf::reward::BatcherOptions batcher_options;
   batcher_options.batch_tokens = 2 * static_cast<int64_t>(flags.batch_tokens);
   batcher_options.delay = absl::Milliseconds(flags.delay_ms);
+  batcher_options.stuck_after = absl::Seconds(flags.stuck_after_seconds);
   std::set<std::string> announced;  // jobs, of late
   rlhf::reward::Batcher batcher(
       [&](const rlhf::v1::ScoreRequest& request) {
@@ -180,9 +182,12 @@ int Run(const Flags& flags) {
   const auto session = rlhf::client::FleetSession::Start(*channel, identity, std::move(callbacks));
   const auto shipper = rlhf::client::LogShipper::Start(
       *channel, [&session] { return session->session_id(); }, &metrics);
-  auto http = rlhf::HttpEndpoint::Start(flags.http_address, &metrics, [&] {
-    return session->session_id().empty() ? std::string("not registered with the coordinator") : std::string();
-  });
+  auto http = rlhf::StartHttpEndpoint(
+      flags.http_address, &metrics,
+      [&] {
+        return session->session_id().empty() ? std::string("not registered with the coordinator") : std::string();
+      },
+      [&] { return batcher.StuckBecause(); });
   if (!http.ok()) {
     spdlog::error("{}", http.status().ToString());
     return 1;
@@ -238,6 +243,12 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--batch-delay-ms", flags.delay_ms, "How long the first request waits for company")
       ->check(CLI::Range(0, 1000))
+      ->capture_default_str();
+  app.add_option("--stuck-after-seconds", flags.stuck_after_seconds,
+                 "When a batch takes longer, models fetched and loaded for it included, /healthz says 503: the process "
+                 "should be "
+                 "started again; 0: never")
+      ->check(CLI::Range(0, 7 * 24 * 3600))
       ->capture_default_str();
   app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
       ->check(CLI::Range(0, 3600))

@@ -13,6 +13,7 @@
 #include "client/cpp/log_shipper.h"
 #include "common/fleet_names.h"
 #include "common/grpc_log.h"
+#include "common/http_endpoint.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/process.h"
@@ -33,7 +34,8 @@ struct Flags {
   std::string shm_dir;
   std::string log_level = "info", trace_dir;
   bool log_json = false, cuda_graphs = true;
-  int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25, shared_prefixes = 16, prefill_tokens = 512;
+  int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25, shared_prefixes = 16, prefill_tokens = 512,
+      stuck_after_seconds = 600;
   uint64_t kv_cache_bytes = 0;
   rlhf::TlsFiles tls;
 };
@@ -103,14 +105,16 @@ int Run(const Flags& flags) {
   identity.set_slots(flags.slots);
   identity.set_device(flags.device);
   if (relay_server != nullptr) identity.set_address(absl::StrCat(flags.advertise_host, ":", relay_server->port()));
-  rlhf::rollout::Worker worker(*channel, identity, &loader, &metrics, flags.evidence_dir);
+  rlhf::rollout::Worker worker(*channel, identity, &loader, &metrics, flags.evidence_dir,
+                               absl::Seconds(flags.stuck_after_seconds));
 
   worker.Start();
   const auto shipper = rlhf::client::LogShipper::Start(
       *channel, [&worker] { return worker.session_id(); }, &metrics);
-  auto http = rlhf::HttpEndpoint::Start(flags.http_address, &metrics, [&worker] {
-    return worker.ready() ? std::string() : std::string("not registered with the coordinator");
-  });
+  auto http = rlhf::StartHttpEndpoint(
+      flags.http_address, &metrics,
+      [&worker] { return worker.ready() ? std::string() : std::string("not registered with the coordinator"); },
+      [&worker] { return worker.StuckBecause(); });
   if (!http.ok()) {
     spdlog::error("{}", http.status().ToString());
     return 1;
@@ -187,6 +191,12 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  app.add_option(
+         "--stuck-after-seconds", flags.stuck_after_seconds,
+         "When a decoding step, or loading a model or weights, takes longer, /healthz says 503: the process should be "
+         "started again; 0: never")
+      ->check(CLI::Range(0, 7 * 24 * 3600))
+      ->capture_default_str();
   app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();

@@ -62,11 +62,12 @@ std::vector<v1::SubmitSamplesRequest> SubmissionsOf(std::vector<v1::Sample> samp
 }
 
 Worker::Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterRequest& identity, PolicyLoader* loader,
-               MetricsRegistry* metrics, const std::string& evidence_dir)
+               MetricsRegistry* metrics, const std::string& evidence_dir, absl::Duration stuck_after)
     : channel_(std::move(coordinator)),
       stub_(v1::FleetService::NewStub(channel_)),
       identity_(identity),
       loader_(loader),
+      stuck_(stuck_after),
       metrics_(metrics),
       capacity_(loader->first_capacity()) {
   absl::StatusOr<client::AcceptedLog> log = client::AcceptedLog::Open(evidence_dir, identity.instance_id());
@@ -193,9 +194,13 @@ void Worker::Arrived(const v1::LeasePromptsResponse& work) {
 
 void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
   const v1::PolicySource& source = work.leases(0).policy();
-  ++loading_;
-  const absl::Status switched = loader_->Switch(source);
-  --loading_;
+  absl::Status switched;
+  {
+    const StuckWatch::Work work(&stuck_);
+    ++loading_;
+    switched = loader_->Switch(source);
+    --loading_;
+  }
   if (!switched.ok()) {
     const LogScope scope({.job_id = source.job_id(), .step = source.version().step()});
     spdlog::warn("cannot serve job {} version {}: {}", source.job_id(), source.version().step(), switched.ToString());
@@ -246,10 +251,12 @@ void Worker::GenerateLoop() {
       if (engine != nullptr) engine->Drop(lease.id(), lease.attempt());
     }
     if (engine != nullptr && !engine->idle()) {
+      std::optional<StuckWatch::Work> work(&stuck_);
       RLHF_FAILPOINT("rollout/mid_generation");
       const absl::Time began = absl::Now();
       auto finished = engine->Step();
       const absl::Time ended = absl::Now();
+      work.reset();
       if (!finished.ok()) {
         // The batch is lost as a whole; its leases go back and are generated again, here or elsewhere.
         const std::vector<v1::LeaseProgress> lost = engine->Progress();

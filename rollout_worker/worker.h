@@ -17,6 +17,7 @@
 #include "client/cpp/fleet_session.h"
 #include "common/bounded_queue.h"
 #include "common/metrics.h"
+#include "common/stuck_watch.h"
 #include "rlhf/v1/fleet_service.grpc.pb.h"
 #include "rollout_worker/policy_loader.h"
 #include "rollout_worker/worker_metrics.h"
@@ -29,15 +30,18 @@ std::vector<v1::SubmitSamplesRequest> SubmissionsOf(std::vector<v1::Sample> samp
 class Worker {
  public:
   // All pointers outlive the worker. `identity` is what Register sends. evidence_dir: where to keep a list of the
-  // samples that the coordinator accepted; empty: nowhere.
+  // samples that the coordinator accepted; empty: nowhere. stuck_after: longer than a step of the engine and the
+  // loading of a model take; 0: never.
   Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterRequest& identity, PolicyLoader* loader,
-         MetricsRegistry* metrics, const std::string& evidence_dir = "");
+         MetricsRegistry* metrics, const std::string& evidence_dir = "",
+         absl::Duration stuck_after = absl::Minutes(10));
   ~Worker();
   void Start();
   // Finishes what is leased, or hands it back when the grace ends, then stops. Blocks.
   void Drain(absl::Duration grace);
   bool drained() const { return drained_; }  // the coordinator asked for it and nothing is left
   bool ready() const;                        // registered
+  std::string StuckBecause() const { return stuck_.StuckBecause(); }  // StuckWatch's
   absl::Status fatal() const { return session_->fatal(); }
   std::string session_id() const { return session_->session_id(); }  // after Start; empty while not registered
 
@@ -66,6 +70,7 @@ class Worker {
   std::unique_ptr<v1::FleetService::Stub> stub_;
   v1::RegisterRequest identity_;
   PolicyLoader* loader_;
+  StuckWatch stuck_;                            // of the generating thread
   WorkerMetrics metrics_;                       // the generating thread's
   client::AcceptedLog accepted_log_;            // the submitting thread's
   std::map<std::string, absl::Time> taken_up_;  // the generating thread's; by "JOB/STEP/ORDINAL/INDEX", while tracing

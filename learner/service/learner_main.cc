@@ -47,7 +47,7 @@ struct Flags {
                                      tensorboard_dir, shm_dir;
   std::string device = "cpu", log_level = "info", trace_dir;
   bool log_json = false, share_gpu_weights = false;
-  int threads = 1, collective_timeout_seconds = 20, abort_seconds = 0, grace_seconds = 25;
+  int threads = 1, collective_timeout_seconds = 20, abort_seconds = 0, grace_seconds = 25, stuck_after_seconds = 600;
   rlhf::TlsFiles tls;
 };
 
@@ -218,15 +218,19 @@ int Run(const Flags& flags) {
   options.tensorboard_dir = flags.tensorboard_dir;
   options.instance = flags.instance;
   options.collective_timeout = absl::Seconds(flags.collective_timeout_seconds);
+  options.stuck_after = absl::Seconds(flags.stuck_after_seconds);
   rlhf::learner::TrainingRun run(&coordinator, &artifacts, &publisher, &metrics, options);
   {
     absl::MutexLock lock(&wiring_mu);
     coordinator_pointer = &coordinator;
     run_pointer = &run;
   }
-  auto http = rlhf::HttpEndpoint::Start(flags.http_address, &metrics, [&session] {
-    return session->session_id().empty() ? std::string("not registered with the coordinator") : std::string();
-  });
+  auto http = rlhf::StartHttpEndpoint(
+      flags.http_address, &metrics,
+      [&session] {
+        return session->session_id().empty() ? std::string("not registered with the coordinator") : std::string();
+      },
+      [&run] { return run.StuckBecause(); });
   if (!http.ok()) {
     spdlog::error("{}", http.status().ToString());
     return 1;
@@ -317,6 +321,11 @@ int main(int argc, char** argv) {
          "How long a rank may take to leave a group that is over before its process ends with code 75; longer than a "
          "micro-batch computes; 0: 6 more than --collective-timeout-seconds")
       ->check(CLI::Range(0, 3600))
+      ->capture_default_str();
+  app.add_option(
+         "--stuck-after-seconds", flags.stuck_after_seconds,
+         "When a step's micro-batch computes longer, /healthz says 503: the process should be started again; 0: never")
+      ->check(CLI::Range(0, 7 * 24 * 3600))
       ->capture_default_str();
   app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
       ->check(CLI::Range(0, 3600))

@@ -1,5 +1,6 @@
 // One step of a job with a ledger: its batch, the training, what the ranks can show for it, and the commit. And what
 // the ranks of a job without one can show.
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -69,8 +70,10 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
   }
   RLHF_ASSIGN_OR_RETURN(const std::vector<v1::Sample> batch, std::move(next));
   const absl::Time got = absl::Now();
+  std::optional<StuckWatch::Work> work(&stuck_);
   RLHF_FAILPOINT("learner/before_step");
   RLHF_ASSIGN_OR_RETURN(StepResult result, trainer_->RunStep(step, batch));
+  work.reset();
   const absl::Time trained = absl::Now();
   if (group.rank() == 0) ExportTraining(batch, step, got, trained);
   *advanced = result.trained;

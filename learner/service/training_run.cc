@@ -68,6 +68,7 @@ TrainingRun::TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* 
       publisher_(publisher),
       run_metrics_(metrics),
       options_(options),
+      stuck_(options.stuck_after),
       events_(options.tensorboard_dir, options.instance) {
   absl::StatusOr<client::StepLog> log = client::StepLog::Open(options_.evidence_dir, options_.instance);
   if (log.ok()) {
@@ -132,7 +133,8 @@ absl::Status TrainingRun::Train(const v1::GroupAssignment& group) {
 
 absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
   if (group.world_size() == 1) {
-    group_collective_ = MakeSingleRank();
+    group_collective_ = WithTimes(
+        MakeSingleRank(), [](absl::Duration) {}, [this] { stuck_.Moved(); });
   } else {
     GroupOptions options;
     options.rank = group.rank();
@@ -156,7 +158,9 @@ absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
     }
     const WorkingAlone scope(&working_alone_);  // its waits, one after the other, have timeouts of their own
     RLHF_ASSIGN_OR_RETURN(std::unique_ptr<Collective> connected, ConnectGroup(options));
-    group_collective_ = WithTimes(std::move(connected), [this](absl::Duration took) { run_metrics_.AllReduced(took); });
+    group_collective_ = WithTimes(
+        std::move(connected), [this](absl::Duration took) { run_metrics_.AllReduced(took); },
+        [this] { stuck_.Moved(); });
   }
   absl::MutexLock lock(&mu_);
   collective_ = group_collective_;
@@ -333,7 +337,9 @@ absl::Status TrainingRun::TrainSteps(const v1::GroupAssignment& group) {
 }
 
 absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64_t step) {
+  std::optional<StuckWatch::Work> work(&stuck_);
   RLHF_ASSIGN_OR_RETURN(StepResult result, trainer_->RunStep(step, {}));
+  work.reset();
   if (!result.trained) {
     // The same data would give the same result: there is no other batch to try.
     return absl::FailedPreconditionError(absl::StrCat("step ", step, " was refused: ", result.refusal));

@@ -17,6 +17,7 @@
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/evidence_log.h"
 #include "common/metrics.h"
+#include "common/stuck_watch.h"
 #include "learner/collective.h"
 #include "learner/service/coordinator_client.h"
 #include "learner/service/event_file.h"
@@ -34,6 +35,7 @@ struct TrainingRunOptions {
   std::string evidence_dir, instance;        // where and as whom to keep a step log; empty: none
   std::string tensorboard_dir;               // where rank 0 keeps event files; empty: nowhere
   absl::Duration collective_timeout = absl::Seconds(20);
+  absl::Duration stuck_after = absl::Minutes(10);  // longer than a micro-batch computes; 0: never
 };
 
 class TrainingRun {
@@ -54,6 +56,8 @@ class TrainingRun {
   int64_t progress() const { return progress_; }
   // At work that may take any time and exchanges nothing with other ranks (any thread).
   bool working_alone() const { return working_alone_; }
+  // Whether a step has stood still between two of its micro-batches and exchanges (StuckWatch; any thread).
+  std::string StuckBecause() const { return stuck_.StuckBecause(); }
 
  private:
   absl::Status Connect(const v1::GroupAssignment& group);
@@ -112,6 +116,7 @@ class TrainingRun {
   WeightPublisher* publisher_;
   RunMetrics run_metrics_;
   TrainingRunOptions options_;
+  StuckWatch stuck_;
 
   std::unique_ptr<Rendezvous> rendezvous_;
   absl::Mutex mu_;

@@ -19,6 +19,7 @@
 #include "common/file_parts.h"
 #include "common/log.h"
 #include "common/process.h"
+#include "common/stuck_watch.h"
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/scratch_dir.h"
 
@@ -269,6 +270,30 @@ TEST_F(FailpointTest, KillKills) {
   EXPECT_TRUE(WIFSIGNALED(status));
   EXPECT_EQ(WTERMSIG(status), SIGKILL);
   EXPECT_TRUE(HitFailpoint("here").ok());  // the one that fired was the only one
+}
+
+TEST(StuckWatchTest, OnlyAPieceOfWorkThatDoesNotMoveIsStuck) {
+  FakeClock clock;
+  StuckWatch watch(absl::Seconds(10), &clock);
+  clock.Advance(absl::Hours(1));
+  EXPECT_EQ(watch.StuckBecause(), "") << "it has nothing to do";
+  watch.Moved();
+  clock.Advance(absl::Hours(1));
+  EXPECT_EQ(watch.StuckBecause(), "") << "that was no piece of work";
+  {
+    const StuckWatch::Work work(&watch);
+    clock.Advance(absl::Seconds(10));
+    watch.Moved();
+    clock.Advance(absl::Seconds(10));
+    EXPECT_EQ(watch.StuckBecause(), "");
+    clock.Advance(absl::Seconds(1));
+    EXPECT_THAT(watch.StuckBecause(), HasSubstr("has stood still for 11 s"));
+  }
+  EXPECT_EQ(watch.StuckBecause(), "");
+  StuckWatch never(absl::ZeroDuration(), &clock);
+  const StuckWatch::Work work(&never);
+  clock.Advance(absl::Hours(1));
+  EXPECT_EQ(never.StuckBecause(), "");
 }
 
 }  // namespace

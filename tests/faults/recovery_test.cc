@@ -280,6 +280,44 @@ TEST_F(Recovery, AWorkerThatHangsHoldsNothingUpForAMinute) {
   kill(hanging, SIGKILL);                          // it would sleep through the end of the service, too
 }
 
+// And whoever looks at /healthz can tell: the process is to be started again. So with a learner.
+TEST_F(Recovery, WhoseComputingThreadHangsIsNotHealthy) {
+  service_ = std::make_unique<LocalService>(Options("60", "1000"), [&](const std::string& dir) {
+    std::vector<std::string> words;
+    for (const char* instance : {"rollout-0", "learner-0"}) {
+      for (std::string& word : WrapInScript(dir, instance, "exec \"$@\" --stuck-after-seconds 5"))
+        words.push_back(std::move(word));
+    }
+    return words;
+  });
+  SmallJob job;
+  job.steps = 20;
+  Submit(job);
+  WaitForStep(2, absl::Seconds(60));
+  const auto health = [&](const std::string& instance) {
+    const auto ports =
+        nlohmann::json::parse(ReadFile(service_->Dir() + "/ports/" + instance + ".json").value_or(""), nullptr, false);
+    return RunCommand(absl::StrCat("curl -s -w ' %{http_code}' http://127.0.0.1:", ports.value("http", 0), "/healthz"))
+        .output;
+  };
+  const std::pair<const char*, const char*> places[] = {{"learner-0", "learner/before_step"},
+                                                        {"rollout-0", "rollout/mid_generation"}};
+  for (const auto& [instance, failpoint] : places) {
+    EXPECT_THAT(health(instance), testing::HasSubstr(" 200")) << instance;
+    service_->Arm(instance, failpoint, "sleep:12000");
+    LocalService::Until(
+        absl::Seconds(30), [&] { return health(instance).find(" 503") != std::string::npos; },
+        absl::StrCat(instance, " says that it hangs"));
+    EXPECT_THAT(health(instance), testing::HasSubstr("has stood still for ")) << instance;
+  }
+  Finish(absl::Seconds(180));
+  for (const auto& [instance, failpoint] : places) {
+    LocalService::Until(
+        absl::Seconds(30), [&] { return health(instance).find(" 200") != std::string::npos; },
+        absl::StrCat(instance, " is healthy again"));
+  }
+}
+
 // The same before there is anything to compare with: the lease itself ends. Ten seconds here instead of production's
 // sixty; those are tested in virtual time (sampling_faults_test).
 TEST_F(Recovery, ALeaseWithoutProgressIsGivenToAnotherThoughItsWorkerReports) {

@@ -4,8 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "artifact/artifact_root.h"
 #include "model/log_probs.h"
+#include "reward_server/batcher.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
 
@@ -181,6 +184,30 @@ TEST_F(ScorerTest, GoldIsMeasuredBesideTheScore) {
   EXPECT_EQ(response.scores(0).score().total(), 0);
   EXPECT_EQ(response.scores(0).score().gold_total(), 2);
   EXPECT_EQ(response.scores(0).score().gold(0).value(), 1);
+}
+
+TEST(BatcherStuckTest, ABatchThatDoesNotEndIsStuck) {
+  absl::Notification hang;
+  BatcherOptions options;
+  options.stuck_after = absl::Milliseconds(20);
+  Batcher batcher(
+      [&](const v1::ScoreRequest& request) {
+        hang.WaitForNotification();
+        v1::ScoreResponse response;
+        for (int i = 0; i < request.samples_size(); ++i) response.add_scores();
+        return response;
+      },
+      options, [](int, absl::Duration) {});
+  absl::SleepFor(absl::Milliseconds(100));
+  EXPECT_EQ(batcher.StuckBecause(), "") << "it has nothing to do";
+  absl::Notification answered;
+  v1::ScoreRequest request;
+  request.add_samples();
+  batcher.Submit(std::move(request), [&](const absl::StatusOr<v1::ScoreResponse>&) { answered.Notify(); });
+  while (batcher.StuckBecause().empty()) absl::SleepFor(absl::Milliseconds(5));
+  hang.Notify();
+  answered.WaitForNotification();
+  EXPECT_EQ(batcher.StuckBecause(), "");
 }
 
 }  // namespace
