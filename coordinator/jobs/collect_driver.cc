@@ -39,15 +39,13 @@ class CollectDriver final : public Driver {
     }
     deps().background->Run([host = host_, job_id = job_id_, this, paths, spec = row.spec(), loop = deps().loop] {
       absl::StatusOr<std::vector<v1::FeedbackTask>> tasks = ReadTasks(paths, spec, job_id);
-      loop->Post([host, job_id, this, tasks = std::move(tasks)]() mutable {
-        const v1::Job* current = host->Find(job_id);
-        if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
-        if (!tasks.ok()) return host->Fail(job_id, "BAD_DATA", std::string(tasks.status().message()));
+      loop->Post(host->WhileActive(job_id, [this, tasks = std::move(tasks)]() mutable {
+        if (!tasks.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(tasks.status().message()));
         // A nanosecond apart: after a restart they are put in this order again.
         absl::Time made = deps().loop->clock().WallNow();
         for (v1::FeedbackTask& task : *tasks) *task.mutable_created_at() = ToTimestamp(made += absl::Nanoseconds(1));
         Open(*std::move(tasks));
-      });
+      }));
     });
   }
 
@@ -115,18 +113,12 @@ class CollectDriver final : public Driver {
     WriteBatch batch;
     const absl::Status status =
         deps().feedback->OpenJob(job_id_, row->spec().project(), row->spec().collect(), std::move(tasks), &batch,
-                                 [host = host_, job_id = job_id_, this] {
-                                   const v1::Job* current = host->Find(job_id);
-                                   if (current != nullptr && !IsTerminal(current->state())) OnAnswers();
-                                 });
+                                 host_->WhileActive(job_id_, [this] { OnAnswers(); }));
     if (!status.ok()) return host_->Fail(job_id_, "STORE", std::string(status.message()));
     row->set_total_steps(row->spec().collect().comparisons());
     open_ = true;
     if (row->state() == v1::PENDING) host_->SetState(row, v1::WAITING, "for people's comparisons", "", &batch);
-    host_->Commit(job_id_, std::move(batch), [host = host_, job_id = job_id_, this] {
-      const v1::Job* current = host->Find(job_id);
-      if (current != nullptr && !IsTerminal(current->state())) OnAnswers();
-    });
+    host_->Commit(job_id_, std::move(batch), host_->WhileActive(job_id_, [this] { OnAnswers(); }));
   }
 
   static absl::StatusOr<std::vector<v1::FeedbackTask>> ReadTasks(const std::array<std::string, 3>& paths,
@@ -190,9 +182,7 @@ class CollectDriver final : public Driver {
     deps().background->Run([host = host_, job_id = job_id_, this, comparisons, spec, beginning = *beginning,
                             staging = *staging, sft_staging = *sft_staging, loop = deps().loop] {
       Made made = Write(*comparisons, spec, beginning, staging, sft_staging);
-      loop->Post([host, job_id, this, staging, sft_staging, made = std::move(made)]() mutable {
-        const v1::Job* current = host->Find(job_id);
-        if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
+      loop->Post(host->WhileActive(job_id, [this, staging, sft_staging, made = std::move(made)]() mutable {
         if (!made.status.ok()) return FailOrTryAgain(made.status, [this] { Publish(); });
         if (deps().feedback->forgets() != forgets_) {
           std::error_code ignored;
@@ -204,7 +194,7 @@ class CollectDriver final : public Driver {
           if (made_.edits == 0) return Finish();
           PublishNext(sft_staging, "edits", [this] { Finish(); });
         });
-      });
+      }));
     });
   }
 
@@ -288,16 +278,14 @@ class CollectDriver final : public Driver {
   void PublishNext(const std::string& staging, const std::string& name, std::function<void()> then) {
     deps().artifacts->PublishDirectory(
         staging, "data", job()->spec().project(), job_id_,
-        [host = host_, job_id = job_id_, this, staging, name,
-         then = std::move(then)](const absl::StatusOr<v1::Artifact>& artifact) {
-          v1::Job* current = host->Find(job_id);
-          if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
+        host_->WhileActive(job_id_, [this, staging, name,
+                                     then = std::move(then)](const absl::StatusOr<v1::Artifact>& artifact) {
           if (!artifact.ok()) {
             return FailOrTryAgain(artifact.status(), [this, staging, name, then] { PublishNext(staging, name, then); });
           }
-          (*current->mutable_result()->mutable_artifacts())[name] = artifact->digest();
+          (*job()->mutable_result()->mutable_artifacts())[name] = artifact->digest();
           then();
-        });
+        }));
   }
 
   // What people answered waits for its volume; anything else that is wrong with the artifact ends the job.

@@ -45,10 +45,7 @@ void FailOrTryVolumeAgain(JobHost* host, const std::string& job_id, const absl::
                           std::string* unpublished, std::function<void()> again) {
   if (ReasonOf(status) != v1::STORE_UNAVAILABLE) return host->Fail(job_id, "STORE", std::string(status.message()));
   *unpublished = std::string(status.message());
-  host->deps().loop->PostAfter(kTryVolumeAgain, [host, job_id, again = std::move(again)] {
-    const v1::Job* job = host->Find(job_id);
-    if (job != nullptr && !IsTerminal(job->state())) again();
-  });
+  host->deps().loop->PostAfter(kTryVolumeAgain, host->WhileActive(job_id, std::move(again)));
 }
 
 void LoadPrompts(const JobsDeps& deps, const std::string& digest, bool shuffle, uint64_t seed, int limit,
@@ -78,6 +75,17 @@ v1::ScorerSpec ResolvedScorer(const v1::Job& job, v1::ScorerSpec scorer) {
     }
   }
   return scorer;
+}
+
+SamplingPlan PlanOf(const v1::Job& job) {
+  SamplingPlan plan;
+  plan.job_id = job.id();
+  plan.project = job.spec().project();
+  plan.submitter = job.submitted_by();
+  plan.priority = job.spec().priority();
+  plan.seed = job.spec().seed();
+  plan.stream = NoiseStream(job);
+  return plan;
 }
 
 uint32_t NoiseStream(const v1::Job& job) {

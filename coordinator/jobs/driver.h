@@ -41,6 +41,15 @@ class JobHost {
   virtual void Fail(const std::string& job_id, const std::string& code, const std::string& reason) = 0;
   // Deletes a checkpoint that no job names any more, unless it is pinned or has an alias.
   virtual void DeleteCheckpoint(const std::string& digest) = 0;
+  // `fn`, to be run only while the job is active and so has its driver: for what a driver leaves with the loop, the
+  // store or another thread. To be called on the loop, with fn's arguments.
+  template <typename Fn>
+  auto WhileActive(const std::string& job_id, Fn fn) {
+    return [this, job_id, fn = std::move(fn)](auto&&... arguments) mutable {
+      const v1::Job* job = Find(job_id);
+      if (job != nullptr && !IsTerminal(job->state())) fn(std::forward<decltype(arguments)>(arguments)...);
+    };
+  }
   // A pipeline's next stage as a job of its own; it starts once durable.
   virtual std::string AddStage(v1::Job* pipeline, const v1::StageSpec& stage, v1::JobSpec spec,
                                std::map<std::string, std::string> resolved, int round, int repeat,
@@ -111,6 +120,8 @@ void LoadPrompts(const JobsDeps& deps, const std::string& digest, bool shuffle, 
 std::string Resolved(const v1::Job& job, const std::string& reference);
 // A scorer with references replaced by digests.
 v1::ScorerSpec ResolvedScorer(const v1::Job& job, v1::ScorerSpec scorer);
+// What the plans of all kinds have of their jobs.
+SamplingPlan PlanOf(const v1::Job& job);
 // Noise stream of a job: stages of one pipeline, which share its seed, get different ones.
 uint32_t NoiseStream(const v1::Job& job);
 // What a paused job goes back to; waiting jobs find out by themselves that they wait.

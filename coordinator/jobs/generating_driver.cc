@@ -53,12 +53,10 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     const v1::JobSpec& spec = row.spec();
     const std::string prompts = Resolved(row, spec.has_sample() ? spec.sample().prompts() : spec.evaluate().suite());
     const int limit = spec.has_sample() ? spec.sample().num_prompts() : spec.evaluate().limit();
-    LoadPrompts(deps(), prompts, limit > 0, spec.seed(), limit, [host = host_, job_id = job_id_, this](auto loaded) {
-      const v1::Job* current = host->Find(job_id);
-      if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
-      if (!loaded.ok()) return host->Fail(job_id, "BAD_DATA", std::string(loaded.status().message()));
+    LoadPrompts(deps(), prompts, limit > 0, spec.seed(), limit, host_->WhileActive(job_id_, [this](auto loaded) {
+      if (!loaded.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(loaded.status().message()));
       Begin(*std::move(loaded));
-    });
+    }));
   }
 
   void Stop(WriteBatch* batch) override {
@@ -117,13 +115,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
   void Begin(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
     v1::Job& row = *job();
     prompts_ = prompts->size();
-    SamplingPlan plan;
-    plan.job_id = job_id_;
-    plan.project = row.spec().project();
-    plan.submitter = row.submitted_by();
-    plan.priority = row.spec().priority();
-    plan.seed = row.spec().seed();
-    plan.stream = NoiseStream(row);
+    SamplingPlan plan = PlanOf(row);
     plan.prompts = std::move(prompts);
     plan.samples_per_prompt = per_prompt();
     plan.sampling = is_sample() ? row.spec().sample().sampling() : row.spec().evaluate().sampling();
@@ -172,14 +164,13 @@ class GeneratingDriver final : public Driver, public SamplingListener {
   // shows that they have.
   void PublishWhenDurable() {
     if (publishing_ || std::exchange(waiting_, true)) return;
+    auto durable = host_->WhileActive(job_id_, [this](const absl::Status& status) {
+      waiting_ = false;
+      if (status.ok()) Publish();  // else at a later tick
+    });
     host_->CommitThen(job_id_, WriteBatch(),
-                      [host = host_, job_id = job_id_, this, loop = deps().loop](absl::Status status) {
-                        loop->Post([host, job_id, this, status] {
-                          const v1::Job* current = host->Find(job_id);
-                          if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
-                          waiting_ = false;
-                          if (status.ok()) Publish();  // else at a later tick
-                        });
+                      [loop = deps().loop, durable = std::move(durable)](absl::Status status) mutable {
+                        loop->Post([durable = std::move(durable), status]() mutable { durable(status); });
                       });
   }
 
@@ -211,14 +202,12 @@ class GeneratingDriver final : public Driver, public SamplingListener {
       }
       std::error_code ignored;
       if (!read.ok() || !written.ok()) std::filesystem::remove_all(staging, ignored);
-      loop->Post([host, job_id, this, samples, staging, read, written, measured = std::move(measured)] {
-        const v1::Job* current = host->Find(job_id);
-        if (current == nullptr || IsTerminal(current->state())) return;
-        if (!read.ok()) return host->Fail(job_id, "STORE", std::string(read.message()));
+      loop->Post(host->WhileActive(job_id, [this, samples, staging, read, written, measured = std::move(measured)] {
+        if (!read.ok()) return host_->Fail(job_id_, "STORE", std::string(read.message()));
         if (!written.ok()) return FailOrTryAgain(written, [this] { PublishAgain(); });
-        if (!measured.ok()) return host->Fail(job_id, "BAD_DATA", std::string(measured.status().message()));
+        if (!measured.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(measured.status().message()));
         Finish(*samples, *measured, staging);
-      });
+      }));
     });
   }
 
@@ -292,15 +281,13 @@ class GeneratingDriver final : public Driver, public SamplingListener {
   void PublishSamples(const std::string& staging) {
     deps().artifacts->PublishDirectory(
         staging, "data", job()->spec().project(), job_id_,
-        [host = host_, job_id = job_id_, this, staging](const absl::StatusOr<v1::Artifact>& artifact) {
-          v1::Job* current = host->Find(job_id);
-          if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
+        host_->WhileActive(job_id_, [this, staging](const absl::StatusOr<v1::Artifact>& artifact) {
           if (!artifact.ok()) return FailOrTryAgain(artifact.status(), [this, staging] { PublishSamples(staging); });
-          (*current->mutable_result()->mutable_artifacts())["samples"] = artifact->digest();
+          (*job()->mutable_result()->mutable_artifacts())["samples"] = artifact->digest();
           WriteBatch batch;
-          deps().sampling->MarkDelivered(job_id, &batch);
-          host->Succeed(job_id, std::move(batch));
-        });
+          deps().sampling->MarkDelivered(job_id_, &batch);
+          host_->Succeed(job_id_, std::move(batch));
+        }));
   }
 
   // What was generated waits for its volume; anything else that is wrong with the artifact ends the job.

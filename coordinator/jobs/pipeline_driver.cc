@@ -36,7 +36,7 @@ class PipelineDriver final : public Driver {
 
   void OnStageEnded(const v1::Job&) override { GoOn(); }
   void SetPaused(bool paused, WriteBatch*) override {
-    if (!paused) deps().loop->Post([this, alive = Alive()] { alive() ? GoOn() : void(); });
+    if (!paused) deps().loop->Post(host_->WhileActive(job_id_, [this] { GoOn(); }));
   }
 
   void Describe(JobFacts* facts) override {
@@ -61,13 +61,6 @@ class PipelineDriver final : public Driver {
   v1::Job* job() const { return host_->Find(job_id_); }
   const JobsDeps& deps() const { return host_->deps(); }
   const v1::PipelineSpec& pipeline() const { return job()->spec().pipeline(); }
-  // Whether this driver still drives, asked without touching it.
-  std::function<bool()> Alive() const {
-    return [host = host_, job_id = job_id_] {
-      const v1::Job* current = host->Find(job_id);
-      return current != nullptr && !IsTerminal(current->state());
-    };
-  }
 
   std::vector<v1::Job> Stages() const {
     std::vector<v1::Job> found;
@@ -102,7 +95,7 @@ class PipelineDriver final : public Driver {
   void BeginRound(const std::string& message) {
     WriteBatch batch;
     host_->AppendMessage(job(), message, &batch);
-    host_->Commit(job_id_, std::move(batch), [this, alive = Alive()] { alive() ? GoOn() : void(); });
+    host_->Commit(job_id_, std::move(batch), host_->WhileActive(job_id_, [this] { GoOn(); }));
   }
 
   // The pipeline's result has every stage's newest metrics, by its name, and with several rounds each round's; and the
@@ -176,14 +169,13 @@ class PipelineDriver final : public Driver {
     v1::Job* row = job();
     WriteBatch batch;
     const v1::GateRow gate = deps().oversight->OpenGate(Opening(stage, stage_job, attempt, stages), &batch,
-                                                        [this, alive = Alive()](const v1::GateRow&) {
-                                                          if (!alive()) return;
+                                                        host_->WhileActive(job_id_, [this](const v1::GateRow&) {
                                                           WriteBatch decided;
                                                           if (job()->state() == v1::WAITING)
                                                             host_->SetState(job(), v1::RUNNING, "", "", &decided);
                                                           host_->Commit(job_id_, std::move(decided));
                                                           GoOn();
-                                                        });
+                                                        }));
     switch (gate.state()) {
       case v1::GATE_APPROVED:
         host_->Commit(job_id_, std::move(batch));
@@ -220,15 +212,15 @@ class PipelineDriver final : public Driver {
     if (IsPublished(*row, gate)) return true;
     if (!publishing_.insert(gate.id()).second) return false;
     row->set_approved_policy(gate.policy());
-    PublishPolicy(host_, job_id_, gate, [this, gate_id = gate.id(), alive = Alive()](const absl::Status& status) {
-      if (!alive()) return;
-      if (!status.ok()) {
-        publishing_.erase(gate_id);
-        return FailOrTryVolumeAgain(host_, job_id_, status, &unpublished_, [this] { GoOn(); });
-      }
-      unpublished_.clear();
-      GoOn();
-    });
+    PublishPolicy(host_, job_id_, gate,
+                  host_->WhileActive(job_id_, [this, gate_id = gate.id()](const absl::Status& status) {
+                    if (!status.ok()) {
+                      publishing_.erase(gate_id);
+                      return FailOrTryVolumeAgain(host_, job_id_, status, &unpublished_, [this] { GoOn(); });
+                    }
+                    unpublished_.clear();
+                    GoOn();
+                  }));
     return false;
   }
 

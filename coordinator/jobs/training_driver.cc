@@ -67,13 +67,11 @@ void TrainingDriver::RunsIfGrouped(WriteBatch* batch) {
 
 void TrainingDriver::YieldSoon(JobHost* host, const std::string& job_id, EventLoop* loop, TrainingDriver* driver,
                                bool once_saved) {
-  loop->Post([host, job_id, driver, once_saved] {
-    const v1::Job* current = host->Find(job_id);
-    if (current == nullptr || IsTerminal(current->state())) return;
+  loop->Post(host->WhileActive(job_id, [driver, once_saved] {
     // A step that was reported meanwhile was answered with a call for a checkpoint of its own.
-    if (once_saved && current->step() > current->checkpoint_step()) return;
+    if (once_saved && driver->job()->step() > driver->job()->checkpoint_step()) return;
     driver->Yield();
-  });
+  }));
 }
 
 v1::GroupAssignment TrainingDriver::Assignment(uint64_t epoch) const {
