@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "common/status_util.h"
 #include "coordinator/jobs/committed_steps.h"
+#include "coordinator/jobs/step_issuer.h"
 #include "coordinator/jobs/step_watch.h"
 #include "coordinator/jobs/training_driver.h"
 
@@ -19,7 +20,6 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kRefusalsInARow = 3;
-constexpr int kSliceSamples = 256;  // issued in one turn of the loop and one transaction
 
 class PpoDriver final : public TrainingDriver, public SamplingListener {
  public:
@@ -30,15 +30,13 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     if (const absl::Status read = steps_.Restore(deps().store); !read.ok())
       return host_->Fail(job_id_, "STORE", std::string(read.message()));
     replay_through_ = steps_.newest() > job()->version().step() ? steps_.newest() : 0;
-    watch_ = std::make_unique<StepWatch>(job_id_, spec().monitor(), deps().store);
+    watch_ = std::make_unique<StepWatch>(host_, job_id_, spec().monitor());
     const v1::Job& row = *job();
     LoadPrompts(deps(), Resolved(row, row.spec().ppo().prompts()), true, row.spec().seed(), 0,
-                [host = host_, job_id = job_id_, this](auto prompts) {
-                  const v1::Job* current = host->Find(job_id);
-                  if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
-                  if (!prompts.ok()) return host->Fail(job_id, "BAD_DATA", std::string(prompts.status().message()));
+                host_->WhileActive(job_id_, [this](auto prompts) {
+                  if (!prompts.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(prompts.status().message()));
                   Begin(*std::move(prompts));
-                });
+                }));
   }
 
   void Stop(WriteBatch* batch) override {
@@ -132,31 +130,17 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     v1::NextBatchRequest request;
     Done<Batch> done;
   };
-  struct WaitingCommit {
-    v1::CommitStepRequest request;
-    Done<v1::CommitStepResponse> done;
-  };
-  // What the monitor makes of a step's batch: measured off the loop while the learners train on it.
-  struct Observation {
-    int64_t step = 0;
-    bool ready = false;
-    std::optional<v1::MonitorStep> seen;  // none: the batch could not be read
-  };
 
   const v1::PpoSpec& spec() const { return job()->spec().ppo(); }
+  // CommitStep, once the monitor has seen the step's batch.
+  void CommitSeen(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done);
   // The newest step now; what a replay that ended otherwise makes void is removed.
   void RecordStep(const v1::CommitStepRequest& request, WriteBatch* batch);
 
   void Begin(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
     prompts_ = prompts;
     v1::Job& row = *job();
-    SamplingPlan plan;
-    plan.job_id = job_id_;
-    plan.project = row.spec().project();
-    plan.submitter = row.submitted_by();
-    plan.priority = row.spec().priority();
-    plan.seed = row.spec().seed();
-    plan.stream = NoiseStream(row);
+    SamplingPlan plan = PlanOf(row);
     plan.prompts = std::move(prompts);
     plan.samples_per_prompt = spec().samples_per_prompt();
     plan.sampling = spec().sampling();
@@ -174,17 +158,12 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     }
     if (row.total_steps() == 0) row.set_total_steps(spec().steps());  // an early stop lowered it for good
     paused_ = row.state() == v1::PAUSED;
-    // A restart in the middle of a step's issue goes on behind the slices that there are.
-    issued_of_next_ = deps().sampling->PromptsIssued(job_id_, row.issued_through_step() + 1);
+    issuer_.Resume();
     begun_ = true;
     WriteBatch batch;
-    IssueSlice(&batch);
+    issuer_.IssueSlice(&batch);
     UpdateSampling();
-    host_->Commit(job_id_, std::move(batch), [host = host_, job_id = job_id_, this] {
-      const v1::Job* current = host->Find(job_id);
-      if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
-      IssueRest();
-    });
+    host_->Commit(job_id_, std::move(batch), host_->WhileActive(job_id_, [this] { IssueRest(); }));
     TrainingDriver::Start();
   }
 
@@ -199,50 +178,13 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     return policy;
   }
 
-  // At most S + 1 steps are open. A step that was begun is issued to its end.
   // Whether the group forms anew after this step, for a rank that waits; after the last one it would be for nothing.
   bool TakesIn(const v1::CommitStepRequest& request) {
     return !request.stop() && request.step() < job()->total_steps() && yields_to_.empty() &&
            deps().groups->TakeIn(job_id_);
   }
-  bool MoreToIssue() const {
-    const v1::Job& row = *job();
-    const int64_t next = row.issued_through_step() + 1;
-    return next <= row.total_steps() &&
-           (issued_of_next_ > 0 || next <= row.version().step() + 1 + spec().max_policy_lag());
-  }
-
-  // Thousands of samples are issued a slice a turn, each durable before the next one, so that nobody waits for all of
-  // them: this one into the caller's batch, the others by IssueRest. The job's row counts a step with its last slice;
-  // after a crash in between, Begin goes on behind what exists.
-  void IssueSlice(WriteBatch* batch) {
-    v1::Job& row = *job();
-    int prompts = std::max(1, kSliceSamples / std::max(1, spec().samples_per_prompt()));
-    while (prompts > 0 && MoreToIssue()) {
-      const int64_t step = row.issued_through_step() + 1;
-      const int count = std::min(prompts, spec().prompts_per_step() - issued_of_next_);
-      deps().sampling->IssueSlice(job_id_, step, row.prompt_cursor(), issued_of_next_, count, batch);
-      prompts -= count;
-      issued_of_next_ += count;
-      if (issued_of_next_ < spec().prompts_per_step()) continue;
-      row.set_prompt_cursor(row.prompt_cursor() + spec().prompts_per_step());
-      row.set_issued_through_step(step);
-      issued_of_next_ = 0;
-    }
-  }
-
   void IssueRest() {
-    if (issuing_ || !MoreToIssue()) return;
-    issuing_ = true;
-    WriteBatch batch;
-    IssueSlice(&batch);
-    host_->Commit(job_id_, std::move(batch), [host = host_, job_id = job_id_, this] {
-      const v1::Job* current = host->Find(job_id);
-      if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
-      issuing_ = false;
-      ServeBatch();
-      IssueRest();
-    });
+    issuer_.IssueRest([this] { ServeBatch(); });
   }
 
   // Nothing is leased while the committed version is nowhere to be had, or is behind what was committed before (its
@@ -258,28 +200,21 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   void FailWaiters(const absl::Status& status) {
     std::list<Waiter> waiters = std::exchange(waiters_, {});
     for (Waiter& waiter : waiters) waiter.done(status);
-    FailCommits(status);
-  }
-  void FailCommits(const absl::Status& status) {
-    std::list<WaitingCommit> commits = std::exchange(commits_, {});
-    for (WaitingCommit& commit : commits) commit.done(status);
+    if (watch_ != nullptr) watch_->FailWaiting(status);
   }
 
   // A rank that asks has lost its call or its group, and goes on by the answer.
   void RefuseWaitingCommits() override {
-    FailCommits(WithReason(absl::AbortedError("the group asked what is committed before this commit began: join again"),
-                           v1::STALE_EPOCH));
+    if (watch_ == nullptr) return;
+    watch_->FailWaiting(WithReason(
+        absl::AbortedError("the group asked what is committed before this commit began: join again"), v1::STALE_EPOCH));
   }
 
   // The batch is not the newest any more; thousands of samples are freed elsewhere.
   void DropBatch() {
-    observation_ = nullptr;
-    FailCommits(WithReason(absl::AbortedError("the step's batch was given back: join again"), v1::STALE_EPOCH));
+    watch_->Drop(WithReason(absl::AbortedError("the step's batch was given back: join again"), v1::STALE_EPOCH));
     if (batch_ != nullptr) deps().batches->Run([batch = std::exchange(batch_, nullptr)] {});
   }
-
-  // Begins to measure a batch; null: the step's, from the store, as after a restart in the middle of the step.
-  void Observe(int64_t step, Batch batch);
 
   void ServeBatch() {
     const int64_t step = job()->version().step() + 1;
@@ -304,39 +239,32 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     }
     assigning_ = true;
     Batch batch = samples.ok() ? std::make_shared<const std::vector<v1::Sample>>(*std::move(samples)) : nullptr;
-    host_->Commit(job_id_, std::move(writes), [host = host_, job_id = job_id_, this, step, batch] {
-      const v1::Job* current = host->Find(job_id);
-      if (current == nullptr || IsTerminal(current->state())) return;
+    host_->Commit(job_id_, std::move(writes), host_->WhileActive(job_id_, [this, step, batch] {
       assigning_ = false;
       if (batch == nullptr) return;  // stale or damaged samples were replaced; their replacements will come
       batch_ = batch;
       batch_step_ = step;
-      Observe(step, batch);
+      watch_->Begin(step, batch);
       ServeBatch();
-    });
+    }));
   }
 
-  // What the committed step's batch says, which has been measured; alarms are added to the batch of writes.
-  std::vector<v1::Alert> Watch(v1::MetricPoint* point, WriteBatch* batch);
-
-  bool begun_ = false, paused_ = false, assigning_ = false, issuing_ = false;
+  bool begun_ = false, paused_ = false, assigning_ = false;
   bool held_by_halt_ = false;  // ranks wait for a batch that there may be already
-  int issued_of_next_ = 0;  // prompts of the step after those that the job's row counts as issued
   std::shared_ptr<const std::vector<v1::Prompt>> prompts_;
   // Prompts that were put in a step for ones that failed, as the newest step has them, and how many failed since one
   // did not.
   int64_t replaced_step_ = 0;
   size_t replaced_ = 0, failed_in_a_row_ = 0;
+  StepIssuer issuer_{host_, job_id_};
   std::unique_ptr<StepWatch> watch_;
   std::string weights_address_;
   CommittedSteps steps_{job_id_};
   int64_t replay_through_ = 0;
   int refusals_ = 0;
   std::list<Waiter> waiters_;
-  std::list<WaitingCommit> commits_;  // for the observation
   Batch batch_;
   int64_t batch_step_ = 0;
-  std::shared_ptr<Observation> observation_;  // of the newest batch
   std::map<std::string, double> last_metrics_;
 };
 
@@ -379,6 +307,16 @@ v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_
 }
 
 void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) {
+  const int64_t step = request.step();
+  if (step != job()->version().step() + 1 || deps().oversight->halted()) return CommitSeen(request, std::move(done));
+  watch_->Begin(step, batch_step_ == step ? batch_ : nullptr);
+  watch_->WhenSeen([this, request, done = std::move(done)](absl::Status seen) mutable {
+    if (!seen.ok()) return done(seen);
+    CommitSeen(request, std::move(done));
+  });
+}
+
+void PpoDriver::CommitSeen(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) {
   v1::Job* row = job();
   v1::CommitStepResponse response;
   if (request.step() == row->version().step() && request.weights_digest() == row->version().digest()) {
@@ -388,20 +326,13 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
     response.set_regroup(TakesIn(request));
     return AnswerThen(host_, job_id_, WriteBatch(), std::move(done), std::move(response));
   }
-  if (deps().oversight->halted()) {
-    return done(HaltedError());
-  }
+  if (deps().oversight->halted()) return done(HaltedError());
   if (request.step() != row->version().step() + 1) {
     return done(WithReason(absl::AbortedError(absl::StrCat("expected a commit of step ", row->version().step() + 1,
                                                            ", found ", request.step(), ": join again")),
                            v1::STEP_OUT_OF_ORDER));
   }
   const int64_t step = request.step();
-  if (observation_ == nullptr || observation_->step != step) Observe(step, batch_step_ == step ? batch_ : nullptr);
-  if (!observation_->ready) {
-    commits_.push_back({request, std::move(done)});
-    return;
-  }
   RLHF_FAILPOINT("coordinator/before_commit_step");
   WriteBatch batch;
   deps().sampling->MarkTrained(job_id_, step, &batch);
@@ -409,7 +340,7 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
   refusals_ = 0;
   v1::MetricPoint point = request.metrics();
   point.set_step(step);
-  const std::vector<v1::Alert> alarms = Watch(&point, &batch);
+  const std::vector<v1::Alert> alarms = watch_->Add(&point, &batch);
   DropBatch();
   const bool stops = !alarms.empty() && spec().monitor().action() == v1::MONITOR_STOP;
   const bool fails = !alarms.empty() && spec().monitor().action() == v1::MONITOR_FAIL;
@@ -437,62 +368,29 @@ void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::Commit
   host_->AppendMetrics(row, std::move(point), &batch);
   weights_address_ = request.weights_address();
   if (step >= replay_through_) deps().sampling->SetPolicy(job_id_, Policy(), &batch);
-  IssueSlice(&batch);
+  issuer_.IssueSlice(&batch);
   *response.mutable_version() = row->version();
   response.set_checkpoint(!yields_to_.empty());
   const bool leave_now = !yields_to_.empty() && !deps().groups->CheckpointsOnRequest(job_id_);
   response.set_regroup(TakesIn(request));
+  auto committed = host_->WhileActive(job_id_, [this, why = fails ? alarms[0].text() : std::string()] {
+    if (!why.empty()) {
+      for (const auto& [name, value] : last_metrics_)
+        (*job()->mutable_result()->mutable_metrics())[name].set_value(value);
+      return host_->Fail(job_id_, "REWARD_HACKING", why);
+    }
+    UpdateSampling();
+    IssueRest();
+  });
   host_->CommitThen(job_id_, std::move(batch),
-                    [host = host_, job_id = job_id_, this, loop = deps().loop, done = std::move(done), leave_now,
-                     response, why = fails ? alarms[0].text() : std::string()](absl::Status status) mutable {
+                    [host = host_, job_id = job_id_, this, loop = deps().loop, done = std::move(done), response,
+                     yields = leave_now && !fails, committed = std::move(committed)](absl::Status status) mutable {
                       if (!status.ok()) return done(status);
                       RLHF_FAILPOINT("coordinator/after_commit_step");
                       done(response);
-                      if (leave_now && why.empty()) YieldSoon(host, job_id, loop, this);
-                      loop->Post([host, job_id, this, why] {
-                        const v1::Job* current = host->Find(job_id);
-                        if (current == nullptr || IsTerminal(current->state())) return;
-                        if (!why.empty()) {
-                          for (const auto& [name, value] : last_metrics_)
-                            (*job()->mutable_result()->mutable_metrics())[name].set_value(value);
-                          return host->Fail(job_id, "REWARD_HACKING", why);
-                        }
-                        UpdateSampling();
-                        IssueRest();
-                      });
+                      if (yields) YieldSoon(host, job_id, loop, this);
+                      loop->Post(std::move(committed));
                     });
-}
-
-void PpoDriver::Observe(int64_t step, Batch batch) {
-  auto observation = std::make_shared<Observation>();
-  observation->step = step;
-  observation_ = observation;
-  deps().batches->Run([host = host_, job_id = job_id_, this, loop = deps().loop, sampling = deps().sampling,
-                       outside_deviations = watch_->outside_deviations(), observation, step,
-                       batch = std::move(batch)]() mutable {
-    std::optional<v1::MonitorStep> seen;
-    if (batch == nullptr) {
-      absl::StatusOr<std::vector<v1::Sample>> read = ReadBatch(sampling, job_id, step);
-      if (read.ok()) batch = std::make_shared<const std::vector<v1::Sample>>(*std::move(read));
-    }
-    if (batch != nullptr) seen = ObserveStep(step, *batch, /*kl=*/0, outside_deviations);
-    loop->Post([host, job_id, this, observation, seen = std::move(seen)]() mutable {
-      const v1::Job* current = host->Find(job_id);
-      if (current == nullptr || IsTerminal(current->state())) return;  // this driver is gone
-      observation->seen = std::move(seen);
-      observation->ready = true;
-      if (observation_ != observation) return;  // of a batch that was given back
-      std::list<WaitingCommit> commits = std::exchange(commits_, {});
-      for (WaitingCommit& commit : commits) CommitStep(commit.request, std::move(commit.done));
-    });
-  });
-}
-
-std::vector<v1::Alert> PpoDriver::Watch(v1::MetricPoint* point, WriteBatch* batch) {
-  if (!observation_->seen.has_value()) return {};
-  const std::vector<v1::Alert> alarms = watch_->Add(*observation_->seen, point, batch);
-  for (const v1::Alert& alarm : alarms) host_->AppendAlert(job(), alarm, batch);
-  return alarms;
 }
 
 void PpoDriver::RecordStep(const v1::CommitStepRequest& request, WriteBatch* batch) {
@@ -538,7 +436,7 @@ void PpoDriver::OnStepEndedShort(const std::string&, int64_t step) {
   replaced_ = first.size();
   v1::Job* row = job();
   WriteBatch batch;
-  while (issued_of_next_ > 0 && MoreToIssue()) IssueSlice(&batch);  // of the prompts before those that come in
+  issuer_.FinishStep(&batch);  // of the prompts before those that come in
   for (const v1::SampleRow& one : first) {
     const auto name = [this](int64_t index) { return (*prompts_)[static_cast<size_t>(index) % prompts_->size()].id(); };
     const std::string why = absl::StrCat("prompt ", name(one.prompt_index()), " failed: ", one.reason());
@@ -570,7 +468,7 @@ void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::Refuse
     return AnswerThen(host_, job_id_, WriteBatch(), std::move(done));
   }
   WriteBatch batch;
-  while (issued_of_next_ > 0 && MoreToIssue()) IssueSlice(&batch);  // of the prompts before those it gets
+  issuer_.FinishStep(&batch);
   deps().sampling->RefuseStep(job_id_, request.step(), absl::StrCat("nonfinite: ", request.reason()),
                               row->prompt_cursor(), &batch);
   row->set_prompt_cursor(row->prompt_cursor() + spec().prompts_per_step());

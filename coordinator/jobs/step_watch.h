@@ -1,33 +1,49 @@
 // A PPO job's monitor together with what it saw, a row of rlhf.v1.MonitorStep a step: it goes on where it was after a
-// restart. Not thread-safe.
+// restart. What it makes of a step's batch is measured off the loop, while the learners train on it.
+//
+// Loop thread only; owned by the job's driver.
 #pragma once
 
+#include <list>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "coordinator/jobs/driver.h"
 #include "coordinator/jobs/monitor.h"
-#include "coordinator/sampling.h"
-#include "coordinator/store/state_store.h"
 
 namespace rlhf::coordinator {
 
 class StepWatch {
  public:
   // Reads what was seen of the job before; what cannot be read was not seen.
-  StepWatch(std::string job_id, const v1::MonitorSpec& spec, StateStore* store);
+  StepWatch(JobHost* host, std::string job_id, const v1::MonitorSpec& spec);
 
-  // For ObserveStep, which may run on any thread.
-  double outside_deviations() const { return monitor_.outside_deviations(); }
-  // What a committed step's batch says (as observed, the KL from `point`) goes to its metrics and rows; returns its
-  // alarms, for the job's events.
-  std::vector<v1::Alert> Add(v1::MonitorStep seen, v1::MetricPoint* point, WriteBatch* writes);
+  // Begins to measure a step's batch, instead of another one; null: the step's, from the store, as after a restart in
+  // the middle of the step. Nothing when the step's is being measured or has been.
+  void Begin(int64_t step, Driver::Batch batch);
+  // Runs `fn` once that is measured, now if it is; with an error when it is given up before.
+  void WhenSeen(absl::AnyInvocable<void(absl::Status)> fn);
+  void FailWaiting(const absl::Status& why);
+  // The batch is another's or nobody's from here on.
+  void Drop(const absl::Status& why);
+  // What the measured batch says (the KL from `point`) goes to the step's metrics and the job's rows and events;
+  // returns the alarms. None when the batch could not be read.
+  std::vector<v1::Alert> Add(v1::MetricPoint* point, WriteBatch* writes);
 
  private:
+  struct Observation {
+    int64_t step = 0;
+    bool ready = false;
+    std::optional<v1::MonitorStep> seen;  // none: the batch could not be read
+  };
+
+  JobHost* const host_;
   const std::string job_id_;
   Monitor monitor_;
+  std::shared_ptr<Observation> observation_;  // of the newest batch
+  std::list<absl::AnyInvocable<void(absl::Status)>> waiting_;
 };
-
-// The samples of a step that was assigned or trained, in issue order, from the store; the store's error. Any thread.
-absl::StatusOr<std::vector<v1::Sample>> ReadBatch(Sampling* sampling, const std::string& job_id, int64_t step);
 
 }  // namespace rlhf::coordinator
