@@ -558,9 +558,6 @@ TEST_F(PpoDriverTest, APromptThatFailedBeforeARestartIsReplacedAfterIt) {
   Begin();
   PutJob(ReplacePrompts);
   Recover();
-  v1::LeasePromptsRequest request;
-  request.set_session_id(worker_);
-  request.set_max_samples(10'000);
   // The failure itself is written, nothing after it.
   const int64_t rows = 2 * kPromptsPerStep;
   const auto refuses = [](const v1::PromptLease& lease) { return First(lease) && lease.ordinal() == 3; };
@@ -577,6 +574,45 @@ TEST_F(PpoDriverTest, APromptThatFailedBeforeARestartIsReplacedAfterIt) {
   EXPECT_EQ(Work(), 2);
   AskForBatch(1);
   EXPECT_TRUE(batch_.has_value() && batch_->ok());
+}
+
+// Of such a step no sample is open: it is found by those that failed.
+TEST_F(PpoDriverTest, AStepThatFailedWholeBeforeARestartIsReplacedAfterIt) {
+  Begin();
+  PutJob([](v1::PpoSpec* ppo) {
+    ReplacePrompts(ppo);
+    ppo->set_prompts_per_step(1);
+  });
+  Recover();
+  process_->store.CrashAfterSampleRows(2 + 2);  // leased and failed
+  Work(First);
+  ASSERT_TRUE(process_->store.crashed());
+  Restart();
+  EXPECT_EQ(PromptsOf(1)[0], 1);
+  ExpectAllAccountedFor();
+  EXPECT_EQ(Work(), 2);
+  AskForBatch(1);
+  EXPECT_TRUE(batch_.has_value() && batch_->ok());
+}
+
+TEST_F(PpoDriverTest, AStepOfWhichPartIsIssuedWaitsWithItsReplacements) {
+  Begin();
+  PutJob(ReplacePrompts);
+  process_->store.Hold(true);  // written, but the process does not hear of it yet
+  Recover();
+  process_->store.Hold(false);
+  const auto refuses = [](const v1::PromptLease& lease) {
+    return First(lease) && (lease.ordinal() == 3 || lease.ordinal() == 500);
+  };
+  EXPECT_EQ(Work(refuses), 254);  // a slice
+  EXPECT_EQ(PromptsOf(1)[3], 3);
+  process_->store.Release();
+  process_->loop.Run();
+  ExpectIssued(1);
+  Work(refuses);
+  EXPECT_EQ(PromptsOf(1)[3], kPromptsPerStep);
+  EXPECT_EQ(PromptsOf(1)[500], kPromptsPerStep + 1);
+  ExpectAllAccountedFor();
 }
 
 TEST_F(PpoDriverTest, AfterAnEarlyStopNothingIsReplaced) {
@@ -596,7 +632,18 @@ TEST_F(PpoDriverTest, AfterAnEarlyStopNothingIsReplaced) {
   Measure();
   CommitStep(1, /*stop=*/true);
   ASSERT_TRUE(committed_.has_value() && committed_->ok());
-  process_->sampling->Tick();
+  // What it kept comes late.
+  v1::SubmitSamplesRequest late;
+  late.set_session_id(worker_);
+  v1::Sample* sample = late.add_samples();
+  sample->mutable_id()->set_job_id("job");
+  sample->mutable_id()->set_step(2);
+  sample->mutable_id()->set_ordinal(9);
+  sample->set_attempt(1);
+  process_->sampling->SubmitSamples(late, [](absl::StatusOr<v1::SubmitSamplesResponse> response) {
+    ASSERT_TRUE(response.ok()) << response.status();
+    EXPECT_EQ(response->verdicts(0).reason(), v1::STALE_ATTEMPT);
+  });
   process_->loop.Run();
   EXPECT_EQ(JobRow().total_steps(), 1);
   const v1::LedgerCounts counts = process_->sampling->Counts("job");

@@ -102,7 +102,10 @@ def run(directory, base, config, **settings):
 
 
 def main():
-    grpo = lambda directory, **settings: run(directory, trl.GRPOTrainer, trl.GRPOConfig, **settings)  # noqa: E731
+    def grpo(directory, **settings):
+        # By default trl multiplies the KL by the ratio, which at 1 changes its gradient alone; Shao et al. 2024 do not.
+        return run(directory, trl.GRPOTrainer, trl.GRPOConfig, use_bias_correction_kl=False, **settings)
+
     half = dict(per_device_train_batch_size=GROUPS * SAMPLES // 2, gradient_accumulation_steps=2, steps_per_generation=2)
     with tempfile.TemporaryDirectory() as directory:
         runs = {"grpo": grpo(directory, scale_rewards="group", loss_type="dapo", **half),

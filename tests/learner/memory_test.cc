@@ -185,7 +185,7 @@ TEST_F(MemoryTest, WhatIsPublishedTakesWhatThePlanSays) {
     std::printf("published, bfloat16 %d: planned %.0f MB, measured %.0f MB\n", bfloat16, planned / 1e6,
                 *measured / 1e6);
     // A delta of bfloat16 may take half of a version; these take about a third.
-    EXPECT_NEAR(*measured / planned, bfloat16 ? 0.9 : 1, kTolerance);
+    EXPECT_NEAR(*measured / planned, bfloat16 ? 0.85 : 1, kTolerance);
   }
 }
 
