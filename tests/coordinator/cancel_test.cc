@@ -8,9 +8,7 @@
 
 #include "coordinator/jobs.h"
 #include "coordinator/jobs/spec.h"
-#include "tests/coordinator/manual_loop.h"
-#include "tests/coordinator/memory_store.h"
-#include "tests/testing/fake_clock.h"
+#include "tests/coordinator/jobs_process.h"
 #include "tests/testing/scratch_dir.h"
 
 namespace rlhf::coordinator {
@@ -37,44 +35,13 @@ class DyingStore final : public StateStore {
   int left_ = std::numeric_limits<int>::max();
 };
 
-class NoRewards final : public RewardClient {
- public:
-  void Score(const std::string&, v1::ScoreRequest, absl::Duration,
-             absl::AnyInvocable<void(absl::StatusOr<v1::ScoreResponse>)>) override {}
-};
-
-// All of a coordinator that jobs need, as one process has it.
 struct PipelineProcess {
-  PipelineProcess(EdgeMemoryStore* rows, FakeClock* clock, const std::string& dir) : loop(clock), store(rows) {
-    payloads = *OpenPayloadStore(dir + "/payloads");
-    fleet = MakeFleet(&loop, absl::Hours(1), absl::Hours(3));
-    events = MakeEventLog(&store, &loop);
-    oversight = MakeOversight(&loop, &store);
-    artifacts = MakeArtifacts(&loop, &work, &store, dir + "/artifacts");
-    sampling = MakeSampling(&loop, &store, payloads.get(), fleet.get(), &rewards);
-    groups = MakeLearnerGroups(&loop, fleet.get());
-    feedback = MakeFeedback(&loop, &store);
-    jobs = MakeJobs({&loop, &work, &store, events.get(), sampling.get(), groups.get(), feedback.get(), oversight.get(),
-                     artifacts.get()});
-    EXPECT_TRUE(oversight->Recover().ok());
-    EXPECT_TRUE(artifacts->Recover().ok());
-    EXPECT_TRUE(jobs->Recover().ok());
-    loop.Run();
+  PipelineProcess(EdgeMemoryStore* rows, FakeClock* clock, const std::string& dir)
+      : store(rows), process(&store, clock, dir) {
+    process.Recover();
   }
-
-  ManualLoop loop;
   DyingStore store;
-  InlineBackground work;
-  NoRewards rewards;
-  std::unique_ptr<PayloadStore> payloads;
-  std::unique_ptr<Fleet> fleet;
-  std::unique_ptr<EventLog> events;
-  std::unique_ptr<Oversight> oversight;
-  std::unique_ptr<Artifacts> artifacts;
-  std::unique_ptr<Sampling> sampling;
-  std::unique_ptr<LearnerGroups> groups;
-  std::unique_ptr<Feedback> feedback;
-  std::unique_ptr<Jobs> jobs;
+  JobsProcess process;
 };
 
 class CancelTest : public testing::Test {
@@ -127,11 +94,11 @@ TEST_F(CancelTest, APipelineIsCancelledWithItsStagesOrNotAtAll) {
   v1::CancelJobRequest cancel;
   cancel.set_job_id("pipe");
   bool answered = false;
-  process_->jobs->Cancel("ada", cancel, [&](absl::StatusOr<v1::Job> job) {
+  process_->process.jobs->Cancel("ada", cancel, [&](absl::StatusOr<v1::Job> job) {
     answered = true;
     EXPECT_TRUE(job.ok()) << job.status();
   });
-  process_->loop.Run();
+  process_->process.loop.Run();
   EXPECT_TRUE(answered);
   process_.reset();
   process_ = std::make_unique<PipelineProcess>(&rows_, &clock_, dir_.path());
@@ -144,8 +111,8 @@ TEST_F(CancelTest, APipelineIsCancelledWithItsStagesOrNotAtAll) {
 TEST_F(CancelTest, AStageThatIsCancelledFailsItsPipeline) {
   v1::CancelJobRequest cancel;
   cancel.set_job_id("stage");
-  process_->jobs->Cancel("ada", cancel, [](absl::StatusOr<v1::Job> job) { EXPECT_TRUE(job.ok()) << job.status(); });
-  process_->loop.Run();
+  process_->process.jobs->Cancel("ada", cancel, [](absl::StatusOr<v1::Job> job) { EXPECT_TRUE(job.ok()) << job.status(); });
+  process_->process.loop.Run();
   EXPECT_EQ(Row("stage").state(), v1::CANCELLED);
   EXPECT_EQ(Row("pipe").state(), v1::FAILED);
 }

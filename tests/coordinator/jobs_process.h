@@ -22,7 +22,7 @@ class NoRewards final : public RewardClient {
 };
 
 struct JobsProcess {
-  JobsProcess(EdgeMemoryStore* store, FakeClock* clock, const std::string& dir) : loop(clock) {
+  JobsProcess(StateStore* store, FakeClock* clock, const std::string& dir) : loop(clock) {
     payloads = *OpenPayloadStore(dir + "/payloads");
     fleet = MakeFleet(&loop, absl::Hours(1), absl::Hours(3));
     events = MakeEventLog(store, &loop);
