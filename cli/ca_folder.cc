@@ -10,10 +10,10 @@ namespace rlhf::cli {
 absl::StatusOr<CertificateAuthority> OpenCa(const std::string& folder) {
   const absl::StatusOr<std::string> key = ReadFile(folder + "/ca.key");
   if (absl::IsNotFound(key.status())) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("expected a CA in ", folder,
-                     " (ca.pem and ca.key), found none: give the folder that has it with --dir; rlhfctl pki init makes a "
-                     "new CA, which nobody trusts yet"));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "expected a CA in ", folder,
+        " (ca.pem and ca.key), found none: give the folder that has it with --dir; rlhfctl pki init makes a "
+        "new CA, which nobody trusts yet"));
   }
   RLHF_RETURN_IF_ERROR(key.status());
   RLHF_ASSIGN_OR_RETURN(const std::string cert, ReadFile(folder + "/ca.pem"));

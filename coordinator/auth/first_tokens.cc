@@ -57,9 +57,10 @@ absl::StatusOr<v1::TokenRow> PrepareBootstrap(Tokens* tokens, const std::string&
                                               WriteBatch* batch) {
   const absl::StatusOr<std::string> token = ReadFile(file);
   if (!token.ok()) {
-    return Annotate(token.status(),
-                    "there is no admin's token, so one is expected in the file of --bootstrap-token-file (rlhfctl token "
-                    "create --bootstrap makes one)");
+    return Annotate(
+        token.status(),
+        "there is no admin's token, so one is expected in the file of --bootstrap-token-file (rlhfctl token "
+        "create --bootstrap makes one)");
   }
   const absl::StatusOr<v1::TokenRow> row = BootstrapTokenRow(*token, now);
   if (!row.ok()) return Annotate(row.status(), file);

@@ -111,7 +111,8 @@ TEST_F(CancelTest, APipelineIsCancelledWithItsStagesOrNotAtAll) {
 TEST_F(CancelTest, AStageThatIsCancelledFailsItsPipeline) {
   v1::CancelJobRequest cancel;
   cancel.set_job_id("stage");
-  process_->process.jobs->Cancel("ada", cancel, [](absl::StatusOr<v1::Job> job) { EXPECT_TRUE(job.ok()) << job.status(); });
+  process_->process.jobs->Cancel("ada", cancel,
+                                 [](absl::StatusOr<v1::Job> job) { EXPECT_TRUE(job.ok()) << job.status(); });
   process_->process.loop.Run();
   EXPECT_EQ(Row("stage").state(), v1::CANCELLED);
   EXPECT_EQ(Row("pipe").state(), v1::FAILED);
