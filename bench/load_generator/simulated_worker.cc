@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "common/call_deadline.h"
 #include "common/process.h"
 #include "common/status_util.h"
 
@@ -48,7 +48,7 @@ void SimulatedWorker::Call(const std::string& what,
                            std::function<void(const absl::Status&, const Response&)> then) {
   auto context = std::make_shared<grpc::ClientContext>();
   auto response = std::make_shared<Response>();
-  context->set_deadline(absl::ToChronoTime(absl::Now() + kWorkerCall));
+  context->set_deadline(CallDeadline(kWorkerCall));
   const absl::Duration started = loop_->clock().Now();
   {
     absl::MutexLock lock(&mu_);

@@ -14,8 +14,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/call_deadline.h"
 #include "common/fleet_names.h"
 #include "common/host_port.h"
 #include "common/status_util.h"
@@ -238,7 +238,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const ChannelOptions&
 
 std::unique_ptr<grpc::ClientContext> MakeContext(absl::Duration timeout) {
   auto context = std::make_unique<grpc::ClientContext>();
-  if (timeout != absl::InfiniteDuration()) context->set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  if (timeout != absl::InfiniteDuration()) context->set_deadline(CallDeadline(timeout));
   return context;
 }
 

@@ -8,8 +8,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/clock.h"
 #include "client/cpp/channel.h"
+#include "common/call_deadline.h"
 #include "common/fleet_names.h"
 #include "common/status_util.h"
 #include "rlhf/v1/reward_service.grpc.pb.h"
@@ -38,7 +38,7 @@ class GrpcRewardClient final : public RewardClient {
     call->stub = *std::move(stub);
     call->request = std::move(request);
     call->done = std::move(done);
-    call->context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+    call->context.set_deadline(CallDeadline(timeout));
     {
       absl::MutexLock lock(&mu_);
       in_flight_.insert(&call->context);

@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/synchronization/notification.h"
-#include "absl/time/clock.h"
+#include "common/call_deadline.h"
 #include "common/status_util.h"
 
 namespace rlhf::coordinator {
@@ -70,7 +70,7 @@ absl::StatusOr<std::string> Gateway::Call(const std::string& method, const std::
   RLHF_ASSIGN_OR_RETURN(const grpc::ByteBuffer request_bytes, Serialized(*request));
 
   grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  context.set_deadline(CallDeadline(timeout));
   if (!bearer_token.empty()) context.AddMetadata("authorization", absl::StrCat("Bearer ", bearer_token));
   grpc::ByteBuffer response_bytes;
   absl::Notification finished;
