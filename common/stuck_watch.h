@@ -22,8 +22,14 @@ class StuckWatch {
   // A piece of work, while it lives. Waits for other processes are none.
   class Work {
    public:
-    explicit Work(StuckWatch* watch) : watch_(watch) { watch_->Begin(); }
-    ~Work() { watch_->since_ns_ = kIdle; }
+    explicit Work(StuckWatch* watch) : watch_(watch) {
+      watch_->Begin();
+      here_ = watch_;
+    }
+    ~Work() {
+      watch_->since_ns_ = kIdle;
+      here_ = nullptr;
+    }
     Work(const Work&) = delete;
     Work& operator=(const Work&) = delete;
 
@@ -34,11 +40,16 @@ class StuckWatch {
   void Moved() {
     if (since_ns_ != kIdle) Begin();
   }
+  // The same for what this thread works on, if anything: from deep below it, where a piece of a download arrived.
+  static void MovedHere() {
+    if (here_ != nullptr) here_->Moved();
+  }
   // For people; empty while it moves or has nothing to do.
   std::string StuckBecause() const;
 
  private:
   static constexpr int64_t kIdle = -1;
+  inline static thread_local StuckWatch* here_ = nullptr;
   void Begin() { since_ns_ = absl::ToInt64Nanoseconds(clock_->Now()); }
 
   const absl::Duration patience_;

@@ -138,7 +138,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::unique_ptr<PayloadStore> payloads_;
   std::unique_ptr<StateStore> store_;
   std::unique_ptr<RewardClient> reward_;
-  std::unique_ptr<Background> background_, batches_;
+  std::unique_ptr<Background> background_, batches_, volumes_;
   std::shared_ptr<MetricsExport> export_;
   Edge edge_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
@@ -165,6 +165,7 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   loop_ = EventLoop::StartThread(clock_);
   background_ = Background::StartThreads(kBackgroundThreads);
   batches_ = Background::StartThreads(kBatchThreads);
+  volumes_ = Background::StartThreads(1);  // its own: jobs have to pause for want of room while a backup takes it
   RLHF_ASSIGN_OR_RETURN(tokens_, Tokens::Open(store_.get(), clock_));
   MakeManagers();
   if (!config_.audit_key_file.empty()) {
@@ -416,7 +417,7 @@ void CoordinatorServerImpl::StartTicks() {
 
 void CoordinatorServerImpl::LookForRoom() {
   if (looking_for_room_.exchange(true)) return;
-  background_->Run([this] {
+  volumes_->Run([this] {
     VolumeTrouble trouble =
         LookAtVolumes({config_.data_dir, config_.artifact_root}, config_.min_free_mb, out_of_room_.load());
     for (const auto& [volume, folder] : {std::pair("data", config_.data_dir), {"artifacts", config_.artifact_root}}) {

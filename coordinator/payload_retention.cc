@@ -55,7 +55,8 @@ void PayloadRetention::Sweep() {
   // name all that is needed.
   store_->Commit(WriteBatch(), [this, candidates = *sealed](const absl::Status& status) {
     if (!status.ok()) return loop_->Post([this, status] { Swept(status); });
-    background_->Run([this, candidates] { Look(candidates); });
+    // By the loop, which runs nothing any more when the threads are gone.
+    loop_->Post([this, candidates] { background_->Run([this, candidates] { Look(candidates); }); });
   });
 }
 
@@ -127,13 +128,14 @@ void PayloadRetention::FreeSlice(const std::string& job_id) {
     freeing.through = 0;
     return;
   }
-  if (!more) batch.Put(Table::kMeta, FreedKey(job_id), absl::StrCat(freeing.through));
-  store_->Commit(std::move(batch), [this, job_id, more](const absl::Status& written) {
-    loop_->Post([this, job_id, more, written] {
+  const int64_t done = freeing.through;
+  if (!more) batch.Put(Table::kMeta, FreedKey(job_id), absl::StrCat(done));
+  store_->Commit(std::move(batch), [this, job_id, more, done](const absl::Status& written) {
+    loop_->Post([this, job_id, more, done, written] {
       if (!written.ok()) return;  // the store answers nothing any more
       const auto it = freeing_.find(job_id);
       if (it == freeing_.end()) return;
-      if (more) return FreeSlice(job_id);
+      if (more || it->second.through > done) return FreeSlice(job_id);  // or more was asked for meanwhile
       it->second.running = false;
       if (unnamed_bytes_ >= kSegmentBytes) Sweep();
     });

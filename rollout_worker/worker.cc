@@ -194,13 +194,9 @@ void Worker::Arrived(const v1::LeasePromptsResponse& work) {
 
 void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
   const v1::PolicySource& source = work.leases(0).policy();
-  absl::Status switched;
-  {
-    const StuckWatch::Work work(&stuck_);
-    ++loading_;
-    switched = loader_->Switch(source);
-    --loading_;
-  }
+  ++loading_;  // no StuckWatch: most of it may be waiting for others, a model's download or a learner's weights
+  const absl::Status switched = loader_->Switch(source);
+  --loading_;
   if (!switched.ok()) {
     const LogScope scope({.job_id = source.job_id(), .step = source.version().step()});
     spdlog::warn("cannot serve job {} version {}: {}", source.job_id(), source.version().step(), switched.ToString());

@@ -30,8 +30,8 @@ std::vector<v1::SubmitSamplesRequest> SubmissionsOf(std::vector<v1::Sample> samp
 class Worker {
  public:
   // All pointers outlive the worker. `identity` is what Register sends. evidence_dir: where to keep a list of the
-  // samples that the coordinator accepted; empty: nowhere. stuck_after: longer than a step of the engine and the
-  // loading of a model take; 0: never.
+  // samples that the coordinator accepted; empty: nowhere. stuck_after: longer than a step of the engine takes;
+  // 0: never.
   Worker(std::shared_ptr<grpc::Channel> coordinator, const v1::RegisterRequest& identity, PolicyLoader* loader,
          MetricsRegistry* metrics, const std::string& evidence_dir = "",
          absl::Duration stuck_after = absl::Minutes(10));

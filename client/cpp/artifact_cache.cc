@@ -22,6 +22,7 @@
 #include "common/durable_file.h"
 #include "common/log.h"
 #include "common/status_util.h"
+#include "common/stuck_watch.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
 
 namespace rlhf::client {
@@ -46,6 +47,7 @@ absl::Status ReceiveInto(v1::ArtifactService::Stub* stub, const v1::DownloadRequ
   v1::DownloadChunk chunk;
   absl::Status status;
   while (status.ok() && reader->Read(&chunk)) {
+    StuckWatch::MovedHere();
     if (chunk.offset() != *offset || chunk.data().size() > size - *offset) {
       status = absl::DataLossError(absl::StrCat(request.path(), ": expected bytes from ", *offset, " up to ", size,
                                                 ", received ", chunk.data().size(), " from ", chunk.offset()));

@@ -50,7 +50,11 @@ absl::Status JobTable::Recover() {
   if (!expired.empty()) deps_.store->Commit(std::move(expired), [](absl::Status) {});
   // Drivers start on the loop after recovery: stages before pipelines would look for each other.
   for (const std::string& id : order_) {
-    if (!IsTerminal(jobs_.at(id).job.state())) deps_.loop->Post([this, id] { Admit(id); });
+    if (!IsTerminal(jobs_.at(id).job.state())) {
+      deps_.loop->Post([this, id] { Admit(id); });
+    } else {
+      deps_.loop->Post([this, id] { FreeAfterEnd(id); });  // should it have ended just before the last end
+    }
   }
   return absl::OkStatus();
 }

@@ -288,6 +288,10 @@ TEST(StuckWatchTest, OnlyAPieceOfWorkThatDoesNotMoveIsStuck) {
     EXPECT_EQ(watch.StuckBecause(), "");
     clock.Advance(absl::Seconds(1));
     EXPECT_THAT(watch.StuckBecause(), HasSubstr("has stood still for 11 s"));
+    std::thread([] { StuckWatch::MovedHere(); }).join();
+    EXPECT_NE(watch.StuckBecause(), "") << "that thread works on nothing";
+    StuckWatch::MovedHere();
+    EXPECT_EQ(watch.StuckBecause(), "");
   }
   EXPECT_EQ(watch.StuckBecause(), "");
   StuckWatch never(absl::ZeroDuration(), &clock);

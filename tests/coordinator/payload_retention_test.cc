@@ -111,6 +111,14 @@ TEST_F(PayloadRetentionTest, OldStepsKeepTheirRowsAndSaySo) {
   EXPECT_THAT(Segments(), ElementsAre("00000004", "00000005", "00000006"));
 }
 
+TEST_F(PayloadRetentionTest, WhatIsAskedForWhileTheLastRowsAreWrittenIsFreedToo) {
+  for (int64_t step = 1; step <= 5; ++step) Add("job", step);
+  retention_->FreeThrough("job", 2);
+  retention_->FreeThrough("job", 4);  // those of the first call are written, and the loop has not heard of it
+  loop_.Run();
+  for (int64_t step = 1; step <= 5; ++step) EXPECT_EQ(Row("job", step).freed(), step <= 4) << step;
+}
+
 TEST_F(PayloadRetentionTest, ManyRowsAreFreedAcrossARestart) {
   for (int64_t step = 1; step <= 400; ++step) Add("job", step);
   retention_->FreeThrough("job", 100);
