@@ -44,33 +44,30 @@ absl::Status CheckRoom(const std::string& data_dir, uint64_t reserve) {
       " MB (twice its rows, which are copied there, and --min-free-mb): make room, or take a snapshot of the volume")));
 }
 
-absl::Status LinkSegments(const std::string& data_dir, const std::string& dir) {
+// The files of a folder of the data folder, as far as they are not linked yet. One that goes meanwhile is none that the
+// copied rows name (a segment), or is looked for by its row (a log that was rewritten).
+absl::Status LinkFiles(const std::string& data_dir, const std::string& folder, absl::string_view suffix,
+                       const std::string& dir) {
+  const fs::path from = fs::path(data_dir) / folder;
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(fs::path(data_dir) / kPayloads, error)) {
-    const fs::path link = fs::path(dir) / kPayloads / entry.path().filename();
-    if (entry.path().extension() != ".seg" || fs::exists(link)) continue;
+  for (const auto& entry : fs::directory_iterator(from, error)) {
+    const fs::path link = fs::path(dir) / folder / entry.path().filename();
+    if (!absl::EndsWith(entry.path().native(), suffix) || fs::exists(link)) continue;
     fs::create_hard_link(entry.path(), link, error);
-    // One that no row names was deleted just now; the rows that are copied do not name it either.
     if (error == std::errc::no_such_file_or_directory) error.clear();
     if (error) break;
   }
-  if (error) return absl::UnavailableError(absl::StrCat("backup: cannot link payloads: ", error.message()));
+  if (error) return absl::UnavailableError(absl::StrCat("backup: cannot link ", folder, ": ", error.message()));
   return absl::OkStatus();
 }
 
+absl::Status LinkSegments(const std::string& data_dir, const std::string& dir) {
+  return LinkFiles(data_dir, kPayloads, ".seg", dir);
+}
+
 absl::Status LinkImportLogs(const std::string& data_dir, const std::string& dir) {
-  const fs::path from = fs::path(data_dir) / kImportLogFolder;
-  std::error_code error;
-  if (!fs::exists(from, error)) return absl::OkStatus();
-  for (const auto& entry : fs::directory_iterator(from, error)) {
-    const fs::path link = fs::path(dir) / kImportLogFolder / entry.path().filename();
-    if (fs::exists(link)) continue;
-    fs::create_hard_link(entry.path(), link, error);
-    if (error == std::errc::no_such_file_or_directory) error.clear();  // a log that was rewritten just now
-    if (error) break;
-  }
-  if (error) return absl::UnavailableError(absl::StrCat("backup: cannot link imported comparisons: ", error.message()));
-  return absl::OkStatus();
+  if (std::error_code error; !fs::exists(fs::path(data_dir) / kImportLogFolder, error)) return absl::OkStatus();
+  return LinkFiles(data_dir, kImportLogFolder, "", dir);
 }
 
 // The logs that the copied rows name, each as far as they say. False when one is missing because it was made and

@@ -35,6 +35,8 @@ class Jobs {
   virtual void Delete(const std::string& subject, const v1::DeleteJobRequest& request,
                       Done<v1::DeleteJobResponse> done) = 0;
   virtual absl::StatusOr<v1::ExplainJobResponse> Explain(const std::string& job_id) = 0;
+  // FailedPrecondition naming an active job that needs the artifact or has made it.
+  virtual absl::Status CheckUnused(const std::string& digest) const = 0;
   // --- learners
   // All chunks of the step's batch at once, when complete (a long wait: ends with the batch, or Aborted when the group
   // changes).

@@ -220,7 +220,7 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
                                            const v1::DeleteArtifactRequest* request,
                                            v1::DeleteArtifactResponse* response) override {
     return OwnArtifact(context, request, response, "DeleteArtifact", [this](auto& r, auto done) {
-      if (absl::Status status = CheckUnused(r.digest()); !status.ok()) return done(status);
+      if (absl::Status status = edge_.jobs->CheckUnused(r.digest()); !status.ok()) return done(status);
       edge_.artifacts->Delete(r, std::move(done));
     });
   }
@@ -259,27 +259,6 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
           r.set_digest(artifact->digest());
           call(r, std::move(done));
         });
-  }
-
-  absl::Status CheckUnused(const std::string& digest) const {
-    v1::ListJobsRequest request;
-    request.mutable_page()->set_page_size(1000);
-    request.set_include_stages(true);
-    for (const v1::JobState state : {v1::PENDING, v1::RUNNING, v1::PAUSED, v1::WAITING}) request.add_states(state);
-    do {
-      RLHF_ASSIGN_OR_RETURN(const v1::ListJobsResponse page, edge_.jobs->List(request));
-      for (const v1::Job& job : page.jobs()) {
-        bool uses = job.checkpoint() == digest;
-        for (const auto& [reference, resolved] : job.resolved()) uses = uses || resolved == digest;
-        for (const auto& [name, made] : job.result().artifacts()) uses = uses || made == digest;
-        if (uses) {
-          return absl::FailedPreconditionError(absl::StrCat("the active job ", job.id(), " (", job.spec().name(),
-                                                            ") uses ", digest, "; wait for its end or cancel it"));
-        }
-      }
-      request.mutable_page()->set_page_token(page.next_page_token());
-    } while (!request.page().page_token().empty());
-    return absl::OkStatus();
   }
 
   const Edge& edge_;

@@ -278,13 +278,7 @@ void JobTable::FreeAfterEnd(const std::string& job_id) {
 }
 
 void JobTable::DeleteCheckpoint(const std::string& digest) {
-  bool used = false;
-  for (const auto& [id, entry] : jobs_) {
-    if (IsTerminal(entry.job.state())) continue;
-    used = used || entry.job.checkpoint() == digest ||
-           std::any_of(entry.job.resolved().begin(), entry.job.resolved().end(),
-                       [&](const auto& reference) { return reference.second == digest; });
-  }
+  bool used = !CheckUnused(digest).ok();
   // Equal runs have equal checkpoints, and those of ended jobs are theirs still.
   const absl::Status read =
       deps_.store->Scan(Table::kMeta, CheckpointPrefix(), [&](absl::string_view, absl::string_view value) {

@@ -27,6 +27,7 @@ class JobTable final : public Jobs, private JobHost {
   void Delete(const std::string& subject, const v1::DeleteJobRequest& request,
               Done<v1::DeleteJobResponse> done) override;
   absl::StatusOr<v1::ExplainJobResponse> Explain(const std::string& job_id) override;
+  absl::Status CheckUnused(const std::string& digest) const override;
   void NextBatch(const v1::NextBatchRequest& request,
                  Done<std::shared_ptr<const std::vector<v1::Sample>>> done) override;
   void CommitStep(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) override;

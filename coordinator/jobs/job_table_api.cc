@@ -323,6 +323,21 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
   });
 }
 
+absl::Status JobTable::CheckUnused(const std::string& digest) const {
+  for (auto id = order_.rbegin(); id != order_.rend(); ++id) {
+    const v1::Job& job = jobs_.at(*id).job;
+    if (IsTerminal(job.state())) continue;
+    bool uses = job.checkpoint() == digest;
+    for (const auto& [reference, resolved] : job.resolved()) uses = uses || resolved == digest;
+    for (const auto& [name, made] : job.result().artifacts()) uses = uses || made == digest;
+    if (uses) {
+      return absl::FailedPreconditionError(absl::StrCat("the active job ", job.id(), " (", job.spec().name(), ") uses ",
+                                                        digest, "; wait for its end or cancel it"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 JobFacts JobTable::FactsOf(const Entry& entry) {
   JobFacts facts;
   facts.job = entry.job;

@@ -15,23 +15,17 @@ namespace rlhf::coordinator {
 namespace {
 
 // Rows that outlive the process, which ends after some more of its writes.
-class DyingStore final : public StateStore {
+class DyingStore final : public StoreOverRows {
  public:
-  explicit DyingStore(EdgeMemoryStore* rows) : rows_(rows) {}
+  using StoreOverRows::StoreOverRows;
   void DieAfter(int batches) { left_ = batches; }
   void Commit(WriteBatch batch, Committed done) override {
     if (left_ == 0) return;
     --left_;
     rows_->Commit(std::move(batch), std::move(done));
   }
-  absl::Status Scan(Table table, absl::string_view prefix,
-                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
-    return rows_->Scan(table, prefix, fn);
-  }
-  absl::StatusOr<std::string> Get(Table table, absl::string_view key) override { return rows_->Get(table, key); }
 
  private:
-  EdgeMemoryStore* const rows_;
   int left_ = std::numeric_limits<int>::max();
 };
 

@@ -22,17 +22,20 @@ class NoRewards final : public RewardClient {
 };
 
 struct JobsProcess {
-  JobsProcess(StateStore* store, FakeClock* clock, const std::string& dir) : loop(clock) {
+  // Null: nobody scores; work on batches is done at once.
+  JobsProcess(StateStore* store, FakeClock* clock, const std::string& dir, RewardClient* rewards = nullptr,
+              Background* batches = nullptr)
+      : loop(clock) {
     payloads = *OpenPayloadStore(dir + "/payloads");
     fleet = MakeFleet(&loop, absl::Hours(1), absl::Hours(3));
     events = MakeEventLog(store, &loop);
     oversight = MakeOversight(&loop, store);
     artifacts = MakeArtifacts(&loop, &inline_work, store, dir + "/artifacts");
-    sampling = MakeSampling(&loop, store, payloads.get(), fleet.get(), &rewards);
+    sampling = MakeSampling(&loop, store, payloads.get(), fleet.get(), rewards != nullptr ? rewards : &no_rewards);
     groups = MakeLearnerGroups(&loop, fleet.get());
     feedback = MakeFeedback(&loop, store);
     jobs = MakeJobs({&loop, &inline_work, store, events.get(), sampling.get(), groups.get(), feedback.get(),
-                     oversight.get(), artifacts.get()});
+                     oversight.get(), artifacts.get(), nullptr, batches});
   }
   // Goes on with the jobs that there are.
   void Recover() {
@@ -44,7 +47,7 @@ struct JobsProcess {
 
   ManualLoop loop;
   InlineBackground inline_work;
-  NoRewards rewards;
+  NoRewards no_rewards;
   std::unique_ptr<PayloadStore> payloads;
   std::unique_ptr<Fleet> fleet;
   std::unique_ptr<EventLog> events;

@@ -63,4 +63,18 @@ class EdgeMemoryStore final : public StateStore {
   std::map<int, std::map<std::string, std::string>> tables_ ABSL_GUARDED_BY(mu_);
 };
 
+// A store that is read as the rows under it, which outlive it; what becomes of its writes is the derived class's.
+class StoreOverRows : public StateStore {
+ public:
+  explicit StoreOverRows(EdgeMemoryStore* rows) : rows_(rows) {}
+  absl::Status Scan(Table table, absl::string_view prefix,
+                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
+    return rows_->Scan(table, prefix, fn);
+  }
+  absl::StatusOr<std::string> Get(Table table, absl::string_view key) override { return rows_->Get(table, key); }
+
+ protected:
+  EdgeMemoryStore* const rows_;
+};
+
 }  // namespace rlhf::coordinator

@@ -21,9 +21,7 @@
 #include "coordinator/jobs/spec.h"
 #include "coordinator/ledger.h"
 #include "coordinator/store/keys.h"
-#include "tests/coordinator/manual_loop.h"
-#include "tests/coordinator/memory_store.h"
-#include "tests/testing/fake_clock.h"
+#include "tests/coordinator/jobs_process.h"
 #include "tests/testing/scratch_dir.h"
 
 namespace rlhf::coordinator {
@@ -40,9 +38,9 @@ int64_t SampleRowsIn(const WriteBatch& batch) {
 }
 
 // Rows that outlive the process, which may end before any of its writes.
-class CrashingStore final : public StateStore {
+class CrashingStore final : public StoreOverRows {
  public:
-  explicit CrashingStore(EdgeMemoryStore* rows) : rows_(rows) {}
+  using StoreOverRows::StoreOverRows;
   // The first batch that would bring the sample rows written from now on over `rows` is lost, with all later ones.
   void CrashAfterSampleRows(int64_t rows) { left_ = rows; }
   bool crashed() const { return crashed_; }
@@ -61,14 +59,8 @@ class CrashingStore final : public StateStore {
   void Release() {
     for (auto& [done, status] : std::exchange(held_, {})) done(status);
   }
-  absl::Status Scan(Table table, absl::string_view prefix,
-                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
-    return rows_->Scan(table, prefix, fn);
-  }
-  absl::StatusOr<std::string> Get(Table table, absl::string_view key) override { return rows_->Get(table, key); }
 
  private:
-  EdgeMemoryStore* const rows_;
   int64_t left_ = std::numeric_limits<int64_t>::max();
   bool crashed_ = false, holding_ = false;
   std::vector<std::pair<Committed, absl::Status>> held_;
@@ -96,37 +88,18 @@ class Rewards final : public RewardClient {
   }
 };
 
-// All of a coordinator that a PPO job needs, as one process has it.
-struct Process {
-  Process(EdgeMemoryStore* rows, FakeClock* clock, const std::string& dir) : loop(clock), store(rows) {
-    payloads = *OpenPayloadStore(dir + "/payloads");
-    fleet = MakeFleet(&loop, absl::Hours(1), absl::Hours(3));
-    events = MakeEventLog(&store, &loop);
-    oversight = MakeOversight(&loop, &store);
-    artifacts = MakeArtifacts(&loop, &inline_work, &store, dir + "/artifacts");
-    sampling = MakeSampling(&loop, &store, payloads.get(), fleet.get(), &rewards);
-    groups = MakeLearnerGroups(&loop, fleet.get());
-    feedback = MakeFeedback(&loop, &store);
-    jobs = MakeJobs({&loop, &inline_work, &store, events.get(), sampling.get(), groups.get(), feedback.get(),
-                     oversight.get(), artifacts.get(), nullptr, &batches});
+struct Surroundings {
+  CrashingStore store;
+  QueuedBackground batches;
+  Rewards rewards;
+};
+// What a PPO job needs, as one process has it; Recover goes on with its job.
+struct Process : Surroundings, JobsProcess {
+  Process(EdgeMemoryStore* rows, FakeClock* clock, const std::string& dir)
+      : Surroundings{.store = CrashingStore(rows)}, JobsProcess(&store, clock, dir, &rewards, &batches) {
     EXPECT_TRUE(oversight->Recover().ok());
     EXPECT_TRUE(artifacts->Recover().ok());
   }
-
-  ManualLoop loop;
-  CrashingStore store;
-  InlineBackground inline_work;
-  QueuedBackground batches;
-  Rewards rewards;
-  std::unique_ptr<PayloadStore> payloads;
-  std::unique_ptr<Fleet> fleet;
-  std::unique_ptr<EventLog> events;
-  std::unique_ptr<Oversight> oversight;
-  std::unique_ptr<Artifacts> artifacts;
-  std::unique_ptr<Sampling> sampling;
-  std::unique_ptr<LearnerGroups> groups;
-  std::unique_ptr<Feedback> feedback;
-  std::unique_ptr<Jobs> jobs;
 };
 
 using Batch = std::shared_ptr<const std::vector<v1::Sample>>;
