@@ -19,7 +19,7 @@ class MeteredStore final : public StateStore {
                                     {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10})),
         failures_(metrics->Counter("rlhf_store_commit_failures_total", "Writes that could not be made durable.")) {}
 
-  void Commit(WriteBatch batch, Committed done) override {
+  void Enqueue(WriteBatch batch, Committed done) override {
     store_->Commit(std::move(batch),
                    [this, started = clock_->Now(), done = std::move(done)](absl::Status status) mutable {
                      seconds_.Observe(absl::ToDoubleSeconds(clock_->Now() - started));

@@ -121,7 +121,6 @@ absl::Status MintFirstTokens(Tokens* tokens, Oversight* oversight, StateStore* s
     for (const Tokens::Minted& made : minted) tokens->AbandonMint(made.row.id());
     return WithoutAdmin(first, status, "mend that and start again");
   }
-  // Nothing is abandoned from here on: a record that is not stored would break the chain.
   for (const Tokens::Minted& made : minted) {
     oversight->Audit("bootstrap", "token.create", made.row.id(), "allowed",
                      {{"subject", made.row.subject()}, {"project", made.row.project()}, {"roles", made.row.subject()}},

@@ -58,17 +58,28 @@ void AuditChain::Append(const std::string& subject, const std::string& action, c
                         const std::string& decision, const std::map<std::string, std::string>& details,
                         WriteBatch* batch) {
   v1::AuditRecord record;
-  record.set_sequence(++sequence_);
   *record.mutable_at() = ToTimestamp(clock_->WallNow());
   record.set_subject(subject);
   record.set_action(action);
   record.set_object(object);
   record.set_decision(decision);
   record.mutable_details()->insert(details.begin(), details.end());
-  record.set_previous_sha256(last_sha256_);
-  record.set_sha256(client::AuditDigest(record));
-  last_sha256_ = record.sha256();
-  batch->Put(Table::kAudit, RecordKey(record.sequence()), record.SerializeAsString());
+  batch->Put(Table::kAudit, "", record.SerializeAsString());
+  batch->sealer = this;
+}
+
+void AuditChain::Seal(std::vector<WriteBatch::Op>* ops) {
+  for (WriteBatch::Op& op : *ops) {
+    if (op.table != Table::kAudit || op.erase || !op.key.empty()) continue;
+    v1::AuditRecord record;
+    record.ParseFromString(op.value);
+    record.set_sequence(++sequence_);
+    record.set_previous_sha256(last_sha256_);
+    record.set_sha256(client::AuditDigest(record));
+    last_sha256_ = record.sha256();
+    op.key = RecordKey(record.sequence());
+    op.value = record.SerializeAsString();
+  }
 }
 
 void AuditChain::SignHead() {

@@ -15,14 +15,15 @@
 
 namespace rlhf::coordinator {
 
-class AuditChain {
+class AuditChain final : public WriteBatch::Sealer {
  public:
   AuditChain(const Clock* clock, StateStore* store) : clock_(clock), store_(store) {}
   absl::Status Recover();
   void SetSigner(std::shared_ptr<const Signer> signer) { signer_ = std::move(signer); }
   const Signer* signer() const { return signer_.get(); }
 
-  // Adds a record; it becomes durable with the batch.
+  // Adds a record; it becomes durable with the batch, and takes its place in the chain when the batch is committed (on
+  // the loop): one that never is leaves no gap, and two that are committed the other way round break nothing.
   void Append(const std::string& subject, const std::string& action, const std::string& object,
               const std::string& decision, const std::map<std::string, std::string>& details, WriteBatch* batch);
   // Signs the head, unless there is no key or nothing new since the last one. Commits by itself.
@@ -37,6 +38,8 @@ class AuditChain {
   v1::VerifyAuditResponse Verify(const std::function<bool()>& gone = nullptr) const;
 
  private:
+  void Seal(std::vector<WriteBatch::Op>* ops) override;
+
   const Clock* const clock_;
   StateStore* const store_;
   std::shared_ptr<const Signer> signer_;

@@ -275,7 +275,7 @@ class StoreWithPayloads final : public StateStore {
     thread_.join();
     store_.reset();
   }
-  void Commit(WriteBatch batch, Committed done) override {
+  void Enqueue(WriteBatch batch, Committed done) override {
     absl::MutexLock lock(&mu_);
     queue_.emplace_back(std::move(batch), std::move(done));
   }

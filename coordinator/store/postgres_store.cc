@@ -71,7 +71,7 @@ class PostgresStore final : public StateStore {
     return absl::OkStatus();
   }
 
-  void Commit(WriteBatch batch, Committed done) override {
+  void Enqueue(WriteBatch batch, Committed done) override {
     absl::MutexLock lock(&mu_);
     queue_.emplace_back(std::move(batch), std::move(done));
   }

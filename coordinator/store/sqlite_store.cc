@@ -182,7 +182,7 @@ class SqliteStore final : public StateStore {
     if (thread_.joinable()) thread_.join();
   }
 
-  void Commit(WriteBatch batch, Committed done) override {
+  void Enqueue(WriteBatch batch, Committed done) override {
     absl::MutexLock lock(&mu_);
     queue_.push_back({std::move(batch), std::move(done)});
   }

@@ -43,7 +43,14 @@ struct WriteBatch {
     bool erase = false;
     bool all = false;  // erase: every key that begins with `key`
   };
+  // What gives rows their place only when the batch is committed: a chain of them, whatever becomes of other batches.
+  class Sealer {
+   public:
+    virtual ~Sealer() = default;
+    virtual void Seal(std::vector<Op>* ops) = 0;
+  };
   std::vector<Op> ops;
+  Sealer* sealer = nullptr;  // not owned
   void Put(Table table, std::string key, std::string value) {
     ops.push_back({table, std::move(key), std::move(value), false});
   }
@@ -61,7 +68,10 @@ class StateStore {
   // Enqueues; `done` runs on the store's thread once the batch (and every earlier one) is durable. Writes that come
   // together share a transaction. Unavailable (reason STORE_UNAVAILABLE) on a full or failing disk: nothing of the
   // batch was kept, and every later Commit fails alike until the store is opened anew.
-  virtual void Commit(WriteBatch batch, Committed done) = 0;
+  void Commit(WriteBatch batch, Committed done) {
+    if (WriteBatch::Sealer* const sealer = std::exchange(batch.sealer, nullptr)) sealer->Seal(&batch.ops);
+    Enqueue(std::move(batch), std::move(done));
+  }
   absl::Status CommitAndWait(WriteBatch batch);
   // Committed rows only. fn returns false to stop.
   virtual absl::Status Scan(Table table, absl::string_view prefix,
@@ -76,6 +86,10 @@ class StateStore {
   // A consistent copy of all committed rows as a new file, made while writes go on. Blocks. Unimplemented for a store
   // that is not a file.
   virtual absl::Status BackUp(const std::string& path);
+
+ protected:
+  // Commit, of a batch that is sealed.
+  virtual void Enqueue(WriteBatch batch, Committed done) = 0;
 };
 
 // Of the rows; a store of an older version is brought to it when it is opened.

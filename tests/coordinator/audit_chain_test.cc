@@ -62,6 +62,46 @@ TEST_F(AuditChainTest, VerifyingOnAnotherThreadHoldsWhileRecordsAndHeadsAreAdded
   EXPECT_EQ(all.head().sequence(), all.records());
 }
 
+TEST_F(AuditChainTest, BatchesThatAreDroppedOrOvertakeOneAnotherLeaveTheChainWhole) {
+  const auto expect_intact = [&](uint64_t records) {
+    const v1::VerifyAuditResponse found = chain_.Verify();
+    EXPECT_TRUE(found.intact()) << found.problem() << " at " << found.first_bad_sequence();
+    EXPECT_EQ(found.records(), records);
+  };
+  Add(1);
+  {
+    WriteBatch dropped;
+    chain_.Append("ada", "look", "never", "done", {}, &dropped);
+  }
+  Add(2);
+  expect_intact(2);
+
+  WriteBatch first, second;
+  chain_.Append("ada", "look", "a", "done", {}, &first);
+  chain_.Append("ada", "look", "b", "done", {}, &second);
+  chain_.Append("ada", "look", "c", "done", {}, &first);
+  // A head is signed of what is committed, never of what may not be.
+  chain_.SignHead();
+  expect_intact(2);
+  ASSERT_TRUE(store_.CommitAndWait(std::move(second)).ok());
+  ASSERT_TRUE(store_.CommitAndWait(std::move(first)).ok());
+  chain_.SignHead();
+  expect_intact(5);
+  std::vector<std::string> objects;
+  const auto all = chain_.All();
+  ASSERT_TRUE(all.ok()) << all.status();
+  for (const v1::AuditRecord& record : *all) objects.push_back(record.object());
+  EXPECT_EQ(objects, std::vector<std::string>({"1", "2", "b", "a", "c"}));
+
+  // And goes on from there after a restart.
+  AuditChain restarted(Clock::Real(), &store_);
+  ASSERT_TRUE(restarted.Recover().ok());
+  WriteBatch batch;
+  restarted.Append("ada", "look", "d", "done", {}, &batch);
+  ASSERT_TRUE(store_.CommitAndWait(std::move(batch)).ok());
+  expect_intact(6);
+}
+
 TEST_F(AuditChainTest, NobodyWaitsForIt) {
   for (int i = 0; i < 10; ++i) Add(i);
   const v1::VerifyAuditResponse found = chain_.Verify([] { return true; });

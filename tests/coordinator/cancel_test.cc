@@ -19,7 +19,7 @@ class DyingStore final : public StoreOverRows {
  public:
   using StoreOverRows::StoreOverRows;
   void DieAfter(int batches) { left_ = batches; }
-  void Commit(WriteBatch batch, Committed done) override {
+  void Enqueue(WriteBatch batch, Committed done) override {
     if (left_ == 0) return;
     --left_;
     rows_->Commit(std::move(batch), std::move(done));

@@ -13,7 +13,7 @@ namespace rlhf::coordinator {
 
 class EdgeMemoryStore final : public StateStore {
  public:
-  void Commit(WriteBatch batch, Committed done) override {
+  void Enqueue(WriteBatch batch, Committed done) override {
     absl::Status status;
     {
       absl::MutexLock lock(&mu_);

@@ -45,7 +45,7 @@ class CrashingStore final : public StoreOverRows {
   void CrashAfterSampleRows(int64_t rows) { left_ = rows; }
   bool crashed() const { return crashed_; }
 
-  void Commit(WriteBatch batch, Committed done) override {
+  void Enqueue(WriteBatch batch, Committed done) override {
     const int64_t samples = SampleRowsIn(batch);
     crashed_ = crashed_ || samples > left_;
     if (crashed_) return;

@@ -30,7 +30,7 @@ using testing::UnorderedElementsAre;
 class BusyStore final : public StateStore {
  public:
   explicit BusyStore(std::unique_ptr<StateStore> store) : store_(std::move(store)) {}
-  void Commit(WriteBatch batch, Committed done) override { store_->Commit(std::move(batch), std::move(done)); }
+  void Enqueue(WriteBatch batch, Committed done) override { store_->Commit(std::move(batch), std::move(done)); }
   absl::Status Scan(Table table, absl::string_view prefix,
                     absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
     return store_->Scan(table, prefix, fn);
