@@ -227,7 +227,6 @@ absl::StatusOr<LineageRows> CollectLineageRows(const std::string& project, Jobs&
     for (v1::Artifact& artifact : *page.mutable_artifacts()) rows.artifacts.push_back(std::move(artifact));
     list.mutable_page()->set_page_token(page.next_page_token());
   } while (!list.page().page_token().empty());
-  RLHF_ASSIGN_OR_RETURN(rows.records, oversight.audit().All());
   return rows;
 }
 

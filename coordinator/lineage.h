@@ -24,9 +24,9 @@ struct LineageRows {
   std::vector<v1::ComparisonSet> sets;
   std::vector<v1::GateRow> gates;
   std::vector<v1::Artifact> artifacts;
-  std::vector<v1::AuditRecord> records;
+  std::vector<v1::AuditRecord> records;  // all of the audit log's
 };
-// Everything in the coordinator's rows that a model of the project may rest on. Loop thread only.
+// What a model of the project may rest on and the coordinator holds in memory: all but the records. Loop thread only.
 absl::StatusOr<LineageRows> CollectLineageRows(const std::string& project, Jobs& jobs, Feedback& feedback,
                                                Oversight& oversight, Artifacts& artifacts);
 // Breadth first from the model; the audit log's records about the steps are added. NotFound when nothing is known of

@@ -69,55 +69,71 @@ class OversightService final : public v1::OversightService::CallbackService {
   }
   grpc::ServerUnaryReactor* ListAudit(grpc::CallbackServerContext* context, const v1::ListAuditRequest* request,
                                       v1::ListAuditResponse* response) override {
-    return OnLoop(
-        edge_, context, request, response,
-        Directly([this](const Caller& caller, v1::ListAuditRequest& r) -> absl::StatusOr<v1::ListAuditResponse> {
-          RLHF_RETURN_IF_ERROR(PageSize(r.page()).status());
-          RLHF_RETURN_IF_ERROR(ForAll(caller, "ListAudit"));
-          return edge_.oversight->audit().List(r);
-        }));
+    return OnLoop(edge_, context, request, response,
+                  [this](const Caller& caller, v1::ListAuditRequest& r, Done<v1::ListAuditResponse> done) {
+                    absl::Status status = PageSize(r.page()).status();
+                    if (status.ok()) status = ForAll(caller, "ListAudit");
+                    if (!status.ok()) return done(status);
+                    OffLoop<v1::ListAuditResponse>(
+                        [oversight = edge_.oversight, r] { return oversight->audit().List(r); }, std::move(done));
+                  });
   }
   grpc::ServerUnaryReactor* VerifyAudit(grpc::CallbackServerContext* context, const v1::VerifyAuditRequest* request,
                                         v1::VerifyAuditResponse* response) override {
-    return OnLoop(edge_, context, request, response,
-                  [this](const Caller& caller, v1::VerifyAuditRequest&, Done<v1::VerifyAuditResponse> done,
-                         std::function<bool()> gone) {
-                    if (absl::Status status = ForAll(caller, "VerifyAudit"); !status.ok()) return done(status);
-                    edge_.background->Run([loop = edge_.loop, oversight = edge_.oversight, done = std::move(done),
-                                           gone = std::move(gone)]() mutable {
-                      v1::VerifyAuditResponse verified = oversight->audit().Verify(gone);
-                      loop->Post([done = std::move(done), verified = std::move(verified)]() mutable {
-                        done(std::move(verified));
-                      });
-                    });
-                  });
+    return OnLoop(
+        edge_, context, request, response,
+        [this](const Caller& caller, v1::VerifyAuditRequest&, Done<v1::VerifyAuditResponse> done,
+               std::function<bool()> gone) {
+          if (absl::Status status = ForAll(caller, "VerifyAudit"); !status.ok()) return done(status);
+          OffLoop<v1::VerifyAuditResponse>(
+              [oversight = edge_.oversight, gone = std::move(gone)] { return oversight->audit().Verify(gone); },
+              std::move(done));
+        });
   }
   grpc::ServerUnaryReactor* ListAuditHeads(grpc::CallbackServerContext* context,
                                            const v1::ListAuditHeadsRequest* request,
                                            v1::ListAuditHeadsResponse* response) override {
     return OnLoop(edge_, context, request, response,
-                  Directly([this](const Caller& caller,
-                                  v1::ListAuditHeadsRequest& r) -> absl::StatusOr<v1::ListAuditHeadsResponse> {
-                    RLHF_RETURN_IF_ERROR(PageSize(r.page()).status());
-                    RLHF_RETURN_IF_ERROR(ForAll(caller, "ListAuditHeads"));
-                    return edge_.oversight->audit().ListHeads(r);
-                  }));
+                  [this](const Caller& caller, v1::ListAuditHeadsRequest& r, Done<v1::ListAuditHeadsResponse> done) {
+                    absl::Status status = PageSize(r.page()).status();
+                    if (status.ok()) status = ForAll(caller, "ListAuditHeads");
+                    if (!status.ok()) return done(status);
+                    OffLoop<v1::ListAuditHeadsResponse>(
+                        [oversight = edge_.oversight, r] { return oversight->audit().ListHeads(r); }, std::move(done));
+                  });
   }
   grpc::ServerUnaryReactor* GetLineage(grpc::CallbackServerContext* context, const v1::GetLineageRequest* request,
                                        v1::Lineage* response) override {
-    return OnLoop(edge_, context, request, response,
-                  Directly([this](const Caller& caller, v1::GetLineageRequest& r) -> absl::StatusOr<v1::Lineage> {
-                    const std::string project = Edge::ProjectFor(caller, r.project());
-                    RLHF_RETURN_IF_ERROR(edge_.Admit(caller, project, "/rlhf.v1.OversightService/GetLineage"));
-                    RLHF_ASSIGN_OR_RETURN(const v1::Artifact model, edge_.artifacts->Resolve(r.model(), project));
-                    RLHF_ASSIGN_OR_RETURN(
-                        const LineageRows rows,
-                        CollectLineageRows(project, *edge_.jobs, *edge_.feedback, *edge_.oversight, *edge_.artifacts));
-                    return LineageOf(model.digest(), rows);
-                  }));
+    return OnLoop(
+        edge_, context, request, response,
+        [this](const Caller& caller, v1::GetLineageRequest& r, Done<v1::Lineage> done, std::function<bool()> gone) {
+          const std::string project = Edge::ProjectFor(caller, r.project());
+          const absl::Status admitted = edge_.Admit(caller, project, "/rlhf.v1.OversightService/GetLineage");
+          if (!admitted.ok()) return done(admitted);
+          const absl::StatusOr<v1::Artifact> model = edge_.artifacts->Resolve(r.model(), project);
+          if (!model.ok()) return done(model.status());
+          absl::StatusOr<LineageRows> rows =
+              CollectLineageRows(project, *edge_.jobs, *edge_.feedback, *edge_.oversight, *edge_.artifacts);
+          if (!rows.ok()) return done(rows.status());
+          OffLoop<v1::Lineage>(
+              [oversight = edge_.oversight, digest = model->digest(), rows = *std::move(rows),
+               gone = std::move(gone)]() mutable -> absl::StatusOr<v1::Lineage> {
+                RLHF_ASSIGN_OR_RETURN(rows.records, oversight->audit().All(gone));
+                return LineageOf(digest, rows);
+              },
+              std::move(done));
+        });
   }
 
  private:
+  // Answers on the loop with what `read` found on another thread.
+  template <typename T>
+  void OffLoop(absl::AnyInvocable<absl::StatusOr<T>()> read, Done<T> done) const {
+    edge_.background->Run([loop = edge_.loop, read = std::move(read), done = std::move(done)]() mutable {
+      absl::StatusOr<T> found = read();
+      loop->Post([done = std::move(done), found = std::move(found)]() mutable { done(std::move(found)); });
+    });
+  }
   // The halt switch and the audit chain are the whole service's.
   absl::Status ForAll(const Caller& caller, const char* method) const { return edge_.Admit(caller, "*", method); }
 

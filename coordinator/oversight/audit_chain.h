@@ -1,5 +1,7 @@
 // The audit log: each record holds the hash of the one before, and the head is signed now and then, so that neither a
-// changed record nor a cut tail goes unnoticed. Loop thread only, but for Verify.
+// changed record nor a cut tail goes unnoticed. Loop thread only, but for what only reads: List, ListHeads, All and
+// Verify are for any thread once there is a signer or none is to come, also while records are added, and not for the
+// loop: they wait for the store, and a log has millions of records.
 #pragma once
 
 #include <functional>
@@ -31,10 +33,10 @@ class AuditChain final : public WriteBatch::Sealer {
 
   absl::StatusOr<v1::ListAuditResponse> List(const v1::ListAuditRequest& request) const;
   absl::StatusOr<v1::ListAuditHeadsResponse> ListHeads(const v1::ListAuditHeadsRequest& request) const;
-  absl::StatusOr<std::vector<v1::AuditRecord>> All() const;
-  // Recomputes the whole chain, and checks the signed heads when there is a key. Any thread once there is a signer or
-  // none is to come, also while records are added; not for the loop, for it reads all of them. Ends early, as not
-  // intact, when `gone` says that nobody waits for it.
+  // Cancelled when `gone` says that nobody waits for it.
+  absl::StatusOr<std::vector<v1::AuditRecord>> All(const std::function<bool()>& gone = nullptr) const;
+  // Recomputes the whole chain, and checks the signed heads when there is a key. Ends early, as not intact, when `gone`
+  // says that nobody waits for it.
   v1::VerifyAuditResponse Verify(const std::function<bool()>& gone = nullptr) const;
 
  private:
