@@ -47,6 +47,7 @@ constexpr absl::Duration kSignEvery = absl::Minutes(1);
 constexpr absl::Duration kStuckAfter = absl::Seconds(30);
 constexpr absl::Duration kSweepStagingEvery = absl::Hours(6);
 constexpr absl::Duration kTryToLeadEvery = absl::Milliseconds(250);
+constexpr absl::Duration kLookAtCertificatesEvery = absl::Seconds(10);
 constexpr absl::Duration kWarnEvery = absl::Seconds(30);  // of a database that does not answer
 
 class CoordinatorServerImpl final : public CoordinatorServer {
@@ -100,6 +101,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   void StartTicks();
   // Off the loop: a volume that hangs must not stop everything.
   void LookForRoom();
+  void LookAtCertificates();
   void Every(absl::Duration period, std::function<void()> tick);
   // Runs fn on the loop and waits for it.
   absl::Status OnLoopAndWait(std::function<absl::Status()> fn);
@@ -107,11 +109,13 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   const CoordinatorConfig config_;
   Clock* const clock_;
   const PostgresOptions postgres_{config_.store == "sqlite" ? "" : config_.store, config_.data_dir};
+  const std::map<std::string, std::string> certificates_{
+      {"fleet", config_.tls_cert}, {"api", config_.api_cert}, {"ca", config_.tls_ca}};
   std::string fleet_address_ = config_.fleet_address, api_address_ = config_.api_address;
   std::atomic<Phase> phase_{Phase::kRecovering};
   std::atomic<int64_t> loop_turned_ns_{0};
   std::atomic<bool> stopped_{false}, store_failed_{false};
-  std::atomic<bool> looking_for_room_{false}, out_of_room_{false};
+  std::atomic<bool> looking_for_room_{false}, out_of_room_{false}, looking_at_certificates_{false};
   bool shut_down_ = false;
   absl::Duration warned_ = absl::ZeroDuration();
 
@@ -185,7 +189,10 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   RLHF_RETURN_IF_ERROR(ListenWeb());
   StartTicks();
   export_->Attach();
-  if (!config_.insecure) ExportAdminExpiry(tokens_.get(), &metrics_);
+  if (!config_.insecure) {
+    ExportCertificates(certificates_, &metrics_);  // before the first scrape that is answered "ready"
+    ExportAdminExpiry(tokens_.get(), &metrics_);
+  }
   const double seconds = absl::ToDoubleSeconds(clock_->Now() - started);
   metrics_.Gauge("rlhf_recovery_seconds", "How long the last start took until it served.").Set(seconds);
   phase_ = Phase::kReady;
@@ -302,8 +309,6 @@ void CoordinatorServerImpl::MakeManagers() {
   sources.fleet = fleet_.get();
   sources.oversight = oversight_.get();
   sources.events = events_.get();
-  if (!config_.insecure)
-    sources.certificates = {{"fleet", config_.tls_cert}, {"api", config_.api_cert}, {"ca", config_.tls_ca}};
   export_ = MetricsExport::Make(sources, &metrics_);
 }
 
@@ -409,6 +414,7 @@ void CoordinatorServerImpl::StartTicks() {
   Every(absl::Seconds(1), [this] { feedback_->Tick(); });
   Every(kSignEvery, [this] { oversight_->audit().SignHead(); });
   Every(absl::Milliseconds(500), [this] { LookForRoom(); });
+  if (!config_.insecure) Every(kLookAtCertificatesEvery, [this] { LookAtCertificates(); });
   Every(kSweepPayloadsEvery, [this] { retention_->Sweep(); });
   loop_->Post([this] { artifacts_->SweepStaging(); });
   Every(kSweepStagingEvery, [this] { artifacts_->SweepStaging(); });
@@ -433,6 +439,14 @@ void CoordinatorServerImpl::LookForRoom() {
                    trouble.any() ? trouble.why + ": jobs pause" : "the disks can be written to again: jobs go on");
     loop_->Post([this, trouble = std::move(trouble)] { jobs_->SetOutOfRoom(trouble.why, trouble.code); });
     looking_for_room_ = false;
+  });
+}
+
+void CoordinatorServerImpl::LookAtCertificates() {
+  if (looking_at_certificates_.exchange(true)) return;
+  background_->Run([this] {
+    ExportCertificates(certificates_, &metrics_);
+    looking_at_certificates_ = false;
   });
 }
 

@@ -83,6 +83,15 @@ double ExpiryOf(const std::string& pem_file) {
 
 }  // namespace
 
+void ExportCertificates(const std::map<std::string, std::string>& files, MetricsRegistry* metrics) {
+  for (const auto& [label, file] : files) {
+    metrics
+        ->Gauge("rlhf_certificate_expiry_timestamp_seconds",
+                "When a certificate of this process ends; 0 when unreadable.", {{"certificate", label}})
+        .Set(ExpiryOf(file));
+  }
+}
+
 MetricsExport::MetricsExport(const MetricsSources& sources, MetricsRegistry* metrics)
     : sources_(sources),
       metrics_(metrics),
@@ -126,7 +135,6 @@ void MetricsExport::Refresh() {
   RefreshJobs();
   RefreshWorkers();
   RefreshOversight();
-  RefreshCertificates();
 }
 
 void MetricsExport::SetAll(const std::string& name, const std::string& help,
@@ -324,15 +332,6 @@ void MetricsExport::RefreshOversight() {
       ->Gauge("rlhf_gate_oldest_waiting_seconds",
               "How long the gate that has waited longest has waited; 0 without one.")
       .Set(absl::ToDoubleSeconds(now - oldest));
-}
-
-void MetricsExport::RefreshCertificates() {
-  for (const auto& [label, file] : sources_.certificates) {
-    metrics_
-        ->Gauge("rlhf_certificate_expiry_timestamp_seconds",
-                "When a certificate of this process ends; 0 when unreadable.", {{"certificate", label}})
-        .Set(ExpiryOf(file));
-  }
 }
 
 }  // namespace rlhf::coordinator

@@ -28,8 +28,11 @@ struct MetricsSources {
   Fleet* fleet = nullptr;
   Oversight* oversight = nullptr;
   EventLog* events = nullptr;
-  std::map<std::string, std::string> certificates;  // label to a PEM file
 };
+
+// Sets when certificates end, by their label: of the first one in each PEM file. Reads the files: any thread but the
+// loop.
+void ExportCertificates(const std::map<std::string, std::string>& files, MetricsRegistry* metrics);
 
 class MetricsExport : public std::enable_shared_from_this<MetricsExport> {
  public:
@@ -54,7 +57,6 @@ class MetricsExport : public std::enable_shared_from_this<MetricsExport> {
   void ExportSlices(const v1::Job& job);
   void RefreshWorkers();
   void RefreshOversight();
-  void RefreshCertificates();
   // Sets every series of a family that was ever set and is not in `values` to 0.
   void SetAll(const std::string& name, const std::string& help,
               const std::map<MetricsRegistry::Labels, double>& values);
