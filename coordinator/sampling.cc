@@ -396,12 +396,17 @@ Sampling::Situation SamplingImpl::SituationOf(const std::string& job_id) const {
     out.reward_servers += takes_work(session) ? 1 : 0;
   const ActiveJob* job = Find(job_id);
   if (job == nullptr) return out;
-  for (const Session* session : fleet_->Sessions(v1::ROLE_ROLLOUT_WORKER)) {
-    const auto why = job->unsuited.find(session->session_id);
-    if (why == job->unsuited.end() || !takes_work(session)) continue;
-    ++out.unsuited_workers;
-    out.unsuited_why = why->second;
-  }
+  const auto count = [&](v1::Role role, const std::map<std::string, std::string>& unsuited, int* sessions,
+                         std::string* one) {
+    for (const Session* session : fleet_->Sessions(role)) {
+      const auto why = unsuited.find(session->session_id);
+      if (why == unsuited.end() || !takes_work(session)) continue;
+      ++*sessions;
+      *one = why->second;
+    }
+  };
+  count(v1::ROLE_ROLLOUT_WORKER, job->unsuited, &out.unsuited_workers, &out.unsuited_why);
+  count(v1::ROLE_REWARD_SERVER, job->unsuited_scorers, &out.unsuited_reward_servers, &out.unsuited_reward_why);
   out.paused = job->paused;
   out.serving_this = static_cast<int>(job->leases.workers());
   out.score_requests = job->score_requests;

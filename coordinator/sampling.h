@@ -62,6 +62,7 @@ class SamplingListener {
 class RewardClient {
  public:
   virtual ~RewardClient() = default;
+  // Unsuited (common/unsuited.h): that server cannot score the job as it was started.
   virtual void Score(const std::string& address, v1::ScoreRequest request, absl::Duration timeout,
                      absl::AnyInvocable<void(absl::StatusOr<v1::ScoreResponse>)> done) = 0;
 };
@@ -140,9 +141,11 @@ class Sampling : public FleetListener {
     int rollout_workers = 0, reward_servers = 0;  // that take work
     int unsuited_workers = 0;                     // of the rollout workers, those that cannot serve this job
     std::string unsuited_why;                     // one of them, with its precision and how to start it instead
-    int serving_this = 0;                         // rollout workers with leases of this job
-    std::vector<std::string> rollout_holders;     // other jobs that have rollout workers
-    bool over_quota = false;                      // of rollout workers
+    int unsuited_reward_servers = 0;              // likewise
+    std::string unsuited_reward_why;
+    int serving_this = 0;                      // rollout workers with leases of this job
+    std::vector<std::string> rollout_holders;  // other jobs that have rollout workers
+    bool over_quota = false;                   // of rollout workers
     int score_requests = 0;
     absl::Duration since_last;  // since a sample of it finished, or since it was added
   };

@@ -32,7 +32,9 @@ struct ActiveJob {
   Ledger ledger;
   WeightFanOut fan_out;  // of plan.policy's version
   bool paused = false;
-  std::map<std::string, std::string> unsuited;  // workers' sessions that cannot serve it as they were started, and why
+  // Sessions that cannot serve it as they were started, and why.
+  std::map<std::string, std::string> unsuited;          // rollout workers'
+  std::map<std::string, std::string> unsuited_scorers;  // reward servers'
   bool Suits(const std::string& session_id) const { return unsuited.count(session_id) == 0; }
   LeaseTable leases;                          // exactly the leased ones, each at the newest attempt that is alive
   LeaseTable slow;                            // a lease that is hedged: its older attempt, which may still win
@@ -185,7 +187,7 @@ class SamplingImpl final : public Sampling {
   void Dispatch(bool now);
   bool SendBatch(ActiveJob& job);  // false when nothing could be sent
   size_t FullBatch(const ActiveJob& job) const;
-  const Session* PickRewardServer();
+  const Session* PickRewardServer(const ActiveJob* job);  // null: for any job
   // The size of the job's requests follows what its scorers can do in time: halved by a request that took too long,
   // doubled by enough full ones that did not; by twice as many each time that doubling was too much.
   void OnScoreTime(ActiveJob& job, size_t sent, bool in_time);
@@ -193,6 +195,8 @@ class SamplingImpl final : public Sampling {
   bool Regenerate(ActiveJob& job, const SampleKey& key, const absl::Status& why, WriteBatch* batch);
   // A sample could not be scored: later again, or for good.
   void FailScoring(ActiveJob& job, const SampleKey& key, const absl::Status& why, WriteBatch* batch);
+  // The reward server cannot score the job as it was started: others do, and the samples lose nothing by it.
+  void PassOverScorer(ActiveJob& job, const std::string& session_id, const absl::Status& why);
   void OnScores(const std::string& job_id, const std::string& session_id, const std::vector<Sent>& sent,
                 const absl::StatusOr<v1::ScoreResponse>& response);
   absl::Status TakeScore(ActiveJob& job, const Sent& sent, const v1::SampleScore& score, WriteBatch* batch);

@@ -302,6 +302,7 @@ void SamplingImpl::OnLost(const Session& session) {
   reward_servers_.erase(session.session_id);
   stuck_.erase(session.session_id);
   last_job_.erase(session.session_id);
+  for (const auto& [id, job] : jobs_) job->unsuited_scorers.erase(session.session_id);
   if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
   for (const auto& [id, job] : jobs_) {
     job->fan_out.Leave(session.session_id);

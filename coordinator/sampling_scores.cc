@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/status_util.h"
+#include "common/unsuited.h"
 #include "coordinator/sampling_impl.h"
 
 namespace rlhf::coordinator {
@@ -45,12 +46,13 @@ std::string ProblemOf(const v1::Score& score, const v1::Sample& sample, bool ref
 
 }  // namespace
 
-const Session* SamplingImpl::PickRewardServer() {
+const Session* SamplingImpl::PickRewardServer(const ActiveJob* job) {
   const Session* best = nullptr;
   int least = options_.score_requests_in_flight;
   const absl::Duration now = loop_->clock().Now();
   for (const Session* session : fleet_->Sessions(v1::ROLE_REWARD_SERVER)) {
     if (session->draining || session->cordoned || session->identity.address().empty()) continue;
+    if (job != nullptr && job->unsuited_scorers.count(session->session_id) > 0) continue;
     const auto it = reward_servers_.find(session->session_id);
     const int in_flight = it == reward_servers_.end() ? 0 : it->second.in_flight;
     if (in_flight >= least || (it != reward_servers_.end() && now < it->second.not_before)) continue;
@@ -80,7 +82,7 @@ void SamplingImpl::Dispatch(bool now) {
       jobs.push_back(job.get());
     }
     // In this order: to pick is to look at the whole fleet, and most times there is nothing to send.
-    if (!any || PickRewardServer() == nullptr) return;
+    if (!any || PickRewardServer(nullptr) == nullptr) return;
     const int picked = PickClaim(claims, QuotaRule{options_.quotas, &v1::Quota::max_score_requests}, -1);
     if (picked < 0) return;
     ActiveJob* const job = jobs[static_cast<size_t>(picked)];
@@ -98,7 +100,7 @@ size_t SamplingImpl::FullBatch(const ActiveJob& job) const {
 
 bool SamplingImpl::SendBatch(ActiveJob& job) {
   const absl::Duration time = loop_->clock().Now();
-  const Session* server = PickRewardServer();
+  const Session* server = PickRewardServer(&job);
   if (server == nullptr) return false;
   v1::ScoreRequest request;
   request.set_job_id(job.plan.job_id);
@@ -179,12 +181,22 @@ void SamplingImpl::FailScoring(ActiveJob& job, const SampleKey& key, const absl:
   });
 }
 
+void SamplingImpl::PassOverScorer(ActiveJob& job, const std::string& session_id, const absl::Status& why) {
+  job.last_problem = absl::StrCat("scoring: ", why.message());
+  const absl::StatusOr<const Session*> session = fleet_->Find(session_id);
+  if (!session.ok()) return;  // started anew, it may be another
+  const std::string& server = (*session)->identity.instance_id();
+  if (job.unsuited_scorers.try_emplace(session_id, absl::StrCat(server, ": ", why.message())).second)
+    spdlog::warn("job {}: {} cannot score it and gets none of it: {}", job.plan.job_id, server,
+                 std::string(why.message()));
+}
+
 void SamplingImpl::OnScores(const std::string& job_id, const std::string& session_id, const std::vector<Sent>& sent,
                             const absl::StatusOr<v1::ScoreResponse>& response) {
   const absl::Duration now = loop_->clock().Now();
   if (const auto it = reward_servers_.find(session_id); it != reward_servers_.end()) {
     --it->second.in_flight;
-    if (!response.ok()) it->second.not_before = now + kScoreBackoff;
+    if (!response.ok() && !IsUnsuited(response.status())) it->second.not_before = now + kScoreBackoff;
   }
   ActiveJob* job = Find(job_id);
   if (job == nullptr) return Dispatch(false);
@@ -195,7 +207,10 @@ void SamplingImpl::OnScores(const std::string& job_id, const std::string& sessio
     const v1::SampleRow* row = job->ledger.Find(one.key);
     return row != nullptr && row->state() == v1::GENERATED && row->attempt() == one.attempt;
   };
-  if (!response.ok()) {
+  if (IsUnsuited(response.status())) {
+    const LogScope scope({.job_id = job_id});
+    PassOverScorer(*job, session_id, response.status());
+  } else if (!response.ok()) {
     const LogScope scope({.job_id = job_id});
     spdlog::warn("job {}: scoring failed: {}", job_id, response.status().ToString());
     if (absl::IsDeadlineExceeded(response.status())) OnScoreTime(*job, sent.size(), /*in_time=*/false);

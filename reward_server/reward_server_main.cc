@@ -149,7 +149,9 @@ int Run(const Flags& flags) {
   metrics.OnCollect([&] {
     metrics.Gauge("rlhf_reward_queue_depth", "Scoring requests waiting.").Set(static_cast<double>(batcher.queued()));
   });
-  rlhf::reward::RewardServiceAdapter service(&batcher);
+  rlhf::reward::RewardServiceAdapter service(&batcher, [&](const rlhf::v1::ScoreRequest& request) {
+    return rlhf::reward::CheckSuits(scorer_options, request);
+  });
 
   rlhf::RpcServerOptions server_options;
   server_options.address = flags.address;

@@ -25,6 +25,10 @@ grpc::ServerUnaryReactor* RewardServiceAdapter::Score(grpc::CallbackServerContex
       return reactor;
     }
   }
+  if (const absl::Status suited = suits_ ? suits_(*request) : absl::OkStatus(); !suited.ok()) {
+    reactor->Finish(ToGrpc(suited));
+    return reactor;
+  }
   if (!RLHF_FAILPOINT_OK("reward/before_score")) {
     reactor->Finish(ToGrpc(absl::UnavailableError("failpoint reward/before_score")));
     return reactor;

@@ -13,6 +13,7 @@
 #include "common/canonical_bytes.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
+#include "common/unsuited.h"
 #include "model/guard.h"
 #include "model/log_probs.h"
 #include "reward_server/components/ensemble.h"
@@ -37,6 +38,11 @@ std::vector<std::pair<size_t, size_t>> SplitByTokens(const std::vector<std::vect
   }
   if (begin < sequences.size()) out.emplace_back(begin, sequences.size());
   return out;
+}
+
+bool AnyModel(const v1::ScorerSpec& spec) {
+  return std::any_of(spec.components().begin(), spec.components().end(),
+                     [](const v1::RewardComponent& one) { return one.has_reward_model() || one.has_ensemble(); });
 }
 
 void Fail(const absl::Status& status, v1::SampleScore* score) {
@@ -174,6 +180,16 @@ class RewardModelScore : public Component {
   std::vector<std::string> names_;
   std::optional<bool> same_tokens_;
 };
+
+absl::Status CheckSuits(const ScorerOptions& options, const v1::ScoreRequest& request) {
+  const bool models = !request.reference_policy().empty() || AnyModel(request.scorer()) || AnyModel(request.gold());
+  if (!request.deterministic() || !models || (options.dtype == torch::kFloat32 && options.device.is_cpu()))
+    return absl::OkStatus();
+  return UnsuitedError(
+      absl::StrCat("a deterministic job needs scores with the same bits everywhere; this reward server computes ",
+                   options.device.is_cpu() ? "with another precision" : "on a GPU",
+                   ": start this server with --device cpu --precision float32"));
+}
 
 Scorer::Scorer(client::ArtifactCache* artifacts, const ScorerOptions& options)
     : artifacts_(artifacts), options_(options) {}

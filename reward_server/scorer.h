@@ -26,6 +26,10 @@ struct ScorerOptions {
   int64_t batch_tokens = 8192;  // a forward pass holds at most
 };
 
+// Whether a server with these options can score a request at all. Unsuited (common/unsuited.h): its job is
+// deterministic, models are asked for, and they are not computed with float32 on the CPU. Any thread.
+absl::Status CheckSuits(const ScorerOptions& options, const v1::ScoreRequest& request);
+
 class Scorer {
  public:
   Scorer(client::ArtifactCache* artifacts, const ScorerOptions& options);

@@ -7,9 +7,9 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/status_util.h"
+#include "common/unsuited.h"
 #include "model/device.h"
 #include "model/weights_io.h"
-#include "rollout_worker/unsuited.h"
 
 namespace rlhf::rollout {
 namespace {

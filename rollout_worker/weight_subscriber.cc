@@ -21,9 +21,9 @@
 #include "common/log.h"
 #include "common/shared_memory.h"
 #include "common/status_util.h"
+#include "common/unsuited.h"
 #include "model/device.h"
 #include "model/guard.h"
-#include "rollout_worker/unsuited.h"
 
 namespace rlhf::rollout {
 namespace {

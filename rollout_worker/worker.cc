@@ -14,7 +14,7 @@
 #include "common/log.h"
 #include "common/status_util.h"
 #include "common/tracing.h"
-#include "rollout_worker/unsuited.h"
+#include "common/unsuited.h"
 
 namespace rlhf::rollout {
 namespace {

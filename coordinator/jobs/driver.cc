@@ -107,6 +107,8 @@ void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFact
   facts->reward_servers = situation.reward_servers;
   facts->unsuited_workers = situation.unsuited_workers;
   facts->unsuited_why = situation.unsuited_why;
+  facts->unsuited_reward_servers = situation.unsuited_reward_servers;
+  facts->unsuited_reward_why = situation.unsuited_reward_why;
   facts->serving_this = situation.serving_this;
   facts->rollout_holders = situation.rollout_holders;
   facts->over_quota = situation.over_quota;

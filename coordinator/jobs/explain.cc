@@ -99,13 +99,21 @@ void ExplainSamples(const JobFacts& facts, Waits* waits) {
     waits->Add(v1::NO_REWARD_SERVER, absl::StrCat("a reward server, for ", counts.generated(), " generated samples"),
                samples.since, "start a reward server, or uncordon one: `rlhfctl workers list`");
   }
+  const bool nobody_scores = samples.unsuited_reward_servers >= samples.reward_servers;
+  if (counts.generated() > 0 && samples.reward_servers > 0 && nobody_scores) {
+    waits->Add(
+        v1::NO_REWARD_SERVER,
+        absl::StrCat("a reward server that can score it, for ", counts.generated(), " generated samples (",
+                     samples.reward_servers, " registered, of which none can: ", samples.unsuited_reward_why, ")"),
+        samples.since, "start reward servers with the --precision and --device that it names");
+  }
   if (samples.serving_this > 0) {
     waits->Add(v1::GENERATING,
                absl::StrCat(samples.serving_this, " rollout workers: ", counts.leased(),
                             " samples are being generated, ", counts.queued(), " are queued", problem),
                samples.since, "nothing");
   }
-  if (counts.generated() > 0 && samples.reward_servers > 0) {
+  if (counts.generated() > 0 && !nobody_scores) {
     waits->Add(v1::SCORING,
                absl::StrCat(counts.generated(), " samples to be scored; ", samples.score_requests,
                             " requests are at reward servers", problem),

@@ -36,8 +36,10 @@ struct SampleFacts {
   bool weights_away = false;  // nothing may be leased: nobody serves the committed weights
   int rollout_workers = 0;    // that take work
   int reward_servers = 0;
-  int unsuited_workers = 0;                  // of the rollout workers, those that cannot serve it as they were started
-  std::string unsuited_why;                  // one of them, and how to start it instead
+  int unsuited_workers = 0;         // of the rollout workers, those that cannot serve it as they were started
+  std::string unsuited_why;         // one of them, and how to start it instead
+  int unsuited_reward_servers = 0;  // likewise
+  std::string unsuited_reward_why;
   int serving_this = 0;                      // rollout workers that hold leases of this job
   std::vector<std::string> rollout_holders;  // other jobs that have rollout workers
   bool over_quota = false;                   // its project or submitter has all the rollout workers it may have

@@ -224,6 +224,19 @@ TEST(ExplainTest, NoRewardServer) {
   EXPECT_THAT(Expect(facts, v1::NO_REWARD_SERVER).waits_for(), HasSubstr("3 generated"));
 }
 
+TEST(ExplainTest, NoRewardServerThatCanScoreIt) {
+  JobFacts facts = SamplingFacts();
+  facts.samples.counts.set_generated(3);
+  facts.samples.reward_servers = 2;
+  facts.samples.unsuited_reward_servers = 1;
+  facts.samples.unsuited_reward_why = "reward-1: start this server with --precision float32";
+  Expect(facts, v1::SCORING);  // the other one can
+  facts.samples.unsuited_reward_servers = 2;
+  const v1::Wait wait = Expect(facts, v1::NO_REWARD_SERVER);
+  EXPECT_THAT(wait.waits_for(), HasSubstr("2 registered, of which none can: reward-1: start this server with"));
+  EXPECT_THAT(wait.what_to_do(), HasSubstr("--precision"));
+}
+
 TEST(ExplainTest, Scoring) {
   JobFacts facts = SamplingFacts();
   facts.samples.counts.set_generated(3);

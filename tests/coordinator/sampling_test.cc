@@ -3,6 +3,7 @@
 #include <deque>
 #include <fstream>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/synchronization/notification.h"
 #include "common/process.h"
+#include "common/unsuited.h"
 #include "coordinator/ledger.h"
 #include "coordinator/sampling.h"
 #include "tests/coordinator/memory_store.h"
@@ -40,12 +42,16 @@ class Listener final : public SamplingListener {
 class ScriptedRewards final : public RewardClient {
  public:
   using Answer = std::function<absl::StatusOr<v1::ScoreResponse>(const v1::ScoreRequest&)>;
-  void Score(const std::string&, v1::ScoreRequest request, absl::Duration,
+  void Score(const std::string& address, v1::ScoreRequest request, absl::Duration,
              absl::AnyInvocable<void(absl::StatusOr<v1::ScoreResponse>)> done) override {
     sizes.push_back(request.samples_size());
+    asked.push_back(address);
+    if (unsuited.count(address) > 0) return done(UnsuitedError("start this server with --precision float32"));
     if (answer) done(answer(request));
   }
   Answer answer;
+  std::set<std::string> unsuited;  // addresses
+  std::vector<std::string> asked;
   std::vector<int> sizes;
 };
 
@@ -585,6 +591,42 @@ TEST_F(SamplingTest, WhatAWorkerCannotHaveForNowCostsNoAttemptAndIsTold) {
   }
   EXPECT_THAT(listener_.failed, IsEmpty());
   OnLoop([&] { EXPECT_THAT(sampling_->LastProblem("job"), HasSubstr("no such artifact")); });
+}
+
+TEST_F(SamplingTest, ARewardServerThatCannotScoreAJobIsPassedOverAndTheJobWaitsWhileNoneCan) {
+  const auto situation = [&] {
+    Sampling::Situation out;
+    OnLoop([&] { out = sampling_->SituationOf("job"); });
+    return out;
+  };
+  rewards_.answer = Ones;
+  rewards_.unsuited = {"nowhere:1"};
+  AddJob(0, /*max_attempts=*/1);
+  Issue(1);
+  Generate(Lease());
+  for (int i = 0; i < 5; ++i) {
+    clock_.Advance(absl::Seconds(31));
+    Tick();
+  }
+  // It was asked once, nothing failed, and the job says what it waits for.
+  EXPECT_THAT(rewards_.asked, ElementsAre("nowhere:1"));
+  EXPECT_THAT(listener_.failed, IsEmpty());
+  EXPECT_EQ(Counts().generated(), 4);
+  EXPECT_EQ(situation().reward_servers, 1);
+  EXPECT_EQ(situation().unsuited_reward_servers, 1);
+  EXPECT_THAT(situation().unsuited_reward_why, AllOf(HasSubstr("reward-0"), HasSubstr("--precision float32")));
+  OnLoop([&] { EXPECT_THAT(sampling_->LastProblem("job"), HasSubstr("--precision float32")); });
+
+  // Another that can.
+  Register(v1::ROLE_REWARD_SERVER, "reward-1", "nowhere:2");
+  Tick();
+  EXPECT_EQ(Counts().scored(), 4);
+  EXPECT_THAT(rewards_.asked, ElementsAre("nowhere:1", "nowhere:2"));
+  EXPECT_EQ(situation().unsuited_reward_servers, 1);
+
+  // Started anew, it may be another.
+  Register(v1::ROLE_REWARD_SERVER, "reward-0", "nowhere:1");
+  EXPECT_EQ(situation().unsuited_reward_servers, 0);
 }
 
 TEST_F(SamplingTest, AWorkerThatCannotServeAJobIsPassedOver) {

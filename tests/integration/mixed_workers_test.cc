@@ -1,7 +1,8 @@
-// Workers of two precisions in one service: a job goes on at those that can serve it, and the others are passed over.
+// Processes of two precisions in one service: a job goes on at those that can serve it, and the others are passed over.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/faults/wrap_script.h"
 #include "tests/integration/small_job.h"
 
 namespace rlhf {
@@ -66,6 +67,59 @@ TEST(MixedWorkersTest, AJobIsServedByTheWorkersOfItsPrecision) {
   EXPECT_THAT(why, HasSubstr("rollout-1: "));
   EXPECT_THAT(why, HasSubstr("--precision float32"));
   ASSERT_EQ(service.Ctl("workers cordon rollout-0 --undo", "admin.json").code, 0);
+  succeeds("nobody");
+}
+
+// The reference policy's log-probabilities are a reward server's: of a deterministic job, to the bit.
+TEST(MixedWorkersTest, ADeterministicJobIsScoredByTheRewardServersThatCan) {
+  LocalServiceOptions options;
+  options.up = {"--slots", "32", "--reward-servers", "2"};
+  const LocalService service(options, [](const std::string& dir) {
+    return WrapInScript(dir, "reward-1", "exec \"$@\" --precision bfloat16");
+  });
+  const std::string dir = service.scratch().path();
+  MakeSmallModel(dir);
+  ASSERT_FALSE(testing::Test::HasFailure());
+  const auto submit = [&](const std::string& name) {
+    SmallJob job;
+    job.name = name;
+    job.steps = 4;
+    const std::string path = WriteSmallJob(dir, job);
+    ASSERT_TRUE(WriteFileDurably(path, *ReadFile(path) + "deterministic: true\n").ok());
+    const CommandResult submitted = service.Ctl("submit " + path);
+    ASSERT_EQ(submitted.code, 0) << submitted.output;
+  };
+  const auto succeeds = [&](const std::string& name) {
+    LocalService::Until(
+        absl::Seconds(120),
+        [&] {
+          const std::string state = service.StateOf(name);
+          return state == "SUCCEEDED" || state == "FAILED";
+        },
+        name + " ends");
+    EXPECT_EQ(service.StateOf(name), "SUCCEEDED") << service.Job(name).dump(1);
+    const nlohmann::json counts =
+        nlohmann::json::parse(service.Ctl("--output json ledger " + name).output, nullptr, false)["counts"];
+    EXPECT_EQ(counts.value("failed", "0"), "0");
+  };
+  submit("exact");
+  succeeds("exact");
+
+  // With none that can, the job waits and `why` says how to start one.
+  ASSERT_EQ(service.Ctl("workers cordon reward-0", "admin.json").code, 0);
+  submit("nobody");
+  std::string why;
+  LocalService::Until(
+      absl::Seconds(60),
+      [&] {
+        why = service.Ctl("why nobody").output;
+        return why.find("1 registered, of which none can") != std::string::npos;
+      },
+      "the job waits for a reward server of its precision");
+  EXPECT_THAT(why, HasSubstr("reward-1: "));
+  EXPECT_THAT(why, HasSubstr("--precision float32"));
+  EXPECT_THAT(service.Log("coordinator"), HasSubstr("reward-1 cannot score it and gets none of it"));
+  ASSERT_EQ(service.Ctl("workers cordon reward-0 --undo", "admin.json").code, 0);
   succeeds("nobody");
 }
 

@@ -15,6 +15,8 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "common/rpc_server.h"
+#include "common/status_util.h"
+#include "common/unsuited.h"
 #include "reward_server/reward_service.h"
 #include "tests/testing/loopback_server.h"
 
@@ -134,6 +136,30 @@ TEST(BatcherTest, ACallThatTimedOutIsNotComputed) {
   answered.WaitForNotification();
   batcher.Stop();
   EXPECT_THAT(held.computed(), ElementsAre(0));
+  server->Shutdown(absl::Seconds(5));
+}
+
+TEST(BatcherTest, WhatTheServerDoesNotSuitIsRefusedByAMarkThatArrives) {
+  Held held;
+  held.Go();
+  Batcher batcher(held.Compute(), {}, [](int, absl::Duration) {});
+  RewardServiceAdapter service(&batcher, [](const v1::ScoreRequest& request) {
+    return request.deterministic() ? UnsuitedError("start it otherwise") : absl::OkStatus();
+  });
+  const auto server = ServeOnLoopback({&service});
+  ASSERT_NE(server, nullptr);
+  const auto stub = v1::RewardService::NewStub(
+      grpc::CreateChannel(absl::StrCat("127.0.0.1:", server->port()), grpc::InsecureChannelCredentials()));
+  v1::ScoreRequest request = RequestOf("a", 0);
+  for (const bool deterministic : {true, false}) {
+    request.set_deterministic(deterministic);
+    grpc::ClientContext context;
+    v1::ScoreResponse response;
+    const absl::Status status = FromGrpc(stub->Score(&context, request, &response));
+    EXPECT_EQ(IsUnsuited(Annotate(status, "reward server")), deterministic) << status;
+    EXPECT_EQ(status.message(), deterministic ? "start it otherwise" : "");
+    EXPECT_EQ(response.scores_size(), deterministic ? 0 : 1);
+  }
   server->Shutdown(absl::Seconds(5));
 }
 

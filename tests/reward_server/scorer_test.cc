@@ -7,6 +7,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "artifact/artifact_root.h"
+#include "common/unsuited.h"
 #include "model/log_probs.h"
 #include "reward_server/batcher.h"
 #include "tests/testing/scratch_dir.h"
@@ -184,6 +185,30 @@ TEST_F(ScorerTest, GoldIsMeasuredBesideTheScore) {
   EXPECT_EQ(response.scores(0).score().total(), 0);
   EXPECT_EQ(response.scores(0).score().gold_total(), 2);
   EXPECT_EQ(response.scores(0).score().gold(0).value(), 1);
+}
+
+TEST_F(ScorerTest, OnlyFloat32OnTheCpuSuitsADeterministicJobsModels) {
+  ScorerOptions half;
+  half.dtype = torch::kBFloat16;
+  AddComponent("rule", 1)->mutable_regex()->set_pattern("ab");
+  request_.set_deterministic(true);
+  EXPECT_TRUE(CheckSuits(half, request_).ok()) << "no model is asked for";
+  const auto expect_unsuited = [&] {
+    const absl::Status status = CheckSuits(half, request_);
+    EXPECT_TRUE(IsUnsuited(status)) << status;
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr("--device cpu --precision float32"));
+    EXPECT_TRUE(CheckSuits({}, request_).ok());
+  };
+  request_.set_reference_policy(policy_);
+  expect_unsuited();
+  request_.clear_reference_policy();
+  request_.mutable_gold()->add_components()->mutable_reward_model()->set_model(reward_);
+  expect_unsuited();
+  request_.clear_gold();
+  AddComponent("several", 1)->mutable_ensemble()->add_models(reward_);
+  expect_unsuited();
+  request_.set_deterministic(false);
+  EXPECT_TRUE(CheckSuits(half, request_).ok());
 }
 
 TEST(BatcherStuckTest, ABatchThatDoesNotEndIsStuck) {

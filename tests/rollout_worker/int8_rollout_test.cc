@@ -6,11 +6,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "common/unsuited.h"
 #include "model/log_probs.h"
 #include "model/weights_io.h"
 #include "rollout_worker/engine.h"
 #include "rollout_worker/policy_loader.h"
-#include "rollout_worker/unsuited.h"
 #include "tests/rollout_worker/engine_runs.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
