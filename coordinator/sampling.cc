@@ -30,7 +30,13 @@ int64_t StepOfKey(const std::string& job_id, absl::string_view key) {
 
 SamplingImpl::SamplingImpl(EventLoop* loop, StateStore* store, PayloadStore* payloads, Fleet* fleet,
                            RewardClient* reward, const SamplingOptions& options)
-    : loop_(loop), store_(store), payloads_(payloads), fleet_(fleet), reward_(reward), options_(options) {
+    : loop_(loop),
+      store_(store),
+      payloads_(payloads),
+      fleet_(fleet),
+      reward_(reward),
+      options_(options),
+      rollout_worker_lost_(loop->clock().Now()) {
   fleet_->AddListener(this);
 }
 
@@ -407,6 +413,9 @@ Sampling::Situation SamplingImpl::SituationOf(const std::string& job_id) const {
   };
   count(v1::ROLE_ROLLOUT_WORKER, job->unsuited, &out.unsuited_workers, &out.unsuited_why);
   count(v1::ROLE_REWARD_SERVER, job->unsuited_scorers, &out.unsuited_reward_servers, &out.unsuited_reward_why);
+  const std::vector<SampleKey> too_large = TooLarge(*job, /*cordoned_too=*/false);
+  out.too_large_samples = static_cast<int>(too_large.size());
+  if (!too_large.empty()) out.too_large_why = job->too_small.at(job->PromptOf(too_large.front())).begin()->second;
   out.paused = job->paused;
   out.serving_this = static_cast<int>(job->leases.workers());
   out.score_requests = job->score_requests;
@@ -496,7 +505,10 @@ void SamplingImpl::Tick() {
   std::vector<std::string> ids;
   for (const auto& [id, job] : jobs_) ids.push_back(id);
   for (const std::string& id : ids) {
-    if (ActiveJob* job = Find(id)) ExpireLeases(*job);
+    if (ActiveJob* job = Find(id)) {
+      ExpireLeases(*job);
+      FailTooLarge(*job);
+    }
   }
   Dispatch(true);
   const absl::Duration now = loop_->clock().Now();

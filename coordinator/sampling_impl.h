@@ -36,6 +36,16 @@ struct ActiveJob {
   std::map<std::string, std::string> unsuited;          // rollout workers'
   std::map<std::string, std::string> unsuited_scorers;  // reward servers'
   bool Suits(const std::string& session_id) const { return unsuited.count(session_id) == 0; }
+  // Rollout workers' sessions that have not the room for a prompt, and why; by the prompt's place among the plan's.
+  std::map<size_t, std::map<std::string, std::string>> too_small;
+  size_t PromptOf(const SampleKey& key) const {
+    return static_cast<size_t>(ledger.Find(key)->prompt_index()) % plan.prompts->size();
+  }
+  bool HasRoom(const std::string& session_id, const SampleKey& key) const {
+    if (too_small.empty()) return true;
+    const auto refused = too_small.find(PromptOf(key));
+    return refused == too_small.end() || refused->second.count(session_id) == 0;
+  }
   LeaseTable leases;                          // exactly the leased ones, each at the newest attempt that is alive
   LeaseTable slow;                            // a lease that is hedged: its older attempt, which may still win
   std::deque<absl::Duration> took;            // from lease to result, of the newest ones
@@ -174,6 +184,15 @@ class SamplingImpl final : public Sampling {
   bool PassedOver(const std::string& session_id) const;
   // Has samples that may be leased now: later steps wait for their policy, since what an older one made would be stale.
   static bool Leasable(const ActiveJob& job);
+  // Of a job that is leasable: this worker can generate some of it.
+  static bool Serves(const ActiveJob& job, const std::string& session_id);
+  // The first ones of those that it can.
+  static std::vector<SampleKey> LeasableBy(const ActiveJob& job, const std::string& session_id, size_t most);
+  // Queued samples whose prompts no rollout worker has the room for. cordoned_too: not one that takes no work now
+  // either.
+  std::vector<SampleKey> TooLarge(const ActiveJob& job, bool cordoned_too) const;
+  // They fail, unless one that may have had the room may be back any moment.
+  void FailTooLarge(ActiveJob& job);
   size_t HeldBy(const std::string& session_id) const;  // samples leased to it
   int AvailableWorkers();
   int SuitedWorkers(const ActiveJob& job);  // of those; at least 1
@@ -217,7 +236,8 @@ class SamplingImpl final : public Sampling {
     absl::Duration not_before;
   };
   std::map<std::string, RewardServer> reward_servers_;  // by session
-  std::set<std::string> stuck_;  // workers' sessions that report and get nowhere: nothing new until they do
+  std::set<std::string> stuck_;         // workers' sessions that report and get nowhere: nothing new until they do
+  absl::Duration rollout_worker_lost_;  // when one was, or this coordinator began
   bool serve_posted_ = false;
   absl::Duration hedge_looked_at_ = -absl::InfiniteDuration();  // and found nothing that is slow
   int available_workers_ = 0;

@@ -15,6 +15,8 @@ constexpr double kHedgeFactor = 2.0;
 constexpr absl::Duration kHedgeAtLeast = absl::Milliseconds(500);
 constexpr absl::Duration kHedgeEvery = absl::Milliseconds(100);
 constexpr size_t kHedgeAfterResults = 8;
+// A worker that was lost and may have had the room for a prompt is usually started again, on another node at worst.
+constexpr absl::Duration kMayReturn = absl::Minutes(2);
 constexpr absl::Duration kWorkersCounted = absl::Milliseconds(200);  // how old their count may be
 
 }  // namespace
@@ -75,6 +77,22 @@ bool SamplingImpl::Leasable(const ActiveJob& job) {
   return step - 1 - job.plan.max_policy_lag <= job.plan.policy.version().step();
 }
 
+std::vector<SampleKey> SamplingImpl::LeasableBy(const ActiveJob& job, const std::string& session_id, size_t most) {
+  std::vector<SampleKey> keys;
+  if (job.paused || !job.Suits(session_id)) return keys;
+  for (const SampleKey& key : job.ledger.queued()) {
+    // Later steps wait for their policy: what an older one made of them would be stale.
+    const bool too_early = std::get<0>(key) - 1 - job.plan.max_policy_lag > job.plan.policy.version().step();
+    if (keys.size() == most || too_early) break;
+    if (job.HasRoom(session_id, key)) keys.push_back(key);
+  }
+  return keys;
+}
+
+bool SamplingImpl::Serves(const ActiveJob& job, const std::string& session_id) {
+  return job.Suits(session_id) && (job.too_small.empty() || !LeasableBy(job, session_id, 1).empty());
+}
+
 bool SamplingImpl::AnyQueued() const {
   for (const auto& [id, job] : jobs_) {
     if (Leasable(*job)) return true;
@@ -83,8 +101,13 @@ bool SamplingImpl::AnyQueued() const {
 }
 
 bool SamplingImpl::PassedOver(const std::string& session_id) const {
-  return std::any_of(jobs_.begin(), jobs_.end(),
-                     [&](const auto& entry) { return !entry.second->Suits(session_id) && Leasable(*entry.second); });
+  return std::any_of(jobs_.begin(), jobs_.end(), [&](const auto& entry) {
+    const ActiveJob& job = *entry.second;
+    if (!Leasable(job)) return false;
+    return !job.Suits(session_id) || std::any_of(job.too_small.begin(), job.too_small.end(), [&](const auto& prompt) {
+      return prompt.second.count(session_id) > 0;
+    });
+  });
 }
 
 size_t SamplingImpl::HeldBy(const std::string& session_id) const {
@@ -113,7 +136,7 @@ ActiveJob* SamplingImpl::PickJob(const Session& session) {
     // As if this worker were free: what it holds is no reason for another to get it, or not to.
     claims.push_back({job->plan.priority + points, job->plan.project, job->plan.submitter,
                       static_cast<int>(job->leases.workers()) - (leased ? 1 : 0),
-                      wants && job->Suits(session.session_id)});
+                      wants && Serves(*job, session.session_id)});
     jobs.push_back(job.get());
   }
   const int picked = PickClaim(claims, QuotaRule{options_.quotas, &v1::Quota::max_rollout_workers}, current);
@@ -150,13 +173,7 @@ bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePr
   const int share = (queued + workers - 1) / workers;
   const int limit = std::min(max_samples, (share + per_prompt - 1) / per_prompt * per_prompt);
 
-  std::vector<SampleKey> keys;
-  for (const SampleKey& key : job->ledger.queued()) {
-    // Later steps wait for their policy: what an older one made of them would be stale.
-    const bool too_early = std::get<0>(key) - 1 - job->plan.max_policy_lag > job->plan.policy.version().step();
-    if (static_cast<int>(keys.size()) == limit || too_early) break;
-    keys.push_back(key);
-  }
+  const std::vector<SampleKey> keys = LeasableBy(*job, session.session_id, static_cast<size_t>(limit));
   if (keys.empty()) return false;
   last_job_[session.session_id] = job->plan.job_id;
   job->worker_patience.Granted(loop_->clock().Now());
@@ -180,8 +197,11 @@ bool SamplingImpl::TryHedge(const Session& session, int max_samples, v1::LeasePr
     std::vector<SampleKey> keys;
     for (const auto& [key, lease] : job->leases) {
       if (static_cast<int>(keys.size()) == max_samples) break;
-      if (lease.session_id != session.session_id && now - lease.since > slow && job->slow.Find(key) == nullptr)
-        keys.push_back(key);
+      if (lease.session_id == session.session_id || now - lease.since <= slow || job->slow.Find(key) != nullptr)
+        continue;
+      const bool room = job->HasRoom(session.session_id, key);
+      passed_over = passed_over || !room;
+      if (room) keys.push_back(key);
     }
     if (keys.empty()) continue;
     const LogScope scope({.job_id = id});
@@ -269,6 +289,37 @@ void SamplingImpl::ExpireLeases(ActiveJob& job) {
   Write(job.plan.job_id, std::move(batch));
 }
 
+std::vector<SampleKey> SamplingImpl::TooLarge(const ActiveJob& job, bool cordoned_too) const {
+  std::vector<SampleKey> keys;
+  if (job.too_small.empty()) return keys;
+  std::vector<const Session*> workers = fleet_->Sessions(v1::ROLE_ROLLOUT_WORKER);
+  std::erase_if(workers, [&](const Session* worker) {
+    return !job.Suits(worker->session_id) || (!cordoned_too && (worker->cordoned || worker->draining));
+  });
+  if (workers.empty()) return keys;
+  std::set<size_t> prompts;
+  for (const auto& [prompt, refused] : job.too_small) {
+    if (std::all_of(workers.begin(), workers.end(),
+                    [&, by = &refused](const Session* worker) { return by->count(worker->session_id) > 0; }))
+      prompts.insert(prompt);
+  }
+  if (prompts.empty()) return keys;
+  for (const SampleKey& key : job.ledger.queued()) {
+    if (prompts.count(job.PromptOf(key)) > 0) keys.push_back(key);
+  }
+  return keys;
+}
+
+void SamplingImpl::FailTooLarge(ActiveJob& job) {
+  if (job.too_small.empty() || loop_->clock().Now() - rollout_worker_lost_ < kMayReturn) return;
+  WriteBatch batch;
+  for (const SampleKey& key : TooLarge(job, /*cordoned_too=*/true)) {
+    const std::string& why = job.too_small.at(job.PromptOf(key)).begin()->second;
+    Release(job, key, absl::StrCat("no rollout worker has the room for it: ", why), Ending::kPermanent, &batch);
+  }
+  Write(job.plan.job_id, std::move(batch));
+}
+
 void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request,
                                v1::HeartbeatResponse* response) {
   if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
@@ -304,9 +355,13 @@ void SamplingImpl::OnLost(const Session& session) {
   last_job_.erase(session.session_id);
   for (const auto& [id, job] : jobs_) job->unsuited_scorers.erase(session.session_id);
   if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
+  rollout_worker_lost_ = loop_->clock().Now();
   for (const auto& [id, job] : jobs_) {
     job->fan_out.Leave(session.session_id);
-    job->unsuited.erase(session.session_id);  // started anew, it may be another
+    // Started anew, it may be another.
+    job->unsuited.erase(session.session_id);
+    for (auto& [prompt, sessions] : job->too_small) sessions.erase(session.session_id);
+    std::erase_if(job->too_small, [](const auto& prompt) { return prompt.second.empty(); });
     std::vector<std::pair<SampleKey, int32_t>> held;
     for (const auto* leases : {&job->leases, &job->slow}) {
       for (const auto& [key, lease] : *leases) {

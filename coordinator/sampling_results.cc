@@ -168,7 +168,13 @@ void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1:
       continue;
     const LogScope scope(
         {.job_id = lease.id().job_id(), .step = lease.id().step(), .sample = artifact::SampleName(lease.id())});
-    if (lease.unsuited()) {
+    const bool too_small = lease.unsuited() && lease.permanent();  // for this prompt; FailTooLarge sees to the rest
+    if (too_small) {
+      std::map<std::string, std::string>& refused = job->too_small[job->PromptOf(key)];
+      if (refused.try_emplace(request.session_id(), absl::StrCat(worker, ": ", lease.error())).second)
+        spdlog::warn("job {}: {} has not the room for a prompt and is passed over for it: {}", lease.id().job_id(),
+                     worker, lease.error());
+    } else if (lease.unsuited()) {
       if (job->unsuited.try_emplace(request.session_id(), absl::StrCat(worker, ": ", lease.error())).second)
         spdlog::warn("job {}: {} cannot serve it and gets none of it: {}", lease.id().job_id(), worker, lease.error());
       job->fan_out.Leave(request.session_id());
@@ -177,7 +183,7 @@ void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1:
     }
     if (!lease.error().empty()) job->last_problem = absl::StrCat(worker, ": ", lease.error());
     EndAttempt(*job, key, lease.attempt(), lease.unavailable() || lease.unsuited() ? "" : lease.error(),
-               lease.permanent() ? Ending::kPermanent : Ending::kFailed, &batch);
+               lease.permanent() && !too_small ? Ending::kPermanent : Ending::kFailed, &batch);
     touched.insert(lease.id().job_id());
   }
   CommitThenServe(std::move(batch), touched, [done = std::move(done)](absl::Status status) mutable {

@@ -103,11 +103,18 @@ Engine::~Engine() = default;
 absl::Status Engine::Add(const v1::PromptLease& lease) {
   auto tokens = artifact::EncodePrompt(*tokenizer_, lease.prompt().text(), artifact::MessagesOf(lease.prompt()));
   if (!tokens.ok()) return Annotate(tokens.status(), absl::StrCat("prompt ", lease.prompt().id()));
-  const int room = max_tokens_ - static_cast<int>(tokens->size());
-  if (tokens->empty() || room < 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "prompt ", lease.prompt().id(), " has ", tokens->size(), " tokens; expected 1 to ", max_tokens_ - 1,
-        " (the context length less one); shorten the prompt or use a model with a longer context"));
+  const int size = static_cast<int>(tokens->size());
+  const int context = static_cast<int>(model_->config().max_position_embeddings);
+  if (size < 1 || size >= context) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt ", lease.prompt().id(), " has ", size, " tokens; expected 1 to ", context - 1,
+                     " (the context length less one); shorten the prompt or use a model with a longer context"));
+  }
+  const int room = max_tokens_ - size;
+  if (room < 1) {
+    return absl::ResourceExhaustedError(absl::StrCat("prompt ", lease.prompt().id(), " has ", size,
+                                                     " tokens; a slot of this worker holds ", max_tokens_ - 1,
+                                                     " and one of the response: raise --max-tokens"));
   }
   auto group = std::make_unique<Group>();
   group->lease = lease;

@@ -51,8 +51,9 @@ class Engine {
          const v1::PolicyVersion& version, const EngineOptions& options);
   ~Engine();
 
-  // Queues a prompt's samples. InvalidArgument when the prompt cannot be encoded or leaves no room for a token;
-  // ResourceExhausted when one sample's keys and values are more than the whole cache of this worker.
+  // Queues a prompt's samples. InvalidArgument when the prompt cannot be encoded or leaves no room for a token in the
+  // model's context; ResourceExhausted when it is this worker that is too small for it: its max_tokens, or its whole
+  // cache for one sample's keys and values.
   absl::Status Add(const v1::PromptLease& lease);
   // Removes samples whose lease was revoked, running or waiting.
   void Drop(const v1::SampleId& id, int attempt);

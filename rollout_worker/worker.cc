@@ -164,9 +164,10 @@ void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, Fa
     *returned.mutable_id() = artifact::SampleIdOf(lease, sample.index());
     returned.set_attempt(sample.attempt());
     returned.set_error(error);
-    returned.set_permanent(fault == Fault::kPermanent);
     returned.set_unavailable(fault == Fault::kUnavailable);
-    returned.set_unsuited(fault == Fault::kUnsuited);
+    // Both: this worker never can, though others may, and this prompt alone.
+    returned.set_permanent(fault == Fault::kPermanent || fault == Fault::kTooSmall);
+    returned.set_unsuited(fault == Fault::kUnsuited || fault == Fault::kTooSmall);
     returned_.TryPush(std::move(returned));
   }
 }
@@ -213,8 +214,9 @@ void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
   }
   for (const auto& lease : work.leases()) {
     if (const absl::Status status = loader_->engine()->Add(lease); !status.ok()) {
-      // A cache that is too small is this worker's: another may have the room.
-      HandBack(lease, status.ToString(), absl::IsInvalidArgument(status) ? Fault::kPermanent : Fault::kAttempt);
+      Fault fault = absl::IsInvalidArgument(status) ? Fault::kPermanent : Fault::kAttempt;
+      if (absl::IsResourceExhausted(status)) fault = Fault::kTooSmall;
+      HandBack(lease, status.ToString(), fault);
     } else {
       metrics_.Accepted(lease, absl::Now());
       for (const auto& sample : lease.samples()) {

@@ -58,8 +58,8 @@ class Worker {
   void TakeUp(const v1::LeasePromptsResponse& work);
   void Arrived(const v1::LeasePromptsResponse& work);
   // Why a lease is handed back, which says what it costs its samples: an attempt, all attempts, or nothing because what
-  // they need is away for now, or because another worker has to do it.
-  enum class Fault { kAttempt, kPermanent, kUnavailable, kUnsuited };
+  // they need is away for now, or because another worker has to do it: the whole job, or this prompt.
+  enum class Fault { kAttempt, kPermanent, kUnavailable, kUnsuited, kTooSmall };
   void HandBack(const v1::PromptLease& lease, const std::string& error, Fault fault);
   // What HandBack has collected.
   void GiveBack();

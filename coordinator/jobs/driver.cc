@@ -109,6 +109,8 @@ void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFact
   facts->unsuited_why = situation.unsuited_why;
   facts->unsuited_reward_servers = situation.unsuited_reward_servers;
   facts->unsuited_reward_why = situation.unsuited_reward_why;
+  facts->too_large_samples = situation.too_large_samples;
+  facts->too_large_why = situation.too_large_why;
   facts->serving_this = situation.serving_this;
   facts->rollout_holders = situation.rollout_holders;
   facts->over_quota = situation.over_quota;

@@ -84,6 +84,12 @@ void ExplainSamples(const JobFacts& facts, Waits* waits) {
                  absl::StrCat("a rollout worker that can serve it, for ", queued, " (", samples.rollout_workers,
                               " registered, of which none can: ", samples.unsuited_why, ")"),
                  samples.since, "start rollout workers with the --precision or --device that it names");
+    } else if (samples.too_large_samples > 0) {
+      waits->Add(
+          v1::NO_ROLLOUT_WORKER,
+          absl::StrCat("a rollout worker with the room for ", samples.too_large_samples,
+                       " of the queued samples; none of ", samples.rollout_workers, " has it: ", samples.too_large_why),
+          samples.since, "uncordon or start a larger one; with none, their prompts fail");
     } else if (samples.over_quota) {
       waits->Add(v1::QUOTA,
                  absl::StrCat("rollout workers, for ", queued, ": its project or submitter has all it may have"),

@@ -40,6 +40,8 @@ struct SampleFacts {
   std::string unsuited_why;         // one of them, and how to start it instead
   int unsuited_reward_servers = 0;  // likewise
   std::string unsuited_reward_why;
+  int too_large_samples = 0;                 // queued ones that no rollout worker has the room for
+  std::string too_large_why;                 // of one of them
   int serving_this = 0;                      // rollout workers that hold leases of this job
   std::vector<std::string> rollout_holders;  // other jobs that have rollout workers
   bool over_quota = false;                   // its project or submitter has all the rollout workers it may have

@@ -202,6 +202,15 @@ TEST(ExplainTest, NoRolloutWorkerThatCanServeIt) {
   EXPECT_THAT(wait.what_to_do(), HasSubstr("--precision"));
 }
 
+TEST(ExplainTest, NoRolloutWorkerWithTheRoom) {
+  JobFacts facts = SamplingFacts();
+  facts.samples.counts.set_queued(7);
+  facts.samples.too_large_samples = 2;
+  facts.samples.too_large_why = "rollout-1: prompt 5 has 90 tokens: raise --max-tokens";
+  EXPECT_THAT(Expect(facts, v1::NO_ROLLOUT_WORKER).waits_for(),
+              HasSubstr("the room for 2 of the queued samples; none of 2 has it: rollout-1: prompt 5 has 90"));
+}
+
 TEST(ExplainTest, RolloutWorkersBusy) {
   JobFacts facts = SamplingFacts();
   facts.samples.counts.set_queued(7);

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/faults/wrap_script.h"
 #include "tests/integration/small_job.h"
 
 namespace rlhf {
@@ -48,6 +49,37 @@ TEST(FailedPromptsTest, APromptLongerThanTheContextIsReplacedOrEndsTheJob) {
   EXPECT_THAT(job.dump(), AllOf(HasSubstr("SAMPLE_FAILED"), HasSubstr("prompt endless has")));
   const CommandResult checked = service.Ctl("ledger strict --check", "admin.json");
   EXPECT_EQ(checked.code, 0) << checked.output;
+}
+
+// One worker holds 40 tokens at a time, the other as many as the model's context: 64.
+TEST(FailedPromptsTest, APromptThatOneWorkerIsTooSmallForIsLeftToAnother) {
+  LocalServiceOptions options;
+  options.up = {"--slots", "8", "--rollout-workers", "2"};
+  const LocalService service(
+      options, [](const std::string& dir) { return WrapInScript(dir, "rollout-0", "exec \"$@\" --max-tokens 40"); });
+  const std::string dir = service.scratch().path();
+  MakeSmallModel(dir);
+  ASSERT_FALSE(testing::Test::HasFailure());
+  std::string prompts;
+  for (int i = 0; i < 8; ++i)
+    absl::StrAppend(&prompts, "{\"prompt\":\"", std::string(45, static_cast<char>('A' + i)), "\",\"id\":\"long\"}\n");
+  ASSERT_TRUE(WriteFileDurably(dir + "/prompts.jsonl", prompts).ok());
+  SmallJob job;
+  job.steps = 4;
+  const CommandResult submitted = service.Ctl("submit " + WriteSmallJob(dir, job));
+  ASSERT_EQ(submitted.code, 0) << submitted.output;
+  LocalService::Until(
+      absl::Seconds(150),
+      [&] {
+        const std::string state = service.StateOf(job.name);
+        return state == "SUCCEEDED" || state == "FAILED";
+      },
+      "the job ends");
+  ExpectWhole(service, job, /*evidence=*/false);
+  EXPECT_THAT(service.Log("coordinator"), HasSubstr("rollout-0 has not the room for a prompt and is passed over"));
+  const nlohmann::json counts =
+      nlohmann::json::parse(service.Ctl("--output json ledger " + job.name).output, nullptr, false)["counts"];
+  EXPECT_EQ(counts.value("failed", "0"), "0");
 }
 
 }  // namespace

@@ -247,6 +247,22 @@ TEST_F(EngineTest, APromptThatDoesNotFitIsATypedError) {
   EXPECT_TRUE(engine->idle());
 }
 
+TEST_F(EngineTest, APromptThatOnlyThisWorkerIsTooSmallForIsToldFromOneThatNobodyCanHold) {
+  EngineOptions small;
+  small.slots = 2;
+  small.max_tokens = 20;
+  const auto engine = Make(small);
+  v1::PromptLease lease = Lease(0, 1);
+  lease.mutable_prompt()->set_text(std::string(40, 'x'));
+  const absl::Status status = engine->Add(lease);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("raise --max-tokens"));
+  EXPECT_TRUE(Make(2)->Add(lease).ok()) << "another worker has the room";
+  lease.mutable_prompt()->set_text(std::string(400, 'x'));
+  EXPECT_EQ(engine->Add(lease).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(engine->idle());
+}
+
 TEST_F(EngineTest, AConversationIsRenderedByTheModelsOwnTemplate) {
   ASSERT_TRUE(
       WriteFileDurably(dir_.File("model/chat_template.jinja"),

@@ -207,5 +207,17 @@ TEST_F(WorkerTest, AJobOfAnotherPrecisionIsHandedBackAsUnsuited) {
   EXPECT_THAT(returned[0].error(), HasSubstr("start this worker with --device cpu --precision float32"));
 }
 
+TEST_F(WorkerTest, APromptThatItIsTooSmallForIsHandedBackForOthers) {
+  PolicyLoaderOptions options;
+  options.engine.max_tokens = 2;
+  coordinator_.Give(Work());
+  Start(options);
+  const std::vector<v1::ReturnedLease> returned = coordinator_.Returned(2);
+  ASSERT_EQ(returned.size(), 2u);
+  EXPECT_THAT(returned,
+              Each(AllOf(Property(&v1::ReturnedLease::unsuited, true), Property(&v1::ReturnedLease::permanent, true))));
+  EXPECT_THAT(returned[0].error(), HasSubstr("raise --max-tokens"));
+}
+
 }  // namespace
 }  // namespace rlhf::rollout
