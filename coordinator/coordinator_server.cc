@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include <prometheus/counter.h>
 #include <prometheus/gauge.h>
 
 #include "absl/strings/str_cat.h"
@@ -28,6 +29,7 @@
 #include "coordinator/grpc_adapter/reward_client.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/jobs.h"
+#include "coordinator/loop_clock.h"
 #include "coordinator/metered_store.h"
 #include "coordinator/metrics_export.h"
 #include "coordinator/payload_retention.h"
@@ -48,6 +50,7 @@ constexpr absl::Duration kStuckAfter = absl::Seconds(30);
 constexpr absl::Duration kSweepStagingEvery = absl::Hours(6);
 constexpr absl::Duration kTryToLeadEvery = absl::Milliseconds(250);
 constexpr absl::Duration kLookAtCertificatesEvery = absl::Seconds(10);
+constexpr absl::Duration kTurnEvery = absl::Milliseconds(100);
 constexpr absl::Duration kWarnEvery = absl::Seconds(30);  // of a database that does not answer
 
 class CoordinatorServerImpl final : public CoordinatorServer {
@@ -99,6 +102,8 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   absl::Status Listen();
   absl::Status ListenWeb();
   void StartTicks();
+  // From now on the loop's own standstills count against nobody.
+  void WatchLoop();
   // Off the loop: a volume that hangs must not stop everything.
   void LookForRoom();
   void LookAtCertificates();
@@ -124,6 +129,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::unique_ptr<DataDirLock> lock_;
   std::unique_ptr<PostgresLead> lead_;
   MetricsRegistry metrics_{"coordinator"};
+  LoopClock loop_clock_{clock_};
   std::unique_ptr<EventLoop> loop_;
   OpenCalls open_calls_;
   Quotas quotas_;
@@ -166,7 +172,7 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   if (!postgres_.uri.empty()) RLHF_RETURN_IF_ERROR(Lead(stop));
   const absl::Duration started = clock_->Now();
   RLHF_RETURN_IF_ERROR(OpenStores());
-  loop_ = EventLoop::StartThread(clock_);
+  loop_ = EventLoop::StartThread(&loop_clock_);
   background_ = Background::StartThreads(kBackgroundThreads);
   batches_ = Background::StartThreads(kBatchThreads);
   volumes_ = Background::StartThreads(1);  // its own: jobs have to pause for want of room while a backup takes it
@@ -404,7 +410,23 @@ void CoordinatorServerImpl::Every(absl::Duration period, std::function<void()> t
   });
 }
 
+void CoordinatorServerImpl::WatchLoop() {
+  loop_clock_.Turn();  // it may have stood by for hours, and recovered for a minute
+  prometheus::Counter& seconds = metrics_.Counter(
+      "rlhf_coordinator_standstill_seconds_total",
+      "Time in which the coordinator's loop stood still, and by which the deadlines of all others were put off.");
+  Every(kTurnEvery, [this, &seconds] {
+    const absl::Duration late = loop_clock_.Turn();
+    if (late <= absl::ZeroDuration()) return;
+    seconds.Increment(absl::ToDoubleSeconds(late));
+    spdlog::warn(
+        "this process stood still (stopped, or its machine or disk was): all deadlines are put off by {:.1f} s",
+        absl::ToDoubleSeconds(late));
+  });
+}
+
 void CoordinatorServerImpl::StartTicks() {
+  WatchLoop();
   loop_turned_ns_ = absl::ToInt64Nanoseconds(clock_->Now());
   Every(absl::Seconds(1), [this] { loop_turned_ns_ = absl::ToInt64Nanoseconds(clock_->Now()); });
   Every(absl::Milliseconds(100), [this] { sampling_->Tick(); });
