@@ -86,7 +86,9 @@ class AdminService final : public v1::AdminService::CallbackService {
                                         v1::Worker* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::DrainWorkerRequest& r, Done<v1::Worker> done) {
-                    if (absl::Status status = edge_.fleet->Drain(r.instance_id()); !status.ok()) return done(status);
+                    absl::Status status = ForAll(caller, "/rlhf.v1.AdminService/DrainWorker");
+                    if (status.ok()) status = edge_.fleet->Drain(r.instance_id());
+                    if (!status.ok()) return done(status);
                     Record(caller, "worker.drain", r.instance_id(), WriteBatch(), std::move(done));
                   });
   }
@@ -95,7 +97,8 @@ class AdminService final : public v1::AdminService::CallbackService {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::CordonWorkerRequest& r, Done<v1::Worker> done) {
                     WriteBatch batch;
-                    absl::Status status = CheckText("instance_id", r.instance_id(), kLongestInstance);
+                    absl::Status status = ForAll(caller, "/rlhf.v1.AdminService/CordonWorker");
+                    if (status.ok()) status = CheckText("instance_id", r.instance_id(), kLongestInstance);
                     if (status.ok()) status = edge_.fleet->Cordon(r.instance_id(), r.uncordon(), &batch);
                     if (!status.ok()) return done(status);
                     Record(caller, r.uncordon() ? "worker.uncordon" : "worker.cordon", r.instance_id(),
@@ -152,6 +155,9 @@ class AdminService final : public v1::AdminService::CallbackService {
   }
 
  private:
+  // The fleet works for all projects.
+  absl::Status ForAll(const Caller& caller, const char* method) const { return edge_.Admit(caller, "*", method); }
+
   void ChangeQuota(const Caller& caller, const v1::Quota& quota, Done<v1::Quota> done) {
     absl::Status status = Quotas::Check(quota);
     if (status.ok()) status = edge_.Admit(caller, quota.project(), "/rlhf.v1.AdminService/SetQuota");

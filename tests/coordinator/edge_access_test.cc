@@ -276,6 +276,24 @@ TEST_F(AccessTest, WorkersAreListedCordonedAndDrained) {
   changed = Call(admin, &v1::AdminService::Stub::CordonWorker, cordon);
   ASSERT_TRUE(changed.ok()) << changed.status();
   EXPECT_EQ(changed->state(), v1::LOST);
+  // The fleet is everybody's: an admin of one project changes nothing of it.
+  const auto red = CreateToken("ada", "red", {v1::ADMIN});
+  ASSERT_TRUE(red.ok()) << red.status();
+  const auto of_red = v1::AdminService::NewStub(ApiWithToken(red->secret()));
+  v1::DrainWorkerRequest drain_w0;
+  cordon.set_instance_id("w0");
+  drain_w0.set_instance_id("w0");
+  for (const bool uncordon : {false, true}) {
+    cordon.set_uncordon(uncordon);
+    const absl::Status refused = Call(of_red, &v1::AdminService::Stub::CordonWorker, cordon).status();
+    EXPECT_TRUE(absl::IsPermissionDenied(refused)) << refused;
+    EXPECT_EQ(ReasonOf(refused), v1::PROJECT_NOT_ALLOWED);
+  }
+  EXPECT_TRUE(absl::IsPermissionDenied(Call(of_red, &v1::AdminService::Stub::DrainWorker, drain_w0).status()));
+  const auto untouched = Call(admin, &v1::AdminService::Stub::ListWorkers, v1::ListWorkersRequest());
+  ASSERT_TRUE(untouched.ok()) << untouched.status();
+  EXPECT_NE(untouched->workers(0).state(), v1::CORDONED);
+  EXPECT_NE(untouched->workers(0).state(), v1::DRAINING);
   cordon.set_instance_id("");
   EXPECT_TRUE(absl::IsInvalidArgument(Call(admin, &v1::AdminService::Stub::CordonWorker, cordon).status()));
   v1::DrainWorkerRequest drain;
