@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/connection_limit.h"
 #include "common/grpc_log.h"
 #include "common/in_process_channel.h"
 #include "common/rpc_interceptor.h"
@@ -24,6 +25,7 @@ namespace {
 constexpr int kMinClientPingMs = 10'000;
 constexpr int kServerPingMs = 20'000;
 constexpr int kPingTimeoutMs = 10'000;
+constexpr int kHandshakeTimeoutMs = 20'000;  // gRPC's own is two minutes
 
 // Lets calls in or refuses them, before any handler runs. Runs on gRPC's polling threads: authorizers must not block.
 class AuthorizingProcessor final : public grpc::AuthMetadataProcessor {
@@ -55,6 +57,7 @@ class GrpcServer final : public RpcServer {
 
   absl::Status Listen(const RpcServerOptions& options) {
     InstallGrpcLog();
+    LimitConnections();
     auto credentials = MakeServerCredentials(options.tls, options.require_client_certificate);
     if (!credentials.ok()) return Annotate(credentials.status(), absl::StrCat("listener ", options.address));
     if (!options.tls.insecure && !options.authorizer) {
@@ -92,6 +95,10 @@ class GrpcServer final : public RpcServer {
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinClientPingMs);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 5);
+    builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs);
+    // The server keeps what is behind the object.
+    builder.SetResourceQuota(options.receive_memory != nullptr ? *options.receive_memory
+                                                               : *MakeReceiveMemory(kReceiveMemoryMb));
     std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
     interceptors.push_back(MakeCallInterceptorFactory(authorizer, metrics));
     builder.experimental().SetInterceptorCreators(std::move(interceptors));
@@ -145,6 +152,12 @@ class GrpcServer final : public RpcServer {
 };
 
 }  // namespace
+
+std::shared_ptr<grpc::ResourceQuota> MakeReceiveMemory(int megabytes) {
+  auto memory = std::make_shared<grpc::ResourceQuota>("received");
+  memory->Resize(static_cast<size_t>(megabytes) << 20);
+  return memory;
+}
 
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptions& options) {
   auto server = std::make_unique<GrpcServer>();

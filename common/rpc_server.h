@@ -9,6 +9,7 @@
 
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/resource_quota.h>
 
 #include "absl/status/statusor.h"
 #include "common/metrics.h"
@@ -29,6 +30,11 @@ struct Caller {
 using Authorizer = std::function<absl::StatusOr<Caller>(const std::string& method, const std::string& bearer_token,
                                                         const std::string& spiffe_id)>;
 
+// A bound on what callers have sent and nobody has read to its end (a message that is half there), for the servers that
+// share it. Past it some of those calls end, RESOURCE_EXHAUSTED, and connections without a call are closed.
+inline constexpr int kReceiveMemoryMb = 1024;
+std::shared_ptr<grpc::ResourceQuota> MakeReceiveMemory(int megabytes);
+
 struct RpcServerOptions {
   std::string address;  // "127.0.0.1:0" binds a free port
   TlsFiles tls;
@@ -36,8 +42,9 @@ struct RpcServerOptions {
   Authorizer authorizer;  // not called with tls.insecure
   int max_message_bytes = 64 << 20;
   int max_concurrent_streams = 1000;
-  std::vector<grpc::Service*> services;               // not owned; outlive the server
-  grpc::CallbackGenericService* otherwise = nullptr;  // answers what no service has; of this server alone
+  std::shared_ptr<grpc::ResourceQuota> receive_memory;  // null: kReceiveMemoryMb of its own
+  std::vector<grpc::Service*> services;                 // not owned; outlive the server
+  grpc::CallbackGenericService* otherwise = nullptr;    // answers what no service has; of this server alone
   // When set: grpc_server_handled_total, grpc_server_handling_seconds; where a certificate is required, also
   // rlhf_auth_failures_total{reason="handshake_…"}.
   MetricsRegistry* metrics = nullptr;

@@ -63,6 +63,8 @@ void Declare(CLI::App* app, CoordinatorConfig* config, std::string* file) {
          "to all of them");
   option("--min-free-mb", config->min_free_mb,
          "jobs pause while a volume of state or artifacts has less room, and go on by themselves when it has more");
+  option("--receive-memory-mb", config->receive_memory_mb,
+         "memory for what clients of both gRPC listeners have sent and nobody has read to its end; past it calls end");
   option("--grace-ms", config->grace_ms, "how long calls may take to finish on SIGTERM");
   app->add_flag("--check-config", config->check_config, "check the configuration and exit");
 }
@@ -132,6 +134,10 @@ absl::Status Complete(CoordinatorConfig* config) {
   }
   if (config->min_free_mb < 0 || config->min_free_mb > 1'048'576) {
     return absl::InvalidArgumentError(absl::StrCat("min-free-mb: expected 0 to 1048576, found ", config->min_free_mb));
+  }
+  if (config->receive_memory_mb < 128 || config->receive_memory_mb > 1'048'576) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("receive-memory-mb: expected 128 (two messages) to 1048576, found ", config->receive_memory_mb));
   }
   if (config->weights_fan_out < 0 || config->weights_fan_out > 64) {
     return absl::InvalidArgumentError(

@@ -28,13 +28,14 @@ struct CoordinatorConfig {
   std::string ports_file;                 // where the bound ports are written once ready
   std::string log_level = "info";
   bool log_json = false;
-  std::string trace_dir;       // where spans are kept; empty: nowhere
-  int heartbeat_ms = 3000;     // bounds [10, 60000]
-  int lease_ms = 9000;         // a session's life without a heartbeat; more than heartbeat_ms
-  int no_progress_ms = 60000;  // a lease's life without progress; at least lease_ms
-  int weights_fan_out = 2;     // rollout workers that a process sends a version's weights to; bounds [0, 64]
-  int min_free_mb = 64;        // on the volumes of state and artifacts: with less, jobs pause; bounds [0, 1048576]
-  int grace_ms = 10000;        // for calls to finish on SIGTERM
+  std::string trace_dir;         // where spans are kept; empty: nowhere
+  int heartbeat_ms = 3000;       // bounds [10, 60000]
+  int lease_ms = 9000;           // a session's life without a heartbeat; more than heartbeat_ms
+  int no_progress_ms = 60000;    // a lease's life without progress; at least lease_ms
+  int weights_fan_out = 2;       // rollout workers that a process sends a version's weights to; bounds [0, 64]
+  int min_free_mb = 64;          // on the volumes of state and artifacts: with less, jobs pause; bounds [0, 1048576]
+  int receive_memory_mb = 1024;  // for what clients have sent and nobody has read to its end; bounds [128, 1048576]
+  int grace_ms = 10000;          // for calls to finish on SIGTERM
 
   bool check_config = false;
 };

@@ -370,6 +370,7 @@ absl::Status CoordinatorServerImpl::Listen() {
   fleet.authorizer = MakeFleetAuthorizer(config_.trust_domain, denials_.get());
   fleet.services = {add(MakeFleetService(edge_)), add(MakeLearnerService(edge_)), artifact_service, log_service};
   fleet.metrics = &metrics_;
+  fleet.receive_memory = MakeReceiveMemory(config_.receive_memory_mb);
   fleet.handshake_refused = [this](const std::string& reason) { denials_->NoteHandshake(reason); };
   RLHF_ASSIGN_OR_RETURN(fleet_server_, RpcServer::Start(fleet));
 
@@ -383,6 +384,7 @@ absl::Status CoordinatorServerImpl::Listen() {
   api.services = {add(MakeJobService(edge_)),       artifact_service, add(MakeFeedbackService(edge_)),
                   add(MakeOversightService(edge_)), log_service,      add(MakeAdminService(edge_))};
   api.metrics = &metrics_;
+  api.receive_memory = fleet.receive_memory;
   RLHF_ASSIGN_OR_RETURN(api_server_, RpcServer::Start(api));
   return absl::OkStatus();
 }

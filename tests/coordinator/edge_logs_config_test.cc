@@ -149,6 +149,7 @@ TEST(Config, SaysWhatIsWrong) {
   EXPECT_THAT(message({"--data-dir", "/d", "--insecure", "--api-address", "nowhere"}), HasSubstr("api-address"));
   EXPECT_THAT(message({"--data-dir", "/d", "--insecure", "--heartbeat-ms", "many"}), HasSubstr("heartbeat-ms"));
   EXPECT_THAT(message({"--data-dir", "/d", "--insecure", "--lease-ms", "10"}), HasSubstr("lease-ms"));
+  EXPECT_THAT(message({"--data-dir", "/d", "--insecure", "--receive-memory-mb", "64"}), HasSubstr("two messages"));
   EXPECT_THAT(message({"--data-dir", "/d", "--insecure", "--frobnicate"}), HasSubstr("frobnicate"));
   EXPECT_EQ(ParseConfig({"--help"}).status().code(), absl::StatusCode::kCancelled);
 }
