@@ -3,6 +3,7 @@
 // Ids are int32. Thread-safe after construction (all methods const). Nothing here blocks on I/O except Load.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -30,9 +31,9 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  // Reads DIR/tokenizer.json (and, when present, tokenizer_config.json and generation_config.json for special ids, and
-  // the chat template). InvalidArgument with file and JSON path for anything unsupported or damaged; NotFound when the
-  // file is missing.
+  // Reads DIR/tokenizer.json (and, when present, tokenizer_config.json, generation_config.json and config.json for
+  // special ids, and the chat template). InvalidArgument with file and JSON path for anything unsupported or damaged;
+  // NotFound when the file is missing.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& model_dir);
 
   // The same from the text of a tokenizer.json; `name` stands for the file in errors. No bos, eos or pad.
@@ -55,7 +56,11 @@ class Tokenizer {
 
   virtual int vocab_size() const = 0;  // highest id + 1, added tokens included
   virtual std::optional<int32_t> bos_id() const = 0;
+  // The id that is put after texts which are complete: what is trained on, and what is scored.
   virtual std::optional<int32_t> eos_id() const = 0;
+  // Every id that ends a text which is generated; eos_id is the first.
+  virtual const std::vector<int32_t>& eos_ids() const = 0;
+  bool EndsText(int32_t id) const { return std::find(eos_ids().begin(), eos_ids().end(), id) != eos_ids().end(); }
   virtual std::optional<int32_t> pad_id() const = 0;
   // The id of an exact token string ("</s>"), if any.
   virtual std::optional<int32_t> TokenToId(absl::string_view token) const = 0;

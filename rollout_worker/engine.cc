@@ -249,7 +249,7 @@ bool Engine::Append(Running& sequence, const model::SampledToken& token) {
   sequence.log_kept_mass.push_back(token.log_kept_mass);
   sequence.version_high = version_;
   ++counters_.generated_tokens;
-  if (tokenizer_->eos_id() && token.id == *tokenizer_->eos_id()) {
+  if (tokenizer_->EndsText(token.id)) {
     sequence.finish = v1::END_OF_TEXT;
   } else if (sequence.stops.Found(*tokenizer_, sequence.tokens)) {
     sequence.finish = v1::STOP_TEXT;

@@ -46,7 +46,7 @@ struct EngineOptions {
 
 class Engine {
  public:
-  // Takes the model; the tokenizer gives the end-of-text id and turns tokens into text.
+  // Takes the model; the tokenizer gives the ids that end a text and turns tokens into text.
   Engine(std::unique_ptr<model::Transformer> model, std::unique_ptr<artifact::Tokenizer> tokenizer,
          const v1::PolicyVersion& version, const EngineOptions& options);
   ~Engine();

@@ -145,7 +145,9 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& mo
   auto tokenizer = FromJson(*text, path);
   if (!tokenizer.ok()) return tokenizer.status();
   auto* pipeline = static_cast<PipelineTokenizer*>(tokenizer->get());
-  pipeline->set_special_ids(ReadSpecialIds(model_dir, *pipeline));
+  auto special_ids = ReadSpecialIds(model_dir, *pipeline);
+  if (!special_ids.ok()) return special_ids.status();
+  pipeline->set_special_ids(*std::move(special_ids));
   pipeline->set_chat_template(ChatTemplate::Load(model_dir));
   return tokenizer;
 }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -20,6 +21,7 @@ namespace rlhf::artifact {
 
 struct SpecialIds {
   std::optional<int32_t> bos, eos, pad;
+  std::vector<int32_t> ends;  // eos, then the others that end a text
 };
 
 class PipelineTokenizer : public Tokenizer {
@@ -37,7 +39,7 @@ class PipelineTokenizer : public Tokenizer {
     std::vector<std::string> special_texts;
   };
   explicit PipelineTokenizer(Parts parts) : parts_(std::move(parts)) {}
-  void set_special_ids(const SpecialIds& ids) { special_ids_ = ids; }
+  void set_special_ids(SpecialIds ids) { special_ids_ = std::move(ids); }
   // A template that cannot be read is an error of the prompts that need it only.
   void set_chat_template(absl::StatusOr<std::unique_ptr<ChatTemplate>> made) { chat_template_ = std::move(made); }
 
@@ -48,6 +50,7 @@ class PipelineTokenizer : public Tokenizer {
   int vocab_size() const override { return static_cast<int>(parts_.tokens.size()); }
   std::optional<int32_t> bos_id() const override { return special_ids_.bos; }
   std::optional<int32_t> eos_id() const override { return special_ids_.eos; }
+  const std::vector<int32_t>& eos_ids() const override { return special_ids_.ends; }
   std::optional<int32_t> pad_id() const override { return special_ids_.pad; }
   std::optional<int32_t> TokenToId(absl::string_view token) const override;
 
@@ -60,7 +63,9 @@ class PipelineTokenizer : public Tokenizer {
   absl::StatusOr<std::unique_ptr<ChatTemplate>> chat_template_ = absl::NotFoundError("the model has no chat template");
 };
 
-// tokenizer_config.json names tokens, generation_config.json and config.json ids; the first that says something wins.
-SpecialIds ReadSpecialIds(const std::string& model_dir, const Tokenizer& tokenizer);
+// tokenizer_config.json names tokens, generation_config.json and config.json ids; the first that says something wins,
+// save that a text also ends with the ids of the first of the latter two that has some. InvalidArgument for an empty
+// list of them and for one that the vocabulary has not; bos and pad, which only stand beside a text, may be anything.
+absl::StatusOr<SpecialIds> ReadSpecialIds(const std::string& model_dir, const Tokenizer& tokenizer);
 
 }  // namespace rlhf::artifact

@@ -20,7 +20,8 @@ using nlohmann::json;
 
 // One prompt, n samples that share its prefill; slots advance together until each has ended.
 std::vector<std::vector<int32_t>> SampleAll(const Transformer& model, const std::vector<int32_t>& prompt,
-                                            const GenerateOptions& options, int32_t eos, int max_new) {
+                                            const GenerateOptions& options, const artifact::Tokenizer& tokenizer,
+                                            int max_new) {
   const auto length = static_cast<int64_t>(prompt.size());
   KvCache cache(model.config(), options.n, static_cast<int>(length) + max_new, model.dtype(), model.device());
   const torch::Tensor first = model.Extend(PackedBatch::FromSequences({prompt}), {0}, cache);
@@ -49,7 +50,7 @@ std::vector<std::vector<int32_t>> SampleAll(const Transformer& model, const std:
     std::vector<int> still;
     std::vector<std::vector<int32_t>> next;
     for (size_t r = 0; r < running.size(); ++r) {
-      if (tokens[r].id == eos) continue;
+      if (tokenizer.EndsText(tokens[r].id)) continue;
       out[static_cast<size_t>(running[r])].push_back(tokens[r].id);
       still.push_back(running[r]);
       next.push_back({tokens[r].id});
@@ -87,7 +88,7 @@ absl::Status Generate(const GenerateOptions& options) {
   return Guard("generate", [&]() -> absl::Status {
     const c10::InferenceMode inference;
     const int max_new = static_cast<int>(std::min<int64_t>(room, options.max_new_tokens));
-    for (const auto& ids : SampleAll(**model, *prompt, options, (*tokenizer)->eos_id().value_or(-1), max_new)) {
+    for (const auto& ids : SampleAll(**model, *prompt, options, **tokenizer, max_new)) {
       const auto text = (*tokenizer)->Decode(ids);
       if (!text.ok()) return text.status();
       std::cout << json(*text).dump(-1, ' ', false, json::error_handler_t::replace) << "\n";

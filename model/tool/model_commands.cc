@@ -33,6 +33,7 @@ absl::Status Inspect(const std::string& dir) {
   if (const auto tokenizer = artifact::Tokenizer::Load(dir); tokenizer.ok()) {
     out["tokenizer"]["vocab_size"] = (*tokenizer)->vocab_size();
     if ((*tokenizer)->eos_id()) out["tokenizer"]["eos_id"] = *(*tokenizer)->eos_id();
+    if ((*tokenizer)->eos_ids().size() > 1) out["tokenizer"]["eos_ids"] = (*tokenizer)->eos_ids();
   } else if (!absl::IsNotFound(tokenizer.status())) {
     return tokenizer.status();
   }

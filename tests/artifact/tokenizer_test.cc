@@ -79,6 +79,69 @@ TEST(TokenizerTest, ATrainedTokenizerLoads) {
   EXPECT_EQ(*(*tokenizer)->Decode(*ids), "The cat sat");
 }
 
+class SpecialIdsTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::filesystem::copy(SourceDir() + "/tests/golden/tokenizer.json", dir_.File("tokenizer.json"));
+  }
+  void Write(const std::string& name, const std::string& text) {
+    ASSERT_TRUE(WriteFileDurably(dir_.File(name), text).ok());
+  }
+  std::vector<int32_t> Ends() {
+    const auto tokenizer = Tokenizer::Load(dir_.path());
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    if (!tokenizer.ok()) return {};
+    const std::vector<int32_t> ends = (*tokenizer)->eos_ids();
+    EXPECT_EQ((*tokenizer)->eos_id(), ends.empty() ? std::nullopt : std::optional(ends.front()));
+    for (const int32_t id : ends) EXPECT_TRUE((*tokenizer)->EndsText(id));
+    EXPECT_FALSE((*tokenizer)->EndsText(17));
+    return ends;
+  }
+  ScratchDir dir_;
+};
+
+TEST_F(SpecialIdsTest, EveryIdOfAListEndsAText) {
+  EXPECT_THAT(Ends(), testing::IsEmpty());
+  Write("config.json", R"({"vocab_size": 1000, "eos_token_id": [9, 8]})");
+  EXPECT_THAT(Ends(), testing::ElementsAre(9, 8));
+  Write("generation_config.json", R"({"temperature": 0.6})");  // says nothing about it
+  EXPECT_THAT(Ends(), testing::ElementsAre(9, 8));
+  Write("generation_config.json", R"({"eos_token_id": [7, 2, 999, 7]})");  // 999: padded beyond the tokenizer's
+  EXPECT_THAT(Ends(), testing::ElementsAre(7, 2, 999));
+  Write("tokenizer_config.json", R"({"eos_token": "</s>"})");  // what complete texts end with comes first
+  EXPECT_THAT(Ends(), testing::ElementsAre(2, 7, 999));
+  Write("generation_config.json", R"({"eos_token_id": 5})");
+  EXPECT_THAT(Ends(), testing::ElementsAre(2, 5));
+  Write("generation_config.json", R"({"eos_token_id": -1})");  // "none", as some files say it
+  EXPECT_THAT(Ends(), testing::ElementsAre(2));
+}
+
+TEST_F(SpecialIdsTest, AnEndOfTextThatCannotComeIsRefused) {
+  const auto refuses = [&](const std::string& name, const std::string& value, const std::string& found) {
+    Write(name, "{\"vocab_size\": 1000, \"eos_token_id\": " + value + "}");
+    const absl::Status status = Tokenizer::Load(dir_.path()).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << value;
+    EXPECT_THAT(std::string(status.message()),
+                testing::AllOf(testing::HasSubstr(name), testing::HasSubstr("eos_token_id: expected an id of 0 to 999"),
+                               testing::EndsWith(found)));
+  };
+  for (const std::string name : {"config.json", "generation_config.json"}) {
+    refuses(name, "[]", "an empty list; leave the key out if there is no such id");
+    refuses(name, "[2, -1]", "-1");
+    refuses(name, "[2, 1000]", "1000");
+    refuses(name, "1000", "1000");
+    refuses(name, "-2", "-2");
+    refuses(name, "[2, 18446744073709551615]", "18446744073709551615");
+    refuses(name, "[2, \"</s>\"]", "\"</s>\"");
+    refuses(name, "[2, [3]]", "array");
+    refuses(name, "2.5", "2.5");
+    Write(name, R"({"vocab_size": 1000, "eos_token_id": [2, 999]})");
+    EXPECT_THAT(Ends(), testing::ElementsAre(2, 999));
+  }
+  Write("generation_config.json", "{\"eos_token_id\": [2, ");
+  EXPECT_THAT(std::string(Tokenizer::Load(dir_.path()).status().message()), testing::HasSubstr("is the file damaged?"));
+}
+
 TEST(TokenizerTest, WhatIsNotSupportedIsNamed) {
   const auto whole = ReadFile(SourceDir() + "/tests/golden/tokenizer.json");
   ASSERT_TRUE(whole.ok());

@@ -81,6 +81,31 @@ TEST_F(ModelToolTest, GenerationIsSeeded) {
                              HasSubstr("scoring_tokens_per_second"), HasSubstr("training_tokens_per_second")));
 }
 
+TEST_F(ModelToolTest, EveryEndOfTextOfTheModelsListEndsAGeneration) {
+  const std::string command = "generate --model " + Model() + " --prompt 'the cat' --max-new-tokens 8 --seed 4";
+  const CommandResult whole = Tool(command);
+  ASSERT_EQ(whole.code, 0) << whole.output;
+  // Every id but that of the pad: what comes first ends it.
+  nlohmann::json ends = nlohmann::json::array();
+  for (int id = 1; id < 270; ++id) ends.push_back(id);
+  const auto write = [&](const nlohmann::json& ids) {
+    EXPECT_TRUE(
+        WriteFileDurably(Model() + "/generation_config.json", nlohmann::json{{"eos_token_id", ids}}.dump()).ok());
+  };
+  write(ends);
+  const CommandResult none = Tool(command);
+  EXPECT_EQ(none.code, 0) << none.output;
+  EXPECT_EQ(none.output, "\"\"\n");
+  EXPECT_NE(whole.output, none.output);
+  write({2, 5});
+  EXPECT_EQ(nlohmann::json::parse(Tool("inspect " + Model()).output)["tokenizer"]["eos_ids"],
+            nlohmann::json::array({2, 5}));
+  write({2, 270});
+  const CommandResult refused = Tool(command);
+  EXPECT_EQ(refused.code, 1);
+  EXPECT_THAT(refused.output, HasSubstr("eos_token_id: expected an id of 0 to 269 or a list of such, found 270"));
+}
+
 // Each run is a process of its own, whose resident memory is read.
 TEST_F(ModelToolTest, GradientCheckpointingTrainsInLessMemory) {
   constexpr int kLayers = 24, kHidden = 64, kTokens = 4 * 256;

@@ -1,6 +1,7 @@
 #include "rollout_worker/engine.h"
 
 #include <map>
+#include <set>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -281,6 +282,38 @@ TEST_F(EngineTest, AConversationIsRenderedByTheModelsOwnTemplate) {
   EXPECT_EQ(*(*tokenizer)->Decode(tokens, false), "user: the cat</s></s>assistant:");
   EXPECT_EQ(std::count(tokens.begin(), tokens.end(), *(*tokenizer)->eos_id()),
             1);  // the template's; the message's is text
+}
+
+TEST_F(EngineTest, EveryEndOfTextOfTheModelsListEndsASample) {
+  const auto generate = [this] {
+    const auto engine = Make(4);
+    for (int ordinal = 0; ordinal < 3; ++ordinal) EXPECT_TRUE(engine->Add(Lease(ordinal, 2, 1, 12)).ok());
+    return RunAll(*engine);
+  };
+  const auto whole = generate();
+  // Two ids that come in the midst of what is generated now end it.
+  const int32_t first = whole.at({0, 0}).response_tokens(5), second = whole.at({1, 1}).response_tokens(3);
+  ASSERT_TRUE(first != second && first != 2 && second != 2);
+  ASSERT_TRUE(WriteFileDurably(dir_.File("model/generation_config.json"),
+                               absl::StrCat("{\"eos_token_id\": [2, ", first, ", ", second, "]}"))
+                  .ok());
+  const auto cut = generate();
+  ASSERT_EQ(cut.size(), whole.size());
+  std::set<int32_t> ended_by;
+  for (const auto& [key, sample] : cut) {
+    std::vector<int32_t> expected;
+    for (const int32_t id : whole.at(key).response_tokens()) {
+      expected.push_back(id);
+      if (id == 2 || id == first || id == second) break;
+    }
+    EXPECT_THAT(sample.response_tokens(), testing::ElementsAreArray(expected));
+    EXPECT_EQ(sample.behaviour_log_probs_size(), sample.response_tokens_size());
+    const int32_t last = expected.back();
+    const bool ended = last == 2 || last == first || last == second;
+    EXPECT_EQ(sample.finish_reason(), ended ? v1::END_OF_TEXT : v1::MAX_TOKENS);
+    if (ended) ended_by.insert(last);
+  }
+  EXPECT_TRUE(ended_by.count(first) == 1 && ended_by.count(second) == 1);
 }
 
 TEST_F(EngineTest, RevokedLeasesLeaveTheirSlots) {
