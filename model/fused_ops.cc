@@ -234,8 +234,8 @@ torch::Tensor LayerNorm(const torch::Tensor& x, const torch::Tensor& weight, con
 
 torch::Tensor ApplyRotary(const torch::Tensor& qkv, int64_t heads, const RotaryRows& rows) {
   if (IsFloatOrBf16OnCpu(qkv)) return RotaryFunction::apply(qkv, heads, rows.index, rows.cos, rows.sin);
-  const torch::Tensor cos = rows.cos.index_select(0, rows.index).unsqueeze(1).to(qkv.scalar_type());
-  const torch::Tensor sin = rows.sin.index_select(0, rows.index).unsqueeze(1).to(qkv.scalar_type());
+  const RotaryRows own = rows.token_cos.defined() ? rows : Gathered(rows, qkv.scalar_type());
+  const torch::Tensor &cos = own.token_cos, &sin = own.token_sin;
   const int64_t turning = 2 * rows.cos.size(1);
   const auto parts = qkv.split_with_sizes({heads, qkv.size(1) - heads}, /*dim=*/1);
   const torch::Tensor& all = parts[0];

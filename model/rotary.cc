@@ -62,6 +62,13 @@ float Llama3(const artifact::Rope& rope, float frequency) {
 
 }  // namespace
 
+RotaryRows Gathered(const RotaryRows& rows, torch::Dtype dtype) {
+  RotaryRows out = rows;
+  out.token_cos = rows.cos.index_select(0, rows.index).unsqueeze(1).to(dtype);
+  out.token_sin = rows.sin.index_select(0, rows.index).unsqueeze(1).to(dtype);
+  return out;
+}
+
 Rotary::Rotary(const artifact::Rope& rope, int64_t dim, int64_t context, torch::Device device)
     : rope_(rope), dim_(dim), context_(context), device_(device) {
   Grow(std::min(context, kFirstTable));

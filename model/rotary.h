@@ -15,7 +15,11 @@ namespace rlhf::model {
 // Row index[t] of cos and sin [rows, dim / 2] (float32) turns token t.
 struct RotaryRows {
   torch::Tensor cos, sin, index;
+  // Those rows themselves, [T, 1, dim / 2] of a model's type, where they were gathered.
+  torch::Tensor token_cos, token_sin;
 };
+// With the rows of each token in a model's type: for operations that look up no index, once for all layers.
+RotaryRows Gathered(const RotaryRows& rows, torch::Dtype dtype);
 
 class Rotary {
  public:

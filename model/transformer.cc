@@ -349,6 +349,14 @@ torch::Tensor Transformer::Run(torch::Tensor x, const RotaryRows* rotary, const 
   const bool checkpointed = gradient_checkpointing_ && torch::GradMode::is_enabled();
   TORCH_CHECK(layer_weights_ == nullptr || checkpointed || !torch::GradMode::is_enabled(),
               "weights that are brought layer by layer need gradient checkpointing");
+  RotaryRows gathered, gathered_local;
+  if (!IsFloatOrBf16OnCpu(x)) {
+    for (const auto& [rows, own] : {std::pair(&rotary, &gathered), std::pair(&local, &gathered_local)}) {
+      if (*rows == nullptr) continue;
+      *own = Gathered(**rows, dtype_);
+      *rows = own;
+    }
+  }
   for (size_t l = 0; l < layers_.size(); ++l) {
     const RotaryRows* turn = local != nullptr && config_.windowed[l] ? local : rotary;
     if (layer_weights_ != nullptr) layer_weights_->Bring(l, /*backward=*/false);

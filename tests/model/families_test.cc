@@ -101,6 +101,37 @@ TEST_P(FamiliesTest, RowsAskedForAreThoseOfTheWhole) {
     EXPECT_TRUE(torch::equal(model_->Hidden(batch, rows), model_->Hidden(batch).index_select(0, rows))) << rows;
 }
 
+// In float64 no kernel of ours serves: what is computed is what a GPU computes.
+TEST_P(FamiliesTest, PlainOperationsGiveTheKernelsNumbers) {
+  const auto plain = FamilyModel(golden_, HeadKind::kLm, torch::kFloat64);
+  const PackedBatch batch = PackedBatch::FromSequences({Slice(ids_, 40, 52), short_});
+  {
+    const torch::NoGradGuard no_grad;
+    const torch::Tensor expected = model_->Hidden(batch);
+    EXPECT_TRUE(torch::allclose(plain->Hidden(batch).to(torch::kFloat32), expected, 1e-4, 1e-4));
+    KvCache cache(plain->config(), 2, 40, torch::kFloat64, torch::kCPU);
+    const torch::Tensor prefilled = plain->Extend(batch, {1, 0}, cache);
+    EXPECT_TRUE(torch::allclose(prefilled.to(torch::kFloat32), expected.index_select(0, batch.LastRows()), 1e-4, 1e-4));
+    KvCache token_by_token(plain->config(), 1, 40, torch::kFloat64, torch::kCPU);
+    torch::Tensor decoded;
+    for (size_t t = 0; t < short_.size(); ++t) {
+      PackedBatch step = PackedBatch::FromSequences({{short_[t]}});
+      step.position_ids = torch::tensor({static_cast<int64_t>(t)}, torch::kInt64);
+      decoded = plain->Extend(step, {0}, token_by_token);
+    }
+    EXPECT_TRUE(torch::allclose(decoded[0], prefilled[1], 1e-5, 1e-5));
+  }
+  // Rows that are gathered once a pass are those of each layer; a checkpointed layer's second pass has them too.
+  torch::Tensor weight = plain->named_parameters().front().second;
+  weight.requires_grad_(true);
+  std::vector<torch::Tensor> gradients;
+  for (const bool checkpointing : {false, true}) {
+    plain->SetGradientCheckpointing(checkpointing);
+    gradients.push_back(torch::autograd::grad({plain->Hidden(batch).square().sum()}, {weight})[0]);
+  }
+  EXPECT_TRUE(torch::equal(gradients[0], gradients[1]));
+}
+
 // transformers computes positions beyond the trained length by the same formula; only dynamic and longrope have another
 // one there, and LogitsAgree goes beyond for them.
 TEST_P(FamiliesTest, PositionsBeyondTheTrainedLengthAgree) {
