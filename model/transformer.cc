@@ -151,6 +151,40 @@ absl::Status Transformer::UseInt8() {
   return absl::OkStatus();
 }
 
+void Transformer::JoinProjections() {
+  TORCH_CHECK(!int8() && !lora_, "projections are joined before they are int8 or adapted");
+  if (family_->transposed) return;  // Conv1D's are stored so, and would be columns
+  const torch::NoGradGuard no_grad;
+  const auto join = [this](const std::vector<Projection>& projections, std::vector<Linear>* parts) {
+    if (parts->size() == 1) return;
+    int64_t rows = 0;
+    for (const Linear& part : *parts) rows += part.out;
+    const auto options = torch::TensorOptions().dtype(dtype_).device(device_);
+    const torch::Tensor weight = torch::empty({rows, parts->front().in}, options);
+    const torch::Tensor bias = parts->front().bias.defined() ? torch::empty({rows}, options) : torch::Tensor();
+    int64_t row = 0;
+    for (size_t i = 0; i < parts->size(); ++i) {
+      Linear& part = (*parts)[i];
+      // A parameter with a count of changes of its own, not a view of what does not train.
+      const auto take = [&](const torch::Tensor& all, const std::string& name, torch::Tensor* own) {
+        if (!all.defined()) return;
+        const auto entry = std::find_if(parameters_.begin(), parameters_.end(),
+                                        [&](const auto& named) { return named.first == name; });
+        entry->second = *own = all.narrow(0, row, part.out).variable_data();
+      };
+      take(weight, projections[i].weight, &part.weight);
+      take(bias, projections[i].bias, &part.bias);
+      part.joined_weight = weight;
+      part.joined_bias = bias;
+      row += part.out;
+    }
+  };
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    join(family_->layers[l].qkv, &layers_[l].qkv);
+    join(family_->layers[l].mlp_in, &layers_[l].mlp_in);
+  }
+}
+
 void Transformer::SetParameter(const std::string& name, const torch::Tensor& value) {
   const torch::NoGradGuard no_grad;
   if (generation_ != nullptr) generation_->WeightsChanged();
@@ -241,32 +275,37 @@ torch::Tensor Transformer::Product(const torch::Tensor& x, const torch::Tensor& 
   return bias.defined() ? torch::linear(x, weight, bias) : torch::linear(x, weight);
 }
 
-torch::Tensor Transformer::Project(const torch::Tensor& x, const std::vector<Linear>& parts) const {
-  std::vector<torch::Tensor> weights, biases;
-  bool adapted = false;
-  const Int8Weight* const int8 = parts.front().int8.get();
-  for (const Linear& part : parts) {
-    if (int8 == nullptr) weights.push_back(part.weight);
-    if (part.bias.defined()) biases.push_back(part.bias);
-    adapted = adapted || (adapters_active_ && part.lora_a.defined());
-  }
+torch::Tensor Transformer::ProjectBase(const torch::Tensor& x, const std::vector<Linear>& parts) const {
+  const Linear& first = parts.front();
   // Conv1D's weights lie the other way.
   const auto product = [&](const torch::Tensor& weight, const torch::Tensor& bias) {
     return Product(x, family_->transposed ? weight.t() : weight, bias);
   };
-  torch::Tensor y;
-  if (int8 == nullptr && parts.size() > 1 && !device_.is_cpu()) {
-    // A device reads its memory faster than it would join the weights there: the results are joined.
-    std::vector<torch::Tensor> products;
-    for (const Linear& part : parts) products.push_back(product(part.weight, part.bias));
-    y = torch::cat(products, 1);
-  } else {
-    const torch::Tensor weight = int8 != nullptr     ? torch::Tensor()
-                                 : parts.size() == 1 ? weights[0]
-                                                     : torch::cat(weights, family_->transposed ? 1 : 0);
-    const torch::Tensor bias = biases.empty() ? torch::Tensor() : (parts.size() == 1 ? biases[0] : torch::cat(biases));
-    y = int8 != nullptr ? Int8Linear(x, *int8, bias) : product(weight, bias);
+  std::vector<torch::Tensor> weights, biases;
+  bool trains = false;
+  for (const Linear& part : parts) {
+    weights.push_back(part.weight);
+    if (part.bias.defined()) biases.push_back(part.bias);
+    trains = trains || part.weight.requires_grad();
   }
+  const auto bias = [&] {
+    return biases.empty() ? torch::Tensor() : biases.size() == 1 ? biases[0] : torch::cat(biases);
+  };
+  if (first.int8 != nullptr) return Int8Linear(x, *first.int8, bias());
+  if (parts.size() == 1) return product(first.weight, first.bias);
+  if (first.joined_weight.defined() && !(trains && torch::GradMode::is_enabled()))
+    return product(first.joined_weight, first.joined_bias);
+  if (device_.is_cpu()) return product(torch::cat(weights, family_->transposed ? 1 : 0), bias());
+  // A device reads its memory faster than it would join the weights there: the results are joined.
+  std::vector<torch::Tensor> products;
+  for (const Linear& part : parts) products.push_back(product(part.weight, part.bias));
+  return torch::cat(products, 1);
+}
+
+torch::Tensor Transformer::Project(const torch::Tensor& x, const std::vector<Linear>& parts) const {
+  const torch::Tensor y = ProjectBase(x, parts);
+  const bool adapted = adapters_active_ && std::any_of(parts.begin(), parts.end(),
+                                                       [](const Linear& part) { return part.lora_a.defined(); });
   if (!adapted) return y;
   std::vector<torch::Tensor> deltas;
   for (const Linear& part : parts) {

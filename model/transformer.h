@@ -90,6 +90,12 @@ class Transformer {
   // InvalidArgument unless float32 on the CPU.
   absl::Status UseInt8();
   bool int8() const { return !int8_projections_.empty(); }
+  // The weights of projections that read the same input (query, key and value; gate and up) become rows of one tensor,
+  // so that one product computes them where their gradients are not wanted; what trains them stays as it is. Call on a
+  // float model before the weights and adapters are set. Parameters are contiguous as before, and replaced in place
+  // alone, never by other memory (learner/divided_weights.h). Nothing to do for families that store them joined.
+  void JoinProjections();
+
   // Copies a value into a parameter or adapter in place; quantizes it where that is int8. Throws c10::Error for an
   // unknown name or another shape.
   void SetParameter(const std::string& name, const torch::Tensor& value);
@@ -146,6 +152,7 @@ class Transformer {
   torch::Tensor Embed(const torch::Tensor& token_ids, const torch::Tensor& position_ids) const;
   torch::Tensor Norm(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) const;
   torch::Tensor Project(const torch::Tensor& x, const std::vector<Linear>& parts) const;
+  torch::Tensor ProjectBase(const torch::Tensor& x, const std::vector<Linear>& parts) const;  // without adapters
   torch::Tensor Product(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) const;
   torch::Tensor Qkv(const Layer& layer, const torch::Tensor& x, const RotaryRows* rotary) const;
   // `rows`: those that the last layer gives; undefined: all.

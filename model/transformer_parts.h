@@ -17,6 +17,9 @@ struct Transformer::Linear {
   torch::Tensor weight, bias;
   torch::Tensor lora_a, lora_b;  // [rank, in] and [out, rank], where adapted
   int64_t in = 0, out = 0;
+  // Where the projections that read the same input are joined: the tensors of all of them, of which weight and bias are
+  // rows.
+  torch::Tensor joined_weight, joined_bias;
   // Where the model is int8: the joint weight of the projections that read the same input, and this one's first row.
   std::shared_ptr<Int8Weight> int8;
   int64_t int8_row = 0;

@@ -204,6 +204,8 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_
     auto model = std::make_unique<Transformer>(*config, options.head, options.dtype, options.device);
     if (options.int8) {
       if (const absl::Status status = model->UseInt8(); !status.ok()) return status;
+    } else if (options.join_projections) {
+      model->JoinProjections();
     }
     const absl::Status status =
         Fill(model_dir, *weights, Describe(*config, options.head == HeadKind::kScalar), options, model.get());

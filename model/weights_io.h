@@ -14,7 +14,8 @@ namespace rlhf::model {
 struct LoadOptions {
   torch::Dtype dtype = torch::kFloat32;
   torch::Device device = torch::kCPU;
-  bool int8 = false;  // Transformer::UseInt8; each weight is quantized as it is read
+  bool int8 = false;              // Transformer::UseInt8; each weight is quantized as it is read
+  bool join_projections = false;  // Transformer::JoinProjections, of a float model: for one that is not trained
   // kLm loads a causal LM; kScalar a *ForSequenceClassification model.
   HeadKind head = HeadKind::kLm;
   // With head = kScalar: accept a causal LM directory and start the scalar head at random (std 1/sqrt(hidden+1)).

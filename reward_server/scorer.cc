@@ -207,6 +207,7 @@ absl::StatusOr<Scorer::Loaded*> Scorer::Load(const std::string& digest, model::H
   load.dtype = options_.dtype;
   load.device = options_.device;
   load.head = head;
+  load.join_projections = true;
   RLHF_ASSIGN_OR_RETURN(loaded->model, model::LoadModel(dir, load));
   RLHF_ASSIGN_OR_RETURN(loaded->tokenizer, artifact::Tokenizer::Load(dir));
   RLHF_ASSIGN_OR_RETURN(loaded->tokenizer_json, ReadFile(dir + "/tokenizer.json"));

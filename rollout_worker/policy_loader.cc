@@ -64,6 +64,7 @@ absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
   load.dtype = options_.dtype;
   load.device = options_.device;
   load.int8 = options_.int8;
+  load.join_projections = true;
   // The one before goes first: a cache is as large as what is free, and two models at once need not fit.
   engine_.reset();
   model::GiveBackUnused(options_.device);

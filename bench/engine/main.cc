@@ -134,6 +134,7 @@ struct GenerateFlags {
 absl::StatusOr<std::unique_ptr<rollout::Engine>> MakeEngine(const GenerateFlags& flags) {
   model::LoadOptions load;
   load.int8 = flags.precision == "int8";
+  load.join_projections = true;
   load.device = flags.device;
   load.dtype = flags.precision == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
   RLHF_ASSIGN_OR_RETURN(auto policy, model::LoadModel(flags.model, load));

@@ -20,7 +20,7 @@ class GpuEngineTest : public GpuTest {
     MakeTinyModel(dir_.File("model"), 1);
   }
   Samples Generate(torch::Dtype dtype, bool cuda_graphs, const model::SamplingParams& sampling = {}) {
-    auto policy = model::LoadModel(dir_.File("model"), {.dtype = dtype, .device = device_});
+    auto policy = model::LoadModel(dir_.File("model"), {.dtype = dtype, .device = device_, .join_projections = true});
     auto tokenizer = artifact::Tokenizer::Load(dir_.File("model"));
     EXPECT_TRUE(policy.ok() && tokenizer.ok());
     EngineOptions options;

@@ -132,6 +132,88 @@ TEST_P(FamiliesTest, PlainOperationsGiveTheKernelsNumbers) {
   EXPECT_TRUE(torch::equal(gradients[0], gradients[1]));
 }
 
+// Query, key and value, and gate and up, as rows of one tensor: one product instead of three, and of two.
+TEST_P(FamiliesTest, JoinedProjectionsGiveTheSameNumbers) {
+  const PackedBatch batch = PackedBatch::FromSequences({Slice(ids_, 40, 52), short_});
+  for (const torch::Dtype dtype : {torch::kFloat32, torch::kFloat64, torch::kBFloat16}) {
+    const auto apart = FamilyModel(golden_, HeadKind::kLm, dtype);
+    Transformer joined(apart->config(), HeadKind::kLm, dtype, torch::kCPU);
+    joined.JoinProjections();
+    joined.CopyFrom(*apart);
+    const auto expect_equal = [&](const std::string& when) {
+      const torch::NoGradGuard no_grad;
+      for (size_t i = 0; i < apart->named_parameters().size(); ++i) {
+        const auto& [name, mine] = joined.named_parameters()[i];
+        EXPECT_EQ(name, apart->named_parameters()[i].first);
+        EXPECT_TRUE(mine.is_contiguous() && torch::equal(mine, apart->named_parameters()[i].second)) << name;
+      }
+      EXPECT_EQ(joined.ParameterLayers(), apart->ParameterLayers());
+      EXPECT_TRUE(torch::equal(joined.Hidden(batch), apart->Hidden(batch))) << when;
+      KvCache one(apart->config(), 2, 40, dtype, torch::kCPU), two(apart->config(), 2, 40, dtype, torch::kCPU);
+      EXPECT_TRUE(torch::equal(joined.Extend(batch, {1, 0}, one), apart->Extend(batch, {1, 0}, two))) << when;
+      PackedBatch step = PackedBatch::FromSequences({{3}, {5}});
+      step.position_ids = torch::tensor({one.length(1), one.length(0)}, torch::kInt64);
+      EXPECT_TRUE(torch::equal(joined.Extend(step, {1, 0}, one), apart->Extend(step, {1, 0}, two))) << when;
+    };
+    expect_equal("copied");
+    for (const auto& [name, parameter] : apart->named_parameters()) {  // as a version arrives
+      const torch::Tensor next = (parameter.detach() * 1.25).contiguous();
+      for (Transformer* model : {apart.get(), &joined}) model->SetParameter(name, next);
+    }
+    expect_equal("replaced");
+    if (dtype == torch::kFloat32) {
+      for (Transformer* model : {apart.get(), &joined}) ASSERT_TRUE(model->SetDeterministic(true).ok());
+      expect_equal("deterministic");
+      for (Transformer* model : {apart.get(), &joined}) ASSERT_TRUE(model->SetDeterministic(false).ok());
+    }
+    // Trained, they are as before.
+    const auto gradients = [&](const Transformer& model) {
+      std::vector<torch::Tensor> leaves;
+      for (const auto& [name, parameter] : model.named_parameters())
+        leaves.push_back(torch::Tensor(parameter).requires_grad_(true));
+      const auto out = torch::autograd::grad({model.Logits(model.Hidden(batch)).square().mean()}, leaves);
+      for (torch::Tensor& leaf : leaves) leaf.requires_grad_(false);
+      return out;
+    };
+    const auto found = gradients(joined), expected = gradients(*apart);
+    for (size_t i = 0; i < expected.size(); ++i) EXPECT_TRUE(torch::equal(found[i], expected[i])) << i;
+    for (Transformer* model : {apart.get(), &joined}) {
+      ASSERT_TRUE(model->AttachLora({.rank = 3, .alpha = 6}, 5).ok());
+      for (const auto& [name, adapter] : model->trained_parameters())
+        model->SetParameter(name, torch::full_like(adapter, 0.01));
+    }
+    expect_equal("with adapters");
+  }
+}
+
+// The joined tensor's product is the three of its rows.
+TEST(JoinedProjectionsTest, LieOneBehindTheOther) {
+  const nlohmann::json models = Golden("families.json")["models"];
+  for (const char* name : {"llama_grouped", "qwen2"}) {
+    const auto apart = FamilyModel(models[name]);
+    Transformer joined(apart->config(), HeadKind::kLm, torch::kFloat32, torch::kCPU);
+    joined.JoinProjections();
+    joined.CopyFrom(*apart);
+    for (const std::vector<std::string>& parts :
+         {std::vector<std::string>{"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
+          std::vector<std::string>{"mlp.gate_proj", "mlp.up_proj"}}) {
+      std::vector<torch::Tensor> products;
+      const torch::Tensor first = joined.parameter("model.layers.1." + parts.front() + ".weight");
+      torch::manual_seed(1);
+      const torch::Tensor x = torch::randn({5, first.size(1)});
+      int64_t rows = 0;
+      for (const std::string& part : parts) {
+        const torch::Tensor weight = joined.parameter("model.layers.1." + part + ".weight");
+        EXPECT_EQ(weight.data_ptr<float>(), first.data_ptr<float>() + rows * first.size(1)) << name << " " << part;
+        products.push_back(torch::linear(x, apart->parameter("model.layers.1." + part + ".weight")));
+        rows += weight.size(0);
+      }
+      const torch::Tensor all = torch::from_blob(first.data_ptr<float>(), {rows, first.size(1)});
+      EXPECT_TRUE(torch::allclose(torch::linear(x, all), torch::cat(products, 1), 1e-5, 1e-6)) << name;
+    }
+  }
+}
+
 // transformers computes positions beyond the trained length by the same formula; only dynamic and longrope have another
 // one there, and LogitsAgree goes beyond for them.
 TEST_P(FamiliesTest, PositionsBeyondTheTrainedLengthAgree) {
