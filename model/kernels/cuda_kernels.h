@@ -20,6 +20,9 @@ struct DecodePlaces {
 
 // The longest head that DecodeAttention serves.
 constexpr int64_t kLongestHead = 256;
+// How many query heads that share their keys a block takes together: 1, 2, 4 or 8. A group of another size computes its
+// last head again for what is missing of the last block, and does not write it.
+int64_t DecodeHeads(const AttentionShape& shape);
 // Floats of scratch for `splits` parts of the keys; 0 for one.
 int64_t DecodeScratch(const AttentionShape& shape, int64_t count, int64_t splits);
 // In how many parts to cut the keys so that a device with so many multiprocessors is busy.

@@ -163,11 +163,18 @@ void ByLength(const Pass& pass) {
 
 template <class T>
 void Run(const Pass& pass) {
-  const int64_t group = pass.shape.heads / pass.shape.kv_heads;
-  if (group == 1) {
-    ByLength<T, 1>(pass);
-  } else {
-    group <= 4 ? ByLength<T, 4>(pass) : ByLength<T, 8>(pass);
+  switch (DecodeHeads(pass.shape)) {
+    case 1:
+      ByLength<T, 1>(pass);
+      break;
+    case 2:
+      ByLength<T, 2>(pass);
+      break;
+    case 4:
+      ByLength<T, 4>(pass);
+      break;
+    default:
+      ByLength<T, 8>(pass);
   }
   if (pass.splits == 1) return;
   const dim3 grid(static_cast<unsigned>(pass.shape.heads), static_cast<unsigned>(pass.places.count));
@@ -183,6 +190,11 @@ void Append(const AttentionShape& shape, const void* qkv, const DecodePlaces& pl
 }
 
 }  // namespace
+
+int64_t DecodeHeads(const AttentionShape& shape) {
+  const int64_t group = shape.heads / shape.kv_heads;
+  return group <= 2 ? group : group <= 4 ? 4 : 8;
+}
 
 int64_t DecodeScratch(const AttentionShape& shape, int64_t count, int64_t splits) {
   return splits == 1 ? 0 : count * shape.heads * splits * (shape.dim + 2);

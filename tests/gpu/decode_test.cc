@@ -21,7 +21,8 @@ TEST_F(DecodeTest, AttentionIsTheCpuKernels) {
     int64_t heads, kv_heads, dim;
   };
   for (const auto& [heads, kv_heads, dim] :
-       {Heads{4, 4, 16}, Heads{8, 2, 64}, Heads{14, 2, 80}, Heads{6, 1, 128}, Heads{8, 1, 256}, Heads{3, 3, 200}}) {
+       {Heads{4, 4, 16}, Heads{8, 4, 64}, Heads{8, 2, 64}, Heads{4, 2, 256}, Heads{9, 3, 96}, Heads{14, 2, 80},
+        Heads{6, 1, 128}, Heads{8, 1, 256}, Heads{3, 3, 200}}) {
     for (const int64_t window : {0, 50}) {
       for (const float softcap : {0.0F, 10.0F}) {
         for (const torch::Dtype dtype : {torch::kFloat32, torch::kBFloat16}) {

@@ -103,6 +103,21 @@ TEST_F(EmulatedKernelsTest, Bfloat16DecodingIsTheCpus) {
   ExpectDecoding<__nv_bfloat16>(Shape(2, 1, 24), 2);
 }
 
+// Beside the smallest blocks that hold it, a group takes what is left of them, and blocks more than one.
+TEST_F(EmulatedKernelsTest, EveryGroupOfQueryHeadsReadsItsOwnKeys) {
+  for (const int64_t group : {1, 2, 3, 4, 5, 7, 8, 9, 12, 17}) {
+    SCOPED_TRACE(group);
+    const AttentionShape whole = Shape(2 * group, 2, 64), cut = Shape(2 * group, 2, 24, 40, 5);
+    const int64_t together = cuda::DecodeHeads(whole);
+    EXPECT_EQ(together, group == 1 ? 1 : group == 2 ? 2 : group <= 4 ? 4 : 8);
+    if (group <= 4) ExpectDecoding<__nv_bfloat16>(whole, 2);
+    ExpectDecoding<float>(cut, 1);
+  }
+  ExpectDecoding<__nv_bfloat16>(Shape(4, 2, 128, 30), 3);
+  ExpectDecoding<__nv_bfloat16>(Shape(4, 2, 256), 2);
+  ExpectDecoding<float>(Shape(4, 2, 200), 4);
+}
+
 TEST_F(EmulatedKernelsTest, ManySequencesNeedNoParts) {
   EXPECT_EQ(cuda::DecodeSplits(Shape(32, 8, 128), 256, 132), 1);
   EXPECT_GT(cuda::DecodeSplits(Shape(32, 8, 128), 1, 132), 16);
