@@ -66,7 +66,14 @@ struct Engine::Group {
 struct Engine::Pass {
   std::vector<std::vector<int32_t>> inputs;
   std::vector<int> slots;
+  std::vector<Running*> running;
   std::vector<Group*> prompts;
+};
+
+// Whose next token is drawn, from which logits, [sequences, vocab].
+struct Engine::Draw {
+  std::vector<Running*> sequences;
+  torch::Tensor logits;
 };
 
 struct Engine::Running {
@@ -431,56 +438,75 @@ void Engine::StartAdmitted(std::vector<Running*>* sequences, std::vector<torch::
   std::erase_if(waiting_, [](const auto& group) { return group->waiting.empty(); });
 }
 
-absl::Status Engine::DecodeStep(std::vector<v1::Sample>* finished) {
-  const c10::InferenceMode inference;
+Engine::Pass Engine::PassOfRunning() const {
   Pass pass;
-  std::vector<Running*> sequences;
-  for (auto& sequence : slots_) {
+  for (const auto& sequence : slots_) {
     if (!sequence) continue;
     pass.inputs.push_back({sequence->tokens.back()});
     pass.slots.push_back(sequence->slot);
-    sequences.push_back(sequence.get());
+    pass.running.push_back(sequence.get());
   }
-  const size_t decoding = sequences.size();
-  Admit(&pass);
-  if (pass.slots.empty()) return absl::OkStatus();
-  const torch::Tensor logits = Compute(pass);
+  return pass;
+}
+
+// Of the prompts that the pass computed to their ends; its other rows are of running sequences and of prompts' midst.
+void Engine::KeepPromptLogits(const Pass& pass, const torch::Tensor& logits) {
   for (size_t i = 0; i < pass.prompts.size(); ++i) {
     Group& group = *pass.prompts[i];
     if (cache_.length(group.slots.front()) == static_cast<int64_t>(group.prompt_tokens.size()))
-      group.prompt_logits = logits[static_cast<int64_t>(decoding + i)].clone();
+      group.prompt_logits = logits[static_cast<int64_t>(pass.running.size() + i)].clone();
   }
+}
 
-  // The next token of every running sequence, then the first tokens of samples that start now.
+// The next token of every running sequence, then the first tokens of samples that start now.
+Engine::Draw Engine::StartDraw(const Pass& pass, const torch::Tensor& logits) {
+  Draw draw{pass.running, {}};
   std::vector<torch::Tensor> first_logits;
-  StartAdmitted(&sequences, &first_logits);
-  if (sequences.empty()) return absl::OkStatus();
-  torch::Tensor all = decoding > 0 ? logits.narrow(0, 0, static_cast<int64_t>(decoding)) : torch::Tensor();
-  if (!first_logits.empty()) {
-    const torch::Tensor first = torch::stack(first_logits);
-    all = all.defined() ? torch::cat({all, first}) : first;
-  }
+  StartAdmitted(&draw.sequences, &first_logits);
+  if (!pass.running.empty()) draw.logits = logits.narrow(0, 0, static_cast<int64_t>(pass.running.size()));
+  if (first_logits.empty()) return draw;
+  const torch::Tensor first = torch::stack(first_logits);
+  draw.logits = draw.logits.defined() ? torch::cat({draw.logits, first}) : first;
+  return draw;
+}
+
+std::vector<model::SampledToken> Engine::Tokens(const Draw& draw) {
   std::vector<model::SamplingParams> params;
   std::vector<model::NoiseKey> keys;
   std::vector<uint32_t> positions;
-  for (const Running* sequence : sequences) {
+  for (const Running* sequence : draw.sequences) {
     params.push_back(sequence->sampling);
     keys.push_back(sequence->noise);
     positions.push_back(static_cast<uint32_t>(sequence->tokens.size()));
   }
-  const std::vector<model::SampledToken> tokens = model::Sample(all, params, keys, positions);
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    Running& sequence = *sequences[i];
-    if (!Append(sequence, tokens[i])) continue;
-    if (absl::StatusOr<v1::Sample> sample = Finish(sequence); sample.ok()) {
-      finished->push_back(*std::move(sample));
-    } else {
-      v1::ReturnedLease& failed = failed_.emplace_back();
-      *failed.mutable_id() = artifact::SampleIdOf(*sequence.lease, sequence.sample.index());
-      failed.set_attempt(sequence.sample.attempt());
-      failed.set_error(absl::StrCat("the response is no text: ", sample.status().message()));
-    }
-    Retire(sequence.slot);
+  return model::Sample(draw.logits, params, keys, positions);
+}
+
+// Hands an ended sample over, or back where its tokens are no text, and frees its slot.
+void Engine::End(Running& sequence, std::vector<v1::Sample>* finished) {
+  if (absl::StatusOr<v1::Sample> sample = Finish(sequence); sample.ok()) {
+    finished->push_back(*std::move(sample));
+  } else {
+    v1::ReturnedLease& failed = failed_.emplace_back();
+    *failed.mutable_id() = artifact::SampleIdOf(*sequence.lease, sequence.sample.index());
+    failed.set_attempt(sequence.sample.attempt());
+    failed.set_error(absl::StrCat("the response is no text: ", sample.status().message()));
+  }
+  Retire(sequence.slot);
+}
+
+absl::Status Engine::DecodeStep(std::vector<v1::Sample>* finished) {
+  const c10::InferenceMode inference;
+  Pass pass = PassOfRunning();
+  Admit(&pass);
+  if (pass.slots.empty()) return absl::OkStatus();
+  const torch::Tensor logits = Compute(pass);
+  KeepPromptLogits(pass, logits);
+  const Draw draw = StartDraw(pass, logits);
+  if (draw.sequences.empty()) return absl::OkStatus();
+  const std::vector<model::SampledToken> tokens = Tokens(draw);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (Append(*draw.sequences[i], tokens[i])) End(*draw.sequences[i], finished);
   }
   return absl::OkStatus();
 }

@@ -92,17 +92,24 @@ class Engine {
   struct Group;
   struct Running;
   struct Pass;
+  struct Draw;
   std::vector<int> FreeSlots() const;
   bool Reserve(int slot, int64_t room);
   PrefixCache::Match FindPrefix(const std::vector<int32_t>& prompt) const;
   void TakePrefix(const Group& group);
   bool AwaitsPrefix(const Group& group, const Pass& pass) const;
+  // The steps of DecodeStep, in their order.
+  Pass PassOfRunning() const;
   void Admit(Pass* pass);
   torch::Tensor Compute(const Pass& pass);
+  void KeepPromptLogits(const Pass& pass, const torch::Tensor& logits);
+  Draw StartDraw(const Pass& pass, const torch::Tensor& logits);
+  static std::vector<model::SampledToken> Tokens(const Draw& draw);
   void StartAdmitted(std::vector<Running*>* sequences, std::vector<torch::Tensor>* logits);
   void Start(Group& group, int sample, int slot);
   bool Append(Running& sequence, const model::SampledToken& token);
   absl::StatusOr<v1::Sample> Finish(Running& sequence);
+  void End(Running& sequence, std::vector<v1::Sample>* finished);
   void Retire(int slot);
   void Vacate(int slot);
   absl::Status DecodeStep(std::vector<v1::Sample>* finished);
