@@ -9,8 +9,48 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "common/status_util.h"
 
 namespace rlhf::model {
+
+absl::StatusOr<DeviceShareName> DeviceShare::Put(const std::vector<torch::Tensor>& tensors) {
+  uint64_t size = 0;
+  for (const torch::Tensor& tensor : tensors) {
+    if (!tensor.is_contiguous() || tensor.device() != tensors.front().device())
+      return absl::FailedPreconditionError("weights in GPU memory: expected contiguous tensors of one device");
+    size += tensor.nbytes();
+  }
+  if (size == 0) return absl::FailedPreconditionError("weights in GPU memory: nothing to share");
+  const torch::Device device = tensors.front().device();
+  std::shared_ptr<ShareableMemory> memory;
+  {
+    absl::MutexLock lock(&mu_);
+    whole_ = 0;
+    if (device == device_ && size <= capacity_) {
+      memory = memory_;
+    } else {
+      memory.swap(memory_);
+    }
+  }
+  if (device != device_ || size > capacity_) {
+    capacity_ = 0;
+    memory.reset();  // before there is a second one, where nobody holds it
+    RLHF_ASSIGN_OR_RETURN(memory, allocate_(device, size));
+    device_ = device;
+    capacity_ = size;
+    absl::MutexLock lock(&mu_);
+    memory_ = memory;
+  }
+  RLHF_RETURN_IF_ERROR(memory->Write(tensors, ++generation_));
+  absl::MutexLock lock(&mu_);
+  whole_ = generation_;
+  return DeviceShareName{memory->handle(), generation_};
+}
+
+std::shared_ptr<const void> DeviceShare::Hold(uint64_t generation) const {
+  absl::MutexLock lock(&mu_);
+  return generation != 0 && generation == whole_ ? memory_ : nullptr;
+}
 
 #ifdef RLHF_CUDA
 namespace {
@@ -42,57 +82,58 @@ absl::StatusOr<uint64_t> ReadGeneration(const void* memory, cudaStream_t stream)
   return generation;
 }
 
-}  // namespace
-
-absl::StatusOr<DeviceShareName> DeviceShare::Put(const std::vector<torch::Tensor>& tensors) {
-  uint64_t size = 0;
-  for (const torch::Tensor& tensor : tensors) {
-    if (!tensor.is_cuda() || !tensor.is_contiguous() || tensor.device() != tensors.front().device())
-      return absl::FailedPreconditionError("weights in GPU memory: expected contiguous tensors of one CUDA device");
-    size += tensor.nbytes();
-  }
-  if (size == 0) return absl::FailedPreconditionError("weights in GPU memory: nothing to share");
-  const torch::Device device = tensors.front().device();
-  const c10::cuda::CUDAGuard guard(device);
-  if (device != device_ || size > capacity_) {
-    Free();
+class CudaMemory final : public ShareableMemory {
+ public:
+  static absl::StatusOr<std::unique_ptr<ShareableMemory>> Allocate(torch::Device device, uint64_t size) {
+    const c10::cuda::CUDAGuard guard(device);
     size_t free = 0, all = 0;
     RLHF_CUDA_OR(kInternal, cudaMemGetInfo(&free, &all));
     if (size + kHeader > free / 2) {
       return absl::ResourceExhaustedError(absl::StrCat("weights in GPU memory: a copy of ", size, " bytes, and ", free,
                                                        " are free, of which half may be taken"));
     }
-    RLHF_CUDA_OR(kResourceExhausted, cudaMalloc(&memory_, (size + kHeader + kBlock - 1) / kBlock * kBlock));
-    device_ = device;
-    capacity_ = size;
+    std::unique_ptr<CudaMemory> memory(new CudaMemory(device));
+    RLHF_CUDA_OR(kResourceExhausted, cudaMalloc(&memory->memory_, (size + kHeader + kBlock - 1) / kBlock * kBlock));
     cudaIpcMemHandle_t handle;
-    if (const cudaError_t error = cudaIpcGetMemHandle(&handle, memory_); error != cudaSuccess) {
-      Free();
-      return CudaStatus(absl::StatusCode::kFailedPrecondition, error, "cudaIpcGetMemHandle");
-    }
-    handle_.assign(reinterpret_cast<const char*>(&handle), sizeof(handle));
+    RLHF_CUDA_OR(kFailedPrecondition, cudaIpcGetMemHandle(&handle, memory->memory_));
+    memory->handle_.assign(reinterpret_cast<const char*>(&handle), sizeof(handle));
+    return std::unique_ptr<ShareableMemory>(std::move(memory));
   }
-  const cudaStream_t stream = at::cuda::getCurrentCUDAStream(device.index()).stream();
-  if (absl::Status status = WriteGeneration(memory_, 0, stream); !status.ok()) return status;
-  char* to = static_cast<char*>(memory_) + kHeader;
-  for (const torch::Tensor& tensor : tensors) {
-    RLHF_CUDA_OR(kInternal,
-                 cudaMemcpyAsync(to, tensor.const_data_ptr(), tensor.nbytes(), cudaMemcpyDeviceToDevice, stream));
-    to += tensor.nbytes();
+  ~CudaMemory() override {
+    if (memory_ == nullptr) return;
+    const c10::cuda::CUDAGuard guard(device_);
+    cudaFree(memory_);
   }
-  // All that was copied is there before the generation says so.
-  RLHF_CUDA_OR(kInternal, cudaStreamSynchronize(stream));
-  if (absl::Status status = WriteGeneration(memory_, ++generation_, stream); !status.ok()) return status;
-  return DeviceShareName{handle_, generation_};
-}
 
-void DeviceShare::Free() {
-  if (memory_ == nullptr) return;
-  const c10::cuda::CUDAGuard guard(device_);
-  cudaFree(memory_);
-  memory_ = nullptr;
-  capacity_ = 0;
-  handle_.clear();
+  const std::string& handle() const override { return handle_; }
+  absl::Status Write(const std::vector<torch::Tensor>& tensors, uint64_t generation) override {
+    const c10::cuda::CUDAGuard guard(device_);
+    const cudaStream_t stream = at::cuda::getCurrentCUDAStream(device_.index()).stream();
+    if (absl::Status status = WriteGeneration(memory_, 0, stream); !status.ok()) return status;
+    char* to = static_cast<char*>(memory_) + kHeader;
+    for (const torch::Tensor& tensor : tensors) {
+      RLHF_CUDA_OR(kInternal,
+                   cudaMemcpyAsync(to, tensor.const_data_ptr(), tensor.nbytes(), cudaMemcpyDeviceToDevice, stream));
+      to += tensor.nbytes();
+    }
+    // All that was copied is there before the generation says so.
+    RLHF_CUDA_OR(kInternal, cudaStreamSynchronize(stream));
+    return WriteGeneration(memory_, generation, stream);
+  }
+
+ private:
+  explicit CudaMemory(torch::Device device) : device_(device) {}
+
+  const torch::Device device_;
+  void* memory_ = nullptr;  // a header, then the bytes
+  std::string handle_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ShareableMemory>> AllocateOnDevice(torch::Device device, uint64_t size) {
+  if (!device.is_cuda()) return absl::FailedPreconditionError("weights in GPU memory: this process computes elsewhere");
+  return CudaMemory::Allocate(device, size);
 }
 
 absl::StatusOr<torch::Tensor> TakeShared(const DeviceShareName& name, uint64_t size, torch::Device device) {
@@ -135,10 +176,9 @@ namespace {
 constexpr char kNoCuda[] = "weights in GPU memory: this build has no CUDA";
 }  // namespace
 
-absl::StatusOr<DeviceShareName> DeviceShare::Put(const std::vector<torch::Tensor>& /*tensors*/) {
+absl::StatusOr<std::unique_ptr<ShareableMemory>> AllocateOnDevice(torch::Device /*device*/, uint64_t /*size*/) {
   return absl::FailedPreconditionError(kNoCuda);
 }
-void DeviceShare::Free() {}
 absl::StatusOr<torch::Tensor> TakeShared(const DeviceShareName& /*name*/, uint64_t /*size*/, torch::Device /*device*/) {
   return absl::FailedPreconditionError(kNoCuda);
 }

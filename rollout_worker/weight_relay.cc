@@ -158,6 +158,10 @@ grpc::ServerUnaryReactor* WeightRelay::GetManifest(grpc::CallbackServerContext* 
 }
 
 client::WeightsWriter* WeightRelay::Stream(const v1::StreamWeightsRequest& request) {
+  if (request.device_generation() != 0) {
+    return new client::RefusedWeights(
+        absl::FailedPreconditionError("a rollout worker holds nothing in GPU memory for others: ask the learner"));
+  }
   auto found = Find(request.job_id(), request.version());
   if (!found.ok()) return new client::RefusedWeights(found.status());
   std::shared_ptr<RelayedWeights> weights = *std::move(found);

@@ -30,6 +30,7 @@ namespace {
 
 constexpr int kStreamAttempts = 3;  // of the learner, in a row that bring nothing
 constexpr absl::Duration kAskAgain = absl::Milliseconds(20);
+constexpr absl::Duration kLongestHold = absl::Seconds(60);  // of a learner's GPU memory
 
 const char* DtypeName(torch::Dtype dtype) {
   if (dtype == torch::kFloat32) return "F32";
@@ -309,9 +310,9 @@ absl::StatusOr<FetchedWeights> WeightSubscriber::Fetch(const v1::PolicySource& s
                                             out.manifest.version().step()));
   }
   const bool relays = options_.relay != nullptr && source.relay();  // from the host's memory
-  if (options_.device.is_cuda() && out.manifest.has_device() && out.manifest.device().host() == HostIdentity() &&
-      !relays) {
-    const absl::Status taken = TakeOnDevice(&out);
+  if ((options_.device.is_cuda() || options_.take_shared) && out.manifest.has_device() &&
+      out.manifest.device().host() == HostIdentity() && !relays) {
+    const absl::Status taken = TakeOnDevice(learner, &out);
     if (taken.ok()) return out;
     spdlog::debug("version {} goes over the host's memory: {}", source.version().step(), taken.ToString());
   }
@@ -327,17 +328,40 @@ absl::StatusOr<FetchedWeights> WeightSubscriber::Fetch(const v1::PolicySource& s
   return out;
 }
 
-absl::Status WeightSubscriber::TakeOnDevice(FetchedWeights* out) {
-  return model::Guard("weights in GPU memory", [&]() -> absl::Status {
-    const v1::DeviceWeights& shared = out->manifest.device();
-    RLHF_ASSIGN_OR_RETURN(const torch::Tensor bytes, model::TakeShared({shared.handle(), shared.generation()},
-                                                                       out->manifest.total_size(), options_.device));
+absl::Status WeightSubscriber::TakeOnDevice(const std::shared_ptr<grpc::Channel>& learner, FetchedWeights* out) const {
+  const v1::DeviceWeights& shared = out->manifest.device();
+  v1::StreamWeightsRequest request;
+  request.set_job_id(out->manifest.job_id());
+  *request.mutable_version() = out->manifest.version();
+  request.set_device_generation(shared.generation());
+  // The memory is held as long as this call: what the learner gave back under the copy would be anything's.
+  const auto context = client::MakeContext(kLongestHold);
+  client::WeightsReader hold(learner, context.get(), request);
+  grpc::ByteBuffer held;
+  if (!hold.Read(&held)) {
+    const absl::Status refused = FromGrpc(hold.Finish());
+    return refused.ok() ? absl::UnavailableError("weights in GPU memory: the learner does not hold them") : refused;
+  }
+  const absl::Status taken = model::Guard("weights in GPU memory", [&]() -> absl::Status {
+    RLHF_ASSIGN_OR_RETURN(const torch::Tensor bytes, (options_.take_shared ? options_.take_shared : model::TakeShared)(
+                                                         model::DeviceShareName{shared.handle(), shared.generation()},
+                                                         out->manifest.total_size(), options_.device));
     out->bytes = {bytes.const_data_ptr<uint8_t>(), static_cast<size_t>(bytes.numel())};
     out->owner = std::make_shared<const torch::Tensor>(bytes);
     out->device = options_.device;
     out->mapped = true;
     return absl::OkStatus();
   });
+  context->TryCancel();
+  const absl::Status ended = FromGrpc(hold.Finish());
+  // Not by us: the memory was held for less than the copy took. (An older learner's stream may be over.)
+  if (taken.ok() && !ended.ok() && !absl::IsCancelled(ended)) {
+    FetchedWeights none;
+    none.manifest = std::move(out->manifest);
+    *out = std::move(none);
+    return Annotate(ended, "weights in GPU memory: the learner let go of them");
+  }
+  return taken;
 }
 
 absl::Status WeightSubscriber::Map(FetchedWeights* out) const {

@@ -45,6 +45,8 @@ struct WeightSubscriberOptions {
   absl::Duration patience = absl::Seconds(2);  // with workers that have nothing of the version yet, all together
   std::string shm_dir;                 // where a learner of this host and user shares whole versions; empty: nowhere
   torch::Device device = torch::kCPU;  // of the model that the weights are for
+  // How what a learner shares in GPU memory is copied; null: by TakeShared, on a CUDA device.
+  std::function<absl::StatusOr<torch::Tensor>(const model::DeviceShareName&, uint64_t size, torch::Device)> take_shared;
 };
 
 class WeightSubscriber {
@@ -57,16 +59,16 @@ class WeightSubscriber {
   // that breaks, stalls or sends what the manifest does not say is left for the next one, which goes on where it
   // stopped; the learner is asked more than once. A whole version that the learner shares in this host's memory is
   // mapped from there instead, and received when that fails; one that it shares in GPU memory is copied within it,
-  // unless others want it relayed. Every tensor's XXH3-128 is verified as it arrives in the host's memory. A delta
-  // from the version with the digest `held` is taken when there is one; empty: none. NotFound: superseded, ask for
-  // newer work. While versions are received whole, the memory of one is kept for the next.
+  // while the learner holds it, unless others want it relayed. Every tensor's XXH3-128 is verified as it arrives in the
+  // host's memory. A delta from the version with the digest `held` is taken when there is one; empty: none. NotFound:
+  // superseded, ask for newer work. While versions are received whole, the memory of one is kept for the next.
   absl::StatusOr<FetchedWeights> Fetch(const v1::PolicySource& source, const std::string& held = "");
 
  private:
   absl::Status Receive(const v1::PolicySource& source, const std::shared_ptr<grpc::Channel>& learner,
                        FetchedWeights* out);
   // The whole version within GPU memory, as the manifest says.
-  absl::Status TakeOnDevice(FetchedWeights* out);
+  absl::Status TakeOnDevice(const std::shared_ptr<grpc::Channel>& learner, FetchedWeights* out) const;
   // The whole version from this host's memory, as the manifest says.
   absl::Status Map(FetchedWeights* out) const;
   // Memory for a stream of so many bytes.

@@ -155,7 +155,8 @@ int Run(const Flags& flags) {
   const std::string shm_dir = rlhf::SharedMemoryDirOf(flags.shm_dir);
   if (const int removed = rlhf::RemoveStaleSharedMemory(shm_dir); removed > 0)
     spdlog::info("removed {} files of shared weights from {}: their learners are gone", removed, shm_dir);
-  rlhf::learner::WeightPublisher publisher(shm_dir, flags.share_gpu_weights);
+  rlhf::learner::WeightPublisher publisher(
+      shm_dir, flags.share_gpu_weights && rlhf::model::ParseDevice(flags.device)->is_cuda());
   rlhf::RpcServerOptions server_options;
   server_options.address = flags.address;
   server_options.tls = flags.tls;

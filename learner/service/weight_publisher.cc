@@ -1,6 +1,7 @@
 #include "learner/service/weight_publisher.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <utility>
 
@@ -118,6 +119,31 @@ class Streamer final : public client::WeightsWriter {
   grpc::ByteBuffer chunk_;
 };
 
+// Sends nothing more than that memory is held, which it is until the reader ends the call, goes away, or its deadline
+// passes.
+class Holder final : public client::WeightsWriter {
+ public:
+  explicit Holder(std::shared_ptr<const void> memory)
+      : memory_(std::move(memory)), chunk_(client::ChunkBuffer(0, {}, nullptr)) {
+    StartWrite(&chunk_);
+  }
+  void OnWriteDone(bool ok) override {
+    if (!ok) End();
+  }
+  void OnCancel() override { End(); }
+  void OnDone() override { delete this; }
+
+ private:
+  // The two that call it may run at once.
+  void End() {
+    if (!ended_.exchange(true)) Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the reader went away"));
+  }
+
+  const std::shared_ptr<const void> memory_;
+  grpc::ByteBuffer chunk_;
+  std::atomic<bool> ended_{false};
+};
+
 absl::Status NotHeld(const std::string& job_id, const v1::PolicyVersion& version) {
   return absl::NotFoundError(absl::StrCat("version ", version.step(), " of job ", job_id,
                                           " is not held here (any more); ask the coordinator for the newest"));
@@ -145,7 +171,7 @@ absl::Span<uint8_t> WeightPublisher::Allocate(uint64_t size, WeightSnapshot* sna
 }
 
 void WeightPublisher::ShareOnDevice(const model::Transformer& model, WeightSnapshot* snapshot) {
-  if (!on_device_ || !model.device().is_cuda()) return;
+  if (!on_device_) return;
   std::vector<torch::Tensor> tensors;
   for (const auto& [name, parameter] : model.trained_parameters()) tensors.push_back(parameter.detach());
   const absl::StatusOr<model::DeviceShareName> name = device_share_.Put(tensors);
@@ -259,6 +285,12 @@ grpc::ServerUnaryReactor* WeightPublisher::GetManifest(grpc::CallbackServerConte
 }
 
 client::WeightsWriter* WeightPublisher::Stream(const v1::StreamWeightsRequest& request) {
+  if (request.device_generation() != 0) {
+    std::shared_ptr<const void> memory = device_share_.Hold(request.device_generation());
+    if (memory != nullptr) return new Holder(std::move(memory));
+    return new client::RefusedWeights(absl::NotFoundError(
+        absl::StrCat("another version has taken the place of version ", request.version().step(), " in GPU memory")));
+  }
   const auto snapshot = Find(request.job_id(), request.version());
   if (snapshot == nullptr) return new client::RefusedWeights(NotHeld(request.job_id(), request.version()));
   if (request.delta() && !snapshot->manifest.has_delta()) {

@@ -34,10 +34,11 @@ struct WeightSnapshot {
 
 class WeightPublisher : public client::WeightsServer {
  public:
-  // shm_dir: where whole versions are shared with processes of this host and user; empty: nowhere. on_device: weights
-  // of a GPU are shared in its memory as well, in a copy beside the model.
-  explicit WeightPublisher(std::string shm_dir = "", bool on_device = false)
-      : shm_dir_(std::move(shm_dir)), on_device_(on_device) {}
+  // shm_dir: where whole versions are shared with processes of this host and user; empty: nowhere. on_device: the
+  // newest is shared in the memory of the model's GPU as well, in a copy beside the model, which `allocate` makes.
+  explicit WeightPublisher(std::string shm_dir = "", bool on_device = false,
+                           model::AllocateShareable allocate = model::AllocateOnDevice)
+      : shm_dir_(std::move(shm_dir)), on_device_(on_device), device_share_(std::move(allocate)) {}
 
   // Copies the trained parameters, which are the adapters in a LoRA job (one copy on the host), computes every tensor's
   // digest, and what changed since the version staged before when that is at most half of the bytes.
@@ -62,7 +63,7 @@ class WeightPublisher : public client::WeightsServer {
 
   const std::string shm_dir_;
   const bool on_device_;
-  model::DeviceShare device_share_;  // of the thread that stages
+  model::DeviceShare device_share_;
   mutable absl::Mutex mu_;
   std::deque<std::shared_ptr<const WeightSnapshot>> snapshots_ ABSL_GUARDED_BY(mu_);
 };

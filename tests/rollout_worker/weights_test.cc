@@ -1,6 +1,7 @@
 // Weights from a publisher to a subscriber over gRPC: whole, as a delta, and what happens when a delta does not fit.
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -11,12 +12,15 @@
 #include "artifact/artifact_root.h"
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
+#include "client/cpp/weights_stream.h"
 #include "common/durable_file.h"
 #include "common/rpc_server.h"
 #include "learner/service/weight_publisher.h"
 #include "model/weights_io.h"
 #include "rollout_worker/policy_loader.h"
+#include "rollout_worker/weight_relay.h"
 #include "rollout_worker/weight_subscriber.h"
+#include "tests/testing/host_share.h"
 #include "tests/testing/loopback_server.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
@@ -286,6 +290,120 @@ TEST_P(SharedWeights, WithoutRoomTheLearnerServesByTheNetworkAlone) {
   EXPECT_FALSE(weights->mapped);
   EXPECT_FALSE(weights->not_mapped) << "nothing was promised";
 }
+
+// A learner that shares its versions on its device, for which the host stands.
+class DeviceWeights : public WeightsTransfer {
+ protected:
+  void SetUp() override {
+    WeightsTransfer::SetUp();
+    Restart();
+  }
+  void Restart() {
+    sharing_server_.reset();
+    sharing_ = std::make_unique<learner::WeightPublisher>("", /*on_device=*/true, gpu_.allocator());
+    sharing_server_ = ServeOnLoopback({sharing_.get()});
+    ASSERT_NE(sharing_server_, nullptr);
+  }
+  std::string address() const { return absl::StrCat("127.0.0.1:", sharing_server_->port()); }
+  v1::PolicySource Share(int64_t step) {
+    v1::PolicySource source = Publish(step);
+    source.set_addresses(0, address());
+    const absl::Status staged = sharing_->Stage("job", source.version(), *policy_);
+    EXPECT_TRUE(staged.ok()) << staged;
+    return source;
+  }
+  // Another job's, whose copy needs more memory.
+  void ShareLarger() {
+    const auto larger = model::LoadModel(dir_.File("model"));
+    ASSERT_TRUE(larger.ok()) << larger.status();
+    v1::PolicyVersion version;
+    version.set_digest("of another job");
+    ASSERT_TRUE(sharing_->Stage("other job", version, **larger).ok());
+  }
+  // gRPC notices on a thread of its own that a call has ended.
+  void ExpectAlive(size_t count) const {
+    const absl::Time patience = absl::Now() + absl::Seconds(10);
+    while (gpu_.alive() != count && absl::Now() < patience) std::this_thread::yield();
+    EXPECT_EQ(gpu_.alive(), count);
+  }
+  void ExpectVersion(const absl::StatusOr<FetchedWeights>& weights, const v1::PolicySource& source, bool taken) const {
+    ASSERT_TRUE(weights.ok()) << weights.status();
+    EXPECT_EQ(weights->mapped, taken);
+    const auto served = Load();
+    const absl::Status applied = ApplyWeights(*weights, *served);
+    ASSERT_TRUE(applied.ok()) << applied;
+    EXPECT_EQ(model::WeightsDigest(*served), source.version().digest());
+  }
+
+  HostShare gpu_;
+  std::function<void()> meanwhile_;  // between the beginning of a copy and its end
+  std::unique_ptr<learner::WeightPublisher> sharing_;
+  std::unique_ptr<RpcServer> sharing_server_;
+  WeightSubscriber taking_{Plain,
+                           {.take_shared = [this](const model::DeviceShareName& name, uint64_t size, torch::Device) {
+                             if (meanwhile_) meanwhile_();
+                             return gpu_.Take(name, size);
+                           }}};
+};
+
+TEST_P(DeviceWeights, StayWhileTheyAreCopied) {
+  const v1::PolicySource first = Share(1);
+  ExpectVersion(taking_.Fetch(first), first, /*taken=*/true);
+  EXPECT_EQ(gpu_.alive(), 1U);
+  meanwhile_ = [this] {
+    ShareLarger();
+    EXPECT_EQ(gpu_.alive(), 2U);
+  };
+  ExpectVersion(taking_.Fetch(first), first, /*taken=*/true);
+  ExpectAlive(1);
+}
+
+TEST_P(DeviceWeights, ThatAreReplacedMeanwhileComeOverTheNetwork) {
+  const v1::PolicySource first = Share(1);
+  Change(*policy_);
+  v1::PolicySource second;
+  meanwhile_ = [&] { second = Share(2); };
+  ExpectVersion(taking_.Fetch(first), first, /*taken=*/false);
+  meanwhile_ = nullptr;
+  ExpectVersion(taking_.Fetch(second), second, /*taken=*/true);
+}
+
+TEST_P(DeviceWeights, AreHeldForNobodyWhoIsGone) {
+  const auto hold = [](const std::string& address, grpc::ClientContext* context, uint64_t generation) {
+    v1::StreamWeightsRequest request;
+    request.set_job_id("job");
+    request.set_device_generation(generation);
+    return std::make_unique<client::WeightsReader>(*Plain(address), context, request);
+  };
+  grpc::ByteBuffer chunk;
+  for (const bool cancels : {true, false}) {
+    Restart();
+    Share(1);
+    // One ends its call; of the other nothing is heard until its deadline has passed.
+    const auto context = client::MakeContext(cancels ? absl::Seconds(60) : absl::Seconds(1));
+    const auto reader = hold(address(), context.get(), 1);
+    ASSERT_TRUE(reader->Read(&chunk));
+    ShareLarger();
+    EXPECT_EQ(gpu_.alive(), 2U);
+    if (cancels) context->TryCancel();
+    ExpectAlive(1);
+    EXPECT_FALSE(reader->Read(&chunk));
+    EXPECT_FALSE(reader->Finish().ok());
+  }
+  const auto refused = client::MakeContext(absl::Seconds(60));
+  const auto replaced = hold(address(), refused.get(), 1);
+  EXPECT_FALSE(replaced->Read(&chunk));
+  EXPECT_EQ(replaced->Finish().error_code(), grpc::StatusCode::NOT_FOUND);
+  WeightRelay relay;
+  const auto worker = ServeOnLoopback({&relay});
+  const auto asked = client::MakeContext(absl::Seconds(60));
+  const auto of_a_worker = hold(absl::StrCat("127.0.0.1:", worker->port()), asked.get(), 1);
+  EXPECT_FALSE(of_a_worker->Read(&chunk));
+  EXPECT_EQ(of_a_worker->Finish().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, DeviceWeights, testing::Values(torch::kBFloat16),
+                         [](const auto& /*param*/) { return "bfloat16"; });
 
 INSTANTIATE_TEST_SUITE_P(Types, SharedWeights, testing::Values(torch::kBFloat16),
                          [](const auto& /*param*/) { return "bfloat16"; });
