@@ -9,12 +9,17 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <optional>
+#include <stdexcept>
 #include <utility>
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #ifdef USE_C10D_NCCL
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
 
@@ -22,12 +27,13 @@
 #include "absl/time/clock.h"
 #include "common/clock.h"
 #include "learner/collective.h"
+#include "learner/wakeups.h"
 
 namespace rlhf::learner {
 namespace {
 
-constexpr std::chrono::milliseconds kSlice{100};  // how soon an abort is noticed
-constexpr absl::Duration kNcclPoll = absl::Milliseconds(1);
+constexpr std::chrono::milliseconds kSlice{100};             // how soon Gloo's abort is noticed, and NCCL's error
+constexpr absl::Duration kNcclPoll = absl::Milliseconds(1);  // where no wake-up can be had
 // The watchdog's own, which must never come before ours: ours ends a group and leaves the process alive.
 [[maybe_unused]] constexpr std::chrono::hours kWatchdogTimeout{24};
 
@@ -118,6 +124,7 @@ class C10dCollective final : public Collective {
 
   void Abort() override {
     aborted_ = true;
+    wakeups_->Wake();
 #ifdef USE_C10D_NCCL
     if (options_.device.is_cuda())
       (void)Try("abort", [&] { static_cast<c10d::ProcessGroupNCCL*>(backend_.get())->abort(); });
@@ -158,32 +165,60 @@ class C10dCollective final : public Collective {
   }
 
   // NCCL's wait with a timeout aborts the communicators when it passes, so a slice of it would end the group at the
-  // first slow rank: asks instead, until our own deadline.
+  // first slow rank, and its wait without one blocks nobody. So the device wakes us when the sum is done, and Abort
+  // does, whether or not the device ever comes to an end; errors of the communicator are asked for in between.
   absl::Status WaitForNccl(const c10::intrusive_ptr<c10d::Work>& work, absl::string_view what,
                            absl::Duration deadline) {
+    absl::Status asked;
     bool completed = false;
-    while (true) {
-      const absl::Status asked = Try(what, [&] { completed = work->isCompleted(); });
-      // First: an aborted sum looks completed, and is none.
-      if (aborted_) return Broken(what, "the group was given up");
-      if (!asked.ok()) return asked;
-      if (completed) {
-        const absl::Status status = Try(what, [&] { work->wait(); });  // an error of its own, and the stream's order
-        return status.ok() && aborted_ ? Broken(what, "the group was given up") : status;
-      }
-      if (Clock::Real()->Now() > deadline) {
-        Abort();  // a kernel that waits for a dead rank would hold the device for ever
-        return Broken(
-            what,
-            absl::StrCat("no answer from the other ranks within ", absl::FormatDuration(options_.timeout)).c_str());
-      }
-      absl::SleepFor(kNcclPoll);
+    const auto over = [&] {
+      asked = Try(what, [&] { completed = work->isCompleted(); });
+      return aborted_ || !asked.ok() || completed;
+    };
+    if (!over()) {
+      const bool wakes = Try(what, [&] { WakeWhenDone(work); }).ok();
+      wakeups_->Await(over, wakes ? absl::FromChrono(kSlice) : kNcclPoll, *Clock::Real(), deadline);
     }
+    // First: an aborted sum looks completed, and is none.
+    if (aborted_) return Broken(what, "the group was given up");
+    if (!asked.ok()) return asked;
+    if (completed) {
+      const absl::Status status = Try(what, [&] { work->wait(); });  // an error of its own, and the stream's order
+      return status.ok() && aborted_ ? Broken(what, "the group was given up") : status;
+    }
+    Abort();  // a kernel that waits for a dead rank would hold the device for ever
+    return Broken(
+        what, absl::StrCat("no answer from the other ranks within ", absl::FormatDuration(options_.timeout)).c_str());
+  }
+
+  // On a stream of its own: what was queued to be computed next is not waited for.
+  void WakeWhenDone(const c10::intrusive_ptr<c10d::Work>& work) {
+#ifdef USE_C10D_NCCL
+    const c10::cuda::CUDAGuard guard(options_.device);
+    if (!waking_) waking_ = c10::cuda::getStreamFromPool(/*isHighPriority=*/false);
+    const c10::cuda::CUDAStreamGuard on(*waking_);
+    work->blockCurrentStream();
+    // The device may come to it after this group is gone.
+    auto held = std::make_unique<std::shared_ptr<Wakeups>>(wakeups_);
+    const auto wake = [](void* wakeups) {
+      const std::unique_ptr<std::shared_ptr<Wakeups>> own(static_cast<std::shared_ptr<Wakeups>*>(wakeups));
+      (*own)->Wake();
+    };
+    if (cudaLaunchHostFunc(waking_->stream(), wake, held.get()) != cudaSuccess) {
+      cudaGetLastError();  // the next call shall not report it
+      throw std::runtime_error("cudaLaunchHostFunc");
+    }
+    (void)held.release();
+#endif
   }
 
   c10::intrusive_ptr<c10d::Backend> backend_;
   const GroupOptions options_;
   std::atomic<bool> aborted_{false};
+  const std::shared_ptr<Wakeups> wakeups_ = std::make_shared<Wakeups>();
+#ifdef USE_C10D_NCCL
+  std::optional<c10::cuda::CUDAStream> waking_;
+#endif
 };
 
 class TcpRendezvous final : public Rendezvous {

@@ -119,8 +119,8 @@ struct GradientBuckets::State {
   }
 };
 
-GradientBuckets::GradientBuckets(std::vector<torch::Tensor> parameters, int64_t bucket_bytes)
-    : GradientBuckets(parameters, BucketsOf(parameters, bucket_bytes)) {}
+GradientBuckets::GradientBuckets(std::vector<torch::Tensor> parameters, const BucketSizes& sizes)
+    : GradientBuckets(parameters, BucketsOf(parameters, sizes)) {}
 
 GradientBuckets::GradientBuckets(std::vector<torch::Tensor> parameters, std::vector<Bucket> layout)
     : state_(std::make_shared<State>()) {

@@ -28,7 +28,7 @@ class GradientBuckets {
  public:
   // parameters: leaves that require gradients, any float dtype, one device; in buckets as BucketsOf makes them. One
   // object a leaf at a time. Whole, until SetShare.
-  explicit GradientBuckets(std::vector<torch::Tensor> parameters, int64_t bucket_bytes = kBucketBytes);
+  explicit GradientBuckets(std::vector<torch::Tensor> parameters, const BucketSizes& sizes = {});
   GradientBuckets(std::vector<torch::Tensor> parameters, std::vector<Bucket> layout);
   ~GradientBuckets();
   GradientBuckets(const GradientBuckets&) = delete;

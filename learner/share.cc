@@ -5,14 +5,18 @@
 
 namespace rlhf::learner {
 
-std::vector<Bucket> BucketsOf(const std::vector<torch::Tensor>& parameters, int64_t bucket_bytes,
+BucketSizes BucketSizes::For(torch::Device device) {
+  return device.is_cuda() ? BucketSizes{1 << 20, 25 << 20} : BucketSizes();
+}
+
+std::vector<Bucket> BucketsOf(const std::vector<torch::Tensor>& parameters, const BucketSizes& sizes,
                               const std::vector<int64_t>& layers) {
   std::vector<Bucket> buckets;
   for (size_t left = parameters.size(); left > 0; --left) {
     const torch::Tensor& parameter = parameters[left - 1];
     const int64_t layer = layers.empty() ? -1 : layers[left - 1];
     if (buckets.empty() || buckets.back().layer != layer ||
-        (buckets.back().size + parameter.numel()) * 4 > bucket_bytes ||
+        (buckets.back().size + parameter.numel()) * 4 > (buckets.size() == 1 ? sizes.first : sizes.others) ||
         parameters[buckets.back().parameters.back().parameter].scalar_type() != parameter.scalar_type())
       buckets.emplace_back().layer = layer;
     Bucket& bucket = buckets.back();

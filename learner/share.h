@@ -28,11 +28,18 @@ struct Bucket {
   int64_t layer = -1;               // of the model, whose weights are divided among the ranks; -1: they are held whole
 };
 
+// The most that the first bucket and the others take, in bytes of float32.
+struct BucketSizes {
+  int64_t first = 4 << 20, others = 4 << 20;
+  // As the sums of a device's tensors are made: Gloo's on the CPU; NCCL's on CUDA, where links reach their rate with
+  // larger ones, and a small first one begins early, as in PyTorch's DistributedDataParallel (Li et al. 2020).
+  static BucketSizes For(torch::Device device);
+  static BucketSizes Of(int64_t bytes) { return {bytes, bytes}; }
+};
 // Filled from the last parameter to the first (the order in which backward makes gradients), each of parameters of one
-// dtype and of at most bucket_bytes of float32; a larger parameter has one of its own. layers: of each parameter its
-// layer, and a bucket has one; empty: all are held whole.
-inline constexpr int64_t kBucketBytes = 4 << 20;
-std::vector<Bucket> BucketsOf(const std::vector<torch::Tensor>& parameters, int64_t bucket_bytes = kBucketBytes,
+// dtype and of at most such a size; a larger parameter has one of its own. layers: of each parameter its layer, and a
+// bucket has one; empty: all are held whole.
+std::vector<Bucket> BucketsOf(const std::vector<torch::Tensor>& parameters, const BucketSizes& sizes = {},
                               const std::vector<int64_t>& layers = {});
 
 // Elements of each of `count` shares; the last ones reach beyond the bucket's end where it does not divide.

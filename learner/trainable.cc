@@ -39,7 +39,7 @@ Trainable::Trainable(std::unique_ptr<model::Transformer> model, const v1::Optimi
       layers_(layers),
       model_(std::move(model)),
       leaves_(LeavesOf(*model_)),
-      layout_(BucketsOf(leaves_, kBucketBytes,
+      layout_(BucketsOf(leaves_, BucketSizes::For(model_->device()),
                         layers == Layers::kWhole ? std::vector<int64_t>() : model_->ParameterLayers())),
       buckets_(leaves_, layout_),
       optimizer_(shard ? AdamW(model_->trained_parameters(), layout_, spec, total_updates)

@@ -1,17 +1,21 @@
 // Order of data, schedules, snapshots, checkpoints, gradient sums.
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <set>
+#include <thread>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "common/clock.h"
 #include "common/durable_file.h"
 #include "learner/batching.h"
 #include "learner/checkpoint.h"
 #include "learner/gradient_buckets.h"
 #include "learner/optimizer.h"
 #include "learner/share.h"
+#include "learner/wakeups.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tensor_memory.h"
 
@@ -122,7 +126,7 @@ std::vector<torch::Tensor> TensorsOf(const NamedTensors& named) {
 
 TEST(ShareTest, EveryElementIsInOneShare) {
   const NamedTensors parameters = ForShares(torch::kFloat32);
-  const std::vector<Bucket> buckets = BucketsOf(TensorsOf(parameters), /*bucket_bytes=*/4096);
+  const std::vector<Bucket> buckets = BucketsOf(TensorsOf(parameters), BucketSizes::Of(4096));
   ASSERT_EQ(buckets.size(), 2);  // norm and matrix together, the table alone
   for (const int count : {1, 2, 3, 7, 5000}) {
     std::vector<std::vector<int>> times;
@@ -141,6 +145,47 @@ TEST(ShareTest, EveryElementIsInOneShare) {
     }
     for (const std::vector<int>& of : times) EXPECT_EQ(of, std::vector<int>(of.size(), 1)) << count << " shares";
   }
+}
+
+TEST(ShareTest, OnGpusTheFirstBucketIsSmallAndTheOthersAreLarge) {
+  const std::vector<torch::Tensor> parameters(100, torch::empty({1 << 18}, torch::kBFloat16));  // 1 MiB of float32 each
+  const auto counts = [&](torch::Device device) {
+    std::vector<size_t> out;
+    for (const Bucket& bucket : BucketsOf(parameters, BucketSizes::For(device)))
+      out.push_back(bucket.parameters.size());
+    return out;
+  };
+  EXPECT_EQ(counts(torch::kCPU), std::vector<size_t>(25, 4));
+  EXPECT_EQ(counts(torch::kCUDA), std::vector<size_t>({1, 25, 25, 25, 24}));
+  // One that is larger has its own, also where it comes first.
+  std::vector<torch::Tensor> large = {parameters[0], parameters[0], torch::empty({3 << 18})};
+  EXPECT_EQ(BucketsOf(large, BucketSizes::For(torch::kCUDA)).size(), 2);
+}
+
+TEST(WakeupsTest, WhoWaitsIsWokenAndNoWakeupIsLost) {
+  const absl::Duration deadline = Clock::Real()->Now() + absl::Seconds(60);
+  Wakeups wakeups;
+  for (int i = 0; i < 2000; ++i) {
+    std::atomic<bool> over = false;
+    std::thread other([&] {
+      over = true;
+      wakeups.Wake();
+    });
+    // Nothing but the other thread ends this in time.
+    EXPECT_TRUE(wakeups.Await([&] { return over.load(); }, absl::Hours(1), *Clock::Real(), deadline));
+    other.join();
+  }
+}
+
+TEST(WakeupsTest, WhatNobodyTellsIsSeenInASliceAndADeadlinePasses) {
+  const Clock& clock = *Clock::Real();
+  Wakeups wakeups;
+  int asked = 0;
+  const auto third = [&] { return ++asked == 3; };
+  EXPECT_TRUE(wakeups.Await(third, absl::Milliseconds(1), clock, clock.Now() + absl::Seconds(60)));
+  EXPECT_FALSE(wakeups.Await([] { return false; }, absl::Hours(1), clock, clock.Now() + absl::Milliseconds(20)));
+  EXPECT_FALSE(wakeups.Await([] { return false; }, absl::Hours(1), clock, clock.Now() - absl::Seconds(1)));
+  EXPECT_TRUE(wakeups.Await([] { return true; }, absl::Hours(1), clock, clock.Now() - absl::Seconds(1)));
 }
 
 TEST(ShareTest, OwnersHoldAllSharesOfOneDivision) {
@@ -163,7 +208,7 @@ TEST(ShareTest, AShareOfTheStateTakesAShareOfTheMemory) {
   const auto bytes = [&](int count, bool snapshot) {
     const auto memory = std::make_shared<TensorMemory>();
     const c10::DebugInfoGuard counting(c10::DebugInfoKind::PROFILER_STATE, memory);
-    AdamW optimizer(parameters, BucketsOf(TensorsOf(parameters), 4096), Spec(), 10);
+    AdamW optimizer(parameters, BucketsOf(TensorsOf(parameters), BucketSizes::Of(4096)), Spec(), 10);
     optimizer.TakeShare({0, count});
     if (snapshot) optimizer.TakeSnapshot();
     return static_cast<double>(memory->live());
@@ -213,7 +258,7 @@ TEST(GradientBucketsTest, MicroBatchesSumToTheWhole) {
            12;
   };
   const auto alone = MakeSingleRank();
-  GradientBuckets buckets(parameters, /*bucket_bytes=*/64);  // several buckets
+  GradientBuckets buckets(parameters, BucketSizes::Of(64));  // several buckets
   buckets.Begin();
   ASSERT_TRUE(buckets.Backward(loss(0, 12), true, alone.get()).ok());
   ASSERT_TRUE(buckets.Wait().ok());
@@ -233,7 +278,7 @@ TEST(GradientBucketsTest, AGradientIsFreedAsSoonAsItIsInItsBucket) {
   std::vector<torch::Tensor> parameters{torch::randn({4, 4}), torch::randn({4, 4}), torch::randn({4, 4})};
   for (torch::Tensor& parameter : parameters) parameter.requires_grad_(true);
   const auto alone = MakeSingleRank();
-  GradientBuckets buckets(parameters, /*bucket_bytes=*/64);
+  GradientBuckets buckets(parameters, BucketSizes::Of(64));
   int held = 0, asked = 0;
   // Backward makes the last one's first.
   parameters[0].register_hook([&](const torch::Tensor&) {
