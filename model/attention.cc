@@ -231,6 +231,10 @@ PackedLayout PackedLayout::Of(const std::vector<int64_t>& lengths, torch::Device
   return layout;
 }
 
+bool AttendsUnpadded(const AttentionShape& shape, const torch::Tensor& qkv, bool fixed_order) {
+  return ByKernels(qkv, shape, fixed_order) || HasFlashAttention(shape, qkv);
+}
+
 torch::Tensor AttendPacked(const AttentionShape& shape, const torch::Tensor& packed, const PackedLayout& layout,
                            bool fixed_order) {
   if (ByKernels(packed, shape, fixed_order)) return KernelAttention::apply(packed, layout, shape);

@@ -21,6 +21,9 @@ struct PackedLayout {
   static PackedLayout Of(const std::vector<int64_t>& lengths, torch::Device device);
 };
 
+// Whether AttendPacked takes such rows as they are, not in a padded grid.
+bool AttendsUnpadded(const kernels::AttentionShape& shape, const torch::Tensor& qkv, bool fixed_order);
+
 // Over whole sequences: qkv [T, heads + 2 · kv_heads, dim] -> [T, heads · dim]. With a gradient where enabled.
 torch::Tensor AttendPacked(const kernels::AttentionShape& shape, const torch::Tensor& qkv, const PackedLayout& layout,
                            bool fixed_order);

@@ -24,6 +24,12 @@ void Launched(int error, const char* what) {
   TORCH_CHECK(error == 0, what, ": ", kernels::cuda::ErrorText(error));
 }
 
+kernels::cuda::DecodePlaces PlacesOf(const torch::Tensor& places) {
+  const int64_t count = places.size(1);
+  const auto* const numbers = places.data_ptr<int64_t>();
+  return {numbers, numbers + count, numbers + 2 * count, numbers + 3 * count, count};
+}
+
 // Packed rows [T, heads, dim] with where they begin, or one sequence [1, T, heads, dim]. The causal border is the lower
 // right corner's: the last query sees the last key.
 torch::Tensor Flash(const kernels::AttentionShape& shape, const torch::Tensor& q, const torch::Tensor& k,
@@ -44,20 +50,27 @@ bool HasDecodeKernel(const kernels::AttentionShape& shape, torch::Dtype dtype, t
          shape.dim <= kernels::cuda::kLongestHead;
 }
 
+void AppendOnDevice(const kernels::AttentionShape& shape, const torch::Tensor& qkv, const torch::Tensor& places,
+                    const torch::Tensor& keys, const torch::Tensor& values) {
+  if (places.size(1) == 0) return;
+  TORCH_CHECK(qkv.is_contiguous() && places.is_contiguous() && keys.is_contiguous() && values.is_contiguous() &&
+                  keys.scalar_type() == qkv.scalar_type(),
+              "generation needs contiguous tensors of one type");
+  const c10::cuda::CUDAGuard guard(qkv.device());
+  Launched(kernels::cuda::AppendKeys(shape, ElementOf(qkv), qkv.data_ptr(), PlacesOf(places), keys.data_ptr(),
+                                     values.data_ptr(), at::cuda::getCurrentCUDAStream(qkv.get_device()).stream()),
+           "appending keys");
+}
+
 void DecodeOnDevice(const kernels::AttentionShape& shape, const torch::Tensor& qkv, const torch::Tensor& places,
                     const torch::Tensor& keys, const torch::Tensor& values, const torch::Tensor& out) {
   const int64_t count = places.size(1);
   if (count == 0) return;
-  TORCH_CHECK(qkv.is_contiguous() && places.is_contiguous() && out.is_contiguous() && keys.is_contiguous() &&
-                  values.is_contiguous() && keys.scalar_type() == qkv.scalar_type(),
-              "decoding needs contiguous tensors of one type");
+  TORCH_CHECK(out.is_contiguous(), "decoding needs a contiguous result");
+  AppendOnDevice(shape, qkv, places, keys, values);
   const c10::cuda::CUDAGuard guard(qkv.device());
   void* const stream = at::cuda::getCurrentCUDAStream(qkv.get_device()).stream();
-  const auto* const numbers = places.data_ptr<int64_t>();
-  const kernels::cuda::DecodePlaces at{numbers, numbers + count, numbers + 2 * count, numbers + 3 * count, count};
-  Launched(
-      kernels::cuda::AppendKeys(shape, ElementOf(qkv), qkv.data_ptr(), at, keys.data_ptr(), values.data_ptr(), stream),
-      "appending keys");
+  const kernels::cuda::DecodePlaces at = PlacesOf(places);
   const int64_t splits =
       kernels::cuda::DecodeSplits(shape, count, at::cuda::getDeviceProperties(qkv.get_device())->multiProcessorCount);
   const torch::Tensor scratch =
@@ -149,6 +162,10 @@ bool HasDecodeKernel(const kernels::AttentionShape&, torch::Dtype, torch::Device
 }
 void DecodeOnDevice(const kernels::AttentionShape&, const torch::Tensor&, const torch::Tensor&, const torch::Tensor&,
                     const torch::Tensor&, const torch::Tensor&) {
+  TORCH_CHECK(false, kNoKernels);
+}
+void AppendOnDevice(const kernels::AttentionShape&, const torch::Tensor&, const torch::Tensor&, const torch::Tensor&,
+                    const torch::Tensor&) {
   TORCH_CHECK(false, kNoKernels);
 }
 bool HasDeviceSampler(const torch::Tensor&) {

@@ -10,7 +10,7 @@
 
 namespace rlhf::model {
 
-// Whether the decode kernels serve such keys and values: on CUDA, float32 or bfloat16, heads of at most 256.
+// Whether the kernels of generation serve such keys and values: on CUDA, float32 or bfloat16, heads of at most 256.
 bool HasDecodeKernel(const kernels::AttentionShape& shape, torch::Dtype dtype, torch::Device device);
 
 // Where sequences that extend by one token stand, int64 [4, B] on the device: the token's row among the pass's rows,
@@ -22,6 +22,11 @@ bool HasDecodeKernel(const kernels::AttentionShape& shape, torch::Dtype dtype, t
 // alone: can be recorded in a CUDA graph. No gradient.
 void DecodeOnDevice(const kernels::AttentionShape& shape, const torch::Tensor& qkv, const torch::Tensor& places,
                     const torch::Tensor& keys, const torch::Tensor& values, const torch::Tensor& out);
+
+// Puts keys and values of qkv into a layer's stores, and no more. Several tokens of one sequence are as many columns of
+// `places`, each with the length that it makes.
+void AppendOnDevice(const kernels::AttentionShape& shape, const torch::Tensor& qkv, const torch::Tensor& places,
+                    const torch::Tensor& keys, const torch::Tensor& values);
 
 // Sample (sampler.h) for logits on CUDA, drawn there: one kernel, and one copy back, for which the host waits.
 bool HasDeviceSampler(const torch::Tensor& logits);

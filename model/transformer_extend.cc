@@ -37,13 +37,12 @@ class ExtendPass {
         prefills_.push_back(i);
       }
     }
+    FindWhole();
     scratch_.resize(static_cast<size_t>(kernels::RoundUpTo16(end_)));
     on_device_ = HasDecodeKernel(AttentionShapeOf(model.config(), 0), model.dtype(), model.device());
     if (on_device_) {
-      std::vector<int64_t> places;
-      for (const auto* part : {&decode_rows_, &decode_begins_, &decode_rooms_, &decode_lengths_})
-        places.insert(places.end(), part->begin(), part->end());
-      places_ = ToDevice(places, model.device()).view({4, -1});
+      places_ = Places(decode_rows_, decode_begins_, decode_rooms_, decode_lengths_);
+      FindPromptPlaces();
     } else if (!prefills_.empty() && !decode_rows_.empty()) {
       decode_index_ = ToDevice(decode_rows_, model.device());
     }
@@ -56,7 +55,14 @@ class ExtendPass {
     const auto shape = AttentionShapeOf(model_.config(), model_.Window(l));
     const int layer = static_cast<int>(l);
     torch::Tensor attended = torch::empty({qkv.size(0), shape.heads * shape.dim}, qkv.options());
+    const bool together = whole_.lengths.size() > 1 && AttendsUnpadded(shape, qkv, model_.deterministic());
+    if (together) {
+      const int64_t begin = begins_[whole_first_], count = whole_.begins.back() + whole_.lengths.back();
+      attended.narrow(0, begin, count)
+          .copy_(AttendPacked(shape, qkv.narrow(0, begin, count), whole_, model_.deterministic()));
+    }
     for (const size_t i : prefills_) {
+      if (together && i >= whole_first_ && i < whole_first_ + whole_.lengths.size()) continue;
       const int64_t length = cache_.length(slots_[i]) + batch_.lengths[i], count = batch_.lengths[i];
       attended.narrow(0, begins_[i], count)
           .copy_(AttendCached(shape, qkv.narrow(0, begins_[i], count).narrow(1, 0, shape.heads),
@@ -93,14 +99,60 @@ class ExtendPass {
   }
 
  private:
+  // The longest run of prompts, one behind the other, of which nothing is cached: they attend to themselves alone,
+  // together, as sequences that are trained on do.
+  void FindWhole() {
+    size_t first = 0;
+    std::vector<int64_t> lengths;
+    for (size_t i = 0; i <= slots_.size(); ++i) {
+      if (i < slots_.size() && batch_.lengths[i] > 1 && cache_.length(slots_[i]) == 0) {
+        if (lengths.empty()) first = i;
+        lengths.push_back(batch_.lengths[i]);
+        continue;
+      }
+      if (lengths.size() > std::max<size_t>(1, whole_.lengths.size())) {
+        whole_first_ = first;
+        whole_.lengths = lengths;
+      }
+      lengths.clear();
+    }
+    if (!whole_.lengths.empty()) whole_ = PackedLayout::Of(whole_.lengths, model_.device());
+  }
+
+  // See device_ops.h.
+  torch::Tensor Places(const std::vector<int64_t>& rows, const std::vector<int64_t>& begins,
+                       const std::vector<int64_t>& rooms, const std::vector<int64_t>& lengths) const {
+    std::vector<int64_t> places;
+    for (const auto* part : {&rows, &begins, &rooms, &lengths}) places.insert(places.end(), part->begin(), part->end());
+    return ToDevice(places, model_.device()).view({4, -1});
+  }
+  // Of every token of the prompts.
+  void FindPromptPlaces() {
+    std::vector<int64_t> rows, begins, rooms, lengths;
+    for (const size_t i : prefills_) {
+      for (int64_t t = 0; t < batch_.lengths[i]; ++t) {
+        rows.push_back(begins_[i] + t);
+        begins.push_back(cache_.begin(slots_[i]));
+        rooms.push_back(cache_.room(slots_[i]));
+        lengths.push_back(cache_.length(slots_[i]) + t + 1);
+      }
+    }
+    if (!rows.empty()) prompt_places_ = Places(rows, begins, rooms, lengths);
+  }
+
   // The new keys and values into the slots' rows.
   void Append(int l, const torch::Tensor& qkv) {
+    if (on_device_) {  // DecodeOnDevice does it for sequences that extend by a token
+      if (prompt_places_.defined()) {
+        AppendOnDevice(AttentionShapeOf(model_.config(), 0), qkv, prompt_places_, cache_.keys(l), cache_.values(l));
+      }
+      return;
+    }
     const int64_t heads = model_.config().num_heads, kv_heads = model_.config().num_kv_heads,
                   dim = model_.config().head_dim;
     const bool direct = IsFloatOnCpu(qkv);
     for (size_t i = 0; i < slots_.size(); ++i) {
       const int64_t at = cache_.length(slots_[i]), count = batch_.lengths[i];
-      if (on_device_ && count == 1) continue;  // DecodeOnDevice does
       if (direct && count == 1) {
         float *const keys = cache_.keys(l).data_ptr<float>(), *const values = cache_.values(l).data_ptr<float>();
         const float* source = qkv.data_ptr<float>() + (begins_[i] * (heads + 2 * kv_heads) + heads) * dim;
@@ -128,7 +180,9 @@ class ExtendPass {
   std::vector<size_t> prefills_;
   torch::Tensor decode_index_;
   bool on_device_ = false;
-  torch::Tensor places_;  // where on_device_
+  torch::Tensor places_, prompt_places_;  // where on_device_; the latter undefined without prompts
+  size_t whole_first_ = 0;
+  PackedLayout whole_;  // of sequences whole_first_ and on; empty: of fewer than two
   std::vector<float> scratch_;
   int64_t end_ = 0;
 };

@@ -96,6 +96,32 @@ TEST_F(EmulatedKernelsTest, Float32DecodingIsTheCpus) {
   ExpectDecoding<float>(Shape(1, 1, 256), 2);
 }
 
+// A prompt's tokens are appended at once: each has its place, of its own length.
+TEST_F(EmulatedKernelsTest, TokensOfAPromptAreAppendedTogether) {
+  const AttentionShape shape = Shape(4, 2, 24);
+  constexpr int64_t kTokens = 7, kRoom = 12, kCached = 3, kBegin = 48, kRow = (4 + 2 * 2) * 24;
+  const std::vector<float> qkv = Random<float>((kTokens + 1) * kRow);
+  std::vector<float> keys(kBegin + 2 * kRoom * 24, -1), values = keys;
+  std::vector<int64_t> rows, begins(kTokens, kBegin), rooms(kTokens, kRoom), lengths;
+  for (int64_t t = 0; t < kTokens; ++t) {
+    rows.push_back(t + 1);
+    lengths.push_back(kCached + t + 1);
+  }
+  const cuda::DecodePlaces places{rows.data(), begins.data(), rooms.data(), lengths.data(), kTokens};
+  ASSERT_EQ(cuda::AppendKeys(shape, cuda::Element::kFloat32, qkv.data(), places, keys.data(), values.data(), nullptr),
+            0);
+  std::vector<float> expected_keys(keys.size(), -1), expected_values = expected_keys;
+  for (int64_t t = 0; t < kTokens; ++t) {
+    for (int64_t h = 0; h < 2; ++h) {
+      const int64_t to = kBegin + (h * kRoom + kCached + t) * 24;
+      std::copy_n(qkv.begin() + (t + 1) * kRow + (4 + h) * 24, 24, expected_keys.begin() + to);
+      std::copy_n(qkv.begin() + (t + 1) * kRow + (6 + h) * 24, 24, expected_values.begin() + to);
+    }
+  }
+  EXPECT_EQ(keys, expected_keys);
+  EXPECT_EQ(values, expected_values);
+}
+
 TEST_F(EmulatedKernelsTest, Bfloat16DecodingIsTheCpus) {
   ExpectDecoding<__nv_bfloat16>(Shape(3, 3, 64), 1);
   ExpectDecoding<__nv_bfloat16>(Shape(6, 1, 128), 4);

@@ -186,6 +186,56 @@ TEST_P(FamiliesTest, JoinedProjectionsGiveTheSameNumbers) {
   }
 }
 
+// Prompts that begin in one pass are attended to together, beside one that goes on and one that adds a token.
+TEST_P(FamiliesTest, PromptsOfOnePassAreThoseOfPassesOfTheirOwn) {
+  const torch::NoGradGuard no_grad;
+  const std::vector<std::vector<int32_t>> parts = {
+      {3}, Slice(ids_, 2, 8), Slice(ids_, 8, 17), {4}, Slice(ids_, 1, 12), Slice(ids_, 20, 23), {7, 9, 2, 5}, {6}};
+  const std::vector<int> slots = {0, 5, 2, 3, 7, 1, 6, 4};
+  for (const bool deterministic : {true, false}) {
+    // By the plain operations: adapters whose sums have a fixed order, and float64, which no kernel of ours takes.
+    const torch::Dtype dtype = deterministic ? torch::kFloat32 : torch::kFloat64;
+    const auto model = FamilyModel(golden_, HeadKind::kLm, dtype);
+    ASSERT_TRUE(model->AttachLora({.rank = 2, .alpha = 4}, 1).ok());
+    for (const auto& [name, adapter] : model->trained_parameters())
+      model->SetParameter(name, torch::full_like(adapter, 0.02));
+    if (deterministic) ASSERT_TRUE(model->SetDeterministic(true).ok());
+    KvCache together(model->config(), 8, 24, dtype, torch::kCPU), alone(model->config(), 8, 24, dtype, torch::kCPU);
+    const auto extend = [&](KvCache& cache, std::vector<size_t> which) {
+      std::vector<std::vector<int32_t>> sequences;
+      std::vector<int> where;
+      std::vector<int64_t> positions;
+      for (const size_t i : which) {
+        sequences.push_back(parts[i]);
+        where.push_back(slots[i]);
+        for (size_t t = 0; t < parts[i].size(); ++t)
+          positions.push_back(cache.length(slots[i]) + static_cast<int64_t>(t));
+      }
+      PackedBatch batch = PackedBatch::FromSequences(sequences);
+      batch.position_ids = torch::tensor(positions, torch::kInt64);
+      return model->Extend(batch, where, cache);
+    };
+    for (KvCache* cache : {&together, &alone}) {  // the first two go on, and so does the fourth
+      for (const size_t i : {0, 1, 3}) extend(*cache, {i});
+    }
+    const torch::Tensor found = extend(together, {0, 1, 2, 3, 4, 5, 6, 7});
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const torch::Tensor expected = extend(alone, {i})[0];
+      EXPECT_TRUE(deterministic ? torch::equal(found[static_cast<int64_t>(i)], expected)
+                                : torch::allclose(found[static_cast<int64_t>(i)], expected, 1e-5, 1e-5))
+          << "sequence " << i << ", deterministic " << deterministic;
+      EXPECT_EQ(together.length(slots[i]), alone.length(slots[i]));
+      for (int l = 0; l < static_cast<int>(model->config().num_layers); ++l) {
+        const int64_t length = alone.length(slots[i]);
+        EXPECT_TRUE(torch::allclose(together.keys(l, slots[i]).narrow(1, 0, length),
+                                    alone.keys(l, slots[i]).narrow(1, 0, length), 1e-5, 1e-5));
+        EXPECT_TRUE(torch::allclose(together.values(l, slots[i]).narrow(1, 0, length),
+                                    alone.values(l, slots[i]).narrow(1, 0, length), 1e-5, 1e-5));
+      }
+    }
+  }
+}
+
 // The joined tensor's product is the three of its rows.
 TEST(JoinedProjectionsTest, LieOneBehindTheOther) {
   const nlohmann::json models = Golden("families.json")["models"];
