@@ -27,7 +27,8 @@ LANGUAGES = {"sh", "console", "python", "yaml", "text", "json"}
 PATIENCE = 120
 # Files that a page shows are made smaller where the size is a matter of minutes alone.
 SMALLER = {
-    "job.yaml": [("steps: 30", "steps: 3"), ("prompts_per_step: 64", "prompts_per_step: 8"), ("max_new_tokens: 96", "max_new_tokens: 12")],
+    "job.yaml": [("steps: 30", "steps: 3"), ("prompts_per_step: 64", "prompts_per_step: 8"), ("max_new_tokens: 96", "max_new_tokens: 12"),
+                 ("minibatch_size: 32", "minibatch_size: 8")],
 }
 PROGRAMS = sorted(path.name for path in BIN.iterdir() if path.name.startswith("rlhf") and os.access(path, os.X_OK))
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")} - {"build"}
