@@ -81,8 +81,8 @@ absl::Status TrainingRun::TrainLedgerStep(const v1::GroupAssignment& group, int6
     spdlog::warn("step {} was refused: {}", step, result.refusal);
     if (group.rank() == 0) run_metrics_.Refused();
     step_log_.Refused(group, step, result.refusal);
-    return TellCoordinator(group, "report a refused step",
-                           [&] { return coordinator_->Refuse(group, step, result.refusal); });
+    return meeting_.ByRankZero("report a refused step",
+                               [&] { return coordinator_->Refuse(group, step, result.refusal); });
   }
   *stop = result.stop;
   absl::StatusOr<client::StepEvidence> evidence = Witness(group, step, batch, result);
@@ -167,7 +167,7 @@ absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, con
   if (commits) committed = publisher_->Stage(group.job_id(), version, trainer_->model());
   // Ranks go on only with what is durable, however long that takes: a halt, or a coordinator that is away. One sum
   // tells whether it is, whether to form the group anew, and rank 0's lineage.
-  const absl::StatusOr<std::vector<double>> told = Meet(3, commits && committed.ok(), [&] {
+  const absl::StatusOr<std::vector<double>> told = meeting_.Sum(3, commits && committed.ok(), [&] {
     if (commits && committed.ok()) {
       const absl::StatusOr<v1::CommitStepResponse> answered = Commit(group, evidence, result, trained);
       committed = answered.status();

@@ -1,8 +1,6 @@
 #include "learner/service/training_run.h"
 
-#include <chrono>
 #include <filesystem>
-#include <future>
 #include <optional>
 #include <utility>
 
@@ -15,7 +13,6 @@
 #include "common/failpoint.h"
 #include "common/log.h"
 #include "common/status_util.h"
-#include "common/tracing.h"
 #include "google/protobuf/util/time_util.h"
 #include "learner/metered_collective.h"
 #include "learner/trainable.h"
@@ -25,17 +22,7 @@
 namespace rlhf::learner {
 namespace {
 
-class WorkingAlone {
- public:
-  explicit WorkingAlone(std::atomic<bool>* flag) : flag_(flag) { *flag_ = true; }
-  ~WorkingAlone() { *flag_ = false; }
-
- private:
-  std::atomic<bool>* const flag_;
-};
-
 constexpr absl::Duration kReportEvery = absl::Milliseconds(500);
-constexpr std::chrono::seconds kMeetEvery(2);            // well below what a collective may take
 constexpr absl::Duration kRoomPause = absl::Seconds(2);  // between tries to publish on a volume that takes nothing
 
 bool JoinAgain(const absl::Status& status) {
@@ -69,6 +56,7 @@ TrainingRun::TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* 
       run_metrics_(metrics),
       options_(options),
       stuck_(options.stuck_after),
+      meeting_(options.device),
       events_(options.tensorboard_dir, options.instance) {
   absl::StatusOr<client::StepLog> log = client::StepLog::Open(options_.evidence_dir, options_.instance);
   if (log.ok()) {
@@ -112,6 +100,7 @@ absl::Status TrainingRun::Train(const v1::GroupAssignment& group) {
     collective_.reset();
   }
   if (trainer_) trainer_->SetCollective(nullptr);
+  meeting_.SetCollective(nullptr);
   group_collective_.reset();
   run_metrics_.Left();
   rendezvous_.reset();
@@ -156,12 +145,13 @@ absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
       }
       options.store_host = address.first;
     }
-    const WorkingAlone scope(&working_alone_);  // its waits, one after the other, have timeouts of their own
+    const RankMeeting::Alone scope(&meeting_);  // its waits, one after the other, have timeouts of their own
     RLHF_ASSIGN_OR_RETURN(std::unique_ptr<Collective> connected, ConnectGroup(options));
     group_collective_ = WithTimes(
         std::move(connected), [this](absl::Duration took) { run_metrics_.AllReduced(took); },
         [this] { stuck_.Moved(); });
   }
+  meeting_.SetCollective(group_collective_.get());
   absl::MutexLock lock(&mu_);
   collective_ = group_collective_;
   run_metrics_.Joined(group);
@@ -196,7 +186,7 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   inputs.spec = group.spec();
   inputs.device = options_.device;
   absl::Status prepared;
-  RLHF_RETURN_IF_ERROR(Together(
+  RLHF_RETURN_IF_ERROR(meeting_.Together(
       [&]() -> absl::Status {
         if (holds) return absl::OkStatus();
         for (const auto& [reference, digest] : group.resolved()) {
@@ -265,7 +255,7 @@ absl::Status TrainingRun::Restore(const v1::GroupAssignment& group, bool holds) 
     // Half read it is nothing that may be offered to the next group.
     held_job_.clear();
     held_.Clear();
-    RLHF_RETURN_IF_ERROR(Together([&] { return LoadVerified(group.checkpoint()); }, &loaded));
+    RLHF_RETURN_IF_ERROR(meeting_.Together([&] { return LoadVerified(group.checkpoint()); }, &loaded));
     RLHF_ASSIGN_OR_RETURN(const bool all, group_collective_->Vote(loaded.ok()));
     RLHF_RETURN_IF_ERROR(loaded);
     return all ? absl::OkStatus() : absl::AbortedError("another rank could not load the checkpoint");
@@ -333,7 +323,7 @@ absl::Status TrainingRun::TrainSteps(const v1::GroupAssignment& group) {
   }
   if (ledger) return absl::OkStatus();
   RLHF_RETURN_IF_ERROR(WitnessLocalStep(group, trainer_->total_steps()));
-  return TellCoordinator(group, "report its last steps", [&] { return FlushProgress(group, trainer_->total_steps()); });
+  return meeting_.ByRankZero("report its last steps", [&] { return FlushProgress(group, trainer_->total_steps()); });
 }
 
 absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64_t step) {
@@ -396,11 +386,10 @@ absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int6
   // is away may keep for any time.
   absl::Status reported;
   const bool report = ReportDue(group);
-  RLHF_ASSIGN_OR_RETURN(
-      const std::vector<double> told, Meet(2, report, [&] {
-        if (report) reported = FlushProgress(group, step);
-        return std::vector<double>{reported.ok() ? 0.0 : 1.0, coordinator_->TakeCheckpointRequest() ? 1.0 : 0.0};
-      }));
+  RLHF_ASSIGN_OR_RETURN(const std::vector<double> told, meeting_.Sum(2, report, [&] {
+    if (report) reported = FlushProgress(group, step);
+    return std::vector<double>{reported.ok() ? 0.0 : 1.0, coordinator_->TakeCheckpointRequest() ? 1.0 : 0.0};
+  }));
   RLHF_RETURN_IF_ERROR(reported);
   if (told[0] > 0) return absl::AbortedError("rank 0 could not report its steps");
   const bool due = told[1] > 0 || (every > 0 && step % every == 0);
@@ -420,8 +409,8 @@ absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int6
     write = [staged](const std::string&) { return staged; };
   }
   absl::Status written;
-  RLHF_RETURN_IF_ERROR(
-      Together([&] { return group.rank() == 0 ? PublishCheckpoint(group, step, write) : absl::OkStatus(); }, &written));
+  RLHF_RETURN_IF_ERROR(meeting_.Together(
+      [&] { return group.rank() == 0 ? PublishCheckpoint(group, step, write) : absl::OkStatus(); }, &written));
   return written;
 }
 
@@ -442,58 +431,8 @@ absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, in
   return JoinAgain(status) && !absl::IsUnavailable(status) ? status : absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<double>> TrainingRun::Meet(size_t count, bool aside,
-                                                      const std::function<std::vector<double>()>& tell) {
-  const WorkingAlone scope(&working_alone_);
-  if (group_collective_->world_size() == 1) return tell();
-  std::future<std::vector<double>> running;
-  if (aside) {
-    running = std::async(std::launch::async, [&tell, about = CurrentLogContext(), trace = CurrentTrace()] {
-      const LogScope about_the_same(about);
-      const TraceScope of_the_same(trace);
-      return tell();
-    });
-  }
-  std::vector<double> own;
-  if (!aside) own = tell();
-  while (true) {
-    if (running.valid() && running.wait_for(kMeetEvery) == std::future_status::ready) own = running.get();
-    std::vector<double> sums = own;
-    sums.resize(count);
-    sums.push_back(running.valid() ? 1 : 0);
-    if (const absl::Status met = SumOverRanks(&sums, options_.device, group_collective_.get()); !met.ok()) {
-      if (running.valid()) running.wait();
-      return met;
-    }
-    if (sums.back() > 0) continue;
-    sums.pop_back();
-    return sums;
-  }
-}
-
-absl::Status TrainingRun::Together(const std::function<absl::Status()>& work, absl::Status* outcome) {
-  return Meet(0, /*aside=*/true,
-              [&] {
-                *outcome = work();
-                return std::vector<double>();
-              })
-      .status();
-}
-
-absl::Status TrainingRun::TellCoordinator(const v1::GroupAssignment& group, const std::string& what,
-                                          const std::function<absl::Status()>& call) {
-  absl::Status told;
-  const bool tells = group.rank() == 0;
-  RLHF_ASSIGN_OR_RETURN(const std::vector<double> failed, Meet(1, tells, [&] {
-                          if (tells) told = call();
-                          return std::vector<double>{told.ok() ? 0.0 : 1.0};
-                        }));
-  RLHF_RETURN_IF_ERROR(told);
-  return failed[0] > 0 ? absl::AbortedError(absl::StrCat("rank 0 could not ", what)) : absl::OkStatus();
-}
-
 absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
-  const WorkingAlone scope(&working_alone_);
+  const RankMeeting::Alone scope(&meeting_);
   const std::filesystem::path scratch =
       std::filesystem::path(options_.work_dir) / absl::StrCat(group.job_id(), "-finish-", group.rank());
   std::error_code ignored;

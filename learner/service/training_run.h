@@ -21,6 +21,7 @@
 #include "learner/collective.h"
 #include "learner/service/coordinator_client.h"
 #include "learner/service/event_file.h"
+#include "learner/service/rank_meeting.h"
 #include "learner/service/run_metrics.h"
 #include "learner/service/weight_publisher.h"
 #include "learner/trainer.h"
@@ -55,7 +56,7 @@ class TrainingRun {
   void AbortCollective();
   int64_t progress() const { return progress_; }
   // At work that may take any time and exchanges nothing with other ranks (any thread).
-  bool working_alone() const { return working_alone_; }
+  bool working_alone() const { return meeting_.working_alone(); }
   // Whether a step has stood still between two of its micro-batches and exchanges (StuckWatch; any thread).
   std::string StuckBecause() const { return stuck_.StuckBecause(); }
 
@@ -85,22 +86,12 @@ class TrainingRun {
   // The ranks lost each other after the step's commit was asked for: what this one holds from now on.
   void SettleCommit(const v1::GroupAssignment& group, const v1::PolicyVersion& version);
   absl::Status TrainLocalStep(const v1::GroupAssignment& group, int64_t step);
-  // Rank 0's call to the coordinator, while all ranks meet; its error here, Aborted on the others.
-  absl::Status TellCoordinator(const v1::GroupAssignment& group, const std::string& what,
-                               const std::function<absl::Status()>& call);
   absl::Status LoadVerified(const std::string& checkpoint);
   bool ReportDue(const v1::GroupAssignment& group) const;
   absl::Status FlushProgress(const v1::GroupAssignment& group, int64_t step);
   absl::Status MaybeCheckpoint(const v1::GroupAssignment& group, int64_t step);
   absl::Status PublishCheckpoint(const v1::GroupAssignment& group, int64_t step,
                                  const std::function<absl::Status(const std::string& dir)>& write);
-  // What each rank's `tell` returns, `count` numbers, summed over the ranks. Where it takes its time (`aside`: a call
-  // to the coordinator, a checkpoint, a download) it runs on a thread of its own while all ranks keep meeting, until
-  // everybody's is done: work of any length exceeds no collective's timeout. It has returned when this returns, also
-  // with the group's error (Unavailable).
-  absl::StatusOr<std::vector<double>> Meet(size_t count, bool aside, const std::function<std::vector<double>()>& tell);
-  // The same for work of all ranks. The returned status is the group's, *outcome the work's.
-  absl::Status Together(const std::function<absl::Status()>& work, absl::Status* outcome);
   // Fewer than the specification's after an early stop.
   int64_t TotalSteps(const v1::GroupAssignment& group) const;
   absl::Status FinishJob(const v1::GroupAssignment& group);
@@ -117,6 +108,7 @@ class TrainingRun {
   RunMetrics run_metrics_;
   TrainingRunOptions options_;
   StuckWatch stuck_;
+  RankMeeting meeting_;  // of group_collective_
 
   std::unique_ptr<Rendezvous> rendezvous_;
   absl::Mutex mu_;
@@ -130,7 +122,6 @@ class TrainingRun {
   EventFile events_;
   absl::Duration last_report_ = -absl::InfiniteDuration();
   std::atomic<int64_t> progress_{0};
-  std::atomic<bool> working_alone_{false};
 };
 
 }  // namespace rlhf::learner
