@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -13,6 +14,7 @@
 #include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
@@ -40,6 +42,8 @@ namespace {
 constexpr int kTryAgain = 75;
 // What a rank may need beyond a collective's timeout to leave its group: Gloo's threads are joined when theirs is over.
 constexpr int kAbortMarginSeconds = 6;
+// Of the grace, kept for leaving the group after what was being written.
+constexpr absl::Duration kToLeave = absl::Seconds(5);
 
 struct Flags {
   std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
@@ -123,6 +127,26 @@ void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::Tra
       absl::SleepFor(absl::Milliseconds(100));
     }
   }
+}
+
+// Nothing of a thread that does not end can be joined or destroyed; who is started again sweeps what it left.
+[[noreturn]] void GiveUp(const std::string& why) {
+  spdlog::critical("{}; ending", why);
+  spdlog::default_logger()->flush();
+  std::_Exit(kTryAgain);
+}
+
+// Returns when the training thread has ended. A checkpoint or model that is being written is finished if the grace
+// allows it, and this rank still leaves its group in order; whatever else it is at is given up.
+void EndTraining(rlhf::learner::TrainingRun& run, const absl::Notification& ended,
+                 const std::function<void()>& leave_group, absl::Duration deadline, absl::Duration grace) {
+  const auto left = [deadline] { return std::max(absl::ZeroDuration(), deadline - rlhf::Clock::Real()->Now()); };
+  const bool saved = run.AwaitSaved(left() - std::min(kToLeave, grace / 4));
+  if (!saved) spdlog::warn("a checkpoint or model takes longer than --grace-seconds allows: it is given up");
+  leave_group();
+  if (ended.WaitForNotificationWithTimeout(left())) return;
+  GiveUp(absl::StrCat(saved ? "the running step" : "writing a checkpoint or model", " does not end within ",
+                      absl::FormatDuration(grace), " (--grace-seconds)"));
 }
 
 int Run(const Flags& flags) {
@@ -245,23 +269,24 @@ int Run(const Flags& flags) {
       return 1;
     }
   }
-  std::thread training([&] { TrainLoop(coordinator, run, *session, state); });
+  absl::Notification training_ended;
+  std::thread training([&] {
+    TrainLoop(coordinator, run, *session, state);
+    training_ended.Notify();
+  });
   const int abort_seconds =
       flags.abort_seconds > 0 ? flags.abort_seconds : flags.collective_timeout_seconds + kAbortMarginSeconds;
   absl::Duration alone_until = -absl::InfiniteDuration();
   rlhf::WaitForTermination([&] {
     if (run.working_alone()) alone_until = rlhf::Clock::Real()->Now();
-    if (state.Stuck(absl::Seconds(abort_seconds), alone_until)) {
-      // Nothing of a stuck rank can be joined or destroyed: it ends, is started again, and joins the next epoch.
-      spdlog::critical("this rank did not leave its group within {} s; ending, to be started again", abort_seconds);
-      spdlog::default_logger()->flush();
-      std::_Exit(kTryAgain);
-    }
+    if (state.Stuck(absl::Seconds(abort_seconds), alone_until))
+      GiveUp(absl::StrCat("this rank did not leave its group within ", abort_seconds, " s"));
     return drain.load() || !session->fatal().ok();
   });
   if (!session->fatal().ok()) spdlog::error("{}", session->fatal().ToString());
+  const absl::Duration grace = absl::Seconds(flags.grace_seconds), deadline = rlhf::Clock::Real()->Now() + grace;
   state.stopping = true;
-  leave_group();
+  EndTraining(run, training_ended, leave_group, deadline, grace);
   training.join();
   {
     absl::MutexLock lock(&wiring_mu);
@@ -270,7 +295,7 @@ int Run(const Flags& flags) {
   }
   shipper->Stop();
   session->Stop();
-  (*server)->Shutdown(absl::Seconds(flags.grace_seconds));
+  (*server)->Shutdown(std::max(absl::ZeroDuration(), deadline - rlhf::Clock::Real()->Now()));
   return session->fatal().ok() ? 0 : 1;
 }
 
@@ -328,7 +353,9 @@ int main(int argc, char** argv) {
          "When a step's micro-batch computes longer, /healthz says 503: the process should be started again; 0: never")
       ->check(CLI::Range(0, 7 * 24 * 3600))
       ->capture_default_str();
-  app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
+  app.add_option("--grace-seconds", flags.grace_seconds,
+                 "How long SIGTERM or a drain may take; a checkpoint that is being written is finished within it, or "
+                 "else given up, and the process ends with code 75")
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();
   app.add_flag("--insecure", flags.tls.insecure, "Plaintext, for trials");

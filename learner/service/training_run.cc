@@ -48,6 +48,22 @@ const char* FailureCode(const absl::Status& status) {
 
 }  // namespace
 
+// While it lives AwaitSaved waits. Of every rank: one that left would take its group with it.
+class TrainingRun::Saving {
+ public:
+  explicit Saving(TrainingRun* run) : run_(run) { Set(true); }
+  ~Saving() { Set(false); }
+  Saving(const Saving&) = delete;
+  Saving& operator=(const Saving&) = delete;
+
+ private:
+  void Set(bool saving) {
+    absl::MutexLock lock(&run_->mu_);
+    run_->saving_ = saving;
+  }
+  TrainingRun* const run_;
+};
+
 TrainingRun::TrainingRun(CoordinatorClient* coordinator, client::ArtifactCache* artifacts, WeightPublisher* publisher,
                          MetricsRegistry* metrics, const TrainingRunOptions& options)
     : coordinator_(coordinator),
@@ -86,6 +102,12 @@ void TrainingRun::AbortCollective() {
     collective = collective_;
   }
   if (collective) collective->Abort();
+}
+
+bool TrainingRun::AwaitSaved(absl::Duration timeout) {
+  absl::MutexLock lock(&mu_);
+  const auto saved = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !saving_; };
+  return mu_.AwaitWithTimeout(absl::Condition(&saved), timeout);
 }
 
 absl::Status TrainingRun::Train(const v1::GroupAssignment& group) {
@@ -394,6 +416,7 @@ absl::Status TrainingRun::MaybeCheckpoint(const v1::GroupAssignment& group, int6
   if (told[0] > 0) return absl::AbortedError("rank 0 could not report its steps");
   const bool due = told[1] > 0 || (every > 0 && step % every == 0);
   if (!due || step >= TotalSteps(group)) return absl::OkStatus();
+  const Saving saving(this);
   if (!group.spec().has_ppo()) RLHF_RETURN_IF_ERROR(WitnessLocalStep(group, step));
   std::function<absl::Status(const std::string&)> write = [this](const std::string& dir) {
     RLHF_RETURN_IF_ERROR(MakeEmpty(dir));
@@ -432,6 +455,7 @@ absl::Status TrainingRun::PublishCheckpoint(const v1::GroupAssignment& group, in
 }
 
 absl::Status TrainingRun::FinishJob(const v1::GroupAssignment& group) {
+  const Saving saving(this);
   const RankMeeting::Alone scope(&meeting_);
   const std::filesystem::path scratch =
       std::filesystem::path(options_.work_dir) / absl::StrCat(group.job_id(), "-finish-", group.rank());

@@ -57,6 +57,9 @@ class TrainingRun {
   int64_t progress() const { return progress_; }
   // At work that may take any time and exchanges nothing with other ranks (any thread).
   bool working_alone() const { return meeting_.working_alone(); }
+  // Blocks while a checkpoint or the finished model is being written and reported, without which what it holds is lost
+  // with the process. False: it still is, after the timeout (any thread).
+  bool AwaitSaved(absl::Duration timeout);
   // Whether a step has stood still between two of its micro-batches and exchanges (StuckWatch; any thread).
   std::string StuckBecause() const { return stuck_.StuckBecause(); }
 
@@ -86,6 +89,7 @@ class TrainingRun {
   // The ranks lost each other after the step's commit was asked for: what this one holds from now on.
   void SettleCommit(const v1::GroupAssignment& group, const v1::PolicyVersion& version);
   absl::Status TrainLocalStep(const v1::GroupAssignment& group, int64_t step);
+  class Saving;
   absl::Status LoadVerified(const std::string& checkpoint);
   bool ReportDue(const v1::GroupAssignment& group) const;
   absl::Status FlushProgress(const v1::GroupAssignment& group, int64_t step);
@@ -113,6 +117,7 @@ class TrainingRun {
   std::unique_ptr<Rendezvous> rendezvous_;
   absl::Mutex mu_;
   std::shared_ptr<Collective> collective_ ABSL_GUARDED_BY(mu_);
+  bool saving_ ABSL_GUARDED_BY(mu_) = false;
   std::shared_ptr<Collective> group_collective_;  // the training thread's own reference
   std::unique_ptr<Trainer> trainer_;
   std::string held_job_;
