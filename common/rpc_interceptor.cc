@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
+#include "common/status_util.h"
 #include "common/tracing.h"
 #include "rlhf/v1/state.pb.h"
 
@@ -85,14 +86,18 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
     if (began_) {
       Callers().Erase(context_);
       if (trace_.valid()) ExportServed();
-      metrics_->Count(method_, code_, absl::Now() - started_);
+      if (!halted_) metrics_->Count(method_, code_, absl::Now() - started_);
     }
   }
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
     using Point = grpc::experimental::InterceptionHookPoints;
     if (methods->QueryInterceptionHookPoint(Point::POST_RECV_INITIAL_METADATA)) Begin();
-    if (methods->QueryInterceptionHookPoint(Point::PRE_SEND_STATUS)) code_ = methods->GetSendStatus().error_code();
+    if (methods->QueryInterceptionHookPoint(Point::PRE_SEND_STATUS)) {
+      const grpc::Status status = methods->GetSendStatus();
+      code_ = status.error_code();
+      halted_ = code_ == grpc::StatusCode::UNAVAILABLE && ReasonOf(FromGrpc(status)) == v1::SERVICE_HALTED;
+    }
     methods->Proceed();
   }
 
@@ -147,6 +152,8 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
   bool began_ = false;
   // A call whose peer went away ends without a status being sent.
   grpc::StatusCode code_ = grpc::StatusCode::CANCELLED;
+  // An overseer wants it refused, for as long as it takes: that is no failing service.
+  bool halted_ = false;
 };
 
 class CallInterceptorFactory final : public grpc::experimental::ServerInterceptorFactoryInterface {

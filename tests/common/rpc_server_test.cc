@@ -39,6 +39,10 @@ class WhoAmI final : public v1::JobService::CallbackService {
   grpc::ServerUnaryReactor* CancelJob(grpc::CallbackServerContext* context, const v1::CancelJobRequest* request,
                                       v1::Job* job) override {
     auto* reactor = context->DefaultReactor();
+    if (request->reason() == "halted") {
+      reactor->Finish(ToGrpc(WithReason(absl::UnavailableError("training is halted"), v1::SERVICE_HALTED)));
+      return reactor;
+    }
     reactor->Finish(
         ToGrpc(WithReason(absl::NotFoundError(absl::StrCat("no such job", request->reason())), v1::UNKNOWN_JOB)));
     return reactor;
@@ -236,6 +240,26 @@ TEST_F(RpcServerTest, ReasonsTravelAndCallsAreCounted) {
   EXPECT_THAT(text, HasSubstr(line("NOT_FOUND", "CancelJob")));
   EXPECT_THAT(text, HasSubstr(line("UNAUTHENTICATED", "GetJob")));
   EXPECT_THAT(text, HasSubstr("grpc_server_handling_seconds_count{grpc_method=\"GetJob\""));
+}
+
+// They go on for as long as an overseer wants, and GrpcErrors is no alert about overseers.
+TEST_F(RpcServerTest, CallsThatAHaltRefusesAreNotCounted) {
+  const auto server = StartServer(certificates_.Issue("coordinator", "main"), /*mutual=*/false);
+  ASSERT_NE(server, nullptr);
+  const auto stub = v1::JobService::NewStub(Connect(*server, certificates_.CaOnly(), "ann-secret"));
+  for (const char* reason : {"halted", "other"}) {
+    v1::CancelJobRequest request;
+    request.set_reason(reason);
+    v1::Job job;
+    const auto context = client::MakeContext(kTimeout);
+    const absl::Status status = FromGrpc(stub->CancelJob(context.get(), request, &job));
+    EXPECT_EQ(ReasonOf(status), reason == std::string("halted") ? v1::SERVICE_HALTED : v1::UNKNOWN_JOB) << status;
+  }
+  server->Shutdown(absl::Seconds(5));
+  const std::string text = metrics_.Text();
+  EXPECT_THAT(text, Not(HasSubstr("grpc_code=\"UNAVAILABLE\"")));
+  EXPECT_THAT(text, HasSubstr("grpc_server_handling_seconds_count{grpc_method=\"CancelJob\","
+                              "grpc_service=\"rlhf.v1.JobService\"} 1\n"));
 }
 
 // 8 KiB of headers is what a peer takes: past it, it would make an error of its own out of any.
