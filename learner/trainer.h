@@ -21,7 +21,7 @@ namespace rlhf::learner {
 
 struct TrainerInputs {
   v1::JobSpec spec;                          // complete
-  std::map<std::string, std::string> local;  // every reference in the spec, as written, to a local directory
+  std::map<std::string, std::string> local;  // of LearnerReferences(spec) each to a local directory
   torch::Device device = torch::kCPU;
 };
 

@@ -1,13 +1,14 @@
 // replay: trains a PPO job's recorded batches once more, undisturbed, and compares digests step by step.
 //
 // Folder layout (read by rlhf-replay): job.pb (rlhf.v1.Job), committed.pb (rlhf.v1.GetLedgerResponse, its steps),
-// batches/STEP.pb (rlhf.v1.BatchChunk), artifacts/ (an artifact root).
+// batches/STEP.pb (rlhf.v1.BatchChunk), artifacts/ (an artifact root with what learners read).
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -16,6 +17,7 @@
 #include "cli/job_queries.h"
 #include "client/cpp/artifact_cache.h"
 #include "common/durable_file.h"
+#include "common/learner_inputs.h"
 #include "common/status_util.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
 #include "rlhf/v1/learner_service.pb.h"
@@ -60,7 +62,9 @@ absl::Status Export(const ConnectionFlags& connection, const ReplayFlags& flags)
   for (int64_t step = 1; step <= job.step(); ++step)
     RLHF_RETURN_IF_ERROR(ExportBatch(*stub, job.id(), step, absl::StrCat(flags.out, "/batches/", step, ".pb")));
   client::ArtifactCache artifacts("", flags.out + "/artifacts", channel);
-  for (const auto& [reference, digest] : job.resolved()) RLHF_RETURN_IF_ERROR(artifacts.Fetch(digest).status());
+  const std::set<std::string> read = LearnerReferences(job.spec());
+  for (const auto& [reference, digest] : job.resolved())
+    if (read.count(reference) > 0) RLHF_RETURN_IF_ERROR(artifacts.Fetch(digest).status());
   RLHF_RETURN_IF_ERROR(WriteFileDurably(flags.out + "/committed.pb", ledger.SerializeAsString()));
   return WriteFileDurably(flags.out + "/job.pb", job.SerializeAsString());
 }

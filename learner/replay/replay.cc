@@ -9,6 +9,7 @@
 #include "artifact/sample_digest.h"
 #include "client/cpp/evidence_log.h"
 #include "common/durable_file.h"
+#include "common/learner_inputs.h"
 #include "common/status_util.h"
 #include "model/weights_io.h"
 #include "rlhf/v1/job_service.pb.h"
@@ -57,8 +58,11 @@ absl::StatusOr<int64_t> ReplayRank(const Recording& recording, Collective* colle
   const artifact::ArtifactRoot artifacts(recording.dir + "/artifacts");
   TrainerInputs inputs;
   inputs.spec = recording.job.spec();
-  for (const auto& [reference, digest] : recording.job.resolved()) {
-    RLHF_ASSIGN_OR_RETURN(inputs.local[reference], artifacts.Path(digest));
+  for (const std::string& reference : LearnerReferences(inputs.spec)) {
+    const auto digest = recording.job.resolved().find(reference);
+    if (digest == recording.job.resolved().end())
+      return absl::DataLossError(absl::StrCat("the record does not say what \"", reference, "\" is"));
+    RLHF_ASSIGN_OR_RETURN(inputs.local[reference], artifacts.Path(digest->second));
   }
   RLHF_ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer, Trainer::Create(inputs));
   trainer->SetCollective(collective);

@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "common/durable_file.h"
 #include "common/failpoint.h"
+#include "common/learner_inputs.h"
 #include "common/log.h"
 #include "common/status_util.h"
 #include "google/protobuf/util/time_util.h"
@@ -211,8 +212,11 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   RLHF_RETURN_IF_ERROR(meeting_.Together(
       [&]() -> absl::Status {
         if (holds) return absl::OkStatus();
-        for (const auto& [reference, digest] : group.resolved()) {
-          const absl::StatusOr<std::string> path = artifacts_->Fetch(digest);
+        for (const std::string& reference : LearnerReferences(group.spec())) {
+          const auto digest = group.resolved().find(reference);
+          if (digest == group.resolved().end())
+            return absl::InternalError(absl::StrCat("the assignment does not say what \"", reference, "\" is"));
+          const absl::StatusOr<std::string> path = artifacts_->Fetch(digest->second);
           // Without its reason: DIGEST_MISMATCH stands for a damaged checkpoint (FailureCode).
           if (!path.ok()) return absl::Status(path.status().code(), path.status().message());
           inputs.local[reference] = *path;
