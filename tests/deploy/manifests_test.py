@@ -1,21 +1,15 @@
 """What the rendered manifests promise: selectors, ports, probes, the restricted profile, network policies, budgets, images,
 fields of CRD kinds, schemas, and that every ConfigMap is accepted by the binary it is for."""
-import configparser
-import functools
 import os
 import pathlib
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
 import unittest
 
-import yaml
+from rendered import BIN, FILES, RENDERED, ROOT, Network, at, labels_of, matches, pods, ports_of_ranks, secrets_of_pki_init, templates
 
-ROOT = pathlib.Path(os.environ.get("RLHF_SOURCE_DIR", pathlib.Path(__file__).resolve().parents[2]))
-BIN = pathlib.Path(os.environ.get("RLHF_BIN_DIR", ROOT / "build/release/bin"))
-RENDERED = ROOT / "deploy/rendered"
 TOOLS = ROOT / ".deps/python-tools"
 PLAIN_PORT = 9100
 
@@ -31,99 +25,6 @@ CRDS = {
     ("monitoring.coreos.com/v1", "PodMonitor"): ["spec.selector", "spec.podMetricsEndpoints"],
     ("monitoring.coreos.com/v1", "PrometheusRule"): ["spec.groups"],
 }
-
-
-def load(path):
-    return [document for document in yaml.safe_load_all(path.read_text()) if document]
-
-
-FILES = {path.stem: load(path) for path in sorted(RENDERED.glob("*.yaml"))}
-
-
-def templates(document):
-    """Every pod template of an object, with a name for messages."""
-    spec, kind = document.get("spec", {}), document["kind"]
-    if kind in ("StatefulSet", "Deployment", "Job"):
-        yield document["metadata"]["name"], spec["template"]
-    if kind == "JobSet":
-        for job in spec["replicatedJobs"]:
-            yield f"{document['metadata']['name']}/{job['name']}", job["template"]["spec"]["template"]
-
-
-def pods():
-    for name, documents in FILES.items():
-        for document in documents:
-            for template_name, template in templates(document):
-                yield f"{name}: {template_name}", document, template
-
-
-def at(document, path):
-    for key in path.split("."):
-        if not isinstance(document, dict) or key not in document:
-            return None
-        document = document[key]
-    return document
-
-
-def matches(selector, labels):
-    return all(labels.get(key) == value for key, value in (selector or {}).get("matchLabels", {}).items())
-
-
-def labels_of(template):
-    return template["metadata"]["labels"]
-
-
-class Network:
-    """What the NetworkPolicies of some objects let through. Pods are named by what makes them."""
-
-    def __init__(self, documents):
-        self.policies = [d for d in documents if d["kind"] == "NetworkPolicy"]
-        self.pods = {where: template for d in documents for where, template in templates(d)}
-
-    def passes(self, direction, subject, port, peer, target):
-        """Whether `peer`, a predicate of a rule's peer, may be at the other end; `target` is the pod that listens."""
-        key = {"Ingress": ("ingress", "from"), "Egress": ("egress", "to")}[direction]
-        applying = [p for p in self.policies if direction in p["spec"]["policyTypes"] and matches(p["spec"]["podSelector"], labels_of(self.pods[subject]))]
-        assert applying, f"{subject} is not isolated"
-        rules = [rule for policy in applying for rule in policy["spec"].get(key[0], [])]
-        return any(self.allows(rule, port, target) and any(map(peer, rule.get(key[1], []))) for rule in rules)
-
-    def allows(self, rule, port, target):
-        named = {p["name"]: p["containerPort"] for c in self.pods[target]["spec"]["containers"] for p in c.get("ports", [])}
-        return "ports" not in rule or any(
-            named.get(p["port"], p["port"]) == port or "endPort" in p and p["port"] <= port <= p["endPort"] for p in rule["ports"])
-
-    def connects(self, source, target, port):
-        def is_pod(pod):
-            return lambda peer: "namespaceSelector" not in peer and matches(peer["podSelector"], labels_of(self.pods[pod]))
-        return self.passes("Egress", source, port, is_pod(target), target) and self.passes("Ingress", target, port, is_pod(source), target)
-
-    def scrapes(self, target, port):
-        """From a pod of a namespace that may scrape."""
-        return self.passes("Ingress", target, port, lambda peer: peer == {"namespaceSelector": {"matchLabels": {"rlhf.dev/prometheus": "true"}}}, target)
-
-
-@functools.lru_cache
-def ports_of_ranks(count):
-    """The weights ports and the plain ports that `rlhfctl ranks` gives its processes, as it gives them."""
-    command = ["/bin/sh", "-c", 'echo "$@"; exec sleep 60', "learner"]
-    ranks = subprocess.Popen([BIN / "rlhfctl", "ranks", "--count", str(count), "--instance", "pod", "--", *command], stdout=subprocess.PIPE, text=True)
-    try:
-        text = "".join(ranks.stdout.readline() for _ in range(count))
-    finally:
-        ranks.terminate()
-        ranks.communicate()
-    weights, http = (sorted(map(int, re.findall(rf"--{flag}=\S+:(\d+)", text))) for flag in ("address", "http-address"))
-    assert len(weights) == len(http) == count, text
-    return weights, http
-
-
-@functools.lru_cache
-def secrets_of_pki_init():
-    """The Secrets that `rlhfctl pki init --kubernetes` prints, each with its keys."""
-    with tempfile.TemporaryDirectory() as scratch:
-        text = subprocess.run([BIN / "rlhfctl", "pki", "init", "--dir", scratch, "--kubernetes"], check=True, capture_output=True, text=True).stdout
-    return {document["metadata"]["name"]: set(document["data"]) for document in yaml.safe_load_all(text) if document}
 
 
 class ManifestsTest(unittest.TestCase):
@@ -478,107 +379,6 @@ class ManifestsTest(unittest.TestCase):
                 for word in words:
                     if word.startswith("--"):
                         self.assertIn(word.split("=")[0], text, where)
-
-
-class CommentsTest(unittest.TestCase):
-    def test_commands_in_comments_are_right(self):
-        """Lines of comments that are commands: rlhfctl's parser takes ours, tests/docs/kubectl knows the objects of the others."""
-        seen = {}
-        for path in sorted((ROOT / "deploy").rglob("*.yaml")):
-            if RENDERED in path.parents:
-                continue
-            for command in re.findall(r"^ *# {2,}((?:rlhfctl|kubectl) .*)$", path.read_text(), re.M):
-                seen.setdefault(str(path.relative_to(ROOT / "deploy")), []).append(command)
-                ours, _, piped = command.partition(" | ")
-                words = shlex.split(ours)
-                with tempfile.TemporaryDirectory() as scratch:
-                    output = ""
-                    if words[0] == "rlhfctl":
-                        result = subprocess.run([BIN / "rlhfctl", "--address", "127.0.0.1:1", "--insecure", *words[1:]], cwd=scratch, capture_output=True, text=True)
-                        # 2 is a mistake in the command; without a coordinator what asks it ends with 6.
-                        self.assertIn(result.returncode, (0, 6), f"{path}: {command}\n{result.stdout}{result.stderr}")
-                        output, words = result.stdout, shlex.split(piped)
-                    if words and (output or not piped):
-                        kubectl = [sys.executable, ROOT / "tests/docs/kubectl", *words[1:]]
-                        result = subprocess.run(kubectl, cwd=ROOT, input=output, env={**os.environ, "RLHF_SOURCE_DIR": str(ROOT)}, capture_output=True, text=True)
-                        self.assertEqual(result.returncode, 0, f"{path}: {command}\n{result.stdout}{result.stderr}")
-        self.assertEqual({where: len(commands) for where, commands in seen.items()}, {
-            "base/kustomization.yaml": 2, **{f"jobs/{job}/kustomization.yaml": 3 for job in ("sft", "ppo", "pipeline")}})
-
-
-class PackagingTest(unittest.TestCase):
-    def test_units_start_again_however_often_they_end(self):
-        """By systemd's default five starts within ten seconds are the last: a coordinator with a full disk would not come back."""
-        units = sorted((ROOT / "packaging/systemd").glob("*.service"))
-        self.assertEqual(len(units), 4)
-        for path in units:
-            unit = configparser.ConfigParser(strict=False, interpolation=None)
-            unit.optionxform = str
-            unit.read(path)
-            self.assertEqual(unit["Service"]["Restart"], "on-failure", path.name)
-            self.assertEqual(unit["Service"]["RestartSec"], "5", path.name)
-            self.assertEqual(unit["Unit"].get("StartLimitIntervalSec"), "0", path.name)
-
-
-class MonitoringTest(unittest.TestCase):
-    def test_every_alert_has_a_runbook_section_a_severity_and_a_test(self):
-        monitoring = ROOT / "deploy/monitoring"
-        rules = [r for g in yaml.safe_load((monitoring / "rules.yml").read_text())["groups"] for r in g["rules"]]
-        tested = {t["name"] for t in yaml.safe_load((monitoring / "rules_test.yml").read_text())["tests"]}
-        sections = set(re.findall(r"^### (\w+)$", (ROOT / "docs/operations.md").read_text(), re.M))
-        names = [rule["alert"] for rule in rules]
-        self.assertEqual(set(names), tested)
-        self.assertEqual(set(names), sections)
-        for rule in rules:
-            self.assertIn(rule["labels"]["severity"], ("page", "ticket"))
-            self.assertEqual(rule["annotations"]["runbook_url"], f"docs/operations.md#{rule['alert'].lower()}")
-
-
-    def test_prometheus_scrapes_what_the_packages_start(self):
-        started = {re.search(r'http-address\W+\S+?:(\d+)', path.read_text())[1] for path in (ROOT / "packaging/etc").iterdir()}
-        scrapes = yaml.safe_load((ROOT / "deploy/monitoring/prometheus.yml").read_text())["scrape_configs"]
-        targets = next(s["static_configs"][0]["targets"] for s in scrapes if s["job_name"] == "rlhf")
-        self.assertEqual({target.rpartition(":")[2] for target in targets}, started)
-
-    def test_scrapes_give_the_job_that_dashboards_ask_for(self):
-        monitoring = ROOT / "deploy/monitoring"
-        asked = set(re.findall(r'\bjob=\\?"([^"\\]*)', (monitoring / "dashboards.yaml").read_text() + (monitoring / "rules.yml").read_text()))
-        self.assertEqual(asked, {"rlhf"})
-        configured = {scrape["job_name"] for scrape in yaml.safe_load((monitoring / "prometheus.yml").read_text())["scrape_configs"]}
-        self.assertLessEqual(asked, configured)
-        endpoints = [e for documents in FILES.values() for d in documents if d["kind"] == "PodMonitor" for e in d["spec"]["podMetricsEndpoints"]]
-        self.assertTrue(endpoints)
-        for endpoint in endpoints:
-            self.assertIn({"targetLabel": "job", "replacement": "rlhf"}, endpoint.get("relabelings", []), endpoint["port"])
-
-
-class ImageTest(unittest.TestCase):
-    """The Dockerfile names the package of every library that a binary links, and copies what is built."""
-
-    TEXT = (ROOT / "deploy/Dockerfile").read_text()
-
-    def test_runtime_packages(self):
-        packages = set(re.findall(r"\b(?:lib|zlib)[a-z0-9+.-]+", self.TEXT)) | {"libc6", "libstdc++6", "libgcc-s1"}
-        for binary in ("rlhf-coordinator", "rlhfctl", "rlhf-learner", "rlhf-rollout-worker", "rlhf-reward-server"):
-            needed = subprocess.run(["readelf", "-d", BIN / binary], capture_output=True, text=True, check=True).stdout
-            if re.search(r"lib(asan|ubsan|tsan)", needed):
-                self.skipTest("a sanitizer's build, which links more, goes into no image")
-            for library in re.findall(r"NEEDED.*\[(.*)\]", needed):
-                if re.match(r"lib(torch|c10|gomp|cudart)", library) or library.startswith("ld-linux"):
-                    continue  # of LibTorch, copied from the build
-                owner = subprocess.run(["dpkg", "-S", f"*/x86_64-linux-gnu/{library}"], capture_output=True, text=True).stdout.split(":")[0]
-                # Debian splits Abseil's and gRPC's libraries over one package each.
-                self.assertIn(owner, packages, f"{binary} links {library} of {owner}")
-
-    def test_a_target_for_every_image_that_manifests_use(self):
-        targets = set(re.findall(r"^FROM \S+ AS (\S+)$", self.TEXT, re.M))
-        for where, _, template in pods():
-            for container in template["spec"]["containers"]:
-                self.assertIn(container["image"].split("/")[-1].split(":")[0], targets, where)
-        self.assertNotIn(":latest", self.TEXT)
-
-    def test_images_run_as_the_manifests_user(self):
-        self.assertIn("USER 10001:10001", self.TEXT)
 
 
 if __name__ == "__main__":
