@@ -1,5 +1,7 @@
 #include "cli/cluster/local_cluster.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <filesystem>
 
@@ -70,7 +72,7 @@ absl::Status LocalCluster::StartCoordinator(const std::function<bool()>& stop) {
   fs::remove(ports_file, ignored);
   ProcessSpec spec;
   spec.name = "coordinator";
-  spec.log_file = (dir / "logs" / "coordinator.log").string();
+  Log(&spec);
   spec.command = {(fs::path(options_.bin_dir) / "rlhf-coordinator").string(),
                   "--data-dir",
                   (dir / "data").string(),
@@ -110,6 +112,7 @@ absl::Status LocalCluster::StartCoordinator(const std::function<bool()>& stop) {
   Wrap(&spec);
   RLHF_RETURN_IF_ERROR(supervisor_.Start(spec));
   const absl::Time deadline = absl::Now() + kCoordinatorReady;
+  const std::string lines = spec.log_file.empty() ? "its lines above" : spec.log_file;
   std::string ended;
   while (absl::Now() < deadline) {
     if (stop()) return absl::CancelledError("told to stop while the coordinator was starting");
@@ -117,8 +120,7 @@ absl::Status LocalCluster::StartCoordinator(const std::function<bool()>& stop) {
       if (how != kTryAgain) ended = how;
     });
     if (!ended.empty())
-      return absl::InternalError(
-          absl::StrCat("the coordinator ended (", ended, ") before it was ready; see ", spec.log_file));
+      return absl::InternalError(absl::StrCat("the coordinator ended (", ended, ") before it was ready; see ", lines));
     if (auto text = ReadFile(ports_file); text.ok()) {
       const auto json = nlohmann::json::parse(*text, nullptr, false);
       if (json.is_object() && json.contains("fleet") && json.contains("api") && json.contains("http") &&
@@ -132,8 +134,8 @@ absl::Status LocalCluster::StartCoordinator(const std::function<bool()>& stop) {
     }
     absl::SleepFor(absl::Milliseconds(50));
   }
-  return absl::DeadlineExceededError(absl::StrCat("the coordinator was not ready within ",
-                                                  absl::FormatDuration(kCoordinatorReady), "; see ", spec.log_file));
+  return absl::DeadlineExceededError(
+      absl::StrCat("the coordinator was not ready within ", absl::FormatDuration(kCoordinatorReady), "; see ", lines));
 }
 
 absl::Status LocalCluster::StartRole(const std::string& binary, const std::string& role, const std::string& name,
@@ -141,7 +143,7 @@ absl::Status LocalCluster::StartRole(const std::string& binary, const std::strin
   const fs::path dir = options_.dir;
   ProcessSpec spec;
   spec.name = name;
-  spec.log_file = (dir / "logs" / (name + ".log")).string();
+  Log(&spec);
   spec.environment = Environment();
   spec.command = {(fs::path(options_.bin_dir) / binary).string(),
                   "--coordinator",
@@ -207,6 +209,11 @@ void LocalCluster::Wrap(ProcessSpec* spec) const {
   spec->command = std::move(words);
 }
 
+void LocalCluster::Log(ProcessSpec* spec) const {
+  spec->lines = lines_.get();
+  if (lines_ == nullptr) spec->log_file = (fs::path(options_.dir) / "logs" / (spec->name + ".log")).string();
+}
+
 std::vector<std::string> LocalCluster::Evidence() const {
   if (!options_.evidence) return {};
   return {"--evidence-dir", (fs::path(options_.dir) / "evidence").string()};
@@ -216,6 +223,9 @@ absl::Status LocalCluster::Start(const std::function<bool()>& stop) {
   if (!options_.role_http_address.empty())
     RLHF_RETURN_IF_ERROR(AddressAfter(options_.role_http_address, std::max(0, roles() - 1)).status());
   options_.dir = fs::absolute(options_.dir).string();
+  if (options_.log_to_stdout) {
+    RLHF_ASSIGN_OR_RETURN(lines_, OutputLines::To(STDOUT_FILENO));
+  }
   for (const char* folder : {"data", "artifacts", "tokens", "ports", "logs", "cache"}) {
     RLHF_RETURN_IF_ERROR(MakeDirs((fs::path(options_.dir) / folder).string()));
   }

@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -32,6 +33,7 @@ struct ClusterOptions {
   bool evidence = false;       // learners and rollout workers keep DIR/evidence for `ledger --check --evidence`
   bool tensorboard = false;    // learners keep event files in DIR/tensorboard
   bool traces = false;         // every role keeps its spans in DIR/traces
+  bool log_to_stdout = false;  // lines go to our own stdout, behind their process's name, and not to DIR/logs
   int heartbeat_ms = 3000;     // and a session's life without one is three of them
   double restart_seconds = 1;  // before a process that ended is started again; doubles while it ends soon after
   double restart_seconds_most = 30;
@@ -68,9 +70,12 @@ class LocalCluster {
   absl::Status WriteContexts();
   std::vector<std::string> Evidence() const;
   void Wrap(ProcessSpec* spec) const;
+  // Where its lines go.
+  void Log(ProcessSpec* spec) const;
   std::vector<std::pair<std::string, std::string>> Environment() const;
 
   ClusterOptions options_;
+  std::unique_ptr<OutputLines> lines_;  // with log_to_stdout
   Supervisor supervisor_;
   std::optional<LocalPki> pki_;
   int next_role_ = 0;  // of role_http_address

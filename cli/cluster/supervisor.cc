@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/clock.h"
+#include "common/status_util.h"
 
 namespace rlhf::cli {
 namespace {
@@ -20,6 +21,16 @@ namespace {
 std::string HowItEnded(int status) {
   if (WIFSIGNALED(status)) return absl::StrCat("killed by signal ", WTERMSIG(status));
   return absl::StrCat("exit code ", WEXITSTATUS(status));
+}
+
+// Where its output goes.
+absl::StatusOr<int> OutputOf(const ProcessSpec& spec) {
+  if (spec.lines != nullptr) return spec.lines->Open(spec.name);
+  const std::string& file = spec.log_file;
+  const int log = file.empty() ? fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3)
+                               : open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (log < 0) return absl::InternalError(absl::StrCat("cannot open ", file, ": ", std::strerror(errno)));
+  return log;
 }
 
 }  // namespace
@@ -38,11 +49,7 @@ absl::Status Supervisor::Spawn(Child& child) {
   std::vector<char*> envp;
   for (std::string& entry : environment) envp.push_back(entry.data());
   envp.push_back(nullptr);
-  const std::string& file = child.spec.log_file;
-  const int log = file.empty() ? fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3)
-                               : open(file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (log < 0)
-    return absl::InternalError(absl::StrCat("cannot open ", child.spec.log_file, ": ", std::strerror(errno)));
+  RLHF_ASSIGN_OR_RETURN(const int log, OutputOf(child.spec));
   const pid_t parent = getpid();
   const pid_t pid = fork();
   if (pid < 0) {
@@ -73,7 +80,8 @@ absl::Status Supervisor::Start(const ProcessSpec& spec) {
   child.spec = spec;
   child.backoff = first_backoff_;
   absl::Status status = Spawn(child);
-  if (status.ok()) children_.push_back(std::move(child));
+  if (!status.ok()) return status;
+  children_.push_back(std::move(child));
   return status;
 }
 

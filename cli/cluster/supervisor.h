@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "cli/cluster/output_lines.h"
 
 namespace rlhf::cli {
 
@@ -19,6 +20,7 @@ struct ProcessSpec {
   std::vector<std::string> command;
   std::vector<std::pair<std::string, std::string>> environment;  // added to ours
   std::string log_file;                                          // empty: our own output
+  OutputLines* lines = nullptr;  // instead of both: its output goes there; outlives the supervisor
 };
 
 class Supervisor {

@@ -135,6 +135,8 @@ void AddUpCommand(CLI::App& app, Run* run) {
       "Learners and rollout workers log what they trained and what was accepted, for `ledger --check --evidence`");
   up->add_flag("--tensorboard", options->tensorboard,
                "Learners keep the steps' metrics as TensorBoard event files in DIR/tensorboard");
+  up->add_flag("--log-to-stdout", options->log_to_stdout,
+               "Every process's lines go to stdout, each behind its instance's name, instead of to DIR/logs");
   up->add_flag("--traces", options->traces, "Every role keeps its spans, as OTLP/JSON lines, in DIR/traces");
   up->add_option("--heartbeat-ms", options->heartbeat_ms, "Between heartbeats; three missed ones end a session")
       ->check(CLI::Range(50, 60000))

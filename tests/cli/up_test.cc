@@ -2,6 +2,8 @@
 // keeps.
 #include <sys/stat.h>
 
+#include <filesystem>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -73,6 +75,17 @@ TEST_F(UpTest, RolesServeMetricsAtPortsAfterEachOther) {
 TEST_F(UpTest, WithoutAnAddressEveryRoleChoosesItsOwn) {
   EXPECT_EQ(Up().code, 0);
   EXPECT_THAT(Read("learner-1.arguments"), Not(HasSubstr("--http-address")));
+}
+
+TEST_F(UpTest, LinesGoToStdoutBehindTheirNamesWhereThatIsWanted) {
+  Program("rlhf-rollout-worker", absl::StrCat("echo to stdout\necho to stderr >&2\n", kRole));
+  const CommandResult result = Up("--log-to-stdout");
+  EXPECT_EQ(result.code, 0) << result.output;
+  for (const char* line : {"\nrollout-0 | to stdout\n", "\nrollout-1 | to stderr\n"})
+    EXPECT_THAT(result.output, HasSubstr(line));
+  EXPECT_TRUE(std::filesystem::is_empty(dir_.File("up/logs")));
+  ASSERT_EQ(Up().code, 0);
+  EXPECT_THAT(Read("up/logs/rollout-0.log"), HasSubstr("to stdout\nto stderr\n"));
 }
 
 TEST_F(UpTest, AddressesThatHaveNoRoomForEveryRoleAreRefused) {

@@ -287,6 +287,7 @@ class ManifestsTest(unittest.TestCase):
         first = int(words["--role-http-address"].rpartition(":")[2])
         wanted = {"http": PLAIN_PORT, **{f"http-{k + 1}": first + k for k in range(count)}}
         self.assertTrue(words["--role-http-address"].startswith("0.0.0.0:"))
+        self.assertIn("--log-to-stdout", container["args"], "kubectl logs would show nothing of the roles")
         self.assertEqual({p["name"]: p["containerPort"] for p in container["ports"] if p["name"].startswith("http")}, wanted)
         network = Network(documents)
         for port in wanted.values():
