@@ -172,6 +172,7 @@ absl::Status LocalCluster::StartRole(const std::string& binary, const std::strin
   if (!options_.role_http_address.empty()) {
     RLHF_ASSIGN_OR_RETURN(const std::string http, AddressAfter(options_.role_http_address, next_role_++));
     spec.command.insert(spec.command.end(), {"--http-address", http});
+    if (!absl::SimpleAtoi(http.substr(http.rfind(':') + 1), &spec.health_port)) spec.health_port = 0;
   }
   RLHF_RETURN_IF_ERROR(MakeDirs((dir / "cache" / name).string()));
   if (options_.traces) spec.command.insert(spec.command.end(), {"--trace-dir", (dir / "traces").string()});

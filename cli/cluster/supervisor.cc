@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -17,6 +18,8 @@
 
 namespace rlhf::cli {
 namespace {
+
+constexpr int kHangs = 3;  // in a row, until it is killed
 
 std::string HowItEnded(int status) {
   if (WIFSIGNALED(status)) return absl::StrCat("killed by signal ", WTERMSIG(status));
@@ -81,11 +84,32 @@ absl::Status Supervisor::Start(const ProcessSpec& spec) {
   child.backoff = first_backoff_;
   absl::Status status = Spawn(child);
   if (!status.ok()) return status;
+  if (spec.health_port > 0) health_.Watch(spec.name, spec.health_port);
   children_.push_back(std::move(child));
   return status;
 }
 
+std::string Supervisor::Hanging() const {
+  std::string text;
+  for (const HealthWatch::Hanging& one : health_.hanging())
+    absl::StrAppend(&text, text.empty() ? "" : "; ", one.name, ": ", one.why);
+  return text;
+}
+
+void Supervisor::KillHanging() {
+  for (const HealthWatch::Hanging& one : health_.hanging()) {
+    if (one.times < kHangs) continue;
+    for (Child& child : children_) {
+      // Once: a process that does not end, because a device holds it, is its pod's to end.
+      if (child.spec.name != one.name || child.pid <= 0 || !child.hung.empty()) continue;
+      child.hung = one.why;
+      kill(child.pid, SIGKILL);
+    }
+  }
+}
+
 void Supervisor::Tick(const std::function<void(const std::string&, const std::string&)>& restarted) {
+  KillHanging();
   for (Child& child : children_) {
     if (child.pid > 0) {
       int status = 0;
@@ -95,7 +119,9 @@ void Supervisor::Tick(const std::function<void(const std::string&, const std::st
           now - child.started > absl::Seconds(10) ? first_backoff_ : std::min(2 * child.backoff, last_backoff_);
       child.pid = -1;
       child.restart_at = now + child.backoff;
-      restarted(child.spec.name, HowItEnded(status));
+      health_.Forget(child.spec.name);
+      const std::string hung = std::exchange(child.hung, "");
+      restarted(child.spec.name, hung.empty() ? HowItEnded(status) : absl::StrCat("killed, for it hung: ", hung));
     } else if (Clock::Real()->Now() >= child.restart_at) {
       if (!Spawn(child).ok()) child.restart_at = Clock::Real()->Now() + child.backoff;
     }

@@ -1,4 +1,5 @@
-// Starts processes, keeps their logs, starts again those that end when they should not, and stops them all in order.
+// Starts processes, keeps their logs, starts again those that end when they should not or hang, and stops them all in
+// order.
 //
 // Not thread-safe: one thread calls Tick about ten times a second.
 #pragma once
@@ -11,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "cli/cluster/health_watch.h"
 #include "cli/cluster/output_lines.h"
 
 namespace rlhf::cli {
@@ -21,12 +23,16 @@ struct ProcessSpec {
   std::vector<std::pair<std::string, std::string>> environment;  // added to ours
   std::string log_file;                                          // empty: our own output
   OutputLines* lines = nullptr;  // instead of both: its output goes there; outlives the supervisor
+  int health_port = 0;           // where its /healthz is asked, on 127.0.0.1; 0: nowhere
 };
 
 class Supervisor {
  public:
-  explicit Supervisor(absl::Duration first_backoff = absl::Seconds(1), absl::Duration last_backoff = absl::Seconds(30))
-      : first_backoff_(first_backoff), last_backoff_(last_backoff) {}
+  // Every process with a health_port is asked `health_every` so often; one that hangs three times in a row is killed,
+  // and so starts again.
+  explicit Supervisor(absl::Duration first_backoff = absl::Seconds(1), absl::Duration last_backoff = absl::Seconds(30),
+                      absl::Duration health_every = absl::Seconds(10))
+      : first_backoff_(first_backoff), last_backoff_(last_backoff), health_(health_every) {}
   ~Supervisor();
   absl::Status Start(const ProcessSpec& spec);
   // Restarts what ended (after the first backoff, doubling to the last when it ends within 10 s of its start).
@@ -34,6 +40,8 @@ class Supervisor {
   void Tick(const std::function<void(const std::string& name, const std::string& how)>& restarted);
   // SIGTERM to the last started first; SIGKILL to what is left after the grace.
   void StopAll(absl::Duration grace);
+  // Who hangs now, for people; empty: nobody (any thread).
+  std::string Hanging() const;
 
  private:
   struct Child {
@@ -41,10 +49,13 @@ class Supervisor {
     pid_t pid = -1;
     absl::Duration started, restart_at;  // of the monotonic clock
     absl::Duration backoff;
+    std::string hung;  // why it was killed
   };
+  void KillHanging();
   static absl::Status Spawn(Child& child);
   const absl::Duration first_backoff_, last_backoff_;
   std::vector<Child> children_;
+  HealthWatch health_;
 };
 
 }  // namespace rlhf::cli

@@ -7,6 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "cli/cluster/supervisor.h"
 #include "cli/commands/commands.h"
+#include "common/http_endpoint.h"
+#include "common/metrics.h"
 #include "common/process.h"
 #include "common/status_util.h"
 #include "rlhf/v1/state.pb.h"
@@ -15,8 +17,8 @@ namespace rlhf::cli {
 namespace {
 
 struct RankFlags {
-  int count = 1, first_port = 7010, first_http_port = 9100, grace_seconds = 30;
-  std::string instance, device = "cuda";
+  int count = 1, first_port = 7010, first_http_port = 9100, grace_seconds = 30, health_seconds = 10;
+  std::string instance, device = "cuda", http_address;
   std::vector<std::string> command;
 };
 
@@ -24,6 +26,7 @@ ProcessSpec RankOf(const RankFlags& flags, int rank) {
   ProcessSpec spec;
   spec.name = absl::StrCat(flags.instance, "-", rank);
   spec.command = flags.command;
+  spec.health_port = flags.first_http_port + rank;
   const std::string device = flags.device == "cuda" ? absl::StrCat("cuda:", rank) : flags.device;
   // Given last, so that they win over the same keys before them.
   for (const std::string& flag : {absl::StrCat("--instance=", spec.name), absl::StrCat("--device=", device),
@@ -37,9 +40,17 @@ ProcessSpec RankOf(const RankFlags& flags, int rank) {
 
 int Ranks(const RankFlags& flags) {
   BeginProcess();
-  Supervisor supervisor;
+  Supervisor supervisor(absl::Seconds(1), absl::Seconds(30), absl::Seconds(flags.health_seconds));
   for (int rank = 0; rank < flags.count; ++rank) {
     if (const absl::Status status = supervisor.Start(RankOf(flags, rank)); !status.ok()) return Fail(status);
+  }
+  MetricsRegistry metrics("ranks");
+  std::unique_ptr<HttpEndpoint> http;
+  if (!flags.http_address.empty()) {
+    auto started = StartHttpEndpoint(
+        flags.http_address, &metrics, [] { return std::string(); }, [&] { return supervisor.Hanging(); });
+    if (!started.ok()) return Fail(started.status());
+    http = *std::move(started);
   }
   WaitForTermination([&] {
     supervisor.Tick([](const std::string& name, const std::string& how) {
@@ -66,6 +77,14 @@ void AddRanksCommand(CLI::App& app, Run* run) {
       ->capture_default_str();
   ranks->add_option("--first-port", flags->first_port, "Weights port of process 0")->capture_default_str();
   ranks->add_option("--first-http-port", flags->first_http_port, "Metrics port of process 0")->capture_default_str();
+  ranks->add_option(
+      "--http-address", flags->http_address,
+      "host:port of a /healthz that says 503 while a process hangs, for the pod's probe; not given: none");
+  ranks
+      ->add_option("--health-seconds", flags->health_seconds,
+                   "How often every process's /healthz is asked; one that hangs three times in a row is started again")
+      ->check(CLI::Range(1, 3600))
+      ->capture_default_str();
   ranks->add_option("--grace-seconds", flags->grace_seconds, "How long SIGTERM may take")->capture_default_str();
   ranks->add_option("command", flags->command, "The learner and its flags, after --")->required();
   ranks->callback([=] { *run = [=] { return Ranks(*flags); }; });

@@ -1,19 +1,45 @@
-// What `rlhfctl up` and `rlhfctl ranks` do for the processes that they start: their lines.
+// What `rlhfctl up` and `rlhfctl ranks` do for the processes that they start: their lines, and who hangs.
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <filesystem>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "cli/cluster/health_watch.h"
 #include "cli/cluster/output_lines.h"
+#include "cli/cluster/supervisor.h"
 #include "common/durable_file.h"
+#include "common/free_port.h"
+#include "common/http_endpoint.h"
+#include "tests/testing/run_command.h"
 #include "tests/testing/scratch_dir.h"
 
 namespace rlhf::cli {
 namespace {
+
+using testing::HasSubstr;
+
+template <typename Condition>
+void Until(Condition condition, const std::string& what) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  while (!condition()) {
+    ASSERT_LT(absl::Now(), deadline) << "waited in vain until " << what;
+    absl::SleepFor(absl::Milliseconds(20));  // of other processes there is nothing to wait on but the clock
+  }
+}
 
 TEST(OutputLinesTest, WholeLinesAreNamedAndWhatHasNoEndIsPassedOn) {
   ScratchDir dir;
@@ -48,6 +74,87 @@ TEST(OutputLinesTest, WholeLinesAreNamedAndWhatHasNoEndIsPassedOn) {
   std::string joined;  // a line so long comes in pieces
   for (size_t i = 1; i < reward.size(); ++i) joined += reward[i];
   EXPECT_EQ(joined, longest);
+}
+
+TEST(HealthWatchTest, WhoSays503OrTakesAConnectionWithoutAnAnswerHangs) {
+  MetricsRegistry metrics("test");
+  const auto ready = [] { return std::string(); };
+  const auto well = StartHttpEndpoint("127.0.0.1:0", &metrics, ready, ready);
+  const auto stuck =
+      StartHttpEndpoint("127.0.0.1:0", &metrics, ready, [] { return std::string("the thread stands still"); });
+  ASSERT_TRUE(well.ok() && stuck.ok());
+  const int deaf = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  ASSERT_EQ(bind(deaf, reinterpret_cast<sockaddr*>(&address), size), 0);
+  ASSERT_EQ(listen(deaf, 8), 0);
+  ASSERT_EQ(getsockname(deaf, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  HealthWatch watch(absl::Milliseconds(20));
+  watch.Watch("well", (*well)->port());
+  watch.Watch("stuck", (*stuck)->port());
+  watch.Watch("deaf", ntohs(address.sin_port));
+  watch.Watch("not there", *FreeLoopbackPort());
+  Until([&] { return watch.hanging().size() == 2; }, "two hang");
+  const std::vector<HealthWatch::Hanging> hanging = watch.hanging();
+  EXPECT_EQ(hanging[0].name, "stuck");
+  EXPECT_EQ(hanging[0].why, "/healthz says 503: the thread stands still");
+  EXPECT_EQ(hanging[1].name, "deaf");
+  EXPECT_THAT(hanging[1].why, HasSubstr("does not answer within 5 s"));
+  watch.Forget("stuck");
+  Until([&] { return watch.hanging()[0].name == "stuck"; }, "it is counted anew");
+  close(deaf);
+}
+
+// Stands for a learner: serves /healthz where it is told to, which says 503 while DIR/NAME.hangs is there, and notes
+// that it started.
+constexpr char kRank[] = R"(import http.server, os, sys
+words = dict(word.lstrip("-").split("=", 1) for word in sys.argv[2:])
+name = os.path.join(sys.argv[1], words["instance"])
+open(name + ".starts", "a").write("started\n")
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        hangs = os.path.exists(name + ".hangs")
+        self.send_response(503 if hangs else 200)
+        self.end_headers()
+        self.wfile.write(b"stands still\n" if hangs else b"ok\n")
+    def log_message(self, *_):
+        pass
+http.server.HTTPServer(("127.0.0.1", int(words["http-address"].rpartition(":")[2])), Health).serve_forever()
+)";
+
+TEST(RanksTest, AHungRankIsSaidOnThePodsPortAndStartedAgainAlone) {
+  ScratchDir dir;
+  ASSERT_TRUE(WriteFileDurably(dir.File("rank.py"), kRank).ok());
+  const int ranks_port = *FreeLoopbackPort(), pod_port = *FreeLoopbackPort();
+  const std::string log = dir.File("log"), rlhfctl = BinDir() + "/rlhfctl", pod = absl::StrCat("127.0.0.1:", pod_port);
+  const pid_t ranks = fork();
+  if (ranks == 0) {
+    const int out = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
+    dup2(out, 1);
+    dup2(out, 2);
+    execl(rlhfctl.c_str(), rlhfctl.c_str(), "ranks", "--count", "2", "--device", "cpu", "--instance", "pod",
+          "--first-http-port", absl::StrCat(ranks_port).c_str(), "--http-address", pod.c_str(), "--health-seconds", "1",
+          "--", "/usr/bin/python3", dir.File("rank.py").c_str(), dir.path().c_str(), static_cast<char*>(nullptr));
+    _exit(127);
+  }
+  const auto health = [&] { return RunCommand("curl -s -w ' %{http_code}' http://" + pod + "/healthz").output; };
+  const auto starts = [&](const std::string& rank) { return ReadFile(dir.File(rank + ".starts")).value_or(""); };
+  Until([&] { return !starts("pod-0").empty() && !starts("pod-1").empty(); }, "both ranks run");
+  Until([&] { return health().find("200") != std::string::npos; }, "the pod is well");
+  ASSERT_TRUE(WriteFileDurably(dir.File("pod-1.hangs"), "").ok());
+  Until([&] { return health().find("pod-1: /healthz says 503: stands still") != std::string::npos; }, "it is said");
+  EXPECT_THAT(health(), HasSubstr(" 503"));
+  Until([&] { return starts("pod-1") == "started\nstarted\n"; }, "it is started again");
+  ASSERT_TRUE(std::filesystem::remove(dir.File("pod-1.hangs")));
+  Until([&] { return health().find("200") != std::string::npos; }, "the pod is well again");
+  EXPECT_EQ(starts("pod-0"), "started\n");
+  EXPECT_THAT(*ReadFile(log), HasSubstr("pod-1 ended (killed, for it hung: /healthz says 503: stands still)"));
+  kill(ranks, SIGTERM);
+  int status = 0;
+  ASSERT_EQ(waitpid(ranks, &status, 0), ranks);
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 }  // namespace

@@ -132,6 +132,7 @@ class ManifestsTest(unittest.TestCase):
                 self.assertNotRegex(image, r":latest$", where)
 
     def test_probes_ask_the_plain_port(self):
+        """Where rlhfctl runs several ranks the kubelet asks it whether one of them hangs: port 9100 is process 0's alone."""
         for where, document, template in pods():
             if labels_of(template)["app.kubernetes.io/name"] == "rlhf-job":
                 continue
@@ -139,7 +140,8 @@ class ManifestsTest(unittest.TestCase):
                 ports = {port["name"]: port["containerPort"] for port in container["ports"]}
                 self.assertEqual(ports["http"], PLAIN_PORT, where)
                 for probe, path in (("startupProbe", "/healthz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
-                    self.assertEqual(container[probe]["httpGet"]["port"], "http", where)
+                    of_ranks = container.get("command", [])[1:2] == ["ranks"] and probe == "livenessProbe"
+                    self.assertEqual(container[probe]["httpGet"]["port"], "probes" if of_ranks else "http", where)
                     self.assertEqual(container[probe]["httpGet"]["path"], path, where)
 
     def test_memory_is_bounded_and_shared_memory_is_a_volume(self):
@@ -265,7 +267,9 @@ class ManifestsTest(unittest.TestCase):
                 seen.add(name)
                 network, named = Network(documents), {port["containerPort"]: port["name"] for port in container["ports"]}
                 weights, http = ports_of_ranks(int(command[command.index("--count") + 1]))
-                self.assertEqual(set(named), {*weights, *http}, name)
+                probes = int(command[command.index("--http-address") + 1].rpartition(":")[2])
+                self.assertEqual(named.get(probes), "probes", name)
+                self.assertEqual(set(named), {*weights, *http, probes}, name)
                 for port in weights:
                     self.assertTrue(network.connects("rlhf-rollout-worker", learner, port), f"{name}: {port}")
                 for port in http:
