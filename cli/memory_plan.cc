@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "common/kept_logits.h"
 
 namespace rlhf::cli {
 namespace {
@@ -33,10 +34,11 @@ std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
   const uint64_t kv = 2 * U(c.num_layers * c.num_kv_heads * c.head_dim) * compute * U(input.slots) * slot_tokens;
   const uint64_t embedding = U(c.vocab_size) * hidden;
   // Backward's own, of one layer at a time: the gradients of its values and of its weights. Before that, of the head:
-  // the logits that are kept (model/log_probs.cc), and the gradient of its weight in float32.
+  // the logits that are kept, and the gradient of its weight in float32.
   const uint64_t layer_weights = hidden * attention + (c.gated_mlp ? 3 : 2) * hidden * inner;
   const uint64_t of_layer = (tokens * layer + layer_weights) * compute;
-  const uint64_t logits = std::max(2 * 1024 * U(c.vocab_size), std::min<uint64_t>(tokens * U(c.vocab_size), 1 << 24));
+  const uint64_t logits =
+      std::max(2 * U(kLogitsRows) * U(c.vocab_size), std::min(tokens * U(c.vocab_size), U(kKeptLogits)));
   const uint64_t of_head = (logits + embedding) * kFloat;
   const uint64_t buckets = shard ? (embedding + 2 * hidden * std::max(inner, heads)) * kFloat : 0;
   const bool divide = shard && input.shard_parameters;

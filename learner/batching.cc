@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/split_mix64.h"
+#include "model/split_by_tokens.h"
 
 namespace rlhf::learner {
 std::vector<size_t> Permutation(size_t n, uint64_t seed, uint64_t stream, uint64_t epoch) {
@@ -40,16 +41,12 @@ std::vector<size_t> RankShare(const std::vector<size_t>& items, int rank, int wo
 
 std::vector<std::vector<size_t>> MicroBatches(const std::vector<size_t>& items, const std::vector<int64_t>& lengths,
                                               int64_t max_tokens) {
+  std::vector<int64_t> of_items;
+  for (const size_t item : items) of_items.push_back(lengths[item]);
   std::vector<std::vector<size_t>> groups;
-  int64_t tokens = 0;
-  for (const size_t item : items) {
-    if (groups.empty() || tokens + lengths[item] > max_tokens) {
-      groups.emplace_back();
-      tokens = 0;
-    }
-    groups.back().push_back(item);
-    tokens += lengths[item];
-  }
+  for (const auto& [begin, end] : model::SplitByTokens(of_items, max_tokens))
+    groups.emplace_back(items.begin() + static_cast<std::ptrdiff_t>(begin),
+                        items.begin() + static_cast<std::ptrdiff_t>(end));
   return groups;
 }
 

@@ -15,24 +15,10 @@
 #include "common/failpoint.h"
 #include "common/status_util.h"
 #include "model/device.h"
+#include "model/tensor_types.h"
 
 namespace rlhf::learner {
 namespace {
-
-absl::StatusOr<artifact::DType> DTypeOf(torch::ScalarType type) {
-  switch (type) {
-    case torch::kFloat32:
-      return artifact::DType::kF32;
-    case torch::kBFloat16:
-      return artifact::DType::kBF16;
-    case torch::kFloat16:
-      return artifact::DType::kF16;
-    case torch::kInt64:
-      return artifact::DType::kI64;
-    default:
-      return absl::InternalError(absl::StrCat("a checkpoint holds no tensors of type ", c10::toString(type)));
-  }
-}
 
 absl::Span<const uint8_t> BytesOf(const torch::Tensor& host) {
   return {static_cast<const uint8_t*>(host.data_ptr()), host.nbytes()};
@@ -61,7 +47,7 @@ absl::Status WriteCheckpoint(const std::string& dir, const State& layout, const 
   const auto begin = [&]() -> absl::Status {
     std::vector<artifact::TensorLayout> tensors;
     for (const StateTensor& tensor : layout) {
-      RLHF_ASSIGN_OR_RETURN(const artifact::DType dtype, DTypeOf(tensor.dtype));
+      RLHF_ASSIGN_OR_RETURN(const artifact::DType dtype, model::FromTorch(tensor.dtype));
       tensors.push_back({tensor.name, dtype, tensor.shape});
     }
     writer = artifact::SafetensorsWriter::Create(dir + "/state.safetensors", tensors);
@@ -92,7 +78,7 @@ absl::Status ReadCheckpoint(const std::string& dir, const State& state, nlohmann
     const std::string& name = tensor.name;
     if (extra.erase(name) == 0) return damaged(absl::StrCat("tensor \"", name, "\" is missing"));
     const artifact::TensorInfo& info = (*file)->tensors().at(name);
-    RLHF_ASSIGN_OR_RETURN(const artifact::DType dtype, DTypeOf(tensor.dtype));
+    RLHF_ASSIGN_OR_RETURN(const artifact::DType dtype, model::FromTorch(tensor.dtype));
     if (info.shape != tensor.shape || info.dtype != dtype) {
       return damaged(absl::StrCat("tensor \"", name, "\": expected ", artifact::DTypeName(dtype), " [",
                                   absl::StrJoin(tensor.shape, ", "), "], found ", artifact::DTypeName(info.dtype), " [",

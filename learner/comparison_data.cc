@@ -11,6 +11,7 @@
 #include "artifact/digest.h"
 #include "artifact/prompt.h"
 #include "common/status_util.h"
+#include "model/split_by_tokens.h"
 
 namespace rlhf::learner {
 namespace {
@@ -116,14 +117,9 @@ std::vector<double> ScoreSequences(const model::Transformer& model, const std::v
                                    int64_t max_tokens) {
   const torch::NoGradGuard no_grad;
   std::vector<double> scores;
-  for (size_t begin = 0; begin < sequences.size();) {
-    std::vector<std::vector<int32_t>> part;
-    int64_t tokens = 0;
-    while (begin < sequences.size() &&
-           (part.empty() || tokens + static_cast<int64_t>(sequences[begin].size()) <= max_tokens)) {
-      tokens += static_cast<int64_t>(sequences[begin].size());
-      part.push_back(sequences[begin++]);
-    }
+  for (const auto& [begin, end] : model::SplitByTokens(sequences, max_tokens)) {
+    const std::vector<std::vector<int32_t>> part(sequences.begin() + static_cast<std::ptrdiff_t>(begin),
+                                                 sequences.begin() + static_cast<std::ptrdiff_t>(end));
     const torch::Tensor rewards = SequenceRewards(model, part).to(torch::kCPU, torch::kFloat64).contiguous();
     scores.insert(scores.end(), rewards.data_ptr<double>(), rewards.data_ptr<double>() + rewards.numel());
   }

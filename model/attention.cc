@@ -23,7 +23,7 @@ bool ByKernels(const torch::Tensor& x, const AttentionShape& shape, bool fixed_o
 }
 
 bool ByDotProducts(const torch::Tensor& x) {
-  return x.scalar_type() == torch::kBFloat16 && kernels::HasDotProducts();
+  return x.scalar_type() == torch::kBFloat16 && ProductsAreOurs(x);
 }
 
 constexpr int64_t kRowsWorthAPart = 256;

@@ -16,8 +16,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kKeptLogits = 1 << 24;  // numbers: 64 MiB
-
 // How hidden rows become a distribution.
 struct Head {
   double temperature = 1, softcap = 0;
@@ -129,7 +127,7 @@ torch::Tensor TowardsLogits(const torch::Tensor& logits, const torch::Tensor& lo
 }
 
 // log softmax(hidden · headᵀ / temperature)[target], a chunk of rows at a time. The first logits are kept for backward,
-// a chunk or 64 MiB of them; it computes the others again.
+// a chunk or kKeptLogits of them; it computes the others again.
 class ChunkedLogProbFunction : public torch::autograd::Function<ChunkedLogProbFunction> {
  public:
   static variable_list forward(AutogradContext* context, const torch::Tensor& hidden, const torch::Tensor& weight,

@@ -1,6 +1,7 @@
 // Log-probabilities of given tokens, without materialising float32 [tokens, vocabulary].
 #pragma once
 
+#include "common/kept_logits.h"
 #include "model/libtorch.h"
 #include "model/transformer.h"
 
@@ -12,9 +13,9 @@ struct LogProbs {
 };
 
 // hidden_rows [N, hidden] predict targets int64 [N]. Both results have gradients. Chunked over rows in one autograd
-// function that keeps the logits of a chunk, or 64 MiB of them, and computes the others again in backward.
+// function that keeps the logits of a chunk, or kKeptLogits of them, and computes the others again in backward.
 LogProbs ChunkedLogProbs(const Transformer& model, const torch::Tensor& hidden_rows, const torch::Tensor& targets,
-                         double temperature = 1.0, bool with_entropy = false, int64_t chunk_rows = 1024);
+                         double temperature = 1.0, bool with_entropy = false, int64_t chunk_rows = kLogitsRows);
 
 // Rows (into [T]) that predict the tokens [begin, end) of each sequence, and those tokens. begin ≥ 1.
 struct ResponseIndex {

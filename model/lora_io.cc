@@ -11,6 +11,7 @@
 #include "model/guard.h"
 #include "model/lora.h"
 #include "model/tensor_types.h"
+#include "model/weights_io.h"
 
 namespace rlhf::model {
 namespace {
@@ -56,16 +57,9 @@ absl::Status SaveAdapter(const Transformer& model, const std::string& dir, const
   if (model.lora() == nullptr) return absl::FailedPreconditionError("the model has no adapters to save");
   return Guard(absl::StrCat("saving adapters to ", dir), [&]() -> absl::Status {
     if (absl::Status status = MakeDirs(dir); !status.ok()) return status;
-    std::vector<torch::Tensor> keep;
-    std::vector<artifact::TensorToWrite> tensors;
-    for (const auto& [name, parameter] : model.trained_parameters()) {
-      keep.push_back(parameter.detach().to(torch::kCPU).contiguous());
-      const torch::Tensor& tensor = keep.back();
-      tensors.push_back({kPrefix + name, FromTorch(tensor.scalar_type()), tensor.sizes().vec(),
-                         absl::MakeConstSpan(static_cast<const uint8_t*>(tensor.data_ptr()), tensor.nbytes())});
-    }
-    if (absl::Status status = artifact::WriteSafetensors(dir + "/adapter_model.safetensors", tensors); !status.ok())
-      return status;
+    std::vector<std::pair<std::string, torch::Tensor>> tensors;
+    for (const auto& [name, parameter] : model.trained_parameters()) tensors.emplace_back(kPrefix + name, parameter);
+    if (absl::Status status = WriteTensors(dir + "/adapter_model.safetensors", tensors); !status.ok()) return status;
     const LoraConfig& lora = *model.lora();
     const bool scalar = model.head() == HeadKind::kScalar;
     nlohmann::ordered_json config;

@@ -1,6 +1,8 @@
 // safetensors' types and LibTorch's.
 #pragma once
 
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "artifact/safetensors.h"
 #include "model/libtorch.h"
 
@@ -26,10 +28,20 @@ inline torch::Dtype ToTorch(artifact::DType dtype) {
   return torch::kFloat32;
 }
 
-inline artifact::DType FromTorch(torch::Dtype dtype) {
-  if (dtype == torch::kBFloat16) return artifact::DType::kBF16;
-  if (dtype == torch::kFloat16) return artifact::DType::kF16;
-  return artifact::DType::kF32;
+// Internal for a type that we write nowhere.
+inline absl::StatusOr<artifact::DType> FromTorch(torch::Dtype dtype) {
+  switch (dtype) {
+    case torch::kFloat32:
+      return artifact::DType::kF32;
+    case torch::kBFloat16:
+      return artifact::DType::kBF16;
+    case torch::kFloat16:
+      return artifact::DType::kF16;
+    case torch::kInt64:
+      return artifact::DType::kI64;
+    default:
+      return absl::InternalError(absl::StrCat("no file of ours holds tensors of type ", c10::toString(dtype)));
+  }
 }
 
 }  // namespace rlhf::model

@@ -214,6 +214,21 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_
   });
 }
 
+absl::Status WriteTensors(const std::string& path, const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
+                          Durability durability) {
+  std::vector<torch::Tensor> keep;
+  std::vector<artifact::TensorToWrite> writes;
+  for (const auto& [name, tensor] : tensors) {
+    const absl::StatusOr<artifact::DType> type = FromTorch(tensor.scalar_type());
+    if (!type.ok()) return type.status();
+    keep.push_back(ToHost(tensor.detach()));
+    const torch::Tensor& host = keep.back();
+    writes.push_back({name, *type, host.sizes().vec(),
+                      absl::MakeConstSpan(static_cast<const uint8_t*>(host.data_ptr()), host.nbytes())});
+  }
+  return artifact::WriteSafetensors(path, writes, {{"format", "pt"}}, durability);
+}
+
 absl::Status SaveModel(const Transformer& model, const std::string& out_dir, const std::string& tokenizer_dir,
                        Durability durability) {
   return Guard(absl::StrCat("saving ", out_dir), [&]() -> absl::Status {
@@ -224,16 +239,7 @@ absl::Status SaveModel(const Transformer& model, const std::string& out_dir, con
     config.dtype = model.dtype() == torch::kBFloat16  ? "bfloat16"
                    : model.dtype() == torch::kFloat16 ? "float16"
                                                       : "float32";
-    std::vector<torch::Tensor> keep;
-    std::vector<artifact::TensorToWrite> tensors;
-    for (const auto& [name, parameter] : model.MergedParameters()) {
-      keep.push_back(ToHost(parameter));
-      const torch::Tensor& tensor = keep.back();
-      tensors.push_back({name, FromTorch(tensor.scalar_type()), tensor.sizes().vec(),
-                         absl::MakeConstSpan(static_cast<const uint8_t*>(tensor.data_ptr()), tensor.nbytes())});
-    }
-    if (absl::Status status =
-            artifact::WriteSafetensors(out_dir + "/model.safetensors", tensors, {{"format", "pt"}}, durability);
+    if (absl::Status status = WriteTensors(out_dir + "/model.safetensors", model.MergedParameters(), durability);
         !status.ok())
       return status;
     if (absl::Status status = WriteText(out_dir + "/config.json", artifact::ModelConfigToJson(config), durability);

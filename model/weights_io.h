@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -35,6 +36,10 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_
 // the tokenizer's files, which are copies.
 absl::Status SaveModel(const Transformer& model, const std::string& out_dir, const std::string& tokenizer_dir,
                        Durability durability = Durability::kSynced);
+
+// A safetensors file of these, in their order, from any device and of any strides.
+absl::Status WriteTensors(const std::string& path, const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
+                          Durability durability = Durability::kSynced);
 
 // What a reward model's outputs mean, stored beside it (reward_normalization.json).
 struct RewardHead {

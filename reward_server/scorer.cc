@@ -16,29 +16,11 @@
 #include "common/unsuited.h"
 #include "model/guard.h"
 #include "model/log_probs.h"
+#include "model/split_by_tokens.h"
 #include "reward_server/components/ensemble.h"
 
 namespace rlhf::reward {
 namespace {
-
-// [begin, end) ranges of sequences whose tokens fit a budget; at least one sequence each.
-std::vector<std::pair<size_t, size_t>> SplitByTokens(const std::vector<std::vector<int32_t>>& sequences,
-                                                     int64_t budget) {
-  std::vector<std::pair<size_t, size_t>> out;
-  size_t begin = 0;
-  int64_t tokens = 0;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    const auto size = static_cast<int64_t>(sequences[i].size());
-    if (i > begin && tokens + size > budget) {
-      out.emplace_back(begin, i);
-      begin = i;
-      tokens = 0;
-    }
-    tokens += size;
-  }
-  if (begin < sequences.size()) out.emplace_back(begin, sequences.size());
-  return out;
-}
 
 bool AnyModel(const v1::ScorerSpec& spec) {
   return std::any_of(spec.components().begin(), spec.components().end(),
@@ -101,7 +83,7 @@ class RewardModelScore : public Component {
       places.push_back(i);
     }
     auto place = places.begin();
-    for (const auto& [begin, end] : SplitByTokens(sequences, scorer_->options_.batch_tokens)) {
+    for (const auto& [begin, end] : model::SplitByTokens(sequences, scorer_->options_.batch_tokens)) {
       const std::vector<std::vector<int32_t>> part(sequences.begin() + static_cast<int64_t>(begin),
                                                    sequences.begin() + static_cast<int64_t>(end));
       const model::PackedBatch batch = model::PackedBatch::FromSequences(part, scorer_->options_.device);
@@ -334,7 +316,7 @@ absl::Status Scorer::AddReference(const v1::ScoreRequest& request, std::vector<v
     targets.push_back(&(*scores)[i]);
   }
   const double temperature = request.temperature() > 0 ? request.temperature() : 1.0;
-  for (const auto& [first, last] : SplitByTokens(sequences, options_.batch_tokens)) {
+  for (const auto& [first, last] : model::SplitByTokens(sequences, options_.batch_tokens)) {
     const std::vector<std::vector<int32_t>> part(sequences.begin() + static_cast<int64_t>(first),
                                                  sequences.begin() + static_cast<int64_t>(last));
     const std::vector<int64_t> part_begins(begins.begin() + static_cast<int64_t>(first),

@@ -24,6 +24,7 @@
 #include "common/unsuited.h"
 #include "model/device.h"
 #include "model/guard.h"
+#include "model/tensor_types.h"
 
 namespace rlhf::rollout {
 namespace {
@@ -31,13 +32,6 @@ namespace {
 constexpr int kStreamAttempts = 3;  // of the learner, in a row that bring nothing
 constexpr absl::Duration kAskAgain = absl::Milliseconds(20);
 constexpr absl::Duration kLongestHold = absl::Seconds(60);  // of a learner's GPU memory
-
-const char* DtypeName(torch::Dtype dtype) {
-  if (dtype == torch::kFloat32) return "F32";
-  if (dtype == torch::kBFloat16) return "BF16";
-  if (dtype == torch::kFloat16) return "F16";
-  return "unsupported";
-}
 
 // Where a tensor's bytes lie among those received, and whether they are all of it. Empty: it has not changed.
 struct Part {
@@ -234,7 +228,8 @@ absl::Status ReceiveFrom(const std::shared_ptr<grpc::Channel>& source, const Fet
 // not.
 absl::Status CheckEntry(const v1::TensorEntry& entry, const torch::Tensor& parameter) {
   const std::vector<int64_t> shape(entry.shape().begin(), entry.shape().end());
-  const std::string type = DtypeName(parameter.scalar_type());
+  const absl::StatusOr<artifact::DType> known = model::FromTorch(parameter.scalar_type());
+  const std::string type = known.ok() ? artifact::DTypeName(*known) : c10::toString(parameter.scalar_type());
   const bool same_shape = parameter.sizes() == c10::IntArrayRef(shape);
   if (same_shape && entry.dtype() == type && entry.size() == parameter.nbytes()) return absl::OkStatus();
   const bool wide = entry.dtype() == "F32";

@@ -15,15 +15,10 @@
 #include "common/status_util.h"
 #include "model/device.h"
 #include "model/guard.h"
+#include "model/tensor_types.h"
 
 namespace rlhf::learner {
 namespace {
-
-const char* DtypeName(torch::Dtype dtype) {
-  if (dtype == torch::kBFloat16) return "BF16";
-  if (dtype == torch::kFloat16) return "F16";
-  return "F32";
-}
 
 size_t ElementSize(const v1::TensorEntry& entry) {
   return entry.dtype() == "F32" ? 4 : 2;
@@ -203,10 +198,11 @@ absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyV
     snapshot->manifest.set_total_size(total);
     uint64_t offset = 0;
     for (const auto& [name, parameter] : model.trained_parameters()) {
+      RLHF_ASSIGN_OR_RETURN(const artifact::DType type, model::FromTorch(parameter.scalar_type()));
       model::CopyOut(parameter, bytes.data() + offset);
       v1::TensorEntry& entry = *snapshot->manifest.add_tensors();
       entry.set_name(name);
-      entry.set_dtype(DtypeName(parameter.scalar_type()));
+      entry.set_dtype(artifact::DTypeName(type));
       entry.mutable_shape()->Add(parameter.sizes().begin(), parameter.sizes().end());
       entry.set_offset(offset);
       entry.set_size(parameter.nbytes());

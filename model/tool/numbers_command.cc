@@ -6,7 +6,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/model_config.h"
-#include "artifact/safetensors.h"
 #include "common/durable_file.h"
 #include "model/guard.h"
 #include "model/kv_cache.h"
@@ -122,16 +121,10 @@ void Gradients(const Transformer& model, const Sequences& sequences, Tensors* ou
   }
 }
 
-absl::Status Write(const Tensors& tensors, const std::string& path) {
-  std::vector<torch::Tensor> keep;
-  std::vector<artifact::TensorToWrite> writes;
-  for (const auto& [name, tensor] : tensors) {
-    const bool whole = tensor.scalar_type() == torch::kInt64;
-    keep.push_back(tensor.detach().to(whole ? torch::kInt64 : torch::kFloat32).contiguous());
-    writes.push_back({name, whole ? artifact::DType::kI64 : artifact::DType::kF32, keep.back().sizes().vec(),
-                      absl::MakeConstSpan(static_cast<const uint8_t*>(keep.back().data_ptr()), keep.back().nbytes())});
-  }
-  return artifact::WriteSafetensors(path, writes);
+absl::Status Write(Tensors tensors, const std::string& path) {
+  for (auto& [name, tensor] : tensors)
+    if (tensor.scalar_type() != torch::kInt64) tensor = tensor.to(torch::kFloat32);
+  return WriteTensors(path, tensors);
 }
 
 }  // namespace
