@@ -70,8 +70,8 @@ std::vector<PlanLine> MemoryPlan(const PlanInput& input) {
   // Of rank 0 (learner/service/weight_publisher.h). What changed since the version before takes at most half of one; in
   // float32 nearly everything changes, and none is made.
   if (input.publishes) {
-    learner("weights being published, three versions and the next", 4 * parameters * compute, /*host=*/true);
-    if (input.bfloat16) learner("what changed between them, at most", 4 * parameters * compute / 2, /*host=*/true);
+    learner("weights being published, two versions", 2 * parameters * compute, /*host=*/true);
+    if (input.bfloat16) learner("what changed before each, at most", 2 * parameters * compute / 2, /*host=*/true);
   }
   plan.push_back({"rollout worker", "weights", parameters * compute});
   plan.push_back({"rollout worker", "the next version, while it arrives", parameters * kFloat});

@@ -188,6 +188,11 @@ absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyV
     Confirm(job_id, version);  // a group that formed anew goes on with what is published
     return absl::OkStatus();
   }
+  {
+    // Before the next one is made, or there would be one more in memory meanwhile.
+    absl::MutexLock lock(&mu_);
+    while (snapshots_.size() >= kKeep) snapshots_.pop_front();
+  }
   auto snapshot = std::make_shared<WeightSnapshot>();
   RLHF_RETURN_IF_ERROR(model::Guard("snapshot of weights", [&]() -> absl::Status {
     uint64_t total = 0;
@@ -215,7 +220,6 @@ absl::Status WeightPublisher::Stage(const std::string& job_id, const v1::PolicyV
   if (const auto base = Newest(job_id); base != nullptr) AddDelta(*base, snapshot.get());
   absl::MutexLock lock(&mu_);
   snapshots_.push_back(std::move(snapshot));
-  while (snapshots_.size() > kKeep) snapshots_.pop_front();
   return absl::OkStatus();
 }
 

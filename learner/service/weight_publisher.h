@@ -2,9 +2,10 @@
 //
 // Thread-safe. A snapshot is staged before its step is committed and dropped when the commit is refused; nobody learns
 // of it in between, because workers ask only for versions that the coordinator names. The newest kKeep snapshots are
-// held, of whatever job. With a folder for shared memory the bytes are in files there, as far as there is room, so that
-// workers of the same host need not receive them; a file is removed with its snapshot. The newest one may be shared in
-// GPU memory too.
+// held, of whatever job: the committed one, and the one that is being committed or that workers may still be asked to
+// fetch. A stream that has begun keeps its own until it ends. With a folder for shared memory the bytes are in files
+// there, as far as there is room, so that workers of the same host need not receive them; a file is removed with its
+// snapshot. The newest one may be shared in GPU memory too.
 #pragma once
 
 #include <cstdint>
@@ -53,7 +54,7 @@ class WeightPublisher : public client::WeightsServer {
   client::WeightsWriter* Stream(const v1::StreamWeightsRequest& request) override;
 
  private:
-  static constexpr size_t kKeep = 3;
+  static constexpr size_t kKeep = 2;
   // The snapshot's bytes, not filled yet: shared, and in its manifest, or this process's own.
   absl::Span<uint8_t> Allocate(uint64_t size, WeightSnapshot* snapshot) const;
   // Into its manifest, where that can be.

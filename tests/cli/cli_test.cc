@@ -188,7 +188,7 @@ TEST(Plan, CountsWhatTrainingHolds) {
   EXPECT_LT(TotalOf(MemoryPlan(input), "learner"), with_critic);
   const uint64_t publishing = TotalOf(MemoryPlan(input), "learner");
   input.publishes = false;
-  EXPECT_EQ(TotalOf(MemoryPlan(input), "learner"), publishing - 4 * 4 * parameters);
+  EXPECT_EQ(TotalOf(MemoryPlan(input), "learner"), publishing - 2 * 4 * parameters);
   input.bfloat16 = true;
   EXPECT_EQ(line("key-value cache"), 2u * 1 * 2 * 8 * 2 * 3 * 64);
 }
@@ -213,7 +213,7 @@ TEST(Plan, DividesTheOptimizersStateAmongTheRanks) {
     ASSERT_EQ(trained % 4, 0);
     EXPECT_EQ(TotalOf(MemoryPlan(input), "learner"), whole - divided * 3 / 4 + on_their_way) << bfloat16;
     EXPECT_EQ(TotalOf(MemoryPlan(input), "learner") - LearnerOnGpu(MemoryPlan(input)),
-              trained * 12 / 4 + trained / 2 * (bfloat16 ? 12 : 16));
+              trained * 12 / 4 + trained / 2 * (bfloat16 ? 6 : 8));
     // Of the layer's weights (4 · 16 · 16 + 3 · 16 · 32) a quarter, in float32; with bfloat16 the masters are enough.
     // One layer is there while it is computed, and of a matrix a second copy while it comes.
     const uint64_t shares = TotalOf(MemoryPlan(input), "learner"), layers = 2 * 2560, matrix = 16 * 32;
