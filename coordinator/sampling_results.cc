@@ -26,6 +26,13 @@ std::string ProblemOf(const v1::Sample& sample) {
   for (const float log_prob : sample.behaviour_log_probs()) {
     if (!std::isfinite(log_prob)) return "a behaviour log-probability is not finite";
   }
+  if (!sample.log_kept_mass().empty() && sample.log_kept_mass_size() != sample.response_tokens_size()) {
+    return absl::StrCat("expected a kept mass for none or each of ", sample.response_tokens_size(),
+                        " response tokens, found ", sample.log_kept_mass_size());
+  }
+  for (const float log_mass : sample.log_kept_mass()) {
+    if (!std::isfinite(log_mass)) return "the log of a kept mass is not finite";
+  }
   return "";
 }
 

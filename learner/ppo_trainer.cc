@@ -358,6 +358,12 @@ absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, con
     for (const v1::ComponentScore& component : sample.score().gold())
       m[absl::StrCat("gold/", component.name())] += component.value() / n;
   }
+  double kept = 0, truncated = 0;  // tokens that were drawn with top-p or top-k
+  for (const v1::Sample& sample : samples) {
+    for (const float log_mass : sample.log_kept_mass()) kept += std::exp(static_cast<double>(log_mass));
+    truncated += sample.log_kept_mass_size();
+  }
+  if (truncated > 0) m["kept_mass"] = kept / truncated;
   for (const v1::Sample& sample : samples)
     squares += (sample.score().total() - total) * (sample.score().total() - total);
   m["reward/mean"] = total;

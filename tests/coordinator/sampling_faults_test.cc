@@ -85,7 +85,8 @@ class SamplingFaults : public testing::Test, public SamplingListener {
     return out;
   }
   // A token below 0: a sample with none.
-  v1::SampleVerdict Submit(const std::string& session, const v1::LeaseProgress& lease, int token = 7) {
+  v1::SampleVerdict Submit(const std::string& session, const v1::LeaseProgress& lease, int token = 7,
+                           const std::vector<float>& log_kept_mass = {}) {
     v1::SubmitSamplesRequest request;
     request.set_session_id(session);
     v1::Sample& sample = *request.add_samples();
@@ -93,6 +94,7 @@ class SamplingFaults : public testing::Test, public SamplingListener {
     sample.set_attempt(lease.attempt());
     if (token >= 0) sample.add_response_tokens(token);
     sample.add_behaviour_log_probs(-1);
+    sample.mutable_log_kept_mass()->Assign(log_kept_mass.begin(), log_kept_mass.end());
     v1::SampleVerdict verdict;
     sampling_->SubmitSamples(request, [&](absl::StatusOr<v1::SubmitSamplesResponse> response) {
       ASSERT_TRUE(response.ok()) << response.status();
@@ -283,6 +285,20 @@ TEST_F(SamplingFaults, ARefusedSampleHasAReasonAndACode) {
   const v1::SampleVerdict late = Submit(worker, nobodys);
   EXPECT_EQ(late.reason(), v1::JOB_NOT_ACTIVE);
   EXPECT_EQ(late.code(), static_cast<int>(absl::StatusCode::kAborted));
+  ExpectAllAccountedFor();
+}
+
+TEST_F(SamplingFaults, TheMassThatSamplingKeptIsOfEveryTokenAndANumber) {
+  const std::string worker = Register("w");
+  Issue(1, 1);
+  for (const std::vector<float>& wrong : {std::vector<float>{-0.1F, -0.1F}, std::vector<float>{-INFINITY}}) {
+    const auto leases = Lease(worker, 1);
+    ASSERT_EQ(leases.size(), 1u);
+    EXPECT_EQ(Submit(worker, leases[0], 7, wrong).reason(), v1::SAMPLE_MALFORMED);
+  }
+  const auto leases = Lease(worker, 1);
+  ASSERT_EQ(leases.size(), 1u);
+  EXPECT_TRUE(Submit(worker, leases[0], 7, {-0.1F}).accepted());
   ExpectAllAccountedFor();
 }
 

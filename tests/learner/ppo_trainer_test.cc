@@ -236,5 +236,20 @@ TEST_F(PpoTrainerTest, ADeterministicPpoStepHasARatioOfExactlyOne) {
   EXPECT_THAT(std::string(other.status().message()), HasSubstr("instruction set"));
 }
 
+TEST_F(PpoTrainerTest, WhatTopPKeepsIsAMetric) {
+  auto trainer = Make(PpoJob(4));
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  auto batch = Rollouts((*trainer)->model(), 1, 4, 100);
+  for (size_t i = 0; i < batch.size(); ++i) {
+    for (int t = 0; t < 2; ++t) batch[i].add_log_kept_mass(std::log(i == 0 ? 0.4F : 0.8F));
+  }
+  auto result = (*trainer)->RunStep(1, batch);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_NEAR(result->metrics.at("kept_mass"), 0.7, 1e-6);
+  result = (*trainer)->RunStep(2, Rollouts((*trainer)->model(), 2, 4, 100));
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->metrics.count("kept_mass"), 0u) << "nothing was cut off";
+}
+
 }  // namespace
 }  // namespace rlhf::learner
