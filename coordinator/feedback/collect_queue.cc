@@ -4,8 +4,10 @@
 #include <cmath>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
@@ -62,8 +64,13 @@ void CollectQueue::Restore(const v1::Comparison& comparison) {
   ++(comparison.planted() ? counts.planted : counts.answered);
   planted_answers_ += comparison.planted() ? 1 : 0;
   ++by_kind_[v1::FeedbackKind_Name(comparison.kind())];
-  if (const auto it = tasks_.find(comparison.task_id()); it != tasks_.end())
-    it->second.answered_by.insert(comparison.rater());
+  const auto it = tasks_.find(comparison.task_id());
+  if (it == tasks_.end()) return;
+  it->second.answered_by.insert(comparison.rater());
+  absl::string_view number = comparison.id();
+  int used = 0;
+  if (absl::ConsumePrefix(&number, absl::StrCat(comparison.task_id(), "-")) && absl::SimpleAtoi(number, &used))
+    it->second.next_number = std::max(it->second.next_number, used + 1);
 }
 
 bool CollectQueue::MayGet(const std::string& rater, const Entry& entry) const {
@@ -156,6 +163,7 @@ void CollectQueue::TakeOverHolders(const CollectQueue& replaced) {
     if (it == replaced.tasks_.end()) continue;
     entry.held_by = it->second.held_by;
     entry.handed_to = it->second.handed_to;
+    entry.next_number = std::max(entry.next_number, it->second.next_number);
   }
 }
 
@@ -231,7 +239,7 @@ CollectQueue::Taken CollectQueue::Take(const std::string& rater, const v1::Answe
   const v1::FeedbackTask& task = entry.task;
   const bool single = overlap() == 1 && !task.planted();
   v1::Comparison& made = taken.comparison;
-  made.set_id(single ? task.id() : absl::StrCat(task.id(), "-", entry.answered_by.size()));
+  made.set_id(single ? task.id() : absl::StrCat(task.id(), "-", entry.next_number));
   made.set_project(project_);
   made.set_task_id(task.id());
   made.set_kind(KindOf(task));

@@ -31,7 +31,8 @@ class CollectQueue {
   // Who holds what is not durable: until what was in hand at a restart would have been taken back, an answer to any
   // open task counts as one to a task in hand, so that no rater's work is lost.
   void Restarted(absl::Duration now);
-  // Who holds and held which tasks, from a queue of the same job that this one replaces.
+  // Who holds and held which tasks, and which numbers were given to answers, from a queue of the same job that this one
+  // replaces.
   void TakeOverHolders(const CollectQueue& replaced);
   // Tasks that nobody answered in time, all having been made when the job was opened, `age` ago; their rows are to be
   // written.
@@ -61,6 +62,7 @@ class CollectQueue {
   struct Entry {
     v1::FeedbackTask task;
     std::set<std::string> answered_by;
+    int next_number = 0;  // of an answer's id: above all there are, also where one before them was forgotten
     std::map<std::string, absl::Duration> held_by;  // until; not durable: a restart reopens what is in hand
     std::set<std::string> handed_to;                // ever, as far as this process knows
   };
