@@ -1,6 +1,12 @@
 #include "cli/check/audit_log.h"
 
+#include <cstdio>
+#include <fstream>
+
+#include <google/protobuf/util/json_util.h>
+
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "cli/pages.h"
 #include "client/cpp/audit_check.h"
 
@@ -9,6 +15,24 @@ namespace {
 
 constexpr int kPageSize = 1000;
 constexpr absl::Duration kPageTime = absl::Minutes(5);
+
+// What a coordinator logs of each head, whatever a log's format has around it.
+bool HeadOfLogLine(const std::string& line, v1::AuditHead* head) {
+  const size_t at = line.find("audit head: ");
+  if (at == std::string::npos) return false;
+  unsigned long long records = 0;
+  long long seconds = 0;
+  char sha256[65] = "", signature[128] = "";
+  if (std::sscanf(line.c_str() + at,
+                  "audit head: %llu records, sha256 %64[0-9a-f], at %lld, signature %127[A-Za-z0-9+/=]", &records,
+                  sha256, &seconds, signature) != 4)
+    return false;
+  head->set_sequence(records);
+  head->set_sha256(sha256);
+  head->mutable_at()->set_seconds(seconds);
+  head->set_signature(signature);
+  return true;
+}
 
 }  // namespace
 
@@ -28,22 +52,62 @@ absl::StatusOr<std::vector<v1::AuditRecord>> ReadAuditRecords(v1::OversightServi
       [](const v1::ListAuditResponse& page) -> const auto& { return page.records(); }, kPageTime);
 }
 
+absl::StatusOr<std::vector<v1::AuditHead>> ReadKeptHeads(const std::string& file) {
+  std::ifstream in(file);
+  if (!in) return absl::NotFoundError(absl::StrCat("cannot read ", file));
+  std::vector<v1::AuditHead> heads;
+  std::string line;
+  while (std::getline(in, line)) {
+    v1::AuditHead head;
+    if (HeadOfLogLine(line, &head) ||
+        (google::protobuf::util::JsonStringToMessage(line, &head).ok() && head.sequence() > 0))
+      heads.push_back(head);
+  }
+  if (!heads.empty()) return heads;
+  return absl::InvalidArgumentError(absl::StrCat(
+      file,
+      ": expected heads as `rlhfctl audit heads` prints them, or a coordinator's log with lines \"audit head\", "
+      "found none"));
+}
+
+std::string AuditVerdict::Text() const {
+  std::string text = absl::StrCat(records, " records hold, ", heads, " signed heads agree");
+  if (heads > 0) absl::StrAppend(&text, " (of records ", first_signed, " to ", newest_signed, ")");
+  if (kept > 0) absl::StrAppend(&text, ", ", kept, " kept ones too");
+  if (others > 0 && heads > 0) {
+    absl::StrAppend(&text, "; the signatures of ", others, " heads by other keys (", absl::StrJoin(other_keys, ", "),
+                    " by their own word) were not checked");
+  }
+  return text;
+}
+
 AuditVerdict VerifyAuditLog(const std::vector<v1::AuditRecord>& records, const std::vector<v1::AuditHead>& heads,
-                            const std::string& public_key_pem) {
+                            const std::vector<std::string>& public_keys_pem, const std::vector<v1::AuditHead>& kept) {
   AuditVerdict verdict;
-  client::AuditChainCheck check;
+  client::AuditChainCheck chain;
   for (const v1::AuditRecord& record : records) {
-    const std::string problem = check.Next(record);
-    verdict.records = check.records();
+    const std::string problem = chain.Next(record);
+    verdict.records = chain.records();
     if (problem.empty()) continue;
-    verdict.problem = absl::StrCat("the audit log was tampered with at record ", check.first_bad(), ": ", problem);
+    verdict.problem = absl::StrCat("the audit log was tampered with at record ", chain.first_bad(), ": ", problem);
     return verdict;
   }
-  for (const v1::AuditHead& head : heads) {
-    verdict.problem = check.CheckHead(head, public_key_pem);
-    if (!verdict.problem.empty()) return verdict;
-    ++verdict.heads;
+  absl::StatusOr<client::AuditHeadsCheck> check = client::AuditHeadsCheck::With(public_keys_pem);
+  if (!check.ok()) {
+    verdict.problem = absl::StrCat("the public key: ", check.status().message());
+    return verdict;
   }
+  for (size_t i = 0; i < heads.size() && verdict.problem.empty(); ++i) verdict.problem = check->Next(heads[i], chain);
+  if (verdict.problem.empty()) verdict.problem = check->End();
+  for (size_t i = 0; i < kept.size() && verdict.problem.empty(); ++i) {
+    verdict.problem = check->Kept(kept[i], chain);
+    verdict.kept += verdict.problem.empty() ? 1 : 0;
+  }
+  verdict.heads = check->agree();
+  verdict.first_signed = check->first().sequence();
+  verdict.newest_signed = check->newest().sequence();
+  verdict.others = check->others();
+  verdict.other_keys = check->other_keys();
   return verdict;
 }
 

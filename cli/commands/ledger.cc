@@ -106,9 +106,9 @@ absl::StatusOr<std::string> CheckAudit(const std::string& public_key_file,
   const auto stub = v1::OversightService::NewStub(channel);
   RLHF_ASSIGN_OR_RETURN(const std::vector<v1::AuditHead> heads, ReadAuditHeads(*stub));
   RLHF_ASSIGN_OR_RETURN(const std::vector<v1::AuditRecord> records, ReadAuditRecords(*stub));
-  const AuditVerdict verdict = VerifyAuditLog(records, heads, pem);
+  const AuditVerdict verdict = VerifyAuditLog(records, heads, {pem});
   if (!verdict.problem.empty()) violations->push_back(absl::StrCat("audit log: ", verdict.problem));
-  return absl::StrCat("the audit log's ", verdict.records, " records hold, ", verdict.heads, " signed heads agree");
+  return absl::StrCat("the audit log's ", verdict.Text());
 }
 
 nlohmann::ordered_json ToJson(const Compared& compared) {

@@ -28,7 +28,8 @@ namespace rlhf::cli {
 namespace {
 
 struct OversightFlags {
-  std::string gate, comment, report, reason, model, file, public_key;
+  std::string gate, comment, report, reason, model, file, kept_heads;
+  std::vector<std::string> public_keys;
   bool all = false, yes = false;
 };
 
@@ -238,27 +239,54 @@ absl::StatusOr<std::vector<v1::AuditRecord>> ReadRecords(const ConnectionFlags& 
   return ReadAuditRecords(*v1::OversightService::NewStub(channel));
 }
 
+template <typename Message>
+void PrintJsonLines(const std::vector<Message>& messages) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  for (const Message& message : messages) {
+    std::string line;
+    (void)google::protobuf::util::MessageToJsonString(message, &line, options);
+    std::printf("%s\n", line.c_str());
+  }
+}
+
 int ExportAudit(const ConnectionFlags& connection, const OversightFlags& flags) {
   const auto records = ReadRecords(connection, flags);
   if (!records.ok()) return Fail(records.status());
-  google::protobuf::util::JsonPrintOptions options;
-  options.preserve_proto_field_names = true;
-  for (const v1::AuditRecord& record : *records) {
-    std::string line;
-    (void)google::protobuf::util::MessageToJsonString(record, &line, options);
-    std::printf("%s\n", line.c_str());
-  }
+  PrintJsonLines(*records);
+  return v1::EXIT_OK;
+}
+
+int PrintHeads(const ConnectionFlags& connection, const OversightFlags&) {
+  const auto channel = Connect(connection);
+  if (!channel.ok()) return Fail(channel.status());
+  const auto heads = ReadAuditHeads(*v1::OversightService::NewStub(*channel));
+  if (!heads.ok()) return Fail(heads.status());
+  PrintJsonLines(*heads);
   return v1::EXIT_OK;
 }
 
 // Everything is recomputed here; the coordinator is only asked for the records and the signed heads.
 int VerifyAudit(const ConnectionFlags& connection, const OversightFlags& flags) {
-  std::string pem;
-  std::vector<v1::AuditHead> heads;
-  if (!flags.public_key.empty()) {
-    auto key = ReadFile(flags.public_key);
+  std::vector<std::string> keys;
+  std::vector<v1::AuditHead> heads, kept;
+  std::vector<std::string> key_files = flags.public_keys;
+  if (const std::string known = AuditPublicKeyFile(connection);
+      key_files.empty() && flags.file.empty() && !known.empty())
+    key_files.push_back(known);
+  if (key_files.empty() && !flags.kept_heads.empty())
+    return Fail(absl::InvalidArgumentError("--heads: expected --public-key too, which says whose they are"));
+  for (const std::string& file : key_files) {
+    auto key = ReadFile(file);
     if (!key.ok()) return Fail(key.status());
-    pem = *std::move(key);
+    keys.push_back(*std::move(key));
+  }
+  if (!flags.kept_heads.empty()) {
+    auto read = ReadKeptHeads(flags.kept_heads);
+    if (!read.ok()) return Fail(read.status());
+    kept = *std::move(read);
+  }
+  if (!keys.empty()) {
     const auto channel = Connect(connection);
     if (!channel.ok()) return Fail(channel.status());
     auto signed_heads = ReadAuditHeads(*v1::OversightService::NewStub(*channel));
@@ -267,14 +295,15 @@ int VerifyAudit(const ConnectionFlags& connection, const OversightFlags& flags) 
   }
   const auto records = ReadRecords(connection, flags);
   if (!records.ok()) return Fail(records.status());
-  const AuditVerdict verdict = VerifyAuditLog(*records, heads, pem);
+  // A file ends where it was exported: newer heads are of records that it cannot have.
+  if (!flags.file.empty())
+    std::erase_if(heads, [&](const v1::AuditHead& head) { return head.sequence() > records->size(); });
+  const AuditVerdict verdict = VerifyAuditLog(*records, heads, keys, kept);
   if (!verdict.problem.empty()) {
     std::fprintf(stderr, "rlhfctl: %s\n", verdict.problem.c_str());
     return v1::EXIT_ERROR;
   }
-  std::printf("%llu records hold, %llu signed heads agree%s\n", static_cast<unsigned long long>(verdict.records),
-              static_cast<unsigned long long>(verdict.heads),
-              flags.public_key.empty() ? " (give --public-key to check signatures)" : "");
+  std::printf("%s%s\n", verdict.Text().c_str(), keys.empty() ? " (give --public-key to check signatures)" : "");
   return v1::EXIT_OK;
 }
 
@@ -318,8 +347,16 @@ void AddOversightCommands(CLI::App& app, ConnectionFlags& connection, Run* run) 
       ->add_option("--model", flags->model, "A model's folder, digest or alias")
       ->required();
   add(audit, "export", "All records as JSON lines", ExportAudit);
+  add(audit, "heads", "The signed heads as JSON lines: kept elsewhere, they tell a log that was cut back", PrintHeads);
   auto* verify = add(audit, "verify", "Recompute the chain; names the first record that was changed", VerifyAudit);
-  verify->add_option("--public-key", flags->public_key, "PEM file of the key that signs the heads");
+  verify
+      ->add_option("--public-key", flags->public_keys,
+                   "PEM file of the key that signs the heads; again for each key before it; default: the context's "
+                   "audit_public_key, unless with --file")
+      ->allow_extra_args(false);
+  verify->add_option(
+      "--heads", flags->kept_heads,
+      "Heads that were kept elsewhere (`audit heads`, or a coordinator's log): the log has to hold them");
   verify->add_option("--file", flags->file, "Records that were exported before, instead of the coordinator's");
 }
 

@@ -6,8 +6,10 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "client/cpp/audit_check.h"
 #include "common/log.h"
+#include "common/signature.h"
 #include "common/status_util.h"
 #include "coordinator/timestamps.h"
 
@@ -45,13 +47,32 @@ absl::Status AuditChain::Recover() {
   } else if (!absl::IsNotFound(last.status())) {
     return last.status();
   }
+  v1::AuditHead newest;
   const absl::StatusOr<std::string> head = store_->LastKey(Table::kMeta, kHeadPrefix);
-  if (!head.ok()) return absl::IsNotFound(head.status()) ? absl::OkStatus() : head.status();
-  RLHF_ASSIGN_OR_RETURN(const std::string bytes, store_->Get(Table::kMeta, *head));
-  v1::AuditHead signed_head;
-  signed_head.ParseFromString(bytes);
-  signed_ = signed_head.sequence();
-  return absl::OkStatus();
+  if (head.ok()) {
+    RLHF_ASSIGN_OR_RETURN(const std::string bytes, store_->Get(Table::kMeta, *head));
+    newest.ParseFromString(bytes);
+  } else if (!absl::IsNotFound(head.status())) {
+    return head.status();
+  }
+  return signer_ == nullptr ? absl::OkStatus() : BeginSigning(newest);
+}
+
+absl::Status AuditChain::BeginSigning(const v1::AuditHead& newest) {
+  if (VerifySignature(signer_->public_key_pem(), client::AuditHeadText(newest), newest.signature()).ok()) {
+    signed_ = newest.sequence();
+    if (sequence_ < signed_) {
+      spdlog::error("the audit log has {} records, and a head of {} was signed: its tail was cut", sequence_, signed_);
+    }
+  } else {
+    WriteBatch record;
+    Append("coordinator", "audit.key", signer_->key_sha256(), "done",
+           {{"previous", newest.signature().empty() ? "none" : newest.key_sha256()}}, &record);
+    RLHF_RETURN_IF_ERROR(store_->CommitAndWait(std::move(record)));
+  }
+  WriteBatch head;
+  PutHead(&head);
+  return head.empty() ? absl::OkStatus() : store_->CommitAndWait(std::move(head));
 }
 
 void AuditChain::Append(const std::string& subject, const std::string& action, const std::string& object,
@@ -84,19 +105,25 @@ void AuditChain::Seal(std::vector<WriteBatch::Op>* ops) {
 
 void AuditChain::SignHead() {
   if (signer_ == nullptr || sequence_ == signed_) return;
+  WriteBatch batch;
+  PutHead(&batch);
+  if (!batch.empty()) store_->Commit(std::move(batch), [](absl::Status) {});
+}
+
+void AuditChain::PutHead(WriteBatch* batch) {
+  signed_ = sequence_;
+  // One that is there says what the log was: in a log whose tail was cut its number comes again.
+  if (sequence_ == 0 || !absl::IsNotFound(store_->Get(Table::kMeta, HeadKey(sequence_)).status())) return;
   v1::AuditHead head;
   head.set_sequence(sequence_);
   head.set_sha256(last_sha256_);
   *head.mutable_at() = ToTimestamp(clock_->WallNow());
   head.set_key_sha256(signer_->key_sha256());
   head.set_signature(signer_->Sign(client::AuditHeadText(head)));
-  WriteBatch batch;
-  batch.Put(Table::kMeta, HeadKey(head.sequence()), head.SerializeAsString());
+  batch->Put(Table::kMeta, HeadKey(head.sequence()), head.SerializeAsString());
   // The log is the second place: who rewrites the store does not reach it.
   spdlog::info("audit head: {} records, sha256 {}, at {}, signature {}", head.sequence(), head.sha256(),
                head.at().seconds(), head.signature());
-  signed_ = sequence_;
-  store_->Commit(std::move(batch), [](absl::Status) {});
 }
 
 absl::StatusOr<v1::ListAuditResponse> AuditChain::List(const v1::ListAuditRequest& request) const {
@@ -152,9 +179,13 @@ v1::VerifyAuditResponse AuditChain::Verify(const std::function<bool()>& gone) co
     response.set_problem(problem);
     response.set_first_bad_sequence(sequence);
   };
+  std::vector<std::string> keys;
+  if (signer_ != nullptr) keys.push_back(signer_->public_key_pem());
+  absl::StatusOr<client::AuditHeadsCheck> heads = client::AuditHeadsCheck::With(keys);
   // A head that is signed from now on may be of records that this does not come to.
   const absl::StatusOr<std::string> newest = store_->LastKey(Table::kMeta, kHeadPrefix);
   absl::Status status = absl::IsNotFound(newest.status()) ? absl::OkStatus() : newest.status();
+  status.Update(heads.status());
   const auto follow = [&](absl::string_view, absl::string_view value) {
     if (gone && check.records() % kLookedAt == 0 && gone()) {
       found("given up: nobody waits for the answer", 0);
@@ -167,16 +198,24 @@ v1::VerifyAuditResponse AuditChain::Verify(const std::function<bool()>& gone) co
     return problem.empty();
   };
   if (status.ok()) status = store_->Scan(Table::kAudit, "", follow);
-  if (status.ok() && response.problem().empty() && newest.ok()) {
+  if (status.ok() && response.problem().empty()) {
     status = store_->Scan(Table::kMeta, kHeadPrefix, [&](absl::string_view key, absl::string_view value) {
-      if (key > *newest) return false;
-      v1::AuditHead& head = *response.mutable_head();
+      if (!newest.ok() || key > *newest) return false;
+      v1::AuditHead head;
       head.ParseFromArray(value.data(), static_cast<int>(value.size()));
-      if (signer_ == nullptr || head.key_sha256() != signer_->key_sha256()) return true;  // another key's: for people
-      const std::string problem = check.CheckHead(head, signer_->public_key_pem());
+      const std::string problem = heads->Next(head, check);
       if (!problem.empty()) found(problem, std::min<uint64_t>(head.sequence(), check.first_bad()));
       return problem.empty();
     });
+    if (const std::string problem = heads->End(); status.ok() && response.problem().empty() && !problem.empty())
+      found(problem, check.first_bad());
+    if (heads->agree() > 0) *response.mutable_head() = heads->newest();
+    if (heads->others() > 0 && signer_ != nullptr) {
+      spdlog::warn(
+          "{} heads of the audit log are by other keys ({}): `rlhfctl audit verify` with their public keys "
+          "checks them",
+          heads->others(), absl::StrJoin(heads->other_keys(), ", "));
+    }
   }
   if (!status.ok()) response.set_problem(std::string(status.message()));
   response.set_records(check.records());

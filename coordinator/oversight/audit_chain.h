@@ -1,7 +1,8 @@
 // The audit log: each record holds the hash of the one before, and the head is signed now and then, so that neither a
-// changed record nor a cut tail goes unnoticed. Loop thread only, but for what only reads: List, ListHeads, All and
-// Verify are for any thread once there is a signer or none is to come, also while records are added, and not for the
-// loop: they wait for the store, and a log has millions of records.
+// changed record nor a cut tail goes unnoticed (docs/oversight.md says what only heads that are kept elsewhere tell).
+// Loop thread only, but for what only reads: List, ListHeads, All and Verify are for any thread once Recover has
+// returned, also while records are added, and not for the loop: they wait for the store, and a log has millions of
+// records.
 #pragma once
 
 #include <functional>
@@ -20,6 +21,8 @@ namespace rlhf::coordinator {
 class AuditChain final : public WriteBatch::Sealer {
  public:
   AuditChain(const Clock* clock, StateStore* store) : clock_(clock), store_(store) {}
+  // With a signer, which is to be set before: signs what it finds, durably; a key that did not sign the newest head is
+  // put on record first ("audit.key"). From then on there is always a head by it. Blocks.
   absl::Status Recover();
   void SetSigner(std::shared_ptr<const Signer> signer) { signer_ = std::move(signer); }
   const Signer* signer() const { return signer_.get(); }
@@ -35,12 +38,14 @@ class AuditChain final : public WriteBatch::Sealer {
   absl::StatusOr<v1::ListAuditHeadsResponse> ListHeads(const v1::ListAuditHeadsRequest& request) const;
   // Cancelled when `gone` says that nobody waits for it.
   absl::StatusOr<std::vector<v1::AuditRecord>> All(const std::function<bool()>& gone = nullptr) const;
-  // Recomputes the whole chain, and checks the signed heads when there is a key. Ends early, as not intact, when `gone`
-  // says that nobody waits for it.
+  // Recomputes the whole chain, and looks for every head in it; with a key the newest head has to be by it. Ends early,
+  // as not intact, when `gone` says that nobody waits for it.
   v1::VerifyAuditResponse Verify(const std::function<bool()>& gone = nullptr) const;
 
  private:
   void Seal(std::vector<WriteBatch::Op>* ops) override;
+  absl::Status BeginSigning(const v1::AuditHead& newest);
+  void PutHead(WriteBatch* batch);  // of the newest record; nothing where it has one
 
   const Clock* const clock_;
   StateStore* const store_;

@@ -410,8 +410,9 @@ TEST(AuditLogTest, WhatWasChangedCutOrRewrittenIsFound) {
   v1::AuditHead head;
   head.set_sequence(records.size());
   head.set_sha256(records.back().sha256());
+  head.set_key_sha256((*signer)->key_sha256());
   head.set_signature((*signer)->Sign(client::AuditHeadText(head)));
-  const std::string pem = (*signer)->public_key_pem();
+  const std::vector<std::string> pem = {(*signer)->public_key_pem()};
 
   const AuditVerdict whole = VerifyAuditLog(records, {head}, pem);
   EXPECT_EQ(whole.problem, "");

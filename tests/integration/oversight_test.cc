@@ -132,6 +132,10 @@ pipeline:
   const CommandResult verified = As("overseer", "audit verify --public-key " + service_.Dir() + "/pki/audit.key.pub");
   EXPECT_EQ(verified.code, 0) << verified.output;
   EXPECT_THAT(verified.output, HasSubstr("records hold"));
+  ASSERT_EQ(As("overseer", "audit heads > " + File("heads")).code, 0);
+  const CommandResult kept = As("overseer", "audit verify --heads " + File("heads"));
+  EXPECT_EQ(kept.code, 0) << kept.output;
+  EXPECT_THAT(kept.output, HasSubstr("kept ones too")) << "by the key that the context names";
   // Exported, changed in one place, and checked by whoever has the file.
   const CommandResult exported = As("overseer", "audit export > " + File("audit.jsonl"));
   ASSERT_EQ(exported.code, 0) << exported.output;
