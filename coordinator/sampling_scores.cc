@@ -239,6 +239,13 @@ absl::Status SamplingImpl::TakeScore(ActiveJob& job, const Sent& sent, const v1:
   const v1::SampleRow* row = job.ledger.Find(sent.key);
   // The first stored score wins; one of an older attempt is nobody's.
   if (row == nullptr || row->state() != v1::GENERATED || row->attempt() != sent.attempt) return absl::OkStatus();
+  // Scores come in the samples' order. One that names another sample is of nobody here, whatever its place.
+  if (score.id().job_id() != job.plan.job_id || KeyOfSample(score.id()) != sent.key) {
+    return absl::InternalError(absl::StrCat("a reward server answered with sample ", score.id().job_id(), " ",
+                                            score.id().step(), "/", score.id().ordinal(), "/", score.id().index(),
+                                            " where ", job.plan.job_id, " ", std::get<0>(sent.key), "/",
+                                            std::get<1>(sent.key), "/", std::get<2>(sent.key), " was asked for"));
+  }
   if (score.code() != 0) return absl::Status(static_cast<absl::StatusCode>(score.code()), score.error());
   absl::StatusOr<v1::Sample> stored = TakeSample(job, *row);
   if (!stored.ok()) {

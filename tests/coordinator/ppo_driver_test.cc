@@ -75,6 +75,7 @@ class Rewards final : public RewardClient {
     v1::ScoreResponse response;
     for (const v1::Sample& sample : request.samples()) {
       v1::SampleScore& scored = *response.add_scores();
+      *scored.mutable_id() = sample.id();
       if (refuses && refuses(sample)) {
         scored.set_code(static_cast<int>(absl::StatusCode::kInvalidArgument));
         scored.set_error("too long");

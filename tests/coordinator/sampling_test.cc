@@ -57,13 +57,18 @@ class ScriptedRewards final : public RewardClient {
 
 absl::StatusOr<v1::ScoreResponse> Ones(const v1::ScoreRequest& request) {
   v1::ScoreResponse response;
-  for (int i = 0; i < request.samples_size(); ++i) response.add_scores()->mutable_score()->set_total(1);
+  for (const v1::Sample& sample : request.samples()) {
+    v1::SampleScore* score = response.add_scores();
+    *score->mutable_id() = sample.id();
+    score->mutable_score()->set_total(1);
+  }
   return response;
 }
 absl::StatusOr<v1::ScoreResponse> EachFailsWith(const v1::ScoreRequest& request, absl::StatusCode code) {
   v1::ScoreResponse response;
   for (int i = 0; i < request.samples_size(); ++i) {
     v1::SampleScore* score = response.add_scores();
+    *score->mutable_id() = request.samples(i).id();
     score->set_code(static_cast<int>(code));
     score->set_error("the scorer said so");
   }

@@ -1,0 +1,209 @@
+// Which policy's samples a step is trained from, which score is whose, and what reward servers are asked.
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "common/process.h"
+#include "coordinator/ledger.h"
+#include "coordinator/sampling.h"
+#include "tests/coordinator/manual_loop.h"
+#include "tests/coordinator/memory_store.h"
+#include "tests/testing/scratch_dir.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+using testing::HasSubstr;
+
+// Scores a sample by its ordinal. `changes` makes another answer of it.
+class OrdinalRewards final : public RewardClient {
+ public:
+  void Score(const std::string&, v1::ScoreRequest request, absl::Duration,
+             absl::AnyInvocable<void(absl::StatusOr<v1::ScoreResponse>)> done) override {
+    v1::ScoreResponse response;
+    for (const v1::Sample& sample : request.samples()) {
+      v1::SampleScore* score = response.add_scores();
+      *score->mutable_id() = sample.id();
+      score->mutable_score()->set_total(sample.id().ordinal());
+      for (int i = 0; i < sample.response_tokens_size(); ++i) score->mutable_score()->add_reference_log_probs(-2);
+    }
+    last = std::move(request);
+    if (changes) changes(&response);
+    done(std::move(response));
+  }
+  v1::ScoreRequest last;
+  std::function<void(v1::ScoreResponse*)> changes;
+};
+
+class SamplingVersionsTest : public testing::Test, public SamplingListener {
+ protected:
+  SamplingVersionsTest() {
+    plan_.job_id = "job";
+    plan_.prompts = std::make_shared<std::vector<v1::Prompt>>(4);
+    plan_.policy.set_job_id("job");
+    plan_.policy.set_artifact("sha256:policy");
+    plan_.score = true;
+    plan_.reference_policy = "sha256:reference";
+    plan_.max_attempts = 3;
+    Start();
+  }
+  void OnStepScored(const std::string&, int64_t) override {}
+  void OnSampleFailed(const std::string&, const v1::SampleRow& row) override { failed_.push_back(row.reason()); }
+
+  void Start() {
+    sampling_.reset();
+    payloads_.reset();
+    fleet_ = MakeFleet(&loop_, absl::Hours(1), absl::Hours(3));
+    payloads_ = *OpenPayloadStore(dir_.File("payloads"));
+    sampling_ = MakeSampling(&loop_, &store_, payloads_.get(), fleet_.get(), &rewards_);
+    worker_ = Register(v1::ROLE_ROLLOUT_WORKER, "rollout-0");
+    Register(v1::ROLE_REWARD_SERVER, "reward-0");
+  }
+  // As after SIGKILL: only what the store holds is left.
+  void Restart() {
+    loop_.Run();
+    ASSERT_TRUE(payloads_->Sync().ok());
+    Start();
+  }
+  std::string Register(v1::Role role, const std::string& instance) {
+    v1::RegisterRequest request;
+    request.set_role(role);
+    request.set_instance_id(instance);
+    request.set_address("nowhere:1");
+    request.set_protocol_version(kProtocolVersion);
+    request.set_slots(64);
+    std::string session;
+    fleet_->Register(request, [&](absl::StatusOr<v1::RegisterResponse> response) { session = response->session_id(); });
+    loop_.Run();
+    return session;
+  }
+  void AddJob(int64_t lineage, int64_t step) {
+    plan_.policy.mutable_version()->set_lineage(lineage);
+    plan_.policy.mutable_version()->set_step(step);
+    ASSERT_TRUE(sampling_->AddJob(plan_, this).ok());
+    loop_.Run();
+  }
+  void Commit(const std::function<void(WriteBatch*)>& fn) {
+    WriteBatch batch;
+    fn(&batch);
+    ASSERT_TRUE(store_.CommitAndWait(std::move(batch)).ok());
+    loop_.Run();
+  }
+  void Issue(int64_t step) {
+    Commit([&](WriteBatch* batch) { sampling_->IssueStep("job", step, (step - 1) * 4, 4, batch); });
+  }
+  void SetPolicy(int64_t lineage, int64_t step) {
+    plan_.policy.mutable_version()->set_lineage(lineage);
+    plan_.policy.mutable_version()->set_step(step);
+    Commit([&](WriteBatch* batch) { sampling_->SetPolicy("job", plan_.policy, batch); });
+  }
+  std::vector<v1::PromptLease> Lease() {
+    v1::LeasePromptsRequest request;
+    request.set_session_id(worker_);
+    request.set_max_samples(64);
+    std::vector<v1::PromptLease> leases;
+    sampling_->LeasePrompts(request, [&](absl::StatusOr<v1::LeasePromptsResponse> response) {
+      if (response.ok()) leases.assign(response->leases().begin(), response->leases().end());
+    });
+    sampling_->Tick();
+    loop_.Run();
+    return leases;
+  }
+  // By the policy that each lease names, of one step or of all; then they are scored.
+  void Generate(const std::vector<v1::PromptLease>& leases, int64_t only_step = 0) {
+    v1::SubmitSamplesRequest request;
+    request.set_session_id(worker_);
+    for (const v1::PromptLease& lease : leases) {
+      if (only_step != 0 && lease.step() != only_step) continue;
+      for (const v1::SampleLease& sample : lease.samples()) {
+        v1::Sample* out = request.add_samples();
+        out->mutable_id()->set_job_id("job");
+        out->mutable_id()->set_step(lease.step());
+        out->mutable_id()->set_ordinal(lease.ordinal());
+        out->mutable_id()->set_index(sample.index());
+        out->set_attempt(sample.attempt());
+        out->add_response_tokens(7);
+        out->add_behaviour_log_probs(-1);
+        *out->mutable_version_low() = lease.policy().version();
+      }
+    }
+    sampling_->SubmitSamples(request, [](absl::StatusOr<v1::SubmitSamplesResponse> response) {
+      ASSERT_TRUE(response.ok()) << response.status();
+      for (const v1::SampleVerdict& verdict : response->verdicts()) EXPECT_TRUE(verdict.accepted());
+    });
+    loop_.Run();
+    Tick();
+  }
+  void Tick() {
+    sampling_->Tick();
+    loop_.Run();
+  }
+  absl::StatusOr<std::vector<v1::Sample>> Assign(int64_t step) {
+    absl::StatusOr<std::vector<v1::Sample>> samples = absl::UnknownError("not asked");
+    Commit([&](WriteBatch* batch) { samples = sampling_->AssignStep("job", step, /*replay=*/false, batch); });
+    return samples;
+  }
+  v1::LedgerCounts Counts() const { return sampling_->Counts("job"); }
+  // Why the samples that were superseded were.
+  std::vector<std::string> StaleReasons() {
+    std::vector<std::string> reasons;
+    EXPECT_TRUE(store_
+                    .Scan(Table::kSamples, "job/",
+                          [&](absl::string_view, absl::string_view value) {
+                            v1::SampleRow row;
+                            row.ParseFromArray(value.data(), static_cast<int>(value.size()));
+                            if (row.state() == v1::STALE) reasons.push_back(row.reason());
+                            return true;
+                          })
+                    .ok());
+    return reasons;
+  }
+
+  ScratchDir dir_;
+  FakeClock clock_;
+  ManualLoop loop_{&clock_};
+  EdgeMemoryStore store_;
+  OrdinalRewards rewards_;
+  SamplingPlan plan_;
+  std::unique_ptr<PayloadStore> payloads_;
+  std::unique_ptr<Fleet> fleet_;
+  std::unique_ptr<Sampling> sampling_;
+  std::string worker_;
+  std::vector<std::string> failed_;
+};
+
+TEST_F(SamplingVersionsTest, AScoreThatNamesAnotherSampleIsNobodys) {
+  rewards_.changes = [](v1::ScoreResponse* response) {
+    std::swap(*response->mutable_scores(2)->mutable_id(), *response->mutable_scores(3)->mutable_id());
+  };
+  AddJob(0, 0);
+  Issue(1);
+  Generate(Lease());
+  EXPECT_EQ(Counts().scored(), 2) << "those that are where they belong";
+  EXPECT_EQ(Counts().generated(), 2);
+  EXPECT_THAT(sampling_->LastProblem("job"), HasSubstr("sample job 1/2/0 where job 1/3/0 was asked for"));
+  // No better than none: the order is not enough.
+  rewards_.changes = [](v1::ScoreResponse* response) {
+    for (v1::SampleScore& score : *response->mutable_scores()) score.clear_id();
+  };
+  clock_.Advance(absl::Seconds(5));
+  Tick();
+  EXPECT_EQ(Counts().scored(), 2);
+  rewards_.changes = nullptr;
+  clock_.Advance(absl::Seconds(5));
+  Tick();
+  const auto assigned = Assign(1);
+  ASSERT_TRUE(assigned.ok()) << assigned.status();
+  ASSERT_EQ(assigned->size(), 4u);
+  for (const v1::Sample& sample : *assigned) EXPECT_EQ(sample.score().total(), sample.id().ordinal());
+  EXPECT_THAT(failed_, testing::IsEmpty());
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator
