@@ -205,6 +205,21 @@ absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
   return metrics;
 }
 
+namespace {
+
+// What was stated against what was right, by tenths of the confidence.
+struct CalibrationBins {
+  double confidence[kBins] = {}, right[kBins] = {}, count[kBins] = {};
+  void Add(double p, double correct) {
+    const int bin = std::min(kBins - 1, static_cast<int>(p * kBins));
+    confidence[bin] += p;
+    right[bin] += correct;
+    count[bin] += 1;
+  }
+};
+
+}  // namespace
+
 absl::StatusOr<std::map<std::string, v1::Metric>> StatedCalibration(const v1::EvaluateSpec& spec,
                                                                     const std::vector<v1::Sample>& samples) {
   std::map<std::string, v1::Metric> metrics;
@@ -213,7 +228,10 @@ absl::StatusOr<std::map<std::string, v1::Metric>> StatedCalibration(const v1::Ev
   for (const v1::RewardComponent& component : spec.graders().components()) {
     if (component.has_exact_answer()) exact = component.name();
   }
-  double confidence[kBins] = {}, right[kBins] = {}, count[kBins] = {}, stated = 0;
+  // The unit is the whole evaluation's: "1" alone does not tell whether it is per cent.
+  CalibrationBins as_percents, as_fractions;
+  bool percents = false;
+  double stated = 0;
   std::vector<double> states;
   for (const v1::Sample& sample : samples) {
     const std::optional<std::string> group = pattern.Group(sample.response_text());
@@ -221,29 +239,29 @@ absl::StatusOr<std::map<std::string, v1::Metric>> StatedCalibration(const v1::Ev
     const bool says = group && absl::SimpleAtod(*group, &p) && std::isfinite(p) && p >= 0 && p <= 100;
     states.push_back(says ? 1 : 0);
     if (!says) continue;
-    if (p > 1) p /= 100;
+    percents = percents || p > 1;
     double correct = 0;
     for (const v1::ComponentScore& component : sample.score().components()) {
       if (component.name() == exact) correct = component.value() > 0.5 ? 1 : 0;
     }
-    const int bin = std::min(kBins - 1, static_cast<int>(p * kBins));
-    confidence[bin] += p;
-    right[bin] += correct;
-    count[bin] += 1;
+    as_percents.Add(p / 100, correct);
+    as_fractions.Add(std::min(p, 1.0), correct);
     ++stated;
   }
   metrics["calibration.stated"] = MeanWithInterval(states, Range::kUnit);
   if (stated == 0 || exact.empty()) return metrics;
+  const CalibrationBins& bins = percents ? as_percents : as_fractions;
   double ece = 0;
   for (int bin = 0; bin < kBins; ++bin) {
-    if (count[bin] == 0) continue;
-    ece += std::abs(confidence[bin] - right[bin]) / stated;
+    const double count = bins.count[bin];
+    if (count == 0) continue;
+    ece += std::abs(bins.confidence[bin] - bins.right[bin]) / stated;
     v1::Metric& rate = metrics[absl::StrCat("calibration/", bin)];
-    rate.set_value(right[bin] / count[bin]);
-    rate.set_n(static_cast<int64_t>(count[bin]));
+    rate.set_value(bins.right[bin] / count);
+    rate.set_n(static_cast<int64_t>(count));
     v1::Metric& sure = metrics[absl::StrCat("calibration.confidence/", bin)];
-    sure.set_value(confidence[bin] / count[bin]);
-    sure.set_n(static_cast<int64_t>(count[bin]));
+    sure.set_value(bins.confidence[bin] / count);
+    sure.set_n(static_cast<int64_t>(count));
   }
   metrics["calibration.ece"].set_value(ece);
   metrics["calibration.ece"].set_n(static_cast<int64_t>(stated));

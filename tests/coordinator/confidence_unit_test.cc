@@ -1,0 +1,49 @@
+// The unit in which the answers of an evaluation state their confidence.
+#include <map>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "coordinator/jobs/evaluation_against.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+class ConfidenceUnitTest : public testing::Test {
+ protected:
+  // Of answers that state their confidence so, the first `right` of which are right.
+  static std::map<std::string, v1::Metric> Calibration(const std::vector<std::string>& stated, int right) {
+    v1::EvaluateSpec spec;
+    spec.set_confidence_pattern("sure: ([0-9.]+)");
+    v1::RewardComponent* grader = spec.mutable_graders()->add_components();
+    grader->set_name("exact");
+    grader->mutable_exact_answer();
+    std::vector<v1::Sample> samples;
+    for (const std::string& confidence : stated) {
+      v1::Sample& sample = samples.emplace_back();
+      sample.set_response_text(absl::StrCat("Oslo. sure: ", confidence));
+      v1::ComponentScore* score = sample.mutable_score()->add_components();
+      score->set_name("exact");
+      score->set_value(static_cast<int>(samples.size()) <= right ? 1 : 0);
+    }
+    const auto metrics = StatedCalibration(spec, samples);
+    EXPECT_TRUE(metrics.ok()) << metrics.status();
+    return metrics.value_or(std::map<std::string, v1::Metric>());
+  }
+};
+
+TEST_F(ConfidenceUnitTest, OnePerCentIsNotCertainty) {
+  const auto percents = Calibration({"99", "1"}, 1);
+  EXPECT_NEAR(percents.at("calibration.ece").value(), 0.01, 1e-12);
+  EXPECT_NEAR(percents.at("calibration.confidence/0").value(), 0.01, 1e-12);
+  EXPECT_EQ(percents.at("calibration/0").value(), 0);
+  const auto fractions = Calibration({"1", "0.5", "0.5"}, 2);
+  EXPECT_NEAR(fractions.at("calibration.ece").value(), 0, 1e-12);
+  EXPECT_EQ(fractions.at("calibration/9").value(), 1);
+  EXPECT_EQ(fractions.at("calibration/5").value(), 0.5);
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator
