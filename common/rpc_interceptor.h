@@ -1,4 +1,5 @@
-// What every call passes on a server: who calls (CallerOf), and how it ended (metrics). Internal to rpc_server.
+// What every call passes on a server: who calls (CallerOf), and how it ended (metrics). Internal to rpc_server, but for
+// BearerTokenOf.
 #pragma once
 
 #include <memory>

@@ -306,6 +306,7 @@ void CoordinatorServerImpl::MakeManagers() {
   edge_.open_calls = &open_calls_;
   edge_.quotas = &quotas_;
   edge_.data_dir = config_.data_dir;
+  edge_.insecure = config_.insecure;
   edge_.min_free_bytes = static_cast<uint64_t>(config_.min_free_mb) << 20;
 
   MetricsSources sources;

@@ -151,7 +151,7 @@ class AdminService final : public v1::AdminService::CallbackService {
   }
   grpc::ServerWriteReactor<v1::BackupChunk>* Backup(grpc::CallbackServerContext* context,
                                                     const v1::BackupRequest* request) override {
-    return BackupStream::Run(std::make_shared<BackupStream>(edge_, CallerOf(*context)));
+    return BackupStream::Run(std::make_shared<BackupStream>(edge_, CallerOf(*context)), *context);
   }
 
  private:

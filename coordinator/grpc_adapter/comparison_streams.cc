@@ -169,9 +169,10 @@ grpc::ServerReadReactor<v1::ImportComparisonsRequest>* ImportStreamOf(const Edge
   return new ImportStream(edge, sets, caller, response);
 }
 
-grpc::ServerWriteReactor<v1::Comparison>* ExportStreamOf(const Edge& edge, ComparisonSets* sets, const Caller& caller,
+grpc::ServerWriteReactor<v1::Comparison>* ExportStreamOf(const Edge& edge, ComparisonSets* sets,
+                                                         const grpc::CallbackServerContext& context,
                                                          const v1::ExportComparisonsRequest& request) {
-  return ExportStream::Run(std::make_shared<ExportStream>(edge, sets, caller, request));
+  return ExportStream::Run(std::make_shared<ExportStream>(edge, sets, CallerOf(context), request), context);
 }
 
 }  // namespace rlhf::coordinator

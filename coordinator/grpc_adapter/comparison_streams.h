@@ -18,7 +18,8 @@ grpc::ServerReadReactor<v1::ImportComparisonsRequest>* ImportStreamOf(const Edge
                                                                       v1::ImportComparisonsResponse* response);
 
 // The comparisons of a collect job, or of an imported set ("set:NAME").
-grpc::ServerWriteReactor<v1::Comparison>* ExportStreamOf(const Edge& edge, ComparisonSets* sets, const Caller& caller,
+grpc::ServerWriteReactor<v1::Comparison>* ExportStreamOf(const Edge& edge, ComparisonSets* sets,
+                                                         const grpc::CallbackServerContext& context,
                                                          const v1::ExportComparisonsRequest& request);
 
 // "rater-" and twelve hexadecimal digits: how raters are named here.

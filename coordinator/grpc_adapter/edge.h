@@ -65,6 +65,7 @@ struct Edge {
   OpenCalls* open_calls = nullptr;
   Quotas* quotas = nullptr;
   std::string data_dir;
+  bool insecure = false;        // nobody is asked for a token
   uint64_t min_free_bytes = 0;  // of data_dir's volume, that a backup has to leave
 
   // CheckProject, with the refusal noted.

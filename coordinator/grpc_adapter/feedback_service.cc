@@ -75,7 +75,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
   }
   grpc::ServerWriteReactor<v1::Comparison>* ExportComparisons(grpc::CallbackServerContext* context,
                                                               const v1::ExportComparisonsRequest* request) override {
-    return ExportStreamOf(edge_, &sets_, CallerOf(*context), *request);
+    return ExportStreamOf(edge_, &sets_, *context, *request);
   }
   grpc::ServerUnaryReactor* GetFeedbackStats(grpc::CallbackServerContext* context,
                                              const v1::GetFeedbackStatsRequest* request,

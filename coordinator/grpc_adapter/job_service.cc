@@ -64,7 +64,8 @@ class JobService final : public v1::JobService::CallbackService {
   }
   grpc::ServerWriteReactor<v1::JobEvent>* WatchJob(grpc::CallbackServerContext* context,
                                                    const v1::WatchJobRequest* request) override {
-    return WatchJobStream::Run(std::make_shared<WatchJobStream>(edge_, CallerOf(*context), *request, kBookmarkPeriod));
+    return WatchJobStream::Run(std::make_shared<WatchJobStream>(edge_, CallerOf(*context), *request, kBookmarkPeriod),
+                               *context);
   }
   grpc::ServerUnaryReactor* CancelJob(grpc::CallbackServerContext* context, const v1::CancelJobRequest* request,
                                       v1::Job* response) override {

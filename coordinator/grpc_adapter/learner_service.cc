@@ -97,7 +97,7 @@ class LearnerService final : public v1::LearnerService::CallbackService {
   }
   grpc::ServerWriteReactor<v1::BatchChunk>* NextBatch(grpc::CallbackServerContext* context,
                                                       const v1::NextBatchRequest* request) override {
-    return BatchStream::Run(std::make_shared<BatchStream>(edge_, CallerOf(*context), *request));
+    return BatchStream::Run(std::make_shared<BatchStream>(edge_, CallerOf(*context), *request), *context);
   }
   grpc::ServerUnaryReactor* CommitStep(grpc::CallbackServerContext* context, const v1::CommitStepRequest* request,
                                        v1::CommitStepResponse* response) override {

@@ -87,7 +87,7 @@ class LogService final : public v1::LogService::CallbackService {
   }
   grpc::ServerWriteReactor<v1::LogLine>* FollowLogs(grpc::CallbackServerContext* context,
                                                     const v1::FollowLogsRequest* request) override {
-    return FollowStream::Run(std::make_shared<FollowStream>(edge_, CallerOf(*context), *request));
+    return FollowStream::Run(std::make_shared<FollowStream>(edge_, CallerOf(*context), *request), *context);
   }
 
  private:
