@@ -178,6 +178,75 @@ class SamplingVersionsTest : public testing::Test, public SamplingListener {
   std::vector<std::string> failed_;
 };
 
+TEST_F(SamplingVersionsTest, SamplesOlderThanTheLagBoundAreNotTrainedFrom) {
+  plan_.max_policy_lag = 1;
+  AddJob(0, 0);
+  Issue(1);
+  Issue(2);
+  Issue(3);
+  const std::vector<v1::PromptLease> leases = Lease();
+  ASSERT_EQ(leases.size(), 8u) << "of two steps";
+  Generate(leases, 2);
+  EXPECT_TRUE(Assign(2).ok()) << "one version behind is what the bound allows";
+
+  SetPolicy(0, 1);
+  const std::vector<v1::PromptLease> third = Lease();
+  ASSERT_EQ(third.size(), 4u);
+  std::vector<v1::PromptLease> old = third;
+  for (v1::PromptLease& lease : old) lease.mutable_policy()->mutable_version()->set_step(0);
+  Generate(old);  // begun before the version was there
+  const auto assigned = Assign(3);
+  EXPECT_TRUE(absl::IsFailedPrecondition(assigned.status())) << assigned.status();
+  EXPECT_EQ(Counts().stale(), 4);
+  EXPECT_EQ(Counts().queued(), 4);
+  EXPECT_THAT(StaleReasons(), testing::Each(HasSubstr("older than the lag bound 1 at step 3")));
+  Generate(Lease());
+  const auto again = Assign(3);
+  ASSERT_TRUE(again.ok()) << again.status();
+  ASSERT_EQ(again->size(), 4u);
+  for (const v1::Sample& sample : *again) EXPECT_EQ(sample.version_low().step(), 1);
+}
+
+TEST_F(SamplingVersionsTest, WhatALineageMadeThatWasReplacedIsMadeAnew) {
+  plan_.max_policy_lag = 1;
+  AddJob(0, 0);
+  Issue(1);
+  Issue(2);
+  const std::vector<v1::PromptLease> leases = Lease();
+  ASSERT_EQ(leases.size(), 8u);
+  Generate(leases, 2);
+  ASSERT_EQ(Counts().scored(), 4);
+  ASSERT_EQ(Counts().leased(), 4);
+  SetPolicy(1, 0);
+  EXPECT_EQ(Counts().stale(), 4);
+  EXPECT_THAT(StaleReasons(), testing::Each(HasSubstr("by a lineage that was replaced")));
+  EXPECT_EQ(Counts().leased(), 0);
+  EXPECT_EQ(Counts().queued(), 8);
+  Generate(Lease());
+  for (const int64_t step : {1, 2}) {
+    const auto assigned = Assign(step);
+    ASSERT_TRUE(assigned.ok()) << assigned.status();
+    for (const v1::Sample& sample : *assigned) EXPECT_EQ(sample.version_low().lineage(), 1u);
+  }
+}
+
+// As after a restored backup, whose jobs begin a new lineage.
+TEST_F(SamplingVersionsTest, ScoredRowsOfAnotherLineageAreNotAssignedAfterARestart) {
+  AddJob(0, 0);
+  Issue(1);
+  Generate(Lease());
+  ASSERT_EQ(Counts().scored(), 4);
+  Restart();
+  AddJob(1, 0);
+  const auto assigned = Assign(1);
+  EXPECT_TRUE(absl::IsFailedPrecondition(assigned.status())) << assigned.status();
+  EXPECT_EQ(Counts().stale(), 4);
+  EXPECT_EQ(Counts().queued(), 4);
+  EXPECT_THAT(StaleReasons(), testing::Each(HasSubstr("of a policy that was replaced")));
+  Generate(Lease());
+  EXPECT_TRUE(Assign(1).ok());
+}
+
 TEST_F(SamplingVersionsTest, AScoreThatNamesAnotherSampleIsNobodys) {
   rewards_.changes = [](v1::ScoreResponse* response) {
     std::swap(*response->mutable_scores(2)->mutable_id(), *response->mutable_scores(3)->mutable_id());
@@ -203,6 +272,27 @@ TEST_F(SamplingVersionsTest, AScoreThatNamesAnotherSampleIsNobodys) {
   ASSERT_EQ(assigned->size(), 4u);
   for (const v1::Sample& sample : *assigned) EXPECT_EQ(sample.score().total(), sample.id().ordinal());
   EXPECT_THAT(failed_, testing::IsEmpty());
+}
+
+TEST_F(SamplingVersionsTest, RewardServersAreAskedForWhatTheJobPlanned) {
+  plan_.sampling.set_temperature(0.7);
+  plan_.policy.set_deterministic(true);
+  plan_.scorer.add_components()->set_name("judge");
+  plan_.gold.add_components()->set_name("truth");
+  AddJob(0, 0);
+  Issue(1);
+  Generate(Lease());
+  const v1::ScoreRequest& asked = rewards_.last;
+  ASSERT_EQ(asked.samples_size(), 4);
+  EXPECT_EQ(asked.job_id(), "job");
+  EXPECT_EQ(asked.temperature(), plan_.sampling.temperature()) << "the reference's log-probabilities depend on it";
+  EXPECT_TRUE(asked.deterministic());
+  EXPECT_EQ(asked.tokenizer(), "sha256:policy");
+  EXPECT_EQ(asked.reference_policy(), "sha256:reference");
+  ASSERT_EQ(asked.scorer().components_size(), 1);
+  EXPECT_EQ(asked.scorer().components(0).name(), "judge");
+  ASSERT_EQ(asked.gold().components_size(), 1);
+  EXPECT_EQ(asked.gold().components(0).name(), "truth");
 }
 
 }  // namespace
