@@ -92,6 +92,8 @@ TEST_F(OversightEdgeTest, AGateOpensWhenDifferentOverseersApproveWhatTheyHaveSee
   ASSERT_TRUE(twice.ok());
   EXPECT_EQ(twice->state(), v1::GATE_WAITING) << "one person is one approval";
   Restart();
+  const auto still_own = Decide(AsOverseer("eva"), gate.id(), true, gate.report_sha256());
+  EXPECT_EQ(ReasonOf(still_own.status()), v1::OWN_SUBMISSION) << still_own.status();
   const auto opened = Decide(AsOverseer("otto"), gate.id(), true, gate.report_sha256());
   ASSERT_TRUE(opened.ok()) << opened.status();
   EXPECT_EQ(opened->state(), v1::GATE_APPROVED);
@@ -304,6 +306,33 @@ TEST_F(OversightEdgeTest, OnlyOverseersHaltAndResume) {
       Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::ResumeService, v1::ResumeServiceRequest());
   ASSERT_TRUE(resumed.ok());
   EXPECT_FALSE(resumed->halted());
+}
+
+TEST_F(OversightEdgeTest, AnOverseerOfOneProjectSeesAndDecidesNothingOfAnother) {
+  const std::string pipeline = Submit(GatedPipeline("theirs", 1));
+  AnswerAll(AsRater("anna"), pipeline);
+  const v1::GateRow gate = WaitForGate(pipeline, 1);
+  v1::CreateTokenRequest request;
+  request.set_subject("olga");
+  request.set_project("red");
+  request.add_roles(v1::OVERSEER);
+  const auto token = Call(v1::AdminService::NewStub(Api("admin")), &v1::AdminService::Stub::CreateToken, request);
+  ASSERT_TRUE(token.ok()) << token.status();
+  const auto red = v1::OversightService::NewStub(ApiWithToken(token->secret()));
+  const auto gates = Call(red, &OversightStub::ListGates, v1::ListGatesRequest());
+  ASSERT_TRUE(gates.ok()) << gates.status();
+  EXPECT_EQ(gates->gates_size(), 0);
+  for (const bool approve : {true, false}) {
+    const auto decided = Decide(red, gate.id(), approve, gate.report_sha256());
+    EXPECT_EQ(ReasonOf(decided.status()), v1::PROJECT_NOT_ALLOWED) << decided.status();
+  }
+  EXPECT_EQ(Gates()[0].state(), v1::GATE_WAITING);
+  EXPECT_TRUE(Gates()[0].approvals().empty());
+  // The log is the whole service's.
+  for (const absl::Status& refused : {Call(red, &OversightStub::ListAudit, v1::ListAuditRequest()).status(),
+                                      Call(red, &OversightStub::VerifyAudit, v1::VerifyAuditRequest()).status(),
+                                      Call(red, &OversightStub::ListAuditHeads, v1::ListAuditHeadsRequest()).status()})
+    EXPECT_EQ(ReasonOf(refused), v1::PROJECT_NOT_ALLOWED) << refused;
 }
 
 TEST_F(OversightEdgeTest, TheNamesOfApprovedPoliciesAreReserved) {
