@@ -129,7 +129,7 @@ TEST(MonitorTest, HealthyRunsRaiseNoAlarm) {
   }
 }
 
-TEST(MonitorTest, AReplayReplacesWhatWasSeenAndARestartChangesNothing) {
+TEST(MonitorTest, AReplayReplacesWhatWasSeen) {
   Monitor monitor(Bounds());
   for (int step = 1; step <= 4; ++step) EXPECT_THAT(monitor.Add(Step(step, {{"kl", 1}})), IsEmpty());
   EXPECT_THAT(monitor.Add(Step(5, {{"kl", 8}})), SizeIs(1));
