@@ -12,27 +12,13 @@
 #include "common/log.h"
 #include "common/status_util.h"
 #include "common/tracing.h"
+#include "learner/service/rank_agreement.h"
 #include "learner/service/training_run.h"
 #include "learner/trainable.h"
 #include "model/weights_io.h"
 
 namespace rlhf::learner {
 namespace {
-
-// Numbers are all equal exactly when n · Σx² = (Σx)²; four hexadecimal digits at a time these sums are exact.
-absl::StatusOr<bool> RanksAgree(const std::string& hex_digest, torch::Device device, Collective& collective) {
-  std::vector<double> sums;
-  for (size_t i = 0; i + 4 <= hex_digest.size(); i += 4) {
-    const auto part = static_cast<double>(std::stoul(hex_digest.substr(i, 4), nullptr, 16));
-    sums.push_back(part);
-    sums.push_back(part * part);
-  }
-  RLHF_RETURN_IF_ERROR(SumOverRanks(&sums, device, &collective));
-  for (size_t i = 0; i < sums.size(); i += 2) {
-    if (collective.world_size() * sums[i + 1] != sums[i] * sums[i]) return false;
-  }
-  return true;
-}
 
 // In each sample's own trace; the step's is an attribute.
 void ExportTraining(const std::vector<v1::Sample>& batch, int64_t step, absl::Time began, absl::Time ended) {
