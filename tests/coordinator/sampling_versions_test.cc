@@ -22,7 +22,7 @@ namespace {
 using testing::HasSubstr;
 
 // Scores a sample by its ordinal. `changes` makes another answer of it.
-class OrdinalRewards final : public RewardClient {
+class RecordedRewards final : public RewardClient {
  public:
   void Score(const std::string&, v1::ScoreRequest request, absl::Duration,
              absl::AnyInvocable<void(absl::StatusOr<v1::ScoreResponse>)> done) override {
@@ -169,7 +169,7 @@ class SamplingVersionsTest : public testing::Test, public SamplingListener {
   FakeClock clock_;
   ManualLoop loop_{&clock_};
   EdgeMemoryStore store_;
-  OrdinalRewards rewards_;
+  RecordedRewards rewards_;
   SamplingPlan plan_;
   std::unique_ptr<PayloadStore> payloads_;
   std::unique_ptr<Fleet> fleet_;

@@ -1,0 +1,129 @@
+// What scorers' failures cost, and how many samples a request to them has.
+#include <string>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/coordinator/sampling_fixture.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+TEST_F(SamplingTest, AScorerThatIsAwayCostsNoAttempt) {
+  rewards_.answer = [](const auto& request) { return EachFailsWith(request, absl::StatusCode::kUnavailable); };
+  AddJob(0, /*max_attempts=*/3);
+  Issue(1);
+  Generate(Lease());
+  for (int i = 0; i < 20; ++i) {
+    clock_.Advance(absl::Seconds(31));
+    Tick();
+  }
+  EXPECT_GE(rewards_.sizes.size(), 20u);
+  EXPECT_THAT(listener_.failed, IsEmpty());
+  EXPECT_EQ(Counts().generated(), 4);
+  OnLoop([&] { EXPECT_THAT(sampling_->LastProblem("job"), HasSubstr("the scorer said so")); });
+  rewards_.answer = Ones;
+  clock_.Advance(absl::Seconds(31));
+  Tick();
+  EXPECT_EQ(Counts().scored(), 4);
+  OnLoop([&] { EXPECT_EQ(sampling_->LastProblem("job"), ""); });
+}
+
+TEST_F(SamplingTest, AScorersOwnErrorSpendsAttemptsAndThenFailsTheSample) {
+  rewards_.answer = [](const auto& request) { return EachFailsWith(request, absl::StatusCode::kInternal); };
+  AddJob(0, /*max_attempts=*/3);
+  Issue(1);
+  Generate(Lease());
+  for (int i = 0; i < 3; ++i) {
+    clock_.Advance(absl::Seconds(31));
+    Tick();
+  }
+  ASSERT_EQ(listener_.failed.size(), 4u);
+  EXPECT_THAT(listener_.failed[0], HasSubstr("the scorer said so"));
+  EXPECT_EQ(Counts().failed(), 4);
+}
+
+TEST_F(SamplingTest, RequestsThatTakeTooLongAreHalved) {
+  AddJob(0);
+  Issue(1);
+  rewards_.answer = [](const v1::ScoreRequest& request) -> absl::StatusOr<v1::ScoreResponse> {
+    if (request.samples_size() > 1) return absl::DeadlineExceededError("60 s");
+    return Ones(request);
+  };
+  Generate(Lease());
+  for (int i = 0; i < 12; ++i) {
+    clock_.Advance(absl::Seconds(31));
+    Tick();
+  }
+  EXPECT_EQ(Counts().scored(), 4);
+  EXPECT_THAT(listener_.scored, ElementsAre(1));
+}
+
+TEST_F(SamplingTest, RequestsAreCutByTheirBytesToo) {
+  rewards_.answer = [](const v1::ScoreRequest& request) -> absl::StatusOr<v1::ScoreResponse> {
+    if (request.ByteSizeLong() > (64 << 20)) return absl::ResourceExhaustedError("message larger than max");
+    return Ones(request);
+  };
+  AddJob(0);
+  Issue(1);
+  Generate(Lease(), std::string(7 << 20, 'x'));
+  Tick();
+  EXPECT_EQ(Counts().scored(), 4);
+  EXPECT_THAT(rewards_.sizes, ElementsAre(2, 2));
+  Issue(2);
+  v1::PolicySource newer;
+  newer.set_job_id("job");
+  newer.mutable_version()->set_step(1);
+  OnLoop([&] {
+    WriteBatch batch;
+    sampling_->SetPolicy("job", newer, &batch);
+  });
+  rewards_.sizes.clear();
+  Generate(Lease(), std::string(17 << 20, 'x'));
+  Tick();
+  EXPECT_EQ(Counts().scored(), 8);
+  EXPECT_THAT(rewards_.sizes, ElementsAre(1, 1, 1, 1));
+}
+
+TEST_F(SamplingTest, RequestsGrowAgainWhenTheyAreInTime) {
+  AddJob(/*policy_step=*/100);
+  size_t most = 1;  // samples that a scorer manages in time
+  rewards_.answer = [&most](const v1::ScoreRequest& request) -> absl::StatusOr<v1::ScoreResponse> {
+    if (static_cast<size_t>(request.samples_size()) > most) return absl::DeadlineExceededError("60 s");
+    return Ones(request);
+  };
+  int64_t step = 0;
+  const auto score_steps = [&](int steps) {
+    for (const int64_t end = step + steps; step < end;) {
+      Issue(++step);
+      Generate(Lease());
+      for (int i = 0; i < 12 && Counts().scored() < 4 * step; ++i) {
+        clock_.Advance(absl::Seconds(31));
+        Tick();
+      }
+      ASSERT_EQ(Counts().scored(), 4 * step);
+    }
+  };
+  score_steps(1);
+  EXPECT_THAT(rewards_.sizes, ElementsAre(4, 2, 2, 1, 1, 1, 1));
+  most = 4;
+  // 16 requests of one sample, 16 of two, then all four at once.
+  score_steps(3 + 8);
+  rewards_.sizes.clear();
+  score_steps(1);
+  EXPECT_THAT(rewards_.sizes, ElementsAre(4));
+
+  // Too much again: now doubling takes twice as many.
+  most = 2;
+  score_steps(1 + 8);
+  rewards_.sizes.clear();
+  score_steps(1);
+  EXPECT_THAT(rewards_.sizes, ElementsAre(2, 2));
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator
