@@ -15,6 +15,7 @@
 #include "common/spec_loader.h"
 #include "common/status_util.h"
 #include "coordinator/names.h"
+#include "coordinator/page_limit.h"
 #include "coordinator/upload_registry.h"
 
 namespace rlhf::coordinator {
@@ -25,6 +26,7 @@ namespace fs = std::filesystem;
 constexpr absl::Duration kUploadAbandonedAfter = absl::Hours(24 * 7);
 constexpr absl::Duration kAbandonedAfter = absl::Hours(24);
 constexpr char kUpload[] = "upload-";
+constexpr int kDefaultPage = 100;
 
 bool IsUpload(const std::string& staging_name) {
   return absl::StartsWith(staging_name, kUpload);
@@ -395,7 +397,7 @@ void ArtifactsImpl::Register(const v1::RegisterArtifactRequest& request, Done<v1
 }
 
 absl::StatusOr<v1::ListArtifactsResponse> ArtifactsImpl::List(const v1::ListArtifactsRequest& request) {
-  const size_t page_size = request.page().page_size() == 0 ? 100 : static_cast<size_t>(request.page().page_size());
+  PageLimit page(request.page().page_size() == 0 ? kDefaultPage : request.page().page_size());
   std::vector<const v1::Artifact*> found;
   for (const auto& [digest, artifact] : artifacts_) {
     if (!Visible(artifact, request.project())) continue;
@@ -413,10 +415,14 @@ absl::StatusOr<v1::ListArtifactsResponse> ArtifactsImpl::List(const v1::ListArti
     from = std::upper_bound(found.begin(), found.end(), &last->second, NewerFirst);
   }
   v1::ListArtifactsResponse response;
-  for (; from != found.end() && static_cast<size_t>(response.artifacts_size()) < page_size; ++from) {
-    *response.add_artifacts() = View(**from, request.project());
+  for (; from != found.end(); ++from) {
+    v1::Artifact view = View(**from, request.project());
+    if (!page.Take(view.ByteSizeLong())) {
+      response.set_next_page_token(response.artifacts().rbegin()->digest());
+      break;
+    }
+    *response.add_artifacts() = std::move(view);
   }
-  if (from != found.end()) response.set_next_page_token(response.artifacts(response.artifacts_size() - 1).digest());
   return response;
 }
 

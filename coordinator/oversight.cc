@@ -14,6 +14,7 @@
 #include "common/process.h"
 #include "common/status_util.h"
 #include "coordinator/lineage.h"
+#include "coordinator/page_limit.h"
 #include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
@@ -134,16 +135,17 @@ class OversightImpl final : public Oversight {
   v1::ServiceState state() const override { return state_; }
 
   absl::StatusOr<v1::ListGatesResponse> ListGates(const v1::ListGatesRequest& request) override {
-    const int size = request.page().page_size() == 0 ? kDefaultPage : request.page().page_size();
+    PageLimit page(request.page().page_size() == 0 ? kDefaultPage : request.page().page_size());
     v1::ListGatesResponse response;
     for (auto it = gates_.upper_bound(request.page().page_token()); it != gates_.end(); ++it) {
-      if (response.gates_size() == size) {
-        response.set_next_page_token(response.gates(size - 1).id());
-        break;
-      }
       bool wanted = request.states().empty();
       for (const int state : request.states()) wanted = wanted || state == it->second.row.state();
-      if (wanted) *response.add_gates() = it->second.row;
+      if (!wanted) continue;
+      if (!page.Take(it->second.row.ByteSizeLong())) {
+        response.set_next_page_token(response.gates().rbegin()->id());
+        break;
+      }
+      *response.add_gates() = it->second.row;
     }
     return response;
   }

@@ -437,7 +437,7 @@ Sampling::Situation SamplingImpl::SituationOf(const std::string& job_id) const {
 }
 
 absl::StatusOr<std::vector<v1::SampleView>> SamplingImpl::List(const std::string& job_id, int64_t step_or_minus_one,
-                                                               const std::string& after_key, int limit,
+                                                               const std::string& after_key, PageLimit page,
                                                                std::string* next_key) const {
   std::vector<v1::SampleView> views;
   next_key->clear();
@@ -448,7 +448,7 @@ absl::StatusOr<std::vector<v1::SampleView>> SamplingImpl::List(const std::string
   absl::Status problem;
   RLHF_RETURN_IF_ERROR(
       store_->ScanAfter(Table::kSamples, prefix, after_key, [&](absl::string_view key, absl::string_view value) {
-        v1::SampleView& view = views.emplace_back();
+        v1::SampleView view;
         view.mutable_row()->ParseFromArray(value.data(), static_cast<int>(value.size()));
         if (view.row().has_payload() || view.row().freed()) {
           absl::StatusOr<v1::Sample> sample = ReadSample(view.row());
@@ -460,11 +460,16 @@ absl::StatusOr<std::vector<v1::SampleView>> SamplingImpl::List(const std::string
             problem.Update(sample.status());
           }
         }
+        if (!problem.ok()) return false;
+        if (!page.Take(view.ByteSizeLong())) {
+          *next_key = last;
+          return false;
+        }
+        views.push_back(std::move(view));
         last = std::string(key);
-        return problem.ok() && static_cast<int>(views.size()) < limit;
+        return true;
       }));
   RLHF_RETURN_IF_ERROR(problem);
-  if (static_cast<int>(views.size()) == limit) *next_key = last;
   return views;
 }
 

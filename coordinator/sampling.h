@@ -11,6 +11,7 @@
 
 #include "coordinator/event_loop.h"
 #include "coordinator/fleet.h"
+#include "coordinator/page_limit.h"
 #include "coordinator/store/payload_store.h"
 #include "coordinator/store/state_store.h"
 #include "rlhf/v1/data.pb.h"
@@ -152,9 +153,10 @@ class Sampling : public FleetListener {
     absl::Duration since_last;  // since a sample of it finished, or since it was added
   };
   virtual Situation SituationOf(const std::string& job_id) const = 0;
-  // Reads rows (and payloads) for listings: from key on, at most limit. Any thread: only what the store holds.
+  // Reads rows and payloads for listings: those after a key, a page of them. next_key: what to go on after, empty at the
+  // end. Any thread: only what the store holds.
   virtual absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one,
-                                                           const std::string& after_key, int limit,
+                                                           const std::string& after_key, PageLimit page,
                                                            std::string* next_key) const = 0;
   // --- for rollout workers
   virtual void LeasePrompts(const v1::LeasePromptsRequest& request,

@@ -111,7 +111,7 @@ class SamplingImpl final : public Sampling {
   std::string LastProblem(const std::string& job_id) const override;
   Situation SituationOf(const std::string& job_id) const override;
   absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one,
-                                                   const std::string& after_key, int limit,
+                                                   const std::string& after_key, PageLimit page,
                                                    std::string* next_key) const override;
 
   void LeasePrompts(const v1::LeasePromptsRequest& request, Done<v1::LeasePromptsResponse> done) override;

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "coordinator/page_limit.h"
 #include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
@@ -128,6 +129,7 @@ void CollectQueue::HandOut(const std::string& rater, int most, absl::Duration no
   for (const auto& [id, entry] : tasks_) {
     if (entry.held_by.count(rater) > 0) ++(entry.task.planted() ? given.planted : given.answered);
   }
+  PageLimit page(most);
   for (size_t i = first_open_; i < order_.size() && response->tasks_size() < most; ++i) {
     Entry& entry = tasks_[order_[i]];
     if (!MayGet(rater, entry)) continue;
@@ -135,11 +137,12 @@ void CollectQueue::HandOut(const std::string& rater, int most, absl::Duration no
     if (!planted_.empty() &&
         static_cast<double>(given.planted) < spec_.planted_fraction() * static_cast<double>(given.answered + 1)) {
       if (Entry* planted = NextPlanted(rater); planted != nullptr) {
+        if (!page.Take(planted->task.ByteSizeLong())) return;
         Give(rater, now, planted, response);
         ++given.planted;
-        if (response->tasks_size() == most) return;
       }
     }
+    if (!page.Take(entry.task.ByteSizeLong())) return;
     Give(rater, now, &entry, response);
     ++given.answered;
   }

@@ -22,10 +22,11 @@ class CollectQueue {
   void Add(v1::FeedbackTask task);                 // new, or from its row
   void Restore(const v1::Comparison& comparison);  // an answer from its row; after its task was added
 
-  // At most `most` tasks the rater has neither answered, skipped nor in hand. Tasks are handed to as many raters as the
-  // overlap asks for; planted questions go to every rater, in their share. What would tell a planted question from
-  // others, or one policy's answers from another's, is left out: ids and sources of samples; and, where there are
-  // planted questions, the prompt's reference, category and tags unless all tasks have them.
+  // At most `most` tasks the rater has neither answered, skipped nor in hand; fewer where they are long (PageLimit).
+  // Tasks are handed to as many raters as the overlap asks for; planted questions go to every rater, in their share.
+  // What would tell a planted question from others, or one policy's answers from another's, is left out: ids and
+  // sources of samples; and, where there are planted questions, the prompt's reference, category and tags unless all
+  // tasks have them.
   void HandOut(const std::string& rater, int most, absl::Duration now, v1::NextTasksResponse* response);
   void TakeBackLate(absl::Duration now);
   // Who holds what is not durable: until what was in hand at a restart would have been taken back, an answer to any

@@ -16,6 +16,7 @@
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
 #include "coordinator/lineage.h"
+#include "coordinator/page_limit.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -127,15 +128,16 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
           if (!r.page().page_token().empty() && !absl::SimpleAtoi(r.page().page_token(), &from))
             return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
           const std::vector<v1::ComparisonSet> all = edge_.feedback->sets().List(project, r.name());
-          v1::ListSetsResponse page;
+          v1::ListSetsResponse response;
+          PageLimit page(size);
           for (size_t i = static_cast<size_t>(from); i < all.size(); ++i) {
-            if (page.sets_size() == size) {
-              page.set_next_page_token(absl::StrCat(i));
+            if (!page.Take(all[i].ByteSizeLong())) {
+              response.set_next_page_token(absl::StrCat(i));
               break;
             }
-            *page.add_sets() = all[i];
+            *response.add_sets() = all[i];
           }
-          return page;
+          return response;
         }));
   }
   grpc::ServerUnaryReactor* ForgetRater(grpc::CallbackServerContext* context, const v1::ForgetRaterRequest* request,

@@ -10,6 +10,7 @@
 #include "coordinator/grpc_adapter/unary.h"
 #include "coordinator/grpc_adapter/watch_job.h"
 #include "coordinator/ledger.h"
+#include "coordinator/page_limit.h"
 #include "coordinator/store/keys.h"
 
 namespace rlhf::coordinator {
@@ -213,18 +214,21 @@ class JobService final : public v1::JobService::CallbackService {
                                                       int page_size, std::string after) const {
     v1::ListSamplesResponse response;
     int looked_at = 0;
+    size_t bytes = 0;  // below two pages': what is read at once is at most one
     do {
       std::string next;
-      const int limit = page_size - response.samples_size();
+      const PageLimit page(page_size - response.samples_size());
       RLHF_ASSIGN_OR_RETURN(std::vector<v1::SampleView> views,
-                            edge_.sampling->List(job_id, r.has_step() ? r.step() : -1, after, limit, &next));
+                            edge_.sampling->List(job_id, r.has_step() ? r.step() : -1, after, page, &next));
       looked_at += static_cast<int>(views.size());
       for (v1::SampleView& view : views) {
-        if (r.category().empty() || view.sample().prompt().category() == r.category())
-          *response.add_samples() = std::move(view);
+        if (!r.category().empty() && view.sample().prompt().category() != r.category()) continue;
+        bytes += view.ByteSizeLong();
+        *response.add_samples() = std::move(view);
       }
       after = next;
-    } while (!after.empty() && response.samples_size() < page_size && looked_at < kSamplesLookedAt);
+    } while (!after.empty() && response.samples_size() < page_size && bytes < kPageBytes &&
+             looked_at < kSamplesLookedAt);
     response.set_next_page_token(absl::WebSafeBase64Escape(after));
     return response;
   }
@@ -237,16 +241,16 @@ class JobService final : public v1::JobService::CallbackService {
       return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
     }
     v1::ListMetricsResponse response;
+    PageLimit page(page_size);
     while (true) {
       RLHF_ASSIGN_OR_RETURN(std::vector<v1::JobEvent> events, edge_.events->Read(job.id(), from, kEventsAPage));
       for (v1::JobEvent& event : events) {
-        from = event.sequence();
-        if (!event.has_metrics()) continue;
-        *response.add_points() = std::move(*event.mutable_metrics());
-        if (response.points_size() == page_size) {
+        if (event.has_metrics() && !page.Take(event.metrics().ByteSizeLong())) {
           response.set_next_page_token(absl::StrCat(from));
           return response;
         }
+        from = event.sequence();
+        if (event.has_metrics()) *response.add_points() = std::move(*event.mutable_metrics());
       }
       if (static_cast<int>(events.size()) < kEventsAPage) return response;
     }

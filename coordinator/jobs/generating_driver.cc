@@ -217,7 +217,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     std::string after;
     do {
       std::string next;
-      RLHF_ASSIGN_OR_RETURN(std::vector<v1::SampleView> page, sampling.List(job_id, -1, after, kPage, &next));
+      RLHF_ASSIGN_OR_RETURN(std::vector<v1::SampleView> page, sampling.List(job_id, -1, after, PageLimit(kPage), &next));
       for (v1::SampleView& view : page) {
         if (view.row().state() != v1::SCORED) continue;
         if (!view.problem().empty()) return absl::DataLossError(view.problem());

@@ -10,6 +10,7 @@
 #include "coordinator/jobs/job_table.h"
 #include "coordinator/jobs/spec.h"
 #include "coordinator/ledger.h"
+#include "coordinator/page_limit.h"
 #include "coordinator/payload_retention.h"
 #include "coordinator/timestamps.h"
 
@@ -166,7 +167,7 @@ absl::StatusOr<v1::Job> JobTable::Get(const std::string& id_or_name, const std::
 }
 
 absl::StatusOr<v1::ListJobsResponse> JobTable::List(const v1::ListJobsRequest& request) {
-  const size_t size = request.page().page_size() <= 0 ? kDefaultPage : static_cast<size_t>(request.page().page_size());
+  PageLimit page(request.page().page_size() <= 0 ? kDefaultPage : request.page().page_size());
   std::vector<std::string> ids(order_.begin(), order_.end());  // as they were created
   if (request.order_by().empty() || request.order_by() == "created_at desc") {
     std::reverse(ids.begin(), ids.end());
@@ -189,7 +190,7 @@ absl::StatusOr<v1::ListJobsResponse> JobTable::List(const v1::ListJobsRequest& r
     const bool state_wanted = request.states().empty() || std::find(request.states().begin(), request.states().end(),
                                                                     job.state()) != request.states().end();
     if (!state_wanted) continue;
-    if (static_cast<size_t>(response.jobs_size()) == size) {
+    if (!page.Take(job.ByteSizeLong())) {
       response.set_next_page_token(response.jobs(response.jobs_size() - 1).id());
       break;
     }

@@ -17,7 +17,8 @@ absl::StatusOr<std::vector<v1::Sample>> ReadBatch(Sampling* sampling, const std:
   std::string after;
   do {
     std::string next;
-    RLHF_ASSIGN_OR_RETURN(std::vector<v1::SampleView> page, sampling->List(job_id, step, after, kSamplesAPage, &next));
+    RLHF_ASSIGN_OR_RETURN(std::vector<v1::SampleView> page,
+                          sampling->List(job_id, step, after, PageLimit(kSamplesAPage), &next));
     for (v1::SampleView& view : page) {
       if (view.row().state() != v1::TRAINED && view.row().state() != v1::ASSIGNED) continue;
       if (!view.problem().empty()) return absl::DataLossError(view.problem());

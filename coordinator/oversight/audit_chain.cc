@@ -11,6 +11,7 @@
 #include "common/log.h"
 #include "common/signature.h"
 #include "common/status_util.h"
+#include "coordinator/page_limit.h"
 #include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
@@ -127,13 +128,13 @@ void AuditChain::PutHead(WriteBatch* batch) {
 }
 
 absl::StatusOr<v1::ListAuditResponse> AuditChain::List(const v1::ListAuditRequest& request) const {
-  const int size = request.page().page_size() == 0 ? kDefaultAuditPage : request.page().page_size();
+  PageLimit page(request.page().page_size() == 0 ? kDefaultAuditPage : request.page().page_size());
   RLHF_ASSIGN_OR_RETURN(const uint64_t from, PageStart(request.page(), request.from_sequence()));
   v1::ListAuditResponse response;
   RLHF_RETURN_IF_ERROR(store_->ScanAfter(
       Table::kAudit, "", from == 0 ? "" : RecordKey(from - 1), [&](absl::string_view, absl::string_view value) {
-        if (response.records_size() == size) {
-          response.set_next_page_token(absl::StrCat(response.records(size - 1).sequence() + 1));
+        if (!page.Take(value.size())) {
+          response.set_next_page_token(absl::StrCat(response.records().rbegin()->sequence() + 1));
           return false;
         }
         response.add_records()->ParseFromArray(value.data(), static_cast<int>(value.size()));
@@ -143,14 +144,14 @@ absl::StatusOr<v1::ListAuditResponse> AuditChain::List(const v1::ListAuditReques
 }
 
 absl::StatusOr<v1::ListAuditHeadsResponse> AuditChain::ListHeads(const v1::ListAuditHeadsRequest& request) const {
-  const int size = request.page().page_size() == 0 ? kDefaultAuditPage : request.page().page_size();
+  PageLimit page(request.page().page_size() == 0 ? kDefaultAuditPage : request.page().page_size());
   RLHF_ASSIGN_OR_RETURN(const uint64_t from, PageStart(request.page(), 0));
   v1::ListAuditHeadsResponse response;
   if (signer_ != nullptr) response.set_public_key_pem(signer_->public_key_pem());
   RLHF_RETURN_IF_ERROR(store_->ScanAfter(
       Table::kMeta, kHeadPrefix, from == 0 ? "" : HeadKey(from), [&](absl::string_view, absl::string_view value) {
-        if (response.heads_size() == size) {
-          response.set_next_page_token(absl::StrCat(response.heads(size - 1).sequence()));
+        if (!page.Take(value.size())) {
+          response.set_next_page_token(absl::StrCat(response.heads().rbegin()->sequence()));
           return false;
         }
         response.add_heads()->ParseFromArray(value.data(), static_cast<int>(value.size()));

@@ -78,6 +78,18 @@ TEST(CollectQueueTest, OverlapAsksDifferentRaters) {
   EXPECT_TRUE(queue.finished());
 }
 
+TEST(CollectQueueTest, LongTasksAreHandedOutFewAtATime) {
+  CollectQueue queue("default", Spec(5));
+  for (const char* id : {"a", "b", "c", "d", "e"}) {
+    v1::FeedbackTask task = Task(id);
+    task.mutable_first()->set_text(std::string(7 << 20, 'x'));
+    queue.Add(std::move(task));
+  }
+  EXPECT_THAT(Get(queue, "r1", 10), ElementsAre("a", "b"));
+  EXPECT_THAT(Get(queue, "r1", 10), ElementsAre("c", "d"));
+  EXPECT_THAT(Get(queue, "r1", 10), ElementsAre("e"));
+}
+
 TEST(CollectQueueTest, LateTasksGoBackSkippedOnesToOthersAndOldOnesExpire) {
   v1::CollectSpec spec = Spec(2);
   spec.set_max_skips(2);
