@@ -162,11 +162,13 @@ absl::StatusOr<std::vector<std::string>> FilesOf(const std::string& path) {
 }
 
 template <typename Record>
-absl::StatusOr<std::vector<Record>> ReadAll(const std::string& path,
-                                            const std::function<absl::Status(Line&, int64_t number, Record*)>& parse) {
+using Parse = std::function<absl::Status(Line&, int64_t number, Record*)>;
+
+template <typename Record>
+absl::Status ForEach(const std::string& path, const Parse<Record>& parse, absl::FunctionRef<absl::Status(Record)> fn) {
   auto files = FilesOf(path);
   if (!files.ok()) return files.status();
-  std::vector<Record> out;
+  bool any = false;
   for (const std::string& file : *files) {
     std::ifstream in(file);
     if (!in) return absl::PermissionDeniedError(absl::StrCat("cannot read ", file));
@@ -180,11 +182,38 @@ absl::StatusOr<std::vector<Record>> ReadAll(const std::string& path,
       Line line(json, where);
       Record record;
       if (absl::Status status = parse(line, number, &record); !status.ok()) return status;
-      out.push_back(std::move(record));
+      any = true;
+      if (absl::Status status = fn(std::move(record)); !status.ok()) return status;
     }
   }
-  if (out.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": expected at least one record, found none"));
+  if (!any) return absl::InvalidArgumentError(absl::StrCat(path, ": expected at least one record, found none"));
+  return absl::OkStatus();
+}
+
+template <typename Record>
+absl::StatusOr<std::vector<Record>> ReadAll(const std::string& path, const Parse<Record>& parse) {
+  std::vector<Record> out;
+  const absl::Status status = ForEach<Record>(path, parse, [&out](Record record) {
+    out.push_back(std::move(record));
+    return absl::OkStatus();
+  });
+  if (!status.ok()) return status;
   return out;
+}
+
+absl::Status ParseSample(Line& line, int64_t, SampleRecord* record) {
+  double index = 0;
+  line.Text("id", false, &record->id);
+  line.Prompt(&record->prompt, &record->messages);
+  line.Text("response", true, &record->response);
+  line.Text("reference", false, &record->reference);
+  line.Text("category", false, &record->category);
+  line.Text("finish_reason", false, &record->finish_reason);
+  line.Number("index", &index);
+  record->index = static_cast<int>(index);
+  line.TagMap("tags", &record->tags);
+  line.NumberMap("components", &record->components);
+  return line.Finish(/*allow_unknown=*/true);
 }
 
 }  // namespace
@@ -251,20 +280,11 @@ absl::StatusOr<std::vector<ComparisonRecord>> ReadComparisonData(const std::stri
 }
 
 absl::StatusOr<std::vector<SampleRecord>> ReadSampleData(const std::string& path) {
-  return ReadAll<SampleRecord>(path, [](Line& line, int64_t, SampleRecord* record) {
-    double index = 0;
-    line.Text("id", false, &record->id);
-    line.Prompt(&record->prompt, &record->messages);
-    line.Text("response", true, &record->response);
-    line.Text("reference", false, &record->reference);
-    line.Text("category", false, &record->category);
-    line.Text("finish_reason", false, &record->finish_reason);
-    line.Number("index", &index);
-    record->index = static_cast<int>(index);
-    line.TagMap("tags", &record->tags);
-    line.NumberMap("components", &record->components);
-    return line.Finish(/*allow_unknown=*/true);
-  });
+  return ReadAll<SampleRecord>(path, ParseSample);
+}
+
+absl::Status ForEachSample(const std::string& path, absl::FunctionRef<absl::Status(SampleRecord)> fn) {
+  return ForEach<SampleRecord>(path, ParseSample, fn);
 }
 
 }  // namespace rlhf::artifact

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "artifact/chat_message.h"
@@ -58,5 +59,7 @@ absl::StatusOr<std::vector<SftRecord>> ReadSftData(const std::string& path);
 absl::StatusOr<std::vector<PromptRecord>> ReadPromptData(const std::string& path);
 absl::StatusOr<std::vector<ComparisonRecord>> ReadComparisonData(const std::string& path);
 absl::StatusOr<std::vector<SampleRecord>> ReadSampleData(const std::string& path);
+// The same, one record at a time: for what need not be in memory as a whole. Ends with the first error of `fn`.
+absl::Status ForEachSample(const std::string& path, absl::FunctionRef<absl::Status(SampleRecord)> fn);
 
 }  // namespace rlhf::artifact

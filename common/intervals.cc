@@ -52,6 +52,37 @@ v1::Metric MeanWithInterval(const std::vector<double>& values, Range range) {
   return metric;
 }
 
+void MeanTally::Add(double value) {
+  if (count_++ == 0) first_ = value;
+  binary_ = binary_ && (value == 0 || value == 1);
+  alike_ = alike_ && value == first_;
+  sum_ += value;
+  const double before = value - mean_;
+  mean_ += before / static_cast<double>(count_);
+  squares_ += before * (value - mean_);
+  if (count_ <= kKept) {
+    values_.push_back(value);
+  } else if (!values_.empty()) {
+    values_ = std::vector<double>();
+  }
+}
+
+v1::Metric MeanTally::Metric(Range range) const {
+  if (count_ <= kKept) return MeanWithInterval(values_, range);
+  v1::Metric metric;
+  const auto n = static_cast<double>(count_);
+  metric.set_n(static_cast<int64_t>(count_));
+  metric.set_value(alike_ ? first_ : sum_ / n);
+  if (range == Range::kUnit && (binary_ || alike_)) {
+    SetWilson(metric.value(), n, &metric);
+  } else if (!alike_) {
+    const double half = kZ * std::sqrt(squares_ / (n - 1) / n);
+    metric.set_low(metric.value() - half);
+    metric.set_high(metric.value() + half);
+  }
+  return metric;
+}
+
 v1::Metric BootstrapMean(const std::vector<double>& values, Range range, int replicates, uint64_t seed) {
   v1::Metric metric;
   metric.set_n(static_cast<int64_t>(values.size()));

@@ -19,6 +19,24 @@ enum class Range { kUnit, kAny };  // what values may be: 0 to 1, or anything
 // values there are.
 v1::Metric MeanWithInterval(const std::vector<double>& values, Range range);
 
+// The same of values that come one by one, in bounded memory. Up to kKept values the metric is MeanWithInterval's of
+// them; of more, unless all are 0 and 1 in kUnit, the interval is the normal approximation, ± 1.96 standard errors:
+// with so many values a bootstrap's differs by less than its own noise. Not thread-safe.
+class MeanTally {
+ public:
+  static constexpr size_t kKept = 65'536;
+  void Add(double value);
+  size_t size() const { return count_; }
+  v1::Metric Metric(Range range) const;
+
+ private:
+  std::vector<double> values_;  // none any more once there are more than kKept
+  size_t count_ = 0;
+  bool binary_ = true, alike_ = true;
+  double first_ = 0, sum_ = 0;
+  double mean_ = 0, squares_ = 0;  // of the differences from the mean, as they come (Welford 1962)
+};
+
 // Percentile bootstrap (Efron 1979). Fewer than 2 replicates: no interval.
 v1::Metric BootstrapMean(const std::vector<double>& values, Range range, int replicates, uint64_t seed);
 

@@ -75,6 +75,7 @@ struct JobsDeps {
   const Quotas* quotas = nullptr;         // null: no bounds
   Background* batches = nullptr;          // short work on learners' batches; null: `background`
   PayloadRetention* retention = nullptr;  // null: payloads stay
+  int issued_at_once = 65'536;            // samples of a sample or evaluate job; their rows are in memory
 };
 std::unique_ptr<Jobs> MakeJobs(const JobsDeps& deps);
 

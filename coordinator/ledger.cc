@@ -31,7 +31,7 @@ bool Allowed(v1::SampleState from, v1::SampleState to) {
     case v1::TRAINED:
       return from == v1::ASSIGNED;
     case v1::DELIVERED:
-      return from == v1::SCORED;
+      return false;  // by count alone: DeliverScored
     default:
       return IsOpen(from);
   }
@@ -40,6 +40,8 @@ bool Allowed(v1::SampleState from, v1::SampleState to) {
 int64_t OpenIn(const v1::LedgerCounts& c) {
   return c.queued() + c.leased() + c.generated() + c.scored() + c.assigned();
 }
+
+constexpr int64_t kOnlyStep = 0;  // of a job without training
 
 }  // namespace
 
@@ -123,6 +125,11 @@ void Ledger::Restore(const v1::SampleRow& row, bool archived, bool keep) {
   if (row.state() == v1::GENERATED) generated_.insert(key);
 }
 
+void Ledger::RestoreLetGo(const v1::SampleRow& row) {
+  Count(row.id().step(), row.state(), 1);
+  ++let_go_;
+}
+
 void Ledger::Issue(const SampleKey& key, int64_t prompt_index, WriteBatch* batch) {
   const auto [it, fresh] = rows_.try_emplace(key);
   if (!fresh) Impossible(job_id_, key, "issued twice");
@@ -199,12 +206,6 @@ void Ledger::Train(const SampleKey& key, WriteBatch* batch) {
 void Ledger::Untrain(const SampleKey& key, WriteBatch* batch) {
   v1::SampleRow& row = Row(key);
   Move(row, v1::ASSIGNED);
-  Put(row, batch);
-}
-
-void Ledger::Deliver(const SampleKey& key, WriteBatch* batch) {
-  v1::SampleRow& row = Row(key);
-  Move(row, v1::DELIVERED);
   Put(row, batch);
 }
 
@@ -290,6 +291,36 @@ void Ledger::Forget(int64_t step) {
   }
 }
 
+void Ledger::LetGo() {
+  const auto end = rows_.lower_bound({kOnlyStep + 1, 0, 0});
+  for (auto it = rows_.lower_bound({kOnlyStep, 0, 0}); it != end;) {
+    const bool scored = it->second.state() == v1::SCORED;
+    let_go_ += scored ? 1 : 0;
+    it = scored ? rows_.erase(it) : std::next(it);
+  }
+}
+
+void Ledger::EndLetGo(v1::SampleState state) {
+  if (let_go_ == 0) return;
+  Count(kOnlyStep, v1::SCORED, -let_go_);
+  Count(kOnlyStep, state, let_go_);
+  let_go_ = 0;
+}
+
+void Ledger::DeliverScored() {
+  LetGo();
+  EndLetGo(v1::DELIVERED);
+}
+
+void Ledger::CancelLetGo() {
+  EndLetGo(v1::SAMPLE_CANCELLED);
+}
+
+v1::SampleState Ledger::EndState(v1::SampleState row, const v1::LedgerCounts& counts) {
+  if (row != v1::SCORED || counts.scored() > 0) return row;
+  return counts.delivered() > 0 ? v1::DELIVERED : v1::SAMPLE_CANCELLED;
+}
+
 const v1::SampleRow* Ledger::Find(const SampleKey& key) const {
   const auto it = rows_.find(key);
   return it == rows_.end() ? nullptr : &it->second;
@@ -314,7 +345,7 @@ bool Ledger::StepScored(int64_t step) const {
   const auto counts = steps_.find(step);
   if (counts == steps_.end() || counts->second.queued() + counts->second.leased() + counts->second.generated() > 0)
     return false;
-  bool any = false;
+  bool any = step == kOnlyStep && let_go_ > 0;
   for (const v1::SampleRow* row : Step(step)) {
     any = true;
     if (row->state() != v1::SCORED && row->state() != v1::ASSIGNED && row->state() != v1::TRAINED &&

@@ -1,7 +1,7 @@
 // One job's samples: identity, state, attempt, and the counts that must always add up. Knows neither leases' holders,
 // time nor the network.
 //
-// Every change writes the sample's row into the caller's batch. Not thread-safe.
+// Every change writes the sample's row into the caller's batch, but the end of those that were let go. Not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,8 @@ class Ledger {
   // A row from the store; archived: it came from an ArchivedRowKey. Only counted when its story is over and its step is
   // no longer needed.
   void Restore(const v1::SampleRow& row, bool archived, bool keep);
+  // The same of a scored sample that is to be let go (see LetGo) as it was before the restart.
+  void RestoreLetGo(const v1::SampleRow& row);
 
   void Issue(const SampleKey& key, int64_t prompt_index, WriteBatch* batch);
   // queued → leased; returns the new attempt.
@@ -52,7 +54,6 @@ class Ledger {
   void Assign(const SampleKey& key, WriteBatch* batch);   // scored → assigned
   void Train(const SampleKey& key, WriteBatch* batch);    // assigned → trained
   void Untrain(const SampleKey& key, WriteBatch* batch);  // trained → assigned: its step is replayed
-  void Deliver(const SampleKey& key, WriteBatch* batch);  // scored → delivered
   void Cancel(const SampleKey& key, WriteBatch* batch);   // open → cancelled
   void Fail(const SampleKey& key, const std::string& reason, WriteBatch* batch);  // open → failed, for good
   // The sample ends as `state` (stale or failed) and a new one, queued, takes its identity; prompt_index −1 keeps the
@@ -76,6 +77,15 @@ class Ledger {
   static std::string BaseKey(const std::string& job_id) { return "ledger/" + job_id; }
   // Forgets ended samples of steps up to `step` (rows and counts stay).
   void Forget(int64_t step);
+  // Of a job without training, whose samples are all of one step: its scored samples are only counted from here on, so
+  // that memory does not grow with their number. Their rows are as they are written; no call names them any more, but
+  // the next two. In which state they end is said by the job's LedgerBase alone: EndState.
+  void LetGo();
+  void DeliverScored();  // LetGo, then scored → delivered, all of them
+  void CancelLetGo();    // those that were let go: scored → cancelled
+  int64_t let_go() const { return let_go_; }
+  // The state of a sample whose row says `row`, in a job that has ended with these counts.
+  static v1::SampleState EndState(v1::SampleState row, const v1::LedgerCounts& counts);
 
   const v1::SampleRow* Find(const SampleKey& key) const;
   const std::set<SampleKey>& queued() const { return queued_; }  // in issue order
@@ -83,6 +93,7 @@ class Ledger {
   const std::set<SampleKey>& generated() const { return generated_; }
   std::vector<const v1::SampleRow*> Step(int64_t step) const;  // in issue order, those in memory
   std::vector<SampleKey> Open() const;
+  size_t rows() const { return rows_.size(); }  // in memory
   // All samples of the step are scored, assigned, trained or delivered; false for a step without samples.
   bool StepScored(int64_t step) const;
   // Nothing of the step is to come any more, and some of it failed for good.
@@ -105,6 +116,7 @@ class Ledger {
  private:
   void Move(v1::SampleRow& row, v1::SampleState to);
   void Count(int64_t step, v1::SampleState state, int64_t by);
+  void EndLetGo(v1::SampleState state);
   void PutBase(WriteBatch* batch) const;
   v1::SampleRow& Row(const SampleKey& key);
   // The row, which has ended, is kept beside the sample's, and a queued one takes its place.
@@ -114,6 +126,7 @@ class Ledger {
   const std::string job_id_;
   std::map<SampleKey, v1::SampleRow> rows_;
   std::set<SampleKey> queued_, leased_, generated_;
+  int64_t let_go_ = 0;  // scored samples that are only counted
   v1::LedgerCounts counts_;
   uint64_t changes_ = 1;                       // grows with every row that is written
   std::map<int64_t, uint64_t> changed_;        // by step: at its newest row

@@ -33,14 +33,19 @@ struct SamplingPlan {
   uint32_t stream = 0;                                     // noise stream: stage and round
   std::shared_ptr<const std::vector<v1::Prompt>> prompts;  // in the job's seeded order; prompt_index wraps around
   int samples_per_prompt = 1;
-  v1::SamplingParams sampling;   // complete
-  v1::PolicySource policy;       // initial, or newest committed
-  bool score = false;            // false: `generated` passes to `scored` with an empty score
+  v1::SamplingParams sampling;  // complete
+  v1::PolicySource policy;      // initial, or newest committed
+  bool score = false;           // false: `generated` passes to `scored` with an empty score
+  // Nothing is trained: all samples are of step 0, and end as delivered or cancelled. Those that are scored are not
+  // kept in memory when more are issued, and of their payloads no more than kDeliveringCacheBytes.
+  bool delivers = false;
   v1::ScorerSpec scorer, gold;   // references resolved to digests
   std::string reference_policy;  // digest, or empty
   int max_policy_lag = 0;
   int max_attempts = 5;
 };
+
+inline constexpr size_t kDeliveringCacheBytes = 64 << 20;
 
 class SamplingListener {
  public:
@@ -115,7 +120,8 @@ class Sampling : public FleetListener {
   // new ones of another prompt are issued in their place.
   virtual void ReplacePrompt(const std::string& job_id, int64_t step, int32_t ordinal, const std::string& reason,
                              int64_t prompt_index, WriteBatch* batch) = 0;
-  virtual void MarkDelivered(const std::string& job_id, WriteBatch* batch) = 0;  // every scored sample
+  // Every scored sample of a job that delivers, which ends with this. No row is written: Close says it of all at once.
+  virtual void MarkDelivered(const std::string& job_id) = 0;
   virtual v1::LedgerCounts Counts(const std::string& job_id) const = 0;  // also of jobs not added: recounted from rows
   // What a check found. notes: which counts could not be compared, and why; they are no violations.
   struct Findings {
@@ -127,12 +133,17 @@ class Sampling : public FleetListener {
   // the store failed.
   virtual void Check(const std::string& job_id, Background* thread, std::function<bool()> gone,
                      absl::AnyInvocable<void(absl::StatusOr<Findings>)> done) = 0;
-  // Progress for people: samples done of open steps, samples and tokens generated a second in the last minute.
+  // Progress for people: samples and tokens generated a second in the last minute.
   struct Rates {
     double samples_per_second = 0, tokens_per_second = 0;
-    int64_t open = 0, done_in_step = 0, step_size = 0;
   };
   virtual Rates RatesOf(const std::string& job_id) const = 0;
+  // What of the job's samples is in memory.
+  struct Held {
+    size_t rows = 0;
+    size_t samples = 0, sample_bytes = 0;  // with their texts and tokens
+  };
+  virtual Held HeldOf(const std::string& job_id) const = 0;
   // The newest failure of a worker or reward server at this job's samples, for people; empty when all is well.
   virtual std::string LastProblem(const std::string& job_id) const = 0;
   // For `rlhfctl why`.
@@ -153,8 +164,8 @@ class Sampling : public FleetListener {
     absl::Duration since_last;  // since a sample of it finished, or since it was added
   };
   virtual Situation SituationOf(const std::string& job_id) const = 0;
-  // Reads rows and payloads for listings: those after a key, a page of them. next_key: what to go on after, empty at the
-  // end. Any thread: only what the store holds.
+  // Reads rows and payloads for listings: those after a key, a page of them. next_key: what to go on after, empty at
+  // the end. Any thread: only what the store holds.
   virtual absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one,
                                                            const std::string& after_key, PageLimit page,
                                                            std::string* next_key) const = 0;

@@ -92,7 +92,11 @@ bool SamplingImpl::Compare(const std::string& job_id, const std::optional<Ledger
   if (job == nullptr) {
     v1::LedgerCounts all;
     for (const auto& [step, counts] : recounted) AddCounts(counts, &all);
-    compare("", all, Counts(job_id));
+    const v1::LedgerCounts ended = Counts(job_id);
+    const int64_t scored = all.scored();
+    CountSample(v1::SCORED, &all, -scored);
+    CountSample(Ledger::EndState(v1::SCORED, ended), &all, scored);
+    compare("", all, ended);
     return true;
   }
   // Settled steps are counted together: one that changed (a rollback) leaves them all without a comparison.

@@ -7,6 +7,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "coordinator/lease_table.h"
 #include "coordinator/ledger.h"
 #include "coordinator/quotas.h"
+#include "coordinator/sample_cache.h"
 #include "coordinator/sampling.h"
 #include "coordinator/scheduling/fair_share.h"
 #include "coordinator/scheduling/weight_fan_out.h"
@@ -25,7 +27,11 @@ constexpr absl::Duration kRateWindow = absl::Seconds(60);  // of RatesOf; steps 
 
 struct ActiveJob {
   ActiveJob(SamplingPlan p, SamplingListener* l, int fan_out_degree)
-      : plan(std::move(p)), listener(l), ledger(plan.job_id), fan_out(fan_out_degree) {}
+      : plan(std::move(p)),
+        listener(l),
+        ledger(plan.job_id),
+        fan_out(fan_out_degree),
+        cache(plan.delivers ? kDeliveringCacheBytes : SampleCache::kUnbounded) {}
 
   SamplingPlan plan;
   SamplingListener* listener;
@@ -64,7 +70,7 @@ struct ActiveJob {
   int score_batches_to_grow = 16;                   // that many of them double it
   bool score_batch_grown = false;                   // the size's newest change was to double
   std::string last_problem;                         // for people; empty when the newest result was good
-  std::map<SampleKey, v1::Sample> cache;            // generated and not yet handed out or delivered
+  SampleCache cache;                                // generated, and not yet handed out or, where it delivers, scored
   std::map<int64_t, bool> announced;                // steps whose completion the listener knows
   struct Finished {
     absl::Duration at;
@@ -103,11 +109,12 @@ class SamplingImpl final : public Sampling {
   std::vector<v1::SampleRow> FailedOf(const std::string& job_id, int64_t step) const override;
   void ReplacePrompt(const std::string& job_id, int64_t step, int32_t ordinal, const std::string& reason,
                      int64_t prompt_index, WriteBatch* batch) override;
-  void MarkDelivered(const std::string& job_id, WriteBatch* batch) override;
+  void MarkDelivered(const std::string& job_id) override;
   v1::LedgerCounts Counts(const std::string& job_id) const override;
   void Check(const std::string& job_id, Background* thread, std::function<bool()> gone,
              absl::AnyInvocable<void(absl::StatusOr<Findings>)> done) override;
   Rates RatesOf(const std::string& job_id) const override;
+  Held HeldOf(const std::string& job_id) const override;
   std::string LastProblem(const std::string& job_id) const override;
   Situation SituationOf(const std::string& job_id) const override;
   absl::StatusOr<std::vector<v1::SampleView>> List(const std::string& job_id, int64_t step_or_minus_one,
@@ -142,6 +149,8 @@ class SamplingImpl final : public Sampling {
   absl::Status ScanRows(const std::string& job_id, int64_t after_step,
                         absl::FunctionRef<void(const v1::SampleRow&, bool archived)> fn) const;
   absl::StatusOr<v1::Sample> ReadSample(const v1::SampleRow& row) const;  // any thread
+  // The row of a sample that was let go, from the store; none when it is not there.
+  std::optional<v1::SampleRow> LetGoRow(const ActiveJob& job, const SampleKey& key) const;
   using CountsByStep = std::map<int64_t, v1::LedgerCounts>;
   // What is wrong with the job's rows and their payloads by themselves, their counts, and how many have no payload any
   // more. Any thread; Cancelled once `gone` says so.

@@ -13,7 +13,7 @@ bool SamplingImpl::Regenerate(ActiveJob& job, const SampleKey& key, const absl::
   job.last_problem = absl::StrCat("sample ", std::get<0>(key), "/", std::get<1>(key), "/", std::get<2>(key),
                                   " is lost and generated anew: ", why.message());
   spdlog::error("job {}: {}", job.plan.job_id, job.last_problem);
-  job.cache.erase(key);
+  job.cache.Erase(key);
   job.score_after.erase(key);
   job.ledger.Replace(key, v1::SAMPLE_FAILED, std::string(why.message()), -1, batch);
   job.announced[std::get<0>(key)] = false;
@@ -32,7 +32,7 @@ void SamplingImpl::RefuseStep(const std::string& job_id, int64_t step, const std
   for (const SampleKey& key : keys) {
     job->leases.erase(key);
     job->slow.erase(key);
-    job->cache.erase(key);
+    job->cache.Erase(key);
     job->ForgetFailures(key);
     job->score_after.erase(key);
     job->ledger.Replace(key, v1::SAMPLE_FAILED, reason, first_prompt + std::get<1>(key), batch);
@@ -65,7 +65,7 @@ void SamplingImpl::ReplacePrompt(const std::string& job_id, int64_t step, int32_
   for (const SampleKey& key : scored) job->ledger.Replace(key, v1::SAMPLE_FAILED, reason, prompt_index, batch);
   for (const auto* keys : {&failed, &scored}) {
     for (const SampleKey& key : *keys) {
-      job->cache.erase(key);
+      job->cache.Erase(key);
       job->ForgetFailures(key);
       job->score_after.erase(key);
       job->score_tries.erase(key);

@@ -1,5 +1,6 @@
 // What rollout workers bring back: which results count, and what becomes of a sample that has none.
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -107,6 +108,8 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
   v1::SampleVerdict verdict;
   const SampleKey key = KeyOfSample(sample.id());
   const v1::SampleRow* row = job.ledger.Find(key);
+  const std::optional<v1::SampleRow> let_go = row == nullptr ? LetGoRow(job, key) : std::nullopt;
+  if (let_go.has_value()) row = &*let_go;
   const auto refuse = [&verdict](v1::ErrorReason reason, absl::StatusCode code = absl::StatusCode::kAborted) {
     Refuse(reason, code, &verdict);
     return verdict;
@@ -154,7 +157,7 @@ v1::SampleVerdict SamplingImpl::Take(ActiveJob& job, const v1::Sample& sample, c
   job.finished.push_back({now, 1, sample.response_tokens_size()});
   job.last_finished = now;
   while (now - job.finished.front().at > kRateWindow) job.finished.pop_front();
-  job.cache[key] = std::move(stored);
+  if (job.plan.score || !job.plan.delivers) job.cache.Put(key, std::move(stored));
   if (!job.plan.score) job.last_problem.clear();
   verdict.set_accepted(true);
   return verdict;

@@ -263,7 +263,7 @@ absl::Status SamplingImpl::TakeScore(ActiveJob& job, const Sent& sent, const v1:
   times.set_scored(absl::ToUnixMicros(loop_->clock().WallNow()));
   job.ledger.Scored(sent.key, ref, batch, times);
   *sample.mutable_score() = score.score();
-  job.cache[sent.key] = std::move(sample);
+  if (!job.plan.delivers) job.cache.Put(sent.key, std::move(sample));  // else it is read when it is delivered
   job.score_after.erase(sent.key);
   job.score_tries.erase(sent.key);
   job.last_problem.clear();

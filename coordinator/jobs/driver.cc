@@ -18,7 +18,7 @@ constexpr absl::Duration kTryVolumeAgain = absl::Seconds(2);
 
 absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>> ReadPrompts(const std::string& path, bool shuffle,
                                                                            uint64_t seed, int limit) {
-  RLHF_ASSIGN_OR_RETURN(const std::vector<artifact::PromptRecord> records, artifact::ReadPromptData(path));
+  RLHF_ASSIGN_OR_RETURN(std::vector<artifact::PromptRecord> records, artifact::ReadPromptData(path));
   std::vector<size_t> order(records.size());
   std::iota(order.begin(), order.end(), 0);
   if (shuffle) {
@@ -28,13 +28,14 @@ absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>> ReadPrompts(const
   if (limit > 0 && order.size() > static_cast<size_t>(limit)) order.resize(limit);
   auto prompts = std::make_shared<std::vector<v1::Prompt>>();
   for (const size_t i : order) {
+    const artifact::PromptRecord record = std::exchange(records[i], {});  // not all texts twice
     v1::Prompt& prompt = prompts->emplace_back();
-    prompt.set_id(records[i].id);
-    prompt.set_text(records[i].prompt);
-    artifact::SetMessages(records[i].messages, &prompt);
-    prompt.set_reference(records[i].reference);
-    prompt.set_category(records[i].category);
-    prompt.mutable_tags()->insert(records[i].tags.begin(), records[i].tags.end());
+    prompt.set_id(record.id);
+    prompt.set_text(record.prompt);
+    artifact::SetMessages(record.messages, &prompt);
+    prompt.set_reference(record.reference);
+    prompt.set_category(record.category);
+    prompt.mutable_tags()->insert(record.tags.begin(), record.tags.end());
   }
   return prompts;
 }

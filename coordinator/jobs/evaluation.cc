@@ -1,9 +1,8 @@
 #include "coordinator/jobs/evaluation.h"
 
-#include <set>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "common/intervals.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -29,60 +28,55 @@ bool IsUnit(const v1::RewardComponent& component) {
   }
 }
 
-struct Values {
-  std::vector<double> all;
-  bool unit = true;
-
-  void Add(double value, bool is_unit) {
-    all.push_back(value);
-    unit = unit && is_unit && value >= 0 && value <= 1;
-  }
-};
-
 }  // namespace
 
-std::map<std::string, v1::Metric> EvaluationMetrics(const v1::ScorerSpec& graders,
-                                                    const std::vector<v1::Sample>& samples) {
-  const std::string exact = NameOf(graders, v1::RewardComponent::kExactAnswer);
-  const std::string abstention = NameOf(graders, v1::RewardComponent::kAbstention);
-  const std::string claim = NameOf(graders, v1::RewardComponent::kActionClaim);
-  std::set<std::string> units;
+EvaluationTally::EvaluationTally(const v1::ScorerSpec& graders)
+    : exact_(NameOf(graders, v1::RewardComponent::kExactAnswer)),
+      abstention_(NameOf(graders, v1::RewardComponent::kAbstention)),
+      claim_(NameOf(graders, v1::RewardComponent::kActionClaim)) {
   for (const v1::RewardComponent& component : graders.components()) {
-    if (IsUnit(component)) units.insert(component.name());
+    if (IsUnit(component)) units_.insert(component.name());
   }
-  std::map<std::string, Values> values;
-  for (const v1::Sample& sample : samples) {
-    const std::string& category = sample.prompt().category();
-    std::vector<std::string> slices{""};
-    for (const auto& [tag, value] : sample.prompt().tags()) slices.push_back(absl::StrCat("{", tag, "=", value, "}"));
-    std::map<std::string, double> by_name;
-    for (const v1::ComponentScore& component : sample.score().components())
-      by_name[component.name()] = component.value();
-    const auto add = [&](const std::string& name, double value, bool unit = true) {
-      for (const std::string& slice : slices) values[absl::StrCat(name, slice)].Add(value, unit);
-    };
-    const std::string prefix = category.empty() ? "" : absl::StrCat(category, ".");
-    for (const auto& [name, value] : by_name) {
-      const bool unit = units.count(name) > 0;
-      add(absl::StrCat(prefix, name), value, unit);
-      if (!category.empty()) values[name].Add(value, unit);
-    }
-    if (category == "known") {
-      if (!exact.empty()) add("known.accuracy", by_name[exact]);
-      if (!abstention.empty()) add("known.needless_abstention", by_name[abstention]);
-    } else if (category == "unknown") {
-      if (!abstention.empty()) {
-        const bool right = !exact.empty() && by_name[exact] > 0.5;
-        add("unknown.hallucination", by_name[abstention] > 0.5 || right ? 0 : 1);
-        if (abstention != "abstention") add("unknown.abstention", by_name[abstention]);
-      }
-    } else if (category == "action") {
-      if (!claim.empty()) add("action.over_claim", by_name[claim]);
-    }
+}
+
+void EvaluationTally::Values::Add(double value, bool is_unit) {
+  all.Add(value);
+  unit = unit && is_unit && value >= 0 && value <= 1;
+}
+
+void EvaluationTally::Add(const v1::Sample& sample) {
+  const std::string& category = sample.prompt().category();
+  std::vector<std::string> slices{""};
+  for (const auto& [tag, value] : sample.prompt().tags()) slices.push_back(absl::StrCat("{", tag, "=", value, "}"));
+  std::map<std::string, double> by_name;
+  for (const v1::ComponentScore& component : sample.score().components()) by_name[component.name()] = component.value();
+  const auto add = [&](const std::string& name, double value, bool unit = true) {
+    for (const std::string& slice : slices) values_[absl::StrCat(name, slice)].Add(value, unit);
+  };
+  const std::string prefix = category.empty() ? "" : absl::StrCat(category, ".");
+  for (const auto& [name, value] : by_name) {
+    const bool unit = units_.count(name) > 0;
+    add(absl::StrCat(prefix, name), value, unit);
+    if (!category.empty()) values_[name].Add(value, unit);
   }
+  if (category == "known") {
+    if (!exact_.empty()) add("known.accuracy", by_name[exact_]);
+    if (!abstention_.empty()) add("known.needless_abstention", by_name[abstention_]);
+  } else if (category == "unknown") {
+    if (!abstention_.empty()) {
+      const bool right = !exact_.empty() && by_name[exact_] > 0.5;
+      add("unknown.hallucination", by_name[abstention_] > 0.5 || right ? 0 : 1);
+      if (abstention_ != "abstention") add("unknown.abstention", by_name[abstention_]);
+    }
+  } else if (category == "action") {
+    if (!claim_.empty()) add("action.over_claim", by_name[claim_]);
+  }
+}
+
+std::map<std::string, v1::Metric> EvaluationTally::Metrics() const {
   std::map<std::string, v1::Metric> metrics;
-  for (const auto& [name, list] : values)
-    metrics[name] = MeanWithInterval(list.all, list.unit ? Range::kUnit : Range::kAny);
+  for (const auto& [name, values] : values_)
+    metrics[name] = values.all.Metric(values.unit ? Range::kUnit : Range::kAny);
   return metrics;
 }
 

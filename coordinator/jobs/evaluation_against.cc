@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
-#include <optional>
 #include <utility>
+
+#include <xxhash.h>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -37,80 +37,17 @@ absl::StatusOr<double> Total(const v1::ScorerSpec& judge, const std::map<std::st
   return total;
 }
 
-struct Pair {
-  std::vector<std::string> slices;  // "{tag=value}"
-  double now = 0, before = 0, length_change = 0;
-  std::optional<double> refusal_change;
-};
-
-std::vector<std::string> SlicesOf(const v1::EvaluateSpec& spec, const v1::Prompt& prompt) {
-  const auto wanted = [&](const std::string& tag) {
-    return spec.slices().empty() || std::find(spec.slices().begin(), spec.slices().end(), tag) != spec.slices().end();
-  };
-  std::vector<std::string> slices;
-  for (const auto& [tag, value] : std::map<std::string, std::string>(prompt.tags().begin(), prompt.tags().end())) {
-    if (wanted(tag)) slices.push_back(absl::StrCat("{", tag, "=", value, "}"));
-  }
-  if (!prompt.category().empty() && wanted("category"))
-    slices.push_back(absl::StrCat("{category=", prompt.category(), "}"));
-  return slices;
+std::map<std::string, double> ComponentsOf(const v1::Sample& sample) {
+  std::map<std::string, double> components;
+  for (const v1::ComponentScore& component : sample.score().components())
+    components[component.name()] = component.value();
+  return components;
 }
 
-// The largest gap between two slices of one tag. Categories are tasks of another kind and difficulty: they differ by
-// nature, and count only where the evaluation declares them.
-double Disparity(const std::vector<Pair>& pairs, double Pair::*total, bool categories) {
-  std::map<std::string, std::map<std::string, std::pair<double, double>>> sums;  // tag, slice: sum and count
-  for (const Pair& pair : pairs) {
-    for (const std::string& slice : pair.slices) {
-      const std::string tag = slice.substr(1, slice.find('=') - 1);
-      if (tag == "category" && !categories) continue;
-      auto& entry = sums[tag][slice];
-      entry.first += pair.*total;
-      entry.second += 1;
-    }
-  }
-  double worst = 0;
-  for (const auto& [tag, slices] : sums) {
-    double low = 0, high = 0;
-    bool first = true;
-    for (const auto& [slice, entry] : slices) {
-      const double mean = entry.first / entry.second;
-      low = first ? mean : std::min(low, mean);
-      high = first ? mean : std::max(high, mean);
-      first = false;
-    }
-    worst = std::max(worst, high - low);
-  }
-  return worst;
-}
-
-// How much more an answer refuses than the other policy's, by the abstention grader, if both evaluations have it.
-std::optional<double> RefusalChange(const v1::ScorerSpec& graders, const std::map<std::string, double>& now,
-                                    const std::map<std::string, double>& before) {
-  for (const v1::RewardComponent& grader : graders.components()) {
-    if (!grader.has_abstention()) continue;
-    const auto mine = now.find(grader.name()), other = before.find(grader.name());
-    if (mine != now.end() && other != before.end()) return mine->second - other->second;
-  }
-  return std::nullopt;
-}
-
-// Percentile interval of a statistic of resampled pairs.
-template <typename Statistic>
-v1::Metric Bootstrapped(const std::vector<Pair>& pairs, int replicates, Statistic statistic) {
-  v1::Metric metric;
-  metric.set_value(statistic(pairs));
-  metric.set_n(static_cast<int64_t>(pairs.size()));
-  if (replicates < 2) return metric;
-  SplitMix64 random(kBootstrapSeed);
-  std::vector<double> drawn;
-  std::vector<Pair> sample(pairs.size());
-  for (int r = 0; r < replicates; ++r) {
-    for (Pair& pair : sample) pair = pairs[random.Below(pairs.size())];
-    drawn.push_back(statistic(sample));
-  }
-  SetPercentiles(&drawn, &metric);
-  return metric;
+absl::uint128 KeyOfPrompt(const std::string& id, const std::string& text) {
+  const std::string both = absl::StrCat(id.size(), "/", id, text);
+  const XXH128_hash_t hash = XXH3_128bits(both.data(), both.size());
+  return absl::MakeUint128(hash.high64, hash.low64);
 }
 
 class Pattern {
@@ -145,68 +82,6 @@ class Pattern {
   std::shared_ptr<pcre2_code> code_;
 };
 
-}  // namespace
-
-absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
-    const v1::EvaluateSpec& spec, const std::vector<v1::Sample>& samples,
-    const std::vector<artifact::SampleRecord>& against) {
-  const v1::ScorerSpec& judge = spec.has_judge() ? spec.judge() : spec.graders();
-  std::map<std::pair<std::string, std::string>, const artifact::SampleRecord*> others;
-  for (const artifact::SampleRecord& other : against) others.emplace(std::pair(other.id, other.prompt), &other);
-  std::vector<Pair> pairs;
-  for (const v1::Sample& sample : samples) {
-    const auto other = others.find(std::pair(sample.prompt().id(), sample.prompt().text()));
-    if (other == others.end()) continue;
-    std::map<std::string, double> components;
-    for (const v1::ComponentScore& component : sample.score().components())
-      components[component.name()] = component.value();
-    Pair& pair = pairs.emplace_back();
-    pair.slices = SlicesOf(spec, sample.prompt());
-    RLHF_ASSIGN_OR_RETURN(pair.now, Total(judge, components, "this evaluation"));
-    RLHF_ASSIGN_OR_RETURN(pair.before, Total(judge, other->second->components, "the evaluation it is compared with"));
-    pair.refusal_change = RefusalChange(spec.graders(), components, other->second->components);
-    pair.length_change =
-        static_cast<double>(sample.response_text().size()) - static_cast<double>(other->second->response.size());
-  }
-  if (pairs.empty())
-    return absl::FailedPreconditionError("against: expected an evaluation of the same suite, found no common prompt");
-
-  const int replicates = spec.has_bootstrap() ? spec.bootstrap() : 1000;
-  std::map<std::string, std::vector<double>> wins, changes, lengths, refusals;
-  for (const Pair& pair : pairs) {
-    std::vector<std::string> slices = pair.slices;
-    slices.emplace_back();
-    for (const std::string& slice : slices) {
-      wins[slice].push_back(pair.now > pair.before ? 1 : pair.now < pair.before ? 0 : 0.5);
-      changes[slice].push_back(pair.now - pair.before);
-      lengths[slice].push_back(pair.length_change);
-      if (pair.refusal_change) refusals[slice].push_back(*pair.refusal_change);
-    }
-  }
-  std::map<std::string, v1::Metric> metrics;
-  for (const auto& [slice, values] : wins)
-    metrics[absl::StrCat("win_rate", slice)] = BootstrapMean(values, Range::kUnit, replicates, kBootstrapSeed);
-  for (const auto& [slice, values] : changes)
-    metrics[absl::StrCat("score_change", slice)] = BootstrapMean(values, Range::kAny, replicates, kBootstrapSeed);
-  for (const auto& [slice, values] : lengths)
-    metrics[absl::StrCat("length_change", slice)] = BootstrapMean(values, Range::kAny, replicates, kBootstrapSeed);
-  for (const auto& [slice, values] : refusals)
-    metrics[absl::StrCat("refusal_change", slice)] = BootstrapMean(values, Range::kAny, replicates, kBootstrapSeed);
-  // Rebuilding all slices a replicate is what costs; a tenth of the replicates bounds it.
-  const bool categories = std::find(spec.slices().begin(), spec.slices().end(), "category") != spec.slices().end();
-  const int fewer = std::min(replicates, std::max(100, replicates / 10));
-  metrics["disparity"] =
-      Bootstrapped(pairs, fewer, [=](const auto& p) { return Disparity(p, &Pair::now, categories); });
-  metrics["disparity_before"] =
-      Bootstrapped(pairs, fewer, [=](const auto& p) { return Disparity(p, &Pair::before, categories); });
-  metrics["disparity_rise"] = Bootstrapped(pairs, fewer, [=](const auto& p) {
-    return Disparity(p, &Pair::now, categories) - Disparity(p, &Pair::before, categories);
-  });
-  return metrics;
-}
-
-namespace {
-
 // What was stated against what was right, by tenths of the confidence.
 struct CalibrationBins {
   double confidence[kBins] = {}, right[kBins] = {}, count[kBins] = {};
@@ -218,44 +93,48 @@ struct CalibrationBins {
   }
 };
 
-}  // namespace
+class StatedCalibrationImpl final : public StatedCalibration {
+ public:
+  StatedCalibrationImpl(Pattern pattern, std::string exact) : pattern_(std::move(pattern)), exact_(std::move(exact)) {}
+  void Add(const v1::Sample& sample) override;
+  std::map<std::string, v1::Metric> Metrics() const override;
 
-absl::StatusOr<std::map<std::string, v1::Metric>> StatedCalibration(const v1::EvaluateSpec& spec,
-                                                                    const std::vector<v1::Sample>& samples) {
-  std::map<std::string, v1::Metric> metrics;
-  RLHF_ASSIGN_OR_RETURN(const Pattern pattern, Pattern::Compile(spec.confidence_pattern()));
-  std::string exact;
-  for (const v1::RewardComponent& component : spec.graders().components()) {
-    if (component.has_exact_answer()) exact = component.name();
-  }
+ private:
+  const Pattern pattern_;
+  const std::string exact_;  // the exact_answer component's name
   // The unit is the whole evaluation's: "1" alone does not tell whether it is per cent.
-  CalibrationBins as_percents, as_fractions;
-  bool percents = false;
-  double stated = 0;
-  std::vector<double> states;
-  for (const v1::Sample& sample : samples) {
-    const std::optional<std::string> group = pattern.Group(sample.response_text());
-    double p = 0;
-    const bool says = group && absl::SimpleAtod(*group, &p) && std::isfinite(p) && p >= 0 && p <= 100;
-    states.push_back(says ? 1 : 0);
-    if (!says) continue;
-    percents = percents || p > 1;
-    double correct = 0;
-    for (const v1::ComponentScore& component : sample.score().components()) {
-      if (component.name() == exact) correct = component.value() > 0.5 ? 1 : 0;
-    }
-    as_percents.Add(p / 100, correct);
-    as_fractions.Add(std::min(p, 1.0), correct);
-    ++stated;
+  CalibrationBins as_percents_, as_fractions_;
+  bool percents_ = false;
+  double stated_ = 0;
+  MeanTally states_;
+};
+
+void StatedCalibrationImpl::Add(const v1::Sample& sample) {
+  const std::optional<std::string> group = pattern_.Group(sample.response_text());
+  double p = 0;
+  const bool says = group && absl::SimpleAtod(*group, &p) && std::isfinite(p) && p >= 0 && p <= 100;
+  states_.Add(says ? 1 : 0);
+  if (!says) return;
+  percents_ = percents_ || p > 1;
+  double correct = 0;
+  for (const v1::ComponentScore& component : sample.score().components()) {
+    if (component.name() == exact_) correct = component.value() > 0.5 ? 1 : 0;
   }
-  metrics["calibration.stated"] = MeanWithInterval(states, Range::kUnit);
-  if (stated == 0 || exact.empty()) return metrics;
-  const CalibrationBins& bins = percents ? as_percents : as_fractions;
+  as_percents_.Add(p / 100, correct);
+  as_fractions_.Add(std::min(p, 1.0), correct);
+  ++stated_;
+}
+
+std::map<std::string, v1::Metric> StatedCalibrationImpl::Metrics() const {
+  std::map<std::string, v1::Metric> metrics;
+  metrics["calibration.stated"] = states_.Metric(Range::kUnit);
+  if (stated_ == 0 || exact_.empty()) return metrics;
+  const CalibrationBins& bins = percents_ ? as_percents_ : as_fractions_;
   double ece = 0;
   for (int bin = 0; bin < kBins; ++bin) {
     const double count = bins.count[bin];
     if (count == 0) continue;
-    ece += std::abs(bins.confidence[bin] - bins.right[bin]) / stated;
+    ece += std::abs(bins.confidence[bin] - bins.right[bin]) / stated_;
     v1::Metric& rate = metrics[absl::StrCat("calibration/", bin)];
     rate.set_value(bins.right[bin] / count);
     rate.set_n(static_cast<int64_t>(count));
@@ -264,8 +143,146 @@ absl::StatusOr<std::map<std::string, v1::Metric>> StatedCalibration(const v1::Ev
     sure.set_n(static_cast<int64_t>(count));
   }
   metrics["calibration.ece"].set_value(ece);
-  metrics["calibration.ece"].set_n(static_cast<int64_t>(stated));
+  metrics["calibration.ece"].set_n(static_cast<int64_t>(stated_));
   return metrics;
+}
+
+}  // namespace
+
+bool EvaluationComparison::Declares(const std::string& tag) const {
+  return std::find(spec_.slices().begin(), spec_.slices().end(), tag) != spec_.slices().end();
+}
+
+std::vector<int> EvaluationComparison::SlicesOf(const v1::Prompt& prompt) {
+  std::vector<int> slices;
+  const auto add = [&](const std::string& tag, const std::string& value) {
+    if (!spec_.slices().empty() && !Declares(tag)) return;
+    const std::string name = absl::StrCat("{", tag, "=", value, "}");
+    const auto [it, fresh] = slice_ids_.try_emplace(name, static_cast<int>(slices_.size()));
+    if (fresh) slices_.push_back({name, tag});
+    slices.push_back(it->second);
+  };
+  for (const auto& [tag, value] : prompt.tags()) add(tag, value);
+  if (!prompt.category().empty()) add("category", prompt.category());
+  return slices;
+}
+
+std::vector<std::optional<double>> EvaluationComparison::RefusalsIn(
+    const std::map<std::string, double>& components) const {
+  std::vector<std::optional<double>> refusals;
+  for (const v1::RewardComponent& grader : spec_.graders().components()) {
+    if (!grader.has_abstention()) continue;
+    const auto found = components.find(grader.name());
+    refusals.push_back(found == components.end() ? std::nullopt : std::optional<double>(found->second));
+  }
+  return refusals;
+}
+
+void EvaluationComparison::AddBefore(const artifact::SampleRecord& sample) {
+  before_.try_emplace(KeyOfPrompt(sample.id, sample.prompt),
+                      Before{Total(judge(), sample.components, "the evaluation it is compared with"),
+                             RefusalsIn(sample.components), static_cast<double>(sample.response.size())});
+}
+
+absl::Status EvaluationComparison::Add(const v1::Sample& sample) {
+  const auto other = before_.find(KeyOfPrompt(sample.prompt().id(), sample.prompt().text()));
+  if (other == before_.end()) return absl::OkStatus();
+  const Before& before = other->second;
+  const std::map<std::string, double> components = ComponentsOf(sample);
+  Pair pair;
+  pair.slices = SlicesOf(sample.prompt());
+  RLHF_ASSIGN_OR_RETURN(pair.now, Total(judge(), components, "this evaluation"));
+  RLHF_ASSIGN_OR_RETURN(pair.before, before.total);
+  const std::vector<std::optional<double>> refusals = RefusalsIn(components);
+  for (size_t i = 0; i < refusals.size() && !pair.refusal_change; ++i) {
+    if (refusals[i] && before.refusals[i]) pair.refusal_change = *refusals[i] - *before.refusals[i];
+  }
+  pair.length_change = static_cast<double>(sample.response_text().size()) - before.length;
+  pairs_.push_back(std::move(pair));
+  return absl::OkStatus();
+}
+
+double EvaluationComparison::Disparity(const std::vector<Pair>& pairs, double Pair::*total) const {
+  // Categories are tasks of another kind and difficulty: they differ by nature, and count only where the evaluation
+  // declares them.
+  const bool categories = Declares("category");
+  std::vector<std::pair<double, double>> sums(slices_.size());  // sum and count
+  for (const Pair& pair : pairs) {
+    for (const int slice : pair.slices) {
+      sums[static_cast<size_t>(slice)].first += pair.*total;
+      sums[static_cast<size_t>(slice)].second += 1;
+    }
+  }
+  std::map<std::string, std::pair<double, double>> ranges;  // tag: the lowest and the highest mean
+  for (size_t i = 0; i < slices_.size(); ++i) {
+    if (sums[i].second == 0 || (slices_[i].tag == "category" && !categories)) continue;
+    const double mean = sums[i].first / sums[i].second;
+    const auto [range, first] = ranges.try_emplace(slices_[i].tag, mean, mean);
+    range->second = {std::min(range->second.first, mean), std::max(range->second.second, mean)};
+  }
+  double worst = 0;
+  for (const auto& [tag, range] : ranges) worst = std::max(worst, range.second - range.first);
+  return worst;
+}
+
+// Percentile interval of a statistic of resampled pairs.
+template <typename Statistic>
+v1::Metric EvaluationComparison::Bootstrapped(int replicates, Statistic statistic) const {
+  v1::Metric metric;
+  metric.set_value(statistic(pairs_));
+  metric.set_n(static_cast<int64_t>(pairs_.size()));
+  if (replicates < 2) return metric;
+  SplitMix64 random(kBootstrapSeed);
+  std::vector<double> drawn;
+  std::vector<Pair> sample(pairs_.size());
+  for (int r = 0; r < replicates; ++r) {
+    for (Pair& pair : sample) pair = pairs_[random.Below(pairs_.size())];
+    drawn.push_back(statistic(sample));
+  }
+  SetPercentiles(&drawn, &metric);
+  return metric;
+}
+
+absl::StatusOr<std::map<std::string, v1::Metric>> EvaluationComparison::Metrics() const {
+  if (pairs_.empty())
+    return absl::FailedPreconditionError("against: expected an evaluation of the same suite, found no common prompt");
+  const int replicates = spec_.has_bootstrap() ? spec_.bootstrap() : 1000;
+  std::map<std::string, std::vector<double>> wins, changes, lengths, refusals;
+  for (const Pair& pair : pairs_) {
+    const auto add = [&](const std::string& slice) {
+      wins[slice].push_back(pair.now > pair.before ? 1 : pair.now < pair.before ? 0 : 0.5);
+      changes[slice].push_back(pair.now - pair.before);
+      lengths[slice].push_back(pair.length_change);
+      if (pair.refusal_change) refusals[slice].push_back(*pair.refusal_change);
+    };
+    for (const int slice : pair.slices) add(slices_[static_cast<size_t>(slice)].name);
+    add("");
+  }
+  std::map<std::string, v1::Metric> metrics;
+  const auto mean = [&](const char* name, const std::map<std::string, std::vector<double>>& by_slice, Range range) {
+    for (const auto& [slice, values] : by_slice)
+      metrics[absl::StrCat(name, slice)] = BootstrapMean(values, range, replicates, kBootstrapSeed);
+  };
+  mean("win_rate", wins, Range::kUnit);
+  mean("score_change", changes, Range::kAny);
+  mean("length_change", lengths, Range::kAny);
+  mean("refusal_change", refusals, Range::kAny);
+  // Rebuilding all slices a replicate is what costs; a tenth of the replicates bounds it.
+  const int fewer = std::min(replicates, std::max(100, replicates / 10));
+  metrics["disparity"] = Bootstrapped(fewer, [this](const auto& p) { return Disparity(p, &Pair::now); });
+  metrics["disparity_before"] = Bootstrapped(fewer, [this](const auto& p) { return Disparity(p, &Pair::before); });
+  metrics["disparity_rise"] =
+      Bootstrapped(fewer, [this](const auto& p) { return Disparity(p, &Pair::now) - Disparity(p, &Pair::before); });
+  return metrics;
+}
+
+absl::StatusOr<std::unique_ptr<StatedCalibration>> StatedCalibration::Make(const v1::EvaluateSpec& spec) {
+  RLHF_ASSIGN_OR_RETURN(Pattern pattern, Pattern::Compile(spec.confidence_pattern()));
+  std::string exact;
+  for (const v1::RewardComponent& component : spec.graders().components()) {
+    if (component.has_exact_answer()) exact = component.name();
+  }
+  return std::make_unique<StatedCalibrationImpl>(std::move(pattern), std::move(exact));
 }
 
 }  // namespace rlhf::coordinator

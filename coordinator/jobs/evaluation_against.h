@@ -1,11 +1,14 @@
-// An evaluation measured against an earlier one of the same suite, and the calibration of stated confidence. Pure
-// functions.
+// An evaluation measured against an earlier one of the same suite, and the calibration of stated confidence: of samples
+// that come one by one, and are not kept. Not thread-safe.
 #pragma once
 
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/numeric/int128.h"
 #include "absl/status/statusor.h"
 #include "artifact/dataset.h"
 #include "rlhf/v1/data.pb.h"
@@ -21,17 +24,59 @@ namespace rlhf::coordinator {
 //   disparity, disparity_before, disparity_rise: the largest gap in mean total between two slices of one tag, now,
 //   then, and how much it grew. Slices by `category` count only where the evaluation declares them.
 // 95 % intervals by percentile bootstrap over prompts (common/intervals.h), seeded: the same samples give the same
-// numbers; no interval for a change that is the same for every prompt. The
-// judge's components are looked up by name among what both evaluations' graders recorded. FailedPrecondition when no
-// prompt is in both, or a component was not recorded.
-absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
-    const v1::EvaluateSpec& spec, const std::vector<v1::Sample>& samples,
-    const std::vector<artifact::SampleRecord>& against);
+// numbers; no interval for a change that is the same for every prompt. The judge's components are looked up by name
+// among what both evaluations' graders recorded. A bootstrap draws from what was measured of each prompt: that is kept,
+// some hundred bytes a prompt, and no text.
+class EvaluationComparison {
+ public:
+  explicit EvaluationComparison(const v1::EvaluateSpec& spec) : spec_(spec) {}
+  // A sample of the earlier evaluation; all of them before the first of this one. A prompt's first one counts.
+  void AddBefore(const artifact::SampleRecord& sample);
+  // FailedPrecondition: a component of the judge was not recorded.
+  absl::Status Add(const v1::Sample& sample);
+  // FailedPrecondition when no prompt is in both.
+  absl::StatusOr<std::map<std::string, v1::Metric>> Metrics() const;
 
-// Of answers that state a confidence (the pattern's first group; above 1 it is per cent) and were graded by an
+ private:
+  struct Before {
+    absl::StatusOr<double> total;
+    std::vector<std::optional<double>> refusals;  // by abstention graders, in their order
+    double length = 0;
+  };
+  struct Slice {
+    std::string name, tag;  // "{tag=value}"
+  };
+  struct Pair {
+    std::vector<int> slices;
+    double now = 0, before = 0, length_change = 0;
+    std::optional<double> refusal_change;
+  };
+  const v1::ScorerSpec& judge() const { return spec_.has_judge() ? spec_.judge() : spec_.graders(); }
+  bool Declares(const std::string& tag) const;
+  std::vector<int> SlicesOf(const v1::Prompt& prompt);
+  std::vector<std::optional<double>> RefusalsIn(const std::map<std::string, double>& components) const;
+  // The largest gap between two slices of one tag.
+  double Disparity(const std::vector<Pair>& pairs, double Pair::*total) const;
+  template <typename Statistic>
+  v1::Metric Bootstrapped(int replicates, Statistic statistic) const;
+
+  const v1::EvaluateSpec spec_;
+  std::map<absl::uint128, Before> before_;  // by prompt
+  std::vector<Slice> slices_;
+  std::map<std::string, int> slice_ids_;  // by name
+  std::vector<Pair> pairs_;
+};
+
+// Of answers that state a confidence (the pattern's first group; per cent in all if it is above 1 in any) and were graded by an
 // exact_answer component: calibration.ece over ten bins, calibration.stated (how many state one), calibration/BIN and
-// calibration.confidence/BIN. InvalidArgument for a bad pattern.
-absl::StatusOr<std::map<std::string, v1::Metric>> StatedCalibration(const v1::EvaluateSpec& spec,
-                                                                    const std::vector<v1::Sample>& samples);
+// calibration.confidence/BIN.
+class StatedCalibration {
+ public:
+  // InvalidArgument for a bad pattern.
+  static absl::StatusOr<std::unique_ptr<StatedCalibration>> Make(const v1::EvaluateSpec& spec);
+  virtual ~StatedCalibration() = default;
+  virtual void Add(const v1::Sample& sample) = 0;
+  virtual std::map<std::string, v1::Metric> Metrics() const = 0;
+};
 
 }  // namespace rlhf::coordinator

@@ -1,48 +1,17 @@
-// sample and evaluate: every prompt is generated and scored once, then the samples become a data artifact.
+// sample and evaluate: every prompt is answered as often as the job says, and the answers scored if there is a scorer;
+// then the samples become a data artifact.
 #include <algorithm>
 #include <filesystem>
 #include <functional>
 #include <utility>
 
-#include <nlohmann/json.hpp>
-
 #include "absl/strings/str_cat.h"
-#include "artifact/dataset.h"
-#include "common/durable_file.h"
-#include "common/intervals.h"
 #include "common/status_util.h"
 #include "coordinator/jobs/driver.h"
-#include "coordinator/jobs/evaluation.h"
-#include "coordinator/jobs/evaluation_against.h"
+#include "coordinator/jobs/generated_samples.h"
 
 namespace rlhf::coordinator {
 namespace {
-
-constexpr int kIssuedAtOnce = 65'536;  // samples
-constexpr int kPage = 1000;
-
-// A line of samples.jsonl, which artifact/dataset.h reads.
-std::string SampleLine(const v1::Sample& sample) {
-  nlohmann::ordered_json line;
-  line["id"] = sample.prompt().id();
-  line["index"] = sample.id().index();
-  line["prompt"] = sample.prompt().text();
-  for (const v1::ChatMessage& message : sample.prompt().messages())
-    line["messages"].push_back({{"role", message.role()}, {"content", message.content()}});
-  line["response"] = sample.response_text();
-  if (!sample.prompt().reference().empty()) line["reference"] = sample.prompt().reference();
-  if (!sample.prompt().category().empty()) line["category"] = sample.prompt().category();
-  line["finish_reason"] = v1::FinishReason_Name(sample.finish_reason());
-  if (!sample.prompt().tags().empty()) {
-    line["tags"] = std::map<std::string, std::string>(sample.prompt().tags().begin(), sample.prompt().tags().end());
-  }
-  if (sample.has_score()) {
-    line["score"] = sample.score().total();
-    for (const v1::ComponentScore& component : sample.score().components())
-      line["components"][component.name()] = component.value();
-  }
-  return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
 
 class GeneratingDriver final : public Driver, public SamplingListener {
  public:
@@ -124,6 +93,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     plan.policy.set_artifact(Resolved(row, is_sample() ? row.spec().sample().model() : row.spec().evaluate().model()));
     plan.scorer = ResolvedScorer(row, is_sample() ? row.spec().sample().scorer() : row.spec().evaluate().graders());
     plan.score = !plan.scorer.components().empty();
+    plan.delivers = true;
     if (const absl::Status status = deps().sampling->AddJob(std::move(plan), this); !status.ok()) {
       return host_->Fail(job_id_, "BAD_DATA", std::string(status.message()));
     }
@@ -141,7 +111,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
   void Issue(WriteBatch* batch) {
     v1::Job& row = *job();
     const int64_t left = static_cast<int64_t>(prompts_) - row.prompt_cursor();
-    const int count = static_cast<int>(std::min<int64_t>(left, std::max(1, kIssuedAtOnce / per_prompt())));
+    const int count = static_cast<int>(std::min<int64_t>(left, std::max(1, deps().issued_at_once / per_prompt())));
     deps().sampling->IssueStep(job_id_, 0, row.prompt_cursor(), count, batch);
     row.set_prompt_cursor(row.prompt_cursor() + count);
   }
@@ -188,92 +158,36 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     if (!staging.ok()) return FailOrTryAgain(staging.status(), [this] { PublishAgain(); });
     // A job may have millions of samples: they are read, written and measured off the loop.
     deps().background->Run([host = host_, job_id = job_id_, this, sampling = deps().sampling,
-                            expected = prompts_ * static_cast<size_t>(per_prompt()), staging = *staging, against,
-                            spec = job()->spec().evaluate(), loop = deps().loop] {
-      auto samples = std::make_shared<std::vector<v1::Sample>>();
-      const absl::Status read = ReadScored(*sampling, job_id, expected, samples.get());
-      absl::Status written;
-      absl::StatusOr<std::map<std::string, v1::Metric>> measured = std::map<std::string, v1::Metric>();
-      if (read.ok()) {
-        std::string lines;
-        for (const v1::Sample& sample : *samples) absl::StrAppend(&lines, SampleLine(sample), "\n");
-        written = WithVolumeReason(WriteFileDurably(staging + "/samples.jsonl", lines));
-        measured = Measure(spec, *samples, against);
-      }
+                            expected = job()->total_steps(), staging = *staging, against, spec = job()->spec(),
+                            loop = deps().loop] {
+      GeneratedSamples made =
+          WriteGeneratedSamples(*sampling, job_id, spec, expected, against, staging + "/samples.jsonl");
       std::error_code ignored;
-      if (!read.ok() || !written.ok()) std::filesystem::remove_all(staging, ignored);
-      loop->Post(host->WhileActive(job_id, [this, samples, staging, read, written, measured = std::move(measured)] {
-        if (!read.ok()) return host_->Fail(job_id_, "STORE", std::string(read.message()));
-        if (!written.ok()) return FailOrTryAgain(written, [this] { PublishAgain(); });
-        if (!measured.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(measured.status().message()));
-        Finish(*samples, *measured, staging);
+      if (!made.read.ok() || !made.written.ok()) std::filesystem::remove_all(staging, ignored);
+      loop->Post(host->WhileActive(job_id, [this, staging, made = std::move(made)] {
+        if (!made.read.ok()) return host_->Fail(job_id_, "STORE", std::string(made.read.message()));
+        if (!made.written.ok()) return FailOrTryAgain(made.written, [this] { PublishAgain(); });
+        if (!made.measured.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(made.measured.message()));
+        Finish(made.metrics, staging);
       }));
     });
   }
 
-  // All of the job's samples, in their order, from the disk. DataLoss when there are not `expected` scored ones.
-  static absl::Status ReadScored(const Sampling& sampling, const std::string& job_id, size_t expected,
-                                 std::vector<v1::Sample>* samples) {
-    std::string after;
-    do {
-      std::string next;
-      RLHF_ASSIGN_OR_RETURN(std::vector<v1::SampleView> page, sampling.List(job_id, -1, after, PageLimit(kPage), &next));
-      for (v1::SampleView& view : page) {
-        if (view.row().state() != v1::SCORED) continue;
-        if (!view.problem().empty()) return absl::DataLossError(view.problem());
-        samples->push_back(std::move(*view.mutable_sample()));
-      }
-      after = next;
-    } while (!after.empty());
-    if (samples->size() == expected) return absl::OkStatus();
-    return absl::DataLossError(
-        absl::StrCat("expected ", expected, " scored samples on the disk, found ", samples->size()));
-  }
-
-  // What an evaluation measures beside its graders' rates. Off the loop.
-  static absl::StatusOr<std::map<std::string, v1::Metric>> Measure(const v1::EvaluateSpec& spec,
-                                                                   const std::vector<v1::Sample>& samples,
-                                                                   const std::string& against) {
-    std::map<std::string, v1::Metric> metrics;
-    if (!against.empty()) {
-      RLHF_ASSIGN_OR_RETURN(const auto others, artifact::ReadSampleData(against));
-      RLHF_ASSIGN_OR_RETURN(metrics, CompareEvaluations(spec, samples, others));
-    }
-    if (!spec.confidence_pattern().empty()) {
-      RLHF_ASSIGN_OR_RETURN(auto calibration, StatedCalibration(spec, samples));
-      metrics.merge(calibration);
-    }
-    return metrics;
-  }
-
-  void Finish(const std::vector<v1::Sample>& samples, const std::map<std::string, v1::Metric>& measured,
-              const std::string& staging) {
+  void Finish(const std::map<std::string, v1::Metric>& metrics, const std::string& staging) {
     v1::Job* row = job();
-    WriteBatch alerts;
-    if (row->spec().has_evaluate()) {
-      for (const auto& [name, metric] : measured) (*row->mutable_result()->mutable_metrics())[name] = metric;
-      const auto rise = measured.find("disparity_rise");
-      const double bound = row->spec().evaluate().max_disparity_rise();
-      if (row->spec().evaluate().has_max_disparity_rise() && rise != measured.end() && rise->second.value() > bound) {
-        v1::Alert alert;
-        alert.set_monitor("disparity");
-        alert.set_value(rise->second.value());
-        alert.set_bound(bound);
-        alert.set_text(
-            absl::StrCat("the largest gap between slices grew by ", rise->second.value(), "; the bound is ", bound));
-        host_->AppendAlert(row, alert, &alerts);
-        host_->Commit(job_id_, std::move(alerts));
-      }
-      for (const auto& [name, metric] : EvaluationMetrics(row->spec().evaluate().graders(), samples))
-        (*row->mutable_result()->mutable_metrics())[name] = metric;
-    } else {
-      std::vector<double> lengths, scores;
-      for (const v1::Sample& sample : samples) {
-        lengths.push_back(sample.response_tokens_size());
-        if (sample.has_score()) scores.push_back(sample.score().total());
-      }
-      (*row->mutable_result()->mutable_metrics())["response_length"] = MeanWithInterval(lengths, Range::kAny);
-      if (!scores.empty()) (*row->mutable_result()->mutable_metrics())["score"] = MeanWithInterval(scores, Range::kAny);
+    for (const auto& [name, metric] : metrics) (*row->mutable_result()->mutable_metrics())[name] = metric;
+    const v1::EvaluateSpec& spec = row->spec().evaluate();
+    const auto rise = metrics.find("disparity_rise");
+    if (spec.has_max_disparity_rise() && rise != metrics.end() && rise->second.value() > spec.max_disparity_rise()) {
+      v1::Alert alert;
+      alert.set_monitor("disparity");
+      alert.set_value(rise->second.value());
+      alert.set_bound(spec.max_disparity_rise());
+      alert.set_text(
+          absl::StrCat("the largest gap between slices grew by ", alert.value(), "; the bound is ", alert.bound()));
+      WriteBatch alerts;
+      host_->AppendAlert(row, alert, &alerts);
+      host_->Commit(job_id_, std::move(alerts));
     }
     PublishSamples(staging);
   }
@@ -284,9 +198,8 @@ class GeneratingDriver final : public Driver, public SamplingListener {
         host_->WhileActive(job_id_, [this, staging](const absl::StatusOr<v1::Artifact>& artifact) {
           if (!artifact.ok()) return FailOrTryAgain(artifact.status(), [this, staging] { PublishSamples(staging); });
           (*job()->mutable_result()->mutable_artifacts())["samples"] = artifact->digest();
-          WriteBatch batch;
-          deps().sampling->MarkDelivered(job_id_, &batch);
-          host_->Succeed(job_id_, std::move(batch));
+          deps().sampling->MarkDelivered(job_id_);
+          host_->Succeed(job_id_, WriteBatch());
         }));
   }
 

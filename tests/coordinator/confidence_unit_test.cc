@@ -20,17 +20,18 @@ class ConfidenceUnitTest : public testing::Test {
     v1::RewardComponent* grader = spec.mutable_graders()->add_components();
     grader->set_name("exact");
     grader->mutable_exact_answer();
-    std::vector<v1::Sample> samples;
+    const auto calibration = StatedCalibration::Make(spec);
+    EXPECT_TRUE(calibration.ok()) << calibration.status();
+    int graded = 0;
     for (const std::string& confidence : stated) {
-      v1::Sample& sample = samples.emplace_back();
+      v1::Sample sample;
       sample.set_response_text(absl::StrCat("Oslo. sure: ", confidence));
       v1::ComponentScore* score = sample.mutable_score()->add_components();
       score->set_name("exact");
-      score->set_value(static_cast<int>(samples.size()) <= right ? 1 : 0);
+      score->set_value(++graded <= right ? 1 : 0);
+      (*calibration)->Add(sample);
     }
-    const auto metrics = StatedCalibration(spec, samples);
-    EXPECT_TRUE(metrics.ok()) << metrics.status();
-    return metrics.value_or(std::map<std::string, v1::Metric>());
+    return (*calibration)->Metrics();
   }
 };
 

@@ -296,6 +296,13 @@ v1::Sample Graded(const std::string& category, double exact, double abstains, do
   return sample;
 }
 
+std::map<std::string, v1::Metric> EvaluationMetrics(const v1::ScorerSpec& graders,
+                                                    const std::vector<v1::Sample>& samples) {
+  EvaluationTally tally(graders);
+  for (const v1::Sample& sample : samples) tally.Add(sample);
+  return tally.Metrics();
+}
+
 TEST(EvaluationTest, RatesByCategoryAndSlice) {
   v1::JobSpec spec;
   spec.set_name("e");
@@ -347,6 +354,35 @@ TEST(EvaluationTest, IntervalsAreWilsons) {
   EXPECT_NEAR(metric.low(), 0.05523, 1e-4);  // R: prop.test(10, 100, correct = FALSE)
   EXPECT_NEAR(metric.high(), 0.17437, 1e-4);
   EXPECT_EQ(MeanWithInterval({}, Range::kUnit).n(), 0);
+}
+
+TEST(MeanTallyTest, IsTheMeanOfAllAndItsIntervalThatOfMoreThanItKeeps) {
+  const auto close = [](const v1::Metric& a, const v1::Metric& b, double within) {
+    EXPECT_EQ(a.n(), b.n());
+    EXPECT_NEAR(a.value(), b.value(), 1e-12);
+    EXPECT_NEAR(a.low(), b.low(), within);
+    EXPECT_NEAR(a.high(), b.high(), within);
+  };
+  for (const size_t n : {size_t{1}, size_t{1000}, MeanTally::kKept, MeanTally::kKept + 1}) {
+    std::vector<double> scores, rates, alike(n, 0.5);
+    MeanTally score, rate, same;
+    for (size_t i = 0; i < n; ++i) {
+      scores.push_back(static_cast<double>(i % 7) * static_cast<double>(i % 11) + 100);
+      rates.push_back(i % 3 == 0 ? 1 : 0);
+      score.Add(scores.back());
+      rate.Add(rates.back());
+      same.Add(0.5);
+    }
+    const bool kept = n <= MeanTally::kKept;
+    const v1::Metric expected = MeanWithInterval(scores, Range::kAny);
+    // A bootstrap of 200 replicates knows the interval's ends to about a tenth of its width.
+    close(score.Metric(Range::kAny), expected, kept ? 0 : 0.15 * (expected.high() - expected.low()));
+    close(rate.Metric(Range::kUnit), MeanWithInterval(rates, Range::kUnit), 1e-12);
+    close(same.Metric(Range::kUnit), MeanWithInterval(alike, Range::kUnit), 1e-12);
+    EXPECT_EQ(same.Metric(Range::kAny).has_low(), false);
+    EXPECT_EQ(score.Metric(Range::kAny).has_low(), n > 1);
+  }
+  EXPECT_EQ(MeanTally().Metric(Range::kUnit).n(), 0);
 }
 
 TEST(CollectTasksTest, NoQuestionIsAskedTwiceAndTheShareOfWrittenOnesHolds) {

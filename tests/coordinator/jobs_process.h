@@ -24,7 +24,7 @@ class NoRewards final : public RewardClient {
 struct JobsProcess {
   // Null: nobody scores; work on batches is done at once.
   JobsProcess(StateStore* store, FakeClock* clock, const std::string& dir, RewardClient* rewards = nullptr,
-              Background* batches = nullptr)
+              Background* batches = nullptr, int issued_at_once = 65'536)
       : loop(clock) {
     payloads = *OpenPayloadStore(dir + "/payloads");
     fleet = MakeFleet(&loop, absl::Hours(1), absl::Hours(3));
@@ -35,7 +35,7 @@ struct JobsProcess {
     groups = MakeLearnerGroups(&loop, fleet.get());
     feedback = MakeFeedback(&loop, store);
     jobs = MakeJobs({&loop, &inline_work, store, events.get(), sampling.get(), groups.get(), feedback.get(),
-                     oversight.get(), artifacts.get(), nullptr, batches});
+                     oversight.get(), artifacts.get(), nullptr, batches, nullptr, issued_at_once});
   }
   // Goes on with the jobs that there are.
   void Recover() {

@@ -1,5 +1,8 @@
 // What is measured of a run: the monitors of reward hacking, an evaluation against an earlier one, calibration.
 #include <cmath>
+#include <map>
+#include <string>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -191,6 +194,17 @@ v1::EvaluateSpec Graded() {
   return spec;
 }
 
+absl::StatusOr<std::map<std::string, v1::Metric>> CompareEvaluations(
+    const v1::EvaluateSpec& spec, const std::vector<v1::Sample>& now,
+    const std::vector<artifact::SampleRecord>& before) {
+  EvaluationComparison comparison(spec);
+  for (const artifact::SampleRecord& sample : before) comparison.AddBefore(sample);
+  for (const v1::Sample& sample : now) {
+    if (const absl::Status status = comparison.Add(sample); !status.ok()) return status;
+  }
+  return comparison.Metrics();
+}
+
 TEST(CompareEvaluationsTest, WinsScoresAndDisparityAgainstAnEarlierPolicy) {
   std::vector<v1::Sample> now;
   std::vector<artifact::SampleRecord> before;
@@ -340,13 +354,15 @@ TEST(StatedCalibrationTest, ConfidenceIsComparedWithBeingRight) {
   samples.push_back(Answered(0, "n", 1, "Oslo."));
   v1::EvaluateSpec spec = Graded();
   spec.set_confidence_pattern("I am (\\d+) % sure");
-  const auto metrics = StatedCalibration(spec, samples);
-  ASSERT_TRUE(metrics.ok()) << metrics.status();
-  EXPECT_NEAR(metrics->at("calibration.ece").value(), 0.5 * 0.4, 1e-12);
-  EXPECT_NEAR(metrics->at("calibration.stated").value(), 20 / 21.0, 1e-12);
-  EXPECT_NEAR(metrics->at("calibration/9").value(), 0.5, 1e-12);
+  const auto calibration = StatedCalibration::Make(spec);
+  ASSERT_TRUE(calibration.ok()) << calibration.status();
+  for (const v1::Sample& sample : samples) (*calibration)->Add(sample);
+  const auto metrics = (*calibration)->Metrics();
+  EXPECT_NEAR(metrics.at("calibration.ece").value(), 0.5 * 0.4, 1e-12);
+  EXPECT_NEAR(metrics.at("calibration.stated").value(), 20 / 21.0, 1e-12);
+  EXPECT_NEAR(metrics.at("calibration/9").value(), 0.5, 1e-12);
   spec.set_confidence_pattern("(");
-  EXPECT_THAT(std::string(StatedCalibration(spec, samples).status().message()), HasSubstr("confidence_pattern: "));
+  EXPECT_THAT(std::string(StatedCalibration::Make(spec).status().message()), HasSubstr("confidence_pattern: "));
 }
 
 }  // namespace
