@@ -1,6 +1,7 @@
 #include "coordinator/oversight.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <optional>
@@ -337,12 +338,12 @@ void CheckWorst(const WorstOf& worst, const v1::GateCondition& condition,
   };
   const auto by_margin = [&](const auto& a, const auto& b) { return margin(a.second) < margin(b.second); };
   auto found = std::min_element(slices.begin(), slices.end(), by_margin);
-  if (condition.by_interval()) {  // a slice that cannot be told is the worst
-    const auto untold = std::find_if(slices.begin(), slices.end(), [](const auto& slice) {
-      return !slice.second.has_low() || !slice.second.has_high();
-    });
-    if (untold != slices.end()) found = untold;
-  }
+  // A slice that cannot be told is the worst.
+  const auto untold = std::find_if(slices.begin(), slices.end(), [&](const auto& slice) {
+    const v1::Metric& metric = slice.second;
+    return std::isnan(metric.value()) || (condition.by_interval() && !(metric.has_low() && metric.has_high()));
+  });
+  if (untold != slices.end()) found = untold;
   result->set_holds(Within(condition, found->first, found->second, result));
   if (result->holds() || !result->problem().empty()) return;
   result->set_problem(absl::StrFormat(

@@ -34,6 +34,14 @@ bool Transient(absl::StatusCode code) {
 
 std::string ProblemOf(const v1::Score& score, const v1::Sample& sample, bool reference) {
   if (!std::isfinite(score.total())) return "the score is not finite";
+  // Parts of a component too, and what is only measured: all of it goes into JSON lines, which have no such number.
+  if (!std::isfinite(score.gold_total())) return "the gold score is not finite";
+  for (const auto* components : {&score.components(), &score.gold()}) {
+    for (const v1::ComponentScore& component : *components) {
+      if (!std::isfinite(component.value()))
+        return absl::StrCat("the value of component \"", component.name(), "\" is not finite");
+    }
+  }
   if (reference && score.reference_log_probs_size() != sample.response_tokens_size()) {
     return absl::StrCat("expected ", sample.response_tokens_size(), " reference log-probabilities, found ",
                         score.reference_log_probs_size());

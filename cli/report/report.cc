@@ -232,6 +232,7 @@ std::string OverOptimization(const ReportStage& stage) {
     for (const auto& point : stage.points) {
       const auto kl = point.values().find("kl"), value = point.values().find(metric);
       if (kl == point.values().end() || value == point.values().end() || !(kl->second >= 0)) continue;
+      if (!std::isfinite(kl->second) || !std::isfinite(value->second)) continue;
       one.points.emplace_back(std::sqrt(kl->second), value->second);
     }
     std::sort(one.points.begin(), one.points.end());

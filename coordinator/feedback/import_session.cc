@@ -1,5 +1,6 @@
 #include "coordinator/feedback/import_session.h"
 
+#include <cmath>
 #include <filesystem>
 #include <utility>
 
@@ -42,6 +43,13 @@ std::string ImportProblem(const v1::Comparison& comparison) {
   if (comparison.first().text() == comparison.second().text()) return "first, second: expected two different texts";
   if (!(comparison.strength() >= 0 && comparison.strength() <= 1))
     return absl::StrCat("strength: expected 0 to 1, found ", comparison.strength());
+  for (const auto& [field, ratings] : {std::pair("first_ratings", &comparison.first_ratings()),
+                                       std::pair("second_ratings", &comparison.second_ratings())}) {
+    for (const auto& [criterion, value] : *ratings) {
+      if (!std::isfinite(value))
+        return absl::StrCat(field, ".", criterion, ": expected a finite number, found ", value);
+    }
+  }
   if (comparison.id().size() > kLongestId) return absl::StrCat("id: expected at most ", kLongestId, " bytes");
   for (const char c : comparison.id()) {
     if (static_cast<unsigned char>(c) < 0x20) return "id: expected no control characters";

@@ -1,6 +1,7 @@
 #include "common/spec_loader.h"
 
 #include <fstream>
+#include <limits>
 
 #include <gmock/gmock.h>
 #include <google/protobuf/util/message_differencer.h>
@@ -174,6 +175,12 @@ TEST(SpecLoaderTest, JsonHasSnakeCaseNames) {
   v1::JobSpec job;
   job.mutable_sft()->set_batch_size(4);
   EXPECT_EQ(ToJson(job, /*pretty=*/false), R"({"sft":{"batch_size":4}})");
+  // JSON has no number that is not finite: protobuf's has names for them.
+  v1::Metric metric;
+  metric.set_value(std::numeric_limits<double>::quiet_NaN());
+  metric.set_low(-std::numeric_limits<double>::infinity());
+  metric.set_high(std::numeric_limits<double>::infinity());
+  EXPECT_EQ(ToJson(metric, /*pretty=*/false), R"({"value":"NaN","low":"-Infinity","high":"Infinity"})");
   EXPECT_THAT(ToJson(job), HasSubstr("\n"));
 }
 

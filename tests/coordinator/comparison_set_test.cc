@@ -1,5 +1,6 @@
 // What stands behind people's judgements: agreement between raters, sets and their digests, imports.
 #include <cmath>
+#include <limits>
 #include <set>
 #include <sstream>
 #include <string>
@@ -13,6 +14,7 @@
 #include "coordinator/feedback/agreement.h"
 #include "coordinator/feedback/comparison_set.h"
 #include "coordinator/feedback/import_log.h"
+#include "coordinator/feedback/import_session.h"
 #include "tests/coordinator/memory_store.h"
 #include "tests/testing/golden.h"
 #include "tests/testing/scratch_dir.h"
@@ -253,6 +255,20 @@ TEST(ComparisonSetTest, ChatsWithoutATextDifferByTheirMessages) {
   EXPECT_NE(ComparisonDigest(chat("Who?")), ComparisonDigest(chat("Why?"))) << "no duplicate of the other";
   // As sets that were made before have it.
   EXPECT_EQ(ComparisonDigest(Judged("a", 1, true, false)), "bcb8a36ad836ec2daaff18cfbe1ae4db");
+}
+
+TEST(ImportTest, RatingsAreFiniteNumbers) {
+  v1::Comparison comparison;
+  comparison.mutable_prompt()->set_text("Q");
+  comparison.mutable_first()->set_text("one");
+  comparison.set_preference(v1::FIRST);
+  (*comparison.mutable_first_ratings())["honest"] = 7;
+  (*comparison.mutable_second_ratings())["honest"] = -1;
+  EXPECT_EQ(ImportProblem(comparison), "");
+  (*comparison.mutable_second_ratings())["honest"] = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_EQ(ImportProblem(comparison), "second_ratings.honest: expected a finite number, found nan");
+  (*comparison.mutable_first_ratings())["honest"] = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(ImportProblem(comparison), "first_ratings.honest: expected a finite number, found inf");
 }
 
 TEST(ImportLogTest, OnlyWhatWasAcknowledgedIsRead) {

@@ -1,5 +1,6 @@
 // What is measured of a run: the monitors of reward hacking, an evaluation against an earlier one, calibration.
 #include <cmath>
+#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -341,6 +342,9 @@ TEST(CheckConditionTest, TheWorstSliceDecides) {
   condition.clear_min();
   condition.set_max(0.9);
   EXPECT_EQ(CheckCondition(condition, metrics).found().value(), 1) << "the highest is the worst";
+  set("acc{dialect=none}", std::numeric_limits<double>::quiet_NaN());
+  EXPECT_FALSE(CheckCondition(condition, metrics).holds());
+  EXPECT_THAT(CheckCondition(condition, metrics).problem(), HasSubstr("acc{dialect=none}, is nan"));
   condition.set_stage("check");
   EXPECT_TRUE(CheckCondition(condition, metrics).holds());
   condition.set_metric("worst.loss");

@@ -1,5 +1,9 @@
 // What scorers' failures cost, and how many samples a request to them has.
+#include <functional>
+#include <limits>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -45,6 +49,40 @@ TEST_F(SamplingTest, AScorersOwnErrorSpendsAttemptsAndThenFailsTheSample) {
   ASSERT_EQ(listener_.failed.size(), 4u);
   EXPECT_THAT(listener_.failed[0], HasSubstr("the scorer said so"));
   EXPECT_EQ(Counts().failed(), 4);
+}
+
+// A number that is not finite would come to people and other jobs as none: JSON has no such number.
+TEST_F(SamplingTest, AScoreThatIsNotFiniteInAnyPartIsNoScore) {
+  const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
+  const std::vector<std::pair<std::string, std::function<void(v1::Score*)>>> wrong = {
+      {"the score is not finite", [&](v1::Score* score) { score->set_total(nan); }},
+      {"the gold score is not finite", [&](v1::Score* score) { score->set_gold_total(infinity); }},
+      {"the value of component \"liked\" is not finite",
+       [&](v1::Score* score) {
+         score->add_components()->set_name("good");
+         v1::ComponentScore* component = score->add_components();
+         component->set_name("liked");
+         component->set_value(nan);
+       }},
+      {"the value of component \"honest\" is not finite", [&](v1::Score* score) {
+         v1::ComponentScore* component = score->add_gold();
+         component->set_name("honest");
+         component->set_value(-infinity);
+       }}};
+  AddJob(/*policy_step=*/100, /*max_attempts=*/1);
+  for (size_t i = 0; i < wrong.size(); ++i) {
+    rewards_.answer = [&](const v1::ScoreRequest& request) {
+      absl::StatusOr<v1::ScoreResponse> response = Ones(request);
+      wrong[i].second(response->mutable_scores(0)->mutable_score());
+      return response;
+    };
+    listener_.failed.clear();
+    Issue(static_cast<int64_t>(i) + 1);
+    Generate(Lease());
+    ASSERT_EQ(listener_.failed.size(), 1u) << wrong[i].first;
+    EXPECT_THAT(listener_.failed[0], HasSubstr(wrong[i].first));
+    EXPECT_EQ(Counts().scored(), 3 * static_cast<int64_t>(i + 1));
+  }
 }
 
 TEST_F(SamplingTest, RequestsThatTakeTooLongAreHalved) {

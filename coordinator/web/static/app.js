@@ -122,8 +122,10 @@ export function poll(seconds, errors, fn) {
   return round();
 }
 
+// Numbers that are not finite come as "NaN", "Infinity" or "-Infinity": JSON has none.
 export function number(value) {
   if (value === undefined || value === null || Number.isNaN(value)) return "–";
+  if (!Number.isFinite(value)) return String(value);
   const size = Math.abs(value);
   if (value === 0) return "0";
   if (size >= 1e5 || size < 1e-3) return value.toExponential(2);
