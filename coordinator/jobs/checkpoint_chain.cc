@@ -14,6 +14,12 @@ std::string CheckpointKey(const std::string& job_id, int64_t step) {
   return KeyOf(CheckpointPrefix(job_id), {static_cast<uint64_t>(step)});
 }
 
+int64_t StepOfCheckpoint(const std::string& job_id, absl::string_view key) {
+  int64_t step = 0;
+  for (const char c : key.substr(CheckpointPrefix(job_id).size())) step = step << 8 | static_cast<uint8_t>(c);
+  return step;
+}
+
 }  // namespace
 
 void CheckpointChain::Add(int64_t step, const std::string& digest, WriteBatch* batch) {
@@ -32,6 +38,7 @@ void CheckpointChain::LetGo(int64_t before, const std::string& newest, WriteBatc
   const v1::Job* row = host_->Find(job_id_);
   const v1::RetentionSpec& retention = row->spec().retention();
   std::vector<std::string> deleted;
+  int64_t oldest = before;  // that the job may go back to
   if (retention.checkpoints() > 0) {
     std::vector<std::pair<std::string, std::string>> older;  // by step; the newest is in the batch only
     const absl::Status read = host_->deps().store->Scan(Table::kMeta, CheckpointPrefix(job_id_),
@@ -41,21 +48,23 @@ void CheckpointChain::LetGo(int64_t before, const std::string& newest, WriteBatc
                                                           return true;
                                                         });
     if (!read.ok()) return;  // the next one tries again
-    for (size_t i = 0; i + static_cast<size_t>(retention.checkpoints()) <= older.size(); ++i) {
+    const size_t kept = std::min(older.size(), static_cast<size_t>(retention.checkpoints()) - 1);
+    for (size_t i = 0; i + kept < older.size(); ++i) {
       batch->Erase(Table::kMeta, older[i].first);
       if (older[i].second != newest) deleted.push_back(older[i].second);
     }
+    if (kept > 0) oldest = StepOfCheckpoint(job_id_, older[older.size() - kept].first);
   }
   if (deleted.empty() && retention.sample_steps() == 0) return;
   // Once this turn's commit is durable, which says that nobody goes back there.
-  host_->deps().loop->Post([host = host_, job_id = job_id_, before, deleted] {
-    host->Commit(job_id, WriteBatch(), [host, job_id, before, deleted] {
+  host_->deps().loop->Post([host = host_, job_id = job_id_, oldest, deleted] {
+    host->Commit(job_id, WriteBatch(), [host, job_id, oldest, deleted] {
       for (const std::string& digest : deleted) host->DeleteCheckpoint(digest);
       const v1::Job* job = host->Find(job_id);
       if (job == nullptr) return;
       const int64_t kept = job->spec().retention().sample_steps();
       if (kept > 0 && host->deps().retention != nullptr)
-        host->deps().retention->FreeThrough(job_id, std::min(before, job->step() - kept));
+        host->deps().retention->FreeThrough(job_id, std::min(oldest, job->step() - kept));
     });
   });
 }

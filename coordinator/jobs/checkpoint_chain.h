@@ -1,5 +1,5 @@
 // A job's checkpoints, the newest in the job's row and every one in a row of its own: the one before takes the newest's
-// place should that be damaged. Loop thread only.
+// place should that be damaged, and so on. Loop thread only.
 #pragma once
 
 #include <string>
@@ -21,7 +21,9 @@ class CheckpointChain {
   bool due(bool leaving) const;
 
  private:
-  // What the job's retention does not keep, now that `newest` is durable and `before` is the step of the one before.
+  // What the job's retention does not keep, now that `newest` is durable and `before` is the step of the one before:
+  // older checkpoints, and samples that a return to none of those that are kept would train from again. A job that
+  // keeps all its checkpoints keeps samples for the newest two, or it would free none.
   void LetGo(int64_t before, const std::string& newest, WriteBatch* batch);
 
   JobHost* const host_;

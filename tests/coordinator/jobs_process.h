@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "coordinator/jobs.h"
+#include "coordinator/payload_retention.h"
 #include "tests/coordinator/manual_loop.h"
 #include "tests/coordinator/memory_store.h"
 #include "tests/testing/fake_clock.h"
@@ -34,8 +35,9 @@ struct JobsProcess {
     sampling = MakeSampling(&loop, store, payloads.get(), fleet.get(), rewards != nullptr ? rewards : &no_rewards);
     groups = MakeLearnerGroups(&loop, fleet.get());
     feedback = MakeFeedback(&loop, store);
+    retention = std::make_unique<PayloadRetention>(&loop, &inline_work, store, payloads.get());
     jobs = MakeJobs({&loop, &inline_work, store, events.get(), sampling.get(), groups.get(), feedback.get(),
-                     oversight.get(), artifacts.get(), nullptr, batches, nullptr, issued_at_once});
+                     oversight.get(), artifacts.get(), nullptr, batches, retention.get(), issued_at_once});
   }
   // Goes on with the jobs that there are.
   void Recover() {
@@ -56,6 +58,7 @@ struct JobsProcess {
   std::unique_ptr<Sampling> sampling;
   std::unique_ptr<LearnerGroups> groups;
   std::unique_ptr<Feedback> feedback;
+  std::unique_ptr<PayloadRetention> retention;
   std::unique_ptr<Jobs> jobs;
 };
 
