@@ -1,10 +1,13 @@
 #include "cli/kubernetes.h"
 
+#include <algorithm>
+
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "artifact/digest.h"
 #include "cli/deploy_files.h"
 
 namespace rlhf::cli {
@@ -20,6 +23,8 @@ std::string SecretManifest(const std::string& name, const std::string& name_spac
 
 namespace {
 
+constexpr size_t kLongestJobName = 34;  // "rlhf-NAME-01234567-rollout-0-1234" has 63 characters at most
+
 std::string ConfigMap(const std::string& name, const OwnFleet& fleet, const std::string& key, const std::string& text) {
   std::string manifest = absl::StrCat("---\napiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: ", name,
                                       "\n  namespace: ", fleet.name_space,
@@ -30,6 +35,17 @@ std::string ConfigMap(const std::string& name, const OwnFleet& fleet, const std:
 }
 
 }  // namespace
+
+std::string FleetName(const std::string& job, const std::string& job_yaml, const std::string& request_id) {
+  std::string name = absl::AsciiStrToLower(job);
+  for (char& c : name) {
+    if (!absl::ascii_isalnum(static_cast<unsigned char>(c))) c = '-';
+  }
+  name = name.substr(name.find_first_not_of('-') == std::string::npos ? name.size() : name.find_first_not_of('-'));
+  name.resize(std::min(name.size(), kLongestJobName));
+  const std::string digest = artifact::Sha256Hex(absl::StrCat(request_id.size(), "/", request_id, job_yaml));
+  return absl::StrCat(name.empty() ? "job" : name, "-", digest.substr(0, 8));
+}
 
 std::string OwnFleetManifest(const std::string& name, const std::string& job_yaml, const OwnFleet& fleet) {
   const std::string own = absl::StrCat("rlhf-", name);

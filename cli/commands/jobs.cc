@@ -134,7 +134,7 @@ int PrintManifests(SpecFlags flags, const v1::JobSpec& spec) {
                                    "and name their aliases instead"));
   }
   if (spec.learners().has_ranks()) flags.fleet.learners = spec.learners().ranks();
-  std::fputs(OwnFleetManifest(spec.name(), yaml, flags.fleet).c_str(), stdout);
+  std::fputs(OwnFleetManifest(FleetName(spec.name(), yaml, flags.request_id), yaml, flags.fleet).c_str(), stdout);
   return v1::EXIT_OK;
 }
 
@@ -267,7 +267,8 @@ void AddJobCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   auto* submit = app.add_subcommand("submit", "Submit a job from a YAML file");
   submit->add_option("file", flags->file, "The job's YAML file")->required();
   submit->add_option("--set", flags->set, "key=value for ${key} in the file; may be repeated");
-  submit->add_option("--request-id", flags->request_id, "Submits at most once under this id (default: a new one)");
+  submit->add_option("--request-id", flags->request_id,
+                     "Submits at most once under this id (default: a new one); with --kubernetes part of the name");
   submit->add_flag("--follow", flags->follow, "Follow it to its end; the exit code is the job's");
   submit->add_flag("--kubernetes", flags->kubernetes,
                    "Print ConfigMaps and a JobSet that run the job with a fleet of its own, for kubectl apply -f -");

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "cli/certificate_check.h"
+#include "cli/kubernetes.h"
 #include "cli/memory_plan.h"
 #include "cli/output.h"
 #include "cli/secret_file.h"
@@ -147,18 +148,41 @@ TEST(SubmitKubernetes, PrintsAJobWithItsOwnFleet) {
   ASSERT_TRUE(WriteFileDurably(dir.File("job.yaml"),
                                "name: mine\nlearners: {ranks: 3}\nsft: {model: m, data: d, steps: 1, batch_size: 1}\n")
                   .ok());
-  const CommandResult printed = Ctl("submit --kubernetes --registry r.example/x --tag 7 " + dir.File("job.yaml"));
+  const std::string submit = "submit --kubernetes --registry r.example/x --tag 7 ";
+  const CommandResult printed = Ctl(submit + dir.File("job.yaml"));
   ASSERT_EQ(printed.code, 0) << printed.output;
-  for (const char* part :
-       {"kind: JobSet", "  name: rlhf-mine\n  namespace: rlhf", "image: r.example/x/learner:7", "parallelism: 3",
-        "configMap: {name: rlhf-mine-learner}", "name: rlhf-mine-job", "batch_size: 1"})
+  const size_t at = printed.output.find("  name: rlhf-mine-");
+  ASSERT_NE(at, std::string::npos) << printed.output;
+  const std::string name = printed.output.substr(at + 8, sizeof("rlhf-mine-01234567") - 1);
+  EXPECT_THAT(name, testing::MatchesRegex("rlhf-mine-[0-9a-f]{8}"));
+  for (const std::string& part :
+       {std::string("kind: JobSet"), "  name: " + name + "\n  namespace: rlhf",
+        std::string("image: r.example/x/learner:7"), std::string("parallelism: 3"),
+        "configMap: {name: " + name + "-learner}", "name: " + name + "-job",
+        "value: rlhf-learner-" + name.substr(5) + "-$(POD_INDEX)", std::string("batch_size: 1")})
     EXPECT_THAT(printed.output, HasSubstr(part));
+  EXPECT_EQ(Ctl(submit + dir.File("job.yaml")).output, printed.output) << "what is applied twice is one job";
+  EXPECT_THAT(Ctl(submit + "--request-id again " + dir.File("job.yaml")).output, Not(HasSubstr(name)));
   for (const char* left : {"own-fleet", "suspend: true", "image: rlhf-"})
     EXPECT_THAT(printed.output, Not(HasSubstr(left)));
   ASSERT_TRUE(
       WriteFileDurably(dir.File("job.yaml"), "name: mine\nsft: {model: \"file:m\", data: d, steps: 1, batch_size: 1}\n")
           .ok());
   EXPECT_EQ(Ctl("submit --kubernetes " + dir.File("job.yaml")).code, 2);
+}
+
+TEST(SubmitKubernetes, AJobsNameIsADnsLabelOfItsOwn) {
+  const auto is_label = testing::MatchesRegex("[a-z0-9]([-a-z0-9]*[a-z0-9])?");
+  for (const std::string& job :
+       {std::string("mine"), std::string(63, 'a'), std::string("--Mine_2.0--"), std::string()}) {
+    const std::string name = FleetName(job, "steps: 1", "");
+    EXPECT_THAT(name, is_label) << job;
+    EXPECT_LE(("rlhf-" + name + "-rollout-0-1234").size(), 63u);
+    EXPECT_NE(name, FleetName(job, "steps: 2", ""));
+    EXPECT_NE(name, FleetName(job, "steps: 1", "again"));
+    EXPECT_EQ(name, FleetName(job, "steps: 1", ""));
+  }
+  EXPECT_NE(FleetName(std::string(63, 'a'), "a", ""), FleetName(std::string(62, 'a') + "b", "b", ""));
 }
 
 TEST(Plan, CountsWhatTrainingHolds) {
