@@ -175,6 +175,7 @@ const std::vector<Panel>& Panels() {
       {"KL to the reference, nats a sequence", {{"kl", "kl"}}},
       {"Loss", {{"loss", "loss"}}},
       {"Policy loss", {{"loss/policy", "policy"}}},
+      {"KL in the loss, a token, before its coefficient", {{"loss/kl", "kl"}}},
       {"Value loss", {{"loss/value", "value"}}},
       {"Supervised loss (ptx)", {{"loss/ptx", "ptx"}}},
       {"Accuracy", {{"accuracy", "accuracy"}}},

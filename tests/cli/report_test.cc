@@ -2,6 +2,7 @@
 #include "cli/report/report.h"
 
 #include <cmath>
+#include <limits>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -86,6 +87,30 @@ TEST(ReportTest, ProxyAndGoldRewardAreDrawnOverTheRootOfTheKl) {
   EXPECT_THAT(RenderReport(data), Not(HasSubstr("Gold reward by category")));
   for (auto& point : ppo.points) point.mutable_values()->erase("monitor/score");
   EXPECT_THAT(RenderReport(data), Not(HasSubstr("√KL")));
+}
+
+TEST(ReportTest, TheKlInTheLossIsDrawnWhereAJobHasIt) {
+  ReportData data;
+  data.job.mutable_spec()->set_name("run");
+  ReportStage& ppo = data.stages.emplace_back(Stage("ppo"));
+  ppo.job.mutable_spec()->mutable_ppo();
+  for (int step = 1; step <= 3; ++step) {
+    v1::MetricPoint& point = ppo.points.emplace_back();
+    point.set_step(step);
+    (*point.mutable_values())["kl"] = step;
+    (*point.mutable_values())["loss/kl"] = step * 0.125;
+  }
+  const std::string chart =
+      From(RenderReport(data), "aria-label=\"KL in the loss, a token, before its coefficient\"", "</svg>");
+  EXPECT_THAT(chart, HasSubstr(">0.3<")) << "its axis, up to 0.375";
+  // A number that is not finite is no point of any chart.
+  (*ppo.points[1].mutable_values())["loss/kl"] = std::numeric_limits<double>::quiet_NaN();
+  (*ppo.points[1].mutable_values())["kl"] = std::numeric_limits<double>::infinity();
+  (*ppo.points[1].mutable_values())["monitor/score"] = 1;
+  (*ppo.points[2].mutable_values())["monitor/score"] = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_THAT(RenderReport(data), Not(testing::ContainsRegex("[^a-z](nan|inf)[^a-z]")));
+  for (auto& point : ppo.points) point.mutable_values()->erase("loss/kl");
+  EXPECT_THAT(RenderReport(data), Not(HasSubstr("KL in the loss")));
 }
 
 TEST(ReportTest, ARewardModelStandsBesideItsBaselinesWithItsCalibration) {

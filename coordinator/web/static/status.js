@@ -4,7 +4,7 @@ import {curves} from "/curves.js";
 
 const kCurves = [
   ["reward/mean", ""], ["gold/mean", ""], ["kl", "nats a sequence"], ["kl_coefficient", ""], ["loss", ""],
-  ["loss/policy", ""], ["loss/value", ""], ["loss/ptx", ""], ["log_loss", ""], ["accuracy", ""], ["clip_ratio", ""],
+  ["loss/policy", ""], ["loss/kl", "a token"], ["loss/value", ""], ["loss/ptx", ""], ["log_loss", ""], ["accuracy", ""], ["clip_ratio", ""],
   ["entropy", "nats"], ["explained_variance", ""], ["response_length", "tokens"], ["grad_norm/policy", ""],
   ["samples_per_second", ""], ["learning_rate", ""],
 ];
