@@ -1,5 +1,6 @@
-// Every step of a PPO job that was ever committed, those rolled back since too: what a replay is compared with. A row
-// of rlhf.v1.CommittedStep each. Not thread-safe.
+// The steps of a PPO job that were committed: what a replay is compared with. Those that were rolled back are among
+// them until a step before them is committed with other weights, which begins another history. A row of
+// rlhf.v1.CommittedStep each. Not thread-safe.
 #pragma once
 
 #include <cstdint>

@@ -112,8 +112,8 @@ std::unique_ptr<Driver> MakeGeneratingDriver(JobHost* host, const std::string& j
 std::unique_ptr<Driver> MakeCollectDriver(JobHost* host, const std::string& job_id);
 std::unique_ptr<Driver> MakePipelineDriver(JobHost* host, const std::string& job_id);
 
-// Reads a prompts artifact off the loop; `then` runs on the loop. With a seed the order is shuffled by it; limit 0 is
-// all.
+// Reads a prompts artifact off the loop; `then` runs on the loop. In the file's order, or shuffled by the seed; of
+// these the first `limit`, where 0 is all.
 void LoadPrompts(const JobsDeps& deps, const std::string& digest, bool shuffle, uint64_t seed, int limit,
                  absl::AnyInvocable<void(absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>>)> then);
 // The digest a reference of the job's specification was resolved to; empty for an empty reference.

@@ -1,5 +1,5 @@
-// A job that trains without a ledger (sft, reward_model): a learner group from first to last step. PpoDriver builds on
-// it.
+// A job that trains without a ledger (sft, reward_model): its learner group, which it leaves for a pause or for a job
+// of higher priority, and its checkpoints. PpoDriver builds on it.
 #pragma once
 
 #include <string>
