@@ -1,40 +1,22 @@
+// Which artifacts there are, under which names, and who sees them.
 #include "coordinator/artifacts.h"
 
 #include <algorithm>
-#include <filesystem>
-#include <functional>
-#include <map>
-#include <set>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "artifact/digest.h"
-#include "common/log.h"
 #include "common/spec_loader.h"
 #include "common/status_util.h"
+#include "coordinator/artifacts_impl.h"
 #include "coordinator/names.h"
 #include "coordinator/page_limit.h"
-#include "coordinator/upload_registry.h"
 
 namespace rlhf::coordinator {
 namespace {
 
-namespace fs = std::filesystem;
-
-constexpr absl::Duration kUploadAbandonedAfter = absl::Hours(24 * 7);
-constexpr absl::Duration kAbandonedAfter = absl::Hours(24);
-constexpr char kUpload[] = "upload-";
 constexpr int kDefaultPage = 100;
-
-bool IsUpload(const std::string& staging_name) {
-  return absl::StartsWith(staging_name, kUpload);
-}
-
-std::string KeyOfAlias(const std::string& project, const std::string& name) {
-  return absl::StrCat(project, "/", name);
-}
 
 bool NewerFirst(const v1::Artifact* a, const v1::Artifact* b) {
   if (a->created_at().seconds() != b->created_at().seconds())
@@ -43,56 +25,16 @@ bool NewerFirst(const v1::Artifact* a, const v1::Artifact* b) {
   return a->digest() < b->digest();
 }
 
-class ArtifactsImpl final : public Artifacts {
- public:
-  ArtifactsImpl(EventLoop* loop, Background* background, StateStore* store, std::string root)
-      : loop_(loop), background_(background), store_(store), root_(std::move(root)) {}
+}  // namespace
 
-  absl::Status Recover() override;
-  absl::StatusOr<v1::Artifact> Resolve(const std::string& reference, const std::string& project) override;
-  absl::StatusOr<std::string> Path(const std::string& digest) const override { return root_.Path(digest); }
-  void PublishDirectory(const std::string& staging_dir, const std::string& kind, const std::string& project,
-                        const std::string& created_by, Done<v1::Artifact> done) override;
-  absl::StatusOr<std::string> MakeStaging() override {
-    absl::StatusOr<std::string> staging = root_.MakeStaging();
-    if (!staging.ok()) return WithVolumeReason(staging.status());
-    staged_.insert(*staging);
-    return staging;
-  }
-  void SweepStaging() override;
-  void StartUpload(const v1::StartUploadRequest& request, Done<v1::StartUploadResponse> done) override;
-  absl::Status WriteChunk(const v1::UploadChunk& chunk) override;
-  std::string ProjectOfUpload(const std::string& upload_id) const override;
-  void FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request,
-                    Done<v1::Artifact> done) override;
-  void Register(const v1::RegisterArtifactRequest& request, Done<v1::Artifact> done) override;
-  absl::StatusOr<v1::ListArtifactsResponse> List(const v1::ListArtifactsRequest& request) override;
-  void SetAlias(const v1::SetAliasRequest& request, Done<v1::Artifact> done) override;
-  void Pin(const v1::PinArtifactRequest& request, Done<v1::Artifact> done) override;
-  void Delete(const v1::DeleteArtifactRequest& request, Done<v1::DeleteArtifactResponse> done) override;
+std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, Background* background, StateStore* store,
+                                         std::string artifact_root) {
+  return std::make_unique<ArtifactsImpl>(loop, background, store, std::move(artifact_root));
+}
 
- private:
-  bool Visible(const v1::Artifact& artifact, const std::string& project) const;
-  v1::Artifact View(const v1::Artifact& artifact, const std::string& project) const;
-  absl::StatusOr<const v1::Artifact*> FindDigest(const std::string& digest) const;
-  void AfterPublish(const std::string& upload_id, std::shared_ptr<Upload> upload, const std::string& subject,
-                    absl::StatusOr<artifact::Manifest> manifest);
-  void Record(const artifact::Manifest& manifest, const std::string& kind, const std::string& project,
-              const std::string& created_by, const std::string& alias, Done<v1::Artifact> done);
-  // Makes the rows durable, then the same true in memory, then answers.
-  void Commit(WriteBatch batch, std::function<void()> apply, Done<v1::Artifact> done, const std::string& digest,
-              const std::string& project);
-  EventLoop* const loop_;
-  Background* const background_;
-  StateStore* const store_;
-  const artifact::ArtifactRoot root_;
-
-  std::map<std::string, v1::Artifact> artifacts_;  // by digest
-  std::map<std::string, std::string>
-      aliases_;  // "project/name" to digest; the name "sha256:…" marks a digest as known to a project
-  UploadRegistry uploads_;
-  std::set<std::string> staged_;  // folders that were made for this process; those that are gone leave at a sweep
-};
+std::string ArtifactsImpl::KeyOfAlias(const std::string& project, const std::string& name) {
+  return absl::StrCat(project, "/", name);
+}
 
 absl::Status ArtifactsImpl::Recover() {
   absl::Status bad;
@@ -116,30 +58,8 @@ absl::Status ArtifactsImpl::Recover() {
     return true;
   }));
   RLHF_RETURN_IF_ERROR(bad);
-  // Uploads that nobody came back to finish. Only now: none goes on yet.
-  root_.SweepStaging(kUploadAbandonedAfter, [](const std::string& name) { return !IsUpload(name); });
+  SweepUploads();
   return absl::OkStatus();
-}
-
-void ArtifactsImpl::SweepStaging() {
-  background_->Run([this, staged = staged_] {
-    std::set<std::string> own;
-    std::vector<std::string> gone;
-    for (const std::string& folder : staged) {
-      std::error_code error;
-      if (fs::exists(folder, error) || error) {
-        own.insert(fs::path(folder).filename().string());
-      } else {
-        gone.push_back(folder);
-      }
-    }
-    const int removed = root_.SweepStaging(
-        kAbandonedAfter, [&own](const std::string& name) { return IsUpload(name) || own.count(name) > 0; });
-    if (removed > 0) spdlog::info("removed {} staging folders of {}: who made them is gone", removed, root_.root());
-    loop_->Post([this, gone = std::move(gone)] {
-      for (const std::string& folder : gone) staged_.erase(folder);
-    });
-  });
 }
 
 bool ArtifactsImpl::Visible(const v1::Artifact& artifact, const std::string& project) const {
@@ -250,135 +170,6 @@ void ArtifactsImpl::Record(const artifact::Manifest& manifest, const std::string
         for (const std::string& name : names) aliases_[name] = row.digest();
       },
       std::move(done), digest, project);
-}
-
-void ArtifactsImpl::PublishDirectory(const std::string& staging_dir, const std::string& kind,
-                                     const std::string& project, const std::string& created_by,
-                                     Done<v1::Artifact> done) {
-  background_->Run([this, staging_dir, kind, project, created_by, done = std::move(done)]() mutable {
-    absl::StatusOr<artifact::Manifest> manifest = root_.PublishStaged(staging_dir);
-    loop_->Post([this, kind, project, created_by, manifest = std::move(manifest), done = std::move(done)]() mutable {
-      if (!manifest.ok()) return done(WithVolumeReason(manifest.status()));
-      Record(*manifest, kind, project.empty() ? "default" : project, created_by, "", std::move(done));
-    });
-  });
-}
-
-void ArtifactsImpl::StartUpload(const v1::StartUploadRequest& request, Done<v1::StartUploadResponse> done) {
-  const auto check = [&]() -> absl::StatusOr<std::string> {
-    RLHF_RETURN_IF_ERROR(CheckName("project", request.project()));
-    RLHF_RETURN_IF_ERROR(CheckText("kind", request.kind(), 32));
-    if (!request.alias().empty()) RLHF_RETURN_IF_ERROR(CheckAlias("alias", request.alias()));
-    return DigestOf(request.files());
-  };
-  const absl::StatusOr<std::string> digest = check();
-  if (!digest.ok()) return done(digest.status());
-  v1::StartUploadResponse response;
-  response.set_digest(*digest);
-  // The same files in the same project are the same upload, also for another process or after a restart.
-  response.set_upload_id(artifact::Sha256Hex(KeyOfAlias(request.project(), *digest)).substr(0, 32));
-
-  const auto known = artifacts_.find(*digest);
-  if (known != artifacts_.end() && Visible(known->second, request.project()) && root_.Has(*digest)) {
-    response.set_complete(true);
-    for (const v1::FileEntry& file : request.files()) response.add_offsets(file.size());
-    if (request.alias().empty()) return done(std::move(response));
-    v1::SetAliasRequest alias;
-    alias.set_digest(*digest);
-    alias.set_project(request.project());
-    alias.set_alias(request.alias());
-    return SetAlias(
-        alias, [response = std::move(response), done = std::move(done)](absl::StatusOr<v1::Artifact> artifact) mutable {
-          if (!artifact.ok()) return done(artifact.status());
-          done(std::move(response));
-        });
-  }
-  if (const std::shared_ptr<Upload> upload = uploads_.Find(response.upload_id()); upload != nullptr) {
-    upload->alias = request.alias();
-    for (const uint64_t offset : upload->session->Offsets()) response.add_offsets(offset);
-    return done(std::move(response));
-  }
-  const std::string staging = absl::StrCat(root_.root(), "/.staging/", kUpload, response.upload_id());
-  background_->Run([this, request, staging, response = std::move(response), done = std::move(done)]() mutable {
-    absl::StatusOr<std::shared_ptr<UploadSession>> session = UploadSession::Open(request, staging);
-    loop_->Post([this, request, session = std::move(session), response = std::move(response),
-                 done = std::move(done)]() mutable {
-      if (!session.ok()) return done(session.status());
-      std::shared_ptr<Upload> upload = uploads_.Find(response.upload_id());  // another call may have been faster
-      if (upload == nullptr) {
-        upload = std::make_shared<Upload>();
-        upload->session = *std::move(session);
-        upload->digest = response.digest();
-        uploads_.Keep(response.upload_id(), upload);
-      }
-      upload->alias = request.alias();
-      for (const uint64_t offset : upload->session->Offsets()) response.add_offsets(offset);
-      done(std::move(response));
-    });
-  });
-}
-
-std::string ArtifactsImpl::ProjectOfUpload(const std::string& upload_id) const {
-  const std::shared_ptr<Upload> upload = uploads_.Find(upload_id);
-  return upload == nullptr ? "" : upload->session->request().project();
-}
-
-absl::Status ArtifactsImpl::WriteChunk(const v1::UploadChunk& chunk) {
-  const std::shared_ptr<Upload> upload = uploads_.Find(chunk.upload_id());
-  if (upload != nullptr) return upload->session->Write(chunk);
-  return absl::NotFoundError(
-      absl::StrCat("no upload \"", chunk.upload_id().substr(0, 64), "\" is open; start it again, nothing is lost"));
-}
-
-void ArtifactsImpl::FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request,
-                                 Done<v1::Artifact> done) {
-  const std::string& id = request.upload_id();
-  std::shared_ptr<Upload> upload = uploads_.Find(id);
-  if (upload == nullptr) {
-    const std::string finished = uploads_.FinishedDigest(id);
-    if (!finished.empty()) return done(Resolve(finished, ""));
-    return done(absl::NotFoundError(
-        absl::StrCat("no upload \"", id.substr(0, 64), "\" is open; start it again, nothing is lost")));
-  }
-  upload->finishing.push_back(std::move(done));
-  if (upload->finishing.size() > 1) return;
-  background_->Run([this, id, upload, subject] {
-    const auto publish = [&]() -> absl::StatusOr<artifact::Manifest> {
-      RLHF_RETURN_IF_ERROR(upload->session->Verify());
-      absl::StatusOr<artifact::Manifest> published = root_.PublishStaged(upload->session->staging_dir());
-      if (!published.ok()) return WithVolumeReason(published.status());
-      return published;
-    };
-    absl::StatusOr<artifact::Manifest> manifest = publish();
-    loop_->Post([this, id, upload, subject, manifest = std::move(manifest)]() mutable {
-      AfterPublish(id, std::move(upload), subject, std::move(manifest));
-    });
-  });
-}
-
-void ArtifactsImpl::AfterPublish(const std::string& upload_id, std::shared_ptr<Upload> upload,
-                                 const std::string& subject, absl::StatusOr<artifact::Manifest> manifest) {
-  if (manifest.ok() && manifest->digest != upload->digest) {
-    manifest = WithReason(absl::DataLossError(absl::StrCat("expected the artifact ", upload->digest,
-                                                           ", the uploaded files make ", manifest->digest)),
-                          v1::DIGEST_MISMATCH);
-  }
-  const auto answer = [](Upload& of, const absl::StatusOr<v1::Artifact>& result) {
-    for (Done<v1::Artifact>& done : std::exchange(of.finishing, {})) done(result);
-  };
-  if (!manifest.ok()) {
-    // Missing or wrong bytes can still be sent; after any other failure the upload is found again from what is on disk.
-    const bool can_be_sent = absl::IsFailedPrecondition(manifest.status()) || absl::IsDataLoss(manifest.status());
-    if (!can_be_sent || ReasonOf(manifest.status()) == v1::STORE_UNAVAILABLE) uploads_.Drop(upload_id);
-    return answer(*upload, manifest.status());
-  }
-  const v1::StartUploadRequest& request = upload->session->request();
-  Record(*manifest, request.kind(), request.project(), subject, upload->alias,
-         [this, upload_id, upload, answer](absl::StatusOr<v1::Artifact> result) {
-           if (result.ok()) uploads_.MarkFinished(upload_id, result->digest());
-           uploads_.Drop(upload_id);
-           answer(*upload, result);
-         });
 }
 
 void ArtifactsImpl::Register(const v1::RegisterArtifactRequest& request, Done<v1::Artifact> done) {
@@ -496,13 +287,6 @@ void ArtifactsImpl::Delete(const v1::DeleteArtifactRequest& request, Done<v1::De
       });
     });
   });
-}
-
-}  // namespace
-
-std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, Background* background, StateStore* store,
-                                         std::string artifact_root) {
-  return std::make_unique<ArtifactsImpl>(loop, background, store, std::move(artifact_root));
 }
 
 }  // namespace rlhf::coordinator

@@ -1,6 +1,7 @@
 // Inside of Sampling: what it knows of each active job. Shared by sampling.cc (jobs' side), sampling_leases.cc and
 // sampling_results.cc (rollout workers), sampling_replacements.cc (samples that take others' places),
-// sampling_scores.cc (reward servers), sampling_check.cc (the check of its records).
+// sampling_scores.cc (reward servers), sampling_rows.cc (what is read from its records), sampling_check.cc (their
+// check).
 #pragma once
 
 #include <deque>

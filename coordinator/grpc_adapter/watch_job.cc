@@ -9,7 +9,7 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr char kMethod[] = "/rlhf.v1.JobService/WatchJob";
-constexpr int kPage = 100;
+constexpr int kEventsAtOnce = 100;
 
 bool Before(const google::protobuf::Timestamp& a, const google::protobuf::Timestamp& b) {
   return a.seconds() != b.seconds() ? a.seconds() < b.seconds() : a.nanos() < b.nanos();
@@ -71,14 +71,15 @@ absl::Status WatchJobStream::AddStages() {
 
 absl::Status WatchJobStream::Fill(Source* source) {
   if (!source->page.empty() || !source->dirty) return absl::OkStatus();
-  RLHF_ASSIGN_OR_RETURN(std::vector<v1::JobEvent> events, edge_.events->Read(source->job_id, source->cursor, kPage));
+  RLHF_ASSIGN_OR_RETURN(std::vector<v1::JobEvent> events,
+                        edge_.events->Read(source->job_id, source->cursor, kEventsAtOnce));
   if (source == &sources_.front() && std::exchange(first_read_, false) && request_.resume_token() > 0 &&
       !events.empty() && events.front().sequence() > request_.resume_token() + 1) {
     return WithReason(absl::OutOfRangeError(absl::StrCat("events after resume_token ", request_.resume_token(),
                                                          " were removed; get the job and watch from 0")),
                       v1::RESUME_TOKEN_TOO_OLD);
   }
-  source->dirty = static_cast<int>(events.size()) == kPage;
+  source->dirty = static_cast<int>(events.size()) == kEventsAtOnce;
   for (v1::JobEvent& event : events) {
     source->cursor = event.sequence();
     source->page.push_back(std::move(event));
