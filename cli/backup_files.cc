@@ -51,7 +51,7 @@ absl::Status CheckFiles(const std::string& folder, const v1::BackupManifest& man
                                               error ? error.message() : absl::StrCat(size)));
     }
     RLHF_ASSIGN_OR_RETURN(const std::string digest, artifact::Sha256File(path));
-    if (digest != file.sha256()) return absl::DataLossError(absl::StrCat(path, ": its digest is not the manifest's"));
+    if (absl::string_view(digest) != file.sha256()) return absl::DataLossError(absl::StrCat(path, ": its digest is not the manifest's"));
   }
   return absl::OkStatus();
 }

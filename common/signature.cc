@@ -70,7 +70,7 @@ std::string DerSha256(EVP_PKEY* key) {
 }  // namespace
 
 struct Signer::Key {
-  KeyPtr pkey;
+  std::shared_ptr<EVP_PKEY> pkey;
 };
 
 Signer::Signer(std::unique_ptr<Key> key) : key_(std::move(key)) {
@@ -90,7 +90,7 @@ absl::StatusOr<std::unique_ptr<Signer>> Signer::Open(const std::string& path) {
   } else {
     if (!pem.ok()) return pem.status();
     const BioPtr bio(BIO_new_mem_buf(pem->data(), static_cast<int>(pem->size())));
-    key->pkey.reset(PEM_read_bio_PrivateKey(bio.get(), nullptr, nullptr, nullptr));
+    key->pkey = KeyPtr(PEM_read_bio_PrivateKey(bio.get(), nullptr, nullptr, nullptr));
     if (!key->pkey || EVP_PKEY_get_id(key->pkey.get()) != EVP_PKEY_ED25519) {
       return absl::InvalidArgumentError(absl::StrCat(
           path, ": expected a PEM file with an Ed25519 private key (`openssl genpkey -algorithm ed25519` makes one)"));

@@ -80,7 +80,9 @@ TEST_F(ManyJobsTest, AHigherPriorityPreemptsAtAStepsEndAndTheOtherGoesOnFromTher
   EXPECT_EQ(preempted.state(), v1::PENDING);
   EXPECT_EQ(preempted.reason_code(), "PREEMPTED");
   EXPECT_EQ(preempted.checkpoint_step(), preempted.step()) << "it left without a checkpoint of its last step";
-  if (Job(low).state() == v1::PENDING) EXPECT_NE(Why(low).find("PREEMPTED"), std::string::npos) << Why(low);
+  if (Job(low).state() == v1::PENDING) {
+    EXPECT_NE(Why(low).find("PREEMPTED"), std::string::npos) << Why(low);
+  }
   Until("the urgent one has ended", [&] { return Job(high).state() == v1::SUCCEEDED; });
   Until("the first goes on", [&] { return Job(low).step() >= preempted.step() + 2; });
   const v1::Job resumed = Job(low);

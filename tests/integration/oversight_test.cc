@@ -438,7 +438,9 @@ TEST_F(OversightTest, GatesOnHonestyAndOnItsWorstSliceCloseWhereABoundIsBroken) 
         " --follow");
     EXPECT_EQ(run.code, gate.closed == nullptr ? 0 : 5) << gate.name << ": " << run.output;
     const std::string reason = service_.Job(gate.name).value("reason", "");
-    if (gate.closed != nullptr) EXPECT_THAT(reason, HasSubstr(gate.closed)) << gate.name;
+    if (gate.closed != nullptr) {
+      EXPECT_THAT(reason, HasSubstr(gate.closed)) << gate.name;
+    }
   }
 }
 

@@ -224,8 +224,9 @@ TEST_F(ShardingTest, ACheckpointGoesOnWithAnyRanksAndWithTheWholeState) {
     // Sums over another number of ranks differ in their last bits, the moments are of small numbers, and in bfloat16
     // the activations already differ.
     for (const char* other : {"two", "three"}) {
-      if (!absl::StrContains(kind, "bfloat16"))
+      if (!absl::StrContains(kind, "bfloat16")) {
         EXPECT_LE(Compare(dir_.File("alone"), dir_.File(other)).float32, 1e-4) << kind << " " << other;
+      }
     }
     // Undisturbed, on the same ranks: the same.
     ASSERT_EQ(Run(2, Job(kind, true), 4, "undisturbed"), std::vector<int>({0, 0}));

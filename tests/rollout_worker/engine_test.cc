@@ -221,8 +221,9 @@ TEST_F(EngineTest, SamplesEndForAReason) {
   ASSERT_TRUE(engine->Add(Lease(0, 4, 1.0, 3)).ok());
   for (const auto& [key, sample] : RunAll(*engine)) {
     EXPECT_LE(sample.response_tokens_size(), 3);
-    if (sample.finish_reason() == v1::MAX_TOKENS)
+    if (sample.finish_reason() == v1::MAX_TOKENS) {
       EXPECT_EQ(sample.response_tokens_size(), 3);
+    }
     else
       EXPECT_EQ(sample.finish_reason(), v1::END_OF_TEXT);
   }

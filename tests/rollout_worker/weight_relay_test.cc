@@ -220,7 +220,9 @@ TEST_F(WeightRelayTest, TheLearnerServesOnlyTheFirstOfManyWorkers) {
   for (std::thread& thread : threads) thread.join();
   for (size_t i = 0; i < fetched.size(); ++i) {
     ExpectEqual(fetched[i], whole);
-    if (fetched[i].ok()) EXPECT_EQ(fetched[i]->from_workers, i < 2 ? 0 : whole.bytes.size()) << "worker " << i;
+    if (fetched[i].ok()) {
+      EXPECT_EQ(fetched[i]->from_workers, i < 2 ? 0 : whole.bytes.size()) << "worker " << i;
+    }
   }
   EXPECT_THAT(publisher_.TakeOffsets(), ElementsAre(0, 0));
 }
@@ -404,7 +406,9 @@ TEST(WeightRelayRoles, OnlyRolloutWorkersReadWeightsAndNothingElseIsThere) {
         for (const char* role : {"rollout_worker", "learner", "reward_server", "coordinator", "visitor"}) {
           const auto caller = AuthorizeRelay(method, "", absl::StrCat("spiffe://test/role/", role, "/instance/one"));
           EXPECT_EQ(caller.ok(), served && std::string(role) == "rollout_worker") << method << " by " << role;
-          if (caller.ok()) EXPECT_EQ(caller->subject, "one");
+          if (caller.ok()) {
+            EXPECT_EQ(caller->subject, "one");
+          }
         }
         EXPECT_TRUE(absl::IsUnauthenticated(AuthorizeRelay(method, "a token", "").status())) << method;
       }
