@@ -39,7 +39,9 @@ TEST_F(TrainerTest, ACheckpointGoesOnToTheSameBytes) {
   ASSERT_TRUE(MakeDirs(checkpoint).ok());
   for (int64_t step = 1; step <= 6; ++step) {
     ASSERT_TRUE((*whole)->RunStep(step, {}).ok());
-    if (step == 3) ASSERT_TRUE((*whole)->SaveCheckpoint(checkpoint).ok());
+    if (step == 3) {
+      ASSERT_TRUE((*whole)->SaveCheckpoint(checkpoint).ok());
+    }
   }
   ASSERT_TRUE((*resumed)->LoadCheckpoint(checkpoint).ok());
   for (int64_t step = 4; step <= 6; ++step) ASSERT_TRUE((*resumed)->RunStep(step, {}).ok());
@@ -59,7 +61,9 @@ TEST_F(TrainerTest, GradientCheckpointingEndsInTheSameBytes) {
   for (int i = 0; i < 20; ++i)
     absl::StrAppend(&comparisons, "{\"prompt\":\"item ", i, "\",\"chosen\":\" good\",\"rejected\":\" bad\"}\n");
   for (v1::JobSpec job : {sft, sft_lora, ppo, ppo_lora, RewardModelJob()}) {
-    if (job.has_reward_model()) ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), comparisons).ok());
+    if (job.has_reward_model()) {
+      ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), comparisons).ok());
+    }
     job.set_deterministic(true);
     v1::JobSpec checkpointed = job;
     if (job.has_sft()) checkpointed.mutable_sft()->set_gradient_checkpointing(true);

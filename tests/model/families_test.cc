@@ -199,7 +199,9 @@ TEST_P(FamiliesTest, PromptsOfOnePassAreThoseOfPassesOfTheirOwn) {
     ASSERT_TRUE(model->AttachLora({.rank = 2, .alpha = 4}, 1).ok());
     for (const auto& [name, adapter] : model->trained_parameters())
       model->SetParameter(name, torch::full_like(adapter, 0.02));
-    if (deterministic) ASSERT_TRUE(model->SetDeterministic(true).ok());
+    if (deterministic) {
+      ASSERT_TRUE(model->SetDeterministic(true).ok());
+    }
     KvCache together(model->config(), 8, 24, dtype, torch::kCPU), alone(model->config(), 8, 24, dtype, torch::kCPU);
     const auto extend = [&](KvCache& cache, std::vector<size_t> which) {
       std::vector<std::vector<int32_t>> sequences;
