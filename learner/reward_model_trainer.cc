@@ -335,9 +335,10 @@ absl::StatusOr<model::RewardNormalization> RewardModelTrainer::Normalize() const
     RLHF_ASSIGN_OR_RETURN(const auto samples,
                           artifact::ReadSampleData(inputs_.local.at(spec().normalization_samples())));
     for (const artifact::SampleRecord& sample : samples) {
+      // As the reward server reads them: only the model's own end is a token.
+      const bool ended = sample.finish_reason != "MAX_TOKENS" && sample.finish_reason != "STOP_TEXT";
       RLHF_ASSIGN_OR_RETURN(sequences.emplace_back(),
-                            EncodeForReward(*tokenizer_, sample.prompt, sample.messages, sample.response,
-                                            sample.finish_reason != "MAX_TOKENS"));
+                            EncodeForReward(*tokenizer_, sample.prompt, sample.messages, sample.response, ended));
     }
   }
   const std::vector<double> rewards = ScoreSequences(model_->model(), sequences, spec().micro_batch_tokens());

@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include "artifact/tokenizer.h"
+#include "common/durable_file.h"
 #include "learner/advantage/interface.h"
 #include "learner/trainer.h"
 #include "model/weights_io.h"
