@@ -182,8 +182,16 @@ TEST_F(PpoTrainerTest, KlInTheLossOfALoraPolicyIsAgainstItsOwnBase) {
 }
 
 TEST_F(PpoTrainerTest, APpoCheckpointHoldsEverything) {
-  auto whole = Make(PpoJob(16)), resumed = Make(PpoJob(16));
-  ASSERT_TRUE(whole.ok() && resumed.ok());
+  v1::JobSpec job = PpoJob(16);
+  // A coefficient and a place in the data that move with every step.
+  job.mutable_ppo()->mutable_kl()->set_adaptive(true);
+  job.mutable_ppo()->mutable_kl()->set_target(1e-3);
+  job.mutable_ppo()->mutable_kl()->set_horizon(160);
+  job.mutable_ppo()->mutable_ptx()->set_data("data");
+  job.mutable_ppo()->mutable_ptx()->set_coefficient(0.5);
+  job.mutable_ppo()->mutable_ptx()->set_batch_size(1);
+  auto whole = Make(job), resumed = Make(job);
+  ASSERT_TRUE(whole.ok() && resumed.ok()) << whole.status();
   const std::string checkpoint = dir_.File("checkpoint");
   ASSERT_TRUE(MakeDirs(checkpoint).ok());
   ASSERT_TRUE((*whole)->RunStep(1, Rollouts((*whole)->model(), 1, 16, 100)).ok());
@@ -193,8 +201,16 @@ TEST_F(PpoTrainerTest, APpoCheckpointHoldsEverything) {
   ASSERT_TRUE((*resumed)->LoadCheckpoint(checkpoint).ok());
   const auto again = (*resumed)->RunStep(2, batch);
   ASSERT_TRUE(result.ok() && again.ok());
-  EXPECT_EQ(model::WeightsDigest((*whole)->model()), model::WeightsDigest((*resumed)->model()));
+  EXPECT_EQ(*(*whole)->Digest(), *(*resumed)->Digest());
   EXPECT_EQ(result->metrics, again->metrics);
+  EXPECT_NE(result->metrics.at("kl_coefficient"), job.ppo().kl().coefficient());
+  // A step whose commit was not taken.
+  (*resumed)->RevertStep();
+  EXPECT_NE(*(*whole)->Digest(), *(*resumed)->Digest());
+  const auto once_more = (*resumed)->RunStep(2, batch);
+  ASSERT_TRUE(once_more.ok()) << once_more.status();
+  EXPECT_EQ(result->metrics, once_more->metrics);
+  EXPECT_EQ(*(*whole)->Digest(), *(*resumed)->Digest());
 }
 
 TEST_F(PpoTrainerTest, ANonFiniteBatchIsRefusedAndLeavesNothing) {
@@ -208,7 +224,19 @@ TEST_F(PpoTrainerTest, ANonFiniteBatchIsRefusedAndLeavesNothing) {
   EXPECT_FALSE(result->trained);
   EXPECT_THAT(result->refusal, HasSubstr("not finite"));
   EXPECT_EQ(model::WeightsDigest((*trainer)->model()), before);
+  // Also when an earlier update of the step was made: here of rates that leave the critic no finite value.
   batch[3].mutable_score()->set_total(0);
+  v1::JobSpec wild = PpoJob(8);
+  wild.mutable_ppo()->mutable_critic_optimizer()->set_learning_rate(1e15);
+  auto diverging = Make(wild);
+  ASSERT_TRUE(diverging.ok()) << diverging.status();
+  const absl::StatusOr<std::string> start = (*diverging)->Digest();
+  ASSERT_TRUE(start.ok()) << start.status();
+  const auto diverged = (*diverging)->RunStep(1, batch);
+  ASSERT_TRUE(diverged.ok()) << diverged.status();
+  EXPECT_FALSE(diverged->trained);
+  EXPECT_THAT(diverged->refusal, HasSubstr("critic loss"));
+  EXPECT_EQ(*(*diverging)->Digest(), *start);
   batch[2].mutable_score()->clear_reference_log_probs();
   const auto missing = (*trainer)->RunStep(1, batch);
   EXPECT_EQ(missing.status().code(), absl::StatusCode::kInvalidArgument);
