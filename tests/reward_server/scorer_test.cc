@@ -89,6 +89,50 @@ TEST_F(ScorerTest, TheTotalIsTheWeightedSumOfNormalisedRewardAndRules) {
   }
 }
 
+TEST_F(ScorerTest, ARewardModelWithAnotherVocabularyReadsTheTextAndItsEnd) {
+  ASSERT_TRUE(MakeDirs(dir_.File("tokenizer")).ok() && MakeDirs(dir_.File("other")).ok());
+  ASSERT_TRUE(artifact::TrainByteLevelBpe({dir_.File("policy") + "-text.txt"}, 264, dir_.File("tokenizer")).ok());
+  model::LoadOptions options;
+  options.head = model::HeadKind::kScalar;
+  const auto reward = model::LoadModel(dir_.File("reward"), options);
+  ASSERT_TRUE(reward.ok()) << reward.status();
+  ASSERT_TRUE(model::SaveModel(**reward, dir_.File("other"), dir_.File("tokenizer")).ok());
+  ASSERT_TRUE(model::SaveRewardNormalization({.shift = 0.5, .scale = 2}, dir_.File("other")).ok());
+  artifact::ArtifactRoot root(dir_.File("root"));
+  AddComponent("model", 1)->mutable_reward_model()->set_model(root.Publish(dir_.File("other"))->digest);
+  const auto own = artifact::Tokenizer::Load(dir_.File("other")),
+             policys = artifact::Tokenizer::Load(dir_.File("policy"));
+  ASSERT_TRUE(own.ok() && policys.ok()) << own.status();
+  const auto encode = [](const artifact::Tokenizer& tokenizer, bool ended) {
+    std::vector<int32_t> tokens = *tokenizer.Encode("the cat");
+    const std::vector<int32_t> answer = *tokenizer.Encode(" sat on the mat", {.add_special_tokens = false});
+    tokens.insert(tokens.end(), answer.begin(), answer.end());
+    if (ended) tokens.push_back(*tokenizer.eos_id());
+    return tokens;
+  };
+  EXPECT_NE(encode(**own, true), encode(**policys, true));
+  request_.clear_samples();
+  const std::vector<v1::FinishReason> reasons = {v1::END_OF_TEXT, v1::STOP_TEXT, v1::MAX_TOKENS};
+  for (const v1::FinishReason reason : reasons) {
+    v1::Sample& sample = *request_.add_samples();
+    sample.mutable_prompt()->set_text("the cat");
+    sample.set_response_text(" sat on the mat");
+    sample.set_finish_reason(reason);
+    sample.add_prompt_tokens(1);
+    const std::vector<int32_t> tokens = encode(**policys, reason == v1::END_OF_TEXT);
+    sample.mutable_response_tokens()->Add(tokens.begin() + 1, tokens.end());
+  }
+  const v1::ScoreResponse response = scorer_->Score(request_);
+  const torch::NoGradGuard no_grad;
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_EQ(response.scores(i).code(), 0) << response.scores(i).error();
+    const torch::Tensor hidden = (*reward)->Hidden(
+        model::PackedBatch::FromSequences({encode(**own, reasons[static_cast<size_t>(i)] == v1::END_OF_TEXT)}));
+    const double raw = (*reward)->Scalar(hidden.narrow(0, hidden.size(0) - 1, 1)).item<double>();
+    EXPECT_NEAR(response.scores(i).score().total(), (raw - 0.5) * 2, 1e-5) << i;
+  }
+}
+
 TEST_F(ScorerTest, HeadsByCriterionAreRecordedAndMayBeWeighedAnew) {
   model::LoadOptions options;
   options.head = model::HeadKind::kScalar;
