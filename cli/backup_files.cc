@@ -50,8 +50,9 @@ absl::Status CheckFiles(const std::string& folder, const v1::BackupManifest& man
       return absl::DataLossError(absl::StrCat(path, ": expected ", file.size(), " bytes, found ",
                                               error ? error.message() : absl::StrCat(size)));
     }
-    RLHF_ASSIGN_OR_RETURN(const std::string digest, artifact::Sha256File(path));
-    if (absl::string_view(digest) != file.sha256()) return absl::DataLossError(absl::StrCat(path, ": its digest is not the manifest's"));
+    const absl::StatusOr<std::string> digest = artifact::Sha256File(path);
+    if (!digest.ok()) return digest.status();
+    if (*digest != file.sha256()) return absl::DataLossError(absl::StrCat(path, ": its digest is not the manifest's"));
   }
   return absl::OkStatus();
 }
