@@ -277,6 +277,7 @@ void CoordinatorServerImpl::MakeManagers() {
   sampling.no_progress = absl::Milliseconds(config_.no_progress_ms);
   sampling.weights_fan_out = config_.weights_fan_out;
   sampling.quotas = &quotas_;
+  sampling.callers_clock = clock_;
   sampling_ = MakeSampling(loop_.get(), store_.get(), payloads_.get(), fleet_.get(), reward_.get(), sampling);
   retention_ = std::make_unique<PayloadRetention>(loop_.get(), background_.get(), store_.get(), payloads_.get());
   groups_ = MakeLearnerGroups(loop_.get(), fleet_.get(), &quotas_);

@@ -32,7 +32,8 @@ SamplingImpl::SamplingImpl(EventLoop* loop, StateStore* store, PayloadStore* pay
       fleet_(fleet),
       reward_(reward),
       options_(options),
-      rollout_worker_lost_(loop->clock().Now()) {
+      rollout_worker_lost_(loop->clock().Now()),
+      left_out_(CallersNow() - loop->clock().Now()) {
   fleet_->AddListener(this);
 }
 
@@ -418,7 +419,7 @@ void SamplingImpl::Tick() {
     }
   }
   Dispatch(true);
-  const absl::Duration now = loop_->clock().Now();
+  const absl::Duration now = CallersNow();
   ServeWaiters();
   for (auto it = waiters_.begin(); it != waiters_.end();) {
     const absl::StatusOr<const Session*> session = fleet_->Find(it->request.session_id());

@@ -170,8 +170,9 @@ class Sampling : public FleetListener {
                                                            const std::string& after_key, PageLimit page,
                                                            std::string* next_key) const = 0;
   // --- for rollout workers
-  virtual void LeasePrompts(const v1::LeasePromptsRequest& request,
-                            Done<v1::LeasePromptsResponse> done) = 0;  // long poll
+  // Long poll. `gone`: whether nobody waits for the answer any more; then nothing is leased.
+  virtual void LeasePrompts(const v1::LeasePromptsRequest& request, Done<v1::LeasePromptsResponse> done,
+                            std::function<bool()> gone = nullptr) = 0;
   virtual void SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v1::SubmitSamplesResponse> done) = 0;
   virtual void ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1::ReturnLeasesResponse> done) = 0;
   virtual void Tick() = 0;  // lease expiry, dispatch; called every 100 ms
@@ -188,6 +189,8 @@ struct SamplingOptions {
   int score_requests_in_flight = 2;  // per reward server
   int weights_fan_out = 2;           // rollout workers that one process sends a version to; 0: the learner sends to all
   const Quotas* quotas = nullptr;    // bounds and weights of shares; null: none
+  // By which workers give up waiting for leases: it goes on while the loop's stands still. Null: the loop's.
+  const Clock* callers_clock = nullptr;
 };
 std::unique_ptr<Sampling> MakeSampling(EventLoop* loop, StateStore* store, PayloadStore* payloads, Fleet* fleet,
                                        RewardClient* reward, const SamplingOptions& options = {});

@@ -122,7 +122,8 @@ class SamplingImpl final : public Sampling {
                                                    const std::string& after_key, PageLimit page,
                                                    std::string* next_key) const override;
 
-  void LeasePrompts(const v1::LeasePromptsRequest& request, Done<v1::LeasePromptsResponse> done) override;
+  void LeasePrompts(const v1::LeasePromptsRequest& request, Done<v1::LeasePromptsResponse> done,
+                    std::function<bool()> gone) override;
   void SubmitSamples(const v1::SubmitSamplesRequest& request, Done<v1::SubmitSamplesResponse> done) override;
   void ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1::ReturnLeasesResponse> done) override;
   void Tick() override;
@@ -136,7 +137,8 @@ class SamplingImpl final : public Sampling {
   struct Waiter {
     v1::LeasePromptsRequest request;
     Done<v1::LeasePromptsResponse> done;
-    absl::Duration deadline;
+    absl::Duration deadline;     // by CallersNow
+    std::function<bool()> gone;  // null: never
   };
   struct Sent {
     SampleKey key;
@@ -145,6 +147,9 @@ class SamplingImpl final : public Sampling {
   };
 
   ActiveJob* Find(const std::string& job_id) const;
+  absl::Duration CallersNow() const {
+    return options_.callers_clock != nullptr ? options_.callers_clock->Now() : loop_->clock().Now();
+  }
   absl::StatusOr<v1::LedgerBase> BaseOf(const std::string& job_id) const;
   // Rows of steps after the base's, in issue order; archived ones too.
   absl::Status ScanRows(const std::string& job_id, int64_t after_step,
@@ -187,6 +192,8 @@ class SamplingImpl final : public Sampling {
   enum class Ending { kFailed, kPermanent, kLost };
   void EndAttempt(ActiveJob& job, const SampleKey& key, int32_t attempt, const std::string& error, Ending ending,
                   WriteBatch* batch);
+  // The loop stood still a moment ago: what came meanwhile, the end of calls among it, is to be read first.
+  bool Settling();
   void ServeWaiters();
   void ServeSoon();  // once, after what is on the loop now
   bool AnyQueued() const;
@@ -248,6 +255,8 @@ class SamplingImpl final : public Sampling {
   std::map<std::string, RewardServer> reward_servers_;  // by session
   std::set<std::string> stuck_;         // workers' sessions that report and get nowhere: nothing new until they do
   absl::Duration rollout_worker_lost_;  // when one was, or this coordinator began
+  absl::Duration left_out_;             // how far the loop's clock is behind the callers'
+  absl::Duration settled_from_ = -absl::InfiniteDuration();  // by CallersNow
   bool serve_posted_ = false;
   absl::Duration hedge_looked_at_ = -absl::InfiniteDuration();  // and found nothing that is slow
   int available_workers_ = 0;

@@ -66,10 +66,11 @@ class FleetService final : public v1::FleetService::CallbackService {
     };
     return OnLoop(
         edge_, context, request, response,
-        [this](const Caller& caller, v1::LeasePromptsRequest& r, Done<v1::LeasePromptsResponse> done) {
+        [this](const Caller& caller, v1::LeasePromptsRequest& r, Done<v1::LeasePromptsResponse> done,
+               std::function<bool()> gone) {
           if (!Own(caller, r.session_id(), "LeasePrompts", done)) return;
           r.set_wait_ms(BoundedWaitMs(r.wait_ms()));
-          edge_.sampling->LeasePrompts(r, std::move(done));
+          edge_.sampling->LeasePrompts(r, std::move(done), std::move(gone));
         },
         Waits::kYes, std::function<void(v1::LeasePromptsResponse)>(std::move(undelivered)));
   }

@@ -93,16 +93,14 @@ grpc::ServerUnaryReactor* OnLoop(const Edge& edge, grpc::CallbackServerContext* 
   edge.loop->Post([answer, caller = CallerOf(*context), request = *request, handler = std::move(handler),
                    undelivered = std::move(undelivered)]() mutable {
     if (answer->ended()) return;
+    Done<Response> done([answer, undelivered = std::move(undelivered)](absl::StatusOr<Response> result) {
+      // NOLINTNEXTLINE(bugprone-use-after-move): untouched where it was not taken.
+      if (!answer->Finish(std::move(result)) && result.ok() && undelivered) undelivered(*std::move(result));
+    });
     if constexpr (std::is_invocable_v<Handler, const Caller&, Request&, Done<Response>, std::function<bool()>>) {
-      handler(caller, request,
-              Done<Response>([answer](absl::StatusOr<Response> result) { answer->Finish(std::move(result)); }),
-              [answer] { return answer->ended(); });
+      handler(caller, request, std::move(done), [answer] { return answer->ended(); });
     } else if constexpr (std::is_void_v<std::invoke_result_t<Handler, const Caller&, Request&, Done<Response>>>) {
-      handler(caller, request,
-              Done<Response>([answer, undelivered = std::move(undelivered)](absl::StatusOr<Response> result) {
-                // NOLINTNEXTLINE(bugprone-use-after-move): untouched where it was not taken.
-                if (!answer->Finish(std::move(result)) && result.ok() && undelivered) undelivered(*std::move(result));
-              }));
+      handler(caller, request, std::move(done));
     } else {
       answer->Finish(handler(caller, request, nullptr));
     }

@@ -36,6 +36,7 @@ class SamplingFaults : public testing::Test, public SamplingListener {
     payloads_ = *OpenPayloadStore(dir_.path());
     SamplingOptions options;
     options.lease = kLease;
+    options.callers_clock = &callers_clock_;
     sampling_ = MakeSampling(&loop_, &store_, payloads_.get(), fleet_.get(), &reward_, options);
     SamplingPlan plan;
     plan.job_id = "job";
@@ -121,6 +122,7 @@ class SamplingFaults : public testing::Test, public SamplingListener {
   }
   void Pass(absl::Duration time) {
     clock_.Advance(time);
+    callers_clock_.Advance(time);
     fleet_->Tick();
     sampling_->Tick();
     loop_.Run();
@@ -149,7 +151,7 @@ class SamplingFaults : public testing::Test, public SamplingListener {
   void ExpectAllAccountedFor() { EXPECT_THAT(Check(), testing::IsEmpty()); }
 
   ScratchDir dir_;
-  FakeClock clock_;
+  FakeClock clock_, callers_clock_;
   ManualLoop loop_{&clock_};
   EdgeMemoryStore store_;
   std::unique_ptr<PayloadStore> payloads_;

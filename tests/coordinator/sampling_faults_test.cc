@@ -229,5 +229,40 @@ TEST_F(SamplingFaults, AWorkerThatLoadsItsModelKeepsItsLeasesForTenMinutes) {
   ExpectAllAccountedFor();
 }
 
+// The loop stood still, and its clock with it; those who waited for leases have gone, and nobody has read that yet.
+TEST_F(SamplingFaults, NothingIsLeasedToACallThatWasNotSeenToInTime) {
+  const std::string worker = Register("w");
+  v1::LeasePromptsRequest request;
+  request.set_session_id(worker);
+  request.set_max_samples(8);
+  request.set_wait_ms(2000);
+  std::vector<int> given;  // leases by call; -1: not answered
+  std::vector<bool> gone;
+  const auto ask = [&] {
+    const size_t call = given.size();
+    given.push_back(-1);
+    gone.push_back(false);
+    sampling_->LeasePrompts(
+        request,
+        [&given, call](absl::StatusOr<v1::LeasePromptsResponse> response) {
+          ASSERT_TRUE(response.ok()) << response.status();
+          given[call] = response->leases_size();
+        },
+        [&gone, call] { return static_cast<bool>(gone[call]); });
+    loop_.Run();
+  };
+  ask();
+  callers_clock_.Advance(absl::Seconds(9));
+  // Of the calls that came meanwhile one was given up too: its end is read right behind it.
+  ask();
+  ask();
+  Issue(1, 4);
+  EXPECT_THAT(given, testing::ElementsAre(-1, -1, -1));
+  gone[1] = true;
+  Pass(absl::Milliseconds(400));
+  EXPECT_THAT(given, testing::ElementsAre(0, 0, 4));
+  ExpectAllAccountedFor();
+}
+
 }  // namespace
 }  // namespace rlhf::coordinator

@@ -124,9 +124,12 @@ TEST_F(Behaviour, AStoppedCoordinatorLosesNobodyAndLeasesNothingTwice) {
   EXPECT_EQ(Count(log, "ROLE_ROLLOUT_WORKER rollout-0 registered"), 1);
   EXPECT_GT(service_->Metric("coordinator", "rlhf_coordinator_standstill_seconds_total"), 7);
   EXPECT_EQ(service_->Metric("coordinator", "rlhf_leases_expired_total"), 0);
+  EXPECT_EQ(std::max(0.0, service_->Metric("coordinator", "rlhf_results_rejected_total{reason=\"STALE_ATTEMPT\"}")), 0);
+  EXPECT_EQ(Count(ReadFile(service_->Dir() + "/evidence/accepted-rollout-0.jsonl").value_or(""), "\n"),
+            job.steps * job.samples());
   const std::string samples = service_->Ctl("--output json samples " + job.name + " --limit 5000").output;
-  EXPECT_GE(Count(samples, "\"attempt\":1"), job.steps * job.samples());
-  EXPECT_THAT(samples, Not(HasSubstr("\"attempt\":2")));
+  EXPECT_GE(Count(samples, "\"attempt\":1,"), job.steps * job.samples());
+  EXPECT_EQ(Count(samples, "\"attempt\":2,"), 0);
   ExpectExactReplay(*service_, job_);
 }
 
