@@ -32,7 +32,7 @@ constexpr int kAtOnce = 100;  // samples that are issued together
 class PagedStore final : public StoreOverRows {
  public:
   using StoreOverRows::StoreOverRows;
-  void Commit(WriteBatch batch, Committed done) override { rows_->Commit(std::move(batch), std::move(done)); }
+  void Enqueue(WriteBatch batch, Committed done) override { rows_->Commit(std::move(batch), std::move(done)); }
   absl::Status ScanAfter(Table table, absl::string_view prefix, absl::string_view after,
                          absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
     int rows = 0;
