@@ -125,21 +125,20 @@ void SamplingImpl::IssueStep(const std::string& job_id, int64_t step, int64_t fi
   ServeSoon();
 }
 
-int SamplingImpl::PromptsIssued(const std::string& job_id, int64_t step) const {
+int SamplingImpl::SamplesIssued(const std::string& job_id, int64_t step) const {
   const ActiveJob* job = Find(job_id);
   if (job == nullptr) return 0;
-  return static_cast<int>(job->ledger.Step(step).size()) / job->plan.samples_per_prompt;
+  return static_cast<int>(job->ledger.Step(step).size());
 }
 
-void SamplingImpl::IssueSlice(const std::string& job_id, int64_t step, int64_t first_prompt, int from, int prompts,
+void SamplingImpl::IssueSlice(const std::string& job_id, int64_t step, int64_t first_prompt, int from, int samples,
                               WriteBatch* batch) {
   ActiveJob* job = Find(job_id);
   if (job == nullptr) return;
-  for (int ordinal = from; ordinal < from + prompts; ++ordinal) {
-    for (int index = 0; index < job->plan.samples_per_prompt; ++index) {
-      const SampleKey key = {step, ordinal, index};
-      if (job->ledger.Find(key) == nullptr) job->ledger.Issue(key, first_prompt + ordinal, batch);
-    }
+  for (int i = from; i < from + samples; ++i) {
+    const int32_t ordinal = i / job->plan.samples_per_prompt;
+    const SampleKey key = {step, ordinal, i % job->plan.samples_per_prompt};
+    if (job->ledger.Find(key) == nullptr) job->ledger.Issue(key, first_prompt + ordinal, batch);
   }
   job->announced[step] = false;
   ServeSoon();

@@ -85,13 +85,13 @@ class Sampling : public FleetListener {
   // without training) the ordinal is the prompt index, and several calls add to it.
   virtual void IssueStep(const std::string& job_id, int64_t step, int64_t first_prompt, int prompts,
                          WriteBatch* batch) = 0;
-  // A slice of a step ≥ 1 of more prompts than one turn of the loop should issue: `prompts` of them from the
-  // `from`-th on, where first_prompt is the step's first. Those that exist are left as they are. Until the last slice
-  // the step looks smaller than it is: its end is the caller's to know.
-  virtual void IssueSlice(const std::string& job_id, int64_t step, int64_t first_prompt, int from, int prompts,
+  // A slice of a step ≥ 1 of more samples than one turn of the loop should issue: `samples` of them from the `from`-th
+  // on, prompt by prompt, where first_prompt is the step's first. Those that exist are left as they are. Until the last
+  // slice the step looks smaller than it is: its end is the caller's to know.
+  virtual void IssueSlice(const std::string& job_id, int64_t step, int64_t first_prompt, int from, int samples,
                           WriteBatch* batch) = 0;
-  // How many prompts of a step are issued, by slices, restarts included.
-  virtual int PromptsIssued(const std::string& job_id, int64_t step) const = 0;
+  // How many samples of a step are issued, by slices, restarts included.
+  virtual int SamplesIssued(const std::string& job_id, int64_t step) const = 0;
   // Newest committed version: leases from now on name it. Unassigned samples of another lineage become
   // stale and are issued anew; those beyond the lag when they would be assigned.
   virtual void SetPolicy(const std::string& job_id, const v1::PolicySource& policy, WriteBatch* batch) = 0;

@@ -93,9 +93,9 @@ class SamplingImpl final : public Sampling {
   void CancelOpen(const std::string& job_id, WriteBatch* batch) override;
   void IssueStep(const std::string& job_id, int64_t step, int64_t first_prompt, int prompts,
                  WriteBatch* batch) override;
-  void IssueSlice(const std::string& job_id, int64_t step, int64_t first_prompt, int from, int prompts,
+  void IssueSlice(const std::string& job_id, int64_t step, int64_t first_prompt, int from, int samples,
                   WriteBatch* batch) override;
-  int PromptsIssued(const std::string& job_id, int64_t step) const override;
+  int SamplesIssued(const std::string& job_id, int64_t step) const override;
   void SetPolicy(const std::string& job_id, const v1::PolicySource& policy, WriteBatch* batch) override;
   bool StepScored(const std::string& job_id, int64_t step) const override;
   bool StepAssigned(const std::string& job_id, int64_t step) const override;

@@ -12,6 +12,7 @@
 #include "artifact/digest.h"
 #include "common/log.h"
 #include "common/status_util.h"
+#include "coordinator/jobs/size_spec.h"
 #include "coordinator/jobs/spec.h"
 #include "coordinator/timestamps.h"
 
@@ -349,6 +350,8 @@ void JobTable::StartDriver(const std::string& job_id) {
   Entry* entry = FindEntry(job_id);
   if (entry == nullptr || entry->driver != nullptr || IsTerminal(entry->job.state())) return;
   const v1::JobSpec& spec = entry->job.spec();
+  // From before there was a bound: what would take all memory is not begun.
+  if (const std::string problems = SizeProblems(spec); !problems.empty()) return Fail(job_id, "INVALID_SPEC", problems);
   if (spec.has_pipeline())
     entry->driver = MakePipelineDriver(this, job_id);
   else if (spec.has_ppo())

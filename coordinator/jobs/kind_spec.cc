@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "coordinator/jobs/size_spec.h"
 #include "coordinator/jobs/spec_checker.h"
 
 namespace rlhf::coordinator {
@@ -275,6 +276,7 @@ void Kind(SpecChecker& check, Message* m) {
   if (m->has_collect()) in("collect", m->mutable_collect(), Collect);
   if (m->has_ppo()) in("ppo", m->mutable_ppo(), Ppo);
   if (m->has_evaluate()) in("evaluate", m->mutable_evaluate(), Evaluate);
+  CheckSizes(check, *m);
 }
 
 }  // namespace

@@ -26,6 +26,10 @@ void SpecChecker::AtLeast(const std::string& field, int64_t value, int64_t least
   if (value < least) Problem(field, absl::StrCat("expected at least ", least, ", found ", value));
 }
 
+void SpecChecker::AtMost(const std::string& field, int64_t value, int64_t most) {
+  if (value > most) Problem(field, absl::StrCat("expected at most ", most, ", found ", value));
+}
+
 void SpecChecker::Range(const std::string& field, double value, double low, double high) {
   if (!(value >= low && value <= high)) Problem(field, absl::StrCat("expected ", low, " to ", high, ", found ", value));
 }

@@ -31,6 +31,7 @@ class SpecChecker {
   void Required(const std::string& field, const std::string& value, const char* what);
   void Positive(const std::string& field, int64_t value) { AtLeast(field, value, 1); }
   void AtLeast(const std::string& field, int64_t value, int64_t least);
+  void AtMost(const std::string& field, int64_t value, int64_t most);
   void Range(const std::string& field, double value, double low, double high);
   void Above(const std::string& field, double value, double low);
 

@@ -11,7 +11,7 @@ constexpr int kSliceSamples = 256;  // issued in one turn of the loop and one tr
 }  // namespace
 
 void StepIssuer::Resume() {
-  of_next_ = host_->deps().sampling->PromptsIssued(job_id_, row().issued_through_step() + 1);
+  of_next_ = host_->deps().sampling->SamplesIssued(job_id_, row().issued_through_step() + 1);
 }
 
 bool StepIssuer::More() const {
@@ -21,14 +21,16 @@ bool StepIssuer::More() const {
 
 void StepIssuer::IssueSlice(WriteBatch* batch) {
   v1::Job& job = row();
-  int prompts = std::max(1, kSliceSamples / std::max(1, spec().samples_per_prompt()));
-  while (prompts > 0 && More()) {
+  const int per_prompt = std::max(1, spec().samples_per_prompt()), of_step = spec().prompts_per_step() * per_prompt;
+  // Whole prompts where they fit: a worker computes a prompt once for those of its samples that it is leased.
+  int samples = per_prompt < kSliceSamples ? kSliceSamples - kSliceSamples % per_prompt : kSliceSamples;
+  while (samples > 0 && More()) {
     const int64_t step = job.issued_through_step() + 1;
-    const int count = std::min(prompts, spec().prompts_per_step() - of_next_);
+    const int count = std::min(samples, of_step - of_next_);
     host_->deps().sampling->IssueSlice(job_id_, step, job.prompt_cursor(), of_next_, count, batch);
-    prompts -= count;
+    samples -= count;
     of_next_ += count;
-    if (of_next_ < spec().prompts_per_step()) continue;
+    if (of_next_ < of_step) continue;
     job.set_prompt_cursor(job.prompt_cursor() + spec().prompts_per_step());
     job.set_issued_through_step(step);
     of_next_ = 0;

@@ -1,6 +1,7 @@
-// Issues a PPO job's samples, step by step and ahead of the committed one by the lag bound. Thousands of samples are
-// issued a slice a turn of the loop, each durable before the next one, so that nobody waits for all of them. The job's
-// row counts a step with its last slice: after a crash in between, Resume goes on behind what exists.
+// Issues a PPO job's samples, step by step and ahead of the committed one by the lag bound. Thousands of samples,
+// of many prompts or of one, are issued a slice a turn of the loop, each durable before the next one, so that nobody
+// waits for all of them. The job's row counts a step with its last slice: after a crash in between, Resume goes on
+// behind what exists.
 //
 // Loop thread only; owned by the job's driver.
 #pragma once
@@ -34,7 +35,7 @@ class StepIssuer {
   JobHost* const host_;
   const std::string job_id_;
   bool issuing_ = false;
-  int of_next_ = 0;  // prompts of the step after those that the job's row counts as issued
+  int of_next_ = 0;  // samples of the step after those that the job's row counts as issued
 };
 
 }  // namespace rlhf::coordinator

@@ -1,0 +1,228 @@
+// How much one job may ask for: what is refused, what becomes of a job that was stored before there was a bound, and
+// that a prompt of many samples takes as many turns of the loop as many prompts.
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "coordinator/jobs/size_spec.h"
+#include "coordinator/jobs/spec.h"
+#include "coordinator/store/state_store.h"
+#include "tests/coordinator/jobs_process.h"
+#include "tests/testing/scratch_dir.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr int kAbsurd = std::numeric_limits<int32_t>::max();
+
+v1::JobSpec Ppo() {
+  v1::JobSpec spec;
+  spec.set_name("job");
+  v1::PpoSpec* ppo = spec.mutable_ppo();
+  ppo->set_policy("base");
+  ppo->set_prompts("prompts");
+  ppo->set_steps(3);
+  ppo->set_prompts_per_step(1);
+  ppo->set_samples_per_prompt(1000);
+  v1::RewardComponent* component = ppo->mutable_scorer()->add_components();
+  component->set_name("r");
+  component->mutable_regex()->set_pattern("a");
+  return spec;
+}
+v1::JobSpec SampleJob() {
+  v1::JobSpec spec;
+  spec.set_name("job");
+  spec.mutable_sample()->set_model("base");
+  spec.mutable_sample()->set_prompts("prompts");
+  return spec;
+}
+v1::JobSpec SftJob() {
+  v1::JobSpec spec;
+  spec.set_name("job");
+  spec.mutable_sft()->set_model("base");
+  spec.mutable_sft()->set_data("data");
+  spec.mutable_sft()->set_steps(1);
+  spec.mutable_sft()->set_batch_size(1);
+  return spec;
+}
+
+TEST(SizeTest, WhatOneJobMayAskForIsBounded) {
+  struct Case {
+    const char* field;
+    int64_t most;
+    v1::JobSpec spec;
+    std::function<void(v1::JobSpec*, int)> set;
+  };
+  v1::JobSpec reward_model, collect;
+  for (v1::JobSpec* spec : {&reward_model, &collect}) spec->set_name("job");
+  reward_model.mutable_reward_model()->set_model("base");
+  reward_model.mutable_reward_model()->set_data("data");
+  reward_model.mutable_reward_model()->set_batch_size(1);
+  collect.mutable_collect()->set_samples("data");
+  collect.mutable_collect()->set_comparisons(1);
+  const Case cases[] = {
+      {"sample.samples_per_prompt", kMostSamplesPerPrompt, SampleJob(),
+       [](v1::JobSpec* s, int n) { s->mutable_sample()->set_samples_per_prompt(n); }},
+      {"ppo.prompts_per_step", kMostSamplesAStep, Ppo(),
+       [](v1::JobSpec* s, int n) {
+         s->mutable_ppo()->set_prompts_per_step(n);
+         s->mutable_ppo()->set_samples_per_prompt(1);
+       }},
+      {"ppo.prompts_per_step", kMostSamplesAStep, Ppo(),
+       [](v1::JobSpec* s, int n) { s->mutable_ppo()->set_samples_per_prompt(n); }},
+      {"ppo.epochs", kMostEpochs, Ppo(), [](v1::JobSpec* s, int n) { s->mutable_ppo()->set_epochs(n); }},
+      {"ppo.max_attempts", kMostAttempts, Ppo(), [](v1::JobSpec* s, int n) { s->mutable_ppo()->set_max_attempts(n); }},
+      {"sft.batch_size", kMostLinesAStep, SftJob(),
+       [](v1::JobSpec* s, int n) { s->mutable_sft()->set_batch_size(n); }},
+      {"reward_model.batch_size", kMostLinesAStep, reward_model,
+       [](v1::JobSpec* s, int n) { s->mutable_reward_model()->set_batch_size(n); }},
+      {"reward_model.epochs", kMostEpochs, reward_model,
+       [](v1::JobSpec* s, int n) { s->mutable_reward_model()->set_epochs(n); }},
+      {"collect.comparisons", kMostComparisons, collect,
+       [](v1::JobSpec* s, int n) { s->mutable_collect()->set_comparisons(n); }}};
+  for (const Case& one : cases) {
+    SCOPED_TRACE(one.field);
+    for (const int64_t value : {one.most, one.most + 1, static_cast<int64_t>(kAbsurd)}) {
+      v1::JobSpec spec = one.spec;
+      one.set(&spec, static_cast<int>(value));
+      const std::string problems = JoinProblems(CompleteSpec(&spec));
+      if (value == one.most) {
+        EXPECT_EQ(problems, "");
+        continue;
+      }
+      EXPECT_THAT(problems, HasSubstr(absl::StrCat(one.field, ": expected at most ", one.most)));
+      EXPECT_THAT(problems, HasSubstr(absl::StrCat("found ", value)));
+    }
+  }
+  v1::JobSpec both = Ppo();
+  both.mutable_ppo()->set_prompts_per_step(kAbsurd);
+  both.mutable_ppo()->set_samples_per_prompt(kAbsurd);
+  EXPECT_THAT(JoinProblems(CompleteSpec(&both)), HasSubstr("found 4611686014132420609"));
+  v1::JobSpec pipeline;
+  pipeline.set_name("job");
+  v1::StageSpec* stage = pipeline.mutable_pipeline()->add_stages();
+  stage->set_name("draw");
+  *stage->mutable_sample() = SampleJob().sample();
+  stage->mutable_sample()->set_samples_per_prompt(kAbsurd);
+  EXPECT_THAT(JoinProblems(CompleteSpec(&pipeline)),
+              HasSubstr("pipeline.stages[0].sample.samples_per_prompt: expected at most 65536, found 2147483647"));
+}
+
+// Remembers the largest transaction; can end with the process after some of them.
+class WatchedStore final : public StoreOverRows {
+ public:
+  using StoreOverRows::StoreOverRows;
+  int64_t largest = 0;
+  int left = std::numeric_limits<int>::max();  // transactions with samples that are kept
+
+  void Enqueue(WriteBatch batch, Committed done) override {
+    int64_t rows = 0;
+    for (const WriteBatch::Op& op : batch.ops) rows += op.table == Table::kSamples ? 1 : 0;
+    if (rows > 0 && left-- <= 0) crashed_ = true;
+    if (crashed_) return;
+    largest = std::max(largest, rows);
+    rows_->Commit(std::move(batch), std::move(done));
+  }
+
+ private:
+  bool crashed_ = false;
+};
+
+struct Process {
+  Process(EdgeMemoryStore* rows, FakeClock* clock, const std::string& dir) : store(rows), jobs(&store, clock, dir) {}
+  WatchedStore store;
+  JobsProcess jobs;
+};
+
+class SizeOfStoredJobTest : public testing::Test {
+ protected:
+  void Begin() { process_ = std::make_unique<Process>(&rows_, &clock_, dir_.path()); }
+  // A job's row as an earlier coordinator left it, with its prompts' artifact.
+  void Put(v1::JobSpec spec, const std::function<void(v1::JobSpec*)>& grow = nullptr) {
+    const auto staging = process_->jobs.artifacts->MakeStaging();
+    ASSERT_TRUE(staging.ok()) << staging.status();
+    std::ofstream(*staging + "/prompts.jsonl") << "{\"prompt\":\"one\"}\n{\"prompt\":\"two\"}\n";
+    v1::Job job;
+    process_->jobs.artifacts->PublishDirectory(*staging, "data", "default", "test",
+                                               [&](absl::StatusOr<v1::Artifact> made) {
+                                                 ASSERT_TRUE(made.ok()) << made.status();
+                                                 (*job.mutable_resolved())["prompts"] = made->digest();
+                                               });
+    process_->jobs.loop.Run();
+    ASSERT_EQ(JoinProblems(CompleteSpec(&spec)), "");
+    if (grow) grow(&spec);
+    job.set_id("job");
+    job.set_state(v1::RUNNING);
+    job.mutable_started_at()->set_seconds(1'700'000'000);
+    *job.mutable_spec() = std::move(spec);
+    (*job.mutable_resolved())["base"] = "sha256:base";
+    WriteBatch batch;
+    batch.Put(Table::kJobs, "job", job.SerializeAsString());
+    ASSERT_TRUE(rows_.CommitAndWait(std::move(batch)).ok());
+  }
+  v1::Job Row() {
+    v1::Job job;
+    const auto row = rows_.Get(Table::kJobs, "job");
+    EXPECT_TRUE(row.ok() && job.ParseFromString(*row));
+    return job;
+  }
+  int64_t Samples() {
+    int64_t count = 0;
+    EXPECT_TRUE(rows_.Scan(Table::kSamples, "job/", [&](absl::string_view, absl::string_view) { return ++count > 0; })
+                    .ok());
+    return count;
+  }
+
+  ScratchDir dir_;
+  FakeClock clock_;
+  EdgeMemoryStore rows_;
+  std::unique_ptr<Process> process_;
+};
+
+TEST_F(SizeOfStoredJobTest, FailsWithItsReasonWhereItWouldTakeAllMemory) {
+  const std::pair<v1::JobSpec, std::function<void(v1::JobSpec*)>> jobs[] = {
+      {SampleJob(), [](v1::JobSpec* s) { s->mutable_sample()->set_samples_per_prompt(kAbsurd); }},
+      {Ppo(), [](v1::JobSpec* s) {
+         s->mutable_ppo()->set_prompts_per_step(kAbsurd);
+         s->mutable_ppo()->set_samples_per_prompt(kAbsurd);
+       }}};
+  for (const auto& [spec, grow] : jobs) {
+    Begin();
+    Put(spec, grow);
+    process_->jobs.Recover();
+    EXPECT_EQ(Row().state(), v1::FAILED);
+    EXPECT_EQ(Row().reason_code(), "INVALID_SPEC");
+    EXPECT_THAT(Row().reason(), HasSubstr("expected at most"));
+    EXPECT_EQ(Samples(), 0);
+  }
+}
+
+TEST_F(SizeOfStoredJobTest, APromptOfManySamplesIsIssuedInSlices) {
+  Begin();
+  Put(Ppo());
+  process_->store.left = 2;
+  process_->jobs.Recover();
+  const int64_t before = Samples();
+  EXPECT_GT(before, 0);
+  EXPECT_LT(before, 1000);
+  EXPECT_LE(process_->store.largest, 256);
+  Begin();  // after SIGKILL
+  process_->jobs.Recover();
+  EXPECT_LE(process_->store.largest, 256);
+  EXPECT_EQ(Samples(), 1000);
+  EXPECT_EQ(Row().issued_through_step(), 1);
+  EXPECT_EQ(Row().prompt_cursor(), 1);
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator
