@@ -148,6 +148,18 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
   return absl::InvalidArgumentError(text);
 }
 
+// Before what config.json says is allocated: sizes that the files have nothing for are refused, not tried.
+absl::Status CheckSizes(const std::string& dir, const artifact::ModelConfig& config,
+                        const artifact::ModelWeights& weights) {
+  int64_t stored = 0;
+  for (const auto& [name, entry] : weights.tensors)
+    stored += static_cast<int64_t>(entry.info->end - entry.info->begin) / artifact::DTypeSize(entry.info->dtype);
+  const int64_t wanted = artifact::NumParameters(config);
+  if (wanted / 2 <= stored) return absl::OkStatus();  // a head may be missing, or stored once for two
+  return absl::InvalidArgumentError(absl::StrCat(dir, ": the weights do not fit config.json, whose sizes make ", wanted,
+                                                 " parameters; the files hold ", stored));
+}
+
 // What else belongs to a model, beside its weights and configuration.
 constexpr const char* kCompanions[] = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -198,9 +210,10 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_
       return absl::InvalidArgumentError(absl::StrCat(
           model_dir, ": expected a reward model (…ForSequenceClassification), found ", config->architecture));
     }
-    if (options.head == HeadKind::kScalar && options.scalar_outputs > 0) config->num_labels = options.scalar_outputs;
     auto weights = artifact::OpenModelWeights(model_dir);
     if (!weights.ok()) return weights.status();
+    if (const absl::Status status = CheckSizes(model_dir, *config, *weights); !status.ok()) return status;
+    if (options.head == HeadKind::kScalar && options.scalar_outputs > 0) config->num_labels = options.scalar_outputs;
     auto model = std::make_unique<Transformer>(*config, options.head, options.dtype, options.device);
     if (options.int8) {
       if (const absl::Status status = model->UseInt8(); !status.ok()) return status;

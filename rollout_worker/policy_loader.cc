@@ -1,14 +1,17 @@
 #include "rollout_worker/policy_loader.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/status_util.h"
 #include "common/unsuited.h"
 #include "model/device.h"
+#include "model/guard.h"
 #include "model/weights_io.h"
 
 namespace rlhf::rollout {
@@ -18,6 +21,9 @@ bool SameVersion(const v1::PolicySource& a, const v1::PolicySource& b) {
   return a.job_id() == b.job_id() && a.version().step() == b.version().step() &&
          a.version().lineage() == b.version().lineage() && a.version().digest() == b.version().digest();
 }
+
+// Room that something else on the machine had may be there at the next try.
+constexpr int kLoadTries = 5;
 
 }  // namespace
 
@@ -59,6 +65,27 @@ absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
         ": start this worker with --device cpu --precision float32"));
   }
   RLHF_ASSIGN_OR_RETURN(const std::string dir, artifacts_->Fetch(source.artifact()));
+  absl::Status loaded = LoadFrom(dir, source);
+  std::error_code error;
+  if (absl::IsNotFound(loaded) && std::filesystem::exists(dir, error)) {
+    // The artifact is whole: what it lacks no try will find.
+    return absl::InvalidArgumentError(
+        absl::StrCat("expected a model with config.json, tokenizer.json and its weights in ", source.artifact(), "; ",
+                     absl::StrReplaceAll(loaded.message(), {{dir + "/", ""}, {dir + ": ", ""}})));
+  }
+  // No room, or LibTorch threw.
+  if (!absl::IsResourceExhausted(loaded) && !absl::IsInternal(loaded)) {
+    if (loaded.ok()) failed_loads_.erase(made_from_);
+    return loaded;
+  }
+  const int tries = ++failed_loads_[MadeFrom(source)];
+  if (tries < kLoadTries) return loaded;
+  return UnsuitedError(absl::StrCat(
+      "the model could not be loaded ", tries,
+      " times in a row; give this rollout worker more memory, or use others that have: ", loaded.message()));
+}
+
+absl::Status PolicyLoader::LoadFrom(const std::string& dir, const v1::PolicySource& source) {
   RLHF_ASSIGN_OR_RETURN(std::unique_ptr<artifact::Tokenizer> tokenizer, artifact::Tokenizer::Load(dir));
   model::LoadOptions load;
   load.dtype = options_.dtype;
@@ -81,7 +108,11 @@ absl::Status PolicyLoader::Load(const v1::PolicySource& source) {
   v1::PolicyVersion initial = source.version();
   initial.set_step(0);
   initial.clear_digest();
-  engine_ = std::make_unique<Engine>(std::move(model), std::move(tokenizer), initial, options_.engine);
+  // The cache is as large as the slots and the context that config.json says.
+  RLHF_RETURN_IF_ERROR(model::Guard("making a cache for the model's sequences", [&]() -> absl::Status {
+    engine_ = std::make_unique<Engine>(std::move(model), std::move(tokenizer), initial, options_.engine);
+    return absl::OkStatus();
+  }));
   made_from_ = MadeFrom(source);
   job_id_ = source.job_id();
   ++loads_;

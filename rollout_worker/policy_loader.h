@@ -2,6 +2,7 @@
 // in place.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -71,6 +72,7 @@ class PolicyLoader {
   };
 
   absl::Status Load(const v1::PolicySource& source);
+  absl::Status LoadFrom(const std::string& dir, const v1::PolicySource& source);
   // Any thread. `held`: the digest of a version whose delta will do; empty: none.
   absl::StatusOr<Timed> Fetch(const v1::PolicySource& source, const std::string& held);
   absl::StatusOr<Timed> TakeWeights(const v1::PolicySource& source);
@@ -85,6 +87,7 @@ class PolicyLoader {
   // What the loaded model was made from: artifact, numerics, adapters.
   static std::string MadeFrom(const v1::PolicySource& source);
   std::string job_id_, made_from_;
+  std::map<std::string, int> failed_loads_;  // in a row, by what the model is made from
   int64_t loads_ = 0;
   std::vector<Change> changes_;
 

@@ -83,7 +83,7 @@ void ExplainSamples(const JobFacts& facts, Waits* waits) {
       waits->Add(v1::NO_ROLLOUT_WORKER,
                  absl::StrCat("a rollout worker that can serve it, for ", queued, " (", samples.rollout_workers,
                               " registered, of which none can: ", samples.unsuited_why, ")"),
-                 samples.since, "start rollout workers with the --precision or --device that it names");
+                 samples.since, "start rollout workers with the --precision, --device or memory that it names");
     } else if (samples.too_large_samples > 0) {
       waits->Add(
           v1::NO_ROLLOUT_WORKER,

@@ -23,6 +23,20 @@ std::string RequestKey(const std::string& subject, const std::string& request_id
   return absl::StrCat(subject, "/SubmitJob/", request_id);
 }
 
+// Why an artifact is not what a reference names, by its files; empty when it may be. Said before a job waits for
+// workers that cannot use it.
+std::string NotWhatIsNamed(bool model, const v1::Artifact& artifact) {
+  const bool may_be = std::any_of(artifact.files().begin(), artifact.files().end(), [model](const v1::FileEntry& file) {
+    return model ? file.path() == "config.json"
+                 : absl::EndsWith(file.path(), ".jsonl") && !absl::StrContains(file.path(), '/');
+  });
+  if (may_be) return "";
+  const std::string first = artifact.files().empty() ? "nothing" : absl::StrCat("\"", artifact.files(0).path(), "\"");
+  return absl::StrCat(model ? "expected a model, with a config.json" : "expected data, with a .jsonl file", "; found ",
+                      first, artifact.files_size() > 1 ? absl::StrCat(" and ", artifact.files_size() - 1, " more") : "",
+                      " in ", artifact.digest());
+}
+
 }  // namespace
 
 std::vector<v1::SpecProblem> JobTable::ResolveReferences(v1::JobSpec* spec,
@@ -44,6 +58,7 @@ std::vector<v1::SpecProblem> JobTable::ResolveReferences(v1::JobSpec* spec,
       const absl::StatusOr<v1::Artifact> artifact = deps_.artifacts->Resolve(*reference.value, spec->project());
       if (artifact.ok()) {
         (*resolved)[*reference.value] = artifact->digest();
+        problem = NotWhatIsNamed(reference.model, *artifact);
       } else {
         problem = std::string(artifact.status().message());
         if (first_error->ok()) *first_error = Annotate(artifact.status(), reference.field);

@@ -75,6 +75,27 @@ TEST_F(JobsEdgeTest, AnInvalidSpecificationComesBackWithItsProblems) {
   EXPECT_EQ(ReasonOf(refused.status()), v1::INVALID_SPEC);
 }
 
+TEST_F(JobsEdgeTest, AModelIsNoDataAndDataIsNoModel) {
+  ASSERT_TRUE(UploadWaitingJobInputs(Api("submitter"), dir_.path()).ok());
+  v1::ValidateJobRequest validate;
+  *validate.mutable_spec() = WaitingJob("job").spec();
+  validate.mutable_spec()->mutable_sft()->set_model("tiny-data");
+  validate.mutable_spec()->mutable_sft()->set_data("tiny");
+  const auto problems = Call(stub_, &Stub::ValidateJob, validate);
+  ASSERT_TRUE(problems.ok()) << problems.status();
+  ASSERT_EQ(problems->problems_size(), 2) << problems->DebugString();
+  EXPECT_EQ(problems->problems(0).field(), "sft.model");
+  EXPECT_THAT(problems->problems(0).problem(),
+              HasSubstr("expected a model, with a config.json; found \"tiny-data.jsonl\" in sha256:"));
+  EXPECT_EQ(problems->problems(1).field(), "sft.data");
+  EXPECT_THAT(problems->problems(1).problem(),
+              HasSubstr("expected data, with a .jsonl file; found \"config.json\" in sha256:"));
+  v1::SubmitJobRequest submit;
+  submit.set_request_id("swapped");
+  *submit.mutable_spec() = validate.spec();
+  EXPECT_EQ(ReasonOf(Call(stub_, &Stub::SubmitJob, submit).status()), v1::INVALID_SPEC);
+}
+
 TEST_F(JobsEdgeTest, EveryExampleIsValid) {
   int examples = 0;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(SourceDir() + "/examples")) {

@@ -181,6 +181,18 @@ TEST_P(WeightsIoTest, ShardsAreOneModel) {
   EXPECT_THAT(std::string(missing.status().message()), HasSubstr(second));
 }
 
+TEST_P(WeightsIoTest, SizesThatTheFilesHaveNothingForAreNotAllocated) {
+  const std::string dir = Saved();
+  const auto text = ReadFile(dir + "/config.json");
+  ASSERT_TRUE(text.ok()) << text.status();
+  auto json = nlohmann::json::parse(*text);
+  json["vocab_size"] = 1 << 28;
+  ASSERT_TRUE(WriteFileDurably(dir + "/config.json", json.dump()).ok());
+  const auto loaded = LoadModel(dir);
+  EXPECT_EQ(loaded.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(loaded.status().message()), HasSubstr("do not fit config.json, whose sizes make"));
+}
+
 TEST_P(WeightsIoTest, WhatIsMissingExtraOrMisshapedIsNamedAtOnce) {
   const std::string dir = Saved();
   auto file = artifact::SafetensorsFile::Open(dir + "/model.safetensors");

@@ -1,6 +1,7 @@
 // A rollout worker against a coordinator of this test: what it submits and how often, and what it hands back.
 #include "rollout_worker/worker.h"
 
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
@@ -9,12 +10,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "artifact/artifact_root.h"
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
+#include "common/durable_file.h"
 #include "common/rpc_server.h"
 #include "common/status_util.h"
 #include "rollout_worker/policy_loader.h"
@@ -30,6 +33,7 @@ using testing::AllOf;
 using testing::Each;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 using testing::Property;
 
 v1::Sample SampleOf(int ordinal, size_t bytes) {
@@ -205,6 +209,52 @@ TEST_F(WorkerTest, AJobOfAnotherPrecisionIsHandedBackAsUnsuited) {
   EXPECT_THAT(returned, Each(AllOf(Property(&v1::ReturnedLease::unsuited, true),
                                    Property(&v1::ReturnedLease::permanent, false))));
   EXPECT_THAT(returned[0].error(), HasSubstr("start this worker with --device cpu --precision float32"));
+}
+
+TEST_F(WorkerTest, AModelThatLacksAFileIsTheJobsFault) {
+  const artifact::ArtifactRoot root(dir_.File("shared"));
+  for (const char* file : {"config.json", "tokenizer.json", "model.safetensors"}) {
+    SCOPED_TRACE(file);
+    const std::string lacking = dir_.File(std::string("without ") + file);
+    std::filesystem::copy(dir_.File("model"), lacking);
+    ASSERT_TRUE(std::filesystem::remove(lacking + "/" + file));
+    const auto published = root.Publish(lacking);
+    ASSERT_TRUE(published.ok()) << published.status();
+    digest_ = published->digest;
+    const size_t before = coordinator_.Returned(0).size();
+    coordinator_.Give(Work());
+    if (worker_ == nullptr) Start({});
+    const v1::ReturnedLease returned = coordinator_.Returned(before + 2).back();
+    EXPECT_TRUE(returned.permanent());
+    EXPECT_FALSE(returned.unavailable() || returned.unsuited());
+    EXPECT_THAT(returned.error(), AllOf(HasSubstr(file), HasSubstr(digest_), Not(HasSubstr(dir_.path()))));
+  }
+}
+
+TEST_F(WorkerTest, AModelThatItHasNoRoomForIsPassedOverAfterSomeTries) {
+  const std::string path = dir_.File("model/config.json");
+  const auto text = ReadFile(path);
+  ASSERT_TRUE(text.ok()) << text.status();
+  auto config = nlohmann::json::parse(*text);
+  config["max_position_embeddings"] = 2147483647;
+  ASSERT_TRUE(WriteFileDurably(path, config.dump()).ok());
+  const auto published = artifact::ArtifactRoot(dir_.File("shared")).Publish(dir_.File("model"));
+  ASSERT_TRUE(published.ok()) << published.status();
+  digest_ = published->digest;
+  PolicyLoaderOptions options;
+  options.engine.slots = 8192;  // beyond all addresses, also where nobody counts what is allocated
+  Start(options);
+  size_t tries = 0;
+  v1::ReturnedLease returned;
+  do {
+    coordinator_.Give(Work());
+    tries += 2;
+    returned = coordinator_.Returned(tries).back();
+    ASSERT_TRUE(returned.unavailable() || returned.unsuited()) << returned.DebugString();
+  } while (!returned.unsuited() && tries < 40);
+  EXPECT_EQ(tries, 10u);
+  EXPECT_FALSE(returned.permanent());
+  EXPECT_THAT(returned.error(), HasSubstr("more memory"));
 }
 
 TEST_F(WorkerTest, APromptThatItIsTooSmallForIsHandedBackForOthers) {
