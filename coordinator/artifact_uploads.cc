@@ -106,7 +106,8 @@ void ArtifactsImpl::StartUpload(const v1::StartUploadRequest& request, Done<v1::
   }
   const std::string staging = absl::StrCat(root_.root(), "/.staging/", kUpload, response.upload_id());
   background_->Run([this, request, staging, response = std::move(response), done = std::move(done)]() mutable {
-    absl::StatusOr<std::shared_ptr<UploadSession>> session = UploadSession::Open(request, staging);
+    absl::StatusOr<std::shared_ptr<UploadSession>> session =
+        UploadSession::Open(request, staging, {.reserve_bytes = upload_reserve_bytes_});
     loop_->Post([this, request, session = std::move(session), response = std::move(response),
                  done = std::move(done)]() mutable {
       if (!session.ok()) return done(session.status());

@@ -28,8 +28,8 @@ bool NewerFirst(const v1::Artifact* a, const v1::Artifact* b) {
 }  // namespace
 
 std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, Background* background, StateStore* store,
-                                         std::string artifact_root) {
-  return std::make_unique<ArtifactsImpl>(loop, background, store, std::move(artifact_root));
+                                         std::string artifact_root, uint64_t upload_reserve_bytes) {
+  return std::make_unique<ArtifactsImpl>(loop, background, store, std::move(artifact_root), upload_reserve_bytes);
 }
 
 std::string ArtifactsImpl::KeyOfAlias(const std::string& project, const std::string& name) {

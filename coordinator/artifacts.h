@@ -2,6 +2,7 @@
 // runs in the background.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -41,7 +42,8 @@ class Artifacts {
   virtual void Pin(const v1::PinArtifactRequest& request, Done<v1::Artifact> done) = 0;
   virtual void Delete(const v1::DeleteArtifactRequest& request, Done<v1::DeleteArtifactResponse> done) = 0;
 };
+// Uploads leave `upload_reserve_bytes` free on their volume.
 std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, Background* background, StateStore* store,
-                                         std::string artifact_root);
+                                         std::string artifact_root, uint64_t upload_reserve_bytes = 0);
 
 }  // namespace rlhf::coordinator

@@ -16,8 +16,13 @@ namespace rlhf::coordinator {
 
 class ArtifactsImpl final : public Artifacts {
  public:
-  ArtifactsImpl(EventLoop* loop, Background* background, StateStore* store, std::string root)
-      : loop_(loop), background_(background), store_(store), root_(std::move(root)) {}
+  ArtifactsImpl(EventLoop* loop, Background* background, StateStore* store, std::string root,
+                uint64_t upload_reserve_bytes)
+      : loop_(loop),
+        background_(background),
+        store_(store),
+        root_(std::move(root)),
+        upload_reserve_bytes_(upload_reserve_bytes) {}
 
   absl::Status Recover() override;
   absl::StatusOr<v1::Artifact> Resolve(const std::string& reference, const std::string& project) override;
@@ -56,6 +61,7 @@ class ArtifactsImpl final : public Artifacts {
   Background* const background_;
   StateStore* const store_;
   const artifact::ArtifactRoot root_;
+  const uint64_t upload_reserve_bytes_;
 
   std::map<std::string, v1::Artifact> artifacts_;  // by digest
   std::map<std::string, std::string>

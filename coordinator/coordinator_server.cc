@@ -271,7 +271,10 @@ void CoordinatorServerImpl::MakeManagers() {
   fleet_ = MakeFleet(loop_.get(), absl::Milliseconds(config_.heartbeat_ms), absl::Milliseconds(config_.lease_ms));
   events_ = MakeEventLog(store_.get(), loop_.get());
   oversight_ = MakeOversight(loop_.get(), store_.get());
-  artifacts_ = MakeArtifacts(loop_.get(), background_.get(), store_.get(), config_.artifact_root);
+  // A full volume is one again only with a quarter more (volume_watch.h): uploads alone pause no job.
+  const uint64_t min_free = static_cast<uint64_t>(config_.min_free_mb) << 20;
+  artifacts_ =
+      MakeArtifacts(loop_.get(), background_.get(), store_.get(), config_.artifact_root, min_free + min_free / 4);
   SamplingOptions sampling;
   sampling.lease = absl::Milliseconds(config_.lease_ms);
   sampling.no_progress = absl::Milliseconds(config_.no_progress_ms);
@@ -308,7 +311,7 @@ void CoordinatorServerImpl::MakeManagers() {
   edge_.quotas = &quotas_;
   edge_.data_dir = config_.data_dir;
   edge_.insecure = config_.insecure;
-  edge_.min_free_bytes = static_cast<uint64_t>(config_.min_free_mb) << 20;
+  edge_.min_free_bytes = min_free;
 
   MetricsSources sources;
   sources.loop = loop_.get();

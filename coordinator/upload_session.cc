@@ -2,11 +2,13 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <limits>
 #include <map>
 
 #include "absl/cleanup/cleanup.h"
@@ -21,6 +23,7 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kMaxFiles = 10'000;
+constexpr uint64_t kNoBound = std::numeric_limits<uint64_t>::max();
 
 absl::Status FileError(int error, const std::string& what, const std::string& path) {
   const absl::Status status = WriteError(error, what, absl::StrCat(path, " in the artifact root"));
@@ -59,11 +62,18 @@ absl::StatusOr<std::string> DigestOf(const google::protobuf::RepeatedPtrField<v1
   return absl::StrCat("sha256:", artifact::Sha256Hex(manifest));
 }
 
+std::optional<uint64_t> FreeBytesOf(const std::string& folder) {
+  struct statvfs volume {};
+  if (statvfs(folder.c_str(), &volume) != 0) return std::nullopt;
+  return static_cast<uint64_t>(volume.f_bavail) * volume.f_frsize;
+}
+
 absl::StatusOr<std::shared_ptr<UploadSession>> UploadSession::Open(const v1::StartUploadRequest& request,
-                                                                   const std::string& staging_dir) {
-  std::shared_ptr<UploadSession> session(new UploadSession(request, staging_dir));
+                                                                   const std::string& staging_dir, UploadRoom room) {
+  std::shared_ptr<UploadSession> session(new UploadSession(request, staging_dir, std::move(room)));
   RLHF_RETURN_IF_ERROR(WithVolumeReason(MakeDirs(staging_dir, kGroupFolder)));
   absl::MutexLock lock(&session->mu_);
+  uint64_t there = 0, to_come = 0;
   for (int i = 0; i < request.files_size(); ++i) {
     const std::string path = session->PathOf(i);
     RLHF_RETURN_IF_ERROR(WithVolumeReason(MakeDirs(std::filesystem::path(path).parent_path().string(), kGroupFolder)));
@@ -78,8 +88,26 @@ absl::StatusOr<std::shared_ptr<UploadSession>> UploadSession::Open(const v1::Sta
       present = 0;
     }
     session->offsets_.push_back(present);
+    there += present;
+    const uint64_t rest = request.files(i).size() - present;
+    to_come = rest > kNoBound - to_come ? kNoBound : to_come + rest;
+  }
+  absl::Status room_for_it = session->CheckRoom(to_come);
+  if (!room_for_it.ok()) {
+    std::error_code ignored;  // empty files: at most clutter
+    if (there == 0) std::filesystem::remove_all(staging_dir, ignored);
+    return room_for_it;
   }
   return session;
+}
+
+absl::Status UploadSession::CheckRoom(uint64_t bytes) const {
+  const std::optional<uint64_t> free = bytes == 0 ? std::nullopt : room_.free_bytes(staging_dir_);
+  if (!free || (*free >= room_.reserve_bytes && *free - room_.reserve_bytes >= bytes)) return absl::OkStatus();
+  return WithVolumeReason(absl::ResourceExhaustedError(
+      absl::StrCat("the artifact root cannot take the upload: its volume is full but for ", *free >> 20,
+                   " MB, of which ", room_.reserve_bytes >> 20, " MB stay free (--min-free-mb and a quarter), and ",
+                   ((bytes - 1) >> 20) + 1, " MB are to come; make room, or upload less")));
 }
 
 std::string UploadSession::PathOf(int file) const {
@@ -110,6 +138,7 @@ absl::Status UploadSession::Write(const v1::UploadChunk& chunk) {
                                                    " bytes, the chunk ends at ", chunk.offset() + chunk.data().size()));
   }
   const uint64_t known = std::min<uint64_t>(present - chunk.offset(), chunk.data().size());
+  RLHF_RETURN_IF_ERROR(CheckRoom(chunk.data().size() - known));
   const int fd = open(PathOf(index).c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
   if (fd < 0) return FileError(errno, "open", file.path());
   const absl::Cleanup closer = [fd] { close(fd); };
@@ -117,7 +146,12 @@ absl::Status UploadSession::Write(const v1::UploadChunk& chunk) {
     const ssize_t n =
         pwrite(fd, chunk.data().data() + at, chunk.data().size() - at, static_cast<off_t>(chunk.offset() + at));
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return FileError(errno, "write", file.path());
+    if (n < 0) {
+      const int error = errno;
+      // Somebody else took the reserve as well: what is here is sent again, what they write is not.
+      if (IsFullOrReadOnly(error) && ftruncate(fd, 0) == 0) present = 0;
+      return FileError(error, "write", file.path());
+    }
     at += static_cast<size_t>(n);
     present = chunk.offset() + at;
   }
