@@ -1,13 +1,16 @@
 #include "coordinator/grpc_adapter/comparison_streams.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
+#include <vector>
 
 #include <prometheus/counter.h>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "coordinator/grpc_adapter/collect_lookup.h"
 #include "coordinator/grpc_adapter/loop_stream.h"
 
@@ -32,7 +35,7 @@ class ExportStream final : public LoopStream<v1::Comparison> {
     do {
       const absl::StatusOr<bool> more = Next(&comparison);
       if (!more.ok()) return End(more.status());
-      if (!*more) return End(absl::OkStatus());
+      if (!*more) return End(NothingToLeaveOut(unmet_));
     } while (LeftOut(comparison));
     Write(std::move(comparison));
   }
@@ -42,13 +45,15 @@ class ExportStream final : public LoopStream<v1::Comparison> {
     *comparison = std::move(comparisons_[next_++]);
     return true;
   }
-  bool LeftOut(const v1::Comparison& comparison) const {
-    if (comparison.planted() && !request_.include_planted()) return true;
-    const auto& excluded = request_.exclude_raters();
-    return std::find(excluded.begin(), excluded.end(), comparison.rater()) != excluded.end();
+  bool LeftOut(const v1::Comparison& comparison) {
+    const bool excluded = excluded_.count(comparison.rater()) > 0;
+    if (excluded) unmet_.erase(comparison.rater());
+    return excluded || (comparison.planted() && !request_.include_planted());
   }
   absl::Status Begin() {
     const char* const method = "/rlhf.v1.FeedbackService/ExportComparisons";
+    for (const std::string& rater : request_.exclude_raters()) unmet_[PseudonymOf(edge_, rater)] = rater;
+    for (const auto& [pseudonym, rater] : unmet_) excluded_.insert(pseudonym);
     if (absl::StartsWith(request_.job_id(), "set:")) {
       const std::string project = Edge::ProjectFor(caller_, request_.project());
       RLHF_RETURN_IF_ERROR(edge_.Admit(caller_, project, method));
@@ -59,13 +64,17 @@ class ExportStream final : public LoopStream<v1::Comparison> {
                           FindCollect(edge_, caller_, request_.job_id(), request_.project(), method));
     const std::string id = target.job_id.empty() ? target.last_id : target.job_id;
     if (!id.empty()) comparisons_ = edge_.feedback->Comparisons(id);
-    return absl::OkStatus();
+    // Said before anything is sent, where all is at hand.
+    for (const v1::Comparison& comparison : comparisons_) unmet_.erase(comparison.rater());
+    return NothingToLeaveOut(unmet_);
   }
 
   ComparisonSets* const sets_;
   const Caller caller_;
   const v1::ExportComparisonsRequest request_;
   bool begun_ = false;
+  std::set<std::string> excluded_;            // pseudonyms
+  std::map<std::string, std::string> unmet_;  // of those, whose judgements did not come yet: as they were written
   std::unique_ptr<ImportLogReader> reader_;
   std::vector<v1::Comparison> comparisons_;
   size_t next_ = 0;
@@ -148,6 +157,19 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsR
 };
 
 }  // namespace
+
+std::string PseudonymOf(const Edge& edge, const std::string& rater) {
+  return IsPseudonym(rater) ? rater : edge.tokens->Pseudonym(rater);
+}
+
+absl::Status NothingToLeaveOut(const std::map<std::string, std::string>& raters) {
+  if (raters.empty()) return absl::OkStatus();
+  std::vector<std::string> names;
+  for (const auto& [pseudonym, rater] : raters) names.push_back(absl::StrCat("\"", rater, "\""));
+  return absl::InvalidArgumentError(
+      absl::StrCat("exclude_raters: expected pseudonyms or subjects of raters who judged here, found ",
+                   absl::StrJoin(names, ", "), "; `rlhfctl feedback agreement` names those who did"));
+}
 
 bool IsPseudonym(const std::string& rater) {
   const size_t prefix = sizeof(kPseudonymPrefix) - 1;

@@ -1,6 +1,9 @@
 // Comparisons in and out as streams.
 #pragma once
 
+#include <map>
+#include <string>
+
 #include <grpcpp/grpcpp.h>
 
 #include "coordinator/comparison_sets.h"
@@ -21,6 +24,13 @@ grpc::ServerReadReactor<v1::ImportComparisonsRequest>* ImportStreamOf(const Edge
 grpc::ServerWriteReactor<v1::Comparison>* ExportStreamOf(const Edge& edge, ComparisonSets* sets,
                                                          const grpc::CallbackServerContext& context,
                                                          const v1::ExportComparisonsRequest& request);
+
+// The pseudonym of who is named by it or by a token's subject.
+std::string PseudonymOf(const Edge& edge, const std::string& rater);
+
+// InvalidArgument for raters who are to be left out of what has no judgement of theirs: what the caller wrote, by
+// pseudonym. OK when there are none.
+absl::Status NothingToLeaveOut(const std::map<std::string, std::string>& raters);
 
 // "rater-" and twelve hexadecimal digits: how raters are named here.
 bool IsPseudonym(const std::string& rater);

@@ -149,8 +149,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
             return done(status);
           if (r.rater().empty())
             return done(absl::InvalidArgumentError("rater: expected a pseudonym or a subject, found nothing"));
-          Forget(caller.subject, IsPseudonym(r.rater()) ? r.rater() : edge_.tokens->Pseudonym(r.rater()),
-                 std::move(done));
+          Forget(caller.subject, r.rater(), std::move(done));
         });
   }
 
@@ -180,7 +179,14 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
   // In the background.
   void Freeze(const std::string& subject, const v1::FreezeSetRequest& request, Judgements all,
               Done<v1::ComparisonSet> done) {
-    std::set<std::string> excluded(request.exclude_raters().begin(), request.exclude_raters().end());
+    std::set<std::string> excluded;
+    std::map<std::string, std::string> unmet;
+    for (const std::string& rater : request.exclude_raters()) unmet[PseudonymOf(edge_, rater)] = rater;
+    for (const auto& [pseudonym, rater] : unmet) excluded.insert(pseudonym);
+    for (const v1::Comparison& comparison : *all) unmet.erase(comparison.rater());
+    if (absl::Status status = NothingToLeaveOut(unmet); !status.ok()) {
+      return edge_.loop->Post([done = std::move(done), status]() mutable { done(status); });
+    }
     if (request.exclude_flagged()) {
       const v1::AgreementReport report = MeasureAgreement(*all);
       for (const v1::RaterQuality& rater : report.raters()) {
@@ -190,6 +196,14 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
     edge_.loop->Post([this, subject, request, all = std::move(all), excluded = std::move(excluded),
                       done = std::move(done)]() mutable {
       sets_.Freeze(subject, request, std::move(all), std::move(excluded), std::move(done));
+    });
+  }
+
+  // Whether somebody with a token, also one that works no more, appears so.
+  bool HasToken(const std::string& pseudonym) const {
+    const std::vector<v1::TokenRow> tokens = edge_.tokens->List();
+    return std::any_of(tokens.begin(), tokens.end(), [&](const v1::TokenRow& token) {
+      return edge_.tokens->Pseudonym(token.subject()) == pseudonym;
     });
   }
 
@@ -206,7 +220,9 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
     return found;
   }
 
-  void Forget(const std::string& subject, const std::string& rater, Done<v1::ForgetRaterResponse> done) {
+  // A rater by a pseudonym, or by a token's subject.
+  void Forget(const std::string& subject, const std::string& named, Done<v1::ForgetRaterResponse> done) {
+    const std::string rater = PseudonymOf(edge_, named);
     v1::ForgetRaterResponse response;
     response.set_rater(rater);
     WriteBatch batch;
@@ -236,15 +252,22 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
                             {"models", absl::StrCat(response.models_size())}},
                            &batch);
     edge_.store->Commit(
-        std::move(batch), [this, rater, jobs, response, done = std::move(done)](absl::Status status) mutable {
+        std::move(batch), [this, rater, named, jobs, response, done = std::move(done)](absl::Status status) mutable {
           if (!status.ok()) return done(status);
-          edge_.loop->Post([this, rater, jobs, response, done = std::move(done)]() mutable {
+          edge_.loop->Post([this, rater, named, jobs, response, done = std::move(done)]() mutable {
             edge_.feedback->Reload(jobs);
-            sets_.Forget(rater, [response, done = std::move(done)](absl::StatusOr<int64_t> removed) mutable {
-              if (!removed.ok()) return done(removed.status());
-              response.set_removed(response.removed() + *removed);
-              done(std::move(response));
-            });
+            sets_.Forget(
+                rater, [this, rater, named, response, done = std::move(done)](absl::StatusOr<int64_t> removed) mutable {
+                  if (!removed.ok()) return done(removed.status());
+                  response.set_removed(response.removed() + *removed);
+                  if (response.removed() == 0 && response.sets().empty() && !HasToken(rater)) {
+                    return done(absl::NotFoundError(
+                        absl::StrCat("rater: nobody is, or judged as, \"", named,
+                                     "\": expected a pseudonym (`rlhfctl feedback agreement`) or a token's subject "
+                                     "(`rlhfctl token list`)")));
+                  }
+                  done(std::move(response));
+                });
           });
         });
   }

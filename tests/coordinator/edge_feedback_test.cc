@@ -163,6 +163,70 @@ TEST_F(FeedbackEdgeTest, ARaterWhoIsForgottenIsGoneFromTheStoreAndWhatUsedThemIs
   EXPECT_THAT(Export(job), SizeIs(10)) << "durably";
 }
 
+TEST_F(FeedbackEdgeTest, WhoIsLeftOutIsNamedAsTheyAreForgottenAndWasThere) {
+  const std::string job = Collect([](v1::CollectSpec* spec) { spec->set_overlap(2); });
+  ASSERT_EQ(AnswerAll(AsRater("anna"), job), 10);
+  ASSERT_EQ(AnswerAll(AsRater("ben"), job), 10);
+  ASSERT_EQ(WaitUntilEnded(job).state(), v1::SUCCEEDED);
+  const auto exported = [&](const std::string& reference, const std::string& rater, absl::Status* status) {
+    v1::ExportComparisonsRequest request;
+    request.set_job_id(reference);
+    request.add_exclude_raters(rater);
+    const auto context = client::MakeContext(absl::Seconds(30));
+    const auto stub = As("submitter");
+    const auto reader = stub->ExportComparisons(context.get(), request);
+    std::vector<v1::Comparison> found;
+    v1::Comparison comparison;
+    while (reader->Read(&comparison)) found.push_back(comparison);
+    *status = FromGrpc(reader->Finish());
+    return found;
+  };
+  v1::FreezeSetRequest freeze;
+  freeze.set_job_id(job);
+  freeze.set_name("without-anna");
+  freeze.add_exclude_raters("anna");
+  const auto frozen = Call(As("submitter"), &FeedbackStub::FreezeSet, freeze);
+  ASSERT_TRUE(frozen.ok()) << frozen.status();
+  EXPECT_EQ(frozen->comparisons(), 10);
+  ASSERT_THAT(frozen->excluded_raters(), SizeIs(1));
+  EXPECT_THAT(frozen->excluded_raters(0), testing::StartsWith("rater-"));
+  absl::Status status;
+  const std::vector<v1::Comparison> bens = exported(job, "anna", &status);
+  EXPECT_TRUE(status.ok()) << status;
+  ASSERT_THAT(bens, SizeIs(10));
+  EXPECT_NE(bens[0].rater(), frozen->excluded_raters(0));
+
+  for (const char* nobody : {"ann", "rater-0123456789ab"}) {
+    SCOPED_TRACE(nobody);
+    freeze.set_exclude_raters(0, nobody);
+    freeze.set_name("nobody");
+    const auto refused = Call(As("submitter"), &FeedbackStub::FreezeSet, freeze);
+    EXPECT_TRUE(absl::IsInvalidArgument(refused.status())) << refused.status();
+    EXPECT_THAT(std::string(refused.status().message()), HasSubstr(absl::StrCat("\"", nobody, "\"")));
+    EXPECT_THAT(exported(job, nobody, &status), testing::IsEmpty());
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    v1::ForgetRaterRequest forget;
+    forget.set_rater(nobody);
+    EXPECT_TRUE(absl::IsNotFound(Call(As("admin"), &FeedbackStub::ForgetRater, forget).status()));
+  }
+  v1::ListSetsRequest list;
+  list.set_name("nobody");
+  EXPECT_EQ(Call(As("submitter"), &FeedbackStub::ListSets, list)->sets_size(), 0);
+  AsRater("carl");
+  v1::ForgetRaterRequest forget;
+  forget.set_rater("carl");
+  const auto forgotten = Call(As("admin"), &FeedbackStub::ForgetRater, forget);
+  EXPECT_TRUE(forgotten.ok()) << "has a token, and judged nothing: " << forgotten.status();
+
+  const std::string path = dir_.File("pairs.jsonl");
+  std::ofstream(path) << "{\"prompt\":\"Q1\",\"chosen\":\"a\",\"rejected\":\"b\",\"rater\":\"dora\"}\n";
+  ASSERT_TRUE(cli::ImportFiles(Api("submitter"), "default", "team/human", {path}, cli::Format::kAuto).ok());
+  EXPECT_THAT(exported("set:team/human", "dora", &status), testing::IsEmpty());
+  EXPECT_TRUE(status.ok()) << status;
+  exported("set:team/human", "anna", &status);
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << "she is in none of the set: " << status;
+}
+
 TEST_F(FeedbackEdgeTest, WhoWasForgottenBetweenTwoRoundsIsNotInTheNextRoundsSet) {
   // anna says the opposite of ben: her lines prefer "bad".
   const auto two_raters = [](v1::CollectSpec* spec) { spec->set_overlap(2); };
