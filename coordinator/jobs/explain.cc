@@ -199,9 +199,10 @@ void ExplainActive(const JobFacts& facts, Waits* waits) {
   if (facts.checkpointing) {
     waits->Add(v1::CHECKPOINTING, absl::StrCat("the checkpoint of step ", job.step()), facts.learners.since, "nothing");
   } else if (facts.learners.formed && !facts.samples.batch_wanted) {
+    // SFT and reward models' learners say how many steps there are with their first report.
+    const std::string of = job.total_steps() > 0 ? absl::StrCat(" of ", job.total_steps()) : "";
     waits->Add(v1::TRAINING,
-               absl::StrCat("step ", job.step() + 1, " of ", job.total_steps(), " to be trained, at group epoch ",
-                            job.group_epoch()),
+               absl::StrCat("step ", job.step() + 1, of, " to be trained, at group epoch ", job.group_epoch()),
                facts.no_progress, "nothing; `rlhfctl watch` shows its progress");
   }
   if (facts.learners.yielding) {

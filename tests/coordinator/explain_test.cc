@@ -52,6 +52,15 @@ v1::Wait Expect(const JobFacts& facts, v1::WaitReason reason, bool first = true)
   return {};
 }
 
+TEST(ExplainTest, StepsThatNobodyCountedYetAreNotNone) {
+  JobFacts facts = Training(1);
+  facts.job.set_state(v1::RUNNING);
+  facts.learners.formed = true;
+  EXPECT_THAT(Expect(facts, v1::TRAINING, false).waits_for(), HasSubstr("step 1 to be trained"));
+  facts.job.set_total_steps(7);
+  EXPECT_THAT(Expect(facts, v1::TRAINING, false).waits_for(), HasSubstr("step 1 of 7 to be trained"));
+}
+
 TEST(ExplainTest, Nothing) {
   JobFacts facts = Active(v1::FAILED);
   facts.job.set_reason("step 3 was refused 3 times");
