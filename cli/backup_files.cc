@@ -32,6 +32,12 @@ absl::Status CheckPath(const std::string& path) {
   return absl::OkStatus();
 }
 
+// What it will hold is its owner's alone; the folders above may hold other things.
+absl::Status MakePrivateFolder(const std::string& folder) {
+  RLHF_RETURN_IF_ERROR(MakeDirs(fs::absolute(folder).parent_path().string()));
+  return MakeDirs(folder, 0700);
+}
+
 absl::Status SyncFile(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   const bool ok = fd >= 0 && fsync(fd) == 0;
@@ -72,7 +78,7 @@ absl::StatusOr<std::unique_ptr<BackupWriter>> BackupWriter::Begin(const std::str
   std::unique_ptr<BackupWriter> writer(new BackupWriter(folder));
   std::error_code ignored;
   fs::remove_all(writer->partial_, ignored);
-  RLHF_RETURN_IF_ERROR(MakeDirs(writer->partial_));
+  RLHF_RETURN_IF_ERROR(MakePrivateFolder(writer->partial_));
   return writer;
 }
 
@@ -95,8 +101,9 @@ absl::Status BackupWriter::Take(const v1::BackupChunk& chunk) {
       RLHF_RETURN_IF_ERROR(CloseFile());
       RLHF_RETURN_IF_ERROR(CheckPath(chunk.file().path()));
       path_ = absl::StrCat(partial_, "/", chunk.file().path());
-      RLHF_RETURN_IF_ERROR(MakeDirs(fs::path(path_).parent_path().string()));
-      file_ = std::fopen(path_.c_str(), "wbx");
+      RLHF_RETURN_IF_ERROR(MakeDirs(fs::path(path_).parent_path().string(), 0700));
+      if (const int fd = open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600); fd >= 0)
+        file_ = fdopen(fd, "wb");
       if (file_ == nullptr) return absl::ErrnoToStatus(errno, absl::StrCat("cannot make ", path_));
       return absl::OkStatus();
     case v1::BackupChunk::kData:
@@ -138,10 +145,13 @@ absl::Status RestoreBackup(const std::string& folder, const std::string& data_di
   const std::string partial = data_dir + ".partial";
   std::error_code error;
   fs::remove_all(partial, error);
+  RLHF_RETURN_IF_ERROR(MakePrivateFolder(partial));
   for (const v1::FileEntry& file : manifest.files()) {
     const std::string to = absl::StrCat(partial, "/", file.path());
-    RLHF_RETURN_IF_ERROR(MakeDirs(fs::path(to).parent_path().string()));
+    RLHF_RETURN_IF_ERROR(MakeDirs(fs::path(to).parent_path().string(), 0700));
     fs::copy_file(absl::StrCat(folder, "/", file.path()), to, error);
+    // The copy has the mode of what it is of, which an earlier release may have made.
+    if (!error) fs::permissions(to, fs::perms::owner_read | fs::perms::owner_write, error);
     if (error) return absl::UnavailableError(absl::StrCat("cannot write ", to, ": ", error.message()));
     RLHF_RETURN_IF_ERROR(SyncFile(to));
   }

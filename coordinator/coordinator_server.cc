@@ -160,7 +160,11 @@ class CoordinatorServerImpl final : public CoordinatorServer {
 };
 
 absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
-  RLHF_RETURN_IF_ERROR(MakeDirs(config_.data_dir));
+  // Its own folder is the owner's alone; those above may hold what others share.
+  std::filesystem::path folder = std::filesystem::absolute(config_.data_dir).lexically_normal();
+  if (!folder.has_filename()) folder = folder.parent_path();  // written with a "/" at its end
+  RLHF_RETURN_IF_ERROR(MakeDirs(folder.parent_path().string()));
+  RLHF_RETURN_IF_ERROR(MakeDirs(config_.data_dir, 0700));
   RLHF_ASSIGN_OR_RETURN(lock_, DataDirLock::Take(config_.data_dir, /*shared=*/!postgres_.uri.empty()));
   RLHF_RETURN_IF_ERROR(MakeDirs(config_.artifact_root, kGroupFolder));
   RLHF_ASSIGN_OR_RETURN(http_, StartHttpEndpoint(

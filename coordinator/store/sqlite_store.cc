@@ -1,6 +1,9 @@
 // One writer thread and connection; batches that arrive within a short window share a transaction. One reader
 // connection.
+#include <fcntl.h>
 #include <sqlite3.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <deque>
 #include <filesystem>
@@ -29,6 +32,18 @@ absl::Status ErrorOf(sqlite3* db, absl::string_view what) {
                     v1::STORE_UNAVAILABLE);
 }
 
+// Rows have prompts, judgements and the secret of pseudonyms: only their owner reads them, whatever the umask. SQLite
+// gives the files beside it (-wal, -shm) the same mode. No descriptor of a file that exists is opened and closed: that
+// would end the locks of this process's other connections.
+void MakePrivate(const std::string& path) {
+  const int made = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (made >= 0) {
+    close(made);
+    return;
+  }
+  for (const char* suffix : {"", "-wal", "-shm"}) (void)chmod(absl::StrCat(path, suffix).c_str(), 0600);
+}
+
 class Connection {
  public:
   ~Connection() {
@@ -37,6 +52,7 @@ class Connection {
   }
   static absl::StatusOr<std::unique_ptr<Connection>> Open(const std::string& path) {
     auto connection = std::make_unique<Connection>();
+    MakePrivate(path);
     if (sqlite3_open_v2(path.c_str(), &connection->db_,
                         SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr) != SQLITE_OK) {
       return ErrorOf(connection->db_, absl::StrCat("cannot open ", path));
@@ -93,6 +109,7 @@ absl::Status CopyTo(Connection& connection, const std::string& path) {
   const std::string partial = absl::StrCat(path, ".partial");
   std::error_code ignored;
   std::filesystem::remove(partial, ignored);
+  MakePrivate(partial);
   sqlite3* copy = nullptr;
   absl::Status status;
   if (sqlite3_open_v2(partial.c_str(), &copy, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,

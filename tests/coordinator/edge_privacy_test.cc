@@ -1,0 +1,95 @@
+// What stays with whom it belongs to, over a real coordinator: its files, what workers work on, the last admin's token.
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "cli/backup_files.h"
+#include "rlhf/v1/admin_service.grpc.pb.h"
+#include "rlhf/v1/fleet_service.grpc.pb.h"
+#include "rlhf/v1/job_service.grpc.pb.h"
+#include "tests/coordinator/coordinator_fixture.h"
+#include "tests/coordinator/waiting_job.h"
+
+namespace rlhf::coordinator {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+class PrivacyTest : public CoordinatorFixture {
+ protected:
+  void SetUp() override {
+    umask(022);
+    CoordinatorFixture::SetUp();
+  }
+  absl::StatusOr<v1::CreateTokenResponse> CreateToken(const std::string& subject, const std::string& project,
+                                                      std::vector<v1::TokenRole> roles) {
+    v1::CreateTokenRequest request;
+    request.set_subject(subject);
+    request.set_project(project);
+    for (const v1::TokenRole role : roles) request.add_roles(role);
+    return Call(v1::AdminService::NewStub(Api("admin")), &v1::AdminService::Stub::CreateToken, request);
+  }
+  // What others than its owner may read of a folder's files: there are some, and the folder is there.
+  static std::vector<std::string> ReadableByOthers(const std::string& folder) {
+    std::vector<std::string> found;
+    int files = 0;
+    for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+      ++files;
+      const std::string name = entry.path().filename().string();
+      const bool open = (entry.status().permissions() & (fs::perms::group_all | fs::perms::others_all)) != fs::perms();
+      if (entry.is_regular_file() && open && name != "LOCK" && name != "backup.json" && name != "RESTORED")
+        found.push_back(entry.path().string());
+    }
+    EXPECT_GT(files, 0) << folder;
+    return found;
+  }
+  static bool OwnersAlone(const std::string& folder) {
+    return fs::status(folder).permissions() == fs::perms::owner_all;
+  }
+};
+
+TEST_F(PrivacyTest, StateBackupsAndRestoredStateAreTheOwnersAlone) {
+  const std::string data = dir_.File("data"), backup = dir_.File("backup"), restored = dir_.File("restored");
+  ASSERT_TRUE(UploadWaitingJobInputs(Api("submitter"), dir_.path()).ok());
+  for (const char* file : {"state.db", "state.db-wal", "state.db-shm"}) EXPECT_TRUE(fs::exists(data + "/" + file));
+  EXPECT_THAT(ReadableByOthers(data), IsEmpty());
+  EXPECT_TRUE(OwnersAlone(data));
+
+  // As an earlier release left it.
+  server_.reset();
+  fs::permissions(data + "/state.db", fs::perms(0644));
+  Start();
+  ASSERT_TRUE(UploadWaitingJobInputs(Api("submitter"), dir_.path()).ok());
+  EXPECT_THAT(ReadableByOthers(data), IsEmpty());
+
+  {
+    const auto writer = cli::BackupWriter::Begin(backup);
+    ASSERT_TRUE(writer.ok()) << writer.status();
+    const auto context = client::MakeContext(absl::Seconds(60));
+    const auto stub = v1::AdminService::NewStub(Api("admin"));
+    const auto reader = stub->Backup(context.get(), v1::BackupRequest());
+    v1::BackupChunk chunk;
+    while (reader->Read(&chunk)) ASSERT_TRUE((*writer)->Take(chunk).ok());
+    ASSERT_TRUE(reader->Finish().ok());
+    ASSERT_TRUE((*writer)->Finish().ok());
+  }
+  EXPECT_THAT(ReadableByOthers(backup), IsEmpty());
+  EXPECT_TRUE(OwnersAlone(backup));
+
+  fs::permissions(backup + "/state.db", fs::perms(0644));
+  const absl::Status status = cli::RestoreBackup(backup, restored);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_THAT(ReadableByOthers(restored), IsEmpty());
+  EXPECT_TRUE(OwnersAlone(restored));
+}
+
+}  // namespace
+}  // namespace rlhf::coordinator
