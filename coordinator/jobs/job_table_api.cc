@@ -230,10 +230,13 @@ void JobTable::Cancel(const std::string& subject, const v1::CancelJobRequest& re
   if (!job.ok()) return done(job.status());
   const std::string id = (*job)->id();
   if (IsTerminal((*job)->state())) {
-    // Nothing left to cancel. The end may be a write of this call's first try: answered behind it in the store's order.
+    // The end may be a write of this call's first try: answered behind it in the store's order.
     return deps_.store->Commit(WriteBatch(), [row = **job, done = std::move(done)](absl::Status status) mutable {
       if (!status.ok()) return done(status);
-      done(std::move(row));
+      if (row.state() == v1::CANCELLED) return done(std::move(row));
+      done(WithReason(absl::FailedPreconditionError(
+                          absl::StrCat("the job is ", v1::JobState_Name(row.state()), ": nothing is left to cancel")),
+                      v1::JOB_NOT_ACTIVE));
     });
   }
   const std::string reason = request.reason().empty() ? absl::StrCat("cancelled by ", subject)

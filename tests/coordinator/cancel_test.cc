@@ -4,8 +4,10 @@
 #include <string>
 #include <utility>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "common/status_util.h"
 #include "coordinator/jobs.h"
 #include "coordinator/jobs/spec.h"
 #include "tests/coordinator/jobs_process.h"
@@ -100,6 +102,25 @@ TEST_F(CancelTest, APipelineIsCancelledWithItsStagesOrNotAtAll) {
   EXPECT_EQ(Row("stage").state(), v1::CANCELLED);
   EXPECT_EQ(Row("stage").reason(), "cancelled by ada");
   EXPECT_TRUE(Row("stage").has_finished_at());
+}
+
+TEST_F(CancelTest, WhatHasEndedOtherwiseIsNotCancelled) {
+  const auto cancel = [&](const std::string& id) {
+    v1::CancelJobRequest request;
+    request.set_job_id(id);
+    absl::Status status = absl::UnknownError("no answer");
+    process_->process.jobs->Cancel("ada", request, [&](absl::StatusOr<v1::Job> job) { status = job.status(); });
+    process_->process.loop.Run();
+    return status;
+  };
+  EXPECT_TRUE(cancel("stage").ok());
+  EXPECT_TRUE(cancel("stage").ok()) << "again, as by a client that lost the answer";
+  ASSERT_EQ(Row("pipe").state(), v1::FAILED);
+  const absl::Status late = cancel("pipe");
+  EXPECT_EQ(late.code(), absl::StatusCode::kFailedPrecondition) << late;
+  EXPECT_EQ(ReasonOf(late), v1::JOB_NOT_ACTIVE);
+  EXPECT_THAT(std::string(late.message()), testing::HasSubstr("the job is FAILED"));
+  EXPECT_EQ(Row("pipe").state(), v1::FAILED);
 }
 
 TEST_F(CancelTest, AStageThatIsCancelledFailsItsPipeline) {
