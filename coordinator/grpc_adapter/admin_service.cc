@@ -80,7 +80,7 @@ class AdminService final : public v1::AdminService::CallbackService {
   grpc::ServerUnaryReactor* ListWorkers(grpc::CallbackServerContext* context, const v1::ListWorkersRequest* request,
                                         v1::ListWorkersResponse* response) override {
     return OnLoop(edge_, context, request, response,
-                  Directly([this](const Caller&, v1::ListWorkersRequest& r) { return Workers(r); }));
+                  Directly([this](const Caller& caller, v1::ListWorkersRequest& r) { return Workers(caller, r); }));
   }
   grpc::ServerUnaryReactor* DrainWorker(grpc::CallbackServerContext* context, const v1::DrainWorkerRequest* request,
                                         v1::Worker* response) override {
@@ -179,7 +179,14 @@ class AdminService final : public v1::AdminService::CallbackService {
     });
   }
 
-  absl::StatusOr<v1::ListWorkersResponse> Workers(const v1::ListWorkersRequest& r) const {
+  // Workers are everybody's; what they work on is its project's to see.
+  bool Sees(const Caller& caller, const std::string& job_id) const {
+    if (caller.project == "*") return true;
+    const absl::StatusOr<v1::Job> job = edge_.jobs->Get(job_id, "");
+    return job.ok() && job->id() == job_id && job->spec().project() == caller.project;
+  }
+
+  absl::StatusOr<v1::ListWorkersResponse> Workers(const Caller& caller, const v1::ListWorkersRequest& r) const {
     RLHF_ASSIGN_OR_RETURN(const int page_size, PageSize(r.page()));
     const absl::Duration now = edge_.loop->clock().Now();
     std::vector<v1::Worker> workers;
@@ -195,6 +202,10 @@ class AdminService final : public v1::AdminService::CallbackService {
       if (response.workers_size() == page_size) {
         response.set_next_page_token(response.workers(page_size - 1).instance_id());
         break;
+      }
+      if (!Sees(caller, worker.job_id())) {
+        worker.clear_job_id();
+        worker.clear_policy();
       }
       *response.add_workers() = std::move(worker);
     }

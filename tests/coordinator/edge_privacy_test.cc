@@ -91,5 +91,38 @@ TEST_F(PrivacyTest, StateBackupsAndRestoredStateAreTheOwnersAlone) {
   EXPECT_TRUE(OwnersAlone(restored));
 }
 
+TEST_F(PrivacyTest, WhatWorkersWorkOnIsItsProjectsToSee) {
+  ASSERT_TRUE(UploadWaitingJobInputs(Api("submitter"), dir_.path()).ok());
+  const auto job = Call(v1::JobService::NewStub(Api("submitter")), &v1::JobService::Stub::SubmitJob, WaitingJob("job"));
+  ASSERT_TRUE(job.ok()) << job.status();
+  const auto worker = Fleet("rollout_worker", "w0");
+  v1::RegisterRequest identity;
+  identity.set_role(v1::ROLE_ROLLOUT_WORKER);
+  identity.set_instance_id("w0");
+  identity.set_protocol_version(1);
+  identity.set_slots(4);
+  const auto session = Call(v1::FleetService::NewStub(worker), &v1::FleetService::Stub::Register, identity);
+  ASSERT_TRUE(session.ok()) << session.status();
+  v1::HeartbeatRequest heartbeat;
+  heartbeat.set_session_id(session->session_id());
+  heartbeat.add_progress()->mutable_id()->set_job_id(job->job().id());
+  heartbeat.mutable_policy()->set_step(3);
+  const auto beaten = Call(v1::FleetService::NewStub(worker), &v1::FleetService::Stub::Heartbeat, heartbeat);
+  ASSERT_TRUE(beaten.ok()) << beaten.status();
+  for (const char* project : {"default", "research", "*"}) {
+    SCOPED_TRACE(project);
+    const auto token = CreateToken("eve", project, {v1::ADMIN});
+    ASSERT_TRUE(token.ok()) << token.status();
+    const auto list = Call(v1::AdminService::NewStub(ApiWithToken(token->secret())),
+                           &v1::AdminService::Stub::ListWorkers, v1::ListWorkersRequest());
+    ASSERT_TRUE(list.ok()) << list.status();
+    ASSERT_EQ(list->workers_size(), 1);
+    EXPECT_EQ(list->workers(0).instance_id(), "w0");
+    const bool sees = std::string(project) != "research";
+    EXPECT_EQ(list->workers(0).job_id(), sees ? job->job().id() : "");
+    EXPECT_EQ(list->workers(0).policy().step(), sees ? 3 : 0);
+  }
+}
+
 }  // namespace
 }  // namespace rlhf::coordinator
