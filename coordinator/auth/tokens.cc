@@ -238,14 +238,14 @@ std::vector<v1::TokenRow> Tokens::List() const {
   return rows;
 }
 
-absl::Time Tokens::AdminUntil() const {
+absl::Time Tokens::AdminUntil(const std::string& without_id) const {
   const absl::Time now = clock_->WallNow();
   absl::Time until = absl::InfinitePast();
   absl::MutexLock lock(&mu_);
   for (const auto& [id, entry] : entries_) {
     const absl::Time expires = TimeOf(entry.row.expires_at());
-    if (entry.active && !entry.row.revoked() && entry.row.project() == "*" && HasRole(entry.row, v1::ADMIN) &&
-        expires > now) {
+    if (id != without_id && entry.active && !entry.row.revoked() && entry.row.project() == "*" &&
+        HasRole(entry.row, v1::ADMIN) && expires > now) {
       until = std::max(until, expires);
     }
   }

@@ -54,8 +54,9 @@ class Tokens {
   void ApplyRevoke(const std::string& id);
 
   std::vector<v1::TokenRow> List() const;  // without hashes, newest first
-  // Until when somebody is admin of all projects, by the tokens that work now; InfinitePast when nobody is.
-  absl::Time AdminUntil() const;
+  // Until when somebody is admin of all projects, by the tokens that work now, but the one of this id; InfinitePast
+  // when nobody is.
+  absl::Time AdminUntil(const std::string& without_id = "") const;
   // How a subject appears in comparisons: the same on every call, and not the subject's name.
   std::string Pseudonym(const std::string& subject) const;
 

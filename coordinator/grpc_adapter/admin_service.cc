@@ -290,6 +290,13 @@ class AdminService final : public v1::AdminService::CallbackService {
       absl::Status status = edge_.Admit(caller, row.project(), "/rlhf.v1.AdminService/RevokeToken");
       if (!status.ok()) return done(status);
     }
+    const bool somebody = edge_.tokens->AdminUntil() != absl::InfinitePast();
+    if (somebody && edge_.tokens->AdminUntil(id) == absl::InfinitePast()) {
+      return done(absl::FailedPreconditionError(
+          absl::StrCat("the token ", id,
+                       " is the last that is admin of all projects: nobody could create another; "
+                       "make one first (`rlhfctl token create --role admin --project '*'`)")));
+    }
     WriteBatch batch;
     if (absl::Status status = edge_.tokens->PrepareRevoke(id, &batch); !status.ok()) return done(status);
     edge_.oversight->Audit(caller.subject, "token.revoke", id, "allowed", {}, &batch);

@@ -91,6 +91,30 @@ TEST_F(PrivacyTest, StateBackupsAndRestoredStateAreTheOwnersAlone) {
   EXPECT_TRUE(OwnersAlone(restored));
 }
 
+TEST_F(PrivacyTest, TheLastAdminsTokenIsNotRevoked) {
+  const auto admin = v1::AdminService::NewStub(Api("admin"));
+  const auto list = Call(admin, &v1::AdminService::Stub::ListTokens, v1::ListTokensRequest());
+  ASSERT_TRUE(list.ok()) << list.status();
+  v1::RevokeTokenRequest revoke;
+  for (const v1::TokenRow& token : list->tokens()) {
+    if (token.project() == "*" && token.roles_size() == 1 && token.roles(0) == v1::ADMIN) revoke.set_id(token.id());
+  }
+  ASSERT_FALSE(revoke.id().empty());
+  const auto of_one_project = CreateToken("eve", "default", {v1::ADMIN});
+  ASSERT_TRUE(of_one_project.ok()) << of_one_project.status();
+  const absl::Status refused = Call(admin, &v1::AdminService::Stub::RevokeToken, revoke).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("is the last that is admin of all projects"));
+  const auto other = CreateToken("ada", "*", {v1::ADMIN});
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_TRUE(Call(admin, &v1::AdminService::Stub::RevokeToken, revoke).ok());
+  const auto heir = v1::AdminService::NewStub(ApiWithToken(other->secret()));
+  EXPECT_TRUE(Call(heir, &v1::AdminService::Stub::RevokeToken, revoke).ok()) << "twice is fine";
+  revoke.set_id(other->token().id());
+  EXPECT_EQ(Call(heir, &v1::AdminService::Stub::RevokeToken, revoke).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_F(PrivacyTest, WhatWorkersWorkOnIsItsProjectsToSee) {
   ASSERT_TRUE(UploadWaitingJobInputs(Api("submitter"), dir_.path()).ok());
   const auto job = Call(v1::JobService::NewStub(Api("submitter")), &v1::JobService::Stub::SubmitJob, WaitingJob("job"));
