@@ -9,6 +9,7 @@
 #include "common/status_util.h"
 #include "coordinator/jobs/driver.h"
 #include "coordinator/jobs/generated_samples.h"
+#include "coordinator/jobs/suite_tags.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -24,6 +25,8 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     const int limit = spec.has_sample() ? spec.sample().num_prompts() : spec.evaluate().limit();
     LoadPrompts(deps(), prompts, limit > 0, spec.seed(), limit, host_->WhileActive(job_id_, [this](auto loaded) {
       if (!loaded.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(loaded.status().message()));
+      if (const absl::Status status = CheckSlices(job()->spec().evaluate(), **loaded); !status.ok())
+        return host_->Fail(job_id_, "BAD_DATA", std::string(status.message()));
       Begin(*std::move(loaded));
     }));
   }

@@ -255,6 +255,7 @@ void Evaluate(SpecChecker& check, v1::EvaluateSpec* s) {
                     absl::StrCat("expected the name of one of the graders, found \"", judge.name(), "\""));
     }
   }
+  check.Pattern("confidence_pattern", s->confidence_pattern(), 1);
   if (!s->has_bootstrap()) s->set_bootstrap(1000);
   check.Range("bootstrap", s->bootstrap(), 0, 100'000);
   if (s->has_max_disparity_rise()) {

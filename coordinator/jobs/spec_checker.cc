@@ -1,9 +1,15 @@
 #include "coordinator/jobs/spec_checker.h"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "common/host_port.h"
+#include "coordinator/jobs/pattern_spec.h"
 
 namespace rlhf::coordinator {
 
@@ -37,6 +43,23 @@ void SpecChecker::Range(const std::string& field, double value, double low, doub
 void SpecChecker::Above(const std::string& field, double value, double low) {
   if (!(value > low) || !std::isfinite(value))
     Problem(field, absl::StrCat("expected more than ", low, ", found ", value));
+}
+
+void SpecChecker::Pattern(const std::string& field, const std::string& pattern, int groups) {
+  if (pattern.empty()) return;
+  if (const std::string problem = PatternProblem(pattern, groups); !problem.empty()) Problem(field, problem);
+}
+
+void SpecChecker::Address(const std::string& field, const std::string& address) {
+  if (address.empty()) return;
+  const std::string name(absl::StripPrefix(address, "dns:///"));
+  const absl::StatusOr<HostPort> parsed = ParseHostPort(name, field);
+  const bool v6 = absl::StartsWith(name, "[");
+  const bool good = parsed.ok() && parsed->port > 0 && name.front() != ':' &&
+                    std::all_of(parsed->host.begin(), parsed->host.end(), [v6](unsigned char c) {
+                      return absl::ascii_isalnum(c) || c == '.' || c == '-' || c == '_' || (v6 && c == ':');
+                    });
+  if (!good) Problem(field, absl::StrCat("expected HOST:PORT or dns:///NAME:PORT, found \"", address, "\""));
 }
 
 void SpecChecker::Optimizer(const std::string& field, v1::OptimizerSpec* o, double learning_rate) {
@@ -93,10 +116,12 @@ void SpecChecker::Scorer(const std::string& field, v1::ScorerSpec* scorer) {
         break;
       case v1::RewardComponent::kRegex:
         Required("regex.pattern", c.regex().pattern(), "a pattern");
+        Pattern("regex.pattern", c.regex().pattern());
         if (!c.regex().has_match()) c.mutable_regex()->set_match(1);
         break;
       case v1::RewardComponent::kSentenceShare:
         Required("sentence_share.pattern", c.sentence_share().pattern(), "a pattern");
+        Pattern("sentence_share.pattern", c.sentence_share().pattern());
         break;
       case v1::RewardComponent::kLength:
         AtLeast("length.min_tokens", c.length().min_tokens(), 0);
@@ -106,6 +131,7 @@ void SpecChecker::Scorer(const std::string& field, v1::ScorerSpec* scorer) {
         break;
       case v1::RewardComponent::kExternal:
         Required("external.address", c.external().address(), "host:port");
+        Address("external.address", c.external().address());
         if (c.external().timeout_ms() == 0) c.mutable_external()->set_timeout_ms(10'000);
         Positive("external.timeout_ms", c.external().timeout_ms());
         break;

@@ -35,6 +35,11 @@ class SpecChecker {
   void Range(const std::string& field, double value, double low, double high);
   void Above(const std::string& field, double value, double low);
 
+  // A regular expression with so many groups (PCRE2); an empty one is not looked at.
+  void Pattern(const std::string& field, const std::string& pattern, int groups = 0);
+  // HOST:PORT, or dns:///NAME:PORT; an empty one is not looked at.
+  void Address(const std::string& field, const std::string& address);
+
   // Messages that several kinds hold: these fill in the defaults and check them. The default learning rate and
   // temperature are the kind's own.
   void Optimizer(const std::string& field, v1::OptimizerSpec* o, double learning_rate);

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -21,11 +22,12 @@
 namespace rlhf::coordinator {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 
 constexpr int kAbsurd = std::numeric_limits<int32_t>::max();
 
-v1::JobSpec Ppo() {
+v1::JobSpec PpoJob() {
   v1::JobSpec spec;
   spec.set_name("job");
   v1::PpoSpec* ppo = spec.mutable_ppo();
@@ -73,17 +75,17 @@ TEST(SizeTest, WhatOneJobMayAskForIsBounded) {
   const Case cases[] = {
       {"sample.samples_per_prompt", kMostSamplesPerPrompt, SampleJob(),
        [](v1::JobSpec* s, int n) { s->mutable_sample()->set_samples_per_prompt(n); }},
-      {"ppo.prompts_per_step", kMostSamplesAStep, Ppo(),
+      {"ppo.prompts_per_step", kMostSamplesAStep, PpoJob(),
        [](v1::JobSpec* s, int n) {
          s->mutable_ppo()->set_prompts_per_step(n);
          s->mutable_ppo()->set_samples_per_prompt(1);
        }},
-      {"ppo.prompts_per_step", kMostSamplesAStep, Ppo(),
+      {"ppo.prompts_per_step", kMostSamplesAStep, PpoJob(),
        [](v1::JobSpec* s, int n) { s->mutable_ppo()->set_samples_per_prompt(n); }},
-      {"ppo.epochs", kMostEpochs, Ppo(), [](v1::JobSpec* s, int n) { s->mutable_ppo()->set_epochs(n); }},
-      {"ppo.max_attempts", kMostAttempts, Ppo(), [](v1::JobSpec* s, int n) { s->mutable_ppo()->set_max_attempts(n); }},
-      {"sft.batch_size", kMostLinesAStep, SftJob(),
-       [](v1::JobSpec* s, int n) { s->mutable_sft()->set_batch_size(n); }},
+      {"ppo.epochs", kMostEpochs, PpoJob(), [](v1::JobSpec* s, int n) { s->mutable_ppo()->set_epochs(n); }},
+      {"ppo.max_attempts", kMostAttempts, PpoJob(),
+       [](v1::JobSpec* s, int n) { s->mutable_ppo()->set_max_attempts(n); }},
+      {"sft.batch_size", kMostLinesAStep, SftJob(), [](v1::JobSpec* s, int n) { s->mutable_sft()->set_batch_size(n); }},
       {"reward_model.batch_size", kMostLinesAStep, reward_model,
        [](v1::JobSpec* s, int n) { s->mutable_reward_model()->set_batch_size(n); }},
       {"reward_model.epochs", kMostEpochs, reward_model,
@@ -104,10 +106,16 @@ TEST(SizeTest, WhatOneJobMayAskForIsBounded) {
       EXPECT_THAT(problems, HasSubstr(absl::StrCat("found ", value)));
     }
   }
-  v1::JobSpec both = Ppo();
+  v1::JobSpec both = PpoJob();
   both.mutable_ppo()->set_prompts_per_step(kAbsurd);
   both.mutable_ppo()->set_samples_per_prompt(kAbsurd);
   EXPECT_THAT(JoinProblems(CompleteSpec(&both)), HasSubstr("found 4611686014132420609"));
+  v1::JobSpec ahead = PpoJob();
+  ahead.mutable_ppo()->set_samples_per_prompt(kMostSamplesAStep);
+  ahead.mutable_ppo()->set_max_policy_lag(3);
+  EXPECT_EQ(JoinProblems(CompleteSpec(&ahead)), "");
+  ahead.mutable_ppo()->set_max_policy_lag(4);
+  EXPECT_THAT(JoinProblems(CompleteSpec(&ahead)), HasSubstr("ppo.max_policy_lag: expected at most 1048576 samples"));
   v1::JobSpec pipeline;
   pipeline.set_name("job");
   v1::StageSpec* stage = pipeline.mutable_pipeline()->add_stages();
@@ -116,6 +124,51 @@ TEST(SizeTest, WhatOneJobMayAskForIsBounded) {
   stage->mutable_sample()->set_samples_per_prompt(kAbsurd);
   EXPECT_THAT(JoinProblems(CompleteSpec(&pipeline)),
               HasSubstr("pipeline.stages[0].sample.samples_per_prompt: expected at most 65536, found 2147483647"));
+}
+
+v1::JobSpec EvaluateJob() {
+  v1::JobSpec spec;
+  spec.set_name("job");
+  spec.mutable_evaluate()->set_model("base");
+  spec.mutable_evaluate()->set_suite("prompts");
+  return spec;
+}
+
+TEST(TextsOfSpecTest, PatternsAreCompiledBeforeAnybodyMatchesByThem) {
+  const auto problems = [](const std::function<void(v1::RewardComponent*)>& change) {
+    v1::JobSpec spec = PpoJob();
+    change(spec.mutable_ppo()->mutable_scorer()->mutable_components(0));
+    return JoinProblems(CompleteSpec(&spec));
+  };
+  EXPECT_THAT(problems([](v1::RewardComponent* c) { c->mutable_regex()->set_pattern("(["); }),
+              HasSubstr("ppo.scorer.components[0].regex.pattern: expected a regular expression (PCRE2), found \"([\""));
+  EXPECT_THAT(problems([](v1::RewardComponent* c) { c->mutable_sentence_share()->set_pattern("a{2,1}"); }),
+              HasSubstr("sentence_share.pattern: expected a regular expression"));
+  EXPECT_EQ(problems([](v1::RewardComponent* c) { c->mutable_regex()->set_pattern("(?<=\\p{L})é+$"); }), "");
+  for (const auto& [pattern, problem] : std::map<std::string, std::string>{
+           {"confidence: (\\d+)", ""}, {"confidence: \\d+", "with 1 group in parentheses"}, {"(", "at character"}}) {
+    v1::JobSpec spec = EvaluateJob();
+    spec.mutable_evaluate()->set_confidence_pattern(pattern);
+    const std::string found = JoinProblems(CompleteSpec(&spec));
+    if (problem.empty()) {
+      EXPECT_EQ(found, "");
+    } else {
+      EXPECT_THAT(found, AllOf(HasSubstr("evaluate.confidence_pattern: "), HasSubstr(problem)));
+    }
+  }
+}
+
+TEST(TextsOfSpecTest, ExternalAddressesAreAHostAndAPort) {
+  const auto problems = [](const std::string& address) {
+    v1::JobSpec spec = PpoJob();
+    spec.mutable_ppo()->mutable_scorer()->mutable_components(0)->mutable_external()->set_address(address);
+    return JoinProblems(CompleteSpec(&spec));
+  };
+  for (const char* good : {"scorer:7000", "10.0.0.1:80", "[::1]:7000", "dns:///scorer.rewards.svc:7000", "a_b-c.d:1"})
+    EXPECT_EQ(problems(good), "") << good;
+  for (const char* bad : {"not an address", "scorer", ":7000", "scorer:0", "scorer:70000", "unix:/run/x.sock",
+                          "unix:/run/x:1", "http://scorer:80", "::1:80", "dns:///scorer", "a b:1"})
+    EXPECT_THAT(problems(bad), HasSubstr("external.address: expected HOST:PORT or dns:///NAME:PORT")) << bad;
 }
 
 // Remembers the largest transaction; can end with the process after some of them.
@@ -138,20 +191,22 @@ class WatchedStore final : public StoreOverRows {
   bool crashed_ = false;
 };
 
-struct Process {
-  Process(EdgeMemoryStore* rows, FakeClock* clock, const std::string& dir) : store(rows), jobs(&store, clock, dir) {}
+struct WatchedProcess {
+  WatchedProcess(EdgeMemoryStore* rows, FakeClock* clock, const std::string& dir)
+      : store(rows), jobs(&store, clock, dir) {}
   WatchedStore store;
   JobsProcess jobs;
 };
 
 class SizeOfStoredJobTest : public testing::Test {
  protected:
-  void Begin() { process_ = std::make_unique<Process>(&rows_, &clock_, dir_.path()); }
+  void Begin() { process_ = std::make_unique<WatchedProcess>(&rows_, &clock_, dir_.path()); }
   // A job's row as an earlier coordinator left it, with its prompts' artifact.
   void Put(v1::JobSpec spec, const std::function<void(v1::JobSpec*)>& grow = nullptr) {
     const auto staging = process_->jobs.artifacts->MakeStaging();
     ASSERT_TRUE(staging.ok()) << staging.status();
-    std::ofstream(*staging + "/prompts.jsonl") << "{\"prompt\":\"one\"}\n{\"prompt\":\"two\"}\n";
+    std::ofstream(*staging + "/prompts.jsonl") << "{\"prompt\":\"one\",\"tags\":{\"length\":\"short\"}}\n"
+                                                  "{\"prompt\":\"two\",\"category\":\"known\"}\n";
     v1::Job job;
     process_->jobs.artifacts->PublishDirectory(*staging, "data", "default", "test",
                                                [&](absl::StatusOr<v1::Artifact> made) {
@@ -178,21 +233,21 @@ class SizeOfStoredJobTest : public testing::Test {
   }
   int64_t Samples() {
     int64_t count = 0;
-    EXPECT_TRUE(rows_.Scan(Table::kSamples, "job/", [&](absl::string_view, absl::string_view) { return ++count > 0; })
-                    .ok());
+    EXPECT_TRUE(
+        rows_.Scan(Table::kSamples, "job/", [&](absl::string_view, absl::string_view) { return ++count > 0; }).ok());
     return count;
   }
 
   ScratchDir dir_;
   FakeClock clock_;
   EdgeMemoryStore rows_;
-  std::unique_ptr<Process> process_;
+  std::unique_ptr<WatchedProcess> process_;
 };
 
 TEST_F(SizeOfStoredJobTest, FailsWithItsReasonWhereItWouldTakeAllMemory) {
   const std::pair<v1::JobSpec, std::function<void(v1::JobSpec*)>> jobs[] = {
       {SampleJob(), [](v1::JobSpec* s) { s->mutable_sample()->set_samples_per_prompt(kAbsurd); }},
-      {Ppo(), [](v1::JobSpec* s) {
+      {PpoJob(), [](v1::JobSpec* s) {
          s->mutable_ppo()->set_prompts_per_step(kAbsurd);
          s->mutable_ppo()->set_samples_per_prompt(kAbsurd);
        }}};
@@ -207,9 +262,26 @@ TEST_F(SizeOfStoredJobTest, FailsWithItsReasonWhereItWouldTakeAllMemory) {
   }
 }
 
+TEST_F(SizeOfStoredJobTest, SlicesThatTheSuiteHasNotEndTheEvaluationBeforeItBegins) {
+  v1::JobSpec spec = EvaluateJob();
+  spec.mutable_evaluate()->add_slices("length");
+  Begin();
+  Put(spec);
+  process_->jobs.Recover();
+  EXPECT_EQ(Row().state(), v1::RUNNING) << Row().reason();
+  spec.mutable_evaluate()->add_slices("nosuch");
+  Begin();
+  Put(spec);
+  process_->jobs.Recover();
+  EXPECT_EQ(Row().state(), v1::FAILED);
+  EXPECT_EQ(Row().reason_code(), "BAD_DATA");
+  EXPECT_EQ(Row().reason(),
+            "evaluate.slices: expected tags of the suite's prompts (category, length), found \"nosuch\"");
+}
+
 TEST_F(SizeOfStoredJobTest, APromptOfManySamplesIsIssuedInSlices) {
   Begin();
-  Put(Ppo());
+  Put(PpoJob());
   process_->store.left = 2;
   process_->jobs.Recover();
   const int64_t before = Samples();
