@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include <ATen/Parallel.h>
@@ -109,7 +110,8 @@ SampledToken SampleRow(const float* row, int64_t width, const SamplingParams& pa
       token.id = Find(exps, width, scratch->sums, uniform * total);
     }
   }
-  token.log_prob = row[token.id] * inverse - log_sum;
+  // Logits that are not numbers have no token.
+  token.log_prob = token.id < 0 ? std::numeric_limits<float>::quiet_NaN() : row[token.id] * inverse - log_sum;
   return token;
 }
 

@@ -25,7 +25,7 @@ struct NoiseKey {
 };
 
 struct SampledToken {
-  int32_t id = 0;
+  int32_t id = 0;  // below 0, or with a log_prob that is not finite: of logits that are not
   float log_prob =
       0;  // of softmax(logits / temperature) over the whole vocabulary (greedy: temperature 1), natural log
   float log_kept_mass = 0;  // log of the probability mass kept by top-p and top-k; 0 when both are off

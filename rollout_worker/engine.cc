@@ -1,6 +1,7 @@
 #include "rollout_worker/engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -479,7 +480,12 @@ std::vector<model::SampledToken> Engine::Tokens(const Draw& draw) {
     keys.push_back(sequence->noise);
     positions.push_back(static_cast<uint32_t>(sequence->tokens.size()));
   }
-  return model::Sample(draw.logits, params, keys, positions);
+  std::vector<model::SampledToken> tokens = model::Sample(draw.logits, params, keys, positions);
+  for (const model::SampledToken& token : tokens) {
+    TORCH_CHECK(token.id >= 0 && std::isfinite(token.log_prob),
+                "the model's logits are not finite: are its weights damaged, or did its training diverge?");
+  }
+  return tokens;
 }
 
 // Hands an ended sample over, or back where its tokens are no text, and frees its slot.

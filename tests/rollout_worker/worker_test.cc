@@ -1,6 +1,7 @@
 // A rollout worker against a coordinator of this test: what it submits and how often, and what it hands back.
 #include "rollout_worker/worker.h"
 
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -20,6 +21,7 @@
 #include "common/durable_file.h"
 #include "common/rpc_server.h"
 #include "common/status_util.h"
+#include "model/weights_io.h"
 #include "rollout_worker/policy_loader.h"
 #include "tests/rollout_worker/engine_runs.h"
 #include "tests/testing/loopback_server.h"
@@ -255,6 +257,32 @@ TEST_F(WorkerTest, AModelThatItHasNoRoomForIsPassedOverAfterSomeTries) {
   EXPECT_EQ(tries, 10u);
   EXPECT_FALSE(returned.permanent());
   EXPECT_THAT(returned.error(), HasSubstr("more memory"));
+}
+
+TEST_F(WorkerTest, WeightsThatAreNoNumbersAreSaidToBe) {
+  auto model = model::LoadModel(dir_.File("model"));
+  ASSERT_TRUE(model.ok()) << model.status();
+  {
+    const torch::NoGradGuard no_grad;
+    for (auto& [name, parameter] : (*model)->named_parameters()) parameter.detach().fill_(std::nanf(""));
+  }
+  const std::string damaged = dir_.File("damaged");
+  ASSERT_TRUE(model::SaveModel(**model, damaged, dir_.File("model")).ok());
+  const auto published = artifact::ArtifactRoot(dir_.File("shared")).Publish(damaged);
+  ASSERT_TRUE(published.ok()) << published.status();
+  digest_ = published->digest;
+  Start({});
+  size_t returned = 0;
+  for (const double temperature : {1.0, 0.0}) {
+    SCOPED_TRACE(temperature);
+    v1::LeasePromptsResponse work = Work();
+    work.mutable_leases(0)->mutable_sampling()->set_temperature(temperature);
+    coordinator_.Give(work);
+    returned += 2;
+    const v1::ReturnedLease back = coordinator_.Returned(returned).back();
+    EXPECT_THAT(back.error(), HasSubstr("the model's logits are not finite"));
+    EXPECT_FALSE(back.permanent() || back.unavailable()) << "an attempt, as often as a job allows";
+  }
 }
 
 TEST_F(WorkerTest, APromptThatItIsTooSmallForIsHandedBackForOthers) {
