@@ -1,6 +1,7 @@
 """What the synchronous and the asyncio client share: where a coordinator is, retries, errors, and the shape of exports."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -8,7 +9,7 @@ import ipaddress
 import json
 import pathlib
 import re
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import grpc
 from google.protobuf import json_format
@@ -55,6 +56,32 @@ class RlhfError(RuntimeError):
         self.message = message or ""
 
 
+CLOSED = RlhfError(grpc.StatusCode.FAILED_PRECONDITION, "the client is closed")
+
+
+@contextlib.contextmanager
+def local_files() -> Iterator[None]:
+    """What goes wrong with files of this machine, as the one kind of error."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise RlhfError(grpc.StatusCode.NOT_FOUND, f"no such file: {error.filename}") from None
+    except OSError as error:
+        code = grpc.StatusCode.PERMISSION_DENIED if isinstance(error, PermissionError) else grpc.StatusCode.FAILED_PRECONDITION
+        raise RlhfError(code, f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
+
+
+def _text_of(file: pathlib.Path) -> str:
+    """A file's text, which is UTF-8, with or without a byte order mark."""
+    with local_files():
+        content = file.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, f"{file}:{line}: expected UTF-8, found the byte 0x{content[error.start]:02x}") from None
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """Where a coordinator is and how to speak to it.
@@ -65,6 +92,10 @@ class Context:
     ca: Optional[bytes] = None
     token: Optional[str] = None
     insecure: bool = False
+
+    def __post_init__(self) -> None:
+        if self.token is not None and not re.fullmatch(r"[A-Za-z0-9._~+/=-]*", self.token):
+            raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, "token: expected letters, digits and -._~+/=, found others (they are not shown)")
 
     def target(self) -> str:
         """What gRPC is told to connect to."""
@@ -104,14 +135,21 @@ class Context:
 def load_context(path: str) -> Context:
     """Reads a context file as `rlhfctl up` writes it; paths in it are relative to the file."""
     file = pathlib.Path(path)
+    if not file.exists():
+        raise RlhfError(grpc.StatusCode.FAILED_PRECONDITION, f"no context file at {file}; `rlhfctl up` writes one")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RlhfError(grpc.StatusCode.FAILED_PRECONDITION, f"no context file at {file}; `rlhfctl up` writes one") from None
-    ca = values.get("ca_file")
-    token = values.get("token_file")
-    return Context(address=values["address"], ca=(file.parent / ca).read_bytes() if ca else None,
-                   token=(file.parent / token).read_text(encoding="utf-8").strip() if token else None,
+        values = json.loads(_text_of(file))
+    except json.JSONDecodeError as error:
+        raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, f"{file}: not JSON: {error}") from None
+    if not isinstance(values, dict) or not isinstance(values.get("address"), str):
+        raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, f"{file}: expected a JSON object with \"address\"")
+    ca, token = values.get("ca_file"), values.get("token_file")
+    for key, value in (("ca_file", ca), ("token_file", token)):
+        if not isinstance(value, (str, type(None))):
+            raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, f"{file}: {key}: expected a text, found {json.dumps(value)}")
+    with local_files():
+        root = (file.parent / ca).read_bytes() if ca else None
+    return Context(address=values["address"], ca=root, token=_text_of(file.parent / token).strip() if token else None,
                    insecure=bool(values.get("insecure", False)))
 
 
@@ -156,11 +194,33 @@ def load_spec(path: str) -> job_pb2.JobSpec:
         import yaml
     except ImportError:
         raise RlhfError(grpc.StatusCode.FAILED_PRECONDITION, "reading YAML needs PyYAML: pip install rlhf_client[yaml]") from None
+
+    class Loader(yaml.SafeLoader):  # type: ignore[name-defined,misc]
+        """As rlhfctl, refuses a key that is there twice: one of the two would be lost."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _ in node.value:
+                if not isinstance(key.value, str):
+                    continue
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key \"{key.value}\"", key.start_mark)
+                seen.add((key.tag, key.value))
+            return super().construct_mapping(node, deep)
+
     spec = job_pb2.JobSpec()
     try:
-        content = yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(_text_of(pathlib.Path(path)), Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark is not None else str(path)
+        raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(content, dict):
+        found = "an empty file" if content is None else json.dumps(content, default=str)[:60]
+        raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, f"{path}: expected a mapping, found {found}")
+    try:
         json_format.ParseDict(_with_enum_names(content, job_pb2.JobSpec.DESCRIPTOR, path), spec)
-    except json_format.ParseError as error:
+    except (json_format.ParseError, TypeError) as error:
         raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, f"{path}: {error}") from None
     return spec
 
@@ -185,6 +245,11 @@ def manifest_of(path: str) -> Tuple[List[pathlib.Path], artifact_service_pb2.Sta
     root = pathlib.Path(path)
     if not root.exists():
         raise RlhfError(grpc.StatusCode.NOT_FOUND, f"expected a file or folder at {root}, found none")
+    with local_files():
+        return _manifest_of(root)
+
+
+def _manifest_of(root: pathlib.Path) -> Tuple[List[pathlib.Path], artifact_service_pb2.StartUploadRequest]:
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
     request = artifact_service_pb2.StartUploadRequest()
     for file in files:

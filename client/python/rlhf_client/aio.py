@@ -11,7 +11,7 @@ import grpc.aio
 
 from rlhf.v1 import (feedback_service_pb2, feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, oversight_service_pb2,
                      oversight_service_pb2_grpc, state_pb2)
-from rlhf_client._shared import ENDED, WATCH_SECONDS, Context, RlhfError, load_context, metric_row, sample_row
+from rlhf_client._shared import CLOSED, ENDED, WATCH_SECONDS, Context, RlhfError, load_context, metric_row, sample_row
 
 
 class AsyncClient:
@@ -27,6 +27,7 @@ class AsyncClient:
         else:
             self._channel = grpc.aio.secure_channel(context.target(), context.credentials(), context.options())
         self._timeout = timeout
+        self._closed = False
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._feedback = feedback_service_pb2_grpc.FeedbackServiceStub(self._channel)
         self._oversight = oversight_service_pb2_grpc.OversightServiceStub(self._channel)
@@ -36,6 +37,7 @@ class AsyncClient:
         return cls(load_context(path), timeout)
 
     async def close(self) -> None:
+        self._closed = True
         await self._channel.close()
 
     async def __aenter__(self) -> "AsyncClient":
@@ -45,10 +47,15 @@ class AsyncClient:
         await self.close()
 
     async def _call(self, method: Any, request: Any, timeout: Optional[float] = None) -> Any:
+        self._check_open()
         try:
             return await method(request, timeout=timeout or self._timeout)
         except grpc.aio.AioRpcError as error:
             raise RlhfError(error.code(), error.details()) from None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RlhfError(CLOSED.code, CLOSED.message)
 
     async def submit(self, spec: job_pb2.JobSpec, request_id: Optional[str] = None, follow: bool = False,
                      on_event: Optional[Callable[[state_pb2.JobEvent], None]] = None) -> state_pb2.Job:
@@ -81,6 +88,7 @@ class AsyncClient:
         while True:
             try:
                 watched = watched or (await self.get(job)).id
+                self._check_open()
                 request = job_service_pb2.WatchJobRequest(job_id=watched, resume_token=resume_token, include_stages=True)
                 async for event in self._jobs.WatchJob(request, timeout=WATCH_SECONDS):
                     lost = None

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
 import time
 import uuid
@@ -12,8 +13,8 @@ import grpc
 from rlhf.v1 import (admin_service_pb2_grpc, artifact_service_pb2, artifact_service_pb2_grpc, data_pb2, feedback_service_pb2,
                      feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, oversight_service_pb2,
                      oversight_service_pb2_grpc, state_pb2)
-from rlhf_client._shared import (ENDED, WATCH_SECONDS, Context, RlhfError, chunks_of, digest_of, file_references, load_context, load_spec,
-                                 manifest_of, metric_row, sample_row)
+from rlhf_client._shared import (CLOSED, ENDED, WATCH_SECONDS, Context, RlhfError, chunks_of, digest_of, file_references, load_context,
+                                 load_spec, local_files, manifest_of, metric_row, sample_row)
 
 OnEvent = Callable[[state_pb2.JobEvent], None]
 
@@ -27,6 +28,7 @@ class Client:
         else:
             self._channel = grpc.secure_channel(context.target(), context.credentials(), context.options())
         self._timeout = timeout
+        self._closed = False
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(self._channel)
         self._feedback = feedback_service_pb2_grpc.FeedbackServiceStub(self._channel)
@@ -38,6 +40,7 @@ class Client:
         return cls(load_context(path), timeout)
 
     def close(self) -> None:
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> "Client":
@@ -47,10 +50,15 @@ class Client:
         self.close()
 
     def _call(self, method: Any, request: Any, timeout: Optional[float] = None) -> Any:
+        self._check_open()
         try:
             return method(request, timeout=timeout or self._timeout)
         except grpc.RpcError as error:
             raise RlhfError(error.code(), error.details()) from None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RlhfError(CLOSED.code, CLOSED.message)
 
     # Jobs
 
@@ -109,6 +117,7 @@ class Client:
         while True:
             try:
                 watched = watched or self.get(job).id
+                self._check_open()
                 request = job_service_pb2.WatchJobRequest(job_id=watched, resume_token=resume_token, include_stages=True)
                 for event in self._jobs.WatchJob(request, timeout=WATCH_SECONDS):
                     lost = None
@@ -228,19 +237,27 @@ class Client:
         for entry in artifact.files:
             if pathlib.PurePosixPath(entry.path).is_absolute() or ".." in pathlib.PurePosixPath(entry.path).parts:
                 raise RlhfError(grpc.StatusCode.DATA_LOSS, f"artifact {artifact.digest} names a file outside itself: {entry.path!r}")
-            target = root / entry.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            digest = hashlib.sha256()
-            with target.open("wb") as file:
-                try:
-                    for chunk in self._artifacts.Download(artifact_service_pb2.DownloadRequest(digest=artifact.digest, path=entry.path), timeout=3600):
-                        file.write(chunk.data)
-                        digest.update(chunk.data)
-                except grpc.RpcError as error:
-                    raise RlhfError(error.code(), error.details()) from None
-            if digest.hexdigest() != entry.sha256:
-                raise RlhfError(grpc.StatusCode.DATA_LOSS, f"{target} does not match its digest; download again")
+            with local_files():
+                self._download_file(artifact.digest, entry, root / entry.path)
         return root
+
+    def _download_file(self, artifact: str, entry: data_pb2.FileEntry, target: pathlib.Path) -> None:
+        """Beside the file and renamed in the end: what is cut off leaves no short file under its name."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.part-{os.getpid()}")
+        digest = hashlib.sha256()
+        try:
+            with part.open("wb") as file:
+                for chunk in self._artifacts.Download(artifact_service_pb2.DownloadRequest(digest=artifact, path=entry.path), timeout=3600):
+                    file.write(chunk.data)
+                    digest.update(chunk.data)
+            if digest.hexdigest() != entry.sha256:
+                raise RlhfError(grpc.StatusCode.DATA_LOSS, f"what came for {target} does not match its digest; download again")
+            part.replace(target)
+        except grpc.RpcError as error:
+            raise RlhfError(error.code(), error.details()) from None
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def answers_in_batches(answers: Iterable[feedback_service_pb2.Answer], size: int = 500) -> Iterator[List[feedback_service_pb2.Answer]]:
