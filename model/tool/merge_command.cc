@@ -2,12 +2,16 @@
 #include "artifact/model_config.h"
 #include "model/lora.h"
 #include "model/tool/commands.h"
+#include "model/tool/out_path.h"
 #include "model/weights_io.h"
 
 namespace rlhf::model::tool {
 
 absl::Status Merge(const std::string& model_dir, const std::string& adapter_dir, const std::string& out_dir,
                    const std::string& dtype) {
+  if (absl::Status status = CheckOutFolder(out_dir, {}, {{"--model", model_dir}, {"--adapter", adapter_dir}});
+      !status.ok())
+    return status;
   const auto config = artifact::LoadModelConfig(model_dir);
   if (!config.ok()) return config.status();
   LoadOptions load;

@@ -8,6 +8,7 @@
 #include "common/durable_file.h"
 #include "model/guard.h"
 #include "model/tool/commands.h"
+#include "model/tool/out_path.h"
 #include "model/weights_io.h"
 
 namespace rlhf::model::tool {
@@ -44,6 +45,10 @@ absl::Status Inspect(const std::string& dir) {
 
 absl::Status Init(const std::string& config_file, const std::string& tokenizer_dir, const std::string& out_dir,
                   uint64_t seed) {
+  if (absl::Status status = CheckOutFolder(out_dir, {"config.json", "generation_config.json"},
+                                           {{"--config", config_file}, {"--tokenizer", tokenizer_dir}});
+      !status.ok())
+    return status;
   const auto json = ReadFile(config_file);
   if (!json.ok()) return json.status();
   const auto config = artifact::ParseModelConfig(*json, config_file);

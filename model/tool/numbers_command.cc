@@ -13,6 +13,7 @@
 #include "model/lora.h"
 #include "model/sampler.h"
 #include "model/tool/commands.h"
+#include "model/tool/out_path.h"
 #include "model/weights_io.h"
 
 namespace rlhf::model::tool {
@@ -130,6 +131,11 @@ absl::Status Write(Tensors tensors, const std::string& path) {
 }  // namespace
 
 absl::Status Numbers(const NumbersOptions& options) {
+  if (absl::Status status = CheckOutFile(options.out_file, {{"--model", options.model_dir},
+                                                            {"--adapter", options.adapter_dir},
+                                                            {"--sequences", options.sequences_file}});
+      !status.ok())
+    return status;
   const auto config = artifact::LoadModelConfig(options.model_dir);
   if (!config.ok()) return config.status();
   LoadOptions load;

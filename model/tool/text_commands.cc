@@ -8,6 +8,7 @@
 #include "artifact/tokenizer.h"
 #include "common/durable_file.h"
 #include "model/tool/commands.h"
+#include "model/tool/out_path.h"
 
 namespace rlhf::model::tool {
 namespace {
@@ -22,6 +23,10 @@ absl::Status BadLine(int64_t line, const char* expected, const std::string& foun
 }  // namespace
 
 absl::Status TrainTokenizer(const std::vector<std::string>& files, int vocab_size, const std::string& out_dir) {
+  std::vector<Input> inputs;
+  for (const std::string& file : files) inputs.push_back({"FILE", file});
+  if (absl::Status status = CheckOutFolder(out_dir, {"tokenizer.json", "tokenizer_config.json"}, inputs); !status.ok())
+    return status;
   if (const absl::Status made = MakeDirs(out_dir); !made.ok()) return made;
   return artifact::TrainByteLevelBpe(files, vocab_size, out_dir);
 }

@@ -143,6 +143,37 @@ TEST_F(ModelToolTest, GradientCheckpointingTrainsInLessMemory) {
   }
 }
 
+// By whatever name the folder is given: its own, a relative one, or a link's.
+TEST_F(ModelToolTest, NothingIsWrittenOverWhatIsRead) {
+  const std::string weights = ReadFile(Model() + "/model.safetensors").value();
+  const std::string config = ReadFile(Model() + "/config.json").value();
+  std::filesystem::create_directory_symlink(Model(), dir_.File("link"));
+  ASSERT_TRUE(WriteFileDurably(dir_.File("ids.json"), "[[1, 5, 9]]").ok());
+  const auto refuses = [&](const std::string& arguments) {
+    const CommandResult result = RunCommand("cd " + dir_.path() + " && " +
+                                            std::filesystem::absolute(BinDir()).string() + "/rlhf-model " + arguments);
+    EXPECT_EQ(result.code, 1) << arguments;
+    EXPECT_THAT(result.output, HasSubstr("--out: expected other than what is read")) << arguments;
+    EXPECT_EQ(ReadFile(Model() + "/model.safetensors").value(), weights) << arguments;
+    EXPECT_EQ(ReadFile(Model() + "/config.json").value(), config) << arguments;
+  };
+  for (const std::string out : {"model", "./model/", "link", "model/../link"})
+    refuses("merge --model " + Model() + " --dtype bfloat16 --out " + out);
+  refuses("merge --model " + Model() + " --adapter tok --out tok");
+  refuses("init --config model/config.json --out link");
+  refuses("init --config config.json --tokenizer model --out model");
+  refuses("numbers --model model --sequences ids.json --out link/model.safetensors");
+  refuses("numbers --model model --sequences ids.json --out ids.json");
+  EXPECT_EQ(ReadFile(dir_.File("ids.json")).value(), "[[1, 5, 9]]");
+  refuses("train-tokenizer --vocab-size 270 --out model model/tokenizer.json");
+  // Beside it, all is as before.
+  EXPECT_EQ(Tool("merge --model " + Model() + " --out " + dir_.File("other")).code, 0);
+  EXPECT_EQ(Tool("numbers --model " + Model() + " --sequences " + dir_.File("ids.json") + " --out " +
+                 dir_.File("other/numbers.safetensors"))
+                .code,
+            0);
+}
+
 TEST_F(ModelToolTest, SavingIsMeasuredAndLeavesNothing) {
   ASSERT_TRUE(MakeDirs(dir_.File("volume")).ok());
   const CommandResult run = Tool("bench-save --model " + Model() + " --out " + dir_.File("volume"));
