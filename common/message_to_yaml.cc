@@ -13,6 +13,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "common/message_fields.h"
 #include "common/spec_loader.h"
 #include "common/yaml_to_message.h"
 
@@ -119,10 +120,8 @@ void EmitMap(const Message& message, const FieldDescriptor* field, YAML::Emitter
 }
 
 void EmitMessage(const Message& message, YAML::Emitter* out) {
-  std::vector<const FieldDescriptor*> fields;
-  message.GetReflection()->ListFields(message, &fields);
   *out << YAML::BeginMap;
-  for (const FieldDescriptor* field : fields) {
+  for (const FieldDescriptor* field : FieldsToShow(message)) {
     *out << YAML::Key << field->name() << YAML::Value;
     if (field->is_map()) {
       EmitMap(message, field, out);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cctype>
 
-#include <google/protobuf/util/json_util.h>
 #include <yaml-cpp/yaml.h>
 
 #include "absl/strings/str_cat.h"
@@ -78,16 +77,6 @@ absl::Status LoadYamlFile(const std::string& path, const std::map<std::string, s
   const absl::StatusOr<std::string> text = ReadFile(path);
   if (!text.ok()) return text.status();
   return ParseYaml(*text, path, variables, message);
-}
-
-std::string ToJson(const google::protobuf::Message& message, bool pretty) {
-  google::protobuf::util::JsonPrintOptions options;
-  options.preserve_proto_field_names = true;
-  options.add_whitespace = pretty;
-  std::string json;
-  // Fails only for messages that hold an Any of an unknown type; none of ours does.
-  if (!google::protobuf::util::MessageToJsonString(message, &json, options).ok()) return "{}";
-  return json;
 }
 
 }  // namespace rlhf

@@ -20,6 +20,8 @@ absl::Status ParseYaml(const std::string& yaml, const std::string& file_name,
                        const std::map<std::string, std::string>& variables, google::protobuf::Message* message);
 absl::Status LoadYamlFile(const std::string& path, const std::map<std::string, std::string>& variables,
                           google::protobuf::Message* message);
+// What is set, and of what the service reports also the numbers and truth values that are zero; of a specification
+// (job.proto) what is set alone.
 std::string ToYaml(const google::protobuf::Message& message);
 std::string ToJson(const google::protobuf::Message& message, bool pretty = true);  // snake_case names
 

@@ -4,11 +4,14 @@
 #include <limits>
 
 #include <gmock/gmock.h>
+#include <google/protobuf/util/json_util.h>
 #include <google/protobuf/util/message_differencer.h>
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "rlhf/v1/data.pb.h"
 #include "rlhf/v1/job.pb.h"
+#include "rlhf/v1/job_service.pb.h"
 #include "rlhf/v1/state.pb.h"
 #include "tests/testing/scratch_dir.h"
 
@@ -182,6 +185,37 @@ TEST(SpecLoaderTest, JsonHasSnakeCaseNames) {
   metric.set_high(std::numeric_limits<double>::infinity());
   EXPECT_EQ(ToJson(metric, /*pretty=*/false), R"({"value":"NaN","low":"-Infinity","high":"Infinity"})");
   EXPECT_THAT(ToJson(job), HasSubstr("\n"));
+}
+
+// A reader of a report asks for ["value"]; a specification is what somebody wrote.
+TEST(SpecLoaderTest, ZerosOfReportsAreShownAndThoseOfSpecificationsAreNot) {
+  v1::Job job;
+  job.set_id("a");
+  job.mutable_spec()->set_name("a");
+  job.mutable_spec()->mutable_sft()->mutable_optimizer()->set_learning_rate(0);
+  (*job.mutable_result()->mutable_metrics())["reward/mean"];
+  (*job.mutable_result()->mutable_metrics())["kl"].set_low(0);
+  const auto json = nlohmann::json::parse(ToJson(job));
+  EXPECT_EQ(json["result"]["metrics"]["reward/mean"], nlohmann::json({{"value", 0}, {"n", "0"}}));
+  EXPECT_EQ(json["result"]["metrics"]["kl"], nlohmann::json({{"value", 0}, {"low", 0}, {"n", "0"}}));
+  EXPECT_EQ(json["step"], "0");
+  EXPECT_EQ(json["spec"], nlohmann::json({{"name", "a"}, {"sft", {{"optimizer", {{"learning_rate", 0}}}}}}));
+  EXPECT_FALSE(json.contains("reason")) << "an empty text says nothing";
+  EXPECT_THAT(ToYaml(job), testing::AllOf(HasSubstr("reward/mean:\n      value: 0\n"), HasSubstr("\nstep: 0\n")));
+  // In lists and in maps of numbers, and read back the same.
+  v1::MetricPoint point;
+  (*point.mutable_values())["kl"] = 0;
+  EXPECT_EQ(nlohmann::json::parse(ToJson(point))["values"]["kl"], 0);
+  v1::SampleView view;
+  view.mutable_row()->mutable_id()->set_ordinal(3);
+  view.mutable_sample()->mutable_score()->add_components()->set_name("dog");
+  const std::string text = ToJson(view);
+  const auto sample = nlohmann::json::parse(text);
+  EXPECT_EQ(sample["sample"]["score"]["components"][0]["value"], 0);
+  EXPECT_TRUE(sample["row"]["id"].contains("index")) << text;
+  v1::SampleView again;
+  ASSERT_TRUE(google::protobuf::util::JsonStringToMessage(text, &again).ok()) << text;
+  EXPECT_TRUE(google::protobuf::util::MessageDifferencer::Equals(view, again)) << text;
 }
 
 TEST(SpecLoaderTest, FilesAreNamedInErrors) {
