@@ -4,9 +4,11 @@
 #include <vector>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "common/spec_loader.h"
 
 namespace rlhf::cli {
 namespace {
@@ -145,6 +147,27 @@ absl::StatusOr<std::string> CompletionScript(const CLI::App& app, const std::str
   if (shell == "zsh") return Zsh(entries);
   if (shell == "fish") return Fish(entries);
   return absl::InvalidArgumentError(absl::StrCat("shell: expected bash, zsh or fish, found \"", shell, "\""));
+}
+
+std::string UnknownCommand(const CLI::App& app) {
+  const CLI::App* at = &app;
+  std::string path;
+  while (!at->get_subcommands().empty()) {
+    at = at->get_subcommands().front();
+    absl::StrAppend(&path, at->get_name(), " ");
+  }
+  std::vector<std::string> names;
+  for (const CLI::App* sub : at->get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(sub->get_name());
+  if (names.empty()) return "";
+  for (const std::string& word : app.remaining(/*recurse=*/true)) {
+    if (absl::StartsWith(word, "-")) continue;
+    const std::string near = NearestName(word, names);
+    return absl::StrCat("no command \"", path, word, "\"",
+                        near.empty() ? "" : absl::StrCat(" (did you mean \"", path, near, "\"?)"), "; `rlhfctl ", path,
+                        "--help` lists them");
+  }
+  return "";
 }
 
 std::string ManPage(const CLI::App& app, const std::string& version) {

@@ -2,11 +2,15 @@
 #include <cstdio>
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
 
+#include "cli/command_tree.h"
 #include "cli/commands/commands.h"
 #include "cli/connection.h"
+#include "cli/utf8.h"
 #include "common/log.h"
 #include "common/process.h"
+#include "common/standard_output.h"
 #include "common/status_util.h"
 #include "rlhf/v1/oversight_service.grpc.pb.h"
 #include "rlhf/v1/state.pb.h"
@@ -15,17 +19,31 @@ namespace rlhf::cli {
 namespace {
 
 int Version(const ConnectionFlags& connection, bool client_only) {
-  std::printf("%s\n", VersionLine("rlhfctl").c_str());
-  if (client_only) return v1::EXIT_OK;
+  const bool table = connection.output == "table";
+  nlohmann::ordered_json json = {{"version", kBuildVersion}, {"protocol", kProtocolVersion}};
+  const auto print = [&] {  // JSON is YAML too
+    if (!table) std::printf("%s\n", json.dump(1).c_str());
+    return static_cast<int>(v1::EXIT_OK);
+  };
+  if (table) std::printf("%s\n", VersionLine("rlhfctl").c_str());
+  if (client_only) return print();
   auto channel = Connect(connection);
-  if (!channel.ok()) return v1::EXIT_OK;  // no coordinator is named: the client's version is all there is to say
+  if (!channel.ok()) return print();  // no coordinator is named: the client's version is all there is to say
   v1::ServiceState state;
   const auto context = CallContext(absl::Seconds(5));
   const absl::Status status = FromGrpc(
       v1::OversightService::NewStub(*channel)->GetServiceState(context.get(), v1::GetServiceStateRequest(), &state));
   if (!status.ok()) return Fail(status);
-  std::printf("coordinator %s, protocol %u\n", state.build_version().c_str(), state.protocol_version());
-  return v1::EXIT_OK;
+  json["coordinator"] = {{"version", state.build_version()}, {"protocol", state.protocol_version()}};
+  if (table) std::printf("coordinator %s, protocol %u\n", state.build_version().c_str(), state.protocol_version());
+  return print();
+}
+
+// What was printed and did not arrive is a failure, whatever was done.
+int Ended(int code) {
+  if (code != v1::EXIT_OK) return code;
+  const absl::Status printed = FlushStandardOutput();
+  return printed.ok() ? code : Fail(Here(printed));
 }
 
 }  // namespace
@@ -47,7 +65,9 @@ int main(int argc, char** argv) {
   app.add_option("--ca", connection.ca_file, "CA certificate, PEM");
   app.add_option("--token-file", connection.token_file, "File with the bearer token");
   app.add_flag("--insecure", connection.insecure, "Plaintext, for trials");
-  app.add_option("--project", connection.project, "Project")->capture_default_str();
+  const auto* project =
+      app.add_option("--project", connection.project, "Project; listings without it are of all that you may see")
+          ->capture_default_str();
   app.add_option("--output", connection.output, "table, json or yaml")
       ->check(CLI::IsMember({"table", "json", "yaml"}))
       ->capture_default_str();
@@ -73,11 +93,15 @@ int main(int argc, char** argv) {
   rlhf::cli::AddRanksCommand(app, &run);
   rlhf::cli::AddToolCommands(app, connection, &run);
   rlhf::cli::AddDoctorCommand(app, connection, &run);
+  if (const absl::Status status = rlhf::cli::CheckArguments(argc, argv); !status.ok()) return rlhf::cli::Fail(status);
   try {
     app.parse(argc, argv);
+    connection.project_named = project->count() > 0;
   } catch (const CLI::ParseError& error) {
+    const std::string unknown = error.get_exit_code() == 0 ? "" : rlhf::cli::UnknownCommand(app);
+    if (!unknown.empty()) return rlhf::cli::Fail(rlhf::cli::Here(absl::InvalidArgumentError(unknown)));
     const int code = app.exit(error);
-    return code == 0 ? 0 : rlhf::v1::EXIT_USAGE;
+    return rlhf::cli::Ended(code == 0 ? 0 : static_cast<int>(rlhf::v1::EXIT_USAGE));
   }
-  return run ? run() : static_cast<int>(rlhf::v1::EXIT_USAGE);
+  return rlhf::cli::Ended(run ? run() : static_cast<int>(rlhf::v1::EXIT_USAGE));
 }

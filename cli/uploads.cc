@@ -1,14 +1,22 @@
 #include "cli/uploads.h"
 
+#include <unistd.h>
+
+#include <cerrno>
 #include <filesystem>
 #include <map>
+#include <system_error>
+#include <utility>
 
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "artifact/artifact_root.h"
+#include "cli/connection.h"
+#include "cli/utf8.h"
 #include "client/cpp/artifact_cache.h"
 #include "common/status_util.h"
 
@@ -69,13 +77,14 @@ class Uploader {
     if (const auto known = digests_.find(full); known != digests_.end()) return known->second;
     std::error_code error;
     if (!std::filesystem::exists(path, error)) {
-      return absl::NotFoundError(absl::StrCat(where, ": expected a file or folder at ", full,
-                                              ", found none (paths are relative to the job's file)"));
+      return Here(absl::NotFoundError(absl::StrCat(where, ": expected a file or folder at ", full,
+                                                   ", found none (paths are relative to the job's file)")));
     }
+    if (const absl::Status readable = CheckReadable(full); !readable.ok()) return Annotate(readable, where);
     std::string digest;
     if (channel_ == nullptr) {
       auto manifest = artifact::ComputeManifest(full);
-      if (!manifest.ok()) return Annotate(manifest.status(), where);
+      if (!manifest.ok()) return Here(Annotate(manifest.status(), where));
       digest = manifest->digest;
       uploaded.emplace_back().set_digest(digest);
     } else {
@@ -94,6 +103,27 @@ class Uploader {
 };
 
 }  // namespace
+
+absl::Status CheckReadable(const std::string& path) {
+  namespace fs = std::filesystem;
+  const auto check = [](const fs::path& file) -> absl::Status {
+    const std::string name = file.filename().string();
+    if (!CheckUtf8(name, "").ok()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          file.parent_path().string(), ": expected names of files in UTF-8, found \"", absl::CHexEscape(name), "\""));
+    }
+    if (access(file.c_str(), R_OK) == 0) return absl::OkStatus();
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", file.string()));
+  };
+  std::error_code error;
+  if (!fs::is_directory(path, error)) return Here(check(path));
+  absl::Status status;
+  fs::recursive_directory_iterator entry(path, error);
+  for (; status.ok() && !error && entry != fs::recursive_directory_iterator(); entry.increment(error))
+    status = check(entry->path());
+  if (status.ok() && error) status = absl::ErrnoToStatus(error.value(), absl::StrCat("cannot read the folder ", path));
+  return Here(std::move(status));
+}
 
 absl::StatusOr<std::vector<v1::Artifact>> UploadFileReferences(const std::shared_ptr<grpc::Channel>& channel,
                                                                const std::string& base_dir, const std::string& project,

@@ -12,6 +12,10 @@
 
 namespace rlhf::cli {
 
+// NotFound or PermissionDenied, of this machine (Here), for a path at which there is nothing, or a file that cannot be
+// read; InvalidArgument for a file name that is other than UTF-8.
+absl::Status CheckReadable(const std::string& path);
+
 // Replaces every string "file:PATH" (relative to base_dir) of the specification, also in lists, by the digest of the
 // uploaded artifact, and returns those artifacts. NotFound names field and path. With a null channel nothing is
 // uploaded: paths are checked and replaced by the digest they would have, which alone the artifacts then hold.

@@ -10,6 +10,7 @@
 #include "cli/commands/commands.h"
 #include "cli/output.h"
 #include "cli/pages.h"
+#include "cli/uploads.h"
 #include "client/cpp/artifact_cache.h"
 #include "common/status_util.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
@@ -51,6 +52,7 @@ int List(const ConnectionFlags& connection, const std::string& kind) {
 int Push(const ConnectionFlags& connection, const std::string& kind, const ArtifactFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
+  if (const absl::Status status = CheckReadable(flags.path); !status.ok()) return Fail(status);
   auto artifact = client::UploadArtifact(*channel, flags.path, kind, connection.project, flags.alias);
   if (!artifact.ok()) return Fail(artifact.status());
   if (connection.output != "table") {

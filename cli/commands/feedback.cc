@@ -1,7 +1,5 @@
 // feedback: people's judgements, in and out.
 #include <cstdio>
-#include <fstream>
-#include <iostream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -17,7 +15,9 @@
 #include "cli/feedback/formats.h"
 #include "cli/feedback/import.h"
 #include "cli/output.h"
+#include "cli/part_file.h"
 #include "common/spec_loader.h"
+#include "common/standard_output.h"
 #include "common/status_util.h"
 #include "rlhf/v1/feedback_service.grpc.pb.h"
 
@@ -73,7 +73,13 @@ int Import(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   return v1::EXIT_OK;
 }
 
+absl::Status CheckSource(const FeedbackFlags& flags) {
+  return flags.job.empty() && flags.set.empty() ? absl::InvalidArgumentError("expected --job or --set, found neither")
+                                                : absl::OkStatus();
+}
+
 int Export(const ConnectionFlags& connection, const FeedbackFlags& flags) {
+  if (const absl::Status status = CheckSource(flags); !status.ok()) return Fail(status);
   v1::ExportComparisonsRequest request;
   request.set_job_id(flags.set.empty() ? flags.job : absl::StrCat("set:", flags.set));
   request.set_project(connection.project);
@@ -81,27 +87,35 @@ int Export(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   for (const std::string& rater : flags.exclude) request.add_exclude_raters(rater);
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
-  std::ofstream file;
+  std::unique_ptr<PartFile> file;
   if (!flags.out.empty()) {
-    file.open(flags.out, std::ios::binary);
-    if (!file) return Fail(absl::PermissionDeniedError(absl::StrCat("cannot write ", flags.out)));
+    auto made = PartFile::Create(flags.out);
+    if (!made.ok()) return Fail(made.status());
+    file = *std::move(made);
   }
-  std::ostream& out = flags.out.empty() ? std::cout : file;
   const auto stub = v1::FeedbackService::NewStub(*channel);
   const auto context = CallContext(absl::Minutes(30));
   const auto reader = stub->ExportComparisons(context.get(), request);
   v1::Comparison comparison;
-  int64_t written = 0;
-  while (reader->Read(&comparison)) {
-    const std::string line = FormatComparison(comparison, flags.export_format);
+  int64_t lines = 0;
+  absl::Status written;
+  while (written.ok() && reader->Read(&comparison)) {
+    std::string line = FormatComparison(comparison, flags.export_format);
     if (line.empty()) continue;
-    out << line << '\n';
-    ++written;
+    line += '\n';
+    if (file != nullptr) {
+      written = file->Write(line);
+    } else if (std::fwrite(line.data(), 1, line.size(), stdout) != line.size()) {
+      written = Here(FlushStandardOutput());
+    }
+    ++lines;
   }
-  if (const absl::Status status = FromGrpc(reader->Finish()); !status.ok()) return Fail(status);
-  out.flush();
-  if (!out) return Fail(absl::UnavailableError(absl::StrCat("cannot write ", flags.out)));
-  std::fprintf(stderr, "%d lines\n", static_cast<int>(written));
+  if (!written.ok()) context->TryCancel();
+  const absl::Status called = FromGrpc(reader->Finish());
+  if (written.ok()) written = called;
+  if (written.ok()) written = file != nullptr ? file->Finish() : Here(FlushStandardOutput());
+  if (!written.ok()) return Fail(written);
+  std::fprintf(stderr, "%d lines\n", static_cast<int>(lines));
   return v1::EXIT_OK;
 }
 
@@ -206,6 +220,7 @@ std::string Interval(const v1::Metric& metric) {
 }
 
 int Agreement(const ConnectionFlags& connection, const FeedbackFlags& flags) {
+  if (const absl::Status status = CheckSource(flags); !status.ok()) return Fail(status);
   v1::GetAgreementRequest request;
   request.set_job_id(flags.set.empty() ? flags.job : absl::StrCat("set:", flags.set));
   request.set_project(connection.project);
@@ -234,6 +249,7 @@ int Agreement(const ConnectionFlags& connection, const FeedbackFlags& flags) {
 }
 
 int Freeze(const ConnectionFlags& connection, const FeedbackFlags& flags) {
+  if (const absl::Status status = CheckSource(flags); !status.ok()) return Fail(status);
   v1::FreezeSetRequest request;
   request.set_job_id(flags.set.empty() ? flags.job : absl::StrCat("set:", flags.set));
   request.set_project(connection.project);
@@ -323,14 +339,14 @@ void AddFeedbackCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   auto* submit = add("submit", "Answer or skip a task", Submit);
   submit->add_option("task", flags->task, "Task id")->required();
   submit->add_option("--job", flags->job, "Its job")->required();
-  submit->add_option("--prefer", flags->prefer, "first, second or tie")
-      ->check(CLI::IsMember({"first", "second", "tie"}));
+  auto* prefer = submit->add_option("--prefer", flags->prefer, "first, second or tie")
+                     ->check(CLI::IsMember({"first", "second", "tie"}));
   submit->add_option("--strength", flags->strength, "0 to 1; how clearly")->check(CLI::Range(0.0, 1.0));
   submit->add_option("--rate", flags->ratings, "CRITERION=VALUE of the first answer; may be repeated");
   submit->add_option("--rate-second", flags->second_ratings, "The same of the second");
   submit->add_option("--written", flags->written, "Your own answer, or the better version");
   submit->add_option("--comment", flags->comment, "Why");
-  submit->add_flag("--skip", flags->skip, "Give the task back without an answer");
+  submit->add_flag("--skip", flags->skip, "Give the task back without an answer")->excludes(prefer);
 
   add("stats", "How far the collecting is", Stats)
       ->add_option("--job", flags->job, "Collect job or pipeline")

@@ -11,6 +11,7 @@
 #include "cli/kubernetes.h"
 #include "cli/output.h"
 #include "cli/secret_file.h"
+#include "common/standard_output.h"
 #include "common/status_util.h"
 #include "rlhf/v1/admin_service.grpc.pb.h"
 
@@ -112,6 +113,10 @@ int CreateToken(const ConnectionFlags& connection, const FleetFlags& flags) {
     PrintMessage(connection.output, response);
   } else {
     PrintToken(flags, response.secret(), "rlhf-token");
+  }
+  if (const absl::Status printed = FlushStandardOutput(); !printed.ok()) {
+    return Fail(Here(Annotate(printed, absl::StrCat("a token was made and its secret is lost; `rlhfctl token revoke ",
+                                                    response.token().id(), "` and make another"))));
   }
   return v1::EXIT_OK;
 }

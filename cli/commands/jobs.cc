@@ -19,6 +19,8 @@
 #include "cli/output.h"
 #include "cli/pages.h"
 #include "cli/uploads.h"
+#include "cli/utf8.h"
+#include "common/durable_file.h"
 #include "common/spec_loader.h"
 #include "common/status_util.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
@@ -51,7 +53,10 @@ absl::StatusOr<v1::JobSpec> LoadSpec(const ConnectionFlags& connection, const Sp
     variables[pair.substr(0, equals)] = pair.substr(equals + 1);
   }
   v1::JobSpec spec;
-  RLHF_RETURN_IF_ERROR(LoadYamlFile(flags.file, variables, &spec));
+  const absl::StatusOr<std::string> yaml = ReadFile(flags.file);
+  if (!yaml.ok()) return Here(yaml.status());
+  RLHF_RETURN_IF_ERROR(CheckUtf8(*yaml, flags.file));
+  RLHF_RETURN_IF_ERROR(ParseYaml(*yaml, flags.file, variables, &spec));
   if (spec.project().empty()) spec.set_project(connection.project);
   return spec;
 }

@@ -102,11 +102,12 @@ absl::StatusOr<std::string> CheckAudit(const std::string& public_key_file,
                                        const std::shared_ptr<grpc::Channel>& channel,
                                        std::vector<std::string>* violations) {
   if (public_key_file.empty()) return "the audit log by the coordinator's own word (--public-key verifies it here)";
-  RLHF_ASSIGN_OR_RETURN(const std::string pem, ReadFile(public_key_file));
+  const absl::StatusOr<std::string> pem = ReadFile(public_key_file);
+  if (!pem.ok()) return Here(pem.status());
   const auto stub = v1::OversightService::NewStub(channel);
   RLHF_ASSIGN_OR_RETURN(const std::vector<v1::AuditHead> heads, ReadAuditHeads(*stub));
   RLHF_ASSIGN_OR_RETURN(const std::vector<v1::AuditRecord> records, ReadAuditRecords(*stub));
-  const AuditVerdict verdict = VerifyAuditLog(records, heads, {pem});
+  const AuditVerdict verdict = VerifyAuditLog(records, heads, {*pem});
   if (!verdict.problem.empty()) violations->push_back(absl::StrCat("audit log: ", verdict.problem));
   return absl::StrCat("the audit log's ", verdict.Text());
 }
@@ -156,7 +157,7 @@ int Ledger(const ConnectionFlags& connection, const LedgerFlags& flags) {
   if (check) {
     if (!flags.evidence.empty()) {
       auto read = ReadEvidence(flags.evidence);
-      if (!read.ok()) return Fail(read.status());
+      if (!read.ok()) return Fail(Here(read.status()));
       evidence = *std::move(read);
     }
     const Evidence* seen = evidence ? &*evidence : nullptr;

@@ -8,6 +8,7 @@
 
 #include <google/protobuf/util/json_util.h>
 #include <google/protobuf/util/time_util.h>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -194,7 +195,7 @@ int ShowLineage(const ConnectionFlags& connection, const OversightFlags& flags) 
   request.set_model(flags.model);
   if (std::ifstream(flags.model + "/config.json").good()) {
     const auto manifest = artifact::ComputeManifest(flags.model);
-    if (!manifest.ok()) return Fail(manifest.status());
+    if (!manifest.ok()) return Fail(Here(manifest.status()));
     request.set_model(manifest->digest);
   }
   const auto lineage = Ask(connection, request, &Stub::GetLineage);
@@ -226,12 +227,16 @@ absl::StatusOr<std::vector<v1::AuditRecord>> ReadRecords(const ConnectionFlags& 
   std::vector<v1::AuditRecord> records;
   if (!flags.file.empty()) {
     std::ifstream in(flags.file);
-    if (!in) return absl::NotFoundError(absl::StrCat("cannot read ", flags.file));
+    if (!in) return Here(absl::NotFoundError(absl::StrCat("cannot read ", flags.file)));
     std::string line;
     while (std::getline(in, line)) {
       const auto parsed = google::protobuf::util::JsonStringToMessage(line, &records.emplace_back());
       if (!parsed.ok())
         return absl::InvalidArgumentError(absl::StrCat(flags.file, ":", records.size(), ": expected an audit record"));
+    }
+    if (records.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          flags.file, ": expected audit records, one a line as `rlhfctl audit export` writes them, found none"));
     }
     return records;
   }
@@ -278,12 +283,12 @@ int VerifyAudit(const ConnectionFlags& connection, const OversightFlags& flags) 
     return Fail(absl::InvalidArgumentError("--heads: expected --public-key too, which says whose they are"));
   for (const std::string& file : key_files) {
     auto key = ReadFile(file);
-    if (!key.ok()) return Fail(key.status());
+    if (!key.ok()) return Fail(Here(key.status()));
     keys.push_back(*std::move(key));
   }
   if (!flags.kept_heads.empty()) {
     auto read = ReadKeptHeads(flags.kept_heads);
-    if (!read.ok()) return Fail(read.status());
+    if (!read.ok()) return Fail(Here(read.status()));
     kept = *std::move(read);
   }
   if (!keys.empty()) {
@@ -299,6 +304,13 @@ int VerifyAudit(const ConnectionFlags& connection, const OversightFlags& flags) 
   if (!flags.file.empty())
     std::erase_if(heads, [&](const v1::AuditHead& head) { return head.sequence() > records->size(); });
   const AuditVerdict verdict = VerifyAuditLog(*records, heads, keys, kept);
+  if (connection.output != "table") {  // JSON is YAML too
+    const nlohmann::ordered_json json = {
+        {"records", verdict.records}, {"signed_heads", verdict.heads}, {"kept_heads", verdict.kept},
+        {"heads_by_other_keys", verdict.others}, {"problem", verdict.problem}};
+    std::printf("%s\n", json.dump(1).c_str());
+    return verdict.problem.empty() ? v1::EXIT_OK : v1::EXIT_ERROR;
+  }
   if (!verdict.problem.empty()) {
     std::fprintf(stderr, "rlhfctl: %s\n", verdict.problem.c_str());
     return v1::EXIT_ERROR;

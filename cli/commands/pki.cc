@@ -153,7 +153,7 @@ absl::Status Issue(const PkiFlags& flags) {
 }
 
 int Done(const absl::Status& status) {
-  return status.ok() ? static_cast<int>(v1::EXIT_OK) : Fail(status);
+  return status.ok() ? static_cast<int>(v1::EXIT_OK) : Fail(Here(status));
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ int Ranks(const RankFlags& flags) {
   BeginProcess();
   Supervisor supervisor(absl::Seconds(1), absl::Seconds(30), absl::Seconds(flags.health_seconds));
   for (int rank = 0; rank < flags.count; ++rank) {
-    if (const absl::Status status = supervisor.Start(RankOf(flags, rank)); !status.ok()) return Fail(status);
+    if (const absl::Status status = supervisor.Start(RankOf(flags, rank)); !status.ok()) return Fail(Here(status));
   }
   MetricsRegistry metrics("ranks");
   std::unique_ptr<HttpEndpoint> http;

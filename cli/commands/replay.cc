@@ -44,7 +44,7 @@ absl::Status ExportBatch(v1::JobService::Stub& stub, const std::string& job_id, 
     return absl::FailedPreconditionError(absl::StrCat("step ", step, " cannot be replayed, a sample of it: ", problem));
   batch.set_total_samples(batch.samples_size());
   batch.set_last(true);
-  return WriteFileDurably(file, batch.SerializeAsString());
+  return Here(WriteFileDurably(file, batch.SerializeAsString()));
 }
 
 absl::Status Export(const ConnectionFlags& connection, const ReplayFlags& flags) {
@@ -53,7 +53,7 @@ absl::Status Export(const ConnectionFlags& connection, const ReplayFlags& flags)
   RLHF_ASSIGN_OR_RETURN(const v1::Job job, FindJob(*stub, connection.project, flags.job));
   if (!job.spec().has_ppo())
     return absl::InvalidArgumentError(absl::StrCat(job.id(), ": expected a PPO job (only its batches are recorded)"));
-  RLHF_RETURN_IF_ERROR(MakeDirs(flags.out + "/batches"));
+  RLHF_RETURN_IF_ERROR(Here(MakeDirs(flags.out + "/batches")));
   v1::GetLedgerRequest ledger_request;
   ledger_request.set_job_id(job.id());
   ledger_request.set_check(true);
@@ -65,8 +65,8 @@ absl::Status Export(const ConnectionFlags& connection, const ReplayFlags& flags)
   const std::set<std::string> read = LearnerReferences(job.spec());
   for (const auto& [reference, digest] : job.resolved())
     if (read.count(reference) > 0) RLHF_RETURN_IF_ERROR(artifacts.Fetch(digest).status());
-  RLHF_RETURN_IF_ERROR(WriteFileDurably(flags.out + "/committed.pb", ledger.SerializeAsString()));
-  return WriteFileDurably(flags.out + "/job.pb", job.SerializeAsString());
+  RLHF_RETURN_IF_ERROR(Here(WriteFileDurably(flags.out + "/committed.pb", ledger.SerializeAsString())));
+  return Here(WriteFileDurably(flags.out + "/job.pb", job.SerializeAsString()));
 }
 
 int Replay(const ConnectionFlags& connection, const ReplayFlags& flags) {

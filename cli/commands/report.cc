@@ -7,8 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "cli/commands/commands.h"
 #include "cli/job_queries.h"
+#include "cli/part_file.h"
 #include "cli/report/report.h"
-#include "common/durable_file.h"
 #include "common/status_util.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
 
@@ -44,7 +44,7 @@ absl::StatusOr<ReportData> GatherAll(const ConnectionFlags& connection, const st
 int Report(const ConnectionFlags& connection, const std::string& id, const std::string& out) {
   auto data = GatherAll(connection, id);
   if (!data.ok()) return Fail(data.status());
-  if (const absl::Status status = WriteFileDurably(out, RenderReport(*data)); !status.ok()) return Fail(status);
+  if (const absl::Status status = WriteWhole(out, RenderReport(*data)); !status.ok()) return Fail(status);
   std::printf("%s\n", out.c_str());
   return v1::EXIT_OK;
 }

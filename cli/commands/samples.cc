@@ -61,7 +61,7 @@ void AddSampleCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
   const auto flags = std::make_shared<SampleFlags>();
   auto* samples = app.add_subcommand("samples", "A job's samples");
   samples->add_option("job", flags->job, "Job id or name")->required();
-  samples->add_option("--step", flags->step, "Only this step's");
+  samples->add_option("--step", flags->step, "Only this step's")->check(CLI::NonNegativeNumber);
   samples->add_option("--limit", flags->limit, "At most this many")
       ->check(CLI::Range(1, 10000000))
       ->capture_default_str();

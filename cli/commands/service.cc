@@ -19,7 +19,7 @@ int Backup(const ConnectionFlags& connection, const std::string& out) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   auto writer = BackupWriter::Begin(out);
-  if (!writer.ok()) return Fail(writer.status());
+  if (!writer.ok()) return Fail(Here(writer.status()));
   const auto context = CallContext(kBackup);
   const auto stub = v1::AdminService::NewStub(*channel);
   const auto reader = stub->Backup(context.get(), v1::BackupRequest());
@@ -28,10 +28,10 @@ int Backup(const ConnectionFlags& connection, const std::string& out) {
   while (status.ok() && reader->Read(&chunk)) status = (*writer)->Take(chunk);
   if (!status.ok()) context->TryCancel();
   const absl::Status called = FromGrpc(reader->Finish());
-  if (status.ok()) status = called;
+  status = status.ok() ? called : Here(status);
   if (!status.ok()) return Fail(status);
   const auto manifest = (*writer)->Finish();
-  if (!manifest.ok()) return Fail(manifest.status());
+  if (!manifest.ok()) return Fail(Here(manifest.status()));
   if (connection.output == "json") {
     PrintJson(*manifest);
   } else {
@@ -44,7 +44,7 @@ int Backup(const ConnectionFlags& connection, const std::string& out) {
 
 int Restore(const std::string& from, const std::string& data_dir) {
   const absl::Status status = RestoreBackup(from, data_dir);
-  if (!status.ok()) return Fail(status);
+  if (!status.ok()) return Fail(Here(status));
   std::printf("%s holds the backup; start the coordinator with --data-dir %s\n", data_dir.c_str(), data_dir.c_str());
   return v1::EXIT_OK;
 }

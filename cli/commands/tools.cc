@@ -29,7 +29,7 @@ struct ToolFlags {
 
 int Plan(const ConnectionFlags& connection, ToolFlags flags) {
   auto config = artifact::LoadModelConfig(flags.model);
-  if (!config.ok()) return Fail(config.status());
+  if (!config.ok()) return Fail(Here(config.status()));
   flags.plan.policy = *config;
   flags.plan.critic = !flags.no_critic;
   flags.plan.bfloat16 = flags.bfloat16;

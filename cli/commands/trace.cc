@@ -7,8 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "cli/commands/commands.h"
 #include "cli/job_queries.h"
+#include "cli/part_file.h"
 #include "cli/report/timeline.h"
-#include "common/durable_file.h"
 #include "common/status_util.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
 
@@ -44,7 +44,7 @@ int Trace(const ConnectionFlags& connection, const std::string& id, const std::s
   const auto jobs = GatherAll(connection, id);
   if (!jobs.ok()) return Fail(jobs.status());
   const Timeline timeline = MakeTimeline(*jobs);
-  if (const absl::Status status = WriteFileDurably(out, timeline.chrome_json); !status.ok()) return Fail(status);
+  if (const absl::Status status = WriteWhole(out, timeline.chrome_json); !status.ok()) return Fail(status);
   std::printf("%s: %lld generations, %lld scorings; open it with https://ui.perfetto.dev or chrome://tracing\n",
               out.c_str(), static_cast<long long>(timeline.leases), static_cast<long long>(timeline.scorings));
   const LearnerShare& learner = timeline.learner;

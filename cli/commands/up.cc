@@ -70,7 +70,7 @@ int Up(const ClusterOptions& options) {
   std::fflush(stdout);
   int signal = 0;
   const absl::Status started = cluster.Start([&signal] { return (signal = TakeTerminationSignal()) != 0; });
-  if (signal == 0 && !started.ok()) return Fail(started);
+  if (signal == 0 && !started.ok()) return Fail(Here(started));
   if (signal == 0) signal = Supervise(options, cluster);
   std::printf("rlhfctl up: signal %d, stopping\n", signal);
   std::error_code ignored;

@@ -113,7 +113,14 @@ absl::StatusOr<ImportResult> ImportFiles(const std::shared_ptr<grpc::Channel>& c
   if (read.ok() && first) read = absl::InvalidArgumentError("expected at least one record in the files, found none");
   writer->WritesDone();
   const absl::Status sent = FromGrpc(writer->Finish());
-  if (!read.ok()) return read;
+  // The service has what came before, whole records.
+  if (!read.ok()) {
+    const int64_t kept = sent.ok() ? result.response.imported() + result.response.duplicates() : 0;
+    return Here(kept == 0 ? read
+                          : absl::Status(read.code(), absl::StrCat(read.message(), "; the ", kept,
+                                                                   " comparisons before it were imported (importing "
+                                                                   "them again is harmless)")));
+  }
   if (!sent.ok()) return sent;
   for (const v1::LineProblem& problem : result.response.line_problems()) {
     const auto number = static_cast<size_t>(problem.line());

@@ -1,9 +1,11 @@
 // rlhf-model: models offline, for tests, parity checks and preparing models. See docs/algorithms.md.
 #include <iostream>
+#include <string>
 
 #include <CLI/CLI.hpp>
 
 #include "common/process.h"
+#include "common/standard_output.h"
 #include "model/tool/commands.h"
 
 namespace tool = rlhf::model::tool;
@@ -104,6 +106,7 @@ int main(int argc, char** argv) {
   if (*bench_save) status = tool::BenchSave(model, out);
   if (*merge) status = tool::Merge(model, adapter, out, dtype);
   if (*numbers) status = tool::Numbers(numbers_options);
+  status.Update(rlhf::FlushStandardOutput());
   if (status.ok()) return 0;
   std::cerr << "rlhf-model: " << status.message() << "\n";
   return 1;

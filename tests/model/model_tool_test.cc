@@ -199,6 +199,9 @@ TEST_F(ModelToolTest, BadInputGetsOneClearError) {
   fails("bench --model " + Model() + " --precision float16", "", 2, "bfloat16");
   fails("bench-save --model " + Model() + " --out " + Model() + "/config.json", "", 1, "config.json");
   fails("unknown", "", 2, "");
+  const CommandResult full = RunCommand("( " + BinDir() + "/rlhf-model inspect " + Model() + " 1< /dev/null )");
+  EXPECT_EQ(full.code, 1);
+  EXPECT_THAT(full.output, HasSubstr("cannot write the standard output"));
   nlohmann::json config = Golden("model.json")["models"]["llama"]["config"];
   config["hidden_act"] = "relu6";
   ASSERT_TRUE(WriteFileDurably(dir_.File("bad.json"), config.dump()).ok());
