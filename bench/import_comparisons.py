@@ -50,7 +50,7 @@ def wrong(result, good, duplicates, bad):
     if found != (good, duplicates, len(bad)):
         problems.append(f"expected {good} imported, {duplicates} duplicates, {len(bad)} rejected, found {found}")
     named = {int(line): reason for line, reason in re.findall(r"pairs\.jsonl(?:\.gz)?:(\d+): (.+)", result.stderr)}
-    if sorted(named) != bad[:1000]:
+    if sorted(named) != bad[:20]:
         problems.append(f"expected the bad lines {bad[:5]} …, found {sorted(named)[:5]} …")
     return problems
 
@@ -87,13 +87,13 @@ def main():
             coordinator.terminate()
             coordinator.wait(timeout=60)
         print(result.stdout.strip())
-        if result.returncode != 0:
+        if result.returncode != (1 if bad else 0):
             print(result.stderr[-2000:], file=sys.stderr)
             return 1
         client = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         print(f"{flags.count} lines, {data.stat().st_size / 1e6:.0f} MB, in {seconds:.1f} s: {flags.count / seconds:.0f} a second; "
               f"coordinator at most {peak / 1024:.0f} MB, the largest child {client / 1024:.0f} MB")
-        print(f"first of {len(result.stderr.splitlines())} problems: {result.stderr.splitlines()[0] if result.stderr else 'none'}")
+        print(f"first of {len(bad)} problems: {result.stderr.splitlines()[0] if result.stderr else 'none'}")
     problems = wrong(result, good, duplicates, bad)
     if flags.limit and seconds > flags.limit:
         problems.append(f"expected at most {flags.limit:g} s, found {seconds:.1f}")

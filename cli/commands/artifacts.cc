@@ -1,17 +1,22 @@
 // models, data, checkpoints: list, push, pull, pin, alias, delete.
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <string>
+#include <system_error>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "artifact/digest.h"
+#include "cli/artifact_queries.h"
 #include "cli/commands/commands.h"
 #include "cli/output.h"
 #include "cli/pages.h"
+#include "cli/part_file.h"
 #include "cli/uploads.h"
 #include "client/cpp/artifact_cache.h"
+#include "common/durable_file.h"
 #include "common/status_util.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
 #include "rlhf/v1/state.pb.h"
@@ -21,7 +26,7 @@ namespace {
 
 struct ArtifactFlags {
   std::string path, alias, reference, out;
-  bool unpin = false;
+  bool unpin = false, overwrite = false;
 };
 
 int List(const ConnectionFlags& connection, const std::string& kind) {
@@ -30,6 +35,7 @@ int List(const ConnectionFlags& connection, const std::string& kind) {
   const auto stub = v1::ArtifactService::NewStub(*channel);
   v1::ListArtifactsRequest request;
   request.set_kind(kind);
+  if (connection.project_named) request.set_project(connection.project);
   const auto artifacts = AllPages<v1::Artifact>(
       *stub, &v1::ArtifactService::Stub::ListArtifacts, request,
       [](const v1::ListArtifactsResponse& page) -> const auto& { return page.artifacts(); });
@@ -63,12 +69,28 @@ int Push(const ConnectionFlags& connection, const std::string& kind, const Artif
   return v1::EXIT_OK;
 }
 
-absl::Status PullFile(v1::ArtifactService::Stub& stub, const std::string& digest, const v1::FileEntry& entry,
-                      const std::filesystem::path& target) {
+// Of an artifact's file where it is to lie: whether it is there already. Refuses paths outside the folder, and files of
+// the caller's own.
+absl::StatusOr<bool> IsThere(const ArtifactFlags& flags, const v1::FileEntry& entry) {
+  for (const absl::string_view part : absl::StrSplit(entry.path(), '/')) {
+    if (part.empty() || part == "." || part == "..")
+      return absl::DataLossError(absl::StrCat("the artifact names a file outside itself: \"", entry.path(), "\""));
+  }
+  const std::string target = absl::StrCat(flags.out, "/", entry.path());
   std::error_code error;
-  std::filesystem::create_directories(target.parent_path(), error);
-  std::ofstream file(target, std::ios::binary | std::ios::trunc);
-  if (!file) return absl::PermissionDeniedError(absl::StrCat("cannot write ", target.string()));
+  if (!std::filesystem::exists(target, error)) return false;
+  const auto found = artifact::Sha256File(target);
+  if (found.ok() && *found == entry.sha256()) return true;
+  if (flags.overwrite) return false;
+  return Here(absl::AlreadyExistsError(
+      absl::StrCat(target, ": expected no file, or the artifact's own, found another; --overwrite replaces it")));
+}
+
+absl::Status PullFile(v1::ArtifactService::Stub& stub, const std::string& digest, const v1::FileEntry& entry,
+                      const std::string& out) {
+  const std::string target = absl::StrCat(out, "/", entry.path());
+  RLHF_RETURN_IF_ERROR(Here(MakeDirs(std::filesystem::path(target).parent_path().string())));
+  RLHF_ASSIGN_OR_RETURN(const std::unique_ptr<PartFile> file, PartFile::Create(target));
   v1::DownloadRequest request;
   request.set_digest(digest);
   request.set_path(entry.path());
@@ -76,32 +98,41 @@ absl::Status PullFile(v1::ArtifactService::Stub& stub, const std::string& digest
   const auto reader = stub.Download(context.get(), request);
   artifact::Sha256 sha;
   v1::DownloadChunk chunk;
-  while (reader->Read(&chunk)) {
-    file.write(chunk.data().data(), static_cast<std::streamsize>(chunk.data().size()));
+  absl::Status written;
+  while (written.ok() && reader->Read(&chunk)) {
+    written = file->Write(chunk.data());
     sha.Update(chunk.data());
   }
-  RLHF_RETURN_IF_ERROR(FromGrpc(reader->Finish()));
-  file.close();
-  if (!file) return absl::ResourceExhaustedError(absl::StrCat("cannot write ", target.string(), "; is the disk full?"));
+  if (!written.ok()) context->TryCancel();
+  const absl::Status called = FromGrpc(reader->Finish());
+  RLHF_RETURN_IF_ERROR(written);
+  RLHF_RETURN_IF_ERROR(called);
   if (sha.FinishHex() != entry.sha256())
-    return absl::DataLossError(absl::StrCat(target.string(), " does not match its digest; pull again"));
-  return absl::OkStatus();
+    return absl::DataLossError(absl::StrCat("what came for ", target, " does not match its digest; pull again"));
+  return file->Finish();
 }
 
 int Pull(const ConnectionFlags& connection, const ArtifactFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
+  const auto reference = WholeReference(*channel, flags.reference);
+  if (!reference.ok()) return Fail(reference.status());
   const auto stub = v1::ArtifactService::NewStub(*channel);
   v1::GetArtifactRequest request;
-  request.set_reference(flags.reference);
+  request.set_reference(*reference);
   request.set_project(connection.project);
   v1::Artifact artifact;
   const auto context = CallContext();
   if (const absl::Status status = FromGrpc(stub->GetArtifact(context.get(), request, &artifact)); !status.ok())
     return Fail(status);
+  std::vector<const v1::FileEntry*> missing;  // known before the first is written
   for (const v1::FileEntry& entry : artifact.files()) {
-    const absl::Status status =
-        PullFile(*stub, artifact.digest(), entry, std::filesystem::path(flags.out) / entry.path());
+    const auto there = IsThere(flags, entry);
+    if (!there.ok()) return Fail(there.status());
+    if (!*there) missing.push_back(&entry);
+  }
+  for (const v1::FileEntry* entry : missing) {
+    const absl::Status status = PullFile(*stub, artifact.digest(), *entry, flags.out);
     if (!status.ok()) return Fail(status);
   }
   std::printf("%s: %d files, %s\n", flags.out.c_str(), artifact.files_size(), Bytes(artifact.total_size()).c_str());
@@ -111,8 +142,10 @@ int Pull(const ConnectionFlags& connection, const ArtifactFlags& flags) {
 int Pin(const ConnectionFlags& connection, const ArtifactFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
+  const auto digest = WholeReference(*channel, flags.reference);
+  if (!digest.ok()) return Fail(digest.status());
   v1::PinArtifactRequest request;
-  request.set_digest(flags.reference);
+  request.set_digest(*digest);
   request.set_pinned(!flags.unpin);
   v1::Artifact artifact;
   const auto context = CallContext();
@@ -126,23 +159,27 @@ int Pin(const ConnectionFlags& connection, const ArtifactFlags& flags) {
 int Delete(const ConnectionFlags& connection, const ArtifactFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
+  const auto digest = WholeReference(*channel, flags.reference);
+  if (!digest.ok()) return Fail(digest.status());
   v1::DeleteArtifactRequest request;
-  request.set_digest(flags.reference);
+  request.set_digest(*digest);
   v1::DeleteArtifactResponse response;
   const auto context = CallContext();
   const absl::Status status =
       FromGrpc(v1::ArtifactService::NewStub(*channel)->DeleteArtifact(context.get(), request, &response));
   if (!status.ok()) return Fail(status);
-  std::printf("%s deleted\n", flags.reference.c_str());
+  std::printf("%s deleted\n", digest->c_str());
   return v1::EXIT_OK;
 }
 
 int Alias(const ConnectionFlags& connection, const ArtifactFlags& flags) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
+  const auto digest = WholeReference(*channel, flags.reference);
+  if (!digest.ok()) return Fail(digest.status());
   v1::SetAliasRequest request;
   request.set_alias(flags.alias);
-  request.set_digest(flags.reference);
+  request.set_digest(*digest);
   request.set_project(connection.project);
   request.set_remove(flags.reference.empty());
   v1::Artifact artifact;
@@ -174,11 +211,12 @@ void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
           [=, &connection, kind = kind] { *run = [=, &connection] { return Push(connection, kind, *flags); }; });
     }
     auto* pull = parent->add_subcommand("pull", "Download it into a folder, verified");
-    pull->add_option("reference", flags->reference, "Digest or alias")->required();
+    pull->add_option("reference", flags->reference, "Digest, the beginning of one, or alias")->required();
     pull->add_option("--out", flags->out, "Folder to write")->required();
+    pull->add_flag("--overwrite", flags->overwrite, "Replace files there that are others");
     pull->callback([=, &connection] { *run = [=, &connection] { return Pull(connection, *flags); }; });
     auto* pin = parent->add_subcommand("pin", "Keep it from being deleted");
-    pin->add_option("digest", flags->reference, "Digest")->required();
+    pin->add_option("digest", flags->reference, "Digest, or the beginning of one")->required();
     pin->add_flag("--remove", flags->unpin, "Take the pin off");
     pin->callback([=, &connection] { *run = [=, &connection] { return Pin(connection, *flags); }; });
     auto* alias = parent->add_subcommand("alias", "Give it a name in the project, or take one away");
@@ -186,7 +224,7 @@ void AddArtifactCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
     alias->add_option("digest", flags->reference, "What it names; left out: nothing any more");
     alias->callback([=, &connection] { *run = [=, &connection] { return Alias(connection, *flags); }; });
     auto* remove = parent->add_subcommand("delete", "Delete it for good; refused while it is pinned, named or used");
-    remove->add_option("digest", flags->reference, "Digest")->required();
+    remove->add_option("digest", flags->reference, "Digest, or the beginning of one")->required();
     remove->callback([=, &connection] { *run = [=, &connection] { return Delete(connection, *flags); }; });
   }
 }

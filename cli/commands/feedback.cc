@@ -1,4 +1,5 @@
 // feedback: people's judgements, in and out.
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -52,6 +53,15 @@ int CallAndPrint(const ConnectionFlags& connection, const Request& request,
   return v1::EXIT_OK;
 }
 
+// The first ones; a file of another format is wrong in every line.
+void PrintRejected(const ImportResult& result) {
+  constexpr size_t kShown = 20;
+  const auto rejected = static_cast<size_t>(result.response.rejected());
+  const size_t shown = std::min(kShown, result.problems.size());
+  for (size_t i = 0; i < shown; ++i) std::fprintf(stderr, "%s\n", result.problems[i].c_str());
+  if (rejected > shown) std::fprintf(stderr, "and %zu more; --output json names the first 1000\n", rejected - shown);
+}
+
 int Import(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   auto format = FormatByName(flags.format);
   if (!format.ok()) return Fail(format.status());
@@ -63,14 +73,14 @@ int Import(const ConnectionFlags& connection, const FeedbackFlags& flags) {
   if (connection.output == "json") {
     PrintJson(result->response);
   } else {
-    for (const std::string& problem : result->problems) std::fprintf(stderr, "%s\n", problem.c_str());
+    PrintRejected(*result);
     std::printf("%s: %d imported, %d duplicates, %d rejected, in %.1f s; version %d, %d comparisons, %s\n",
                 flags.set.c_str(), static_cast<int>(result->response.imported()),
                 static_cast<int>(result->response.duplicates()), static_cast<int>(result->response.rejected()),
                 absl::ToDoubleSeconds(absl::Now() - started), static_cast<int>(result->response.set().version()),
                 static_cast<int>(result->response.set().comparisons()), Short(result->response.set().digest()).c_str());
   }
-  return v1::EXIT_OK;
+  return result->response.rejected() == 0 ? v1::EXIT_OK : v1::EXIT_ERROR;
 }
 
 absl::Status CheckSource(const FeedbackFlags& flags) {
@@ -315,7 +325,10 @@ void AddFeedbackCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
     job->excludes(set);
   };
 
-  auto* import = add("import", "Add comparisons from files to a set; bad lines are named, good ones are kept", Import);
+  auto* import =
+      add("import",
+          "Add comparisons from files to a set; bad lines are named (and make the exit code 1), good ones are kept",
+          Import);
   import->add_option("files", flags->files, "JSON lines or a JSON array, plain or gzip; - is the standard input")
       ->required();
   import->add_option("--set", flags->set, "The set, and the data artifact's name")->required();

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "artifact/artifact_root.h"
+#include "cli/artifact_queries.h"
 #include "cli/check/audit_log.h"
 #include "cli/commands/commands.h"
 #include "cli/metric_order.h"
@@ -197,6 +198,12 @@ int ShowLineage(const ConnectionFlags& connection, const OversightFlags& flags) 
     const auto manifest = artifact::ComputeManifest(flags.model);
     if (!manifest.ok()) return Fail(Here(manifest.status()));
     request.set_model(manifest->digest);
+  } else {
+    const auto channel = Connect(connection);
+    if (!channel.ok()) return Fail(channel.status());
+    const auto reference = WholeReference(*channel, flags.model);
+    if (!reference.ok()) return Fail(reference.status());
+    request.set_model(*reference);
   }
   const auto lineage = Ask(connection, request, &Stub::GetLineage);
   if (!lineage.ok()) return Fail(lineage.status());
@@ -356,7 +363,7 @@ void AddOversightCommands(CLI::App& app, ConnectionFlags& connection, Run* run) 
   auto* audit = app.add_subcommand("audit", "The audit log and what models rest on");
   audit->require_subcommand(1);
   add(audit, "show", "A model's lineage: data, comparisons, jobs, configurations, gates, people", ShowLineage)
-      ->add_option("--model", flags->model, "A model's folder, digest or alias")
+      ->add_option("--model", flags->model, "A model's folder, digest, the beginning of one, or alias")
       ->required();
   add(audit, "export", "All records as JSON lines", ExportAudit);
   add(audit, "heads", "The signed heads as JSON lines: kept elsewhere, they tell a log that was cut back", PrintHeads);
