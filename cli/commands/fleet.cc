@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "cli/commands/commands.h"
 #include "cli/kubernetes.h"
+#include "cli/kubernetes_names.h"
 #include "cli/output.h"
 #include "cli/secret_file.h"
 #include "common/standard_output.h"
@@ -84,7 +85,15 @@ int CreateBootstrapToken(const FleetFlags& flags) {
   return v1::EXIT_OK;
 }
 
+// Before a token is made that could then not be printed.
+absl::Status CheckSecret(const FleetFlags& flags) {
+  if (!flags.kubernetes) return absl::OkStatus();
+  if (absl::Status status = CheckNamespace(flags.name_space); !status.ok()) return status;
+  return flags.secret_name.empty() ? absl::OkStatus() : CheckSecretName(flags.secret_name);
+}
+
 int CreateToken(const ConnectionFlags& connection, const FleetFlags& flags) {
+  if (const absl::Status status = CheckSecret(flags); !status.ok()) return Fail(status);
   if (flags.bootstrap) return CreateBootstrapToken(flags);
   if (flags.subject.empty() || flags.roles.empty()) {
     return Fail(absl::InvalidArgumentError("expected --subject and --role (or --bootstrap, where nobody is admin)"));

@@ -15,9 +15,11 @@
 #include "cli/follow.h"
 #include "cli/job_queries.h"
 #include "cli/kubernetes.h"
+#include "cli/kubernetes_names.h"
 #include "cli/memory_plan.h"
 #include "cli/output.h"
 #include "cli/pages.h"
+#include "cli/spec_problems.h"
 #include "cli/uploads.h"
 #include "cli/utf8.h"
 #include "common/durable_file.h"
@@ -71,8 +73,9 @@ int PrintProblems(const ConnectionFlags& connection, const std::string& file, co
   } else if (response.problems().empty()) {
     std::printf("%s: valid\n", file.c_str());
   } else {
+    const std::string yaml = ReadFile(file).value_or("");
     for (const auto& problem : response.problems())
-      std::fprintf(stderr, "%s: %s: %s\n", file.c_str(), problem.field().c_str(), problem.problem().c_str());
+      std::fprintf(stderr, "%s\n", ProblemText(file, yaml, problem).c_str());
   }
   return response.problems().empty() ? v1::EXIT_OK : v1::EXIT_USAGE;
 }
@@ -91,7 +94,7 @@ void PrintMemory(const std::string& base_dir, const v1::JobSpec& spec) {
 int Validate(const ConnectionFlags& connection, const SpecFlags& flags) {
   auto spec = LoadSpec(connection, flags);
   if (!spec.ok()) return Fail(spec.status());
-  if (connection.output == "table") PrintMemory(BaseDir(flags.file), *spec);
+  const v1::JobSpec named = *spec;  // before its files have digests
   const auto files = UploadFileReferences(nullptr, BaseDir(flags.file), spec->project(), &*spec);
   if (!files.ok()) return Fail(files.status());
   auto channel = Connect(connection);
@@ -103,7 +106,10 @@ int Validate(const ConnectionFlags& connection, const SpecFlags& flags) {
   const auto context = CallContext();
   const absl::Status status =
       FromGrpc(v1::JobService::NewStub(*channel)->ValidateJob(context.get(), request, &response));
-  return status.ok() ? PrintProblems(connection, flags.file, response) : Fail(status);
+  if (!status.ok()) return Fail(status);
+  const int code = PrintProblems(connection, flags.file, response);
+  if (code == v1::EXIT_OK && connection.output == "table") PrintMemory(BaseDir(flags.file), named);
+  return code;
 }
 
 int Follow(const ConnectionFlags& connection, const std::shared_ptr<grpc::Channel>& channel,
@@ -138,9 +144,22 @@ int PrintManifests(SpecFlags flags, const v1::JobSpec& spec) {
         absl::InvalidArgumentError("the job names files of this machine: push them (rlhfctl models push, data push) "
                                    "and name their aliases instead"));
   }
+  if (const absl::Status names = CheckOwnFleet(flags.fleet); !names.ok()) return Fail(names);
   if (spec.learners().has_ranks()) flags.fleet.learners = spec.learners().ranks();
   std::fputs(OwnFleetManifest(FleetName(spec.name(), yaml, flags.request_id), yaml, flags.fleet).c_str(), stdout);
   return v1::EXIT_OK;
+}
+
+// A job that was refused, with the lines of its file: a submit's error names fields alone.
+int FailInvalid(const ConnectionFlags& connection, const std::shared_ptr<grpc::Channel>& channel,
+                const std::string& file, const v1::JobSpec& spec, const absl::Status& refused) {
+  v1::ValidateJobRequest request;
+  *request.mutable_spec() = spec;
+  v1::ValidateJobResponse response;
+  const auto context = CallContext();
+  const grpc::Status status = v1::JobService::NewStub(channel)->ValidateJob(context.get(), request, &response);
+  if (!status.ok() || response.problems().empty()) return Fail(refused);
+  return PrintProblems(connection, file, response);
 }
 
 int Submit(const ConnectionFlags& connection, const SpecFlags& flags) {
@@ -158,6 +177,8 @@ int Submit(const ConnectionFlags& connection, const SpecFlags& flags) {
   v1::SubmitJobResponse response;
   const auto context = CallContext(absl::Seconds(60));
   const absl::Status status = FromGrpc(v1::JobService::NewStub(*channel)->SubmitJob(context.get(), request, &response));
+  if (ReasonOf(status) == v1::INVALID_SPEC)
+    return FailInvalid(connection, *channel, flags.file, request.spec(), status);
   if (!status.ok()) return Fail(status);
   if (connection.output != "table") {
     if (!flags.follow) PrintMessage(connection.output, response.job());
@@ -283,7 +304,9 @@ void AddJobCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
       ->capture_default_str();
   submit->add_option("--tag", flags->fleet.tag, "With --kubernetes: of learners and rollout workers")
       ->capture_default_str();
-  submit->add_option("--rollout-workers", flags->fleet.rollout_workers, "With --kubernetes")->capture_default_str();
+  submit->add_option("--rollout-workers", flags->fleet.rollout_workers, "With --kubernetes")
+      ->check(CLI::Range(0, 10000))
+      ->capture_default_str();
   submit->add_flag("--dry-run", flags->dry_run, "Show what would be submitted, and send nothing");
   submit->callback([=, &connection] { *run = [=, &connection] { return Submit(connection, *flags); }; });
 

@@ -16,6 +16,7 @@
 #include "cli/certificate_check.h"
 #include "cli/commands/commands.h"
 #include "cli/kubernetes.h"
+#include "cli/kubernetes_names.h"
 #include "cli/secret_file.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
@@ -55,6 +56,7 @@ std::vector<std::string> ServiceHosts(const std::string& name_space) {
 
 // A certificate of each role: as Secrets on stdout, or as files of the folder.
 absl::Status IssueRoles(const PkiFlags& flags, const CertificateAuthority& ca) {
+  if (flags.kubernetes) RLHF_RETURN_IF_ERROR(CheckNamespace(flags.name_space));
   std::string manifests;
   for (const std::string role : kRoles) {
     std::vector<std::string> hosts;
