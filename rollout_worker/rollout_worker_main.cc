@@ -207,7 +207,11 @@ int main(int argc, char** argv) {
   app.add_option("--log-level", flags.log_level, "debug, info, warn or error")->capture_default_str();
   app.add_flag("--log-json", flags.log_json, "Log JSON lines");
   app.add_option("--trace-dir", flags.trace_dir, "Keep spans there, as OTLP/JSON lines");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;  // what a supervisor takes for a command that is wrong
+  }
   if (flags.precision == "int8" && flags.device != "cpu") {
     std::cerr << "rlhf-rollout-worker: --precision int8: expected --device cpu, found " << flags.device
               << "; on a GPU use bfloat16\n";

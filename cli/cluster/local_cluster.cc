@@ -1,8 +1,11 @@
 #include "cli/cluster/local_cluster.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <filesystem>
 
 #include <nlohmann/json.hpp>
@@ -52,6 +55,28 @@ std::vector<std::pair<std::string, std::string>> LocalCluster::Environment() con
           {"OMP_WAIT_POLICY", "PASSIVE"},
           {"GOMP_SPINCOUNT", "2000"},
           {"KMP_BLOCKTIME", "0"}};
+}
+
+LocalCluster::~LocalCluster() {
+  supervisor_.StopAll(absl::Seconds(5));  // before the next one can have the folder
+  if (lock_ >= 0) close(lock_);
+}
+
+absl::Status LocalCluster::TakeFolder() {
+  const std::string path = (fs::path(options_.dir) / "up.lock").string();
+  lock_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (lock_ < 0) return WriteError(errno, "open", path);
+  if (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+    char holder[32] = {};
+    const ssize_t n = pread(lock_, holder, sizeof(holder) - 1, 0);
+    return absl::FailedPreconditionError(
+        absl::StrCat("the folder ", options_.dir, " is in use by another `rlhfctl up` (process ",
+                     n > 0 ? holder : "unknown", "): stop that one first, or give this one another --dir"));
+  }
+  const std::string pid = absl::StrCat(getpid());
+  if (ftruncate(lock_, 0) != 0 || pwrite(lock_, pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))
+    return WriteError(errno, "write", path);
+  return absl::OkStatus();
 }
 
 absl::Status LocalCluster::MakePki() {
@@ -119,8 +144,10 @@ absl::Status LocalCluster::StartCoordinator(const std::function<bool()>& stop) {
     supervisor_.Tick([&ended](const std::string&, const std::string& how) {
       if (how != kTryAgain) ended = how;
     });
+    if (!supervisor_.Hopeless().empty()) return absl::InternalError(supervisor_.Hopeless());
     if (!ended.empty())
-      return absl::InternalError(absl::StrCat("the coordinator ended (", ended, ") before it was ready; see ", lines));
+      return absl::InternalError(absl::StrCat("the coordinator ended (", ended, ") before it was ready",
+                                              lines_ == nullptr ? LastWords(spec.log_file) : "; see its lines above"));
     if (auto text = ReadFile(ports_file); text.ok()) {
       const auto json = nlohmann::json::parse(*text, nullptr, false);
       if (json.is_object() && json.contains("fleet") && json.contains("api") && json.contains("http") &&
@@ -224,6 +251,8 @@ absl::Status LocalCluster::Start(const std::function<bool()>& stop) {
   if (!options_.role_http_address.empty())
     RLHF_RETURN_IF_ERROR(AddressAfter(options_.role_http_address, std::max(0, roles() - 1)).status());
   options_.dir = fs::absolute(options_.dir).string();
+  RLHF_RETURN_IF_ERROR(MakeDirs(options_.dir));
+  RLHF_RETURN_IF_ERROR(TakeFolder());
   if (options_.log_to_stdout) {
     RLHF_ASSIGN_OR_RETURN(lines_, OutputLines::To(STDOUT_FILENO));
   }

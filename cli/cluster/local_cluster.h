@@ -50,9 +50,14 @@ class LocalCluster {
   explicit LocalCluster(ClusterOptions options)
       : options_(std::move(options)),
         supervisor_(absl::Seconds(options_.restart_seconds), absl::Seconds(options_.restart_seconds_most)) {}
-  // Makes the certificates, and CA and tokens where there are none, starts every process, and returns when the
-  // coordinator is ready, which takes minutes where it has much to recover. InvalidArgument for addresses that are
-  // none; Internal when the coordinator ends meanwhile, Cancelled when `stop` (asked 20 times a second) says so.
+  ~LocalCluster();
+  LocalCluster(const LocalCluster&) = delete;
+  LocalCluster& operator=(const LocalCluster&) = delete;
+  // Takes the folder, which one service at a time uses (FailedPrecondition names the process that has it, and nothing
+  // in the folder is changed). Makes the certificates, and CA and tokens where there are none, starts every process,
+  // and returns when the coordinator is ready, which takes minutes where it has much to recover. InvalidArgument for
+  // addresses that are none; Internal when the coordinator ends meanwhile, Cancelled when `stop` (asked 20 times a
+  // second) says so.
   absl::Status Start(const std::function<bool()>& stop);
   // To be called now and then: renews certificates that are about to end.
   absl::Status RenewCertificates(absl::Time now) { return pki_->RenewWhenDue(now); }
@@ -63,6 +68,7 @@ class LocalCluster {
   int roles() const { return options_.rollout_workers + options_.reward_servers + options_.learners; }
 
  private:
+  absl::Status TakeFolder();
   absl::Status MakePki();
   absl::Status StartCoordinator(const std::function<bool()>& stop);
   absl::Status StartRole(const std::string& binary, const std::string& role, const std::string& name,
@@ -79,6 +85,7 @@ class LocalCluster {
   Supervisor supervisor_;
   std::optional<LocalPki> pki_;
   int next_role_ = 0;  // of role_http_address
+  int lock_ = -1;      // DIR/up.lock, open and locked
   std::string fleet_address_, api_address_, http_address_, web_address_;
 };
 

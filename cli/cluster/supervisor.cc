@@ -9,8 +9,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
+#include <ios>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/clock.h"
@@ -36,7 +39,27 @@ absl::StatusOr<int> OutputOf(const ProcessSpec& spec) {
   return log;
 }
 
+// As shells have it: 126 and 127 are of a program that cannot be run.
+bool CommandIsWrong(int status) {
+  if (!WIFEXITED(status)) return false;
+  const int code = WEXITSTATUS(status);
+  return code == 2 || code == 126 || code == 127;
+}
+
 }  // namespace
+
+std::string LastWords(const std::string& log_file) {
+  if (log_file.empty()) return "";
+  constexpr std::streamoff kEnough = 4096;
+  std::ifstream log(log_file, std::ios::binary | std::ios::ate);
+  const std::streamoff size = log.tellg();
+  log.seekg(std::max<std::streamoff>(0, size - kEnough));
+  std::string last;
+  for (std::string line; std::getline(log, line);) {
+    if (!absl::StripAsciiWhitespace(line).empty()) last = line;
+  }
+  return absl::StrCat(last.empty() ? "" : ": ", last, "; see ", log_file);
+}
 
 Supervisor::~Supervisor() {
   StopAll(absl::Seconds(5));
@@ -70,6 +93,9 @@ absl::Status Supervisor::Spawn(Child& child) {
     dup2(log, STDOUT_FILENO);
     dup2(log, STDERR_FILENO);
     execve(argv[0], argv.data(), envp.data());
+    for (const char* text : {static_cast<const char*>(argv[0]), ": cannot be run\n"}) {
+      if (write(STDERR_FILENO, text, std::strlen(text)) < 0) break;
+    }
     _exit(127);
   }
   close(log);
@@ -118,6 +144,14 @@ void Supervisor::Tick(const std::function<void(const std::string&, const std::st
       child.backoff =
           now - child.started > absl::Seconds(10) ? first_backoff_ : std::min(2 * child.backoff, last_backoff_);
       child.pid = -1;
+      if (CommandIsWrong(status)) {
+        child.restart_at = absl::InfiniteDuration();
+        if (hopeless_.empty()) {
+          hopeless_ =
+              absl::StrCat(child.spec.name, " ended (", HowItEnded(status), ")", LastWords(child.spec.log_file));
+        }
+        continue;
+      }
       child.restart_at = now + child.backoff;
       health_.Forget(child.spec.name);
       const std::string hung = std::exchange(child.hung, "");

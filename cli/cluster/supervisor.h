@@ -35,9 +35,12 @@ class Supervisor {
       : first_backoff_(first_backoff), last_backoff_(last_backoff), health_(health_every) {}
   ~Supervisor();
   absl::Status Start(const ProcessSpec& spec);
-  // Restarts what ended (after the first backoff, doubling to the last when it ends within 10 s of its start).
-  // `restarted` is told name and how it ended.
+  // Restarts what ended, but by an exit code that says that the command is wrong (after the first backoff, doubling to
+  // the last when it ends within 10 s of its start). `restarted` is told name and how it ended.
   void Tick(const std::function<void(const std::string& name, const std::string& how)>& restarted);
+  // "NAME ended (exit code 2): REASON" of the first process that is not started again, because the same command would
+  // end so again: a usage error (2), or a program that cannot be run (126, 127). Empty while there is none.
+  const std::string& Hopeless() const { return hopeless_; }
   // SIGTERM to the last started first; SIGKILL to what is left after the grace.
   void StopAll(absl::Duration grace);
   // Who hangs now, for people; empty: nobody (any thread).
@@ -56,6 +59,10 @@ class Supervisor {
   const absl::Duration first_backoff_, last_backoff_;
   std::vector<Child> children_;
   HealthWatch health_;
+  std::string hopeless_;
 };
+
+// What a process said last, for the end of a message: ": LAST LINE; see LOG", or "" where it has no log of its own.
+std::string LastWords(const std::string& log_file);
 
 }  // namespace rlhf::cli

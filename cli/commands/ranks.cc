@@ -56,10 +56,11 @@ int Ranks(const RankFlags& flags) {
     supervisor.Tick([](const std::string& name, const std::string& how) {
       std::fprintf(stderr, "rlhfctl ranks: %s ended (%s); starting it again\n", name.c_str(), how.c_str());
     });
-    return false;
+    return !supervisor.Hopeless().empty();
   });
+  const std::string hopeless = supervisor.Hopeless();
   supervisor.StopAll(absl::Seconds(flags.grace_seconds));
-  return v1::EXIT_OK;
+  return hopeless.empty() ? static_cast<int>(v1::EXIT_OK) : Fail(Here(absl::FailedPreconditionError(hopeless)));
 }
 
 }  // namespace

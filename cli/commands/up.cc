@@ -12,6 +12,7 @@
 #include "common/process.h"
 #include "common/status_util.h"
 #include "rlhf/v1/admin_service.grpc.pb.h"
+#include "rlhf/v1/state.pb.h"
 
 namespace rlhf::cli {
 namespace {
@@ -30,7 +31,7 @@ int RegisteredRoles(const std::string& dir) {
   return response.workers_size();
 }
 
-// Until a signal comes, which it returns.
+// Until a signal comes, which it returns, or until a process is beyond help.
 int Supervise(const ClusterOptions& options, LocalCluster& cluster) {
   bool announced = false;
   absl::Time next_look = absl::Now(), next_renewal = absl::Now();
@@ -58,7 +59,7 @@ int Supervise(const ClusterOptions& options, LocalCluster& cluster) {
         std::fflush(stdout);
       }
     }
-    return false;
+    return !cluster.supervisor().Hopeless().empty();
   });
 }
 
@@ -72,11 +73,12 @@ int Up(const ClusterOptions& options) {
   const absl::Status started = cluster.Start([&signal] { return (signal = TakeTerminationSignal()) != 0; });
   if (signal == 0 && !started.ok()) return Fail(Here(started));
   if (signal == 0) signal = Supervise(options, cluster);
-  std::printf("rlhfctl up: signal %d, stopping\n", signal);
+  const std::string hopeless = cluster.supervisor().Hopeless();
+  if (hopeless.empty()) std::printf("rlhfctl up: signal %d, stopping\n", signal);
   std::error_code ignored;
   std::filesystem::remove(options.dir + "/ready", ignored);
   cluster.supervisor().StopAll(absl::Seconds(30));
-  return 0;
+  return hopeless.empty() ? static_cast<int>(v1::EXIT_OK) : Fail(Here(absl::FailedPreconditionError(hopeless)));
 }
 
 void AddByInstance(CLI::App* up, const std::string& name, std::map<std::string, std::string>* map, const char* help) {

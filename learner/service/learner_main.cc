@@ -365,7 +365,11 @@ int main(int argc, char** argv) {
   app.add_option("--log-level", flags.log_level, "debug, info, warn or error")->capture_default_str();
   app.add_flag("--log-json", flags.log_json, "Log JSON lines");
   app.add_option("--trace-dir", flags.trace_dir, "Keep spans there, as OTLP/JSON lines");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;  // what a supervisor takes for a command that is wrong
+  }
   // A configuration may be checked where the device is not.
   if (const auto device = rlhf::model::ParseDevice(flags.device);
       !device.ok() && !(check_config && absl::IsFailedPrecondition(device.status()))) {

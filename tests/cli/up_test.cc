@@ -129,6 +129,47 @@ TEST_F(UpTest, ASignalEndsTheWaitForTheCoordinator) {
   EXPECT_THAT(result.output, HasSubstr("signal 15, stopping"));
 }
 
+TEST_F(UpTest, AFolderInUseIsLeftAlone) {
+  Program("rlhf-coordinator", kReady);
+  const std::string command = absl::StrCat(BinDir(), "/rlhfctl up --dir ", dir_.File("up"), " --bin-dir ", dir_.path(),
+                                           " --rollout-workers 0 --reward-servers 0 --learners 0");
+  const CommandResult first = RunCommand(absl::StrCat("sh -c '", command, " > ", dir_.File("first.log"),
+                                                      " 2>&1 & echo $!; for i in $(seq 400); do [ -e ",
+                                                      dir_.File("up/client.json"), " ] && break; sleep 0.05; done'"));
+  ASSERT_EQ(first.code, 0) << first.output;
+  const std::string pid = first.output.substr(0, first.output.find('\n'));
+  const std::string certificate = Read("up/pki/coordinator.pem"), context = Read("up/client.json");
+  EXPECT_THAT(context, HasSubstr("address"));
+  const CommandResult second = RunCommand("timeout 20 " + command);
+  EXPECT_EQ(second.code, 1);
+  EXPECT_THAT(second.output, HasSubstr("is in use by another `rlhfctl up` (process " + pid + ")"));
+  EXPECT_EQ(Read("up/pki/coordinator.pem"), certificate);
+  EXPECT_EQ(Read("up/client.json"), context);
+  EXPECT_EQ(RunCommand("kill -TERM " + pid + " && for i in $(seq 400); do kill -0 " + pid +
+                       " || break; sleep 0.05; done 2> /dev/null")
+                .code,
+            0);
+}
+
+TEST_F(UpTest, AProcessWhoseCommandIsWrongEndsTheWholeAndSaysWhy) {
+  for (const int code : {2, 127}) {
+    Program("rlhf-learner", absl::StrCat("echo starting\necho 'no flag --colour' >&2\nexit ", code, "\n"));
+    const CommandResult result = Up();
+    EXPECT_EQ(result.code, 1);
+    EXPECT_THAT(result.output,
+                HasSubstr(absl::StrCat("learner-0 ended (exit code ", code, "): no flag --colour; see ")));
+    EXPECT_THAT(result.output, HasSubstr("logs/learner-0.log"));
+    EXPECT_THAT(result.output, Not(HasSubstr("starting it again")));
+  }
+  Program("rlhf-coordinator", "echo 'no flag --size'\nexit 2\n");
+  EXPECT_THAT(Up().output, HasSubstr("coordinator ended (exit code 2): no flag --size; see "));
+  const CommandResult ranks =
+      RunCommand(BinDir() + "/rlhfctl ranks --count 2 --instance l -- " + dir_.File("no-such-learner"));
+  EXPECT_EQ(ranks.code, 1);
+  EXPECT_THAT(ranks.output,
+              testing::AllOf(HasSubstr("no-such-learner: cannot be run\n"), HasSubstr("ended (exit code 127)")));
+}
+
 TEST(LocalPkiTest, PairsAreRenewedBeforeTheyEnd) {
   ScratchDir dir;
   LocalPki pki(dir.File("pki"), {{"learner", "learner-0", {}}});
