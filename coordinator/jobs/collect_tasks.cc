@@ -19,6 +19,9 @@ namespace {
 using Sample = artifact::SampleRecord;
 using Candidates = std::vector<const Sample*>;
 
+// Half a gigabyte, while they are ordered.
+constexpr uint64_t kMostPairs = 16'777'216;
+
 bool IsMember(const std::string& component) {
   const size_t slash = component.rfind('/');
   return slash != std::string::npos && slash + 1 < component.size() &&
@@ -60,6 +63,13 @@ class Builder {
         if (Draw(p, DrawKind())) in_vain = -1;
       }
     }
+  }
+
+  // Of samples of the same prompt, equal texts among them.
+  uint64_t Pairs() const {
+    uint64_t pairs = 0;
+    for (const auto& [mine, others] : prompts_) pairs += static_cast<uint64_t>(mine.size()) * (mine.size() - 1) / 2;
+    return pairs;
   }
 
   void TakeMostDisputed() {
@@ -233,6 +243,11 @@ absl::StatusOr<std::vector<v1::FeedbackTask>> MakeTasks(const TaskSources& sourc
       return absl::FailedPreconditionError(
           "pairs: PAIRS_DISAGREEMENT needs samples scored by an ensemble: give the sample job a scorer with an "
           "`ensemble` component");
+    }
+    if (const uint64_t pairs = builder.Pairs(); pairs > kMostPairs) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("pairs: PAIRS_DISAGREEMENT compares at most ", kMostPairs, " pairs of answers, found ", pairs,
+                       ": collect from samples with fewer answers a prompt, or choose PAIRS_RANDOM"));
     }
     builder.TakeMostDisputed();
   } else {

@@ -20,7 +20,7 @@ struct TaskSources {
 // Shares of them ask to write an answer beside a sample, to rate one, or to improve one; the others compare two
 // different samples of a prompt in a random order: any two, one of each policy with `against`, or those about which the
 // ensemble that scored them disagrees most. Planted questions come after them. FailedPrecondition when the samples do
-// not give that many, or carry no ensemble's scores.
+// not give that many, carry no ensemble's scores, or make more pairs than memory should hold to order them.
 absl::StatusOr<std::vector<v1::FeedbackTask>> MakeTasks(const TaskSources& sources, const v1::CollectSpec& spec,
                                                         uint64_t seed, const std::string& job_id,
                                                         const std::string& project);

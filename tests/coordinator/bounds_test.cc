@@ -13,6 +13,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "coordinator/jobs/collect_tasks.h"
 #include "coordinator/jobs/size_spec.h"
 #include "coordinator/jobs/spec.h"
 #include "coordinator/store/state_store.h"
@@ -124,6 +125,26 @@ TEST(SizeTest, WhatOneJobMayAskForIsBounded) {
   stage->mutable_sample()->set_samples_per_prompt(kAbsurd);
   EXPECT_THAT(JoinProblems(CompleteSpec(&pipeline)),
               HasSubstr("pipeline.stages[0].sample.samples_per_prompt: expected at most 65536, found 2147483647"));
+}
+
+TEST(SizeTest, PairsAreOrderedOnlyWhereTheyFitInMemory) {
+  const auto collect = [](int answers) {
+    TaskSources sources;
+    for (int i = 0; i < answers; ++i) {
+      artifact::SampleRecord& sample = sources.samples.emplace_back();
+      sample.prompt = "one";
+      sample.response = absl::StrCat("answer ", i / 100);
+      sample.components = {{"e/0", i}, {"e/1", -i}};
+    }
+    v1::CollectSpec spec;
+    spec.set_comparisons(1);
+    spec.set_pairs(v1::PAIRS_DISAGREEMENT);
+    return MakeTasks(sources, spec, 3, "job", "default").status();
+  };
+  EXPECT_TRUE(collect(200).ok());
+  const absl::Status refused = collect(6000);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("at most 16777216 pairs of answers, found 17997000"));
 }
 
 v1::JobSpec EvaluateJob() {
