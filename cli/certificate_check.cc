@@ -114,8 +114,10 @@ absl::StatusOr<std::string> CaFileOf(const ConnectionFlags& flags) {
   if (!flags.ca_file.empty() || !flags.address.empty()) return flags.ca_file;
   RLHF_ASSIGN_OR_RETURN(const std::string text, ReadFile(flags.context_file));
   const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || json.value("insecure", false)) return std::string();
-  const std::filesystem::path file = json.value("ca_file", "");
+  const auto ca_file = json.find("ca_file"), insecure = json.find("insecure");
+  if (ca_file == json.end() || !ca_file->is_string() || (insecure != json.end() && *insecure == true))
+    return std::string();
+  const std::filesystem::path file = ca_file->get<std::string>();
   if (file.empty() || file.is_absolute()) return file.string();
   return (std::filesystem::path(flags.context_file).parent_path() / file).string();
 }

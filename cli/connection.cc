@@ -107,7 +107,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ConnectionFlags& fl
 std::string AuditPublicKeyFile(const ConnectionFlags& flags) {
   if (!flags.address.empty()) return "";
   const auto json = nlohmann::json::parse(ReadFile(flags.context_file).value_or(""), nullptr, false);
-  return json.is_object() ? Beside(flags.context_file, json.value("audit_public_key", "")) : "";
+  return json.is_object() ? Beside(flags.context_file, Text(json, "audit_public_key", "").value_or("")) : "";
 }
 
 std::unique_ptr<grpc::ClientContext> CallContext(absl::Duration timeout) {

@@ -10,6 +10,9 @@
 #include <string>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "cli/certificate_check.h"
@@ -155,6 +158,7 @@ int Doctor(const ConnectionFlags& connection, const DoctorFlags& flags) {
   CheckCertificate(connection, &findings);
   CheckCoordinator(connection, &findings);
   Table table({"", "WHAT", "FOUND", "DO"});
+  nlohmann::ordered_json json = nlohmann::ordered_json::array();
   bool bad = false;
   for (const Finding& finding : findings) {
     const char* mark = finding.verdict == Verdict::kOk        ? "ok"
@@ -162,8 +166,13 @@ int Doctor(const ConnectionFlags& connection, const DoctorFlags& flags) {
                                                               : "BAD";
     bad = bad || finding.verdict == Verdict::kBad;
     table.Row({mark, finding.what, finding.found, finding.next});
+    json.push_back({{"verdict", absl::AsciiStrToLower(mark)},
+                    {"what", finding.what},
+                    {"found", finding.found},
+                    {"do", finding.next}});
   }
-  std::fputs(table.Text().c_str(), stdout);
+  const std::string text = connection.output == "table" ? table.Text() : json.dump(1) + "\n";  // JSON is YAML too
+  std::fputs(text.c_str(), stdout);
   return bad ? v1::EXIT_ERROR : v1::EXIT_OK;
 }
 

@@ -114,6 +114,7 @@ void CheckPipeline(SpecChecker& check, v1::JobSpec* spec) {
     }
     std::vector<Reference> references;
     ReferencesOfStage(absl::StrCat(path, "."), stage, &references);
+    const auto first = [](std::string* out, const auto& entry) { out->append(entry.first); };
     for (const Reference& reference : references) {
       const bool approved = absl::StartsWith(*reference.value, "approved:");
       if (!approved && !absl::StartsWith(*reference.value, "stage:")) continue;
@@ -123,11 +124,10 @@ void CheckPipeline(SpecChecker& check, v1::JobSpec* spec) {
       }
       const auto it = earlier.find(name);
       if (it == earlier.end()) {
-        check.Problem(
-            reference.field,
-            absl::StrCat("expected an earlier stage (",
-                         absl::StrJoin(earlier, ", ", [](std::string* out, const auto& e) { out->append(e.first); }),
-                         "), found \"", name, "\""));
+        check.Problem(reference.field, absl::StrCat("expected an earlier stage (",
+                                                    earlier.empty() ? "there is none before the first"
+                                                                    : absl::StrJoin(earlier, ", ", first),
+                                                    "), found \"", name, "\""));
       } else if (MakesModel(*it->second) != reference.model) {
         check.Problem(reference.field, absl::StrCat("expected a stage that makes ",
                                                     reference.model ? "a model" : "data", ", found \"", name, "\""));

@@ -102,7 +102,8 @@ std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec) {
   if (!spec->learners().has_ranks()) spec->mutable_learners()->set_ranks(1);
   check.Range("learners.ranks", spec->learners().ranks(), 1, 1024);
   if (!spec->learners().has_min_ranks()) spec->mutable_learners()->set_min_ranks(spec->learners().ranks());
-  check.Range("learners.min_ranks", spec->learners().min_ranks(), 1, spec->learners().ranks());
+  if (spec->learners().ranks() >= 1)
+    check.Range("learners.min_ranks", spec->learners().min_ranks(), 1, spec->learners().ranks());
   if (spec->kind_case() == v1::JobSpec::KIND_NOT_SET) {
     check.Problem("", "expected one of sft, reward_model, sample, collect, ppo, evaluate, pipeline");
   } else if (spec->has_pipeline()) {

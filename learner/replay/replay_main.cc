@@ -72,7 +72,11 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", rlhf::VersionLine("rlhf-replay"));
   app.add_option("dir", dir, "The recording")->required();
   app.add_option("--threads", threads, "Compute threads a rank")->check(CLI::Range(1, 1024))->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
   const auto recording = rlhf::learner::ReadRecording(dir);
   int ports[2];
   if (!recording.ok() || pipe(ports) != 0) {

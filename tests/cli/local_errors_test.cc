@@ -57,6 +57,10 @@ TEST_F(LocalErrorsTest, WhatIsPrintedAndDoesNotArriveIsAFailure) {
 
 TEST_F(LocalErrorsTest, AccountsForProgramsAreJson) {
   EXPECT_THAT(Errors("version --client --output json").output, HasSubstr("\"protocol\": "));
+  EXPECT_THAT(Errors("--context " + dir_.File("none") + " --output json doctor").output,
+              testing::AllOf(testing::StartsWith("[\n"), HasSubstr("\"what\": \"disk\"")));
+  const std::string odd = Write("odd.json", R"({"address": "127.0.0.1:1", "insecure": "no", "ca_file": 7})");
+  EXPECT_THAT(Errors("--context " + odd + " doctor").output, HasSubstr("ca_file: expected a text, found 7"));
   const CommandResult wrong =
       Errors("--output json audit verify --file " + Write("log.jsonl", "{\"sequence\": \"7\"}\n"));
   EXPECT_EQ(wrong.code, 1);

@@ -170,6 +170,8 @@ TEST(SpecTest, EveryProblemNamesItsField) {
   EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_policy_optimizer()->set_learning_rate(7); }),
               HasSubstr("ppo.policy_optimizer.learning_rate: expected 0 to 1, found 7"));
   EXPECT_THAT(problem([](auto* s) { s->clear_kind(); }), HasSubstr("expected one of sft"));
+  EXPECT_EQ(problem([](auto* s) { s->mutable_learners()->set_ranks(0); }),
+            "learners.ranks: expected 1 to 1024, found 0");
 }
 
 TEST(SpecTest, LayersAreDividedWithTheOptimizersStateAndGradientCheckpointing) {
@@ -253,6 +255,9 @@ TEST(SpecTest, AStageMayNameEarlierStagesOfTheRightKindOnly) {
   EXPECT_THAT(problems, HasSubstr("pipeline.stages[1].evaluate.model: expected a stage that makes a model"));
   EXPECT_THAT(problems, HasSubstr("pipeline.stages[1].evaluate.suite: expected an earlier stage"));
   EXPECT_EQ(ReferencesOf(&spec).size(), 4u);
+  sample->mutable_sample()->set_model("stage:evaluate");
+  EXPECT_THAT(JoinProblems(CompleteSpec(&spec)),
+              HasSubstr("expected an earlier stage (there is none before the first), found \"evaluate\""));
 }
 
 TEST(SpecTest, AGateOnTheWorstSliceIsCheckedWhenItIsSubmitted) {

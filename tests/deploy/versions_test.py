@@ -31,6 +31,12 @@ class VersionsTest(unittest.TestCase):
                 self.assertEqual((result.returncode, result.stderr), (0, ""))
                 self.assertEqual(result.stdout, f"{program} {VERSION}, protocol {PROTOCOL}\n")
 
+    def test_every_program_ends_with_2_on_a_usage_error(self):
+        for program in PROGRAMS:
+            with self.subTest(program=program):
+                result = subprocess.run([BIN / program, "--no-such-flag"], capture_output=True, text=True, timeout=60)
+                self.assertEqual(result.returncode, 2, result.stderr)
+
     def test_the_python_client_has_the_same(self):
         self.assertEqual(found_in("client/python/pyproject.toml", r'^version = "([^"]+)"'), VERSION)
         self.assertEqual(found_in("client/python/rlhf_client/__init__.py", r'^__version__ = "([^"]+)"'), VERSION)
