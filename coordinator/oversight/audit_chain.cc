@@ -35,6 +35,13 @@ absl::StatusOr<uint64_t> PageStart(const v1::PageRequest& page, uint64_t from) {
   return from;
 }
 
+// The log is the second place: who rewrites the store does not reach it. Of a head that is durable, as its records then
+// are: one that never was would accuse the log that goes on without it.
+void LogHead(const v1::AuditHead& head) {
+  spdlog::info("audit head: {} records, sha256 {}, at {}, signature {}", head.sequence(), head.sha256(),
+               head.at().seconds(), head.signature());
+}
+
 }  // namespace
 
 absl::Status AuditChain::Recover() {
@@ -71,9 +78,12 @@ absl::Status AuditChain::BeginSigning(const v1::AuditHead& newest) {
            {{"previous", newest.signature().empty() ? "none" : newest.key_sha256()}}, &record);
     RLHF_RETURN_IF_ERROR(store_->CommitAndWait(std::move(record)));
   }
-  WriteBatch head;
-  PutHead(&head);
-  return head.empty() ? absl::OkStatus() : store_->CommitAndWait(std::move(head));
+  WriteBatch batch;
+  const v1::AuditHead head = PutHead(&batch);
+  if (batch.empty()) return absl::OkStatus();
+  RLHF_RETURN_IF_ERROR(store_->CommitAndWait(std::move(batch)));
+  LogHead(head);
+  return absl::OkStatus();
 }
 
 void AuditChain::Append(const std::string& subject, const std::string& action, const std::string& object,
@@ -107,24 +117,25 @@ void AuditChain::Seal(std::vector<WriteBatch::Op>* ops) {
 void AuditChain::SignHead() {
   if (signer_ == nullptr || sequence_ == signed_) return;
   WriteBatch batch;
-  PutHead(&batch);
-  if (!batch.empty()) store_->Commit(std::move(batch), [](absl::Status) {});
+  const v1::AuditHead head = PutHead(&batch);
+  if (batch.empty()) return;
+  store_->Commit(std::move(batch), [head](const absl::Status& status) {
+    if (status.ok()) LogHead(head);
+  });
 }
 
-void AuditChain::PutHead(WriteBatch* batch) {
+v1::AuditHead AuditChain::PutHead(WriteBatch* batch) {
+  v1::AuditHead head;
   signed_ = sequence_;
   // One that is there says what the log was: in a log whose tail was cut its number comes again.
-  if (sequence_ == 0 || !absl::IsNotFound(store_->Get(Table::kMeta, HeadKey(sequence_)).status())) return;
-  v1::AuditHead head;
+  if (sequence_ == 0 || !absl::IsNotFound(store_->Get(Table::kMeta, HeadKey(sequence_)).status())) return head;
   head.set_sequence(sequence_);
   head.set_sha256(last_sha256_);
   *head.mutable_at() = ToTimestamp(clock_->WallNow());
   head.set_key_sha256(signer_->key_sha256());
   head.set_signature(signer_->Sign(client::AuditHeadText(head)));
   batch->Put(Table::kMeta, HeadKey(head.sequence()), head.SerializeAsString());
-  // The log is the second place: who rewrites the store does not reach it.
-  spdlog::info("audit head: {} records, sha256 {}, at {}, signature {}", head.sequence(), head.sha256(),
-               head.at().seconds(), head.signature());
+  return head;
 }
 
 absl::StatusOr<v1::ListAuditResponse> AuditChain::List(const v1::ListAuditRequest& request) const {

@@ -45,7 +45,7 @@ class AuditChain final : public WriteBatch::Sealer {
  private:
   void Seal(std::vector<WriteBatch::Op>* ops) override;
   absl::Status BeginSigning(const v1::AuditHead& newest);
-  void PutHead(WriteBatch* batch);  // of the newest record; nothing where it has one
+  v1::AuditHead PutHead(WriteBatch* batch);  // of the newest record; nothing where it has one
 
   const Clock* const clock_;
   StateStore* const store_;

@@ -1,11 +1,14 @@
 // Heads of the audit log that somebody with the store's rights removed, renamed or cut back to; and a key that is
 // another one than before.
 #include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
 
 #include "absl/strings/str_format.h"
 #include "common/clock.h"
@@ -142,6 +145,24 @@ TEST_F(AuditHeadsTest, AnotherKeyIsOnRecordWithTheOneBefore) {
   EXPECT_EQ(Problem(), "") << "without a key no signature is looked at";
   Cut(2, 4);
   EXPECT_THAT(Problem(), HasSubstr("the tail was cut")) << "but what was signed has to be there";
+}
+
+// The log is where an auditor keeps heads: one of records that a full disk never took would accuse the log that went on.
+TEST_F(AuditHeadsTest, OnlyAHeadThatIsDurableIsLogged) {
+  std::ostringstream log;
+  const auto before = spdlog::default_logger();
+  spdlog::set_default_logger(
+      std::make_shared<spdlog::logger>("test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log)));
+  Add(1);
+  chain_->SignHead();
+  EXPECT_THAT(log.str(), HasSubstr("audit head: 2 records"));
+  store_.FailWith(absl::UnavailableError("the disk is full"));
+  WriteBatch batch;
+  chain_->Append("ada", "look", "at it", "done", {}, &batch);
+  EXPECT_FALSE(store_.CommitAndWait(std::move(batch)).ok());
+  chain_->SignHead();
+  spdlog::set_default_logger(before);
+  EXPECT_THAT(log.str(), testing::Not(HasSubstr("audit head: 3 records")));
 }
 
 }  // namespace
