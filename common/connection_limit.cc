@@ -24,6 +24,28 @@ std::atomic<int64_t> refused_connections{0};
 
 }  // namespace
 
+template <typename Accept>
+int AcceptWithin(socklen_t* length, bool nonblocking, const Accept& next) {
+  const socklen_t room = length == nullptr ? 0 : *length;
+  while (true) {
+    if (length != nullptr) *length = room;
+    const int fd = next();
+    if (fd >= 0 && fd < first_refused_descriptor) return fd;
+    if (fd < 0) {
+      // As if nobody were there: whoever is gets looked at when the next one comes.
+      if ((errno == EMFILE || errno == ENFILE) && nonblocking) errno = EAGAIN;
+      return fd;
+    }
+    close(fd);
+    if (refused_connections++ % kSaidEvery == 0) {
+      spdlog::warn(
+          "a connection was refused, {} by now: {} descriptors are taken, and the others are for files; raise "
+          "`ulimit -n`, or find out who holds so many connections",
+          refused_connections.load(), fd);
+    }
+  }
+}
+
 void LimitConnections() {
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
@@ -38,28 +60,19 @@ int64_t ConnectionsRefused() {
 
 }  // namespace rlhf
 
-// In the place of the C library's: what gRPC takes connections with, and the only place to refuse one. The kernel gives
-// the lowest descriptor that is free, so one that is large says how many are taken.
+// In the place of the C library's: what gRPC (accept4) and the HTTP listeners (accept) take connections with, and the
+// only place to refuse one. The kernel gives the lowest descriptor that is free, so one that is large says how many are
+// taken.
 extern "C" __attribute__((visibility("default"))) int accept4(int listener, sockaddr* address, socklen_t* length,
                                                               int flags) {
-  using Accept = int (*)(int, sockaddr*, socklen_t*, int);
-  static const auto next = reinterpret_cast<Accept>(dlsym(RTLD_NEXT, "accept4"));
-  const socklen_t room = length == nullptr ? 0 : *length;
-  while (true) {
-    if (length != nullptr) *length = room;
-    const int fd = next(listener, address, length, flags);
-    if (fd >= 0 && fd < rlhf::first_refused_descriptor) return fd;
-    if (fd < 0) {
-      // As if nobody were there: whoever is gets looked at when the next one comes.
-      if ((errno == EMFILE || errno == ENFILE) && (flags & SOCK_NONBLOCK) != 0) errno = EAGAIN;
-      return fd;
-    }
-    close(fd);
-    if (rlhf::refused_connections++ % rlhf::kSaidEvery == 0) {
-      spdlog::warn(
-          "a connection was refused, {} by now: {} descriptors are taken, and the others are for files; raise "
-          "`ulimit -n`, or find out who holds so many connections",
-          rlhf::refused_connections.load(), fd);
-    }
-  }
+  using Accept4 = int (*)(int, sockaddr*, socklen_t*, int);
+  static const auto next = reinterpret_cast<Accept4>(dlsym(RTLD_NEXT, "accept4"));
+  return rlhf::AcceptWithin(length, (flags & SOCK_NONBLOCK) != 0,
+                            [=] { return next(listener, address, length, flags); });
+}
+
+extern "C" __attribute__((visibility("default"))) int accept(int listener, sockaddr* address, socklen_t* length) {
+  using Accept = int (*)(int, sockaddr*, socklen_t*);
+  static const auto next = reinterpret_cast<Accept>(dlsym(RTLD_NEXT, "accept"));
+  return rlhf::AcceptWithin(length, false, [=] { return next(listener, address, length); });
 }

@@ -11,19 +11,21 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/host_port.h"
+#include "common/task_queue.h"
 
 namespace rlhf {
 namespace {
 
 constexpr char kPlainText[] = "text/plain; charset=utf-8";
 constexpr char kExposition[] = "text/plain; version=0.0.4; charset=utf-8";
-constexpr int kThreads = 2;
+constexpr int kThreads = 4;
+constexpr size_t kWaiting = 64;  // connections; more wait in the kernel
 
 class HttplibEndpoint final : public HttpEndpoint {
  public:
   HttplibEndpoint(MetricsRegistry* metrics, std::function<std::string()> ready, std::function<std::string()> alive)
       : ready_(std::move(ready)), alive_(std::move(alive)) {
-    server_.new_task_queue = [] { return new httplib::ThreadPool(kThreads); };
+    server_.new_task_queue = [] { return new BoundedTaskQueue(kThreads, kWaiting); };
     // Without the library's SO_REUSEPORT: a port that another process holds must be an error.
     server_.set_socket_options([](socket_t socket) {
       const int yes = 1;
@@ -31,7 +33,7 @@ class HttplibEndpoint final : public HttpEndpoint {
     });
     // A scrape every few seconds needs no kept connection, and a kept one would hold a thread and delay stopping.
     server_.set_keep_alive_max_count(1);
-    server_.set_read_timeout(5, 0);
+    server_.set_read_timeout(1, 0);  // who is silent holds a thread for so long
     server_.set_write_timeout(5, 0);
     server_.set_payload_max_length(1 << 16);
     server_.Get("/metrics", [metrics](const httplib::Request&, httplib::Response& response) {

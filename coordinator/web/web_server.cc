@@ -18,10 +18,10 @@
 #include "common/host_port.h"
 #include "common/process.h"
 #include "common/status_util.h"
+#include "common/task_queue.h"
 #include "coordinator/web/assets.h"
 #include "coordinator/web/gateway.h"
 #include "coordinator/web/sessions.h"
-#include "coordinator/web/task_queue.h"
 #include "coordinator/web/tls_files.h"
 #include "coordinator/web/token_texts.h"
 

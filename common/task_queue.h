@@ -1,6 +1,6 @@
-// The web listener's threads. Unlike the library's own queue this one is bounded: when all threads are busy and the
-// queue is full, accepting waits, so a flood of connections stays in the kernel's backlog and takes no descriptors from
-// the rest of the process.
+// The threads of an HTTP listener. Unlike the library's own queue this one is bounded: when all threads are busy and
+// the queue is full, accepting waits, so a flood of connections stays in the kernel's backlog and takes no descriptors
+// from the rest of the process.
 #pragma once
 
 #include <functional>
@@ -11,7 +11,7 @@
 
 #include "common/bounded_queue.h"
 
-namespace rlhf::coordinator {
+namespace rlhf {
 
 class BoundedTaskQueue final : public httplib::TaskQueue {
  public:
@@ -33,4 +33,4 @@ class BoundedTaskQueue final : public httplib::TaskQueue {
   std::vector<std::thread> threads_;
 };
 
-}  // namespace rlhf::coordinator
+}  // namespace rlhf
