@@ -24,7 +24,8 @@ class HealthWatch {
   void Forget(const std::string& name);
   struct Hanging {
     std::string name, why;
-    int times;  // in a row
+    int times = 0;          // in a row
+    bool own_word = false;  // it says so; else nothing answers, which may be a busy port of a process that works
   };
   std::vector<Hanging> hanging() const;
 

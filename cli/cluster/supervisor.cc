@@ -22,7 +22,7 @@
 namespace rlhf::cli {
 namespace {
 
-constexpr int kHangs = 3;  // in a row, until it is killed
+constexpr int kHangs = 3, kSilences = 12;  // in a row, until it is killed
 
 std::string HowItEnded(int status) {
   if (WIFSIGNALED(status)) return absl::StrCat("killed by signal ", WTERMSIG(status));
@@ -124,7 +124,7 @@ std::string Supervisor::Hanging() const {
 
 void Supervisor::KillHanging() {
   for (const HealthWatch::Hanging& one : health_.hanging()) {
-    if (one.times < kHangs) continue;
+    if (one.times < (one.own_word ? kHangs : kSilences)) continue;
     for (Child& child : children_) {
       // Once: a process that does not end, because a device holds it, is its pod's to end.
       if (child.spec.name != one.name || child.pid <= 0 || !child.hung.empty()) continue;

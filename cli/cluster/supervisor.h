@@ -28,8 +28,8 @@ struct ProcessSpec {
 
 class Supervisor {
  public:
-  // Every process with a health_port is asked `health_every` so often; one that hangs three times in a row is killed,
-  // and so starts again.
+  // Every process with a health_port is asked `health_every` so often; one that says three times in a row that it
+  // hangs, or does not answer twelve times, is killed, and so starts again.
   explicit Supervisor(absl::Duration first_backoff = absl::Seconds(1), absl::Duration last_backoff = absl::Seconds(30),
                       absl::Duration health_every = absl::Seconds(10))
       : first_backoff_(first_backoff), last_backoff_(last_backoff), health_(health_every) {}

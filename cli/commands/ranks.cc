@@ -83,7 +83,8 @@ void AddRanksCommand(CLI::App& app, Run* run) {
       "host:port of a /healthz that says 503 while a process hangs, for the pod's probe; not given: none");
   ranks
       ->add_option("--health-seconds", flags->health_seconds,
-                   "How often every process's /healthz is asked; one that hangs three times in a row is started again")
+                   "How often every process's /healthz is asked; one that says three times in a row that it hangs, or "
+                   "twelve times nothing, is started again")
       ->check(CLI::Range(1, 3600))
       ->capture_default_str();
   ranks->add_option("--grace-seconds", flags->grace_seconds, "How long SIGTERM may take")->capture_default_str();
