@@ -44,6 +44,8 @@ constexpr int kTryAgain = 75;
 constexpr int kAbortMarginSeconds = 6;
 // Of the grace, kept for leaving the group after what was being written.
 constexpr absl::Duration kToLeave = absl::Seconds(5);
+// What an idle process takes, whatever the grace.
+constexpr absl::Duration kAtLeast = absl::Seconds(1);
 
 struct Flags {
   std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
@@ -143,8 +145,16 @@ void EndTraining(rlhf::learner::TrainingRun& run, const absl::Notification& ende
   const auto left = [deadline] { return std::max(absl::ZeroDuration(), deadline - rlhf::Clock::Real()->Now()); };
   const bool saved = run.AwaitSaved(left() - std::min(kToLeave, grace / 4));
   if (!saved) spdlog::warn("a checkpoint or model takes longer than --grace-seconds allows: it is given up");
+  // A device that hangs may hold whoever leaves.
+  absl::Notification has_left;
+  std::thread guard([&] {
+    if (!has_left.WaitForNotificationWithTimeout(std::max(left(), kAtLeast)))
+      GiveUp("this rank cannot leave its group");
+  });
   leave_group();
-  if (ended.WaitForNotificationWithTimeout(left())) return;
+  has_left.Notify();
+  guard.join();
+  if (ended.WaitForNotificationWithTimeout(std::max(left(), kAtLeast))) return;
   GiveUp(absl::StrCat(saved ? "the running step" : "writing a checkpoint or model", " does not end within ",
                       absl::FormatDuration(grace), " (--grace-seconds)"));
 }
