@@ -219,6 +219,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_
       if (const absl::Status status = model->UseInt8(); !status.ok()) return status;
     } else if (options.join_projections) {
       model->JoinProjections();
+      GiveBackUnused(options.device);  // the parts that were joined
     }
     const absl::Status status =
         Fill(model_dir, *weights, Describe(*config, options.head == HeadKind::kScalar), options, model.get());
