@@ -312,9 +312,11 @@ int VerifyAudit(const ConnectionFlags& connection, const OversightFlags& flags) 
     std::erase_if(heads, [&](const v1::AuditHead& head) { return head.sequence() > records->size(); });
   const AuditVerdict verdict = VerifyAuditLog(*records, heads, keys, kept);
   if (connection.output != "table") {  // JSON is YAML too
-    const nlohmann::ordered_json json = {
-        {"records", verdict.records}, {"signed_heads", verdict.heads}, {"kept_heads", verdict.kept},
-        {"heads_by_other_keys", verdict.others}, {"problem", verdict.problem}};
+    const nlohmann::ordered_json json = {{"records", verdict.records},
+                                         {"signed_heads", verdict.heads},
+                                         {"kept_heads", verdict.kept},
+                                         {"heads_by_other_keys", verdict.others},
+                                         {"problem", verdict.problem}};
     std::printf("%s\n", json.dump(1).c_str());
     return verdict.problem.empty() ? v1::EXIT_OK : v1::EXIT_ERROR;
   }

@@ -67,9 +67,9 @@ class EvaluationComparison {
   std::vector<Pair> pairs_;
 };
 
-// Of answers that state a confidence (the pattern's first group; per cent in all if it is above 1 in any) and were graded by an
-// exact_answer component: calibration.ece over ten bins, calibration.stated (how many state one), calibration/BIN and
-// calibration.confidence/BIN.
+// Of answers that state a confidence (the pattern's first group; per cent in all if it is above 1 in any) and were
+// graded by an exact_answer component: calibration.ece over ten bins, calibration.stated (how many state one),
+// calibration/BIN and calibration.confidence/BIN.
 class StatedCalibration {
  public:
   // InvalidArgument for a bad pattern.

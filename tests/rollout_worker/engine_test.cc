@@ -223,8 +223,7 @@ TEST_F(EngineTest, SamplesEndForAReason) {
     EXPECT_LE(sample.response_tokens_size(), 3);
     if (sample.finish_reason() == v1::MAX_TOKENS) {
       EXPECT_EQ(sample.response_tokens_size(), 3);
-    }
-    else
+    } else
       EXPECT_EQ(sample.finish_reason(), v1::END_OF_TEXT);
   }
   // A stop text that the greedy answer must contain.
