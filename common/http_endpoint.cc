@@ -33,7 +33,9 @@ class HttplibEndpoint final : public HttpEndpoint {
     });
     // A scrape every few seconds needs no kept connection, and a kept one would hold a thread and delay stopping.
     server_.set_keep_alive_max_count(1);
-    server_.set_read_timeout(1, 0);  // who is silent holds a thread for so long
+    // Who is silent holds a thread for so long.
+    server_.set_keep_alive_timeout(1);
+    server_.set_read_timeout(1, 0);
     server_.set_write_timeout(5, 0);
     server_.set_payload_max_length(1 << 16);
     server_.Get("/metrics", [metrics](const httplib::Request&, httplib::Response& response) {

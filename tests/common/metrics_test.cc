@@ -1,5 +1,11 @@
 #include "common/metrics.h"
 
+#include <arpa/inet.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <vector>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <httplib.h>
@@ -75,6 +81,28 @@ TEST(HttpEndpointTest, ServesMetricsAndProbes) {
   not_ready.clear();
   EXPECT_EQ(client.Get("/readyz")->status, 200);
   EXPECT_EQ(client.Get("/other")->status, 404);
+}
+
+// A scanner's, or a scraper's that died: what asks for a request behind them is answered.
+TEST(HttpEndpointTest, ConnectionsThatSayNothingHoldNobodyUpForLong) {
+  MetricsRegistry metrics("coordinator");
+  const auto endpoint = HttpEndpoint::Start("127.0.0.1:0", &metrics, {});
+  ASSERT_TRUE(endpoint.ok());
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>((*endpoint)->port()));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  std::vector<int> silent;
+  for (int i = 0; i < 24; ++i) {
+    silent.push_back(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(connect(silent.back(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  }
+  httplib::Client client("127.0.0.1", (*endpoint)->port());
+  client.set_read_timeout(20, 0);  // they would take a minute with two threads and five seconds each
+  const auto alive = client.Get("/healthz");
+  ASSERT_TRUE(alive);
+  EXPECT_EQ(alive->status, 200);
+  for (const int one : silent) close(one);
 }
 
 TEST(HttpEndpointTest, RefusesATakenPortAndABadAddress) {
