@@ -147,7 +147,8 @@ TEST_F(AuditHeadsTest, AnotherKeyIsOnRecordWithTheOneBefore) {
   EXPECT_THAT(Problem(), HasSubstr("the tail was cut")) << "but what was signed has to be there";
 }
 
-// The log is where an auditor keeps heads: one of records that a full disk never took would accuse the log that went on.
+// The log is where an auditor keeps heads: one of records that a full disk never took would accuse the log that went
+// on.
 TEST_F(AuditHeadsTest, OnlyAHeadThatIsDurableIsLogged) {
   std::ostringstream log;
   const auto before = spdlog::default_logger();
