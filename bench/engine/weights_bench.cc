@@ -208,24 +208,27 @@ class Measurement {
 absl::StatusOr<nlohmann::ordered_json> Measure(const std::string& model_dir, int rounds, const std::string& scratch) {
   RLHF_ASSIGN_OR_RETURN(const TlsFiles certificates, MakeCertificates(scratch));
   const TlsFiles plain = {.insecure = true};
-  learner::WeightPublisher publisher;
+  learner::WeightPublisher publisher, changing;  // each keeps the newest two
   BareStreams bare;
   RLHF_ASSIGN_OR_RETURN(const auto bare_server, Serve(&bare, plain));
   RLHF_ASSIGN_OR_RETURN(const auto server, Serve(&publisher, plain));
   RLHF_ASSIGN_OR_RETURN(const auto tls_server, Serve(&publisher, certificates));
+  RLHF_ASSIGN_OR_RETURN(const auto changing_server, Serve(&changing, plain));
   // Channels are kept: the handshake is not what is measured.
   RLHF_ASSIGN_OR_RETURN(const auto bare_channel, Connect(AddressOf(*bare_server), plain));
   RLHF_ASSIGN_OR_RETURN(const auto channel, Connect(AddressOf(*server), plain));
   RLHF_ASSIGN_OR_RETURN(const auto tls_channel, Connect(AddressOf(*tls_server), certificates));
+  RLHF_ASSIGN_OR_RETURN(const auto changing_channel, Connect(AddressOf(*changing_server), plain));
   const auto bare_stub = v1::WeightsService::NewStub(bare_channel);
   rollout::WeightSubscriber subscriber([&](const std::string&) { return channel; });
+  rollout::WeightSubscriber following([&](const std::string&) { return changing_channel; });
   rollout::WeightSubscriber tls_subscriber([&](const std::string&) { return tls_channel; });
 
   Policy policy;
   RLHF_RETURN_IF_ERROR(policy.Load(model_dir));
   RLHF_ASSIGN_OR_RETURN(v1::PolicySource whole, policy.Publish(&publisher, 1, true));
   whole.add_addresses("in the factories");
-  RLHF_ASSIGN_OR_RETURN(const v1::PolicySource before, policy.Publish(&publisher, 1, false));
+  RLHF_ASSIGN_OR_RETURN(const v1::PolicySource before, policy.Publish(&changing, 1, false));
   const std::vector<uint8_t> from = BytesOf(policy.model());
   model::LoadOptions bfloat16;
   bfloat16.dtype = torch::kBFloat16;
@@ -234,7 +237,7 @@ absl::StatusOr<nlohmann::ordered_json> Measure(const std::string& model_dir, int
   const size_t bytes = BytesOf(policy.masters()).size();
   policy.Update();
   const std::vector<uint8_t> to = BytesOf(policy.model());
-  RLHF_ASSIGN_OR_RETURN(v1::PolicySource after, policy.Publish(&publisher, 2, false));
+  RLHF_ASSIGN_OR_RETURN(v1::PolicySource after, policy.Publish(&changing, 2, false));
   after.add_addresses("in the factories");
   const std::string shm_dir = SharedMemoryDirOf("");
   learner::WeightPublisher sharing(shm_dir);
@@ -245,7 +248,7 @@ absl::StatusOr<nlohmann::ordered_json> Measure(const std::string& model_dir, int
   shared.add_addresses("in the factories");
   RLHF_ASSIGN_OR_RETURN(const rollout::FetchedWeights mapped, mapping.Fetch(shared));
   std::vector<uint8_t> delta;
-  RLHF_ASSIGN_OR_RETURN(const rollout::FetchedWeights update, subscriber.Fetch(after, before.version().digest()));
+  RLHF_ASSIGN_OR_RETURN(const rollout::FetchedWeights update, following.Fetch(after, before.version().digest()));
   if (!update.delta) return absl::InternalError("expected a delta in bfloat16, was sent the whole version");
 
   Measurement measurement(rounds);

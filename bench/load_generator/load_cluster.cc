@@ -157,12 +157,12 @@ absl::Status LoadCluster::MoveTo(const std::string& data_dir) {
 }
 
 absl::Status LoadCluster::WriteContext(const std::string& path) const {
-  const std::string token = path + ".token";
-  RLHF_RETURN_IF_ERROR(WriteFileDurably(token, coordinators_[0]->token("admin")));
-  const nlohmann::json context = {{"address", AddressOf("api")},
-                                  {"ca_file", channels_.api().ca_file},
-                                  {"token_file", token},
-                                  {"insecure", options_.insecure}};
+  nlohmann::json context = {
+      {"address", AddressOf("api")}, {"ca_file", channels_.api().ca_file}, {"insecure", options_.insecure}};
+  if (const std::string token = coordinators_[0]->token("admin"); !token.empty()) {
+    context["token_file"] = path + ".token";
+    RLHF_RETURN_IF_ERROR(WriteFileDurably(path + ".token", token));
+  }
   return WriteFileDurably(path, context.dump());
 }
 

@@ -183,7 +183,7 @@ TEST(SpecLoaderTest, JsonHasSnakeCaseNames) {
   metric.set_value(std::numeric_limits<double>::quiet_NaN());
   metric.set_low(-std::numeric_limits<double>::infinity());
   metric.set_high(std::numeric_limits<double>::infinity());
-  EXPECT_EQ(ToJson(metric, /*pretty=*/false), R"({"value":"NaN","low":"-Infinity","high":"Infinity"})");
+  EXPECT_EQ(ToJson(metric, /*pretty=*/false), R"({"value":"NaN","low":"-Infinity","high":"Infinity","n":"0"})");
   EXPECT_THAT(ToJson(job), HasSubstr("\n"));
 }
 

@@ -66,7 +66,7 @@ TEST_F(AuditChainTest, BatchesThatAreDroppedOrOvertakeOneAnotherLeaveTheChainWho
   const auto expect_intact = [&](uint64_t records) {
     const v1::VerifyAuditResponse found = chain_.Verify();
     EXPECT_TRUE(found.intact()) << found.problem() << " at " << found.first_bad_sequence();
-    EXPECT_EQ(found.records(), records);
+    EXPECT_EQ(found.records(), records + 1) << "the first one names the key";
   };
   Add(1);
   {
@@ -90,7 +90,9 @@ TEST_F(AuditChainTest, BatchesThatAreDroppedOrOvertakeOneAnotherLeaveTheChainWho
   std::vector<std::string> objects;
   const auto all = chain_.All();
   ASSERT_TRUE(all.ok()) << all.status();
-  for (const v1::AuditRecord& record : *all) objects.push_back(record.object());
+  for (const v1::AuditRecord& record : *all) {
+    if (record.action() == "look") objects.push_back(record.object());
+  }
   EXPECT_EQ(objects, std::vector<std::string>({"1", "2", "b", "a", "c"}));
 
   // And goes on from there after a restart.

@@ -54,8 +54,10 @@ class QuarterRewards final : public RewardClient {
              absl::AnyInvocable<void(absl::StatusOr<v1::ScoreResponse>)> done) override {
     if (away) return done(absl::UnavailableError("away"));
     v1::ScoreResponse response;
-    for (int i = 0; i < request.samples_size(); ++i) {
-      v1::Score* score = response.add_scores()->mutable_score();
+    for (const v1::Sample& sample : request.samples()) {
+      v1::SampleScore* scored = response.add_scores();
+      *scored->mutable_id() = sample.id();
+      v1::Score* score = scored->mutable_score();
       score->set_total(0.25);
       v1::ComponentScore* component = score->add_components();
       component->set_name("liked");
