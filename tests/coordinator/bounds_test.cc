@@ -1,7 +1,6 @@
 // How much one job may ask for: what is refused, what becomes of a job that was stored before there was a bound, and
 // that a prompt of many samples takes as many turns of the loop as many prompts.
 #include <algorithm>
-#include <fstream>
 #include <functional>
 #include <limits>
 #include <map>
@@ -224,17 +223,9 @@ class SizeOfStoredJobTest : public testing::Test {
   void Begin() { process_ = std::make_unique<WatchedProcess>(&rows_, &clock_, dir_.path()); }
   // A job's row as an earlier coordinator left it, with its prompts' artifact.
   void Put(v1::JobSpec spec, const std::function<void(v1::JobSpec*)>& grow = nullptr) {
-    const auto staging = process_->jobs.artifacts->MakeStaging();
-    ASSERT_TRUE(staging.ok()) << staging.status();
-    std::ofstream(*staging + "/prompts.jsonl") << "{\"prompt\":\"one\",\"tags\":{\"length\":\"short\"}}\n"
-                                                  "{\"prompt\":\"two\",\"category\":\"known\"}\n";
     v1::Job job;
-    process_->jobs.artifacts->PublishDirectory(*staging, "data", "default", "test",
-                                               [&](absl::StatusOr<v1::Artifact> made) {
-                                                 ASSERT_TRUE(made.ok()) << made.status();
-                                                 (*job.mutable_resolved())["prompts"] = made->digest();
-                                               });
-    process_->jobs.loop.Run();
+    (*job.mutable_resolved())["prompts"] = process_->jobs.PublishPrompts(
+        "{\"prompt\":\"one\",\"tags\":{\"length\":\"short\"}}\n{\"prompt\":\"two\",\"category\":\"known\"}\n");
     ASSERT_EQ(JoinProblems(CompleteSpec(&spec)), "");
     if (grow) grow(&spec);
     job.set_id("job");

@@ -1,7 +1,6 @@
 // A sample job from its first lease to its artifact, over a store in memory: what it publishes, and how much of it the
 // coordinator has in memory meanwhile.
 #include <algorithm>
-#include <fstream>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -76,8 +75,8 @@ class GeneratingDriverTest : public testing::Test {
     process_ = std::make_unique<JobsProcess>(store_.get(), &clock_, dir_.path(), &rewards_, nullptr, kAtOnce);
     EXPECT_TRUE(process_->oversight->Recover().ok());
     EXPECT_TRUE(process_->artifacts->Recover().ok());
-    worker_ = Register(v1::ROLE_ROLLOUT_WORKER, "rollout-0");
-    Register(v1::ROLE_REWARD_SERVER, "reward-0");
+    worker_ = process_->Register(v1::ROLE_ROLLOUT_WORKER, "rollout-0");
+    process_->Register(v1::ROLE_REWARD_SERVER, "reward-0");
   }
   // As after SIGKILL: only what the store holds is left, of payloads too.
   void Restart() {
@@ -89,36 +88,13 @@ class GeneratingDriverTest : public testing::Test {
     ASSERT_TRUE(process_->jobs->Recover().ok());
     process_->loop.Run();
   }
-  std::string Register(v1::Role role, const std::string& instance) {
-    v1::RegisterRequest request;
-    request.set_role(role);
-    request.set_instance_id(instance);
-    request.set_address("nowhere:1");
-    request.set_protocol_version(kProtocolVersion);
-    request.set_slots(64);
-    std::string session;
-    process_->fleet->Register(request, [&](absl::StatusOr<v1::RegisterResponse> response) {
-      ASSERT_TRUE(response.ok()) << response.status();
-      session = response->session_id();
-    });
-    process_->loop.Run();
-    return session;
-  }
 
   // A sample job's row with its prompts' artifact, as a submission leaves them; two samples a prompt.
   void PutJob(int prompts, bool scored = true) {
-    const auto staging = process_->artifacts->MakeStaging();
-    ASSERT_TRUE(staging.ok()) << staging.status();
-    std::ofstream lines(*staging + "/prompts.jsonl");
+    std::string lines;
     for (int i = 0; i < prompts; ++i)
-      lines << "{\"prompt\":\"prompt " << i << "\",\"tags\":{\"t\":\"" << i % 2 << "\"}}\n";
-    lines.close();
-    std::string digest;
-    process_->artifacts->PublishDirectory(*staging, "data", "default", "test", [&](absl::StatusOr<v1::Artifact> made) {
-      ASSERT_TRUE(made.ok()) << made.status();
-      digest = made->digest();
-    });
-    process_->loop.Run();
+      absl::StrAppend(&lines, "{\"prompt\":\"prompt ", i, "\",\"tags\":{\"t\":\"", i % 2, "\"}}\n");
+    const std::string digest = process_->PublishPrompts(lines);
     v1::Job job;
     job.set_id("job");
     job.set_state(v1::PENDING);

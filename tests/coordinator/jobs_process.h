@@ -2,6 +2,7 @@
 // lets run.
 #pragma once
 
+#include <fstream>
 #include <memory>
 #include <string>
 
@@ -9,6 +10,7 @@
 
 #include "coordinator/jobs.h"
 #include "coordinator/payload_retention.h"
+#include "tests/coordinator/fleet_member.h"
 #include "tests/coordinator/manual_loop.h"
 #include "tests/coordinator/memory_store.h"
 #include "tests/testing/fake_clock.h"
@@ -45,6 +47,24 @@ struct JobsProcess {
     EXPECT_TRUE(artifacts->Recover().ok());
     EXPECT_TRUE(jobs->Recover().ok());
     loop.Run();
+  }
+
+  std::string Register(v1::Role role, const std::string& instance) {
+    return RegisterMember(fleet.get(), &loop, role, instance);
+  }
+  // JSON lines, as an artifact; its digest.
+  std::string PublishPrompts(const std::string& lines) {
+    std::string digest;
+    const absl::StatusOr<std::string> staging = artifacts->MakeStaging();
+    EXPECT_TRUE(staging.ok()) << staging.status();
+    if (!staging.ok()) return digest;
+    std::ofstream(*staging + "/prompts.jsonl") << lines;
+    artifacts->PublishDirectory(*staging, "data", "default", "test", [&](absl::StatusOr<v1::Artifact> made) {
+      ASSERT_TRUE(made.ok()) << made.status();
+      digest = made->digest();
+    });
+    loop.Run();
+    return digest;
   }
 
   ManualLoop loop;

@@ -2,7 +2,6 @@
 // store still writes before it "crashes" are the test's.
 #pragma once
 
-#include <fstream>
 #include <functional>
 #include <limits>
 #include <map>
@@ -109,8 +108,8 @@ class PpoDriverTest : public testing::Test {
   // A process begins, with a worker and a reward server, and serves; no job goes on before Recover.
   void Begin() {
     process_ = std::make_unique<PpoProcess>(&rows_, &clock_, dir_.path());
-    worker_ = Register(v1::ROLE_ROLLOUT_WORKER, "rollout-0");
-    Register(v1::ROLE_REWARD_SERVER, "reward-0");
+    worker_ = process_->Register(v1::ROLE_ROLLOUT_WORKER, "rollout-0");
+    process_->Register(v1::ROLE_REWARD_SERVER, "reward-0");
   }
   void Recover() {
     ASSERT_TRUE(process_->jobs->Recover().ok());
@@ -125,17 +124,9 @@ class PpoDriverTest : public testing::Test {
 
   // A job's row with its prompts' artifact, as a submission leaves them.
   void PutJob(const std::function<void(v1::PpoSpec*)>& change = [](v1::PpoSpec*) {}) {
-    const auto staging = process_->artifacts->MakeStaging();
-    ASSERT_TRUE(staging.ok()) << staging.status();
-    std::ofstream lines(*staging + "/prompts.jsonl");
-    for (int i = 0; i < kPromptsPerStep; ++i) lines << "{\"prompt\":\"prompt " << i << "\"}\n";
-    lines.close();
-    std::string digest;
-    process_->artifacts->PublishDirectory(*staging, "data", "default", "test", [&](absl::StatusOr<v1::Artifact> made) {
-      ASSERT_TRUE(made.ok()) << made.status();
-      digest = made->digest();
-    });
-    process_->loop.Run();
+    std::string lines;
+    for (int i = 0; i < kPromptsPerStep; ++i) absl::StrAppend(&lines, "{\"prompt\":\"prompt ", i, "\"}\n");
+    const std::string digest = process_->PublishPrompts(lines);
     v1::Job job;
     job.set_id("job");
     job.set_state(v1::RUNNING);
@@ -189,21 +180,6 @@ class PpoDriverTest : public testing::Test {
     EXPECT_EQ(JobRow().prompt_cursor(), step * kPromptsPerStep);
   }
 
-  std::string Register(v1::Role role, const std::string& instance) {
-    v1::RegisterRequest request;
-    request.set_role(role);
-    request.set_instance_id(instance);
-    request.set_address("nowhere:1");
-    request.set_protocol_version(kProtocolVersion);
-    request.set_slots(64);
-    std::string session;
-    process_->fleet->Register(request, [&](absl::StatusOr<v1::RegisterResponse> response) {
-      ASSERT_TRUE(response.ok()) << response.status();
-      session = response->session_id();
-    });
-    process_->loop.Run();
-    return session;
-  }
   // The worker generates what it can lease, and it is scored; how many samples that were. Samples of prompts that it
   // `refuses` can never be generated; one prompt after the other says so, from the last one to the first. What it
   // `keeps` it goes on with.

@@ -12,6 +12,7 @@
 #include "common/process.h"
 #include "coordinator/ledger.h"
 #include "coordinator/sampling.h"
+#include "tests/coordinator/fleet_member.h"
 #include "tests/coordinator/manual_loop.h"
 #include "tests/coordinator/memory_store.h"
 #include "tests/testing/scratch_dir.h"
@@ -62,26 +63,14 @@ class SamplingVersionsTest : public testing::Test, public SamplingListener {
     fleet_ = MakeFleet(&loop_, absl::Hours(1), absl::Hours(3));
     payloads_ = *OpenPayloadStore(dir_.File("payloads"));
     sampling_ = MakeSampling(&loop_, &store_, payloads_.get(), fleet_.get(), &rewards_);
-    worker_ = Register(v1::ROLE_ROLLOUT_WORKER, "rollout-0");
-    Register(v1::ROLE_REWARD_SERVER, "reward-0");
+    worker_ = RegisterMember(fleet_.get(), &loop_, v1::ROLE_ROLLOUT_WORKER, "rollout-0");
+    RegisterMember(fleet_.get(), &loop_, v1::ROLE_REWARD_SERVER, "reward-0");
   }
   // As after SIGKILL: only what the store holds is left.
   void Restart() {
     loop_.Run();
     ASSERT_TRUE(payloads_->Sync().ok());
     Start();
-  }
-  std::string Register(v1::Role role, const std::string& instance) {
-    v1::RegisterRequest request;
-    request.set_role(role);
-    request.set_instance_id(instance);
-    request.set_address("nowhere:1");
-    request.set_protocol_version(kProtocolVersion);
-    request.set_slots(64);
-    std::string session;
-    fleet_->Register(request, [&](absl::StatusOr<v1::RegisterResponse> response) { session = response->session_id(); });
-    loop_.Run();
-    return session;
   }
   void AddJob(int64_t lineage, int64_t step) {
     plan_.policy.mutable_version()->set_lineage(lineage);

@@ -1,6 +1,5 @@
 // What a PPO job refuses of its learners, and what becomes of it when a step is trained again: over the job table,
 // sampling and a store in memory.
-#include <fstream>
 #include <functional>
 #include <map>
 #include <memory>
@@ -49,8 +48,8 @@ class StepFencesTest : public testing::Test {
     process_ = std::make_unique<JobsProcess>(&rows_, &clock_, dir_.path(), &rewards_);
     ASSERT_TRUE(process_->oversight->Recover().ok());
     ASSERT_TRUE(process_->artifacts->Recover().ok());
-    worker_ = Register(v1::ROLE_ROLLOUT_WORKER, "rollout-0");
-    Register(v1::ROLE_REWARD_SERVER, "reward-0");
+    worker_ = process_->Register(v1::ROLE_ROLLOUT_WORKER, "rollout-0");
+    process_->Register(v1::ROLE_REWARD_SERVER, "reward-0");
   }
   // As after SIGKILL: only what the store holds is left.
   void Restart() {
@@ -62,17 +61,10 @@ class StepFencesTest : public testing::Test {
   }
   void StartJob(const std::function<void(v1::PpoSpec*)>& change = [](v1::PpoSpec*) {}) {
     Begin();
-    const auto staging = process_->artifacts->MakeStaging();
-    ASSERT_TRUE(staging.ok()) << staging.status();
-    std::ofstream lines(*staging + "/prompts.jsonl");
-    for (int i = 0; i < kPrompts; ++i) lines << "{\"prompt\":\"prompt " << i << "\"}\n";
-    lines.close();
+    std::string lines;
+    for (int i = 0; i < kPrompts; ++i) absl::StrAppend(&lines, "{\"prompt\":\"prompt ", i, "\"}\n");
     v1::Job job;
-    process_->artifacts->PublishDirectory(*staging, "data", "default", "test", [&](absl::StatusOr<v1::Artifact> made) {
-      ASSERT_TRUE(made.ok()) << made.status();
-      (*job.mutable_resolved())["prompts"] = made->digest();
-    });
-    process_->loop.Run();
+    (*job.mutable_resolved())["prompts"] = process_->PublishPrompts(lines);
     job.set_id("job");
     job.set_state(v1::RUNNING);
     job.mutable_started_at()->set_seconds(1'700'000'000);
@@ -108,21 +100,6 @@ class StepFencesTest : public testing::Test {
     v1::CommittedStep committed;
     EXPECT_TRUE(committed.ParseFromString(row));
     return committed;
-  }
-  std::string Register(v1::Role role, const std::string& instance) {
-    v1::RegisterRequest request;
-    request.set_role(role);
-    request.set_instance_id(instance);
-    request.set_address("nowhere:1");
-    request.set_protocol_version(kProtocolVersion);
-    request.set_slots(64);
-    std::string session;
-    process_->fleet->Register(request, [&](absl::StatusOr<v1::RegisterResponse> response) {
-      ASSERT_TRUE(response.ok()) << response.status();
-      session = response->session_id();
-    });
-    process_->loop.Run();
-    return session;
   }
   // The worker generates all it can lease, of so many tokens an answer, and it is scored. How many samples that were.
   int Work(const std::function<int(int64_t step)>& tokens = [](int64_t) { return 8; }) {
@@ -281,7 +258,7 @@ TEST_F(StepFencesTest, AReplayThatEndsOtherwiseBeginsALineage) {
   TrainStep(1, "weights 1");
   TrainStep(2, "weights 2");
   // A learner that holds nothing: back to the beginning.
-  const std::string learner = Register(v1::ROLE_LEARNER, "learner-0");
+  const std::string learner = process_->Register(v1::ROLE_LEARNER, "learner-0");
   v1::JoinGroupRequest join;
   join.set_session_id(learner);
   join.set_wait_ms(10'000);
@@ -310,7 +287,7 @@ TEST_F(StepFencesTest, AReplayThatEndsAlikeIsTheSameLineage) {
   StartJob();
   TrainStep(1, "weights 1");
   TrainStep(2, "weights 2");
-  const std::string learner = Register(v1::ROLE_LEARNER, "learner-0");
+  const std::string learner = process_->Register(v1::ROLE_LEARNER, "learner-0");
   v1::JoinGroupRequest join;
   join.set_session_id(learner);
   join.set_wait_ms(10'000);

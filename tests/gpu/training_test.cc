@@ -2,9 +2,9 @@
 #include <gtest/gtest.h>
 
 #include "learner/trainer.h"
-#include "model/sampler.h"
 #include "model/weights_io.h"
 #include "tests/gpu/gpu_test.h"
+#include "tests/learner/drawn_samples.h"
 #include "tests/learner/specs.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
@@ -36,33 +36,8 @@ class GpuTrainingTest : public GpuTest {
     (*trainer)->SetCollective(alone_.get());
     return *std::move(trainer);
   }
-  // Two tokens after a prompt, drawn from the policy by the CPU; the first decides the score.
   static std::vector<v1::Sample> Rollouts(const model::Transformer& policy, int64_t step, int n) {
-    const torch::NoGradGuard no_grad;
-    std::vector<v1::Sample> samples;
-    const std::vector<int32_t> prompt{1, 70, 80};
-    for (int i = 0; i < n; ++i) {
-      v1::Sample& sample = samples.emplace_back();
-      sample.mutable_id()->set_step(step);
-      sample.mutable_id()->set_ordinal(i);
-      std::vector<int32_t> tokens = prompt;
-      for (uint32_t t = 0; t < 2; ++t) {
-        const torch::Tensor hidden = policy.Hidden(model::PackedBatch::FromSequences({tokens}));
-        model::NoiseKey key;
-        key.seed = 5;
-        key.step = static_cast<uint32_t>(step);
-        key.ordinal = static_cast<uint32_t>(i);
-        const auto drawn = model::Sample(policy.Logits(hidden.narrow(0, hidden.size(0) - 1, 1)), {{}}, {key}, {t})[0];
-        tokens.push_back(drawn.id);
-        sample.add_response_tokens(drawn.id);
-        sample.add_behaviour_log_probs(drawn.log_prob);
-        sample.mutable_score()->add_reference_log_probs(drawn.log_prob);
-      }
-      sample.mutable_prompt_tokens()->Add(prompt.begin(), prompt.end());
-      sample.set_finish_reason(v1::END_OF_TEXT);
-      sample.mutable_score()->set_total(sample.response_tokens(0) < 140 ? 1 : 0);
-    }
-    return samples;
+    return DrawSamples(policy, step, n, [](int32_t first) { return first < 140 ? 1 : 0; });
   }
   ScratchDir dir_;
   std::unique_ptr<Collective> alone_;

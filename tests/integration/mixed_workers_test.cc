@@ -10,6 +10,36 @@ namespace {
 
 using testing::HasSubstr;
 
+// A small job with more lines in its specification.
+void Submit(const LocalService& service, const std::string& name, const std::string& more) {
+  SmallJob job;
+  job.name = name;
+  job.steps = 4;
+  const std::string path = WriteSmallJob(service.scratch().path(), job);
+  ASSERT_TRUE(WriteFileDurably(path, *ReadFile(path) + more).ok());
+  const CommandResult submitted = service.Ctl("submit " + path);
+  ASSERT_EQ(submitted.code, 0) << submitted.output;
+}
+void ExpectSucceeds(const LocalService& service, const std::string& name) {
+  LocalService::Until(
+      absl::Seconds(120),
+      [&] {
+        const std::string state = service.StateOf(name);
+        return state == "SUCCEEDED" || state == "FAILED";
+      },
+      name + " ends");
+  EXPECT_EQ(service.StateOf(name), "SUCCEEDED") << service.Job(name).dump(1);
+}
+void ExpectWhole(const LocalService& service, const std::string& name) {
+  const CommandResult checked = service.Ctl("ledger " + name + " --check", "admin.json");
+  EXPECT_EQ(checked.code, 0) << checked.output;
+}
+void ExpectNoneFailed(const LocalService& service, const std::string& name) {
+  const nlohmann::json counts =
+      nlohmann::json::parse(service.Ctl("--output json ledger " + name).output, nullptr, false)["counts"];
+  EXPECT_EQ(counts.value("failed", "0"), "0");
+}
+
 TEST(MixedWorkersTest, AJobIsServedByTheWorkersOfItsPrecision) {
   LocalServiceOptions options;
   options.up = {"--slots", "4", "--rollout-workers", "2"};
@@ -22,40 +52,20 @@ TEST(MixedWorkersTest, AJobIsServedByTheWorkersOfItsPrecision) {
   const LocalService service(options, [](const std::string& dir) {
     return std::vector<std::string>{"--wrap", absl::StrCat("rollout-1=", dir, "/bfloat16.sh")};
   });
-  const std::string dir = service.scratch().path();
-  MakeSmallModel(dir);
+  MakeSmallModel(service.scratch().path());
   ASSERT_FALSE(testing::Test::HasFailure());
-  const auto submit = [&](const std::string& name, const std::string& more) {
-    SmallJob job;
-    job.name = name;
-    job.steps = 4;
-    const std::string path = WriteSmallJob(dir, job);
-    ASSERT_TRUE(WriteFileDurably(path, *ReadFile(path) + more).ok());
-    const CommandResult submitted = service.Ctl("submit " + path);
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
-  };
-  const auto succeeds = [&](const std::string& name) {
-    LocalService::Until(
-        absl::Seconds(120),
-        [&] {
-          const std::string state = service.StateOf(name);
-          return state == "SUCCEEDED" || state == "FAILED";
-        },
-        name + " ends");
-    EXPECT_EQ(service.StateOf(name), "SUCCEEDED") << service.Job(name).dump(1);
-    const CommandResult checked = service.Ctl("ledger " + name + " --check", "admin.json");
-    EXPECT_EQ(checked.code, 0) << checked.output;
-  };
-  submit("half", "  precision: BFLOAT16\n");
-  succeeds("half");
+  Submit(service, "half", "  precision: BFLOAT16\n");
+  ExpectSucceeds(service, "half");
+  ExpectWhole(service, "half");
   EXPECT_THAT(service.Log("rollout-0"), HasSubstr("start this worker with --precision bfloat16"));
-  submit("exact", "deterministic: true\n");
-  succeeds("exact");
+  Submit(service, "exact", "deterministic: true\n");
+  ExpectSucceeds(service, "exact");
+  ExpectWhole(service, "exact");
   EXPECT_THAT(service.Log("rollout-1"), HasSubstr("start this worker with --device cpu --precision float32"));
 
   // With none that can, `why` says how to start one.
   ASSERT_EQ(service.Ctl("workers cordon rollout-0", "admin.json").code, 0);
-  submit("nobody", "deterministic: true\n");
+  Submit(service, "nobody", "deterministic: true\n");
   std::string why;
   LocalService::Until(
       absl::Seconds(60),
@@ -67,7 +77,8 @@ TEST(MixedWorkersTest, AJobIsServedByTheWorkersOfItsPrecision) {
   EXPECT_THAT(why, HasSubstr("rollout-1: "));
   EXPECT_THAT(why, HasSubstr("--precision float32"));
   ASSERT_EQ(service.Ctl("workers cordon rollout-0 --undo", "admin.json").code, 0);
-  succeeds("nobody");
+  ExpectSucceeds(service, "nobody");
+  ExpectWhole(service, "nobody");
 }
 
 // The reference policy's log-probabilities are a reward server's: of a deterministic job, to the bit.
@@ -77,37 +88,15 @@ TEST(MixedWorkersTest, ADeterministicJobIsScoredByTheRewardServersThatCan) {
   const LocalService service(options, [](const std::string& dir) {
     return WrapInScript(dir, "reward-1", "exec \"$@\" --precision bfloat16");
   });
-  const std::string dir = service.scratch().path();
-  MakeSmallModel(dir);
+  MakeSmallModel(service.scratch().path());
   ASSERT_FALSE(testing::Test::HasFailure());
-  const auto submit = [&](const std::string& name) {
-    SmallJob job;
-    job.name = name;
-    job.steps = 4;
-    const std::string path = WriteSmallJob(dir, job);
-    ASSERT_TRUE(WriteFileDurably(path, *ReadFile(path) + "deterministic: true\n").ok());
-    const CommandResult submitted = service.Ctl("submit " + path);
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
-  };
-  const auto succeeds = [&](const std::string& name) {
-    LocalService::Until(
-        absl::Seconds(120),
-        [&] {
-          const std::string state = service.StateOf(name);
-          return state == "SUCCEEDED" || state == "FAILED";
-        },
-        name + " ends");
-    EXPECT_EQ(service.StateOf(name), "SUCCEEDED") << service.Job(name).dump(1);
-    const nlohmann::json counts =
-        nlohmann::json::parse(service.Ctl("--output json ledger " + name).output, nullptr, false)["counts"];
-    EXPECT_EQ(counts.value("failed", "0"), "0");
-  };
-  submit("exact");
-  succeeds("exact");
+  Submit(service, "exact", "deterministic: true\n");
+  ExpectSucceeds(service, "exact");
+  ExpectNoneFailed(service, "exact");
 
   // With none that can, the job waits and `why` says how to start one.
   ASSERT_EQ(service.Ctl("workers cordon reward-0", "admin.json").code, 0);
-  submit("nobody");
+  Submit(service, "nobody", "deterministic: true\n");
   std::string why;
   LocalService::Until(
       absl::Seconds(60),
@@ -120,7 +109,8 @@ TEST(MixedWorkersTest, ADeterministicJobIsScoredByTheRewardServersThatCan) {
   EXPECT_THAT(why, HasSubstr("--precision float32"));
   EXPECT_THAT(service.Log("coordinator"), HasSubstr("reward-1 cannot score it and gets none of it"));
   ASSERT_EQ(service.Ctl("workers cordon reward-0 --undo", "admin.json").code, 0);
-  succeeds("nobody");
+  ExpectSucceeds(service, "nobody");
+  ExpectNoneFailed(service, "nobody");
 }
 
 }  // namespace

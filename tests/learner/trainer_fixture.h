@@ -11,7 +11,7 @@
 #include "common/durable_file.h"
 #include "learner/collective.h"
 #include "learner/trainer.h"
-#include "model/sampler.h"
+#include "tests/learner/drawn_samples.h"
 #include "tests/learner/specs.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
@@ -51,36 +51,11 @@ class TrainerTest : public testing::Test {
     return trainer;
   }
 
-  // Samples drawn from the trainer's own policy: 2 tokens after a prompt; the score is 1 when the first is the wanted
-  // one.
+  // The score is 1 when the first token is the wanted one.
   std::vector<v1::Sample> Rollouts(const model::Transformer& policy, int64_t step, int n, int32_t wanted) {
-    const torch::NoGradGuard no_grad;
-    std::vector<v1::Sample> samples;
-    const std::vector<int32_t> prompt{1, 70, 80};
-    for (int i = 0; i < n; ++i) {
-      v1::Sample& sample = samples.emplace_back();
-      sample.mutable_id()->set_step(step);
-      sample.mutable_id()->set_ordinal(i);
-      std::vector<int32_t> tokens = prompt;
-      for (uint32_t t = 0; t < 2; ++t) {
-        const torch::Tensor hidden = policy.Hidden(model::PackedBatch::FromSequences({tokens}));
-        model::NoiseKey key;
-        key.seed = 5;
-        key.step = static_cast<uint32_t>(step);
-        key.ordinal = static_cast<uint32_t>(i);
-        const auto drawn = model::Sample(policy.Logits(hidden.narrow(0, hidden.size(0) - 1, 1)), {{}}, {key}, {t})[0];
-        tokens.push_back(drawn.id);
-        sample.add_response_tokens(drawn.id);
-        sample.add_behaviour_log_probs(drawn.log_prob);
-        sample.mutable_score()->add_reference_log_probs(drawn.log_prob);
-      }
-      sample.mutable_prompt_tokens()->Add(prompt.begin(), prompt.end());
-      sample.set_finish_reason(v1::END_OF_TEXT);
-      sample.mutable_score()->set_total(sample.response_tokens(0) == wanted ? 1
-                                        : sample.response_tokens(0) < 140   ? 0.2
-                                                                            : 0);
-    }
-    return samples;
+    return DrawSamples(policy, step, n, [wanted](int32_t first) {
+      return first == wanted ? 1 : first < 140 ? 0.2 : 0;
+    });
   }
 
   // Four prompts with four samples each, whose references are near the samples' log-probabilities and not on them.
