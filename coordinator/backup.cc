@@ -1,11 +1,11 @@
 #include "coordinator/backup.h"
 
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -14,6 +14,7 @@
 #include "common/log.h"
 #include "common/status_util.h"
 #include "coordinator/feedback/import_log_rows.h"
+#include "coordinator/volume_watch.h"
 #include "rlhf/v1/state.pb.h"
 
 namespace rlhf::coordinator {
@@ -34,13 +35,12 @@ absl::Status CheckRoom(const std::string& data_dir, uint64_t reserve) {
     const uint64_t size = fs::file_size(absl::StrCat(data_dir, "/", kRows, suffix), error);
     if (!error) rows += size;
   }
-  struct statvfs volume {};
-  if (statvfs(data_dir.c_str(), &volume) != 0) return absl::OkStatus();
-  const uint64_t available = static_cast<uint64_t>(volume.f_bavail) * volume.f_frsize;
+  const std::optional<VolumeRoom> room = RoomOf(data_dir);
+  if (!room) return absl::OkStatus();
   const uint64_t wanted = 2 * rows + reserve;
-  if (available >= wanted) return absl::OkStatus();
+  if (room->free_bytes >= wanted) return absl::OkStatus();
   return WithVolumeReason(absl::ResourceExhaustedError(absl::StrCat(
-      "backup: the disk of ", data_dir, " has ", available >> 20, " MB left, expected at least ", wanted >> 20,
+      "backup: the disk of ", data_dir, " has ", room->free_bytes >> 20, " MB left, expected at least ", wanted >> 20,
       " MB (twice its rows, which are copied there, and --min-free-mb): make room, or take a snapshot of the volume")));
 }
 

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 #include "common/durable_file.h"
 #include "common/status_util.h"
 #include "coordinator/names.h"
+#include "coordinator/volume_watch.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -63,9 +63,8 @@ absl::StatusOr<std::string> DigestOf(const google::protobuf::RepeatedPtrField<v1
 }
 
 std::optional<uint64_t> FreeBytesOf(const std::string& folder) {
-  struct statvfs volume {};
-  if (statvfs(folder.c_str(), &volume) != 0) return std::nullopt;
-  return static_cast<uint64_t>(volume.f_bavail) * volume.f_frsize;
+  const std::optional<VolumeRoom> room = RoomOf(folder);
+  return room ? std::optional<uint64_t>(room->free_bytes) : std::nullopt;
 }
 
 absl::StatusOr<std::shared_ptr<UploadSession>> UploadSession::Open(const v1::StartUploadRequest& request,

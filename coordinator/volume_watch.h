@@ -1,8 +1,9 @@
-// Whether the coordinator's volumes can be written to.
+// What room volumes have, and whether the coordinator's can be written to.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,7 +12,11 @@ namespace rlhf::coordinator {
 struct VolumeRoom {
   uint64_t free_bytes = 0;  // for this process
   uint64_t size_bytes = 0;
+  bool read_only = false;
 };
+// Of a folder's volume; nothing when nobody can say. Any thread; a volume that hangs blocks it.
+std::optional<VolumeRoom> RoomOf(const std::string& folder);
+
 struct VolumeTrouble {
   std::string why;                               // for people, with the folder; empty: all can be written to
   std::string code;                              // kDiskFull or kDiskReadOnly (jobs.h)
