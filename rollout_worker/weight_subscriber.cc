@@ -1,5 +1,6 @@
 #include "rollout_worker/weight_subscriber.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <map>
@@ -23,6 +24,7 @@
 #include "common/status_util.h"
 #include "common/unsuited.h"
 #include "model/device.h"
+#include "model/divide.h"
 #include "model/guard.h"
 #include "model/tensor_types.h"
 
@@ -364,12 +366,16 @@ absl::Status WeightSubscriber::Map(FetchedWeights* out) const {
   RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<const MappedMemory> memory,
                         MappedMemory::Open(options_.shm_dir, shared.name(), out->manifest.total_size()));
   RLHF_ASSIGN_OR_RETURN(const std::vector<Part> parts, PartsOf(out->manifest, /*delta=*/false, memory->bytes()));
-  for (size_t i = 0; i < parts.size(); ++i) {
-    const v1::TensorEntry& entry = out->manifest.tensors(static_cast<int>(i));
-    if (!Matches(parts[i].bytes, entry.xxh3())) {
-      return absl::DataLossError(
-          absl::StrCat("shared memory ", shared.name(), ": tensor ", entry.name(), " does not match its digest"));
-    }
+  std::vector<char> matches(parts.size());  // not bool: threads write to neighbours
+  model::Divide(static_cast<int64_t>(parts.size()), [&](int64_t i) {
+    const Part& part = parts[static_cast<size_t>(i)];
+    matches[static_cast<size_t>(i)] = Matches(part.bytes, out->manifest.tensors(static_cast<int>(i)).xxh3()) ? 1 : 0;
+  });
+  const auto damaged = std::find(matches.begin(), matches.end(), 0);
+  if (damaged != matches.end()) {
+    return absl::DataLossError(absl::StrCat("shared memory ", shared.name(), ": tensor ",
+                                            out->manifest.tensors(static_cast<int>(damaged - matches.begin())).name(),
+                                            " does not match its digest"));
   }
   out->bytes = memory->bytes();
   out->owner = memory;
