@@ -1,7 +1,6 @@
 #include "artifact/safetensors.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -139,29 +138,48 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
   std::vector<uint64_t>* array_ = nullptr;
 };
 
-class MappedFile : public SafetensorsFile {
+class OpenFile : public SafetensorsFile {
  public:
-  MappedFile(void* base, size_t size) : base_(static_cast<const uint8_t*>(base)), size_(size) {}
-  ~MappedFile() override { munmap(const_cast<uint8_t*>(base_), size_); }
+  OpenFile(std::string path, int fd, size_t size) : path_(std::move(path)), fd_(fd), size_(size) {}
+  ~OpenFile() override { close(fd_); }
   const std::map<std::string, TensorInfo>& tensors() const override { return tensors_; }
   const std::map<std::string, std::string>& metadata() const override { return metadata_; }
-  absl::Span<const uint8_t> Data(const TensorInfo& info) const override {
-    return {base_ + data_begin_ + info.begin, info.end - info.begin};
+  absl::Status Read(const TensorInfo& info, uint64_t offset, absl::Span<uint8_t> to) const override {
+    return ReadAt(data_begin_ + info.begin + offset, to.data(), to.size());
   }
 
-  absl::Status Parse(const std::string& path);
+  absl::Status Parse();
 
  private:
+  absl::Status ReadAt(uint64_t offset, void* to, size_t size) const;
   absl::Status TakeTensor(const std::string& name, const RawTensor& raw);
 
-  const uint8_t* base_;
-  size_t size_;
+  const std::string path_;
+  const int fd_;
+  const size_t size_;
   uint64_t data_begin_ = 0;
   std::map<std::string, TensorInfo> tensors_;
   std::map<std::string, std::string> metadata_;
 };
 
-absl::Status MappedFile::TakeTensor(const std::string& name, const RawTensor& raw) {
+absl::Status OpenFile::ReadAt(uint64_t offset, void* to, size_t size) const {
+  auto* at = static_cast<uint8_t*>(to);
+  while (size > 0) {
+    const ssize_t n = pread(fd_, at, size, static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path_));
+    if (n == 0) {
+      return absl::DataLossError(absl::StrCat(path_, ": expected ", size_, " bytes, found ", offset,
+                                              ": it was cut short while it was read; restore the file"));
+    }
+    at += n;
+    offset += static_cast<uint64_t>(n);
+    size -= static_cast<size_t>(n);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status OpenFile::TakeTensor(const std::string& name, const RawTensor& raw) {
   const auto bad = [&](const std::string& problem) {
     return absl::InvalidArgumentError(absl::StrCat("tensor \"", name.substr(0, 200), "\": ", problem));
   };
@@ -195,23 +213,24 @@ absl::Status MappedFile::TakeTensor(const std::string& name, const RawTensor& ra
   return absl::OkStatus();
 }
 
-absl::Status MappedFile::Parse(const std::string& path) {
+absl::Status OpenFile::Parse() {
   const auto bad = [&](absl::string_view problem) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": ", problem));
+    return absl::InvalidArgumentError(absl::StrCat(path_, ": ", problem));
   };
   if (size_ < kHeaderLengthBytes)
     return bad("not a safetensors file: shorter than its header length; is it truncated?");
   uint64_t header_size = 0;
-  std::memcpy(&header_size, base_, kHeaderLengthBytes);
+  if (absl::Status status = ReadAt(0, &header_size, kHeaderLengthBytes); !status.ok()) return status;
   if (header_size > kMaxHeader)
     return bad(absl::StrCat("header of ", header_size, " bytes; at most ", kMaxHeader, " are allowed"));
   if (header_size > size_ - kHeaderLengthBytes)
     return bad("the header reaches beyond the file's end; is it truncated?");
   data_begin_ = kHeaderLengthBytes + header_size;
-  const char* begin = reinterpret_cast<const char*>(base_) + kHeaderLengthBytes;
+  std::string header(header_size, '\0');
+  if (absl::Status status = ReadAt(kHeaderLengthBytes, header.data(), header.size()); !status.ok()) return status;
   HeaderReader reader([&](const std::string& name, const RawTensor& tensor) { return TakeTensor(name, tensor); },
                       &metadata_);
-  if (!nlohmann::json::sax_parse(begin, begin + header_size, &reader))
+  if (!nlohmann::json::sax_parse(header, &reader))
     return bad(reader.status().ok() ? "the header is not a JSON object" : reader.status().message());
   std::vector<std::pair<uint64_t, const std::pair<const std::string, TensorInfo>*>> order;
   for (const auto& entry : tensors_) order.emplace_back(entry.second.begin, &entry);
@@ -257,12 +276,8 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
         absl::StrCat(path, ": expected a safetensors file, found an empty or special one"));
   }
   const auto size = static_cast<size_t>(info.st_size);
-  void* base = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
-  close(fd);
-  if (base == MAP_FAILED)
-    return absl::ResourceExhaustedError(absl::StrCat("cannot map ", path, ": ", std::strerror(errno)));
-  auto file = std::make_unique<MappedFile>(base, size);
-  if (const absl::Status status = file->Parse(path); !status.ok()) return status;
+  auto file = std::make_unique<OpenFile>(path, fd, size);
+  if (const absl::Status status = file->Parse(); !status.ok()) return status;
   return file;
 }
 

@@ -1,4 +1,4 @@
-// The safetensors format without LibTorch: header parsing, memory-mapped reading, durable writing.
+// The safetensors format without LibTorch: header parsing, reading, durable writing.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct TensorInfo {
   uint64_t begin = 0, end = 0;  // byte offsets into the data section
 };
 
-// One memory-mapped file. Immutable and thread-safe; the spans live as long as the object.
+// One open file: what it is renamed to, or replaced by, does not change what is read. Immutable and thread-safe.
 class SafetensorsFile {
  public:
   virtual ~SafetensorsFile() = default;
@@ -33,7 +33,10 @@ class SafetensorsFile {
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
   virtual const std::map<std::string, TensorInfo>& tensors() const = 0;
   virtual const std::map<std::string, std::string>& metadata() const = 0;
-  virtual absl::Span<const uint8_t> Data(const TensorInfo& info) const = 0;
+  // Copies a tensor's bytes, from its byte `offset` on, into `to`, which must fit (offset + size ≤ end − begin).
+  // Blocks. DataLoss where the file was cut short since it was opened; what the system says where it cannot be read.
+  // The file is not mapped, for then either would be a signal (SIGBUS), not a status.
+  virtual absl::Status Read(const TensorInfo& info, uint64_t offset, absl::Span<uint8_t> to) const = 0;
 };
 
 struct TensorToWrite {

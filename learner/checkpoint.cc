@@ -1,6 +1,5 @@
 #include "learner/checkpoint.h"
 
-#include <cstring>
 #include <map>
 #include <memory>
 #include <set>
@@ -93,10 +92,11 @@ absl::Status ReadCheckpoint(const std::string& dir, const State& state, nlohmann
   // Everything was checked: now nothing is left half-read.
   const torch::NoGradGuard no_grad;
   for (const StateTensor& tensor : state) {
-    const uint8_t* const bytes = (*file)->Data((*file)->tensors().at(tensor.name)).data();
+    const artifact::TensorInfo& info = (*file)->tensors().at(tensor.name);
     for (const StateTensor::Piece& piece : tensor.pieces) {
       torch::Tensor host = torch::empty(piece.live.sizes(), torch::TensorOptions().dtype(tensor.dtype));
-      std::memcpy(host.data_ptr(), bytes + static_cast<size_t>(piece.begin) * host.element_size(), host.nbytes());
+      RLHF_RETURN_IF_ERROR((*file)->Read(info, static_cast<uint64_t>(piece.begin) * host.element_size(),
+                                         {static_cast<uint8_t*>(host.data_ptr()), host.nbytes()}));
       model::CopyInto(piece.live.detach(), host);
     }
   }

@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "artifact/safetensors.h"
 #include "common/durable_file.h"
+#include "common/status_util.h"
 #include "model/guard.h"
 #include "model/lora.h"
 #include "model/tensor_types.h"
@@ -138,9 +139,9 @@ absl::Status LoadAdapter(const std::string& dir, Transformer* model) {
                                         absl::StrJoin(entry->second.shape, ", "), "])"));
         continue;
       }
+      RLHF_ASSIGN_OR_RETURN(const torch::Tensor stored, ReadTensor({file, &entry->second}));
       torch::Tensor target = parameter;
-      target.copy_(torch::from_blob(const_cast<uint8_t*>(file->Data(entry->second).data()), entry->second.shape,
-                                    torch::TensorOptions().dtype(ToTorch(entry->second.dtype))));
+      target.copy_(stored);
     }
     for (const auto& [name, info] : file->tensors()) {
       if (used.count(name) == 0) problems.push_back(absl::StrCat("extra: ", name));

@@ -1,17 +1,12 @@
 #include "model/weights_io.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <set>
 #include <utility>
 
-#include <sys/mman.h>
-
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Parallel.h>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
@@ -21,7 +16,9 @@
 #include "artifact/safetensors.h"
 #include "common/durable_file.h"
 #include "common/large_memory.h"
+#include "common/status_util.h"
 #include "model/device.h"
+#include "model/divide.h"
 #include "model/families/family.h"
 #include "model/guard.h"
 #include "model/tensor_types.h"
@@ -31,51 +28,45 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Maps the pages of a file that is about to be read at once: faults of one page each cost more than the copy. Advice
-// only: where the kernel does not know it, nothing is lost.
-void MapPages(absl::Span<const uint8_t> bytes) {
-#ifdef MADV_POPULATE_READ
-  constexpr uintptr_t kPage = 4096;
-  const auto begin = reinterpret_cast<uintptr_t>(bytes.data()) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(bytes.data()) + bytes.size() - begin,
-          MADV_POPULATE_READ);
-#endif
-}
-
-// A tensor whose bytes are the file's.
+// Where bytes of a file go.
 struct Copy {
-  uint8_t* to;
-  absl::Span<const uint8_t> from;
-  uint8_t* end() const { return to + from.size(); }
+  absl::Span<uint8_t> to;
+  artifact::ModelWeights::Entry from;
+  uint64_t offset = 0;  // of the first byte in its tensor
 };
 
+// Of a contiguous tensor on the host.
+absl::Span<uint8_t> BytesOf(const torch::Tensor& tensor) {
+  return {static_cast<uint8_t*>(tensor.data_ptr()), tensor.nbytes()};
+}
+
 // By all threads of LibTorch, for new memory has to be cleared by the kernel first, which takes as long as the copy.
-void CopyAll(std::vector<Copy> copies) {
+absl::Status ReadAll(std::vector<Copy> copies) {
   constexpr size_t kHuge = size_t{2} << 20, kPiece = 4 * kHuge, kGap = size_t{64} << 10;
-  std::sort(copies.begin(), copies.end(), [](const Copy& a, const Copy& b) { return a.to < b.to; });
+  std::sort(copies.begin(), copies.end(), [](const Copy& a, const Copy& b) { return a.to.begin() < b.to.begin(); });
   // Tensors lie side by side, but for what the allocator writes between them; huge pages are for several of them.
   for (size_t first = 0; first < copies.size();) {
     size_t last = first;
-    while (last + 1 < copies.size() && copies[last + 1].to <= copies[last].end() + kGap) ++last;
-    AdviseHugePages(copies[first].to, copies[last].end());
+    while (last + 1 < copies.size() && copies[last + 1].to.begin() <= copies[last].to.end() + kGap) ++last;
+    AdviseHugePages(copies[first].to.begin(), copies[last].to.end());
     first = last + 1;
   }
   std::vector<Copy> pieces;  // each huge page in one of them
   for (Copy copy : copies) {
-    while (!copy.from.empty()) {
-      const size_t size = std::min(copy.from.size(), kPiece - reinterpret_cast<uintptr_t>(copy.to) % kHuge);
-      pieces.push_back({copy.to, copy.from.subspan(0, size)});
-      copy.to += size;
-      copy.from.remove_prefix(size);
+    while (!copy.to.empty()) {
+      const size_t size = std::min(copy.to.size(), kPiece - reinterpret_cast<uintptr_t>(copy.to.data()) % kHuge);
+      pieces.push_back({copy.to.subspan(0, size), copy.from, copy.offset});
+      copy.to.remove_prefix(size);
+      copy.offset += size;
     }
   }
-  std::atomic<size_t> next{0};
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t /*begin*/, int64_t /*end*/) {
-    for (size_t i = next++; i < pieces.size(); i = next++) {
-      MapPages(pieces[i].from);
-      std::memcpy(pieces[i].to, pieces[i].from.data(), pieces[i].from.size());
-    }
+  std::vector<absl::Status> read(pieces.size());
+  Divide(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+    const Copy& piece = pieces[static_cast<size_t>(i)];
+    read[static_cast<size_t>(i)] = piece.from.file->Read(*piece.from.info, piece.offset, piece.to);
   });
+  for (absl::Status& status : read) RLHF_RETURN_IF_ERROR(std::move(status));
+  return absl::OkStatus();
 }
 
 std::string ShapeText(c10::IntArrayRef shape) {
@@ -118,16 +109,13 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
           absl::StrCat(name, " (expected ", ShapeText(parameter.sizes()), ", found ", ShapeText(info.shape), ")"));
       continue;
     }
-    const auto data = entry->second.file->Data(info);
     if (!options.int8 && parameter.is_cpu() && parameter.is_contiguous() &&
         parameter.scalar_type() == ToTorch(info.dtype)) {
-      copies.push_back({static_cast<uint8_t*>(parameter.data_ptr()), data});
+      copies.push_back({BytesOf(parameter), entry->second});
       continue;
     }
-    const torch::Tensor source = torch::from_blob(const_cast<uint8_t*>(data.data()), info.shape,
-                                                  torch::TensorOptions().dtype(ToTorch(info.dtype)));
-    MapPages(data);
-    model->SetParameter(name, source);
+    RLHF_ASSIGN_OR_RETURN(const torch::Tensor stored, ReadTensor(entry->second));
+    model->SetParameter(name, stored);
   }
   for (const auto& [name, entry] : weights.tensors) {
     if (used.count(name) > 0) continue;
@@ -137,10 +125,7 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
     const bool other_head = name == "lm_head.weight" || name == "embed_out.weight" || name == family.scalar_head;
     if (!buffer && !other_head) extra.push_back(name);
   }
-  if (missing.empty() && misshaped.empty() && extra.empty()) {
-    CopyAll(std::move(copies));
-    return absl::OkStatus();
-  }
+  if (missing.empty() && misshaped.empty() && extra.empty()) return ReadAll(std::move(copies));
   std::string text = absl::StrCat(dir, ": the weights do not fit config.json");
   if (!missing.empty()) absl::StrAppend(&text, "; missing: ", absl::StrJoin(missing, ", "));
   if (!misshaped.empty()) absl::StrAppend(&text, "; misshaped: ", absl::StrJoin(misshaped, ", "));
@@ -197,6 +182,12 @@ absl::Status WriteGenerationConfig(const artifact::ModelConfig& config, const st
 }
 
 }  // namespace
+
+absl::StatusOr<torch::Tensor> ReadTensor(const artifact::ModelWeights::Entry& entry) {
+  torch::Tensor tensor = torch::empty(entry.info->shape, torch::TensorOptions().dtype(ToTorch(entry.info->dtype)));
+  RLHF_RETURN_IF_ERROR(ReadAll({{BytesOf(tensor), entry}}));
+  return tensor;
+}
 
 absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_dir, const LoadOptions& options) {
   return Guard(absl::StrCat("loading ", model_dir), [&]() -> absl::StatusOr<std::unique_ptr<Transformer>> {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "artifact/safetensors.h"
 #include "common/file_parts.h"
 #include "model/transformer.h"
 
@@ -27,8 +28,11 @@ struct LoadOptions {
   uint64_t head_seed = 0;
 };
 
-// Missing, extra and misshaped tensors are named (InvalidArgument).
+// Missing, extra and misshaped tensors are named (InvalidArgument); of reading, statuses are SafetensorsFile::Read's.
 absl::StatusOr<std::unique_ptr<Transformer>> LoadModel(const std::string& model_dir, const LoadOptions& options = {});
+
+// A tensor as it is stored, on the host, read by all threads of LibTorch. Statuses are SafetensorsFile::Read's.
+absl::StatusOr<torch::Tensor> ReadTensor(const artifact::ModelWeights::Entry& entry);
 
 // Writes config.json, generation_config.json and model.safetensors (and copies tokenizer files and the generation
 // configuration from tokenizer_dir when not empty) so that `transformers` loads it without a warning. Adapters are

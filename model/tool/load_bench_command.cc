@@ -46,7 +46,7 @@ absl::StatusOr<std::pair<LoadOptions, size_t>> AsStored(const std::string& model
   const auto weights = artifact::OpenModelWeights(model_dir);
   if (!weights.ok()) return weights.status();
   size_t bytes = 0;
-  for (const auto& [name, entry] : weights->tensors) bytes += entry.file->Data(*entry.info).size();
+  for (const auto& [name, entry] : weights->tensors) bytes += entry.info->end - entry.info->begin;
   LoadOptions options;
   options.head = config->num_labels > 0 ? HeadKind::kScalar : HeadKind::kLm;
   options.dtype = config->dtype == "bfloat16"  ? torch::kBFloat16

@@ -2,6 +2,7 @@
 #include <sys/stat.h>
 #include <algorithm>
 
+#include <cstring>
 #include <filesystem>
 #include <thread>
 
@@ -18,10 +19,12 @@
 #include "common/durable_file.h"
 #include "tests/testing/golden.h"
 #include "tests/testing/scratch_dir.h"
+#include "tests/testing/tensor_bytes.h"
 
 namespace rlhf::artifact {
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 
 TEST(DigestTest, KnownValues) {
@@ -43,6 +46,12 @@ TEST(DigestTest, Xxh3InPiecesIsThatOfTheWhole) {
       digest.Update(bytes.data() + at, std::min(piece, size - at));
     EXPECT_EQ(digest.Hex(), Xxh3Hex(bytes.data(), size)) << size;
   }
+}
+
+std::vector<float> Floats(const std::vector<uint8_t>& bytes) {
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
 }
 
 class SafetensorsTest : public testing::Test {
@@ -71,8 +80,32 @@ TEST_F(SafetensorsTest, WhatIsWrittenIsRead) {
   ASSERT_TRUE(file.ok()) << file.status();
   const TensorInfo& info = (*file)->tensors().at("w");
   EXPECT_EQ(info.shape, (std::vector<int64_t>{2, 3}));
-  EXPECT_EQ(reinterpret_cast<const float*>((*file)->Data(info).data())[5], 6);
+  EXPECT_EQ(Floats(TensorBytes(**file, info)), values);
   EXPECT_EQ((*file)->metadata().at("format"), "pt");
+  std::vector<uint8_t> last(8);
+  ASSERT_TRUE((*file)->Read(info, 16, absl::MakeSpan(last)).ok());
+  EXPECT_EQ(Floats(last), (std::vector<float>{5, 6}));
+}
+
+TEST_F(SafetensorsTest, AFileThatChangesUnderItsReader) {
+  const std::vector<float> values{1, 2}, others{3, 4};
+  const auto write = [&](const std::vector<float>& content) {
+    return WriteSafetensors(file_, {{"w", DType::kF32, {2}, {reinterpret_cast<const uint8_t*>(content.data()), 8}}});
+  };
+  ASSERT_TRUE(write(values).ok());
+  const auto file = SafetensorsFile::Open(file_);
+  ASSERT_TRUE(file.ok()) << file.status();
+  const TensorInfo& info = (*file)->tensors().at("w");
+  ASSERT_TRUE(write(others).ok());
+  EXPECT_EQ(Floats(TensorBytes(**file, info)), values) << "it was replaced: what was opened is read";
+
+  const auto other = SafetensorsFile::Open(file_);
+  ASSERT_TRUE(other.ok()) << other.status();
+  std::filesystem::resize_file(file_, std::filesystem::file_size(file_) - 4);
+  std::vector<uint8_t> bytes(8);
+  const absl::Status cut = (*other)->Read((*other)->tensors().at("w"), 0, absl::MakeSpan(bytes));
+  EXPECT_EQ(cut.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(cut.message()), AllOf(HasSubstr(file_), HasSubstr("cut short"), HasSubstr("restore")));
 }
 
 TEST_F(SafetensorsTest, DamageIsNamed) {
@@ -168,7 +201,7 @@ TEST_F(ShardsTest, AllOfThemAreOneModel) {
   ASSERT_TRUE(weights.ok()) << weights.status();
   ASSERT_EQ(weights->tensors.size(), 3u);
   const ModelWeights::Entry& entry = weights->tensors.at("c");
-  EXPECT_EQ(*reinterpret_cast<const float*>(entry.file->Data(*entry.info).data()), value_);
+  EXPECT_EQ(Floats(TensorBytes(*entry.file, *entry.info))[0], value_);
 }
 
 TEST_F(ShardsTest, AnIndexThatDoesNotFitItsShardsIsRefused) {

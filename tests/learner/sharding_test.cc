@@ -15,6 +15,7 @@
 #include "tests/learner/ranks.h"
 #include "tests/learner/specs.h"
 #include "tests/testing/scratch_dir.h"
+#include "tests/testing/tensor_bytes.h"
 #include "tests/testing/tiny_model.h"
 
 namespace rlhf::learner {
@@ -26,7 +27,7 @@ struct Distance {
 };
 
 std::vector<double> ValuesOf(const artifact::SafetensorsFile& file, const artifact::TensorInfo& info) {
-  const absl::Span<const uint8_t> bytes = file.Data(info);
+  const std::vector<uint8_t> bytes = TensorBytes(file, info);
   const size_t size = info.dtype == artifact::DType::kF32 ? 4 : 2;
   std::vector<double> values;
   for (size_t at = 0; at < bytes.size(); at += size) {

@@ -1,6 +1,7 @@
 #include "model/weights_io.h"
 
 #include <cmath>
+#include <deque>
 #include <filesystem>
 #include <tuple>
 
@@ -11,6 +12,7 @@
 #include "common/durable_file.h"
 #include "tests/model/formula_model.h"
 #include "tests/testing/scratch_dir.h"
+#include "tests/testing/tensor_bytes.h"
 
 namespace rlhf::model {
 namespace {
@@ -27,8 +29,16 @@ class WeightsIoTest : public testing::TestWithParam<const char*> {
     EXPECT_TRUE(status.ok()) << status;
     return dir;
   }
+  // The tensors of a saved model, to be written again otherwise.
+  std::vector<artifact::TensorToWrite> TensorsOf(const artifact::SafetensorsFile& file) {
+    std::vector<artifact::TensorToWrite> out;
+    for (const auto& [name, info] : file.tensors())
+      out.push_back({name, info.dtype, info.shape, bytes_.emplace_back(TensorBytes(file, info))});
+    return out;
+  }
   ScratchDir dir_;
   std::unique_ptr<Transformer> model_;
+  std::deque<std::vector<uint8_t>> bytes_;
 };
 INSTANTIATE_TEST_SUITE_P(Families, WeightsIoTest, testing::Values("llama", "llama_grouped_untied", "gpt2"));
 
@@ -147,13 +157,6 @@ TEST_P(WeightsIoTest, HalfWidthWeightsAreWrittenAndRead) {
           << half.named_parameters()[i].first;
     }
   }
-}
-
-// The tensors of a saved model, to be written again otherwise.
-std::vector<artifact::TensorToWrite> TensorsOf(const artifact::SafetensorsFile& file) {
-  std::vector<artifact::TensorToWrite> out;
-  for (const auto& [name, info] : file.tensors()) out.push_back({name, info.dtype, info.shape, file.Data(info)});
-  return out;
 }
 
 TEST_P(WeightsIoTest, ShardsAreOneModel) {
