@@ -120,7 +120,7 @@ void Ledger::Restore(const v1::SampleRow& row, bool archived, bool keep) {
   if (archived || (!keep && !IsOpen(row.state()))) return;
   const SampleKey key = KeyOfSample(row.id());
   rows_[key] = row;
-  if (row.state() == v1::QUEUED) queued_.insert(key);
+  if (row.state() == v1::QUEUED) Queue(key);
   if (row.state() == v1::LEASED) leased_.insert(key);
   if (row.state() == v1::GENERATED) generated_.insert(key);
 }
@@ -140,7 +140,7 @@ void Ledger::Issue(const SampleKey& key, int64_t prompt_index, WriteBatch* batch
   row.mutable_id()->set_index(std::get<2>(key));
   row.set_state(v1::QUEUED);
   row.set_prompt_index(prompt_index);
-  queued_.insert(key);
+  Queue(key);
   Count(std::get<0>(key), v1::QUEUED, 1);
   Put(row, batch);
 }
@@ -245,7 +245,7 @@ void Ledger::Supersede(v1::SampleRow& row, int64_t prompt_index, WriteBatch* bat
   fresh.set_attempt(row.attempt());  // the next lease's is one more: results of older attempts stay fenced off
   fresh.set_prompt_index(prompt_index);
   row = fresh;
-  queued_.insert(key);
+  Queue(key);
   Count(std::get<0>(key), v1::QUEUED, 1);
   Put(row, batch);
 }
@@ -375,12 +375,17 @@ void Ledger::Move(v1::SampleRow& row, v1::SampleState to) {
   if (from == v1::QUEUED) queued_.erase(key);
   if (from == v1::LEASED) leased_.erase(key);
   if (from == v1::GENERATED) generated_.erase(key);
-  if (to == v1::QUEUED) queued_.insert(key);
   if (to == v1::LEASED) leased_.insert(key);
   if (to == v1::GENERATED) generated_.insert(key);
   Count(std::get<0>(key), from, -1);
   Count(std::get<0>(key), to, 1);
   row.set_state(to);
+  if (to == v1::QUEUED) Queue(key);
+}
+
+void Ledger::Queue(const SampleKey& key) {
+  queued_.insert(key);
+  if (on_queued_) on_queued_(key);
 }
 
 v1::SampleRow& Ledger::Row(const SampleKey& key) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -25,7 +26,11 @@ SampleKey KeyOfSample(const v1::SampleId& id);
 
 class Ledger {
  public:
-  explicit Ledger(std::string job_id) : job_id_(std::move(job_id)) { base_.set_through_step(-1); }
+  // on_queued (may be null) is told of every sample that becomes queued, once its row says so.
+  explicit Ledger(std::string job_id, std::function<void(const SampleKey&)> on_queued = nullptr)
+      : job_id_(std::move(job_id)), on_queued_(std::move(on_queued)) {
+    base_.set_through_step(-1);
+  }
 
   // Row keys: of the sample, and of one that was superseded (stale or failed, its place taken by a new attempt).
   static std::string RowKey(const std::string& job_id, const SampleKey& key);
@@ -119,11 +124,13 @@ class Ledger {
   void EndLetGo(v1::SampleState state);
   void PutBase(WriteBatch* batch) const;
   v1::SampleRow& Row(const SampleKey& key);
+  void Queue(const SampleKey& key);
   // The row, which has ended, is kept beside the sample's, and a queued one takes its place.
   void Supersede(v1::SampleRow& row, int64_t prompt_index, WriteBatch* batch);
   void Put(const v1::SampleRow& row, WriteBatch* batch);
 
   const std::string job_id_;
+  const std::function<void(const SampleKey&)> on_queued_;
   std::map<SampleKey, v1::SampleRow> rows_;
   std::set<SampleKey> queued_, leased_, generated_;
   int64_t let_go_ = 0;  // scored samples that are only counted

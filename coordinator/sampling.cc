@@ -352,9 +352,9 @@ Sampling::Situation SamplingImpl::SituationOf(const std::string& job_id) const {
   };
   count(v1::ROLE_ROLLOUT_WORKER, job->unsuited, &out.unsuited_workers, &out.unsuited_why);
   count(v1::ROLE_REWARD_SERVER, job->unsuited_scorers, &out.unsuited_reward_servers, &out.unsuited_reward_why);
-  const std::vector<SampleKey> too_large = TooLarge(*job, /*cordoned_too=*/false);
+  const std::vector<std::pair<SampleKey, std::string>> too_large = TooLarge(*job, /*cordoned_too=*/false);
   out.too_large_samples = static_cast<int>(too_large.size());
-  if (!too_large.empty()) out.too_large_why = job->too_small.at(job->PromptOf(too_large.front())).begin()->second;
+  if (!too_large.empty()) out.too_large_why = too_large.front().second;
   out.paused = job->paused;
   out.serving_this = static_cast<int>(job->leases.workers());
   out.score_requests = job->score_requests;

@@ -20,6 +20,7 @@
 #include "coordinator/sample_cache.h"
 #include "coordinator/sampling.h"
 #include "coordinator/scheduling/fair_share.h"
+#include "coordinator/scheduling/prompt_room.h"
 #include "coordinator/scheduling/weight_fan_out.h"
 
 namespace rlhf::coordinator {
@@ -30,9 +31,10 @@ struct ActiveJob {
   ActiveJob(SamplingPlan p, SamplingListener* l, int fan_out_degree)
       : plan(std::move(p)),
         listener(l),
-        ledger(plan.job_id),
+        ledger(plan.job_id, [this](const SampleKey& key) { OnQueued(key); }),
         fan_out(fan_out_degree),
         cache(plan.delivers ? kDeliveringCacheBytes : SampleCache::kUnbounded) {}
+  ActiveJob(const ActiveJob&) = delete;  // its ledger knows it
 
   SamplingPlan plan;
   SamplingListener* listener;
@@ -43,15 +45,15 @@ struct ActiveJob {
   std::map<std::string, std::string> unsuited;          // rollout workers'
   std::map<std::string, std::string> unsuited_scorers;  // reward servers'
   bool Suits(const std::string& session_id) const { return unsuited.count(session_id) == 0; }
-  // Rollout workers' sessions that have not the room for a prompt, and why; by the prompt's place among the plan's.
-  std::map<size_t, std::map<std::string, std::string>> too_small;
+  PromptRoom room;  // of rollout workers' sessions, by the prompts' places among the plan's
   size_t PromptOf(const SampleKey& key) const {
     return static_cast<size_t>(ledger.Find(key)->prompt_index()) % plan.prompts->size();
   }
   bool HasRoom(const std::string& session_id, const SampleKey& key) const {
-    if (too_small.empty()) return true;
-    const auto refused = too_small.find(PromptOf(key));
-    return refused == too_small.end() || refused->second.count(session_id) == 0;
+    return !room.AnyRefused() || room.Fits(session_id, PromptOf(key));
+  }
+  void OnQueued(const SampleKey& key) {
+    if (room.AnyRefused()) room.Queued(key, PromptOf(key));
   }
   LeaseTable leases;                          // exactly the leased ones, each at the newest attempt that is alive
   LeaseTable slow;                            // a lease that is hedged: its older attempt, which may still win
@@ -202,12 +204,12 @@ class SamplingImpl final : public Sampling {
   // Has samples that may be leased now: later steps wait for their policy, since what an older one made would be stale.
   static bool Leasable(const ActiveJob& job);
   // Of a job that is leasable: this worker can generate some of it.
-  static bool Serves(const ActiveJob& job, const std::string& session_id);
+  static bool Serves(ActiveJob& job, const std::string& session_id);
   // The first ones of those that it can.
-  static std::vector<SampleKey> LeasableBy(const ActiveJob& job, const std::string& session_id, size_t most);
-  // Queued samples whose prompts no rollout worker has the room for. cordoned_too: not one that takes no work now
-  // either.
-  std::vector<SampleKey> TooLarge(const ActiveJob& job, bool cordoned_too) const;
+  static std::vector<SampleKey> LeasableBy(ActiveJob& job, const std::string& session_id, size_t most);
+  // Queued samples whose prompts no rollout worker has the room for, and what one said. cordoned_too: not one that
+  // takes no work now either.
+  std::vector<std::pair<SampleKey, std::string>> TooLarge(const ActiveJob& job, bool cordoned_too) const;
   // They fail, unless one that may have had the room may be back any moment.
   void FailTooLarge(ActiveJob& job);
   size_t HeldBy(const std::string& session_id) const;  // samples leased to it

@@ -94,20 +94,16 @@ bool SamplingImpl::Leasable(const ActiveJob& job) {
   return step - 1 - job.plan.max_policy_lag <= job.plan.policy.version().step();
 }
 
-std::vector<SampleKey> SamplingImpl::LeasableBy(const ActiveJob& job, const std::string& session_id, size_t most) {
-  std::vector<SampleKey> keys;
-  if (job.paused || !job.Suits(session_id)) return keys;
-  for (const SampleKey& key : job.ledger.queued()) {
-    // Later steps wait for their policy: what an older one made of them would be stale.
-    const bool too_early = std::get<0>(key) - 1 - job.plan.max_policy_lag > job.plan.policy.version().step();
-    if (keys.size() == most || too_early) break;
-    if (job.HasRoom(session_id, key)) keys.push_back(key);
-  }
-  return keys;
+std::vector<SampleKey> SamplingImpl::LeasableBy(ActiveJob& job, const std::string& session_id, size_t most) {
+  if (job.paused || !job.Suits(session_id)) return {};
+  // Later steps wait for their policy: what an older one made of them would be stale.
+  const SampleKey too_early = {job.plan.policy.version().step() + job.plan.max_policy_lag + 2, 0, 0};
+  return job.room.First(session_id, job.ledger.queued(), too_early, most,
+                        [&job](const SampleKey& key) { return job.PromptOf(key); });
 }
 
-bool SamplingImpl::Serves(const ActiveJob& job, const std::string& session_id) {
-  return job.Suits(session_id) && (job.too_small.empty() || !LeasableBy(job, session_id, 1).empty());
+bool SamplingImpl::Serves(ActiveJob& job, const std::string& session_id) {
+  return job.Suits(session_id) && (!job.room.RefusedAny(session_id) || !LeasableBy(job, session_id, 1).empty());
 }
 
 bool SamplingImpl::AnyQueued() const {
@@ -121,9 +117,7 @@ bool SamplingImpl::PassedOver(const std::string& session_id) const {
   return std::any_of(jobs_.begin(), jobs_.end(), [&](const auto& entry) {
     const ActiveJob& job = *entry.second;
     if (!Leasable(job)) return false;
-    return !job.Suits(session_id) || std::any_of(job.too_small.begin(), job.too_small.end(), [&](const auto& prompt) {
-      return prompt.second.count(session_id) > 0;
-    });
+    return !job.Suits(session_id) || job.room.RefusedAny(session_id);
   });
 }
 
@@ -306,34 +300,27 @@ void SamplingImpl::ExpireLeases(ActiveJob& job) {
   Write(job.plan.job_id, std::move(batch));
 }
 
-std::vector<SampleKey> SamplingImpl::TooLarge(const ActiveJob& job, bool cordoned_too) const {
-  std::vector<SampleKey> keys;
-  if (job.too_small.empty()) return keys;
-  std::vector<const Session*> workers = fleet_->Sessions(v1::ROLE_ROLLOUT_WORKER);
-  std::erase_if(workers, [&](const Session* worker) {
-    return !job.Suits(worker->session_id) || (!cordoned_too && (worker->cordoned || worker->draining));
-  });
-  if (workers.empty()) return keys;
-  std::set<size_t> prompts;
-  for (const auto& [prompt, refused] : job.too_small) {
-    if (std::all_of(workers.begin(), workers.end(),
-                    [&, by = &refused](const Session* worker) { return by->count(worker->session_id) > 0; }))
-      prompts.insert(prompt);
+std::vector<std::pair<SampleKey, std::string>> SamplingImpl::TooLarge(const ActiveJob& job, bool cordoned_too) const {
+  std::vector<std::pair<SampleKey, std::string>> samples;
+  if (!job.room.AnyRefused()) return samples;
+  std::vector<std::string> workers;
+  for (const Session* worker : fleet_->Sessions(v1::ROLE_ROLLOUT_WORKER)) {
+    const bool works = cordoned_too || !(worker->cordoned || worker->draining);
+    if (works && job.Suits(worker->session_id)) workers.push_back(worker->session_id);
   }
-  if (prompts.empty()) return keys;
+  const std::map<size_t, std::string> prompts = job.room.RefusedByAll(workers);
+  if (prompts.empty()) return samples;
   for (const SampleKey& key : job.ledger.queued()) {
-    if (prompts.count(job.PromptOf(key)) > 0) keys.push_back(key);
+    if (const auto why = prompts.find(job.PromptOf(key)); why != prompts.end()) samples.emplace_back(key, why->second);
   }
-  return keys;
+  return samples;
 }
 
 void SamplingImpl::FailTooLarge(ActiveJob& job) {
-  if (job.too_small.empty() || loop_->clock().Now() - rollout_worker_lost_ < kMayReturn) return;
+  if (!job.room.AnyRefused() || loop_->clock().Now() - rollout_worker_lost_ < kMayReturn) return;
   WriteBatch batch;
-  for (const SampleKey& key : TooLarge(job, /*cordoned_too=*/true)) {
-    const std::string& why = job.too_small.at(job.PromptOf(key)).begin()->second;
+  for (const auto& [key, why] : TooLarge(job, /*cordoned_too=*/true))
     Release(job, key, absl::StrCat("no rollout worker has the room for it: ", why), Ending::kPermanent, &batch);
-  }
   Write(job.plan.job_id, std::move(batch));
 }
 
@@ -343,6 +330,10 @@ void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatReques
   const absl::Duration now = loop_->clock().Now();
   // Whoever has dropped all it was stuck on works again; one that hangs goes on reporting it.
   if (request.progress().empty()) stuck_.erase(session.session_id);
+  bool more_room = false;
+  for (const auto& [id, job] : jobs_)
+    more_room = job->room.HasNow(session.session_id, request.cache_bytes()) || more_room;
+  if (more_room) ServeSoon();
   for (const v1::LeaseProgress& progress : request.progress()) {
     ActiveJob* job = Find(progress.id().job_id());
     const SampleKey key = KeyOfSample(progress.id());
@@ -377,8 +368,7 @@ void SamplingImpl::OnLost(const Session& session) {
     job->fan_out.Leave(session.session_id);
     // Started anew, it may be another.
     job->unsuited.erase(session.session_id);
-    for (auto& [prompt, sessions] : job->too_small) sessions.erase(session.session_id);
-    std::erase_if(job->too_small, [](const auto& prompt) { return prompt.second.empty(); });
+    job->room.Forget(session.session_id);
     std::vector<std::pair<SampleKey, int32_t>> held;
     for (const auto* leases : {&job->leases, &job->slow}) {
       for (const auto& [key, lease] : *leases) {

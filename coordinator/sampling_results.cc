@@ -180,8 +180,8 @@ void SamplingImpl::ReturnLeases(const v1::ReturnLeasesRequest& request, Done<v1:
         {.job_id = lease.id().job_id(), .step = lease.id().step(), .sample = artifact::SampleName(lease.id())});
     const bool too_small = lease.unsuited() && lease.permanent();  // for this prompt; FailTooLarge sees to the rest
     if (too_small) {
-      std::map<std::string, std::string>& refused = job->too_small[job->PromptOf(key)];
-      if (refused.try_emplace(request.session_id(), absl::StrCat(worker, ": ", lease.error())).second)
+      if (job->room.Refuse(request.session_id(), job->PromptOf(key), absl::StrCat(worker, ": ", lease.error()),
+                           lease.needs_cache_bytes()))
         spdlog::warn("job {}: {} has not the room for a prompt and is passed over for it: {}", lease.id().job_id(),
                      worker, lease.error());
     } else if (lease.unsuited()) {

@@ -108,7 +108,8 @@ Engine::Engine(std::unique_ptr<model::Transformer> model, std::unique_ptr<artifa
 
 Engine::~Engine() = default;
 
-absl::Status Engine::Add(const v1::PromptLease& lease) {
+absl::Status Engine::Add(const v1::PromptLease& lease, int64_t* needs_cache_bytes) {
+  if (needs_cache_bytes != nullptr) *needs_cache_bytes = 0;
   auto tokens = artifact::EncodePrompt(*tokenizer_, lease.prompt().text(), artifact::MessagesOf(lease.prompt()));
   if (!tokens.ok()) return Annotate(tokens.status(), absl::StrCat("prompt ", lease.prompt().id()));
   const int size = static_cast<int>(tokens->size());
@@ -133,11 +134,12 @@ absl::Status Engine::Add(const v1::PromptLease& lease) {
   group->max_new_tokens = std::min(wanted, room);
   group->room = static_cast<int64_t>(group->prompt_tokens.size()) + std::max(group->max_new_tokens, 1) - 1;
   if (group->room > cache_.positions()) {
+    const int64_t position_bytes = model::KvCache::BytesPerPosition(model_->config(), model_->dtype());
+    if (needs_cache_bytes != nullptr) *needs_cache_bytes = group->room * position_bytes;
     return absl::ResourceExhaustedError(absl::StrCat(
         "prompt ", lease.prompt().id(), " needs keys and values of ", group->room, " tokens (",
         group->prompt_tokens.size(), " of the prompt, and max_new_tokens less one); this worker's cache has room for ",
-        cache_.positions(), " (", model::KvCache::BytesPerPosition(model_->config(), model_->dtype()),
-        " bytes each): raise --kv-cache-bytes, or lower max_new_tokens"));
+        cache_.positions(), " (", position_bytes, " bytes each): raise --kv-cache-bytes, or lower max_new_tokens"));
   }
   longest_room_ = std::max(longest_room_, group->room);
   waiting_samples_ += static_cast<int>(group->waiting.size());
@@ -200,6 +202,10 @@ void Engine::Vacate(int slot) {
   slots_[slot].reset();
   cache_.Release(slot);
   --running_;
+}
+
+int64_t Engine::cache_bytes() const {
+  return cache_.positions() * model::KvCache::BytesPerPosition(model_->config(), model_->dtype());
 }
 
 double Engine::kv_cache_usage() const {

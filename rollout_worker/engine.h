@@ -53,8 +53,9 @@ class Engine {
 
   // Queues a prompt's samples. InvalidArgument when the prompt cannot be encoded or leaves no room for a token in the
   // model's context; ResourceExhausted when it is this worker that is too small for it: its max_tokens, or its whole
-  // cache for one sample's keys and values.
-  absl::Status Add(const v1::PromptLease& lease);
+  // cache for one sample's keys and values; then needs_cache_bytes (may be null) says how much of that would have done,
+  // 0 where no memory would.
+  absl::Status Add(const v1::PromptLease& lease, int64_t* needs_cache_bytes = nullptr);
   // Removes samples whose lease was revoked, running or waiting.
   void Drop(const v1::SampleId& id, int attempt);
 
@@ -79,6 +80,7 @@ class Engine {
   // How many samples are generated at once: by slots, and by memory at the longest that was asked for (before the
   // first, at the context's length).
   int capacity() const;
+  int64_t cache_bytes() const;    // memory for keys and values
   double kv_cache_usage() const;  // share of the cache's positions that admitted sequences reserve, kept prompts aside
   std::vector<v1::LeaseProgress> Progress() const;
   struct Counters {

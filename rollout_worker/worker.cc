@@ -106,6 +106,7 @@ void Worker::FillHeartbeat(v1::HeartbeatRequest* request) {
   for (const auto& progress : progress_) *request->add_progress() = progress;
   for (const auto& progress : unacknowledged_) *request->add_progress() = progress;
   *request->mutable_policy() = policy_;
+  request->set_cache_bytes(cache_bytes_);
 }
 
 void Worker::OnHeartbeat(const v1::HeartbeatResponse& response) {
@@ -158,7 +159,7 @@ void Worker::LeaseLoop() {
   }
 }
 
-void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, Fault fault) {
+void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, Fault fault, int64_t needs_cache_bytes) {
   for (const auto& sample : lease.samples()) {
     v1::ReturnedLease returned;
     *returned.mutable_id() = artifact::SampleIdOf(lease, sample.index());
@@ -168,6 +169,7 @@ void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, Fa
     // Both: this worker never can, though others may, and this prompt alone.
     returned.set_permanent(fault == Fault::kPermanent || fault == Fault::kTooSmall);
     returned.set_unsuited(fault == Fault::kUnsuited || fault == Fault::kTooSmall);
+    returned.set_needs_cache_bytes(needs_cache_bytes);
     returned_.TryPush(std::move(returned));
   }
 }
@@ -213,10 +215,11 @@ void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
     return;
   }
   for (const auto& lease : work.leases()) {
-    if (const absl::Status status = loader_->engine()->Add(lease); !status.ok()) {
+    int64_t needs_cache_bytes = 0;
+    if (const absl::Status status = loader_->engine()->Add(lease, &needs_cache_bytes); !status.ok()) {
       Fault fault = absl::IsInvalidArgument(status) ? Fault::kPermanent : Fault::kAttempt;
       if (absl::IsResourceExhausted(status)) fault = Fault::kTooSmall;
-      HandBack(lease, status.ToString(), fault);
+      HandBack(lease, status.ToString(), fault, needs_cache_bytes);
     } else {
       metrics_.Accepted(lease, absl::Now());
       for (const auto& sample : lease.samples()) {
@@ -288,6 +291,7 @@ void Worker::GenerateLoop() {
       absl::MutexLock lock(&mu_);
       progress_ = std::move(progress);
       if (engine != nullptr) policy_ = engine->version();
+      cache_bytes_ = engine == nullptr ? 0 : engine->cache_bytes();
       // What has not reached the engine yet takes its room all the same.
       const int samples = engine == nullptr ? loader_->first_capacity() : engine->capacity();
       capacity_ = samples - static_cast<int>(progress_.size() + arriving_.size());

@@ -60,7 +60,8 @@ class Worker {
   // Why a lease is handed back, which says what it costs its samples: an attempt, all attempts, or nothing because what
   // they need is away for now, or because another worker has to do it: the whole job, or this prompt.
   enum class Fault { kAttempt, kPermanent, kUnavailable, kUnsuited, kTooSmall };
-  void HandBack(const v1::PromptLease& lease, const std::string& error, Fault fault);
+  // needs_cache_bytes: of kTooSmall, ReturnedLease's.
+  void HandBack(const v1::PromptLease& lease, const std::string& error, Fault fault, int64_t needs_cache_bytes = 0);
   // What HandBack has collected.
   void GiveBack();
   // Spans of generation, in each sample's own trace; what was handed back leaves none.
@@ -84,6 +85,7 @@ class Worker {
   std::vector<v1::LeaseProgress> arriving_ ABSL_GUARDED_BY(mu_);  // leased, not in the engine yet
   std::vector<v1::LeaseProgress> progress_ ABSL_GUARDED_BY(mu_);  // in the engine
   v1::PolicyVersion policy_ ABSL_GUARDED_BY(mu_);
+  int64_t cache_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // the engine's
   std::vector<v1::LeaseProgress> revoked_ ABSL_GUARDED_BY(mu_);
   // Finished or in the queue, and not yet acknowledged: still ours, so still reported.
   std::vector<v1::LeaseProgress> unacknowledged_ ABSL_GUARDED_BY(mu_);

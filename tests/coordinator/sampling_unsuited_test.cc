@@ -115,5 +115,50 @@ TEST_F(SamplingTest, AWorkerThatIsTooSmallForAPromptIsPassedOverForItAlone) {
   EXPECT_EQ(Counts().failed(), 1);
 }
 
+TEST_F(SamplingTest, AWorkerThatHasMoreRoomNowIsAskedAgain) {
+  AddJob(0, /*max_attempts=*/1);
+  Issue(1);
+  const v1::LeasePromptsResponse work = Lease();
+  ASSERT_EQ(work.leases_size(), 4);
+  const v1::ReturnLeasesRequest back = Returned(worker_, work, [](v1::ReturnedLease* returned) {
+    returned->set_error("its keys and values need 1000 bytes: raise --kv-cache-bytes");
+    returned->set_unsuited(true);
+    returned->set_permanent(true);
+    // One is beyond its --max-tokens.
+    returned->set_needs_cache_bytes(returned->id().ordinal() == 3 ? 0 : 1000);
+  });
+  OnLoop([&] { sampling_->ReturnLeases(back, [](auto) {}); });
+  const auto heartbeat = [&](int64_t cache_bytes) {
+    v1::HeartbeatRequest request;
+    request.set_session_id(worker_);
+    request.set_cache_bytes(cache_bytes);
+    OnLoop([&] { fleet_->Heartbeat(request, [](auto response) { ASSERT_TRUE(response.ok()) << response.status(); }); });
+  };
+  EXPECT_EQ(Lease().leases_size(), 0);
+  heartbeat(0);  // of an older release, or between two models
+  heartbeat(999);
+  EXPECT_EQ(Lease().leases_size(), 0);
+
+  // A poll that waits is served at once.
+  v1::LeasePromptsRequest patient;
+  patient.set_session_id(worker_);
+  patient.set_max_samples(64);
+  patient.set_wait_ms(3'600'000);
+  v1::LeasePromptsResponse served;
+  OnLoop([&] {
+    sampling_->LeasePrompts(patient, [&](auto response) {
+      if (response.ok()) served = *std::move(response);
+    });
+  });
+  EXPECT_EQ(served.leases_size(), 0);
+  heartbeat(1000);
+  ASSERT_EQ(served.leases_size(), 3);
+  for (const v1::PromptLease& lease : served.leases()) EXPECT_NE(lease.ordinal(), 3);
+  Generate(served);
+  EXPECT_EQ(Counts().generated(), 3);
+  EXPECT_EQ(Counts().queued(), 1);
+  EXPECT_THAT(listener_.failed, IsEmpty());
+}
+
 }  // namespace
 }  // namespace rlhf::coordinator

@@ -264,6 +264,31 @@ TEST_F(EngineTest, APromptThatOnlyThisWorkerIsTooSmallForIsToldFromOneThatNobody
   EXPECT_TRUE(engine->idle());
 }
 
+TEST_F(EngineTest, WhatACacheIsTooSmallForSaysHowLargeAOneWouldHaveDone) {
+  EngineOptions options;
+  options.slots = 2;
+  options.kv_cache_bytes = 1;
+  v1::PromptLease lease = Lease(0, 1);
+  int64_t needs = 0;
+  const auto engine = Make(options);
+  EXPECT_EQ(engine->cache_bytes(), 0);
+  EXPECT_EQ(engine->Add(lease, &needs).code(), absl::StatusCode::kResourceExhausted);
+  ASSERT_GT(needs, 0);
+  options.kv_cache_bytes = needs - 1;
+  EXPECT_LT(Make(options)->cache_bytes(), needs);
+  EXPECT_EQ(Make(options)->Add(lease).code(), absl::StatusCode::kResourceExhausted);
+  options.kv_cache_bytes = needs;
+  const auto enough = Make(options);
+  EXPECT_EQ(enough->cache_bytes(), needs);
+  EXPECT_TRUE(enough->Add(lease, &needs).ok());
+  EXPECT_EQ(needs, 0);
+  // No memory would do where a slot is too short.
+  options.max_tokens = 2;
+  needs = 1;
+  EXPECT_EQ(Make(options)->Add(lease, &needs).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(needs, 0);
+}
+
 TEST_F(EngineTest, AConversationIsRenderedByTheModelsOwnTemplate) {
   ASSERT_TRUE(
       WriteFileDurably(dir_.File("model/chat_template.jinja"),

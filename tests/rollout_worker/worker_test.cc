@@ -66,8 +66,10 @@ class FakeCoordinator final : public v1::FleetService::CallbackService {
     response->set_lease_ms(1000);
     return Answer(context, absl::OkStatus());
   }
-  grpc::ServerUnaryReactor* Heartbeat(grpc::CallbackServerContext* context, const v1::HeartbeatRequest*,
+  grpc::ServerUnaryReactor* Heartbeat(grpc::CallbackServerContext* context, const v1::HeartbeatRequest* request,
                                       v1::HeartbeatResponse*) override {
+    absl::MutexLock lock(&mu_);
+    cache_bytes_ = request->cache_bytes();
     return Answer(context, absl::OkStatus());
   }
   grpc::ServerUnaryReactor* LeasePrompts(grpc::CallbackServerContext* context, const v1::LeasePromptsRequest*,
@@ -116,6 +118,12 @@ class FakeCoordinator final : public v1::FleetService::CallbackService {
     EXPECT_TRUE(mu_.AwaitWithTimeout(absl::Condition(&there), absl::Seconds(60)));
     return returned_;
   }
+  // Whether a heartbeat says so in time.
+  bool SaysCacheBytes(int64_t bytes) {
+    absl::MutexLock lock(&mu_);
+    const auto says = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return cache_bytes_ == bytes; };
+    return mu_.AwaitWithTimeout(absl::Condition(&says), absl::Seconds(60));
+  }
   int submissions() {
     absl::MutexLock lock(&mu_);
     return submissions_;
@@ -133,6 +141,7 @@ class FakeCoordinator final : public v1::FleetService::CallbackService {
   std::vector<v1::Sample> submitted_ ABSL_GUARDED_BY(mu_);
   std::vector<v1::ReturnedLease> returned_ ABSL_GUARDED_BY(mu_);
   int submissions_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t cache_bytes_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 class WorkerTest : public testing::Test {
@@ -295,6 +304,27 @@ TEST_F(WorkerTest, APromptThatItIsTooSmallForIsHandedBackForOthers) {
   EXPECT_THAT(returned,
               Each(AllOf(Property(&v1::ReturnedLease::unsuited, true), Property(&v1::ReturnedLease::permanent, true))));
   EXPECT_THAT(returned[0].error(), HasSubstr("raise --max-tokens"));
+  EXPECT_EQ(returned[0].needs_cache_bytes(), 0) << "no memory would do";
+}
+
+TEST_F(WorkerTest, WhatMemoryItHasForKeysAndValuesIsSaidAndWhatAPromptNeedsOfIt) {
+  PolicyLoaderOptions options;
+  options.engine.slots = 2;
+  options.engine.kv_cache_bytes = 1000;
+  coordinator_.Give(Work());
+  Start(options);
+  const std::vector<v1::ReturnedLease> returned = coordinator_.Returned(2);
+  ASSERT_EQ(returned.size(), 2u);
+  EXPECT_THAT(returned,
+              Each(AllOf(Property(&v1::ReturnedLease::unsuited, true), Property(&v1::ReturnedLease::permanent, true))));
+  const int64_t needs = returned[0].needs_cache_bytes();
+  EXPECT_GT(needs, 1000);
+  // The cache is whole positions.
+  const auto model = model::LoadModel(dir_.File("model"));
+  ASSERT_TRUE(model.ok()) << model.status();
+  const int64_t position = model::KvCache::BytesPerPosition((*model)->config(), (*model)->dtype());
+  EXPECT_EQ(needs % position, 0);
+  EXPECT_TRUE(coordinator_.SaysCacheBytes(1000 / position * position));
 }
 
 }  // namespace
