@@ -288,7 +288,7 @@ void CoordinatorServerImpl::MakeManagers() {
   sampling.callers_clock = clock_;
   sampling_ = MakeSampling(loop_.get(), store_.get(), payloads_.get(), fleet_.get(), reward_.get(), sampling);
   retention_ = std::make_unique<PayloadRetention>(loop_.get(), background_.get(), store_.get(), payloads_.get());
-  groups_ = MakeLearnerGroups(loop_.get(), fleet_.get(), &quotas_);
+  groups_ = MakeLearnerGroups(loop_.get(), fleet_.get(), &quotas_, clock_);
   feedback_ = MakeFeedback(loop_.get(), store_.get());
   jobs_ = MakeJobs({loop_.get(), background_.get(), store_.get(), events_.get(), sampling_.get(), groups_.get(),
                     feedback_.get(), oversight_.get(), artifacts_.get(), &quotas_, batches_.get(), retention_.get()});

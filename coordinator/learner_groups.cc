@@ -11,6 +11,7 @@
 #include "common/log.h"
 #include "common/status_util.h"
 #include "common/utf8_cut.h"
+#include "coordinator/loop_clock.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -52,7 +53,8 @@ struct Group {
 
 class LearnerGroupsImpl final : public LearnerGroups {
  public:
-  LearnerGroupsImpl(EventLoop* loop, Fleet* fleet, const Quotas* quotas) : loop_(loop), fleet_(fleet), quotas_(quotas) {
+  LearnerGroupsImpl(EventLoop* loop, Fleet* fleet, const Quotas* quotas, const Clock* callers_clock)
+      : loop_(loop), fleet_(fleet), quotas_(quotas), callers_(&loop->clock(), callers_clock) {
     fleet_->AddListener(this);
   }
 
@@ -75,7 +77,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
     loop_->Post([this] { Form(); });
   }
 
-  void JoinGroup(const v1::JoinGroupRequest& request, Done<v1::JoinGroupResponse> done) override {
+  void JoinGroup(const v1::JoinGroupRequest& request, Done<v1::JoinGroupResponse> done,
+                 std::function<bool()> gone) override {
     const absl::StatusOr<const Session*> session = fleet_->Find(request.session_id());
     if (!session.ok()) return done(session.status());
     // A member that has its assignment and joins again has left the group.
@@ -91,7 +94,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
       waiter.done(v1::JoinGroupResponse());
       return true;
     });
-    waiters_.push_back({request, std::move(done), loop_->clock().Now() + absl::Milliseconds(request.wait_ms())});
+    const absl::Duration deadline = callers_.Now() + absl::Milliseconds(request.wait_ms());
+    waiters_.push_back({request, std::move(done), deadline, std::move(gone)});
     Form();
     Answer();
   }
@@ -191,7 +195,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     Answer();
     for (auto it = waiters_.begin(); it != waiters_.end();) {
       const absl::StatusOr<const Session*> session = fleet_->Find(it->request.session_id());
-      if (session.ok() && now < it->deadline) {
+      if (session.ok() && callers_.Now() < it->deadline) {
         ++it;
         continue;
       }
@@ -225,8 +229,14 @@ class LearnerGroupsImpl final : public LearnerGroups {
   struct Waiter {
     v1::JoinGroupRequest request;
     Done<v1::JoinGroupResponse> done;
-    absl::Duration deadline;
+    absl::Duration deadline;     // by callers_
+    std::function<bool()> gone;  // null: never
   };
+
+  // Whether somebody may still wait for the answer.
+  bool Waits(const Waiter& waiter) const {
+    return !callers_.TooLate(waiter.deadline) && !(waiter.gone && waiter.gone());
+  }
 
   bool IsMember(const std::string& session_id) const {
     for (const auto& [id, group] : groups_) {
@@ -298,8 +308,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
     std::vector<const Waiter*> candidates;
     for (const Waiter& waiter : waiters_) {
       const absl::StatusOr<const Session*> session = fleet_->Find(waiter.request.session_id());
-      if (session.ok() && !(*session)->draining && !(*session)->cordoned && !IsMember(waiter.request.session_id()) &&
-          !AwaitedByAnother(waiter.request.session_id(), group))
+      if (session.ok() && Waits(waiter) && !(*session)->draining && !(*session)->cordoned &&
+          !IsMember(waiter.request.session_id()) && !AwaitedByAnother(waiter.request.session_id(), group))
         candidates.push_back(&waiter);
     }
     return candidates;
@@ -328,6 +338,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
   }
 
   void Form() {
+    if (callers_.Settling()) return;
     const absl::Duration now = loop_->clock().Now();
     // Groups that broke come first: nobody else gets their turn so soon.
     std::set<std::string> kept;
@@ -428,12 +439,14 @@ class LearnerGroupsImpl final : public LearnerGroups {
 
   // Rank 0 is answered at once, the others when its rendezvous is known.
   void Answer() {
+    if (callers_.Settling()) return;
     for (auto& [id, group] : groups_) {
       for (size_t rank = 0; rank < group.members.size(); ++rank) {
         const std::string& session = group.members[rank];
         if (group.answered.count(session) > 0 || (rank > 0 && group.rendezvous.empty())) continue;
-        const auto waiter = std::find_if(waiters_.begin(), waiters_.end(),
-                                         [&session](const Waiter& w) { return w.request.session_id() == session; });
+        const auto waiter = std::find_if(waiters_.begin(), waiters_.end(), [&](const Waiter& w) {
+          return w.request.session_id() == session && Waits(w);
+        });
         if (waiter == waiters_.end()) continue;
         v1::JoinGroupResponse response;
         *response.mutable_assignment() = group.assignment;
@@ -450,14 +463,16 @@ class LearnerGroupsImpl final : public LearnerGroups {
   EventLoop* const loop_;
   Fleet* const fleet_;
   const Quotas* const quotas_;
+  CallersTime callers_;  // learners'
   std::map<std::string, Group> groups_;
   std::list<Waiter> waiters_;
 };
 
 }  // namespace
 
-std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet, const Quotas* quotas) {
-  return std::make_unique<LearnerGroupsImpl>(loop, fleet, quotas);
+std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet, const Quotas* quotas,
+                                                 const Clock* callers_clock) {
+  return std::make_unique<LearnerGroupsImpl>(loop, fleet, quotas, callers_clock);
 }
 
 }  // namespace rlhf::coordinator

@@ -1,10 +1,12 @@
 // Process groups of learners: who trains which job, at which epoch, with which rank. Loop thread only.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "common/clock.h"
 #include "coordinator/event_loop.h"
 #include "coordinator/fleet.h"
 #include "coordinator/quotas.h"
@@ -47,7 +49,9 @@ class LearnerGroups : public FleetListener {
  public:
   virtual void AddJob(TrainingPlan plan, uint64_t last_epoch, TrainingListener* listener) = 0;
   virtual void RemoveJob(const std::string& job_id) = 0;  // its ranks are told to leave
-  virtual void JoinGroup(const v1::JoinGroupRequest& request, Done<v1::JoinGroupResponse> done) = 0;  // long poll
+  // Long poll. `gone`: whether nobody waits for the answer any more; then it makes no member.
+  virtual void JoinGroup(const v1::JoinGroupRequest& request, Done<v1::JoinGroupResponse> done,
+                         std::function<bool()> gone = nullptr) = 0;
   virtual void PublishRendezvous(const v1::PublishRendezvousRequest& request,
                                  Done<v1::PublishRendezvousResponse> done) = 0;
   // Aborted with STALE_EPOCH unless the session is a member of the job's current epoch. Every call of a learner passes
@@ -76,7 +80,9 @@ class LearnerGroups : public FleetListener {
   virtual Situation SituationOf(const std::string& job_id) const = 0;
   virtual void Tick() = 0;
 };
-// quotas may be null: no bounds, equal weights.
-std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet, const Quotas* quotas = nullptr);
+// quotas may be null: no bounds, equal weights. callers_clock: by which learners give up waiting; it goes on while the
+// loop's stands still. Null: the loop's.
+std::unique_ptr<LearnerGroups> MakeLearnerGroups(EventLoop* loop, Fleet* fleet, const Quotas* quotas = nullptr,
+                                                 const Clock* callers_clock = nullptr);
 
 }  // namespace rlhf::coordinator

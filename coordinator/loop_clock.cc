@@ -1,6 +1,7 @@
 #include "coordinator/loop_clock.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace rlhf::coordinator {
 
@@ -18,6 +19,15 @@ absl::Duration LoopClock::Turn() {
   left_out_ += late;
   limit_ = now - late + kLongestTurn;
   return late;
+}
+
+CallersTime::CallersTime(const Clock* loop, const Clock* callers)
+    : loop_(loop), callers_(callers == nullptr ? loop : callers), left_out_(callers_->Now() - loop_->Now()) {}
+
+bool CallersTime::Settling() {
+  const absl::Duration left_out = callers_->Now() - loop_->Now();
+  if (left_out - std::exchange(left_out_, left_out) > kStoodStill) settled_from_ = Now() + kSettle;
+  return Now() < settled_from_;
 }
 
 }  // namespace rlhf::coordinator

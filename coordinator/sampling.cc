@@ -33,7 +33,7 @@ SamplingImpl::SamplingImpl(EventLoop* loop, StateStore* store, PayloadStore* pay
       reward_(reward),
       options_(options),
       rollout_worker_lost_(loop->clock().Now()),
-      left_out_(CallersNow() - loop->clock().Now()) {
+      callers_(&loop->clock(), options.callers_clock) {
   fleet_->AddListener(this);
 }
 
@@ -418,7 +418,7 @@ void SamplingImpl::Tick() {
     }
   }
   Dispatch(true);
-  const absl::Duration now = CallersNow();
+  const absl::Duration now = callers_.Now();
   ServeWaiters();
   for (auto it = waiters_.begin(); it != waiters_.end();) {
     const absl::StatusOr<const Session*> session = fleet_->Find(it->request.session_id());

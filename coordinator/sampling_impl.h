@@ -16,6 +16,7 @@
 
 #include "coordinator/lease_table.h"
 #include "coordinator/ledger.h"
+#include "coordinator/loop_clock.h"
 #include "coordinator/quotas.h"
 #include "coordinator/sample_cache.h"
 #include "coordinator/sampling.h"
@@ -139,7 +140,7 @@ class SamplingImpl final : public Sampling {
   struct Waiter {
     v1::LeasePromptsRequest request;
     Done<v1::LeasePromptsResponse> done;
-    absl::Duration deadline;     // by CallersNow
+    absl::Duration deadline;     // by callers_
     std::function<bool()> gone;  // null: never
   };
   struct Sent {
@@ -149,9 +150,6 @@ class SamplingImpl final : public Sampling {
   };
 
   ActiveJob* Find(const std::string& job_id) const;
-  absl::Duration CallersNow() const {
-    return options_.callers_clock != nullptr ? options_.callers_clock->Now() : loop_->clock().Now();
-  }
   absl::StatusOr<v1::LedgerBase> BaseOf(const std::string& job_id) const;
   // Rows of steps after the base's, in issue order; archived ones too.
   absl::Status ScanRows(const std::string& job_id, int64_t after_step,
@@ -194,8 +192,6 @@ class SamplingImpl final : public Sampling {
   enum class Ending { kFailed, kPermanent, kLost };
   void EndAttempt(ActiveJob& job, const SampleKey& key, int32_t attempt, const std::string& error, Ending ending,
                   WriteBatch* batch);
-  // The loop stood still a moment ago: what came meanwhile, the end of calls among it, is to be read first.
-  bool Settling();
   void ServeWaiters();
   void ServeSoon();  // once, after what is on the loop now
   bool AnyQueued() const;
@@ -257,8 +253,7 @@ class SamplingImpl final : public Sampling {
   std::map<std::string, RewardServer> reward_servers_;  // by session
   std::set<std::string> stuck_;         // workers' sessions that report and get nowhere: nothing new until they do
   absl::Duration rollout_worker_lost_;  // when one was, or this coordinator began
-  absl::Duration left_out_;             // how far the loop's clock is behind the callers'
-  absl::Duration settled_from_ = -absl::InfiniteDuration();  // by CallersNow
+  CallersTime callers_;                 // rollout workers'
   bool serve_posted_ = false;
   absl::Duration hedge_looked_at_ = -absl::InfiniteDuration();  // and found nothing that is slow
   int available_workers_ = 0;

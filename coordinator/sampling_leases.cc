@@ -17,10 +17,6 @@ constexpr absl::Duration kHedgeEvery = absl::Milliseconds(100);
 constexpr size_t kHedgeAfterResults = 8;
 // A worker that was lost and may have had the room for a prompt is usually started again, on another node at worst.
 constexpr absl::Duration kMayReturn = absl::Minutes(2);
-// Past its deadline by so long, a call that waits was not seen to in time, and its worker may be about to give it up.
-constexpr absl::Duration kLate = absl::Seconds(1);
-// By so much the loop's clock falls behind when it stood still; for so long nothing is leased then.
-constexpr absl::Duration kStoodStill = absl::Milliseconds(500), kSettle = absl::Milliseconds(300);
 constexpr absl::Duration kWorkersCounted = absl::Milliseconds(200);  // how old their count may be
 
 }  // namespace
@@ -29,7 +25,8 @@ void SamplingImpl::LeasePrompts(const v1::LeasePromptsRequest& request, Done<v1:
                                 std::function<bool()> gone) {
   const absl::StatusOr<const Session*> session = fleet_->Find(request.session_id());
   if (!session.ok()) return done(session.status());
-  waiters_.push_back({request, std::move(done), CallersNow() + absl::Milliseconds(request.wait_ms()), std::move(gone)});
+  const absl::Duration deadline = callers_.Now() + absl::Milliseconds(request.wait_ms());
+  waiters_.push_back({request, std::move(done), deadline, std::move(gone)});
   ServeWaiters();
 }
 
@@ -41,14 +38,8 @@ void SamplingImpl::ServeSoon() {
   });
 }
 
-bool SamplingImpl::Settling() {
-  const absl::Duration left_out = CallersNow() - loop_->clock().Now();
-  if (left_out - std::exchange(left_out_, left_out) > kStoodStill) settled_from_ = CallersNow() + kSettle;
-  return CallersNow() < settled_from_;
-}
-
 void SamplingImpl::ServeWaiters() {
-  if (Settling()) return;
+  if (callers_.Settling()) return;
   bool nothing_for_idle = false;  // an idle worker got nothing: neither will the next one
   for (auto it = waiters_.begin(); it != waiters_.end() && (AnyQueued() || HedgeDue());) {
     const absl::StatusOr<const Session*> session = fleet_->Find(it->request.session_id());
@@ -57,7 +48,7 @@ void SamplingImpl::ServeWaiters() {
       it = waiters_.erase(it);
       continue;
     }
-    if (CallersNow() > it->deadline + kLate || (it->gone && it->gone())) {
+    if (callers_.TooLate(it->deadline) || (it->gone && it->gone())) {
       it->done(v1::LeasePromptsResponse());
       it = waiters_.erase(it);
       continue;

@@ -81,11 +81,12 @@ class LearnerService final : public v1::LearnerService::CallbackService {
                                       v1::JoinGroupResponse* response) override {
     return OnLoop(
         edge_, context, request, response,
-        [this](const Caller& caller, v1::JoinGroupRequest& r, Done<v1::JoinGroupResponse> done) {
+        [this](const Caller& caller, v1::JoinGroupRequest& r, Done<v1::JoinGroupResponse> done,
+               std::function<bool()> gone) {
           absl::Status status = edge_.CheckSession(caller, r.session_id(), "/rlhf.v1.LearnerService/JoinGroup");
           if (!status.ok()) return done(status);
           r.set_wait_ms(BoundedWaitMs(r.wait_ms()));
-          edge_.groups->JoinGroup(r, std::move(done));
+          edge_.groups->JoinGroup(r, std::move(done), std::move(gone));
         },
         Waits::kYes);
   }

@@ -63,7 +63,7 @@ class CoordinatorProcessTest : public testing::Test {
   }
   std::vector<std::string> Flags() const {
     return {"--data-dir", dir_.File("data"), "--insecure", "--ports-file", dir_.File("ports.json"), "--heartbeat-ms",
-            "200",        "--lease-ms",      "600"};
+            "200",        "--lease-ms",      lease_ms_};
   }
   void Start() {
     unlink(dir_.File("ports.json").c_str());
@@ -107,19 +107,22 @@ class CoordinatorProcessTest : public testing::Test {
     RLHF_RETURN_IF_ERROR(FromGrpc(v1::FleetService::NewStub(fleet_)->Register(context.get(), request, &response)));
     return response.session_id();
   }
+  absl::StatusOr<v1::GroupAssignment> Join(const std::string& session, int wait_ms, absl::Duration patience) {
+    v1::JoinGroupRequest request;
+    request.set_session_id(session);
+    request.set_wait_ms(wait_ms);
+    v1::JoinGroupResponse response;
+    const auto context = client::MakeContext(patience);
+    RLHF_RETURN_IF_ERROR(FromGrpc(v1::LearnerService::NewStub(fleet_)->JoinGroup(context.get(), request, &response)));
+    return response.assignment();
+  }
   // The job that it is given within a moment, if any.
   std::string GetsWork(const std::string& instance) {
     const auto session = Register(instance);
     EXPECT_TRUE(session.ok()) << session.status();
-    v1::JoinGroupRequest request;
-    request.set_session_id(session.value_or(""));
-    request.set_wait_ms(400);  // less than a session's life without a heartbeat
-    v1::JoinGroupResponse response;
-    const auto context = client::MakeContext(absl::Seconds(20));
-    const absl::Status joined =
-        FromGrpc(v1::LearnerService::NewStub(fleet_)->JoinGroup(context.get(), request, &response));
-    EXPECT_TRUE(joined.ok()) << joined;
-    return response.assignment().job_id();
+    const auto joined = Join(session.value_or(""), /*wait_ms=*/400, absl::Seconds(20));  // less than a session's life
+    EXPECT_TRUE(joined.ok()) << joined.status();
+    return joined.ok() ? joined->job_id() : "";
   }
   v1::Worker Cordon(const std::string& instance, bool undo) {
     v1::CordonWorkerRequest request;
@@ -155,7 +158,7 @@ class CoordinatorProcessTest : public testing::Test {
   }
 
   ScratchDir dir_;
-  std::string binary_;
+  std::string binary_, lease_ms_ = "600";
   pid_t pid_ = -1;
   std::shared_ptr<grpc::Channel> channel_, fleet_;
   std::unique_ptr<Stub> stub_;
@@ -242,6 +245,35 @@ TEST_F(CoordinatorProcessTest, ACordonOutlivesAKilledCoordinator) {
   EXPECT_EQ(Kill(SIGKILL), -SIGKILL);
   Start();
   EXPECT_EQ(Listed("l0").instance_id(), "") << "undone for good";
+}
+
+// While it is stopped a learner asks to join, gives up and asks again; all of that is read when it goes on.
+TEST_F(CoordinatorProcessTest, WhoGaveUpJoiningDuringAStandstillIsNoMember) {
+  lease_ms_ = "60000";
+  Start();
+  ASSERT_TRUE(UploadWaitingJobInputs(channel_, dir_.path()).ok());
+  v1::SubmitJobResponse submitted;
+  const auto context = client::MakeContext(absl::Seconds(20));
+  ASSERT_TRUE(stub_->SubmitJob(context.get(), WaitingJob("waiting"), &submitted).ok());
+  const auto session = Register("l0");
+  ASSERT_TRUE(session.ok()) << session.status();
+  v1::ExplainJobResponse waits;
+  for (int i = 0; i < 200 && (waits.waits().empty() || waits.waits(0).reason() != v1::LEARNERS_BUSY); ++i) {
+    absl::SleepFor(absl::Milliseconds(50));
+    v1::ExplainJobRequest explain;
+    explain.set_job_id(submitted.job().id());
+    ASSERT_TRUE(stub_->ExplainJob(client::MakeContext(absl::Seconds(20)).get(), explain, &waits).ok());
+  }
+  ASSERT_EQ(kill(pid_, SIGSTOP), 0);
+  for (int i = 0; i < 6; ++i) {
+    const auto given_up = Join(*session, /*wait_ms=*/100, absl::Milliseconds(300));
+    EXPECT_TRUE(absl::IsDeadlineExceeded(given_up.status())) << given_up.status();
+  }
+  ASSERT_EQ(kill(pid_, SIGCONT), 0);
+  const auto joined = Join(*session, /*wait_ms=*/10'000, absl::Seconds(20));
+  ASSERT_TRUE(joined.ok()) << joined.status();
+  EXPECT_EQ(joined->job_id(), submitted.job().id());
+  EXPECT_EQ(joined->epoch(), 1u);
 }
 
 TEST_F(CoordinatorProcessTest, ChecksItsConfiguration) {

@@ -1,7 +1,9 @@
 // Groups that form, break, shrink and grow; learners and time are the test's.
 #include "coordinator/learner_groups.h"
 
+#include <functional>
 #include <map>
+#include <utility>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -52,7 +54,7 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
             int shares = 0) {
     v1::JoinGroupRequest request;
     request.set_session_id(session);
-    request.set_wait_ms(600'000);
+    request.set_wait_ms(wait_ms_);
     request.set_left_because(left_because);
     if (held_step > 0) {
       request.set_held_job_id("job");
@@ -60,17 +62,21 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
       request.set_held_share(share);
       request.set_held_shares(shares);
     }
-    groups_->JoinGroup(request, [this, session](absl::StatusOr<v1::JoinGroupResponse> response) {
-      if (!response.ok() || !response->has_assignment()) return;
-      assigned_[session] = response->assignment();
-      if (response->assignment().rank() == 0) rank0_ = session;
-    });
+    groups_->JoinGroup(
+        request,
+        [this, session](absl::StatusOr<v1::JoinGroupResponse> response) {
+          if (!response.ok() || !response->has_assignment()) return;
+          assigned_[session] = response->assignment();
+          if (response->assignment().rank() == 0) rank0_ = session;
+        },
+        std::exchange(gone_, nullptr));
     loop_.Run();
     Answer();
   }
   void Pass(absl::Duration time, const std::vector<std::string>& alive) {
     for (absl::Duration passed; passed < time; passed += absl::Seconds(1)) {
       clock_.Advance(absl::Seconds(1));
+      callers_clock_.Advance(absl::Seconds(1));
       for (const std::string& session : alive) {
         v1::HeartbeatRequest request;
         request.set_session_id(session);
@@ -95,12 +101,14 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
   }
   int World(const std::string& session) { return assigned_.count(session) > 0 ? assigned_[session].world_size() : 0; }
 
-  FakeClock clock_;
+  FakeClock clock_, callers_clock_;
   ManualLoop loop_{&clock_};
   std::unique_ptr<Fleet> fleet_ = MakeFleet(&loop_, absl::Seconds(3), absl::Seconds(9));
-  std::unique_ptr<LearnerGroups> groups_ = MakeLearnerGroups(&loop_, fleet_.get());
+  std::unique_ptr<LearnerGroups> groups_ = MakeLearnerGroups(&loop_, fleet_.get(), nullptr, &callers_clock_);
   std::map<std::string, v1::GroupAssignment> assigned_;
   std::string rank0_;
+  int wait_ms_ = 600'000;
+  std::function<bool()> gone_;  // of the next call
   int64_t held_step_ = -1;
   int lost_ = 0;
   std::string why_;
@@ -120,6 +128,44 @@ TEST_F(LearnerGroupsTest, AFixedGroupWaitsForAllItsRanks) {
   EXPECT_EQ(World(a), 2);
   EXPECT_EQ(World(b), 2);
   EXPECT_FALSE(groups_->TakeIn("job"));
+}
+
+TEST_F(LearnerGroupsTest, ACallThatWasGivenUpMakesNoMember) {
+  const std::string a = Register("a"), b = Register("b");
+  Add(2, 2);
+  bool gone = false;
+  gone_ = [&gone] { return gone; };
+  Join(a);
+  gone = true;  // killed, or it gave up: its session lives on for a while
+  Join(b);
+  Pass(absl::Seconds(2), {a, b});
+  EXPECT_EQ(events_, "");
+  Join(a);
+  EXPECT_EQ(events_, "forms ");
+  EXPECT_EQ(World(a), 2);
+  EXPECT_EQ(World(b), 2);
+}
+
+// The loop stood still, and its clock with it; learners gave calls up meanwhile, which nobody has read yet.
+TEST_F(LearnerGroupsTest, AStandstillOfTheCoordinatorCostsNoEpoch) {
+  const std::string a = Register("a"), b = Register("b");
+  Add(2, 2);
+  wait_ms_ = 2000;
+  Join(a);
+  callers_clock_.Advance(absl::Seconds(9));
+  bool gone = false;
+  gone_ = [&gone] { return gone; };
+  Join(b);
+  EXPECT_EQ(events_, "") << "the end of b's call is read right behind it";
+  gone = true;
+  Join(b);
+  Pass(absl::Seconds(1), {a, b});
+  EXPECT_EQ(events_, "") << "a's call has waited for longer than it said";
+  Join(a);
+  EXPECT_EQ(events_, "forms ");
+  EXPECT_EQ(World(a), 2);
+  EXPECT_EQ(World(b), 2);
+  EXPECT_EQ(assigned_[a].epoch(), 1u);
 }
 
 TEST_F(LearnerGroupsTest, ASmallerGroupFormsWhenTheDeadHadTheirMoment) {
