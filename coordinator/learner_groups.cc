@@ -32,6 +32,7 @@ struct Group {
   TrainingListener* listener;
   uint64_t epoch = 0;
   std::vector<std::string> members;  // sessions by rank; empty: no group now
+  std::string version;               // theirs, or of the group before
   std::set<std::string> answered;    // members that have their assignment
   std::string rendezvous;
   absl::Duration formed_at, waiting_since;
@@ -133,7 +134,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
     Group& group = it->second;
     // Asked again for the same step it answers alike: the first answer may have been lost.
     group.growing = !group.members.empty() && group.yields_to.empty() &&
-                    static_cast<int>(group.members.size()) < group.plan.ranks && !Candidates().empty();
+                    static_cast<int>(group.members.size()) < group.plan.ranks &&
+                    ByVersion(Candidates()).count(group.version) > 0;
     return group.growing;
   }
 
@@ -166,8 +168,9 @@ class LearnerGroupsImpl final : public LearnerGroups {
     const Group& group = it->second;
     out.formed = !group.members.empty() && group.complete();
     out.forming = !group.members.empty() && !group.complete();
-    out.registered = Registered();
-    out.free = static_cast<int>(Candidates().size());
+    out.versions = Registered();
+    for (const auto& [version, learners] : out.versions) out.registered += learners;
+    out.free = Most(ByVersion(Candidates()));
     out.wait = group.wait;
     if (group.members.empty() && loop_->clock().Now() < group.not_before) {
       out.broke = group.broke;
@@ -303,6 +306,20 @@ class LearnerGroupsImpl final : public LearnerGroups {
     group.waiting_since = loop_->clock().Now();
   }
 
+  std::string VersionOf(const Waiter& waiter) const {
+    return (*fleet_->Find(waiter.request.session_id()))->identity.build_version();
+  }
+  std::map<std::string, int> ByVersion(const std::vector<const Waiter*>& candidates) const {
+    std::map<std::string, int> count;
+    for (const Waiter* waiter : candidates) ++count[VersionOf(*waiter)];
+    return count;
+  }
+  static int Most(const std::map<std::string, int>& by_version) {
+    int most = 0;
+    for (const auto& [version, count] : by_version) most = std::max(most, count);
+    return most;
+  }
+
   // Waiting sessions that may become a rank (of the group), longest waiting first.
   std::vector<const Waiter*> Candidates(const Group* group = nullptr) const {
     std::vector<const Waiter*> candidates;
@@ -313,6 +330,40 @@ class LearnerGroupsImpl final : public LearnerGroups {
         candidates.push_back(&waiter);
     }
     return candidates;
+  }
+
+  // Those of one version that the group may be formed of, with which it is largest: who still holds the newest of this
+  // job's weights first, to seed the others, then who has waited longest. A group that takes ranks in stays at its own.
+  std::vector<const Waiter*> CandidatesFor(const Group& group) const {
+    std::vector<const Waiter*> candidates = Candidates(&group);
+    const v1::PolicyVersion* committed = group.listener->Committed(group.plan.job_id);
+    const auto rank_by = [&](const Waiter* waiter) {
+      const int64_t step = HeldStep(group, *waiter);
+      return std::pair(
+          committed != nullptr && step == committed->step() && waiter->request.held().digest() == committed->digest(),
+          step);
+    };
+    std::stable_sort(candidates.begin(), candidates.end(),
+                     [&](const Waiter* a, const Waiter* b) { return rank_by(a) > rank_by(b); });
+    const std::map<std::string, int> count = ByVersion(candidates);
+    const std::string* version = nullptr;
+    int largest = 0;
+    for (const Waiter* waiter : candidates) {
+      const auto& [of, there] = *count.find(VersionOf(*waiter));
+      if (const int ranks = std::min(there, group.plan.ranks); ranks > largest) {
+        largest = ranks;
+        version = &of;
+      }
+    }
+    if (const auto own = count.find(group.version); group.growing && own != count.end()) version = &own->first;
+    if (count.size() > 1)
+      std::erase_if(candidates, [&](const Waiter* waiter) { return VersionOf(*waiter) != *version; });
+    return candidates;
+  }
+
+  // The step of this job whose weights the waiting one holds, -1 for none.
+  static int64_t HeldStep(const Group& group, const Waiter& waiter) {
+    return waiter.request.held_job_id() == group.plan.job_id ? waiter.request.held().step() : -1;
   }
 
   // How many ranks the group is formed with now, 0: it still waits. All it wants; or, where the job allows fewer, all
@@ -330,11 +381,25 @@ class LearnerGroupsImpl final : public LearnerGroups {
     return (all_back && group.growing) || waited > kFullGroupPatience ? there : 0;
   }
 
-  int Registered() const {
-    int registered = 0;
-    for (const Session* session : fleet_->Sessions(v1::ROLE_LEARNER))
-      registered += !session->draining && !session->cordoned ? 1 : 0;
+  // Learners that take work, by version.
+  std::map<std::string, int> Registered() const {
+    std::map<std::string, int> registered;
+    for (const Session* session : fleet_->Sessions(v1::ROLE_LEARNER)) {
+      if (!session->draining && !session->cordoned) ++registered[session->identity.build_version()];
+    }
     return registered;
+  }
+
+  // Whether the job for which groups are to make room has its ranks then, of one version.
+  bool Suffices(const GangPlan& plan, const std::vector<GangJob>& jobs, std::map<std::string, int> free) const {
+    if (plan.yield.empty()) return true;
+    const auto waiting = std::find_if(jobs.begin(), jobs.end(),
+                                      [&plan](const GangJob& job) { return job.id == plan.yield.begin()->second; });
+    for (const auto& [id, group] : groups_) {
+      if (plan.yield.count(id) > 0 || !group.yields_to.empty())
+        free[group.version] += static_cast<int>(group.members.size());
+    }
+    return Most(free) >= waiting->ranks;
   }
 
   void Form() {
@@ -345,7 +410,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     std::vector<GangJob> jobs;
     for (auto& [id, group] : groups_) {
       if (group.members.empty() && now < group.returning_until) {
-        const std::vector<const Waiter*> candidates = Candidates(&group);
+        const std::vector<const Waiter*> candidates = CandidatesFor(group);
         if (group.lost.empty() && RanksNow(group, candidates) > 0) {
           FormGroup(group);
         } else {
@@ -360,7 +425,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
       job.priority = group.plan.priority;
       job.project = group.plan.project;
       job.submitter = group.plan.submitter;
-      const int now_possible = group.members.empty() ? RanksNow(group, Candidates(&group)) : 0;
+      const int now_possible = group.members.empty() ? RanksNow(group, CandidatesFor(group)) : 0;
       job.ranks = now_possible > 0 ? now_possible : group.plan.ranks;
       job.running = !group.members.empty();
       job.yielding = !group.yields_to.empty();
@@ -369,9 +434,13 @@ class LearnerGroupsImpl final : public LearnerGroups {
       job.waited = now - group.waiting_since;
       jobs.push_back(std::move(job));
     }
-    int free = 0;
-    for (const Waiter* waiter : Candidates()) free += kept.count(waiter->request.session_id()) == 0 ? 1 : 0;
-    const GangPlan plan = PlanGangs(jobs, free, Registered(), QuotaRule{quotas_, &v1::Quota::max_learners});
+    std::vector<const Waiter*> free = Candidates();
+    std::erase_if(free, [&kept](const Waiter* waiter) { return kept.count(waiter->request.session_id()) > 0; });
+    // No group is of two versions, so that the most of one is all that any can have. What another version has left
+    // starts in a later turn.
+    const std::map<std::string, int> by_version = ByVersion(free);
+    GangPlan plan = PlanGangs(jobs, Most(by_version), Most(Registered()), QuotaRule{quotas_, &v1::Quota::max_learners});
+    if (!Suffices(plan, jobs, by_version)) plan.yield.clear();
     for (auto& [id, group] : groups_) {
       const auto wait = plan.waits.find(id);
       group.wait = wait == plan.waits.end() ? GangWait::kNone : wait->second;
@@ -407,26 +476,15 @@ class LearnerGroupsImpl final : public LearnerGroups {
   }
 
   void FormGroup(Group& group) {
-    std::vector<const Waiter*> candidates = Candidates(&group);
-    // Those that still hold this job's weights come first and seed the others.
-    const auto held_step = [&](const Waiter* waiter) {
-      return waiter->request.held_job_id() == group.plan.job_id ? waiter->request.held().step() : int64_t{-1};
-    };
-    const v1::PolicyVersion* committed = group.listener->Committed(group.plan.job_id);
-    const auto rank_by = [&](const Waiter* waiter) {
-      const bool exact = committed != nullptr && held_step(waiter) == committed->step() &&
-                         waiter->request.held().digest() == committed->digest();
-      return std::pair(exact, held_step(waiter));
-    };
-    std::stable_sort(candidates.begin(), candidates.end(),
-                     [&](const Waiter* a, const Waiter* b) { return rank_by(a) > rank_by(b); });
+    std::vector<const Waiter*> candidates = CandidatesFor(group);
     const int ranks = RanksNow(group, candidates);
     if (ranks == 0) return;  // who was free a moment ago has become another's
     candidates.resize(static_cast<size_t>(ranks));
     const v1::PolicyVersion& held = candidates.front()->request.held();
-    const bool holds = held_step(candidates.front()) > 0 && HoldsAllShares(group, held, candidates);
+    const bool holds = HeldStep(group, *candidates.front()) > 0 && HoldsAllShares(group, held, candidates);
     ++group.epoch;
     group.formed_at = loop_->clock().Now();
+    group.version = VersionOf(*candidates.front());
     for (const Waiter* waiter : candidates) group.members.push_back(waiter->request.session_id());
     group.assignment = group.listener->OnGroupForming(group.plan.job_id, group.epoch, ranks, holds ? &held : nullptr,
                                                       (*fleet_->Find(group.members.front()))->identity.address());

@@ -1,7 +1,10 @@
-// Process groups of learners: who trains which job, at which epoch, with which rank. Loop thread only.
+// Process groups of learners: who trains which job, at which epoch, with which rank. All ranks of a group are of one
+// version (RegisterRequest.build_version): two may add their gradients up in other orders, or other buckets. Loop
+// thread only.
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -59,8 +62,8 @@ class LearnerGroups : public FleetListener {
   virtual absl::Status Fence(const std::string& job_id, uint64_t epoch, const std::string& session_id) const = 0;
   // Ends the job's group, if there is one: its ranks join again.
   virtual void Break(const std::string& job_id, const std::string& why) = 0;
-  // The group has fewer ranks than the job wants and a free one waits: true, and the group is formed anew as soon as
-  // its ranks have joined again.
+  // The group has fewer ranks than the job wants and a free one of its version waits: true, and the group is formed
+  // anew as soon as its ranks have joined again.
   virtual bool TakeIn(const std::string& job_id) = 0;
   // Gives the group's learners up in good order: no OnGroupLost, and the job waits for its next turn.
   virtual void Release(const std::string& job_id, const std::string& why) = 0;
@@ -69,7 +72,9 @@ class LearnerGroups : public FleetListener {
   // For `rlhfctl why`.
   struct Situation {
     bool formed = false, forming = false;
-    int registered = 0, free = 0;
+    int registered = 0;
+    int free = 0;                         // those of the version of which there are most
+    std::map<std::string, int> versions;  // registered ones of each
     GangWait wait = GangWait::kNone;
     std::vector<std::string> holders;     // other jobs that have learners
     std::vector<std::string> not_joined;  // instances that have not taken their assignment

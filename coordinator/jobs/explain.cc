@@ -1,5 +1,7 @@
 #include "coordinator/jobs/explain.h"
 
+#include <algorithm>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -32,8 +34,17 @@ std::string Ranks(int n) {
   return absl::StrCat(n, n == 1 ? " learner" : " learners");
 }
 
+// "3 of version 0.1.0 and 1 of version 0.2.0"
+std::string Versions(const std::map<std::string, int>& versions) {
+  return absl::StrJoin(versions, " and ", [](std::string* out, const auto& version) {
+    absl::StrAppend(out, version.second, " of version ", version.first.empty() ? "unknown" : version.first);
+  });
+}
+
 void ExplainLearners(const JobFacts& facts, Waits* waits) {
   const LearnerFacts& learners = facts.learners;
+  const bool none_suffices = std::all_of(learners.versions.begin(), learners.versions.end(),
+                                         [&](const auto& version) { return version.second < learners.ranks; });
   if (learners.formed) return;
   if (learners.forming) {
     waits->Add(v1::GROUP_FORMING,
@@ -58,11 +69,18 @@ void ExplainLearners(const JobFacts& facts, Waits* waits) {
   } else if (learners.registered < learners.ranks) {
     waits->Add(v1::NO_LEARNER, absl::StrCat(Ranks(learners.ranks), "; ", learners.registered, " are registered"),
                learners.since, "start more learners, or lower learners.ranks");
+  } else if (learners.versions.size() > 1 && none_suffices) {
+    waits->Add(v1::NO_LEARNER,
+               absl::StrCat(Ranks(learners.ranks), " of one version; ", Versions(learners.versions), " are registered"),
+               learners.since, "finish the update of the learners: a group is of one version; or lower learners.ranks");
   } else {
-    waits->Add(
-        v1::LEARNERS_BUSY,
-        absl::StrCat(Ranks(learners.ranks), " at once; ", learners.free, " of ", learners.registered, " are free"),
-        learners.since, "wait, start more learners, or give it a higher priority", learners.holders);
+    const std::string versions = learners.versions.size() > 1 ? absl::StrCat("; of one version, and registered are ",
+                                                                             Versions(learners.versions))
+                                                              : "";
+    waits->Add(v1::LEARNERS_BUSY,
+               absl::StrCat(Ranks(learners.ranks), " at once; ", learners.free, " of ", learners.registered,
+                            " are free", versions),
+               learners.since, "wait, start more learners, or give it a higher priority", learners.holders);
   }
 }
 

@@ -1,6 +1,7 @@
 // `rlhfctl why JOB`: from the facts of a job to what it waits for. Pure logic; the job table gathers the facts.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -17,7 +18,9 @@ struct LearnerFacts {
   bool trains = false;
   bool formed = false;   // all members have their assignment
   bool forming = false;  // members are chosen; not all have it
-  int ranks = 0, registered = 0, free = 0;
+  int ranks = 0, registered = 0;
+  int free = 0;                         // those of the version of which there are most
+  std::map<std::string, int> versions;  // registered ones of each: a group is of one
   GangWait wait = GangWait::kNone;
   std::vector<std::string> holders;     // jobs that have learners
   std::vector<std::string> not_joined;  // forming: members that have not taken their assignment

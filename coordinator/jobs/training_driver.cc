@@ -258,6 +258,7 @@ void TrainingDriver::Describe(JobFacts* facts) {
   learners.ranks = job()->spec().learners().ranks();
   learners.registered = situation.registered;
   learners.free = situation.free;
+  learners.versions = situation.versions;
   learners.wait = situation.wait;
   learners.holders = situation.holders;
   learners.not_joined = situation.not_joined;

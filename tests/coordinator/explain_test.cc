@@ -94,6 +94,26 @@ TEST(ExplainTest, NoLearner) {
   EXPECT_EQ(wait.since_seconds(), 30);
 }
 
+TEST(ExplainTest, LearnersOfTwoVersions) {
+  JobFacts facts = Training(2);
+  facts.learners.registered = 2;
+  facts.learners.free = 1;
+  facts.learners.versions = {{"0.1.0", 1}, {"0.2.0", 1}};
+  facts.learners.wait = GangWait::kTooFewLearners;
+  const v1::Wait wait = Expect(facts, v1::NO_LEARNER);
+  EXPECT_THAT(wait.waits_for(),
+              HasSubstr("2 learners of one version; 1 of version 0.1.0 and 1 of version 0.2.0 are registered"));
+  EXPECT_THAT(wait.what_to_do(), HasSubstr("finish the update"));
+
+  // There are enough of one, at work elsewhere.
+  facts.learners.registered = 3;
+  facts.learners.versions["0.2.0"] = 2;
+  facts.learners.wait = GangWait::kLearnersBusy;
+  EXPECT_THAT(
+      Expect(facts, v1::LEARNERS_BUSY).waits_for(),
+      HasSubstr("1 of 3 are free; of one version, and registered are 1 of version 0.1.0 and 2 of version 0.2.0"));
+}
+
 TEST(ExplainTest, LearnersBusy) {
   JobFacts facts = Training(2);
   facts.learners.registered = 3;

@@ -16,9 +16,10 @@ namespace {
 
 class LearnerGroupsTest : public testing::Test, public TrainingListener {
  protected:
-  void Add(int ranks, int min_ranks, const std::string& job = "job") {
+  void Add(int ranks, int min_ranks, const std::string& job = "job", int priority = 0) {
     TrainingPlan plan;
     plan.job_id = job;
+    plan.priority = priority;
     plan.ranks = ranks;
     plan.min_ranks = min_ranks;
     groups_->AddJob(plan, 0, this);
@@ -38,13 +39,14 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
     events_ += "lost ";
     if (withdraws_) groups_->RemoveJob("job");
   }
-  void OnYield(const std::string&, const std::string&) override {}
+  void OnYield(const std::string& job_id, const std::string&) override { yields_.push_back(job_id); }
 
-  std::string Register(const std::string& instance) {
+  std::string Register(const std::string& instance, const std::string& version = "1") {
     v1::RegisterRequest request;
     request.set_role(v1::ROLE_LEARNER);
     request.set_instance_id(instance);
     request.set_protocol_version(1);
+    request.set_build_version(version);
     std::string session;
     fleet_->Register(request, [&](absl::StatusOr<v1::RegisterResponse> response) { session = response->session_id(); });
     loop_.Run();
@@ -115,6 +117,7 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
   int64_t step_ = 0;
   bool withdraws_ = false;  // the job leaves when its group is lost, as a paused one does
   std::string events_;
+  std::vector<std::string> yields_;
   v1::PolicyVersion committed_;
 };
 
@@ -367,6 +370,86 @@ TEST_F(LearnerGroupsTest, ABrokenGroupIsFencedAndFormsAnew) {
   Join(a);
   Join(b);
   EXPECT_EQ(assigned_[b].epoch(), epoch + 1);
+}
+
+TEST_F(LearnerGroupsTest, AGroupIsOfOneVersionAndTheOthersWait) {
+  const std::string a = Register("a", "1"), b = Register("b", "2");
+  Add(2, 2);
+  Join(a);
+  Join(b);
+  Pass(absl::Seconds(40), {a, b});
+  EXPECT_EQ(events_, "");
+  const LearnerGroups::Situation situation = groups_->SituationOf("job");
+  EXPECT_EQ(situation.wait, GangWait::kTooFewLearners);
+  EXPECT_EQ(situation.registered, 2);
+  EXPECT_EQ(situation.free, 1);
+  EXPECT_THAT(situation.versions, testing::ElementsAre(testing::Pair("1", 1), testing::Pair("2", 1)));
+  // It holds up nobody who needs less.
+  Add(1, 1, "other");
+  EXPECT_EQ(assigned_[a].job_id(), "other");
+  const std::string c = Register("c", "2");
+  Join(c);
+  EXPECT_EQ(assigned_[b].job_id(), "job");
+  EXPECT_EQ(World(b), 2);
+  EXPECT_EQ(World(c), 2);
+}
+
+TEST_F(LearnerGroupsTest, TheVersionThatHasTheRanksTrainsOfEqualOnesWhoHoldsTheWeights) {
+  const std::string old1 = Register("old1", "1"), old2 = Register("old2", "1");
+  const std::string new1 = Register("new1", "2"), new2 = Register("new2", "2");
+  for (const std::string& learner : {new1, new2}) Join(learner);
+  committed_.set_step(5);
+  Join(old1, 5);
+  Join(old2);
+  Add(2, 2);
+  Answer();
+  EXPECT_EQ(held_step_, 5);
+  EXPECT_EQ(assigned_[old1].rank(), 0);
+  EXPECT_EQ(World(old2), 2);
+  EXPECT_EQ(World(new1), 0);
+  // The update goes on: what the last of the old version holds is not worth waiting for others of it.
+  Pass(absl::Seconds(10), {old1, new1, new2});
+  EXPECT_EQ(lost_, 1);
+  Join(old1, 5);
+  EXPECT_EQ(held_step_, -1);
+  EXPECT_EQ(World(new1), 2);
+  EXPECT_EQ(World(new2), 2);
+}
+
+TEST_F(LearnerGroupsTest, AGroupBreaksForNoLearnerOfAnotherVersion) {
+  const std::string a = Register("a", "1");
+  Add(2, 1);
+  Join(a);
+  Pass(absl::Seconds(6), {a});
+  ASSERT_EQ(World(a), 1);
+  const std::string other = Register("other", "2"), another = Register("another", "2");
+  Join(other);
+  EXPECT_FALSE(groups_->TakeIn("job"));
+  const std::string same = Register("same", "1");
+  Join(same);
+  Join(another);
+  EXPECT_TRUE(groups_->TakeIn("job"));
+  Join(a, 3);
+  EXPECT_EQ(World(a), 2);
+  EXPECT_EQ(World(same), 2);
+  EXPECT_EQ(World(other) + World(another), 0);
+}
+
+TEST_F(LearnerGroupsTest, NobodyMakesRoomForAJobThatWouldHaveItsRanksInTwoVersions) {
+  const std::string a = Register("a", "1"), b = Register("b", "1"), c = Register("c", "2"), d = Register("d", "2");
+  Add(1, 1, "equal", 10);
+  Join(a);
+  Add(1, 1, "low");
+  Join(c);
+  ASSERT_EQ(assigned_[a].job_id(), "equal");
+  ASSERT_EQ(assigned_[c].job_id(), "low");
+  Add(2, 2, "high", 10);
+  Join(b);
+  Pass(absl::Seconds(2), {a, b, c, d});
+  EXPECT_THAT(yields_, testing::IsEmpty());
+  Join(d);
+  Pass(absl::Seconds(2), {a, b, c, d});
+  EXPECT_THAT(yields_, testing::ElementsAre("low"));
 }
 
 }  // namespace
