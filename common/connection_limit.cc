@@ -10,6 +10,8 @@
 #include <cerrno>
 #include <limits>
 
+#include <prometheus/counter.h>
+
 #include "common/log.h"
 
 namespace rlhf {
@@ -56,6 +58,16 @@ void LimitConnections() {
 
 int64_t ConnectionsRefused() {
   return refused_connections;
+}
+
+void ExportConnectionsRefused(MetricsRegistry* metrics) {
+  prometheus::Counter& counter =
+      metrics->Counter("rlhf_connections_refused_total",
+                       "Connections closed at once, for the descriptors left are for files (ulimit -n).");
+  metrics->OnCollect([&counter] {
+    const auto refused = static_cast<double>(ConnectionsRefused());
+    if (refused > counter.Value()) counter.Increment(refused - counter.Value());
+  });
 }
 
 }  // namespace rlhf

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "common/metrics.h"
+
 namespace rlhf {
 
 // From now on no connection is taken that would leave the process few descriptors for its files and its own
@@ -12,5 +14,7 @@ namespace rlhf {
 void LimitConnections();
 
 int64_t ConnectionsRefused();  // since the start; any thread
+// As rlhf_connections_refused_total; again for the same registry changes nothing.
+void ExportConnectionsRefused(MetricsRegistry* metrics);
 
 }  // namespace rlhf

@@ -58,6 +58,7 @@ class GrpcServer final : public RpcServer {
   absl::Status Listen(const RpcServerOptions& options) {
     InstallGrpcLog();
     LimitConnections();
+    if (options.metrics != nullptr) ExportConnectionsRefused(options.metrics);
     auto credentials = MakeServerCredentials(options.tls, options.require_client_certificate);
     if (!credentials.ok()) return Annotate(credentials.status(), absl::StrCat("listener ", options.address));
     if (!options.tls.insecure && !options.authorizer) {

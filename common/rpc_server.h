@@ -45,8 +45,8 @@ struct RpcServerOptions {
   std::shared_ptr<grpc::ResourceQuota> receive_memory;  // null: kReceiveMemoryMb of its own
   std::vector<grpc::Service*> services;                 // not owned; outlive the server
   grpc::CallbackGenericService* otherwise = nullptr;    // answers what no service has; of this server alone
-  // When set: grpc_server_handled_total, grpc_server_handling_seconds; where a certificate is required, also
-  // rlhf_auth_failures_total{reason="handshake_…"}.
+  // When set: grpc_server_handled_total, grpc_server_handling_seconds, rlhf_connections_refused_total; where a
+  // certificate is required, also rlhf_auth_failures_total{reason="handshake_…"}.
   MetricsRegistry* metrics = nullptr;
   // Called with that reason of each handshake that was refused where a certificate is required (HandshakeWatch says
   // what is known). On gRPC's threads; must return at once; not after Shutdown.

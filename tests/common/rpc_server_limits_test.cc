@@ -21,6 +21,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <prometheus/counter.h>
 
 #include "absl/strings/numbers.h"
 #include "absl/time/clock.h"
@@ -187,6 +188,7 @@ class RpcServerLimits : public testing::Test {
     options.tls.insecure = true;
     options.services = {&service_};
     options.receive_memory = std::move(memory);
+    options.metrics = &metrics_;
     auto server = RpcServer::Start(options);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
@@ -205,7 +207,14 @@ class RpcServerLimits : public testing::Test {
     return FromGrpc(v1::JobService::NewStub(channel)->GetJob(context.get(), {}, &job));
   }
 
+  // As the next scrape has it.
+  double RefusedAsExported() {
+    EXPECT_THAT(metrics_.Text(), testing::HasSubstr("\nrlhf_connections_refused_total "));
+    return metrics_.Counter("rlhf_connections_refused_total", "").Value();
+  }
+
   Jobs service_;
+  MetricsRegistry metrics_{"test"};
   std::unique_ptr<RpcServer> server_;
 };
 
@@ -290,10 +299,12 @@ TEST_F(RpcServerLimits, WhoTakesAllConnectionsEndsNeitherTheListenerNorThoseOfOt
     const auto honest = Connect();
     ASSERT_TRUE(Ask(honest).ok());
     const int64_t refused = ConnectionsRefused();
+    EXPECT_EQ(RefusedAsExported(), static_cast<double>(refused)) << "there before the first is refused";
     flooder.Flood(server_->port());
     const absl::Time patience = absl::Now() + absl::Seconds(20);
     while (ConnectionsRefused() - refused < 600 && absl::Now() < patience) absl::SleepFor(absl::Milliseconds(10));
     EXPECT_GE(ConnectionsRefused() - refused, 600);
+    EXPECT_GE(RefusedAsExported() - static_cast<double>(refused), 600);
     EXPECT_TRUE(Ask(honest).ok()) << "it was there before";
     const int file = open("/dev/null", O_RDONLY | O_CLOEXEC);
     EXPECT_GE(file, 0) << "none is left for files";
@@ -307,6 +318,8 @@ TEST_F(RpcServerLimits, WhoTakesAllConnectionsEndsNeitherTheListenerNorThoseOfOt
     absl::SleepFor(absl::Milliseconds(250));
   }
   EXPECT_TRUE(again.ok()) << again;
+  ExportConnectionsRefused(&metrics_);  // as a second listener of the process does
+  EXPECT_EQ(RefusedAsExported(), static_cast<double>(ConnectionsRefused()));
   server_.reset();
   EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
   LimitConnections();
