@@ -44,6 +44,8 @@ namespace {
 
 constexpr int kBackgroundThreads = 2;
 constexpr int kBatchThreads = 1;
+constexpr int kPageThreads = 2;
+constexpr int kCheckThreads = 1;
 // For what a crash left between a deletion and its sweep.
 constexpr absl::Duration kSweepPayloadsEvery = absl::Hours(1);
 constexpr absl::Duration kSignEvery = absl::Minutes(1);
@@ -149,7 +151,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::unique_ptr<PayloadStore> payloads_;
   std::unique_ptr<StateStore> store_;
   std::unique_ptr<RewardClient> reward_;
-  std::unique_ptr<Background> background_, batches_, volumes_;
+  std::unique_ptr<Background> background_, batches_, pages_, checks_, volumes_;
   std::shared_ptr<MetricsExport> export_;
   Edge edge_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
@@ -180,6 +182,8 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   loop_ = EventLoop::StartThread(&loop_clock_);
   background_ = Background::StartThreads(kBackgroundThreads);
   batches_ = Background::StartThreads(kBatchThreads);
+  pages_ = Background::StartThreads(kPageThreads);
+  checks_ = Background::StartThreads(kCheckThreads);
   volumes_ = Background::StartThreads(1);  // its own: jobs have to pause for want of room while a backup takes it
   RLHF_ASSIGN_OR_RETURN(tokens_, Tokens::Open(store_.get(), clock_));
   MakeManagers();
@@ -299,6 +303,8 @@ void CoordinatorServerImpl::MakeManagers() {
   edge_.loop = loop_.get();
   edge_.background = background_.get();
   edge_.batches = batches_.get();
+  edge_.pages = pages_.get();
+  edge_.checks = checks_.get();
   edge_.store = store_.get();
   edge_.fleet = fleet_.get();
   edge_.sampling = sampling_.get();

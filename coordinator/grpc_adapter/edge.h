@@ -49,6 +49,8 @@ struct Edge {
   EventLoop* loop = nullptr;
   Background* background = nullptr;
   Background* batches = nullptr;  // short work on learners' batches: never behind an artifact that is hashed
+  Background* pages = nullptr;    // what people look at, page by page: behind nothing that takes minutes
+  Background* checks = nullptr;   // the audit log and ledgers, read from end to end
   StateStore* store = nullptr;
   Fleet* fleet = nullptr;
   Sampling* sampling = nullptr;

@@ -160,7 +160,7 @@ class JobService final : public v1::JobService::CallbackService {
   void CheckNext(std::shared_ptr<Checking> checking) const {
     if (checking->next == checking->ids.size()) {
       // Of a service that has run for long it takes long: heartbeats do not wait for it.
-      return edge_.background->Run([loop = edge_.loop, oversight = edge_.oversight, checking] {
+      return edge_.checks->Run([loop = edge_.loop, oversight = edge_.oversight, checking] {
         v1::VerifyAuditResponse audit = oversight->audit().Verify(checking->gone);
         loop->Post([checking, audit = std::move(audit)] {
           if (!audit.intact()) {
@@ -186,7 +186,7 @@ class JobService final : public v1::JobService::CallbackService {
       if (!status.ok()) return checking->done(status);
       CheckNext(checking);
     };
-    edge_.sampling->Check(id, edge_.background, checking->gone, checked);
+    edge_.sampling->Check(id, edge_.checks, checking->gone, checked);
   }
 
   void Samples(const Caller& caller, const v1::ListSamplesRequest& r, Done<v1::ListSamplesResponse> done) const {
@@ -202,8 +202,8 @@ class JobService final : public v1::JobService::CallbackService {
     if (!absl::WebSafeBase64Unescape(r.page().page_token(), &after))
       return done(absl::InvalidArgumentError("page_token: expected the one of the previous answer"));
     // Hundreds of payloads: read beside the loop.
-    edge_.background->Run([this, r, job_id = job->id(), page_size = *page_size, after = std::move(after),
-                           done = std::move(done)]() mutable {
+    edge_.pages->Run([this, r, job_id = job->id(), page_size = *page_size, after = std::move(after),
+                      done = std::move(done)]() mutable {
       absl::StatusOr<v1::ListSamplesResponse> response = ReadSamples(r, job_id, page_size, std::move(after));
       edge_.loop->Post(
           [response = std::move(response), done = std::move(done)]() mutable { done(std::move(response)); });
