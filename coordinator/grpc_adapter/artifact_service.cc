@@ -9,6 +9,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "coordinator/grpc_adapter/call_token.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
 #include "coordinator/names.h"
@@ -23,8 +24,8 @@ constexpr size_t kMaxChunkBytes = 4 << 20;
 // started by the one before, so nothing here is shared between threads.
 class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadChunk> {
  public:
-  DownloadStream(const Edge& edge, Caller caller, v1::DownloadRequest request)
-      : edge_(edge), caller_(std::move(caller)), request_(std::move(request)) {
+  DownloadStream(const Edge& edge, const grpc::CallbackServerContext& context, v1::DownloadRequest request)
+      : edge_(edge), caller_(CallerOf(context)), token_(edge, context), request_(std::move(request)) {
     edge_.loop->Post([this] { Resolve(); });
   }
   ~DownloadStream() override {
@@ -62,6 +63,7 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadChunk> 
   }
 
   void ReadChunk() {
+    if (const absl::Status revoked = token_.Check(); !revoked.ok()) return Finish(ToGrpc(revoked));
     if (fd_ < 0 && (fd_ = open(path_.c_str(), O_RDONLY | O_CLOEXEC)) < 0) {
       return Finish(
           ToGrpc(absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", request_.path(), " of ", request_.digest()))));
@@ -84,6 +86,7 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadChunk> 
 
   const Edge& edge_;
   const Caller caller_;
+  const CallToken token_;
   const v1::DownloadRequest request_;
   std::string path_;
   uint64_t offset_ = 0, end_ = 0;
@@ -94,11 +97,15 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadChunk> 
 // Takes chunks one by one: the next is read when the one before is written, so the client's window is the only queue.
 class UploadStream final : public grpc::ServerReadReactor<v1::UploadChunk> {
  public:
-  UploadStream(const Edge& edge, Caller caller, v1::UploadChunksResponse* response)
-      : edge_(edge), caller_(std::move(caller)), response_(response) {
-    StartRead(&chunk_);
+  UploadStream(const Edge& edge, const grpc::CallbackServerContext& context, v1::UploadChunksResponse* response)
+      : edge_(edge),
+        caller_(CallerOf(context)),
+        watch_(ReadWatch::Begin(edge, context, [this](const absl::Status& revoked) { Finish(ToGrpc(revoked)); })),
+        response_(response) {
+    Read();
   }
   void OnReadDone(bool ok) override {
+    if (!watch_->Arrived()) return;
     if (!ok) {
       response_->set_received(received_);
       return Finish(grpc::Status::OK);
@@ -108,9 +115,13 @@ class UploadStream final : public grpc::ServerReadReactor<v1::UploadChunk> {
   void OnDone() override { delete this; }
 
  private:
+  void Read() {
+    watch_->Waits();
+    StartRead(&chunk_);
+  }
   void Take() {
-    absl::Status status;
-    if (chunk_.data().size() > kMaxChunkBytes) {
+    absl::Status status = watch_->Check();
+    if (status.ok() && chunk_.data().size() > kMaxChunkBytes) {
       status = absl::InvalidArgumentError(
           absl::StrCat("data: expected at most ", kMaxChunkBytes, " bytes, found ", chunk_.data().size()));
     }
@@ -123,11 +134,12 @@ class UploadStream final : public grpc::ServerReadReactor<v1::UploadChunk> {
     if (status.ok()) status = edge_.artifacts->WriteChunk(chunk_);
     if (!status.ok()) return Finish(ToGrpc(status));
     received_ += chunk_.data().size();
-    StartRead(&chunk_);
+    Read();
   }
 
   const Edge& edge_;
   const Caller caller_;
+  const std::shared_ptr<ReadWatch> watch_;
   v1::UploadChunksResponse* const response_;
   v1::UploadChunk chunk_;
   std::string admitted_;
@@ -149,7 +161,7 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
   }
   grpc::ServerReadReactor<v1::UploadChunk>* UploadChunks(grpc::CallbackServerContext* context,
                                                          v1::UploadChunksResponse* response) override {
-    return new UploadStream(edge_, CallerOf(*context), response);
+    return new UploadStream(edge_, *context, response);
   }
   grpc::ServerUnaryReactor* FinishUpload(grpc::CallbackServerContext* context, const v1::FinishUploadRequest* request,
                                          v1::Artifact* response) override {
@@ -195,7 +207,7 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
   }
   grpc::ServerWriteReactor<v1::DownloadChunk>* Download(grpc::CallbackServerContext* context,
                                                         const v1::DownloadRequest* request) override {
-    return new DownloadStream(edge_, CallerOf(*context), *request);
+    return new DownloadStream(edge_, *context, *request);
   }
   grpc::ServerUnaryReactor* SetAlias(grpc::CallbackServerContext* context, const v1::SetAliasRequest* request,
                                      v1::Artifact* response) override {

@@ -11,6 +11,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "coordinator/grpc_adapter/call_token.h"
 #include "coordinator/grpc_adapter/collect_lookup.h"
 #include "coordinator/grpc_adapter/loop_stream.h"
 
@@ -82,11 +83,19 @@ class ExportStream final : public LoopStream<v1::Comparison> {
 
 class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsRequest> {
  public:
-  ImportStream(const Edge& edge, ComparisonSets* sets, Caller caller, v1::ImportComparisonsResponse* response)
-      : edge_(edge), sets_(sets), caller_(std::move(caller)), response_(response) {
-    StartRead(&request_);
+  ImportStream(const Edge& edge, ComparisonSets* sets, const grpc::CallbackServerContext& context,
+               v1::ImportComparisonsResponse* response)
+      : edge_(edge),
+        sets_(sets),
+        caller_(CallerOf(context)),
+        watch_(ReadWatch::Begin(edge, context, [this](const absl::Status& revoked) { Abandon(revoked); })),
+        response_(response) {
+    Read();
   }
   void OnReadDone(bool ok) override {
+    if (!watch_->Arrived()) return;
+    if (const absl::Status revoked = watch_->Check(); !revoked.ok())
+      return edge_.loop->Post([this, revoked] { Abandon(revoked); });
     if (!ok) {
       // A client that has gone away gets what it sent imported all the same.
       if (session_ == nullptr)
@@ -108,6 +117,10 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsR
   void OnDone() override { delete this; }
 
  private:
+  void Read() {
+    watch_->Waits();
+    StartRead(&request_);
+  }
   void Begin() {
     const std::string project = Edge::ProjectFor(caller_, request_.project());
     if (absl::Status status = edge_.Admit(caller_, project, "/rlhf.v1.FeedbackService/ImportComparisons"); !status.ok())
@@ -129,7 +142,7 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsR
     }
     if (const absl::Status taken = session_->Add(&request_); !taken.ok())
       return edge_.loop->Post([this, taken] { Abandon(taken); });
-    StartRead(&request_);
+    Read();
   }
   void End(const absl::Status& written) {
     if (!written.ok()) return Abandon(written);
@@ -143,7 +156,7 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsR
     });
   }
   void Abandon(const absl::Status& status) {
-    sets_->AbandonImport(*session_);
+    if (session_ != nullptr) sets_->AbandonImport(*session_);
     Answer(status);
   }
   void Answer(const absl::Status& status) { Finish(ToGrpc(status)); }
@@ -151,6 +164,7 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsR
   const Edge& edge_;
   ComparisonSets* const sets_;
   const Caller caller_;
+  const std::shared_ptr<ReadWatch> watch_;
   v1::ImportComparisonsResponse* const response_;
   v1::ImportComparisonsRequest request_;
   std::shared_ptr<ImportSession> session_;
@@ -186,9 +200,9 @@ void CountComparisons(const Edge& edge, const char* source, double n) {
 }
 
 grpc::ServerReadReactor<v1::ImportComparisonsRequest>* ImportStreamOf(const Edge& edge, ComparisonSets* sets,
-                                                                      const Caller& caller,
+                                                                      const grpc::CallbackServerContext& context,
                                                                       v1::ImportComparisonsResponse* response) {
-  return new ImportStream(edge, sets, caller, response);
+  return new ImportStream(edge, sets, context, response);
 }
 
 grpc::ServerWriteReactor<v1::Comparison>* ExportStreamOf(const Edge& edge, ComparisonSets* sets,

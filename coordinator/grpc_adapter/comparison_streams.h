@@ -15,9 +15,10 @@ namespace rlhf::coordinator {
 void CountComparisons(const Edge& edge, const char* source, double n);
 
 // Takes one piece after the other: the next is read when the one before is in its files, so memory stays bounded. When
-// the client ends the stream, or goes away, what came before counts.
+// the client ends the stream, or goes away, what came before counts; nothing of it does when its token is revoked or
+// expires meanwhile.
 grpc::ServerReadReactor<v1::ImportComparisonsRequest>* ImportStreamOf(const Edge& edge, ComparisonSets* sets,
-                                                                      const Caller& caller,
+                                                                      const grpc::CallbackServerContext& context,
                                                                       v1::ImportComparisonsResponse* response);
 
 // The comparisons of a collect job, or of an imported set ("set:NAME").

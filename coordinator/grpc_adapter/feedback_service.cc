@@ -72,7 +72,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
   }
   grpc::ServerReadReactor<v1::ImportComparisonsRequest>* ImportComparisons(
       grpc::CallbackServerContext* context, v1::ImportComparisonsResponse* response) override {
-    return ImportStreamOf(edge_, &sets_, CallerOf(*context), response);
+    return ImportStreamOf(edge_, &sets_, *context, response);
   }
   grpc::ServerWriteReactor<v1::Comparison>* ExportComparisons(grpc::CallbackServerContext* context,
                                                               const v1::ExportComparisonsRequest* request) override {

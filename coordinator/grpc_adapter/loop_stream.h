@@ -5,21 +5,18 @@
 
 #include <functional>
 #include <memory>
-#include <string>
+#include <optional>
 #include <utility>
 
 #include <grpcpp/grpcpp.h>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
-#include "common/rpc_interceptor.h"
 #include "common/status_util.h"
+#include "coordinator/grpc_adapter/call_token.h"
 #include "coordinator/grpc_adapter/edge.h"
 
 namespace rlhf::coordinator {
-
-// The authorizer looks at a token when a call begins; so often it is looked at while a stream is open.
-constexpr absl::Duration kLookAtTokenEvery = absl::Seconds(1);
 
 template <typename T>
 class LoopStream : public grpc::ServerWriteReactor<T>, public std::enable_shared_from_this<LoopStream<T>> {
@@ -32,8 +29,7 @@ class LoopStream : public grpc::ServerWriteReactor<T>, public std::enable_shared
                                           const grpc::CallbackServerContext& context) {
     LoopStream<T>* raw = stream.get();
     raw->self_ = stream;
-    raw->by_token_ = !raw->edge_.insecure && CallerOf(context).role.empty();
-    if (raw->by_token_) raw->token_ = BearerTokenOf(context.client_metadata());
+    raw->token_.emplace(raw->edge_, context);
     raw->handle_ = raw->edge_.open_calls->Add([weak = std::weak_ptr<LoopStream<T>>(stream)] {
       const auto stream = weak.lock();
       if (stream == nullptr) return;
@@ -45,7 +41,7 @@ class LoopStream : public grpc::ServerWriteReactor<T>, public std::enable_shared
     // So that a client knows that it is being served, also before there is anything to say.
     raw->StartSendInitialMetadata();
     raw->PostHere([](LoopStream* s) {
-      if (s->by_token_) s->Every(kLookAtTokenEvery, [s] { s->LookAtToken(); });
+      if (s->token_->present()) s->Every(kLookAtTokenEvery, [s] { s->LookAtToken(); });
       s->Step();
     });
     return raw;
@@ -112,7 +108,7 @@ class LoopStream : public grpc::ServerWriteReactor<T>, public std::enable_shared
 
  private:
   void LookAtToken() {
-    if (absl::Status status = edge_.tokens->Verify(token_).status(); !status.ok()) End(std::move(status));
+    if (absl::Status status = token_->Check(); !status.ok()) End(std::move(status));
   }
   void Step() {
     if (writing_ || finished_) return;
@@ -125,8 +121,7 @@ class LoopStream : public grpc::ServerWriteReactor<T>, public std::enable_shared
   }
 
   std::shared_ptr<LoopStream<T>> self_;
-  bool by_token_ = false;  // its caller came with one, which is not so in the fleet and without TLS
-  std::string token_;
+  std::optional<CallToken> token_;
   uint64_t handle_ = 0;
   T message_;
   bool writing_ = false, ended_ = false, finished_ = false;

@@ -4,7 +4,10 @@
 
 #include <gtest/gtest.h>
 
+#include "artifact/digest.h"
 #include "rlhf/v1/admin_service.grpc.pb.h"
+#include "rlhf/v1/artifact_service.grpc.pb.h"
+#include "rlhf/v1/feedback_service.grpc.pb.h"
 #include "rlhf/v1/fleet_service.grpc.pb.h"
 #include "rlhf/v1/log_service.grpc.pb.h"
 #include "tests/coordinator/collect_fixture.h"
@@ -14,15 +17,25 @@ namespace {
 
 class StreamsTest : public CollectFixture {
  protected:
-  v1::CreateTokenResponse Token(const std::string& subject, int64_t ttl_seconds = 0) {
+  v1::CreateTokenResponse Token(const std::string& subject, int64_t ttl_seconds = 0, v1::TokenRole role = v1::VIEWER) {
     v1::CreateTokenRequest request;
     request.set_subject(subject);
     request.set_project("*");
-    request.add_roles(v1::VIEWER);
+    request.add_roles(role);
     request.set_ttl_seconds(ttl_seconds);
     const auto made = Call(v1::AdminService::NewStub(Api("admin")), &v1::AdminService::Stub::CreateToken, request);
     EXPECT_TRUE(made.ok()) << made.status();
     return made.value_or(v1::CreateTokenResponse());
+  }
+  void Revoke(const v1::CreateTokenResponse& token) {
+    v1::RevokeTokenRequest revoke;
+    revoke.set_id(token.token().id());
+    ASSERT_TRUE(Call(v1::AdminService::NewStub(Api("admin")), &v1::AdminService::Stub::RevokeToken, revoke).ok());
+  }
+  static void ExpectUnauthenticated(const grpc::Status& grpc_status) {
+    const absl::Status status = FromGrpc(grpc_status);
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnauthenticated) << status;
+    EXPECT_EQ(ReasonOf(status), v1::UNAUTHENTICATED_CALLER) << status;
   }
   // A stream of all logs, as long as they come.
   struct Followed {
@@ -72,14 +85,10 @@ TEST_F(StreamsTest, ARevokedTokenEndsItsOwnStreamsOnly) {
   const auto watched = jobs->WatchJob(context.get(), watch);
   watched->WaitForInitialMetadata();
 
-  v1::RevokeTokenRequest revoke;
-  revoke.set_id(ada.token().id());
-  ASSERT_TRUE(Call(v1::AdminService::NewStub(Api("admin")), &v1::AdminService::Stub::RevokeToken, revoke).ok());
+  Revoke(ada);
   v1::JobEvent event;
   while (watched->Read(&event)) continue;
-  const absl::Status job_ended = FromGrpc(watched->Finish());
-  EXPECT_EQ(job_ended.code(), absl::StatusCode::kUnauthenticated) << job_ended;
-  EXPECT_EQ(ReasonOf(job_ended), v1::UNAUTHENTICATED_CALLER);
+  ExpectUnauthenticated(watched->Finish());
   v1::LogLine line;
   while (adas.reader->Read(&line)) continue;
   EXPECT_EQ(adas.reader->Finish().error_code(), grpc::StatusCode::UNAUTHENTICATED);
@@ -96,6 +105,116 @@ TEST_F(StreamsTest, ATokenThatExpiresEndsItsStreams) {
   v1::LogLine line;
   while (followed.reader->Read(&line)) continue;
   EXPECT_EQ(followed.reader->Finish().error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(StreamsTest, AnUploadEndsWithItsTokenAlsoWhileNothingComes) {
+  const v1::CreateTokenResponse ada = Token("ada", 0, v1::SUBMITTER);
+  const auto stub = v1::ArtifactService::NewStub(ApiWithToken(ada.secret()));
+  const std::string content = "0123456789";
+  v1::StartUploadRequest start;
+  start.set_project("default");
+  start.set_kind("data");
+  v1::FileEntry* file = start.add_files();
+  file->set_path("a");
+  file->set_size(content.size());
+  file->set_sha256(artifact::Sha256Hex(content));
+  const auto started = Call(stub, &v1::ArtifactService::Stub::StartUpload, start);
+  ASSERT_TRUE(started.ok()) << started.status();
+  v1::UploadChunksResponse response;
+  const auto context = client::MakeContext(absl::Seconds(60));
+  const auto writer = stub->UploadChunks(context.get(), &response);
+  v1::UploadChunk chunk;
+  chunk.set_upload_id(started->upload_id());
+  chunk.set_data(content.substr(0, 5));
+  ASSERT_TRUE(writer->Write(chunk));
+  Revoke(ada);
+  ExpectUnauthenticated(writer->Finish());
+
+  // What had arrived stays, for whoever goes on with it.
+  const auto resumed =
+      Call(v1::ArtifactService::NewStub(Api("submitter")), &v1::ArtifactService::Stub::StartUpload, start);
+  ASSERT_TRUE(resumed.ok()) << resumed.status();
+  EXPECT_LE(resumed->offsets(0), 5u);
+}
+
+TEST_F(StreamsTest, AnUploadThatGoesOnEndsWithItsToken) {
+  const v1::CreateTokenResponse ada = Token("ada", 0, v1::SUBMITTER);
+  const auto stub = v1::ArtifactService::NewStub(ApiWithToken(ada.secret()));
+  v1::StartUploadRequest start;
+  start.set_project("default");
+  start.set_kind("data");
+  v1::FileEntry* file = start.add_files();
+  file->set_path("a");
+  file->set_size(1 << 30);
+  file->set_sha256(std::string(64, '0'));
+  const auto started = Call(stub, &v1::ArtifactService::Stub::StartUpload, start);
+  ASSERT_TRUE(started.ok()) << started.status();
+  v1::UploadChunksResponse response;
+  const auto context = client::MakeContext(absl::Seconds(60));
+  const auto writer = stub->UploadChunks(context.get(), &response);
+  v1::UploadChunk chunk;
+  chunk.set_upload_id(started->upload_id());
+  chunk.set_data("x");
+  // A byte at a time, so that it never waits for long: its next piece is refused.
+  ASSERT_TRUE(writer->Write(chunk));
+  Revoke(ada);
+  uint64_t sent = 1;
+  do {
+    chunk.set_offset(sent++);
+  } while (sent < (1u << 22) && writer->Write(chunk));
+  ExpectUnauthenticated(writer->Finish());
+}
+
+TEST_F(StreamsTest, ADownloadEndsWithItsToken) {
+  const std::string path = dir_.File("large");
+  constexpr size_t kBytes = 48 << 20;  // more than is on its way to a client that does not read
+  ASSERT_TRUE(WriteFileDurably(path, std::string(kBytes, 'x')).ok());
+  const auto uploaded = client::UploadArtifact(Api("submitter"), path, "data", "default", "large");
+  ASSERT_TRUE(uploaded.ok()) << uploaded.status();
+  const v1::CreateTokenResponse ada = Token("ada");
+  const auto stub = v1::ArtifactService::NewStub(ApiWithToken(ada.secret()));
+  v1::DownloadRequest request;
+  request.set_digest(uploaded->digest());
+  request.set_path(uploaded->files(0).path());
+  const auto context = client::MakeContext(absl::Seconds(60));
+  const auto reader = stub->Download(context.get(), request);
+  v1::DownloadChunk chunk;
+  ASSERT_TRUE(reader->Read(&chunk));
+  size_t got = chunk.data().size();
+  Revoke(ada);
+  while (reader->Read(&chunk)) got += chunk.data().size();
+  ExpectUnauthenticated(reader->Finish());
+  EXPECT_LT(got, kBytes);
+}
+
+TEST_F(StreamsTest, AnImportEndsWithItsTokenAndNothingOfItCounts) {
+  const v1::CreateTokenResponse ada = Token("ada", 0, v1::SUBMITTER);
+  const auto import = [](v1::FeedbackService::Stub& stub, bool ends, const std::function<void()>& meanwhile) {
+    v1::ImportComparisonsResponse response;
+    const auto context = client::MakeContext(absl::Seconds(60));
+    const auto writer = stub.ImportComparisons(context.get(), &response);
+    v1::ImportComparisonsRequest request;
+    request.set_project("default");
+    request.set_set("taste");
+    v1::Comparison* comparison = request.add_comparisons();
+    comparison->mutable_prompt()->set_text("Q");
+    comparison->mutable_first()->set_text("good");
+    comparison->mutable_second()->set_text("bad");
+    comparison->set_preference(v1::FIRST);
+    EXPECT_TRUE(writer->Write(request));
+    meanwhile();
+    if (ends) writer->WritesDone();
+    return writer->Finish();
+  };
+  const auto stub = v1::FeedbackService::NewStub(ApiWithToken(ada.secret()));
+  ExpectUnauthenticated(import(*stub, /*ends=*/false, [&] { Revoke(ada); }));
+  const auto others = v1::FeedbackService::NewStub(Api("submitter"));
+  const auto sets = Call(others, &FeedbackStub::ListSets, v1::ListSetsRequest());
+  ASSERT_TRUE(sets.ok()) << sets.status();
+  EXPECT_EQ(sets->sets_size(), 0);
+  // The set is free for the next import.
+  const absl::Status next = FromGrpc(import(*others, /*ends=*/true, [] {}));
+  EXPECT_TRUE(next.ok()) << next;
 }
 
 }  // namespace
