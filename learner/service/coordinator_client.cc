@@ -21,6 +21,18 @@ bool WorthAnotherTry(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
 }
 
+// What is told of a call that has to be tried again. A reason is the coordinator's own: it answers, and does not do it.
+std::string WhyAgain(const absl::Status& status) {
+  switch (ReasonOf(status)) {
+    case v1::ERROR_REASON_UNSPECIFIED:
+      return absl::StrCat("the coordinator does not answer (", status.message(), "); trying again");
+    case v1::SERVICE_HALTED:
+      return absl::StrCat(status.message(), "; waiting for that");
+    default:
+      return absl::StrCat("the coordinator cannot do what it is asked now (", status.message(), "); trying again");
+  }
+}
+
 }  // namespace
 
 CoordinatorClient::CoordinatorClient(std::shared_ptr<grpc::Channel> channel, client::FleetSession* session)
@@ -51,6 +63,7 @@ bool CoordinatorClient::SleepUnlessCancelled(absl::Duration duration) {
 absl::Status CoordinatorClient::Retry(const std::function<absl::Status(grpc::ClientContext*)>& call,
                                       absl::Duration timeout) {
   absl::Duration pause = absl::Milliseconds(100);
+  std::string told;
   while (true) {
     const std::unique_ptr<grpc::ClientContext> context = client::MakeContext(timeout);
     const std::string session = session_->session_id();
@@ -67,7 +80,8 @@ absl::Status CoordinatorClient::Retry(const std::function<absl::Status(grpc::Cli
     }
     if (ReasonOf(status) == v1::UNKNOWN_SESSION) session_->Invalidate(session);
     if (!WorthAnotherTry(status)) return status;
-    spdlog::warn("the coordinator does not answer ({}); trying again", std::string(status.message()));
+    // Once: a halt lasts for hours.
+    if (std::string why = WhyAgain(status); why != told) spdlog::warn("{}", told = std::move(why));
     absl::SleepFor(pause);
     pause = std::min(2 * pause, absl::Seconds(2));
   }
