@@ -107,8 +107,6 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   void StartTicks();
   // From now on the loop's own standstills count against nobody.
   void WatchLoop();
-  // Off the loop: a volume that hangs must not stop everything.
-  void LookForRoom();
   void LookAtCertificates();
   void Every(absl::Duration period, std::function<void()> tick);
   // Runs fn on the loop and waits for it.
@@ -123,7 +121,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::atomic<Phase> phase_{Phase::kRecovering};
   std::atomic<int64_t> loop_turned_ns_{0};
   std::atomic<bool> stopped_{false}, store_failed_{false};
-  std::atomic<bool> looking_for_room_{false}, out_of_room_{false}, looking_at_certificates_{false};
+  std::atomic<bool> looking_at_certificates_{false};
   bool shut_down_ = false;
   absl::Duration warned_ = absl::ZeroDuration();
 
@@ -151,7 +149,8 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::unique_ptr<PayloadStore> payloads_;
   std::unique_ptr<StateStore> store_;
   std::unique_ptr<RewardClient> reward_;
-  std::unique_ptr<Background> background_, batches_, pages_, checks_, volumes_;
+  std::unique_ptr<Background> background_, batches_, pages_, checks_;
+  std::unique_ptr<VolumeWatch> volumes_;
   std::shared_ptr<MetricsExport> export_;
   Edge edge_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
@@ -184,7 +183,11 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   batches_ = Background::StartThreads(kBatchThreads);
   pages_ = Background::StartThreads(kPageThreads);
   checks_ = Background::StartThreads(kCheckThreads);
-  volumes_ = Background::StartThreads(1);  // its own: jobs have to pause for want of room while a backup takes it
+  volumes_ = std::make_unique<VolumeWatch>(
+      VolumeWatch::Folders{{"data", config_.data_dir}, {"artifacts", config_.artifact_root}}, config_.min_free_mb,
+      &metrics_, [this](const VolumeTrouble& trouble) {
+        loop_->Post([this, trouble] { jobs_->SetOutOfRoom(trouble.why, trouble.code); });
+      });
   RLHF_ASSIGN_OR_RETURN(tokens_, Tokens::Open(store_.get(), clock_));
   MakeManagers();
   if (!config_.audit_key_file.empty()) {
@@ -453,33 +456,12 @@ void CoordinatorServerImpl::StartTicks() {
   Every(absl::Milliseconds(500), [this] { fleet_->Tick(); });
   Every(absl::Seconds(1), [this] { feedback_->Tick(); });
   Every(kSignEvery, [this] { oversight_->audit().SignHead(); });
-  Every(absl::Milliseconds(500), [this] { LookForRoom(); });
+  Every(absl::Milliseconds(500), [this] { volumes_->Look(); });
   if (!config_.insecure) Every(kLookAtCertificatesEvery, [this] { LookAtCertificates(); });
   Every(kSweepPayloadsEvery, [this] { retention_->Sweep(); });
   loop_->Post([this] { artifacts_->SweepStaging(); });
   Every(kSweepStagingEvery, [this] { artifacts_->SweepStaging(); });
-  LookForRoom();
-}
-
-void CoordinatorServerImpl::LookForRoom() {
-  if (looking_for_room_.exchange(true)) return;
-  volumes_->Run([this] {
-    VolumeTrouble trouble =
-        LookAtVolumes({config_.data_dir, config_.artifact_root}, config_.min_free_mb, out_of_room_.load());
-    for (const auto& [volume, folder] : {std::pair("data", config_.data_dir), {"artifacts", config_.artifact_root}}) {
-      const auto room = trouble.rooms.find(folder);
-      if (room == trouble.rooms.end()) continue;
-      metrics_.Gauge("rlhf_volume_free_bytes", "Space left for this process on a volume.", {{"volume", volume}})
-          .Set(static_cast<double>(room->second.free_bytes));
-      metrics_.Gauge("rlhf_volume_size_bytes", "Size of a volume.", {{"volume", volume}})
-          .Set(static_cast<double>(room->second.size_bytes));
-    }
-    if (out_of_room_.exchange(trouble.any()) != trouble.any())
-      spdlog::warn("{}",
-                   trouble.any() ? trouble.why + ": jobs pause" : "the disks can be written to again: jobs go on");
-    loop_->Post([this, trouble = std::move(trouble)] { jobs_->SetOutOfRoom(trouble.why, trouble.code); });
-    looking_for_room_ = false;
-  });
+  volumes_->Look();
 }
 
 void CoordinatorServerImpl::LookAtCertificates() {

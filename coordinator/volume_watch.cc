@@ -4,7 +4,10 @@
 
 #include <cstdint>
 
+#include <prometheus/gauge.h>
+
 #include "absl/strings/str_cat.h"
+#include "common/log.h"
 #include "coordinator/jobs.h"
 
 namespace rlhf::coordinator {
@@ -16,15 +19,30 @@ std::optional<VolumeRoom> RoomOf(const std::string& folder) {
                     static_cast<uint64_t>(volume.f_blocks) * volume.f_frsize, (volume.f_flag & ST_RDONLY) != 0};
 }
 
-VolumeTrouble LookAtVolumes(const std::vector<std::string>& folders, int min_free_mb, bool was_full) {
+void VolumeWatch::Look() {
+  if (looking_.exchange(true)) return;
+  thread_->Run([this] {
+    const VolumeTrouble trouble = LookNow();
+    const bool any = !trouble.why.empty();
+    if (std::exchange(trouble_, any) != any)
+      spdlog::warn("{}", any ? trouble.why + ": jobs pause" : "the disks can be written to again: jobs go on");
+    found_(trouble);
+    looking_ = false;
+  });
+}
+
+VolumeTrouble VolumeWatch::LookNow() {
   VolumeTrouble trouble;
-  for (const std::string& folder : folders) {
+  for (const auto& [volume, folder] : folders_) {
     const std::optional<VolumeRoom> room = RoomOf(folder);
     if (!room) continue;
-    trouble.rooms[folder] = *room;
+    metrics_->Gauge("rlhf_volume_free_bytes", "Space left for this process on a volume.", {{"volume", volume}})
+        .Set(static_cast<double>(room->free_bytes));
+    metrics_->Gauge("rlhf_volume_size_bytes", "Size of a volume.", {{"volume", volume}})
+        .Set(static_cast<double>(room->size_bytes));
     if (trouble.code == kDiskReadOnly) continue;
-    const uint64_t least = static_cast<uint64_t>(min_free_mb) << 20;
-    const uint64_t wanted = was_full ? least + least / 4 : least;
+    const uint64_t least = static_cast<uint64_t>(min_free_mb_) << 20;
+    const uint64_t wanted = trouble_ ? least + least / 4 : least;
     if (room->read_only) {
       trouble.why = absl::StrCat("the volume of ", folder, " is read-only");
       trouble.code = kDiskReadOnly;

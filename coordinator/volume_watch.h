@@ -1,11 +1,17 @@
 // What room volumes have, and whether the coordinator's can be written to.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
-#include <map>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "common/metrics.h"
+#include "coordinator/event_loop.h"
 
 namespace rlhf::coordinator {
 
@@ -18,15 +24,35 @@ struct VolumeRoom {
 std::optional<VolumeRoom> RoomOf(const std::string& folder);
 
 struct VolumeTrouble {
-  std::string why;                               // for people, with the folder; empty: all can be written to
-  std::string code;                              // kDiskFull or kDiskReadOnly (jobs.h)
-  std::map<std::string, VolumeRoom> rooms = {};  // by folder
-
-  bool any() const { return !why.empty(); }
+  std::string why;   // for people, with the folder; empty: all can be written to
+  std::string code;  // kDiskFull or kDiskReadOnly (jobs.h)
 };
 
+// Looks at volumes on a thread of its own: one that hangs holds up nobody, and jobs have to pause for want of room
+// while a backup takes it. Thread-safe.
+//
 // A volume is full below `min_free_mb` megabytes, and, once it was, until there are a quarter more: jobs that go on
-// would pause again at once. A folder that cannot be looked at is left out. Any thread; a volume that hangs blocks it.
-VolumeTrouble LookAtVolumes(const std::vector<std::string>& folders, int min_free_mb, bool was_full);
+// would pause again at once. A folder that cannot be looked at is left out.
+class VolumeWatch {
+ public:
+  using Folders = std::vector<std::pair<std::string, std::string>>;  // the volume's name in metrics, a folder of it
+  // `found` is called with what every look found, on the watch's thread. Ends with the look that is going on.
+  VolumeWatch(Folders folders, int min_free_mb, MetricsRegistry* metrics,
+              std::function<void(const VolumeTrouble&)> found)
+      : folders_(std::move(folders)), min_free_mb_(min_free_mb), metrics_(metrics), found_(std::move(found)) {}
+  // Returns at once; nothing happens while the look before is not over.
+  void Look();
+
+ private:
+  VolumeTrouble LookNow();
+
+  const Folders folders_;
+  const int min_free_mb_;
+  MetricsRegistry* const metrics_;
+  const std::function<void(const VolumeTrouble&)> found_;
+  std::atomic<bool> looking_{false};
+  bool trouble_ = false;  // at the last look
+  const std::unique_ptr<Background> thread_ = Background::StartThreads(1);
+};
 
 }  // namespace rlhf::coordinator
