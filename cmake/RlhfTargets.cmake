@@ -39,6 +39,10 @@ function(_rlhf_pch NAME HEADER)
   add_library(rlhf_${NAME} OBJECT "${_stub}")
   target_link_libraries(rlhf_${NAME} PRIVATE rlhf_build_flags ${ARGN})
   target_precompile_headers(rlhf_${NAME} PRIVATE "${PROJECT_SOURCE_DIR}/cmake/${HEADER}")
+  if(CMAKE_CXX_COMPILER_LAUNCHER)
+    set_target_properties(rlhf_${NAME} PROPERTIES
+      CXX_COMPILER_LAUNCHER "${PROJECT_SOURCE_DIR}/cmake/fresh_pch;${CMAKE_CXX_COMPILER_LAUNCHER}")
+  endif()
 endfunction()
 
 function(_rlhf_apply_kind TARGET TORCH GRPC)
