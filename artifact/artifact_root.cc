@@ -53,18 +53,37 @@ absl::Status FsyncFile(const fs::path& path) {
   return absl::OkStatus();
 }
 
-// Regular files below root, by relative path; anything else is refused, so that nothing outside is ever read.
-absl::StatusOr<std::vector<std::string>> ListFiles(const fs::path& root) {
+// Of a link whose end is no regular file.
+absl::Status LinkError(const fs::path& link) {
+  std::error_code error;
+  const std::string target = fs::read_symlink(link, error).string();
+  const char* found = fs::is_directory(link, error) ? "a folder; copy the folder"
+                      : fs::exists(link, error)     ? "which is no regular file"
+                                                    : "where there is nothing: was a download interrupted?";
+  return absl::InvalidArgumentError(
+      absl::StrCat(link.string(), ": expected a file, or a link to one, found a link to ", target, ", ", found));
+}
+
+// Regular files below root, by relative path; anything else is refused, so that nothing outside is read but what the
+// links of a user's own folder name.
+absl::StatusOr<std::vector<std::string>> ListFiles(const fs::path& root, Origin origin) {
   std::vector<std::string> out;
   std::error_code error;
   fs::recursive_directory_iterator it(root, error), end;
   for (; !error && it != end; it.increment(error)) {
     const std::string relative = it->path().lexically_relative(root).generic_string();
-    if (it->is_symlink())
+    if (origin == Origin::kUser && absl::StartsWith(it->path().filename().string(), ".")) {
+      it.disable_recursion_pending();
+      continue;
+    }
+    const bool link = it->is_symlink();
+    if (link && origin == Origin::kService)
       return absl::InvalidArgumentError(
           absl::StrCat(it->path().string(), ": symbolic links cannot be in an artifact; copy the file"));
-    if (it->is_directory()) continue;
-    if (!it->is_regular_file())
+    if (!link && it->is_directory()) continue;
+    std::error_code unreadable;
+    if (link && !it->is_regular_file(unreadable)) return LinkError(it->path());
+    if (!link && !it->is_regular_file())
       return absl::InvalidArgumentError(
           absl::StrCat(it->path().string(), ": only regular files can be in an artifact"));
     if (relative == kManifestName) continue;
@@ -108,15 +127,15 @@ std::string ToJson(const Manifest& manifest) {
 
 ArtifactRoot::ArtifactRoot(std::string root) : root_(std::move(root)) {}
 
-absl::StatusOr<Manifest> ComputeManifest(const std::string& path) {
+absl::StatusOr<Manifest> ComputeManifest(const std::string& path, Origin origin) {
   std::error_code error;
   const fs::path source = path;
-  if (fs::is_symlink(source, error))
+  if (origin == Origin::kService && fs::is_symlink(source, error))
     return absl::InvalidArgumentError(absl::StrCat(path, ": expected a file or folder, found a symbolic link"));
   if (fs::is_regular_file(source, error)) return ManifestOf(source.parent_path(), {source.filename().string()});
   if (!fs::is_directory(source, error))
     return absl::NotFoundError(absl::StrCat("expected a file or folder at ", path, ", found none"));
-  auto files = ListFiles(source);
+  auto files = ListFiles(source, origin);
   if (!files.ok()) return files.status();
   return ManifestOf(source, *files);
 }
@@ -160,7 +179,7 @@ absl::StatusOr<Manifest> ArtifactRoot::Publish(const std::string& source_path) c
 }
 
 absl::StatusOr<Manifest> ArtifactRoot::PublishStaged(const std::string& staging_dir) const {
-  auto files = ListFiles(staging_dir);
+  auto files = ListFiles(staging_dir, Origin::kService);
   if (!files.ok()) return files.status();
   auto manifest = ManifestOf(staging_dir, *files);
   if (!manifest.ok()) return manifest.status();

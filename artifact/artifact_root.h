@@ -56,7 +56,19 @@ class ArtifactRoot {
   std::string root_;
 };
 
-// Computes the manifest of a file or directory without publishing it.
-absl::StatusOr<Manifest> ComputeManifest(const std::string& path);
+// Whose files become an artifact.
+enum class Origin {
+  // A folder that a role reads, and that others may be able to write: a link in it could bring in any file of the
+  // role's,
+  // so links are refused.
+  kService,
+  // A folder that a program reads for the user who runs it, such as what Hugging Face's downloader makes: links to
+  // regular files are followed, and what is hidden (.cache, .git, .gitattributes) is no part of the artifact.
+  kUser,
+};
+
+// Computes the manifest of a file or directory without publishing it. InvalidArgument for what is no regular file, and
+// for a link to a folder or to nothing, also of a user's.
+absl::StatusOr<Manifest> ComputeManifest(const std::string& path, Origin origin = Origin::kService);
 
 }  // namespace rlhf::artifact

@@ -83,13 +83,14 @@ class Uploader {
     if (const absl::Status readable = CheckReadable(full); !readable.ok()) return Annotate(readable, where);
     std::string digest;
     if (channel_ == nullptr) {
-      auto manifest = artifact::ComputeManifest(full);
+      auto manifest = artifact::ComputeManifest(full, artifact::Origin::kUser);
       if (!manifest.ok()) return Here(Annotate(manifest.status(), where));
       digest = manifest->digest;
       uploaded.emplace_back().set_digest(digest);
     } else {
       const bool model = std::filesystem::exists(path / "config.json", error);
-      auto artifact = client::UploadArtifact(channel_, full, model ? "model" : "data", project_, "");
+      auto artifact =
+          client::UploadArtifact(channel_, full, model ? "model" : "data", project_, "", artifact::Origin::kUser);
       if (!artifact.ok()) return Annotate(artifact.status(), where);
       digest = artifact->digest();
       uploaded.push_back(*std::move(artifact));
@@ -119,8 +120,15 @@ absl::Status CheckReadable(const std::string& path) {
   if (!fs::is_directory(path, error)) return Here(check(path));
   absl::Status status;
   fs::recursive_directory_iterator entry(path, error);
-  for (; status.ok() && !error && entry != fs::recursive_directory_iterator(); entry.increment(error))
-    status = check(entry->path());
+  for (; status.ok() && !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
+    std::error_code ignored;
+    if (absl::StartsWith(entry->path().filename().string(), ".")) {
+      entry.disable_recursion_pending();
+    } else if (!entry->is_symlink(ignored) ||
+               fs::exists(entry->path(), ignored)) {  // of such a link the manifest says it
+      status = check(entry->path());
+    }
+  }
   if (status.ok() && error) status = absl::ErrnoToStatus(error.value(), absl::StrCat("cannot read the folder ", path));
   return Here(std::move(status));
 }

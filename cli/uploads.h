@@ -13,7 +13,7 @@
 namespace rlhf::cli {
 
 // NotFound or PermissionDenied, of this machine (Here), for a path at which there is nothing, or a file that cannot be
-// read; InvalidArgument for a file name that is other than UTF-8.
+// read; InvalidArgument for a file name that is other than UTF-8. What is hidden is not looked at: it is not uploaded.
 absl::Status CheckReadable(const std::string& path);
 
 // Replaces every string "file:PATH" (relative to base_dir) of the specification, also in lists, by the digest of the

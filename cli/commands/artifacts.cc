@@ -59,7 +59,8 @@ int Push(const ConnectionFlags& connection, const std::string& kind, const Artif
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   if (const absl::Status status = CheckReadable(flags.path); !status.ok()) return Fail(status);
-  auto artifact = client::UploadArtifact(*channel, flags.path, kind, connection.project, flags.alias);
+  auto artifact =
+      client::UploadArtifact(*channel, flags.path, kind, connection.project, flags.alias, artifact::Origin::kUser);
   if (!artifact.ok()) return Fail(artifact.status());
   if (connection.output != "table") {
     PrintMessage(connection.output, *artifact);

@@ -195,7 +195,7 @@ int ShowLineage(const ConnectionFlags& connection, const OversightFlags& flags) 
   request.set_project(connection.project);
   request.set_model(flags.model);
   if (std::ifstream(flags.model + "/config.json").good()) {
-    const auto manifest = artifact::ComputeManifest(flags.model);
+    const auto manifest = artifact::ComputeManifest(flags.model, artifact::Origin::kUser);
     if (!manifest.ok()) return Fail(Here(manifest.status()));
     request.set_model(manifest->digest);
   } else {

@@ -38,6 +38,7 @@ class ArtifactCache {
 // Uploads a file or directory through ArtifactService, resumable and verified; sets the alias when not empty.
 absl::StatusOr<v1::Artifact> UploadArtifact(const std::shared_ptr<grpc::Channel>& channel, const std::string& path,
                                             const std::string& kind, const std::string& project,
-                                            const std::string& alias);
+                                            const std::string& alias,
+                                            artifact::Origin origin = artifact::Origin::kService);
 
 }  // namespace rlhf::client

@@ -149,8 +149,8 @@ class Upload {
 
 absl::StatusOr<v1::Artifact> UploadArtifact(const std::shared_ptr<grpc::Channel>& channel, const std::string& path,
                                             const std::string& kind, const std::string& project,
-                                            const std::string& alias) {
-  RLHF_ASSIGN_OR_RETURN(const artifact::Manifest manifest, artifact::ComputeManifest(path));
+                                            const std::string& alias, artifact::Origin origin) {
+  RLHF_ASSIGN_OR_RETURN(const artifact::Manifest manifest, artifact::ComputeManifest(path, origin));
   v1::StartUploadRequest request;
   request.set_project(project);
   request.set_kind(kind);

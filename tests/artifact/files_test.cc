@@ -18,6 +18,7 @@
 #include "artifact/safetensors.h"
 #include "common/durable_file.h"
 #include "tests/testing/golden.h"
+#include "tests/testing/linked_folder.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tensor_bytes.h"
 
@@ -287,6 +288,38 @@ TEST_F(ArtifactRootTest, ContentIsTheName) {
   ASSERT_TRUE(WriteFileDurably(dir_.File("model/a.txt"), "other").ok());
   EXPECT_NE(root_.Publish(dir_.File("model"))->digest, first->digest);
   EXPECT_EQ(*ReadFile(*path + "/a.txt"), "alpha");
+}
+
+TEST_F(ArtifactRootTest, AUsersFolderMayHoldLinksAndHiddenFiles) {
+  const std::string linked = MakeLinkedFolder(dir_.File("model"), dir_.File("cache"));
+  const auto plain = ComputeManifest(dir_.File("model")), users = ComputeManifest(linked, Origin::kUser);
+  ASSERT_TRUE(users.ok()) << users.status();
+  EXPECT_EQ(users->digest, plain->digest);
+  EXPECT_EQ(users->total_size, plain->total_size);
+  std::filesystem::create_directory_symlink(linked, dir_.File("link"));
+  EXPECT_EQ(ComputeManifest(dir_.File("link"), Origin::kUser)->digest, plain->digest);
+  const std::string file = dir_.File("model/a.txt");
+  EXPECT_EQ(ComputeManifest(linked + "/a.txt", Origin::kUser)->digest, ComputeManifest(file)->digest);
+  // What a role reads has none of it.
+  for (const std::string& path : {linked, dir_.File("link"), linked + "/a.txt"})
+    EXPECT_EQ(ComputeManifest(path).status().code(), absl::StatusCode::kInvalidArgument) << path;
+  EXPECT_FALSE(root_.Publish(linked).ok());
+}
+
+TEST_F(ArtifactRootTest, LinksToOtherThanFilesAreNamed) {
+  const auto refused = [&](const std::string& target, const std::string& says) {
+    const std::string link = dir_.File("model/sub/link");
+    std::filesystem::create_symlink(target, link);
+    const absl::Status status = ComputeManifest(dir_.File("model"), Origin::kUser).status();
+    std::filesystem::remove(link);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << target;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(link + ": expected a file, or a link to one")) << target;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(target + ", " + says)) << target;
+  };
+  refused("../../blobs/none", "where there is nothing: was a download interrupted?");
+  refused("link", "where there is nothing");  // itself
+  refused(dir_.File("model"), "a folder; copy the folder");
+  refused("/dev/null", "which is no regular file");
 }
 
 TEST_F(ArtifactRootTest, OthersOfItsGroupPublishBesideIt) {

@@ -3,18 +3,22 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "artifact/artifact_root.h"
 #include "artifact/digest.h"
+#include "cli/uploads.h"
 #include "common/durable_file.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
 #include "rlhf/v1/feedback_service.grpc.pb.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
 #include "rlhf/v1/oversight_service.grpc.pb.h"
+#include "tests/testing/linked_folder.h"
 #include "tests/testing/loopback_server.h"
 #include "tests/testing/run_command.h"
 #include "tests/testing/scratch_dir.h"
@@ -58,6 +62,29 @@ class FakeArtifacts final : public v1::ArtifactService::Service {
     writer->Write(chunk);
     return cut == std::string::npos ? grpc::Status::OK : grpc::Status(grpc::StatusCode::DATA_LOSS, "cut off");
   }
+  grpc::Status StartUpload(grpc::ServerContext*, const v1::StartUploadRequest* request,
+                           v1::StartUploadResponse* response) override {
+    std::string manifest;
+    for (const v1::FileEntry& file : request->files()) {
+      absl::StrAppend(&manifest, file.sha256(), " ", file.size(), " ", file.path(), "\n");
+      response->add_offsets(0);
+      uploaded[file.path()] = "";
+      paths.push_back(file.path());
+    }
+    digest = absl::StrCat("sha256:", artifact::Sha256Hex(manifest));
+    response->set_digest(digest);
+    return grpc::Status::OK;
+  }
+  grpc::Status UploadChunks(grpc::ServerContext*, grpc::ServerReader<v1::UploadChunk>* reader,
+                            v1::UploadChunksResponse*) override {
+    v1::UploadChunk chunk;
+    while (reader->Read(&chunk)) uploaded[paths.at(chunk.file())] += chunk.data();
+    return grpc::Status::OK;
+  }
+  grpc::Status FinishUpload(grpc::ServerContext*, const v1::FinishUploadRequest*, v1::Artifact* artifact) override {
+    artifact->set_digest(digest);
+    return grpc::Status::OK;
+  }
   grpc::Status DeleteArtifact(grpc::ServerContext*, const v1::DeleteArtifactRequest* request,
                               v1::DeleteArtifactResponse*) override {
     asked = request->digest();
@@ -68,7 +95,9 @@ class FakeArtifacts final : public v1::ArtifactService::Service {
     return grpc::Status::OK;
   }
   std::map<std::string, std::string> files = {{"a.jsonl", "first\n"}, {"deep/b.jsonl", "second\n"}};
-  std::string project, asked;
+  std::map<std::string, std::string> uploaded;
+  std::vector<std::string> paths;
+  std::string project, asked, digest;
   size_t cut = std::string::npos;
   int downloads = 0;
 };
@@ -160,6 +189,37 @@ TEST_F(ArtifactCommandsTest, TheBeginningOfADigestIsEnough) {
   EXPECT_THAT(Ctl("data delete sha256:aaaa").output, HasSubstr("at least 8 digits"));
   EXPECT_EQ(Ctl("data delete sha256:eeeeeeee").code, 1);
   EXPECT_EQ(artifacts_.asked, "");
+}
+
+// The cache of Hugging Face is where a user's models are.
+TEST_F(ArtifactCommandsTest, AModelMayBeAFolderOfLinks) {
+  ASSERT_TRUE(MakeDirs(dir_.File("model/onnx")).ok());
+  Write("model/config.json", "{}");
+  Write("model/model.safetensors", std::string(3'000'000, 'w'));
+  Write("model/onnx/model.onnx", "onnx");
+  const std::string digest = artifact::ComputeManifest(dir_.File("model"))->digest;
+  const std::string linked = MakeLinkedFolder(dir_.File("model"), dir_.File("cache"));
+  const CommandResult pushed = Ctl("models push " + linked);
+  EXPECT_EQ(pushed.code, 0) << pushed.output;
+  EXPECT_THAT(pushed.output, HasSubstr(digest));
+  EXPECT_EQ(artifacts_.uploaded, (std::map<std::string, std::string>{{"config.json", "{}"},
+                                                                     {"model.safetensors", std::string(3'000'000, 'w')},
+                                                                     {"onnx/model.onnx", "onnx"}}));
+  EXPECT_EQ(Ctl("audit show --model " + linked).code, 0);
+  EXPECT_EQ(oversight_.model, digest);
+  for (const auto& channel :
+       {std::shared_ptr<grpc::Channel>(),
+        grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()), grpc::InsecureChannelCredentials())}) {
+    v1::JobSpec spec;
+    spec.mutable_sft()->set_model("file:cache/snapshots/1");
+    const auto named = UploadFileReferences(channel, dir_.path(), "default", &spec);
+    EXPECT_TRUE(named.ok()) << named.status();
+    EXPECT_EQ(spec.sft().model(), digest);
+  }
+  std::filesystem::remove(dir_.File("cache/blobs/1"));
+  const CommandResult interrupted = Ctl("models push " + linked);
+  EXPECT_EQ(interrupted.code, 2) << interrupted.output;
+  EXPECT_THAT(interrupted.output, HasSubstr("where there is nothing: was a download interrupted?"));
 }
 
 TEST_F(ArtifactCommandsTest, ListingsAreOfTheProjectThatIsNamed) {

@@ -11,6 +11,7 @@ import grpc
 
 from rlhf.v1 import artifact_service_pb2_grpc, data_pb2
 from rlhf_client import AsyncClient, Client, Context, RlhfError, load_context, load_spec
+from rlhf_client._shared import manifest_of
 
 
 class ErrorsTest(unittest.TestCase):
@@ -65,6 +66,24 @@ class ErrorsTest(unittest.TestCase):
             self.refused(grpc.StatusCode.INVALID_ARGUMENT, f"job.yaml:{line}:", load_spec, self.write("job.yaml", content))
             self.refused(grpc.StatusCode.INVALID_ARGUMENT, "duplicate key", load_spec, self.write("job.yaml", content))
         self.assertEqual(load_spec(self.write("job.yaml", "name: a\nsft: {model: name, data: name}\n")).sft.model, "name")
+
+    def test_folders_of_links(self):
+        blobs, snapshot = self.dir / "blobs", self.dir / "snapshots" / "1"
+        blobs.mkdir()
+        (snapshot / ".cache").mkdir(parents=True)
+        (snapshot / ".cache" / "download.lock").write_text("")
+        (snapshot / "onnx").mkdir()
+        for blob, link in (("1", "config.json"), ("2", "onnx/model.onnx"), ("3", ".gitattributes")):
+            (blobs / blob).write_text(link)
+            (snapshot / link).symlink_to(blobs / blob)
+        files, request = manifest_of(str(snapshot))
+        self.assertEqual([file.path for file in request.files], ["config.json", "onnx/model.onnx"])
+        self.assertEqual([file.read_text() for file in files], ["config.json", "onnx/model.onnx"])
+        (blobs / "1").unlink()
+        self.refused(grpc.StatusCode.INVALID_ARGUMENT, "was a download interrupted?", manifest_of, str(snapshot))
+        (snapshot / "config.json").unlink()
+        (snapshot / "config.json").symlink_to(blobs)
+        self.refused(grpc.StatusCode.INVALID_ARGUMENT, f"a link to {blobs}, a folder; copy the folder", manifest_of, str(snapshot))
 
     def test_a_closed_client(self):
         client = Client(Context(address="127.0.0.1:1", insecure=True))

@@ -8,6 +8,7 @@
 
 #include "common/durable_file.h"
 #include "tests/testing/golden.h"
+#include "tests/testing/linked_folder.h"
 #include "tests/testing/run_command.h"
 #include "tests/testing/scratch_dir.h"
 
@@ -172,6 +173,20 @@ TEST_F(ModelToolTest, NothingIsWrittenOverWhatIsRead) {
                  dir_.File("other/numbers.safetensors"))
                 .code,
             0);
+}
+
+// As in the cache of Hugging Face; what is written are files.
+TEST_F(ModelToolTest, AModelMayBeAFolderOfLinks) {
+  const std::string linked = MakeLinkedFolder(Model(), dir_.File("cache"));
+  const CommandResult inspected = Tool("inspect " + linked);
+  EXPECT_EQ(inspected.code, 0) << inspected.output;
+  EXPECT_EQ(inspected.output, Tool("inspect " + Model()).output);
+  EXPECT_EQ(Tool("score --model " + linked, "[1,2,3]\n").output, Tool("score --model " + Model(), "[1,2,3]\n").output);
+  const CommandResult merged = Tool("merge --model " + linked + " --out " + dir_.File("merged"));
+  ASSERT_EQ(merged.code, 0) << merged.output;
+  for (const char* name : {"config.json", "model.safetensors", "tokenizer.json"})
+    EXPECT_TRUE(std::filesystem::is_regular_file(std::filesystem::symlink_status(dir_.File("merged/") + name))) << name;
+  EXPECT_EQ(Tool("inspect " + dir_.File("merged")).output, inspected.output);
 }
 
 TEST_F(ModelToolTest, SavingIsMeasuredAndLeavesNothing) {

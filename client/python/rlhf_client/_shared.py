@@ -7,6 +7,7 @@ import functools
 import hashlib
 import ipaddress
 import json
+import os
 import pathlib
 import re
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -249,8 +250,21 @@ def manifest_of(path: str) -> Tuple[List[pathlib.Path], artifact_service_pb2.Sta
         return _manifest_of(root)
 
 
+def _files_below(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """As rlhfctl: links to files count as files, and what is hidden (.cache, .gitattributes) is left out."""
+    for path in root.rglob("*"):
+        if any(part.startswith(".") for part in path.relative_to(root).parts):
+            continue
+        if path.is_symlink() and not path.is_file():
+            raise RlhfError(grpc.StatusCode.INVALID_ARGUMENT, f"{path}: expected a file, or a link to one, found a link to {os.readlink(path)}, "
+                            + ("a folder; copy the folder" if path.is_dir() else
+                               "which is no regular file" if path.exists() else "where there is nothing: was a download interrupted?"))
+        if path.is_file():
+            yield path
+
+
 def _manifest_of(root: pathlib.Path) -> Tuple[List[pathlib.Path], artifact_service_pb2.StartUploadRequest]:
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = [root] if root.is_file() else sorted(_files_below(root))
     request = artifact_service_pb2.StartUploadRequest()
     for file in files:
         digest = hashlib.sha256()
