@@ -1,11 +1,18 @@
 #include <algorithm>
 #include <map>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "common/spec_loader.h"
+#include "coordinator/jobs/rounds.h"
 #include "coordinator/jobs/spec.h"
 #include "coordinator/jobs/spec_checker.h"
+#include "coordinator/jobs/stage_metrics.h"
 #include "coordinator/names.h"
 #include "coordinator/oversight.h"
 
@@ -16,11 +23,12 @@ bool MakesModel(const v1::StageSpec& stage) {
   return stage.has_sft() || stage.has_reward_model() || stage.has_ppo();
 }
 
-// A condition on the worst slice, of the stage whose result it bounds.
-void CheckWorst(SpecChecker& check, const v1::GateCondition& condition, const WorstOf& worst,
+// Whether a condition on the worst slice, of the stage whose result it bounds, is right.
+bool CheckWorst(SpecChecker& check, const v1::GateCondition& condition, const WorstOf& worst,
                 const v1::StageSpec& stage) {
   const auto problem = [&](const std::string& expected) {
     check.Problem("gate.conditions", absl::StrCat(expected, ", found \"", condition.metric(), "\""));
+    return false;
   };
   if (worst.metric.empty()) return problem("expected worst.METRIC or worst.METRIC{TAG,TAG}");
   if (!stage.has_evaluate() && !stage.has_reward_model() && !stage.has_collect())
@@ -34,9 +42,65 @@ void CheckWorst(SpecChecker& check, const v1::GateCondition& condition, const Wo
           absl::StrCat("expected tags that the evaluation declares as slices (", absl::StrJoin(slices, ", "), ")"));
     }
   }
+  return true;
 }
 
-void Gate(SpecChecker& check, const std::map<std::string, const v1::StageSpec*>& earlier, const v1::StageSpec& stage,
+using Earlier = std::map<std::string, const v1::StageSpec*>;
+
+bool MayHave(const v1::StageSpec& stage, const std::string& metric) {
+  const std::optional<WorstOf> worst = ParseWorst(metric);
+  return worst ? MayHaveSlices(stage, worst->metric) : MayHaveMetric(stage, metric);
+}
+
+// The bounded stage's own metric, or where a condition names no stage also "STAGE.METRIC".
+bool Known(const Earlier& earlier, const v1::GateCondition& condition, const v1::StageSpec& of) {
+  if (MayHave(of, condition.metric())) return true;
+  const auto whole = [&](const v1::StageSpec& made_by) {
+    absl::string_view metric = condition.metric();
+    return absl::ConsumePrefix(&metric, made_by.name()) && absl::ConsumePrefix(&metric, ".") &&
+           MayHaveMetric(made_by, metric);
+  };
+  return condition.stage().empty() && (whole(of) || std::any_of(earlier.begin(), earlier.end(), [&](const auto& entry) {
+                                         return whole(*entry.second);
+                                       }));
+}
+
+// Whether a stage has run whenever the gate after another looks.
+bool HasRun(const v1::PipelineSpec& pipeline, const v1::StageSpec& stage, const v1::StageSpec& gate_after) {
+  const std::vector<Place> places = PlacesUpTo(pipeline, std::clamp(gate_after.from_round(), 1, 100));
+  return std::any_of(places.begin(), places.end(), [&](const Place& place) { return place.stage == &stage; });
+}
+
+// A metric that nothing makes would close the gate, after hours of training.
+void CheckMetric(SpecChecker& check, const Earlier& earlier, const v1::StageSpec& stage, int index) {
+  const v1::GateCondition& condition = stage.gate().conditions(index);
+  const v1::StageSpec& of = condition.stage().empty() ? stage : *earlier.at(condition.stage());
+  // Of a stage whose kind is missing, or a condition without a metric, that is said already.
+  if (of.kind_case() == v1::StageSpec::KIND_NOT_SET || condition.metric().empty() || Known(earlier, condition, of))
+    return;
+  const auto listed = [](const v1::StageSpec& made_by) {
+    const std::vector<std::string> names = MetricsOfStage(made_by);
+    return absl::StrCat("\"", made_by.name(), "\" has ", names.empty() ? "none" : absl::StrJoin(names, ", "));
+  };
+  std::string problem =
+      absl::StrCat("the gate after \"", stage.name(), "\": expected a metric of a stage that has run (", listed(of));
+  if (condition.stage().empty()) {
+    for (const auto& [name, other] : earlier) absl::StrAppend(&problem, "; with `stage`: ", listed(*other));
+  }
+  absl::StrAppend(&problem, "), found \"", condition.metric(), "\"");
+  const std::string near = NearestName(condition.metric(), MetricsOfStage(of));
+  const auto other = std::find_if(earlier.begin(), earlier.end(), [&](const auto& entry) {
+    return condition.stage().empty() && MayHave(*entry.second, condition.metric());
+  });
+  if (other != earlier.end()) {
+    absl::StrAppend(&problem, " (did you mean {stage: ", other->first, ", metric: ", condition.metric(), "}?)");
+  } else if (!near.empty()) {
+    absl::StrAppend(&problem, " (did you mean \"", near, "\"?)");
+  }
+  check.Problem(absl::StrCat("gate.conditions[", index, "].metric"), problem);
+}
+
+void Gate(SpecChecker& check, const v1::PipelineSpec& pipeline, const Earlier& earlier, const v1::StageSpec& stage,
           v1::GateSpec* gate) {
   check.AtLeast("gate.required_approvals", gate->required_approvals(), 0);
   if (gate->on_closed() == v1::GATE_CLOSED_UNSPECIFIED) gate->set_on_closed(v1::GATE_ENDS);
@@ -59,14 +123,23 @@ void Gate(SpecChecker& check, const std::map<std::string, const v1::StageSpec*>&
       check.Problem("gate.required_approvals",
                     "expected at least 1: nothing is published as approved without a person");
   }
-  for (const v1::GateCondition& condition : gate->conditions()) {
+  for (int i = 0; i < gate->conditions_size(); ++i) {
+    const v1::GateCondition& condition = gate->conditions(i);
     const auto it = earlier.find(condition.stage());
     if (!condition.stage().empty() && it == earlier.end()) {
       check.Problem("gate.conditions", absl::StrCat("expected an earlier stage, found \"", condition.stage(), "\""));
       continue;
     }
-    if (const auto worst = ParseWorst(condition.metric()))
-      CheckWorst(check, condition, *worst, it == earlier.end() ? stage : *it->second);
+    if (it != earlier.end() && !HasRun(pipeline, *it->second, stage)) {
+      check.Problem(absl::StrCat("gate.conditions[", i, "].stage"),
+                    absl::StrCat("expected a stage that has run when the gate after \"", stage.name(),
+                                 "\" (from_round ", std::max(1, stage.from_round()), ") looks, found \"",
+                                 condition.stage(), "\", which runs from round ", it->second->from_round(), " on"));
+      continue;
+    }
+    const auto worst = ParseWorst(condition.metric());
+    if (worst && !CheckWorst(check, condition, *worst, it == earlier.end() ? stage : *it->second)) continue;
+    CheckMetric(check, earlier, stage, i);
   }
 }
 
@@ -85,7 +158,7 @@ void CheckPipeline(SpecChecker& check, v1::JobSpec* spec) {
   if (!repeats_from)
     check.Problem("pipeline.repeat_from",
                   absl::StrCat("expected the name of a stage, found \"", pipeline->repeat_from(), "\""));
-  std::map<std::string, const v1::StageSpec*> earlier;
+  Earlier earlier;
   for (int i = 0; i < pipeline->stages_size(); ++i) {
     v1::StageSpec* stage = pipeline->mutable_stages(i);
     const std::string path = absl::StrCat("pipeline.stages[", i, "]");
@@ -109,7 +182,7 @@ void CheckPipeline(SpecChecker& check, v1::JobSpec* spec) {
           check.Problem(absl::StrCat("gate.conditions[", c, "]"), "expected min, max or both");
         }
       }
-      if (stage->has_gate()) Gate(check, earlier, *stage, stage->mutable_gate());
+      if (stage->has_gate()) Gate(check, *pipeline, earlier, *stage, stage->mutable_gate());
       check.Range("from_round", stage->from_round(), 0, 100);
     }
     std::vector<Reference> references;

@@ -7,9 +7,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/intervals.h"
+#include "common/spec_loader.h"
+#include "coordinator/jobs/collect_metrics.h"
 #include "coordinator/jobs/collect_tasks.h"
 #include "coordinator/jobs/evaluation.h"
 #include "coordinator/jobs/spec.h"
+#include "coordinator/jobs/stage_metrics.h"
+#include "tests/testing/golden.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -287,6 +291,111 @@ TEST(SpecTest, AGateOnTheWorstSliceIsCheckedWhenItIsSubmitted) {
   EXPECT_THAT(problems("worst.score", "sample"), HasSubstr("a stage whose result has slices"));
 }
 
+// A reward model, then a policy in each of three rounds; the evaluation joins them in the second.
+v1::JobSpec Rounds() {
+  v1::JobSpec spec;
+  spec.set_name("rounds");
+  spec.mutable_pipeline()->set_rounds(3);
+  const auto add = [&](const char* name) {
+    v1::StageSpec* stage = spec.mutable_pipeline()->add_stages();
+    stage->set_name(name);
+    return stage;
+  };
+  v1::RewardModelSpec* reward = add("reward")->mutable_reward_model();
+  reward->set_model("m");
+  reward->set_data("d");
+  reward->set_batch_size(8);
+  *add("tune")->mutable_ppo() = Ppo().ppo();
+  v1::StageSpec* after = add("after");
+  after->set_from_round(2);
+  after->mutable_evaluate()->set_model("stage:tune");
+  after->mutable_evaluate()->set_suite("s");
+  add("last")->mutable_evaluate()->set_model("stage:tune");
+  spec.mutable_pipeline()->mutable_stages(3)->mutable_evaluate()->set_suite("s");
+  return spec;
+}
+
+TEST(SpecTest, AGateOnAMetricThatNoStageMakesIsRefusedWhenItIsSubmitted) {
+  const auto problems = [](const std::string& of_stage, const std::string& metric, int after = 3) {
+    v1::JobSpec spec = Rounds();
+    v1::GateCondition* condition = spec.mutable_pipeline()->mutable_stages(after)->mutable_gate()->add_conditions();
+    condition->set_metric(metric);
+    condition->set_stage(of_stage);
+    condition->set_min(0.5);
+    return JoinProblems(CompleteSpec(&spec));
+  };
+  for (const char* right : {"known.accuracy", "exact_answer", "geography.exact_answer", "known.accuracy{half=a}",
+                            "worst.abstention{half}", "tune.kl", "reward.accuracy{pair=a over b}", "last.abstention"})
+    EXPECT_EQ(problems("", right), "") << right;
+  EXPECT_EQ(problems("reward", "ece{pair=a over b}"), "");
+  EXPECT_EQ(problems("tune", "component/r"), "");
+  const std::string wrong = problems("", "known.acuracy");
+  EXPECT_THAT(wrong,
+              HasSubstr("pipeline.stages[3].gate.conditions[0].metric: the gate after \"last\": expected a metric "
+                        "of a stage that has run (\"last\" has CATEGORY.abstention, CATEGORY.action_claim, "));
+  EXPECT_THAT(wrong, HasSubstr("; with `stage`: \"reward\" has accuracy, "));
+  EXPECT_THAT(wrong, HasSubstr("; with `stage`: \"tune\" has approx_kl, "));
+  EXPECT_THAT(wrong, HasSubstr("found \"known.acuracy\" (did you mean \"known.accuracy\"?)"));
+  EXPECT_THAT(problems("", "kl"), HasSubstr("did you mean {stage: tune, metric: kl}?"));
+  EXPECT_THAT(problems("tune", "gold/mean"), HasSubstr("\"gold/mean\"")) << "there is no gold scorer";
+  EXPECT_THAT(problems("", "win_rate"), HasSubstr("\"win_rate\"")) << "against nothing";
+  EXPECT_THAT(problems("", "worst.disparity"), HasSubstr("\"worst.disparity\""));
+  EXPECT_THAT(problems("reward", "worst.length_correlation"), HasSubstr("\"worst.length_correlation\""));
+  EXPECT_THAT(problems("after", "known.accuracy"),
+              HasSubstr("gate.conditions[0].stage: expected a stage that has run when the gate after \"last\" "
+                        "(from_round 1) looks, found \"after\", which runs from round 2 on"));
+  EXPECT_EQ(problems("tune", "kl", 2), "");
+  EXPECT_EQ(problems("", "worst.", 3).find("has CATEGORY"), std::string::npos) << "said once";
+}
+
+TEST(SpecTest, TheManifestsJobsAreValid) {
+  for (const char* job : {"jobs/pipeline", "jobs/ppo", "components/jobset"}) {
+    v1::JobSpec spec;
+    const absl::Status parsed = LoadYamlFile(absl::StrCat(SourceDir(), "/deploy/", job, "/job.yaml"), {}, &spec);
+    ASSERT_TRUE(parsed.ok()) << parsed;
+    EXPECT_EQ(JoinProblems(CompleteSpec(&spec)), "") << job;
+  }
+}
+
+TEST(SpecTest, AGateOnARewardModelThatHoldsNothingOutIsRefused) {
+  v1::JobSpec spec = Rounds();
+  v1::StageSpec* reward = spec.mutable_pipeline()->mutable_stages(0);
+  reward->mutable_reward_model()->set_held_out_fraction(0);
+  v1::GateCondition* condition = reward->mutable_gate()->add_conditions();
+  condition->set_metric("accuracy");
+  condition->set_min(0.5);
+  EXPECT_THAT(JoinProblems(CompleteSpec(&spec)), HasSubstr("(\"reward\" has none), found \"accuracy\""));
+}
+
+TEST(StageMetricsTest, WhatCollectingHasMayBeAGatesCondition) {
+  v1::StageSpec stage;
+  stage.mutable_collect()->set_against("other");
+  stage.mutable_collect()->set_planted("known");
+  std::vector<v1::Comparison> comparisons;
+  for (int i = 0; i < 8; ++i) {
+    v1::Comparison& comparison = comparisons.emplace_back();
+    comparison.mutable_prompt()->set_text(absl::StrCat("Q", i / 2));
+    comparison.mutable_prompt()->set_category("sums");
+    (*comparison.mutable_prompt()->mutable_tags())["half"] = "a";
+    comparison.mutable_first()->set_text("one");
+    comparison.mutable_second()->set_text("two");
+    comparison.mutable_second()->set_source("against");
+    comparison.set_rater(i % 2 == 0 ? "anna" : "ben");
+    comparison.set_rater_group(comparison.rater());
+    comparison.set_preference(v1::FIRST);
+    (*comparison.mutable_first_ratings())["honest"] = i;
+    (*comparison.mutable_second_ratings())["honest"] = 2;
+    comparison.set_planted(i > 5);
+  }
+  const auto metrics = CollectMetrics(comparisons, stage.collect());
+  EXPECT_EQ(metrics.count("sums.win_rate"), 1u);
+  EXPECT_EQ(metrics.count("planted_accuracy"), 1u);
+  for (const auto& [name, metric] : metrics) EXPECT_TRUE(MayHaveMetric(stage, name)) << name;
+  EXPECT_TRUE(MayHaveMetric(stage, "comparisons"));
+  stage.mutable_collect()->clear_against();
+  EXPECT_FALSE(MayHaveMetric(stage, "sums.win_rate"));
+}
+
 v1::Sample Graded(const std::string& category, double exact, double abstains, double claims,
                   const std::string& template_id) {
   v1::Sample sample;
@@ -325,6 +434,9 @@ TEST(EvaluationTest, RatesByCategoryAndSlice) {
   EXPECT_DOUBLE_EQ(metrics.at("unknown.abstention").value(), 1.0 / 3);
   EXPECT_EQ(metrics.at("unknown.abstention").n(), 3);
   EXPECT_DOUBLE_EQ(metrics.at("action.over_claim").value(), 1);
+  v1::StageSpec stage;
+  *stage.mutable_evaluate() = spec.evaluate();
+  for (const auto& [name, metric] : metrics) EXPECT_TRUE(MayHaveMetric(stage, name)) << name;
 }
 
 TEST(EvaluationTest, AScoreWithoutARangeIsBootstrappedAndOneValueHasNoInterval) {

@@ -316,6 +316,69 @@ TEST_F(OversightTest, ARiseOfDisparityOverItsBoundAlertsAndClosesTheGate) {
   EXPECT_THAT(borne.output, Not(HasSubstr("ALERT")));
 }
 
+// The coordinator knows by a specification which metrics its stages make: all that they made is among them.
+TEST_F(OversightTest, WhatAResultHasMayBeAGatesCondition) {
+  std::string pairs, suite;
+  for (int i = 0; i < 40; ++i) {
+    absl::StrAppend(&pairs, "{\"prompt\":\"the cat number ", i, "\",\"chosen\":\" sat\",\"rejected\":\" ran ", i % 7,
+                    "\",\"tags\":{\"half\":\"", i % 2, "\"}}\n");
+    absl::StrAppend(&suite, "{\"prompt\":\"the cat number ", i, "\",\"category\":\"", i % 2 == 0 ? "known" : "unknown",
+                    "\",\"reference\":\"sat\",\"tags\":{\"half\":\"", i % 4 / 2, "\"}}\n");
+  }
+  Write("pairs.jsonl", pairs);
+  Write("suite.jsonl", suite);
+  const std::string evaluate =
+      "suite: \"file:suite.jsonl\", sampling: {temperature: 0, max_new_tokens: 4}, confidence_pattern: \"(s)\", "
+      "graders: "
+      "{components: [{name: exact_answer, exact_answer: {}}, {name: abstention, abstention: {}}, {name: liked, "
+      "ensemble: {models: [\"stage:reward\", \"stage:reward\"]}}]}";
+  const std::string stages = absl::StrCat(R"(name: all
+seed: 3
+pipeline:
+  stages:
+    - name: sft
+      sft: {model: "file:model", data: "file:sft.jsonl", steps: 2, batch_size: 8}
+    - name: reward
+      reward_model: {model: "file:model", data: "file:pairs.jsonl", batch_size: 8, held_out_fraction: 0.3}
+    - name: sample
+      sample: {model: "stage:sft", prompts: "file:prompts.jsonl", sampling: {max_new_tokens: 4},
+        scorer: {components: [{name: t, regex: {pattern: t}}]}}
+    - name: tune
+      ppo:
+        policy: stage:sft
+        prompts: file:prompts.jsonl
+        scorer: {components: [{name: liked, reward_model: {model: "stage:reward"}}]}
+        gold: {components: [{name: wanted, regex: {pattern: t}}]}
+        steps: 2
+        prompts_per_step: 8
+        sampling: {max_new_tokens: 4, top_p: 0.9}
+        kl: {form: KL_LOSS_K3}
+        ptx: {data: "file:sft.jsonl", coefficient: 1, batch_size: 8}
+    - name: before
+      evaluate: {model: "stage:sft", )",
+                                          evaluate, "}\n    - name: after\n      evaluate: {model: \"stage:tune\", ",
+                                          evaluate, ", against: \"stage:before\"}\n");
+  const CommandResult ended = service_.Ctl("submit " + Write("all.yaml", stages) + " --follow");
+  ASSERT_EQ(ended.code, 0) << ended.output;
+  const nlohmann::json metrics = service_.Job("all")["result"]["metrics"];
+  for (const char* name : {"tune.monitor/gold_gap", "tune.kept_mass", "tune.loss/kl", "after.known.liked/1{half=0}",
+                           "after.refusal_change", "before.calibration.stated", "reward.ece{half=1}"})
+    EXPECT_TRUE(metrics.contains(name)) << name << " in " << metrics.dump();
+  std::string gated = stages + "      gate:\n        conditions:\n";
+  for (const auto& [name, metric] : metrics.items()) {
+    const size_t dot = name.find('.');
+    const nlohmann::json metric_of = name.substr(dot + 1), stage = name.substr(0, dot);
+    absl::StrAppend(&gated, "          - {metric: ", metric_of.dump(),
+                    stage == "after" ? "" : absl::StrCat(", stage: ", stage.dump()), ", max: 1}\n");
+  }
+  const CommandResult validated = service_.Ctl("validate " + Write("gated.yaml", gated));
+  EXPECT_EQ(validated.code, 0) << validated.output;
+  const CommandResult wrong =
+      service_.Ctl("submit " + Write("wrong.yaml", gated + "          - {metric: rewards, max: 1}\n"));
+  EXPECT_EQ(wrong.code, 2) << wrong.output;
+  EXPECT_THAT(wrong.output, HasSubstr("the gate after \"after\": expected a metric of a stage that has run"));
+}
+
 TEST_F(OversightTest, AGateOnTheKlClosesOnAPolicyThatWentTooFar) {
   const std::string path = Write("far.yaml", R"(
 name: far
