@@ -12,6 +12,7 @@ namespace {
 struct Shown {
   const char* key;
   const char* label;
+  bool only_above_0 = false;
 };
 constexpr Shown kShown[] = {{"samples_per_second", "samples/s"},
                             {"tokens_per_second", "tokens/s"},
@@ -20,7 +21,8 @@ constexpr Shown kShown[] = {{"samples_per_second", "samples/s"},
                             {"reward/mean", "reward"},
                             {"gold/mean", "gold"},
                             {"kl", "KL"},
-                            {"first_minibatch_ratio_error", "ratio error"}};
+                            {"first_minibatch_ratio_error", "ratio error"},
+                            {"monitor/cut_by_context", "cut by context", /*only_above_0=*/true}};
 
 std::string Value(double value) {
   if (std::abs(value) >= 1000) return absl::StrFormat("%.1fk", value / 1000);
@@ -31,7 +33,8 @@ std::string Metrics(const std::map<std::string, double>& metrics) {
   std::string out;
   for (const Shown& shown : kShown) {
     const auto found = metrics.find(shown.key);
-    if (found != metrics.end()) absl::StrAppend(&out, "  ", shown.label, " ", Value(found->second));
+    if (found != metrics.end() && (found->second > 0 || !shown.only_above_0))
+      absl::StrAppend(&out, "  ", shown.label, " ", Value(found->second));
   }
   return out;
 }

@@ -84,7 +84,14 @@ absl::Status Engine::Add(const v1::PromptLease& lease, int64_t* needs_cache_byte
   group->waiting.assign(lease.samples().begin(), lease.samples().end());
   group->sampling = ToSamplingParams(lease.sampling());
   const int wanted = lease.sampling().has_max_new_tokens() ? lease.sampling().max_new_tokens() : 64;
-  group->max_new_tokens = std::min(wanted, room);
+  // Only the model's context shortens an answer: by a worker's own bound, answers would be as long as who gave them.
+  group->max_new_tokens = std::min(wanted, context - size);
+  if (group->max_new_tokens > room) {
+    return absl::ResourceExhaustedError(absl::StrCat("prompt ", lease.prompt().id(), " has ", size,
+                                                     " tokens, and up to ", group->max_new_tokens,
+                                                     " are to follow (max_new_tokens); a slot of this worker holds ",
+                                                     max_tokens_, ": raise --max-tokens, or lower max_new_tokens"));
+  }
   group->room = static_cast<int64_t>(group->prompt_tokens.size()) + std::max(group->max_new_tokens, 1) - 1;
   if (group->room > cache_.positions()) {
     const int64_t position_bytes = model::KvCache::BytesPerPosition(model_->config(), model_->dtype());

@@ -168,6 +168,7 @@ std::string SideBySide(const ReportStage& before, const ReportStage& after) {
 struct Panel {
   const char* title;
   std::vector<std::pair<const char*, const char*>> series;  // metric, label
+  bool only_above_0 = false;
 };
 const std::vector<Panel>& Panels() {
   static const auto* panels = new std::vector<Panel>{
@@ -181,6 +182,7 @@ const std::vector<Panel>& Panels() {
       {"Accuracy", {{"accuracy", "accuracy"}}},
       {"Entropy, nats a token", {{"entropy", "entropy"}}},
       {"Response length, tokens", {{"response_length", "tokens"}}},
+      {"Share of answers that the model's context cut", {{"monitor/cut_by_context", "cut"}}, /*only_above_0=*/true},
       {"Clipped share", {{"clip_ratio", "clipped"}}},
       {"Gradient norm", {{"grad_norm", "model"}, {"grad_norm/policy", "policy"}, {"grad_norm/critic", "critic"}}},
       {"First minibatch: largest |ratio − 1|", {{"first_minibatch_ratio_error", "error"}}},
@@ -208,7 +210,9 @@ std::string Curves(const ReportStage& stage) {
         if (value != point.values().end() && std::isfinite(value->second))
           one.points.emplace_back(point.step(), value->second);
       }
-      if (one.points.size() > 1) series.push_back(std::move(one));
+      const bool shown = !panel.only_above_0 || std::any_of(one.points.begin(), one.points.end(),
+                                                            [](const auto& point) { return point.second > 0; });
+      if (shown && one.points.size() > 1) series.push_back(std::move(one));
     }
     if (!series.empty()) charts += LineChart(panel.title, "step", series);
   }

@@ -14,6 +14,7 @@
 #include "common/durable_file.h"
 #include "common/intervals.h"
 #include "common/status_util.h"
+#include "coordinator/jobs/cut_answers.h"
 #include "coordinator/jobs/evaluation.h"
 #include "coordinator/jobs/evaluation_against.h"
 
@@ -146,6 +147,9 @@ GeneratedSamples WriteGeneratedSamples(const Sampling& sampling, const std::stri
   made.measured = measures.status();
   if (!made.measured.ok()) return made;
   LineFile lines(file);
+  const int max_new_tokens =
+      spec.has_evaluate() ? spec.evaluate().sampling().max_new_tokens() : spec.sample().sampling().max_new_tokens();
+  MeanTally cut;
   int64_t found = 0;
   std::string after;
   do {
@@ -160,6 +164,7 @@ GeneratedSamples WriteGeneratedSamples(const Sampling& sampling, const std::stri
       if (made.read.ok()) made.written = WithVolumeReason(lines.Add(SampleLine(view.sample())));
       if (made.read.ok() && made.written.ok()) made.measured = (*measures)->Add(view.sample());
       if (!made.read.ok() || !made.written.ok() || !made.measured.ok()) return made;
+      cut.Add(CutByContext(view.sample(), max_new_tokens) ? 1 : 0);
       ++found;
     }
     after = next;
@@ -172,7 +177,9 @@ GeneratedSamples WriteGeneratedSamples(const Sampling& sampling, const std::stri
   if (!made.written.ok()) return made;
   absl::StatusOr<std::map<std::string, v1::Metric>> metrics = (*measures)->Metrics();
   made.measured = metrics.status();
-  if (metrics.ok()) made.metrics = *std::move(metrics);
+  if (!metrics.ok()) return made;
+  made.metrics = *std::move(metrics);
+  made.metrics[kCutByContext] = cut.Metric(Range::kUnit);
   return made;
 }
 

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_util.h"
+#include "coordinator/jobs/cut_answers.h"
 #include "coordinator/jobs/driver.h"
 #include "coordinator/jobs/generated_samples.h"
 #include "coordinator/jobs/suite_tags.h"
@@ -179,6 +180,13 @@ class GeneratingDriver final : public Driver, public SamplingListener {
   void Finish(const std::map<std::string, v1::Metric>& metrics, const std::string& staging) {
     v1::Job* row = job();
     for (const auto& [name, metric] : metrics) (*row->mutable_result()->mutable_metrics())[name] = metric;
+    if (const auto cut = metrics.find(kCutByContext); cut != metrics.end() && cut->second.value() > 0) {
+      const v1::SamplingParams& sampling =
+          is_sample() ? row->spec().sample().sampling() : row->spec().evaluate().sampling();
+      WriteBatch told;
+      host_->AppendMessage(row, CutByContextMessage(cut->second.value(), sampling.max_new_tokens()), &told);
+      host_->Commit(job_id_, std::move(told));
+    }
     const v1::EvaluateSpec& spec = row->spec().evaluate();
     const auto rise = metrics.find("disparity_rise");
     if (spec.has_max_disparity_rise() && rise != metrics.end() && rise->second.value() > spec.max_disparity_rise()) {

@@ -7,6 +7,7 @@
 #include "artifact/digest.h"
 #include "common/canonical_bytes.h"
 #include "common/status_util.h"
+#include "coordinator/jobs/context_spec.h"
 #include "coordinator/jobs/job_table.h"
 #include "coordinator/jobs/spec.h"
 #include "coordinator/ledger.h"
@@ -99,6 +100,7 @@ v1::ValidateJobResponse JobTable::Validate(const v1::ValidateJobRequest& request
   absl::Status unresolved;
   for (v1::SpecProblem& problem : ResolveReferences(&completed, &resolved, &unresolved, uploads))
     problems.push_back(std::move(problem));
+  CheckContexts(completed, resolved, *deps_.artifacts, &problems);
   response.mutable_problems()->Assign(problems.begin(), problems.end());
   if (problems.empty()) *response.mutable_completed() = completed;
   return response;
@@ -144,6 +146,7 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
   absl::Status unresolved;
   if (problems.empty()) problems = ResolveReferences(&spec, &resolved, &unresolved);
   if (!unresolved.ok()) return done(unresolved);
+  if (problems.empty()) CheckContexts(spec, resolved, *deps_.artifacts, &problems);
   if (!problems.empty()) return done(WithReason(absl::InvalidArgumentError(JoinProblems(problems)), v1::INVALID_SPEC));
 
   v1::Job& job = Insert(std::move(spec));

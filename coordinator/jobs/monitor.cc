@@ -10,6 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "coordinator/jobs/cut_answers.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -67,13 +68,15 @@ double Correlation(const std::vector<double>& x, const std::vector<double>& y) {
   return xx > 0 && yy > 0 ? xy / std::sqrt(xx * yy) : 0;
 }
 
-v1::MonitorStep ObserveStep(int64_t step, const std::vector<v1::Sample>& batch, double kl, double outside_deviations) {
-  std::vector<double> scores, gold, lengths, repetitions, outside;
+v1::MonitorStep ObserveStep(int64_t step, const std::vector<v1::Sample>& batch, double kl, double outside_deviations,
+                            int max_new_tokens) {
+  std::vector<double> scores, gold, lengths, repetitions, outside, cut;
   std::map<std::string, std::vector<double>> gold_by_category;
   for (const v1::Sample& sample : batch) {
     scores.push_back(sample.score().total());
     outside.push_back(std::abs(sample.score().total()) > outside_deviations ? 1 : 0);
     lengths.push_back(sample.response_tokens_size());
+    cut.push_back(CutByContext(sample, max_new_tokens) ? 1 : 0);
     repetitions.push_back(
         Repetition(std::vector<int32_t>(sample.response_tokens().begin(), sample.response_tokens().end())));
     if (sample.score().gold().empty()) continue;
@@ -89,6 +92,7 @@ v1::MonitorStep ObserveStep(int64_t step, const std::vector<v1::Sample>& batch, 
   values["length"] = Mean(lengths);
   values["repetition"] = Mean(repetitions);
   values["outside"] = Mean(outside);
+  values[kCutByContext] = Mean(cut);
   values["reward_length"] = Correlation(scores, lengths);
   values["kl"] = kl;
   if (!gold.empty()) {

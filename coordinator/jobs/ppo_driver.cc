@@ -11,6 +11,7 @@
 #include "common/log.h"
 #include "common/status_util.h"
 #include "coordinator/jobs/committed_steps.h"
+#include "coordinator/jobs/cut_answers.h"
 #include "coordinator/jobs/step_issuer.h"
 #include "coordinator/jobs/step_watch.h"
 #include "coordinator/jobs/training_driver.h"
@@ -135,6 +136,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   void CommitSeen(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done);
   // The newest step now; what a replay that ended otherwise makes void is removed.
   void RecordStep(const v1::CommitStepRequest& request, WriteBatch* batch);
+  void TellCut(const v1::MetricPoint& point, WriteBatch* batch);
 
   void Begin(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
     prompts_ = prompts;
@@ -249,6 +251,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   }
 
   bool begun_ = false, paused_ = false, assigning_ = false;
+  bool told_cut_ = false;      // that the model's context cuts answers
   bool held_by_halt_ = false;  // ranks wait for a batch that there may be already
   std::shared_ptr<const std::vector<v1::Prompt>> prompts_;
   // Prompts that were put in a step for ones that failed, as the newest step has them, and how many failed since one
@@ -341,6 +344,7 @@ void PpoDriver::CommitSeen(const v1::CommitStepRequest& request, Done<v1::Commit
   point.set_step(step);
   const std::vector<v1::Alert> alarms = watch_->Add(&point, &batch);
   DropBatch();
+  TellCut(point, &batch);
   const bool stops = !alarms.empty() && spec().monitor().action() == v1::MONITOR_STOP;
   const bool fails = !alarms.empty() && spec().monitor().action() == v1::MONITOR_FAIL;
   if (stops) {
@@ -390,6 +394,17 @@ void PpoDriver::CommitSeen(const v1::CommitStepRequest& request, Done<v1::Commit
                       if (yields) YieldSoon(host, job_id, loop, this);
                       loop->Post(std::move(committed));
                     });
+}
+
+// Once, as it begins; how it goes on is in the metrics.
+void PpoDriver::TellCut(const v1::MetricPoint& point, WriteBatch* batch) {
+  const auto cut = point.values().find(absl::StrCat("monitor/", kCutByContext));
+  if (told_cut_ || cut == point.values().end() || cut->second == 0) return;
+  told_cut_ = true;
+  host_->AppendMessage(
+      job(),
+      absl::StrCat("step ", point.step(), ": ", CutByContextMessage(cut->second, spec().sampling().max_new_tokens())),
+      batch);
 }
 
 void PpoDriver::RecordStep(const v1::CommitStepRequest& request, WriteBatch* batch) {

@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "coordinator/jobs/cut_answers.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -84,8 +85,8 @@ Forms Ppo(const v1::PpoSpec& spec) {
   if (!spec.ptx().data().empty()) Add(&forms, {"loss/ptx"});
   if (spec.sampling().top_p() < 1 || spec.sampling().top_k() > 0) Add(&forms, {"kept_mass"});
   AddScores("component/", spec.scorer(), &forms);
-  Add(&forms, {"monitor/alarms", "monitor/kl", "monitor/length", "monitor/outside", "monitor/repetition",
-               "monitor/reward_length", "monitor/score", "monitor/score_std"});
+  Add(&forms, {"monitor/alarms", "monitor/cut_by_context", "monitor/kl", "monitor/length", "monitor/outside",
+               "monitor/repetition", "monitor/reward_length", "monitor/score", "monitor/score_std"});
   if (spec.gold().components().empty()) return forms;
   Add(&forms, {"gold/mean", "monitor/gold", "monitor/gold_gap", "monitor/gold_std"});
   forms.push_back({"monitor/gold/", "CATEGORY", "", ""});
@@ -95,6 +96,7 @@ Forms Ppo(const v1::PpoSpec& spec) {
 
 Forms Evaluate(const v1::EvaluateSpec& spec) {
   Forms forms;
+  Add(&forms, {kCutByContext});
   bool exact = false, abstention = false, claim = false;
   for (const v1::RewardComponent& grader : spec.graders().components()) {
     exact = exact || grader.has_exact_answer();
@@ -129,7 +131,7 @@ Forms FormsOf(const v1::StageSpec& stage) {
   Forms forms;
   if (stage.has_sft()) Add(&forms, {"loss"});
   if (stage.has_reward_model()) return RewardModel(stage.reward_model());
-  if (stage.has_sample()) Add(&forms, {"response_length"});
+  if (stage.has_sample()) Add(&forms, {kCutByContext, "response_length"});
   if (stage.has_sample() && !stage.sample().scorer().components().empty()) Add(&forms, {"score"});
   if (stage.has_collect()) return Collect(stage.collect());
   if (stage.has_ppo()) return Ppo(stage.ppo());

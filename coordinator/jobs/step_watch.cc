@@ -55,14 +55,15 @@ void StepWatch::Begin(int64_t step, Driver::Batch batch) {
     for (auto& fn : std::exchange(waiting_, {})) fn(absl::OkStatus());
   });
   deps.batches->Run([loop = deps.loop, sampling = deps.sampling, job_id = job_id_,
-                     outside_deviations = monitor_.outside_deviations(), step, batch = std::move(batch),
-                     ready = std::move(ready)]() mutable {
+                     outside_deviations = monitor_.outside_deviations(),
+                     max_new_tokens = host_->Find(job_id_)->spec().ppo().sampling().max_new_tokens(), step,
+                     batch = std::move(batch), ready = std::move(ready)]() mutable {
     std::optional<v1::MonitorStep> seen;
     if (batch == nullptr) {
       absl::StatusOr<std::vector<v1::Sample>> read = ReadBatch(sampling, job_id, step);
       if (read.ok()) batch = std::make_shared<const std::vector<v1::Sample>>(*std::move(read));
     }
-    if (batch != nullptr) seen = ObserveStep(step, *batch, /*kl=*/0, outside_deviations);
+    if (batch != nullptr) seen = ObserveStep(step, *batch, /*kl=*/0, outside_deviations, max_new_tokens);
     loop->Post([ready = std::move(ready), seen = std::move(seen)]() mutable { ready(std::move(seen)); });
   });
 }

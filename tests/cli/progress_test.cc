@@ -55,6 +55,10 @@ TEST(ProgressTest, MessagesAlertsAndMetricsNameTheirs) {
   (*metrics.mutable_metrics()->mutable_values())["kl"] = 0.5;
   view.Apply(metrics);
   EXPECT_EQ(view.Line(metrics), "ppo step 7/60  KL 0.5");
+  (*metrics.mutable_metrics()->mutable_values())["monitor/cut_by_context"] = 0;
+  EXPECT_EQ(view.Line(metrics), "ppo step 7/60  KL 0.5");
+  (*metrics.mutable_metrics()->mutable_values())["monitor/cut_by_context"] = 0.25;
+  EXPECT_EQ(view.Line(metrics), "ppo step 7/60  KL 0.5  cut by context 0.25");
 }
 
 }  // namespace

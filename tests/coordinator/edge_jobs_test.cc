@@ -96,6 +96,56 @@ TEST_F(JobsEdgeTest, AModelIsNoDataAndDataIsNoModel) {
   EXPECT_EQ(ReasonOf(Call(stub_, &Stub::SubmitJob, submit).status()), v1::INVALID_SPEC);
 }
 
+TEST_F(JobsEdgeTest, AnswersLongerThanTheModelsContextAreRefused) {
+  ASSERT_TRUE(UploadWaitingJobInputs(Api("submitter"), dir_.path()).ok());  // a context of 128 tokens
+  v1::SubmitJobRequest submit;
+  submit.set_request_id("long");
+  submit.mutable_spec()->set_name("long");
+  v1::SampleSpec* sample = submit.mutable_spec()->mutable_sample();
+  sample->set_model("tiny");
+  sample->set_prompts("tiny-data");
+  sample->mutable_sampling()->set_max_new_tokens(128);
+  const auto refused = Call(stub_, &Stub::SubmitJob, submit);
+  EXPECT_EQ(ReasonOf(refused.status()), v1::INVALID_SPEC);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("sample.sampling.max_new_tokens: expected at most 127, for the context of tiny is 128 tokens, "
+                        "prompt and answer together; found 128: lower it, or choose a model with a longer context"));
+  v1::ValidateJobRequest validate;
+  *validate.mutable_spec() = submit.spec();
+  EXPECT_EQ(Call(stub_, &Stub::ValidateJob, validate)->problems_size(), 1);
+  sample->mutable_sampling()->set_max_new_tokens(127);
+  EXPECT_TRUE(Call(stub_, &Stub::SubmitJob, submit).ok());
+
+  // A stage's model has the context of what it is trained from.
+  v1::JobSpec line = WaitingJob("line").spec();
+  v1::StageSpec first, second, third;
+  first.set_name("first");
+  *first.mutable_sft() = line.sft();
+  second.set_name("second");
+  v1::PpoSpec* ppo = second.mutable_ppo();
+  ppo->set_policy("stage:first");
+  ppo->set_prompts("tiny-data");
+  ppo->set_steps(1);
+  ppo->set_prompts_per_step(1);
+  ppo->mutable_sampling()->set_max_new_tokens(200);
+  v1::RewardComponent* component = ppo->mutable_scorer()->add_components();
+  component->set_name("t");
+  component->mutable_regex()->set_pattern("t");
+  third.set_name("third");
+  third.mutable_evaluate()->set_model("stage:second");
+  third.mutable_evaluate()->set_suite("tiny-data");
+  third.mutable_evaluate()->mutable_sampling()->set_max_new_tokens(128);
+  for (const v1::StageSpec& stage : {first, second, third}) *line.mutable_pipeline()->add_stages() = stage;
+  *validate.mutable_spec() = line;
+  const auto problems = Call(stub_, &Stub::ValidateJob, validate);
+  ASSERT_TRUE(problems.ok()) << problems.status();
+  ASSERT_EQ(problems->problems_size(), 2) << problems->DebugString();
+  EXPECT_EQ(problems->problems(0).field(), "pipeline.stages[1].ppo.sampling.max_new_tokens");
+  EXPECT_THAT(problems->problems(0).problem(), HasSubstr("the context of stage:first (tiny) is 128 tokens"));
+  EXPECT_EQ(problems->problems(1).field(), "pipeline.stages[2].evaluate.sampling.max_new_tokens");
+  EXPECT_THAT(problems->problems(1).problem(), HasSubstr("the context of stage:second (tiny) is 128 tokens"));
+}
+
 TEST_F(JobsEdgeTest, EveryExampleIsValid) {
   int examples = 0;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(SourceDir() + "/examples")) {

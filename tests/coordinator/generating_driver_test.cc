@@ -144,7 +144,7 @@ class GeneratingDriverTest : public testing::Test {
           out->set_response_text(absl::StrCat("answer ", lease.ordinal(), "/", sample.index(), tail));
           for (int i = 0; i <= sample.index(); ++i) out->add_response_tokens(7);
           for (int i = 0; i <= sample.index(); ++i) out->add_behaviour_log_probs(-1);
-          out->set_finish_reason(v1::END_OF_TEXT);
+          out->set_finish_reason(cut_ && sample.index() == 1 ? v1::MAX_TOKENS : v1::END_OF_TEXT);
         }
       }
     });
@@ -234,6 +234,7 @@ class GeneratingDriverTest : public testing::Test {
   std::unique_ptr<PagedStore> store_;
   std::unique_ptr<JobsProcess> process_;
   std::string worker_;
+  bool cut_ = false;  // the worker's second answer to a prompt ends before max_new_tokens without an end
   Sampling::Held most_;
 };
 
@@ -254,6 +255,7 @@ TEST_F(GeneratingDriverTest, MemoryIsThatOfWhatIsIssuedAtOnceHoweverLongTheJob) 
   EXPECT_EQ(length.n(), 2 * kPrompts);
   EXPECT_DOUBLE_EQ(length.value(), 1.5);
   EXPECT_DOUBLE_EQ(JobRow().result().metrics().at("score").value(), 0.25);
+  EXPECT_DOUBLE_EQ(JobRow().result().metrics().at("cut_by_context").value(), 0);
   EXPECT_EQ(process_->sampling->Counts("job").delivered(), 2 * kPrompts);
   EXPECT_EQ(ListedStates(), (std::map<v1::SampleState, int>{{v1::DELIVERED, 2 * kPrompts}}));
   ExpectAllAccountedFor();
@@ -261,6 +263,29 @@ TEST_F(GeneratingDriverTest, MemoryIsThatOfWhatIsIssuedAtOnceHoweverLongTheJob) 
   EXPECT_EQ(process_->sampling->Counts("job").delivered(), 2 * kPrompts);
   EXPECT_EQ(ListedStates(), (std::map<v1::SampleState, int>{{v1::DELIVERED, 2 * kPrompts}}));
   ExpectAllAccountedFor();
+}
+
+TEST_F(GeneratingDriverTest, WhatTheContextCutIsCountedAndTold) {
+  cut_ = true;
+  Begin();
+  PutJob(20);
+  Recover();
+  WorkToTheEnd();
+  ASSERT_EQ(JobRow().state(), v1::SUCCEEDED) << JobRow().reason();
+  const v1::Metric& cut = JobRow().result().metrics().at("cut_by_context");
+  EXPECT_DOUBLE_EQ(cut.value(), 0.5);
+  EXPECT_EQ(cut.n(), 40);
+  std::vector<std::string> told;
+  ASSERT_TRUE(rows_
+                  .Scan(Table::kEvents, "",
+                        [&](absl::string_view, absl::string_view value) {
+                          v1::JobEvent event;
+                          EXPECT_TRUE(event.ParseFromArray(value.data(), static_cast<int>(value.size())));
+                          if (!event.message().empty()) told.push_back(event.message());
+                          return true;
+                        })
+                  .ok());
+  EXPECT_THAT(told, testing::Contains(testing::HasSubstr("50 % of the answers ended before max_new_tokens (64)")));
 }
 
 TEST_F(GeneratingDriverTest, WithoutAScorerNoSampleStaysInMemory) {

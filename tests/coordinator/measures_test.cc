@@ -160,10 +160,14 @@ TEST(MonitorTest, AStepIsObservedFromItsSamples) {
   EXPECT_EQ(Repetition({1, 2, 3, 1, 2, 3, 1, 2}), 3 / 6.0);
   EXPECT_NEAR(Correlation({1, 2, 3}, {2, 4, 6}), 1, 1e-12);
   EXPECT_EQ(Correlation({1, 1}, {2, 3}), 0);
+  v1::Sample cut = Sampled(1, 1, "known", {1, 2, 3, 4}), whole = cut;
+  cut.set_finish_reason(v1::MAX_TOKENS);
+  EXPECT_EQ(ObserveStep(1, {cut, whole}, 0, 4, 5).values().at("cut_by_context"), 0.5);
+  EXPECT_EQ(ObserveStep(1, {cut, whole}, 0, 4, 4).values().at("cut_by_context"), 0) << "all that was asked for";
   const auto step = ObserveStep(7,
                                 {Sampled(1, 1, "known", {1, 2, 3, 4}), Sampled(5, 0, "known", {1, 1, 1, 1, 1, 1, 1, 1}),
                                  Sampled(-3, 1, "action", {1, 2})},
-                                0.5, 4);
+                                0.5, 4, 64);
   EXPECT_EQ(step.step(), 7);
   EXPECT_EQ(step.values().at("score"), 1);
   EXPECT_EQ(step.values().at("kl"), 0.5);

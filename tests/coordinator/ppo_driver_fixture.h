@@ -214,6 +214,7 @@ class PpoDriverTest : public testing::Test {
           out->mutable_id()->set_index(sample.index());
           out->set_attempt(sample.attempt());
           *out->mutable_version_low() = lease.policy().version();
+          if (cut_) out->set_finish_reason(v1::MAX_TOKENS);
           for (int i = 0; i < 8; ++i) out->add_response_tokens(lease.ordinal() % 2 == 0 ? 7 : i);
           for (int i = 0; i < 8; ++i) out->add_behaviour_log_probs(-1);
         }
@@ -302,7 +303,7 @@ class PpoDriverTest : public testing::Test {
     ASSERT_TRUE(row.ok()) << row.status();
     v1::MonitorStep seen;
     ASSERT_TRUE(seen.ParseFromString(*row));
-    const v1::MonitorStep expected = ObserveStep(step, batch, 0.25, 4);
+    const v1::MonitorStep expected = ObserveStep(step, batch, 0.25, 4, 64);
     EXPECT_EQ(seen.step(), expected.step());
     EXPECT_EQ(std::map(seen.values().begin(), seen.values().end()),
               std::map(expected.values().begin(), expected.values().end()));
@@ -313,6 +314,7 @@ class PpoDriverTest : public testing::Test {
   EdgeMemoryStore rows_;
   std::unique_ptr<PpoProcess> process_;
   std::string worker_;
+  bool cut_ = false;  // the worker's answers end before max_new_tokens, without an end
   std::optional<absl::StatusOr<StepBatch>> batch_;
   std::optional<absl::StatusOr<v1::CommitStepResponse>> committed_;
 };

@@ -33,6 +33,29 @@ TEST_F(PpoDriverTest, ACommitWaitsForWhatTheMonitorSaysAndStopsByIt) {
   ExpectAllAccountedFor();
 }
 
+TEST_F(PpoDriverTest, ThatTheContextCutsAnswersIsToldOnceAndCountedAtEveryStep) {
+  Begin();
+  PutJob();
+  Recover();
+  for (int step = 1; step <= 3; ++step) {
+    cut_ = step > 1;
+    Work();
+    AskForBatch(step);
+    ASSERT_TRUE(batch_.has_value() && batch_->ok());
+    Measure();
+    CommitStep(step);
+    ASSERT_TRUE(committed_.has_value() && committed_->ok());
+    ExpectObserved(step, ***batch_);
+    v1::MonitorStep seen;
+    ASSERT_TRUE(
+        seen.ParseFromString(*rows_.Get(Table::kMeta, KeyOf(MonitorStepPrefix("job"), {static_cast<uint64_t>(step)}))));
+    EXPECT_EQ(seen.values().at("cut_by_context"), step > 1 ? 1 : 0);
+  }
+  const std::string told = "100 % of the answers ended before max_new_tokens (64)";
+  EXPECT_THAT(Messages(), testing::Contains(testing::HasSubstr("step 2: " + told)));
+  EXPECT_THAT(Messages(), testing::Not(testing::Contains(testing::HasSubstr("step 3: " + told))));
+}
+
 TEST_F(PpoDriverTest, AfterARestartTheMonitorReadsTheBatchFromTheStore) {
   Begin();
   PutJob();

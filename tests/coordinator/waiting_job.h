@@ -20,7 +20,7 @@ inline absl::Status UploadWaitingJobInputs(const std::shared_ptr<grpc::Channel>&
   RLHF_RETURN_IF_ERROR(WriteFileDurably(
       model + "/config.json",
       R"({"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":16,"intermediate_size":32,"num_hidden_layers":1,)"
-      R"("num_attention_heads":2,"num_key_value_heads":2,"vocab_size":64,"max_position_embeddings":64,"rms_norm_eps":1e-5,"rope_theta":10000.0})"));
+      R"("num_attention_heads":2,"num_key_value_heads":2,"vocab_size":64,"max_position_embeddings":128,"rms_norm_eps":1e-5,"rope_theta":10000.0})"));
   RLHF_RETURN_IF_ERROR(WriteFileDurably(data, "{\"prompt\":\"a\",\"response\":\"b\"}\n"));
   RLHF_RETURN_IF_ERROR(client::UploadArtifact(channel, model, "model", "default", "tiny").status());
   return client::UploadArtifact(channel, data, "data", "default", "tiny-data").status();

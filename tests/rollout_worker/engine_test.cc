@@ -264,6 +264,29 @@ TEST_F(EngineTest, APromptThatOnlyThisWorkerIsTooSmallForIsToldFromOneThatNobody
   EXPECT_TRUE(engine->idle());
 }
 
+// An answer's length is the job's and the model's matter, not that of the worker which happened to give it.
+TEST_F(EngineTest, AWorkersOwnBoundShortensNoAnswer) {
+  const auto whole = Make(2);
+  ASSERT_TRUE(whole->Add(Lease(0, 1)).ok());
+  const int prompt = RunAll(*whole).begin()->second.prompt_tokens_size();
+  EngineOptions options;
+  options.slots = 2;
+  options.max_tokens = prompt + 9;  // one less than the ten that are asked for
+  const auto small = Make(options);
+  const absl::Status status = small->Add(Lease(0, 1));
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_THAT(std::string(status.message()),
+              testing::HasSubstr("up to 10 are to follow (max_new_tokens); a slot of this worker holds"));
+  EXPECT_TRUE(small->Add(Lease(0, 1, 1.0, 9)).ok());
+  EXPECT_LE(RunAll(*small).begin()->second.response_tokens_size(), 9);
+  // The context does shorten it: there is no other worker to ask.
+  const auto context = static_cast<int>(whole->model().config().max_position_embeddings);
+  ASSERT_TRUE(whole->Add(Lease(0, 8, 1.0, context)).ok());
+  for (const auto& [key, sample] : RunAll(*whole)) EXPECT_LE(sample.response_tokens_size(), context - prompt);
+  options.max_tokens = context;
+  EXPECT_TRUE(Make(options)->Add(Lease(0, 1, 1.0, context)).ok());
+}
+
 TEST_F(EngineTest, WhatACacheIsTooSmallForSaysHowLargeAOneWouldHaveDone) {
   EngineOptions options;
   options.slots = 2;
