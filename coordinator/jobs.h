@@ -2,6 +2,7 @@
 // per kind behind it.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -34,7 +35,9 @@ class Jobs {
   virtual void Resume(const std::string& subject, const v1::ResumeJobRequest& request, Done<v1::Job> done) = 0;
   virtual void Delete(const std::string& subject, const v1::DeleteJobRequest& request,
                       Done<v1::DeleteJobResponse> done) = 0;
-  virtual absl::StatusOr<v1::ExplainJobResponse> Explain(const std::string& job_id) = 0;
+  // `sees`: whether the caller has part in a project; jobs of others are not named.
+  virtual absl::StatusOr<v1::ExplainJobResponse> Explain(
+      const std::string& job_id, const std::function<bool(const std::string& project)>& sees) = 0;
   // FailedPrecondition naming an active job that needs the artifact or has made it.
   virtual absl::Status CheckUnused(const std::string& digest) const = 0;
   // --- learners

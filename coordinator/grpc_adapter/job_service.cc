@@ -6,6 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "coordinator/auth/authorizer.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
 #include "coordinator/grpc_adapter/watch_job.h"
@@ -109,7 +110,8 @@ class JobService final : public v1::JobService::CallbackService {
         Directly([this](const Caller& caller, v1::ExplainJobRequest& r) -> absl::StatusOr<v1::ExplainJobResponse> {
           RLHF_ASSIGN_OR_RETURN(const v1::Job job,
                                 edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/ExplainJob"));
-          return edge_.jobs->Explain(job.id());
+          return edge_.jobs->Explain(
+              job.id(), [&caller](const std::string& project) { return CheckProject(caller, project).ok(); });
         }));
   }
 

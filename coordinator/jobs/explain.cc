@@ -30,6 +30,10 @@ class Waits {
   v1::ExplainJobResponse response;
 };
 
+std::string JobNamed(const std::string& id) {
+  return id == kJobElsewhere ? id : absl::StrCat("job ", id);
+}
+
 std::string Ranks(int n) {
   return absl::StrCat(n, n == 1 ? " learner" : " learners");
 }
@@ -59,7 +63,7 @@ void ExplainLearners(const JobFacts& facts, Waits* waits) {
                             absl::FormatDuration(absl::Ceil(learners.next_in, absl::Seconds(1)))));
   } else if (!facts.job.preempted_by().empty()) {
     waits->Add(v1::PREEMPTED,
-               absl::StrCat("learners: job ", facts.job.preempted_by(), ", of higher priority, took them"),
+               absl::StrCat("learners: ", JobNamed(facts.job.preempted_by()), ", of higher priority, took them"),
                learners.since, "it goes on from its checkpoint when they are free; start more learners to go on sooner",
                {facts.job.preempted_by()});
   } else if (learners.wait == GangWait::kQuota) {
@@ -225,13 +229,28 @@ void ExplainActive(const JobFacts& facts, Waits* waits) {
   }
   if (facts.learners.yielding) {
     waits->Add(v1::PREEMPTED,
-               absl::StrCat("the end of this step: then job ", facts.learners.yields_to,
+               absl::StrCat("the end of this step: then ", JobNamed(facts.learners.yields_to),
                             ", of higher priority, takes its learners"),
                facts.learners.since, "nothing; it goes on from its checkpoint later", {facts.learners.yields_to});
   }
 }
 
 }  // namespace
+
+void HideJobs(const std::function<bool(const std::string& job_id)>& hidden, JobFacts* facts) {
+  const auto hide = [&](std::string* id) {
+    if (!id->empty() && hidden(*id)) *id = kJobElsewhere;
+  };
+  for (std::vector<std::string>* ids :
+       {&facts->learners.holders, &facts->samples.rollout_holders, &facts->quota_holders}) {
+    for (std::string& id : *ids) hide(&id);
+    // Once is enough.
+    std::stable_partition(ids->begin(), ids->end(), [](const std::string& id) { return id != kJobElsewhere; });
+    ids->erase(std::unique(ids->begin(), ids->end()), ids->end());
+  }
+  hide(&facts->learners.yields_to);
+  hide(facts->job.mutable_preempted_by());
+}
 
 v1::ExplainJobResponse ExplainFacts(const JobFacts& facts) {
   Waits waits;

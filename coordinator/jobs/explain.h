@@ -1,6 +1,7 @@
 // `rlhfctl why JOB`: from the facts of a job to what it waits for. Pure logic; the job table gathers the facts.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -10,6 +11,9 @@
 #include "rlhf/v1/job_service.pb.h"
 
 namespace rlhf::coordinator {
+
+// Stands for the id of a job whose project the reader has no part in.
+inline constexpr char kJobElsewhere[] = "a job of another project";
 
 inline constexpr absl::Duration kNoProgress = absl::Minutes(10);
 
@@ -79,6 +83,9 @@ struct JobFacts {
   std::string stage_id;  // that runs; empty: none
   std::string stage_waits_for;
 };
+
+// Puts kJobElsewhere in place of the ids of jobs that `hidden` says yes to.
+void HideJobs(const std::function<bool(const std::string& job_id)>& hidden, JobFacts* facts);
 
 // At least one wait; the flat fields are the first's.
 v1::ExplainJobResponse ExplainFacts(const JobFacts& facts);

@@ -360,7 +360,7 @@ absl::Status JobTable::CheckUnused(const std::string& digest) const {
   return absl::OkStatus();
 }
 
-JobFacts JobTable::FactsOf(const Entry& entry) {
+JobFacts JobTable::FactsOf(const Entry& entry, const std::function<bool(const std::string& project)>& sees) {
   JobFacts facts;
   facts.job = entry.job;
   const absl::Time now = deps_.loop->clock().WallNow();
@@ -383,14 +383,21 @@ JobFacts JobTable::FactsOf(const Entry& entry) {
     facts.starting = !facts.over_job_quota;
   }
   if (const Entry* stage = FindEntry(facts.stage_id); stage != nullptr && stage->driver != nullptr)
-    facts.stage_waits_for = ExplainFacts(FactsOf(*stage)).waits_for();
+    facts.stage_waits_for = ExplainFacts(FactsOf(*stage, sees)).waits_for();
+  HideJobs(
+      [&](const std::string& id) {
+        const Entry* other = FindEntry(id);
+        return other != nullptr && !sees(other->job.spec().project());
+      },
+      &facts);
   return facts;
 }
 
-absl::StatusOr<v1::ExplainJobResponse> JobTable::Explain(const std::string& job_id) {
+absl::StatusOr<v1::ExplainJobResponse> JobTable::Explain(const std::string& job_id,
+                                                         const std::function<bool(const std::string& project)>& sees) {
   const Entry* entry = FindEntry(job_id);
   if (entry == nullptr) return UnknownJob(job_id);
-  return ExplainFacts(FactsOf(*entry));
+  return ExplainFacts(FactsOf(*entry, sees));
 }
 
 }  // namespace rlhf::coordinator

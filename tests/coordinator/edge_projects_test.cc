@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include <gmock/gmock.h>
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/dynamic_message.h>
 #include <gtest/gtest.h>
@@ -9,10 +10,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "coordinator/auth/method_table.h"
 #include "grpcpp/generic/generic_stub.h"
+#include "rlhf/v1/fleet_service.grpc.pb.h"
 #include "rlhf/v1/log_service.grpc.pb.h"
 #include "tests/coordinator/collect_fixture.h"
+#include "tests/coordinator/waiting_job.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -20,9 +24,12 @@ namespace {
 class ProjectsTest : public CollectFixture {
  protected:
   std::string TokenOfRed(const std::string& subject, const std::vector<v1::TokenRole>& roles) {
+    return TokenOf("red", subject, roles);
+  }
+  std::string TokenOf(const std::string& project, const std::string& subject, const std::vector<v1::TokenRole>& roles) {
     v1::CreateTokenRequest request;
     request.set_subject(subject);
-    request.set_project("red");
+    request.set_project(project);
     for (const v1::TokenRole role : roles) request.add_roles(role);
     const auto made = Call(v1::AdminService::NewStub(Api("admin")), &v1::AdminService::Stub::CreateToken, request);
     EXPECT_TRUE(made.ok()) << made.status();
@@ -84,6 +91,58 @@ TEST_F(ProjectsTest, NoCallThatNamesAJobServesAnotherProject) {
   }
   EXPECT_GE(walked.size(), 15u) << testing::PrintToString(walked);
   EXPECT_EQ(Get(job).state(), v1::WAITING) << "nobody touched it";
+}
+
+TEST_F(ProjectsTest, WhyNamesNoJobOfAnotherProject) {
+  ASSERT_TRUE(UploadWaitingJobInputs(Api("submitter"), dir_.path()).ok());
+  const auto red = ApiWithToken(TokenOfRed("ada", {v1::SUBMITTER}));
+  ASSERT_TRUE(client::UploadArtifact(red, dir_.path() + "/tiny-model", "model", "red", "tiny").ok());
+  ASSERT_TRUE(client::UploadArtifact(red, dir_.path() + "/tiny-data.jsonl", "data", "red", "tiny-data").ok());
+  v1::JobSpec spec;
+  spec.mutable_sample()->set_model("tiny");
+  spec.mutable_sample()->set_prompts("tiny-data");
+  spec.set_name("secret");
+  spec.set_project("red");
+  const std::string secret = Submit(spec, red);
+  // The only worker is theirs.
+  const auto fleet = v1::FleetService::NewStub(Fleet("rollout_worker", "w0"));
+  v1::RegisterRequest hello;
+  hello.set_role(v1::ROLE_ROLLOUT_WORKER);
+  hello.set_instance_id("w0");
+  hello.set_protocol_version(1);
+  hello.set_slots(1);
+  const auto session = Call(fleet, &v1::FleetService::Stub::Register, hello);
+  ASSERT_TRUE(session.ok()) << session.status();
+  v1::LeasePromptsRequest want;
+  want.set_session_id(session->session_id());
+  want.set_max_samples(1);
+  want.set_wait_ms(1000);
+  int leased = 0;
+  for (int tries = 0; leased == 0 && tries < 20; ++tries)
+    leased =
+        Call(fleet, &v1::FleetService::Stub::LeasePrompts, want).value_or(v1::LeasePromptsResponse()).leases_size();
+  ASSERT_EQ(leased, 1);
+
+  spec.set_name("mine");
+  spec.set_project("default");
+  v1::ExplainJobRequest explain;
+  explain.set_job_id(Submit(spec));
+  const auto holders = [&](const std::shared_ptr<grpc::Channel>& channel) {
+    // Until its prompts are read it waits for these.
+    for (int tries = 0; tries < 500; ++tries) {
+      const auto why = Call(v1::JobService::NewStub(channel), &JobStub::ExplainJob, explain);
+      EXPECT_TRUE(why.ok()) << why.status();
+      if (!why.ok()) break;
+      for (const v1::Wait& wait : why->waits()) {
+        if (wait.reason() == v1::ROLLOUT_WORKERS_BUSY)
+          return std::vector<std::string>(wait.held_by().begin(), wait.held_by().end());
+      }
+      absl::SleepFor(absl::Milliseconds(20));
+    }
+    return std::vector<std::string>();
+  };
+  EXPECT_THAT(holders(Api("submitter")), testing::ElementsAre("a job of another project"));
+  EXPECT_THAT(holders(ApiWithToken(TokenOf("*", "olga", {v1::VIEWER}))), testing::ElementsAre(secret));
 }
 
 }  // namespace

@@ -155,6 +155,33 @@ TEST(ExplainTest, PreemptedAndAboutToBe) {
   EXPECT_THAT(Expect(going, v1::PREEMPTED, /*first=*/false).waits_for(), HasSubstr("end of this step"));
 }
 
+TEST(ExplainTest, JobsOfOtherProjectsAreNotNamed) {
+  const auto hidden = [](const std::string& id) { return id.rfind("red-", 0) == 0; };
+  JobFacts busy = Training(2);
+  busy.learners.registered = 3;
+  busy.learners.wait = GangWait::kLearnersBusy;
+  busy.learners.holders = {"red-1", "mine-2", "red-3"};
+  HideJobs(hidden, &busy);
+  EXPECT_THAT(Expect(busy, v1::LEARNERS_BUSY).held_by(), ElementsAre("mine-2", "a job of another project"));
+  JobFacts preempted = Training(2);
+  preempted.learners.registered = 2;
+  preempted.job.set_preempted_by("red-7");
+  HideJobs(hidden, &preempted);
+  const v1::Wait wait = Expect(preempted, v1::PREEMPTED);
+  EXPECT_EQ(wait.waits_for(), "learners: a job of another project, of higher priority, took them");
+  EXPECT_THAT(wait.held_by(), ElementsAre("a job of another project"));
+  JobFacts going = Training(2);
+  going.learners.formed = going.learners.yielding = true;
+  going.learners.yields_to = "red-7";
+  HideJobs(hidden, &going);
+  EXPECT_THAT(Expect(going, v1::PREEMPTED, /*first=*/false).waits_for(),
+              HasSubstr("then a job of another project, of"));
+  JobFacts own = Training(2);
+  own.learners.registered = 2;
+  HideJobs(hidden, &own);
+  EXPECT_EQ(own.job.preempted_by(), "");
+}
+
 TEST(ExplainTest, QuotaOfJobsOfLearnersAndOfRolloutWorkers) {
   JobFacts jobs = Active(v1::PENDING);
   jobs.over_job_quota = true;
