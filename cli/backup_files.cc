@@ -12,6 +12,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "artifact/digest.h"
+#include "cli/secret_file.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
 
@@ -30,12 +31,6 @@ absl::Status CheckPath(const std::string& path) {
   for (const fs::path& part : p) inside = inside && part != "..";
   if (!inside) return absl::DataLossError(absl::StrCat("the backup names \"", path, "\": expected a path inside it"));
   return absl::OkStatus();
-}
-
-// What it will hold is its owner's alone; the folders above may hold other things.
-absl::Status MakePrivateFolder(const std::string& folder) {
-  RLHF_RETURN_IF_ERROR(MakeDirs(fs::absolute(folder).parent_path().string()));
-  return MakeDirs(folder, 0700);
 }
 
 absl::Status SyncFile(const std::string& path) {

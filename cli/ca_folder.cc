@@ -23,7 +23,7 @@ absl::StatusOr<CertificateAuthority> OpenCa(const std::string& folder) {
 absl::StatusOr<CertificateAuthority> OpenOrMakeCa(const std::string& folder, const std::string& domain) {
   absl::StatusOr<CertificateAuthority> found = OpenCa(folder);
   if (!absl::IsFailedPrecondition(found.status())) return found;
-  RLHF_RETURN_IF_ERROR(MakeDirs(folder));
+  RLHF_RETURN_IF_ERROR(MakePrivateFolder(folder));
   RLHF_ASSIGN_OR_RETURN(const CertificateAuthority ca, MakeCertificateAuthority(domain, 3650));
   // The key last: a folder with a key has its certificate, too.
   RLHF_RETURN_IF_ERROR(WriteFileDurably(folder + "/ca.pem", ca.cert_pem));

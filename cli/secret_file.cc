@@ -3,6 +3,8 @@
 #include <openssl/rand.h>
 #include <sys/stat.h>
 
+#include <filesystem>
+
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
@@ -18,6 +20,13 @@ absl::Status WriteSecretFile(const std::string& path, const std::string& content
   if (status.ok() && chmod(path.c_str(), 0600) != 0)
     status = absl::InternalError(absl::StrCat("cannot protect ", path));
   return status;
+}
+
+absl::Status MakePrivateFolder(const std::string& path) {
+  std::filesystem::path folder = std::filesystem::absolute(path).lexically_normal();
+  if (!folder.has_filename()) folder = folder.parent_path();  // "pki/"
+  if (absl::Status status = MakeDirs(folder.parent_path().string()); !status.ok()) return status;
+  return MakeDirs(folder.string(), 0700);
 }
 
 absl::StatusOr<std::string> NewToken() {

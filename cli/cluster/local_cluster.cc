@@ -251,7 +251,8 @@ absl::Status LocalCluster::Start(const std::function<bool()>& stop) {
   if (!options_.role_http_address.empty())
     RLHF_RETURN_IF_ERROR(AddressAfter(options_.role_http_address, std::max(0, roles() - 1)).status());
   options_.dir = fs::absolute(options_.dir).string();
-  RLHF_RETURN_IF_ERROR(MakeDirs(options_.dir));
+  // Tokens, prompts, answers and models are in it.
+  RLHF_RETURN_IF_ERROR(MakePrivateFolder(options_.dir));
   RLHF_RETURN_IF_ERROR(TakeFolder());
   if (options_.log_to_stdout) {
     RLHF_ASSIGN_OR_RETURN(lines_, OutputLines::To(STDOUT_FILENO));

@@ -65,7 +65,18 @@ TEST(Pki, InitKeepsItsCaAndProtectsItsKeys) {
     ASSERT_EQ(stat((pki + "/" + key).c_str(), &info), 0) << key;
     EXPECT_EQ(info.st_mode & 0777, 0600u) << key;
   }
+  const auto mode = [](const std::string& folder) {
+    struct stat info {};
+    EXPECT_EQ(stat(folder.c_str(), &info), 0) << folder;
+    return info.st_mode & 0777;
+  };
+  EXPECT_EQ(mode(pki), 0700u);
+  ASSERT_EQ(chmod(pki.c_str(), 0750), 0);
   ASSERT_EQ(Ctl("pki init --dir " + pki).code, 0);
+  EXPECT_EQ(mode(pki), 0750u) << "shared with a group by whoever it belongs to";
+  ASSERT_EQ(RunCommand("umask 022; " + BinDir() + "/rlhfctl pki init --dir " + dir.File("a/b/pki/")).code, 0);
+  EXPECT_EQ(mode(dir.File("a/b/pki")), 0700u);
+  EXPECT_EQ(mode(dir.File("a/b")), 0755u);
   EXPECT_EQ(*ReadFile(pki + "/ca.pem"), *ca) << "a second init renews certificates, not the CA";
   ASSERT_EQ(Ctl("pki issue --dir " + pki + " --role learner --instance learner-7").code, 0);
   const auto ends = ExpiryOfFile(pki + "/learner-7.pem");

@@ -103,6 +103,8 @@ TEST_F(UpTest, TheCaStaysAndCertificatesAreMadeAnewAtEveryStart) {
   struct stat info {};
   ASSERT_EQ(stat(dir_.File("up/pki/ca.key").c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0600u);
+  ASSERT_EQ(stat(dir_.File("up").c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0700u) << "tokens and answers are in it";
   ASSERT_EQ(Up().code, 0);
   EXPECT_EQ(Read("up/pki/ca.pem"), ca);
   EXPECT_NE(Read("up/pki/coordinator.pem"), coordinator);
