@@ -271,6 +271,7 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
   ptx_cursor_before_ = ptx_cursor_;
   StepResult result;
   const double rate = policy_->optimizer().learning_rate();
+  const double critic_rate = critic_ ? critic_->optimizer().learning_rate() : 0;
   Sums sums;
   Before before;
   const auto train = [&]() -> absl::Status {
@@ -308,6 +309,7 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
     }
   }
   result.metrics["learning_rate"] = rate;
+  if (critic_) result.metrics["learning_rate/critic"] = critic_rate;
   kl_->Update(before.kl, static_cast<int64_t>(batch.size()));
   result.trained = true;
   if (spec().early_stop().max_kl() > 0 && before.kl > spec().early_stop().max_kl()) {

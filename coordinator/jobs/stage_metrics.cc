@@ -80,7 +80,8 @@ Forms Ppo(const v1::PpoSpec& spec) {
   Add(&forms, {"approx_kl", "clip_ratio", "entropy", "eos_ratio", "first_minibatch_ratio_error", "grad_norm/policy",
                "importance_weight/mean", "kl", "kl_coefficient", "learning_rate", "loss/policy", "mismatch_kl",
                "response_length", "reward/mean", "reward/std", "tokens"});
-  if (spec.advantage() == v1::GAE) Add(&forms, {"explained_variance", "grad_norm/critic", "loss/value"});
+  if (spec.advantage() == v1::GAE)
+    Add(&forms, {"explained_variance", "grad_norm/critic", "learning_rate/critic", "loss/value"});
   if (spec.kl().form() == v1::KL_LOSS_K2 || spec.kl().form() == v1::KL_LOSS_K3) Add(&forms, {"loss/kl"});
   if (!spec.ptx().data().empty()) Add(&forms, {"loss/ptx"});
   if (spec.sampling().top_p() < 1 || spec.sampling().top_k() > 0) Add(&forms, {"kept_mass"});

@@ -27,6 +27,8 @@ TEST_F(PpoTrainerTest, PpoRaisesItsReward) {
     EXPECT_LE(result->metrics.at("first_minibatch_ratio_error"), 1e-4);
     EXPECT_LE(std::abs(result->metrics.at("mismatch_kl")), 1e-6);
     EXPECT_GE(result->metrics.at("clip_ratio"), 0);
+    EXPECT_EQ(result->metrics.at("learning_rate"), 1e-2);
+    EXPECT_EQ(result->metrics.at("learning_rate/critic"), 3e-3);
     last = result->metrics.at("reward/mean");
     if (step == 1) first = last;
   }

@@ -6,7 +6,7 @@ const kCurves = [
   ["reward/mean", ""], ["gold/mean", ""], ["kl", "nats a sequence"], ["kl_coefficient", ""], ["loss", ""],
   ["loss/policy", ""], ["loss/kl", "a token"], ["loss/value", ""], ["loss/ptx", ""], ["log_loss", ""], ["accuracy", ""], ["clip_ratio", ""],
   ["entropy", "nats"], ["explained_variance", ""], ["response_length", "tokens"], ["grad_norm/policy", ""],
-  ["samples_per_second", ""], ["learning_rate", ""],
+  ["samples_per_second", ""], ["learning_rate", ""], ["learning_rate/critic", ""],
 ];
 const kStates = [["queued", "#8a94a3"], ["leased", "#c08a2d"], ["generated", "#5b8fd9"], ["scored", "#7b6fd0"],
   ["assigned", "#3f7fbf"], ["trained", "#2f9e66"], ["delivered", "#2f9e66"], ["stale", "#b58b5a"], ["failed", "#c4473d"],
