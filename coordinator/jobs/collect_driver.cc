@@ -170,7 +170,8 @@ class CollectDriver final : public Driver {
     publishing_ = true;
     v1::Job* row = job();
     auto comparisons = std::make_shared<const std::vector<v1::Comparison>>(deps().feedback->Comparisons(job_id_));
-    row->set_step(static_cast<int64_t>(comparisons->size()));
+    // Tasks, as while it was open: of answers there may be several to one, and planted questions' beside them.
+    if (const auto stats = deps().feedback->Stats(job_id_); stats.ok()) row->set_step(stats->answered());
     const v1::CollectSpec& spec = row->spec().collect();
     forgets_ = deps().feedback->forgets();
     const absl::StatusOr<Beginning> beginning = BeginningOf(*row, *comparisons);

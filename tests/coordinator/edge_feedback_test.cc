@@ -109,6 +109,8 @@ TEST_F(FeedbackEdgeTest, ACollectJobEndsInASetWithAgreement) {
   ASSERT_EQ(ended.state(), v1::SUCCEEDED) << ended.reason();
   EXPECT_DOUBLE_EQ(ended.result().metrics().at("agreement").value(), 1);
   EXPECT_EQ(ended.result().metrics().at("comparisons").value(), 20);
+  EXPECT_EQ(ended.step(), ended.total_steps()) << "tasks, however many answered each";
+  EXPECT_EQ(ended.total_steps(), 10);
 
   v1::ListSetsRequest list;
   const auto sets = Call(As("submitter"), &FeedbackStub::ListSets, list);
