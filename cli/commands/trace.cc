@@ -4,6 +4,8 @@
 #include <string>
 #include <utility>
 
+#include <nlohmann/json.hpp>
+
 #include "absl/strings/str_cat.h"
 #include "cli/commands/commands.h"
 #include "cli/job_queries.h"
@@ -40,11 +42,28 @@ absl::StatusOr<std::vector<TimelineJob>> GatherAll(const ConnectionFlags& connec
   return jobs;
 }
 
+// For programs: JSON is YAML too.
+void PrintAccount(const std::string& out, const Timeline& timeline) {
+  nlohmann::ordered_json account = {{"file", out}, {"generations", timeline.leases}, {"scorings", timeline.scorings}};
+  if (const LearnerShare& learner = timeline.learner; learner.steps > 0) {
+    account["learner"] = {{"steps", learner.steps},
+                          {"seconds", learner.seconds},
+                          {"idle", learner.idle},
+                          {"update", learner.update},
+                          {"commit", learner.publish}};
+  }
+  std::printf("%s\n", account.dump(1).c_str());
+}
+
 int Trace(const ConnectionFlags& connection, const std::string& id, const std::string& out) {
   const auto jobs = GatherAll(connection, id);
   if (!jobs.ok()) return Fail(jobs.status());
   const Timeline timeline = MakeTimeline(*jobs);
   if (const absl::Status status = WriteWhole(out, timeline.chrome_json); !status.ok()) return Fail(status);
+  if (connection.output != "table") {
+    PrintAccount(out, timeline);
+    return v1::EXIT_OK;
+  }
   std::printf("%s: %lld generations, %lld scorings; open it with https://ui.perfetto.dev or chrome://tracing\n",
               out.c_str(), static_cast<long long>(timeline.leases), static_cast<long long>(timeline.scorings));
   const LearnerShare& learner = timeline.learner;

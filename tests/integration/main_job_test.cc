@@ -84,6 +84,14 @@ class MainJobTest : public testing::Test {
     EXPECT_EQ(traced.code, 0) << traced.output;
     EXPECT_THAT(traced.output, HasSubstr(absl::StrCat("learner: ", steps, " steps in ")));
     EXPECT_THAT(traced.output, HasSubstr("idle "));
+    const auto account = nlohmann::json::parse(
+        service_.Ctl("--output json trace small --out " + service_.scratch().File("trace.json")).output, nullptr,
+        false);
+    ASSERT_TRUE(account.is_object());
+    EXPECT_EQ(account["file"], service_.scratch().File("trace.json"));
+    EXPECT_EQ(account["generations"], account["scorings"]);
+    EXPECT_EQ(account["learner"]["steps"], steps);
+    EXPECT_GT(account["learner"]["update"], 0);
     const nlohmann::json trace =
         nlohmann::json::parse(ReadFile(service_.scratch().File("trace.json")).value_or(""), nullptr, false);
     ASSERT_TRUE(trace.is_object());
