@@ -85,6 +85,24 @@ absl::StatusOr<const v1::Artifact*> ArtifactsImpl::FindDigest(const std::string&
                     v1::UNKNOWN_ARTIFACT);
 }
 
+absl::StatusOr<std::string> ArtifactsImpl::WholeDigest(const std::string& beginning, const std::string& project) const {
+  constexpr size_t kPrefix = sizeof("sha256:") - 1, kDigits = 64, kFewestDigits = 8;
+  if (project.empty() || beginning.size() >= kPrefix + kDigits) return beginning;
+  std::vector<std::string> found;
+  for (auto it = artifacts_.lower_bound(beginning); it != artifacts_.end() && absl::StartsWith(it->first, beginning);
+       ++it)
+    if (Visible(it->second, project)) found.push_back(it->first);
+  if (!found.empty() && beginning.size() < kPrefix + kFewestDigits) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("expected a digest, or at least ", kFewestDigits, " digits of one, found \"", beginning, "\""));
+  }
+  if (found.size() > 1) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", beginning, "\" begins the digests of ", found.size(),
+                                                   " artifacts, ", found[0], " among them: give more of it"));
+  }
+  return found.empty() ? beginning : found[0];
+}
+
 absl::StatusOr<v1::Artifact> ArtifactsImpl::Resolve(const std::string& reference, const std::string& project) {
   std::string digest = reference;
   if (!absl::StartsWith(reference, "sha256:")) {
@@ -107,6 +125,8 @@ absl::StatusOr<v1::Artifact> ArtifactsImpl::Resolve(const std::string& reference
           v1::UNKNOWN_ARTIFACT);
     }
     digest = it->second;
+  } else {
+    RLHF_ASSIGN_OR_RETURN(digest, WholeDigest(reference, project));
   }
   RLHF_ASSIGN_OR_RETURN(const v1::Artifact* artifact, FindDigest(digest));
   // What another project has is not even said to exist.

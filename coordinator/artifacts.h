@@ -18,7 +18,9 @@ class Artifacts {
  public:
   virtual ~Artifacts() = default;
   virtual absl::Status Recover() = 0;
-  // "sha256:…" or an alias of the project. NotFound with UNKNOWN_ARTIFACT naming the nearest alias.
+  // "sha256:…" or an alias of the project; with a project also the beginning of a digest, of at least 8 digits, where
+  // no other that the project sees begins so (InvalidArgument). NotFound with UNKNOWN_ARTIFACT naming the nearest
+  // alias.
   virtual absl::StatusOr<v1::Artifact> Resolve(const std::string& reference, const std::string& project) = 0;
   // Local directory of a published artifact.
   virtual absl::StatusOr<std::string> Path(const std::string& digest) const = 0;

@@ -50,6 +50,8 @@ class ArtifactsImpl final : public Artifacts {
   void SweepUploads();
   v1::Artifact View(const v1::Artifact& artifact, const std::string& project) const;
   absl::StatusOr<const v1::Artifact*> FindDigest(const std::string& digest) const;
+  // The whole digest, of an artifact that the project sees; what begins none as it is.
+  absl::StatusOr<std::string> WholeDigest(const std::string& beginning, const std::string& project) const;
   void AfterPublish(const std::string& upload_id, std::shared_ptr<Upload> upload, const std::string& subject,
                     absl::StatusOr<artifact::Manifest> manifest);
   void Record(const artifact::Manifest& manifest, const std::string& kind, const std::string& project,

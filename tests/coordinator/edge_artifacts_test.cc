@@ -2,6 +2,7 @@
 // downloads.
 #include <chrono>
 #include <filesystem>
+#include <set>
 #include <string>
 
 #include <gmock/gmock.h>
@@ -15,6 +16,7 @@
 #include "rlhf/v1/admin_service.grpc.pb.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
 #include "rlhf/v1/feedback_service.grpc.pb.h"
+#include "rlhf/v1/job_service.grpc.pb.h"
 #include "tests/coordinator/coordinator_fixture.h"
 
 namespace rlhf::coordinator {
@@ -188,6 +190,34 @@ TEST_F(ArtifactsTest, AnUnknownNameNamesTheNearest) {
   const auto digest = Get("prompts")->digest();
   EXPECT_EQ(Download(Api("submitter"), digest, "other.jsonl", 0).status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(Download(Api("submitter"), digest, "data.jsonl", 99).status().code(), absl::StatusCode::kOutOfRange);
+}
+
+TEST_F(ArtifactsTest, TheBeginningOfADigestIsEnoughInAJobToo) {
+  std::set<std::string> digests;
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), absl::StrCat("{\"prompt\":\"", i, "\"}\n")).ok());
+    const auto data = client::UploadArtifact(Api("submitter"), dir_.File("data.jsonl"), "data", "default", "");
+    ASSERT_TRUE(data.ok()) << data.status();
+    digests.insert(data->digest());
+  }
+  const std::string digest = *digests.begin(), beginning = digest.substr(0, sizeof("sha256:") - 1 + 12);
+  EXPECT_EQ(Get(beginning)->digest(), digest);
+  const auto few = Get(digest.substr(0, sizeof("sha256:") - 1 + 7));
+  EXPECT_TRUE(absl::IsInvalidArgument(few.status())) << few.status();
+  EXPECT_THAT(std::string(few.status().message()), HasSubstr("at least 8 digits"));
+  EXPECT_EQ(ReasonOf(Get("sha256:" + std::string(12, '0')).status()), v1::UNKNOWN_ARTIFACT);
+  EXPECT_EQ(ReasonOf(Get(digest + "0").status()), v1::UNKNOWN_ARTIFACT);
+  ASSERT_TRUE(MakeDirs(dir_.File("model")).ok());
+  ASSERT_TRUE(WriteFileDurably(dir_.File("model/config.json"), "{}").ok());
+  ASSERT_TRUE(client::UploadArtifact(Api("submitter"), dir_.File("model"), "model", "default", "base").ok());
+  v1::SubmitJobRequest submit;
+  submit.set_request_id("short");
+  submit.mutable_spec()->set_name("short");
+  submit.mutable_spec()->mutable_sample()->set_model("base");
+  submit.mutable_spec()->mutable_sample()->set_prompts(beginning);
+  const auto job = Call(v1::JobService::NewStub(Api("submitter")), &v1::JobService::Stub::SubmitJob, submit);
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->job().resolved().at(beginning), digest);
 }
 
 TEST_F(ArtifactsTest, AnotherProjectSeesNothing) {
