@@ -5,10 +5,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <numeric>
 #include <utility>
 
 #include <xxhash.h>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/intervals.h"
@@ -67,15 +71,18 @@ class Pattern {
     }
     return pattern;
   }
-  // The first group of the first match.
-  std::optional<std::string> Group(const std::string& text) const {
+  // The first group of the first match, and what comes after it.
+  struct Found {
+    std::string group, rest;
+  };
+  std::optional<Found> Find(const std::string& text) const {
     const std::unique_ptr<pcre2_match_data, void (*)(pcre2_match_data*)> match(
         pcre2_match_data_create_from_pattern(code_.get(), nullptr), pcre2_match_data_free);
     const int groups =
         pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0, 0, match.get(), nullptr);
     if (groups < 2) return std::nullopt;
     const PCRE2_SIZE* offsets = pcre2_get_ovector_pointer(match.get());
-    return text.substr(offsets[2], offsets[3] - offsets[2]);
+    return Found{text.substr(offsets[2], offsets[3] - offsets[2]), text.substr(offsets[3])};
   }
 
  private:
@@ -85,13 +92,20 @@ class Pattern {
 // What was stated against what was right, by tenths of the confidence.
 struct CalibrationBins {
   double confidence[kBins] = {}, right[kBins] = {}, count[kBins] = {};
-  void Add(double p, double correct) {
+  void Add(double p, double correct) { AddMany(p, 1, correct); }
+  void AddMany(double p, double answers, double correct) {
     const int bin = std::min(kBins - 1, static_cast<int>(p * kBins));
-    confidence[bin] += p;
+    confidence[bin] += p * answers;
     right[bin] += correct;
-    count[bin] += 1;
+    count[bin] += answers;
   }
 };
+
+bool SaysPerCent(absl::string_view rest) {
+  rest = absl::StripLeadingAsciiWhitespace(rest);
+  return absl::StartsWith(rest, "%") || absl::StartsWithIgnoreCase(rest, "percent") ||
+         absl::StartsWithIgnoreCase(rest, "per cent");
+}
 
 class StatedCalibrationImpl final : public StatedCalibration {
  public:
@@ -102,39 +116,46 @@ class StatedCalibrationImpl final : public StatedCalibration {
  private:
   const Pattern pattern_;
   const std::string exact_;  // the exact_answer component's name
-  // The unit is the whole evaluation's: "1" alone does not tell whether it is per cent.
-  CalibrationBins as_percents_, as_fractions_;
-  bool percents_ = false;
-  double stated_ = 0;
+  CalibrationBins bins_;     // of answers that tell their unit
+  // A bare "1" does not: it is one per cent, or certainty, by what most of the others mean.
+  double ones_ = 0, right_ones_ = 0;
+  int64_t percents_ = 0, fractions_ = 0;
   MeanTally states_;
 };
 
 void StatedCalibrationImpl::Add(const v1::Sample& sample) {
-  const std::optional<std::string> group = pattern_.Group(sample.response_text());
+  const std::optional<Pattern::Found> found = pattern_.Find(sample.response_text());
   double p = 0;
-  const bool says = group && absl::SimpleAtod(*group, &p) && std::isfinite(p) && p >= 0 && p <= 100;
+  const bool says = found && absl::SimpleAtod(found->group, &p) && std::isfinite(p) && p >= 0 && p <= 100;
   states_.Add(says ? 1 : 0);
   if (!says) return;
-  percents_ = percents_ || p > 1;
   double correct = 0;
   for (const v1::ComponentScore& component : sample.score().components()) {
     if (component.name() == exact_) correct = component.value() > 0.5 ? 1 : 0;
   }
-  as_percents_.Add(p / 100, correct);
-  as_fractions_.Add(std::min(p, 1.0), correct);
-  ++stated_;
+  const bool percent = p > 1 || SaysPerCent(found->rest);
+  if (p == 1 && !percent && !absl::StrContains(found->group, '.')) {
+    ++ones_;
+    right_ones_ += correct;
+    return;
+  }
+  bins_.Add(percent ? p / 100 : p, correct);
+  if (p > 0) ++(percent ? percents_ : fractions_);  // nothing is nothing in either
 }
 
 std::map<std::string, v1::Metric> StatedCalibrationImpl::Metrics() const {
   std::map<std::string, v1::Metric> metrics;
   metrics["calibration.stated"] = states_.Metric(Range::kUnit);
-  if (stated_ == 0 || exact_.empty()) return metrics;
-  const CalibrationBins& bins = percents_ ? as_percents_ : as_fractions_;
+  CalibrationBins bins = bins_;
+  const double one = percents_ > fractions_ ? 0.01 : 1;
+  bins.AddMany(one, ones_, right_ones_);
+  const double stated = std::accumulate(std::begin(bins.count), std::end(bins.count), 0.0);
+  if (stated == 0 || exact_.empty()) return metrics;
   double ece = 0;
   for (int bin = 0; bin < kBins; ++bin) {
     const double count = bins.count[bin];
     if (count == 0) continue;
-    ece += std::abs(bins.confidence[bin] - bins.right[bin]) / stated_;
+    ece += std::abs(bins.confidence[bin] - bins.right[bin]) / stated;
     v1::Metric& rate = metrics[absl::StrCat("calibration/", bin)];
     rate.set_value(bins.right[bin] / count);
     rate.set_n(static_cast<int64_t>(count));
@@ -143,7 +164,7 @@ std::map<std::string, v1::Metric> StatedCalibrationImpl::Metrics() const {
     sure.set_n(static_cast<int64_t>(count));
   }
   metrics["calibration.ece"].set_value(ece);
-  metrics["calibration.ece"].set_n(static_cast<int64_t>(stated_));
+  metrics["calibration.ece"].set_n(static_cast<int64_t>(stated));
   return metrics;
 }
 

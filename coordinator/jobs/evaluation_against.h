@@ -67,9 +67,10 @@ class EvaluationComparison {
   std::vector<Pair> pairs_;
 };
 
-// Of answers that state a confidence (the pattern's first group; per cent in all if it is above 1 in any) and were
-// graded by an exact_answer component: calibration.ece over ten bins, calibration.stated (how many state one),
-// calibration/BIN and calibration.confidence/BIN.
+// Of answers that state a confidence (the pattern's first group) and were graded by an exact_answer component:
+// calibration.ece over ten bins, calibration.stated (how many state one), calibration/BIN and
+// calibration.confidence/BIN. Each answer's unit is its own: per cent where it is above 1 or "%" or "percent" follows,
+// else 0 to 1; a bare "1" is what most of the others are, and certainty where that is undecided.
 class StatedCalibration {
  public:
   // InvalidArgument for a bad pattern.

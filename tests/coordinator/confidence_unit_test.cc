@@ -46,5 +46,26 @@ TEST_F(ConfidenceUnitTest, OnePerCentIsNotCertainty) {
   EXPECT_EQ(fractions.at("calibration/5").value(), 0.5);
 }
 
+TEST_F(ConfidenceUnitTest, AStrayAnswerChangesNoOthersUnit) {
+  const auto fractions = Calibration({"0.5", "0.5", "1", "95"}, 1);
+  EXPECT_NEAR(fractions.at("calibration.confidence/5").value(), 0.5, 1e-12);
+  EXPECT_EQ(fractions.at("calibration/5").value(), 0.5);
+  EXPECT_NEAR(fractions.at("calibration.confidence/9").value(), (1 + 0.95) / 2, 1e-12);
+  EXPECT_EQ(fractions.at("calibration.ece").n(), 4);
+  const auto percents = Calibration({"90", "80", "1", "0.5"}, 2);
+  EXPECT_NEAR(percents.at("calibration.confidence/0").value(), 0.01, 1e-12);
+  EXPECT_NEAR(percents.at("calibration.confidence/5").value(), 0.5, 1e-12);
+  EXPECT_NEAR(percents.at("calibration.ece").value(), (0.1 + 0.2 + 0.01 + 0.5) / 4, 1e-12);
+}
+
+TEST_F(ConfidenceUnitTest, WhatAnAnswerSaysItselfCounts) {
+  const auto said = Calibration({"0.5 %", "1%", "1 percent", "1 Per cent"}, 0);
+  EXPECT_NEAR(said.at("calibration.confidence/0").value(), (0.005 + 3 * 0.01) / 4, 1e-12);
+  const auto certain = Calibration({"99", "98", "1.0"}, 3);
+  EXPECT_NEAR(certain.at("calibration.confidence/9").value(), (0.99 + 0.98 + 1) / 3, 1e-12);
+  // Nothing says which: certainty.
+  EXPECT_NEAR(Calibration({"1", "0"}, 1).at("calibration.ece").value(), 0, 1e-12);
+}
+
 }  // namespace
 }  // namespace rlhf::coordinator
