@@ -146,18 +146,26 @@ class Line {
   absl::Status status_;
 };
 
+// What errors call it: its own name, for where the service keeps it is nobody else's matter; of an artifact its digest.
+std::string NameOf(const std::string& path) {
+  const fs::path normal = fs::path(path).lexically_normal();
+  const fs::path whole = normal.has_filename() ? normal : normal.parent_path();
+  const std::string name = whole.filename().string();
+  return whole.parent_path().filename() == "sha256" ? absl::StrCat("sha256:", name) : name;
+}
+
 absl::StatusOr<std::vector<std::string>> FilesOf(const std::string& path) {
   std::error_code error;
   if (fs::is_regular_file(path, error)) return std::vector<std::string>{path};
   if (!fs::is_directory(path, error))
-    return absl::NotFoundError(absl::StrCat("expected a data file or folder at ", path, ", found none"));
+    return absl::NotFoundError(absl::StrCat(NameOf(path), ": expected a data file or folder, found none"));
   std::vector<std::string> files;
   for (const auto& entry : fs::directory_iterator(path, error)) {
     if (entry.is_regular_file() && entry.path().extension() == ".jsonl") files.push_back(entry.path().string());
   }
   std::sort(files.begin(), files.end());
   if (files.empty())
-    return absl::InvalidArgumentError(absl::StrCat(path, ": expected at least one .jsonl file, found none"));
+    return absl::InvalidArgumentError(absl::StrCat(NameOf(path), ": expected at least one .jsonl file, found none"));
   return files;
 }
 
@@ -171,7 +179,7 @@ absl::Status ForEach(const std::string& path, const Parse<Record>& parse, absl::
   bool any = false;
   for (const std::string& file : *files) {
     std::ifstream in(file);
-    if (!in) return absl::PermissionDeniedError(absl::StrCat("cannot read ", file));
+    if (!in) return absl::PermissionDeniedError(absl::StrCat("cannot read ", NameOf(file), " of ", NameOf(path)));
     std::string text;
     for (int64_t number = 1; std::getline(in, text); ++number) {
       if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
@@ -186,7 +194,7 @@ absl::Status ForEach(const std::string& path, const Parse<Record>& parse, absl::
       if (absl::Status status = fn(std::move(record)); !status.ok()) return status;
     }
   }
-  if (!any) return absl::InvalidArgumentError(absl::StrCat(path, ": expected at least one record, found none"));
+  if (!any) return absl::InvalidArgumentError(absl::StrCat(NameOf(path), ": expected at least one record, found none"));
   return absl::OkStatus();
 }
 

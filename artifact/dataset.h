@@ -1,8 +1,9 @@
 // The three kinds of data files jobs read: JSON lines, one record each. A path may be a file, or a folder (all *.jsonl
 // in it, by name).
 //
-// InvalidArgument "FILE:LINE: …" for bad JSON, wrong types, missing or unknown keys (with the nearest valid one) and
-// for data without a record.
+// Errors name files without their folders, and artifacts by their digests: they reach people who have no part in where
+// the service keeps them. InvalidArgument "FILE:LINE: …" for bad JSON, wrong types, missing or unknown keys (with the
+// nearest valid one) and for data without a record; NotFound, PermissionDenied.
 #pragma once
 
 #include <map>

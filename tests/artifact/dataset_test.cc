@@ -25,6 +25,24 @@ class DatasetTest : public testing::Test {
   ScratchDir dir_;
 };
 
+// What is wrong with data is told to people who are not to know where the service keeps it.
+TEST_F(DatasetTest, ErrorsNameFilesAndArtifactsAndNoFolderOfTheService) {
+  const std::string artifact = dir_.File("sha256/2f2670c0");
+  const auto says = [&](const std::string& path, const std::string& problem) {
+    const std::string message(ReadPromptData(path).status().message());
+    EXPECT_EQ(message.find(dir_.path()), std::string::npos) << message;
+    EXPECT_THAT(message, HasSubstr(problem));
+  };
+  says(artifact, "sha256:2f2670c0: expected a data file or folder, found none");
+  ASSERT_TRUE(MakeDirs(artifact).ok());
+  says(artifact + "/", "sha256:2f2670c0: expected at least one .jsonl file, found none");
+  ASSERT_TRUE(WriteFileDurably(artifact + "/a.jsonl", "\n").ok());
+  says(artifact, "sha256:2f2670c0: expected at least one record, found none");
+  ASSERT_TRUE(WriteFileDurably(artifact + "/a.jsonl", "[]\n").ok());
+  says(artifact, "a.jsonl:1: expected a JSON object on the line");
+  says(Write(""), "data.jsonl: expected at least one record, found none");
+}
+
 TEST_F(DatasetTest, RecordsAreReadInOrderFromFilesAndFolders) {
   const auto sft = ReadSftData(Write(
       "{\"prompt\":\"p\",\"response\":\"r\",\"tags\":{\"k\":\"v\"}}\n\n{\"prompt\":\"p2\",\"response\":\"r2\"}\n"));
