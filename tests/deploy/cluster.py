@@ -120,6 +120,8 @@ class Cluster:
         with fields.object("spec") as spec:
             template = spec.take("template")
             self.check_selector(fields.where, spec.take("selector"), template)
+            spec.take("strategy", None)
+            self.note("strategy of Deployments", "nothing is updated")
             for _ in range(spec.take("replicas", 1)):
                 self.workloads.append((f"{name}-{uuid.uuid4().hex[:10]}", template, {}, None))
 

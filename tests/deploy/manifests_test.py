@@ -323,6 +323,24 @@ class ManifestsTest(unittest.TestCase):
                 self.assertLessEqual(selected, {"StatefulSet", "Deployment"}, f"{name}: {document['metadata']['name']}")
                 self.assertEqual(document["spec"].get("unhealthyPodEvictionPolicy"), "AlwaysAllow", f"{name}: {document['metadata']['name']}")
 
+    def test_an_update_of_a_deployment_needs_no_further_gpu(self):
+        """By default it makes a pod before it takes one away, and of few pods takes none away: it would wait for ever."""
+        seen = set()
+        for name, documents in FILES.items():
+            for document in documents:
+                if document["kind"] == "Deployment":
+                    self.assertEqual(document["spec"].get("strategy"),
+                                     {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}, f"{name}: {document['metadata']['name']}")
+                    seen.add(name)
+        self.assertIn("multi-gpu", seen)
+
+    def test_one_node_does_not_have_all_reward_servers(self):
+        for where, document, template in pods():
+            if document["kind"] == "Deployment":
+                spread = template["spec"].get("topologySpreadConstraints", [])
+                self.assertEqual([s["topologyKey"] for s in spread], ["kubernetes.io/hostname"], where)
+                self.assertTrue(matches(spread[0]["labelSelector"], labels_of(template)), where)
+
     def test_config_maps_are_accepted_by_the_binaries(self):
         binaries = {"coordinator.yaml": "rlhf-coordinator", "learner.toml": "rlhf-learner",
                     "rollout-worker.toml": "rlhf-rollout-worker", "reward-server.toml": "rlhf-reward-server"}

@@ -226,6 +226,8 @@ class Pod:
         spec.only("enableServiceLinks", False)
         account = spec.take("serviceAccountName")
         assert account in self.cluster.accounts, f"{spec.where}: there is no ServiceAccount {account}"
+        spec.take("topologySpreadConstraints", None)
+        self.cluster.note("topologySpreadConstraints", "there is one node")
         self.restart = spec.take("restartPolicy", "Always")
         self.grace = spec.take("terminationGracePeriodSeconds", 30)
         with spec.object("securityContext") as security:
