@@ -162,6 +162,13 @@ class ManifestsTest(unittest.TestCase):
                     self.assertIn("nvidia.com/gpu", container["resources"]["limits"], where)
                     self.assertNotIn("nvidia.com/gpu", container["resources"].get("requests", {}), where)
 
+    def test_pods_with_a_gpu_may_go_where_gpus_are(self):
+        """Clusters keep others off their GPU nodes by this taint."""
+        toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        for where, _, template in pods():
+            wants = any("nvidia.com/gpu" in container["resources"]["limits"] for container in template["spec"]["containers"])
+            self.assertEqual(template["spec"].get("tolerations", []), [toleration] if wants else [], where)
+
     def test_grace_is_longer_than_the_drain(self):
         for name, documents in FILES.items():
             configs = {d["metadata"]["name"]: d["data"] for d in documents if d["kind"] == "ConfigMap"}
