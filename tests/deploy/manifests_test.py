@@ -124,6 +124,23 @@ class ManifestsTest(unittest.TestCase):
             queued |= labelled
         self.assertEqual(queued, {"rlhf-learner"})
 
+    def test_what_keda_scales_changes_slowly_and_has_no_number_of_its_own(self):
+        """A number in the manifest is set again by every apply. A ratio of the newest step shows late what was changed."""
+        seen = set()
+        for name, documents in FILES.items():
+            for scaled in (d for d in documents if d["kind"] == "ScaledObject"):
+                seen.add(name)
+                target = next(d for d in documents if d["kind"] == "StatefulSet" and d["metadata"]["name"] == scaled["spec"]["scaleTargetRef"]["name"])
+                self.assertNotIn("replicas", target["spec"], name)
+                behavior = at(scaled, "spec.advanced.horizontalPodAutoscalerConfig.behavior")
+                for direction in ("scaleUp", "scaleDown"):
+                    for policy in behavior[direction]["policies"]:
+                        self.assertGreaterEqual(policy["periodSeconds"], 300, f"{name}: {direction}")
+                        self.assertLessEqual(policy["value"], {"Percent": 50, "Pods": 2}[policy["type"]], f"{name}: {direction}")
+                namespace = next(d["metadata"]["name"] for d in documents if d["kind"] == "Namespace")
+                self.assertIn(f'{{namespace="{namespace}"}}', scaled["spec"]["triggers"][0]["metadata"]["query"], name)
+        self.assertEqual(seen, {"multi-gpu-full"})
+
     def test_images_are_pinned(self):
         for where, _, template in pods():
             for container in template["spec"]["containers"]:
@@ -322,7 +339,7 @@ class ManifestsTest(unittest.TestCase):
                     continue
                 labels = document["spec"]["selector"]["matchLabels"]
                 self.assertNotEqual(labels["app.kubernetes.io/name"], "rlhf-coordinator", "would block every drain")
-                replicas = [d["spec"]["replicas"] for d in documents
+                replicas = [d["spec"].get("replicas", 1) for d in documents
                             if d["kind"] in ("StatefulSet", "Deployment") and matches(document["spec"]["selector"], labels_of(d["spec"]["template"]))]
                 self.assertGreater(replicas[0], document["spec"].get("minAvailable", 0), f"{name}: no pod could be drained")
                 # A share of pods is counted by the scale of what owns them, which a Job has not: then nothing may be evicted.
