@@ -239,6 +239,9 @@ class ManifestsTest(unittest.TestCase):
                 named = any(key in certificates[secret] for key in ("uris", "dnsNames", "ipAddresses"))
                 speaks = {"client auth", "server auth"} & set(certificates[secret]["usages"])
                 self.assertEqual((named, bool(speaks)), ("tls.key" in keys,) * 2, f"{name}: {secret}")
+            for secret, spec in certificates.items():
+                # Said, not left to a default that differs between releases: the CA's key stays, or all that it signed is refused.
+                self.assertEqual(spec["privateKey"].get("rotationPolicy"), "Never" if spec.get("isCA") else "Always", f"{name}: {secret}")
             break
         else:
             self.fail("no overlay has cert-manager")
