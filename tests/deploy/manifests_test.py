@@ -1,5 +1,6 @@
 """What the rendered manifests promise: selectors, ports, probes, the restricted profile, network policies, budgets, images,
 fields of CRD kinds, schemas, and that every ConfigMap is accepted by the binary it is for."""
+import ipaddress
 import os
 import pathlib
 import re
@@ -279,8 +280,18 @@ class ManifestsTest(unittest.TestCase):
         self.assertFalse(connects(rollout, reward, 7020))
         default = next(p for p in policies if p["metadata"]["name"] == "default-deny")
         self.assertEqual(default["spec"], {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]})
-        dns = next(p for p in policies if p["metadata"]["name"] == "allow-dns")
-        self.assertEqual({p["port"] for p in dns["spec"]["egress"][0]["ports"]}, {53})
+
+    def test_names_are_asked_of_dns_pods_and_of_the_node_alone(self):
+        for name in ("multi-gpu", "dev-cpu", "single-gpu"):
+            rules = [rule for d in FILES[name] if d["kind"] == "NetworkPolicy" and d["spec"]["podSelector"] == {} for rule in d["spec"].get("egress", [])]
+            self.assertEqual(len(rules), 1, name)
+            self.assertEqual(rules[0]["ports"], [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")], name)
+            self.assertEqual([peer["namespaceSelector"]["matchLabels"] for peer in rules[0]["to"] if "namespaceSelector" in peer],
+                             [{"kubernetes.io/metadata.name": "kube-system"}], name)
+            node = [ipaddress.ip_network(peer["ipBlock"]["cidr"]) for peer in rules[0]["to"] if "ipBlock" in peer]
+            for address in ("169.254.20.10", "169.254.25.10"):  # of the add-on, and of kubespray
+                self.assertTrue(any(ipaddress.ip_address(address) in network for network in node), name)
+            self.assertEqual([peer["ipBlock"]["except"] for peer in rules[0]["to"] if "ipBlock" in peer], [["169.254.169.254/32"]], name)
 
     def test_every_process_of_a_learner_pod_is_reached(self):
         """Process K of `rlhfctl ranks` may become rank 0, whose weights everybody wants, and each has metrics of its own."""
