@@ -335,6 +335,11 @@ class ManifestsTest(unittest.TestCase):
         for port in wanted.values():
             self.assertTrue(network.scrapes("rlhf", port), port)
         self.assertFalse(network.scrapes("rlhf", max(wanted.values()) + 1))
+        # A pod of the same namespace that is labelled as a client: any will do.
+        network = Network(documents + [d for d in FILES["job-ppo"] if d["kind"] == "Job"])
+        self.assertTrue(network.connects("rlhf-job-ppo", "rlhf", 7001))
+        self.assertFalse(network.connects("rlhf-job-ppo", "rlhf", PLAIN_PORT))
+        self.assertFalse(network.connects("rlhf", "rlhf", 7001), "nothing but clients")
 
     def test_every_plain_port_is_scraped(self):
         for name, documents in FILES.items():
