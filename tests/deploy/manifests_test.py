@@ -9,6 +9,7 @@ import sys
 import tempfile
 import unittest
 
+from fields import quantity
 from rendered import BIN, FILES, RENDERED, ROOT, Network, at, labels_of, matches, pods, ports_of_ranks, secrets_of_pki_init, templates
 
 TOOLS = ROOT / ".deps/python-tools"
@@ -179,6 +180,26 @@ class ManifestsTest(unittest.TestCase):
                 if wants:
                     self.assertIn("nvidia.com/gpu", container["resources"]["limits"], where)
                     self.assertNotIn("nvidia.com/gpu", container["resources"].get("requests", {}), where)
+
+    def test_a_node_that_runs_out_evicts_others_first(self):
+        """It ranks pods by what they have above what they asked for, memory or disk; the small overlay may be overcommitted."""
+        for where, document, template in pods():
+            if labels_of(template)["app.kubernetes.io/name"] == "rlhf-job" or where.startswith("dev-cpu:"):
+                continue
+            resources = template["spec"]["containers"][0]["resources"]
+            self.assertEqual(resources["requests"]["memory"], resources["limits"]["memory"], where)
+            if labels_of(template)["app.kubernetes.io/name"] == "rlhf-coordinator":
+                volumes = sum(quantity(v["emptyDir"]["sizeLimit"]) for v in template["spec"]["volumes"] if "emptyDir" in v)
+                logs = 64 << 20  # five files of ten megabytes, by the kubelet's defaults
+                self.assertGreaterEqual(quantity(resources["requests"]["ephemeral-storage"]), volumes + logs, where)
+
+    def test_a_coordinator_has_the_memory_that_clients_may_fill(self):
+        text = subprocess.run([BIN / "rlhf-coordinator", "--help"], capture_output=True, text=True, check=True).stdout
+        received = int(re.search(r"--receive-memory-mb INT=(\d+)", text)[1]) << 20
+        for where, _, template in pods():
+            if labels_of(template)["app.kubernetes.io/name"] in ("rlhf-coordinator", "rlhf"):
+                limit = quantity(template["spec"]["containers"][0]["resources"]["limits"]["memory"])
+                self.assertGreaterEqual(limit, 2 * received, f"{where}: all that may be received, and as much for itself")
 
     def test_pods_with_a_gpu_may_go_where_gpus_are(self):
         """Clusters keep others off their GPU nodes by this taint."""
