@@ -208,6 +208,23 @@ class ManifestsTest(unittest.TestCase):
             wants = any("nvidia.com/gpu" in container["resources"]["limits"] for container in template["spec"]["containers"])
             self.assertEqual(template["spec"].get("tolerations", []), [toleration] if wants else [], where)
 
+    def test_a_learner_that_lost_its_node_gets_another(self):
+        """It needs all GPUs of one, so pods with one each must make room; the coordinator before all."""
+        values = {d["metadata"]["name"]: d["value"] for d in FILES["multi-gpu-full"] if d["kind"] == "PriorityClass"}
+        seen = {}
+        for where, _, template in pods():
+            if "priorityClassName" in template["spec"]:
+                self.assertIn(template["spec"]["priorityClassName"], values, where)
+            if where.startswith("multi-gpu-full: rlhf-") and "/" not in where:
+                seen[labels_of(template)["app.kubernetes.io/name"]] = values.get(template["spec"].get("priorityClassName"), 0)
+        self.assertEqual(sorted(seen, key=seen.get, reverse=True)[:2], ["rlhf-coordinator", "rlhf-learner"])
+        self.assertGreater(seen["rlhf-coordinator"], seen["rlhf-learner"])
+        self.assertGreater(seen["rlhf-learner"], max(seen["rlhf-rollout-worker"], seen["rlhf-reward-server"]))
+        for document in (d for documents in FILES.values() for d in documents if d["kind"] == "PriorityClass"):
+            self.assertNotIn("namespace", document["metadata"], "it is the cluster's")
+            self.assertNotIn("globalDefault", document)
+            self.assertNotIn("preemptionPolicy", document, "the default makes room")
+
     def test_grace_is_longer_than_the_drain(self):
         for name, documents in FILES.items():
             configs = {d["metadata"]["name"]: d["data"] for d in documents if d["kind"] == "ConfigMap"}
