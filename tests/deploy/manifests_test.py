@@ -225,6 +225,35 @@ class ManifestsTest(unittest.TestCase):
             self.assertNotIn("globalDefault", document)
             self.assertNotIn("preemptionPolicy", document, "the default makes room")
 
+    def test_of_two_coordinators_each_can_start_and_be_updated(self):
+        """Who stands by is never ready: a set that waits for that would not start the next pod, and end no update."""
+        seen = set()
+        for name, documents in FILES.items():
+            for document in documents:
+                if document["kind"] != "StatefulSet" or document["metadata"]["name"] != "rlhf-coordinator" or document["spec"]["replicas"] == 1:
+                    continue
+                seen.add(name)
+                spec, pod = document["spec"], document["spec"]["template"]["spec"]
+                self.assertEqual((spec["podManagementPolicy"], spec["updateStrategy"]), ("Parallel", {"type": "OnDelete"}), name)
+                self.assertNotIn("volumeClaimTemplates", spec, f"{name}: each would have a folder of its own")
+                shared = next(v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if v["name"] == "data")
+                claim = next(d for d in documents if d["kind"] == "PersistentVolumeClaim" and d["metadata"]["name"] == shared)
+                self.assertEqual(claim["spec"]["accessModes"], ["ReadWriteMany"], name)
+                apart = at(pod, "affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution")
+                self.assertTrue(matches(apart[0]["labelSelector"], labels_of(spec["template"])), name)
+                policies = [d["spec"] for d in documents if d["kind"] == "NetworkPolicy" and matches(d["spec"]["podSelector"], labels_of(spec["template"]))]
+                self.assertIn({"ports": [{"protocol": "TCP", "port": 5432}]}, [rule for p in policies for rule in p.get("egress", [])], name)
+                # libpq takes no password file that a group may read, and the kubelet makes every Secret's file such a one.
+                self.assertIn("PGPASSWORD", {variable["name"] for variable in pod["containers"][0]["env"]}, name)
+        self.assertEqual(seen, {"multi-gpu-two-coordinators"})
+
+    def test_variables_in_commands_are_there(self):
+        """One that is not stays as it is written."""
+        for where, _, template in pods():
+            for container in template["spec"]["containers"]:
+                named = set(re.findall(r"\$\((\w+)\)", " ".join(container.get("command", []) + container["args"])))
+                self.assertLessEqual(named, {variable["name"] for variable in container.get("env", [])}, where)
+
     def test_grace_is_longer_than_the_drain(self):
         for name, documents in FILES.items():
             configs = {d["metadata"]["name"]: d["data"] for d in documents if d["kind"] == "ConfigMap"}

@@ -37,7 +37,7 @@ class CommentsTest(unittest.TestCase):
                         result = subprocess.run(kubectl, cwd=ROOT, input=output, env={**os.environ, "RLHF_SOURCE_DIR": str(ROOT)}, capture_output=True, text=True)
                         self.assertEqual(result.returncode, 0, f"{path}: {command}\n{result.stdout}{result.stderr}")
         self.assertEqual({where: len(commands) for where, commands in seen.items()}, {
-            "base/kustomization.yaml": 2, **{f"jobs/{job}/kustomization.yaml": 3 for job in ("sft", "ppo", "pipeline")}})
+            "base/kustomization.yaml": 2, "components/two-coordinators/kustomization.yaml": 1, **{f"jobs/{job}/kustomization.yaml": 3 for job in ("sft", "ppo", "pipeline")}})
 
 
 class PackagingTest(unittest.TestCase):
