@@ -444,6 +444,13 @@ class ManifestsTest(unittest.TestCase):
                     seen.add(name)
         self.assertIn("multi-gpu", seen)
 
+    def test_a_pod_that_cannot_start_is_replaced_by_the_next_try(self):
+        """In order, a set waits for a broken pod before it makes the corrected one (Kubernetes: forced rollback)."""
+        for name, documents in FILES.items():
+            for document in documents:
+                if document["kind"] == "StatefulSet":
+                    self.assertEqual(document["spec"].get("podManagementPolicy"), "Parallel", f"{name}: {document['metadata']['name']}")
+
     def test_one_node_does_not_have_all_reward_servers(self):
         for where, document, template in pods():
             if document["kind"] == "Deployment":
