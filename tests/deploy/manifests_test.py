@@ -126,6 +126,16 @@ class ManifestsTest(unittest.TestCase):
             queued |= labelled
         self.assertEqual(queued, {"rlhf-learner"})
 
+    def test_what_is_queued_asks_for_nothing_that_the_queue_does_not_count(self):
+        """Kueue admits no pod that asks for a resource without a quota."""
+        for name, documents in FILES.items():
+            covered = {r for d in documents if d["kind"] == "ClusterQueue" for group in d["spec"]["resourceGroups"] for r in group["coveredResources"]}
+            for document in documents:
+                if "kueue.x-k8s.io/queue-name" in document["metadata"].get("labels", {}):
+                    for where, template in templates(document):
+                        asked = {r for c in template["spec"]["containers"] for part in c["resources"].values() for r in part}
+                        self.assertLessEqual(asked, covered, f"{name}: {where}")
+
     def test_what_keda_scales_changes_slowly_and_has_no_number_of_its_own(self):
         """A number in the manifest is set again by every apply. A ratio of the newest step shows late what was changed."""
         seen = set()
