@@ -110,6 +110,13 @@ class ManifestsTest(unittest.TestCase):
                 # One that is added would do nothing for a user that is not root, and need a weaker profile of the namespace.
                 self.assertEqual(context["capabilities"], {"drop": ["ALL"]}, where)
 
+    def test_a_pods_start_does_not_walk_through_its_volumes(self):
+        """By default the kubelet changes every file of a claim, the artifacts' too, at each start of a pod with an fsGroup."""
+        for where, document, template in pods():
+            claims = [v for v in template["spec"]["volumes"] if "persistentVolumeClaim" in v] + document["spec"].get("volumeClaimTemplates", [])
+            if claims:
+                self.assertEqual(template["spec"]["securityContext"].get("fsGroupChangePolicy"), "OnRootMismatch", where)
+
     def test_the_namespace_enforces_the_profile(self):
         for name, documents in FILES.items():
             for document in documents:
