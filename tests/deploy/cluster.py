@@ -102,6 +102,7 @@ class Cluster:
         with fields.object("spec") as spec:
             replicas = spec.take("replicas", 1)
             assert spec.take("podManagementPolicy", "OrderedReady") == "Parallel" or replicas == 1, f"{name}: pods in order are not implemented"
+            spec.take("updateStrategy", None)
             service = spec.take("serviceName")
             assert service in self.services, f"{fields.where}: there is no Service {service}"
             template, selector = spec.take("template"), spec.take("selector")
@@ -121,7 +122,7 @@ class Cluster:
             template = spec.take("template")
             self.check_selector(fields.where, spec.take("selector"), template)
             spec.take("strategy", None)
-            self.note("strategy of Deployments", "nothing is updated")
+            self.note("how sets and deployments are updated", "nothing is")
             for _ in range(spec.take("replicas", 1)):
                 self.workloads.append((f"{name}-{uuid.uuid4().hex[:10]}", template, {}, None))
 

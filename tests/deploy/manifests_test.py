@@ -468,6 +468,15 @@ class ManifestsTest(unittest.TestCase):
                 if document["kind"] == "StatefulSet":
                     self.assertEqual(document["spec"].get("podManagementPolicy"), "Parallel", f"{name}: {document['metadata']['name']}")
 
+    def test_learners_are_replaced_together(self):
+        seen = set()
+        for name, documents in FILES.items():
+            for document in documents:
+                if document["kind"] == "StatefulSet" and document["metadata"]["name"] == "rlhf-learner":
+                    seen.add(name)
+                    self.assertEqual(document["spec"].get("updateStrategy"), {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "100%"}}, name)
+        self.assertIn("multi-gpu", seen)
+
     def test_one_node_does_not_have_all_reward_servers(self):
         for where, document, template in pods():
             if document["kind"] == "Deployment":
