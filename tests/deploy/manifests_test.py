@@ -311,6 +311,18 @@ class ManifestsTest(unittest.TestCase):
                     if not name.startswith("job-"):
                         self.assertIn(spec["serviceAccountName"], names("ServiceAccount"), f"{name}: {where}")
 
+    def test_a_jobs_own_verdict_is_final(self):
+        """Its exit codes but 1 (something else went wrong) and 6 (nobody there) would be the same at every try."""
+        expected = [{"action": "FailJob", "onExitCodes": {"containerName": "submit", "operator": "In", "values": [2, 3, 4, 5, 7]}},
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}]
+        for name in ("job-sft", "job-ppo", "job-pipeline"):
+            self.assertEqual(at(next(d for d in FILES[name] if d["kind"] == "Job"), "spec.podFailurePolicy.rules"), expected, name)
+        fleet = next(d["spec"] for d in FILES["multi-gpu-full"] if d["kind"] == "JobSet")
+        submit = next(job["template"]["spec"] for job in fleet["replicatedJobs"] if job["name"] == "submit")
+        self.assertEqual((submit["podFailurePolicy"]["rules"], submit["template"]["spec"]["restartPolicy"]), (expected, "Never"))
+        rule = next(r for r in fleet["failurePolicy"]["rules"] if r["action"] == "FailJobSet")
+        self.assertEqual((rule["targetReplicatedJobs"], rule["onJobFailureReasons"]), (["submit"], ["PodFailurePolicy"]))
+
     def test_cert_manager_makes_what_pki_init_makes(self):
         """So that everything that mounts those Secrets, jobs among it, starts with either."""
         by_pki = secrets_of_pki_init()
