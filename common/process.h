@@ -10,9 +10,10 @@
 
 namespace rlhf {
 
-// Call first in main: blocks SIGTERM and SIGINT in all threads, ignores SIGPIPE, and ends Abseil's search for lock
-// cycles at each lock, which Debian's build of it has on (6 % of a loaded coordinator). Programs of tests do not
-// call it, and search.
+// Call first in main: blocks SIGTERM and SIGINT in all threads, ignores SIGPIPE, raises the limit of open descriptors
+// to 65536 or as far as it may be (container runtimes start with 1024, a connection is one), and ends Abseil's search
+// for lock cycles at each lock, which Debian's build of it has on (6 % of a loaded coordinator). Programs of tests do
+// not call it, and search.
 void BeginProcess();
 // Waits for SIGTERM or SIGINT, or until `done` returns true (polled every 50 ms). Returns the signal, 0 for done.
 int WaitForTermination(const std::function<bool()>& done);

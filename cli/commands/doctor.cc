@@ -82,10 +82,10 @@ void CheckGpu(std::vector<Finding>* findings) {
 void CheckFiles(std::vector<Finding>* findings) {
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
-  const bool enough = limit.rlim_cur >= 4096;
+  const bool enough = limit.rlim_max >= 4096;  // which is as far as the service's programs raise it
   findings->push_back({enough ? Verdict::kOk : Verdict::kWarning, "open files",
-                       absl::StrCat("at most ", limit.rlim_cur),
-                       enough ? "" : "a coordinator of a large fleet needs more: ulimit -n 65536"});
+                       absl::StrCat("at most ", limit.rlim_max),
+                       enough ? "" : "a coordinator of a large fleet needs more: ulimit -Hn 65536"});
 }
 
 void CheckCoordinator(const ConnectionFlags& connection, std::vector<Finding>* findings) {

@@ -1,7 +1,9 @@
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
@@ -188,6 +190,35 @@ TEST(ProcessTest, WaitsForASignalOrForDone) {
   EXPECT_EQ(WaitForTermination([] { return true; }), 0);
   kill(getpid(), SIGTERM);
   EXPECT_EQ(WaitForTermination({}), SIGTERM);
+}
+
+// A container runtime's limits: low, and what it may be raised to. In a child, for a limit that was lowered stays so.
+TEST(ProcessTest, TakesTheDescriptorsThatItMayHave) {
+  const auto soft_after = [](rlim_t soft, rlim_t hard) {
+    int reported[2];
+    EXPECT_EQ(pipe(reported), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+      rlimit limit{soft, hard};
+      if (setrlimit(RLIMIT_NOFILE, &limit) != 0) _exit(1);
+      BeginProcess();
+      if (getrlimit(RLIMIT_NOFILE, &limit) != 0) _exit(2);
+      _exit(write(reported[1], &limit.rlim_cur, sizeof(limit.rlim_cur)) == sizeof(limit.rlim_cur) ? 0 : 3);
+    }
+    close(reported[1]);
+    rlim_t found = 0;
+    EXPECT_EQ(read(reported[0], &found, sizeof(found)), static_cast<ssize_t>(sizeof(found)));
+    close(reported[0]);
+    int status = 0;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+    return found;
+  };
+  rlimit own{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &own), 0);
+  EXPECT_EQ(soft_after(256, 2048), 2048u);
+  EXPECT_EQ(soft_after(2048, 2048), 2048u);
+  EXPECT_EQ(soft_after(1024, own.rlim_max), std::max<rlim_t>(1024, std::min<rlim_t>(own.rlim_max, 65536)));
 }
 
 // Logging and killing happen in a child: both are for a whole process.
