@@ -201,10 +201,11 @@ class PostgresStore final : public StateStore {
 
   absl::Status Apply(const Items& items) {
     std::vector<PostgresConnection::Statement> statements;
+    std::deque<std::string> ends;  // what statements refer to and no batch holds
     for (const auto& [batch, done] : items) {
       for (const WriteBatch::Op& op : batch.ops) {
         if (op.all) {
-          statements.push_back({StatementOf("erase_all", op.table), {op.key, AfterPrefix(op.key)}});
+          statements.push_back({StatementOf("erase_all", op.table), {op.key, ends.emplace_back(AfterPrefix(op.key))}});
         } else if (op.erase) {
           statements.push_back({StatementOf("erase", op.table), {op.key}});
         } else {

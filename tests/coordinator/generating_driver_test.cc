@@ -251,7 +251,7 @@ TEST_F(GeneratingDriverTest, MemoryIsThatOfWhatIsIssuedAtOnceHoweverLongTheJob) 
   EXPECT_GT(store_->most_rows, 0) << "it was published from pages";
   EXPECT_LE(store_->most_rows, 1001);
   EXPECT_TRUE(Published() == ExpectedLines(kPrompts));
-  const v1::Metric& length = JobRow().result().metrics().at("response_length");
+  const v1::Metric length = JobRow().result().metrics().at("response_length");
   EXPECT_EQ(length.n(), 2 * kPrompts);
   EXPECT_DOUBLE_EQ(length.value(), 1.5);
   EXPECT_DOUBLE_EQ(JobRow().result().metrics().at("score").value(), 0.25);
