@@ -109,6 +109,9 @@ TEST_F(ModelToolTest, EveryEndOfTextOfTheModelsListEndsAGeneration) {
 
 // Each run is a process of its own, whose resident memory is read.
 TEST_F(ModelToolTest, GradientCheckpointingTrainsInLessMemory) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer keeps what is freed: resident memory says nothing";
+#endif
   constexpr int kLayers = 24, kHidden = 64, kTokens = 4 * 256;
   nlohmann::json config = Golden("model.json")["models"]["llama"]["config"];
   config["vocab_size"] = 270;
