@@ -386,6 +386,7 @@ TEST_F(LearnerGroupsTest, AGroupIsOfOneVersionAndTheOthersWait) {
   EXPECT_THAT(situation.versions, testing::ElementsAre(testing::Pair("1", 1), testing::Pair("2", 1)));
   // It holds up nobody who needs less.
   Add(1, 1, "other");
+  Pass(absl::Seconds(1), {a, b});
   EXPECT_EQ(assigned_[a].job_id(), "other");
   const std::string c = Register("c", "2");
   Join(c);
@@ -402,7 +403,7 @@ TEST_F(LearnerGroupsTest, TheVersionThatHasTheRanksTrainsOfEqualOnesWhoHoldsTheW
   Join(old1, 5);
   Join(old2);
   Add(2, 2);
-  Answer();
+  Pass(absl::Seconds(1), {old1, old2, new1, new2});
   EXPECT_EQ(held_step_, 5);
   EXPECT_EQ(assigned_[old1].rank(), 0);
   EXPECT_EQ(World(old2), 2);
