@@ -99,6 +99,13 @@ class ErrorsTest(unittest.TestCase):
 
         self.refused(grpc.StatusCode.FAILED_PRECONDITION, "the client is closed", lambda: asyncio.run(asynchronous()))
 
+    def test_a_channel_that_another_thread_or_a_fork_has_closed(self):
+        client = Client(Context(address="127.0.0.1:1", insecure=True))
+        self.addCleanup(client.close)
+        client._channel.close()  # as gRPC's support of forks does in a child
+        for call in (client.list, lambda: next(client.watch("job"))):
+            self.refused(grpc.StatusCode.FAILED_PRECONDITION, "after a fork, make a client of its own in each process", call)
+
     def test_files_that_cannot_be_read_or_written(self):
         content = b"whole\n"
 

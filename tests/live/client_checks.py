@@ -6,8 +6,8 @@ import time
 
 import grpc
 
-from rlhf.v1 import job_pb2, state_pb2
-from rlhf_client import AsyncClient, Client, RlhfError
+from rlhf.v1 import admin_service_pb2, job_pb2, state_pb2
+from rlhf_client import AsyncClient, Client, Context, RlhfError, load_context
 
 
 def spec(folder: pathlib.Path, name: str, model: str, prompts: str) -> job_pb2.JobSpec:
@@ -78,6 +78,33 @@ def overseen(context: str, sampled: str) -> None:
         expect(client.wait(pipeline).state == state_pb2.SUCCEEDED, "the pipeline goes on")
 
 
+def in_another_project(context: str, folder: pathlib.Path) -> None:
+    """Nobody has to name the project of their own token."""
+    with Client.from_context(str(pathlib.Path(context).with_name("admin.json"))) as admin:
+        request = admin_service_pb2.CreateTokenRequest(subject="ada", project="red", roles=[state_pb2.SUBMITTER])
+        token = admin.admin.CreateToken(request, timeout=30).secret
+    (folder / "red.yaml").write_text("name: of-red\nseed: 1\nsample:\n  model: file:model\n  prompts: file:prompts.jsonl\n  num_prompts: 2\n"
+                                     "  sampling: {max_new_tokens: 2}\n")
+    where = load_context(context)
+    red = Context(address=where.address, ca=where.ca, token=token)
+    with Client(red) as client:
+        expect(client.validate_file(str(folder / "red.yaml")) == [], "it is valid")
+        job = client.submit_file(str(folder / "red.yaml"), follow=True)
+        expect(job.state == state_pb2.SUCCEEDED and job.spec.project == "red", job)
+        expect(client.get("of-red").id == job.id, "a job by its name")
+        prompts = client.upload(str(folder / "prompts.jsonl"), "data", alias="asked")
+        expect(prompts.project == "red" or "asked" in prompts.aliases, prompts)
+        out = client.download("asked", str(folder / "of-red"))
+        expect((out / "prompts.jsonl").read_bytes() == (folder / "prompts.jsonl").read_bytes(), "downloaded bytes")
+        expect(len(list(client.watch("of-red"))) > 0, "events by its name")
+
+    async def by_name() -> str:
+        async with AsyncClient(red) as other:
+            return str((await other.get("of-red")).id)
+
+    expect(asyncio.run(by_name()) == job.id, "a job by its name, with coroutines")
+
+
 async def asynchronous(context: str, folder: pathlib.Path, sampled: str) -> None:
     async with AsyncClient.from_context(context) as client:
         jobs, rows = await asyncio.gather(client.list(), client.sample_rows(sampled))
@@ -98,6 +125,7 @@ def main() -> None:
     context, folder = sys.argv[1], pathlib.Path(sys.argv[2])
     sampled = synchronous(context, folder)
     overseen(context, sampled)
+    in_another_project(context, folder)
     asyncio.run(asynchronous(context, folder, sampled))
     import google.protobuf
     print(f"the client works with grpcio {grpc.__version__}, protobuf {google.protobuf.__version__}, Python {sys.version.split()[0]}")

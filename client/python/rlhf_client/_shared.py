@@ -60,6 +60,11 @@ class RlhfError(RuntimeError):
 CLOSED = RlhfError(grpc.StatusCode.FAILED_PRECONDITION, "the client is closed")
 
 
+def not_open(error: ValueError) -> RlhfError:
+    """gRPC's own error for a channel that is closed: by another thread meanwhile, or, with its support of forks, in a child process."""
+    return RlhfError(grpc.StatusCode.FAILED_PRECONDITION, f"{error}; after a fork, make a client of its own in each process")
+
+
 @contextlib.contextmanager
 def local_files() -> Iterator[None]:
     """What goes wrong with files of this machine, as the one kind of error."""

@@ -64,8 +64,8 @@ class AsyncClient:
         job = (await self._call(self._jobs.SubmitJob, request, 60)).job
         return await self.wait(job.id, on_event) if follow else job
 
-    async def get(self, job: str, project: str = "default") -> state_pb2.Job:
-        """A job by id, or the newest of a name."""
+    async def get(self, job: str, project: str = "") -> state_pb2.Job:
+        """A job by id, or the newest of a name in the project (default: the token's)."""
         return await self._call(self._jobs.GetJob, job_service_pb2.GetJobRequest(job_id=job, project=project))
 
     async def list(self, include_stages: bool = False) -> List[state_pb2.Job]:

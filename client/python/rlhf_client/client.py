@@ -14,7 +14,7 @@ from rlhf.v1 import (admin_service_pb2_grpc, artifact_service_pb2, artifact_serv
                      feedback_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc, oversight_service_pb2,
                      oversight_service_pb2_grpc, state_pb2)
 from rlhf_client._shared import (CLOSED, ENDED, WATCH_SECONDS, Context, RlhfError, chunks_of, digest_of, file_references, load_context,
-                                 load_spec, local_files, manifest_of, metric_row, sample_row)
+                                 load_spec, local_files, manifest_of, metric_row, not_open, sample_row)
 
 OnEvent = Callable[[state_pb2.JobEvent], None]
 
@@ -55,6 +55,8 @@ class Client:
             return method(request, timeout=timeout or self._timeout)
         except grpc.RpcError as error:
             raise RlhfError(error.code(), error.details()) from None
+        except ValueError as error:
+            raise not_open(error) from None
 
     def _check_open(self) -> None:
         if self._closed:
@@ -76,7 +78,7 @@ class Client:
         for reference, replace in file_references(spec):
             target = pathlib.Path(path).parent / reference
             kind = "model" if (target / "config.json").exists() else "data"
-            replace(self.upload(str(target), kind=kind, project=spec.project or "default").digest)
+            replace(self.upload(str(target), kind=kind, project=spec.project).digest)
         return self.submit(spec, request_id, follow, on_event)
 
     def validate(self, spec: job_pb2.JobSpec) -> List[job_service_pb2.SpecProblem]:
@@ -93,8 +95,8 @@ class Client:
         request.spec.CopyFrom(spec)
         return list(self._call(self._jobs.ValidateJob, request).problems)
 
-    def get(self, job: str, project: str = "default") -> state_pb2.Job:
-        """A job by id, or the newest of a name."""
+    def get(self, job: str, project: str = "") -> state_pb2.Job:
+        """A job by id, or the newest of a name in the project (default: the token's)."""
         return self._call(self._jobs.GetJob, job_service_pb2.GetJobRequest(job_id=job, project=project))
 
     def list(self, include_stages: bool = False) -> List[state_pb2.Job]:
@@ -138,6 +140,8 @@ class Client:
                 if time.monotonic() - lost > patience:
                     raise RlhfError(code, f"lost the coordinator while following {job}; the job goes on") from None
                 time.sleep(0.5)
+            except ValueError as error:
+                raise not_open(error) from None
 
     def wait(self, job: str, on_event: Optional[OnEvent] = None) -> state_pb2.Job:
         """Blocks until the job ended; on_event sees what happens meanwhile."""
@@ -211,8 +215,8 @@ class Client:
 
     # Artifacts
 
-    def upload(self, path: str, kind: str, project: str = "default", alias: str = "", attempts: int = 5) -> data_pb2.Artifact:
-        """Uploads a file or folder; what is there already is not sent again, and a lost connection is taken up."""
+    def upload(self, path: str, kind: str, project: str = "", alias: str = "", attempts: int = 5) -> data_pb2.Artifact:
+        """Uploads a file or folder into the project (default: the token's); what is there already is not sent again, and a lost connection is taken up."""
         files, request = manifest_of(path)
         request.kind, request.project, request.alias = kind, project, alias
         for attempt in range(attempts):
@@ -230,7 +234,7 @@ class Client:
                 time.sleep(0.5)
         raise AssertionError("unreachable")
 
-    def download(self, reference: str, out: str, project: str = "default") -> pathlib.Path:
+    def download(self, reference: str, out: str, project: str = "") -> pathlib.Path:
         """Writes an artifact's files below `out`; every digest is checked."""
         artifact = self._call(self._artifacts.GetArtifact, artifact_service_pb2.GetArtifactRequest(reference=reference, project=project))
         root = pathlib.Path(out)
