@@ -70,6 +70,24 @@ class RatePageTest(unittest.TestCase):
         self.browser.js("document.querySelector('form').requestSubmit()")
         self.browser.wait("document.querySelector('#form') !== null")
 
+    def test_signing_in_stays_on_this_site(self):
+        web = self.service.ports()["coordinator"]["web"]
+        here = f"https://127.0.0.1:{web}"
+        for wanted in ("/\t/example.com/", "/\n/example.com/", "//example.com/", "/\\example.com/", "/.//example.com/", "https://example.com/", "\x01//example.com/"):
+            self.browser.go("about:blank")
+            self.browser.go(f"{here}/signin?next={urllib.parse.quote(wanted, safe='')}")
+            self.browser.wait("document.querySelector('input[name=token]') !== null")
+            self.browser.js(f"document.querySelector('input[name=token]').value = {json.dumps(self.service.token('rater'))}")
+            self.browser.js("document.querySelector('form').requestSubmit()")
+            self.browser.wait("location.pathname !== '/signin'")
+            self.assertEqual(self.browser.js("location.origin"), here, repr(wanted))
+        self.browser.go("about:blank")
+        self.browser.go(f"{here}/signin?next={urllib.parse.quote('/rate?job=x', safe='')}")
+        self.browser.wait("document.querySelector('input[name=token]') !== null")
+        self.browser.js(f"document.querySelector('input[name=token]').value = {json.dumps(self.service.token('rater'))}")
+        self.browser.js("document.querySelector('form').requestSubmit()")
+        self.browser.wait("location.pathname === '/rate' && location.search === '?job=x'")
+
     def prompt(self):
         return self.browser.wait("document.querySelector('#prompt') && document.querySelector('#prompt').textContent")
 

@@ -3,10 +3,16 @@ import {el, signIn} from "/app.js";
 const error = el("p", {class: "error", role: "alert"});
 const token = el("input", {type: "password", name: "token", autocomplete: "off", required: true, autofocus: true});
 
-// Only a path of this site, so that a link cannot send a person who signed in elsewhere.
+// Only a page of this site, so that a link cannot send a person who signed in elsewhere. Judged as the browser reads it:
+// "/<tab>/example.com" is another site's.
 function next() {
   const wanted = new URLSearchParams(location.search).get("next") || "/";
-  return /^\/(?![/\\])/.test(wanted) ? wanted : "/";
+  try {
+    const page = new URL(wanted, location.origin);
+    return page.origin === location.origin ? page.href : "/";
+  } catch {
+    return "/";
+  }
 }
 
 document.getElementById("page").append(el("form", {
