@@ -252,6 +252,14 @@ class LiveTest(unittest.TestCase):
             self.assertEqual(browser.problems, [])
             self.keep("status-dark.png")
             self.keep("status-light.png")
+            # An overseer approves what is shown.
+            browser.js("window.prompt = () => 'read on the page'")
+            browser.js("[...document.querySelectorAll('#gates button')].find((button) => button.textContent === 'approve').click()")
+            browser.wait("document.querySelector('#gates').innerText.includes('approved') || document.querySelector('#refused').textContent !== ''")
+            self.assertEqual(browser.js("document.querySelector('#refused').textContent"), "")
+            [gate] = [gate for gate in json.loads(self.service.ctl("--output", "json", "gate", "list", "--all", context="overseer").stdout)
+                      if gate["job_id"] == self.service.job("live")["id"]]
+            self.assertEqual((gate["state"], gate["approvals"][0]["comment"]), ("GATE_APPROVED", "read on the page"))
         finally:
             browser.close()
 

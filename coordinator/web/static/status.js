@@ -14,13 +14,13 @@ const kStates = [["queued", "#8a94a3"], ["leased", "#c08a2d"], ["generated", "#5
 const kActive = ["PENDING", "RUNNING", "PAUSED", "WAITING"];
 
 const session = await openPage();
-const error = el("p", {class: "error", role: "alert"});
+const error = el("p", {class: "error", role: "alert"}), refused = el("p", {class: "error", role: "alert", id: "refused"});
 const part = (title, id) => {
   const body = el("div", {id, class: "scroll"});
   document.getElementById("page").append(el("section", {}, el("h2", {}, title), body));
   return body;
 };
-document.getElementById("page").append(error);
+document.getElementById("page").append(error, refused);
 const alerts = part("Alerts", "alerts"), jobs = part("Jobs", "jobs"), job = part("Job", "job"), gates = part("Gates", "gates"),
   fleet = part("Fleet", "fleet");
 let chosen = new URLSearchParams(location.search).get("job");
@@ -105,11 +105,17 @@ async function showJob(row) {
   return points;
 }
 
+// Of the gate as it is shown: an approval names the report that it rests on.
 async function decide(gate, approve) {
   const comment = prompt(approve ? "Why may it go on?" : "Why not?");
   if (comment === null) return;
-  await rpc("OversightService/DecideGate", {gate_id: gate.id, approve, comment});
-  await refresh();
+  refused.textContent = "";
+  try {
+    await rpc("OversightService/DecideGate", {gate_id: gate.id, approve, comment, report_sha256: gate.report_sha256});
+    await refresh();
+  } catch (problem) {
+    refused.textContent = `${gate.id}: ${problem.message} (${problem.code || "no answer"})`;
+  }
 }
 
 function gateRow(gate) {
