@@ -107,6 +107,9 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
         edge_, context, request, response,
         [this](const Caller& caller, v1::FreezeSetRequest& r, Done<v1::ComparisonSet> done) {
           r.set_project(Edge::ProjectFor(caller, r.project()));
+          // Where the set and its alias go; what it is made of may be read, which Gather sees to.
+          absl::Status status = edge_.Admit(caller, r.project(), "/rlhf.v1.FeedbackService/FreezeSet");
+          if (!status.ok()) return done(status);
           Gather(caller, r.job_id(), r.project(), "FreezeSet",
                  [this, subject = caller.subject, r, done = std::move(done)](auto all) mutable {
                    if (!all.ok()) return done(all.status());

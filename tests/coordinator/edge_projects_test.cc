@@ -1,4 +1,6 @@
-// Every call of the API that names a job, by somebody of another project.
+// Every call of the API that names a job or a project, by somebody of another project.
+#include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -35,12 +37,21 @@ class ProjectsTest : public CollectFixture {
     EXPECT_TRUE(made.ok()) << made.status();
     return made.ok() ? made->secret() : "";
   }
-  // A refusal needs no message from the server, so a call with a stream of answers is made alike.
-  absl::Status CallWithJob(const google::protobuf::MethodDescriptor& method, const std::string& job,
-                           const std::string& token) {
+  // A refusal needs no message from the server, so a call with a stream of answers, or of requests, is made alike.
+  absl::Status CallWith(const google::protobuf::MethodDescriptor& method,
+                        const std::map<std::string, std::string>& fields, const std::string& token) {
     google::protobuf::DynamicMessageFactory factory;
     const std::unique_ptr<google::protobuf::Message> request(factory.GetPrototype(method.input_type())->New());
-    request->GetReflection()->SetString(request.get(), method.input_type()->FindFieldByName("job_id"), job);
+    for (const auto& [name, value] : fields) {
+      const auto* field = method.input_type()->FindFieldByName(name);
+      if (field == nullptr || field->is_repeated()) continue;
+      google::protobuf::Message* into = request.get();
+      if (field->message_type() != nullptr) {  // the project that a quota or a specification names
+        into = request->GetReflection()->MutableMessage(request.get(), field);
+        field = field->message_type()->FindFieldByName("project");
+      }
+      if (field != nullptr) into->GetReflection()->SetString(into, field, value);
+    }
     const std::string text = request->SerializeAsString();
     grpc::Slice slice(text);
     const grpc::ByteBuffer bytes(&slice, 1);
@@ -81,7 +92,7 @@ TEST_F(ProjectsTest, NoCallThatNamesAJobServesAnotherProject) {
     walked.push_back(rule.method);
     bool let_in = false;
     for (const std::string& token : {person, admin}) {
-      const absl::Status status = CallWithJob(*method, job, token);
+      const absl::Status status = CallWith(*method, {{"job_id", job}}, token);
       const auto reason = ReasonOf(status);
       if (reason == v1::ROLE_NOT_ALLOWED) continue;
       let_in = true;
@@ -143,6 +154,67 @@ TEST_F(ProjectsTest, WhyNamesNoJobOfAnotherProject) {
   };
   EXPECT_THAT(holders(Api("submitter")), testing::ElementsAre("a job of another project"));
   EXPECT_THAT(holders(ApiWithToken(TokenOf("*", "olga", {v1::VIEWER}))), testing::ElementsAre(secret));
+}
+
+// With a job, a file and a set of their own: it is the named project that is not theirs.
+TEST_F(ProjectsTest, NoCallThatNamesAProjectWritesIntoAnother) {
+  UploadSamples();
+  const std::string person = TokenOfRed("ada", {v1::VIEWER, v1::SUBMITTER, v1::RATER, v1::OVERSEER}),
+                    admin = TokenOfRed("root", {v1::ADMIN});
+  const auto red = ApiWithToken(person);
+  const auto own = client::UploadArtifact(red, dir_.File("samples.jsonl"), "data", "red", "samples");
+  ASSERT_TRUE(own.ok()) << own.status();
+  v1::JobSpec spec;
+  spec.set_name("collect");
+  spec.mutable_collect()->set_samples("samples");
+  spec.mutable_collect()->set_comparisons(10);
+  const std::string job = Submit(spec, red);
+  ASSERT_EQ(AnswerAll(v1::FeedbackService::NewStub(red), job), 10);
+  const auto theirs = [&](const std::string& name) {
+    v1::GetArtifactRequest get;
+    get.set_reference(name);
+    const auto found =
+        Call(v1::ArtifactService::NewStub(Api("submitter")), &v1::ArtifactService::Stub::GetArtifact, get);
+    return found.ok() ? found->digest() : found.status().ToString();
+  };
+  const std::string before = theirs("samples"), no_alias = theirs("taken");
+  // These answer about the job, whose project it is that counts.
+  const std::set<std::string> of_the_job = {"GetJob", "NextTasks", "ExportComparisons", "GetAgreement"};
+  std::vector<std::string> walked;
+  for (const MethodRule& rule : Rules(Listener::kApi)) {
+    const auto* method = google::protobuf::DescriptorPool::generated_pool()->FindMethodByName(
+        absl::StrReplaceAll(rule.method.substr(1), {{"/", "."}}));
+    if (method == nullptr || rule.roles.empty() || of_the_job.count(method->name()) > 0) continue;
+    const auto* type = method->input_type();
+    const bool names_one = type->FindFieldByName("project") != nullptr || type->FindFieldByName("quota") != nullptr ||
+                           type->FindFieldByName("spec") != nullptr;
+    if (!names_one) continue;
+    walked.push_back(rule.method);
+    bool let_in = false;
+    for (const std::string& token : {person, admin}) {
+      const absl::Status status = CallWith(*method,
+                                           {{"project", "default"},
+                                            {"quota", "default"},
+                                            {"spec", "default"},
+                                            {"job_id", job},
+                                            {"name", "taken"},
+                                            {"set", "taken"},
+                                            {"alias", "taken"},
+                                            {"digest", own->digest()},
+                                            {"reference", own->digest()},
+                                            {"model", own->digest()}},
+                                           token);
+      const auto reason = ReasonOf(status);
+      // The role is refused without a reason's details: before any handler runs.
+      if (absl::IsPermissionDenied(status) && reason == v1::ERROR_REASON_UNSPECIFIED) continue;
+      let_in = true;
+      EXPECT_EQ(reason, v1::PROJECT_NOT_ALLOWED) << rule.method << ": " << status;
+    }
+    EXPECT_TRUE(let_in) << rule.method << ": no role came as far as the project";
+  }
+  EXPECT_GE(walked.size(), 14u) << testing::PrintToString(walked);
+  EXPECT_EQ(theirs("samples"), before);
+  EXPECT_EQ(theirs("taken"), no_alias);
 }
 
 }  // namespace
