@@ -26,6 +26,11 @@ bool IsUpload(const std::string& staging_name) {
 
 }  // namespace
 
+absl::Status NoOpenUpload(const std::string& upload_id) {
+  return absl::NotFoundError(
+      absl::StrCat("no upload \"", upload_id.substr(0, 64), "\" is open; start it again, nothing is lost"));
+}
+
 absl::StatusOr<std::string> ArtifactsImpl::MakeStaging() {
   absl::StatusOr<std::string> staging = root_.MakeStaging();
   if (!staging.ok()) return WithVolumeReason(staging.status());
@@ -127,14 +132,14 @@ void ArtifactsImpl::StartUpload(const v1::StartUploadRequest& request, Done<v1::
 
 std::string ArtifactsImpl::ProjectOfUpload(const std::string& upload_id) const {
   const std::shared_ptr<Upload> upload = uploads_.Find(upload_id);
-  return upload == nullptr ? "" : upload->session->request().project();
+  // One that was finished is its project's still: the id can be computed by whoever knows the digest.
+  return upload == nullptr ? uploads_.FindFinished(upload_id).project : upload->session->request().project();
 }
 
 absl::Status ArtifactsImpl::WriteChunk(const v1::UploadChunk& chunk) {
   const std::shared_ptr<Upload> upload = uploads_.Find(chunk.upload_id());
   if (upload != nullptr) return upload->session->Write(chunk);
-  return absl::NotFoundError(
-      absl::StrCat("no upload \"", chunk.upload_id().substr(0, 64), "\" is open; start it again, nothing is lost"));
+  return NoOpenUpload(chunk.upload_id());
 }
 
 void ArtifactsImpl::FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request,
@@ -142,10 +147,9 @@ void ArtifactsImpl::FinishUpload(const std::string& subject, const v1::FinishUpl
   const std::string& id = request.upload_id();
   std::shared_ptr<Upload> upload = uploads_.Find(id);
   if (upload == nullptr) {
-    const std::string finished = uploads_.FinishedDigest(id);
-    if (!finished.empty()) return done(Resolve(finished, ""));
-    return done(absl::NotFoundError(
-        absl::StrCat("no upload \"", id.substr(0, 64), "\" is open; start it again, nothing is lost")));
+    const UploadRegistry::Finished finished = uploads_.FindFinished(id);
+    if (!finished.digest.empty()) return done(Resolve(finished.digest, finished.project));
+    return done(NoOpenUpload(id));
   }
   upload->finishing.push_back(std::move(done));
   if (upload->finishing.size() > 1) return;
@@ -182,7 +186,7 @@ void ArtifactsImpl::AfterPublish(const std::string& upload_id, std::shared_ptr<U
   const v1::StartUploadRequest& request = upload->session->request();
   Record(*manifest, request.kind(), request.project(), subject, upload->alias,
          [this, upload_id, upload, answer](absl::StatusOr<v1::Artifact> result) {
-           if (result.ok()) uploads_.MarkFinished(upload_id, result->digest());
+           if (result.ok()) uploads_.MarkFinished(upload_id, {result->digest(), upload->session->request().project()});
            uploads_.Drop(upload_id);
            answer(*upload, result);
          });

@@ -128,14 +128,16 @@ absl::StatusOr<v1::Artifact> ArtifactsImpl::Resolve(const std::string& reference
   } else {
     RLHF_ASSIGN_OR_RETURN(digest, WholeDigest(reference, project));
   }
-  RLHF_ASSIGN_OR_RETURN(const v1::Artifact* artifact, FindDigest(digest));
-  // What another project has is not even said to exist.
-  if (!Visible(*artifact, project)) {
-    return WithReason(absl::NotFoundError(absl::StrCat("the project \"", project, "\" has no artifact \"", digest,
-                                                       "\"; upload it there")),
+  const absl::StatusOr<const v1::Artifact*> artifact = FindDigest(digest);
+  if (project.empty()) {
+    RLHF_RETURN_IF_ERROR(artifact.status());
+  } else if (!artifact.ok() || !Visible(**artifact, project)) {
+    // What another project has is not even said to exist: this is what one says of a digest that nobody has.
+    return WithReason(absl::NotFoundError(absl::StrCat("the project \"", project, "\" has no artifact \"",
+                                                       digest.substr(0, 80), "\"; upload it there")),
                       v1::UNKNOWN_ARTIFACT);
   }
-  return View(*artifact, project);
+  return View(**artifact, project);
 }
 
 void ArtifactsImpl::Commit(WriteBatch batch, std::function<void()> apply, Done<v1::Artifact> done,
@@ -219,7 +221,7 @@ absl::StatusOr<v1::ListArtifactsResponse> ArtifactsImpl::List(const v1::ListArti
   auto from = found.begin();
   if (!request.page().page_token().empty()) {
     const auto last = artifacts_.find(request.page().page_token());
-    if (last == artifacts_.end()) {
+    if (last == artifacts_.end() || !Visible(last->second, request.project())) {
       return absl::OutOfRangeError(
           "page_token: the artifact it points behind was deleted; list again from the beginning");
     }

@@ -34,7 +34,7 @@ class Artifacts {
   virtual void StartUpload(const v1::StartUploadRequest& request, Done<v1::StartUploadResponse> done) = 0;
   // Called off the loop by the adapter, in order for one upload.
   virtual absl::Status WriteChunk(const v1::UploadChunk& chunk) = 0;
-  // Of an upload that was started; empty when unknown. Any thread.
+  // Of an upload that was started, also once it is finished; empty when unknown. Any thread.
   virtual std::string ProjectOfUpload(const std::string& upload_id) const { return {}; }
   virtual void FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request,
                             Done<v1::Artifact> done) = 0;
@@ -49,3 +49,5 @@ std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, Background* background
                                          std::string artifact_root, uint64_t upload_reserve_bytes = 0);
 
 }  // namespace rlhf::coordinator
+// What is said of an upload that is not open, or not the caller's.
+absl::Status NoOpenUpload(const std::string& upload_id);

@@ -27,19 +27,19 @@ void UploadRegistry::Drop(const std::string& upload_id) {
   open_order_.erase(std::remove(open_order_.begin(), open_order_.end(), upload_id), open_order_.end());
 }
 
-void UploadRegistry::MarkFinished(const std::string& upload_id, const std::string& digest) {
+void UploadRegistry::MarkFinished(const std::string& upload_id, Finished finished) {
   absl::MutexLock lock(&mu_);
-  if (!finished_.insert_or_assign(upload_id, digest).second) return;
+  if (!finished_.insert_or_assign(upload_id, std::move(finished)).second) return;
   finished_order_.push_back(upload_id);
   if (finished_order_.size() <= max_finished_) return;
   finished_.erase(finished_order_.front());
   finished_order_.pop_front();
 }
 
-std::string UploadRegistry::FinishedDigest(const std::string& upload_id) const {
+UploadRegistry::Finished UploadRegistry::FindFinished(const std::string& upload_id) const {
   absl::MutexLock lock(&mu_);
   const auto it = finished_.find(upload_id);
-  return it == finished_.end() ? "" : it->second;
+  return it == finished_.end() ? Finished() : it->second;
 }
 
 }  // namespace rlhf::coordinator

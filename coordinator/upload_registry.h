@@ -32,15 +32,18 @@ class UploadRegistry {
   std::shared_ptr<Upload> Find(const std::string& upload_id) const;  // nullptr when unknown
   void Keep(const std::string& upload_id, std::shared_ptr<Upload> upload);
   void Drop(const std::string& upload_id);
-  void MarkFinished(const std::string& upload_id, const std::string& digest);
-  std::string FinishedDigest(const std::string& upload_id) const;  // empty when unknown
+  struct Finished {
+    std::string digest, project;  // both empty when unknown
+  };
+  void MarkFinished(const std::string& upload_id, Finished finished);
+  Finished FindFinished(const std::string& upload_id) const;
 
  private:
   const size_t max_open_, max_finished_;
   mutable absl::Mutex mu_;
   std::map<std::string, std::shared_ptr<Upload>> open_ ABSL_GUARDED_BY(mu_);
   std::deque<std::string> open_order_ ABSL_GUARDED_BY(mu_);
-  std::map<std::string, std::string> finished_ ABSL_GUARDED_BY(mu_);
+  std::map<std::string, Finished> finished_ ABSL_GUARDED_BY(mu_);
   std::deque<std::string> finished_order_ ABSL_GUARDED_BY(mu_);
 };
 

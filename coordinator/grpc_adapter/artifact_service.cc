@@ -94,6 +94,13 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadChunk> 
   v1::DownloadChunk chunk_;
 };
 
+// Whose id was guessed is as one that nobody has, which is the manager's error to explain.
+absl::Status AdmitUpload(const Edge& edge, const Caller& caller, const std::string& upload_id, const char* method) {
+  const std::string project = edge.artifacts->ProjectOfUpload(upload_id);
+  if (project.empty() || edge.Admit(caller, project, method).ok()) return absl::OkStatus();
+  return NoOpenUpload(upload_id);
+}
+
 // Takes chunks one by one: the next is read when the one before is written, so the client's window is the only queue.
 class UploadStream final : public grpc::ServerReadReactor<v1::UploadChunk> {
  public:
@@ -126,9 +133,7 @@ class UploadStream final : public grpc::ServerReadReactor<v1::UploadChunk> {
           absl::StrCat("data: expected at most ", kMaxChunkBytes, " bytes, found ", chunk_.data().size()));
     }
     if (status.ok() && chunk_.upload_id() != admitted_) {
-      const std::string project = edge_.artifacts->ProjectOfUpload(chunk_.upload_id());
-      // An upload that nobody knows is WriteChunk's error to explain.
-      if (!project.empty()) status = edge_.Admit(caller_, project, "/rlhf.v1.ArtifactService/UploadChunks");
+      status = AdmitUpload(edge_, caller_, chunk_.upload_id(), "/rlhf.v1.ArtifactService/UploadChunks");
       if (status.ok()) admitted_ = chunk_.upload_id();
     }
     if (status.ok()) status = edge_.artifacts->WriteChunk(chunk_);
@@ -167,11 +172,9 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
                                          v1::Artifact* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::FinishUploadRequest& r, Done<v1::Artifact> done) {
-                    const std::string project = edge_.artifacts->ProjectOfUpload(r.upload_id());
-                    if (!project.empty()) {
-                      absl::Status status = edge_.Admit(caller, project, "/rlhf.v1.ArtifactService/FinishUpload");
-                      if (!status.ok()) return done(status);
-                    }
+                    absl::Status status =
+                        AdmitUpload(edge_, caller, r.upload_id(), "/rlhf.v1.ArtifactService/FinishUpload");
+                    if (!status.ok()) return done(status);
                     edge_.artifacts->FinishUpload(caller.subject, r, std::move(done));
                   });
   }
@@ -264,9 +267,15 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
     return OnLoop(
         edge_, context, request, response,
         [this, method, call = std::move(call)](const Caller& caller, Request& r, Done<Response> done) mutable {
-          absl::StatusOr<v1::Artifact> artifact = edge_.artifacts->Resolve(
-              r.digest(), absl::StartsWith(r.digest(), "sha256:") ? "" : Edge::ProjectFor(caller, ""));
-          if (!artifact.ok()) return done(artifact.status());
+          const std::string visible_to = caller.project == "*" ? "" : caller.project;
+          absl::StatusOr<v1::Artifact> artifact = edge_.artifacts->Resolve(r.digest(), visible_to);
+          if (!artifact.ok()) {
+            // Another project's is answered like one that is not there, and noted like every call that reached for it.
+            const bool named = absl::StartsWith(r.digest(), "sha256:");
+            const absl::StatusOr<v1::Artifact> theirs = named ? edge_.artifacts->Resolve(r.digest(), "") : artifact;
+            if (theirs.ok()) (void)edge_.Admit(caller, theirs->project(), method);
+            return done(artifact.status());
+          }
           if (absl::Status status = edge_.Admit(caller, artifact->project(), method); !status.ok()) return done(status);
           r.set_digest(artifact->digest());
           call(r, std::move(done));

@@ -53,8 +53,10 @@ std::string Edge::ProjectFor(const Caller& caller, const std::string& requested)
 absl::StatusOr<v1::Job> Edge::FindJob(const Caller& caller, const std::string& id_or_name, const std::string& project,
                                       const char* method) const {
   if (id_or_name.empty()) return absl::InvalidArgumentError("job_id: expected a job's id or name, found nothing");
-  RLHF_ASSIGN_OR_RETURN(v1::Job job, jobs->Get(id_or_name, ProjectFor(caller, project)));
-  RLHF_RETURN_IF_ERROR(Admit(caller, job.spec().project(), method));
+  const std::string wanted = ProjectFor(caller, project);
+  absl::StatusOr<v1::Job> job = jobs->Get(id_or_name, wanted);
+  // Also where there is no such job: else the answers tell which names another project has.
+  RLHF_RETURN_IF_ERROR(Admit(caller, job.ok() ? job->spec().project() : wanted, method));
   return job;
 }
 

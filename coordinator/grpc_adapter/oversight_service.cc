@@ -6,6 +6,7 @@
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
 #include "coordinator/lineage.h"
+#include "coordinator/page_limit.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -16,20 +17,8 @@ class OversightService final : public v1::OversightService::CallbackService {
 
   grpc::ServerUnaryReactor* ListGates(grpc::CallbackServerContext* context, const v1::ListGatesRequest* request,
                                       v1::ListGatesResponse* response) override {
-    return OnLoop(
-        edge_, context, request, response,
-        Directly([this](const Caller& caller, v1::ListGatesRequest& r) -> absl::StatusOr<v1::ListGatesResponse> {
-          RLHF_RETURN_IF_ERROR(PageSize(r.page()).status());
-          RLHF_ASSIGN_OR_RETURN(v1::ListGatesResponse all, edge_.oversight->ListGates(r));
-          if (caller.project == "*") return all;
-          v1::ListGatesResponse visible;
-          visible.set_next_page_token(all.next_page_token());
-          for (v1::GateRow& gate : *all.mutable_gates()) {
-            const absl::StatusOr<v1::Job> job = edge_.jobs->Get(gate.job_id(), caller.project);
-            if (job.ok() && job->spec().project() == caller.project) *visible.add_gates() = std::move(gate);
-          }
-          return visible;
-        }));
+    return OnLoop(edge_, context, request, response,
+                  Directly([this](const Caller& caller, v1::ListGatesRequest& r) { return Gates(caller, r); }));
   }
   grpc::ServerUnaryReactor* DecideGate(grpc::CallbackServerContext* context, const v1::DecideGateRequest* request,
                                        v1::GateRow* response) override {
@@ -40,6 +29,7 @@ class OversightService final : public v1::OversightService::CallbackService {
                     const absl::StatusOr<v1::Job> job =
                         edge_.FindJob(caller, gate->job_id(), "", "/rlhf.v1.OversightService/DecideGate");
                     if (!job.ok()) return done(job.status());
+                    if (job->id() != gate->job_id()) return done(NoGate(r.gate_id()));
                     edge_.oversight->DecideGate(caller.subject, r, std::move(done));
                   });
   }
@@ -141,6 +131,37 @@ class OversightService final : public v1::OversightService::CallbackService {
   // The halt switch and the audit chain are the whole service's.
   absl::Status ForAll(const Caller& caller, const char* method) const { return edge_.Admit(caller, "*", method); }
 
+  // A gate outlives its pipeline: another job may have that one's id as its name by now.
+  bool Sees(const Caller& caller, const v1::GateRow& gate) const {
+    if (caller.project == "*") return true;
+    const absl::StatusOr<v1::Job> job = edge_.jobs->Get(gate.job_id(), "");
+    return job.ok() && job->id() == gate.job_id() && job->spec().project() == caller.project;
+  }
+
+  // The page's token is the last gate that the caller was shown: those of others are not told by it.
+  absl::StatusOr<v1::ListGatesResponse> Gates(const Caller& caller, v1::ListGatesRequest& r) const {
+    RLHF_ASSIGN_OR_RETURN(const int page_size, PageSize(r.page()));
+    v1::ListGatesResponse visible;
+    PageLimit page(page_size);
+    do {
+      RLHF_ASSIGN_OR_RETURN(v1::ListGatesResponse all, edge_.oversight->ListGates(r));
+      for (v1::GateRow& gate : *all.mutable_gates()) {
+        if (!Sees(caller, gate)) continue;
+        if (!page.Take(gate.ByteSizeLong())) {
+          visible.set_next_page_token(visible.gates().rbegin()->id());
+          return visible;
+        }
+        *visible.add_gates() = std::move(gate);
+      }
+      r.mutable_page()->set_page_token(all.next_page_token());
+    } while (!r.page().page_token().empty());
+    return visible;
+  }
+
+  static absl::Status NoGate(const std::string& id) {
+    return absl::NotFoundError(absl::StrCat("no gate has the id \"", id, "\"; rlhfctl gate list shows them"));
+  }
+
   absl::StatusOr<v1::GateRow> FindGate(const std::string& id) const {
     v1::ListGatesRequest request;
     request.mutable_page()->set_page_size(1000);
@@ -151,7 +172,7 @@ class OversightService final : public v1::OversightService::CallbackService {
       }
       request.mutable_page()->set_page_token(page.next_page_token());
     } while (!request.page().page_token().empty());
-    return absl::NotFoundError(absl::StrCat("no gate has the id \"", id, "\"; rlhfctl gate list shows them"));
+    return NoGate(id);
   }
 
   const Edge& edge_;

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "artifact/artifact_root.h"
 #include "artifact/digest.h"
@@ -237,16 +238,44 @@ TEST_F(ArtifactsTest, AnotherProjectSeesNothing) {
   EXPECT_EQ(list->artifacts_size(), 0);
   v1::DeleteArtifactRequest remove;
   remove.set_digest(artifact->digest());
-  EXPECT_EQ(Call(v1::ArtifactService::NewStub(red), &Stub::DeleteArtifact, remove).status().code(),
-            absl::StatusCode::kPermissionDenied);
+  v1::PinArtifactRequest pin;
+  pin.set_digest(artifact->digest());
+  v1::ListArtifactsRequest behind;
+  behind.mutable_page()->set_page_token(artifact->digest());
+  v1::GetArtifactRequest get;
+  get.set_reference(artifact->digest());
+  v1::FinishUploadRequest finish;  // the id is no secret to who knows the digest
+  finish.set_upload_id(artifact::Sha256Hex(absl::StrCat("default/", artifact->digest())).substr(0, 32));
+  ASSERT_TRUE(Finish(finish.upload_id()).ok()) << "its own project is told again";
+  // Every answer is the one that there is for what nobody has.
+  const auto answers = [&](const std::string& digest, const std::string& upload) {
+    std::vector<std::string> all;
+    const auto stub = v1::ArtifactService::NewStub(red);
+    const auto note = [&](const absl::Status& status) {
+      EXPECT_FALSE(status.ok());
+      all.push_back(absl::StrReplaceAll(status.ToString(), {{digest, "DIGEST"}, {upload, "UPLOAD"}}));
+    };
+    remove.set_digest(digest);
+    note(Call(stub, &Stub::DeleteArtifact, remove).status());
+    pin.set_digest(digest);
+    note(Call(stub, &Stub::PinArtifact, pin).status());
+    behind.mutable_page()->set_page_token(digest);
+    note(Call(stub, &Stub::ListArtifacts, behind).status());
+    get.set_reference(digest);
+    note(Call(stub, &Stub::GetArtifact, get).status());
+    finish.set_upload_id(upload);
+    note(Call(stub, &Stub::FinishUpload, finish).status());
+    return all;
+  };
+  EXPECT_EQ(answers(artifact->digest(), finish.upload_id()),
+            answers("sha256:" + std::string(64, '0'), std::string(32, '0')));
   // Knowing a digest is not having the bytes: the other project uploads them itself, and then sees them.
   v1::StartUploadRequest own = Manifest({{"data.jsonl", "{}\n"}});
   own.set_project("red");
   const auto started = Call(v1::ArtifactService::NewStub(red), &Stub::StartUpload, own);
   ASSERT_TRUE(started.ok()) << started.status();
   EXPECT_FALSE(started->complete());
-  EXPECT_EQ(Send(started->upload_id(), 0, 0, "{}\n").code(), absl::StatusCode::kPermissionDenied)
-      << "another project's upload";
+  EXPECT_EQ(Send(started->upload_id(), 0, 0, "{}\n").code(), absl::StatusCode::kNotFound) << "another project's upload";
   ASSERT_TRUE(client::UploadArtifact(red, dir_.File("data.jsonl"), "data", "red", "mine").ok());
   EXPECT_EQ(*Download(red, artifact->digest(), "data.jsonl", 0), "{}\n");
 }

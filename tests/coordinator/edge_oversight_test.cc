@@ -335,6 +335,50 @@ TEST_F(OversightEdgeTest, AnOverseerOfOneProjectSeesAndDecidesNothingOfAnother) 
     EXPECT_EQ(ReasonOf(refused), v1::PROJECT_NOT_ALLOWED) << refused;
 }
 
+TEST_F(OversightEdgeTest, AGateIsItsPipelinesProjectsAlsoOnceThePipelineIsGone) {
+  const std::string pipeline = Submit(GatedPipeline("theirs", 1));
+  AnswerAll(AsRater("anna"), pipeline);
+  const v1::GateRow gate = WaitForGate(pipeline, 1);
+  ASSERT_TRUE(Decide(AsOverseer("otto"), gate.id(), true, gate.report_sha256()).ok());
+  ASSERT_EQ(WaitUntilEnded(pipeline).state(), v1::SUCCEEDED);
+  v1::CreateTokenRequest request;
+  request.set_subject("olga");
+  request.set_project("red");
+  for (const v1::TokenRole role : {v1::OVERSEER, v1::SUBMITTER}) request.add_roles(role);
+  const auto token = Call(v1::AdminService::NewStub(Api("admin")), &v1::AdminService::Stub::CreateToken, request);
+  ASSERT_TRUE(token.ok()) << token.status();
+  const auto channel = ApiWithToken(token->secret());
+  const auto red = v1::OversightService::NewStub(channel);
+  // Pages of one gate, so that there is one behind it: the token would name what the page does not show.
+  const std::string second = Submit(GatedPipeline("theirs-too", 1));
+  AnswerAll(AsRater("anna"), second);
+  WaitForGate(second, 1);
+  v1::ListGatesRequest page;
+  page.mutable_page()->set_page_size(1);
+  const auto seen = Call(red, &OversightStub::ListGates, page);
+  ASSERT_TRUE(seen.ok()) << seen.status();
+  EXPECT_EQ(seen->gates_size(), 0);
+  EXPECT_EQ(seen->next_page_token(), "");
+  const auto all = Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::ListGates, page);
+  ASSERT_TRUE(all.ok()) << all.status();
+  page.mutable_page()->set_page_token(all->next_page_token());
+  EXPECT_EQ(Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::ListGates, page)->gates_size(), 1);
+
+  v1::DeleteJobRequest remove;
+  remove.set_job_id(pipeline);
+  ASSERT_TRUE(Call(v1::JobService::NewStub(Api("submitter")), &JobStub::DeleteJob, remove).ok());
+  ASSERT_TRUE(client::UploadArtifact(channel, dir_.File("samples.jsonl"), "data", "red", "samples").ok());
+  v1::JobSpec taken;
+  taken.set_name(pipeline);
+  taken.mutable_collect()->set_samples("samples");
+  taken.mutable_collect()->set_comparisons(10);
+  ASSERT_NE(Submit(taken, channel), "");
+  const auto gates = Call(red, &OversightStub::ListGates, v1::ListGatesRequest());
+  ASSERT_TRUE(gates.ok()) << gates.status();
+  EXPECT_EQ(gates->gates_size(), 0) << "a job's name is not another's id";
+  EXPECT_TRUE(absl::IsNotFound(Decide(red, gate.id(), true, gate.report_sha256()).status()));
+}
+
 TEST_F(OversightEdgeTest, TheNamesOfApprovedPoliciesAreReserved) {
   UploadSamples();
   v1::SetAliasRequest alias;

@@ -217,5 +217,23 @@ TEST_F(ProjectsTest, NoCallThatNamesAProjectWritesIntoAnother) {
   EXPECT_EQ(theirs("taken"), no_alias);
 }
 
+TEST_F(ProjectsTest, NamesOfAnotherProjectsJobsAreNotTold) {
+  UploadSamples();
+  v1::JobSpec spec;
+  spec.set_name("secret");
+  spec.mutable_collect()->set_samples("samples");
+  spec.mutable_collect()->set_comparisons(10);
+  Submit(spec);
+  const auto stub = v1::JobService::NewStub(ApiWithToken(TokenOfRed("ada", {v1::VIEWER})));
+  std::vector<std::string> answers;
+  for (const char* name : {"secret", "nothing"}) {
+    v1::GetJobRequest get;
+    get.set_job_id(name);
+    get.set_project("default");
+    answers.push_back(Call(stub, &JobStub::GetJob, get).status().ToString());
+  }
+  EXPECT_EQ(answers[0], answers[1]);
+}
+
 }  // namespace
 }  // namespace rlhf::coordinator
