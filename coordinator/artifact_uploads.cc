@@ -70,12 +70,13 @@ void ArtifactsImpl::PublishDirectory(const std::string& staging_dir, const std::
     absl::StatusOr<artifact::Manifest> manifest = root_.PublishStaged(staging_dir);
     loop_->Post([this, kind, project, created_by, manifest = std::move(manifest), done = std::move(done)]() mutable {
       if (!manifest.ok()) return done(WithVolumeReason(manifest.status()));
-      Record(*manifest, kind, project.empty() ? "default" : project, created_by, "", std::move(done));
+      Record(*manifest, kind, project.empty() ? "default" : project, created_by, "", nullptr, std::move(done));
     });
   });
 }
 
-void ArtifactsImpl::StartUpload(const v1::StartUploadRequest& request, Done<v1::StartUploadResponse> done) {
+void ArtifactsImpl::StartUpload(const v1::StartUploadRequest& request, const Recorder& record,
+                                Done<v1::StartUploadResponse> done) {
   const auto check = [&]() -> absl::StatusOr<std::string> {
     RLHF_RETURN_IF_ERROR(CheckName("project", request.project()));
     RLHF_RETURN_IF_ERROR(CheckText("kind", request.kind(), 32));
@@ -99,7 +100,8 @@ void ArtifactsImpl::StartUpload(const v1::StartUploadRequest& request, Done<v1::
     alias.set_project(request.project());
     alias.set_alias(request.alias());
     return SetAlias(
-        alias, [response = std::move(response), done = std::move(done)](absl::StatusOr<v1::Artifact> artifact) mutable {
+        alias, record,
+        [response = std::move(response), done = std::move(done)](absl::StatusOr<v1::Artifact> artifact) mutable {
           if (!artifact.ok()) return done(artifact.status());
           done(std::move(response));
         });
@@ -143,7 +145,7 @@ absl::Status ArtifactsImpl::WriteChunk(const v1::UploadChunk& chunk) {
 }
 
 void ArtifactsImpl::FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request,
-                                 Done<v1::Artifact> done) {
+                                 const Recorder& record, Done<v1::Artifact> done) {
   const std::string& id = request.upload_id();
   std::shared_ptr<Upload> upload = uploads_.Find(id);
   if (upload == nullptr) {
@@ -153,7 +155,7 @@ void ArtifactsImpl::FinishUpload(const std::string& subject, const v1::FinishUpl
   }
   upload->finishing.push_back(std::move(done));
   if (upload->finishing.size() > 1) return;
-  background_->Run([this, id, upload, subject] {
+  background_->Run([this, id, upload, subject, record] {
     const auto publish = [&]() -> absl::StatusOr<artifact::Manifest> {
       RLHF_RETURN_IF_ERROR(upload->session->Verify());
       absl::StatusOr<artifact::Manifest> published = root_.PublishStaged(upload->session->staging_dir());
@@ -161,14 +163,15 @@ void ArtifactsImpl::FinishUpload(const std::string& subject, const v1::FinishUpl
       return published;
     };
     absl::StatusOr<artifact::Manifest> manifest = publish();
-    loop_->Post([this, id, upload, subject, manifest = std::move(manifest)]() mutable {
-      AfterPublish(id, std::move(upload), subject, std::move(manifest));
+    loop_->Post([this, id, upload, subject, record, manifest = std::move(manifest)]() mutable {
+      AfterPublish(id, std::move(upload), subject, record, std::move(manifest));
     });
   });
 }
 
 void ArtifactsImpl::AfterPublish(const std::string& upload_id, std::shared_ptr<Upload> upload,
-                                 const std::string& subject, absl::StatusOr<artifact::Manifest> manifest) {
+                                 const std::string& subject, const Recorder& record,
+                                 absl::StatusOr<artifact::Manifest> manifest) {
   if (manifest.ok() && manifest->digest != upload->digest) {
     manifest = WithReason(absl::DataLossError(absl::StrCat("expected the artifact ", upload->digest,
                                                            ", the uploaded files make ", manifest->digest)),
@@ -184,7 +187,7 @@ void ArtifactsImpl::AfterPublish(const std::string& upload_id, std::shared_ptr<U
     return answer(*upload, manifest.status());
   }
   const v1::StartUploadRequest& request = upload->session->request();
-  Record(*manifest, request.kind(), request.project(), subject, upload->alias,
+  Record(*manifest, request.kind(), request.project(), subject, upload->alias, record,
          [this, upload_id, upload, answer](absl::StatusOr<v1::Artifact> result) {
            if (result.ok()) uploads_.MarkFinished(upload_id, {result->digest(), upload->session->request().project()});
            uploads_.Drop(upload_id);

@@ -155,7 +155,8 @@ void ArtifactsImpl::Commit(WriteBatch batch, std::function<void()> apply, Done<v
 }
 
 void ArtifactsImpl::Record(const artifact::Manifest& manifest, const std::string& kind, const std::string& project,
-                           const std::string& created_by, const std::string& alias, Done<v1::Artifact> done) {
+                           const std::string& created_by, const std::string& alias, const Recorder& record,
+                           Done<v1::Artifact> done) {
   v1::Artifact row;
   WriteBatch batch;
   const auto existing = artifacts_.find(manifest.digest);
@@ -185,6 +186,8 @@ void ArtifactsImpl::Record(const artifact::Manifest& manifest, const std::string
   value.set_digest(row.digest());
   for (const std::string& name : names) batch.Put(Table::kAliases, name, value.SerializeAsString());
   const std::string digest = row.digest();
+  if (record) record("artifact.upload", digest, {{"kind", row.kind()}, {"project", project}}, &batch);
+  if (!alias.empty()) RecordAlias(record, KeyOfAlias(project, alias), digest, &batch);
   Commit(
       std::move(batch),
       [this, row = std::move(row), names] {
@@ -204,7 +207,7 @@ void ArtifactsImpl::Register(const v1::RegisterArtifactRequest& request, Done<v1
         return done(absl::IsNotFound(status) ? WithReason(status, v1::UNKNOWN_ARTIFACT) : status);
       }
       Record(*manifest, request.kind(), request.project().empty() ? "default" : request.project(), request.created_by(),
-             "", std::move(done));
+             "", nullptr, std::move(done));
     });
   });
 }
@@ -239,7 +242,15 @@ absl::StatusOr<v1::ListArtifactsResponse> ArtifactsImpl::List(const v1::ListArti
   return response;
 }
 
-void ArtifactsImpl::SetAlias(const v1::SetAliasRequest& request, Done<v1::Artifact> done) {
+void ArtifactsImpl::RecordAlias(const Recorder& record, const std::string& key, const std::string& digest,
+                                WriteBatch* batch) const {
+  if (!record) return;
+  std::map<std::string, std::string> details = {{"artifact", digest}};
+  if (const auto before = aliases_.find(key); before != aliases_.end()) details["before"] = before->second;
+  record("artifact.alias", key, details, batch);
+}
+
+void ArtifactsImpl::SetAlias(const v1::SetAliasRequest& request, const Recorder& record, Done<v1::Artifact> done) {
   absl::Status status = CheckName("project", request.project());
   if (status.ok()) status = CheckAlias("alias", request.alias());
   if (!status.ok()) return done(status);
@@ -250,6 +261,7 @@ void ArtifactsImpl::SetAlias(const v1::SetAliasRequest& request, Done<v1::Artifa
     if (it == aliases_.end()) return done(Resolve(request.alias(), request.project()));  // says what is near
     const std::string digest = it->second;
     batch.Erase(Table::kAliases, key);
+    if (record) record("artifact.unalias", key, {{"artifact", digest}}, &batch);
     return Commit(
         std::move(batch), [this, key] { aliases_.erase(key); }, std::move(done), digest, request.project());
   }
@@ -260,6 +272,7 @@ void ArtifactsImpl::SetAlias(const v1::SetAliasRequest& request, Done<v1::Artifa
   std::vector<std::string> keys = {key};
   if (!Visible(**artifact, request.project())) keys.push_back(KeyOfAlias(request.project(), request.digest()));
   for (const std::string& each : keys) batch.Put(Table::kAliases, each, value.SerializeAsString());
+  RecordAlias(record, key, request.digest(), &batch);
   Commit(
       std::move(batch),
       [this, keys, digest = request.digest()] {
@@ -268,19 +281,21 @@ void ArtifactsImpl::SetAlias(const v1::SetAliasRequest& request, Done<v1::Artifa
       std::move(done), request.digest(), request.project());
 }
 
-void ArtifactsImpl::Pin(const v1::PinArtifactRequest& request, Done<v1::Artifact> done) {
+void ArtifactsImpl::Pin(const v1::PinArtifactRequest& request, const Recorder& record, Done<v1::Artifact> done) {
   const absl::StatusOr<const v1::Artifact*> artifact = FindDigest(request.digest());
   if (!artifact.ok()) return done(artifact.status());
   v1::Artifact row = **artifact;
   row.set_pinned(request.pinned());
   WriteBatch batch;
   batch.Put(Table::kArtifacts, row.digest(), row.SerializeAsString());
+  if (record) record(request.pinned() ? "artifact.pin" : "artifact.unpin", row.digest(), {}, &batch);
   Commit(
       std::move(batch), [this, row] { artifacts_[row.digest()] = row; }, std::move(done), request.digest(),
       row.project());
 }
 
-void ArtifactsImpl::Delete(const v1::DeleteArtifactRequest& request, Done<v1::DeleteArtifactResponse> done) {
+void ArtifactsImpl::Delete(const v1::DeleteArtifactRequest& request, const Recorder& record,
+                           Done<v1::DeleteArtifactResponse> done) {
   const std::string& digest = request.digest();
   const absl::StatusOr<const v1::Artifact*> artifact = FindDigest(digest);
   if (!artifact.ok()) return done(artifact.status());
@@ -297,6 +312,9 @@ void ArtifactsImpl::Delete(const v1::DeleteArtifactRequest& request, Done<v1::De
   }
   for (const std::string& key : markers) batch.Erase(Table::kAliases, key);
   batch.Erase(Table::kArtifacts, digest);
+  if (record) {
+    record("artifact.delete", digest, {{"kind", (*artifact)->kind()}, {"project", (*artifact)->project()}}, &batch);
+  }
   // The row first: files without a row are garbage, a row without files would be a lie.
   store_->Commit(std::move(batch), [this, digest, markers, done = std::move(done)](absl::Status status) mutable {
     loop_->Post([this, digest, markers, status, done = std::move(done)]() mutable {

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -16,6 +18,10 @@ namespace rlhf::coordinator {
 
 class Artifacts {
  public:
+  // Adds the record of what is about to be written to its batch. Of those that take one, empty: nothing is recorded.
+  using Recorder = std::function<void(const std::string& action, const std::string& object,
+                                      const std::map<std::string, std::string>& details, WriteBatch* batch)>;
+
   virtual ~Artifacts() = default;
   virtual absl::Status Recover() = 0;
   // "sha256:…" or an alias of the project; with a project also the beginning of a digest, of at least 8 digits, where
@@ -31,23 +37,26 @@ class Artifacts {
   // In the background: removes staging folders in which nothing was written for a day, but this process's own (a model
   // card may wait that long for a full volume) and uploads, which people may go on with.
   virtual void SweepStaging() = 0;
-  virtual void StartUpload(const v1::StartUploadRequest& request, Done<v1::StartUploadResponse> done) = 0;
+  // `record` is for an alias of what is there already.
+  virtual void StartUpload(const v1::StartUploadRequest& request, const Recorder& record,
+                           Done<v1::StartUploadResponse> done) = 0;
   // Called off the loop by the adapter, in order for one upload.
   virtual absl::Status WriteChunk(const v1::UploadChunk& chunk) = 0;
   // Of an upload that was started, also once it is finished; empty when unknown. Any thread.
   virtual std::string ProjectOfUpload(const std::string& upload_id) const { return {}; }
-  virtual void FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request,
+  virtual void FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request, const Recorder& record,
                             Done<v1::Artifact> done) = 0;
   virtual void Register(const v1::RegisterArtifactRequest& request, Done<v1::Artifact> done) = 0;
   virtual absl::StatusOr<v1::ListArtifactsResponse> List(const v1::ListArtifactsRequest& request) = 0;
-  virtual void SetAlias(const v1::SetAliasRequest& request, Done<v1::Artifact> done) = 0;
-  virtual void Pin(const v1::PinArtifactRequest& request, Done<v1::Artifact> done) = 0;
-  virtual void Delete(const v1::DeleteArtifactRequest& request, Done<v1::DeleteArtifactResponse> done) = 0;
+  virtual void SetAlias(const v1::SetAliasRequest& request, const Recorder& record, Done<v1::Artifact> done) = 0;
+  virtual void Pin(const v1::PinArtifactRequest& request, const Recorder& record, Done<v1::Artifact> done) = 0;
+  virtual void Delete(const v1::DeleteArtifactRequest& request, const Recorder& record,
+                      Done<v1::DeleteArtifactResponse> done) = 0;
 };
+// What is said of an upload that is not open, or not the caller's.
+absl::Status NoOpenUpload(const std::string& upload_id);
 // Uploads leave `upload_reserve_bytes` free on their volume.
 std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, Background* background, StateStore* store,
                                          std::string artifact_root, uint64_t upload_reserve_bytes = 0);
 
 }  // namespace rlhf::coordinator
-// What is said of an upload that is not open, or not the caller's.
-absl::Status NoOpenUpload(const std::string& upload_id);

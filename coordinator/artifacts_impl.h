@@ -31,16 +31,18 @@ class ArtifactsImpl final : public Artifacts {
                         const std::string& created_by, Done<v1::Artifact> done) override;
   absl::StatusOr<std::string> MakeStaging() override;
   void SweepStaging() override;
-  void StartUpload(const v1::StartUploadRequest& request, Done<v1::StartUploadResponse> done) override;
+  void StartUpload(const v1::StartUploadRequest& request, const Recorder& record,
+                   Done<v1::StartUploadResponse> done) override;
   absl::Status WriteChunk(const v1::UploadChunk& chunk) override;
   std::string ProjectOfUpload(const std::string& upload_id) const override;
-  void FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request,
+  void FinishUpload(const std::string& subject, const v1::FinishUploadRequest& request, const Recorder& record,
                     Done<v1::Artifact> done) override;
   void Register(const v1::RegisterArtifactRequest& request, Done<v1::Artifact> done) override;
   absl::StatusOr<v1::ListArtifactsResponse> List(const v1::ListArtifactsRequest& request) override;
-  void SetAlias(const v1::SetAliasRequest& request, Done<v1::Artifact> done) override;
-  void Pin(const v1::PinArtifactRequest& request, Done<v1::Artifact> done) override;
-  void Delete(const v1::DeleteArtifactRequest& request, Done<v1::DeleteArtifactResponse> done) override;
+  void SetAlias(const v1::SetAliasRequest& request, const Recorder& record, Done<v1::Artifact> done) override;
+  void Pin(const v1::PinArtifactRequest& request, const Recorder& record, Done<v1::Artifact> done) override;
+  void Delete(const v1::DeleteArtifactRequest& request, const Recorder& record,
+              Done<v1::DeleteArtifactResponse> done) override;
 
  private:
   // A key of aliases_.
@@ -53,9 +55,11 @@ class ArtifactsImpl final : public Artifacts {
   // The whole digest, of an artifact that the project sees; what begins none as it is.
   absl::StatusOr<std::string> WholeDigest(const std::string& beginning, const std::string& project) const;
   void AfterPublish(const std::string& upload_id, std::shared_ptr<Upload> upload, const std::string& subject,
-                    absl::StatusOr<artifact::Manifest> manifest);
+                    const Recorder& record, absl::StatusOr<artifact::Manifest> manifest);
   void Record(const artifact::Manifest& manifest, const std::string& kind, const std::string& project,
-              const std::string& created_by, const std::string& alias, Done<v1::Artifact> done);
+              const std::string& created_by, const std::string& alias, const Recorder& record, Done<v1::Artifact> done);
+  // That a name of a project's is about to mean another artifact.
+  void RecordAlias(const Recorder& record, const std::string& key, const std::string& digest, WriteBatch* batch) const;
   // Makes the rows durable, then the same true in memory, then answers.
   void Commit(WriteBatch batch, std::function<void()> apply, Done<v1::Artifact> done, const std::string& digest,
               const std::string& project);

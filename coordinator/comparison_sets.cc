@@ -150,7 +150,8 @@ void ComparisonSets::Publish(const std::string& subject, const std::string& acti
                 alias.set_project(set.project());
                 alias.set_alias(set.name());
                 artifacts_->SetAlias(
-                    alias, [set = std::move(set), done = std::move(done)](absl::StatusOr<v1::Artifact> named) mutable {
+                    alias, nullptr,
+                    [set = std::move(set), done = std::move(done)](absl::StatusOr<v1::Artifact> named) mutable {
                       if (!named.ok()) return done(named.status());
                       done(std::move(set));
                     });

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <map>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -157,11 +158,11 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
 
   grpc::ServerUnaryReactor* StartUpload(grpc::CallbackServerContext* context, const v1::StartUploadRequest* request,
                                         v1::StartUploadResponse* response) override {
-    return InProject(context, request, response, "StartUpload", [this](const Caller&, auto& r, auto done) {
+    return InProject(context, request, response, "StartUpload", [this](const Caller& caller, auto& r, auto done) {
       if (!r.alias().empty()) {
         if (absl::Status status = CheckFreeAlias("alias", r.alias()); !status.ok()) return done(status);
       }
-      edge_.artifacts->StartUpload(r, std::move(done));
+      edge_.artifacts->StartUpload(r, RecorderOf(caller), std::move(done));
     });
   }
   grpc::ServerReadReactor<v1::UploadChunk>* UploadChunks(grpc::CallbackServerContext* context,
@@ -175,7 +176,7 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
                     absl::Status status =
                         AdmitUpload(edge_, caller, r.upload_id(), "/rlhf.v1.ArtifactService/FinishUpload");
                     if (!status.ok()) return done(status);
-                    edge_.artifacts->FinishUpload(caller.subject, r, std::move(done));
+                    edge_.artifacts->FinishUpload(caller.subject, r, RecorderOf(caller), std::move(done));
                   });
   }
   grpc::ServerUnaryReactor* RegisterArtifact(grpc::CallbackServerContext* context,
@@ -223,24 +224,33 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
         if (!artifact.ok()) return done(artifact.status());
         r.set_digest(artifact->digest());
       }
-      edge_.artifacts->SetAlias(r, std::move(done));
+      edge_.artifacts->SetAlias(r, RecorderOf(caller), std::move(done));
     });
   }
   grpc::ServerUnaryReactor* PinArtifact(grpc::CallbackServerContext* context, const v1::PinArtifactRequest* request,
                                         v1::Artifact* response) override {
-    return OwnArtifact(context, request, response, "PinArtifact",
-                       [this](auto& r, auto done) { edge_.artifacts->Pin(r, std::move(done)); });
+    return OwnArtifact(context, request, response, "PinArtifact", [this](const Caller& caller, auto& r, auto done) {
+      edge_.artifacts->Pin(r, RecorderOf(caller), std::move(done));
+    });
   }
   grpc::ServerUnaryReactor* DeleteArtifact(grpc::CallbackServerContext* context,
                                            const v1::DeleteArtifactRequest* request,
                                            v1::DeleteArtifactResponse* response) override {
-    return OwnArtifact(context, request, response, "DeleteArtifact", [this](auto& r, auto done) {
+    return OwnArtifact(context, request, response, "DeleteArtifact", [this](const Caller& caller, auto& r, auto done) {
       if (absl::Status status = edge_.jobs->CheckUnused(r.digest()); !status.ok()) return done(status);
-      edge_.artifacts->Delete(r, std::move(done));
+      edge_.artifacts->Delete(r, RecorderOf(caller), std::move(done));
     });
   }
 
  private:
+  // What people do to names and to what is there is on record with its rows. The fleet's uploads are their jobs'.
+  Artifacts::Recorder RecorderOf(const Caller& caller) const {
+    if (!caller.role.empty()) return nullptr;
+    return [oversight = edge_.oversight, subject = caller.subject](
+               const std::string& action, const std::string& object, const std::map<std::string, std::string>& details,
+               WriteBatch* batch) { oversight->Audit(subject, action, object, "done", details, batch); };
+  }
+
   // Empty: look everywhere. Aliases always belong to a project; the fleet and callers of all projects see every digest.
   static std::string LookupProject(const Caller& caller, const std::string& reference, const std::string& requested) {
     const bool sees_all = !caller.role.empty() || caller.project == "*";
@@ -278,7 +288,7 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
           }
           if (absl::Status status = edge_.Admit(caller, artifact->project(), method); !status.ok()) return done(status);
           r.set_digest(artifact->digest());
-          call(r, std::move(done));
+          call(caller, r, std::move(done));
         });
   }
 

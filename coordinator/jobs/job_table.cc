@@ -289,7 +289,7 @@ void JobTable::DeleteCheckpoint(const std::string& digest) {
   if (used || !read.ok()) return;
   v1::DeleteArtifactRequest request;
   request.set_digest(digest);
-  deps_.artifacts->Delete(request, [digest](const absl::StatusOr<v1::DeleteArtifactResponse>& deleted) {
+  deps_.artifacts->Delete(request, nullptr, [digest](const absl::StatusOr<v1::DeleteArtifactResponse>& deleted) {
     if (deleted.ok()) return spdlog::info("deleted the checkpoint {}, which the job's retention lets go", digest);
     if (!absl::IsFailedPrecondition(deleted.status()) && !absl::IsNotFound(deleted.status()))
       spdlog::warn("the checkpoint {} stays: {}", digest, deleted.status().ToString());

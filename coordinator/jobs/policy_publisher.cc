@@ -76,17 +76,18 @@ void Name(JobHost* host, const std::string& job_id, const v1::GateRow& gate, con
   alias.set_digest(card);
   alias.set_alias(absl::StrCat("approved/", gate.spec().publish_as(), ".card"));
   // The card first: an approved policy never lacks one.
-  host->deps().artifacts->SetAlias(alias, [host, gate, project, finish, done](absl::StatusOr<v1::Artifact> named) {
-    if (!named.ok()) return done(named.status());
-    v1::SetAliasRequest policy;
-    policy.set_project(project);
-    policy.set_digest(gate.policy());
-    policy.set_alias(absl::StrCat("approved/", gate.spec().publish_as()));
-    host->deps().artifacts->SetAlias(policy, [finish, done](absl::StatusOr<v1::Artifact> published) {
-      if (!published.ok()) return done(published.status());
-      finish();
-    });
-  });
+  host->deps().artifacts->SetAlias(
+      alias, nullptr, [host, gate, project, finish, done](absl::StatusOr<v1::Artifact> named) {
+        if (!named.ok()) return done(named.status());
+        v1::SetAliasRequest policy;
+        policy.set_project(project);
+        policy.set_digest(gate.policy());
+        policy.set_alias(absl::StrCat("approved/", gate.spec().publish_as()));
+        host->deps().artifacts->SetAlias(policy, nullptr, [finish, done](absl::StatusOr<v1::Artifact> published) {
+          if (!published.ok()) return done(published.status());
+          finish();
+        });
+      });
 }
 
 }  // namespace

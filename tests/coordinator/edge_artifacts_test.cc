@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
@@ -18,6 +19,7 @@
 #include "rlhf/v1/artifact_service.grpc.pb.h"
 #include "rlhf/v1/feedback_service.grpc.pb.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
+#include "rlhf/v1/oversight_service.grpc.pb.h"
 #include "tests/coordinator/coordinator_fixture.h"
 
 namespace rlhf::coordinator {
@@ -307,6 +309,21 @@ TEST_F(ArtifactsTest, WhatIsNamedOrPinnedStays) {
   ASSERT_TRUE(Call(stub, &Stub::DeleteArtifact, remove).ok());
   EXPECT_EQ(Get(artifact->digest()).status().code(), absl::StatusCode::kNotFound);
   EXPECT_FALSE(artifact::ArtifactRoot(dir_.File("artifacts")).Has(artifact->digest()));
+
+  // Whoever moves a name or removes what is there is on record, and what was refused or the fleet did is not.
+  const auto audit = Call(v1::OversightService::NewStub(Api("overseer")), &v1::OversightService::Stub::ListAudit,
+                          v1::ListAuditRequest());
+  ASSERT_TRUE(audit.ok()) << audit.status();
+  std::vector<std::string> seen;
+  for (const v1::AuditRecord& record : audit->records()) {
+    if (!absl::StartsWith(record.action(), "artifact.")) continue;
+    EXPECT_EQ(record.subject(), "submitter");
+    seen.push_back(absl::StrCat(record.action(), " ", record.object()));
+  }
+  const std::string digest = artifact->digest();
+  EXPECT_THAT(seen,
+              ElementsAre("artifact.upload " + digest, "artifact.alias default/prompts", "artifact.pin " + digest,
+                          "artifact.unalias default/prompts", "artifact.unpin " + digest, "artifact.delete " + digest));
 }
 
 TEST_F(ArtifactsTest, ARoleRegistersWhatItPutIntoTheRoot) {
