@@ -13,6 +13,7 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr absl::Duration kBetweenHandshakeRecords = absl::Minutes(1);
+constexpr size_t kMostSubjects = 1000;  // lately refused; more count as one
 
 }  // namespace
 
@@ -25,21 +26,34 @@ void Denials::Note(const std::string& subject, const std::string& method, const 
   int64_t left_out = 0;
   {
     absl::MutexLock lock(&mu_);
-    const absl::Duration now = loop_->clock().Now();
-    tokens_ = std::min(burst_, tokens_ + absl::ToDoubleSeconds(now - refilled_));
-    refilled_ = now;
-    if (tokens_ < 1) {
-      ++left_out_;
+    Bucket& bucket = BucketOf(subject, loop_->clock().Now());
+    if (bucket.tokens < 1) {
+      ++bucket.left_out;
       return;
     }
-    tokens_ -= 1;
-    left_out = std::exchange(left_out_, 0);
+    bucket.tokens -= 1;
+    left_out = std::exchange(bucket.left_out, 0);
   }
   loop_->Post([this, subject, method, reason, left_out] {
     std::map<std::string, std::string> details = {{"reason", reason}};
     if (left_out > 0) details["left_out_before"] = absl::StrCat(left_out);
     Record(subject.empty() ? "unknown" : subject, "call.denied", method.substr(0, 200), details);
   });
+}
+
+Denials::Bucket& Denials::BucketOf(const std::string& subject, absl::Duration now) {
+  const auto refilled = [&](const Bucket& bucket) {
+    return std::min(burst_, bucket.tokens + absl::ToDoubleSeconds(now - bucket.refilled));
+  };
+  if (buckets_.size() >= kMostSubjects && buckets_.count(subject) == 0) {
+    std::erase_if(buckets_,
+                  [&](const auto& entry) { return entry.second.left_out == 0 && refilled(entry.second) >= burst_; });
+  }
+  const bool one_more = buckets_.size() < kMostSubjects || buckets_.count(subject) > 0;
+  const auto [it, added] = buckets_.try_emplace(one_more ? subject : "");
+  it->second.tokens = added ? burst_ : refilled(it->second);
+  it->second.refilled = now;
+  return it->second;
 }
 
 void Denials::NoteHandshake(const std::string& reason) {
