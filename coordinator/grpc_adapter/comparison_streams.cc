@@ -51,8 +51,23 @@ class ExportStream final : public LoopStream<v1::Comparison> {
     if (excluded) unmet_.erase(comparison.rater());
     return excluded || (comparison.planted() && !request_.include_planted());
   }
+  // Leaving a person out by name shows which pseudonym is theirs: whoever only reads leaves out pseudonyms.
+  absl::Status CheckMayName() const {
+    const bool writes = std::any_of(caller_.roles.begin(), caller_.roles.end(),
+                                    [](const std::string& role) { return role == "submitter" || role == "admin"; });
+    for (const std::string& rater : request_.exclude_raters()) {
+      if (writes || IsPseudonym(rater)) continue;
+      return WithReason(
+          absl::PermissionDeniedError(absl::StrCat("exclude_raters: expected pseudonyms, found \"", rater,
+                                                   "\"; only submitters and admins name people, who would be known by "
+                                                   "what is left out")),
+          v1::ROLE_NOT_ALLOWED);
+    }
+    return absl::OkStatus();
+  }
   absl::Status Begin() {
     const char* const method = "/rlhf.v1.FeedbackService/ExportComparisons";
+    RLHF_RETURN_IF_ERROR(CheckMayName());
     for (const std::string& rater : request_.exclude_raters()) unmet_[PseudonymOf(edge_, rater)] = rater;
     for (const auto& [pseudonym, rater] : unmet_) excluded_.insert(pseudonym);
     if (absl::StartsWith(request_.job_id(), "set:")) {

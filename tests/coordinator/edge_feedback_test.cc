@@ -229,6 +229,32 @@ TEST_F(FeedbackEdgeTest, WhoIsLeftOutIsNamedAsTheyAreForgottenAndWasThere) {
   EXPECT_TRUE(absl::IsInvalidArgument(status)) << "she is in none of the set: " << status;
 }
 
+TEST_F(FeedbackEdgeTest, WhoOnlyReadsDoesNotFindOutWhoIsBehindAPseudonym) {
+  const std::string job = Collect([](v1::CollectSpec*) {});
+  ASSERT_EQ(AnswerAll(AsRater("anna"), job), 10);
+  ASSERT_EQ(WaitUntilEnded(job).state(), v1::SUCCEEDED);
+  const auto vera = v1::FeedbackService::NewStub(AsPerson("vera", {v1::VIEWER, v1::OVERSEER}));
+  const auto without = [&](const std::string& rater) {
+    v1::ExportComparisonsRequest request;
+    request.set_job_id(job);
+    if (!rater.empty()) request.add_exclude_raters(rater);
+    const auto context = client::MakeContext(absl::Seconds(30));
+    const auto reader = vera->ExportComparisons(context.get(), request);
+    std::vector<v1::Comparison> found;
+    v1::Comparison comparison;
+    while (reader->Read(&comparison)) found.push_back(comparison);
+    return std::pair(FromGrpc(reader->Finish()), found);
+  };
+  const auto all = without("");
+  ASSERT_THAT(all.second, SizeIs(10)) << all.first;
+  const auto named = without("anna"), nobody = without("zoe"), pseudonym = without(all.second[0].rater());
+  EXPECT_TRUE(absl::IsPermissionDenied(named.first)) << named.first;
+  EXPECT_THAT(named.second, testing::IsEmpty());
+  EXPECT_EQ(nobody.first.code(), named.first.code()) << "no hint";
+  EXPECT_TRUE(pseudonym.first.ok()) << pseudonym.first;
+  EXPECT_THAT(pseudonym.second, testing::IsEmpty());
+}
+
 TEST_F(FeedbackEdgeTest, WhoWasForgottenBetweenTwoRoundsIsNotInTheNextRoundsSet) {
   // anna says the opposite of ben: her lines prefer "bad".
   const auto two_raters = [](v1::CollectSpec* spec) { spec->set_overlap(2); };
