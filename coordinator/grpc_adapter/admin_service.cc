@@ -238,7 +238,9 @@ class AdminService final : public v1::AdminService::CallbackService {
     if (r.ttl_seconds() != 0) wanted.ttl = absl::Seconds(r.ttl_seconds());
     absl::Status status = edge_.Admit(caller, wanted.project, "/rlhf.v1.AdminService/CreateToken");
     if (!status.ok()) return done(status);
-    const std::string key = r.request_id().empty() ? "" : absl::StrCat(caller.subject, "/", r.request_id());
+    // Two projects may each have somebody of this name: the secret of one is not the other's.
+    const std::string key =
+        r.request_id().empty() ? "" : absl::StrCat(caller.project, "/", caller.subject, "/", r.request_id());
     const std::string body = artifact::Sha256Hex(CanonicalBytes(r));
     if (!key.empty()) {
       absl::StatusOr<v1::CreateTokenResponse> before = answers_.Find(key, body);

@@ -20,7 +20,12 @@ namespace {
 
 constexpr int kDefaultPage = 100;
 
-std::string RequestKey(const std::string& subject, const std::string& request_id) {
+// Two projects may each have somebody of this name ("ci"), who knows nothing of the other's requests.
+std::string RequestKey(const std::string& project, const std::string& subject, const std::string& request_id) {
+  return absl::StrCat(project, "/", subject, "/SubmitJob/", request_id);
+}
+// As releases before 2026-12 wrote it.
+std::string OldRequestKey(const std::string& subject, const std::string& request_id) {
   return absl::StrCat(subject, "/SubmitJob/", request_id);
 }
 
@@ -112,12 +117,18 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
     return done(absl::InvalidArgumentError("request_id: expected a UUID of the caller's, found nothing"));
   v1::RequestRow accepted;
   accepted.set_body_sha256(artifact::Sha256Hex(CanonicalBytes(request.spec())));
-  const std::string key = RequestKey(subject, request.request_id());
+  const std::string key = RequestKey(request.spec().project(), subject, request.request_id());
   v1::RequestRow before;
   if (const auto it = requests_.find(key); it != requests_.end()) {
     before = it->second;
   } else if (const absl::StatusOr<std::string> stored = deps_.store->Get(Table::kRequests, key); stored.ok()) {
     before.ParseFromString(*stored);
+  } else if (const absl::StatusOr<std::string> old =
+                 deps_.store->Get(Table::kRequests, OldRequestKey(subject, request.request_id()));
+             old.ok()) {
+    before.ParseFromString(*old);
+    const v1::Job* job = Find(before.response());
+    if (job == nullptr || job->spec().project() != request.spec().project()) before.Clear();
   }
   const absl::Time now = deps_.loop->clock().WallNow();
   if (!before.body_sha256().empty() && now - FromTimestamp(before.created_at()) < kRequestsKept) {

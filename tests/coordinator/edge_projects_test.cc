@@ -235,5 +235,47 @@ TEST_F(ProjectsTest, NamesOfAnotherProjectsJobsAreNotTold) {
   EXPECT_EQ(answers[0], answers[1]);
 }
 
+// What a person's request id made is theirs in their project: two projects may each have somebody of one name.
+TEST_F(ProjectsTest, ARequestIdIsOfItsProject) {
+  const auto submitter = [&](const std::string& project, v1::TokenRole role) {
+    v1::CreateTokenRequest request;
+    request.set_subject("ci");
+    request.set_project(project);
+    request.add_roles(role);
+    const auto made = Call(v1::AdminService::NewStub(Api("admin")), &v1::AdminService::Stub::CreateToken, request);
+    EXPECT_TRUE(made.ok()) << made.status();
+    return ApiWithToken(made->secret());
+  };
+  v1::CreateTokenRequest create;
+  create.set_request_id("nightly");
+  create.set_subject("robot");
+  create.add_roles(v1::VIEWER);
+  const auto admin_stub = [&](const std::string& project) {
+    return v1::AdminService::NewStub(submitter(project, v1::ADMIN));
+  };
+  const auto red = Call(admin_stub("red"), &v1::AdminService::Stub::CreateToken, create);
+  const auto blue = Call(admin_stub("blue"), &v1::AdminService::Stub::CreateToken, create);
+  ASSERT_TRUE(red.ok() && blue.ok()) << red.status() << " " << blue.status();
+  EXPECT_NE(red->secret(), blue->secret());
+  EXPECT_EQ(blue->token().project(), "blue");
+  EXPECT_EQ(Call(admin_stub("red"), &v1::AdminService::Stub::CreateToken, create)->secret(), red->secret()) << "again";
+
+  UploadSamples();
+  v1::SubmitJobRequest submit;
+  submit.set_request_id("nightly");
+  submit.mutable_spec()->set_name("collect");
+  submit.mutable_spec()->mutable_collect()->set_samples("samples");
+  submit.mutable_spec()->mutable_collect()->set_comparisons(10);
+  const auto ours = Call(v1::JobService::NewStub(submitter("default", v1::SUBMITTER)), &JobStub::SubmitJob, submit);
+  ASSERT_TRUE(ours.ok()) << ours.status();
+  const auto theirs = Call(v1::JobService::NewStub(submitter("red", v1::SUBMITTER)), &JobStub::SubmitJob, submit);
+  EXPECT_EQ(ReasonOf(theirs.status()), v1::UNKNOWN_ARTIFACT)
+      << "it has no samples, and no such request: " << theirs.status();
+  Restart();
+  const auto again = Call(v1::JobService::NewStub(submitter("default", v1::SUBMITTER)), &JobStub::SubmitJob, submit);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->job().id(), ours->job().id());
+}
+
 }  // namespace
 }  // namespace rlhf::coordinator
