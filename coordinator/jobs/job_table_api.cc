@@ -304,10 +304,17 @@ void JobTable::Pause(const std::string& subject, const v1::PauseJobRequest& requ
 void JobTable::Resume(const std::string& subject, const v1::ResumeJobRequest& request, Done<v1::Job> done) {
   const absl::StatusOr<v1::Job*> job = ForChange(request.job_id(), request.etag());
   if (!job.ok()) return done(job.status());
-  if ((*job)->state() != v1::PAUSED) {
+  if (IsTerminal((*job)->state())) {
     return done(WithReason(
         absl::FailedPreconditionError(absl::StrCat("the job is ", v1::JobState_Name((*job)->state()), ", not PAUSED")),
         v1::JOB_NOT_ACTIVE));
+  }
+  if ((*job)->state() != v1::PAUSED) {
+    // It goes on already, perhaps by this call's first try: answered behind that write in the store's order.
+    return deps_.store->Commit(WriteBatch(), [row = **job, done = std::move(done)](absl::Status status) mutable {
+      if (!status.ok()) return done(status);
+      done(std::move(row));
+    });
   }
   WriteBatch batch;
   SetPausedTree((*job)->id(), false, "", &batch);

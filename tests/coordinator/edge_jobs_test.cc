@@ -355,6 +355,32 @@ TEST_F(JobsEdgeTest, TheLedgerOfAJobThatWaitsIsEmptyAndWhole) {
   EXPECT_FALSE(why->waits_for().empty());
 }
 
+// Clients send these again by themselves when an answer is lost.
+TEST_F(JobsEdgeTest, WhatIsSaidTwiceMeansTheSame) {
+  const auto job = Submit("waiting");
+  ASSERT_TRUE(job.ok()) << job.status();
+  v1::PauseJobRequest pause;
+  pause.set_job_id(job->id());
+  v1::ResumeJobRequest resume;
+  resume.set_job_id(job->id());
+  for (int i = 0; i < 2; ++i) {
+    const auto paused = Call(stub_, &Stub::PauseJob, pause);
+    ASSERT_TRUE(paused.ok()) << paused.status();
+    EXPECT_EQ(paused->state(), v1::PAUSED);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const auto resumed = Call(stub_, &Stub::ResumeJob, resume);
+    ASSERT_TRUE(resumed.ok()) << resumed.status();
+    EXPECT_NE(resumed->state(), v1::PAUSED);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const auto cancelled = Cancel(job->id());
+    ASSERT_TRUE(cancelled.ok()) << cancelled.status();
+    EXPECT_EQ(cancelled->state(), v1::CANCELLED);
+  }
+  EXPECT_EQ(ReasonOf(Call(stub_, &Stub::ResumeJob, resume).status()), v1::JOB_NOT_ACTIVE);
+}
+
 TEST_F(JobsEdgeTest, ARaterIsToldWhichJobsHaveTasks) {
   const auto job = Submit("waiting");
   ASSERT_TRUE(job.ok()) << job.status();
