@@ -92,6 +92,7 @@ void CheckRetention(SpecChecker& check, const v1::JobSpec& spec) {
 std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec) {
   std::vector<v1::SpecProblem> problems;
   SpecChecker check(&problems);
+  check.Known(*spec);
   if (const absl::Status status = CheckName("name", spec->name()); !status.ok())
     check.Problem("name", std::string(status.message()));
   if (spec->project().empty()) spec->set_project("default");

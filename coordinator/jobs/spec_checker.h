@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <google/protobuf/message.h>
+
 #include "coordinator/jobs/spec.h"
 #include "rlhf/v1/job.pb.h"
 #include "rlhf/v1/job_service.pb.h"
@@ -39,6 +41,10 @@ class SpecChecker {
   void Pattern(const std::string& field, const std::string& pattern, int groups = 0);
   // HOST:PORT, or dns:///NAME:PORT; an empty one is not looked at.
   void Address(const std::string& field, const std::string& address);
+
+  // Fields and values that this release does not know, in the message and all below it: those of a newer client, who
+  // would get another job than the one that was asked for.
+  void Known(const google::protobuf::Message& message);
 
   // Messages that several kinds hold: these fill in the defaults and check them. The default learning rate and
   // temperature are the kind's own.

@@ -178,6 +178,34 @@ TEST(SpecTest, EveryProblemNamesItsField) {
             "learners.ranks: expected 1 to 1024, found 0");
 }
 
+// Else a job would run that is not the one that was asked for, and nobody would be told.
+TEST(SpecTest, WhatOnlyANewerReleaseKnowsIsRefused) {
+  v1::JobSpec spec;
+  spec.set_name("job");
+  v1::StageSpec* stage = spec.mutable_pipeline()->add_stages();
+  stage->set_name("sft");
+  stage->mutable_sft()->set_model("base");
+  stage->mutable_sft()->set_data("data");
+  stage->mutable_sft()->set_steps(1);
+  stage->mutable_sft()->set_batch_size(1);
+  v1::JobSpec fine = spec;
+  ASSERT_EQ(JoinProblems(CompleteSpec(&fine)), "");
+  stage->mutable_sft()->mutable_optimizer()->set_schedule(static_cast<v1::LearningRateSchedule>(77));
+  v1::SftSpec* sft = stage->mutable_sft();
+  sft->GetReflection()->MutableUnknownFields(sft)->AddVarint(999, 1);
+  v1::JobSpec received;  // as over the wire
+  ASSERT_TRUE(received.ParseFromString(spec.SerializeAsString()));
+  const std::string problems = JoinProblems(CompleteSpec(&received));
+  EXPECT_THAT(problems, HasSubstr("pipeline.stages[0].sft.#999: expected a field that is known"));
+  EXPECT_THAT(problems,
+              HasSubstr("pipeline.stages[0].sft.optimizer.schedule: expected a value of LearningRateSchedule, "
+                        "found number 77"));
+  EXPECT_THAT(problems, HasSubstr("update the coordinator first"));
+  for (int i = 0; i < 10'000; ++i) sft->GetReflection()->MutableUnknownFields(sft)->AddVarint(1000 + i, 1);
+  v1::JobSpec many = spec;
+  EXPECT_LT(JoinProblems(CompleteSpec(&many)).size(), 5000u);
+}
+
 TEST(SpecTest, LayersAreDividedWithTheOptimizersStateAndGradientCheckpointing) {
   v1::JobSpec spec = Ppo();
   spec.mutable_ppo()->set_gradient_checkpointing(true);
