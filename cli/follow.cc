@@ -13,6 +13,7 @@
 #include "cli/output.h"
 #include "cli/progress.h"
 #include "common/job_state.h"
+#include "common/printable.h"
 #include "common/spec_loader.h"
 #include "common/status_util.h"
 
@@ -35,11 +36,11 @@ class Screen {
     view_.Apply(event);
     if (options_.terminal) {
       if (event.has_message() || event.has_state() || event.has_alert()) {
-        std::printf("\r\033[K%s\n", view_.Line(event).c_str());
+        std::printf("\r\033[K%s\n", Printable(view_.Line(event)).c_str());
       }
       std::printf("\r\033[K%s", view_.Bar(options_.width).c_str());
     } else if (const std::string line = view_.Line(event); !line.empty() && (!event.has_metrics() || Due(event))) {
-      std::printf("%s\n", line.c_str());
+      std::printf("%s\n", Printable(line).c_str());
     }
     std::fflush(stdout);
   }
@@ -145,7 +146,7 @@ int ExitCodeOf(const v1::Job& job) {
 
 std::string Verdict(const v1::Job& job) {
   std::string out = absl::StrCat("job ", job.id(), " ", v1::JobState_Name(job.state()));
-  if (!job.reason().empty()) absl::StrAppend(&out, ": ", job.reason());
+  if (!job.reason().empty()) absl::StrAppend(&out, ": ", Printable(job.reason()));
   if (job.state() == v1::SUCCEEDED) absl::StrAppend(&out, "\nnext: rlhfctl report ", job.id(), " --out report.html");
   if (job.state() == v1::FAILED) absl::StrAppend(&out, "\nnext: rlhfctl why ", job.id());
   return out;

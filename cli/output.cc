@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/printable.h"
 #include "common/spec_loader.h"
 
 namespace rlhf::cli {
@@ -17,6 +19,11 @@ size_t Width(const std::string& text) {
 }
 
 }  // namespace
+
+void Table::Row(std::vector<std::string> cells) {
+  for (std::string& cell : cells) cell = Printable(cell);
+  rows_.push_back(std::move(cells));
+}
 
 std::string Table::Text() const {
   std::vector<size_t> widths(header_.size());

@@ -14,8 +14,8 @@ namespace rlhf::cli {
 class Table {
  public:
   explicit Table(std::vector<std::string> header) : header_(std::move(header)) {}
-  void Row(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
-  std::string Text() const;  // aligned columns, two spaces between
+  void Row(std::vector<std::string> cells);  // a line each, whatever is in them (Printable)
+  std::string Text() const;                  // aligned columns, two spaces between
 
  private:
   std::vector<std::string> header_;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <spdlog/formatter.h>
+#include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/sink.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/sinks/stdout_sinks.h>
@@ -16,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
+#include "common/printable.h"
 
 namespace rlhf {
 namespace {
@@ -115,6 +117,26 @@ class JsonFormatter final : public spdlog::formatter {
   const std::string instance_;
 };
 
+// For people. A message is one line, whatever somebody wrote into what it tells.
+class TextFormatter final : public spdlog::formatter {
+ public:
+  explicit TextFormatter(std::string pattern) : pattern_(std::move(pattern)), inner_(pattern_) {}
+
+  void format(const spdlog::details::log_msg& message, spdlog::memory_buf_t& out) override {
+    const std::string text = Printable(absl::string_view(message.payload.data(), message.payload.size()));
+    spdlog::details::log_msg line = message;
+    line.payload = spdlog::string_view_t(text.data(), text.size());
+    inner_.format(line, out);
+    message.color_range_start = line.color_range_start;
+    message.color_range_end = line.color_range_end;
+  }
+  std::unique_ptr<spdlog::formatter> clone() const override { return std::make_unique<TextFormatter>(pattern_); }
+
+ private:
+  const std::string pattern_;
+  spdlog::pattern_formatter inner_;
+};
+
 }  // namespace
 
 LogScope::LogScope(LogContext context) : outer_(current_context), context_(std::move(context)) {
@@ -154,7 +176,7 @@ void InitLogging(const std::string& role, const std::string& instance, const std
     const std::string who = absl::StrCat(role, "/", instance);
     std::string escaped;
     for (const char c : who) escaped.append(c == '%' ? 2 : 1, c);
-    sink->set_pattern(absl::StrCat("%Y-%m-%d %H:%M:%S.%e %^%l%$ ", escaped, " %v"));
+    sink->set_formatter(std::make_unique<TextFormatter>(absl::StrCat("%Y-%m-%d %H:%M:%S.%e %^%l%$ ", escaped, " %v")));
   }
   const std::vector<spdlog::sink_ptr> sinks{std::move(sink), std::make_shared<ObserverSink>()};
   auto logger = std::make_shared<spdlog::logger>("rlhf", sinks.begin(), sinks.end());

@@ -17,6 +17,7 @@
 #include "cli/feedback/import.h"
 #include "cli/output.h"
 #include "cli/part_file.h"
+#include "common/printable.h"
 #include "common/spec_loader.h"
 #include "common/standard_output.h"
 #include "common/status_util.h"
@@ -139,7 +140,8 @@ int Next(const ConnectionFlags& connection, const FeedbackFlags& flags) {
       connection, request, &FeedbackStub::NextTasks, [](const v1::NextTasksResponse& response) {
         for (const v1::FeedbackTask& task : response.tasks()) {
           std::printf("task %s of job %s\n\n%s\n\n--- first\n%s\n\n", task.id().c_str(), task.job_id().c_str(),
-                      task.prompt().text().c_str(), task.first().text().c_str());
+                      Printable(task.prompt().text(), /*keep_lines=*/true).c_str(),
+                      Printable(task.first().text(), /*keep_lines=*/true).c_str());
           if (task.kind() == v1::FEEDBACK_RATING) {
             std::printf("rate it: --rate CRITERION=VALUE for each of:");
             for (const std::string& criterion : task.criteria()) std::printf(" %s", criterion.c_str());
@@ -149,7 +151,8 @@ int Next(const ConnectionFlags& connection, const FeedbackFlags& flags) {
           } else if (task.second().text().empty()) {
             std::printf("write an answer (--written TEXT) and compare it (--prefer first|second|tie)\n");
           } else {
-            std::printf("--- second\n%s\n\n--prefer first|second|tie\n", task.second().text().c_str());
+            std::printf("--- second\n%s\n\n--prefer first|second|tie\n",
+                        Printable(task.second().text(), /*keep_lines=*/true).c_str());
           }
         }
         std::printf("%d of %d answered, %d by you%s\n", static_cast<int>(response.answered()),

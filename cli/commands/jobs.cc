@@ -23,6 +23,7 @@
 #include "cli/uploads.h"
 #include "cli/utf8.h"
 #include "common/durable_file.h"
+#include "common/printable.h"
 #include "common/spec_loader.h"
 #include "common/status_util.h"
 #include "rlhf/v1/job_service.grpc.pb.h"
@@ -278,8 +279,9 @@ int Why(const ConnectionFlags& connection, const std::string& id) {
     return v1::EXIT_OK;
   }
   std::printf("%s is %s\n", job->id().c_str(), v1::JobState_Name(job->state()).c_str());
-  std::printf("waits for: %s (since %d s)\n", response.waits_for().c_str(), static_cast<int>(response.since_seconds()));
-  for (const std::string& holder : response.held_by()) std::printf("held by: %s\n", holder.c_str());
+  std::printf("waits for: %s (since %d s)\n", Printable(response.waits_for()).c_str(),
+              static_cast<int>(response.since_seconds()));
+  for (const std::string& holder : response.held_by()) std::printf("held by: %s\n", Printable(holder).c_str());
   if (!response.what_to_do().empty()) std::printf("do: %s\n", response.what_to_do().c_str());
   return v1::EXIT_OK;
 }

@@ -22,6 +22,7 @@
 #include "cli/output.h"
 #include "cli/pages.h"
 #include "common/durable_file.h"
+#include "common/printable.h"
 #include "common/status_util.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
 #include "rlhf/v1/oversight_service.grpc.pb.h"
@@ -120,7 +121,7 @@ void PrintReport(const v1::GateRow& gate) {
   std::fputs(artifacts.Text().c_str(), stdout);
   for (const v1::Approval& approval : gate.approvals()) {
     std::printf("%s by %s%s%s\n", approval.approved() ? "approved" : "rejected", approval.subject().c_str(),
-                approval.comment().empty() ? "" : ": ", approval.comment().c_str());
+                approval.comment().empty() ? "" : ": ", Printable(approval.comment(), /*keep_lines=*/true).c_str());
   }
 }
 
@@ -168,7 +169,7 @@ int ShowState(const ConnectionFlags& connection, const absl::StatusOr<v1::Servic
     PrintJson(*state);
   else if (state->halted())
     std::printf("halted by %s%s%s\n", state->by().c_str(), state->reason().empty() ? "" : ": ",
-                state->reason().c_str());
+                Printable(state->reason()).c_str());
   else
     std::printf("running\n");
   return v1::EXIT_OK;

@@ -12,6 +12,7 @@
 #include "cli/job_queries.h"
 #include "cli/memory_plan.h"
 #include "cli/output.h"
+#include "common/printable.h"
 #include "common/process.h"
 #include "common/spec_loader.h"
 #include "common/status_util.h"
@@ -58,7 +59,8 @@ void PrintLine(const ConnectionFlags& connection, const v1::LogLine& line) {
   } else {
     const absl::Time at = absl::FromUnixSeconds(line.at().seconds()) + absl::Nanoseconds(line.at().nanos());
     std::printf("%s %-5s %s %s\n", absl::FormatTime("%H:%M:%E3S", at, absl::LocalTimeZone()).c_str(),
-                line.level().c_str(), line.instance_id().c_str(), line.message().c_str());
+                Printable(line.level()).c_str(), Printable(line.instance_id()).c_str(),
+                Printable(line.message()).c_str());
   }
   std::fflush(stdout);
 }

@@ -29,6 +29,13 @@ CommandResult Ctl(const std::string& arguments) {
   return RunCommand(absl::StrCat(BinDir(), "/rlhfctl ", arguments, " 2>&1"));
 }
 
+// Reasons, comments and answers are others' texts.
+TEST(TableTest, ARowIsALineWhateverIsInItsCells) {
+  Table table({"JOB", "REASON"});
+  table.Row({"one", "cancelled by eve: \x1b]0;mine\x07\ntwo  SUCCEEDED"});
+  EXPECT_EQ(table.Text(), "JOB  REASON\none  cancelled by eve: \\x1b]0;mine\\x07\\ntwo  SUCCEEDED\n");
+}
+
 TEST(CommandTree, CompletionsKnowEveryCommandAndTheirShellsAcceptThem) {
   ScratchDir dir;
   for (const std::string shell : {"bash", "zsh", "fish"}) {

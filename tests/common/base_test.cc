@@ -20,6 +20,7 @@
 #include "common/failpoint.h"
 #include "common/file_parts.h"
 #include "common/log.h"
+#include "common/printable.h"
 #include "common/process.h"
 #include "common/stuck_watch.h"
 #include "tests/testing/fake_clock.h"
@@ -248,6 +249,37 @@ TEST(LogTest, LinesAreJsonWhateverTheMessage) {
   EXPECT_EQ(lines[1]["level"], "error");
   absl::Time time;
   EXPECT_TRUE(absl::ParseTime(absl::RFC3339_full, lines[0]["time"].get<std::string>(), &time, nullptr));
+}
+
+TEST(LogTest, AMessageIsOneLineForPeopleToo) {
+  const ScratchDir dir;
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    if (freopen(dir.File("log").c_str(), "w", stdout) == nullptr) _exit(1);
+    InitLogging("coordinator", "c0", "info", /*json=*/false);
+    spdlog::info("cancelled: {}", "done\n2026-11-30 00:00:00.000 info coordinator/c0 all is well\x1b[2J");
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_EQ(status, 0);
+  std::ifstream log(dir.File("log"));
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(log, line);) lines.push_back(line);
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_THAT(lines[0], testing::EndsWith("info coordinator/c0 cancelled: done\\n2026-11-30 00:00:00.000 info "
+                                          "coordinator/c0 all is well\\x1b[2J"));
+}
+
+TEST(PrintableTest, ControlCharactersAreEscapedAndTextsAreNot) {
+  EXPECT_EQ(Printable("Grüße, 你好 \xf0\x9f\x90\xb6 \xff"), "Grüße, 你好 \xf0\x9f\x90\xb6 \xff");
+  EXPECT_EQ(Printable("a\r\n\tb\x1b]0;x\x07\x7f"), "a\\x0d\\n\\tb\\x1b]0;x\\x07\\x7f");
+  EXPECT_EQ(Printable("a\n\tb\r", /*keep_lines=*/true), "a\n\tb\\x0d");
+  EXPECT_EQ(Printable("\xc2\x9b"
+                      "31m \xe2\x80\xae \xe2\x81\xa6 \xe2\x80\x93"),
+            "\\u009b31m \\u202e \\u2066 \xe2\x80\x93");
+  EXPECT_EQ(Printable(absl::string_view("\0\xc2", 2)), "\\x00\xc2");
 }
 
 class FailpointTest : public testing::Test {
