@@ -12,6 +12,8 @@
 namespace rlhf::coordinator {
 namespace {
 
+constexpr size_t kLongestRequestId = 256;
+
 bool IsControl(char c) {
   return static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
 }
@@ -52,6 +54,18 @@ absl::Status CheckText(absl::string_view field, absl::string_view value, size_t 
   const bool good = !value.empty() && value.size() <= longest && std::none_of(value.begin(), value.end(), IsControl);
   return good ? absl::OkStatus()
               : Bad(field, absl::StrCat("1 to ", longest, " bytes without control characters"), value);
+}
+
+absl::Status CheckRemark(absl::string_view field, absl::string_view value) {
+  if (value.size() <= kLongestRemark) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ": expected at most ", kLongestRemark, " bytes, found ", value.size()));
+}
+
+absl::Status CheckRequestId(absl::string_view value) {
+  if (value.size() <= kLongestRequestId) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("request_id: expected at most ", kLongestRequestId, " bytes, found ", value.size()));
 }
 
 absl::Status CheckRelativePath(absl::string_view field, absl::string_view value) {

@@ -16,6 +16,14 @@ absl::Status CheckAlias(absl::string_view field, absl::string_view value);
 absl::Status CheckFreeAlias(absl::string_view field, absl::string_view value);
 // Not empty, at most so many bytes, no control characters.
 absl::Status CheckText(absl::string_view field, absl::string_view value, size_t longest);
+inline constexpr size_t kLongestInstance = 256;  // of a process's instance_id, in bytes
+
+// What a person may write freely, to be read by people: a reason, a comment. At most kLongestRemark bytes; it goes into
+// rows that lists and logs repeat.
+inline constexpr size_t kLongestRemark = 4096;
+absl::Status CheckRemark(absl::string_view field, absl::string_view value);
+// A request id: at most 256 bytes; it is a key of the store.
+absl::Status CheckRequestId(absl::string_view value);
 // A path inside an artifact: relative, '/'-separated, no empty part, no "." or "..", no control characters, no hidden
 // first part.
 absl::Status CheckRelativePath(absl::string_view field, absl::string_view value);

@@ -19,7 +19,6 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr size_t kRememberedAnswers = 1000;
-constexpr size_t kLongestInstance = 256;
 
 v1::Worker WorkerOf(const Session& session, absl::Duration now) {
   v1::Worker worker;
@@ -237,6 +236,7 @@ class AdminService final : public v1::AdminService::CallbackService {
     for (const int role : r.roles()) wanted.roles.push_back(static_cast<v1::TokenRole>(role));
     if (r.ttl_seconds() != 0) wanted.ttl = absl::Seconds(r.ttl_seconds());
     absl::Status status = edge_.Admit(caller, wanted.project, "/rlhf.v1.AdminService/CreateToken");
+    if (status.ok()) status = CheckRequestId(r.request_id());
     if (!status.ok()) return done(status);
     // Two projects may each have somebody of this name: the secret of one is not the other's.
     const std::string key =

@@ -9,6 +9,7 @@
 #include "common/fleet_names.h"
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
+#include "coordinator/names.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -108,7 +109,13 @@ class FleetService final : public v1::FleetService::CallbackService {
     const std::string role = CertificateRole(r.role());
     if (role.empty())
       return absl::InvalidArgumentError("role: expected a rollout worker, a learner or a reward server");
-    if (r.instance_id().empty()) return absl::InvalidArgumentError("instance_id: expected a name, found nothing");
+    // They are listed, logged, and keys of the store.
+    RLHF_RETURN_IF_ERROR(CheckText("instance_id", r.instance_id(), kLongestInstance));
+    for (const auto& [field, text] :
+         {std::pair("address", &r.address()), {"build_version", &r.build_version()}, {"device", &r.device()}}) {
+      if (!text->empty()) RLHF_RETURN_IF_ERROR(CheckText(field, *text, kLongestInstance));
+    }
+    if (r.slots() < 0) return absl::InvalidArgumentError(absl::StrCat("slots: expected 0 or more, found ", r.slots()));
     if (caller.role.empty()) return absl::OkStatus();
     if (SpeaksFor(caller.subject, r.instance_id()) && role == caller.role) return absl::OkStatus();
     edge_.denials->Note(caller.subject, "/rlhf.v1.FleetService/Register", "identity");

@@ -1,5 +1,6 @@
 #include "rlhf/v1/job_service.grpc.pb.h"
 
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -11,6 +12,7 @@
 #include "coordinator/grpc_adapter/unary.h"
 #include "coordinator/grpc_adapter/watch_job.h"
 #include "coordinator/ledger.h"
+#include "coordinator/names.h"
 #include "coordinator/page_limit.h"
 #include "coordinator/store/keys.h"
 
@@ -30,9 +32,9 @@ class JobService final : public v1::JobService::CallbackService {
                                       v1::SubmitJobResponse* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::SubmitJobRequest& r, Done<v1::SubmitJobResponse> done) {
-                    if (absl::Status status = TakeProject(caller, r.mutable_spec(), "SubmitJob"); !status.ok()) {
-                      return done(status);
-                    }
+                    absl::Status status = CheckRequestId(r.request_id());
+                    if (status.ok()) status = TakeProject(caller, r.mutable_spec(), "SubmitJob");
+                    if (!status.ok()) return done(status);
                     edge_.jobs->Submit(caller.subject, r, std::move(done));
                   });
   }
@@ -130,6 +132,9 @@ class JobService final : public v1::JobService::CallbackService {
                     const absl::StatusOr<v1::Job> job =
                         edge_.FindJob(caller, r.job_id(), "", Request::descriptor()->full_name().c_str());
                     if (!job.ok()) return done(job.status());
+                    if constexpr (std::is_same_v<Request, v1::CancelJobRequest>) {
+                      if (absl::Status status = CheckRemark("reason", r.reason()); !status.ok()) return done(status);
+                    }
                     r.set_job_id(job->id());
                     (edge_.jobs->*change)(caller.subject, r, std::move(done));
                   });

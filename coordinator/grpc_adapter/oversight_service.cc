@@ -6,6 +6,7 @@
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
 #include "coordinator/lineage.h"
+#include "coordinator/names.h"
 #include "coordinator/page_limit.h"
 
 namespace rlhf::coordinator {
@@ -24,6 +25,7 @@ class OversightService final : public v1::OversightService::CallbackService {
                                        v1::GateRow* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::DecideGateRequest& r, Done<v1::GateRow> done) {
+                    if (absl::Status status = CheckRemark("comment", r.comment()); !status.ok()) return done(status);
                     const absl::StatusOr<v1::GateRow> gate = FindGate(r.gate_id());
                     if (!gate.ok()) return done(gate.status());
                     const absl::StatusOr<v1::Job> job =
@@ -37,7 +39,9 @@ class OversightService final : public v1::OversightService::CallbackService {
                                         v1::ServiceState* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::HaltServiceRequest& r, Done<v1::ServiceState> done) {
-                    if (absl::Status status = ForAll(caller, "HaltService"); !status.ok()) return done(status);
+                    absl::Status status = ForAll(caller, "HaltService");
+                    if (status.ok()) status = CheckRemark("reason", r.reason());
+                    if (!status.ok()) return done(status);
                     edge_.oversight->Halt(caller.subject, r.reason(), std::move(done));
                   });
   }
@@ -45,7 +49,9 @@ class OversightService final : public v1::OversightService::CallbackService {
                                           v1::ServiceState* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::ResumeServiceRequest& r, Done<v1::ServiceState> done) {
-                    if (absl::Status status = ForAll(caller, "ResumeService"); !status.ok()) return done(status);
+                    absl::Status status = ForAll(caller, "ResumeService");
+                    if (status.ok()) status = CheckRemark("reason", r.reason());
+                    if (!status.ok()) return done(status);
                     edge_.oversight->Resume(caller.subject, r.reason(), std::move(done));
                   });
   }

@@ -12,6 +12,8 @@
 namespace rlhf::coordinator {
 namespace {
 
+constexpr size_t kLargestSpec = 1 << 20;
+
 void ScorerReferences(const std::string& path, v1::ScorerSpec* scorer, std::vector<Reference>* out) {
   for (int i = 0; i < scorer->components_size(); ++i) {
     if (scorer->components(i).has_ensemble()) {
@@ -92,6 +94,11 @@ void CheckRetention(SpecChecker& check, const v1::JobSpec& spec) {
 std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec) {
   std::vector<v1::SpecProblem> problems;
   SpecChecker check(&problems);
+  // It is kept in memory, listed, and copied into stages.
+  if (const size_t size = spec->ByteSizeLong(); size > kLargestSpec) {
+    check.Problem("", absl::StrCat("expected at most ", kLargestSpec, " bytes in all, found ", size));
+    return problems;
+  }
   check.Known(*spec);
   if (const absl::Status status = CheckName("name", spec->name()); !status.ok())
     check.Problem("name", std::string(status.message()));

@@ -21,6 +21,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/synchronization/notification.h"
+#include "client/cpp/artifact_cache.h"
 #include "common/process.h"
 #include "rlhf/v1/admin_service.grpc.pb.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
@@ -28,6 +29,7 @@
 #include "rlhf/v1/job_service.grpc.pb.h"
 #include "rlhf/v1/learner_service.grpc.pb.h"
 #include "rlhf/v1/log_service.grpc.pb.h"
+#include "rlhf/v1/oversight_service.grpc.pb.h"
 #include "tests/coordinator/coordinator_fixture.h"
 
 namespace rlhf::coordinator {
@@ -124,6 +126,61 @@ TEST_F(HostileClients, WhatIsTooLargeIsRefused) {
   const absl::Status status = Send(Api("submitter"), "/rlhf.v1.JobService/SubmitJob", std::string((64 << 20) + 1, 'x'));
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
   ExpectOthersAreServed();
+}
+
+// What lists and logs would repeat to everybody: one call with much text in it would cost each of theirs.
+TEST_F(HostileClients, TextsAreBoundedAndNamesArePlain) {
+  const std::string much(1 << 20, 'x');
+  v1::CancelJobRequest cancel;
+  v1::SubmitJobRequest submit;
+  submit.mutable_spec()->set_name("job");
+  submit.mutable_spec()->mutable_collect()->set_samples("samples");
+  submit.mutable_spec()->mutable_collect()->set_comparisons(1);
+  ASSERT_TRUE(WriteFileDurably(dir_.File("samples.jsonl"),
+                               "{\"id\":\"1\",\"index\":0,\"prompt\":\"q\",\"response\":\"a\"}\n"
+                               "{\"id\":\"1\",\"index\":1,\"prompt\":\"q\",\"response\":\"b\"}\n")
+                  .ok());
+  ASSERT_TRUE(client::UploadArtifact(Api("submitter"), dir_.File("samples.jsonl"), "data", "default", "samples").ok());
+  const auto jobs = v1::JobService::NewStub(Api("submitter"));
+  submit.set_request_id(much);
+  EXPECT_TRUE(absl::IsInvalidArgument(Call(jobs, &v1::JobService::Stub::SubmitJob, submit).status()));
+  submit.set_request_id("r");
+  (*submit.mutable_spec()->mutable_labels())["k"] = much;
+  const auto large = Call(jobs, &v1::JobService::Stub::SubmitJob, submit);
+  EXPECT_EQ(ReasonOf(large.status()), v1::INVALID_SPEC) << large.status();
+  submit.mutable_spec()->clear_labels();
+  const auto job = Call(jobs, &v1::JobService::Stub::SubmitJob, submit);
+  ASSERT_TRUE(job.ok()) << job.status();
+  cancel.set_job_id(job->job().id());
+  cancel.set_reason(much);
+  EXPECT_TRUE(absl::IsInvalidArgument(Call(jobs, &v1::JobService::Stub::CancelJob, cancel).status()));
+  v1::HaltServiceRequest halt;
+  halt.set_reason(much);
+  const auto overseer = v1::OversightService::NewStub(Api("overseer"));
+  EXPECT_TRUE(absl::IsInvalidArgument(Call(overseer, &v1::OversightService::Stub::HaltService, halt).status()));
+  EXPECT_FALSE(Call(overseer, &v1::OversightService::Stub::GetServiceState, v1::GetServiceStateRequest())->halted());
+  v1::DecideGateRequest decide;
+  decide.set_gate_id("none");
+  decide.set_comment(much);
+  EXPECT_TRUE(absl::IsInvalidArgument(Call(overseer, &v1::OversightService::Stub::DecideGate, decide).status()));
+
+  const auto fleet = v1::FleetService::NewStub(Fleet("rollout_worker", "w0"));
+  v1::RegisterRequest worker;
+  worker.set_role(v1::ROLE_ROLLOUT_WORKER);
+  worker.set_instance_id("w0");
+  worker.set_protocol_version(2);
+  worker.set_slots(1);
+  EXPECT_TRUE(Call(fleet, &v1::FleetService::Stub::Register, worker).ok());
+  const auto refused = [&](auto change) {
+    v1::RegisterRequest changed = worker;
+    change(&changed);
+    return absl::IsInvalidArgument(Call(fleet, &v1::FleetService::Stub::Register, changed).status());
+  };
+  EXPECT_TRUE(refused([&](v1::RegisterRequest* r) { r->set_instance_id("w0-" + much); }));
+  EXPECT_TRUE(refused([](v1::RegisterRequest* r) { r->set_instance_id("w0-\x1b[2J\nroot"); }));
+  EXPECT_TRUE(refused([](v1::RegisterRequest* r) { r->set_device("cuda:0\n"); }));
+  EXPECT_TRUE(refused([&](v1::RegisterRequest* r) { r->set_address(much); }));
+  EXPECT_TRUE(refused([](v1::RegisterRequest* r) { r->set_slots(-1); }));
 }
 
 class Follower : public grpc::ClientReadReactor<v1::LogLine> {
