@@ -84,6 +84,10 @@ class GrpcServer final : public RpcServer {
     if (options.otherwise != nullptr) builder.RegisterCallbackGenericService(options.otherwise);
     builder.SetMaxReceiveMessageSize(options.max_message_bytes);
     builder.SetMaxSendMessageSize(options.max_message_bytes);
+    // A compressed message is bounded by its size as it came, not by what it becomes: 64 MB of it may be 64 GB.
+    builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
+    builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
+    builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
     // Only reflection still needs gRPC's synchronous threads.
     builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);

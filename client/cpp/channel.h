@@ -25,6 +25,10 @@ struct ChannelOptions {
 };
 absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const ChannelOptions& options);
 
+// Takes no compressed messages: their bound holds before they are unpacked only, so a server that is not trusted could
+// answer with one that becomes a thousand times as large. For channels that are not made by MakeChannel.
+void RefuseCompression(grpc::ChannelArguments* arguments);
+
 // What gRPC is told to connect to; for several addresses the arguments also get the rule by which it chooses. The
 // arguments get the retry policy in any case. InvalidArgument when a list is not one of IP addresses with ports.
 absl::StatusOr<std::string> TargetOf(const std::string& address, grpc::ChannelArguments* arguments);

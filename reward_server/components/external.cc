@@ -12,14 +12,20 @@
 namespace rlhf::reward {
 namespace {
 
+// Whoever submits a job names the server: it is not trusted.
+std::shared_ptr<grpc::Channel> ChannelTo(const v1::ExternalComponent& spec) {
+  grpc::ChannelArguments arguments;
+  client::RefuseCompression(&arguments);
+  return grpc::CreateCustomChannel(
+      spec.address(),
+      spec.plaintext() ? grpc::InsecureChannelCredentials() : grpc::SslCredentials(grpc::SslCredentialsOptions()),
+      arguments);
+}
+
 class ExternalReward : public Component {
  public:
   ExternalReward(std::string name, const v1::ExternalComponent& spec)
-      : name_(std::move(name)),
-        spec_(spec),
-        stub_(v1::ExternalRewardService::NewStub(grpc::CreateChannel(
-            spec.address(), spec.plaintext() ? grpc::InsecureChannelCredentials()
-                                             : grpc::SslCredentials(grpc::SslCredentialsOptions())))) {}
+      : name_(std::move(name)), spec_(spec), stub_(v1::ExternalRewardService::NewStub(ChannelTo(spec))) {}
 
   std::vector<absl::StatusOr<double>> Score(const std::vector<const v1::Sample*>& samples) override {
     v1::ScoreTextsRequest request;

@@ -1,5 +1,6 @@
-// What a client can take from a server and from its other clients: memory, by messages that are never ended, and
-// connections. It speaks HTTP/2 byte by byte, for gRPC's own client would be as large as what it sends.
+// What a client can take from a server and from its other clients: memory, by messages that are never ended or that
+// become large when they are unpacked, and connections; and what a server can take from a client. It speaks HTTP/2 byte
+// by byte, for gRPC's own client would be as large as what it sends.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -10,10 +11,12 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #include <algorithm>
 #include <atomic>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <string>
 #include <thread>
@@ -72,26 +75,57 @@ int ConnectTo(int port) {
   return -1;
 }
 
-// One connection whose calls each announce a message and send all of it but the last byte, as fast as they may.
+// Many zeros in few bytes.
+std::string Gzip(size_t megabytes) {
+  const std::string zeros(1 << 20, '\0');
+  std::string packed(megabytes * 8192, '\0');
+  z_stream stream{};
+  EXPECT_EQ(deflateInit2(&stream, Z_BEST_SPEED, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
+  stream.next_out = reinterpret_cast<Bytef*>(packed.data());
+  stream.avail_out = static_cast<uInt>(packed.size());
+  for (size_t i = 1; i <= megabytes; ++i) {
+    stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(zeros.data()));
+    stream.avail_in = static_cast<uInt>(zeros.size());
+    deflate(&stream, i == megabytes ? Z_FINISH : Z_NO_FLUSH);
+    EXPECT_EQ(stream.avail_in, 0u);
+  }
+  packed.resize(stream.total_out);
+  deflateEnd(&stream);
+  return packed;
+}
+
+// One connection whose calls each announce a message and send all of it but the last byte, or a packed one to its end,
+// as fast as they may.
 class HalfSender {
  public:
   explicit HalfSender(int port) : fd_(ConnectTo(port)) {
-    Send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + Frame(kSettings, 0, 0, ""));
+    Send(std::string(kPreface) + Frame(kSettings, 0, 0, ""));
     Read(absl::Milliseconds(200));
+  }
+  // The server's end of a connection, of whose client one call is taken.
+  struct AsServer {};
+  HalfSender(AsServer, int fd) : fd_(fd), preface_(sizeof(kPreface) - 1) {
+    Send(Frame(kSettings, 0, 0, ""));
+    while (!asked_ && !closed_) Read(absl::Milliseconds(200));
   }
   ~HalfSender() { close(fd_); }
   HalfSender(const HalfSender&) = delete;
 
   void Begin(uint32_t stream, uint32_t size) {
-    const std::string path = "/rlhf.v1.JobService/GetJob", type = "application/grpc";
-    std::string headers = "\x83\x86\x04";  // POST, http, and a path as it is
-    headers += static_cast<char>(path.size()) + path;
-    headers += std::string("\x01\x01x\x0f\x10", 5) + static_cast<char>(type.size()) + type;  // authority, content-type
-    headers += std::string("\0\x02te\x08trailers", 13);
-    Send(Frame(kHeaders, 4, stream, headers));
-    Send(Frame(kData, 0, stream, std::string(1, '\0') + BigEndian(size)));
-    streams_[stream] = {initial_ - 5, static_cast<int64_t>(size) - 1};
-    window_ -= 5;
+    Send(Frame(kHeaders, 4, stream, RequestHeaders()));
+    Announce(stream, '\0', size);
+    streams_[stream] = {initial_ - 5, static_cast<int64_t>(size) - 1, nullptr};
+  }
+  // `packed` has to outlive Run.
+  void BeginPacked(uint32_t stream, const std::string& packed) {
+    Send(Frame(kHeaders, 4, stream, RequestHeaders() + kGzipHeader));
+    Announce(stream, '\1', static_cast<uint32_t>(packed.size()));
+    streams_[stream] = {initial_ - 5, static_cast<int64_t>(packed.size()), &packed};
+  }
+  void AnswerPacked(const std::string& packed) {
+    Send(Frame(kHeaders, 4, 1, "\x88" + ContentType() + kGzipHeader));
+    Announce(1, '\1', static_cast<uint32_t>(packed.size()));
+    streams_[1] = {initial_ - 5, static_cast<int64_t>(packed.size()), &packed};
   }
   // Sends what the server lets it, until it has not for a while or the connection is closed.
   void Run() {
@@ -102,7 +136,12 @@ class HalfSender {
         const int64_t size = std::min({static_cast<int64_t>(piece.size()), stream.window, window_, stream.left});
         if (size <= 0) continue;
         sent = true;
-        Send(Frame(kData, 0, id, piece.substr(0, static_cast<size_t>(size))));
+        const std::string bytes =
+            stream.packed == nullptr
+                ? piece.substr(0, static_cast<size_t>(size))
+                : stream.packed->substr(stream.packed->size() - static_cast<size_t>(stream.left), size);
+        const bool last = stream.packed != nullptr && size == stream.left;
+        Send(Frame(kData, last ? 1 : 0, id, bytes));
         stream.window -= size;
         stream.left -= size;
         window_ -= size;
@@ -117,7 +156,26 @@ class HalfSender {
   enum Type : uint8_t { kData = 0, kHeaders = 1, kReset = 3, kSettings = 4, kPing = 6, kWindowUpdate = 8 };
   struct Stream {
     int64_t window, left;
+    const std::string* packed;
   };
+  static constexpr char kPreface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+  static inline const std::string kGzipHeader = std::string("\0\x0dgrpc-encoding\x04gzip", 20);
+
+  static std::string ContentType() {
+    const std::string type = "application/grpc";
+    return "\x0f\x10" + std::string(1, static_cast<char>(type.size())) + type;
+  }
+  static std::string RequestHeaders() {
+    const std::string path = "/rlhf.v1.JobService/GetJob";
+    std::string headers = "\x83\x86\x04";  // POST, http, and a path as it is
+    headers += static_cast<char>(path.size()) + path;
+    headers += std::string("\x01\x01x", 3) + ContentType();  // authority
+    return headers + std::string("\0\x02te\x08trailers", 13);
+  }
+  void Announce(uint32_t stream, char packed, uint32_t size) {
+    Send(Frame(kData, 0, stream, std::string(1, packed) + BigEndian(size)));
+    window_ -= 5;
+  }
   static std::string BigEndian(uint32_t value) {
     std::string bytes;
     for (int shift = 24; shift >= 0; shift -= 8) bytes += static_cast<char>(value >> shift);
@@ -151,6 +209,8 @@ class HalfSender {
       any = true;
       patience = absl::ZeroDuration();
     }
+    if (in_.size() < preface_) return any;
+    in_.erase(0, std::exchange(preface_, 0));
     while (in_.size() >= 9 && in_.size() >= 9 + Number(in_, 0, 3)) {
       const size_t size = Number(in_, 0, 3);
       Take(static_cast<uint8_t>(in_[3]), (in_[4] & 1) != 0, Number(in_, 5, 4) & 0x7fffffff, in_.substr(9, size));
@@ -162,6 +222,7 @@ class HalfSender {
     if (type == kWindowUpdate && stream == 0) window_ += Number(payload, 0, 4);
     if (type == kWindowUpdate && streams_.count(stream) > 0) streams_[stream].window += Number(payload, 0, 4);
     if (type == kPing && !acknowledges) Send(Frame(kPing, 1, 0, payload));
+    asked_ = asked_ || type == kHeaders;
     if (type == kHeaders || type == kReset) ended_ += static_cast<int>(streams_.erase(stream));
     if (type != kSettings || acknowledges) return;
     for (size_t i = 0; i + 6 <= payload.size(); i += 6) {
@@ -173,6 +234,8 @@ class HalfSender {
   }
 
   const int fd_;
+  size_t preface_ = 0;  // bytes of it that are to come
+  bool asked_ = false;
   std::string in_;
   std::map<uint32_t, Stream> streams_;
   int64_t window_ = 65'535, initial_ = 65'535;
@@ -252,6 +315,84 @@ TEST_F(RpcServerLimits, MessagesThatAreNeverEndedCostBoundedMemory) {
   // One of the others' calls may be among those that are ended for it, seldom.
   EXPECT_GE(answered, asked * 9 / 10) << "of " << asked;
   EXPECT_TRUE(Ask(Connect()).ok());
+}
+
+// How much larger this process was at most while `what` ran.
+int64_t MegabytesFor(const std::function<void()>& what) {
+  const int64_t before = ResidentMegabytes();
+  std::atomic<bool> running{true};
+  std::thread runs([&] {
+    what();
+    running = false;
+  });
+  int64_t most = 0;
+  while (running) {
+    most = std::max(most, ResidentMegabytes() - before);
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  runs.join();
+  return most;
+}
+
+TEST_F(RpcServerLimits, WhatComesPackedIsRefusedAndNotUnpacked) {
+  Start();
+  const auto honest = Connect();
+  ASSERT_TRUE(Ask(honest).ok());
+  const std::string bomb = Gzip(1024);
+  ASSERT_LT(bomb.size(), 8u << 20) << "less than a message may have";
+  EXPECT_LT(MegabytesFor([&] {
+              HalfSender sender(server_->port());
+              sender.BeginPacked(1, bomb);
+              sender.Run();
+              EXPECT_GT(sender.ended() + (sender.closed() ? 1 : 0), 0);
+            }),
+            kShadow * 200);
+  EXPECT_TRUE(Ask(honest).ok());
+  // A client that means well is told.
+  const auto packs =
+      grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()), grpc::InsecureChannelCredentials());
+  const auto context = client::MakeContext(absl::Seconds(5));
+  context->set_compression_algorithm(GRPC_COMPRESS_GZIP);
+  v1::GetJobRequest request;
+  request.set_job_id(std::string(10'000, 'x'));
+  v1::Job job;
+  const grpc::Status refused = v1::JobService::NewStub(packs)->GetJob(context.get(), request, &job);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::UNIMPLEMENTED) << refused.error_message();
+  EXPECT_THAT(refused.error_message(), testing::HasSubstr("gzip"));
+}
+
+TEST(Channels, WhatAServerSendsPackedIsNotUnpacked) {
+  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(at);
+  ASSERT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&at), size), 0);
+  ASSERT_EQ(listen(listener, 4), 0);
+  ASSERT_EQ(getsockname(listener, reinterpret_cast<sockaddr*>(&at), &size), 0);
+  const std::string bomb = Gzip(1024);
+  std::thread server([&] {
+    HalfSender sender(HalfSender::AsServer(), accept(listener, nullptr, nullptr));
+    sender.AnswerPacked(bomb);
+    sender.Run();
+  });
+  client::ChannelOptions options;
+  options.address = absl::StrCat("127.0.0.1:", ntohs(at.sin_port));
+  options.tls.insecure = true;
+  const auto channel = client::MakeChannel(options);
+  ASSERT_TRUE(channel.ok()) << channel.status();
+  absl::Status status;
+  EXPECT_LT(MegabytesFor([&] {
+              const auto context = client::MakeContext(absl::Seconds(20));
+              v1::Job job;
+              status = FromGrpc(v1::JobService::NewStub(*channel)->GetJob(context.get(), {}, &job));
+            }),
+            kShadow * 200);
+  EXPECT_FALSE(status.ok());
+  EXPECT_FALSE(absl::IsDeadlineExceeded(status)) << status;
+  shutdown(listener, SHUT_RDWR);
+  server.join();
+  close(listener);
 }
 
 // A child takes all connections that it can get, and lets them go when it is told to.
