@@ -10,6 +10,7 @@
 #include <httplib.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/bounded_http.h"
 #include "common/host_port.h"
 #include "common/task_queue.h"
 
@@ -31,12 +32,6 @@ class HttplibEndpoint final : public HttpEndpoint {
       const int yes = 1;
       setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
     });
-    // A scrape every few seconds needs no kept connection, and a kept one would hold a thread and delay stopping.
-    server_.set_keep_alive_max_count(1);
-    // Who is silent holds a thread for so long.
-    server_.set_keep_alive_timeout(1);
-    server_.set_read_timeout(1, 0);
-    server_.set_write_timeout(5, 0);
     server_.set_payload_max_length(1 << 16);
     server_.Get("/metrics", [metrics](const httplib::Request&, httplib::Response& response) {
       response.set_content(metrics->Text(), kExposition);
@@ -75,7 +70,8 @@ class HttplibEndpoint final : public HttpEndpoint {
   }
 
   const std::function<std::string()> ready_, alive_;
-  httplib::Server server_;
+  // A scrape every few seconds needs no kept connection, and a kept one would hold a thread and delay stopping.
+  BoundedHttpServer<httplib::Server> server_{HttpBounds{.requests = 1}};
   std::thread thread_;
   std::atomic<bool> ended_{false};
   int port_ = -1;

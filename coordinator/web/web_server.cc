@@ -15,6 +15,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "common/bounded_http.h"
 #include "common/host_port.h"
 #include "common/process.h"
 #include "common/status_util.h"
@@ -30,7 +31,11 @@ namespace {
 
 constexpr int kThreads = 16;
 constexpr size_t kWaitingConnections = 64;
-constexpr size_t kLargestBody = 1 << 20;
+constexpr size_t kLargestBody = 1 << 20, kLargestHead = 64 << 10;
+const HttpBounds kBounds{.request_bytes = kLargestHead + kLargestBody,
+                         .silence = absl::Seconds(5),
+                         .request = absl::Seconds(20),
+                         .requests = 100};
 constexpr absl::Duration kCallTimeout = absl::Seconds(15);  // a rater's wait for a task is at most 10 s
 constexpr char kJson[] = "application/json";
 constexpr char kSecureCookie[] = "__Host-rlhf-session";
@@ -125,11 +130,11 @@ class HttplibWebServer final : public WebServer {
   absl::Status MakeServer() {
     if (options_.insecure) {
       RLHF_ASSIGN_OR_RETURN(insecure_csrf_, RandomHex(32));
-      server_ = std::make_unique<httplib::Server>();
+      server_ = std::make_unique<BoundedHttpServer<httplib::Server>>(kBounds);
       return absl::OkStatus();
     }
     RLHF_RETURN_IF_ERROR(certificate_.Load());
-    server_ = std::make_unique<httplib::SSLServer>([this](SSL_CTX& context) {
+    server_ = std::make_unique<BoundedHttpServer<httplib::SSLServer>>(kBounds, [this](SSL_CTX& context) {
       SSL_CTX_set_min_proto_version(&context, TLS1_2_VERSION);
       certificate_.Attach(&context);
       return true;
@@ -140,11 +145,6 @@ class HttplibWebServer final : public WebServer {
   void Configure() {
     server_->new_task_queue = [] { return new BoundedTaskQueue(kThreads, kWaitingConnections); };
     server_->set_socket_options(SetSocketOptions);
-    // A kept connection holds a thread while it is idle.
-    server_->set_keep_alive_timeout(1);
-    server_->set_keep_alive_max_count(100);
-    server_->set_read_timeout(5, 0);
-    server_->set_write_timeout(5, 0);
     server_->set_payload_max_length(kLargestBody);
     server_->set_default_headers({
         {"Content-Security-Policy",

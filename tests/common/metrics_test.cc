@@ -4,6 +4,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
+#include <string>
+#include <thread>
 #include <vector>
 
 #include <gmock/gmock.h>
@@ -83,26 +87,84 @@ TEST(HttpEndpointTest, ServesMetricsAndProbes) {
   EXPECT_EQ(client.Get("/other")->status, 404);
 }
 
+int ConnectToEndpoint(int port) {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  return fd;
+}
+
 // A scanner's, or a scraper's that died: what asks for a request behind them is answered.
 TEST(HttpEndpointTest, ConnectionsThatSayNothingHoldNobodyUpForLong) {
   MetricsRegistry metrics("coordinator");
   const auto endpoint = HttpEndpoint::Start("127.0.0.1:0", &metrics, {});
   ASSERT_TRUE(endpoint.ok());
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>((*endpoint)->port()));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   std::vector<int> silent;
-  for (int i = 0; i < 24; ++i) {
-    silent.push_back(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    ASSERT_EQ(connect(silent.back(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-  }
+  for (int i = 0; i < 24; ++i) silent.push_back(ConnectToEndpoint((*endpoint)->port()));
   httplib::Client client("127.0.0.1", (*endpoint)->port());
   client.set_read_timeout(20, 0);  // they would take a minute with two threads and five seconds each
   const auto alive = client.Get("/healthz");
   ASSERT_TRUE(alive);
   EXPECT_EQ(alive->status, 200);
   for (const int one : silent) close(one);
+}
+
+// Whoever reaches the port could fill this process's memory.
+TEST(HttpEndpointTest, RequestsWithoutEndAreCutOff) {
+  MetricsRegistry metrics("coordinator");
+  const auto endpoint = HttpEndpoint::Start("127.0.0.1:0", &metrics, {});
+  ASSERT_TRUE(endpoint.ok());
+  const std::string much(64 << 10, 'a');
+  struct Kind {
+    const char* what;
+    std::string head, piece;
+  };
+  for (const Kind& kind :
+       {Kind{"chunks", "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", "10000\r\n" + much + "\r\n"},
+        Kind{"a body of no length", "POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n", much},
+        Kind{"headers", "GET /metrics HTTP/1.1\r\n", "X: " + std::string(4000, 'a') + "\r\n"}}) {
+    const int fd = ConnectToEndpoint((*endpoint)->port());
+    EXPECT_EQ(send(fd, kind.head.data(), kind.head.size(), MSG_NOSIGNAL), static_cast<ssize_t>(kind.head.size()));
+    size_t sent = 0;
+    while (sent < 64u << 20) {
+      const ssize_t n = send(fd, kind.piece.data(), kind.piece.size(), MSG_NOSIGNAL);
+      if (n <= 0) break;
+      sent += static_cast<size_t>(n);
+    }
+    EXPECT_LT(sent, 16u << 20) << kind.what << ": what the sockets hold, and not all there is";
+    close(fd);
+  }
+  httplib::Client client("127.0.0.1", (*endpoint)->port());
+  EXPECT_EQ(client.Get("/healthz")->status, 200);
+}
+
+TEST(HttpEndpointTest, RequestsThatTrickleInHoldNobodyUpForLong) {
+  MetricsRegistry metrics("coordinator");
+  const auto endpoint = HttpEndpoint::Start("127.0.0.1:0", &metrics, {});
+  ASSERT_TRUE(endpoint.ok());
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> slow;
+  std::vector<int> sockets;
+  for (int i = 0; i < 8; ++i) {
+    sockets.push_back(ConnectToEndpoint((*endpoint)->port()));
+    slow.emplace_back([&stop, fd = sockets.back()] {
+      const std::string head = "GET /metrics HTTP/1.1\r\nX: ";
+      if (send(fd, head.data(), head.size(), MSG_NOSIGNAL) < 0) return;
+      while (!stop && send(fd, "a", 1, MSG_NOSIGNAL) == 1) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    });
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));  // they have all threads
+  httplib::Client client("127.0.0.1", (*endpoint)->port());
+  client.set_read_timeout(20, 0);
+  const auto alive = client.Get("/healthz");
+  ASSERT_TRUE(alive) << "kept out";
+  EXPECT_EQ(alive->status, 200);
+  stop = true;
+  for (std::thread& thread : slow) thread.join();
+  for (const int fd : sockets) close(fd);
 }
 
 TEST(HttpEndpointTest, RefusesATakenPortAndABadAddress) {

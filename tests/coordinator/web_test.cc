@@ -1,7 +1,9 @@
 // The web listener of a real coordinator, over TLS: sign-in, CSRF, roles, what is not served, certificate reload.
 #include <httplib.h>
+#include <zlib.h>
 
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 #include <gmock/gmock.h>
@@ -126,6 +128,56 @@ TEST_F(WebTest, BadRequestsSayWhatIsWrong) {
   const auto large = browser.client.Post("/api/rlhf.v1.JobService/GetJob", browser.Headers(), std::string(2 << 20, ' '),
                                          "application/json");
   EXPECT_TRUE(!large || large->status == 413);
+}
+
+// Nobody has to be signed in for it: memory would be full of what never ends, or of what was packed.
+TEST_F(WebTest, BodiesWithoutEndAreCutOffAndPackedOnesStayPacked) {
+  Browser browser = NewBrowser();
+  size_t sent = 0;
+  const std::string piece(64 << 10, 'a');
+  const auto endless = browser.client.Post(
+      "/session",
+      [&](size_t /*offset*/, httplib::DataSink& sink) {
+        if (sent >= 64u << 20 || !sink.write(piece.data(), piece.size())) return false;
+        sent += piece.size();
+        return true;
+      },
+      "application/json");
+  EXPECT_LT(sent, 24u << 20) << (endless ? endless->status : 0);
+
+  const std::string packed = [] {
+    const std::string zeros(1 << 20, '\0');
+    std::string out(1 << 20, '\0');
+    z_stream stream{};
+    EXPECT_EQ(deflateInit2(&stream, Z_BEST_COMPRESSION, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
+    stream.next_out = reinterpret_cast<Bytef*>(out.data());
+    stream.avail_out = static_cast<uInt>(out.size());
+    for (int i = 1; i <= 512; ++i) {
+      stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(zeros.data()));
+      stream.avail_in = static_cast<uInt>(zeros.size());
+      deflate(&stream, i == 512 ? Z_FINISH : Z_NO_FLUSH);
+    }
+    out.resize(stream.total_out);
+    deflateEnd(&stream);
+    return out;
+  }();
+  ASSERT_LT(packed.size(), 1u << 20);
+  const auto most_resident = [](const char* field) {
+    std::ifstream file("/proc/self/status");
+    for (std::string line; std::getline(file, line);) {
+      if (line.rfind(field, 0) == 0) return std::stoll(line.substr(line.find(':') + 1)) / 1024;
+    }
+    return 0LL;
+  };
+  std::ofstream("/proc/self/clear_refs") << "5";  // the most begins again
+  const auto before = most_resident("VmRSS");
+  Browser another = NewBrowser();
+  const auto answer =
+      another.client.Post("/session", httplib::Headers{{"Content-Encoding", "gzip"}}, packed, "application/json");
+  ASSERT_TRUE(answer) << httplib::to_string(answer.error());
+  EXPECT_EQ(answer->status, 401) << "no token in it";
+  EXPECT_LT(most_resident("VmHWM") - before, 300);
+  EXPECT_EQ(NewBrowser().SignIn(tokens_.at("submitter"))->status, 200);
 }
 
 TEST_F(WebTest, ARevokedTokenEndsItsSessions) {
