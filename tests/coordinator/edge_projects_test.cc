@@ -6,18 +6,14 @@
 
 #include <gmock/gmock.h>
 #include <google/protobuf/descriptor.h>
-#include <google/protobuf/dynamic_message.h>
 #include <gtest/gtest.h>
 
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "coordinator/auth/method_table.h"
-#include "grpcpp/generic/generic_stub.h"
 #include "rlhf/v1/fleet_service.grpc.pb.h"
 #include "rlhf/v1/log_service.grpc.pb.h"
 #include "tests/coordinator/collect_fixture.h"
+#include "tests/coordinator/generic_call.h"
 #include "tests/coordinator/waiting_job.h"
 
 namespace rlhf::coordinator {
@@ -37,39 +33,6 @@ class ProjectsTest : public CollectFixture {
     EXPECT_TRUE(made.ok()) << made.status();
     return made.ok() ? made->secret() : "";
   }
-  // A refusal needs no message from the server, so a call with a stream of answers, or of requests, is made alike.
-  absl::Status CallWith(const google::protobuf::MethodDescriptor& method,
-                        const std::map<std::string, std::string>& fields, const std::string& token) {
-    google::protobuf::DynamicMessageFactory factory;
-    const std::unique_ptr<google::protobuf::Message> request(factory.GetPrototype(method.input_type())->New());
-    for (const auto& [name, value] : fields) {
-      const auto* field = method.input_type()->FindFieldByName(name);
-      if (field == nullptr || field->is_repeated()) continue;
-      google::protobuf::Message* into = request.get();
-      if (field->message_type() != nullptr) {  // the project that a quota or a specification names
-        into = request->GetReflection()->MutableMessage(request.get(), field);
-        field = field->message_type()->FindFieldByName("project");
-      }
-      if (field != nullptr) into->GetReflection()->SetString(into, field, value);
-    }
-    const std::string text = request->SerializeAsString();
-    grpc::Slice slice(text);
-    const grpc::ByteBuffer bytes(&slice, 1);
-    grpc::ByteBuffer answer;
-    const auto context = client::MakeContext(absl::Seconds(30));
-    grpc::GenericStub stub(ApiWithToken(token));
-    grpc::Status status;
-    absl::Notification finished;
-    stub.UnaryCall(context.get(), MethodName(method), grpc::StubOptions(), &bytes, &answer, [&](grpc::Status result) {
-      status = std::move(result);
-      finished.Notify();
-    });
-    finished.WaitForNotification();
-    return FromGrpc(status);
-  }
-  static std::string MethodName(const google::protobuf::MethodDescriptor& method) {
-    return absl::StrCat("/", method.service()->full_name(), "/", method.name());
-  }
 };
 
 TEST_F(ProjectsTest, NoCallThatNamesAJobServesAnotherProject) {
@@ -84,15 +47,14 @@ TEST_F(ProjectsTest, NoCallThatNamesAJobServesAnotherProject) {
                     admin = TokenOfRed("root", {v1::ADMIN});
   std::vector<std::string> walked;
   for (const MethodRule& rule : Rules(Listener::kApi)) {
-    const auto* method = google::protobuf::DescriptorPool::generated_pool()->FindMethodByName(
-        absl::StrReplaceAll(rule.method.substr(1), {{"/", "."}}));
+    const auto* method = FindMethod(rule.method);
     if (method == nullptr || method->client_streaming() || rule.roles.empty()) continue;
     const auto* field = method->input_type()->FindFieldByName("job_id");
     if (field == nullptr || field->is_repeated()) continue;
     walked.push_back(rule.method);
     bool let_in = false;
     for (const std::string& token : {person, admin}) {
-      const absl::Status status = CallWith(*method, {{"job_id", job}}, token);
+      const absl::Status status = CallWith(ApiWithToken(token), *method, {{"job_id", job}});
       const auto reason = ReasonOf(status);
       if (reason == v1::ROLE_NOT_ALLOWED) continue;
       let_in = true;
@@ -182,8 +144,7 @@ TEST_F(ProjectsTest, NoCallThatNamesAProjectWritesIntoAnother) {
   const std::set<std::string> of_the_job = {"GetJob", "NextTasks", "ExportComparisons", "GetAgreement"};
   std::vector<std::string> walked;
   for (const MethodRule& rule : Rules(Listener::kApi)) {
-    const auto* method = google::protobuf::DescriptorPool::generated_pool()->FindMethodByName(
-        absl::StrReplaceAll(rule.method.substr(1), {{"/", "."}}));
+    const auto* method = FindMethod(rule.method);
     if (method == nullptr || rule.roles.empty() || of_the_job.count(method->name()) > 0) continue;
     const auto* type = method->input_type();
     const bool names_one = type->FindFieldByName("project") != nullptr || type->FindFieldByName("quota") != nullptr ||
@@ -192,7 +153,7 @@ TEST_F(ProjectsTest, NoCallThatNamesAProjectWritesIntoAnother) {
     walked.push_back(rule.method);
     bool let_in = false;
     for (const std::string& token : {person, admin}) {
-      const absl::Status status = CallWith(*method,
+      const absl::Status status = CallWith(ApiWithToken(token), *method,
                                            {{"project", "default"},
                                             {"quota", "default"},
                                             {"spec", "default"},
@@ -202,8 +163,7 @@ TEST_F(ProjectsTest, NoCallThatNamesAProjectWritesIntoAnother) {
                                             {"alias", "taken"},
                                             {"digest", own->digest()},
                                             {"reference", own->digest()},
-                                            {"model", own->digest()}},
-                                           token);
+                                            {"model", own->digest()}});
       const auto reason = ReasonOf(status);
       // The role is refused without a reason's details: before any handler runs.
       if (absl::IsPermissionDenied(status) && reason == v1::ERROR_REASON_UNSPECIFIED) continue;
