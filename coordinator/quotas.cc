@@ -49,7 +49,8 @@ void Quotas::Set(const v1::Quota& quota, WriteBatch* batch) {
   v1::Quota row = quota;
   if (!row.has_weight()) row.set_weight(1);
   const std::string key = KeyOfQuota(row.project(), row.submitter());
-  const bool bounded = row.max_jobs() + row.max_learners() + row.max_rollout_workers() + row.max_score_requests() > 0;
+  const bool bounded =
+      row.max_jobs() > 0 || row.max_learners() > 0 || row.max_rollout_workers() > 0 || row.max_score_requests() > 0;
   if (!bounded && row.weight() == 1) {
     quotas_.erase(key);
     batch->Erase(Table::kQuotas, key);
