@@ -92,7 +92,7 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
   }
   // Rank 0's rendezvous lets the others in.
   void Answer() {
-    if (rank0_.empty()) return;
+    if (rank0_.empty() || !publishes_) return;
     v1::PublishRendezvousRequest publish;
     publish.set_job_id(assigned_[rank0_].job_id());
     publish.set_epoch(assigned_[rank0_].epoch());
@@ -111,6 +111,7 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
   std::string rank0_;
   int wait_ms_ = 600'000;
   std::function<bool()> gone_;  // of the next call
+  bool publishes_ = true;  // rank 0 does
   int64_t held_step_ = -1;
   int lost_ = 0;
   std::string why_;
@@ -354,6 +355,115 @@ TEST_F(LearnerGroupsTest, WhatALearnerSaysIsCut) {
   Join(a);
   Join(a, 0, std::string(100'000, 'x'));
   EXPECT_EQ(why_.size(), std::string("a left the group: ").size() + 500);
+}
+
+// Its first call may have been given up on the way: the coordinator does not know.
+TEST_F(LearnerGroupsTest, ALearnerThatAsksTwiceIsOneRank) {
+  const std::string a = Register("a"), b = Register("b");
+  Add(2, 2);
+  Join(a);
+  Join(a);
+  EXPECT_EQ(World(a), 0);
+  Join(b);
+  EXPECT_EQ(World(a), 2);
+  EXPECT_EQ(World(b), 2);
+  EXPECT_NE(assigned_[a].rank(), assigned_[b].rank());
+}
+
+TEST_F(LearnerGroupsTest, OnlyRankZeroSaysWhereTheRanksMeet) {
+  publishes_ = false;
+  const std::string a = Register("a"), b = Register("b");
+  Add(2, 2);
+  Join(a);
+  Join(b);
+  ASSERT_EQ(World(a), 2);
+  ASSERT_EQ(World(b), 0) << "it is told once there is a place";
+  const auto publish = [&](const std::string& session, const std::string& address) {
+    v1::PublishRendezvousRequest request;
+    request.set_job_id("job");
+    request.set_epoch(assigned_[a].epoch());
+    request.set_session_id(session);
+    request.set_address(address);
+    absl::Status status;
+    groups_->PublishRendezvous(request, [&](auto response) { status = response.status(); });
+    loop_.Run();
+    return status;
+  };
+  EXPECT_TRUE(absl::IsFailedPrecondition(publish(b, "elsewhere:1")));
+  EXPECT_TRUE(absl::IsAborted(publish(Register("stranger"), "elsewhere:2")));
+  EXPECT_EQ(World(b), 0);
+  EXPECT_TRUE(publish(a, "here:1").ok());
+  EXPECT_EQ(World(b), 2);
+  EXPECT_EQ(assigned_[b].rendezvous(), "here:1");
+}
+
+TEST_F(LearnerGroupsTest, AGroupThatDoesNotFormInTimeIsOver) {
+  publishes_ = false;
+  const std::string a = Register("a"), b = Register("b");
+  Add(2, 2);
+  Join(a);
+  Join(b);
+  ASSERT_EQ(World(a), 2);
+  EXPECT_TRUE(groups_->SituationOf("job").forming);
+  EXPECT_THAT(groups_->SituationOf("job").not_joined, testing::ElementsAre("b"));
+  Pass(absl::Seconds(30), {a, b});
+  EXPECT_EQ(lost_, 0);
+  Pass(absl::Seconds(1), {a, b});
+  EXPECT_EQ(lost_, 1);
+  EXPECT_EQ(why_, "the group did not form in time");
+  publishes_ = true;
+  rank0_.clear();
+  Join(a);
+  EXPECT_EQ(World(b), 2);
+}
+
+TEST_F(LearnerGroupsTest, AMemberHearsWithItsHeartbeatThatItsGroupIsOver) {
+  const std::string a = Register("a");
+  Add(1, 1);
+  Join(a);
+  const auto changed = [&](uint64_t epoch) {
+    v1::HeartbeatRequest request;
+    request.set_session_id(a);
+    request.set_group_job_id("job");
+    request.set_group_epoch(epoch);
+    bool told = false;
+    fleet_->Heartbeat(request, [&](auto response) { told = response.ok() && response->group_changed(); });
+    return told;
+  };
+  const uint64_t epoch = assigned_[a].epoch();
+  EXPECT_FALSE(changed(epoch));
+  EXPECT_TRUE(changed(epoch - 1));
+  groups_->Break("job", "its checkpoint is damaged");
+  EXPECT_TRUE(changed(epoch));
+}
+
+TEST_F(LearnerGroupsTest, AProjectHasNoMoreLearnersThanItsQuota) {
+  Quotas quotas;
+  v1::Quota bound;
+  bound.set_project("p");
+  bound.set_max_learners(1);
+  WriteBatch batch;
+  quotas.Set(bound, &batch);
+  groups_.reset();
+  fleet_ = MakeFleet(&loop_, absl::Seconds(3), absl::Seconds(9));
+  groups_ = MakeLearnerGroups(&loop_, fleet_.get(), &quotas);
+  const std::string a = Register("a"), b = Register("b");
+  for (const char* job : {"first", "second"}) {
+    TrainingPlan plan;
+    plan.job_id = job;
+    plan.project = "p";
+    plan.submitter = "ada";
+    groups_->AddJob(plan, 0, this);
+  }
+  Join(a);
+  Join(b);
+  EXPECT_EQ(assigned_[a].job_id(), "first");
+  EXPECT_EQ(World(b), 0);
+  EXPECT_EQ(groups_->SituationOf("second").wait, GangWait::kQuota);
+  groups_->RemoveJob("first");
+  Pass(absl::Seconds(1), {a, b});
+  EXPECT_EQ(assigned_[b].job_id(), "second");
+  groups_.reset();  // before the quotas
 }
 
 TEST_F(LearnerGroupsTest, ABrokenGroupIsFencedAndFormsAnew) {

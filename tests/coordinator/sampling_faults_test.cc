@@ -229,6 +229,40 @@ TEST_F(SamplingFaults, AWorkerThatLoadsItsModelKeepsItsLeasesForTenMinutes) {
   ExpectAllAccountedFor();
 }
 
+// A fleet that is taken away again and again says little about a sample; an error says more.
+TEST_F(SamplingFaults, TenWorkersThatAreLostCostOneAttempt) {
+  Issue(1, 1);
+  for (int lost = 0; lost < 50; ++lost) {
+    EXPECT_THAT(failed_, testing::IsEmpty()) << lost;
+    ASSERT_EQ(Lease(Register("w"), 1).size(), 1u) << lost;  // whoever had this name before is lost
+  }
+  std::string worker = Register("w");
+  ASSERT_EQ(failed_.size(), 1u);
+  EXPECT_THAT(failed_[0].reason(), testing::HasSubstr("failed 50 times, at last: worker w was lost"));
+  Issue(2, 1);
+  v1::PolicySource newer;
+  newer.mutable_version()->set_step(1);
+  WriteBatch policy;
+  sampling_->SetPolicy("job", newer, &policy);
+  ASSERT_TRUE(store_.CommitAndWait(std::move(policy)).ok());
+  for (int error = 0; error < 5; ++error) {
+    EXPECT_EQ(failed_.size(), 1u) << error;
+    const auto leases = Lease(worker, 1);
+    ASSERT_EQ(leases.size(), 1u) << error;
+    v1::ReturnLeasesRequest request;
+    request.set_session_id(worker);
+    v1::ReturnedLease* returned = request.add_leases();
+    *returned->mutable_id() = leases[0].id();
+    returned->set_attempt(leases[0].attempt());
+    returned->set_error("out of memory");
+    sampling_->ReturnLeases(request, [](auto) {});
+    loop_.Run();
+  }
+  ASSERT_EQ(failed_.size(), 2u);
+  EXPECT_THAT(failed_[1].reason(), testing::HasSubstr("failed 5 times, at last: out of memory"));
+  ExpectAllAccountedFor();
+}
+
 // The loop stood still, and its clock with it; those who waited for leases have gone, and nobody has read that yet.
 TEST_F(SamplingFaults, NothingIsLeasedToACallThatWasNotSeenToInTime) {
   const std::string worker = Register("w");

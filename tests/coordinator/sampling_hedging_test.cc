@@ -95,6 +95,32 @@ TEST_F(SamplingFaults, WhenTheHedgeDiesTheFirstAttemptGoesOn) {
   ExpectAllAccountedFor();
 }
 
+TEST_F(SamplingFaults, WhenTheFirstAttemptDiesTheHedgeGoesOn) {
+  const std::string slow = Register("slow"), quick = Register("quick");
+  Issue(1, 16);
+  const auto first = Lease(slow, 1);
+  ASSERT_EQ(first.size(), 1u);
+  std::vector<v1::LeaseProgress> rest;
+  while (rest.size() < 15) {
+    const auto more = Lease(quick, 15);
+    ASSERT_FALSE(more.empty());
+    rest.insert(rest.end(), more.begin(), more.end());
+  }
+  for (const auto& lease : rest) EXPECT_TRUE(Submit(quick, lease).accepted());
+  Pass(absl::Seconds(1));
+  Report(slow, first);
+  const auto hedge = Lease(quick, 1);
+  ASSERT_EQ(hedge.size(), 1u);
+  const std::string again = Register("slow");  // its process died and was started again
+  EXPECT_EQ(Report(again, first), 1);
+  EXPECT_EQ(Report(quick, hedge), 0);
+  EXPECT_EQ(sampling_->Counts("job").leased(), 1);
+  EXPECT_EQ(Submit(again, first[0]).reason(), v1::STALE_ATTEMPT);
+  EXPECT_TRUE(Submit(quick, hedge[0]).accepted());
+  EXPECT_EQ(scored_, std::vector<int64_t>({1}));
+  ExpectAllAccountedFor();
+}
+
 // Eight workers of eight samples at once, a sample a second at each; one may be ten times slower. Virtual time.
 class Stragglers : public SamplingFaults {
  protected:
