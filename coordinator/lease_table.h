@@ -34,6 +34,12 @@ class LeaseTable {
   }
   bool empty() const { return leases_.empty(); }
   size_t workers() const { return held_.size(); }
+  // Those of its workers that have none of another table's leases.
+  size_t WorkersBeside(const LeaseTable& other) const {
+    size_t beside = 0;
+    for (const auto& [session_id, leases] : held_) beside += other.held_.count(session_id) == 0 ? 1 : 0;
+    return beside;
+  }
   size_t HeldBy(const std::string& session_id) const {
     const auto it = held_.find(session_id);
     return it == held_.end() ? 0 : it->second;

@@ -356,22 +356,13 @@ Sampling::Situation SamplingImpl::SituationOf(const std::string& job_id) const {
   out.too_large_samples = static_cast<int>(too_large.size());
   if (!too_large.empty()) out.too_large_why = too_large.front().second;
   out.paused = job->paused;
-  out.serving_this = static_cast<int>(job->leases.workers());
+  out.serving_this = job->workers();
   out.score_requests = job->score_requests;
   out.since_last = loop_->clock().Now() - job->last_finished;
-  int of_project = 0, of_submitter = 0;
   for (const auto& [id, other] : jobs_) {
-    const int workers = static_cast<int>(other->leases.workers());
-    if (id != job_id && workers > 0) out.rollout_holders.push_back(id);
-    if (other->plan.project != job->plan.project) continue;
-    of_project += workers;
-    of_submitter += other->plan.submitter == job->plan.submitter ? workers : 0;
+    if (id != job_id && !other->leases.empty()) out.rollout_holders.push_back(id);
   }
-  if (options_.quotas != nullptr) {
-    const int project = options_.quotas->Of(job->plan.project, "").max_rollout_workers();
-    const int submitter = options_.quotas->Of(job->plan.project, job->plan.submitter).max_rollout_workers();
-    out.over_quota = (project > 0 && of_project >= project) || (submitter > 0 && of_submitter >= submitter);
-  }
+  out.over_quota = OverQuota(*job);
   return out;
 }
 

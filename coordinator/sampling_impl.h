@@ -56,8 +56,12 @@ struct ActiveJob {
   void OnQueued(const SampleKey& key) {
     if (room.AnyRefused()) room.Queued(key, PromptOf(key));
   }
-  LeaseTable leases;                          // exactly the leased ones, each at the newest attempt that is alive
-  LeaseTable slow;                            // a lease that is hedged: its older attempt, which may still win
+  LeaseTable leases;  // exactly the leased ones, each at the newest attempt that is alive
+  LeaseTable slow;    // a lease that is hedged: its older attempt, which may still win
+  int workers() const { return static_cast<int>(leases.workers() + slow.WorkersBeside(leases)); }
+  bool Holds(const std::string& session_id) const {
+    return leases.HeldBy(session_id) > 0 || slow.HeldBy(session_id) > 0;
+  }
   std::deque<absl::Duration> took;            // from lease to result, of the newest ones
   std::map<SampleKey, int> failures, losses;  // since the coordinator's start
   void ForgetFailures(const SampleKey& key) {
@@ -182,6 +186,8 @@ class SamplingImpl final : public Sampling {
   // A second attempt, at an idle worker, of what another takes much longer for than is usual.
   bool TryHedge(const Session& session, int max_samples, v1::LeasePromptsResponse* response, WriteBatch* batch);
   bool HedgeDue() const;  // there may be something that is slow
+  // Its project or submitter has all the rollout workers that it may have.
+  bool OverQuota(const ActiveJob& job) const;
   void AddLease(ActiveJob& job, const SampleKey& key, const Session& session, bool hedge,
                 v1::LeasePromptsResponse* response, WriteBatch* batch);
   // The job's policy, with the processes that this worker is to get its weights from.

@@ -128,8 +128,8 @@ ActiveJob* SamplingImpl::PickJob(const Session& session) {
   const auto last = last_job_.find(session.session_id);
   ActiveJob* holds = nullptr;
   for (const auto& [id, job] : jobs_) {
-    const bool leased = job->leases.HeldBy(session.session_id) > 0;
-    if (leased || job->slow.HeldBy(session.session_id) > 0) holds = job.get();
+    const bool mine = job->Holds(session.session_id);
+    if (mine) holds = job.get();
     const bool wants = Leasable(*job);
     const int points = job->worker_patience.Points(now, wants);
     if (!wants && job->leases.empty()) continue;
@@ -137,8 +137,7 @@ ActiveJob* SamplingImpl::PickJob(const Session& session) {
       current = static_cast<int>(claims.size());
     // As if this worker were free: what it holds is no reason for another to get it, or not to.
     claims.push_back({job->plan.priority + points, job->plan.project, job->plan.submitter,
-                      static_cast<int>(job->leases.workers()) - (leased ? 1 : 0),
-                      wants && Serves(*job, session.session_id)});
+                      job->workers() - (mine ? 1 : 0), wants && Serves(*job, session.session_id)});
     jobs.push_back(job.get());
   }
   const int picked = PickClaim(claims, QuotaRule{options_.quotas, &v1::Quota::max_rollout_workers}, current);
@@ -188,7 +187,8 @@ bool SamplingImpl::TryHedge(const Session& session, int max_samples, v1::LeasePr
   const absl::Duration now = loop_->clock().Now();
   bool passed_over = false;
   for (const auto& [id, job] : jobs_) {
-    if (job->paused || job->took.size() < kHedgeAfterResults) continue;
+    // Who is idle would be one more worker of the job's.
+    if (job->paused || job->took.size() < kHedgeAfterResults || OverQuota(*job)) continue;
     if (!job->Suits(session.session_id)) {
       passed_over = true;
       continue;
@@ -222,6 +222,19 @@ bool SamplingImpl::HedgeDue() const {
     if (!job->leases.empty() && job->took.size() >= kHedgeAfterResults) return true;
   }
   return false;
+}
+
+bool SamplingImpl::OverQuota(const ActiveJob& job) const {
+  if (options_.quotas == nullptr) return false;
+  int of_project = 0, of_submitter = 0;
+  for (const auto& [id, other] : jobs_) {
+    if (other->plan.project != job.plan.project) continue;
+    of_project += other->workers();
+    of_submitter += other->plan.submitter == job.plan.submitter ? other->workers() : 0;
+  }
+  const int project = options_.quotas->Of(job.plan.project, "").max_rollout_workers();
+  const int submitter = options_.quotas->Of(job.plan.project, job.plan.submitter).max_rollout_workers();
+  return (project > 0 && of_project >= project) || (submitter > 0 && of_submitter >= submitter);
 }
 
 v1::PolicySource SamplingImpl::PolicyFor(ActiveJob& job, const Session& session) {

@@ -204,6 +204,29 @@ TEST_F(SamplingLimitsTest, AProjectHasNoMoreRolloutWorkersThanItsQuota) {
   EXPECT_EQ(more[0].id().job_id(), "urgent") << "who has it goes on";
 }
 
+TEST_F(SamplingLimitsTest, ASecondAttemptIsARolloutWorkerMore) {
+  Bound("small", &v1::Quota::set_max_rollout_workers, 1);
+  AddJob("job", "small", 12);
+  const std::string first = Worker("w0"), second = Worker("w1"), third = Worker("w2");
+  std::vector<v1::Sample> samples = LeaseAll(first, 12);
+  ASSERT_THAT(samples, SizeIs(12));
+  const v1::Sample slow = samples.back();
+  samples.pop_back();
+  for (const v1::SampleVerdict& verdict : Submit(first, samples)) EXPECT_TRUE(verdict.accepted());
+  Pass(absl::Seconds(2));
+  EXPECT_THAT(Lease(second, 4), IsEmpty()) << "one worker is all that it may have";
+  Bound("small", &v1::Quota::set_max_rollout_workers, 2);
+  Pass(absl::Seconds(1));
+  const std::vector<v1::Sample> hedge = Lease(second, 4);
+  ASSERT_THAT(hedge, SizeIs(1));
+  EXPECT_EQ(hedge[0].attempt(), slow.attempt() + 1);
+  // Both of them count, the one whose lease was overtaken too.
+  EXPECT_EQ(sampling_->SituationOf("job").serving_this, 2);
+  Issue("job", 12);
+  EXPECT_THAT(Lease(third, 4), IsEmpty());
+  EXPECT_FALSE(Lease(second, 4).empty());
+}
+
 TEST_F(SamplingLimitsTest, AProjectHasNoMoreScoreRequestsThanItsQuota) {
   Bound("small", &v1::Quota::set_max_score_requests, 1);
   for (const char* server : {"r0", "r1"}) Register(v1::ROLE_REWARD_SERVER, server);
