@@ -201,6 +201,123 @@ TEST_P(WeightsTransfer, TheLoaderTakesDeltasOfWhatItsEngineHas) {
   EXPECT_EQ(take_up(Publish(5)), whole);  // its delta is from 4
 }
 
+TEST_P(WeightsTransfer, VersionZeroIsTheArtifactAgainWhateverCameBetween) {
+  const auto published = artifact::ArtifactRoot(dir_.File("shared")).Publish(dir_.File("model"));
+  ASSERT_TRUE(published.ok()) << published.status();
+  client::ArtifactCache artifacts(dir_.File("shared"), dir_.File("private"), nullptr);
+  PolicyLoaderOptions options;
+  options.engine.slots = 1;
+  options.dtype = GetParam();
+  PolicyLoader loader(&artifacts, &subscriber_, options);
+  const std::string artifacts_own = model::WeightsDigest(*policy_);
+  Change(*policy_);
+  v1::PolicySource trained = Publish(1);
+  trained.set_artifact(published->digest);
+  ASSERT_TRUE(loader.Switch(trained).ok());
+  ASSERT_EQ(model::WeightsDigest(loader.engine()->model()), trained.version().digest());
+  // Another job begins with the model that the first one trained from.
+  v1::PolicySource fresh;
+  fresh.set_job_id("another job");
+  fresh.set_artifact(published->digest);
+  EXPECT_FALSE(loader.Serves(fresh));
+  EXPECT_FALSE(loader.CanSwitchInPlace(fresh));
+  ASSERT_TRUE(loader.Switch(fresh).ok());
+  EXPECT_EQ(model::WeightsDigest(loader.engine()->model()), artifacts_own);
+  EXPECT_EQ(loader.engine()->version().step(), 0);
+  const int64_t loads = loader.counters().loads;
+  fresh.set_job_id("a third one");
+  EXPECT_TRUE(loader.Serves(fresh)) << "version 0 is the artifact itself";
+  ASSERT_TRUE(loader.Switch(fresh).ok());
+  EXPECT_EQ(loader.counters().loads, loads);
+}
+
+TEST_P(WeightsTransfer, WeightsChangeUnderRunningSamplesOfTheirOwnJobAlone) {
+  const auto published = artifact::ArtifactRoot(dir_.File("shared")).Publish(dir_.File("model"));
+  ASSERT_TRUE(published.ok()) << published.status();
+  client::ArtifactCache artifacts(dir_.File("shared"), dir_.File("private"), nullptr);
+  PolicyLoaderOptions options;
+  options.engine.slots = 1;
+  options.dtype = GetParam();
+  PolicyLoader loader(&artifacts, &subscriber_, options);
+  v1::PolicySource source;
+  source.set_job_id("job");
+  source.set_artifact(published->digest);
+  source.mutable_version()->set_step(1);
+  v1::PolicySource of_another = source;
+  of_another.set_job_id("another job");
+  for (const bool deterministic : {false, true}) {
+    if (deterministic && GetParam() != torch::kFloat32) continue;
+    source.set_deterministic(deterministic);
+    of_another.set_deterministic(deterministic);
+    v1::PolicySource first = source;
+    first.mutable_version()->set_step(0);
+    EXPECT_FALSE(loader.CanSwitchInPlace(source)) << "another model";
+    ASSERT_TRUE(loader.Switch(first).ok());
+    EXPECT_TRUE(loader.CanSwitchInPlace(source)) << "nothing runs";
+    EXPECT_TRUE(loader.CanSwitchInPlace(of_another));
+    v1::PromptLease lease;
+    lease.set_job_id("job");
+    lease.mutable_prompt()->set_text("the cat");
+    lease.add_samples();
+    ASSERT_TRUE(loader.engine()->Add(lease).ok());
+    EXPECT_EQ(loader.CanSwitchInPlace(source), !deterministic);
+    EXPECT_FALSE(loader.CanSwitchInPlace(of_another)) << "its samples would be partly of the other's policy";
+    EXPECT_TRUE(loader.CanSwitchInPlace(first)) << "it is there";
+  }
+}
+
+// What int8 weights were made from is not kept: there is nothing to change elements of.
+TEST_P(WeightsTransfer, AWorkerOfInt8WeightsTakesEveryVersionWhole) {
+  if (GetParam() != torch::kFloat32) return;
+  const auto published = artifact::ArtifactRoot(dir_.File("shared")).Publish(dir_.File("model"));
+  ASSERT_TRUE(published.ok()) << published.status();
+  client::ArtifactCache artifacts(dir_.File("shared"), dir_.File("private"), nullptr);
+  PolicyLoaderOptions options;
+  options.engine.slots = 1;
+  options.int8 = true;
+  PolicyLoader loader(&artifacts, &subscriber_, options);
+  int64_t before = 0;
+  for (int64_t step = 1; step <= 2; ++step) {
+    Change(*policy_);
+    v1::PolicySource source = Publish(step);
+    source.set_artifact(published->digest);
+    const absl::Status switched = loader.Switch(source);
+    ASSERT_TRUE(switched.ok()) << switched;
+    EXPECT_EQ(loader.counters().bytes, step * static_cast<int64_t>(Fetch(source, "").bytes.size()));
+    EXPECT_GT(loader.counters().bytes, before);
+    before = loader.counters().bytes;
+  }
+}
+
+TEST_P(WeightsTransfer, AdaptersCountAsTheyDoAtTheLearner) {
+  if (GetParam() != torch::kFloat32) return;
+  const auto published = artifact::ArtifactRoot(dir_.File("shared")).Publish(dir_.File("model"));
+  ASSERT_TRUE(published.ok()) << published.status();
+  client::ArtifactCache artifacts(dir_.File("shared"), dir_.File("private"), nullptr);
+  PolicyLoaderOptions options;
+  options.engine.slots = 1;
+  PolicyLoader loader(&artifacts, &subscriber_, options);
+  const model::PackedBatch batch = model::PackedBatch::FromSequences({{1, 7, 30, 100}});
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor base = policy_->Hidden(batch);
+  // Where nothing is said of alpha, it is the rank.
+  for (const double alpha : {12.0, 4.0}) {
+    policy_ = Load();
+    ASSERT_TRUE(policy_->AttachLora({.rank = 4, .alpha = alpha, .target_modules = {"q_proj", "v_proj"}}, 1).ok());
+    for (const auto& [name, parameter] : policy_->trained_parameters()) torch::Tensor(parameter).fill_(0.05);
+    v1::PolicySource source = Publish(static_cast<int64_t>(alpha));
+    source.set_artifact(published->digest);
+    source.mutable_lora()->set_rank(4);
+    if (alpha != 4) source.mutable_lora()->set_alpha(alpha);
+    for (const char* module : {"q_proj", "v_proj"}) source.mutable_lora()->add_target_modules(module);
+    const absl::Status switched = loader.Switch(source);
+    ASSERT_TRUE(switched.ok()) << switched;
+    const torch::Tensor expected = policy_->Hidden(batch), found = loader.engine()->model().Hidden(batch);
+    EXPECT_GT((expected - base).abs().max().item<double>(), 1e-2) << "the adapters change nothing";
+    EXPECT_LT((found - expected).abs().max().item<double>(), 1e-5) << "alpha " << alpha;
+  }
+}
+
 // A learner that shares its versions on this host, in a folder of the test's.
 class SharedWeights : public WeightsTransfer {
  protected:
