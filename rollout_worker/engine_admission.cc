@@ -83,7 +83,8 @@ void Engine::Admit(Pass* pass) {
   std::vector<int> free = FreeSlots();
   int64_t budget = options_.prefill_tokens * (pass->slots.empty() ? kIdlePrefill : 1);
   const auto reserve = [&](Group* group) {
-    if (free.empty() || group->slots.size() == group->waiting.size() || !Reserve(free.back(), group->room))
+    // More slots than samples: some were revoked while the prompt was computed.
+    if (free.empty() || group->slots.size() >= group->waiting.size() || !Reserve(free.back(), group->room))
       return false;
     group->slots.push_back(free.back());
     free.pop_back();

@@ -138,5 +138,27 @@ TEST_F(EngineRequestsTest, ARevokedAttemptEndsNoLaterOne) {
   EXPECT_EQ(engine->running(), 1) << "another job's";
 }
 
+// The slots of samples that were revoked while their prompt was computed are not filled up with others that nobody
+// asked for.
+TEST_F(EngineRequestsTest, APromptThatLosesSamplesTakesNoMoreSlots) {
+  const auto engine = Make(/*prefill_tokens=*/1);  // 8 tokens a step with nothing running
+  std::string text;
+  for (int i = 0; i < 40; ++i) text += " red";
+  const v1::PromptLease lease = LeaseOf(text, 0, 3, 8);
+  ASSERT_TRUE(engine->Add(lease).ok());
+  ASSERT_TRUE(engine->Step().ok());
+  ASSERT_EQ(engine->running(), 0);
+  const double reserved = engine->kv_cache_usage();
+  ASSERT_GT(reserved, 0);
+  engine->Drop(IdOf(lease, 1), 1);
+  ASSERT_TRUE(engine->Step().ok());
+  ASSERT_EQ(engine->running(), 0) << "the prompt is shorter than the test needs";
+  EXPECT_LE(engine->kv_cache_usage(), reserved);
+  Samples samples;
+  RunAll(*engine, &samples);
+  EXPECT_THAT(samples, SizeIs(2));
+  EXPECT_EQ(engine->kv_cache_usage(), 0);
+}
+
 }  // namespace
 }  // namespace rlhf::rollout
