@@ -42,21 +42,6 @@ struct Flags {
   rlhf::TlsFiles tls;
 };
 
-// Only the coordinator asks for scores; health may be asked by any certificate of the fleet.
-absl::StatusOr<rlhf::Caller> Authorize(const std::string& method, const std::string&, const std::string& spiffe_id) {
-  const auto identity = rlhf::ParseSpiffeId(spiffe_id);
-  if (!identity.ok()) return absl::UnauthenticatedError("expected a client certificate with a SPIFFE id");
-  const bool health = method.rfind("/grpc.health.v1.Health/", 0) == 0;
-  if (!health && identity->role != "coordinator") {
-    return absl::PermissionDeniedError(
-        absl::StrCat(method, " is for the coordinator; the certificate's role is ", identity->role));
-  }
-  rlhf::Caller caller;
-  caller.subject = identity->instance;
-  caller.role = identity->role;
-  return caller;
-}
-
 // In each sample's own trace.
 void ExportScoring(const rlhf::v1::ScoreResponse& response, absl::Time began) {
   if (!rlhf::TracingOn()) return;
@@ -157,7 +142,7 @@ int Run(const Flags& flags) {
   server_options.address = flags.address;
   server_options.tls = flags.tls;
   server_options.require_client_certificate = true;
-  server_options.authorizer = Authorize;
+  server_options.authorizer = rlhf::reward::AuthorizeScoring;
   server_options.services = {&service};
   server_options.metrics = &metrics;
   auto server = rlhf::RpcServer::Start(server_options);

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <functional>
+#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/rpc_server.h"
 #include "reward_server/batcher.h"
 #include "rlhf/v1/reward_service.grpc.pb.h"
 
@@ -23,5 +26,10 @@ class RewardServiceAdapter : public v1::RewardService::CallbackService {
   Batcher* batcher_;
   const Check suits_;
 };
+
+// Only the coordinator asks for scores; health may be asked by any certificate of the fleet. For
+// RpcServerOptions::authorizer.
+absl::StatusOr<Caller> AuthorizeScoring(const std::string& method, const std::string& bearer_token,
+                                        const std::string& spiffe_id);
 
 }  // namespace rlhf::reward
