@@ -1,6 +1,7 @@
 #include "reward_server/components/interface.h"
 
 #include <cmath>
+#include <limits>
 
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
@@ -46,6 +47,17 @@ TEST(RegexTest, GivesWhatItsMatchSays) {
   EXPECT_THAT(std::string(bad.status().message()), HasSubstr("(unclosed"));
 }
 
+TEST(RegexTest, AMatchIsOneUnlessItIsSaidToBeZero) {
+  v1::RegexComponent spec;
+  spec.set_pattern("dog");
+  EXPECT_EQ(Value(MakeRegex(spec), Answer("a dog")), 1);
+  EXPECT_EQ(Value(MakeRegex(spec), Answer("a cat")), 0);
+  spec.set_match(0);
+  spec.set_no_match(1);
+  EXPECT_EQ(Value(MakeRegex(spec), Answer("a dog")), 0);
+  EXPECT_EQ(Value(MakeRegex(spec), Answer("a cat")), 1);
+}
+
 TEST(RegexTest, OneThatNeedsTooManyStepsIsAtFaultItself) {
   v1::RegexComponent spec;
   spec.set_pattern("(a|aa)+$");
@@ -82,6 +94,11 @@ TEST(ExactAnswerTest, TrimsAndForgivesAFullStop) {
   EXPECT_EQ(Value(MakeExactAnswer(spec), Answer("paris", "Paris")), 1);
 }
 
+TEST(ExactAnswerTest, WithoutAReferenceNothingIsRight) {
+  v1::ExactAnswerComponent spec;
+  for (const char* text : {"", " ", ".", "Paris"}) EXPECT_EQ(Value(MakeExactAnswer(spec), Answer(text, "")), 0) << text;
+}
+
 TEST(AbstentionTest, KnowsTheUsualWords) {
   const auto component = MakeAbstention({});
   EXPECT_EQ(Value(component, Answer("I do not know.")), 1);
@@ -102,16 +119,30 @@ TEST(SentenceShareTest, CountsSentences) {
   EXPECT_DOUBLE_EQ(Value(MakeSentenceShare(spec), Answer("A dog ran. The cat sat. Dogs bark! See the dog?")), 0.5);
 }
 
+TEST(SentenceShareTest, TheLastSentenceCountsWithoutItsFullStopAndNothingHasNoShare) {
+  v1::SentenceShareComponent spec;
+  spec.set_pattern("\\bdog\\b");
+  EXPECT_DOUBLE_EQ(Value(MakeSentenceShare(spec), Answer("A cat sat. See the dog")), 0.5);
+  EXPECT_DOUBLE_EQ(Value(MakeSentenceShare(spec), Answer("See the dog")), 1);
+  EXPECT_DOUBLE_EQ(Value(MakeSentenceShare(spec), Answer("A dog ran.  \n")), 1) << "space is no sentence";
+  EXPECT_DOUBLE_EQ(Value(MakeSentenceShare(spec), Answer("")), 0);
+}
+
 class UserService final : public v1::ExternalRewardService::Service {
  public:
   grpc::Status ScoreTexts(grpc::ServerContext*, const v1::ScoreTextsRequest* request,
                           v1::ScoreTextsResponse* response) override {
     if (request->component() == "broken") return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "no more today");
-    for (const v1::TextToScore& text : request->texts())
-      response->add_values(static_cast<double>(text.response().size()));
+    for (const v1::TextToScore& text : request->texts()) {
+      last = text;
+      response->add_values(request->component() == "infinite" && text.response() == "four"
+                               ? std::numeric_limits<double>::infinity()
+                               : static_cast<double>(text.response().size()));
+    }
     if (request->component() == "short") response->mutable_values()->RemoveLast();
     return grpc::Status::OK;
   }
+  v1::TextToScore last;
 };
 
 TEST(ExternalTest, AUsersServiceScoresOrFailsWithATypedStatus) {
@@ -126,7 +157,22 @@ TEST(ExternalTest, AUsersServiceScoresOrFailsWithATypedStatus) {
   spec.set_plaintext(true);
   spec.set_timeout_ms(5000);
   EXPECT_EQ(Value(MakeExternal("length", spec), Answer("four")), 4);
-  const v1::Sample sample = Answer("four");
+  v1::Sample sample = Answer("four", "reference");
+  sample.mutable_prompt()->set_text("prompt");
+  sample.mutable_prompt()->set_category("known");
+  (*sample.mutable_prompt()->mutable_tags())["length"] = "short";
+  EXPECT_EQ(Value(MakeExternal("length", spec), sample), 4);
+  EXPECT_EQ(service.last.prompt(), "prompt");
+  EXPECT_EQ(service.last.response(), "four");
+  EXPECT_EQ(service.last.reference(), "reference");
+  EXPECT_EQ(service.last.category(), "known");
+  EXPECT_EQ(service.last.tags().at("length"), "short");
+  const auto infinite = MakeExternal("infinite", spec);
+  ASSERT_TRUE(infinite.ok());
+  const v1::Sample longer = Answer("longer");
+  const auto values = (*infinite)->Score({&sample, &longer});
+  EXPECT_EQ(values[0].status().code(), absl::StatusCode::kInternal) << "no number, and its sample's alone";
+  EXPECT_EQ(values[1].value_or(0), 6);
   const auto broken = MakeExternal("broken", spec);
   ASSERT_TRUE(broken.ok());
   EXPECT_EQ((*broken)->Score({&sample})[0].status().code(), absl::StatusCode::kResourceExhausted);

@@ -1,6 +1,8 @@
 // Scores of real (tiny) models against the same computed by hand.
 #include "reward_server/scorer.h"
 
+#include <cmath>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -217,6 +219,80 @@ TEST_F(ScorerTest, ASampleThatIsTooLongFailsAlone) {
     ASSERT_EQ(response.scores(good).code(), 0) << response.scores(good).error();
     EXPECT_NEAR(response.scores(good).score().total(), alone.scores(good / 2).score().total(), 1e-5);
   }
+}
+
+// A pass through a model holds a few samples, and some are in none: each gets what is its own.
+TEST_F(ScorerTest, EverySampleGetsItsOwnNumbersWhateverItIsComputedWith) {
+  request_.clear_samples();
+  for (int i = 0; i < 7; ++i) {
+    v1::Sample& sample = *request_.add_samples();
+    sample.mutable_id()->set_ordinal(i);
+    for (int t = 0; t <= i % 3; ++t) sample.add_prompt_tokens(100 + i + t);
+    for (int t = 0; t <= i % 4; ++t) sample.add_response_tokens(70 + 3 * i + t);
+    sample.set_response_text("ab");
+  }
+  for (int i = 0; i < 4096; ++i) request_.mutable_samples(2)->add_response_tokens(75);  // beyond every context
+  AddComponent("rule", 3)->mutable_regex()->set_pattern("ab");
+  AddComponent("model", 0.5)->mutable_reward_model()->set_model(reward_);
+  request_.set_reference_policy(policy_);
+  ScorerOptions small;
+  small.batch_tokens = 8;
+  Scorer in_parts(cache_.get(), small);
+  const v1::ScoreResponse parts = in_parts.Score(request_);
+  ASSERT_EQ(parts.scores_size(), 7);
+  for (int i = 0; i < 7; ++i) {
+    const v1::SampleScore& found = parts.scores(i);
+    EXPECT_EQ(found.id().ordinal(), i);
+    if (i == 2) {
+      EXPECT_EQ(found.code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+      continue;
+    }
+    v1::ScoreRequest alone = request_;
+    alone.clear_samples();
+    *alone.add_samples() = request_.samples(i);
+    const v1::ScoreResponse expected = scorer_->Score(alone);
+    ASSERT_EQ(found.code(), 0) << i << ": " << found.error();
+    ASSERT_EQ(expected.scores(0).code(), 0) << expected.scores(0).error();
+    const v1::Score& own = expected.scores(0).score();
+    EXPECT_NEAR(found.score().total(), own.total(), 1e-5) << i;
+    ASSERT_EQ(found.score().reference_log_probs_size(), request_.samples(i).response_tokens_size()) << i;
+    for (int t = 0; t < own.reference_log_probs_size(); ++t)
+      EXPECT_NEAR(found.score().reference_log_probs(t), own.reference_log_probs(t), 1e-5) << i << ", " << t;
+  }
+}
+
+// The same reward model reads one job's samples by their tokens, and another's, of another vocabulary, by their text.
+TEST_F(ScorerTest, HowAModelReadsSamplesIsOfTheirPolicyNotOfTheFirstOne) {
+  ASSERT_TRUE(MakeDirs(dir_.File("tokenizer")).ok() && MakeDirs(dir_.File("foreign")).ok());
+  ASSERT_TRUE(artifact::TrainByteLevelBpe({dir_.File("policy") + "-text.txt"}, 264, dir_.File("tokenizer")).ok());
+  const auto policy = model::LoadModel(dir_.File("policy"));
+  ASSERT_TRUE(policy.ok()) << policy.status();
+  ASSERT_TRUE(model::SaveModel(**policy, dir_.File("foreign"), dir_.File("tokenizer")).ok());
+  const std::string foreign = artifact::ArtifactRoot(dir_.File("root")).Publish(dir_.File("foreign"))->digest;
+  AddComponent("model", 1)->mutable_reward_model()->set_model(reward_);
+  for (v1::Sample& sample : *request_.mutable_samples()) sample.mutable_prompt()->set_text("the cat");
+  v1::ScoreRequest others = request_;
+  others.set_tokenizer(foreign);
+  const double own = scorer_->Score(request_).scores(0).score().total();
+  const double by_text = Scorer(cache_.get(), ScorerOptions()).Score(others).scores(0).score().total();
+  ASSERT_GT(std::abs(own - by_text), 1e-3) << "tokens and text are alike; the test needs others";
+  EXPECT_NEAR(scorer_->Score(others).scores(0).score().total(), by_text, 1e-6);
+  EXPECT_NEAR(scorer_->Score(request_).scores(0).score().total(), own, 1e-6);
+}
+
+TEST_F(ScorerTest, AWeightThatIsNotGivenIsOneAndOneOfZeroCountsNothing) {
+  v1::RewardComponent* plain = request_.mutable_scorer()->add_components();
+  plain->set_name("plain");
+  plain->mutable_regex()->set_pattern("ab");
+  AddComponent("measured", 0)->mutable_regex()->set_pattern("ab");
+  const v1::ScoreResponse response = scorer_->Score(request_);
+  ASSERT_EQ(response.scores(0).code(), 0) << response.scores(0).error();
+  const v1::Score& score = response.scores(0).score();
+  EXPECT_EQ(score.total(), 1);
+  ASSERT_EQ(score.components_size(), 2);
+  EXPECT_EQ(score.components(0).weight(), 1);
+  EXPECT_EQ(score.components(1).value(), 1);
+  EXPECT_EQ(score.components(1).weight(), 0);
 }
 
 TEST_F(ScorerTest, GoldIsMeasuredBesideTheScore) {
