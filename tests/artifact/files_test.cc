@@ -16,6 +16,7 @@
 #include "artifact/digest.h"
 #include "artifact/model_config.h"
 #include "artifact/safetensors.h"
+#include "artifact/safetensors_writer.h"
 #include "common/durable_file.h"
 #include "tests/testing/golden.h"
 #include "tests/testing/linked_folder.h"
@@ -164,6 +165,37 @@ TEST_F(SafetensorsTest, TheTimeOfAHeaderGrowsWithItsLength) {
   ASSERT_TRUE(opened.ok()) << opened.status();
   EXPECT_EQ((*opened)->tensors().size(), static_cast<size_t>(kTensors));
   EXPECT_LT(absl::Now() - started, absl::Seconds(30));
+}
+
+// A tensor at a time, as models are saved that are larger than memory.
+TEST_F(SafetensorsTest, AFileIsThereOnceEveryTensorOfItIsWritten) {
+  const std::vector<TensorLayout> layout = {{"a", DType::kF32, {2}}, {"b", DType::kU8, {3}}};
+  const std::vector<uint8_t> a(8, 1), b(3, 2);
+  {
+    const auto writer = SafetensorsWriter::Create(file_, layout);
+    ASSERT_TRUE(writer.ok()) << writer.status();
+    ASSERT_TRUE((*writer)->Write("b", b).ok());
+    EXPECT_EQ((*writer)->Write("b", b).code(), absl::StatusCode::kInvalidArgument) << "twice";
+    EXPECT_EQ((*writer)->Write("c", b).code(), absl::StatusCode::kInvalidArgument) << "of another model";
+    EXPECT_EQ((*writer)->Write("a", b).code(), absl::StatusCode::kInvalidArgument) << "too short";
+    const absl::Status early = (*writer)->Finish();
+    EXPECT_EQ(early.code(), absl::StatusCode::kFailedPrecondition) << early;
+    EXPECT_THAT(std::string(early.message()), HasSubstr("\"a\" was not written"));
+    EXPECT_FALSE(std::filesystem::exists(file_));
+    ASSERT_TRUE((*writer)->Write("a", a).ok());
+    ASSERT_TRUE((*writer)->Finish().ok());
+  }
+  const auto file = SafetensorsFile::Open(file_);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_THAT((*file)->Data((*file)->tensors().at("a")), testing::ElementsAreArray(a));
+  EXPECT_THAT((*file)->Data((*file)->tensors().at("b")), testing::ElementsAreArray(b));
+  // One that is given up leaves the former file, and nothing beside it.
+  {
+    const auto writer = SafetensorsWriter::Create(file_, {{"other", DType::kU8, {1}}});
+    ASSERT_TRUE(writer.ok()) << writer.status();
+  }
+  EXPECT_TRUE(SafetensorsFile::Open(file_).ok());
+  EXPECT_FALSE(std::filesystem::exists(file_ + ".partial"));
 }
 
 class ShardsTest : public testing::Test {
@@ -343,6 +375,46 @@ TEST_F(ArtifactRootTest, AFlippedByteIsFound) {
   const absl::Status verified = root_.Verify(manifest->digest);
   EXPECT_EQ(verified.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(verified.message()), HasSubstr("a.txt"));
+}
+
+// Who may write into the root could write a manifest that fits: the artifact's name does not.
+TEST_F(ArtifactRootTest, AManifestThatFitsOtherBytesIsNotTheArtifacts) {
+  const auto manifest = root_.Publish(dir_.File("model"));
+  ASSERT_TRUE(manifest.ok());
+  const std::string folder = *root_.Path(manifest->digest);
+  std::filesystem::remove(folder + "/a.txt");
+  ASSERT_TRUE(WriteFileDurably(folder + "/a.txt", "alphA").ok());
+  std::string text = *ReadFile(folder + "/.manifest.json");
+  const std::string before = Sha256Hex("alpha");
+  const size_t at = text.find(before);
+  ASSERT_NE(at, std::string::npos);
+  std::filesystem::remove(folder + "/.manifest.json");
+  ASSERT_TRUE(WriteFileDurably(folder + "/.manifest.json", text.replace(at, before.size(), Sha256Hex("alphA"))).ok());
+  const absl::Status verified = root_.Verify(manifest->digest);
+  EXPECT_EQ(verified.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(verified.message()), HasSubstr("is not the one it is named by"));
+  // Published anew, it is whole again.
+  ASSERT_TRUE(root_.Publish(dir_.File("model")).ok());
+  EXPECT_TRUE(root_.Verify(manifest->digest).ok());
+  EXPECT_EQ(*ReadFile(folder + "/a.txt"), "alpha");
+}
+
+TEST_F(ArtifactRootTest, OnlyFilesOfItsOwnAreInAnArtifact) {
+  ASSERT_TRUE(WriteFileDurably(dir_.File("secret"), "a key").ok());
+  std::filesystem::create_symlink(dir_.File("secret"), dir_.File("model/sub/link"));
+  const auto linked = root_.Publish(dir_.File("model"));
+  EXPECT_EQ(linked.status().code(), absl::StatusCode::kInvalidArgument) << linked.status();
+  EXPECT_THAT(std::string(linked.status().message()), HasSubstr("symbolic links"));
+  std::filesystem::remove(dir_.File("model/sub/link"));
+  std::filesystem::create_directory_symlink(dir_.path(), dir_.File("model/sub/folder"));
+  EXPECT_EQ(root_.Publish(dir_.File("model")).status().code(), absl::StatusCode::kInvalidArgument);
+  std::filesystem::remove(dir_.File("model/sub/folder"));
+  ASSERT_EQ(mkfifo(dir_.File("model/pipe").c_str(), 0600), 0);
+  EXPECT_THAT(std::string(root_.Publish(dir_.File("model")).status().message()), HasSubstr("only regular files"));
+  std::filesystem::remove(dir_.File("model/pipe"));
+  std::filesystem::create_symlink(dir_.File("model"), dir_.File("alias"));
+  EXPECT_THAT(std::string(root_.Publish(dir_.File("alias")).status().message()), HasSubstr("found a symbolic link"));
+  EXPECT_TRUE(root_.Publish(dir_.File("model")).ok());
 }
 
 TEST_F(ArtifactRootTest, UnknownOrMalformedDigestsAreRefused) {
