@@ -1,4 +1,7 @@
 // rlhfctl: the command line of the service.
+#include <signal.h>
+#include <unistd.h>
+
 #include <cstdio>
 
 #include <CLI/CLI.hpp>
@@ -46,10 +49,18 @@ int Ended(int code) {
   return printed.ok() ? code : Fail(Here(printed));
 }
 
+// The kernel keeps from a container's process 1 every signal that it has no handler for: the pod of a job would be
+// killed after its whole grace period, at each drain.
+void EndOnSignals() {
+  if (getpid() != 1) return;
+  for (const int number : {SIGTERM, SIGINT}) signal(number, [](int which) { _exit(128 + which); });
+}
+
 }  // namespace
 }  // namespace rlhf::cli
 
 int main(int argc, char** argv) {
+  rlhf::cli::EndOnSignals();
   rlhf::InitLogging("rlhfctl", "cli", "warn", /*json=*/false);
   CLI::App app{"Launch, watch and steer RLHF jobs."};
   app.set_version_flag("--version", rlhf::VersionLine("rlhfctl"), "This program's version and protocol, and exit");

@@ -1,5 +1,8 @@
 // What goes wrong on the machine that rlhfctl runs on: files, folders, and what is typed.
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -53,6 +56,28 @@ TEST_F(LocalErrorsTest, WhatIsPrintedAndDoesNotArriveIsAFailure) {
   }
   EXPECT_EQ(Unprinted("completion csh").code, 2) << "the first failure's code stays";
   EXPECT_EQ(Errors("version --client").code, 0);
+}
+
+// As the pod of a job is at a drain: process 1 of its container, waiting for a coordinator.
+TEST_F(LocalErrorsTest, AsAContainersFirstProcessItEndsOnSigterm) {
+  const std::string apart = "unshare --user --map-root-user --pid --fork --kill-child ";
+  if (RunCommand(apart + "true").code != 0) GTEST_SKIP() << "no namespaces may be made here";
+  const int silent = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(at);
+  ASSERT_EQ(bind(silent, reinterpret_cast<sockaddr*>(&at), size), 0);
+  ASSERT_EQ(listen(silent, 8), 0);
+  ASSERT_EQ(getsockname(silent, reinterpret_cast<sockaddr*>(&at), &size), 0);
+  // Told again until it has a handler, at most five seconds; then killed.
+  const CommandResult ended = RunCommand(absl::StrCat(
+      apart, BinDir(), "/rlhfctl --insecure --address 127.0.0.1:", ntohs(at.sin_port), " list > ", dir_.File("out"),
+      " 2>&1 & u=$!; c=; until [ -n \"$c\" ]; do c=$(cat /proc/$u/task/$u/children); done; ",
+      "for i in $(seq 50); do kill -TERM $c 2> ", dir_.File("gone"), " || break; sleep 0.1; done; kill -KILL $c 2> ",
+      dir_.File("gone"), "; wait $u; echo ended with $?"));
+  EXPECT_THAT(ended.output, HasSubstr("ended with 143")) << ReadFile(dir_.File("out")).value_or("");
+  close(silent);
 }
 
 TEST_F(LocalErrorsTest, AccountsForProgramsAreJson) {
