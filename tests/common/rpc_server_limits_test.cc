@@ -37,8 +37,11 @@
 namespace rlhf {
 namespace {
 
-#ifdef _GLIBCXX_TSAN
+// What a sanitizer adds to resident memory: shadows, and what it keeps of the freed.
+#if defined(_GLIBCXX_TSAN)
 constexpr int64_t kShadow = 4;
+#elif defined(__SANITIZE_ADDRESS__)
+constexpr int64_t kShadow = 2;
 #else
 constexpr int64_t kShadow = 1;
 #endif
