@@ -60,6 +60,43 @@ TEST(SamplerTest, TruncationKeepsTheHeadAndRecordsItsMass) {
   for (const SampledToken& token : Draw(row.expand({100, 4}).contiguous(), top_p, 0)) EXPECT_EQ(token.id, 2);
 }
 
+TEST(SamplerTest, TopPIsOfWhatTopKLeft) {
+  // Of 0.64, 0.24, 0.09, 0.03 top-k leaves the first two, of which the first is 0.73.
+  const torch::Tensor rows = torch::tensor({1.0F, 0.0F, 2.0F, -1.0F}).expand({200, 4}).contiguous();
+  std::map<int, int> counts;
+  for (const SampledToken& token : Draw(rows, {.temperature = 1, .top_p = 0.7, .top_k = 2}, 0)) ++counts[token.id];
+  EXPECT_EQ(counts.size(), 1u);
+  EXPECT_EQ(counts[2], 200);
+  counts.clear();
+  for (const SampledToken& token : Draw(rows, {.temperature = 1, .top_p = 0.75, .top_k = 2}, 0)) ++counts[token.id];
+  EXPECT_EQ(counts.size(), 2u) << "the one that crosses the bound belongs to them";
+}
+
+// The noise is the same on every worker of every release: Random123's known answers for philox4x32-10, whose first two
+// words make the uniform.
+TEST(SamplerTest, NoiseIsPhiloxOfTheWholeKey) {
+  const auto uniform = [](uint32_t first, uint32_t second) {
+    const uint64_t bits = (static_cast<uint64_t>(first) << 21) ^ (second >> 11);
+    return (static_cast<double>(bits & ((uint64_t{1} << 53) - 1)) + 0.5) * 0x1.0p-53;
+  };
+  EXPECT_EQ(PhiloxUniform({}, 0), uniform(0x6627e8d5, 0xe169c58d));
+  NoiseKey ones;
+  ones.seed = ~uint64_t{0};
+  ones.step = ones.ordinal = ones.index = 0xffffffff;
+  EXPECT_EQ(PhiloxUniform(ones, 0xffffffff), uniform(0x408f276d, 0x41c83b0e));
+  NoiseKey pi;
+  pi.seed = 0x299f31d0a4093822;
+  pi.step = 0x243f6a88;
+  pi.ordinal = 0x85a308d3;
+  pi.index = 0x13198a2e;
+  EXPECT_EQ(PhiloxUniform(pi, 0x03707344), uniform(0xd16cfe09, 0x94fdcceb));
+  // A stream is another high half of the key.
+  pi.stream = 1;
+  EXPECT_NE(PhiloxUniform(pi, 0x03707344), uniform(0xd16cfe09, 0x94fdcceb));
+  pi.seed ^= uint64_t{0x9E3779B9} << 32;
+  EXPECT_EQ(PhiloxUniform(pi, 0x03707344), uniform(0xd16cfe09, 0x94fdcceb));
+}
+
 TEST(SamplerTest, NoiseDependsOnTheKeyAlone) {
   torch::manual_seed(1);
   const torch::Tensor logits = torch::randn({8, 50});
