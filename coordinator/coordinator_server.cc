@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "common/certificate_metrics.h"
 #include "common/durable_file.h"
 #include "common/http_endpoint.h"
 #include "common/in_process_channel.h"

@@ -1,11 +1,6 @@
 #include "coordinator/metrics_export.h"
 
-#include <openssl/asn1.h>
-#include <openssl/pem.h>
-#include <openssl/x509.h>
-
 #include <algorithm>
-#include <ctime>
 #include <iterator>
 #include <memory>
 
@@ -15,7 +10,6 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/synchronization/notification.h"
-#include "common/durable_file.h"
 #include "common/job_state.h"
 #include "coordinator/slice_metrics.h"
 
@@ -69,28 +63,7 @@ absl::Time TimeOf(const google::protobuf::Timestamp& at) {
   return absl::FromUnixSeconds(at.seconds()) + absl::Nanoseconds(at.nanos());
 }
 
-double ExpiryOf(const std::string& pem_file) {
-  const absl::StatusOr<std::string> pem = ReadFile(pem_file);
-  if (!pem.ok()) return 0;
-  const std::unique_ptr<BIO, decltype(&BIO_free)> bio(BIO_new_mem_buf(pem->data(), static_cast<int>(pem->size())),
-                                                      BIO_free);
-  const std::unique_ptr<X509, decltype(&X509_free)> certificate(PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr),
-                                                                X509_free);
-  std::tm tm{};
-  if (certificate == nullptr || ASN1_TIME_to_tm(X509_get0_notAfter(certificate.get()), &tm) != 1) return 0;
-  return static_cast<double>(timegm(&tm));
-}
-
 }  // namespace
-
-void ExportCertificates(const std::map<std::string, std::string>& files, MetricsRegistry* metrics) {
-  for (const auto& [label, file] : files) {
-    metrics
-        ->Gauge("rlhf_certificate_expiry_timestamp_seconds",
-                "When a certificate of this process ends; 0 when unreadable.", {{"certificate", label}})
-        .Set(ExpiryOf(file));
-  }
-}
 
 MetricsExport::MetricsExport(const MetricsSources& sources, MetricsRegistry* metrics)
     : sources_(sources),

@@ -30,10 +30,6 @@ struct MetricsSources {
   EventLog* events = nullptr;
 };
 
-// Sets when certificates end, by their label: of the first one in each PEM file. Reads the files: any thread but the
-// loop.
-void ExportCertificates(const std::map<std::string, std::string>& files, MetricsRegistry* metrics);
-
 class MetricsExport : public std::enable_shared_from_this<MetricsExport> {
  public:
   static std::shared_ptr<MetricsExport> Make(const MetricsSources& sources, MetricsRegistry* metrics);

@@ -17,6 +17,7 @@
 #include "client/cpp/channel.h"
 #include "client/cpp/fleet_session.h"
 #include "client/cpp/log_shipper.h"
+#include "common/certificate_metrics.h"
 #include "common/http_endpoint.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -79,6 +80,7 @@ int Run(const Flags& flags) {
   torch::set_num_threads(flags.threads);
   rlhf::model::KeepTensorMemory();
   rlhf::MetricsRegistry metrics("reward_server");
+  rlhf::ExportFleetCertificates(flags.tls, &metrics);
 
   rlhf::client::ChannelOptions channel_options;
   channel_options.address = flags.coordinator;

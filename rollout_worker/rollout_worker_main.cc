@@ -11,6 +11,7 @@
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
 #include "client/cpp/log_shipper.h"
+#include "common/certificate_metrics.h"
 #include "common/fleet_names.h"
 #include "common/grpc_log.h"
 #include "common/http_endpoint.h"
@@ -46,6 +47,7 @@ int Run(const Flags& flags) {
   const rlhf::TracingScope tracing(flags.trace_dir, "rollout_worker", flags.instance);
   torch::set_num_threads(flags.threads);
   rlhf::MetricsRegistry metrics("rollout_worker");
+  rlhf::ExportFleetCertificates(flags.tls, &metrics);
 
   rlhf::client::ChannelOptions channel_options;
   channel_options.address = flags.coordinator;

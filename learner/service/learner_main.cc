@@ -21,6 +21,7 @@
 #include "client/cpp/fleet_session.h"
 #include "client/cpp/log_shipper.h"
 #include "common/abandoned.h"
+#include "common/certificate_metrics.h"
 #include "common/clock.h"
 #include "common/http_endpoint.h"
 #include "common/log.h"
@@ -165,6 +166,7 @@ int Run(const Flags& flags) {
   torch::set_num_threads(flags.threads);
   rlhf::model::KeepTensorMemory();
   rlhf::MetricsRegistry metrics("learner");
+  rlhf::ExportFleetCertificates(flags.tls, &metrics);
 
   rlhf::client::ChannelOptions channel_options;
   channel_options.address = flags.coordinator;

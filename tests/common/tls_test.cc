@@ -1,9 +1,15 @@
 #include "common/tls.h"
 
+#include <string>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/time/clock.h"
+#include "common/certificate_metrics.h"
+#include "common/durable_file.h"
 #include "common/fleet_names.h"
+#include "common/metrics.h"
 #include "tests/testing/certificates.h"
 
 namespace rlhf {
@@ -45,6 +51,34 @@ TEST(CertificatesTest, NamesThatMeanSomethingElsewhereAreRefused) {
   EXPECT_FALSE(IssueCertificate(*ca, "test", "learner", "a", {"host,DNS:other"}, 1).ok());
   EXPECT_TRUE(IssueCertificate(*ca, "test", "learner", "a", {"node-1.example", "10.0.0.1", "::1"}, 1).ok());
   EXPECT_FALSE(IssueCertificate({}, "test", "learner", "a", {}, 1).ok());
+}
+
+TEST(CertificatesTest, TheirEndsAreExportedAsTheirFilesSayIt) {
+  TestCertificates certificates;
+  const std::string fleet = certificates.dir().File("fleet.pem"), ca = certificates.dir().File("ca.pem");
+  const auto issue = [&](int days) {
+    const auto made = IssueCertificate(certificates.ca(), "test", "learner", "l0", {}, days);
+    ASSERT_TRUE(made.ok()) << made.status();
+    ASSERT_TRUE(WriteFileDurably(fleet, made->cert_pem).ok());
+  };
+  MetricsRegistry metrics("learner");
+  ExportFleetCertificates({.ca_file = ca, .cert_file = fleet}, &metrics);
+  const auto ends = [&](const std::string& label) {
+    const std::string text = metrics.Text(),
+                      series = "\nrlhf_certificate_expiry_timestamp_seconds{certificate=\"" + label + "\"} ";
+    const size_t at = text.find(series);
+    return at == std::string::npos ? -1 : std::stod(text.substr(at + series.size()));
+  };
+  const double now = absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch());
+  EXPECT_EQ(ends("fleet"), 0) << "no file is there";
+  issue(10);
+  EXPECT_NEAR(ends("fleet"), now + 10 * 86400, 3 * 3600);
+  EXPECT_NEAR(ends("ca"), now + 86400, 3 * 3600);
+  issue(20);
+  EXPECT_NEAR(ends("fleet"), now + 20 * 86400, 3 * 3600) << "the file was replaced";
+  MetricsRegistry trial("learner");
+  ExportFleetCertificates({.insecure = true}, &trial);
+  EXPECT_EQ(trial.Text().find("rlhf_certificate_expiry"), std::string::npos);
 }
 
 TEST(CredentialsTest, SayWhichFileIsWrong) {

@@ -11,9 +11,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <httplib.h>
-#include <prometheus/gauge.h>
 
-#include "coordinator/metrics_export.h"
 #include "rlhf/v1/admin_service.grpc.pb.h"
 #include "rlhf/v1/feedback_service.grpc.pb.h"
 #include "rlhf/v1/fleet_service.grpc.pb.h"
@@ -413,26 +411,6 @@ TEST_F(AccessTest, MetricsAndProbesArePlain) {
         "rlhf_admin_token_expiry_timestamp_seconds 1", "grpc_server_handled_total"}) {
     EXPECT_THAT(metrics->body, HasSubstr(series));
   }
-}
-
-TEST_F(AccessTest, CertificatesEndWhenTheirFilesSay) {
-  MetricsRegistry registry("test");
-  const std::string fleet = dir_.File("fleet.pem");
-  const auto ends = [&](const std::string& label) {
-    ExportCertificates({{"fleet", fleet}, {"api", dir_.File("nowhere.pem")}}, &registry);
-    return registry.Gauge("rlhf_certificate_expiry_timestamp_seconds", "", {{"certificate", label}}).Value();
-  };
-  const auto issue = [&](int days) {
-    const auto made = IssueCertificate(certificates_.ca(), "test", "learner", "l0", {}, days);
-    ASSERT_TRUE(made.ok()) << made.status();
-    ASSERT_TRUE(WriteFileDurably(fleet, made->cert_pem).ok());
-  };
-  const double now = absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch());
-  issue(10);
-  EXPECT_NEAR(ends("fleet"), now + 10 * 86400, 3 * 3600);
-  issue(20);
-  EXPECT_NEAR(ends("fleet"), now + 20 * 86400, 3 * 3600) << "the file was replaced";
-  EXPECT_EQ(ends("api"), 0);
 }
 
 TEST_F(AccessTest, AVolumeThatHangsStopsNeitherScrapesNorCalls) {

@@ -219,6 +219,8 @@ class LiveTest(unittest.TestCase):
         exported = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known if re.match(r"(rlhf|grpc|process)_", name)}
         self.assertEqual(sorted(exported - documented), [], "exported and not in docs/operations.md")
         self.assertEqual(sorted(documented - exported), [], "in docs/operations.md and not exported")
+        ends = self.prometheus.series('rlhf_certificate_expiry_timestamp_seconds{certificate="fleet"}')
+        self.assertEqual(len(ends), len(self.service.ports()), "a process that does not tell when its certificate ends")
 
     def test_e_status_page(self):
         web = self.service.ports()["coordinator"]["web"]
