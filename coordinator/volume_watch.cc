@@ -1,12 +1,17 @@
 #include "coordinator/volume_watch.h"
 
+#include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstdint>
+#include <utility>
 
 #include <prometheus/gauge.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "common/log.h"
 #include "coordinator/jobs.h"
 
@@ -18,6 +23,22 @@ std::optional<VolumeRoom> RoomOf(const std::string& folder) {
   return VolumeRoom{static_cast<uint64_t>(volume.f_bavail) * volume.f_frsize,
                     static_cast<uint64_t>(volume.f_blocks) * volume.f_frsize, (volume.f_flag & ST_RDONLY) != 0};
 }
+
+namespace {
+
+// Of a folder in which this process may not write; empty when it may. Volumes for several nodes often come as root's:
+// the kubelet gives them to a pod's group only where their driver lets it.
+std::string NotOursBecause(const std::string& folder) {
+  if (access(folder.c_str(), W_OK | X_OK) == 0 || errno != EACCES) return "";
+  struct stat status {};
+  if (stat(folder.c_str(), &status) != 0) return "";
+  return absl::StrFormat(
+      "user %d of group %d may not write in %s, which is of user %d and group %d with mode %04o: give it to that user "
+      "or group (chown %d:%d, mode 2770)",
+      geteuid(), getegid(), folder, status.st_uid, status.st_gid, status.st_mode & 07777, geteuid(), getegid());
+}
+
+}  // namespace
 
 void VolumeWatch::Look() {
   if (looking_.exchange(true)) return;
@@ -45,6 +66,9 @@ VolumeTrouble VolumeWatch::LookNow() {
     const uint64_t wanted = trouble_ ? least + least / 4 : least;
     if (room->read_only) {
       trouble.why = absl::StrCat("the volume of ", folder, " is read-only");
+      trouble.code = kDiskReadOnly;
+    } else if (std::string why = NotOursBecause(folder); !why.empty()) {
+      trouble.why = std::move(why);
       trouble.code = kDiskReadOnly;
     } else if (room->free_bytes < wanted) {
       trouble.why = absl::StrCat("the disk of ", folder, " is full: ", room->free_bytes >> 20,

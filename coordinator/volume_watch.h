@@ -32,7 +32,8 @@ struct VolumeTrouble {
 // while a backup takes it. Thread-safe.
 //
 // A volume is full below `min_free_mb` megabytes, and, once it was, until there are a quarter more: jobs that go on
-// would pause again at once. A folder that cannot be looked at is left out.
+// would pause again at once. A folder in which this process may not write counts as read-only; one that cannot be
+// looked at is left out.
 class VolumeWatch {
  public:
   using Folders = std::vector<std::pair<std::string, std::string>>;  // the volume's name in metrics, a folder of it
