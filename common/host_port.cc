@@ -19,4 +19,9 @@ absl::StatusOr<HostPort> ParseHostPort(const std::string& address, const std::st
   return parsed;
 }
 
+std::string JoinHostPort(const std::string& host, int port) {
+  const bool bare = host.find(':') != std::string::npos && host.front() != '[';
+  return bare ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);
+}
+
 }  // namespace rlhf

@@ -1,4 +1,4 @@
-// "HOST:PORT" of a plain listener.
+// "HOST:PORT", as listeners and peers are named.
 #pragma once
 
 #include <string>
@@ -13,5 +13,7 @@ struct HostPort {
 };
 // InvalidArgument for anything else; `what` begins the message.
 absl::StatusOr<HostPort> ParseHostPort(const std::string& address, const std::string& what);
+// "HOST:PORT"; an IPv6 address, as Kubernetes gives a pod's, gets its brackets.
+std::string JoinHostPort(const std::string& host, int port);
 
 }  // namespace rlhf

@@ -1,7 +1,5 @@
 #include "common/http_endpoint.h"
 
-#include <sys/socket.h>
-
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -12,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/bounded_http.h"
 #include "common/host_port.h"
+#include "common/http_bind.h"
 #include "common/task_queue.h"
 
 namespace rlhf {
@@ -27,11 +26,6 @@ class HttplibEndpoint final : public HttpEndpoint {
   HttplibEndpoint(MetricsRegistry* metrics, std::function<std::string()> ready, std::function<std::string()> alive)
       : ready_(std::move(ready)), alive_(std::move(alive)) {
     server_.new_task_queue = [] { return new BoundedTaskQueue(kThreads, kWaiting); };
-    // Without the library's SO_REUSEPORT: a port that another process holds must be an error.
-    server_.set_socket_options([](socket_t socket) {
-      const int yes = 1;
-      setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
-    });
     server_.set_payload_max_length(1 << 16);
     server_.Get("/metrics", [metrics](const httplib::Request&, httplib::Response& response) {
       response.set_content(metrics->Text(), kExposition);
@@ -46,10 +40,10 @@ class HttplibEndpoint final : public HttpEndpoint {
     if (thread_.joinable()) thread_.join();
   }
 
-  absl::Status Listen(const std::string& host, int port) {
-    port_ = port == 0 ? server_.bind_to_any_port(host) : (server_.bind_to_port(host, port) ? port : -1);
+  absl::Status Listen(const HostPort& address) {
+    port_ = BindHttp(address, &server_);
     if (port_ <= 0) {
-      return absl::UnavailableError(absl::StrCat("cannot serve metrics on ", host, ":", port,
+      return absl::UnavailableError(absl::StrCat("cannot serve metrics on ", JoinHostPort(address.host, address.port),
                                                  ": the port is taken or the address is not of this host"));
     }
     thread_ = std::thread([this] {
@@ -90,7 +84,7 @@ absl::StatusOr<std::unique_ptr<HttpEndpoint>> StartHttpEndpoint(const std::strin
   const absl::StatusOr<HostPort> parsed = ParseHostPort(address, "metrics address");
   if (!parsed.ok()) return parsed.status();
   auto endpoint = std::make_unique<HttplibEndpoint>(metrics, std::move(ready), std::move(alive));
-  if (absl::Status status = endpoint->Listen(parsed->host, parsed->port); !status.ok()) return status;
+  if (absl::Status status = endpoint->Listen(*parsed); !status.ok()) return status;
   return endpoint;
 }
 

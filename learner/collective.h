@@ -59,7 +59,7 @@ struct GroupOptions {
   torch::Device device = torch::kCPU;  // of the tensors. CUDA: NCCL; else Gloo over interface_address
   std::string interface_address = "127.0.0.1";
 };
-// Rank 0's rendezvous: a TCPStore on a free port of one address (IPv4), kept alive by the returned object.
+// Rank 0's rendezvous: a TCPStore on a free port of one address (IPv4 or IPv6), kept alive by the returned object.
 class Rendezvous {
  public:
   virtual ~Rendezvous() = default;

@@ -1,5 +1,6 @@
 // Gloo and NCCL through c10d's process groups, with waits and timeouts of our own.
 #include <arpa/inet.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -240,20 +241,23 @@ absl::StatusOr<std::pair<int, int>> ListenOn(const std::string& address) {
   const auto failed = [&](const char* what) {
     return absl::UnavailableError(absl::StrCat("rendezvous: cannot ", what, " ", address, ": ", std::strerror(errno)));
   };
-  sockaddr_in at{};
-  at.sin_family = AF_INET;
-  if (inet_pton(AF_INET, address.c_str(), &at.sin_addr) != 1)
-    return absl::InvalidArgumentError(absl::StrCat("expected an IPv4 address, found \"", address, "\""));
-  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  addrinfo wanted{}, *found = nullptr;
+  wanted.ai_flags = AI_NUMERICHOST;
+  wanted.ai_socktype = SOCK_STREAM;
+  if (::getaddrinfo(address.c_str(), nullptr, &wanted, &found) != 0)
+    return absl::InvalidArgumentError(absl::StrCat("expected an IPv4 or IPv6 address, found \"", address, "\""));
+  const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> at(found, &::freeaddrinfo);
+  const int fd = ::socket(at->ai_family, at->ai_socktype | SOCK_CLOEXEC, 0);
   if (fd < 0) return failed("open a socket for");
-  socklen_t size = sizeof(at);
-  if (::bind(fd, reinterpret_cast<sockaddr*>(&at), size) != 0 || ::listen(fd, 128) != 0 ||
-      ::getsockname(fd, reinterpret_cast<sockaddr*>(&at), &size) != 0) {
+  sockaddr_in6 bound{};  // of both families: their ports are in the same place
+  socklen_t size = sizeof(bound);
+  if (::bind(fd, at->ai_addr, at->ai_addrlen) != 0 || ::listen(fd, 128) != 0 ||
+      ::getsockname(fd, reinterpret_cast<sockaddr*>(&bound), &size) != 0) {
     const absl::Status status = failed("listen on");
     ::close(fd);
     return status;
   }
-  return std::pair(fd, static_cast<int>(ntohs(at.sin_port)));
+  return std::pair(fd, static_cast<int>(ntohs(bound.sin6_port)));
 }
 
 }  // namespace

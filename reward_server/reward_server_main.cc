@@ -18,6 +18,7 @@
 #include "client/cpp/fleet_session.h"
 #include "client/cpp/log_shipper.h"
 #include "common/certificate_metrics.h"
+#include "common/host_port.h"
 #include "common/http_endpoint.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -156,7 +157,7 @@ int Run(const Flags& flags) {
   rlhf::v1::RegisterRequest identity;
   identity.set_role(rlhf::v1::ROLE_REWARD_SERVER);
   identity.set_instance_id(flags.instance);
-  identity.set_address(absl::StrCat(flags.advertise_host, ":", (*server)->port()));
+  identity.set_address(rlhf::JoinHostPort(flags.advertise_host, (*server)->port()));
   identity.set_protocol_version(rlhf::kProtocolVersion);
   identity.set_build_version(rlhf::kBuildVersion);
   identity.set_device(flags.device);

@@ -14,6 +14,7 @@
 #include "common/certificate_metrics.h"
 #include "common/fleet_names.h"
 #include "common/grpc_log.h"
+#include "common/host_port.h"
 #include "common/http_endpoint.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -106,7 +107,7 @@ int Run(const Flags& flags) {
   identity.set_build_version(rlhf::kBuildVersion);
   identity.set_slots(flags.slots);
   identity.set_device(flags.device);
-  if (relay_server != nullptr) identity.set_address(absl::StrCat(flags.advertise_host, ":", relay_server->port()));
+  if (relay_server != nullptr) identity.set_address(rlhf::JoinHostPort(flags.advertise_host, relay_server->port()));
   rlhf::rollout::Worker worker(*channel, identity, &loader, &metrics, flags.evidence_dir,
                                absl::Seconds(flags.stuck_after_seconds));
 

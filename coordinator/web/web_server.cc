@@ -1,7 +1,5 @@
 #include "coordinator/web/web_server.h"
 
-#include <sys/socket.h>
-
 #include <atomic>
 #include <chrono>
 #include <optional>
@@ -17,6 +15,7 @@
 #include "absl/strings/strip.h"
 #include "common/bounded_http.h"
 #include "common/host_port.h"
+#include "common/http_bind.h"
 #include "common/process.h"
 #include "common/status_util.h"
 #include "common/task_queue.h"
@@ -86,12 +85,6 @@ std::string CookieOf(const httplib::Request& request, absl::string_view name) {
   return "";
 }
 
-// Without the library's SO_REUSEPORT: a port that another process holds must be an error.
-void SetSocketOptions(socket_t socket) {
-  const int yes = 1;
-  setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
-}
-
 class HttplibWebServer final : public WebServer {
  public:
   explicit HttplibWebServer(WebServerOptions options)
@@ -110,8 +103,7 @@ class HttplibWebServer final : public WebServer {
     RLHF_RETURN_IF_ERROR(MakeServer());
     Configure();
     Route();
-    port_ = address.port == 0 ? server_->bind_to_any_port(address.host)
-                              : (server_->bind_to_port(address.host, address.port) ? address.port : -1);
+    port_ = BindHttp(address, server_.get());
     if (port_ <= 0) {
       return absl::UnavailableError(absl::StrCat("cannot serve pages on ", options_.address,
                                                  ": the port is taken or the address is not of this host"));
@@ -144,7 +136,6 @@ class HttplibWebServer final : public WebServer {
 
   void Configure() {
     server_->new_task_queue = [] { return new BoundedTaskQueue(kThreads, kWaitingConnections); };
-    server_->set_socket_options(SetSocketOptions);
     server_->set_payload_max_length(kLargestBody);
     server_->set_default_headers({
         {"Content-Security-Policy",

@@ -4,13 +4,12 @@
 #include <optional>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "common/clock.h"
 #include "common/durable_file.h"
 #include "common/failpoint.h"
+#include "common/host_port.h"
 #include "common/learner_inputs.h"
 #include "common/log.h"
 #include "common/status_util.h"
@@ -160,13 +159,12 @@ absl::Status TrainingRun::Connect(const v1::GroupAssignment& group) {
       options.store_host = options.interface_address;
       options.store_port = rendezvous_->port();
       RLHF_RETURN_IF_ERROR(
-          coordinator_->PublishRendezvous(group, absl::StrCat(options_.advertise_host, ":", rendezvous_->port())));
+          coordinator_->PublishRendezvous(group, JoinHostPort(options_.advertise_host, rendezvous_->port())));
     } else {
-      const std::pair<std::string, std::string> address = absl::StrSplit(group.rendezvous(), absl::MaxSplits(':', 1));
-      if (!absl::SimpleAtoi(address.second, &options.store_port)) {
-        return absl::InternalError(absl::StrCat("rendezvous: expected host:port, found \"", group.rendezvous(), "\""));
-      }
-      options.store_host = address.first;
+      const absl::StatusOr<HostPort> address = ParseHostPort(group.rendezvous(), "rendezvous");
+      if (!address.ok()) return absl::InternalError(address.status().message());
+      options.store_host = address->host;
+      options.store_port = address->port;
     }
     const RankMeeting::Alone scope(&meeting_);  // its waits, one after the other, have timeouts of their own
     RLHF_ASSIGN_OR_RETURN(std::unique_ptr<Collective> connected, ConnectGroup(options));

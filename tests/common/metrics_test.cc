@@ -17,6 +17,9 @@
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 
+#include "common/host_port.h"
+#include "tests/testing/ipv6.h"
+
 namespace rlhf {
 namespace {
 
@@ -95,6 +98,39 @@ int ConnectToEndpoint(int port) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
   return fd;
+}
+
+// A kubelet asks a pod at its address, whichever family that is of.
+TEST(HttpEndpointTest, EveryAddressIsOfBothFamilies) {
+  MetricsRegistry metrics("coordinator");
+  for (const char* every : {"0.0.0.0:0", "[::]:0", ":0"}) {
+    const auto endpoint = HttpEndpoint::Start(every, &metrics, {});
+    ASSERT_TRUE(endpoint.ok()) << endpoint.status();
+    for (const char* host : {"127.0.0.1", "::1"}) {
+      if (host[0] == ':' && !HasIpv6()) continue;
+      const auto alive = httplib::Client(host, (*endpoint)->port()).Get("/healthz");
+      ASSERT_TRUE(alive) << every << " at " << host;
+      EXPECT_EQ(alive->status, 200);
+    }
+    const std::string taken = "0.0.0.0:" + std::to_string((*endpoint)->port());
+    EXPECT_TRUE(absl::IsUnavailable(HttpEndpoint::Start(taken, &metrics, {}).status())) << every;
+  }
+  const auto one = HttpEndpoint::Start("127.0.0.1:0", &metrics, {});
+  ASSERT_TRUE(one.ok());
+  if (HasIpv6()) {
+    EXPECT_FALSE(httplib::Client("::1", (*one)->port()).Get("/healthz"));
+  }
+}
+
+TEST(HostPortTest, AddressesOfIpv6HaveBrackets) {
+  EXPECT_EQ(JoinHostPort("10.0.0.1", 7010), "10.0.0.1:7010");
+  EXPECT_EQ(JoinHostPort("worker.example", 7010), "worker.example:7010");
+  EXPECT_EQ(JoinHostPort("fd00::7", 7010), "[fd00::7]:7010");
+  EXPECT_EQ(JoinHostPort("[fd00::7]", 7010), "[fd00::7]:7010");
+  const auto parsed = ParseHostPort(JoinHostPort("fd00::7", 7010), "an address");
+  ASSERT_TRUE(parsed.ok());
+  EXPECT_EQ(parsed->host, "fd00::7");
+  EXPECT_EQ(parsed->port, 7010);
 }
 
 // A scanner's, or a scraper's that died: what asks for a request behind them is answered.

@@ -12,6 +12,7 @@
 #include "model/weights_io.h"
 #include "tests/learner/ranks.h"
 #include "tests/learner/specs.h"
+#include "tests/testing/ipv6.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
 
@@ -31,6 +32,20 @@ TEST(GroupTest, RanksSumBroadcastAndVote) {
     return sum[0].item<float>() == 18 && value[0].item<float>() == 6 ? 0 : 5;
   });
   EXPECT_EQ(codes, std::vector<int>({0, 0, 0}));
+}
+
+// Where pods have no other addresses.
+TEST(GroupTest, RanksMeetOverIpv6) {
+  if (!HasIpv6()) GTEST_SKIP() << "this machine has no ::1";
+  const auto codes = RunRanks(
+      2, kRanksTimeout,
+      [](Collective* group) {
+        torch::Tensor sum = torch::full({3}, static_cast<float>(group->rank() + 1));
+        return group->AllReduceSum(sum).ok() && sum[2].item<float>() == 3 ? 0 : 1;
+      },
+      "::1");
+  EXPECT_EQ(codes, std::vector<int>({0, 0}));
+  EXPECT_TRUE(absl::IsInvalidArgument(Rendezvous::Host("a-name.example", kRanksTimeout).status()));
 }
 
 TEST(GroupTest, RanksSumTheirOwnPartsAndGatherThem) {

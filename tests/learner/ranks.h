@@ -22,9 +22,10 @@ inline constexpr absl::Duration kRanksTimeout = absl::Seconds(20);
 // Joins another group of the same processes (rank 0 of the first one hosts the rendezvous of all).
 using NextGroup = std::function<std::unique_ptr<Collective>(const std::string& name, int rank, int world)>;
 
-// Runs fn on `world` ranks; each returns an exit code. The codes, by rank.
+// Runs fn on `world` ranks that meet at one address of this host; each returns an exit code. The codes, by rank.
 inline std::vector<int> RunRanks(int world, absl::Duration timeout,
-                                 const std::function<int(Collective*, const NextGroup&)>& fn) {
+                                 const std::function<int(Collective*, const NextGroup&)>& fn,
+                                 const std::string& address = "127.0.0.1") {
   int port_pipe[2];
   EXPECT_EQ(pipe(port_pipe), 0);
   std::vector<pid_t> children;
@@ -35,7 +36,7 @@ inline std::vector<int> RunRanks(int world, absl::Duration timeout,
       int port = 0;
       std::unique_ptr<Rendezvous> rendezvous;
       if (rank == 0) {
-        auto hosted = Rendezvous::Host("127.0.0.1", timeout);
+        auto hosted = Rendezvous::Host(address, timeout);
         if (!hosted.ok()) _exit(90);
         rendezvous = *std::move(hosted);
         port = rendezvous->port();
@@ -49,7 +50,7 @@ inline std::vector<int> RunRanks(int world, absl::Duration timeout,
       options.rank = rank;
       options.world_size = world;
       options.prefix = "test/1/";
-      options.store_host = "127.0.0.1";
+      options.store_host = options.interface_address = address;
       options.store_port = port;
       options.timeout = timeout;
       auto group = ConnectGroup(options);
@@ -76,8 +77,10 @@ inline std::vector<int> RunRanks(int world, absl::Duration timeout,
   close(port_pipe[1]);
   return codes;
 }
-inline std::vector<int> RunRanks(int world, absl::Duration timeout, const std::function<int(Collective*)>& fn) {
-  return RunRanks(world, timeout, [&fn](Collective* group, const NextGroup&) { return fn(group); });
+inline std::vector<int> RunRanks(int world, absl::Duration timeout, const std::function<int(Collective*)>& fn,
+                                 const std::string& address = "127.0.0.1") {
+  return RunRanks(
+      world, timeout, [&fn](Collective* group, const NextGroup&) { return fn(group); }, address);
 }
 
 // Makes what the ranks will read in a process of its own: LibTorch's threads stay there.
