@@ -70,10 +70,11 @@ TEST_F(ProjectsTest, WhyNamesNoJobOfAnotherProject) {
   ASSERT_TRUE(UploadWaitingJobInputs(Api("submitter"), dir_.path()).ok());
   const auto red = ApiWithToken(TokenOfRed("ada", {v1::SUBMITTER}));
   ASSERT_TRUE(client::UploadArtifact(red, dir_.path() + "/tiny-model", "model", "red", "tiny").ok());
-  ASSERT_TRUE(client::UploadArtifact(red, dir_.path() + "/tiny-data.jsonl", "data", "red", "tiny-data").ok());
+  Upload("prompts", "{\"prompt\":\"Q\"}\n");
+  ASSERT_TRUE(client::UploadArtifact(red, dir_.File("prompts.jsonl"), "data", "red", "prompts").ok());
   v1::JobSpec spec;
   spec.mutable_sample()->set_model("tiny");
-  spec.mutable_sample()->set_prompts("tiny-data");
+  spec.mutable_sample()->set_prompts("prompts");
   spec.set_name("secret");
   spec.set_project("red");
   const std::string secret = Submit(spec, red);

@@ -349,7 +349,7 @@ pipeline:
         prompts: file:prompts.jsonl
         scorer: {components: [{name: liked, reward_model: {model: "stage:reward"}}]}
         gold: {components: [{name: wanted, regex: {pattern: t}}]}
-        steps: 2
+        steps: 4
         prompts_per_step: 8
         sampling: {max_new_tokens: 4, top_p: 0.9}
         kl: {form: KL_LOSS_K3}
