@@ -59,8 +59,7 @@ class ArtifactRoot {
 // Whose files become an artifact.
 enum class Origin {
   // A folder that a role reads, and that others may be able to write: a link in it could bring in any file of the
-  // role's,
-  // so links are refused.
+  // role's, so links are refused.
   kService,
   // A folder that a program reads for the user who runs it, such as what Hugging Face's downloader makes: links to
   // regular files are followed, and what is hidden (.cache, .git, .gitattributes) is no part of the artifact.
