@@ -31,7 +31,7 @@ std::string TroubleFor(uid_t user, gid_t group, const std::string& folder) {
   const pid_t child = fork();
   if (child == 0) {
     if (setgid(group) != 0 || setuid(user) != 0) _exit(1);
-    MetricsRegistry metrics;
+    MetricsRegistry metrics("test");
     std::string text;
     absl::Notification looked;
     VolumeWatch watch({{"artifacts", folder}}, /*min_free_mb=*/0, &metrics, [&](const VolumeTrouble& trouble) {
