@@ -51,6 +51,7 @@ std::vector<v1::SpecProblem> JobTable::ResolveReferences(v1::JobSpec* spec,
                                                          const std::set<std::string>& uploads) {
   std::vector<v1::SpecProblem> problems;
   for (const Reference& reference : ReferencesOf(spec)) {
+    if (problems.size() >= kMostProblems) break;
     std::string problem;
     if (absl::StartsWith(*reference.value, "stage:") || absl::StartsWith(*reference.value, "approved:")) {
       if (!spec->has_pipeline())
@@ -97,6 +98,10 @@ void CheckSigner(const Signer* signer, const v1::JobSpec& spec, std::vector<v1::
 
 v1::ValidateJobResponse JobTable::Validate(const v1::ValidateJobRequest& request) {
   v1::ValidateJobResponse response;
+  if (const std::vector<v1::SpecProblem> large = TooLarge(request.spec()); !large.empty()) {
+    response.mutable_problems()->Assign(large.begin(), large.end());
+    return response;
+  }
   v1::JobSpec completed = request.spec();
   const std::set<std::string> uploads(request.uploads().begin(), request.uploads().end());
   std::vector<v1::SpecProblem> problems = CompleteSpec(&completed);

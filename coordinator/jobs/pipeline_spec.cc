@@ -9,7 +9,6 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "common/spec_loader.h"
-#include "coordinator/jobs/rounds.h"
 #include "coordinator/jobs/spec.h"
 #include "coordinator/jobs/spec_checker.h"
 #include "coordinator/jobs/stage_metrics.h"
@@ -67,8 +66,11 @@ bool Known(const Earlier& earlier, const v1::GateCondition& condition, const v1:
 
 // Whether a stage has run whenever the gate after another looks.
 bool HasRun(const v1::PipelineSpec& pipeline, const v1::StageSpec& stage, const v1::StageSpec& gate_after) {
-  const std::vector<Place> places = PlacesUpTo(pipeline, std::clamp(gate_after.from_round(), 1, 100));
-  return std::any_of(places.begin(), places.end(), [&](const Place& place) { return place.stage == &stage; });
+  for (const v1::StageSpec& each : pipeline.stages()) {
+    if (pipeline.repeat_from().empty() || each.name() == pipeline.repeat_from()) break;
+    if (&each == &stage) return true;  // before the rounds
+  }
+  return stage.from_round() <= std::max(1, gate_after.from_round());
 }
 
 // A metric that nothing makes would close the gate, after hours of training.
@@ -83,11 +85,8 @@ void CheckMetric(SpecChecker& check, const Earlier& earlier, const v1::StageSpec
     return absl::StrCat("\"", made_by.name(), "\" has ", names.empty() ? "none" : absl::StrJoin(names, ", "));
   };
   std::string problem =
-      absl::StrCat("the gate after \"", stage.name(), "\": expected a metric of a stage that has run (", listed(of));
-  if (condition.stage().empty()) {
-    for (const auto& [name, other] : earlier) absl::StrAppend(&problem, "; with `stage`: ", listed(*other));
-  }
-  absl::StrAppend(&problem, "), found \"", condition.metric(), "\"");
+      absl::StrCat("the gate after \"", stage.name(), "\": expected a metric of a stage that has run, found \"",
+                   condition.metric(), "\"");
   const std::string near = NearestName(condition.metric(), MetricsOfStage(of));
   const auto other = std::find_if(earlier.begin(), earlier.end(), [&](const auto& entry) {
     return condition.stage().empty() && MayHave(*entry.second, condition.metric());
@@ -96,6 +95,11 @@ void CheckMetric(SpecChecker& check, const Earlier& earlier, const v1::StageSpec
     absl::StrAppend(&problem, " (did you mean {stage: ", other->first, ", metric: ", condition.metric(), "}?)");
   } else if (!near.empty()) {
     absl::StrAppend(&problem, " (did you mean \"", near, "\"?)");
+  }
+  // Last, for an error that is long is cut.
+  absl::StrAppend(&problem, "; ", listed(of));
+  if (condition.stage().empty()) {
+    for (const auto& [name, other] : earlier) absl::StrAppend(&problem, "; with `stage`: ", listed(*other));
   }
   check.Problem(absl::StrCat("gate.conditions[", index, "].metric"), problem);
 }

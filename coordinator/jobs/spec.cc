@@ -13,6 +13,7 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr size_t kLargestSpec = 1 << 20;
+constexpr int kMostStages = 100, kMostConditions = 100;
 
 void ScorerReferences(const std::string& path, v1::ScorerSpec* scorer, std::vector<Reference>* out) {
   for (int i = 0; i < scorer->components_size(); ++i) {
@@ -91,14 +92,27 @@ void CheckRetention(SpecChecker& check, const v1::JobSpec& spec) {
 
 }  // namespace
 
-std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec) {
+std::vector<v1::SpecProblem> TooLarge(const v1::JobSpec& spec) {
   std::vector<v1::SpecProblem> problems;
   SpecChecker check(&problems);
   // It is kept in memory, listed, and copied into stages.
-  if (const size_t size = spec->ByteSizeLong(); size > kLargestSpec) {
+  if (const size_t size = spec.ByteSizeLong(); size > kLargestSpec) {
     check.Problem("", absl::StrCat("expected at most ", kLargestSpec, " bytes in all, found ", size));
     return problems;
   }
+  // Of what is checked against each other.
+  check.AtMost("pipeline.stages", spec.pipeline().stages_size(), kMostStages);
+  for (int i = 0; i < spec.pipeline().stages_size() && problems.empty(); ++i) {
+    check.AtMost(absl::StrCat("pipeline.stages[", i, "].gate.conditions"),
+                 spec.pipeline().stages(i).gate().conditions_size(), kMostConditions);
+  }
+  return problems;
+}
+
+std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec) {
+  std::vector<v1::SpecProblem> problems = TooLarge(*spec);
+  if (!problems.empty()) return problems;
+  SpecChecker check(&problems);
   check.Known(*spec);
   if (const absl::Status status = CheckName("name", spec->name()); !status.ok())
     check.Problem("name", std::string(status.message()));

@@ -8,7 +8,12 @@
 
 namespace rlhf::coordinator {
 
+// More problems than these are not told.
+inline constexpr size_t kMostProblems = 100;
+// Why a specification is too large to be looked at any further; empty: it is not.
+std::vector<v1::SpecProblem> TooLarge(const v1::JobSpec& spec);
 // Fills in every default and returns what is wrong, each with its field's path, what was expected and what was found.
+// Of one that is TooLarge, that alone.
 std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec);
 
 // A model or data reference inside a specification.

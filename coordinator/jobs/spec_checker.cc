@@ -28,6 +28,7 @@ SpecChecker::Scope::Scope(SpecChecker* checker, const std::string& path)
 }
 
 void SpecChecker::Problem(const std::string& field, const std::string& problem) {
+  if (problems_->size() >= kMostProblems) return;
   v1::SpecProblem& added = problems_->emplace_back();
   added.set_field(prefix_ + field);
   added.set_problem(problem);

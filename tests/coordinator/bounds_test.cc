@@ -106,6 +106,18 @@ TEST(SizeTest, WhatOneJobMayAskForIsBounded) {
       EXPECT_THAT(problems, HasSubstr(absl::StrCat("found ", value)));
     }
   }
+  // What would be checked against each other, in time or in text that grows with the square of it.
+  v1::JobSpec long_one;
+  long_one.set_name("job");
+  for (int i = 0; i < 101; ++i) long_one.mutable_pipeline()->add_stages()->mutable_ppo();
+  EXPECT_EQ(JoinProblems(CompleteSpec(&long_one)), "pipeline.stages: expected at most 100, found 101");
+  long_one.mutable_pipeline()->mutable_stages()->RemoveLast();
+  for (int i = 0; i < 101; ++i)
+    long_one.mutable_pipeline()->mutable_stages(99)->mutable_gate()->add_conditions()->set_metric("unknown");
+  EXPECT_EQ(JoinProblems(CompleteSpec(&long_one)),
+            "pipeline.stages[99].gate.conditions: expected at most 100, found 101");
+  long_one.mutable_pipeline()->mutable_stages(99)->mutable_gate()->mutable_conditions()->RemoveLast();
+  EXPECT_EQ(CompleteSpec(&long_one).size(), kMostProblems);
   v1::JobSpec both = PpoJob();
   both.mutable_ppo()->set_prompts_per_step(kAbsurd);
   both.mutable_ppo()->set_samples_per_prompt(kAbsurd);
