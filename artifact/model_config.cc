@@ -1,6 +1,7 @@
 #include "artifact/model_config.h"
 
 #include <algorithm>
+#include <filesystem>
 
 #include <nlohmann/json.hpp>
 
@@ -246,6 +247,10 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std:
 
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir) {
   const std::string path = model_dir + "/config.json";
+  // Before it is read: who uploads a model decides how large it is.
+  std::error_code error;
+  if (const auto size = std::filesystem::file_size(path, error); !error && size > kLargest)
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected at most ", kLargest, " bytes, found ", size));
   auto text = ReadFile(path);
   if (!text.ok()) return text.status();
   return ParseModelConfig(*text, path);

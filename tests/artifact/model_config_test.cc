@@ -1,11 +1,17 @@
 // config.json of every family: what is read, what is written back, what is refused by name, what a hostile file gets.
 #include "artifact/model_config.h"
 
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/durable_file.h"
 #include "tests/testing/golden.h"
+#include "tests/testing/scratch_dir.h"
 
 namespace rlhf::artifact {
 namespace {
@@ -94,6 +100,17 @@ TEST(ModelConfigTest, NothingUnknownOrUnsupportedIsIgnored) {
   refused("phi3_longrope", "rope_parameters",
           {{"rope_type", "longrope"}, {"short_factor", {1.0}}, {"long_factor", {1.0}}}, "short_factor");
   refused("mistral", "model_type", "mixtral", "mixtral");
+}
+
+// More than there may be memory for.
+TEST(ModelConfigTest, AFileThatIsTooLargeIsNotRead) {
+  const ScratchDir dir;
+  const std::string path = dir.File("config.json");
+  ASSERT_TRUE(WriteFileDurably(path, "{}").ok());
+  std::filesystem::resize_file(path, uint64_t{1} << 44);  // a hole
+  const auto config = LoadModelConfig(dir.path());
+  EXPECT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument) << config.status();
+  EXPECT_THAT(std::string(config.status().message()), HasSubstr("expected at most"));
 }
 
 TEST(ModelConfigTest, HostileSizesGetClearErrors) {
