@@ -334,9 +334,14 @@ void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatReques
   const absl::Duration now = loop_->clock().Now();
   // Whoever has dropped all it was stuck on works again; one that hangs goes on reporting it.
   if (request.progress().empty()) stuck_.erase(session.session_id);
+  // The room is that beside the model it serves now: for prompts of another model it says nothing.
+  const auto last = last_job_.find(session.session_id);
+  const ActiveJob* const served = last == last_job_.end() ? nullptr : Find(last->second);
   bool more_room = false;
-  for (const auto& [id, job] : jobs_)
-    more_room = job->room.HasNow(session.session_id, request.cache_bytes()) || more_room;
+  for (const auto& [id, job] : jobs_) {
+    if (served != nullptr && job->plan.policy.artifact() == served->plan.policy.artifact())
+      more_room = job->room.HasNow(session.session_id, request.cache_bytes()) || more_room;
+  }
   if (more_room) ServeSoon();
   for (const v1::LeaseProgress& progress : request.progress()) {
     ActiveJob* job = Find(progress.id().job_id());

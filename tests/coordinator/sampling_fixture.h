@@ -137,7 +137,8 @@ class SamplingTest : public testing::Test {
     return session;
   }
 
-  void AddJob(int64_t policy_step, int max_attempts = 3, const std::string& id = "job", int priority = 0) {
+  void AddJob(int64_t policy_step, int max_attempts = 3, const std::string& id = "job", int priority = 0,
+              const std::string& model = "base") {
     SamplingPlan plan;
     plan.job_id = id;
     plan.priority = priority;
@@ -145,6 +146,7 @@ class SamplingTest : public testing::Test {
     for (v1::Prompt& prompt : *prompts) prompt.set_text("say something");
     plan.prompts = prompts;
     plan.policy.set_job_id(id);
+    plan.policy.set_artifact(model);
     plan.policy.mutable_version()->set_step(policy_step);
     plan.score = true;
     plan.max_attempts = max_attempts;

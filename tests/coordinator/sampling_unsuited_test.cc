@@ -139,6 +139,21 @@ TEST_F(SamplingTest, AWorkerThatHasMoreRoomNowIsAskedAgain) {
   heartbeat(999);
   EXPECT_EQ(Lease().leases_size(), 0);
 
+  // Beside another model it has more room; that is no more for this one.
+  AddJob(0, /*max_attempts=*/2, "another", /*priority=*/-1, "another-model");
+  Issue(1, "another");
+  const v1::LeasePromptsResponse other = Lease();
+  ASSERT_EQ(other.leases_size(), 4);
+  EXPECT_EQ(other.leases(0).job_id(), "another");
+  heartbeat(5000);
+  Generate(other);
+  EXPECT_EQ(Lease().leases_size(), 0);
+  AddJob(0, /*max_attempts=*/2, "same", /*priority=*/-1);
+  Issue(1, "same");
+  const v1::LeasePromptsResponse same = Lease();
+  ASSERT_EQ(same.leases_size(), 4);
+  Generate(same);
+
   // A poll that waits is served at once.
   v1::LeasePromptsRequest patient;
   patient.set_session_id(worker_);
