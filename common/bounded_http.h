@@ -30,14 +30,17 @@ struct HttpBounds {
 void ServeBounded(int fd, SSL_CTX* tls, const HttpBounds& bounds, absl::FunctionRef<bool()> stopping,
                   absl::FunctionRef<bool(httplib::Stream& stream, bool last, bool* closed)> request);
 
-// Server: httplib::Server or httplib::SSLServer. Packed bodies are read as the bytes that they are. The library's own
-// timeouts and numbers of requests have no effect.
+// Server: httplib::Server or httplib::SSLServer. Packed bodies are read as the bytes that they are, and nobody is told to
+// go on ("100 Continue"). The library's own timeouts and numbers of requests are only what it tells clients.
 template <typename Server>
 class BoundedHttpServer final : public Server {
  public:
   template <typename... Arguments>
   explicit BoundedHttpServer(const HttpBounds& bounds, Arguments&&... arguments)
-      : Server(std::forward<Arguments>(arguments)...), bounds_(bounds) {}
+      : Server(std::forward<Arguments>(arguments)...), bounds_(bounds) {
+    this->set_keep_alive_timeout(absl::ToInt64Seconds(bounds.idle));
+    this->set_keep_alive_max_count(static_cast<size_t>(bounds.requests));
+  }
 
  private:
   bool process_and_close_socket(socket_t fd) override {
@@ -45,6 +48,7 @@ class BoundedHttpServer final : public Server {
     if constexpr (std::is_base_of_v<httplib::SSLServer, Server>) tls = this->ssl_context();
     const std::function<void(httplib::Request&)> as_it_is = [](httplib::Request& request) {
       request.headers.erase("Content-Encoding");
+      request.headers.erase("Expect");  // its answer would count as the request's, which has more time than a body
     };
     ServeBounded(
         fd, tls, bounds_, [this] { return this->svr_sock_ == INVALID_SOCKET; },

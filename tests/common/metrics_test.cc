@@ -203,6 +203,21 @@ TEST(HttpEndpointTest, RequestsThatTrickleInHoldNobodyUpForLong) {
   for (const int fd : sockets) close(fd);
 }
 
+// Whoever asks to be told to go on would have the time of an answer for its body.
+TEST(HttpEndpointTest, NobodyIsToldToGoOn) {
+  MetricsRegistry metrics("coordinator");
+  const auto endpoint = HttpEndpoint::Start("127.0.0.1:0", &metrics, {});
+  ASSERT_TRUE(endpoint.ok());
+  const int fd = ConnectToEndpoint((*endpoint)->port());
+  const std::string head = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n";
+  ASSERT_EQ(send(fd, head.data(), head.size(), MSG_NOSIGNAL), static_cast<ssize_t>(head.size()));
+  std::string answer;
+  char buffer[512];
+  for (ssize_t n; (n = recv(fd, buffer, sizeof(buffer), 0)) > 0;) answer.append(buffer, static_cast<size_t>(n));
+  close(fd);
+  EXPECT_THAT(answer, Not(HasSubstr("100 Continue")));
+}
+
 TEST(HttpEndpointTest, RefusesATakenPortAndABadAddress) {
   MetricsRegistry metrics("coordinator");
   auto first = HttpEndpoint::Start("127.0.0.1:0", &metrics, {});
