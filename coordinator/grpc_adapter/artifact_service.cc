@@ -124,8 +124,9 @@ class UploadStream final : public grpc::ServerReadReactor<v1::UploadChunk> {
 
  private:
   void Read() {
-    watch_->Waits();
+    const std::shared_ptr<ReadWatch> watch = watch_;
     StartRead(&chunk_);
+    watch->Waits();
   }
   void Take() {
     absl::Status status = watch_->Check();

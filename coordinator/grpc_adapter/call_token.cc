@@ -25,12 +25,12 @@ std::shared_ptr<ReadWatch> ReadWatch::Begin(const Edge& edge, const grpc::Callba
 
 void ReadWatch::Waits() {
   absl::MutexLock lock(&mu_);
-  waits_ = true;
+  ++reads_;
 }
 
 bool ReadWatch::Arrived() {
   absl::MutexLock lock(&mu_);
-  waits_ = false;
+  --reads_;
   return !ended_;
 }
 
@@ -43,7 +43,7 @@ void ReadWatch::Look() {
     bool ends = false;
     {
       absl::MutexLock lock(&watch->mu_);
-      ends = watch->ended_ = watch->waits_;
+      ends = watch->ended_ = watch->reads_ > 0;
     }
     if (!ends) return watch->Look();  // at work: what it waits for next may never come
     // Outside the lock: gRPC may run the stream's callbacks on this thread.

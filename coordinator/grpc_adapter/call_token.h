@@ -40,7 +40,7 @@ class ReadWatch : public std::enable_shared_from_this<ReadWatch> {
   // stream is there.
   static std::shared_ptr<ReadWatch> Begin(const Edge& edge, const grpc::CallbackServerContext& context,
                                           std::function<void(absl::Status)> end);
-  // Before StartRead.
+  // After StartRead, by a pointer of the caller's own: the stream may be gone by then.
   void Waits();
   // First thing in OnReadDone. False: the stream was ended meanwhile, and there is nothing more to do.
   bool Arrived();
@@ -55,7 +55,8 @@ class ReadWatch : public std::enable_shared_from_this<ReadWatch> {
   const CallToken token_;
   const std::function<void(absl::Status)> end_;
   absl::Mutex mu_;
-  bool waits_ ABSL_GUARDED_BY(mu_) = false, ended_ ABSL_GUARDED_BY(mu_) = false;
+  int reads_ ABSL_GUARDED_BY(mu_) = 0;  // started and not arrived; -1 where one arrived before Waits
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace rlhf::coordinator

@@ -133,8 +133,9 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsR
 
  private:
   void Read() {
-    watch_->Waits();
+    const std::shared_ptr<ReadWatch> watch = watch_;
     StartRead(&request_);
+    watch->Waits();
   }
   void Begin() {
     const std::string project = Edge::ProjectFor(caller_, request_.project());
