@@ -89,7 +89,7 @@ absl::Status ReadCheckpoint(const std::string& dir, const State& state, nlohmann
   if (!text.ok()) return damaged(text.status().message());
   *numbers = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
   if (!numbers->is_object()) return damaged("state.json is not a JSON object");
-  // Everything was checked: now nothing is left half-read.
+  // Names and shapes are right. A file that cannot be read to its end leaves the state half-read.
   const torch::NoGradGuard no_grad;
   for (const StateTensor& tensor : state) {
     const artifact::TensorInfo& info = (*file)->tensors().at(tensor.name);

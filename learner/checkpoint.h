@@ -45,7 +45,8 @@ StateSource HeldHere(State state);  // every tensor has one piece, all of it
 absl::Status WriteCheckpoint(const std::string& dir, const State& layout, const StateSource& source,
                              const nlohmann::json& numbers);
 // Copies into the live pieces (the file has the same names, shapes and dtypes; missing, extra and misshaped ones are
-// named in DataLoss) and fills `numbers`.
+// named in DataLoss, before anything is changed) and fills `numbers`. Where the file cannot be read to its end, the
+// state is left half-read.
 absl::Status ReadCheckpoint(const std::string& dir, const State& state, nlohmann::json* numbers);
 
 // XXH3-128 over every tensor's name and bytes, in the layout's order, and the numbers' bytes: what a checkpoint would

@@ -1,6 +1,7 @@
 #include "model/weights_io.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <filesystem>
 #include <set>
@@ -61,9 +62,13 @@ absl::Status ReadAll(std::vector<Copy> copies) {
     }
   }
   std::vector<absl::Status> read(pieces.size());
+  std::atomic<bool> failed = false;  // a volume that is gone takes its time for every piece
   Divide(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+    if (failed) return;
     const Copy& piece = pieces[static_cast<size_t>(i)];
-    read[static_cast<size_t>(i)] = piece.from.file->Read(*piece.from.info, piece.offset, piece.to);
+    absl::Status& status = read[static_cast<size_t>(i)];
+    status = piece.from.file->Read(*piece.from.info, piece.offset, piece.to);
+    if (!status.ok()) failed = true;
   });
   for (absl::Status& status : read) RLHF_RETURN_IF_ERROR(std::move(status));
   return absl::OkStatus();
