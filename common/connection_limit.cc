@@ -9,9 +9,11 @@
 #include <atomic>
 #include <cerrno>
 #include <limits>
+#include <memory>
 
 #include <prometheus/counter.h>
 
+#include "absl/synchronization/mutex.h"
 #include "common/log.h"
 
 namespace rlhf {
@@ -64,7 +66,8 @@ void ExportConnectionsRefused(MetricsRegistry* metrics) {
   prometheus::Counter& counter =
       metrics->Counter("rlhf_connections_refused_total",
                        "Connections closed at once, for the descriptors left are for files (ulimit -n).");
-  metrics->OnCollect([&counter] {
+  metrics->OnCollect([&counter, mutex = std::make_shared<absl::Mutex>()] {
+    const absl::MutexLock lock(mutex.get());  // scrapes may be at once
     const auto refused = static_cast<double>(ConnectionsRefused());
     if (refused > counter.Value()) counter.Increment(refused - counter.Value());
   });
