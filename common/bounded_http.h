@@ -30,8 +30,8 @@ struct HttpBounds {
 void ServeBounded(int fd, SSL_CTX* tls, const HttpBounds& bounds, absl::FunctionRef<bool()> stopping,
                   absl::FunctionRef<bool(httplib::Stream& stream, bool last, bool* closed)> request);
 
-// Server: httplib::Server or httplib::SSLServer. Packed bodies are read as the bytes that they are, and nobody is told to
-// go on ("100 Continue"). The library's own timeouts and numbers of requests are only what it tells clients.
+// Server: httplib::Server or httplib::SSLServer. Packed bodies are read as the bytes that they are, and nobody is told
+// to go on ("100 Continue"). The library's own timeouts and numbers of requests are only what it tells clients.
 template <typename Server>
 class BoundedHttpServer final : public Server {
  public:

@@ -53,8 +53,8 @@ class Engine {
 
   // Queues a prompt's samples. InvalidArgument when the prompt cannot be encoded or leaves no room for a token in the
   // model's context; ResourceExhausted when it is this worker that is too small for it and what is to follow: its
-  // max_tokens, or its whole cache for one sample's keys and values; then needs_cache_bytes (may be null) says how much of that would have done,
-  // 0 where no memory would.
+  // max_tokens, or its whole cache for one sample's keys and values; then needs_cache_bytes (may be null) says how much
+  // of that would have done, 0 where no memory would.
   absl::Status Add(const v1::PromptLease& lease, int64_t* needs_cache_bytes = nullptr);
   // Removes samples whose lease was revoked, running or waiting.
   void Drop(const v1::SampleId& id, int attempt);

@@ -111,7 +111,7 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
   std::string rank0_;
   int wait_ms_ = 600'000;
   std::function<bool()> gone_;  // of the next call
-  bool publishes_ = true;  // rank 0 does
+  bool publishes_ = true;       // rank 0 does
   int64_t held_step_ = -1;
   int lost_ = 0;
   std::string why_;
