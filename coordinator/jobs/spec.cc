@@ -13,7 +13,7 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr size_t kLargestSpec = 1 << 20;
-constexpr int kMostStages = 100, kMostConditions = 100;
+constexpr int kMostStages = 100, kMostConditions = 1000;
 
 void ScorerReferences(const std::string& path, v1::ScorerSpec* scorer, std::vector<Reference>* out) {
   for (int i = 0; i < scorer->components_size(); ++i) {

@@ -112,10 +112,10 @@ TEST(SizeTest, WhatOneJobMayAskForIsBounded) {
   for (int i = 0; i < 101; ++i) long_one.mutable_pipeline()->add_stages()->mutable_ppo();
   EXPECT_EQ(JoinProblems(CompleteSpec(&long_one)), "pipeline.stages: expected at most 100, found 101");
   long_one.mutable_pipeline()->mutable_stages()->RemoveLast();
-  for (int i = 0; i < 101; ++i)
+  for (int i = 0; i < 1001; ++i)
     long_one.mutable_pipeline()->mutable_stages(99)->mutable_gate()->add_conditions()->set_metric("unknown");
   EXPECT_EQ(JoinProblems(CompleteSpec(&long_one)),
-            "pipeline.stages[99].gate.conditions: expected at most 100, found 101");
+            "pipeline.stages[99].gate.conditions: expected at most 1000, found 1001");
   long_one.mutable_pipeline()->mutable_stages(99)->mutable_gate()->mutable_conditions()->RemoveLast();
   EXPECT_EQ(CompleteSpec(&long_one).size(), kMostProblems);
   v1::JobSpec both = PpoJob();

@@ -360,10 +360,10 @@ TEST(SpecTest, AGateOnAMetricThatNoStageMakesIsRefusedWhenItIsSubmitted) {
   const std::string wrong = problems("", "known.acuracy");
   EXPECT_THAT(wrong,
               HasSubstr("pipeline.stages[3].gate.conditions[0].metric: the gate after \"last\": expected a metric "
-                        "of a stage that has run (\"last\" has CATEGORY.abstention, CATEGORY.action_claim, "));
+                        "of a stage that has run, found \"known.acuracy\" (did you mean \"known.accuracy\"?); \"last\" "
+                        "has CATEGORY.abstention, CATEGORY.action_claim, "));
   EXPECT_THAT(wrong, HasSubstr("; with `stage`: \"reward\" has accuracy, "));
   EXPECT_THAT(wrong, HasSubstr("; with `stage`: \"tune\" has approx_kl, "));
-  EXPECT_THAT(wrong, HasSubstr("found \"known.acuracy\" (did you mean \"known.accuracy\"?)"));
   EXPECT_THAT(problems("", "kl"), HasSubstr("did you mean {stage: tune, metric: kl}?"));
   EXPECT_THAT(problems("tune", "gold/mean"), HasSubstr("\"gold/mean\"")) << "there is no gold scorer";
   EXPECT_THAT(problems("", "win_rate"), HasSubstr("\"win_rate\"")) << "against nothing";
@@ -392,7 +392,7 @@ TEST(SpecTest, AGateOnARewardModelThatHoldsNothingOutIsRefused) {
   v1::GateCondition* condition = reward->mutable_gate()->add_conditions();
   condition->set_metric("accuracy");
   condition->set_min(0.5);
-  EXPECT_THAT(JoinProblems(CompleteSpec(&spec)), HasSubstr("(\"reward\" has none), found \"accuracy\""));
+  EXPECT_THAT(JoinProblems(CompleteSpec(&spec)), HasSubstr("found \"accuracy\"; \"reward\" has none"));
 }
 
 TEST(StageMetricsTest, WhatCollectingHasMayBeAGatesCondition) {
