@@ -3,6 +3,7 @@
 #include <fstream>
 #include <map>
 #include <set>
+#include <utility>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -146,14 +147,15 @@ pipeline:
 }
 
 TEST_F(OversightTest, OnceAHaltIsAcknowledgedNoStepCommitsUntilAnOverseerResumes) {
+  constexpr int kSteps = 120;  // of 40 ms: more than a halt takes to be given on a machine that is busy
   const std::string path = Write("long.yaml", absl::StrCat("name: long\nseed: 3\nlearners: {ranks: 2}\n",
-                                                           Ppo(30, "  policy_optimizer: {learning_rate: 1e-4}\n")));
+                                                           Ppo(kSteps, "  policy_optimizer: {learning_rate: 1e-4}\n")));
   ASSERT_EQ(service_.Ctl("submit " + path).code, 0);
   LocalService::Until(
       absl::Seconds(120), [&] { return service_.StepOf("long") >= 3; }, "three steps are committed");
   ASSERT_EQ(As("overseer", "service halt --reason look").code, 0);
   const int64_t halted_at = service_.StepOf("long");
-  ASSERT_LT(halted_at, 30);
+  ASSERT_LT(halted_at, kSteps);
   EXPECT_THAT(service_.Ctl("service state").output, HasSubstr("halted by overseer: look"));
   absl::SleepFor(absl::Seconds(3));  // that nothing happens cannot be waited for otherwise
   EXPECT_EQ(service_.StepOf("long"), halted_at);
@@ -161,7 +163,7 @@ TEST_F(OversightTest, OnceAHaltIsAcknowledgedNoStepCommitsUntilAnOverseerResumes
   ASSERT_EQ(As("overseer", "service resume").code, 0);
   const CommandResult watched = service_.Ctl("watch long");
   EXPECT_EQ(watched.code, 0) << watched.output;
-  EXPECT_EQ(service_.StepOf("long"), 30);
+  EXPECT_EQ(service_.StepOf("long"), kSteps);
   EXPECT_EQ(service_.Ctl("ledger long --check").code, 0);
 }
 
@@ -171,7 +173,16 @@ TEST_F(OversightTest, AHaltAndAPauseStopTrainingWithoutALedgerToo) {
                                  "\"file:sft.jsonl\", steps: 4000, batch_size: 8, checkpoint_every: 100}\n");
   ASSERT_EQ(service_.Ctl("submit " + path).code, 0);
   const auto stands_still = [&] {
-    const int64_t step = service_.StepOf("sft");
+    // What the ranks had done by then is told when its checkpoint is.
+    int64_t step = -1;
+    LocalService::Until(
+        absl::Seconds(60),
+        [&] {
+          absl::SleepFor(absl::Seconds(1));
+          const int64_t before = std::exchange(step, service_.StepOf("sft"));
+          return before == step;
+        },
+        "it stands");
     absl::SleepFor(absl::Seconds(3));  // that nothing happens cannot be waited for otherwise
     EXPECT_EQ(service_.StepOf("sft"), step);
     EXPECT_LT(step, 4000) << "the job ended before it was stopped";
