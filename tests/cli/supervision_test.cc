@@ -146,7 +146,8 @@ TEST(RanksTest, AHungRankIsSaidOnThePodsPortAndStartedAgainAlone) {
   ASSERT_TRUE(WriteFileDurably(dir.File("pod-1.hangs"), "").ok());
   Until([&] { return health().find("pod-1: /healthz says 503: stands still") != std::string::npos; }, "it is said");
   EXPECT_THAT(health(), HasSubstr(" 503"));
-  Until([&] { return starts("pod-1") == "started\nstarted\n"; }, "it is started again");
+  // Again and again, until the file is gone.
+  Until([&] { return starts("pod-1").size() > std::string("started\n").size(); }, "it is started again");
   ASSERT_TRUE(std::filesystem::remove(dir.File("pod-1.hangs")));
   Until([&] { return health().find("200") != std::string::npos; }, "the pod is well again");
   EXPECT_EQ(starts("pod-0"), "started\n");
