@@ -204,7 +204,8 @@ TEST_F(MainJobTest, BadInputGetsOneClearErrorAndLosesNothing) {
 }
 
 TEST_F(MainJobTest, AKilledCoordinatorGoesOnWithItsJob) {
-  ASSERT_EQ(service_.Ctl("submit " + WriteJob(30, 1)).code, 0);
+  constexpr int kSteps = 120;  // of 30 ms: more than it takes to begin to watch
+  ASSERT_EQ(service_.Ctl("submit " + WriteJob(kSteps, 1)).code, 0);
   WaitForStep(3);
   const std::vector<pid_t> before = service_.Pids("rlhf-coordinator");
   ASSERT_EQ(before.size(), 1u);
@@ -218,7 +219,7 @@ TEST_F(MainJobTest, AKilledCoordinatorGoesOnWithItsJob) {
   watcher.join();
   EXPECT_EQ(watched.code, 0) << ReadFile(seen).value_or("");
   EXPECT_NE(service_.Pids("rlhf-coordinator"), before);
-  ExpectWhole(30);
+  ExpectWhole(kSteps);
 }
 
 TEST_F(MainJobTest, WhoFollowsAPipelineStaysWithItWhenTheCoordinatorIsKilled) {
