@@ -285,25 +285,25 @@ pipeline:
 }
 
 TEST_F(MainJobTest, AKilledLearnerIsReplacedAndEverythingIsTrainedOnce) {
-  ASSERT_EQ(service_.Ctl("submit " + WriteJob(14, 0)).code, 0);
+  ASSERT_EQ(service_.Ctl("submit " + WriteJob(40, 0)).code, 0);
   WaitForStep(7);
   const std::vector<pid_t> learners = service_.Pids("rlhf-learner");
   ASSERT_EQ(learners.size(), 2u);
   ASSERT_EQ(kill(learners[0], SIGKILL), 0);
   const CommandResult watched = service_.Ctl("watch small");
   EXPECT_EQ(watched.code, 0) << watched.output;
-  ExpectWhole(14);
+  ExpectWhole(40);
 }
 
 TEST_F(MainJobTest, AKilledRolloutWorkerCostsNoSample) {
-  ASSERT_EQ(service_.Ctl("submit " + WriteJob(10, 0)).code, 0);
+  ASSERT_EQ(service_.Ctl("submit " + WriteJob(40, 0)).code, 0);
   WaitForStep(2);
   const std::vector<pid_t> workers = service_.Pids("rlhf-rollout-worker");
   ASSERT_EQ(workers.size(), 2u);
   ASSERT_EQ(kill(workers[0], SIGKILL), 0);
   const CommandResult watched = service_.Ctl("watch small");
   EXPECT_EQ(watched.code, 0) << watched.output;
-  ExpectWhole(10);
+  ExpectWhole(40);
 }
 
 }  // namespace
