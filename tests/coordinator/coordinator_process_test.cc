@@ -265,6 +265,9 @@ TEST_F(CoordinatorProcessTest, WhoGaveUpJoiningDuringAStandstillIsNoMember) {
     ASSERT_TRUE(stub_->ExplainJob(client::MakeContext(absl::Seconds(20)).get(), explain, &waits).ok());
   }
   ASSERT_EQ(kill(pid_, SIGSTOP), 0);
+  int status = 0;
+  ASSERT_EQ(waitpid(pid_, &status, WUNTRACED), pid_);
+  ASSERT_TRUE(WIFSTOPPED(status)) << "all its threads stand still now";
   for (int i = 0; i < 6; ++i) {
     const auto given_up = Join(*session, /*wait_ms=*/100, absl::Milliseconds(300));
     EXPECT_TRUE(absl::IsDeadlineExceeded(given_up.status())) << given_up.status();
