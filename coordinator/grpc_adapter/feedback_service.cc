@@ -166,13 +166,13 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
       const std::string owner = Edge::ProjectFor(caller, project);
       if (absl::Status status = edge_.Admit(caller, owner, absl::StrCat(kService, method).c_str()); !status.ok())
         return done(status);
-      return edge_.background->Run([this, owner, set = reference.substr(4), done = std::move(done)]() mutable {
-        auto all = sets_.ReadAll(owner, set);
-        edge_.loop->Post([all = std::move(all), done = std::move(done)]() mutable {
-          if (!all.ok()) return done(all.status());
-          done(std::make_shared<const std::vector<v1::Comparison>>(*std::move(all)));
-        });
-      });
+      return OffLoop<Judgements>(
+          edge_.loop, edge_.background,
+          [this, owner, set = reference.substr(4)]() -> absl::StatusOr<Judgements> {
+            RLHF_ASSIGN_OR_RETURN(std::vector<v1::Comparison> all, sets_.ReadAll(owner, set));
+            return std::make_shared<const std::vector<v1::Comparison>>(std::move(all));
+          },
+          std::move(done));
     }
     const absl::StatusOr<std::string> id = Known(caller, reference, absl::StrCat(kService, method).c_str());
     if (!id.ok()) return done(id.status());

@@ -209,12 +209,12 @@ class JobService final : public v1::JobService::CallbackService {
     if (!absl::WebSafeBase64Unescape(r.page().page_token(), &after))
       return done(absl::InvalidArgumentError("page_token: expected the one of the previous answer"));
     // Hundreds of payloads: read beside the loop.
-    edge_.pages->Run([this, r, job_id = job->id(), page_size = *page_size, after = std::move(after),
-                      done = std::move(done)]() mutable {
-      absl::StatusOr<v1::ListSamplesResponse> response = ReadSamples(r, job_id, page_size, std::move(after));
-      edge_.loop->Post(
-          [response = std::move(response), done = std::move(done)]() mutable { done(std::move(response)); });
-    });
+    OffLoop<v1::ListSamplesResponse>(
+        edge_.loop, edge_.pages,
+        [this, r, job_id = job->id(), page_size = *page_size, after = std::move(after)]() mutable {
+          return ReadSamples(r, job_id, page_size, std::move(after));
+        },
+        std::move(done));
   }
   // Any thread.
   absl::StatusOr<v1::ListSamplesResponse> ReadSamples(const v1::ListSamplesRequest& r, const std::string& job_id,

@@ -71,8 +71,8 @@ class OversightService final : public v1::OversightService::CallbackService {
                     if (status.ok()) status = ForAll(caller, "ListAudit");
                     if (!status.ok()) return done(status);
                     OffLoop<v1::ListAuditResponse>(
-                        edge_.pages, [oversight = edge_.oversight, r] { return oversight->audit().List(r); },
-                        std::move(done));
+                        edge_.loop, edge_.pages,
+                        [oversight = edge_.oversight, r] { return oversight->audit().List(r); }, std::move(done));
                   });
   }
   grpc::ServerUnaryReactor* VerifyAudit(grpc::CallbackServerContext* context, const v1::VerifyAuditRequest* request,
@@ -83,7 +83,7 @@ class OversightService final : public v1::OversightService::CallbackService {
                std::function<bool()> gone) {
           if (absl::Status status = ForAll(caller, "VerifyAudit"); !status.ok()) return done(status);
           OffLoop<v1::VerifyAuditResponse>(
-              edge_.checks,
+              edge_.loop, edge_.checks,
               [oversight = edge_.oversight, gone = std::move(gone)] { return oversight->audit().Verify(gone); },
               std::move(done));
         });
@@ -97,8 +97,8 @@ class OversightService final : public v1::OversightService::CallbackService {
                     if (status.ok()) status = ForAll(caller, "ListAuditHeads");
                     if (!status.ok()) return done(status);
                     OffLoop<v1::ListAuditHeadsResponse>(
-                        edge_.pages, [oversight = edge_.oversight, r] { return oversight->audit().ListHeads(r); },
-                        std::move(done));
+                        edge_.loop, edge_.pages,
+                        [oversight = edge_.oversight, r] { return oversight->audit().ListHeads(r); }, std::move(done));
                   });
   }
   grpc::ServerUnaryReactor* GetLineage(grpc::CallbackServerContext* context, const v1::GetLineageRequest* request,
@@ -115,7 +115,7 @@ class OversightService final : public v1::OversightService::CallbackService {
               CollectLineageRows(project, *edge_.jobs, *edge_.feedback, *edge_.oversight, *edge_.artifacts);
           if (!rows.ok()) return done(rows.status());
           OffLoop<v1::Lineage>(
-              edge_.pages,
+              edge_.loop, edge_.pages,
               [oversight = edge_.oversight, digest = model->digest(), rows = *std::move(rows),
                gone = std::move(gone)]() mutable -> absl::StatusOr<v1::Lineage> {
                 RLHF_ASSIGN_OR_RETURN(rows.records, oversight->audit().All(gone));
@@ -126,14 +126,6 @@ class OversightService final : public v1::OversightService::CallbackService {
   }
 
  private:
-  // Answers on the loop with what `read` found on one of the threads.
-  template <typename T>
-  void OffLoop(Background* threads, absl::AnyInvocable<absl::StatusOr<T>()> read, Done<T> done) const {
-    threads->Run([loop = edge_.loop, read = std::move(read), done = std::move(done)]() mutable {
-      absl::StatusOr<T> found = read();
-      loop->Post([done = std::move(done), found = std::move(found)]() mutable { done(std::move(found)); });
-    });
-  }
   // The halt switch and the audit chain are the whole service's.
   absl::Status ForAll(const Caller& caller, const char* method) const { return edge_.Admit(caller, "*", method); }
 

@@ -11,6 +11,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "common/rpc_server.h"
@@ -112,6 +113,15 @@ grpc::ServerUnaryReactor* OnLoop(const Edge& edge, grpc::CallbackServerContext* 
 template <typename F>
 auto Directly(F f) {
   return [f = std::move(f)](const Caller& caller, auto& request, auto&&) mutable { return f(caller, request); };
+}
+
+// Answers on the loop with what `read` found on one of the threads.
+template <typename T>
+void OffLoop(EventLoop* loop, Background* threads, absl::AnyInvocable<absl::StatusOr<T>()> read, Done<T> done) {
+  threads->Run([loop, read = std::move(read), done = std::move(done)]() mutable {
+    absl::StatusOr<T> found = read();
+    loop->Post([done = std::move(done), found = std::move(found)]() mutable { done(std::move(found)); });
+  });
 }
 
 }  // namespace rlhf::coordinator
