@@ -124,9 +124,7 @@ class UploadStream final : public grpc::ServerReadReactor<v1::UploadChunk> {
 
  private:
   void Read() {
-    const std::shared_ptr<ReadWatch> watch = watch_;
-    StartRead(&chunk_);
-    watch->Waits();
+    watch_->Read([this] { StartRead(&chunk_); });
   }
   void Take() {
     absl::Status status = watch_->Check();

@@ -23,7 +23,9 @@ std::shared_ptr<ReadWatch> ReadWatch::Begin(const Edge& edge, const grpc::Callba
   return watch;
 }
 
-void ReadWatch::Waits() {
+void ReadWatch::Read(absl::FunctionRef<void()> start) {
+  const std::shared_ptr<ReadWatch> self = shared_from_this();  // the stream's own may be gone once it reads
+  start();
   absl::MutexLock lock(&mu_);
   ++reads_;
 }

@@ -9,6 +9,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
@@ -32,16 +33,16 @@ class CallToken {
   std::string token_;
 };
 
-// For a stream that its client sends: ends it while nothing comes, too. The stream says when it waits for its client;
-// in between it asks Check itself. Thread-safe.
+// For a stream that its client sends: ends it while nothing comes, too. The stream reads by it; in between it asks
+// Check itself. Thread-safe.
 class ReadWatch : public std::enable_shared_from_this<ReadWatch> {
  public:
-  // `end` finishes the stream. It is called on the loop, once at most, and only while the stream waits: so long the
+  // `end` finishes the stream. It is called on the loop, once at most, and only while a read is under way: so long the
   // stream is there.
   static std::shared_ptr<ReadWatch> Begin(const Edge& edge, const grpc::CallbackServerContext& context,
                                           std::function<void(absl::Status)> end);
-  // After StartRead, by a pointer of the caller's own: the stream may be gone by then.
-  void Waits();
+  // `start` is the stream's StartRead; when this returns, the stream may be gone.
+  void Read(absl::FunctionRef<void()> start);
   // First thing in OnReadDone. False: the stream was ended meanwhile, and there is nothing more to do.
   bool Arrived();
   absl::Status Check() const { return token_.Check(); }
@@ -55,7 +56,7 @@ class ReadWatch : public std::enable_shared_from_this<ReadWatch> {
   const CallToken token_;
   const std::function<void(absl::Status)> end_;
   absl::Mutex mu_;
-  int reads_ ABSL_GUARDED_BY(mu_) = 0;  // started and not arrived; -1 where one arrived before Waits
+  int reads_ ABSL_GUARDED_BY(mu_) = 0;  // started and not arrived; -1 where one arrived before it was counted
   bool ended_ ABSL_GUARDED_BY(mu_) = false;
 };
 

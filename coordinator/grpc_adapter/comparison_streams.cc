@@ -133,9 +133,7 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsR
 
  private:
   void Read() {
-    const std::shared_ptr<ReadWatch> watch = watch_;
-    StartRead(&request_);
-    watch->Waits();
+    watch_->Read([this] { StartRead(&request_); });
   }
   void Begin() {
     const std::string project = Edge::ProjectFor(caller_, request_.project());
