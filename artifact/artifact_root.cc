@@ -76,16 +76,18 @@ absl::StatusOr<std::vector<std::string>> ListFiles(const fs::path& root, Origin 
       it.disable_recursion_pending();
       continue;
     }
-    const bool link = it->is_symlink();
-    if (link && origin == Origin::kService)
-      return absl::InvalidArgumentError(
-          absl::StrCat(it->path().string(), ": symbolic links cannot be in an artifact; copy the file"));
-    if (!link && it->is_directory()) continue;
-    std::error_code unreadable;
-    if (link && !it->is_regular_file(unreadable)) return LinkError(it->path());
-    if (!link && !it->is_regular_file())
+    if (it->is_symlink()) {
+      if (origin == Origin::kService)
+        return absl::InvalidArgumentError(
+            absl::StrCat(it->path().string(), ": symbolic links cannot be in an artifact; copy the file"));
+      std::error_code unreadable;
+      if (!it->is_regular_file(unreadable)) return LinkError(it->path());
+    } else if (it->is_directory()) {
+      continue;
+    } else if (!it->is_regular_file()) {
       return absl::InvalidArgumentError(
           absl::StrCat(it->path().string(), ": only regular files can be in an artifact"));
+    }
     if (relative == kManifestName) continue;
     if (absl::StrContains(relative, '\n')) return absl::InvalidArgumentError("a file's name holds a line break");
     out.push_back(relative);

@@ -30,10 +30,6 @@ class Waits {
   v1::ExplainJobResponse response;
 };
 
-std::string JobNamed(const std::string& id) {
-  return id == kJobElsewhere ? id : absl::StrCat("job ", id);
-}
-
 std::string Ranks(int n) {
   return absl::StrCat(n, n == 1 ? " learner" : " learners");
 }
@@ -47,9 +43,9 @@ std::string Versions(const std::map<std::string, int>& versions) {
 
 void ExplainLearners(const JobFacts& facts, Waits* waits) {
   const LearnerFacts& learners = facts.learners;
+  if (learners.formed) return;
   const bool none_suffices = std::all_of(learners.versions.begin(), learners.versions.end(),
                                          [&](const auto& version) { return version.second < learners.ranks; });
-  if (learners.formed) return;
   if (learners.forming) {
     waits->Add(v1::GROUP_FORMING,
                absl::StrCat("its learner group to form: ", learners.not_joined.size(), " of ", learners.ranks,
@@ -236,6 +232,10 @@ void ExplainActive(const JobFacts& facts, Waits* waits) {
 }
 
 }  // namespace
+
+std::string JobNamed(const std::string& id) {
+  return id == kJobElsewhere ? id : absl::StrCat("job ", id);
+}
 
 void HideJobs(const std::function<bool(const std::string& job_id)>& hidden, JobFacts* facts) {
   const auto hide = [&](std::string* id) {

@@ -14,6 +14,8 @@ namespace rlhf::coordinator {
 
 // Stands for the id of a job whose project the reader has no part in.
 inline constexpr char kJobElsewhere[] = "a job of another project";
+// "job ID", or kJobElsewhere as it is.
+std::string JobNamed(const std::string& id);
 
 inline constexpr absl::Duration kNoProgress = absl::Minutes(10);
 

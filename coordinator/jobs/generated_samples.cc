@@ -118,6 +118,10 @@ absl::StatusOr<std::unique_ptr<Measures>> MakeMeasures(const v1::JobSpec& spec, 
 
 }  // namespace
 
+const v1::SamplingParams& SamplingOf(const v1::JobSpec& spec) {
+  return spec.has_sample() ? spec.sample().sampling() : spec.evaluate().sampling();
+}
+
 std::string SampleLine(const v1::Sample& sample) {
   nlohmann::ordered_json line;
   line["id"] = sample.prompt().id();
@@ -147,8 +151,7 @@ GeneratedSamples WriteGeneratedSamples(const Sampling& sampling, const std::stri
   made.measured = measures.status();
   if (!made.measured.ok()) return made;
   LineFile lines(file);
-  const int max_new_tokens =
-      spec.has_evaluate() ? spec.evaluate().sampling().max_new_tokens() : spec.sample().sampling().max_new_tokens();
+  const int max_new_tokens = SamplingOf(spec).max_new_tokens();
   MeanTally cut;
   int64_t found = 0;
   std::string after;

@@ -19,6 +19,9 @@ struct GeneratedSamples {
   std::map<std::string, v1::Metric> metrics;
 };
 
+// How a sample or an evaluate job samples.
+const v1::SamplingParams& SamplingOf(const v1::JobSpec& spec);
+
 // A line of samples.jsonl, which artifact/dataset.h reads.
 std::string SampleLine(const v1::Sample& sample);
 

@@ -91,7 +91,7 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     SamplingPlan plan = PlanOf(row);
     plan.prompts = std::move(prompts);
     plan.samples_per_prompt = per_prompt();
-    plan.sampling = is_sample() ? row.spec().sample().sampling() : row.spec().evaluate().sampling();
+    plan.sampling = SamplingOf(row.spec());
     plan.policy.set_job_id(job_id_);
     plan.policy.set_deterministic(row.spec().deterministic());
     plan.policy.set_artifact(Resolved(row, is_sample() ? row.spec().sample().model() : row.spec().evaluate().model()));
@@ -181,10 +181,9 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     v1::Job* row = job();
     for (const auto& [name, metric] : metrics) (*row->mutable_result()->mutable_metrics())[name] = metric;
     if (const auto cut = metrics.find(kCutByContext); cut != metrics.end() && cut->second.value() > 0) {
-      const v1::SamplingParams& sampling =
-          is_sample() ? row->spec().sample().sampling() : row->spec().evaluate().sampling();
       WriteBatch told;
-      host_->AppendMessage(row, CutByContextMessage(cut->second.value(), sampling.max_new_tokens()), &told);
+      host_->AppendMessage(row, CutByContextMessage(cut->second.value(), SamplingOf(row->spec()).max_new_tokens()),
+                           &told);
       host_->Commit(job_id_, std::move(told));
     }
     const v1::EvaluateSpec& spec = row->spec().evaluate();

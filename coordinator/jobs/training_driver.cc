@@ -226,11 +226,8 @@ void TrainingDriver::OnYield(const std::string&, const std::string& to) {
   yields_to_ = to;
   yields_since_ = deps().loop->clock().Now();
   WriteBatch batch;
-  const std::string other = Named(to);
   host_->AppendMessage(
-      job(),
-      absl::StrCat(other == to ? "job " : "", other, " has a higher priority: this one makes room after its step"),
-      &batch);
+      job(), absl::StrCat(JobNamed(Named(to)), " has a higher priority: this one makes room after its step"), &batch);
   host_->Commit(job_id_, std::move(batch));
 }
 
@@ -246,7 +243,7 @@ void TrainingDriver::Yield() {
   waiting_since_ = deps().loop->clock().Now();
   const std::string other = Named(to);
   row->set_preempted_by(other);
-  const std::string why = absl::StrCat("preempted by ", other == to ? "job " : "", other);
+  const std::string why = absl::StrCat("preempted by ", JobNamed(other));
   WriteBatch batch;
   if (row->state() == v1::RUNNING) host_->SetState(row, v1::PENDING, why, "PREEMPTED", &batch);
   deps().groups->Release(job_id_, why);
