@@ -107,17 +107,22 @@ TEST_F(StreamsTest, ATokenThatExpiresEndsItsStreams) {
   EXPECT_EQ(followed.reader->Finish().error_code(), grpc::StatusCode::UNAUTHENTICATED);
 }
 
-TEST_F(StreamsTest, AnUploadEndsWithItsTokenAlsoWhileNothingComes) {
-  const v1::CreateTokenResponse ada = Token("ada", 0, v1::SUBMITTER);
-  const auto stub = v1::ArtifactService::NewStub(ApiWithToken(ada.secret()));
-  const std::string content = "0123456789";
+v1::StartUploadRequest UploadOf(uint64_t size, const std::string& sha256) {
   v1::StartUploadRequest start;
   start.set_project("default");
   start.set_kind("data");
   v1::FileEntry* file = start.add_files();
   file->set_path("a");
-  file->set_size(content.size());
-  file->set_sha256(artifact::Sha256Hex(content));
+  file->set_size(size);
+  file->set_sha256(sha256);
+  return start;
+}
+
+TEST_F(StreamsTest, AnUploadEndsWithItsTokenAlsoWhileNothingComes) {
+  const v1::CreateTokenResponse ada = Token("ada", 0, v1::SUBMITTER);
+  const auto stub = v1::ArtifactService::NewStub(ApiWithToken(ada.secret()));
+  const std::string content = "0123456789";
+  const v1::StartUploadRequest start = UploadOf(content.size(), artifact::Sha256Hex(content));
   const auto started = Call(stub, &v1::ArtifactService::Stub::StartUpload, start);
   ASSERT_TRUE(started.ok()) << started.status();
   v1::UploadChunksResponse response;
@@ -140,13 +145,7 @@ TEST_F(StreamsTest, AnUploadEndsWithItsTokenAlsoWhileNothingComes) {
 TEST_F(StreamsTest, AnUploadThatGoesOnEndsWithItsToken) {
   const v1::CreateTokenResponse ada = Token("ada", 0, v1::SUBMITTER);
   const auto stub = v1::ArtifactService::NewStub(ApiWithToken(ada.secret()));
-  v1::StartUploadRequest start;
-  start.set_project("default");
-  start.set_kind("data");
-  v1::FileEntry* file = start.add_files();
-  file->set_path("a");
-  file->set_size(1 << 30);
-  file->set_sha256(std::string(64, '0'));
+  const v1::StartUploadRequest start = UploadOf(1 << 30, std::string(64, '0'));
   const auto started = Call(stub, &v1::ArtifactService::Stub::StartUpload, start);
   ASSERT_TRUE(started.ok()) << started.status();
   v1::UploadChunksResponse response;

@@ -89,6 +89,16 @@ class SamplingFaults : public testing::Test, public SamplingListener {
     loop_.Run();
     return out;
   }
+  // So many, in as many calls as that takes; fewer where a call gets none.
+  std::vector<v1::LeaseProgress> LeaseAll(const std::string& session, size_t count) {
+    std::vector<v1::LeaseProgress> all;
+    while (all.size() < count) {
+      const auto more = Lease(session, static_cast<int>(count));
+      if (more.empty()) break;
+      all.insert(all.end(), more.begin(), more.end());
+    }
+    return all;
+  }
   // A token below 0: a sample with none.
   v1::SampleVerdict Submit(const std::string& session, const v1::LeaseProgress& lease, int token = 7,
                            const std::vector<float>& log_kept_mass = {}) {

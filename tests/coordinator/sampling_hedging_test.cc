@@ -17,12 +17,8 @@ TEST_F(SamplingFaults, TheFirstOfTwoAttemptsWinsAndTheOtherIsHarmless) {
   Issue(1, 16);
   const auto first = Lease(slow, 1);
   ASSERT_EQ(first.size(), 1u);
-  std::vector<v1::LeaseProgress> rest;
-  while (rest.size() < 15) {
-    const auto more = Lease(quick, 15);
-    ASSERT_FALSE(more.empty());
-    rest.insert(rest.end(), more.begin(), more.end());
-  }
+  const std::vector<v1::LeaseProgress> rest = LeaseAll(quick, 15);
+  ASSERT_EQ(rest.size(), 15u);
   Pass(absl::Milliseconds(300));
   for (const auto& lease : rest) EXPECT_TRUE(Submit(quick, lease).accepted());
   EXPECT_THAT(Lease(quick, 4), testing::IsEmpty());  // nothing takes long yet
@@ -57,12 +53,8 @@ TEST_F(SamplingFaults, AnUnsuitedWorkerIsNoHelpAndKeepsNobodyFromHelping) {
   loop_.Run();
   const std::string slow = Register("slow"), quick = Register("quick");
   ASSERT_EQ(Lease(slow, 1).size(), 1u);
-  std::vector<v1::LeaseProgress> rest;
-  while (rest.size() < 15) {
-    const auto more = Lease(quick, 15);
-    ASSERT_FALSE(more.empty());
-    rest.insert(rest.end(), more.begin(), more.end());
-  }
+  const std::vector<v1::LeaseProgress> rest = LeaseAll(quick, 15);
+  ASSERT_EQ(rest.size(), 15u);
   for (const auto& each : rest) EXPECT_TRUE(Submit(quick, each).accepted());
   Pass(absl::Seconds(1));
   EXPECT_THAT(Lease(unsuited, 1), testing::IsEmpty());
@@ -74,12 +66,8 @@ TEST_F(SamplingFaults, WhenTheHedgeDiesTheFirstAttemptGoesOn) {
   const std::string slow = Register("slow"), quick = Register("quick");
   Issue(1, 16);
   const auto first = Lease(slow, 1);
-  std::vector<v1::LeaseProgress> rest;
-  while (rest.size() < 15) {
-    const auto more = Lease(quick, 15);
-    ASSERT_FALSE(more.empty());
-    rest.insert(rest.end(), more.begin(), more.end());
-  }
+  const std::vector<v1::LeaseProgress> rest = LeaseAll(quick, 15);
+  ASSERT_EQ(rest.size(), 15u);
   for (const auto& lease : rest) EXPECT_TRUE(Submit(quick, lease).accepted());
   Pass(absl::Seconds(1));
   Report(slow, first);
@@ -100,12 +88,8 @@ TEST_F(SamplingFaults, WhenTheFirstAttemptDiesTheHedgeGoesOn) {
   Issue(1, 16);
   const auto first = Lease(slow, 1);
   ASSERT_EQ(first.size(), 1u);
-  std::vector<v1::LeaseProgress> rest;
-  while (rest.size() < 15) {
-    const auto more = Lease(quick, 15);
-    ASSERT_FALSE(more.empty());
-    rest.insert(rest.end(), more.begin(), more.end());
-  }
+  const std::vector<v1::LeaseProgress> rest = LeaseAll(quick, 15);
+  ASSERT_EQ(rest.size(), 15u);
   for (const auto& lease : rest) EXPECT_TRUE(Submit(quick, lease).accepted());
   Pass(absl::Seconds(1));
   Report(slow, first);

@@ -67,6 +67,19 @@ class WeightsTransfer : public testing::TestWithParam<torch::Dtype> {
     return source;
   }
 
+  // The model as an artifact: its digest.
+  std::string PublishModel() const {
+    const auto published = artifact::ArtifactRoot(dir_.File("shared")).Publish(dir_.File("model"));
+    EXPECT_TRUE(published.ok()) << published.status();
+    return published.ok() ? published->digest : "";
+  }
+  // Of one slot, for artifacts.
+  PolicyLoader Loader(PolicyLoaderOptions options = {}) {
+    options.engine.slots = 1;
+    options.dtype = GetParam();
+    return PolicyLoader(&artifacts_, &subscriber_, options);
+  }
+
   FetchedWeights Fetch(const v1::PolicySource& source, const std::string& held) {
     auto weights = subscriber_.Fetch(source, held);
     EXPECT_TRUE(weights.ok()) << weights.status();
@@ -74,6 +87,7 @@ class WeightsTransfer : public testing::TestWithParam<torch::Dtype> {
   }
 
   ScratchDir dir_;
+  client::ArtifactCache artifacts_{dir_.File("shared"), dir_.File("private"), nullptr};
   learner::WeightPublisher publisher_;
   std::unique_ptr<RpcServer> server_;
   std::unique_ptr<model::Transformer> policy_;
@@ -167,18 +181,13 @@ TEST_P(WeightsTransfer, WhereEverythingChangesThereIsNoDelta) {
 }
 
 TEST_P(WeightsTransfer, TheLoaderTakesDeltasOfWhatItsEngineHas) {
-  const artifact::ArtifactRoot root(dir_.File("shared"));
-  const auto published = root.Publish(dir_.File("model"));
-  ASSERT_TRUE(published.ok()) << published.status();
-  client::ArtifactCache artifacts(dir_.File("shared"), dir_.File("private"), nullptr);
-  PolicyLoaderOptions options;
-  options.engine.slots = 1;
-  options.dtype = GetParam();
-  PolicyLoader loader(&artifacts, &subscriber_, options);
+  const std::string model = PublishModel();
+  ASSERT_NE(model, "");
+  PolicyLoader loader = Loader();
   int64_t seen = 0;
   // Bytes received for the version, which the engine must then have.
   const auto take_up = [&](v1::PolicySource source) {
-    source.set_artifact(published->digest);
+    source.set_artifact(model);
     const absl::Status switched = loader.Switch(source);
     EXPECT_TRUE(switched.ok()) << switched;
     EXPECT_EQ(model::WeightsDigest(loader.engine()->model()), source.version().digest());
@@ -191,7 +200,7 @@ TEST_P(WeightsTransfer, TheLoaderTakesDeltasOfWhatItsEngineHas) {
 
   Change(*policy_);
   v1::PolicySource third = Publish(3);
-  third.set_artifact(published->digest);
+  third.set_artifact(model);
   loader.Prefetch(third);  // a delta from 2, which the engine has
   EXPECT_LT(take_up(third), whole * 3 / 100);
 
@@ -202,23 +211,19 @@ TEST_P(WeightsTransfer, TheLoaderTakesDeltasOfWhatItsEngineHas) {
 }
 
 TEST_P(WeightsTransfer, VersionZeroIsTheArtifactAgainWhateverCameBetween) {
-  const auto published = artifact::ArtifactRoot(dir_.File("shared")).Publish(dir_.File("model"));
-  ASSERT_TRUE(published.ok()) << published.status();
-  client::ArtifactCache artifacts(dir_.File("shared"), dir_.File("private"), nullptr);
-  PolicyLoaderOptions options;
-  options.engine.slots = 1;
-  options.dtype = GetParam();
-  PolicyLoader loader(&artifacts, &subscriber_, options);
+  const std::string model = PublishModel();
+  ASSERT_NE(model, "");
+  PolicyLoader loader = Loader();
   const std::string artifacts_own = model::WeightsDigest(*policy_);
   Change(*policy_);
   v1::PolicySource trained = Publish(1);
-  trained.set_artifact(published->digest);
+  trained.set_artifact(model);
   ASSERT_TRUE(loader.Switch(trained).ok());
   ASSERT_EQ(model::WeightsDigest(loader.engine()->model()), trained.version().digest());
   // Another job begins with the model that the first one trained from.
   v1::PolicySource fresh;
   fresh.set_job_id("another job");
-  fresh.set_artifact(published->digest);
+  fresh.set_artifact(model);
   EXPECT_FALSE(loader.Serves(fresh));
   EXPECT_FALSE(loader.CanSwitchInPlace(fresh));
   ASSERT_TRUE(loader.Switch(fresh).ok());
@@ -232,16 +237,12 @@ TEST_P(WeightsTransfer, VersionZeroIsTheArtifactAgainWhateverCameBetween) {
 }
 
 TEST_P(WeightsTransfer, WeightsChangeUnderRunningSamplesOfTheirOwnJobAlone) {
-  const auto published = artifact::ArtifactRoot(dir_.File("shared")).Publish(dir_.File("model"));
-  ASSERT_TRUE(published.ok()) << published.status();
-  client::ArtifactCache artifacts(dir_.File("shared"), dir_.File("private"), nullptr);
-  PolicyLoaderOptions options;
-  options.engine.slots = 1;
-  options.dtype = GetParam();
-  PolicyLoader loader(&artifacts, &subscriber_, options);
+  const std::string model = PublishModel();
+  ASSERT_NE(model, "");
+  PolicyLoader loader = Loader();
   v1::PolicySource source;
   source.set_job_id("job");
-  source.set_artifact(published->digest);
+  source.set_artifact(model);
   source.mutable_version()->set_step(1);
   v1::PolicySource of_another = source;
   of_another.set_job_id("another job");
@@ -269,18 +270,16 @@ TEST_P(WeightsTransfer, WeightsChangeUnderRunningSamplesOfTheirOwnJobAlone) {
 // What int8 weights were made from is not kept: there is nothing to change elements of.
 TEST_P(WeightsTransfer, AWorkerOfInt8WeightsTakesEveryVersionWhole) {
   if (GetParam() != torch::kFloat32) return;
-  const auto published = artifact::ArtifactRoot(dir_.File("shared")).Publish(dir_.File("model"));
-  ASSERT_TRUE(published.ok()) << published.status();
-  client::ArtifactCache artifacts(dir_.File("shared"), dir_.File("private"), nullptr);
+  const std::string model = PublishModel();
+  ASSERT_NE(model, "");
   PolicyLoaderOptions options;
-  options.engine.slots = 1;
   options.int8 = true;
-  PolicyLoader loader(&artifacts, &subscriber_, options);
+  PolicyLoader loader = Loader(options);
   int64_t before = 0;
   for (int64_t step = 1; step <= 2; ++step) {
     Change(*policy_);
     v1::PolicySource source = Publish(step);
-    source.set_artifact(published->digest);
+    source.set_artifact(model);
     const absl::Status switched = loader.Switch(source);
     ASSERT_TRUE(switched.ok()) << switched;
     EXPECT_EQ(loader.counters().bytes, step * static_cast<int64_t>(Fetch(source, "").bytes.size()));
@@ -291,12 +290,9 @@ TEST_P(WeightsTransfer, AWorkerOfInt8WeightsTakesEveryVersionWhole) {
 
 TEST_P(WeightsTransfer, AdaptersCountAsTheyDoAtTheLearner) {
   if (GetParam() != torch::kFloat32) return;
-  const auto published = artifact::ArtifactRoot(dir_.File("shared")).Publish(dir_.File("model"));
-  ASSERT_TRUE(published.ok()) << published.status();
-  client::ArtifactCache artifacts(dir_.File("shared"), dir_.File("private"), nullptr);
-  PolicyLoaderOptions options;
-  options.engine.slots = 1;
-  PolicyLoader loader(&artifacts, &subscriber_, options);
+  const std::string model = PublishModel();
+  ASSERT_NE(model, "");
+  PolicyLoader loader = Loader();
   const model::PackedBatch batch = model::PackedBatch::FromSequences({{1, 7, 30, 100}});
   const torch::NoGradGuard no_grad;
   const torch::Tensor base = policy_->Hidden(batch);
@@ -306,7 +302,7 @@ TEST_P(WeightsTransfer, AdaptersCountAsTheyDoAtTheLearner) {
     ASSERT_TRUE(policy_->AttachLora({.rank = 4, .alpha = alpha, .target_modules = {"q_proj", "v_proj"}}, 1).ok());
     for (const auto& [name, parameter] : policy_->trained_parameters()) torch::Tensor(parameter).fill_(0.05);
     v1::PolicySource source = Publish(static_cast<int64_t>(alpha));
-    source.set_artifact(published->digest);
+    source.set_artifact(model);
     source.mutable_lora()->set_rank(4);
     if (alpha != 4) source.mutable_lora()->set_alpha(alpha);
     for (const char* module : {"q_proj", "v_proj"}) source.mutable_lora()->add_target_modules(module);
