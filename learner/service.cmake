@@ -8,6 +8,6 @@ if(TARGET rlhf_learner_trainers)
   rlhf_cc_library(NAME learner_replay TORCH GRPC HDRS replay/replay.h SRCS replay/replay.cc
     DEPS rlhf::learner_service rlhf::artifact_root)
   rlhf_cc_binary(NAME replay OUTPUT rlhf-replay COMPONENT rlhf-learner TORCH GRPC SRCS replay/replay_main.cc DEPS rlhf::learner_replay CLI11::CLI11)
-  rlhf_cc_binary(NAME learner OUTPUT rlhf-learner COMPONENT rlhf-learner TORCH GRPC SRCS service/learner_main.cc DEPS rlhf::learner_service CLI11::CLI11
+  rlhf_cc_binary(NAME learner OUTPUT rlhf-learner COMPONENT rlhf-learner TORCH GRPC SRCS service/learner_main.cc DEPS rlhf::learner_service rlhf::client_member CLI11::CLI11
     FAILPOINTS)
 endif()

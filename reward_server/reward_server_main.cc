@@ -17,6 +17,7 @@
 #include "client/cpp/channel.h"
 #include "client/cpp/fleet_session.h"
 #include "client/cpp/log_shipper.h"
+#include "client/cpp/member_flags.h"
 #include "common/certificate_metrics.h"
 #include "common/host_port.h"
 #include "common/http_endpoint.h"
@@ -35,13 +36,9 @@ namespace {
 
 constexpr size_t kMostAnnounced = 1024;
 
-struct Flags {
-  std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
-                                     http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir;
-  std::string device = "cpu", precision = "float32", log_level = "info", trace_dir;
-  bool log_json = false;
-  int threads = 1, batch_tokens = 8192, delay_ms = 2, grace_seconds = 25, stuck_after_seconds = 600;
-  rlhf::TlsFiles tls;
+struct Flags : rlhf::client::MemberFlags {
+  std::string address = "127.0.0.1:0", advertise_host = "127.0.0.1", cache_dir, precision = "float32";
+  int batch_tokens = 8192, delay_ms = 2, grace_seconds = 25, stuck_after_seconds = 600;
 };
 
 // In each sample's own trace.
@@ -83,15 +80,12 @@ int Run(const Flags& flags) {
   rlhf::MetricsRegistry metrics("reward_server");
   rlhf::ExportFleetCertificates(flags.tls, &metrics);
 
-  rlhf::client::ChannelOptions channel_options;
-  channel_options.address = flags.coordinator;
-  channel_options.tls = flags.tls;
-  auto channel = rlhf::client::MakeChannel(channel_options);
+  auto channel = rlhf::client::MakeChannel(rlhf::client::ToCoordinator(flags));
   if (!channel.ok()) {
     spdlog::error("{}", channel.status().ToString());
     return 1;
   }
-  rlhf::client::ArtifactCache artifacts(flags.shared_root, flags.cache_dir, *channel);
+  rlhf::client::ArtifactCache artifacts(flags.artifact_root, flags.cache_dir, *channel);
   rlhf::reward::ScorerOptions scorer_options;
   scorer_options.device = *rlhf::model::ParseDevice(flags.device);
   scorer_options.dtype = flags.precision == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
@@ -141,26 +135,15 @@ int Run(const Flags& flags) {
     return rlhf::reward::CheckSuits(scorer_options, request);
   });
 
-  rlhf::RpcServerOptions server_options;
-  server_options.address = flags.address;
-  server_options.tls = flags.tls;
-  server_options.require_client_certificate = true;
-  server_options.authorizer = rlhf::reward::AuthorizeScoring;
-  server_options.services = {&service};
-  server_options.metrics = &metrics;
-  auto server = rlhf::RpcServer::Start(server_options);
+  auto server = rlhf::RpcServer::Start(rlhf::client::ListenerOf(
+      flags, flags.address, rlhf::reward::AuthorizeScoring(flags.trust_domain), &service, &metrics));
   if (!server.ok()) {
     spdlog::error("{}", server.status().ToString());
     return 1;
   }
 
-  rlhf::v1::RegisterRequest identity;
-  identity.set_role(rlhf::v1::ROLE_REWARD_SERVER);
-  identity.set_instance_id(flags.instance);
+  rlhf::v1::RegisterRequest identity = rlhf::client::IdentityOf(flags, rlhf::v1::ROLE_REWARD_SERVER);
   identity.set_address(rlhf::JoinHostPort(flags.advertise_host, (*server)->port()));
-  identity.set_protocol_version(rlhf::kProtocolVersion);
-  identity.set_build_version(rlhf::kBuildVersion);
-  identity.set_device(flags.device);
   std::atomic<bool> drain{false};
   rlhf::client::FleetSession::Callbacks callbacks;
   callbacks.fill_heartbeat = [&](rlhf::v1::HeartbeatRequest* request) {
@@ -182,7 +165,6 @@ int Run(const Flags& flags) {
     spdlog::error("{}", http.status().ToString());
     return 1;
   }
-  (*server)->SetServing(true);
   if (!flags.ports_file.empty()) {
     const absl::Status status =
         rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}, {"grpc", (*server)->port()}});
@@ -206,28 +188,14 @@ int main(int argc, char** argv) {
   rlhf::BeginProcess();
   Flags flags;
   CLI::App app{"Scores samples: reward models, rules, and the reference policy's log-probabilities."};
-  app.set_version_flag("--version", rlhf::VersionLine("rlhf-reward-server"));
-  app.set_config("--config", "", "A file with the same keys as the flags");
-  app.allow_config_extras(CLI::config_extras_mode::error);
-  bool check_config = false;
-  app.add_flag("--check-config", check_config, "Parse the configuration and exit");
-  app.add_option("--coordinator", flags.coordinator,
-                 "Fleet address of the coordinator, host:port; of several: IP:PORT,IP:PORT or dns:///NAME:PORT")
-      ->required();
-  app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")
-      ->required();
+  rlhf::client::AddMemberFlags(&app, "rlhf-reward-server", &flags);
   app.add_option("--address", flags.address, "Where to serve scoring")->capture_default_str();
   app.add_option("--advertise-address", flags.advertise_host, "Host at which the coordinator reaches this process")
       ->capture_default_str();
-  app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
-  app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
-  app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");
   app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloaded artifacts")->required();
-  app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
   app.add_option("--precision", flags.precision, "Compute precision")
       ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
-  app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--batch-tokens", flags.batch_tokens, "Tokens a forward pass holds at most")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
@@ -243,13 +211,6 @@ int main(int argc, char** argv) {
   app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();
-  app.add_flag("--insecure", flags.tls.insecure, "Plaintext, for trials");
-  app.add_option("--tls-ca", flags.tls.ca_file, "CA certificates, PEM");
-  app.add_option("--tls-cert", flags.tls.cert_file, "This process's certificate, PEM");
-  app.add_option("--tls-key", flags.tls.key_file, "Its key, PEM");
-  app.add_option("--log-level", flags.log_level, "debug, info, warn or error")->capture_default_str();
-  app.add_flag("--log-json", flags.log_json, "Log JSON lines");
-  app.add_option("--trace-dir", flags.trace_dir, "Keep spans there, as OTLP/JSON lines");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -257,9 +218,9 @@ int main(int argc, char** argv) {
   }
   // A configuration may be checked where the device is not.
   if (const auto device = rlhf::model::ParseDevice(flags.device);
-      !device.ok() && !(check_config && absl::IsFailedPrecondition(device.status()))) {
+      !device.ok() && !(flags.check_config && absl::IsFailedPrecondition(device.status()))) {
     std::cerr << "rlhf-reward-server: --device: " << device.status().message() << "\n";
     return 2;
   }
-  return check_config ? 0 : Run(flags);
+  return flags.check_config ? 0 : Run(flags);
 }

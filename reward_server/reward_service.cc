@@ -3,11 +3,10 @@
 #include <limits>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/failpoint.h"
+#include "common/fleet_authorizer.h"
 #include "common/status_util.h"
-#include "common/tls.h"
 
 namespace rlhf::reward {
 
@@ -49,19 +48,9 @@ grpc::ServerUnaryReactor* RewardServiceAdapter::Score(grpc::CallbackServerContex
   return reactor;
 }
 
-absl::StatusOr<Caller> AuthorizeScoring(const std::string& method, const std::string& /*bearer_token*/,
-                                        const std::string& spiffe_id) {
-  const auto identity = ParseSpiffeId(spiffe_id);
-  if (!identity.ok()) return absl::UnauthenticatedError("expected a client certificate with a SPIFFE id");
-  const bool health = absl::StartsWith(method, "/grpc.health.v1.Health/");
-  if (!health && identity->role != "coordinator") {
-    return absl::PermissionDeniedError(
-        absl::StrCat(method, " is for the coordinator; the certificate's role is ", identity->role));
-  }
-  Caller caller;
-  caller.subject = identity->instance;
-  caller.role = identity->role;
-  return caller;
+Authorizer AuthorizeScoring(const std::string& trust_domain) {
+  return AuthorizeOneRole("coordinator", {"rlhf.v1.RewardService", "grpc.reflection.v1alpha.ServerReflection"},
+                          trust_domain);
 }
 
 }  // namespace rlhf::reward

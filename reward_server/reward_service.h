@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "common/rpc_server.h"
 #include "reward_server/batcher.h"
 #include "rlhf/v1/reward_service.grpc.pb.h"
@@ -27,9 +26,7 @@ class RewardServiceAdapter : public v1::RewardService::CallbackService {
   const Check suits_;
 };
 
-// Only the coordinator asks for scores; health may be asked by any certificate of the fleet. For
-// RpcServerOptions::authorizer.
-absl::StatusOr<Caller> AuthorizeScoring(const std::string& method, const std::string& bearer_token,
-                                        const std::string& spiffe_id);
+// For the listener: only the coordinator asks for scores.
+Authorizer AuthorizeScoring(const std::string& trust_domain);
 
 }  // namespace rlhf::reward

@@ -11,6 +11,8 @@
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
 #include "client/cpp/log_shipper.h"
+#include "client/cpp/member_flags.h"
+#include "client/cpp/weights_stream.h"
 #include "common/certificate_metrics.h"
 #include "common/fleet_names.h"
 #include "common/grpc_log.h"
@@ -29,17 +31,13 @@
 
 namespace {
 
-struct Flags {
-  std::string coordinator, instance, http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, device = "cpu",
-                                     precision = "float32", evidence_dir;
+struct Flags : rlhf::client::MemberFlags {
   std::string address, advertise_host = "127.0.0.1";  // of the relay of weights; no address: none
-  std::string shm_dir;
-  std::string log_level = "info", trace_dir;
-  bool log_json = false, cuda_graphs = true;
-  int slots = 64, max_tokens = 0, threads = 1, grace_seconds = 25, shared_prefixes = 16, prefill_tokens = 512,
+  std::string cache_dir, evidence_dir, shm_dir, precision = "float32";
+  bool cuda_graphs = true;
+  int slots = 64, max_tokens = 0, grace_seconds = 25, shared_prefixes = 16, prefill_tokens = 512,
       stuck_after_seconds = 600;
   uint64_t kv_cache_bytes = 0;
-  rlhf::TlsFiles tls;
 };
 
 int Run(const Flags& flags) {
@@ -50,26 +48,17 @@ int Run(const Flags& flags) {
   rlhf::MetricsRegistry metrics("rollout_worker");
   rlhf::ExportFleetCertificates(flags.tls, &metrics);
 
-  rlhf::client::ChannelOptions channel_options;
-  channel_options.address = flags.coordinator;
-  channel_options.tls = flags.tls;
-  auto channel = rlhf::client::MakeChannel(channel_options);
+  auto channel = rlhf::client::MakeChannel(rlhf::client::ToCoordinator(flags));
   if (!channel.ok()) {
     spdlog::error("{}", channel.status().ToString());
     return 1;
   }
-  rlhf::client::ArtifactCache artifacts(flags.shared_root, flags.cache_dir, *channel);
+  rlhf::client::ArtifactCache artifacts(flags.artifact_root, flags.cache_dir, *channel);
   rlhf::rollout::WeightRelay relay;
   std::unique_ptr<rlhf::RpcServer> relay_server;
   if (!flags.address.empty()) {
-    rlhf::RpcServerOptions server_options;
-    server_options.address = flags.address;
-    server_options.tls = flags.tls;
-    server_options.require_client_certificate = true;
-    server_options.authorizer = rlhf::rollout::AuthorizeRelay;
-    server_options.services = {&relay};
-    server_options.metrics = &metrics;
-    auto server = rlhf::RpcServer::Start(server_options);
+    auto server = rlhf::RpcServer::Start(rlhf::client::ListenerOf(
+        flags, flags.address, rlhf::client::AuthorizeWeights(flags.trust_domain), &relay, &metrics));
     if (!server.ok()) {
       spdlog::error("{}", server.status().ToString());
       return 1;
@@ -100,13 +89,8 @@ int Run(const Flags& flags) {
   loader_options.dtype = flags.precision == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
   rlhf::rollout::PolicyLoader loader(&artifacts, &subscriber, loader_options);
 
-  rlhf::v1::RegisterRequest identity;
-  identity.set_role(rlhf::v1::ROLE_ROLLOUT_WORKER);
-  identity.set_instance_id(flags.instance);
-  identity.set_protocol_version(rlhf::kProtocolVersion);
-  identity.set_build_version(rlhf::kBuildVersion);
+  rlhf::v1::RegisterRequest identity = rlhf::client::IdentityOf(flags, rlhf::v1::ROLE_ROLLOUT_WORKER);
   identity.set_slots(flags.slots);
-  identity.set_device(flags.device);
   if (relay_server != nullptr) identity.set_address(rlhf::JoinHostPort(flags.advertise_host, relay_server->port()));
   rlhf::rollout::Worker worker(*channel, identity, &loader, &metrics, flags.evidence_dir,
                                absl::Seconds(flags.stuck_after_seconds));
@@ -145,16 +129,7 @@ int main(int argc, char** argv) {
   rlhf::BeginProcess();
   Flags flags;
   CLI::App app{"Generates samples for the coordinator; holds one policy replica."};
-  app.set_version_flag("--version", rlhf::VersionLine("rlhf-rollout-worker"));
-  app.set_config("--config", "", "A file with the same keys as the flags");
-  app.allow_config_extras(CLI::config_extras_mode::error);
-  bool check_config = false;
-  app.add_flag("--check-config", check_config, "Parse the configuration and exit");
-  app.add_option("--coordinator", flags.coordinator,
-                 "Fleet address of the coordinator, host:port; of several: IP:PORT,IP:PORT or dns:///NAME:PORT")
-      ->required();
-  app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")
-      ->required();
+  rlhf::client::AddMemberFlags(&app, "rlhf-rollout-worker", &flags);
   app.add_option("--address", flags.address,
                  "Where to serve received weights to other rollout workers, host:port, when the coordinator says so; "
                  "not given: nowhere");
@@ -163,14 +138,10 @@ int main(int argc, char** argv) {
   app.add_option("--shm-dir", flags.shm_dir,
                  "Folder in memory where a learner of this host and user shares its weights; not given: /dev/shm where "
                  "it is; none: take them over the network");
-  app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
-  app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
-  app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");
   app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloaded artifacts")->required();
   app.add_option("--evidence-dir", flags.evidence_dir,
                  "Keep a list of the samples accepted from here, for `rlhfctl ledger --check --evidence`");
   app.add_flag("!--no-cuda-graphs", flags.cuda_graphs, "On a GPU, launch each kernel of a step by itself");
-  app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
   app.add_option("--precision", flags.precision,
                  "Compute precision; int8: float32 with the projections' weights as int8, on the CPU")
       ->check(CLI::IsMember({"float32", "bfloat16", "int8"}))
@@ -193,7 +164,6 @@ int main(int argc, char** argv) {
                  "Prompt tokens computed a step while sequences are generated: a long prompt's other parts wait")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option(
          "--stuck-after-seconds", flags.stuck_after_seconds,
          "When a decoding step, or loading a model or weights, takes longer, /healthz says 503: the process should be "
@@ -203,13 +173,6 @@ int main(int argc, char** argv) {
   app.add_option("--grace-seconds", flags.grace_seconds, "How long SIGTERM may take")
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();
-  app.add_flag("--insecure", flags.tls.insecure, "Plaintext, for trials");
-  app.add_option("--tls-ca", flags.tls.ca_file, "CA certificates, PEM");
-  app.add_option("--tls-cert", flags.tls.cert_file, "This process's certificate, PEM");
-  app.add_option("--tls-key", flags.tls.key_file, "Its key, PEM");
-  app.add_option("--log-level", flags.log_level, "debug, info, warn or error")->capture_default_str();
-  app.add_flag("--log-json", flags.log_json, "Log JSON lines");
-  app.add_option("--trace-dir", flags.trace_dir, "Keep spans there, as OTLP/JSON lines");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -222,9 +185,9 @@ int main(int argc, char** argv) {
   }
   // A configuration may be checked where the device is not.
   if (const auto device = rlhf::model::ParseDevice(flags.device);
-      !device.ok() && !(check_config && absl::IsFailedPrecondition(device.status()))) {
+      !device.ok() && !(flags.check_config && absl::IsFailedPrecondition(device.status()))) {
     std::cerr << "rlhf-rollout-worker: --device: " << device.status().message() << "\n";
     return 2;
   }
-  return check_config ? 0 : Run(flags);
+  return flags.check_config ? 0 : Run(flags);
 }

@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_util.h"
-#include "common/tls.h"
 
 namespace rlhf::rollout {
 namespace {
@@ -173,24 +172,6 @@ client::WeightsWriter* WeightRelay::Stream(const v1::StreamWeightsRequest& reque
   const absl::StatusOr<client::StreamRange> range = client::RangeOf(request, weights->bytes().size());
   if (!range.ok()) return new client::RefusedWeights(range.status());
   return new RelayStream(std::move(weights), range->begin, range->end);
-}
-
-absl::StatusOr<Caller> AuthorizeRelay(const std::string& method, const std::string& /*bearer_token*/,
-                                      const std::string& spiffe_id) {
-  const auto identity = ParseSpiffeId(spiffe_id);
-  if (!identity.ok()) return absl::UnauthenticatedError("expected a client certificate with a SPIFFE id");
-  const bool health = method == "/grpc.health.v1.Health/Check" || method == "/grpc.health.v1.Health/Watch";
-  const bool weights =
-      method == "/rlhf.v1.WeightsService/GetManifest" || method == "/rlhf.v1.WeightsService/StreamWeights";
-  if (!health && !weights) return absl::PermissionDeniedError(absl::StrCat(method, " is not served here"));
-  if (weights && identity->role != "rollout_worker") {
-    return absl::PermissionDeniedError(
-        absl::StrCat(method, " is for rollout workers; the certificate's role is ", identity->role));
-  }
-  Caller caller;
-  caller.subject = identity->instance;
-  caller.role = identity->role;
-  return caller;
 }
 
 }  // namespace rlhf::rollout

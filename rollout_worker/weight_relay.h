@@ -17,7 +17,6 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "client/cpp/weights_stream.h"
-#include "common/rpc_server.h"
 #include "rlhf/v1/weights_service.grpc.pb.h"
 
 namespace rlhf::rollout {
@@ -88,9 +87,5 @@ class WeightRelay : public client::WeightsServer {
   mutable absl::Mutex mu_;
   std::shared_ptr<RelayedWeights> held_ ABSL_GUARDED_BY(mu_);
 };
-
-// The listener's: other rollout workers read weights; gRPC's health is anyone's of the fleet; nothing else is allowed.
-absl::StatusOr<Caller> AuthorizeRelay(const std::string& method, const std::string& bearer_token,
-                                      const std::string& spiffe_id);
 
 }  // namespace rlhf::rollout

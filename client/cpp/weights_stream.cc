@@ -7,6 +7,8 @@
 #include <iterator>
 #include <utility>
 
+#include "common/fleet_authorizer.h"
+
 namespace rlhf::client {
 namespace {
 
@@ -85,6 +87,10 @@ WeightsWriter* WeightsServer::StreamWeights(grpc::CallbackServerContext* /*conte
   const grpc::Status status = grpc::SerializationTraits<v1::StreamWeightsRequest>::Deserialize(&bytes, &parsed);
   if (!status.ok()) return new RefusedWeights(absl::InvalidArgumentError("expected a StreamWeightsRequest"));
   return Stream(parsed);
+}
+
+Authorizer AuthorizeWeights(const std::string& trust_domain) {
+  return AuthorizeOneRole("rollout_worker", {v1::WeightsService::service_full_name()}, trust_domain);
 }
 
 WeightsReader::WeightsReader(const std::shared_ptr<grpc::Channel>& channel, grpc::ClientContext* context,

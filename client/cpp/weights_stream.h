@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
@@ -14,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
+#include "common/rpc_server.h"
 #include "common/status_util.h"
 #include "rlhf/v1/weights_service.grpc.pb.h"
 
@@ -58,6 +60,9 @@ class WeightsServer : public v1::WeightsService::WithCallbackMethod_GetManifest<
  private:
   WeightsWriter* StreamWeights(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) final;
 };
+
+// For the listener of a WeightsServer: weights are for rollout workers, and nothing else is served to anybody.
+Authorizer AuthorizeWeights(const std::string& trust_domain);
 
 // A stream that ends at once with the status, and deletes itself.
 class RefusedWeights final : public WeightsWriter {

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/fleet_authorizer.h"
 #include "common/status_util.h"
 #include "common/tls.h"
 #include "coordinator/auth/method_table.h"
@@ -60,20 +61,12 @@ Authorizer MakeApiAuthorizer(const Tokens* tokens, Denials* denials) {
 Authorizer MakeFleetAuthorizer(const std::string& trust_domain, Denials* denials) {
   return [trust_domain, denials](const std::string& method, const std::string&,
                                  const std::string& spiffe_id) -> absl::StatusOr<Caller> {
-    const absl::StatusOr<FleetIdentity> identity = ParseSpiffeId(spiffe_id);
-    if (!identity.ok()) {
-      denials->Note("", method, "certificate");
-      return Unauthenticated(absl::StrCat("expected a client certificate of the fleet: ", identity.status().message()));
+    absl::StatusOr<Caller> caller = CallerOfCertificate(spiffe_id, trust_domain);
+    if (!caller.ok()) {
+      denials->Note(ParseSpiffeId(spiffe_id).ok() ? spiffe_id : "", method, "certificate");
+      return caller;
     }
-    if (!trust_domain.empty() && identity->domain != trust_domain) {
-      denials->Note(spiffe_id, method, "certificate");
-      return Unauthenticated(
-          absl::StrCat("expected a certificate of the trust domain ", trust_domain, ", found ", identity->domain));
-    }
-    Caller caller;
-    caller.subject = identity->instance;
-    caller.role = identity->role;
-    if (absl::Status status = CheckRole(Listener::kFleet, method, {identity->role}); !status.ok()) {
+    if (absl::Status status = CheckRole(Listener::kFleet, method, {caller->role}); !status.ok()) {
       denials->Note(spiffe_id, method, "role");
       return status;
     }

@@ -20,6 +20,8 @@
 #include "client/cpp/channel.h"
 #include "client/cpp/fleet_session.h"
 #include "client/cpp/log_shipper.h"
+#include "client/cpp/member_flags.h"
+#include "client/cpp/weights_stream.h"
 #include "common/abandoned.h"
 #include "common/certificate_metrics.h"
 #include "common/clock.h"
@@ -49,30 +51,11 @@ constexpr absl::Duration kToLeave = absl::Seconds(5);
 // What an idle process takes, whatever the grace.
 constexpr absl::Duration kAtLeast = absl::Seconds(1);
 
-struct Flags {
-  std::string coordinator, instance, address = "127.0.0.1:0", advertise_host = "127.0.0.1",
-                                     http_address = "127.0.0.1:0", ports_file, shared_root, cache_dir, evidence_dir,
-                                     tensorboard_dir, shm_dir;
-  std::string device = "cpu", log_level = "info", trace_dir;
-  bool log_json = false, share_gpu_weights = false;
-  int threads = 1, collective_timeout_seconds = 20, abort_seconds = 0, grace_seconds = 25, stuck_after_seconds = 600;
-  rlhf::TlsFiles tls;
+struct Flags : rlhf::client::MemberFlags {
+  std::string address = "127.0.0.1:0", advertise_host = "127.0.0.1", cache_dir, evidence_dir, tensorboard_dir, shm_dir;
+  bool share_gpu_weights = false;
+  int collective_timeout_seconds = 20, abort_seconds = 0, grace_seconds = 25, stuck_after_seconds = 600;
 };
-
-// Weights go to rollout workers.
-absl::StatusOr<rlhf::Caller> Authorize(const std::string& method, const std::string&, const std::string& spiffe_id) {
-  const auto identity = rlhf::ParseSpiffeId(spiffe_id);
-  if (!identity.ok()) return absl::UnauthenticatedError("expected a client certificate with a SPIFFE id");
-  const bool health = method.rfind("/grpc.health.v1.Health/", 0) == 0;
-  if (!health && identity->role != "rollout_worker" && identity->role != "learner" && identity->role != "coordinator") {
-    return absl::PermissionDeniedError(
-        absl::StrCat(method, " is for rollout workers; the certificate's role is ", identity->role));
-  }
-  rlhf::Caller caller;
-  caller.subject = identity->instance;
-  caller.role = identity->role;
-  return caller;
-}
 
 // What the heartbeat thread and the training thread share.
 struct GroupState {
@@ -169,16 +152,14 @@ int Run(const Flags& flags) {
   rlhf::MetricsRegistry metrics("learner");
   rlhf::ExportFleetCertificates(flags.tls, &metrics);
 
-  rlhf::client::ChannelOptions channel_options;
-  channel_options.address = flags.coordinator;
-  channel_options.tls = flags.tls;
+  rlhf::client::ChannelOptions channel_options = rlhf::client::ToCoordinator(flags);
   channel_options.max_message_bytes = 256 << 20;
   auto channel = rlhf::client::MakeChannel(channel_options);
   if (!channel.ok()) {
     spdlog::error("{}", channel.status().ToString());
     return 1;
   }
-  rlhf::client::ArtifactCache artifacts(flags.shared_root, flags.cache_dir, *channel);
+  rlhf::client::ArtifactCache artifacts(flags.artifact_root, flags.cache_dir, *channel);
   // A rank that is killed while it writes a checkpoint leaves it here, partial, and the next one has another name.
   const std::string work_dir = flags.cache_dir + "/work";
   const auto work = rlhf::WorkFolder::Take(work_dir);
@@ -194,26 +175,15 @@ int Run(const Flags& flags) {
     spdlog::info("removed {} files of shared weights from {}: their learners are gone", removed, shm_dir);
   rlhf::learner::WeightPublisher publisher(
       shm_dir, flags.share_gpu_weights && rlhf::model::ParseDevice(flags.device)->is_cuda());
-  rlhf::RpcServerOptions server_options;
-  server_options.address = flags.address;
-  server_options.tls = flags.tls;
-  server_options.require_client_certificate = true;
-  server_options.authorizer = Authorize;
-  server_options.services = {&publisher};
-  server_options.metrics = &metrics;
-  auto server = rlhf::RpcServer::Start(server_options);
+  auto server = rlhf::RpcServer::Start(rlhf::client::ListenerOf(
+      flags, flags.address, rlhf::client::AuthorizeWeights(flags.trust_domain), &publisher, &metrics));
   if (!server.ok()) {
     spdlog::error("{}", server.status().ToString());
     return 1;
   }
 
-  rlhf::v1::RegisterRequest identity;
-  identity.set_role(rlhf::v1::ROLE_LEARNER);
-  identity.set_instance_id(flags.instance);
+  rlhf::v1::RegisterRequest identity = rlhf::client::IdentityOf(flags, rlhf::v1::ROLE_LEARNER);
   identity.set_address(rlhf::JoinHostPort(flags.advertise_host, (*server)->port()));
-  identity.set_protocol_version(rlhf::kProtocolVersion);
-  identity.set_build_version(rlhf::kBuildVersion);
-  identity.set_device(flags.device);
 
   GroupState state;
   std::atomic<bool> drain{false};
@@ -273,7 +243,6 @@ int Run(const Flags& flags) {
     spdlog::error("{}", http.status().ToString());
     return 1;
   }
-  (*server)->SetServing(true);
   if (!flags.ports_file.empty()) {
     const absl::Status status =
         rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}, {"grpc", (*server)->port()}});
@@ -319,16 +288,7 @@ int main(int argc, char** argv) {
   rlhf::BeginProcess();
   Flags flags;
   CLI::App app{"One learner rank: trains, and serves committed weights to rollout workers."};
-  app.set_version_flag("--version", rlhf::VersionLine("rlhf-learner"));
-  app.set_config("--config", "", "A file with the same keys as the flags");
-  app.allow_config_extras(CLI::config_extras_mode::error);
-  bool check_config = false;
-  app.add_flag("--check-config", check_config, "Parse the configuration and exit");
-  app.add_option("--coordinator", flags.coordinator,
-                 "Fleet address of the coordinator, host:port; of several: IP:PORT,IP:PORT or dns:///NAME:PORT")
-      ->required();
-  app.add_option("--instance", flags.instance, "Stable name of this process; equals the certificate's instance")
-      ->required();
+  rlhf::client::AddMemberFlags(&app, "rlhf-learner", &flags);
   app.add_option("--address", flags.address, "Where to serve weights")->capture_default_str();
   app.add_option("--advertise-address", flags.advertise_host,
                  "Host at which workers and other ranks reach this process")
@@ -340,17 +300,12 @@ int main(int argc, char** argv) {
   app.add_flag("--share-gpu-weights", flags.share_gpu_weights,
                "With --device cuda: share the newest weights with rollout workers of this host within GPU memory (CUDA "
                "IPC), in a copy beside the model");
-  app.add_option("--http-address", flags.http_address, "Plain HTTP for metrics and probes")->capture_default_str();
-  app.add_option("--ports-file", flags.ports_file, "Where to write the bound ports, as JSON");
-  app.add_option("--artifact-root", flags.shared_root, "The shared artifact root, when mounted");
   app.add_option("--cache-dir", flags.cache_dir, "Private folder for downloads and for staging checkpoints")
       ->required();
   app.add_option("--evidence-dir", flags.evidence_dir,
                  "Keep a log of every step trained here, for `rlhfctl ledger --check --evidence`");
   app.add_option("--tensorboard-dir", flags.tensorboard_dir,
                  "Keep the steps' metrics as TensorBoard event files, in a folder for each job; rank 0 writes");
-  app.add_option("--device", flags.device, "cpu or cuda:N")->capture_default_str();
-  app.add_option("--threads", flags.threads, "Compute threads")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--collective-timeout-seconds", flags.collective_timeout_seconds,
                  "How long a rank waits for the others")
       ->check(CLI::Range(1, 3600))
@@ -371,13 +326,6 @@ int main(int argc, char** argv) {
                  "else given up, and the process ends with code 75")
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();
-  app.add_flag("--insecure", flags.tls.insecure, "Plaintext, for trials");
-  app.add_option("--tls-ca", flags.tls.ca_file, "CA certificates, PEM");
-  app.add_option("--tls-cert", flags.tls.cert_file, "This process's certificate, PEM");
-  app.add_option("--tls-key", flags.tls.key_file, "Its key, PEM");
-  app.add_option("--log-level", flags.log_level, "debug, info, warn or error")->capture_default_str();
-  app.add_flag("--log-json", flags.log_json, "Log JSON lines");
-  app.add_option("--trace-dir", flags.trace_dir, "Keep spans there, as OTLP/JSON lines");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -385,9 +333,9 @@ int main(int argc, char** argv) {
   }
   // A configuration may be checked where the device is not.
   if (const auto device = rlhf::model::ParseDevice(flags.device);
-      !device.ok() && !(check_config && absl::IsFailedPrecondition(device.status()))) {
+      !device.ok() && !(flags.check_config && absl::IsFailedPrecondition(device.status()))) {
     std::cerr << "rlhf-learner: --device: " << device.status().message() << "\n";
     return 2;
   }
-  return check_config ? 0 : Run(flags);
+  return flags.check_config ? 0 : Run(flags);
 }

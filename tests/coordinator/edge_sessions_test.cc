@@ -64,14 +64,8 @@ TEST_F(SessionsTest, NoCallIsMadeWithAnothersSession) {
 
 // One CA may sign for several installations.
 TEST_F(SessionsTest, ACertificateOfAnotherTrustDomainIsNoIdentity) {
-  const auto made = IssueCertificate(certificates_.ca(), "elsewhere", "learner", "l0", {}, /*days=*/1);
-  ASSERT_TRUE(made.ok()) << made.status();
-  TlsFiles files = certificates_.CaOnly();
-  files.cert_file = dir_.File("elsewhere.pem");
-  files.key_file = dir_.File("elsewhere.key");
-  ASSERT_TRUE(WriteFileDurably(files.cert_file, made->cert_pem).ok());
-  ASSERT_TRUE(WriteFileDurably(files.key_file, made->key_pem).ok());
-  const absl::Status refused = Register(Channel("fleet", files, ""), v1::ROLE_LEARNER, "l0").status();
+  const TlsFiles other = certificates_.IssueOf("elsewhere", "learner", "l0");
+  const absl::Status refused = Register(Channel("fleet", other, ""), v1::ROLE_LEARNER, "l0").status();
   EXPECT_TRUE(absl::IsUnauthenticated(refused)) << refused;
   EXPECT_THAT(std::string(refused.message()), HasSubstr("trust domain test, found elsewhere"));
   EXPECT_TRUE(Register(Fleet("learner", "l0"), v1::ROLE_LEARNER, "l0").ok());

@@ -164,24 +164,25 @@ TEST(BatcherTest, WhatTheServerDoesNotSuitIsRefusedByAMarkThatArrives) {
 }
 
 TEST(RewardServiceRoles, OnlyTheCoordinatorAsksForScores) {
+  const Authorizer authorize = AuthorizeScoring("");
   const std::string score = "/rlhf.v1.RewardService/Score", health = "/grpc.health.v1.Health/Check",
                     reflection = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
   for (const std::string role : {"coordinator", "rollout_worker", "learner", "reward_server", "visitor"}) {
     const std::string id = absl::StrCat("spiffe://test/role/", role, "/instance/one");
     for (const std::string& method : {score, reflection}) {
-      const auto caller = AuthorizeScoring(method, "a token", id);
+      const auto caller = authorize(method, "a token", id);
       EXPECT_EQ(caller.ok(), role == "coordinator") << method << " by " << role;
       if (!caller.ok()) {
         EXPECT_TRUE(absl::IsPermissionDenied(caller.status())) << caller.status();
       }
     }
-    const auto watcher = AuthorizeScoring(health, "", id);
+    const auto watcher = authorize(health, "", id);
     ASSERT_TRUE(watcher.ok()) << watcher.status();
     EXPECT_EQ(watcher->subject, "one");
     EXPECT_EQ(watcher->role, role);
   }
   for (const std::string& method : {score, health})
-    EXPECT_TRUE(absl::IsUnauthenticated(AuthorizeScoring(method, "a token", "").status())) << method;
+    EXPECT_TRUE(absl::IsUnauthenticated(authorize(method, "a token", "").status())) << method;
 }
 
 }  // namespace

@@ -388,7 +388,9 @@ TEST_F(WeightRelayTest, WhatIsNotToBeRelayedIsNotKept) {
             grpc::StatusCode::NOT_FOUND);
 }
 
+// Of the learner's listener as of the relay's.
 TEST(WeightRelayRoles, OnlyRolloutWorkersReadWeightsAndNothingElseIsThere) {
+  const Authorizer authorize = client::AuthorizeWeights("");
   const google::protobuf::FileDescriptor* const files[] = {
       v1::ListWorkersRequest::descriptor()->file(), v1::StartUploadRequest::descriptor()->file(),
       v1::NextTasksRequest::descriptor()->file(),   v1::RegisterRequest::descriptor()->file(),
@@ -404,21 +406,21 @@ TEST(WeightRelayRoles, OnlyRolloutWorkersReadWeightsAndNothingElseIsThere) {
         const bool served = absl::StartsWith(method, "/rlhf.v1.WeightsService/");
         weights += served ? 1 : 0;
         for (const char* role : {"rollout_worker", "learner", "reward_server", "coordinator", "visitor"}) {
-          const auto caller = AuthorizeRelay(method, "", absl::StrCat("spiffe://test/role/", role, "/instance/one"));
+          const auto caller = authorize(method, "", absl::StrCat("spiffe://test/role/", role, "/instance/one"));
           EXPECT_EQ(caller.ok(), served && std::string(role) == "rollout_worker") << method << " by " << role;
           if (caller.ok()) {
             EXPECT_EQ(caller->subject, "one");
           }
         }
-        EXPECT_TRUE(absl::IsUnauthenticated(AuthorizeRelay(method, "a token", "").status())) << method;
+        EXPECT_TRUE(absl::IsUnauthenticated(authorize(method, "a token", "").status())) << method;
       }
     }
   }
   EXPECT_EQ(weights, 2);
   EXPECT_GT(methods, 40);
-  EXPECT_TRUE(AuthorizeRelay("/grpc.health.v1.Health/Check", "", "spiffe://test/role/coordinator/instance/one").ok());
-  EXPECT_FALSE(AuthorizeRelay("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "",
-                              "spiffe://test/role/rollout_worker/instance/one")
+  EXPECT_TRUE(authorize("/grpc.health.v1.Health/Check", "", "spiffe://test/role/coordinator/instance/one").ok());
+  EXPECT_FALSE(authorize("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "",
+                         "spiffe://test/role/rollout_worker/instance/one")
                    .ok());
 }
 

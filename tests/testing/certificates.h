@@ -22,9 +22,14 @@ class TestCertificates {
   }
 
   TlsFiles Issue(const std::string& role, const std::string& instance, const std::vector<std::string>& hosts = {}) {
-    auto issued = IssueCertificate(ca_, domain_, role, instance, hosts, /*days=*/1);
+    return IssueOf(domain_, role, instance, hosts);
+  }
+  // By the same CA, of another installation.
+  TlsFiles IssueOf(const std::string& domain, const std::string& role, const std::string& instance,
+                   const std::vector<std::string>& hosts = {}) {
+    auto issued = IssueCertificate(ca_, domain, role, instance, hosts, /*days=*/1);
     EXPECT_TRUE(issued.ok()) << issued.status();
-    const std::string stem = role + "-" + instance;
+    const std::string stem = (domain == domain_ ? "" : domain + "-") + role + "-" + instance;
     if (issued.ok()) {
       Write(stem + ".pem", issued->cert_pem);
       Write(stem + ".key", issued->key_pem);
