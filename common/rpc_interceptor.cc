@@ -105,19 +105,17 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
   void Begin() {
     began_ = true;
     if (TracingOn()) ContinueTrace();
-    if (authorizer_ == nullptr) {
-      Callers().Put(context_, InsecureCaller());
-      return;
-    }
-    const auto auth_context = context_->auth_context();
-    absl::StatusOr<Caller> caller =
-        (*authorizer_)(method_, BearerTokenOf(context_->client_metadata()), SpiffeIdOf(*auth_context));
+    absl::StatusOr<Caller> caller = authorizer_ == nullptr
+                                        ? InsecureCaller()
+                                        : (*authorizer_)(method_, BearerTokenOf(context_->client_metadata()),
+                                                         SpiffeIdOf(*context_->auth_context()));
     // The metadata processor has let this call in just now: a refusal here means that the permission ended meanwhile.
     // The handler then sees a caller without name or roles, and the call is cancelled under it.
     if (!caller.ok()) {
       context_->TryCancel();
-      return;
+      caller = Caller{};
     }
+    caller->method = method_;
     Callers().Put(context_, *std::move(caller));
   }
 

@@ -23,6 +23,7 @@ struct Caller {
   std::string role;                // fleet: "rollout_worker", "learner", "reward_server", "coordinator"
   std::vector<std::string> roles;  // API: "viewer", "submitter", …
   std::string project;             // API: the token's project, "*" for all
+  std::string method;              // the call, "/rlhf.v1.JobService/SubmitJob"; the listener's to say
 };
 
 // Decides on (method "/rlhf.v1.JobService/SubmitJob", bearer token or empty, SPIFFE id or empty). Unauthenticated or

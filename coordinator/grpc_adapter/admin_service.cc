@@ -85,7 +85,7 @@ class AdminService final : public v1::AdminService::CallbackService {
                                         v1::Worker* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::DrainWorkerRequest& r, Done<v1::Worker> done) {
-                    absl::Status status = ForAll(caller, "/rlhf.v1.AdminService/DrainWorker");
+                    absl::Status status = ForAll(caller);
                     if (status.ok()) status = edge_.fleet->Drain(r.instance_id());
                     if (!status.ok()) return done(status);
                     Record(caller, "worker.drain", r.instance_id(), WriteBatch(), std::move(done));
@@ -96,7 +96,7 @@ class AdminService final : public v1::AdminService::CallbackService {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::CordonWorkerRequest& r, Done<v1::Worker> done) {
                     WriteBatch batch;
-                    absl::Status status = ForAll(caller, "/rlhf.v1.AdminService/CordonWorker");
+                    absl::Status status = ForAll(caller);
                     if (status.ok()) status = CheckText("instance_id", r.instance_id(), kLongestInstance);
                     if (status.ok()) status = edge_.fleet->Cordon(r.instance_id(), r.uncordon(), &batch);
                     if (!status.ok()) return done(status);
@@ -128,7 +128,7 @@ class AdminService final : public v1::AdminService::CallbackService {
     return OnLoop(edge_, context, request, response,
                   Directly([this](const Caller& caller, v1::GetQuotaRequest& r) -> absl::StatusOr<v1::Quota> {
                     const std::string project = Edge::ProjectFor(caller, r.project());
-                    RLHF_RETURN_IF_ERROR(edge_.Admit(caller, project, "/rlhf.v1.AdminService/GetQuota"));
+                    RLHF_RETURN_IF_ERROR(edge_.Admit(caller, project));
                     return edge_.quotas->Of(project, r.submitter());
                   }));
   }
@@ -155,11 +155,11 @@ class AdminService final : public v1::AdminService::CallbackService {
 
  private:
   // The fleet works for all projects.
-  absl::Status ForAll(const Caller& caller, const char* method) const { return edge_.Admit(caller, "*", method); }
+  absl::Status ForAll(const Caller& caller) const { return edge_.Admit(caller, "*"); }
 
   void ChangeQuota(const Caller& caller, const v1::Quota& quota, Done<v1::Quota> done) {
     absl::Status status = Quotas::Check(quota);
-    if (status.ok()) status = edge_.Admit(caller, quota.project(), "/rlhf.v1.AdminService/SetQuota");
+    if (status.ok()) status = edge_.Admit(caller, quota.project());
     if (!status.ok()) return done(status);
     WriteBatch batch;
     edge_.quotas->Set(quota, &batch);
@@ -235,7 +235,7 @@ class AdminService final : public v1::AdminService::CallbackService {
     wanted.project = Edge::ProjectFor(caller, r.project());
     for (const int role : r.roles()) wanted.roles.push_back(static_cast<v1::TokenRole>(role));
     if (r.ttl_seconds() != 0) wanted.ttl = absl::Seconds(r.ttl_seconds());
-    absl::Status status = edge_.Admit(caller, wanted.project, "/rlhf.v1.AdminService/CreateToken");
+    absl::Status status = edge_.Admit(caller, wanted.project);
     if (status.ok()) status = CheckRequestId(r.request_id());
     if (!status.ok()) return done(status);
     // Two projects may each have somebody of this name: the secret of one is not the other's.
@@ -289,7 +289,7 @@ class AdminService final : public v1::AdminService::CallbackService {
   void Revoke(const Caller& caller, const std::string& id, Done<v1::RevokeTokenResponse> done) {
     for (const v1::TokenRow& row : edge_.tokens->List()) {
       if (row.id() != id) continue;
-      absl::Status status = edge_.Admit(caller, row.project(), "/rlhf.v1.AdminService/RevokeToken");
+      absl::Status status = edge_.Admit(caller, row.project());
       if (!status.ok()) return done(status);
     }
     const bool somebody = edge_.tokens->AdminUntil() != absl::InfinitePast();

@@ -96,9 +96,9 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadChunk> 
 };
 
 // Whose id was guessed is as one that nobody has, which is the manager's error to explain.
-absl::Status AdmitUpload(const Edge& edge, const Caller& caller, const std::string& upload_id, const char* method) {
+absl::Status AdmitUpload(const Edge& edge, const Caller& caller, const std::string& upload_id) {
   const std::string project = edge.artifacts->ProjectOfUpload(upload_id);
-  if (project.empty() || edge.Admit(caller, project, method).ok()) return absl::OkStatus();
+  if (project.empty() || edge.Admit(caller, project).ok()) return absl::OkStatus();
   return NoOpenUpload(upload_id);
 }
 
@@ -133,7 +133,7 @@ class UploadStream final : public grpc::ServerReadReactor<v1::UploadChunk> {
           absl::StrCat("data: expected at most ", kMaxChunkBytes, " bytes, found ", chunk_.data().size()));
     }
     if (status.ok() && chunk_.upload_id() != admitted_) {
-      status = AdmitUpload(edge_, caller_, chunk_.upload_id(), "/rlhf.v1.ArtifactService/UploadChunks");
+      status = AdmitUpload(edge_, caller_, chunk_.upload_id());
       if (status.ok()) admitted_ = chunk_.upload_id();
     }
     if (status.ok()) status = edge_.artifacts->WriteChunk(chunk_);
@@ -157,7 +157,7 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
 
   grpc::ServerUnaryReactor* StartUpload(grpc::CallbackServerContext* context, const v1::StartUploadRequest* request,
                                         v1::StartUploadResponse* response) override {
-    return InProject(context, request, response, "StartUpload", [this](const Caller& caller, auto& r, auto done) {
+    return InProject(context, request, response, [this](const Caller& caller, auto& r, auto done) {
       if (!r.alias().empty()) {
         if (absl::Status status = CheckFreeAlias("alias", r.alias()); !status.ok()) return done(status);
       }
@@ -172,8 +172,7 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
                                          v1::Artifact* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::FinishUploadRequest& r, Done<v1::Artifact> done) {
-                    absl::Status status =
-                        AdmitUpload(edge_, caller, r.upload_id(), "/rlhf.v1.ArtifactService/FinishUpload");
+                    absl::Status status = AdmitUpload(edge_, caller, r.upload_id());
                     if (!status.ok()) return done(status);
                     edge_.artifacts->FinishUpload(caller.subject, r, RecorderOf(caller), std::move(done));
                   });
@@ -181,7 +180,7 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
   grpc::ServerUnaryReactor* RegisterArtifact(grpc::CallbackServerContext* context,
                                              const v1::RegisterArtifactRequest* request,
                                              v1::Artifact* response) override {
-    return InProject(context, request, response, "RegisterArtifact",
+    return InProject(context, request, response,
                      [this](const Caller&, auto& r, auto done) { edge_.artifacts->Register(r, std::move(done)); });
   }
   grpc::ServerUnaryReactor* GetArtifact(grpc::CallbackServerContext* context, const v1::GetArtifactRequest* request,
@@ -189,9 +188,7 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
     return OnLoop(edge_, context, request, response,
                   Directly([this](const Caller& caller, v1::GetArtifactRequest& r) -> absl::StatusOr<v1::Artifact> {
                     const std::string project = LookupProject(caller, r.reference(), r.project());
-                    RLHF_RETURN_IF_ERROR(project.empty()
-                                             ? absl::OkStatus()
-                                             : edge_.Admit(caller, project, "/rlhf.v1.ArtifactService/GetArtifact"));
+                    RLHF_RETURN_IF_ERROR(project.empty() ? absl::OkStatus() : edge_.Admit(caller, project));
                     return edge_.artifacts->Resolve(r.reference(), project);
                   }));
   }
@@ -203,7 +200,7 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
                     RLHF_RETURN_IF_ERROR(PageSize(r.page()).status());
                     if (r.project().empty() && caller.project != "*") r.set_project(caller.project);
                     if (!r.project().empty()) {
-                      RLHF_RETURN_IF_ERROR(edge_.Admit(caller, r.project(), "/rlhf.v1.ArtifactService/ListArtifacts"));
+                      RLHF_RETURN_IF_ERROR(edge_.Admit(caller, r.project()));
                     }
                     return edge_.artifacts->List(r);
                   }));
@@ -214,7 +211,7 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
   }
   grpc::ServerUnaryReactor* SetAlias(grpc::CallbackServerContext* context, const v1::SetAliasRequest* request,
                                      v1::Artifact* response) override {
-    return InProject(context, request, response, "SetAlias", [this](const Caller& caller, auto& r, auto done) {
+    return InProject(context, request, response, [this](const Caller& caller, auto& r, auto done) {
       // The caller must be able to see what the alias is to name; removing one needs no more than its project.
       const std::string visible_to = caller.project == "*" ? "" : r.project();
       if (absl::Status status = CheckFreeAlias("alias", r.alias()); !status.ok()) return done(status);
@@ -228,14 +225,14 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
   }
   grpc::ServerUnaryReactor* PinArtifact(grpc::CallbackServerContext* context, const v1::PinArtifactRequest* request,
                                         v1::Artifact* response) override {
-    return OwnArtifact(context, request, response, "PinArtifact", [this](const Caller& caller, auto& r, auto done) {
+    return OwnArtifact(context, request, response, [this](const Caller& caller, auto& r, auto done) {
       edge_.artifacts->Pin(r, RecorderOf(caller), std::move(done));
     });
   }
   grpc::ServerUnaryReactor* DeleteArtifact(grpc::CallbackServerContext* context,
                                            const v1::DeleteArtifactRequest* request,
                                            v1::DeleteArtifactResponse* response) override {
-    return OwnArtifact(context, request, response, "DeleteArtifact", [this](const Caller& caller, auto& r, auto done) {
+    return OwnArtifact(context, request, response, [this](const Caller& caller, auto& r, auto done) {
       if (absl::Status status = edge_.jobs->CheckUnused(r.digest()); !status.ok()) return done(status);
       edge_.artifacts->Delete(r, RecorderOf(caller), std::move(done));
     });
@@ -259,36 +256,37 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
 
   template <typename Request, typename Response, typename Call>
   grpc::ServerUnaryReactor* InProject(grpc::CallbackServerContext* context, const Request* request, Response* response,
-                                      const char* method, Call call) {
-    return OnLoop(
-        edge_, context, request, response,
-        [this, method, call = std::move(call)](const Caller& caller, Request& r, Done<Response> done) mutable {
-          r.set_project(Edge::ProjectFor(caller, r.project()));
-          if (absl::Status status = edge_.Admit(caller, r.project(), method); !status.ok()) return done(status);
-          call(caller, r, std::move(done));
-        });
+                                      Call call) {
+    return OnLoop(edge_, context, request, response,
+                  [this, call = std::move(call)](const Caller& caller, Request& r, Done<Response> done) mutable {
+                    r.set_project(Edge::ProjectFor(caller, r.project()));
+                    if (absl::Status status = edge_.Admit(caller, r.project()); !status.ok()) return done(status);
+                    call(caller, r, std::move(done));
+                  });
   }
 
   // Pinning and deleting change the artifact for everybody: only its own project may.
   template <typename Request, typename Response, typename Call>
   grpc::ServerUnaryReactor* OwnArtifact(grpc::CallbackServerContext* context, const Request* request,
-                                        Response* response, const char* method, Call call) {
-    return OnLoop(
-        edge_, context, request, response,
-        [this, method, call = std::move(call)](const Caller& caller, Request& r, Done<Response> done) mutable {
-          const std::string visible_to = caller.project == "*" ? "" : caller.project;
-          absl::StatusOr<v1::Artifact> artifact = edge_.artifacts->Resolve(r.digest(), visible_to);
-          if (!artifact.ok()) {
-            // Another project's is answered like one that is not there, and noted like every call that reached for it.
-            const bool named = absl::StartsWith(r.digest(), "sha256:");
-            const absl::StatusOr<v1::Artifact> theirs = named ? edge_.artifacts->Resolve(r.digest(), "") : artifact;
-            if (theirs.ok()) (void)edge_.Admit(caller, theirs->project(), method);
-            return done(artifact.status());
-          }
-          if (absl::Status status = edge_.Admit(caller, artifact->project(), method); !status.ok()) return done(status);
-          r.set_digest(artifact->digest());
-          call(caller, r, std::move(done));
-        });
+                                        Response* response, Call call) {
+    return OnLoop(edge_, context, request, response,
+                  [this, call = std::move(call)](const Caller& caller, Request& r, Done<Response> done) mutable {
+                    const std::string visible_to = caller.project == "*" ? "" : caller.project;
+                    absl::StatusOr<v1::Artifact> artifact = edge_.artifacts->Resolve(r.digest(), visible_to);
+                    if (!artifact.ok()) {
+                      // Another project's is answered like one that is not there, and noted like every call that
+                      // reached for it.
+                      const bool named = absl::StartsWith(r.digest(), "sha256:");
+                      const absl::StatusOr<v1::Artifact> theirs =
+                          named ? edge_.artifacts->Resolve(r.digest(), "") : artifact;
+                      if (theirs.ok()) (void)edge_.Admit(caller, theirs->project());
+                      return done(artifact.status());
+                    }
+                    if (absl::Status status = edge_.Admit(caller, artifact->project()); !status.ok())
+                      return done(status);
+                    r.set_digest(artifact->digest());
+                    call(caller, r, std::move(done));
+                  });
   }
 
   const Edge& edge_;

@@ -26,7 +26,7 @@ void BackupStream::Pump() {
 }
 
 void BackupStream::Stage() {
-  if (absl::Status status = edge_.Admit(caller_, "*", "/rlhf.v1.AdminService/Backup"); !status.ok()) return End(status);
+  if (absl::Status status = edge_.Admit(caller_, "*"); !status.ok()) return End(status);
   busy_ = true;
   WriteBatch batch;
   edge_.oversight->Audit(caller_.subject, "service.backup", "service", "allowed", {}, &batch);

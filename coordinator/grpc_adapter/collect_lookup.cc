@@ -54,13 +54,13 @@ absl::StatusOr<CollectTarget> AnyOpen(const Edge& edge, const std::string& proje
 }  // namespace
 
 absl::StatusOr<CollectTarget> FindCollect(const Edge& edge, const Caller& caller, const std::string& reference,
-                                          const std::string& project, const char* method) {
+                                          const std::string& project) {
   if (reference.empty()) {
     const std::string owner = Edge::ProjectFor(caller, project);
-    RLHF_RETURN_IF_ERROR(edge.Admit(caller, owner, method));
+    RLHF_RETURN_IF_ERROR(edge.Admit(caller, owner));
     return AnyOpen(edge, owner);
   }
-  RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge.FindJob(caller, reference, project, method));
+  RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge.FindJob(caller, reference, project));
   if (job.spec().has_pipeline()) return OfPipeline(edge, job);
   if (!job.spec().has_collect()) {
     return absl::InvalidArgumentError(absl::StrCat("job_id: expected a collect job, or a pipeline that has one; \"",

@@ -18,6 +18,6 @@ struct CollectTarget {
 // `reference` is the id or name of a collect job, or of a pipeline with collect stages, or empty for any open one of
 // the project. InvalidArgument for a job of another kind; UNKNOWN_JOB; PROJECT_NOT_ALLOWED.
 absl::StatusOr<CollectTarget> FindCollect(const Edge& edge, const Caller& caller, const std::string& reference,
-                                          const std::string& project, const char* method);
+                                          const std::string& project);
 
 }  // namespace rlhf::coordinator

@@ -66,18 +66,17 @@ class ExportStream final : public LoopStream<v1::Comparison> {
     return absl::OkStatus();
   }
   absl::Status Begin() {
-    const char* const method = "/rlhf.v1.FeedbackService/ExportComparisons";
     RLHF_RETURN_IF_ERROR(CheckMayName());
     for (const std::string& rater : request_.exclude_raters()) unmet_[PseudonymOf(edge_, rater)] = rater;
     for (const auto& [pseudonym, rater] : unmet_) excluded_.insert(pseudonym);
     if (absl::StartsWith(request_.job_id(), "set:")) {
       const std::string project = Edge::ProjectFor(caller_, request_.project());
-      RLHF_RETURN_IF_ERROR(edge_.Admit(caller_, project, method));
+      RLHF_RETURN_IF_ERROR(edge_.Admit(caller_, project));
       RLHF_ASSIGN_OR_RETURN(reader_, sets_->Read(project, request_.job_id().substr(4)));
       return absl::OkStatus();
     }
     RLHF_ASSIGN_OR_RETURN(const CollectTarget target,
-                          FindCollect(edge_, caller_, request_.job_id(), request_.project(), method));
+                          FindCollect(edge_, caller_, request_.job_id(), request_.project()));
     const std::string id = target.job_id.empty() ? target.last_id : target.job_id;
     if (!id.empty()) comparisons_ = edge_.feedback->Comparisons(id);
     // Said before anything is sent, where all is at hand.
@@ -137,8 +136,7 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsR
   }
   void Begin() {
     const std::string project = Edge::ProjectFor(caller_, request_.project());
-    if (absl::Status status = edge_.Admit(caller_, project, "/rlhf.v1.FeedbackService/ImportComparisons"); !status.ok())
-      return Answer(status);
+    if (absl::Status status = edge_.Admit(caller_, project); !status.ok()) return Answer(status);
     auto session = sets_->BeginImport(project, request_.set());
     if (!session.ok()) return Answer(session.status());
     session_ = *std::move(session);

@@ -39,9 +39,9 @@ void OpenCalls::EndAll() {
   for (auto& [handle, end] : calls) end();
 }
 
-absl::Status Edge::Admit(const Caller& caller, const std::string& project, const char* method) const {
+absl::Status Edge::Admit(const Caller& caller, const std::string& project) const {
   absl::Status status = CheckProject(caller, project);
-  if (!status.ok() && denials != nullptr) denials->Note(caller.subject, method, "project");
+  if (!status.ok() && denials != nullptr) denials->Note(caller.subject, caller.method, "project");
   return status;
 }
 
@@ -50,21 +50,21 @@ std::string Edge::ProjectFor(const Caller& caller, const std::string& requested)
   return caller.project.empty() || caller.project == "*" ? "default" : caller.project;
 }
 
-absl::StatusOr<v1::Job> Edge::FindJob(const Caller& caller, const std::string& id_or_name, const std::string& project,
-                                      const char* method) const {
+absl::StatusOr<v1::Job> Edge::FindJob(const Caller& caller, const std::string& id_or_name,
+                                      const std::string& project) const {
   if (id_or_name.empty()) return absl::InvalidArgumentError("job_id: expected a job's id or name, found nothing");
   const std::string wanted = ProjectFor(caller, project);
   absl::StatusOr<v1::Job> job = jobs->Get(id_or_name, wanted);
   // Also where there is no such job: else the answers tell which names another project has.
-  RLHF_RETURN_IF_ERROR(Admit(caller, job.ok() ? job->spec().project() : wanted, method));
+  RLHF_RETURN_IF_ERROR(Admit(caller, job.ok() ? job->spec().project() : wanted));
   return job;
 }
 
-absl::Status Edge::CheckSession(const Caller& caller, const std::string& session_id, const char* method) const {
+absl::Status Edge::CheckSession(const Caller& caller, const std::string& session_id) const {
   RLHF_ASSIGN_OR_RETURN(const Session* session, fleet->Find(session_id));
   // Without TLS there is no identity to compare with.
   if (caller.role.empty() || SpeaksFor(caller.subject, session->identity.instance_id())) return absl::OkStatus();
-  if (denials != nullptr) denials->Note(caller.subject, method, "session");
+  if (denials != nullptr) denials->Note(caller.subject, caller.method, "session");
   return WithReason(absl::PermissionDeniedError(absl::StrCat(
                         "the session is of another instance than the certificate's (", caller.subject, ")")),
                     v1::ROLE_NOT_ALLOWED);

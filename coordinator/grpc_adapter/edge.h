@@ -71,14 +71,14 @@ struct Edge {
   uint64_t min_free_bytes = 0;  // of data_dir's volume, that a backup has to leave
 
   // CheckProject, with the refusal noted.
-  absl::Status Admit(const Caller& caller, const std::string& project, const char* method) const;
+  absl::Status Admit(const Caller& caller, const std::string& project) const;
   // What the caller means when a request names no project.
   static std::string ProjectFor(const Caller& caller, const std::string& requested);
   // By id or by name; UNKNOWN_JOB, or PROJECT_NOT_ALLOWED.
-  absl::StatusOr<v1::Job> FindJob(const Caller& caller, const std::string& id_or_name, const std::string& project,
-                                  const char* method) const;
+  absl::StatusOr<v1::Job> FindJob(const Caller& caller, const std::string& id_or_name,
+                                  const std::string& project) const;
   // The session is known and is the caller's own. UNKNOWN_SESSION: register again.
-  absl::Status CheckSession(const Caller& caller, const std::string& session_id, const char* method) const;
+  absl::Status CheckSession(const Caller& caller, const std::string& session_id) const;
 };
 
 // 0 means 100; more than 1000 is InvalidArgument.

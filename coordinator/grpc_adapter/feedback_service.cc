@@ -23,7 +23,6 @@ namespace {
 
 constexpr absl::Duration kLookAgain = absl::Milliseconds(200);
 constexpr int kMaxAnswers = 1000;
-constexpr char kService[] = "/rlhf.v1.FeedbackService/";
 
 class FeedbackService final : public v1::FeedbackService::CallbackService {
  public:
@@ -64,7 +63,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
                                      v1::SkipTaskResponse* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::SkipTaskRequest& r, Done<v1::SkipTaskResponse> done) {
-                    const absl::StatusOr<std::string> id = Known(caller, r.job_id(), "SkipTask");
+                    const absl::StatusOr<std::string> id = Known(caller, r.job_id());
                     if (!id.ok()) return done(id.status());
                     r.set_job_id(*id);
                     edge_.feedback->Skip(edge_.tokens->Pseudonym(caller.subject), r, std::move(done));
@@ -84,7 +83,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
     return OnLoop(edge_, context, request, response,
                   Directly([this](const Caller& caller,
                                   v1::GetFeedbackStatsRequest& r) -> absl::StatusOr<v1::GetFeedbackStatsResponse> {
-                    RLHF_ASSIGN_OR_RETURN(const std::string id, Known(caller, r.job_id(), "GetFeedbackStats"));
+                    RLHF_ASSIGN_OR_RETURN(const std::string id, Known(caller, r.job_id()));
                     return edge_.feedback->Stats(id);
                   }));
   }
@@ -92,7 +91,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
                                          v1::AgreementReport* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::GetAgreementRequest& r, Done<v1::AgreementReport> done) {
-                    Gather(caller, r.job_id(), r.project(), "GetAgreement",
+                    Gather(caller, r.job_id(), r.project(),
                            [this, done = std::move(done)](absl::StatusOr<Judgements> all) mutable {
                              if (!all.ok()) return done(all.status());
                              edge_.background->Run([all = *std::move(all), done = std::move(done)]() mutable {
@@ -108,9 +107,9 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
         [this](const Caller& caller, v1::FreezeSetRequest& r, Done<v1::ComparisonSet> done) {
           r.set_project(Edge::ProjectFor(caller, r.project()));
           // Where the set and its alias go; what it is made of may be read, which Gather sees to.
-          absl::Status status = edge_.Admit(caller, r.project(), "/rlhf.v1.FeedbackService/FreezeSet");
+          absl::Status status = edge_.Admit(caller, r.project());
           if (!status.ok()) return done(status);
-          Gather(caller, r.job_id(), r.project(), "FreezeSet",
+          Gather(caller, r.job_id(), r.project(),
                  [this, subject = caller.subject, r, done = std::move(done)](auto all) mutable {
                    if (!all.ok()) return done(all.status());
                    edge_.background->Run([this, subject, r, all = *std::move(all), done = std::move(done)]() mutable {
@@ -125,7 +124,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
         edge_, context, request, response,
         Directly([this](const Caller& caller, v1::ListSetsRequest& r) -> absl::StatusOr<v1::ListSetsResponse> {
           const std::string project = Edge::ProjectFor(caller, r.project());
-          RLHF_RETURN_IF_ERROR(edge_.Admit(caller, project, "/rlhf.v1.FeedbackService/ListSets"));
+          RLHF_RETURN_IF_ERROR(edge_.Admit(caller, project));
           RLHF_ASSIGN_OR_RETURN(const int size, PageSize(r.page()));
           int64_t from = 0;
           if (!r.page().page_token().empty() && !absl::SimpleAtoi(r.page().page_token(), &from))
@@ -148,8 +147,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
     return OnLoop(
         edge_, context, request, response,
         [this](const Caller& caller, v1::ForgetRaterRequest& r, Done<v1::ForgetRaterResponse> done) {
-          if (absl::Status status = edge_.Admit(caller, "*", "/rlhf.v1.FeedbackService/ForgetRater"); !status.ok())
-            return done(status);
+          if (absl::Status status = edge_.Admit(caller, "*"); !status.ok()) return done(status);
           if (r.rater().empty())
             return done(absl::InvalidArgumentError("rater: expected a pseudonym or a subject, found nothing"));
           Forget(caller.subject, r.rater(), std::move(done));
@@ -160,12 +158,10 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
   using Judgements = std::shared_ptr<const std::vector<v1::Comparison>>;
 
   // All comparisons that a reference means; long sets are read in the background.
-  void Gather(const Caller& caller, const std::string& reference, const std::string& project, const char* method,
-              Done<Judgements> done) {
+  void Gather(const Caller& caller, const std::string& reference, const std::string& project, Done<Judgements> done) {
     if (absl::StartsWith(reference, "set:")) {
       const std::string owner = Edge::ProjectFor(caller, project);
-      if (absl::Status status = edge_.Admit(caller, owner, absl::StrCat(kService, method).c_str()); !status.ok())
-        return done(status);
+      if (absl::Status status = edge_.Admit(caller, owner); !status.ok()) return done(status);
       return OffLoop<Judgements>(
           edge_.loop, edge_.background,
           [this, owner, set = reference.substr(4)]() -> absl::StatusOr<Judgements> {
@@ -174,7 +170,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
           },
           std::move(done));
     }
-    const absl::StatusOr<std::string> id = Known(caller, reference, absl::StrCat(kService, method).c_str());
+    const absl::StatusOr<std::string> id = Known(caller, reference);
     if (!id.ok()) return done(id.status());
     done(std::make_shared<const std::vector<v1::Comparison>>(edge_.feedback->Comparisons(*id)));
   }
@@ -278,8 +274,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
   // Looks again while the caller waits: a pipeline may not have come to its collect stage yet.
   void Next(const Caller& caller, const v1::NextTasksRequest& r, absl::Duration deadline,
             Done<v1::NextTasksResponse> done) {
-    const absl::StatusOr<CollectTarget> target =
-        FindCollect(edge_, caller, r.job_id(), r.project(), "/rlhf.v1.FeedbackService/NextTasks");
+    const absl::StatusOr<CollectTarget> target = FindCollect(edge_, caller, r.job_id(), r.project());
     if (!target.ok()) return done(target.status());
     const absl::Duration left = deadline - edge_.loop->clock().Now();
     if (!target->job_id.empty()) {
@@ -310,8 +305,8 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
   }
 
   // A collect job that has, or had, tasks.
-  absl::StatusOr<std::string> Known(const Caller& caller, const std::string& reference, const char* method) const {
-    RLHF_ASSIGN_OR_RETURN(const CollectTarget target, FindCollect(edge_, caller, reference, "", method));
+  absl::StatusOr<std::string> Known(const Caller& caller, const std::string& reference) const {
+    RLHF_ASSIGN_OR_RETURN(const CollectTarget target, FindCollect(edge_, caller, reference, ""));
     if (!target.job_id.empty()) return target.job_id;
     if (!target.last_id.empty()) return target.last_id;
     return WithReason(absl::FailedPreconditionError("no comparisons are being collected there now"),
@@ -327,7 +322,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
     for (v1::Answer& answer : *r->mutable_answers()) {
       std::string& id = ids[answer.job_id()];
       if (id.empty()) {
-        RLHF_ASSIGN_OR_RETURN(id, Known(caller, answer.job_id(), "/rlhf.v1.FeedbackService/SubmitFeedback"));
+        RLHF_ASSIGN_OR_RETURN(id, Known(caller, answer.job_id()));
       }
       answer.set_job_id(id);
     }

@@ -43,7 +43,7 @@ class FleetService final : public v1::FleetService::CallbackService {
                                       v1::HeartbeatResponse* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::HeartbeatRequest& r, Done<v1::HeartbeatResponse> done) {
-                    if (!Own(caller, r.session_id(), "Heartbeat", done)) return;
+                    if (!Own(caller, r.session_id(), done)) return;
                     edge_.fleet->Heartbeat(r, std::move(done));
                   });
   }
@@ -69,7 +69,7 @@ class FleetService final : public v1::FleetService::CallbackService {
         edge_, context, request, response,
         [this](const Caller& caller, v1::LeasePromptsRequest& r, Done<v1::LeasePromptsResponse> done,
                std::function<bool()> gone) {
-          if (!Own(caller, r.session_id(), "LeasePrompts", done)) return;
+          if (!Own(caller, r.session_id(), done)) return;
           r.set_wait_ms(BoundedWaitMs(r.wait_ms()));
           edge_.sampling->LeasePrompts(r, std::move(done), std::move(gone));
         },
@@ -79,7 +79,7 @@ class FleetService final : public v1::FleetService::CallbackService {
                                           v1::SubmitSamplesResponse* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::SubmitSamplesRequest& r, Done<v1::SubmitSamplesResponse> done) {
-                    if (!Own(caller, r.session_id(), "SubmitSamples", done)) return;
+                    if (!Own(caller, r.session_id(), done)) return;
                     edge_.sampling->SubmitSamples(r, [this, session = r.session_id(), done = std::move(done)](
                                                          absl::StatusOr<v1::SubmitSamplesResponse> result) mutable {
                       if (result.ok()) CountRejected(*result);
@@ -92,15 +92,15 @@ class FleetService final : public v1::FleetService::CallbackService {
                                          v1::ReturnLeasesResponse* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::ReturnLeasesRequest& r, Done<v1::ReturnLeasesResponse> done) {
-                    if (!Own(caller, r.session_id(), "ReturnLeases", done)) return;
+                    if (!Own(caller, r.session_id(), done)) return;
                     edge_.sampling->ReturnLeases(r, std::move(done));
                   });
   }
 
  private:
   template <typename Response>
-  bool Own(const Caller& caller, const std::string& session_id, const char* method, Done<Response>& done) const {
-    absl::Status status = edge_.CheckSession(caller, session_id, method);
+  bool Own(const Caller& caller, const std::string& session_id, Done<Response>& done) const {
+    absl::Status status = edge_.CheckSession(caller, session_id);
     if (!status.ok()) done(status);
     return status.ok();
   }
@@ -118,7 +118,7 @@ class FleetService final : public v1::FleetService::CallbackService {
     if (r.slots() < 0) return absl::InvalidArgumentError(absl::StrCat("slots: expected 0 or more, found ", r.slots()));
     if (caller.role.empty()) return absl::OkStatus();
     if (SpeaksFor(caller.subject, r.instance_id()) && role == caller.role) return absl::OkStatus();
-    edge_.denials->Note(caller.subject, "/rlhf.v1.FleetService/Register", "identity");
+    edge_.denials->Note(caller.subject, caller.method, "identity");
     return WithReason(absl::PermissionDeniedError(absl::StrCat(
                           "the certificate is of ", caller.role, " \"", caller.subject, "\", the registration of ",
                           role, " \"", r.instance_id(), "\"; use the certificate of that instance")),

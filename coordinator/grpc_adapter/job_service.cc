@@ -33,7 +33,7 @@ class JobService final : public v1::JobService::CallbackService {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::SubmitJobRequest& r, Done<v1::SubmitJobResponse> done) {
                     absl::Status status = CheckRequestId(r.request_id());
-                    if (status.ok()) status = TakeProject(caller, r.mutable_spec(), "SubmitJob");
+                    if (status.ok()) status = TakeProject(caller, r.mutable_spec());
                     if (!status.ok()) return done(status);
                     edge_.jobs->Submit(caller.subject, r, std::move(done));
                   });
@@ -43,14 +43,14 @@ class JobService final : public v1::JobService::CallbackService {
     return OnLoop(
         edge_, context, request, response,
         Directly([this](const Caller& caller, v1::ValidateJobRequest& r) -> absl::StatusOr<v1::ValidateJobResponse> {
-          RLHF_RETURN_IF_ERROR(TakeProject(caller, r.mutable_spec(), "ValidateJob"));
+          RLHF_RETURN_IF_ERROR(TakeProject(caller, r.mutable_spec()));
           return edge_.jobs->Validate(r);
         }));
   }
   grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context, const v1::GetJobRequest* request,
                                    v1::Job* response) override {
     return OnLoop(edge_, context, request, response, Directly([this](const Caller& caller, v1::GetJobRequest& r) {
-                    return edge_.FindJob(caller, r.job_id(), r.project(), "/rlhf.v1.JobService/GetJob");
+                    return edge_.FindJob(caller, r.job_id(), r.project());
                   }));
   }
   grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext* context, const v1::ListJobsRequest* request,
@@ -61,7 +61,7 @@ class JobService final : public v1::JobService::CallbackService {
           RLHF_RETURN_IF_ERROR(PageSize(r.page()).status());
           if (r.project().empty() && caller.project != "*") r.set_project(caller.project);
           if (!r.project().empty()) {
-            RLHF_RETURN_IF_ERROR(edge_.Admit(caller, r.project(), "/rlhf.v1.JobService/ListJobs"));
+            RLHF_RETURN_IF_ERROR(edge_.Admit(caller, r.project()));
           }
           return edge_.jobs->List(r);
         }));
@@ -110,8 +110,7 @@ class JobService final : public v1::JobService::CallbackService {
     return OnLoop(
         edge_, context, request, response,
         Directly([this](const Caller& caller, v1::ExplainJobRequest& r) -> absl::StatusOr<v1::ExplainJobResponse> {
-          RLHF_ASSIGN_OR_RETURN(const v1::Job job,
-                                edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/ExplainJob"));
+          RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge_.FindJob(caller, r.job_id(), ""));
           return edge_.jobs->Explain(
               job.id(), [&caller](const std::string& project) { return CheckProject(caller, project).ok(); });
         }));
@@ -119,9 +118,9 @@ class JobService final : public v1::JobService::CallbackService {
 
  private:
   // The caller's project where the specification names none.
-  absl::Status TakeProject(const Caller& caller, v1::JobSpec* spec, const char* method) const {
+  absl::Status TakeProject(const Caller& caller, v1::JobSpec* spec) const {
     spec->set_project(Edge::ProjectFor(caller, spec->project()));
-    return edge_.Admit(caller, spec->project(), method);
+    return edge_.Admit(caller, spec->project());
   }
 
   template <typename Request, typename Response>
@@ -129,8 +128,7 @@ class JobService final : public v1::JobService::CallbackService {
                                    void (Jobs::*change)(const std::string&, const Request&, Done<Response>)) {
     return OnLoop(edge_, context, request, response,
                   [this, change](const Caller& caller, Request& r, Done<Response> done) {
-                    const absl::StatusOr<v1::Job> job =
-                        edge_.FindJob(caller, r.job_id(), "", Request::descriptor()->full_name().c_str());
+                    const absl::StatusOr<v1::Job> job = edge_.FindJob(caller, r.job_id(), "");
                     if (!job.ok()) return done(job.status());
                     if constexpr (std::is_same_v<Request, v1::CancelJobRequest>) {
                       if (absl::Status status = CheckRemark("reason", r.reason()); !status.ok()) return done(status);
@@ -142,7 +140,7 @@ class JobService final : public v1::JobService::CallbackService {
 
   void Ledger(const Caller& caller, const v1::GetLedgerRequest& r, Done<v1::GetLedgerResponse> done,
               std::function<bool()> gone) const {
-    const absl::StatusOr<v1::Job> job = edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/GetLedger");
+    const absl::StatusOr<v1::Job> job = edge_.FindJob(caller, r.job_id(), "");
     if (!job.ok()) return done(job.status());
     // A pipeline's ledger is its stages'.
     auto checking = std::make_shared<Checking>();
@@ -199,7 +197,7 @@ class JobService final : public v1::JobService::CallbackService {
   void Samples(const Caller& caller, const v1::ListSamplesRequest& r, Done<v1::ListSamplesResponse> done) const {
     const absl::StatusOr<int> page_size = PageSize(r.page());
     if (!page_size.ok()) return done(page_size.status());
-    const absl::StatusOr<v1::Job> job = edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/ListSamples");
+    const absl::StatusOr<v1::Job> job = edge_.FindJob(caller, r.job_id(), "");
     if (!job.ok()) return done(job.status());
     if (!job->children().empty()) {
       return done(absl::FailedPreconditionError(absl::StrCat(
@@ -242,7 +240,7 @@ class JobService final : public v1::JobService::CallbackService {
 
   absl::StatusOr<v1::ListMetricsResponse> Metrics(const Caller& caller, const v1::ListMetricsRequest& r) const {
     RLHF_ASSIGN_OR_RETURN(const int page_size, PageSize(r.page()));
-    RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge_.FindJob(caller, r.job_id(), "", "/rlhf.v1.JobService/ListMetrics"));
+    RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge_.FindJob(caller, r.job_id(), ""));
     int64_t from = 0;
     if (!r.page().page_token().empty() && (!absl::SimpleAtoi(r.page().page_token(), &from) || from < 0)) {
       return absl::InvalidArgumentError("page_token: expected the one of the previous answer");

@@ -51,7 +51,7 @@ class BatchStream final : public LoopStream<v1::BatchChunk> {
   }
 
   void Ask() {
-    absl::Status status = edge_.CheckSession(caller_, request_.session_id(), "/rlhf.v1.LearnerService/NextBatch");
+    absl::Status status = edge_.CheckSession(caller_, request_.session_id());
     if (status.ok()) status = edge_.groups->Fence(request_.job_id(), request_.epoch(), request_.session_id());
     if (!status.ok()) return End(status);
     // The answer may come on the store's thread, and long after the client has gone.
@@ -83,7 +83,7 @@ class LearnerService final : public v1::LearnerService::CallbackService {
         edge_, context, request, response,
         [this](const Caller& caller, v1::JoinGroupRequest& r, Done<v1::JoinGroupResponse> done,
                std::function<bool()> gone) {
-          absl::Status status = edge_.CheckSession(caller, r.session_id(), "/rlhf.v1.LearnerService/JoinGroup");
+          absl::Status status = edge_.CheckSession(caller, r.session_id());
           if (!status.ok()) return done(status);
           r.set_wait_ms(BoundedWaitMs(r.wait_ms()));
           edge_.groups->JoinGroup(r, std::move(done), std::move(gone));
@@ -162,8 +162,7 @@ class LearnerService final : public v1::LearnerService::CallbackService {
                                    Call call) {
     return OnLoop(edge_, context, request, response,
                   [this, call = std::move(call)](const Caller& caller, Request& r, Done<Response> done) mutable {
-                    absl::Status status =
-                        edge_.CheckSession(caller, r.session_id(), Request::descriptor()->full_name().c_str());
+                    absl::Status status = edge_.CheckSession(caller, r.session_id());
                     if (status.ok()) {
                       status = edge_.groups->Fence(r.job_id(), r.epoch(), r.session_id());
                       if (!status.ok()) CountFenced();

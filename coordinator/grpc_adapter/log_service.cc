@@ -45,10 +45,9 @@ class FollowStream final : public LoopStream<v1::LogLine> {
   absl::Status Begin() {
     RLHF_ASSIGN_OR_RETURN(min_level_, LogLevel(request_.min_level()));
     if (request_.job_id().empty()) {
-      RLHF_RETURN_IF_ERROR(edge_.Admit(caller_, "*", "/rlhf.v1.LogService/FollowLogs"));
+      RLHF_RETURN_IF_ERROR(edge_.Admit(caller_, "*"));
     } else {
-      RLHF_ASSIGN_OR_RETURN(const v1::Job job,
-                            edge_.FindJob(caller_, request_.job_id(), "", "/rlhf.v1.LogService/FollowLogs"));
+      RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge_.FindJob(caller_, request_.job_id(), ""));
       request_.set_job_id(job.id());
     }
     if (request_.follow()) watch_ = edge_.logs->Watch([this] { Wake(); });
@@ -73,7 +72,7 @@ class LogService final : public v1::LogService::CallbackService {
     return OnLoop(
         edge_, context, request, response,
         Directly([this](const Caller& caller, v1::AppendLogsRequest& r) -> absl::StatusOr<v1::AppendLogsResponse> {
-          RLHF_RETURN_IF_ERROR(edge_.CheckSession(caller, r.session_id(), "/rlhf.v1.LogService/AppendLogs"));
+          RLHF_RETURN_IF_ERROR(edge_.CheckSession(caller, r.session_id()));
           if (r.lines_size() > kMaxLinesACall) {
             return absl::InvalidArgumentError(
                 absl::StrCat("lines: expected at most ", kMaxLinesACall, ", found ", r.lines_size()));

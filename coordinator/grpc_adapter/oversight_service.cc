@@ -28,8 +28,7 @@ class OversightService final : public v1::OversightService::CallbackService {
                     if (absl::Status status = CheckRemark("comment", r.comment()); !status.ok()) return done(status);
                     const absl::StatusOr<v1::GateRow> gate = FindGate(r.gate_id());
                     if (!gate.ok()) return done(gate.status());
-                    const absl::StatusOr<v1::Job> job =
-                        edge_.FindJob(caller, gate->job_id(), "", "/rlhf.v1.OversightService/DecideGate");
+                    const absl::StatusOr<v1::Job> job = edge_.FindJob(caller, gate->job_id(), "");
                     if (!job.ok()) return done(job.status());
                     if (job->id() != gate->job_id()) return done(NoGate(r.gate_id()));
                     edge_.oversight->DecideGate(caller.subject, r, std::move(done));
@@ -39,7 +38,7 @@ class OversightService final : public v1::OversightService::CallbackService {
                                         v1::ServiceState* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::HaltServiceRequest& r, Done<v1::ServiceState> done) {
-                    absl::Status status = ForAll(caller, "HaltService");
+                    absl::Status status = ForAll(caller);
                     if (status.ok()) status = CheckRemark("reason", r.reason());
                     if (!status.ok()) return done(status);
                     edge_.oversight->Halt(caller.subject, r.reason(), std::move(done));
@@ -49,7 +48,7 @@ class OversightService final : public v1::OversightService::CallbackService {
                                           v1::ServiceState* response) override {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::ResumeServiceRequest& r, Done<v1::ServiceState> done) {
-                    absl::Status status = ForAll(caller, "ResumeService");
+                    absl::Status status = ForAll(caller);
                     if (status.ok()) status = CheckRemark("reason", r.reason());
                     if (!status.ok()) return done(status);
                     edge_.oversight->Resume(caller.subject, r.reason(), std::move(done));
@@ -68,7 +67,7 @@ class OversightService final : public v1::OversightService::CallbackService {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::ListAuditRequest& r, Done<v1::ListAuditResponse> done) {
                     absl::Status status = PageSize(r.page()).status();
-                    if (status.ok()) status = ForAll(caller, "ListAudit");
+                    if (status.ok()) status = ForAll(caller);
                     if (!status.ok()) return done(status);
                     OffLoop<v1::ListAuditResponse>(
                         edge_.loop, edge_.pages,
@@ -81,7 +80,7 @@ class OversightService final : public v1::OversightService::CallbackService {
         edge_, context, request, response,
         [this](const Caller& caller, v1::VerifyAuditRequest&, Done<v1::VerifyAuditResponse> done,
                std::function<bool()> gone) {
-          if (absl::Status status = ForAll(caller, "VerifyAudit"); !status.ok()) return done(status);
+          if (absl::Status status = ForAll(caller); !status.ok()) return done(status);
           OffLoop<v1::VerifyAuditResponse>(
               edge_.loop, edge_.checks,
               [oversight = edge_.oversight, gone = std::move(gone)] { return oversight->audit().Verify(gone); },
@@ -94,7 +93,7 @@ class OversightService final : public v1::OversightService::CallbackService {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::ListAuditHeadsRequest& r, Done<v1::ListAuditHeadsResponse> done) {
                     absl::Status status = PageSize(r.page()).status();
-                    if (status.ok()) status = ForAll(caller, "ListAuditHeads");
+                    if (status.ok()) status = ForAll(caller);
                     if (!status.ok()) return done(status);
                     OffLoop<v1::ListAuditHeadsResponse>(
                         edge_.loop, edge_.pages,
@@ -107,7 +106,7 @@ class OversightService final : public v1::OversightService::CallbackService {
         edge_, context, request, response,
         [this](const Caller& caller, v1::GetLineageRequest& r, Done<v1::Lineage> done, std::function<bool()> gone) {
           const std::string project = Edge::ProjectFor(caller, r.project());
-          const absl::Status admitted = edge_.Admit(caller, project, "/rlhf.v1.OversightService/GetLineage");
+          const absl::Status admitted = edge_.Admit(caller, project);
           if (!admitted.ok()) return done(admitted);
           const absl::StatusOr<v1::Artifact> model = edge_.artifacts->Resolve(r.model(), project);
           if (!model.ok()) return done(model.status());
@@ -127,7 +126,7 @@ class OversightService final : public v1::OversightService::CallbackService {
 
  private:
   // The halt switch and the audit chain are the whole service's.
-  absl::Status ForAll(const Caller& caller, const char* method) const { return edge_.Admit(caller, "*", method); }
+  absl::Status ForAll(const Caller& caller) const { return edge_.Admit(caller, "*"); }
 
   // A gate outlives its pipeline: another job may have that one's id as its name by now.
   bool Sees(const Caller& caller, const v1::GateRow& gate) const {

@@ -8,7 +8,6 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr char kMethod[] = "/rlhf.v1.JobService/WatchJob";
 constexpr int kEventsAtOnce = 100;
 
 bool Before(const google::protobuf::Timestamp& a, const google::protobuf::Timestamp& b) {
@@ -22,7 +21,7 @@ WatchJobStream::WatchJobStream(const Edge& edge, Caller caller, v1::WatchJobRequ
     : LoopStream(edge), caller_(std::move(caller)), request_(std::move(request)), bookmark_period_(bookmark_period) {}
 
 absl::Status WatchJobStream::Begin() {
-  RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge_.FindJob(caller_, request_.job_id(), "", kMethod));
+  RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge_.FindJob(caller_, request_.job_id(), ""));
   const int64_t resume = request_.resume_token();
   if (resume < 0 || resume > edge_.events->LastSequence(job.id())) {
     return WithReason(

@@ -64,6 +64,7 @@ TEST_F(ProjectsTest, NoCallThatNamesAJobServesAnotherProject) {
   }
   EXPECT_GE(walked.size(), 15u) << testing::PrintToString(walked);
   EXPECT_EQ(Get(job).state(), v1::WAITING) << "nobody touched it";
+  EXPECT_THAT(RefusedMethods(Api("overseer"), "project", 10), testing::IsSubsetOf(walked));
 }
 
 TEST_F(ProjectsTest, WhyNamesNoJobOfAnotherProject) {
@@ -176,6 +177,7 @@ TEST_F(ProjectsTest, NoCallThatNamesAProjectWritesIntoAnother) {
   EXPECT_GE(walked.size(), 14u) << testing::PrintToString(walked);
   EXPECT_EQ(theirs("samples"), before);
   EXPECT_EQ(theirs("taken"), no_alias);
+  EXPECT_THAT(RefusedMethods(Api("overseer"), "project", 10), testing::IsSubsetOf(walked));
 }
 
 TEST_F(ProjectsTest, NamesOfAnotherProjectsJobsAreNotTold) {

@@ -60,6 +60,7 @@ TEST_F(SessionsTest, NoCallIsMadeWithAnothersSession) {
     }
   }
   EXPECT_GE(walked.size(), 15u) << testing::PrintToString(walked);
+  EXPECT_THAT(RefusedMethods(Api("overseer"), "session", 10), testing::IsSubsetOf(walked));
 }
 
 // One CA may sign for several installations.

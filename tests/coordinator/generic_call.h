@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -15,8 +16,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "client/cpp/channel.h"
 #include "common/status_util.h"
+#include "rlhf/v1/oversight_service.grpc.pb.h"
 
 namespace rlhf::coordinator {
 
@@ -58,6 +61,25 @@ inline absl::Status CallWith(const std::shared_ptr<grpc::Channel>& channel,
                  });
   finished.WaitForNotification();
   return FromGrpc(status);
+}
+
+// The methods that the audit log names of calls refused for this reason, once they are so many: a refusal does not wait
+// for its record.
+inline std::set<std::string> RefusedMethods(const std::shared_ptr<grpc::Channel>& overseer, const std::string& reason,
+                                            size_t at_least) {
+  const auto stub = v1::OversightService::NewStub(overseer);
+  v1::ListAuditRequest request;
+  request.mutable_page()->set_page_size(1000);
+  std::set<std::string> methods;
+  for (const absl::Time deadline = absl::Now() + absl::Seconds(20);
+       methods.size() < at_least && absl::Now() < deadline;) {
+    v1::ListAuditResponse audit;
+    if (!stub->ListAudit(client::MakeContext(absl::Seconds(30)).get(), request, &audit).ok()) continue;
+    for (const v1::AuditRecord& record : audit.records()) {
+      if (record.action() == "call.denied" && record.details().at("reason") == reason) methods.insert(record.object());
+    }
+  }
+  return methods;
 }
 
 }  // namespace rlhf::coordinator
