@@ -72,7 +72,7 @@ absl::StatusOr<std::vector<std::string>> ListFiles(const fs::path& root, Origin 
   fs::recursive_directory_iterator it(root, error), end;
   for (; !error && it != end; it.increment(error)) {
     const std::string relative = it->path().lexically_relative(root).generic_string();
-    if (origin == Origin::kUser && absl::StartsWith(it->path().filename().string(), ".")) {
+    if (origin == Origin::kUser && IsHidden(it->path())) {
       it.disable_recursion_pending();
       continue;
     }
@@ -128,6 +128,10 @@ std::string ToJson(const Manifest& manifest) {
 }  // namespace
 
 ArtifactRoot::ArtifactRoot(std::string root) : root_(std::move(root)) {}
+
+bool IsHidden(const fs::path& path) {
+  return absl::StartsWith(path.filename().string(), ".");
+}
 
 absl::StatusOr<Manifest> ComputeManifest(const std::string& path, Origin origin) {
   std::error_code error;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -62,9 +63,12 @@ enum class Origin {
   // role's, so links are refused.
   kService,
   // A folder that a program reads for the user who runs it, such as what Hugging Face's downloader makes: links to
-  // regular files are followed, and what is hidden (.cache, .git, .gitattributes) is no part of the artifact.
+  // regular files are followed, and what is hidden is no part of the artifact.
   kUser,
 };
+
+// Whether a user's file or folder is hidden (.cache, .git, .gitattributes), by its own name.
+bool IsHidden(const std::filesystem::path& path);
 
 // Computes the manifest of a file or directory without publishing it. InvalidArgument for what is no regular file, and
 // for a link to a folder or to nothing, also of a user's.

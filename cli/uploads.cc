@@ -122,7 +122,7 @@ absl::Status CheckReadable(const std::string& path) {
   fs::recursive_directory_iterator entry(path, error);
   for (; status.ok() && !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
     std::error_code ignored;
-    if (absl::StartsWith(entry->path().filename().string(), ".")) {
+    if (artifact::IsHidden(entry->path())) {
       entry.disable_recursion_pending();
     } else if (!entry->is_symlink(ignored) ||
                fs::exists(entry->path(), ignored)) {  // of such a link the manifest says it
