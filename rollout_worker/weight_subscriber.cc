@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
-#include <map>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -14,7 +12,6 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "artifact/digest.h"
-#include "artifact/weight_delta.h"
 #include "client/cpp/channel.h"
 #include "client/cpp/weights_stream.h"
 #include "common/failpoint.h"
@@ -22,11 +19,9 @@
 #include "common/log.h"
 #include "common/shared_memory.h"
 #include "common/status_util.h"
-#include "common/unsuited.h"
-#include "model/device.h"
 #include "model/divide.h"
 #include "model/guard.h"
-#include "model/tensor_types.h"
+#include "rollout_worker/incoming_weights.h"
 
 namespace rlhf::rollout {
 namespace {
@@ -35,133 +30,9 @@ constexpr int kStreamAttempts = 3;  // of the learner, in a row that bring nothi
 constexpr absl::Duration kAskAgain = absl::Milliseconds(20);
 constexpr absl::Duration kLongestHold = absl::Seconds(60);  // of a learner's GPU memory
 
-// Where a tensor's bytes lie among those received, and whether they are all of it. Empty: it has not changed.
-struct Part {
-  absl::Span<const uint8_t> bytes;
-  bool whole = true;
-};
-
-// One a tensor of the manifest, in order, of a stream that is one after the other. DataLoss when the manifest does not
-// fit the stream.
-absl::StatusOr<std::vector<Part>> PartsOf(const v1::WeightsManifest& manifest, bool delta,
-                                          absl::Span<const uint8_t> bytes) {
-  if (delta && manifest.delta().sizes_size() != manifest.tensors_size()) {
-    return absl::DataLossError(absl::StrCat("weights manifest: expected a delta of ", manifest.tensors_size(),
-                                            " tensors, found ", manifest.delta().sizes_size()));
-  }
-  std::vector<Part> parts;
-  uint64_t next = 0;
-  for (int i = 0; i < manifest.tensors_size(); ++i) {
-    const v1::TensorEntry& entry = manifest.tensors(i);
-    const uint64_t size = delta ? manifest.delta().sizes(i) : entry.size();
-    if ((!delta && entry.offset() != next) || size > bytes.size() - next) {
-      return absl::DataLossError(absl::StrCat("weights manifest: expected tensor ", entry.name(), " at ", next,
-                                              " within the stream of ", bytes.size(), " bytes, found ", size,
-                                              " bytes at ", delta ? next : entry.offset()));
-    }
-    parts.push_back({bytes.subspan(next, size), size == entry.size()});
-    next += size;
-  }
-  if (next != bytes.size()) {
-    return absl::DataLossError(
-        absl::StrCat("weights manifest: expected tensors of ", bytes.size(), " bytes, found ", next));
-  }
-  return parts;
-}
-
 bool Matches(absl::Span<const uint8_t> bytes, const std::string& xxh3) {
   return artifact::Xxh3Hex(bytes.data(), bytes.size()) == xxh3;
 }
-
-// The stream that is being received, from whichever source, and how much of it is verified.
-class Incoming {
- public:
-  // Into out->bytes, which are `memory`, `size` bytes; `out` outlives it.
-  static absl::StatusOr<Incoming> Begin(std::shared_ptr<uint8_t[]> memory, uint64_t size, FetchedWeights* out) {
-    Incoming incoming;
-    incoming.bytes_ = std::move(memory);
-    out->owner = incoming.bytes_;
-    out->bytes = absl::MakeConstSpan(incoming.bytes_.get(), size);
-    RLHF_ASSIGN_OR_RETURN(incoming.parts_, PartsOf(out->manifest, out->delta, out->bytes));
-    incoming.out_ = out;
-    RLHF_RETURN_IF_ERROR(incoming.Verify());  // of what is empty
-    return incoming;
-  }
-
-  uint64_t received() const { return received_; }
-  uint64_t size() const { return out_->bytes.size(); }
-  bool complete() const { return verified_ == parts_.size(); }
-
-  // The stream's next bytes, to their place and into their digest while they are in the cache. DataLoss: the source is
-  // not to be trusted; what it sent of a tensor that does not match is forgotten.
-  absl::Status Take(uint64_t offset, absl::Span<const uint8_t> bytes) {
-    if (offset != received_ || bytes.size() > size() - received_) {
-      return absl::DataLossError(absl::StrCat("weights stream: expected bytes at ", received_, " of ", size(),
-                                              ", found ", bytes.size(), " at ", offset));
-    }
-    while (!bytes.empty()) {
-      const absl::Span<const uint8_t> piece = bytes.subspan(0, DigestEnd() - received_);
-      std::memcpy(bytes_.get() + received_, piece.data(), piece.size());
-      digest_.Update(bytes_.get() + received_, piece.size());
-      received_ += piece.size();
-      bytes.remove_prefix(piece.size());
-      RLHF_RETURN_IF_ERROR(Verify());
-    }
-    return absl::OkStatus();
-  }
-  // Also what was received of a tensor that is not verified.
-  void ForgetUnverified() {
-    received_ = verified_end();
-    digest_.Reset();
-  }
-  // Bytes up to here will not change any more.
-  uint64_t verified_end() const {
-    if (out_->delta) return complete() ? size() : 0;
-    return complete() ? size() : static_cast<uint64_t>(parts_[verified_].bytes.data() - out_->bytes.data());
-  }
-
- private:
-  Incoming() = default;
-
-  uint64_t EndOf(const Part& part) const {
-    return static_cast<uint64_t>(part.bytes.data() + part.bytes.size() - out_->bytes.data());
-  }
-  // Where what is being digested ends: a delta's stream has one digest, for a tensor's is of what it leads to.
-  uint64_t DigestEnd() const { return out_->delta ? size() : EndOf(parts_[verified_]); }
-
-  absl::Status Verify() {
-    if (out_->delta) return VerifyDelta();
-    for (; verified_ < parts_.size() && EndOf(parts_[verified_]) <= received_; ++verified_) {
-      const v1::TensorEntry& entry = out_->manifest.tensors(static_cast<int>(verified_));
-      if (digest_.Hex() != entry.xxh3()) return Refuse(absl::StrCat("tensor ", entry.name()));
-      digest_.Reset();
-    }
-    return absl::OkStatus();
-  }
-  absl::Status VerifyDelta() {
-    if (received_ < size()) return absl::OkStatus();
-    const std::string& xxh3 = out_->manifest.delta().xxh3();
-    if (!xxh3.empty() && digest_.Hex() != xxh3) return Refuse("the delta");
-    for (size_t i = 0; i < parts_.size() && xxh3.empty(); ++i) {
-      const v1::TensorEntry& entry = out_->manifest.tensors(static_cast<int>(i));
-      if (parts_[i].whole && !Matches(parts_[i].bytes, entry.xxh3()))
-        return Refuse(absl::StrCat("tensor ", entry.name()));
-    }
-    verified_ = parts_.size();
-    return absl::OkStatus();
-  }
-  absl::Status Refuse(const std::string& what) {
-    ForgetUnverified();
-    return absl::DataLossError(absl::StrCat("weights stream: ", what, " does not match its digest in the manifest"));
-  }
-
-  FetchedWeights* out_ = nullptr;
-  std::shared_ptr<uint8_t[]> bytes_;
-  std::vector<Part> parts_;
-  size_t verified_ = 0;  // tensors
-  uint64_t received_ = 0;
-  artifact::Xxh3 digest_;  // of what is received of the tensor, or the delta, that is not verified
-};
 
 // Cancels a call in which nothing moves for so long.
 class StallGuard {
@@ -201,7 +72,7 @@ class StallGuard {
 // One call, from where the stream stands on. OK when the source has ended it in good order, all sent or not. `relayed`
 // may be null.
 absl::Status ReceiveFrom(const std::shared_ptr<grpc::Channel>& source, const FetchedWeights& weights,
-                         absl::Duration patience, Incoming* incoming, RelayedWeights* relayed) {
+                         absl::Duration patience, IncomingWeights* incoming, RelayedWeights* relayed) {
   v1::StreamWeightsRequest request;
   request.set_job_id(weights.manifest.job_id());
   *request.mutable_version() = weights.manifest.version();
@@ -224,61 +95,6 @@ absl::Status ReceiveFrom(const std::shared_ptr<grpc::Channel>& source, const Fet
   if (!taken.ok()) context->TryCancel();
   const absl::Status finished = FromGrpc(reader.Finish());
   return taken.ok() ? finished : taken;
-}
-
-// A job's precision is the learner's, a worker's is its own: with another type the model is right and the worker is
-// not.
-absl::Status CheckEntry(const v1::TensorEntry& entry, const torch::Tensor& parameter) {
-  const std::vector<int64_t> shape(entry.shape().begin(), entry.shape().end());
-  const absl::StatusOr<artifact::DType> known = model::FromTorch(parameter.scalar_type());
-  const std::string type = known.ok() ? artifact::DTypeName(*known) : c10::toString(parameter.scalar_type());
-  const bool same_shape = parameter.sizes() == c10::IntArrayRef(shape);
-  if (same_shape && entry.dtype() == type && entry.size() == parameter.nbytes()) return absl::OkStatus();
-  const bool wide = entry.dtype() == "F32";
-  const auto numbers = static_cast<uint64_t>(parameter.numel());
-  if (same_shape && entry.dtype() != type && (wide || entry.dtype() == "BF16") &&
-      entry.size() == numbers * (wide ? 4 : 2)) {
-    return UnsuitedError(absl::StrCat("the job's weights are of type ", entry.dtype(), ", this worker computes with ",
-                                      type, ": start this worker with --precision ", wide ? "float32" : "bfloat16"));
-  }
-  return absl::InvalidArgumentError(absl::StrCat("tensor ", entry.name(), ": expected ", type, " of ",
-                                                 parameter.nbytes(), " bytes, found ", entry.dtype(), " of ",
-                                                 entry.size()));
-}
-
-// A tensor of a model, its bytes on the host (its own ones where it is there), and what goes into it.
-struct Target {
-  const v1::TensorEntry* entry;
-  torch::Tensor parameter, host;
-  Part part;
-  std::vector<uint8_t> delta;  // once it is applied: what leads back
-  absl::Span<uint8_t> held() const { return absl::MakeSpan(static_cast<uint8_t*>(host.data_ptr()), host.nbytes()); }
-  absl::Status Swap() { return artifact::SwapWeightDelta(absl::MakeSpan(delta), host.element_size(), held()); }
-};
-
-// Puts the changed elements into the hosts' bytes, and takes them out again when a tensor is not the version's then.
-absl::Status ApplyDelta(std::vector<Target>* targets) {
-  absl::Status status;
-  size_t done = 0;
-  for (; done < targets->size() && status.ok(); ++done) {
-    Target& target = (*targets)[done];
-    target.host = model::ToHost(target.parameter);
-    target.delta.assign(target.part.bytes.begin(), target.part.bytes.end());  // what was received may be relayed still
-    status = target.Swap();
-    if (!status.ok()) break;  // changed nothing
-    if (artifact::Xxh3Hex(target.held().data(), target.held().size()) != target.entry->xxh3()) {
-      status = absl::DataLossError(absl::StrCat("weights delta: tensor ", target.entry->name(),
-                                                " does not match its digest; fetching it whole"));
-    }
-  }
-  if (!status.ok()) {
-    while (done > 0) RLHF_RETURN_IF_ERROR((*targets)[--done].Swap());
-    return status;
-  }
-  for (Target& target : *targets) {
-    if (target.host.data_ptr() != target.parameter.data_ptr()) model::CopyInto(target.parameter, target.host);
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -365,10 +181,10 @@ absl::Status WeightSubscriber::Map(FetchedWeights* out) const {
   const v1::SharedWeights& shared = out->manifest.shared();
   RLHF_ASSIGN_OR_RETURN(const std::shared_ptr<const MappedMemory> memory,
                         MappedMemory::Open(options_.shm_dir, shared.name(), out->manifest.total_size()));
-  RLHF_ASSIGN_OR_RETURN(const std::vector<Part> parts, PartsOf(out->manifest, /*delta=*/false, memory->bytes()));
+  RLHF_ASSIGN_OR_RETURN(const std::vector<WeightPart> parts, PartsOf(out->manifest, /*delta=*/false, memory->bytes()));
   std::vector<char> matches(parts.size());  // not bool: threads write to neighbours
   model::Divide(static_cast<int64_t>(parts.size()), [&](int64_t i) {
-    const Part& part = parts[static_cast<size_t>(i)];
+    const WeightPart& part = parts[static_cast<size_t>(i)];
     matches[static_cast<size_t>(i)] = Matches(part.bytes, out->manifest.tensors(static_cast<int>(i)).xxh3()) ? 1 : 0;
   });
   const auto damaged = std::find(matches.begin(), matches.end(), 0);
@@ -423,7 +239,7 @@ absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, const std
   out->bytes = {};
   out->owner.reset();  // of what was received before and could not be used
   const uint64_t size = out->delta ? out->manifest.delta().total_size() : out->manifest.total_size();
-  RLHF_ASSIGN_OR_RETURN(Incoming incoming, Incoming::Begin(Memory(size, out->delta), size, out));
+  RLHF_ASSIGN_OR_RETURN(IncomingWeights incoming, IncomingWeights::Begin(Memory(size, out->delta), size, out));
   std::shared_ptr<RelayedWeights> relayed;
   if (options_.relay != nullptr && source.relay() && judged) {
     relayed = options_.relay->Begin(out->manifest, out->delta, out->bytes, out->owner);
@@ -462,40 +278,6 @@ absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, const std
                                          " of ", incoming.size(), " bytes received"));
   if (relayed != nullptr) relayed->End(absl::UnavailableError("this worker could not receive the version"));
   return status;
-}
-
-absl::Status ApplyWeights(const FetchedWeights& weights, model::Transformer& model) {
-  return model::Guard("applying weights", [&]() -> absl::Status {
-    RLHF_ASSIGN_OR_RETURN(const std::vector<Part> parts, PartsOf(weights.manifest, weights.delta, weights.bytes));
-    std::map<std::string, size_t> entries;
-    for (size_t i = 0; i < parts.size(); ++i) entries[weights.manifest.tensors(static_cast<int>(i)).name()] = i;
-    const auto& parameters = model.trained_parameters();
-    if (entries.size() != parameters.size()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("weights have ", entries.size(), " tensors; the model has ", parameters.size()));
-    }
-    // Everything is checked before anything is written: a refused version leaves the old one whole.
-    std::vector<Target> whole, changed;
-    for (const auto& [name, parameter] : parameters) {
-      const auto at = entries.find(name);
-      if (at == entries.end()) return absl::InvalidArgumentError(absl::StrCat("weights lack tensor ", name));
-      const v1::TensorEntry& entry = weights.manifest.tensors(static_cast<int>(at->second));
-      RLHF_RETURN_IF_ERROR(CheckEntry(entry, parameter));
-      (parts[at->second].whole ? whole : changed).push_back({&entry, parameter, {}, parts[at->second], {}});
-    }
-    const torch::NoGradGuard no_grad;
-    RLHF_RETURN_IF_ERROR(ApplyDelta(&changed));
-    for (Target& target : whole) {
-      // Copied from only; LibTorch has no view of what may not be written.
-      auto* const bytes =
-          const_cast<uint8_t*>(target.part.bytes.data());  // NOLINT(cppcoreguidelines-pro-type-const-cast)
-      model.SetParameter(
-          target.entry->name(),
-          torch::from_blob(bytes, target.parameter.sizes(),
-                           torch::TensorOptions().dtype(target.parameter.scalar_type()).device(weights.device)));
-    }
-    return absl::OkStatus();
-  });
 }
 
 }  // namespace rlhf::rollout

@@ -1,7 +1,5 @@
-// Fetches a policy version from processes that hold it, into memory, and applies it to a model in place: whole, or
-// what changed since the version that the model has.
-//
-// Fetch may run beside generation (it touches no model); Apply runs between decode steps.
+// Fetches a policy version from processes that hold it, into memory: whole, or what changed since a version that is
+// there. It touches no model, and may run beside generation.
 #pragma once
 
 #include <functional>
@@ -16,26 +14,13 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "absl/types/span.h"
 #include "model/device_share.h"
-#include "model/transformer.h"
 #include "rlhf/v1/data.pb.h"
 #include "rlhf/v1/fleet_service.pb.h"
-#include "rlhf/v1/weights_service.grpc.pb.h"
+#include "rollout_worker/fetched_weights.h"
 #include "rollout_worker/weight_relay.h"
 
 namespace rlhf::rollout {
-
-struct FetchedWeights {
-  v1::WeightsManifest manifest;
-  bool delta = false;                  // what `bytes` are: the manifest's delta, else the whole version
-  absl::Span<const uint8_t> bytes;     // as received and verified
-  std::shared_ptr<const void> owner;   // of the bytes; others may read them too
-  uint64_t from_workers = 0;           // bytes that came from other rollout workers
-  torch::Device device = torch::kCPU;  // where they lie
-  bool mapped = false;                 // taken from the learner's own, in this host's or its GPU's memory
-  bool not_mapped = false;             // they should have been, and were received instead
-};
 
 struct WeightSubscriberOptions {
   // What the coordinator wants relayed is served there while, and after, it is received; null: nothing is. Outlives the
@@ -81,10 +66,5 @@ class WeightSubscriber {
   std::shared_ptr<uint8_t[]> memory_ ABSL_GUARDED_BY(mu_);
   uint64_t memory_size_ ABSL_GUARDED_BY(mu_) = 0;
 };
-
-// Makes the model the version's; a refused one leaves the model as it was. Unsuited (see unsuited.h) when the weights
-// are of another precision than this worker's; InvalidArgument naming the tensor when names or shapes differ from the
-// model's; DataLoss when a delta does not lead from the model's weights to the version's: fetch the whole.
-absl::Status ApplyWeights(const FetchedWeights& weights, model::Transformer& model);
 
 }  // namespace rlhf::rollout
