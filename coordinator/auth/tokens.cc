@@ -1,8 +1,6 @@
 #include "coordinator/auth/tokens.h"
 
 #include <fcntl.h>
-#include <openssl/crypto.h>
-#include <openssl/rand.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,12 +8,12 @@
 #include <cstring>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "artifact/digest.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
+#include "coordinator/auth/secrets.h"
 #include "coordinator/names.h"
 
 namespace rlhf::coordinator {
@@ -24,18 +22,6 @@ namespace {
 constexpr char kPseudonymKey[] = "pseudonym_key";
 constexpr absl::Duration kLongestLife = absl::Hours(24 * 400);
 constexpr size_t kLongestToken = 256;
-
-absl::StatusOr<std::string> RandomHex(int bytes) {
-  std::string raw(static_cast<size_t>(bytes), '\0');
-  if (RAND_bytes(reinterpret_cast<unsigned char*>(raw.data()), bytes) != 1) {
-    return absl::InternalError("the system's random source failed");
-  }
-  return absl::BytesToHexString(raw);
-}
-
-bool HashesEqual(const std::string& a, const std::string& b) {
-  return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
-}
 
 void SetTime(absl::Time time, google::protobuf::Timestamp* out) {
   const int64_t seconds = absl::ToUnixSeconds(time);
@@ -118,7 +104,7 @@ absl::StatusOr<v1::TokenRow> Tokens::Verify(const std::string& token, std::strin
   const std::string hash = artifact::Sha256Hex(parts[2]);
   absl::MutexLock lock(&mu_);
   const auto it = entries_.find(parts[1]);
-  if (it == entries_.end() || !it->second.active || !HashesEqual(it->second.row.sha256(), hash)) {
+  if (it == entries_.end() || !it->second.active || !SecretsEqual(it->second.row.sha256(), hash)) {
     return Refuse("the token is not one of this service's; ask an admin for one (rlhfctl token create)",
                   "unknown_token", why);
   }
@@ -184,7 +170,7 @@ absl::Status Tokens::CheckRoles(const v1::TokenRow& row) const {
 absl::Status Tokens::PrepareAccept(const v1::TokenRow& row, WriteBatch* batch) {
   absl::MutexLock lock(&mu_);
   for (const auto& [id, other] : entries_) {
-    if (id != row.id() && !HashesEqual(other.row.sha256(), row.sha256())) continue;
+    if (id != row.id() && !SecretsEqual(other.row.sha256(), row.sha256())) continue;
     return absl::AlreadyExistsError(absl::StrCat("the token ", id, " was one of this service's before",
                                                  other.row.revoked() ? ", and was revoked" : "",
                                                  "; expected one that is new"));

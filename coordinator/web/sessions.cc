@@ -1,26 +1,11 @@
 #include "coordinator/web/sessions.h"
 
-#include <openssl/crypto.h>
-#include <openssl/rand.h>
-
 #include <algorithm>
 
-#include "absl/strings/escaping.h"
 #include "common/status_util.h"
+#include "coordinator/auth/secrets.h"
 
 namespace rlhf::coordinator {
-
-absl::StatusOr<std::string> RandomHex(int bytes) {
-  std::string raw(static_cast<size_t>(bytes), '\0');
-  if (RAND_bytes(reinterpret_cast<unsigned char*>(raw.data()), bytes) != 1) {
-    return absl::InternalError("the system's random source failed");
-  }
-  return absl::BytesToHexString(raw);
-}
-
-bool SecretsEqual(const std::string& a, const std::string& b) {
-  return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
-}
 
 absl::StatusOr<WebSession> WebSessions::Begin(const std::string& token) {
   WebSession session;

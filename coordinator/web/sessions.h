@@ -43,9 +43,4 @@ class WebSessions {
   std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mu_);
 };
 
-// `bytes` random bytes in hex.
-absl::StatusOr<std::string> RandomHex(int bytes);
-// In constant time for equal lengths.
-bool SecretsEqual(const std::string& a, const std::string& b);
-
 }  // namespace rlhf::coordinator

@@ -19,6 +19,7 @@
 #include "common/process.h"
 #include "common/status_util.h"
 #include "common/task_queue.h"
+#include "coordinator/auth/secrets.h"
 #include "coordinator/web/assets.h"
 #include "coordinator/web/gateway.h"
 #include "coordinator/web/sessions.h"
