@@ -103,6 +103,9 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   void MakeManagers();
   absl::Status Recover();
   absl::Status AfterRestore();
+  TlsFiles Tls(const std::string& cert_file, const std::string& key_file) const {
+    return {.insecure = config_.insecure, .ca_file = config_.tls_ca, .cert_file = cert_file, .key_file = key_file};
+  }
   absl::Status Listen();
   absl::Status ListenWeb();
   void StartTicks();
@@ -275,12 +278,7 @@ absl::Status CoordinatorServerImpl::OpenStores() {
 }
 
 void CoordinatorServerImpl::MakeManagers() {
-  TlsFiles tls;
-  tls.insecure = config_.insecure;
-  tls.ca_file = config_.tls_ca;
-  tls.cert_file = config_.tls_cert;
-  tls.key_file = config_.tls_key;
-  reward_ = MakeGrpcRewardClient(tls);
+  reward_ = MakeGrpcRewardClient(Tls(config_.tls_cert, config_.tls_key));
   fleet_ = MakeFleet(loop_.get(), absl::Milliseconds(config_.heartbeat_ms), absl::Milliseconds(config_.lease_ms));
   events_ = MakeEventLog(store_.get(), loop_.get());
   oversight_ = MakeOversight(loop_.get(), store_.get());
@@ -382,10 +380,7 @@ absl::Status CoordinatorServerImpl::Listen() {
   standby_.reset();  // its ports are this one's from here on
   RpcServerOptions fleet;
   fleet.address = fleet_address_;
-  fleet.tls.insecure = config_.insecure;
-  fleet.tls.ca_file = config_.tls_ca;
-  fleet.tls.cert_file = config_.tls_cert;
-  fleet.tls.key_file = config_.tls_key;
+  fleet.tls = Tls(config_.tls_cert, config_.tls_key);
   fleet.require_client_certificate = !config_.insecure;
   fleet.authorizer = MakeFleetAuthorizer(config_.trust_domain, denials_.get());
   fleet.services = {add(MakeFleetService(edge_)), add(MakeLearnerService(edge_)), artifact_service, log_service};
@@ -396,10 +391,7 @@ absl::Status CoordinatorServerImpl::Listen() {
 
   RpcServerOptions api;
   api.address = api_address_;
-  api.tls.insecure = config_.insecure;
-  api.tls.ca_file = config_.tls_ca;
-  api.tls.cert_file = config_.api_cert;
-  api.tls.key_file = config_.api_key;
+  api.tls = Tls(config_.api_cert, config_.api_key);
   api.authorizer = MakeApiAuthorizer(tokens_.get(), denials_.get());
   api.services = {add(MakeJobService(edge_)),       artifact_service, add(MakeFeedbackService(edge_)),
                   add(MakeOversightService(edge_)), log_service,      add(MakeAdminService(edge_))};
