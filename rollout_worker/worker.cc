@@ -37,6 +37,14 @@ v1::LeaseProgress ProgressOf(const v1::Sample& sample) {
   return progress;
 }
 
+v1::ReturnedLease ReturnedOf(const v1::SampleId& id, int32_t attempt, const std::string& error) {
+  v1::ReturnedLease returned;
+  *returned.mutable_id() = id;
+  returned.set_attempt(attempt);
+  returned.set_error(error);
+  return returned;
+}
+
 // Whether the coordinator, or the channel, would say the same whenever it is asked: the samples are at fault, or the
 // size of one. Without that, exhausted is a volume, which somebody makes room on.
 bool AnsweredAlike(const absl::Status& status, const v1::SubmitSamplesRequest& request) {
@@ -161,10 +169,7 @@ void Worker::LeaseLoop() {
 
 void Worker::HandBack(const v1::PromptLease& lease, const std::string& error, Fault fault, int64_t needs_cache_bytes) {
   for (const auto& sample : lease.samples()) {
-    v1::ReturnedLease returned;
-    *returned.mutable_id() = artifact::SampleIdOf(lease, sample.index());
-    returned.set_attempt(sample.attempt());
-    returned.set_error(error);
+    v1::ReturnedLease returned = ReturnedOf(artifact::SampleIdOf(lease, sample.index()), sample.attempt(), error);
     returned.set_unavailable(fault == Fault::kUnavailable);
     // Both: this worker never can, though others may, and this prompt alone.
     returned.set_permanent(fault == Fault::kPermanent || fault == Fault::kTooSmall);
@@ -233,7 +238,7 @@ void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
 
 void Worker::GenerateLoop() {
   std::optional<v1::LeasePromptsResponse> next;
-  absl::Time published;
+  absl::Time mirrored;
   while (!stopping_) {
     Engine* engine = loader_->engine();
     const bool idle = engine == nullptr || engine->idle();
@@ -243,67 +248,69 @@ void Worker::GenerateLoop() {
       next.reset();
       engine = loader_->engine();
     }
-    std::vector<v1::LeaseProgress> revoked;
-    {
-      absl::MutexLock lock(&mu_);
-      revoked.swap(revoked_);
-    }
-    for (const auto& lease : revoked) {
-      if (engine != nullptr) engine->Drop(lease.id(), lease.attempt());
-    }
-    if (engine != nullptr && !engine->idle()) {
-      std::optional<StuckWatch::Work> work(&stuck_);
-      RLHF_FAILPOINT("rollout/mid_generation");
-      const absl::Time began = absl::Now();
-      auto finished = engine->Step();
-      const absl::Time ended = absl::Now();
-      work.reset();
-      if (!finished.ok()) {
-        // The batch is lost as a whole; its leases go back and are generated again, here or elsewhere.
-        const std::vector<v1::LeaseProgress> lost = engine->Progress();
-        const LogScope scope({.job_id = lost.empty() ? "" : lost.front().id().job_id()});
-        spdlog::error("generating failed: {}", finished.status().ToString());
-        for (const auto& lease : lost) {
-          v1::ReturnedLease returned;
-          *returned.mutable_id() = lease.id();
-          returned.set_attempt(lease.attempt());
-          returned.set_error(finished.status().ToString());
-          returned_.TryPush(std::move(returned));
-          engine->Drop(lease.id(), lease.attempt());
-        }
-      } else {
-        metrics_.Stepped(ended - began, engine->Progress(), ended);
-        metrics_.Finished(*finished, ended);
-        TraceGenerated(*finished);
-      }
-      for (auto& returned : engine->TakeFailed()) returned_.TryPush(std::move(returned));
-      if (finished.ok() && !finished->empty()) {
-        RLHF_FAILPOINT("rollout/generated");
-        {
-          absl::MutexLock lock(&mu_);
-          for (const auto& sample : *finished) unacknowledged_.push_back(ProgressOf(sample));
-        }
-        finished_.Push(*std::move(finished));
-      }
-    }
-    std::vector<v1::LeaseProgress> progress = engine == nullptr ? std::vector<v1::LeaseProgress>() : engine->Progress();
-    {
-      absl::MutexLock lock(&mu_);
-      progress_ = std::move(progress);
-      if (engine != nullptr) policy_ = engine->version();
-      cache_bytes_ = engine == nullptr ? 0 : engine->cache_bytes();
-      // What has not reached the engine yet takes its room all the same.
-      const int samples = engine == nullptr ? loader_->first_capacity() : engine->capacity();
-      capacity_ = samples - static_cast<int>(progress_.size() + arriving_.size());
-    }
+    DropRevoked(engine);
+    if (engine != nullptr && !engine->idle()) Step(*engine);
+    TellStanding(engine);
     if (engine == nullptr) continue;
     if (engine->idle()) taken_up_.clear();
-    if (const absl::Time now = absl::Now(); now - published > kMetricsEvery) {
+    if (const absl::Time now = absl::Now(); now - mirrored > kMetricsEvery) {
       metrics_.Mirror(*engine, loader_->counters());
       for (const PolicyLoader::Change& change : loader_->TakeChanges()) metrics_.Changed(change);
-      published = now;
+      mirrored = now;
     }
   }
+}
+
+void Worker::DropRevoked(Engine* engine) {
+  std::vector<v1::LeaseProgress> revoked;
+  {
+    absl::MutexLock lock(&mu_);
+    revoked.swap(revoked_);
+  }
+  if (engine == nullptr) return;
+  for (const auto& lease : revoked) engine->Drop(lease.id(), lease.attempt());
+}
+
+void Worker::Step(Engine& engine) {
+  std::optional<StuckWatch::Work> work(&stuck_);
+  RLHF_FAILPOINT("rollout/mid_generation");
+  const absl::Time began = absl::Now();
+  auto finished = engine.Step();
+  const absl::Time ended = absl::Now();
+  work.reset();
+  if (!finished.ok()) {
+    // The batch is lost as a whole; its leases go back and are generated again, here or elsewhere.
+    const std::vector<v1::LeaseProgress> lost = engine.Progress();
+    const LogScope scope({.job_id = lost.empty() ? "" : lost.front().id().job_id()});
+    spdlog::error("generating failed: {}", finished.status().ToString());
+    for (const auto& lease : lost) {
+      returned_.TryPush(ReturnedOf(lease.id(), lease.attempt(), finished.status().ToString()));
+      engine.Drop(lease.id(), lease.attempt());
+    }
+  } else {
+    metrics_.Stepped(ended - began, engine.Progress(), ended);
+    metrics_.Finished(*finished, ended);
+    TraceGenerated(*finished);
+  }
+  for (auto& returned : engine.TakeFailed()) returned_.TryPush(std::move(returned));
+  if (!finished.ok() || finished->empty()) return;
+  RLHF_FAILPOINT("rollout/generated");
+  {
+    absl::MutexLock lock(&mu_);
+    for (const auto& sample : *finished) unacknowledged_.push_back(ProgressOf(sample));
+  }
+  finished_.Push(*std::move(finished));
+}
+
+void Worker::TellStanding(Engine* engine) {
+  std::vector<v1::LeaseProgress> progress = engine == nullptr ? std::vector<v1::LeaseProgress>() : engine->Progress();
+  absl::MutexLock lock(&mu_);
+  progress_ = std::move(progress);
+  if (engine != nullptr) policy_ = engine->version();
+  cache_bytes_ = engine == nullptr ? 0 : engine->cache_bytes();
+  // What has not reached the engine yet takes its room all the same.
+  const int samples = engine == nullptr ? loader_->first_capacity() : engine->capacity();
+  capacity_ = samples - static_cast<int>(progress_.size() + arriving_.size());
 }
 
 void Worker::TraceGenerated(const std::vector<v1::Sample>& samples) {
@@ -380,13 +387,8 @@ void Worker::Submit(v1::SubmitSamplesRequest request) {
     } else if (AnsweredAlike(status, request)) {
       spdlog::error("{} samples cannot be submitted and are handed back: {}", request.samples_size(),
                     status.ToString());
-      for (const auto& sample : request.samples()) {
-        v1::ReturnedLease returned;
-        *returned.mutable_id() = sample.id();
-        returned.set_attempt(sample.attempt());
-        returned.set_error(absl::StrCat("it cannot be submitted: ", status.message()));
-        returned_.TryPush(std::move(returned));
-      }
+      const std::string why = absl::StrCat("it cannot be submitted: ", status.message());
+      for (const auto& sample : request.samples()) returned_.TryPush(ReturnedOf(sample.id(), sample.attempt(), why));
       break;
     } else if (told.insert(status.code()).second) {
       spdlog::warn("{} samples are not submitted yet, and tried again: {}", request.samples_size(), status.ToString());
@@ -418,12 +420,7 @@ void Worker::Drain(absl::Duration grace) {
   {
     absl::MutexLock lock(&mu_);
     arriving_.insert(arriving_.end(), progress_.begin(), progress_.end());
-    for (const auto& progress : arriving_) {
-      v1::ReturnedLease returned;
-      *returned.mutable_id() = progress.id();
-      returned.set_attempt(progress.attempt());
-      returned_.TryPush(std::move(returned));
-    }
+    for (const auto& progress : arriving_) returned_.TryPush(ReturnedOf(progress.id(), progress.attempt(), ""));
   }
   stopping_ = true;
   leased_.Close();

@@ -64,6 +64,11 @@ class Worker {
   void HandBack(const v1::PromptLease& lease, const std::string& error, Fault fault, int64_t needs_cache_bytes = 0);
   // What HandBack has collected.
   void GiveBack();
+  // A turn of the generating thread: leases that the coordinator took back, a step of the engine, and what heartbeats
+  // and the leasing thread are to know. Null: there is no engine yet.
+  void DropRevoked(Engine* engine);
+  void Step(Engine& engine);
+  void TellStanding(Engine* engine);
   // Spans of generation, in each sample's own trace; what was handed back leaves none.
   void TraceGenerated(const std::vector<v1::Sample>& samples);
 
