@@ -55,12 +55,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   }
 
   void NextBatch(const v1::NextBatchRequest& request, Done<Batch> done) override {
-    const int64_t expected = job()->version().step() + 1;
-    if (request.step() != expected) {
-      return done(WithReason(
-          absl::AbortedError(absl::StrCat("expected step ", expected, ", found ", request.step(), ": join again")),
-          v1::STEP_OUT_OF_ORDER));
-    }
+    if (request.step() != NextStep()) return done(OutOfOrder(request.step()));
     if (request.step() > job()->total_steps())
       return done(absl::OutOfRangeError(absl::StrCat("the job ends at step ", job()->total_steps())));
     waiters_.push_back({request, std::move(done)});
@@ -77,7 +72,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   }
 
   void OnStepScored(const std::string&, int64_t step) override {
-    if (step == job()->version().step() + 1) ServeBatch();
+    if (step == NextStep()) ServeBatch();
   }
   void OnSampleFailed(const std::string&, const v1::SampleRow& row) override {
     // Else it waits for the rest of its step: see OnStepEndedShort.
@@ -132,6 +127,12 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   };
 
   const v1::PpoSpec& spec() const { return job()->spec().ppo(); }
+  // The only one that is served, committed or refused.
+  int64_t NextStep() const { return job()->version().step() + 1; }
+  absl::Status OutOfOrder(int64_t found) const {
+    return WithReason(absl::AbortedError(absl::StrCat("expected step ", NextStep(), ", found ", found, ": join again")),
+                      v1::STEP_OUT_OF_ORDER);
+  }
   // CommitStep, once the monitor has seen the step's batch.
   void CommitSeen(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done);
   // The newest step now; what a replay that ended otherwise makes void is removed.
@@ -179,6 +180,12 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     return policy;
   }
 
+  // No step comes after this one.
+  void EndAt(int64_t step, const std::string& why, WriteBatch* batch) {
+    job()->set_total_steps(step);
+    deps().sampling->CancelOpen(job_id_, batch);
+    host_->AppendMessage(job(), why, batch);
+  }
   // Whether the group forms anew after this step, for a rank that waits; after the last one it would be for nothing.
   bool TakesIn(const v1::CommitStepRequest& request) {
     return !request.stop() && request.step() < job()->total_steps() && yields_to_.empty() &&
@@ -218,7 +225,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   }
 
   void ServeBatch() {
-    const int64_t step = job()->version().step() + 1;
+    const int64_t step = NextStep();
     if (paused_ || waiters_.empty() || assigning_) return;
     if (batch_ != nullptr && batch_step_ == step) {
       for (Waiter& waiter : std::exchange(waiters_, {})) waiter.done(batch_);
@@ -310,7 +317,7 @@ v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_
 
 void PpoDriver::CommitStep(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) {
   const int64_t step = request.step();
-  if (step != job()->version().step() + 1 || deps().oversight->halted()) return CommitSeen(request, std::move(done));
+  if (step != NextStep() || deps().oversight->halted()) return CommitSeen(request, std::move(done));
   watch_->Begin(step, batch_step_ == step ? batch_ : nullptr);
   watch_->WhenSeen([this, request, done = std::move(done)](absl::Status seen) mutable {
     if (!seen.ok()) return done(seen);
@@ -329,12 +336,8 @@ void PpoDriver::CommitSeen(const v1::CommitStepRequest& request, Done<v1::Commit
     return AnswerThen(host_, job_id_, WriteBatch(), std::move(done), std::move(response));
   }
   if (deps().oversight->halted()) return done(HaltedError());
-  if (request.step() != row->version().step() + 1) {
-    return done(WithReason(absl::AbortedError(absl::StrCat("expected a commit of step ", row->version().step() + 1,
-                                                           ", found ", request.step(), ": join again")),
-                           v1::STEP_OUT_OF_ORDER));
-  }
   const int64_t step = request.step();
+  if (step != NextStep()) return done(OutOfOrder(step));
   RLHF_FAILPOINT("coordinator/before_commit_step");
   WriteBatch batch;
   deps().sampling->MarkTrained(job_id_, step, &batch);
@@ -348,17 +351,11 @@ void PpoDriver::CommitSeen(const v1::CommitStepRequest& request, Done<v1::Commit
   const bool stops = !alarms.empty() && spec().monitor().action() == v1::MONITOR_STOP;
   const bool fails = !alarms.empty() && spec().monitor().action() == v1::MONITOR_FAIL;
   if (stops) {
-    row->set_total_steps(step);
-    deps().sampling->CancelOpen(job_id_, &batch);
+    EndAt(step, absl::StrCat("stopped at step ", step, ": ", alarms[0].text()), &batch);
     response.set_stop(true);
     response.set_stop_reason(alarms[0].text());
-    host_->AppendMessage(row, absl::StrCat("stopped at step ", step, ": ", alarms[0].text()), &batch);
   }
-  if (request.stop()) {
-    row->set_total_steps(step);
-    deps().sampling->CancelOpen(job_id_, &batch);
-    host_->AppendMessage(row, absl::StrCat("stopped early at step ", step, ": ", request.stop_reason()), &batch);
-  }
+  if (request.stop()) EndAt(step, absl::StrCat("stopped early at step ", step, ": ", request.stop_reason()), &batch);
   const Sampling::Rates rates = deps().sampling->RatesOf(job_id_);
   (*point.mutable_values())["samples_per_second"] = rates.samples_per_second;
   (*point.mutable_values())["tokens_per_second"] = rates.tokens_per_second;
@@ -466,11 +463,7 @@ void PpoDriver::OnStepEndedShort(const std::string&, int64_t step) {
 
 void PpoDriver::RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) {
   v1::Job* row = job();
-  if (request.step() != row->version().step() + 1) {
-    return done(WithReason(absl::AbortedError(absl::StrCat("expected step ", row->version().step() + 1, ", found ",
-                                                           request.step(), ": join again")),
-                           v1::STEP_OUT_OF_ORDER));
-  }
+  if (request.step() != NextStep()) return done(OutOfOrder(request.step()));
   if (!deps().sampling->StepAssigned(job_id_, request.step())) {
     // A repeated call: this batch was refused already, and the new one has not been handed out.
     return AnswerThen(host_, job_id_, WriteBatch(), std::move(done));
