@@ -111,12 +111,10 @@ void ComparisonSets::EndImport(const std::string& subject, std::shared_ptr<Impor
   const std::vector<v1::ComparisonSet> before = feedback_->sets().List(set.project(), set.name());
   if (session->response().imported() == 0 && !before.empty() && !before.back().forgotten())
     return finish(before.back());  // nothing new: what was published before stands
-  v1::PayloadRef end;
-  const absl::StatusOr<v1::PayloadRef> old = LogEnd(set.project(), set.name());
-  if (!old.ok()) return finish(old.status());
-  end = *old;
-  end.set_offset(session->log_length());
-  Publish(subject, "comparisons.import", session->start().staging, std::move(set), &end, std::move(finish));
+  absl::StatusOr<v1::PayloadRef> end = LogEnd(set.project(), set.name());
+  if (!end.ok()) return finish(end.status());
+  end->set_offset(session->log_length());
+  Publish(subject, "comparisons.import", session->start().staging, std::move(set), &*end, std::move(finish));
 }
 
 void ComparisonSets::Publish(const std::string& subject, const std::string& action, const std::string& staging,
@@ -222,63 +220,66 @@ void ComparisonSets::Freeze(const std::string& subject, const v1::FreezeSetReque
   });
 }
 
+// A rater, and the imported sets in which they were not looked for yet.
+struct ComparisonSets::Forgetting {
+  std::string rater;
+  std::vector<ImportLogRow> left;
+  int64_t removed;
+  Done<int64_t> done;
+};
+
 void ComparisonSets::Forget(const std::string& rater, Done<int64_t> done) {
-  const absl::StatusOr<std::vector<ImportLogRow>> logs = ListImportLogs(store_);
+  absl::StatusOr<std::vector<ImportLogRow>> logs = ListImportLogs(store_);
   if (!logs.ok()) return done(logs.status());
-  std::vector<std::string> keys;
-  for (const ImportLogRow& log : *logs) keys.push_back(absl::StrCat(log.project, "/", log.set));
-  ForgetNext(rater, std::move(keys), 0, std::move(done));
+  ForgetNext(std::make_shared<Forgetting>(Forgetting{rater, *std::move(logs), 0, std::move(done)}));
 }
 
-void ComparisonSets::ForgetNext(const std::string& rater, std::vector<std::string> keys, int64_t removed,
-                                Done<int64_t> done) {
-  if (keys.empty()) return done(removed);
-  const std::string key = keys.back();
-  keys.pop_back();
-  const std::string project = key.substr(0, key.find('/')), set = key.substr(key.find('/') + 1);
-  if (!busy_.insert(key).second)
-    return done(absl::AbortedError(absl::StrCat("an import into \"", set, "\" is running; try again")));
+void ComparisonSets::ForgetNext(std::shared_ptr<Forgetting> forgetting) {
+  if (forgetting->left.empty()) return forgetting->done(forgetting->removed);
+  const std::string project = forgetting->left.back().project, set = forgetting->left.back().set;
+  forgetting->left.pop_back();
   const absl::StatusOr<v1::PayloadRef> end = LogEnd(project, set);
-  if (!end.ok()) return done(end.status());
-  const std::string from = LogPath(project, set, end->segment()), to = LogPath(project, set, end->segment() + 1);
-  background_->Run([this, rater, keys = std::move(keys), removed, key, project, set, from, to, end = *end,
-                    done = std::move(done)]() mutable {
-    auto rewritten = Rewrite(from, to, end, rater);
-    loop_->Post([this, rater, keys = std::move(keys), removed, key, project, set, from, rewritten,
-                 done = std::move(done)]() mutable {
+  if (!end.ok()) return forgetting->done(end.status());
+  const std::string key = absl::StrCat(project, "/", set);
+  if (!busy_.insert(key).second)
+    return forgetting->done(absl::AbortedError(absl::StrCat("an import into \"", set, "\" is running; try again")));
+  background_->Run([this, forgetting, key, project, set, end = *end] {
+    const std::string from = LogPath(project, set, end.segment()), to = LogPath(project, set, end.segment() + 1);
+    auto rewritten = Rewrite(from, to, end, forgetting->rater);
+    loop_->Post([this, forgetting, key, project, set, from, rewritten = std::move(rewritten)] {
       busy_.erase(key);
-      if (!rewritten.ok()) return done(rewritten.status());
-      if (rewritten->second == 0) return ForgetNext(rater, std::move(keys), removed, std::move(done));
+      if (!rewritten.ok()) return forgetting->done(rewritten.status());
+      const auto& [log_end, removed] = *rewritten;
+      if (removed == 0) return ForgetNext(forgetting);
+      forgetting->removed += removed;
       WriteBatch batch;
-      batch.Put(Table::kMeta, ImportLogKey(project, set), rewritten->first.SerializeAsString());
-      store_->Commit(std::move(batch), [this, rater, keys = std::move(keys), total = removed + rewritten->second,
-                                        project, set, from, done = std::move(done)](absl::Status status) mutable {
-        if (!status.ok()) return done(status);
+      batch.Put(Table::kMeta, ImportLogKey(project, set), log_end.SerializeAsString());
+      store_->Commit(std::move(batch), [this, forgetting, project, set, from](absl::Status status) {
+        if (!status.ok()) return forgetting->done(status);
         std::remove(from.c_str());
-        // Published again without the rater.
-        loop_->Post([this, rater, keys = std::move(keys), total, project, set, done = std::move(done)]() mutable {
-          auto session = BeginImport(project, set);
-          if (!session.ok()) return done(session.status());
-          background_->Run(
-              [this, rater, keys = std::move(keys), total, session = *session, done = std::move(done)]() mutable {
-                absl::Status written = session->Begin();
-                if (written.ok()) written = session->Finish();
-                loop_->Post([this, rater, keys = std::move(keys), total, session, written,
-                             done = std::move(done)]() mutable {
-                  if (!written.ok()) {
-                    AbandonImport(*session);
-                    return done(written);
-                  }
-                  EndImport("coordinator", session,
-                            [this, rater, keys = std::move(keys), total,
-                             done = std::move(done)](absl::StatusOr<v1::ImportComparisonsResponse> published) mutable {
-                              if (!published.ok()) return done(published.status());
-                              ForgetNext(rater, std::move(keys), total, std::move(done));
-                            });
-                });
-              });
-        });
+        loop_->Post([this, forgetting, project, set] { PublishWithout(forgetting, project, set); });
       });
+    });
+  });
+}
+
+void ComparisonSets::PublishWithout(std::shared_ptr<Forgetting> forgetting, const std::string& project,
+                                    const std::string& set) {
+  const absl::StatusOr<std::shared_ptr<ImportSession>> begun = BeginImport(project, set);
+  if (!begun.ok()) return forgetting->done(begun.status());
+  background_->Run([this, forgetting, session = *begun] {
+    absl::Status written = session->Begin();
+    if (written.ok()) written = session->Finish();
+    loop_->Post([this, forgetting, session, written] {
+      if (!written.ok()) {
+        AbandonImport(*session);
+        return forgetting->done(written);
+      }
+      EndImport("coordinator", session,
+                [this, forgetting](const absl::StatusOr<v1::ImportComparisonsResponse>& published) {
+                  if (!published.ok()) return forgetting->done(published.status());
+                  ForgetNext(forgetting);
+                });
     });
   });
 }

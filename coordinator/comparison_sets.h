@@ -57,7 +57,10 @@ class ComparisonSets {
   // Publishes the folder; then numbers the set, moves its log's end (if it has one) and audits, in one transaction.
   void Publish(const std::string& subject, const std::string& action, const std::string& staging, v1::ComparisonSet set,
                const v1::PayloadRef* log_end, Done<v1::ComparisonSet> done);
-  void ForgetNext(const std::string& rater, std::vector<std::string> keys, int64_t removed, Done<int64_t> done);
+  struct Forgetting;
+  // Rewrites the log of the next set; when the rater was in it, publishes the set again without them.
+  void ForgetNext(std::shared_ptr<Forgetting> forgetting);
+  void PublishWithout(std::shared_ptr<Forgetting> forgetting, const std::string& project, const std::string& set);
 
   EventLoop* const loop_;
   Background* const background_;
