@@ -17,7 +17,7 @@
 #include "coordinator/jobs/spec.h"
 #include "coordinator/store/state_store.h"
 #include "tests/coordinator/jobs_process.h"
-#include "tests/testing/scratch_dir.h"
+#include "tests/coordinator/stored_jobs.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -230,7 +230,7 @@ struct WatchedProcess {
   JobsProcess jobs;
 };
 
-class SizeOfStoredJobTest : public testing::Test {
+class SizeOfStoredJobTest : public StoredJobsTest {
  protected:
   void Begin() { process_ = std::make_unique<WatchedProcess>(&rows_, &clock_, dir_.path()); }
   // A job's row as an earlier coordinator left it, with its prompts' artifact.
@@ -244,16 +244,7 @@ class SizeOfStoredJobTest : public testing::Test {
     job.set_state(v1::RUNNING);
     job.mutable_started_at()->set_seconds(1'700'000'000);
     *job.mutable_spec() = std::move(spec);
-    (*job.mutable_resolved())["base"] = "sha256:base";
-    WriteBatch batch;
-    batch.Put(Table::kJobs, "job", job.SerializeAsString());
-    ASSERT_TRUE(rows_.CommitAndWait(std::move(batch)).ok());
-  }
-  v1::Job Row() {
-    v1::Job job;
-    const auto row = rows_.Get(Table::kJobs, "job");
-    EXPECT_TRUE(row.ok() && job.ParseFromString(*row));
-    return job;
+    Store(std::move(job));
   }
   int64_t Samples() {
     int64_t count = 0;
@@ -262,9 +253,6 @@ class SizeOfStoredJobTest : public testing::Test {
     return count;
   }
 
-  ScratchDir dir_;
-  FakeClock clock_;
-  EdgeMemoryStore rows_;
   std::unique_ptr<WatchedProcess> process_;
 };
 
@@ -279,9 +267,9 @@ TEST_F(SizeOfStoredJobTest, FailsWithItsReasonWhereItWouldTakeAllMemory) {
     Begin();
     Put(spec, grow);
     process_->jobs.Recover();
-    EXPECT_EQ(Row().state(), v1::FAILED);
-    EXPECT_EQ(Row().reason_code(), "INVALID_SPEC");
-    EXPECT_THAT(Row().reason(), HasSubstr("expected at most"));
+    EXPECT_EQ(JobRow().state(), v1::FAILED);
+    EXPECT_EQ(JobRow().reason_code(), "INVALID_SPEC");
+    EXPECT_THAT(JobRow().reason(), HasSubstr("expected at most"));
     EXPECT_EQ(Samples(), 0);
   }
 }
@@ -292,14 +280,14 @@ TEST_F(SizeOfStoredJobTest, SlicesThatTheSuiteHasNotEndTheEvaluationBeforeItBegi
   Begin();
   Put(spec);
   process_->jobs.Recover();
-  EXPECT_EQ(Row().state(), v1::RUNNING) << Row().reason();
+  EXPECT_EQ(JobRow().state(), v1::RUNNING) << JobRow().reason();
   spec.mutable_evaluate()->add_slices("nosuch");
   Begin();
   Put(spec);
   process_->jobs.Recover();
-  EXPECT_EQ(Row().state(), v1::FAILED);
-  EXPECT_EQ(Row().reason_code(), "BAD_DATA");
-  EXPECT_EQ(Row().reason(),
+  EXPECT_EQ(JobRow().state(), v1::FAILED);
+  EXPECT_EQ(JobRow().reason_code(), "BAD_DATA");
+  EXPECT_EQ(JobRow().reason(),
             "evaluate.slices: expected tags of the suite's prompts (category, length), found \"nosuch\"");
 }
 
@@ -316,8 +304,8 @@ TEST_F(SizeOfStoredJobTest, APromptOfManySamplesIsIssuedInSlices) {
   process_->jobs.Recover();
   EXPECT_LE(process_->store.largest, 256);
   EXPECT_EQ(Samples(), 1000);
-  EXPECT_EQ(Row().issued_through_step(), 1);
-  EXPECT_EQ(Row().prompt_cursor(), 1);
+  EXPECT_EQ(JobRow().issued_through_step(), 1);
+  EXPECT_EQ(JobRow().prompt_cursor(), 1);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 #include "coordinator/jobs.h"
 #include "coordinator/jobs/spec.h"
 #include "tests/coordinator/jobs_process.h"
-#include "tests/testing/scratch_dir.h"
+#include "tests/coordinator/stored_jobs.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -40,7 +40,7 @@ struct PipelineProcess {
   JobsProcess process;
 };
 
-class CancelTest : public testing::Test {
+class CancelTest : public StoredJobsTest {
  protected:
   // A pipeline at its first stage, which waits for a learner.
   void SetUp() override {
@@ -64,28 +64,17 @@ class CancelTest : public testing::Test {
     stage.set_round(1);
     stage.set_state(v1::PENDING);
     *stage.mutable_spec() = SpecOfStage(pipeline.spec(), *spec, 1, 0);
-    (*stage.mutable_resolved())["base"] = "sha256:base";
     (*stage.mutable_resolved())["data"] = "sha256:data";
-    WriteBatch batch;
-    for (const v1::Job& job : {pipeline, stage}) batch.Put(Table::kJobs, job.id(), job.SerializeAsString());
-    ASSERT_TRUE(rows_.CommitAndWait(std::move(batch)).ok());
+    Store(pipeline);
+    Store(stage);
     process_ = std::make_unique<PipelineProcess>(&rows_, &clock_, dir_.path());
   }
-  v1::Job Row(const std::string& id) {
-    v1::Job job;
-    const auto row = rows_.Get(Table::kJobs, id);
-    EXPECT_TRUE(row.ok() && job.ParseFromString(*row));
-    return job;
-  }
 
-  ScratchDir dir_;
-  FakeClock clock_;
-  EdgeMemoryStore rows_;
   std::unique_ptr<PipelineProcess> process_;
 };
 
 TEST_F(CancelTest, APipelineIsCancelledWithItsStagesOrNotAtAll) {
-  ASSERT_EQ(Row("pipe").state(), v1::RUNNING);
+  ASSERT_EQ(JobRow("pipe").state(), v1::RUNNING);
   process_->store.DieAfter(1);
   v1::CancelJobRequest cancel;
   cancel.set_job_id("pipe");
@@ -98,10 +87,10 @@ TEST_F(CancelTest, APipelineIsCancelledWithItsStagesOrNotAtAll) {
   EXPECT_TRUE(answered);
   process_.reset();
   process_ = std::make_unique<PipelineProcess>(&rows_, &clock_, dir_.path());
-  EXPECT_EQ(Row("pipe").state(), v1::CANCELLED) << Row("pipe").reason();
-  EXPECT_EQ(Row("stage").state(), v1::CANCELLED);
-  EXPECT_EQ(Row("stage").reason(), "cancelled by ada");
-  EXPECT_TRUE(Row("stage").has_finished_at());
+  EXPECT_EQ(JobRow("pipe").state(), v1::CANCELLED) << JobRow("pipe").reason();
+  EXPECT_EQ(JobRow("stage").state(), v1::CANCELLED);
+  EXPECT_EQ(JobRow("stage").reason(), "cancelled by ada");
+  EXPECT_TRUE(JobRow("stage").has_finished_at());
 }
 
 TEST_F(CancelTest, WhatHasEndedOtherwiseIsNotCancelled) {
@@ -115,12 +104,12 @@ TEST_F(CancelTest, WhatHasEndedOtherwiseIsNotCancelled) {
   };
   EXPECT_TRUE(cancel("stage").ok());
   EXPECT_TRUE(cancel("stage").ok()) << "again, as by a client that lost the answer";
-  ASSERT_EQ(Row("pipe").state(), v1::FAILED);
+  ASSERT_EQ(JobRow("pipe").state(), v1::FAILED);
   const absl::Status late = cancel("pipe");
   EXPECT_EQ(late.code(), absl::StatusCode::kFailedPrecondition) << late;
   EXPECT_EQ(ReasonOf(late), v1::JOB_NOT_ACTIVE);
   EXPECT_THAT(std::string(late.message()), testing::HasSubstr("the job is FAILED"));
-  EXPECT_EQ(Row("pipe").state(), v1::FAILED);
+  EXPECT_EQ(JobRow("pipe").state(), v1::FAILED);
 }
 
 TEST_F(CancelTest, AStageThatIsCancelledFailsItsPipeline) {
@@ -129,8 +118,8 @@ TEST_F(CancelTest, AStageThatIsCancelledFailsItsPipeline) {
   process_->process.jobs->Cancel("ada", cancel,
                                  [](absl::StatusOr<v1::Job> job) { EXPECT_TRUE(job.ok()) << job.status(); });
   process_->process.loop.Run();
-  EXPECT_EQ(Row("stage").state(), v1::CANCELLED);
-  EXPECT_EQ(Row("pipe").state(), v1::FAILED);
+  EXPECT_EQ(JobRow("stage").state(), v1::CANCELLED);
+  EXPECT_EQ(JobRow("pipe").state(), v1::FAILED);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@
 #include "coordinator/jobs/spec.h"
 #include "coordinator/ledger.h"
 #include "tests/coordinator/jobs_process.h"
-#include "tests/testing/scratch_dir.h"
+#include "tests/coordinator/stored_jobs.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -67,7 +67,7 @@ class QuarterRewards final : public RewardClient {
   bool away = false;
 };
 
-class GeneratingDriverTest : public testing::Test {
+class GeneratingDriverTest : public StoredJobsTest {
  protected:
   void Begin() {
     process_.reset();
@@ -111,45 +111,23 @@ class GeneratingDriverTest : public testing::Test {
     }
     ASSERT_EQ(JoinProblems(CompleteSpec(job.mutable_spec())), "");
     (*job.mutable_resolved())["prompts"] = digest;
-    (*job.mutable_resolved())["base"] = "sha256:base";
-    (*job.mutable_resolved())["rm"] = "sha256:rm";
-    WriteBatch batch;
-    batch.Put(Table::kJobs, "job", job.SerializeAsString());
-    ASSERT_TRUE(rows_.CommitAndWait(std::move(batch)).ok());
-  }
-  v1::Job JobRow() {
-    v1::Job job;
-    const auto row = rows_.Get(Table::kJobs, "job");
-    EXPECT_TRUE(row.ok() && job.ParseFromString(*row));
-    return job;
+    Store(std::move(job));
   }
 
   // The worker answers all that it is leased, each with its place and `tail`; what it sent.
   v1::SubmitSamplesRequest Work(const std::string& tail = "", int most = 10'000) {
-    v1::LeasePromptsRequest request;
-    request.set_session_id(worker_);
-    request.set_max_samples(most);
     v1::SubmitSamplesRequest results;
     results.set_session_id(worker_);
-    process_->sampling->LeasePrompts(request, [&](absl::StatusOr<v1::LeasePromptsResponse> response) {
-      ASSERT_TRUE(response.ok()) << response.status();
-      for (const v1::PromptLease& lease : response->leases()) {
-        for (const v1::SampleLease& sample : lease.samples()) {
-          v1::Sample* out = results.add_samples();
-          out->mutable_id()->set_job_id("job");
-          out->mutable_id()->set_step(lease.step());
-          out->mutable_id()->set_ordinal(lease.ordinal());
-          out->mutable_id()->set_index(sample.index());
-          out->set_attempt(sample.attempt());
-          out->set_response_text(absl::StrCat("answer ", lease.ordinal(), "/", sample.index(), tail));
-          for (int i = 0; i <= sample.index(); ++i) out->add_response_tokens(7);
-          for (int i = 0; i <= sample.index(); ++i) out->add_behaviour_log_probs(-1);
-          out->set_finish_reason(cut_ && sample.index() == 1 ? v1::MAX_TOKENS : v1::END_OF_TEXT);
-        }
+    for (const v1::PromptLease& lease : process_->Lease(worker_, most)) {
+      for (const v1::SampleLease& sample : lease.samples()) {
+        v1::Sample* out = results.add_samples();
+        *out = AnswerOf(lease, sample);
+        out->set_response_text(absl::StrCat("answer ", lease.ordinal(), "/", sample.index(), tail));
+        for (int i = 0; i <= sample.index(); ++i) out->add_response_tokens(7);
+        for (int i = 0; i <= sample.index(); ++i) out->add_behaviour_log_probs(-1);
+        out->set_finish_reason(cut_ && sample.index() == 1 ? v1::MAX_TOKENS : v1::END_OF_TEXT);
       }
-    });
-    process_->sampling->Tick();  // ends the poll when there is nothing
-    process_->loop.Run();
+    }
     Submit(results);
     Look();
     process_->sampling->Tick();
@@ -217,19 +195,8 @@ class GeneratingDriverTest : public testing::Test {
     } while (!after.empty());
     return states;
   }
-  void ExpectAllAccountedFor() {
-    std::optional<absl::StatusOr<Sampling::Findings>> findings;
-    process_->sampling->Check("job", &process_->inline_work, nullptr,
-                              [&](absl::StatusOr<Sampling::Findings> found) { findings = std::move(found); });
-    process_->loop.Run();
-    ASSERT_TRUE(findings.has_value());
-    ASSERT_TRUE(findings->ok()) << findings->status();
-    EXPECT_THAT((*findings)->violations, IsEmpty());
-  }
+  void ExpectAllAccountedFor() { EXPECT_THAT(process_->Check().violations, IsEmpty()); }
 
-  ScratchDir dir_;
-  FakeClock clock_;
-  EdgeMemoryStore rows_;
   QuarterRewards rewards_;
   std::unique_ptr<PagedStore> store_;
   std::unique_ptr<JobsProcess> process_;

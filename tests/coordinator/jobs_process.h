@@ -5,6 +5,8 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -51,6 +53,18 @@ struct JobsProcess {
 
   std::string Register(v1::Role role, const std::string& instance) {
     return RegisterMember(fleet.get(), &loop, role, instance);
+  }
+  std::vector<v1::PromptLease> Lease(const std::string& session, int most) {
+    return LeaseNow(sampling.get(), &loop, session, most);
+  }
+  // What a check of the job "job" finds.
+  Sampling::Findings Check() {
+    absl::StatusOr<Sampling::Findings> findings = absl::UnknownError("not checked");
+    sampling->Check("job", &inline_work, nullptr,
+                    [&](absl::StatusOr<Sampling::Findings> found) { findings = std::move(found); });
+    loop.Run();
+    EXPECT_TRUE(findings.ok()) << findings.status();
+    return findings.value_or(Sampling::Findings());
   }
   // JSON lines, as an artifact; its digest.
   std::string PublishPrompts(const std::string& lines) {

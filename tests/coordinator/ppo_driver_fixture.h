@@ -15,6 +15,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/sample_id.h"
 #include "common/process.h"
 #include "common/status_util.h"
 #include "coordinator/jobs.h"
@@ -23,7 +24,7 @@
 #include "coordinator/ledger.h"
 #include "coordinator/store/keys.h"
 #include "tests/coordinator/jobs_process.h"
-#include "tests/testing/scratch_dir.h"
+#include "tests/coordinator/stored_jobs.h"
 
 namespace rlhf::coordinator {
 
@@ -103,7 +104,7 @@ struct PpoProcess : PpoSurroundings, JobsProcess {
 
 using StepBatch = std::shared_ptr<const std::vector<v1::Sample>>;
 
-class PpoDriverTest : public testing::Test {
+class PpoDriverTest : public StoredJobsTest {
  protected:
   // A process begins, with a worker and a reward server, and serves; no job goes on before Recover.
   void Begin() {
@@ -145,17 +146,7 @@ class PpoDriverTest : public testing::Test {
     change(ppo);
     ASSERT_EQ(JoinProblems(CompleteSpec(job.mutable_spec())), "");
     (*job.mutable_resolved())["prompts"] = digest;
-    (*job.mutable_resolved())["base"] = "sha256:base";
-    (*job.mutable_resolved())["rm"] = "sha256:rm";
-    WriteBatch batch;
-    batch.Put(Table::kJobs, "job", job.SerializeAsString());
-    ASSERT_TRUE(rows_.CommitAndWait(std::move(batch)).ok());
-  }
-  v1::Job JobRow() {
-    v1::Job job;
-    const auto row = rows_.Get(Table::kJobs, "job");
-    EXPECT_TRUE(row.ok() && job.ParseFromString(*row));
-    return job;
+    Store(std::move(job));
   }
   // The step's rows in the store, without those that were superseded: ordinal to prompt index.
   std::map<int, int64_t> PromptsOf(int64_t step) {
@@ -185,43 +176,27 @@ class PpoDriverTest : public testing::Test {
   // `keeps` it goes on with.
   using Prompts = std::function<bool(const v1::PromptLease&)>;
   int Work(const Prompts& refuses = nullptr, const Prompts& keeps = nullptr) {
-    v1::LeasePromptsRequest request;
-    request.set_session_id(worker_);
-    request.set_max_samples(10'000);
     v1::SubmitSamplesRequest results;
     results.set_session_id(worker_);
     std::vector<v1::ReturnedLease> refused;
-    process_->sampling->LeasePrompts(request, [&](absl::StatusOr<v1::LeasePromptsResponse> response) {
-      ASSERT_TRUE(response.ok()) << response.status();
-      for (const v1::PromptLease& lease : response->leases()) {
-        for (const v1::SampleLease& sample : lease.samples()) {
-          if (keeps && keeps(lease)) continue;
-          if (refuses && refuses(lease)) {
-            v1::ReturnedLease& failed = refused.emplace_back();
-            failed.mutable_id()->set_job_id("job");
-            failed.mutable_id()->set_step(lease.step());
-            failed.mutable_id()->set_ordinal(lease.ordinal());
-            failed.mutable_id()->set_index(sample.index());
-            failed.set_attempt(sample.attempt());
-            failed.set_error("too long");
-            failed.set_permanent(true);
-            continue;
-          }
-          v1::Sample* out = results.add_samples();
-          out->mutable_id()->set_job_id("job");
-          out->mutable_id()->set_step(lease.step());
-          out->mutable_id()->set_ordinal(lease.ordinal());
-          out->mutable_id()->set_index(sample.index());
-          out->set_attempt(sample.attempt());
-          *out->mutable_version_low() = lease.policy().version();
-          if (cut_) out->set_finish_reason(v1::MAX_TOKENS);
-          for (int i = 0; i < 8; ++i) out->add_response_tokens(lease.ordinal() % 2 == 0 ? 7 : i);
-          for (int i = 0; i < 8; ++i) out->add_behaviour_log_probs(-1);
+    for (const v1::PromptLease& lease : process_->Lease(worker_, 10'000)) {
+      for (const v1::SampleLease& sample : lease.samples()) {
+        if (keeps && keeps(lease)) continue;
+        if (refuses && refuses(lease)) {
+          v1::ReturnedLease& failed = refused.emplace_back();
+          *failed.mutable_id() = artifact::SampleIdOf(lease, sample.index());
+          failed.set_attempt(sample.attempt());
+          failed.set_error("too long");
+          failed.set_permanent(true);
+          continue;
         }
+        v1::Sample* out = results.add_samples();
+        *out = AnswerOf(lease, sample);
+        if (cut_) out->set_finish_reason(v1::MAX_TOKENS);
+        for (int i = 0; i < 8; ++i) out->add_response_tokens(lease.ordinal() % 2 == 0 ? 7 : i);
+        for (int i = 0; i < 8; ++i) out->add_behaviour_log_probs(-1);
       }
-    });
-    process_->sampling->Tick();  // ends the poll when there is nothing
-    process_->loop.Run();
+    }
     process_->sampling->SubmitSamples(results, [&](absl::StatusOr<v1::SubmitSamplesResponse> response) {
       ASSERT_TRUE(response.ok()) << response.status();
       for (const v1::SampleVerdict& verdict : response->verdicts()) EXPECT_TRUE(verdict.accepted());
@@ -237,19 +212,6 @@ class PpoDriverTest : public testing::Test {
     process_->sampling->Tick();
     process_->loop.Run();
     return results.samples_size();
-  }
-  std::vector<std::string> Messages() {
-    std::vector<std::string> messages;
-    EXPECT_TRUE(rows_
-                    .Scan(Table::kEvents, "",
-                          [&](absl::string_view, absl::string_view value) {
-                            v1::JobEvent event;
-                            EXPECT_TRUE(event.ParseFromArray(value.data(), static_cast<int>(value.size())));
-                            if (!event.message().empty()) messages.push_back(event.message());
-                            return true;
-                          })
-                    .ok());
-    return messages;
   }
   void AskForBatch(int64_t step) {
     v1::NextBatchRequest request;
@@ -288,14 +250,9 @@ class PpoDriverTest : public testing::Test {
     process_->loop.Run();
   }
   void ExpectAllAccountedFor() {
-    std::optional<absl::StatusOr<Sampling::Findings>> findings;
-    process_->sampling->Check("job", &process_->inline_work, nullptr,
-                              [&](absl::StatusOr<Sampling::Findings> found) { findings = std::move(found); });
-    process_->loop.Run();
-    ASSERT_TRUE(findings.has_value());
-    ASSERT_TRUE(findings->ok()) << findings->status();
-    EXPECT_THAT((*findings)->violations, testing::IsEmpty());
-    EXPECT_THAT((*findings)->notes, testing::IsEmpty());
+    const Sampling::Findings findings = process_->Check();
+    EXPECT_THAT(findings.violations, testing::IsEmpty());
+    EXPECT_THAT(findings.notes, testing::IsEmpty());
   }
   // What the monitor remembers of a step is what its batch says.
   void ExpectObserved(int64_t step, const std::vector<v1::Sample>& batch) {
@@ -309,9 +266,6 @@ class PpoDriverTest : public testing::Test {
               std::map(expected.values().begin(), expected.values().end()));
   }
 
-  ScratchDir dir_;
-  FakeClock clock_;
-  EdgeMemoryStore rows_;
   std::unique_ptr<PpoProcess> process_;
   std::string worker_;
   bool cut_ = false;  // the worker's answers end before max_new_tokens, without an end

@@ -12,6 +12,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/sample_id.h"
 #include "coordinator/ledger.h"
 #include "coordinator/sampling.h"
 #include "tests/coordinator/manual_loop.h"
@@ -77,10 +78,7 @@ class SamplingFaults : public testing::Test, public SamplingListener {
       for (const v1::PromptLease& lease : response->leases()) {
         for (const v1::SampleLease& sample : lease.samples()) {
           v1::LeaseProgress& held = out.emplace_back();
-          held.mutable_id()->set_job_id(lease.job_id());
-          held.mutable_id()->set_step(lease.step());
-          held.mutable_id()->set_ordinal(lease.ordinal());
-          held.mutable_id()->set_index(sample.index());
+          *held.mutable_id() = artifact::SampleIdOf(lease, sample.index());
           held.set_attempt(sample.attempt());
         }
       }

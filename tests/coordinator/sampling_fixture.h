@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/synchronization/notification.h"
+#include "artifact/sample_id.h"
 #include "common/process.h"
 #include "common/unsuited.h"
 #include "coordinator/sampling.h"
@@ -73,10 +74,7 @@ inline v1::ReturnLeasesRequest Returned(const std::string& session, const v1::Le
   for (const v1::PromptLease& lease : work.leases()) {
     for (const v1::SampleLease& sample : lease.samples()) {
       v1::ReturnedLease* returned = request.add_leases();
-      returned->mutable_id()->set_job_id(lease.job_id());
-      returned->mutable_id()->set_step(lease.step());
-      returned->mutable_id()->set_ordinal(lease.ordinal());
-      returned->mutable_id()->set_index(sample.index());
+      *returned->mutable_id() = artifact::SampleIdOf(lease, sample.index());
       returned->set_attempt(sample.attempt());
       change(returned);
     }
@@ -178,10 +176,7 @@ class SamplingTest : public testing::Test {
     for (const v1::PromptLease& lease : work.leases()) {
       for (const v1::SampleLease& sample : lease.samples()) {
         v1::Sample* out = request.add_samples();
-        out->mutable_id()->set_job_id(lease.job_id());
-        out->mutable_id()->set_step(lease.step());
-        out->mutable_id()->set_ordinal(lease.ordinal());
-        out->mutable_id()->set_index(sample.index());
+        *out->mutable_id() = artifact::SampleIdOf(lease, sample.index());
         out->set_attempt(sample.attempt());
         out->set_response_text(text);
         out->add_response_tokens(7);

@@ -12,6 +12,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/sample_id.h"
 #include "common/process.h"
 #include "coordinator/quotas.h"
 #include "coordinator/sampling.h"
@@ -117,10 +118,7 @@ class SamplingLimitsTest : public testing::Test, public SamplingListener {
       for (const v1::PromptLease& lease : response->leases()) {
         for (const v1::SampleLease& of : lease.samples()) {
           v1::Sample& sample = out.emplace_back();
-          sample.mutable_id()->set_job_id(lease.job_id());
-          sample.mutable_id()->set_step(lease.step());
-          sample.mutable_id()->set_ordinal(lease.ordinal());
-          sample.mutable_id()->set_index(of.index());
+          *sample.mutable_id() = artifact::SampleIdOf(lease, of.index());
           sample.set_attempt(of.attempt());
           sample.add_response_tokens(7);
           sample.add_behaviour_log_probs(-1);

@@ -92,18 +92,7 @@ class SamplingVersionsTest : public testing::Test, public SamplingListener {
     plan_.policy.mutable_version()->set_step(step);
     Commit([&](WriteBatch* batch) { sampling_->SetPolicy("job", plan_.policy, batch); });
   }
-  std::vector<v1::PromptLease> Lease() {
-    v1::LeasePromptsRequest request;
-    request.set_session_id(worker_);
-    request.set_max_samples(64);
-    std::vector<v1::PromptLease> leases;
-    sampling_->LeasePrompts(request, [&](absl::StatusOr<v1::LeasePromptsResponse> response) {
-      if (response.ok()) leases.assign(response->leases().begin(), response->leases().end());
-    });
-    sampling_->Tick();
-    loop_.Run();
-    return leases;
-  }
+  std::vector<v1::PromptLease> Lease() { return LeaseNow(sampling_.get(), &loop_, worker_, 64); }
   // By the policy that each lease names, of one step or of all; then they are scored.
   void Generate(const std::vector<v1::PromptLease>& leases, int64_t only_step = 0) {
     v1::SubmitSamplesRequest request;
@@ -112,14 +101,9 @@ class SamplingVersionsTest : public testing::Test, public SamplingListener {
       if (only_step != 0 && lease.step() != only_step) continue;
       for (const v1::SampleLease& sample : lease.samples()) {
         v1::Sample* out = request.add_samples();
-        out->mutable_id()->set_job_id("job");
-        out->mutable_id()->set_step(lease.step());
-        out->mutable_id()->set_ordinal(lease.ordinal());
-        out->mutable_id()->set_index(sample.index());
-        out->set_attempt(sample.attempt());
+        *out = AnswerOf(lease, sample);
         out->add_response_tokens(7);
         out->add_behaviour_log_probs(-1);
-        *out->mutable_version_low() = lease.policy().version();
       }
     }
     sampling_->SubmitSamples(request, [](absl::StatusOr<v1::SubmitSamplesResponse> response) {

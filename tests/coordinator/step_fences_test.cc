@@ -17,7 +17,7 @@
 #include "coordinator/jobs/spec.h"
 #include "coordinator/store/keys.h"
 #include "tests/coordinator/jobs_process.h"
-#include "tests/testing/scratch_dir.h"
+#include "tests/coordinator/stored_jobs.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -40,7 +40,7 @@ class EqualRewards final : public RewardClient {
   }
 };
 
-class StepFencesTest : public testing::Test {
+class StepFencesTest : public StoredJobsTest {
  protected:
   using Batch = std::shared_ptr<const std::vector<v1::Sample>>;
 
@@ -80,19 +80,9 @@ class StepFencesTest : public testing::Test {
     component->mutable_reward_model()->set_model("rm");
     change(ppo);
     ASSERT_EQ(JoinProblems(CompleteSpec(job.mutable_spec())), "");
-    (*job.mutable_resolved())["base"] = "sha256:base";
-    (*job.mutable_resolved())["rm"] = "sha256:rm";
-    WriteBatch batch;
-    batch.Put(Table::kJobs, "job", job.SerializeAsString());
-    ASSERT_TRUE(rows_.CommitAndWait(std::move(batch)).ok());
+    Store(std::move(job));
     ASSERT_TRUE(process_->jobs->Recover().ok());
     process_->loop.Run();
-  }
-  v1::Job JobRow() {
-    v1::Job job;
-    const auto row = rows_.Get(Table::kJobs, "job");
-    EXPECT_TRUE(row.ok() && job.ParseFromString(*row));
-    return job;
   }
   absl::StatusOr<v1::CommittedStep> StepRow(int64_t step) {
     RLHF_ASSIGN_OR_RETURN(const std::string row,
@@ -103,31 +93,18 @@ class StepFencesTest : public testing::Test {
   }
   // The worker generates all it can lease, of so many tokens an answer, and it is scored. How many samples that were.
   int Work(const std::function<int(int64_t step)>& tokens = [](int64_t) { return 8; }) {
-    v1::LeasePromptsRequest request;
-    request.set_session_id(worker_);
-    request.set_max_samples(100);
     v1::SubmitSamplesRequest results;
     results.set_session_id(worker_);
-    process_->sampling->LeasePrompts(request, [&](absl::StatusOr<v1::LeasePromptsResponse> response) {
-      ASSERT_TRUE(response.ok()) << response.status();
-      for (const v1::PromptLease& lease : response->leases()) {
-        for (const v1::SampleLease& sample : lease.samples()) {
-          v1::Sample* out = results.add_samples();
-          out->mutable_id()->set_job_id("job");
-          out->mutable_id()->set_step(lease.step());
-          out->mutable_id()->set_ordinal(lease.ordinal());
-          out->mutable_id()->set_index(sample.index());
-          out->set_attempt(sample.attempt());
-          *out->mutable_version_low() = lease.policy().version();
-          for (int i = 0; i < tokens(lease.step()); ++i) {
-            out->add_response_tokens(i);
-            out->add_behaviour_log_probs(-1);
-          }
+    for (const v1::PromptLease& lease : process_->Lease(worker_, 100)) {
+      for (const v1::SampleLease& sample : lease.samples()) {
+        v1::Sample* out = results.add_samples();
+        *out = AnswerOf(lease, sample);
+        for (int i = 0; i < tokens(lease.step()); ++i) {
+          out->add_response_tokens(i);
+          out->add_behaviour_log_probs(-1);
         }
       }
-    });
-    process_->sampling->Tick();  // ends the poll when there is nothing
-    process_->loop.Run();
+    }
     process_->sampling->SubmitSamples(results, [](absl::StatusOr<v1::SubmitSamplesResponse> response) {
       ASSERT_TRUE(response.ok()) << response.status();
       for (const v1::SampleVerdict& verdict : response->verdicts()) EXPECT_TRUE(verdict.accepted());
@@ -177,23 +154,7 @@ class StepFencesTest : public testing::Test {
     const auto committed = CommitStep(step, weights);
     ASSERT_TRUE(committed.ok()) << committed.status();
   }
-  std::vector<std::string> Messages() {
-    std::vector<std::string> messages;
-    EXPECT_TRUE(rows_
-                    .Scan(Table::kEvents, "",
-                          [&](absl::string_view, absl::string_view value) {
-                            v1::JobEvent event;
-                            EXPECT_TRUE(event.ParseFromArray(value.data(), static_cast<int>(value.size())));
-                            if (!event.message().empty()) messages.push_back(event.message());
-                            return true;
-                          })
-                    .ok());
-    return messages;
-  }
 
-  ScratchDir dir_;
-  FakeClock clock_;
-  EdgeMemoryStore rows_;
   EqualRewards rewards_;
   std::unique_ptr<JobsProcess> process_;
   std::string worker_;

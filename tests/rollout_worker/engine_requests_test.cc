@@ -7,6 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "artifact/sample_id.h"
 #include "rollout_worker/engine.h"
 #include "tests/rollout_worker/engine_runs.h"
 #include "tests/testing/scratch_dir.h"
@@ -47,14 +48,6 @@ class EngineRequestsTest : public testing::Test {
   }
   static v1::PromptLease Prompt(int samples = 1, int max_new = 16) {
     return LeaseOf("the cat sat on the mat", 0, samples, max_new);
-  }
-  static v1::SampleId IdOf(const v1::PromptLease& lease, int index) {
-    v1::SampleId id;
-    id.set_job_id(lease.job_id());
-    id.set_step(lease.step());
-    id.set_ordinal(lease.ordinal());
-    id.set_index(index);
-    return id;
   }
   ScratchDir dir_;
 };
@@ -124,17 +117,17 @@ TEST_F(EngineRequestsTest, ARevokedAttemptEndsNoLaterOne) {
   v1::PromptLease lease = Prompt(2);
   for (v1::SampleLease& sample : *lease.mutable_samples()) sample.set_attempt(2);
   ASSERT_TRUE(engine->Add(lease).ok());
-  engine->Drop(IdOf(lease, 0), 1);
+  engine->Drop(artifact::SampleIdOf(lease, 0), 1);
   EXPECT_EQ(engine->waiting(), 2);
   ASSERT_TRUE(engine->Step().ok());
   ASSERT_EQ(engine->running(), 2);
-  engine->Drop(IdOf(lease, 0), 1);
+  engine->Drop(artifact::SampleIdOf(lease, 0), 1);
   EXPECT_EQ(engine->running(), 2);
-  engine->Drop(IdOf(lease, 0), 2);
+  engine->Drop(artifact::SampleIdOf(lease, 0), 2);
   EXPECT_EQ(engine->running(), 1);
   v1::PromptLease other = lease;
   other.set_job_id("another");
-  engine->Drop(IdOf(other, 1), 2);
+  engine->Drop(artifact::SampleIdOf(other, 1), 2);
   EXPECT_EQ(engine->running(), 1) << "another job's";
 }
 
@@ -150,7 +143,7 @@ TEST_F(EngineRequestsTest, APromptThatLosesSamplesTakesNoMoreSlots) {
   ASSERT_EQ(engine->running(), 0);
   const double reserved = engine->kv_cache_usage();
   ASSERT_GT(reserved, 0);
-  engine->Drop(IdOf(lease, 1), 1);
+  engine->Drop(artifact::SampleIdOf(lease, 1), 1);
   ASSERT_TRUE(engine->Step().ok());
   ASSERT_EQ(engine->running(), 0) << "the prompt is shorter than the test needs";
   EXPECT_LE(engine->kv_cache_usage(), reserved);
