@@ -45,6 +45,19 @@ std::string NamesOf(const CLI::App& app) {
   return absl::StrJoin(WordsOf(app), " ", [](std::string* out, const auto& word) { out->append(word.first); });
 }
 
+// How a shell goes from a command's path and the next word to the path of the next command.
+std::string PathCases(const std::vector<Entry>& entries) {
+  std::string text;
+  for (const Entry& entry : entries) {
+    if (entry.path.empty()) continue;
+    const size_t space = entry.path.rfind(' ');
+    const std::string parent = space == std::string::npos ? "" : entry.path.substr(0, space);
+    const std::string name = space == std::string::npos ? entry.path : entry.path.substr(space + 1);
+    absl::StrAppend(&text, "      \"", parent, " ", name, "\") path=\"", entry.path, "\" ;;\n");
+  }
+  return text;
+}
+
 // The words before the cursor that are commands make the path; after it come its commands and flags, or files.
 std::string Bash(const std::vector<Entry>& entries) {
   std::string text =
@@ -54,13 +67,7 @@ std::string Bash(const std::vector<Entry>& entries) {
       "  for ((index = 1; index < COMP_CWORD; index++)); do\n"
       "    word=\"${COMP_WORDS[index]}\"\n"
       "    case \"$path $word\" in\n";
-  for (const Entry& entry : entries) {
-    if (entry.path.empty()) continue;
-    const size_t space = entry.path.rfind(' ');
-    const std::string parent = space == std::string::npos ? "" : entry.path.substr(0, space);
-    const std::string name = space == std::string::npos ? entry.path : entry.path.substr(space + 1);
-    absl::StrAppend(&text, "      \"", parent, " ", name, "\") path=\"", entry.path, "\" ;;\n");
-  }
+  text += PathCases(entries);
   text += "    esac\n  done\n  local words=\"\"\n  case \"$path\" in\n";
   for (const Entry& entry : entries)
     absl::StrAppend(&text, "    \"", entry.path, "\") words=\"", NamesOf(*entry.app), "\" ;;\n");
@@ -81,13 +88,7 @@ std::string Zsh(const std::vector<Entry>& entries) {
       "  local path=\"\" word\n"
       "  for word in ${words[2,CURRENT-1]}; do\n"
       "    case \"$path $word\" in\n";
-  for (const Entry& entry : entries) {
-    if (entry.path.empty()) continue;
-    const size_t space = entry.path.rfind(' ');
-    const std::string parent = space == std::string::npos ? "" : entry.path.substr(0, space);
-    const std::string name = space == std::string::npos ? entry.path : entry.path.substr(space + 1);
-    absl::StrAppend(&text, "      \"", parent, " ", name, "\") path=\"", entry.path, "\" ;;\n");
-  }
+  text += PathCases(entries);
   text += "    esac\n  done\n  local -a choices\n  case \"$path\" in\n";
   for (const Entry& entry : entries) {
     absl::StrAppend(&text, "    \"", entry.path, "\") choices=(");
