@@ -31,8 +31,8 @@ struct FleetIdentity {
 };
 absl::StatusOr<FleetIdentity> ParseSpiffeId(const std::string& uri);
 
-// A throw-away CA and certificates with OpenSSL (ECDSA P-256), for `rlhfctl up` and tests; SANs: the SPIFFE URI,
-// localhost, 127.0.0.1 and extra hosts.
+// A CA and certificates of its (ECDSA P-256), for `rlhfctl pki`, `rlhfctl up` and tests; SANs: the SPIFFE URI, the
+// names of fleet_names.h, localhost, 127.0.0.1 and extra hosts.
 struct CertificateAuthority {
   std::string cert_pem, key_pem;
 };
