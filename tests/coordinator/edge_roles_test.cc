@@ -1,26 +1,16 @@
-// What each role may call, in full; and that a flood of refused calls fills no audit log.
+// What each role may call, in full.
 #include <map>
-#include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <prometheus/counter.h>
 
-#include "absl/strings/str_cat.h"
-#include "coordinator/auth/denials.h"
 #include "coordinator/auth/method_table.h"
-#include "coordinator/oversight.h"
-#include "tests/coordinator/manual_loop.h"
-#include "tests/coordinator/memory_store.h"
-#include "tests/testing/fake_clock.h"
 
 namespace rlhf::coordinator {
 namespace {
-
-using testing::ElementsAre;
 
 using Methods = std::set<std::string>;
 
@@ -76,47 +66,6 @@ TEST(RolesTest, ProcessesMayCallTheseAndNoOthers) {
                                                    {"rollout_worker", Union({of_all, member, generates})},
                                                    {"learner", Union({of_all, member, trains})}};
   EXPECT_EQ(ByRole(Listener::kFleet), expected);
-}
-
-TEST(DeniedCallsTest, AreRecordedAtABoundedRateAndAllAreCounted) {
-  FakeClock clock;
-  ManualLoop loop(&clock);
-  EdgeMemoryStore store;
-  MetricsRegistry metrics("coordinator");
-  const std::unique_ptr<Oversight> oversight = MakeOversight(&loop, &store);
-  ASSERT_TRUE(oversight->Recover().ok());
-  Denials denials(&loop, oversight.get(), &store, &metrics, /*burst=*/3);
-  // "SUBJECT OBJECT LEFT_OUT" of each record, in order.
-  const auto records = [&] {
-    loop.Run();
-    std::vector<std::string> seen;
-    const auto all = oversight->audit().All();
-    EXPECT_TRUE(all.ok()) << all.status();
-    for (const v1::AuditRecord& record : *all) {
-      EXPECT_EQ(record.action(), "call.denied");
-      EXPECT_EQ(record.decision(), "denied");
-      EXPECT_EQ(record.details().at("reason"), "role");
-      const auto left_out = record.details().find("left_out_before");
-      seen.push_back(absl::StrCat(record.subject(), " ", record.object().size(), " ",
-                                  left_out == record.details().end() ? "0" : left_out->second));
-    }
-    return seen;
-  };
-  for (int i = 0; i < 10; ++i) denials.Note("", std::string(1000, 'm'), "role");
-  EXPECT_THAT(records(), ElementsAre("unknown 200 0", "unknown 200 0", "unknown 200 0"));
-  for (int i = 0; i < 10; ++i) denials.Note("eve", "/m", "role");
-  EXPECT_EQ(records().size(), 6u) << "strangers hide nobody who has a name";
-  EXPECT_EQ(records().back(), "eve 2 0");
-  clock.Advance(absl::Seconds(1));
-  denials.Note("eve", "/m", "role");
-  denials.Note("eve", "/m", "role");
-  EXPECT_EQ(records().size(), 7u) << "one a second";
-  EXPECT_EQ(records().back(), "eve 2 7");
-  clock.Advance(absl::Hours(1));
-  for (int i = 0; i < 10; ++i) denials.Note("eve", "/m", "role");
-  EXPECT_EQ(records().size(), 10u) << "an hour's silence saves no more than the burst";
-  EXPECT_EQ(records()[7], "eve 2 1");
-  EXPECT_EQ(metrics.Counter("rlhf_auth_failures_total", "", {{"reason", "role"}}).Value(), 32);
 }
 
 }  // namespace
