@@ -210,12 +210,13 @@ torch::Tensor RewardModelTrainer::Loss(const std::vector<size_t>& items, double 
   return loss / pairs;
 }
 
-double RewardModelTrainer::Combine(const double* differences) const {
-  if (heads_.empty()) return differences[0];
+double RewardModelTrainer::Combine(const std::vector<model::RewardHead>& heads, const double* differences) {
+  if (heads.empty()) return differences[0];
   double sum = 0, weights = 0;
-  for (size_t h = 0; h < heads_.size(); ++h) {
-    sum += heads_[h].weight * differences[h];
-    weights += std::abs(heads_[h].weight);
+  for (size_t h = 0; h < heads.size(); ++h) {
+    const double weight = heads[h].weight * heads[h].scale;
+    sum += weight * differences[h];
+    weights += std::abs(weight);
   }
   return weights > 0 ? sum / weights : 0;
 }
@@ -240,7 +241,7 @@ torch::Tensor RewardModelTrainer::HeadsLoss(const std::vector<size_t>& items, co
   if (spec().centering() > 0) loss = loss + spec().centering() * 0.5 * rewards.square().sum();
   const torch::Tensor host = difference.detach().to(torch::kCPU, torch::kFloat64).contiguous();
   for (size_t i = 0; i < items.size(); ++i) {
-    if (!data_.training[items[i]].tie && Combine(host.data_ptr<double>() + i * heads_.size()) > 0) *right += 1;
+    if (!data_.training[items[i]].tie && Combine(heads_, host.data_ptr<double>() + i * heads_.size()) > 0) *right += 1;
   }
   return loss / static_cast<double>(heads);
 }
@@ -371,6 +372,7 @@ absl::StatusOr<std::map<std::string, v1::Metric>> RewardModelTrainer::Finish(con
     sequences.push_back(pair.rejected);
   }
   const std::vector<double> rewards = ScoreSequences(model_->model(), sequences, spec().micro_batch_tokens());
+  RLHF_ASSIGN_OR_RETURN(const model::RewardNormalization normalization, Normalize());
   const size_t width = outputs();
   std::vector<double> differences;
   std::vector<std::vector<double>> by_head(width);
@@ -380,9 +382,8 @@ absl::StatusOr<std::map<std::string, v1::Metric>> RewardModelTrainer::Finish(con
       of_pair.push_back(rewards[i + h] - rewards[i + width + h]);
       by_head[h].push_back(of_pair.back());
     }
-    differences.push_back(Combine(of_pair.data()));
+    differences.push_back(Combine(normalization.heads, of_pair.data()));
   }
-  RLHF_ASSIGN_OR_RETURN(const model::RewardNormalization normalization, Normalize());
   RLHF_RETURN_IF_ERROR(SaveFinished(model_->model(), out_dir, inputs_.local.at(spec().model()), spec().model()));
   RLHF_RETURN_IF_ERROR(model::SaveRewardNormalization(normalization, out_dir));
   std::map<std::string, v1::Metric> metrics = RewardModelMetrics(data_.held_out, differences);

@@ -52,8 +52,9 @@ class RewardModelTrainer final : public Trainer {
   const v1::RewardModelSpec& spec() const { return inputs_.spec.reward_model(); }
   // Outputs of the head: one, or one a criterion in the order of their names.
   size_t outputs() const { return heads_.empty() ? 1 : heads_.size(); }
-  // A preference from the outputs' differences: the difference itself, or their weighted mean.
-  double Combine(const double* differences) const;
+  // A preference from the outputs' differences: the difference itself, or the mean by what each head counts in the
+  // reward, weight · scale.
+  static double Combine(const std::vector<model::RewardHead>& heads, const double* differences);
   // Losses over `pairs`; adds to `right` how many pairs that are no ties the model orders as people do.
   torch::Tensor Loss(const std::vector<size_t>& items, double pairs, double* right) const;
   torch::Tensor HeadsLoss(const std::vector<size_t>& items, const torch::Tensor& rewards, double* right) const;

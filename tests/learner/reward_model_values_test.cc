@@ -113,6 +113,57 @@ TEST_F(RewardModelValuesTest, ScoresOfWhatNormalisesHaveMeanZeroAndDeviationOne)
   }
 }
 
+TEST_F(RewardModelValuesTest, WhatIsMeasuredOfHeadsIsTheRewardThatIsScored) {
+  // One head's outputs are twenty times as large as the other's, which counts four times as much: in the reward, where
+  // every head is normalised, the smaller one decides.
+  model::LoadOptions load;
+  load.head = model::HeadKind::kScalar;
+  load.init_missing_scalar_head = true;
+  load.scalar_outputs = 2;
+  auto start = model::LoadModel(dir_.File("model"), load);
+  ASSERT_TRUE(start.ok()) << start.status();
+  const torch::NoGradGuard no_grad;
+  for (const auto& [name, parameter] : (*start)->trained_parameters()) {
+    if (parameter.is_same((*start)->head_weight())) parameter.select(0, 1).mul_(20);
+  }
+  ASSERT_TRUE(MakeDirs(dir_.File("start")).ok());
+  ASSERT_TRUE(model::SaveModel(**start, dir_.File("start"), dir_.File("model")).ok());
+  std::string lines;
+  for (int i = 0; i < 80; ++i) {
+    absl::StrAppend(&lines, "{\"prompt\":\"item ", i, "\",\"chosen\":\" good ", i, "\",\"rejected\":\" bad ", 97 * i,
+                    "\",\"ratings\":{\"helpful\":[5,2],\"honest\":[4,5]}}\n");
+  }
+  ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), lines).ok());
+  v1::JobSpec job = Job(true);
+  v1::RewardModelSpec* spec = job.mutable_reward_model();
+  spec->set_held_out_fraction(0.5);
+  TrainerInputs inputs;
+  inputs.spec = job;
+  inputs.local = {{"model", dir_.File("start")}, {"data", dir_.File("data.jsonl")}};
+  auto trainer = Trainer::Create(inputs);
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  (*trainer)->SetCollective(alone_.get());
+  ASSERT_TRUE(MakeDirs(dir_.File("out")).ok());
+  const auto metrics = (*trainer)->Finish(dir_.File("out"));
+  ASSERT_TRUE(metrics.ok()) << metrics.status();
+
+  const auto normalization = model::LoadRewardNormalization(dir_.File("out"));
+  ASSERT_TRUE(normalization.ok()) << normalization.status();
+  EXPECT_GT(normalization->heads[0].scale, 5 * normalization->heads[1].scale);
+  const auto data = ComparisonData::Load(
+      dir_.File("data.jsonl"), *tokenizer_, 64,
+      {.held_out_fraction = 0.5, .criteria = {{"helpful", 2}, {"honest", 0.5}}, .heads = true});
+  ASSERT_TRUE(data.ok()) << data.status();
+  double right = 0, by_outputs = 0;
+  for (const ComparisonPair& pair : data->held_out) {
+    const std::vector<double> outputs = ScoreSequences((*trainer)->model(), {pair.chosen, pair.rejected}, 8192);
+    right += normalization->Apply(&outputs[0]) > normalization->Apply(&outputs[2]) ? 1 : 0;
+    by_outputs += 2 * (outputs[0] - outputs[2]) + 0.5 * (outputs[1] - outputs[3]) > 0 ? 1 : 0;
+  }
+  ASSERT_NE(right, by_outputs) << "these data tell nothing";
+  EXPECT_DOUBLE_EQ(metrics->at("accuracy").value(), right / static_cast<double>(data->held_out.size()));
+}
+
 TEST_F(RewardModelValuesTest, APromptsComparisonsAreAllOnOneSideOfTheSplit) {
   std::string lines;
   for (int i = 0; i < 40; ++i) {
