@@ -10,6 +10,7 @@
 #include "artifact/dataset.h"
 #include "artifact/digest.h"
 #include "artifact/prompt.h"
+#include "common/rounded_sum.h"
 #include "common/status_util.h"
 #include "model/split_by_tokens.h"
 
@@ -45,13 +46,15 @@ absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& 
 }
 
 void CombineRatings(const std::map<std::string, double>& criteria, artifact::ComparisonRecord* record) {
-  double difference = 0;
+  RoundedSum chosen, rejected;
   for (const auto& [criterion, weight] : criteria) {
     const auto ratings = record->ratings.find(criterion);
     if (ratings == record->ratings.end()) return;
-    difference += weight * (ratings->second.first - ratings->second.second);
+    chosen.Add(weight * ratings->second.first);
+    rejected.Add(weight * ratings->second.second);
   }
   if (criteria.empty()) return;
+  const double difference = Difference(chosen, rejected);
   record->tie = difference == 0;
   if (difference >= 0) return;
   std::swap(record->chosen, record->rejected);

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/rounded_sum.h"
 #include "common/status_util.h"
 #include "coordinator/comparison_line.h"
 
@@ -98,14 +99,15 @@ v1::ComparisonSet SetBuilder::Finish() {
 std::optional<v1::Comparison> PairOfRatings(const v1::Comparison& first, const v1::Comparison& second) {
   if (first.first().text() == second.first().text()) return std::nullopt;
   v1::Comparison made;
-  double difference = 0;
+  RoundedSum of_first, of_second;
   for (const auto& [criterion, value] :
        std::map<std::string, double>(first.first_ratings().begin(), first.first_ratings().end())) {
     const auto other = second.first_ratings().find(criterion);
     if (other == second.first_ratings().end()) continue;
     (*made.mutable_first_ratings())[criterion] = value;
     (*made.mutable_second_ratings())[criterion] = other->second;
-    difference += value - other->second;
+    of_first.Add(value);
+    of_second.Add(other->second);
   }
   if (made.first_ratings().empty()) return std::nullopt;
   made.set_id(absl::StrCat(first.id(), "+", second.id()));
@@ -113,6 +115,7 @@ std::optional<v1::Comparison> PairOfRatings(const v1::Comparison& first, const v
   *made.mutable_prompt() = first.prompt();
   *made.mutable_first() = first.first();
   *made.mutable_second() = second.first();
+  const double difference = Difference(of_first, of_second);
   made.set_preference(difference == 0 ? v1::TIE : difference > 0 ? v1::FIRST : v1::SECOND);
   made.set_rater(first.rater());
   if (first.rater_group() == second.rater_group()) made.set_rater_group(first.rater_group());

@@ -25,9 +25,9 @@ namespace {
 constexpr uint64_t kBootstrapSeed = 0x626f6f74ULL;
 constexpr int kBins = 10;
 
-absl::StatusOr<double> Total(const v1::ScorerSpec& judge, const std::map<std::string, double>& components,
-                             const std::string& where) {
-  double total = 0;
+absl::StatusOr<RoundedSum> Total(const v1::ScorerSpec& judge, const std::map<std::string, double>& components,
+                                 const std::string& where) {
+  RoundedSum total;
   for (const v1::RewardComponent& component : judge.components()) {
     if (component.has_weight() && component.weight() == 0)
       continue;  // it judges nothing: an older evaluation may lack it
@@ -36,7 +36,7 @@ absl::StatusOr<double> Total(const v1::ScorerSpec& judge, const std::map<std::st
       return absl::FailedPreconditionError(absl::StrCat("judge: ", where, " has no component \"", component.name(),
                                                         "\": expected it among the graders of both evaluations"));
     }
-    total += (component.has_weight() ? component.weight() : 1) * found->second;
+    total.Add((component.has_weight() ? component.weight() : 1) * found->second);
   }
   return total;
 }
@@ -212,8 +212,12 @@ absl::Status EvaluationComparison::Add(const v1::Sample& sample) {
   const std::map<std::string, double> components = ComponentsOf(sample);
   Pair pair;
   pair.slices = SlicesOf(sample.prompt());
-  RLHF_ASSIGN_OR_RETURN(pair.now, Total(judge(), components, "this evaluation"));
-  RLHF_ASSIGN_OR_RETURN(pair.before, before.total);
+  RLHF_ASSIGN_OR_RETURN(const RoundedSum now, Total(judge(), components, "this evaluation"));
+  RLHF_RETURN_IF_ERROR(before.total.status());
+  const double ahead = Difference(now, *before.total);
+  pair.win = ahead > 0 ? 1 : ahead < 0 ? 0 : 0.5;
+  pair.now = now.sum;
+  pair.before = before.total->sum;
   const std::vector<std::optional<double>> refusals = RefusalsIn(components);
   for (size_t i = 0; i < refusals.size() && !pair.refusal_change; ++i) {
     if (refusals[i] && before.refusals[i]) pair.refusal_change = *refusals[i] - *before.refusals[i];
@@ -271,7 +275,7 @@ absl::StatusOr<std::map<std::string, v1::Metric>> EvaluationComparison::Metrics(
   std::map<std::string, std::vector<double>> wins, changes, lengths, refusals;
   for (const Pair& pair : pairs_) {
     const auto add = [&](const std::string& slice) {
-      wins[slice].push_back(pair.now > pair.before ? 1 : pair.now < pair.before ? 0 : 0.5);
+      wins[slice].push_back(pair.win);
       changes[slice].push_back(pair.now - pair.before);
       lengths[slice].push_back(pair.length_change);
       if (pair.refusal_change) refusals[slice].push_back(*pair.refusal_change);

@@ -11,13 +11,15 @@
 #include "absl/numeric/int128.h"
 #include "absl/status/statusor.h"
 #include "artifact/dataset.h"
+#include "common/rounded_sum.h"
 #include "rlhf/v1/data.pb.h"
 #include "rlhf/v1/job.pb.h"
 
 namespace rlhf::coordinator {
 
 // Of prompts that both answered:
-//   win_rate, win_rate{SLICE}: an answer with the higher total of the judge wins, equal ones count one half;
+//   win_rate, win_rate{SLICE}: an answer with the higher total of the judge wins, equal ones (but for rounding) count
+//     one half;
 //   score_change, score_change{SLICE}: mean total minus that of the other policy's answers;
 //   length_change{SLICE}: the same of response texts, in bytes;
 //   refusal_change{SLICE}: the same of the abstention grader, where both evaluations have one;
@@ -39,7 +41,7 @@ class EvaluationComparison {
 
  private:
   struct Before {
-    absl::StatusOr<double> total;
+    absl::StatusOr<RoundedSum> total;
     std::vector<std::optional<double>> refusals;  // by abstention graders, in their order
     double length = 0;
   };
@@ -48,7 +50,7 @@ class EvaluationComparison {
   };
   struct Pair {
     std::vector<int> slices;
-    double now = 0, before = 0, length_change = 0;
+    double now = 0, before = 0, win = 0.5, length_change = 0;
     std::optional<double> refusal_change;
   };
   const v1::ScorerSpec& judge() const { return spec_.has_judge() ? spec_.judge() : spec_.graders(); }

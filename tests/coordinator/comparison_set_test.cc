@@ -227,6 +227,9 @@ TEST(ComparisonSetTest, ARatersRatingsOfAPromptsAnswersBecomeComparisons) {
   EXPECT_EQ(paired.raters().at("a"), 2);
   EXPECT_EQ(build(true, {"b"}, &lines).comparisons(), 2);
   EXPECT_FALSE(PairOfRatings(all[0], all[0])) << "the same answer twice";
+  const auto rounded = PairOfRatings(Rated("a", "Q", "one", 7.1, 0.4), Rated("a", "Q", "two", 7.3, 0.2));
+  ASSERT_TRUE(rounded.has_value());
+  EXPECT_EQ(rounded->preference(), v1::TIE) << "7.5 each, whatever the sums round to";
 
   // The verdict stays, a rating changes: another set.
   (*all[1].mutable_first_ratings())["helpful"] = 8;

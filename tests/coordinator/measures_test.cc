@@ -278,6 +278,35 @@ TEST(CompareEvaluationsTest, RefusalsChangeBySliceAndCategoriesAreNoDisparity) {
   EXPECT_EQ(CompareEvaluations(spec, now, before)->count("refusal_change"), 0u);
 }
 
+TEST(CompareEvaluationsTest, TotalsThatAreEqualButForRoundingAreNoWin) {
+  v1::EvaluateSpec spec;
+  for (const auto& [name, weight] : std::map<std::string, double>{{"a", 0.1}, {"b", 0.2}, {"c", 0.3}}) {
+    v1::RewardComponent* component = spec.mutable_graders()->add_components();
+    component->set_name(name);
+    component->set_weight(weight);
+    component->mutable_regex()->set_pattern(name);
+  }
+  const auto win_rate = [&](const std::map<std::string, double>& now, const std::map<std::string, double>& then) {
+    v1::Sample sample = Answered(1, "north", 0);
+    for (const auto& [name, value] : now) {
+      v1::ComponentScore* component = sample.mutable_score()->add_components();
+      component->set_name(name);
+      component->set_value(value);
+    }
+    artifact::SampleRecord record;
+    record.id = "1";
+    record.prompt = "Q";
+    record.components = then;
+    const auto metrics = CompareEvaluations(spec, {sample}, {record});
+    EXPECT_TRUE(metrics.ok()) << metrics.status();
+    return metrics->at("win_rate").value();
+  };
+  ASSERT_GT(0.1 + 0.2, 0.3);
+  EXPECT_EQ(win_rate({{"a", 1}, {"b", 1}, {"c", 0}}, {{"a", 0}, {"b", 0}, {"c", 1}}), 0.5);
+  EXPECT_EQ(win_rate({{"a", 1}, {"b", 1}, {"c", 1e-9}}, {{"a", 0}, {"b", 0}, {"c", 1}}), 1);
+  EXPECT_EQ(win_rate({{"a", 1}, {"b", 1}, {"c", 0}}, {{"a", 0}, {"b", 1e-9}, {"c", 1}}), 0);
+}
+
 TEST(CompareEvaluationsTest, FewAnswersThatAllWinAreNotCertainty) {
   std::vector<v1::Sample> now;
   std::vector<artifact::SampleRecord> before;

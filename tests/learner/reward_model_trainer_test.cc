@@ -261,6 +261,28 @@ TEST(CombineRatingsTest, WeightsDecideWhichAnswerIsBetter) {
   EXPECT_FALSE(record.tie);
 }
 
+TEST(CombineRatingsTest, SumsThatAreEqualAreATieWhateverTheWeightsRoundTo) {
+  // Every difference of whole ratings, with weights that no double is exactly equal to.
+  int ties = 0;
+  for (int a = -10; a <= 10; ++a) {
+    for (int b = -10; b <= 10; ++b) {
+      for (int c = -10; c <= 10; ++c) {
+        artifact::ComparisonRecord record;
+        record.chosen = "a";
+        record.ratings = {{"a", {std::max(a, 0), std::max(-a, 0)}},
+                          {"b", {std::max(b, 0), std::max(-b, 0)}},
+                          {"c", {std::max(c, 0), std::max(-c, 0)}}};
+        CombineRatings({{"a", 0.7}, {"b", 0.2}, {"c", 0.1}}, &record);
+        const int tenths = 7 * a + 2 * b + c;
+        EXPECT_EQ(record.tie, tenths == 0) << a << " " << b << " " << c;
+        EXPECT_EQ(record.chosen.empty(), tenths < 0) << a << " " << b << " " << c;
+        ties += tenths == 0 ? 1 : 0;
+      }
+    }
+  }
+  EXPECT_EQ(ties, 63);
+}
+
 TEST(RewardModelMetricsTest, AModelThatOnlyCountsWordsIsSeenAsSuch) {
   // In three of four pairs the longer answer was preferred; the model gives every token one point.
   std::vector<ComparisonPair> pairs(40);

@@ -150,9 +150,9 @@ TEST_F(RewardModelValuesTest, WhatIsMeasuredOfHeadsIsTheRewardThatIsScored) {
   const auto normalization = model::LoadRewardNormalization(dir_.File("out"));
   ASSERT_TRUE(normalization.ok()) << normalization.status();
   EXPECT_GT(normalization->heads[0].scale, 5 * normalization->heads[1].scale);
-  const auto data = ComparisonData::Load(
-      dir_.File("data.jsonl"), *tokenizer_, 64,
-      {.held_out_fraction = 0.5, .criteria = {{"helpful", 2}, {"honest", 0.5}}, .heads = true});
+  const auto data =
+      ComparisonData::Load(dir_.File("data.jsonl"), *tokenizer_, 64,
+                           {.held_out_fraction = 0.5, .criteria = {{"helpful", 2}, {"honest", 0.5}}, .heads = true});
   ASSERT_TRUE(data.ok()) << data.status();
   double right = 0, by_outputs = 0;
   for (const ComparisonPair& pair : data->held_out) {
