@@ -26,8 +26,7 @@ bool AllAlike(const std::vector<double>& values) {
   return std::all_of(values.begin(), values.end(), [&](double value) { return value == values.front(); });
 }
 
-}  // namespace
-
+// The 95 % interval of at least one value over bootstrap replicates. Sorts them.
 void SetPercentiles(std::vector<double>* drawn, v1::Metric* metric) {
   std::sort(drawn->begin(), drawn->end());
   const auto at = [&](double q) {
@@ -36,6 +35,8 @@ void SetPercentiles(std::vector<double>* drawn, v1::Metric* metric) {
   metric->set_low(at(0.025));
   metric->set_high(at(0.975));
 }
+
+}  // namespace
 
 v1::Metric MeanWithInterval(const std::vector<double>& values, Range range) {
   const bool binary = range == Range::kUnit &&

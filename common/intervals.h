@@ -40,9 +40,6 @@ class MeanTally {
 // Percentile bootstrap (Efron 1979). Fewer than 2 replicates: no interval.
 v1::Metric BootstrapMean(const std::vector<double>& values, Range range, int replicates, uint64_t seed);
 
-// The 95 % interval of a statistic's values, at least one, over bootstrap replicates. Sorts them.
-void SetPercentiles(std::vector<double>* drawn, v1::Metric* metric);
-
 // Mean of all values of 0 to 1 with a percentile bootstrap interval over clusters: those of one prompt are drawn
 // together, as they are not independent. n counts values. No interval from fewer than two clusters; where all clusters
 // are alike it is Wilson's for as many observations as there are clusters.

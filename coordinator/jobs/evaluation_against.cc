@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -227,10 +228,8 @@ absl::Status EvaluationComparison::Add(const v1::Sample& sample) {
   return absl::OkStatus();
 }
 
-double EvaluationComparison::Disparity(const std::vector<Pair>& pairs, double Pair::*total) const {
-  // Categories are tasks of another kind and difficulty: they differ by nature, and count only where the evaluation
-  // declares them.
-  const bool categories = Declares("category");
+EvaluationComparison::SliceMeans EvaluationComparison::MeansOf(const std::vector<Pair>& pairs,
+                                                               double Pair::*total) const {
   std::vector<std::pair<double, double>> sums(slices_.size());  // sum and count
   for (const Pair& pair : pairs) {
     for (const int slice : pair.slices) {
@@ -238,34 +237,63 @@ double EvaluationComparison::Disparity(const std::vector<Pair>& pairs, double Pa
       sums[static_cast<size_t>(slice)].second += 1;
     }
   }
-  std::map<std::string, std::pair<double, double>> ranges;  // tag: the lowest and the highest mean
+  SliceMeans means(sums.size());
+  for (size_t i = 0; i < sums.size(); ++i) {
+    if (sums[i].second > 0) means[i] = sums[i].first / sums[i].second;
+  }
+  return means;
+}
+
+double EvaluationComparison::LargestGap(const SliceMeans& by_slice) const {
+  // Categories are tasks of another kind and difficulty: they differ by nature, and count only where the evaluation
+  // declares them.
+  const bool categories = Declares("category");
+  std::map<std::string, std::pair<double, double>> ranges;  // tag: the lowest and the highest
   for (size_t i = 0; i < slices_.size(); ++i) {
-    if (sums[i].second == 0 || (slices_[i].tag == "category" && !categories)) continue;
-    const double mean = sums[i].first / sums[i].second;
-    const auto [range, first] = ranges.try_emplace(slices_[i].tag, mean, mean);
-    range->second = {std::min(range->second.first, mean), std::max(range->second.second, mean)};
+    if (!by_slice[i].has_value() || (slices_[i].tag == "category" && !categories)) continue;
+    const auto [range, first] = ranges.try_emplace(slices_[i].tag, *by_slice[i], *by_slice[i]);
+    range->second = {std::min(range->second.first, *by_slice[i]), std::max(range->second.second, *by_slice[i])};
   }
   double worst = 0;
   for (const auto& [tag, range] : ranges) worst = std::max(worst, range.second - range.first);
   return worst;
 }
 
-// Percentile interval of a statistic of resampled pairs.
-template <typename Statistic>
-v1::Metric EvaluationComparison::Bootstrapped(int replicates, Statistic statistic) const {
-  v1::Metric metric;
-  metric.set_value(statistic(pairs_));
-  metric.set_n(static_cast<int64_t>(pairs_.size()));
-  if (replicates < 2) return metric;
+// The largest of many gaps is large by chance, and larger again in a resample: its percentiles there are those of a
+// larger number. What the slices' means are off by in a resample is what these are off by, and the largest gap is off
+// by no more than the largest gap of that.
+void EvaluationComparison::AddDisparities(int replicates, std::map<std::string, v1::Metric>* metrics) const {
+  const SliceMeans now = MeansOf(pairs_, &Pair::now), before = MeansOf(pairs_, &Pair::before);
+  std::vector<double> off_now, off_before, off_rise;
   SplitMix64 random(kBootstrapSeed);
-  std::vector<double> drawn;
   std::vector<Pair> sample(pairs_.size());
   for (int r = 0; r < replicates; ++r) {
     for (Pair& pair : sample) pair = pairs_[random.Below(pairs_.size())];
-    drawn.push_back(statistic(sample));
+    const auto gap_of_errors = [&](const SliceMeans& means, double Pair::*total) {
+      SliceMeans errors = MeansOf(sample, total);
+      for (size_t i = 0; i < errors.size(); ++i) {
+        if (errors[i].has_value()) *errors[i] -= *means[i];
+      }
+      return LargestGap(errors);
+    };
+    off_now.push_back(gap_of_errors(now, &Pair::now));
+    off_before.push_back(gap_of_errors(before, &Pair::before));
+    off_rise.push_back(off_now.back() + off_before.back());
   }
-  SetPercentiles(&drawn, &metric);
-  return metric;
+  const auto add = [&](const char* name, double value, double least, std::vector<double>* off) {
+    v1::Metric& metric = (*metrics)[name];
+    metric.set_value(value);
+    metric.set_n(static_cast<int64_t>(pairs_.size()));
+    if (off->size() < 2) return;
+    std::sort(off->begin(), off->end());
+    const double half = (*off)[static_cast<size_t>(std::lround(0.95 * static_cast<double>(off->size() - 1)))];
+    if (half == 0) return;  // nothing varies
+    metric.set_low(std::max(least, value - half));
+    metric.set_high(value + half);
+  };
+  add("disparity", LargestGap(now), 0, &off_now);
+  add("disparity_before", LargestGap(before), 0, &off_before);
+  add("disparity_rise", LargestGap(now) - LargestGap(before), std::numeric_limits<double>::lowest(), &off_rise);
 }
 
 absl::StatusOr<std::map<std::string, v1::Metric>> EvaluationComparison::Metrics() const {
@@ -293,11 +321,7 @@ absl::StatusOr<std::map<std::string, v1::Metric>> EvaluationComparison::Metrics(
   mean("length_change", lengths, Range::kAny);
   mean("refusal_change", refusals, Range::kAny);
   // Rebuilding all slices a replicate is what costs; a tenth of the replicates bounds it.
-  const int fewer = std::min(replicates, std::max(100, replicates / 10));
-  metrics["disparity"] = Bootstrapped(fewer, [this](const auto& p) { return Disparity(p, &Pair::now); });
-  metrics["disparity_before"] = Bootstrapped(fewer, [this](const auto& p) { return Disparity(p, &Pair::before); });
-  metrics["disparity_rise"] =
-      Bootstrapped(fewer, [this](const auto& p) { return Disparity(p, &Pair::now) - Disparity(p, &Pair::before); });
+  AddDisparities(std::min(replicates, std::max(100, replicates / 10)), &metrics);
   return metrics;
 }
 

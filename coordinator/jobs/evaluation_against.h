@@ -25,8 +25,9 @@ namespace rlhf::coordinator {
 //   refusal_change{SLICE}: the same of the abstention grader, where both evaluations have one;
 //   disparity, disparity_before, disparity_rise: the largest gap in mean total between two slices of one tag, now,
 //   then, and how much it grew. Slices by `category` count only where the evaluation declares them.
-// 95 % intervals by percentile bootstrap over prompts (common/intervals.h), seeded: the same samples give the same
-// numbers; no interval for a change that is the same for every prompt. The judge's components are looked up by name
+// 95 % intervals by percentile bootstrap over prompts (common/intervals.h), those of the disparities simultaneous over
+// their slices, from the same resamples. Seeded: the same samples give the same numbers; no interval for a change that
+// is the same for every prompt. The judge's components are looked up by name
 // among what both evaluations' graders recorded. A bootstrap draws from what was measured of each prompt: that is kept,
 // some hundred bytes a prompt, and no text.
 class EvaluationComparison {
@@ -57,10 +58,12 @@ class EvaluationComparison {
   bool Declares(const std::string& tag) const;
   std::vector<int> SlicesOf(const v1::Prompt& prompt);
   std::vector<std::optional<double>> RefusalsIn(const std::map<std::string, double>& components) const;
-  // The largest gap between two slices of one tag.
-  double Disparity(const std::vector<Pair>& pairs, double Pair::*total) const;
-  template <typename Statistic>
-  v1::Metric Bootstrapped(int replicates, Statistic statistic) const;
+  // Mean totals by slice; none of a slice that the pairs have nothing of.
+  using SliceMeans = std::vector<std::optional<double>>;
+  SliceMeans MeansOf(const std::vector<Pair>& pairs, double Pair::*total) const;
+  // Between two slices of one tag.
+  double LargestGap(const SliceMeans& by_slice) const;
+  void AddDisparities(int replicates, std::map<std::string, v1::Metric>* metrics) const;
 
   const v1::EvaluateSpec spec_;
   std::map<absl::uint128, Before> before_;  // by prompt

@@ -307,6 +307,50 @@ TEST(CompareEvaluationsTest, TotalsThatAreEqualButForRoundingAreNoWin) {
   EXPECT_EQ(win_rate({{"a", 1}, {"b", 1}, {"c", 0}}, {{"a", 0}, {"b", 1e-9}, {"c", 1}}), 0);
 }
 
+TEST(CompareEvaluationsTest, TheIntervalOfADisparityKnowsThatTheLargestOfManyGapsIsLarge) {
+  uint64_t state = 7;
+  const auto right = [&state](double share) {
+    state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+    return static_cast<double>(state >> 40) / (1 << 24) < share ? 1.0 : 0.0;
+  };
+  const auto compare = [&](int dialects, double first_then, double first_now) {
+    std::vector<v1::Sample> now;
+    std::vector<artifact::SampleRecord> before;
+    for (int i = 0; i < 400; ++i) {
+      const bool first = i % dialects == 0;
+      now.push_back(Answered(i, absl::StrCat(i % dialects), right(first ? first_now : 0.5)));
+      artifact::SampleRecord& record = before.emplace_back();
+      record.id = absl::StrCat(i);
+      record.prompt = "Q";
+      record.components["exact"] = right(first ? first_then : 0.5);
+    }
+    auto metrics = CompareEvaluations(Graded(), now, before);
+    EXPECT_TRUE(metrics.ok()) << metrics.status();
+    return *std::move(metrics);
+  };
+  int missed = 0, found = 0;
+  const auto within = [](const v1::Metric& metric, double value) {
+    EXPECT_LE(metric.low(), metric.value());
+    EXPECT_GE(metric.high(), metric.value());
+    return metric.low() <= value && value <= metric.high();
+  };
+  for (int run = 0; run < 20; ++run) {
+    // Twenty dialects of twenty prompts that are all alike.
+    const auto alike = compare(20, 0.5, 0.5);
+    EXPECT_GT(alike.at("disparity").value(), 0.2) << "by chance";
+    for (const char* name : {"disparity", "disparity_before", "disparity_rise"})
+      missed += within(alike.at(name), 0) ? 0 : 1;
+    // Two, of which one got worse.
+    const auto apart = compare(2, 0.5, 0.1);
+    missed += within(apart.at("disparity"), 0.4) ? 0 : 1;
+    missed += within(apart.at("disparity_before"), 0) ? 0 : 1;
+    missed += within(apart.at("disparity_rise"), 0.4) ? 0 : 1;
+    found += apart.at("disparity").low() > 0.2 && apart.at("disparity_rise").low() > 0 ? 1 : 0;
+  }
+  EXPECT_LE(missed, 12) << "of 120, one in twenty of which may be";
+  EXPECT_GE(found, 18);
+}
+
 TEST(CompareEvaluationsTest, FewAnswersThatAllWinAreNotCertainty) {
   std::vector<v1::Sample> now;
   std::vector<artifact::SampleRecord> before;
