@@ -204,6 +204,7 @@ v1::AgreementReport MeasureAgreement(const std::vector<v1::Comparison>& judgemen
   Items preferences;
   std::map<std::string, Items> by_criterion, by_group;
   for (const v1::Comparison& c : judgements) {
+    if (c.planted()) continue;  // they judge the rater: everybody gets them, and most know them
     AddPreference(c, &preferences);
     if (!c.rater_group().empty()) AddPreference(c, &by_group[c.rater_group()]);
     for (const auto& [criterion, value] : c.first_ratings())

@@ -424,6 +424,28 @@ TEST(StageMetricsTest, WhatCollectingHasMayBeAGatesCondition) {
   EXPECT_FALSE(MayHaveMetric(stage, "sums.win_rate"));
 }
 
+TEST(CollectMetricsTest, AgreementIsOfTheQuestionsAndPlantedOnesAreApart) {
+  // Everybody knows the planted questions' answers, and the two raters disagree about all others.
+  std::vector<v1::Comparison> comparisons;
+  for (int i = 0; i < 40; ++i) {
+    v1::Comparison& comparison = comparisons.emplace_back();
+    comparison.mutable_prompt()->set_text(absl::StrCat("Q", i / 2));
+    comparison.mutable_first()->set_text("one");
+    comparison.mutable_second()->set_text("two");
+    comparison.set_planted(i < 20);
+    comparison.set_known(v1::FIRST);
+    comparison.set_rater(i % 2 == 0 ? "anna" : "ben");
+    comparison.set_preference(i < 20 || i % 2 == 0 ? v1::FIRST : v1::SECOND);
+  }
+  const auto metrics = CollectMetrics(comparisons, v1::CollectSpec());
+  EXPECT_EQ(metrics.at("planted_accuracy").value(), 1);
+  EXPECT_EQ(metrics.at("agreement").value(), 0);
+  EXPECT_EQ(metrics.at("agreement").n(), 10);
+  EXPECT_LT(metrics.at("agreement.alpha").value(), 0);
+  comparisons.resize(20);
+  EXPECT_EQ(CollectMetrics(comparisons, v1::CollectSpec()).count("agreement"), 0u) << "no question had two answers";
+}
+
 v1::Sample Graded(const std::string& category, double exact, double abstains, double claims,
                   const std::string& template_id) {
   v1::Sample sample;
