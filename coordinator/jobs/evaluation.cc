@@ -53,11 +53,10 @@ void EvaluationTally::Add(const v1::Sample& sample) {
   const auto add = [&](const std::string& name, double value, bool unit = true) {
     for (const std::string& slice : slices) values_[absl::StrCat(name, slice)].Add(value, unit);
   };
-  const std::string prefix = category.empty() ? "" : absl::StrCat(category, ".");
   for (const auto& [name, value] : by_name) {
     const bool unit = units_.count(name) > 0;
-    add(absl::StrCat(prefix, name), value, unit);
-    if (!category.empty()) values_[name].Add(value, unit);
+    add(name, value, unit);
+    if (!category.empty()) add(absl::StrCat(category, ".", name), value, unit);
   }
   if (category == "known") {
     if (!exact_.empty()) add("known.accuracy", by_name[exact_]);

@@ -482,6 +482,11 @@ TEST(EvaluationTest, RatesByCategoryAndSlice) {
   EXPECT_DOUBLE_EQ(metrics.at("unknown.hallucination").value(), 2.0 / 3);
   EXPECT_DOUBLE_EQ(metrics.at("unknown.hallucination{template=b}").value(), 0.5);
   EXPECT_DOUBLE_EQ(metrics.at("unknown.abstention").value(), 1.0 / 3);
+  EXPECT_DOUBLE_EQ(metrics.at("exact_answer").value(), 1.0 / 6);
+  ASSERT_EQ(metrics.count("exact_answer{template=a}"), 1u) << "a tag's slice is of all categories";
+  EXPECT_DOUBLE_EQ(metrics.at("exact_answer{template=a}").value(), 1.0 / 3);
+  EXPECT_EQ(metrics.at("exact_answer{template=b}").n(), 3);
+  EXPECT_DOUBLE_EQ(metrics.at("known.exact_answer{template=a}").value(), 1);
   EXPECT_EQ(metrics.at("unknown.abstention").n(), 3);
   EXPECT_DOUBLE_EQ(metrics.at("action.over_claim").value(), 1);
   v1::StageSpec stage;
