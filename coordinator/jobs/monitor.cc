@@ -15,7 +15,7 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr char kGoldPrefix[] = "gold/";
+constexpr char kGoldPrefix[] = "gold/", kNoCategory[] = "uncategorised";
 
 double Mean(const std::vector<double>& values) {
   double sum = 0;
@@ -81,8 +81,8 @@ v1::MonitorStep ObserveStep(int64_t step, const std::vector<v1::Sample>& batch, 
         Repetition(std::vector<int32_t>(sample.response_tokens().begin(), sample.response_tokens().end())));
     if (sample.score().gold().empty()) continue;
     gold.push_back(sample.score().gold_total());
-    if (!sample.prompt().category().empty())
-      gold_by_category[sample.prompt().category()].push_back(sample.score().gold_total());
+    const std::string& category = sample.prompt().category();
+    gold_by_category[category.empty() ? kNoCategory : category].push_back(sample.score().gold_total());
   }
   v1::MonitorStep out;
   out.set_step(step);

@@ -13,11 +13,11 @@
 namespace rlhf::coordinator {
 
 // What one step's batch says. Keys: "score", "score_std", "gold", "gold_std" and "gold/CATEGORY" (means of the gold
-// scorer), "kl" (nats a sequence, from the learner), "length" (tokens), "repetition" (mean share of 3-grams of tokens
-// that repeat an earlier one of the same response), "reward_length" (Pearson's r of score and length), "outside" (share
-// of samples with |score| > `outside_deviations`: the reward model's scores have deviation 1 on the reference policy),
-// "cut_by_context" (share of samples that the model's context cut before `max_new_tokens`).
-// Takes tens of milliseconds for thousands of samples; any thread.
+// scorer; prompts without a category are together "uncategorised"), "kl" (nats a sequence, from the learner), "length"
+// (tokens), "repetition" (mean share of 3-grams of tokens that repeat an earlier one of the same response),
+// "reward_length" (Pearson's r of score and length), "outside" (share of samples with |score| > `outside_deviations`:
+// the reward model's scores have deviation 1 on the reference policy), "cut_by_context" (share of samples that the
+// model's context cut before `max_new_tokens`). Takes tens of milliseconds for thousands of samples; any thread.
 v1::MonitorStep ObserveStep(int64_t step, const std::vector<v1::Sample>& batch, double kl, double outside_deviations,
                             int max_new_tokens);
 

@@ -133,6 +133,33 @@ TEST(MonitorTest, HealthyRunsRaiseNoAlarm) {
   }
 }
 
+TEST(MonitorTest, PromptsWithoutACategoryAreWatchedTogether) {
+  v1::MonitorSpec spec;
+  spec.set_window(1);
+  spec.set_max_gold_drop(0.25);
+  // Of eight samples half have a category, whose gold score stays; that of the others falls with the steps.
+  const auto observe = [](int64_t step, double gold, bool categories) {
+    std::vector<v1::Sample> batch(8);
+    for (size_t i = 0; i < batch.size(); ++i) {
+      const bool known = categories && i % 2 == 0;
+      if (known) batch[i].mutable_prompt()->set_category("known");
+      batch[i].mutable_score()->add_gold()->set_name("g");
+      batch[i].mutable_score()->set_gold_total(known ? 1 : gold);
+    }
+    return ObserveStep(step, batch, 0, 4, 64);
+  };
+  for (const bool categories : {false, true}) {
+    Monitor watched(spec);
+    EXPECT_THAT(watched.Add(observe(1, 0.9, categories)), IsEmpty());
+    EXPECT_THAT(watched.Add(observe(2, 0.7, categories)), IsEmpty());
+    const auto alarms = watched.Add(observe(3, 0.1, categories));
+    ASSERT_THAT(alarms, SizeIs(1)) << categories;
+    EXPECT_EQ(alarms[0].monitor(), "gold_drop");
+    EXPECT_NEAR(alarms[0].value(), 0.8, 1e-12);
+    EXPECT_EQ(alarms[0].slice(), "uncategorised");
+  }
+}
+
 TEST(MonitorTest, AReplayReplacesWhatWasSeen) {
   Monitor monitor(Bounds());
   for (int step = 1; step <= 4; ++step) EXPECT_THAT(monitor.Add(Step(step, {{"kl", 1}})), IsEmpty());
