@@ -165,6 +165,12 @@ void Ppo(SpecChecker& check, v1::PpoSpec* s) {
     check.Problem("samples_per_prompt", "expected at least 2: this advantage estimator compares a prompt's samples");
   // Dividing by the batch's deviation what was compared within groups makes another estimator of each of them.
   if (!s->has_whiten_advantages()) s->set_whiten_advantages(!group);
+  if (s->whiten_rewards() && s->advantage() != v1::GAE) {
+    check.Problem("whiten_rewards",
+                  absl::StrCat("expected false with advantage ", v1::AdvantageEstimator_Name(s->advantage()),
+                               ": every token's reward keeps a part of the batch's mean, and the sum of an answer's, "
+                               "which this compares, would count its tokens; leave it out, or choose GAE"));
+  }
   if (!s->has_clip_range()) s->set_clip_range(0.2);
   check.Range("clip_range", s->clip_range(), 0, 10);
   if (!s->has_clip_range_high()) s->set_clip_range_high(s->clip_range());

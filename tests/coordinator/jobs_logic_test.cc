@@ -272,6 +272,22 @@ TEST(SpecTest, HeadsByCriterionNeedCriteriaAndAScorerMayWeighThem) {
               HasSubstr("ppo.scorer.components[0].reward_model.criteria: expected names with finite weights"));
 }
 
+TEST(SpecTest, RewardsAreWhitenedWithACriticOnly) {
+  for (const auto advantage : {v1::GAE, v1::RLOO, v1::GRPO, v1::GRPO_NO_STD, v1::REINFORCE_BASELINE}) {
+    v1::JobSpec spec = Ppo();
+    spec.mutable_ppo()->set_samples_per_prompt(2);
+    spec.mutable_ppo()->set_advantage(advantage);
+    spec.mutable_ppo()->set_whiten_rewards(true);
+    const std::string problems = JoinProblems(CompleteSpec(&spec));
+    if (advantage == v1::GAE) {
+      EXPECT_EQ(problems, "");
+    } else {
+      EXPECT_THAT(problems, HasSubstr(absl::StrCat("ppo.whiten_rewards: expected false with advantage ",
+                                                   v1::AdvantageEstimator_Name(advantage))));
+    }
+  }
+}
+
 TEST(SpecTest, AStageMayNameEarlierStagesOfTheRightKindOnly) {
   v1::JobSpec spec;
   spec.set_name("line");
