@@ -66,6 +66,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   void RefuseStep(const v1::RefuseStepRequest& request, Done<v1::RefuseStepResponse> done) override;
 
   void FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) override {
+    if (const absl::Status read = RecallMetrics(); !read.ok()) return done(read);
     for (const auto& [name, value] : last_metrics_)
       (*job()->mutable_result()->mutable_metrics())[name].set_value(value);
     TrainingDriver::FinishTraining(request, std::move(done));
@@ -138,6 +139,10 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   // The newest step now; what a replay that ended otherwise makes void is removed.
   void RecordStep(const v1::CommitStepRequest& request, WriteBatch* batch);
   void TellCut(const v1::MetricPoint& point, WriteBatch* batch);
+  // What the result says is of the last step.
+  void RememberMetrics(const v1::MetricPoint& point);
+  // After a restart that was committed by another process: from the job's events, few of which are newer.
+  absl::Status RecallMetrics();
 
   void Begin(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
     prompts_ = prompts;
@@ -360,11 +365,7 @@ void PpoDriver::CommitSeen(const v1::CommitStepRequest& request, Done<v1::Commit
   (*point.mutable_values())["samples_per_second"] = rates.samples_per_second;
   (*point.mutable_values())["tokens_per_second"] = rates.tokens_per_second;
   (*point.mutable_values())["total_steps"] = static_cast<double>(row->total_steps());
-  last_metrics_.clear();
-  for (const auto& [name, value] : point.values()) {
-    if (name.rfind("seconds/", 0) != 0 && name.rfind("_per_second") == std::string::npos && name != "total_steps")
-      last_metrics_[name] = value;
-  }
+  RememberMetrics(point);
   host_->AppendMetrics(row, std::move(point), &batch);
   weights_address_ = request.weights_address();
   if (step >= replay_through_) deps().sampling->SetPolicy(job_id_, Policy(), &batch);
@@ -391,6 +392,26 @@ void PpoDriver::CommitSeen(const v1::CommitStepRequest& request, Done<v1::Commit
                       if (yields) YieldSoon(host, job_id, loop, this);
                       loop->Post(std::move(committed));
                     });
+}
+
+void PpoDriver::RememberMetrics(const v1::MetricPoint& point) {
+  last_metrics_.clear();
+  for (const auto& [name, value] : point.values()) {
+    if (name.rfind("seconds/", 0) != 0 && name.rfind("_per_second") == std::string::npos && name != "total_steps")
+      last_metrics_[name] = value;
+  }
+}
+
+absl::Status PpoDriver::RecallMetrics() {
+  if (!last_metrics_.empty()) return absl::OkStatus();
+  constexpr int kNewest = 1000;
+  const int64_t last = deps().events->LastSequence(job_id_);
+  RLHF_ASSIGN_OR_RETURN(const std::vector<v1::JobEvent> events,
+                        deps().events->Read(job_id_, std::max<int64_t>(0, last - kNewest), kNewest));
+  const auto newest =
+      std::find_if(events.rbegin(), events.rend(), [](const v1::JobEvent& event) { return event.has_metrics(); });
+  if (newest != events.rend()) RememberMetrics(newest->metrics());
+  return absl::OkStatus();
 }
 
 // Once, as it begins; how it goes on is in the metrics.

@@ -74,6 +74,33 @@ TEST_F(PpoDriverTest, AfterARestartTheMonitorReadsTheBatchFromTheStore) {
   ExpectAllAccountedFor();
 }
 
+TEST_F(PpoDriverTest, TheResultHasTheLastStepsMetricsAfterARestartToo) {
+  Begin();
+  PutJob([](v1::PpoSpec* ppo) { ppo->set_steps(1); });
+  Recover();
+  Work();
+  AskForBatch(1);
+  ASSERT_TRUE(batch_.has_value() && batch_->ok());
+  Measure();
+  CommitStep(1);
+  ASSERT_TRUE(committed_.has_value() && committed_->ok());
+  ASSERT_TRUE(process_->payloads->Sync().ok());
+  Restart();  // while the learner writes the model
+  std::optional<absl::StatusOr<v1::FinishTrainingResponse>> finished;
+  v1::FinishTrainingRequest request;
+  request.set_job_id("job");
+  process_->jobs->FinishTraining(
+      request, [&](absl::StatusOr<v1::FinishTrainingResponse> response) { finished = std::move(response); });
+  process_->loop.Run();
+  ASSERT_TRUE(finished.has_value());
+  ASSERT_TRUE(finished->ok()) << finished->status();
+  const v1::Job job = JobRow();
+  ASSERT_TRUE(job.result().metrics().contains("kl"));
+  EXPECT_EQ(job.result().metrics().at("kl").value(), 0.25);
+  EXPECT_TRUE(job.result().metrics().contains("monitor/score"));
+  EXPECT_FALSE(job.result().metrics().contains("samples_per_second"));
+}
+
 TEST_F(PpoDriverTest, AHaltHandsOutNoBatchButThatOfAStepThatHasBegun) {
   Begin();
   PutJob();
