@@ -55,22 +55,51 @@ class Measures {
   virtual absl::StatusOr<std::map<std::string, v1::Metric>> Metrics() = 0;
 };
 
+// Of values that come prompt by prompt, equally many of each. A prompt's samples are not independent: the interval is
+// over prompts.
+class PromptTally {
+ public:
+  void Add(int64_t prompt, double value) {
+    if (prompt != prompt_) EndPrompt();
+    prompt_ = prompt;
+    sum_ += value;
+    ++of_prompt_;
+  }
+  v1::Metric Metric() {
+    EndPrompt();
+    v1::Metric metric = means_.Metric(Range::kAny);
+    metric.set_n(n_);
+    return metric;
+  }
+  bool empty() const { return n_ + of_prompt_ == 0; }
+
+ private:
+  void EndPrompt() {
+    if (of_prompt_ > 0) means_.Add(sum_ / static_cast<double>(of_prompt_));
+    n_ += std::exchange(of_prompt_, 0);
+    sum_ = 0;
+  }
+  MeanTally means_;
+  int64_t prompt_ = -1, of_prompt_ = 0, n_ = 0;
+  double sum_ = 0;
+};
+
 class SampleMeasures final : public Measures {
  public:
   absl::Status Add(const v1::Sample& sample) override {
-    lengths_.Add(sample.response_tokens_size());
-    if (sample.has_score()) scores_.Add(sample.score().total());
+    lengths_.Add(sample.id().ordinal(), sample.response_tokens_size());
+    if (sample.has_score()) scores_.Add(sample.id().ordinal(), sample.score().total());
     return absl::OkStatus();
   }
   absl::StatusOr<std::map<std::string, v1::Metric>> Metrics() override {
     std::map<std::string, v1::Metric> metrics;
-    metrics["response_length"] = lengths_.Metric(Range::kAny);
-    if (scores_.size() > 0) metrics["score"] = scores_.Metric(Range::kAny);
+    metrics["response_length"] = lengths_.Metric();
+    if (!scores_.empty()) metrics["score"] = scores_.Metric();
     return metrics;
   }
 
  private:
-  MeanTally lengths_, scores_;
+  PromptTally lengths_, scores_;
 };
 
 class EvaluationMeasures final : public Measures {

@@ -221,6 +221,7 @@ TEST_F(GeneratingDriverTest, MemoryIsThatOfWhatIsIssuedAtOnceHoweverLongTheJob) 
   const v1::Metric length = JobRow().result().metrics().at("response_length");
   EXPECT_EQ(length.n(), 2 * kPrompts);
   EXPECT_DOUBLE_EQ(length.value(), 1.5);
+  EXPECT_FALSE(length.has_low()) << "each prompt has an answer of one token and one of two: prompts do not differ";
   EXPECT_DOUBLE_EQ(JobRow().result().metrics().at("score").value(), 0.25);
   EXPECT_DOUBLE_EQ(JobRow().result().metrics().at("cut_by_context").value(), 0);
   EXPECT_EQ(process_->sampling->Counts("job").delivered(), 2 * kPrompts);
