@@ -19,6 +19,13 @@ absl::Status Unexpected(const std::string& what) {
   return absl::InvalidArgumentError(absl::StrCat("expected ", what));
 }
 
+// Of an object; null where it has no such key. The files are others': any key may be missing, of any kind.
+const Json& At(const Json& object, const char* key) {
+  static const Json* const null = new Json();
+  const auto found = object.find(key);
+  return found == object.end() ? *null : *found;
+}
+
 // "response1", "answer_b", "generation-0": an answer's field ends in its number or letter.
 bool LooksLikeAnswer(const std::string& name) {
   std::string stem = absl::AsciiStrToLower(name);
@@ -34,7 +41,7 @@ bool LooksLikeAnswer(const std::string& name) {
 }
 
 struct Fields {
-  std::string prompt, names[2], texts[2];
+  std::string prompt, prompt_name, names[2], texts[2];
 };
 
 absl::StatusOr<Fields> FindFields(const Json& object, const char* where) {
@@ -53,44 +60,61 @@ absl::StatusOr<Fields> FindFields(const Json& object, const char* where) {
     found.texts[i] = object[answers[i]].get<std::string>();
   }
   for (const char* name : {"prompt", "instruction", "question", "input", "request", "query", "context"}) {
-    if (object.contains(name) && object[name].is_string()) {
-      found.prompt = object[name].get<std::string>();
-      return found;
-    }
+    if (!At(object, name).is_string()) continue;
+    found.prompt_name = name;
+    break;
   }
-  if (others.size() != 1)
-    return Unexpected(absl::StrCat("a prompt in \"", where, "\" (as prompt, instruction or question), found none"));
-  found.prompt = object[others[0]].get<std::string>();
+  if (found.prompt_name.empty() && others.size() == 1) found.prompt_name = others[0];
+  if (found.prompt_name.empty()) {
+    return Unexpected(absl::StrCat("a prompt in \"", where, "\" (as prompt, instruction or question), found ",
+                                   others.empty() ? "none" : absl::StrJoin(others, ", ")));
+  }
+  found.prompt = object[found.prompt_name].get<std::string>();
   return found;
 }
 
-// Which answer a label means: 0, 1, or 2 for neither.
-std::optional<int> Meaning(const std::string& label, const Fields& fields) {
+// Which answer a label names: 0 or 1.
+std::optional<int> Named(const std::string& label, const Fields& fields) {
   const std::string lower = absl::AsciiStrToLower(label);
   for (int i = 0; i < 2; ++i) {
     if (label == fields.names[i]) return i;
   }
   if (lower == "left" || lower == "first" || lower == "a" || lower == "1") return 0;
   if (lower == "right" || lower == "second" || lower == "b" || lower == "2") return 1;
-  for (const char* word : {"tie", "equal", "same", "both", "neither"}) {
-    if (absl::StrContains(lower, word)) return 2;
-  }
   return std::nullopt;
+}
+
+// "Both are the same", "about_equal": a label of few words, one of which says it. Prose may have these words, too, and
+// mean anything.
+bool SaysTie(const std::string& label) {
+  constexpr size_t kMostWords = 6;
+  const std::vector<std::string> words =
+      absl::StrSplit(absl::AsciiStrToLower(label), absl::ByAnyChar(" \t\r\n.,;:!?'\"()_-/"), absl::SkipEmpty());
+  return words.size() <= kMostWords && std::any_of(words.begin(), words.end(), [](const std::string& word) {
+           return word == "tie" || word == "tied" || word == "equal" || word == "equally" || word == "same" ||
+                  word == "both" || word == "neither";
+         });
+}
+
+// Which answer a label means: 0, 1, or 2 for neither.
+std::optional<int> Meaning(const std::string& label, const Fields& fields) {
+  const std::optional<int> named = Named(label, fields);
+  return named || !SaysTie(label) ? named : 2;
 }
 
 int Better(double first, double second) {
   return first == second ? 2 : first > second ? 0 : 1;
 }
 
-// A ranking in one of its three shapes, or a label.
+// A ranking in one of its three shapes, or a label that names an answer.
 std::optional<int> Ranking(const Json& value, const Fields& fields) {
-  if (value.is_string()) return Meaning(value.get<std::string>(), fields);
+  if (value.is_string()) return Named(value.get<std::string>(), fields);
   double ranks[2] = {0, 0};
   bool seen[2] = {false, false};
   const auto note = [&](const Json& name, double rank) {
     if (!name.is_string()) return;
-    const std::optional<int> which = Meaning(name.get<std::string>(), fields);
-    if (!which || *which > 1) return;
+    const std::optional<int> which = Named(name.get<std::string>(), fields);
+    if (!which) return;
     ranks[*which] = rank;
     seen[*which] = true;
   };
@@ -145,7 +169,10 @@ absl::StatusOr<v1::Comparison> FromVoice(const Fields& fields, const std::string
   std::optional<int> better;
   double ratings[2] = {0, 0};
   bool rated[2] = {false, false};
-  std::string comment;
+  std::string comment, tie;  // what says that it is one counts where nothing else judges: it may be a remark
+  const auto remark = [&comment](const std::string& text) {
+    absl::StrAppend(&comment, comment.empty() ? "" : "\n", text);
+  };
   for (const auto& [question, value] : voice.values) {
     if (const std::optional<int> ranked = Ranking(value, fields); ranked && !better) {
       better = ranked;
@@ -157,9 +184,13 @@ absl::StatusOr<v1::Comparison> FromVoice(const Fields& fields, const std::string
         rated[i] = true;
       }
     }
-    if (value.is_string()) absl::StrAppend(&comment, comment.empty() ? "" : "\n", value.get<std::string>());
+    if (!value.is_string()) continue;
+    const auto text = value.get<std::string>();
+    tie.empty() && SaysTie(text) ? void(tie = text) : remark(text);
   }
   if (!better && rated[0] && rated[1]) better = Better(ratings[0], ratings[1]);
+  if (better && !tie.empty()) remark(tie);
+  if (!better && !tie.empty()) better = 2;
   if (!better) return Unexpected("a ranking, a choice or two ratings of the answers among the responses");
   v1::Comparison out = Made(fields, *better, rater);
   out.set_comment(comment);
@@ -171,17 +202,17 @@ absl::StatusOr<v1::Comparison> FromVoice(const Fields& fields, const std::string
 }
 
 bool Submitted(const Json& response) {
-  if (!response.contains("status") || response["status"].is_null()) return true;
-  return Name(response["status"]) == "submitted";
+  const Json& status = At(response, "status");
+  return status.is_null() || status == "submitted";
 }
 
 }  // namespace
 
 absl::StatusOr<std::vector<v1::Comparison>> ParseArgilla(const Json& record) {
-  const auto fields = FindFields(record["fields"], "fields");
+  const auto fields = FindFields(At(record, "fields"), "fields");
   if (!fields.ok()) return fields.status();
   std::map<std::string, Voice> voices;  // by person, in the order of their names
-  const Json& responses = record["responses"];
+  const Json& responses = At(record, "responses");
   if (responses.is_array()) {  // a list of people, with their values
     for (const Json& response : responses) {
       if (!response.is_object() || !Submitted(response) || !response.contains("values")) continue;
@@ -216,31 +247,34 @@ absl::StatusOr<std::vector<v1::Comparison>> ParseLabelStudio(const Json& task) {
   std::vector<v1::Comparison> out;
   if (!whole) {  // JSON-MIN: one annotation a line, its values beside the data
     std::optional<int> better;
+    bool tied = false;
     for (const auto& [key, value] : task.items()) {
-      if (key == fields->names[0] || key == fields->names[1] || LooksLikeAnswer(key)) continue;
-      const Json& label = value.is_object() && value.contains("selected") ? value["selected"] : value;
-      if (label.is_string() && !better) better = Meaning(label.get<std::string>(), *fields);
+      if (key == fields->names[0] || key == fields->names[1] || key == fields->prompt_name) continue;
+      const Json& label = value.is_object() ? At(value, "selected") : value;
+      if (!label.is_string()) continue;
+      if (!better) better = Named(label.get<std::string>(), *fields);
+      tied = tied || SaysTie(label.get<std::string>());
     }
+    if (!better && tied) better = 2;
     if (!better) return Unexpected("a pairwise choice (left or right), found none");
     out.push_back(Made(*fields, *better, Name(task.value("annotator", Json()))));
     return out;
   }
-  const Json& annotations = task.contains("annotations") ? task["annotations"] : task["completions"];
+  const Json& annotations = At(task, task.contains("annotations") ? "annotations" : "completions");
   if (!annotations.is_array()) return Unexpected("a list in \"annotations\"");
   for (const Json& annotation : annotations) {
-    if (!annotation.is_object() || annotation.value("was_cancelled", false)) continue;
-    if (!annotation.contains("result") || !annotation["result"].is_array())
-      return Unexpected("a list in \"annotations[].result\"");
+    if (!annotation.is_object() || At(annotation, "was_cancelled") == true) continue;
+    if (!At(annotation, "result").is_array()) return Unexpected("a list in \"annotations[].result\"");
     std::optional<int> better;
     std::string comment;
     for (const Json& result : annotation["result"]) {
-      if (!result.is_object() || !result.contains("value") || !result["value"].is_object()) continue;
+      if (!result.is_object() || !At(result, "value").is_object()) continue;
       const Json& value = result["value"];
-      const std::string type = result.value("type", std::string());
+      const Json& type = At(result, "type");
       if (type == "pairwise" && value.contains("selected")) {
         better = Meaning(Name(value["selected"]), *fields);
         // "left" is the first that the tag compares, when its objects are named as the data is.
-        const std::vector<std::string> objects = absl::StrSplit(result.value("to_name", std::string()), ',');
+        const std::vector<std::string> objects = absl::StrSplit(Name(At(result, "to_name")), ',');
         if (better && *better < 2 && objects.size() == 2 && objects[0] == fields->names[1] &&
             objects[1] == fields->names[0])
           better = 1 - *better;
