@@ -18,12 +18,8 @@ constexpr size_t kMostProblems = 1000;
 constexpr size_t kPieceRecords = 2000, kPieceBytes = 2 << 20;  // below the service's bound on messages
 constexpr size_t kPiecesAhead = 4;
 
-struct Record {
-  std::string text;
-  int64_t line = 0;
-};
 struct Problem {
-  int64_t line = 0;
+  int64_t number = 0;  // of the record
   std::string reason;
 };
 struct Piece {
@@ -31,18 +27,19 @@ struct Piece {
   std::vector<Problem> problems;
 };
 
-Piece Parse(std::vector<Record> records, int64_t first_number, Format format) {
+Piece Parse(std::vector<std::string> records, int64_t number, Format format) {
   Piece piece;
-  for (size_t i = 0; i < records.size(); ++i) {
-    auto parsed = ParseRecord(records[i].text, format);
-    if (!parsed.ok()) {
-      piece.problems.push_back({records[i].line, std::string(parsed.status().message())});
-      continue;
+  for (const std::string& record : records) {
+    auto parsed = ParseRecord(record, format);
+    if (parsed.ok()) {
+      for (v1::Comparison& comparison : *parsed) {
+        *piece.request.add_comparisons() = std::move(comparison);
+        piece.request.add_lines(number);
+      }
+    } else {
+      piece.problems.push_back({number, std::string(parsed.status().message())});
     }
-    for (v1::Comparison& comparison : *parsed) {
-      *piece.request.add_comparisons() = std::move(comparison);
-      piece.request.add_lines(first_number + static_cast<int64_t>(i));
-    }
+    ++number;
   }
   return piece;
 }
@@ -60,22 +57,21 @@ absl::StatusOr<ImportResult> ImportFiles(const std::shared_ptr<grpc::Channel>& c
     int64_t line;
   };
   std::vector<Place> places;  // of every record, by the number that the service is told
-  const auto named = [&](int64_t number, int64_t line) {
-    return absl::StrCat(files[places[static_cast<size_t>(number)].file], ":", line, ": ");
+  const auto named = [&](int64_t number, const std::string& reason) {
+    const Place& place = places[static_cast<size_t>(number)];
+    return absl::StrCat(files[place.file], ":", place.line, ": ", reason);
   };
   std::vector<std::pair<int64_t, std::string>> problems;
   int64_t rejected_here = 0;
   bool open = true, first = true;
 
-  std::deque<std::pair<int64_t, std::future<Piece>>> ahead;
+  std::deque<std::future<Piece>> ahead;
   const auto send_one = [&] {
-    const int64_t begin = ahead.front().first;
-    Piece piece = ahead.front().second.get();
+    Piece piece = ahead.front().get();
     ahead.pop_front();
-    for (Problem& problem : piece.problems) {
+    for (const Problem& problem : piece.problems) {
       ++rejected_here;
-      if (problems.size() < kMostProblems)
-        problems.emplace_back(begin, absl::StrCat(named(begin, problem.line), problem.reason));
+      if (problems.size() < kMostProblems) problems.emplace_back(problem.number, named(problem.number, problem.reason));
     }
     if (piece.request.comparisons().empty() && !first) return;
     piece.request.set_project(project);
@@ -83,12 +79,12 @@ absl::StatusOr<ImportResult> ImportFiles(const std::shared_ptr<grpc::Channel>& c
     first = false;
     open = open && writer->Write(piece.request);
   };
-  std::vector<Record> records;
+  std::vector<std::string> records;
   size_t bytes = 0;
   const auto flush = [&] {
     if (records.empty()) return;
-    const int64_t begin = static_cast<int64_t>(places.size()) - static_cast<int64_t>(records.size());
-    ahead.emplace_back(begin, std::async(std::launch::async, Parse, std::move(records), begin, format));
+    const auto begin = static_cast<int64_t>(places.size() - records.size());
+    ahead.push_back(std::async(std::launch::async, Parse, std::move(records), begin, format));
     records = {};
     bytes = 0;
     if (ahead.size() >= kPiecesAhead) send_one();
@@ -98,17 +94,18 @@ absl::StatusOr<ImportResult> ImportFiles(const std::shared_ptr<grpc::Channel>& c
     const auto reader = RecordReader::Open(files[f]);
     read = reader.status();
     while (open && read.ok()) {
-      Record record;
-      const absl::StatusOr<bool> more = (*reader)->Next(&record.text, &record.line);
+      std::string record;
+      int64_t line = 0;
+      const absl::StatusOr<bool> more = (*reader)->Next(&record, &line);
       read = more.status();
       if (!more.ok() || !*more) break;
-      places.push_back({static_cast<uint32_t>(f), record.line});
-      bytes += record.text.size();
+      places.push_back({static_cast<uint32_t>(f), line});
+      bytes += record.size();
       records.push_back(std::move(record));
       if (records.size() >= kPieceRecords || bytes >= kPieceBytes) flush();
     }
-    flush();  // a piece is of one file
   }
+  flush();
   while (!ahead.empty()) send_one();
   if (read.ok() && first) read = absl::InvalidArgumentError("expected at least one record in the files, found none");
   writer->WritesDone();
@@ -123,9 +120,8 @@ absl::StatusOr<ImportResult> ImportFiles(const std::shared_ptr<grpc::Channel>& c
   }
   if (!sent.ok()) return sent;
   for (const v1::LineProblem& problem : result.response.line_problems()) {
-    const auto number = static_cast<size_t>(problem.line());
-    if (number < places.size())
-      problems.emplace_back(problem.line(), named(problem.line(), places[number].line) + problem.reason());
+    if (static_cast<size_t>(problem.line()) < places.size())
+      problems.emplace_back(problem.line(), named(problem.line(), problem.reason()));
   }
   result.response.set_rejected(result.response.rejected() + rejected_here);
   std::stable_sort(problems.begin(), problems.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
