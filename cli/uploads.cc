@@ -70,9 +70,7 @@ class Uploader {
 
  private:
   absl::StatusOr<std::string> Upload(const std::string& name, const std::string& where) {
-    const std::filesystem::path path = std::filesystem::path(name).is_absolute()
-                                           ? std::filesystem::path(name)
-                                           : std::filesystem::path(base_dir_) / name;
+    const std::filesystem::path path = std::filesystem::path(base_dir_) / name;  // or `name`, when it is absolute
     const std::string full = path.lexically_normal().string();
     if (const auto known = digests_.find(full); known != digests_.end()) return known->second;
     std::error_code error;

@@ -63,7 +63,7 @@ absl::StatusOr<ImportResult> ImportFiles(const std::shared_ptr<grpc::Channel>& c
   };
   std::vector<std::pair<int64_t, std::string>> problems;
   int64_t rejected_here = 0;
-  bool open = true, first = true;
+  bool open = true;
 
   std::deque<std::future<Piece>> ahead;
   const auto send_one = [&] {
@@ -73,10 +73,8 @@ absl::StatusOr<ImportResult> ImportFiles(const std::shared_ptr<grpc::Channel>& c
       ++rejected_here;
       if (problems.size() < kMostProblems) problems.emplace_back(problem.number, named(problem.number, problem.reason));
     }
-    if (piece.request.comparisons().empty() && !first) return;
     piece.request.set_project(project);
     piece.request.set_set(set);
-    first = false;
     open = open && writer->Write(piece.request);
   };
   std::vector<std::string> records;
@@ -107,7 +105,8 @@ absl::StatusOr<ImportResult> ImportFiles(const std::shared_ptr<grpc::Channel>& c
   }
   flush();
   while (!ahead.empty()) send_one();
-  if (read.ok() && first) read = absl::InvalidArgumentError("expected at least one record in the files, found none");
+  if (read.ok() && places.empty())
+    read = absl::InvalidArgumentError("expected at least one record in the files, found none");
   writer->WritesDone();
   const absl::Status sent = FromGrpc(writer->Finish());
   // The service has what came before, whole records.

@@ -65,6 +65,7 @@ class FakeArtifacts final : public v1::ArtifactService::Service {
   grpc::Status StartUpload(grpc::ServerContext*, const v1::StartUploadRequest* request,
                            v1::StartUploadResponse* response) override {
     std::string manifest;
+    kind = request->kind();
     for (const v1::FileEntry& file : request->files()) {
       absl::StrAppend(&manifest, file.sha256(), " ", file.size(), " ", file.path(), "\n");
       response->add_offsets(0);
@@ -97,7 +98,7 @@ class FakeArtifacts final : public v1::ArtifactService::Service {
   std::map<std::string, std::string> files = {{"a.jsonl", "first\n"}, {"deep/b.jsonl", "second\n"}};
   std::map<std::string, std::string> uploaded;
   std::vector<std::string> paths;
-  std::string project, asked, digest;
+  std::string project, asked, digest, kind;
   size_t cut = std::string::npos;
   int downloads = 0;
 };
@@ -135,12 +136,27 @@ class FakeFeedback final : public v1::FeedbackService::Service {
   grpc::Status ImportComparisons(grpc::ServerContext*, grpc::ServerReader<v1::ImportComparisonsRequest>* reader,
                                  v1::ImportComparisonsResponse* response) override {
     v1::ImportComparisonsRequest request;
-    int64_t imported = 0;
-    while (reader->Read(&request)) imported += request.comparisons_size();
-    response->set_imported(imported);
+    int64_t taken = 0;
+    while (reader->Read(&request)) {
+      project = request.project();
+      most = std::max(most, request.comparisons_size());
+      for (int i = 0; i < request.comparisons_size(); ++i) {
+        if (request.comparisons(i).prompt().text() != "refused") {
+          ++taken;
+          continue;
+        }
+        v1::LineProblem& problem = *response->add_line_problems();
+        problem.set_line(request.lines(i));
+        problem.set_reason("refused there");
+        response->set_rejected(response->rejected() + 1);
+      }
+    }
+    known ? response->set_duplicates(taken) : response->set_imported(taken);
     return grpc::Status::OK;
   }
-  bool whole = true;
+  bool whole = true, known = false;
+  int most = 0;  // comparisons in a request
+  std::string project;
 };
 
 class ArtifactCommandsTest : public testing::Test {
@@ -222,6 +238,25 @@ TEST_F(ArtifactCommandsTest, AModelMayBeAFolderOfLinks) {
   EXPECT_THAT(interrupted.output, HasSubstr("where there is nothing: was a download interrupted?"));
 }
 
+TEST_F(ArtifactCommandsTest, WhatAJobNamesTwiceIsReadOnceAndWhatIsHiddenNever) {
+  ASSERT_TRUE(MakeDirs(dir_.File("model/.git")).ok());
+  Write("model/config.json", "{}");
+  Write("model/.git/caf\xe9", "not of the model");
+  const auto channel =
+      grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()), grpc::InsecureChannelCredentials());
+  v1::JobSpec spec;
+  spec.mutable_ppo()->set_policy("file:model");
+  spec.mutable_ppo()->set_reference("file:./model");
+  const auto uploaded = UploadFileReferences(channel, dir_.path(), "default", &spec);
+  ASSERT_TRUE(uploaded.ok()) << uploaded.status();
+  EXPECT_EQ(uploaded->size(), 1u);
+  EXPECT_EQ(spec.ppo().reference(), spec.ppo().policy());
+  EXPECT_EQ(artifacts_.kind, "model");
+  spec.mutable_ppo()->set_prompts("file:" + Write("prompts.jsonl", "{}\n"));
+  ASSERT_TRUE(UploadFileReferences(channel, dir_.File("elsewhere"), "default", &spec).ok());
+  EXPECT_EQ(artifacts_.kind, "data");
+}
+
 TEST_F(ArtifactCommandsTest, ListingsAreOfTheProjectThatIsNamed) {
   artifacts_.project = jobs_.project = "unasked";
   EXPECT_EQ(Ctl("list").code, 0);
@@ -296,6 +331,39 @@ TEST_F(ArtifactCommandsTest, AnImportSaysWhatItDidNotTake) {
       Ctl("feedback import --set s " + Write("cut.jsonl.gz", whole.substr(0, whole.size() * 3 / 4)));
   EXPECT_EQ(damaged.code, 1);
   EXPECT_THAT(damaged.output, testing::ContainsRegex("the [0-9]+ comparisons before it were imported"));
+  feedback_.known = true;
+  EXPECT_THAT(Ctl("feedback import --set s " + dir_.File("cut.jsonl.gz")).output,
+              testing::ContainsRegex("the [0-9]+ comparisons before it were imported"));
+  const CommandResult empty = Ctl("feedback import --set s " + Write("empty.jsonl", "\n"));
+  EXPECT_EQ(empty.code, 2);
+  EXPECT_THAT(empty.output, HasSubstr("expected at least one record in the files, found none"));
+}
+
+TEST_F(ArtifactCommandsTest, AnImportNamesFilesAndLinesOfBothSidesProblems) {
+  const auto pair = [](const std::string& prompt) {
+    return absl::StrCat("{\"prompt\":\"", prompt, "\",\"chosen\":\"a\",\"rejected\":\"b\"}\n");
+  };
+  std::string many = pair("refused");
+  for (int i = 0; i < 4500; ++i) absl::StrAppend(&many, pair(absl::StrCat("Q", i)), i == 2500 ? "{}\n" : "");
+  const std::string files =
+      Write("many.jsonl", many) + " " + Write("few.jsonl", "\n" + pair("Q") + pair("refused") + "{}\n");
+  const CommandResult some = Ctl("--project research feedback import --set s " + files);
+  EXPECT_THAT(some.output, HasSubstr("4501 imported, 0 duplicates, 4 rejected"));
+  EXPECT_THAT(some.output, testing::ContainsRegex(
+                               "many.jsonl:1: refused there\n.*many.jsonl:2503: expected the key \"prompt\", found "
+                               "none\n.*few.jsonl:3: refused there\n.*few.jsonl:4: expected the key"));
+  EXPECT_EQ(feedback_.project, "research");
+  EXPECT_LE(feedback_.most, 2000) << "below the service's bound on messages";
+  std::string wrong;
+  for (int i = 0; i < 1500; ++i) wrong += "{}\n";
+  const CommandResult first =
+      Ctl("--output json feedback import --set s " + Write("wrong.jsonl", wrong + pair("refused") + pair("refused")));
+  EXPECT_THAT(first.output, HasSubstr("\"rejected\": \"1502\""));
+  size_t named = 0;
+  for (size_t at = first.output.find("wrong.jsonl:"); at != std::string::npos;
+       at = first.output.find("wrong.jsonl:", at + 1))
+    ++named;
+  EXPECT_EQ(named, 1000u);
 }
 
 }  // namespace

@@ -62,6 +62,7 @@ TEST_F(AuditLogHeadsTest, WithAKeyThereHasToBeAHead) {
   EXPECT_THAT(Problem(records_, {}), HasSubstr("found none"));
   EXPECT_THAT(Problem({}, {}), HasSubstr("found none"));
   EXPECT_EQ(VerifyAuditLog(records_, {}, {}).problem, "") << "nobody said that it is signed";
+  EXPECT_EQ(VerifyAuditLog(records_, {Head(3, *signer_)}, {}).Text(), "4 records hold, 0 signed heads agree");
   EXPECT_THAT(VerifyAuditLog(records_, {}, {"no key"}).problem, HasSubstr("the public key: "));
   const AuditVerdict whole = VerifyAuditLog(records_, {Head(1, *signer_), Head(3, *signer_)}, key_);
   EXPECT_EQ(whole.problem, "");
@@ -130,7 +131,7 @@ TEST_F(AuditLogHeadsTest, HeadsAreReadFromWhatTheCoordinatorLoggedAndFromWhatWas
   ASSERT_TRUE(printed.ok()) << printed.status();
   EXPECT_EQ(Problem(records_, {head}, *printed), "");
   EXPECT_THAT(Problem(First(3), {Head(3, *signer_)}, *printed), HasSubstr("the tail was cut"));
-  ASSERT_TRUE(WriteFileDurably(dir_.File("nothing"), "{\"msg\":\"ready\"}\n").ok());
+  ASSERT_TRUE(WriteFileDurably(dir_.File("nothing"), "{\"msg\":\"ready\"}\n{}\n").ok());
   EXPECT_THAT(std::string(ReadKeptHeads(dir_.File("nothing")).status().message()), HasSubstr("found none"));
   EXPECT_TRUE(absl::IsNotFound(ReadKeptHeads(dir_.File("absent")).status()));
 }

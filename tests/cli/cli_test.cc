@@ -9,6 +9,8 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "artifact/digest.h"
+#include "cli/backup_files.h"
 #include "cli/certificate_check.h"
 #include "cli/kubernetes.h"
 #include "cli/memory_plan.h"
@@ -144,6 +146,68 @@ TEST(Pki, KubernetesSecretsOfEveryRole) {
     EXPECT_THAT(printed.output, HasSubstr(part));
   // The CA's key stays here.
   EXPECT_EQ(printed.output.find("ca.key"), std::string::npos);
+}
+
+v1::BackupChunk FileOf(const std::string& path) {
+  v1::BackupChunk chunk;
+  chunk.mutable_file()->set_path(path);
+  return chunk;
+}
+v1::BackupChunk DataOf(const std::string& data) {
+  v1::BackupChunk chunk;
+  chunk.set_data(data);
+  return chunk;
+}
+v1::BackupChunk ManifestOf(const std::string& path, const std::string& content) {
+  v1::BackupChunk chunk;
+  v1::FileEntry& file = *chunk.mutable_manifest()->add_files();
+  file.set_path(path);
+  file.set_size(content.size());
+  file.set_sha256(artifact::Sha256Hex(content));
+  return chunk;
+}
+
+TEST(BackupFiles, AreThoseOfTheManifestAndNoOthers) {
+  ScratchDir dir;
+  const std::string folder = dir.File("backup"), data = dir.File("data");
+  // What an interrupted one left is not taken over.
+  for (const std::string& partial : {folder, data}) {
+    ASSERT_TRUE(MakeDirs(partial + ".partial").ok());
+    ASSERT_TRUE(WriteFileDurably(partial + ".partial/left", "over").ok());
+  }
+  {
+    auto writer = BackupWriter::Begin(folder);
+    ASSERT_TRUE(writer.ok()) << writer.status();
+    for (const char* path : {"../outside", "/outside", "a/../../outside", ""})
+      EXPECT_TRUE(absl::IsDataLoss((*writer)->Take(FileOf(path)))) << path;
+    for (const v1::BackupChunk& chunk : {FileOf("deep/a"), DataOf("on"), DataOf("e")})
+      ASSERT_TRUE((*writer)->Take(chunk).ok());
+    EXPECT_TRUE(absl::IsDataLoss((*writer)->Finish().status())) << "without its manifest";
+    ASSERT_TRUE((*writer)->Take(ManifestOf("deep/a", "other")).ok());
+    EXPECT_TRUE(absl::IsDataLoss((*writer)->Finish().status())) << "another file than was made";
+    EXPECT_FALSE(std::filesystem::exists(folder));
+    ASSERT_TRUE((*writer)->Take(ManifestOf("deep/a", "one")).ok());
+    ASSERT_TRUE((*writer)->Finish().ok());
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder + "/left"));
+  EXPECT_TRUE(absl::IsAlreadyExists(BackupWriter::Begin(folder).status()));
+  // One of an earlier release, which everybody may read.
+  ASSERT_EQ(chmod((folder + "/deep/a").c_str(), 0644), 0);
+  ASSERT_TRUE(RestoreBackup(folder, data).ok());
+  EXPECT_EQ(*ReadFile(data + "/deep/a"), "one");
+  struct stat info {};
+  ASSERT_EQ(stat((data + "/deep/a").c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0600u);
+  EXPECT_TRUE(std::filesystem::exists(data + "/RESTORED")) << "the coordinator asks its fleet what it has";
+  EXPECT_FALSE(std::filesystem::exists(data + "/left"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(RestoreBackup(folder, data))) << "a data folder in use";
+  ASSERT_TRUE(MakeDirs(dir.File("empty")).ok());
+  EXPECT_TRUE(RestoreBackup(folder, dir.File("empty")).ok());
+  for (const char* damaged : {"ond", "longer"}) {
+    ASSERT_TRUE(WriteFileDurably(folder + "/deep/a", damaged).ok());
+    EXPECT_TRUE(absl::IsDataLoss(RestoreBackup(folder, dir.File("new")))) << damaged;
+    EXPECT_FALSE(std::filesystem::exists(dir.File("new")));
+  }
 }
 
 TEST(Tokens, TheListSaysWhenOneEnds) {

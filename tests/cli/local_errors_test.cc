@@ -214,6 +214,7 @@ TEST_F(LocalErrorsTest, APartFileHasItsNameOnlyOnceItIsWhole) {
   EXPECT_STREQ(read_back, "through");
   close(reader);
   EXPECT_TRUE(std::filesystem::is_fifo(pipe));
+  EXPECT_FALSE(WriteWhole("/dev/full", "lost").ok()) << "what is lost when the file is closed is said";
 }
 
 }  // namespace
