@@ -103,7 +103,7 @@ pipeline:
         self.assertEqual(spec.pipeline.stages[0].gate.on_closed, job_pb2.GATE_REPEATS_ROUND)
 
     def test_other_names_of_enums_are_refused_by_both(self):
-        for wrong in ("float16", "1", "precision_unspecified", "[float32]", "true"):
+        for wrong in ("float16", "1", "precision_unspecified", "[float32]", "true", "null"):
             path = self.write(f"name: job\nreward_model: {{model: a, data: b, batch_size: 8, precision: {wrong}}}\n")
             with self.assertRaises(RlhfError) as refused:
                 load_spec(path)

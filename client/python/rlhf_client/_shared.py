@@ -182,8 +182,6 @@ def _with_enum_names(content: Any, message: Any, where: str) -> Any:
     def convert(value: Any, field: Any, path: str) -> Any:
         if isinstance(value, list):
             return [convert(item, field, f"{path}[{i}]") for i, item in enumerate(value)]
-        if value is None:
-            return value
         if field.enum_type is not None:
             return _enum_name(value, field.enum_type, path)
         if field.message_type is None or field.message_type.GetOptions().map_entry:
