@@ -10,7 +10,8 @@ for case in ElementTree.parse(sys.argv[1]).getroot().iter("testcase"):
     for match in re.finditer(r"Skipped\n(.*?)\n*\[  SKIPPED \] (\S+) \(", output, re.S):
         reason = " ".join(match.group(1).split()) or "no reason given"
         print(f"{case.get('name')}: {match.group(2)}: {reason}")
-    for match in re.finditer(r"^(\w+) \(.*\) \.\.\. skipped ['\"](.*)['\"]$", output, re.M):
+    # unittest prints a case's description, where it has one, on a line of its own.
+    for match in re.finditer(r"^(\w+) \(.*\)(?:\n.*)? \.\.\. skipped ['\"](.*)['\"]$", output, re.M):
         print(f"{case.get('name')}: {match.group(1)}: {match.group(2)}")
     if case.get("status") == "notrun":
         print(f"{case.get('name')}: {' '.join(output.split()) or 'no reason given'}")
