@@ -53,6 +53,8 @@ class ReportTest(unittest.TestCase):
 
     def test_union_of_intervals(self):
         self.assertEqual(report.union([(5, 6), (0, 2), (1, 3), (3, 4), (0, 1), (7, 7)]), [(0, 4), (5, 6)])
+        self.assertEqual(report.union([(0, 10), (1, 2), (3, 12)]), [(0, 12)])
+        self.assertEqual(report.union([(0, 10), (1, 2)]), [(0, 10)])
         self.assertEqual(report.union([]), [])
 
     def test_idle_share(self):
