@@ -22,6 +22,15 @@ void SetWilson(double mean, double n, v1::Metric* metric) {
   metric->set_high(std::max(mean, std::min(1.0, center + half)));
 }
 
+bool IsBinary(const std::vector<double>& values, Range range) {
+  return range == Range::kUnit &&
+         std::all_of(values.begin(), values.end(), [](double value) { return value == 0 || value == 1; });
+}
+
+int Replicates(size_t values) {
+  return static_cast<int>(std::clamp<size_t>(kMostDraws / std::max<size_t>(1, values), 200, 1000));
+}
+
 bool AllAlike(const std::vector<double>& values) {
   return std::all_of(values.begin(), values.end(), [&](double value) { return value == values.front(); });
 }
@@ -39,11 +48,8 @@ void SetPercentiles(std::vector<double>* drawn, v1::Metric* metric) {
 }  // namespace
 
 v1::Metric MeanWithInterval(const std::vector<double>& values, Range range) {
-  const bool binary = range == Range::kUnit &&
-                      std::all_of(values.begin(), values.end(), [](double value) { return value == 0 || value == 1; });
-  if (!binary || values.empty()) {
-    const size_t replicates = std::clamp<size_t>(kMostDraws / std::max<size_t>(1, values.size()), 200, 1000);
-    return BootstrapMean(values, range, static_cast<int>(replicates), kSeed);
+  if (!IsBinary(values, range) || values.empty()) {
+    return BootstrapMean(values, range, Replicates(values.size()), kSeed);
   }
   v1::Metric metric;
   const auto n = static_cast<double>(values.size());
@@ -107,7 +113,8 @@ v1::Metric BootstrapMean(const std::vector<double>& values, Range range, int rep
   return metric;
 }
 
-v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters, int replicates, uint64_t seed) {
+v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters, Range range, int replicates,
+                                uint64_t seed) {
   std::vector<std::pair<double, double>> totals;  // sum and count of each
   std::vector<double> means;
   double sum = 0, count = 0;
@@ -124,7 +131,7 @@ v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters
   metric.set_value(sum / count);
   if (totals.size() < 2 || replicates < 2) return metric;
   if (AllAlike(means)) {
-    SetWilson(metric.value(), static_cast<double>(totals.size()), &metric);
+    if (range == Range::kUnit) SetWilson(metric.value(), static_cast<double>(totals.size()), &metric);
     return metric;
   }
   SplitMix64 random(seed);
@@ -139,6 +146,25 @@ v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters
     drawn.push_back(drawn_sum / drawn_count);
   }
   SetPercentiles(&drawn, &metric);
+  return metric;
+}
+
+v1::Metric ClusteredMean(const std::vector<std::vector<double>>& clusters, Range range) {
+  std::vector<double> all;
+  for (const std::vector<double>& cluster : clusters) all.insert(all.end(), cluster.begin(), cluster.end());
+  if (all.size() == clusters.size()) return MeanWithInterval(all, range);
+  v1::Metric metric = ClusterBootstrapMean(clusters, range, Replicates(clusters.size()), kSeed);
+  if (!IsBinary(all, range) || !metric.has_low()) return metric;
+  const auto n = static_cast<double>(all.size()), count = static_cast<double>(clusters.size());
+  const double ones = std::accumulate(all.begin(), all.end(), 0.0), mean = metric.value();
+  double squares = 0;  // of what each cluster adds to the mean's error; whole numbers, so that those alike add nothing
+  for (const std::vector<double>& cluster : clusters) {
+    const double error =
+        std::accumulate(cluster.begin(), cluster.end(), 0.0) * n - ones * static_cast<double>(cluster.size());
+    squares += error * error;
+  }
+  const double variance = count / (count - 1) * squares / (n * n * n * n);
+  if (variance > 0) SetWilson(mean, std::min(n, mean * (1 - mean) / variance), &metric);
   return metric;
 }
 

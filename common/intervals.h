@@ -40,9 +40,15 @@ class MeanTally {
 // Percentile bootstrap (Efron 1979). Fewer than 2 replicates: no interval.
 v1::Metric BootstrapMean(const std::vector<double>& values, Range range, int replicates, uint64_t seed);
 
-// Mean of all values of 0 to 1 with a percentile bootstrap interval over clusters: those of one prompt are drawn
-// together, as they are not independent. n counts values. No interval from fewer than two clusters; where all clusters
-// are alike it is Wilson's for as many observations as there are clusters.
-v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters, int replicates, uint64_t seed);
+// Mean of all values with a percentile bootstrap interval over clusters: those of one prompt are drawn together, as
+// they are not independent. n counts values. No interval from fewer than two clusters; where all clusters are alike it
+// is, in kUnit, Wilson's for as many observations as there are clusters, else none.
+v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters, Range range, int replicates,
+                                uint64_t seed);
+// Mean of values that come in clusters, as those of a prompt do. Where each has one, MeanWithInterval. Else, of 0 and 1
+// alone in kUnit, Wilson's interval for as many independent values as would vary as the clusters do, which is no more
+// than there are values (the effective sample size of Kish 1965; Dean and Pagano 2015); of others
+// ClusterBootstrapMean's, with 200 to 1000 replicates by how many clusters there are.
+v1::Metric ClusteredMean(const std::vector<std::vector<double>>& clusters, Range range);
 
 }  // namespace rlhf

@@ -66,6 +66,7 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
                                                     int64_t context, const ComparisonOptions& options) {
   RLHF_ASSIGN_OR_RETURN(std::vector<artifact::ComparisonRecord> records, artifact::ReadComparisonData(path));
   ComparisonData data;
+  std::map<std::string, int64_t> prompts;
   for (size_t i = 0; i < records.size(); ++i) {
     artifact::ComparisonRecord& record = records[i];
     CombineRatings(options.criteria, &record);
@@ -91,6 +92,7 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
     }
     if (!record.category.empty()) pair.slices.push_back(absl::StrCat("category=", record.category));
     for (const auto& [tag, value] : record.tags) pair.slices.push_back(absl::StrCat(tag, "=", value));
+    pair.prompt = prompts.emplace(record.prompt, static_cast<int64_t>(prompts.size())).first->second;
     const bool held_out = Place(record.prompt, options.seed) < options.held_out_fraction;
     (held_out ? data.held_out : data.training).push_back(std::move(pair));
   }

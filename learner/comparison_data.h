@@ -21,6 +21,7 @@ struct ComparisonPair {
   // rejected one, 0.5 neither; NaN without ratings.
   std::vector<double> rated;
   std::vector<std::string> slices;  // "category=known", "pair=correct over abstention"
+  int64_t prompt = -1;              // which of the data's it is of; below 0: of one that no other pair is of
 };
 
 struct ComparisonOptions {

@@ -18,6 +18,23 @@ namespace {
 constexpr uint64_t kDataStream = 2;
 constexpr uint64_t kMemberSeeds = 15'485'863;  // members of an ensemble: another head and order, the same split
 
+// Values of pairs, those of a prompt together.
+class ByPrompt {
+ public:
+  void Add(const ComparisonPair& pair, double value) {
+    const auto [place, fresh] = places_.try_emplace(pair.prompt < 0 ? --alone_ : pair.prompt, values_.size());
+    if (fresh) values_.emplace_back();
+    values_[place->second].push_back(value);
+  }
+  bool empty() const { return values_.empty(); }
+  v1::Metric Metric(Range range) const { return ClusteredMean(values_, range); }
+
+ private:
+  std::map<int64_t, size_t> places_;  // by prompt
+  std::vector<std::vector<double>> values_;
+  int64_t alone_ = 0;
+};
+
 double Mean(const std::vector<double>& values) {
   return values.empty() ? 0 : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
@@ -49,25 +66,25 @@ struct Calibration {
 
 void AddBaselines(const std::vector<ComparisonPair>& pairs, const std::vector<double>& differences,
                   std::map<std::string, v1::Metric>* metrics) {
-  std::vector<double> longer, shorter, lengths, right_where_decided;
-  for (size_t i = 0; i < pairs.size(); ++i) {
+  std::vector<double> longer, lengths;
+  for (const ComparisonPair& pair : pairs) {
     // Both begin with the same prompt and end alike.
-    lengths.push_back(static_cast<double>(pairs[i].chosen.size()) - static_cast<double>(pairs[i].rejected.size()));
-    if (pairs[i].tie) continue;
-    longer.push_back(Right(lengths.back()));
-    shorter.push_back(1 - longer.back());
-    right_where_decided.push_back(Right(differences[i]));
+    lengths.push_back(static_cast<double>(pair.chosen.size()) - static_cast<double>(pair.rejected.size()));
+    if (!pair.tie) longer.push_back(Right(lengths.back()));
   }
-  const std::vector<double>& by_length = Mean(longer) >= 0.5 ? longer : shorter;
+  const bool longer_is_better = Mean(longer) >= 0.5;
+  ByPrompt by_length, against;
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    if (pairs[i].tie) continue;
+    const double right = longer_is_better ? Right(lengths[i]) : 1 - Right(lengths[i]);
+    by_length.Add(pairs[i], right);
+    if (right == 0) against.Add(pairs[i], Right(differences[i]));
+  }
   if (!by_length.empty()) {
-    (*metrics)["baseline.length.accuracy"] = MeanWithInterval(by_length, Range::kUnit);
+    (*metrics)["baseline.length.accuracy"] = by_length.Metric(Range::kUnit);
     (*metrics)["baseline.random.accuracy"].set_value(0.5);
   }
-  std::vector<double> against;
-  for (size_t i = 0; i < by_length.size(); ++i) {
-    if (by_length[i] == 0) against.push_back(right_where_decided[i]);
-  }
-  if (!against.empty()) (*metrics)["accuracy{against length}"] = MeanWithInterval(against, Range::kUnit);
+  if (!against.empty()) (*metrics)["accuracy{against length}"] = against.Metric(Range::kUnit);
   const double mx = Mean(differences), my = Mean(lengths);
   double xy = 0, xx = 0, yy = 0;
   for (size_t i = 0; i < lengths.size(); ++i) {
@@ -83,21 +100,20 @@ void AddBaselines(const std::vector<ComparisonPair>& pairs, const std::vector<do
 
 std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<ComparisonPair>& pairs,
                                                      const std::vector<double>& differences) {
-  std::map<std::string, std::vector<double>> right;
-  std::vector<double> losses;
-  std::map<std::string, std::vector<double>> losses_by_slice;
+  std::map<std::string, ByPrompt> right, losses;   // by metric
   std::map<std::string, Calibration> calibration;  // by slice, of all under ""
   for (size_t i = 0; i < pairs.size(); ++i) {
     const double d = differences[i];
     const double value = pairs[i].tie ? 0.5 : Right(d);
     if (!pairs[i].tie) {
-      right["accuracy"].push_back(value);
-      for (const std::string& slice : pairs[i].slices) right[absl::StrCat("accuracy{", slice, "}")].push_back(value);
+      right["accuracy"].Add(pairs[i], value);
+      for (const std::string& slice : pairs[i].slices)
+        right[absl::StrCat("accuracy{", slice, "}")].Add(pairs[i], value);
     }
     const auto log_sigmoid = [](double x) { return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x)); };
-    losses.push_back(pairs[i].tie ? -0.5 * (log_sigmoid(d) + log_sigmoid(-d)) : -log_sigmoid(d));
-    for (const std::string& slice : pairs[i].slices)
-      losses_by_slice[absl::StrCat("log_loss{", slice, "}")].push_back(losses.back());
+    const double loss = pairs[i].tie ? -0.5 * (log_sigmoid(d) + log_sigmoid(-d)) : -log_sigmoid(d);
+    losses["log_loss"].Add(pairs[i], loss);
+    for (const std::string& slice : pairs[i].slices) losses[absl::StrCat("log_loss{", slice, "}")].Add(pairs[i], loss);
     // The probability of the candidate the model prefers, and whether people did.
     const double p = 1 / (1 + std::exp(-std::abs(d)));
     calibration[""].Add(p, value);
@@ -105,9 +121,8 @@ std::map<std::string, v1::Metric> RewardModelMetrics(const std::vector<Compariso
   }
   std::map<std::string, v1::Metric> metrics;
   if (pairs.empty()) return metrics;
-  for (const auto& [name, values] : right) metrics[name] = MeanWithInterval(values, Range::kUnit);
-  metrics["log_loss"] = MeanWithInterval(losses, Range::kAny);
-  for (const auto& [name, values] : losses_by_slice) metrics[name] = MeanWithInterval(values, Range::kAny);
+  for (const auto& [name, values] : right) metrics[name] = values.Metric(Range::kUnit);
+  for (const auto& [name, values] : losses) metrics[name] = values.Metric(Range::kAny);
   AddBaselines(pairs, differences, &metrics);
   const Calibration& all = calibration[""];
   for (int bin = 0; bin < Calibration::kBins; ++bin) {
@@ -136,6 +151,7 @@ std::map<std::string, v1::Metric> CriterionMetrics(const std::string& criterion,
     if (std::isnan(better)) continue;
     ComparisonPair& pair = rated.emplace_back();
     pair.tie = better == 0.5;
+    pair.prompt = pairs[i].prompt;
     rated_differences.push_back(better == 0 ? -differences[i] : differences[i]);
   }
   const std::map<std::string, v1::Metric> all = RewardModelMetrics(rated, rated_differences);

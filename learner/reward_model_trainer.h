@@ -13,8 +13,8 @@ namespace rlhf::learner {
 // What a reward model is worth on comparisons it was not trained on. differences: r(chosen) − r(rejected). Keys:
 // accuracy (without ties; nothing where all are ties), log_loss (a tie is a half-label), ece (ten bins of predicted
 // probability) with its bins as "calibration/BIN" (how often people agreed) and "calibration.confidence/BIN" (how sure
-// the model was), and accuracy and log_loss by slice, as "accuracy{SLICE}"; with normal 95 % intervals where it is a
-// mean.
+// the model was), and accuracy and log_loss by slice, as "accuracy{SLICE}"; where it is a mean with a 95 % interval,
+// over prompts where some have several pairs: their judgements are not independent.
 //
 // Beside them simple baselines, so that a model that only counts words is seen as such: "baseline.random.accuracy",
 // "baseline.length.accuracy" (always the longer answer, or always the shorter one, whichever is right more often),

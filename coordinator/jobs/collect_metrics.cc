@@ -35,7 +35,7 @@ void AddWinRates(const std::vector<v1::Comparison>& comparisons, std::map<std::s
     std::vector<std::vector<double>> clusters;
     for (const auto& [prompt, values] : by_prompt) clusters.push_back(values);
     const int replicates = static_cast<int>(std::clamp<size_t>(kMostDraws / clusters.size(), 200, 1000));
-    (*metrics)[name] = ClusterBootstrapMean(clusters, replicates, kWinRateSeed);
+    (*metrics)[name] = ClusterBootstrapMean(clusters, Range::kUnit, replicates, kWinRateSeed);
   }
 }
 

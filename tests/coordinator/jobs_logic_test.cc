@@ -544,6 +544,45 @@ TEST(EvaluationTest, IntervalsAreWilsons) {
   EXPECT_EQ(MeanWithInterval({}, Range::kUnit).n(), 0);
 }
 
+TEST(ClusteredMeanTest, ManyAnswersOfFewPromptsAreNotManyPrompts) {
+  // Forty prompts: each answer five times, once, or of five that are independent.
+  std::vector<std::vector<double>> repeated, alone, independent;
+  uint64_t state = 3;
+  const auto coin = [&state] {
+    state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+    return (state >> 40) % 4 == 0 ? 0.0 : 1.0;
+  };
+  for (int i = 0; i < 40; ++i) {
+    const double right = coin();
+    repeated.emplace_back(5, right);
+    alone.push_back({right});
+    independent.push_back({coin(), coin(), coin(), coin(), coin()});
+  }
+  const auto width = [](const v1::Metric& metric) { return metric.high() - metric.low(); };
+  const v1::Metric one = ClusteredMean(alone, Range::kUnit), many = ClusteredMean(repeated, Range::kUnit);
+  EXPECT_EQ(one.n(), 40);
+  EXPECT_EQ(many.n(), 200);
+  EXPECT_DOUBLE_EQ(many.value(), one.value());
+  EXPECT_NEAR(width(many), width(one), 0.02 * width(one));
+  EXPECT_EQ(width(one), width(MeanWithInterval(
+                            [&] {
+                              std::vector<double> values;
+                              for (const auto& cluster : alone) values.push_back(cluster[0]);
+                              return values;
+                            }(),
+                            Range::kUnit)));
+  EXPECT_NEAR(width(ClusteredMean(independent, Range::kUnit)), width(one) / std::sqrt(5.0), 0.15 * width(one));
+  EXPECT_NEAR(width(ClusteredMean(repeated, Range::kAny)), width(ClusteredMean(alone, Range::kAny)), 0.1 * width(one));
+  // Nothing varies: as many observations as there are prompts, or none.
+  const std::vector<std::vector<double>> right(10, std::vector<double>(5, 1.0));
+  EXPECT_NEAR(ClusteredMean(right, Range::kUnit).low(), 10 / (10 + 1.959963984540054 * 1.959963984540054), 1e-12);
+  EXPECT_FALSE(ClusteredMean(right, Range::kAny).has_low());
+  const v1::Metric third = ClusteredMean(std::vector<std::vector<double>>(12, {1, 0, 0}), Range::kUnit);
+  EXPECT_NEAR(third.low(), 0.1381, 1e-4);  // R: prop.test(4, 12, correct = FALSE)
+  EXPECT_FALSE(ClusteredMean({{1, 0, 1}}, Range::kUnit).has_low()) << "of one prompt nothing is known of others";
+  EXPECT_EQ(ClusteredMean({}, Range::kUnit).n(), 0);
+}
+
 TEST(MeanTallyTest, IsTheMeanOfAllAndItsIntervalThatOfMoreThanItKeeps) {
   const auto close = [](const v1::Metric& a, const v1::Metric& b, double within) {
     EXPECT_EQ(a.n(), b.n());

@@ -191,6 +191,42 @@ TEST_F(RewardModelValuesTest, APromptsComparisonsAreAllOnOneSideOfTheSplit) {
   EXPECT_LT(held_out, 45u);
 }
 
+TEST_F(RewardModelValuesTest, SeveralJudgementsOfAPromptMakeNoIntervalNarrower) {
+  // What the model says of forty prompts is known no better when four raters judged each of them alike.
+  const auto measured = [&](int copies) {
+    std::string lines;
+    for (int i = 0; i < 80; ++i) {
+      for (int copy = 0; copy < copies; ++copy) {
+        absl::StrAppend(&lines, "{\"prompt\":\"item ", i, "\",\"chosen\":\" good ", i, "\",\"rejected\":\" bad ",
+                        97 * i, "\",\"category\":\"", i % 2 == 0 ? "even" : "odd",
+                        "\",\"ratings\":{\"helpful\":[5,2],\"honest\":[4,5]}}\n");
+      }
+    }
+    EXPECT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), lines).ok());
+    v1::JobSpec job = Job(true);
+    job.mutable_reward_model()->set_held_out_fraction(0.5);
+    auto trainer = Make(job);
+    EXPECT_TRUE(trainer.ok()) << trainer.status();
+    EXPECT_TRUE(MakeDirs(dir_.File("out")).ok());
+    auto metrics = (*trainer)->Finish(dir_.File("out"));
+    EXPECT_TRUE(metrics.ok()) << metrics.status();
+    return *std::move(metrics);
+  };
+  const auto once = measured(1), often = measured(4);
+  int intervals = 0;
+  for (const auto& [name, metric] : once) {
+    if (!metric.has_low()) continue;
+    SCOPED_TRACE(name);
+    const v1::Metric& other = often.at(name);
+    EXPECT_EQ(other.n(), 4 * metric.n());
+    EXPECT_NEAR(other.value(), metric.value(), 1e-5);
+    const double width = metric.high() - metric.low();
+    EXPECT_NEAR(other.high() - other.low(), width, 0.25 * width);
+    ++intervals;
+  }
+  EXPECT_GE(intervals, 9) << "accuracy and log-loss, by category too, the baselines, and each criterion's";
+}
+
 TEST_F(RewardModelValuesTest, CenteringDrawsRewardsTowardsZero) {
   for (const bool heads : {false, true}) {
     v1::JobSpec job = Job(heads);
