@@ -249,7 +249,6 @@ class CollectDriver final : public Driver {
   static Made Write(const std::vector<v1::Comparison>& comparisons, const v1::CollectSpec& spec,
                     const Beginning& beginning, const std::string& staging, const std::string& sft_staging) {
     Made made;
-    made.metrics = CollectMetrics(comparisons, spec);
     std::ofstream out(staging + "/comparisons.jsonl", std::ios::binary);
     SetBuilder set(&out, beginning.excluded, SetBuilder::Kind::kComparisons);
     WriteBeginning(beginning, &out, &set);
@@ -257,10 +256,11 @@ class CollectDriver final : public Driver {
     for (const v1::Comparison& comparison : comparisons) set.Add(comparison);
     made.set = set.Finish();
     made.set.set_previous(beginning.digest);
-    // Whose judgements do not count does not teach by edits either.
+    // Whose judgements do not count does not teach by edits either, nor say how the policies compare.
+    const std::set<std::string> left_out(made.set.excluded_raters().begin(), made.set.excluded_raters().end());
+    made.metrics = CollectMetrics(comparisons, spec, left_out);
     std::ofstream sft(sft_staging + "/edits.jsonl", std::ios::binary);
-    const auto& left_out = made.set.excluded_raters();
-    SetBuilder edits(&sft, {left_out.begin(), left_out.end()}, SetBuilder::Kind::kSft);
+    SetBuilder edits(&sft, left_out, SetBuilder::Kind::kSft);
     for (const v1::Comparison& comparison : comparisons) edits.Add(comparison);
     out.close();
     sft.close();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "common/intervals.h"
@@ -47,18 +48,21 @@ void AddNumber(const std::string& name, double value, int64_t n, std::map<std::s
 
 }  // namespace
 
-std::map<std::string, v1::Metric> CollectMetrics(const std::vector<v1::Comparison>& comparisons,
-                                                 const v1::CollectSpec& spec) {
+std::map<std::string, v1::Metric> CollectMetrics(const std::vector<v1::Comparison>& all, const v1::CollectSpec& spec,
+                                                 const std::set<std::string>& left_out) {
   std::map<std::string, v1::Metric> metrics;
-  int64_t ties = 0;
   std::vector<double> planted;
-  for (const v1::Comparison& c : comparisons) {
-    if (c.planted()) {
-      planted.push_back(c.preference() == c.known() ? 1 : 0);
-    } else {
-      ties += c.preference() == v1::TIE ? 1 : 0;
-    }
+  for (const v1::Comparison& c : all) {
+    if (c.planted()) planted.push_back(c.preference() == c.known() ? 1 : 0);
   }
+  std::vector<v1::Comparison> rest;
+  if (!left_out.empty()) {
+    std::copy_if(all.begin(), all.end(), std::back_inserter(rest),
+                 [&](const v1::Comparison& c) { return left_out.count(c.rater()) == 0; });
+  }
+  const std::vector<v1::Comparison>& comparisons = left_out.empty() ? all : rest;
+  const int64_t ties = std::count_if(comparisons.begin(), comparisons.end(),
+                                     [](const v1::Comparison& c) { return !c.planted() && c.preference() == v1::TIE; });
   metrics["ties"].set_value(static_cast<double>(ties));
   if (!planted.empty()) metrics["planted_accuracy"] = MeanWithInterval(planted, Range::kUnit);
   if (!spec.against().empty()) AddWinRates(comparisons, &metrics);

@@ -77,7 +77,8 @@ class FeedbackEdgeTest : public CollectFixture {
       absl::StrAppend(&planted, R"({"prompt":"P)", i, R"(","chosen":"yes","rejected":"no"})", "\n");
     Upload("planted", planted);
   }
-  // A better version of every answer, and "yes" to planted questions, or the opposite. Returns how many were taken.
+  // A better version of every answer, "yes" to planted questions and whatever is not "worse" of two answers, or the
+  // opposite. Returns how many were taken.
   int EditAll(const std::string& rater, const std::string& job, bool honest) {
     const auto stub = AsRater(rater);
     v1::SubmitFeedbackRequest answers;
@@ -89,7 +90,8 @@ class FeedbackEdgeTest : public CollectFixture {
       if (task.kind() == v1::FEEDBACK_EDIT)
         answer.set_written(absl::StrCat(task.first().text(), ", edited by ", rater));
       else
-        answer.set_preference((task.first().text() == "yes") == honest ? v1::FIRST : v1::SECOND);
+        answer.set_preference((task.first().text() != "no" && task.first().text() != "worse") == honest ? v1::FIRST
+                                                                                                        : v1::SECOND);
     }
     const auto verdicts = Call(stub, &FeedbackStub::SubmitFeedback, answers);
     EXPECT_TRUE(verdicts.ok()) << verdicts.status();
@@ -297,6 +299,35 @@ TEST_F(FeedbackEdgeTest, WhoWasForgottenBetweenTwoRoundsIsNotInTheNextRoundsSet)
   ASSERT_TRUE(lines.ok()) << lines.status();
   EXPECT_EQ(std::count(lines->begin(), lines->end(), '\n'), 20);
   EXPECT_THAT(*lines, testing::Not(HasSubstr("\"chosen\":\"bad\""))) << "what anna judged";
+}
+
+TEST_F(FeedbackEdgeTest, WhoIsLeftOutOfASetIsLeftOutOfWhatIsMeasuredOfIt) {
+  UploadPlanted();
+  std::string worse;
+  for (int p = 0; p < 10; ++p)
+    absl::StrAppend(&worse, R"({"id":")", p, R"(","prompt":"Q)", p, R"(","response":"worse","category":"known"})",
+                    "\n");
+  Upload("worse", worse);
+  const std::string job = Collect([](v1::CollectSpec* spec) {
+    spec->set_overlap(3);
+    spec->set_against("worse");
+    spec->set_planted("planted");
+    spec->set_planted_fraction(1);
+    spec->set_min_planted_accuracy(0.8);
+  });
+  // ben says the opposite of what is right, of planted questions as of the others.
+  for (const char* rater : {"anna", "ben", "carl"})
+    ASSERT_EQ(EditAll(rater, job, std::string(rater) != "ben"), 20) << "ten are planted";
+  const v1::Job ended = WaitUntilEnded(job);
+  ASSERT_EQ(ended.state(), v1::SUCCEEDED) << ended.reason();
+  const auto& metrics = ended.result().metrics();
+  EXPECT_EQ(metrics.at("comparisons").value(), 20);
+  EXPECT_EQ(metrics.at("win_rate").value(), 1);
+  EXPECT_EQ(metrics.at("win_rate").n(), 20);
+  EXPECT_EQ(metrics.at("known.win_rate").value(), 1);
+  EXPECT_EQ(metrics.at("agreement").value(), 1);
+  EXPECT_NEAR(metrics.at("planted_accuracy").value(), 2.0 / 3, 1e-12) << "of all: why somebody was left out";
+  EXPECT_EQ(metrics.at("planted_accuracy").n(), 30);
 }
 
 TEST_F(FeedbackEdgeTest, WhoIsLeftOutOfASetIsLeftOutOfItsEditsToo) {
