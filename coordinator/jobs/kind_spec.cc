@@ -191,6 +191,15 @@ void Ppo(SpecChecker& check, v1::PpoSpec* s) {
   check.Above("kl.target", kl->target(), 0);
   if (!kl->has_horizon()) kl->set_horizon(10'000);
   check.Above("kl.horizon", kl->horizon(), 0);
+  // A step multiplies the coefficient by 1 ± 0.2 · samples / horizon.
+  if (kl->adaptive() && kl->horizon() > 0 && kl->horizon() <= 0.2 * static_cast<double>(batch)) {
+    check.Problem("kl.horizon",
+                  absl::StrCat("expected more than ", 0.2 * static_cast<double>(batch),
+                               ", a fifth of the step's samples, found ", kl->horizon(),
+                               ": one step of a low KL would make the coefficient 0 or less, a reward for distance"));
+  }
+  if (kl->adaptive() && kl->coefficient() == 0)
+    check.Problem("kl.coefficient", "expected more than 0 with kl.adaptive, which multiplies it, found 0");
   check.Optimizer("policy_optimizer", s->mutable_policy_optimizer(), 3e-6);
   Critic(check, s);
   if (s->has_ptx()) {

@@ -272,6 +272,23 @@ TEST(SpecTest, HeadsByCriterionNeedCriteriaAndAScorerMayWeighThem) {
               HasSubstr("ppo.scorer.components[0].reward_model.criteria: expected names with finite weights"));
 }
 
+TEST(SpecTest, AnAdaptiveCoefficientStaysAboveZero) {
+  const auto problems = [](double horizon, double coefficient, bool adaptive = true) {
+    v1::JobSpec spec = Ppo();
+    spec.mutable_ppo()->set_samples_per_prompt(128);  // 1024 samples a step
+    spec.mutable_ppo()->mutable_kl()->set_adaptive(adaptive);
+    spec.mutable_ppo()->mutable_kl()->set_horizon(horizon);
+    spec.mutable_ppo()->mutable_kl()->set_coefficient(coefficient);
+    return JoinProblems(CompleteSpec(&spec));
+  };
+  EXPECT_EQ(problems(205, 0.05), "");
+  EXPECT_THAT(problems(204, 0.05),
+              HasSubstr("ppo.kl.horizon: expected more than 204.8, a fifth of the step's samples"));
+  EXPECT_EQ(problems(204, 0.05, /*adaptive=*/false), "");
+  EXPECT_THAT(problems(10'000, 0), HasSubstr("ppo.kl.coefficient: expected more than 0 with kl.adaptive"));
+  EXPECT_EQ(problems(10'000, 0, /*adaptive=*/false), "");
+}
+
 TEST(SpecTest, RewardsAreWhitenedWithACriticOnly) {
   for (const auto advantage : {v1::GAE, v1::RLOO, v1::GRPO, v1::GRPO_NO_STD, v1::REINFORCE_BASELINE}) {
     v1::JobSpec spec = Ppo();
