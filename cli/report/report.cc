@@ -34,22 +34,25 @@ th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;
 .chart .line{fill:none;stroke-width:1.6}.good{color:var(--good)}.bad{color:var(--bad)}code{font-size:.85em}.answer{white-space:pre-wrap}
 </style>)";
 
-std::string Percent(const v1::Metric& metric) {
-  if (metric.has_low() && metric.has_high()) {
-    return absl::StrFormat("%.1f %% <span class=\"dim\">[%.1f, %.1f]</span>", 100 * metric.value(), 100 * metric.low(),
-                           100 * metric.high());
-  }
-  return absl::StrFormat("%.4g", metric.value());
-}
-
 std::string Interval(const v1::Metric& metric) {
   if (!metric.has_low() || !metric.has_high()) return absl::StrFormat("%.4g", metric.value());
   return absl::StrFormat("%.4g <span class=\"dim\">[%.4g, %.4g]</span>", metric.value(), metric.low(), metric.high());
 }
 
+// Means of scores have intervals, too, that are not between 0 and 1.
+bool IsRate(const v1::Metric& metric) {
+  return metric.has_low() && metric.low() >= 0 && metric.has_high() && metric.high() <= 1;
+}
+
+std::string Percent(const v1::Metric& metric) {
+  if (!IsRate(metric)) return Interval(metric);
+  return absl::StrFormat("%.1f %% <span class=\"dim\">[%.1f, %.1f]</span>", 100 * metric.value(), 100 * metric.low(),
+                         100 * metric.high());
+}
+
 bool SmallerIsBetter(const std::string& name) {
   return absl::StrContains(name, "hallucination") || absl::StrContains(name, "over_claim") ||
-         absl::StrContains(name, "needless") || absl::StrContains(name, "loss");
+         absl::StrContains(name, "needless");
 }
 
 // Metrics as a reader looks for them; slices ("name{tag=value}") apart.
@@ -86,7 +89,7 @@ std::string BeforeAfter(const ReportStage& before, const ReportStage& after) {
   }
   const auto row = [&first](const std::string& name, const v1::Metric& metric) {
     const v1::Metric& old = first.at(name);
-    const bool rate = metric.has_low();
+    const bool rate = IsRate(old) && IsRate(metric);
     const double change = (metric.value() - old.value()) * (rate ? 100 : 1);
     const bool judged = absl::StrContains(name, "hallucination") || absl::StrContains(name, "over_claim") ||
                         absl::StrContains(name, "accuracy") || absl::StrContains(name, "needless");
@@ -96,7 +99,8 @@ std::string BeforeAfter(const ReportStage& before, const ReportStage& after) {
     return absl::StrFormat(
         "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%s</td><td class=\"n %s\">%+.3g</td><td "
         "class=\"n\">%d</td></tr>",
-        HtmlEscape(name), Percent(old), Percent(metric), tone, change, metric.n());
+        HtmlEscape(name), rate ? Percent(old) : Interval(old), rate ? Percent(metric) : Interval(metric), tone, change,
+        metric.n());
   };
   return Tables(
              "<th>Metric</th><th class=\"n\">Before</th><th class=\"n\">After</th><th class=\"n\">Change</th><th "
@@ -199,9 +203,10 @@ std::string RewardModelTable(const v1::Job& job);
 
 std::string Curves(const ReportStage& stage) {
   // Of a stage that learns nothing the only curve would be its speed.
-  if (stage.job.spec().has_evaluate() || stage.job.spec().has_sample() || stage.job.spec().has_collect()) return "";
+  const bool learns =
+      !stage.job.spec().has_evaluate() && !stage.job.spec().has_sample() && !stage.job.spec().has_collect();
   std::string charts;
-  for (const Panel& panel : Panels()) {
+  for (const Panel& panel : learns ? Panels() : std::vector<Panel>()) {
     std::vector<Series> series;
     for (const auto& [metric, label] : panel.series) {
       Series one{label, {}};
@@ -289,8 +294,9 @@ std::string RewardModelTable(const v1::Job& job) {
                            "accuracy{against length}", "length_correlation", "log_loss", "ece"}) {
     const auto metric = job.result().metrics().find(name);
     if (metric == job.result().metrics().end()) continue;
+    const bool rate = !absl::StrContains(name, "loss") && !absl::StrContains(name, "correlation");
     absl::StrAppendFormat(&rows, "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td></tr>", HtmlEscape(name),
-                          Percent(metric->second), metric->second.n());
+                          rate ? Percent(metric->second) : Interval(metric->second), metric->second.n());
   }
   for (const auto& [name, metric] :
        std::map<std::string, v1::Metric>(job.result().metrics().begin(), job.result().metrics().end())) {

@@ -1,6 +1,7 @@
 // The report of a job: what its tables and curves show.
 #include "cli/report/report.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -77,6 +78,16 @@ TEST(ReportTest, ProxyAndGoldRewardAreDrawnOverTheRootOfTheKl) {
   const std::string categories = From(page, "aria-label=\"Gold reward by category\"", "</svg>");
   EXPECT_THAT(categories, HasSubstr(">known<"));
   EXPECT_THAT(categories, HasSubstr(">action<"));
+  // Whatever order the steps are in; an estimate below zero has no root.
+  const std::string line = From(chart, "class=\"line\"", "/>");
+  std::reverse(ppo.points.begin(), ppo.points.end());
+  v1::MetricPoint& below = ppo.points.emplace_back(ppo.points.front());
+  (*below.mutable_values())["kl"] = -0.5;
+  EXPECT_EQ(
+      From(From(RenderReport(data), "aria-label=\"Proxy and gold reward over √KL\"", "</svg>"), "class=\"line\"", "/>"),
+      line);
+  ppo.points.pop_back();
+  std::reverse(ppo.points.begin(), ppo.points.end());
   // A run without a gold scorer has its proxy all the same; one without monitors has no such chart.
   for (auto& point : ppo.points) {
     point.mutable_values()->erase("monitor/gold");
@@ -123,6 +134,7 @@ TEST(ReportTest, ARewardModelStandsBesideItsBaselinesWithItsCalibration) {
                         {"baseline.random.accuracy", Number(0.5)},
                         {"accuracy{criterion=honest}", Rate(0.9, 0.85, 0.95, 200)},
                         {"ece", Number(0.043)},
+                        {"log_loss", Rate(0.5, 0.4, 0.6, 400)},
                         {"calibration/5", Number(0.7)},
                         {"calibration.confidence/5", Number(0.78)},
                         {"calibration/9", Number(0.95)},
@@ -134,6 +146,21 @@ TEST(ReportTest, ARewardModelStandsBesideItsBaselinesWithItsCalibration) {
   const std::string chart = From(page, "aria-label=\"Calibration, ECE 0.043\"", "</svg>");
   EXPECT_THAT(chart, HasSubstr(">calibrated<"));
   EXPECT_THAT(chart, HasSubstr("<circle")) << "bins are points";
+  EXPECT_THAT(page, HasSubstr("<td>log_loss</td><td class=\"n\">0.5 <span class=\"dim\">[0.4, 0.6]")) << "in nats";
+  const Series ideal{"calibrated", {{0.78, 0.78}, {0.97, 0.97}}}, found{"found", {{0.78, 0.7}, {0.97, 0.95}}};
+  EXPECT_THAT(page, HasSubstr(LineChart("Calibration, ECE 0.043", "how sure", {ideal, found})));
+  // Of the confidence that an evaluation's answers state, too; of that nothing else is drawn.
+  data.stages[0].job.mutable_spec()->mutable_evaluate();
+  Set(&reward, Metrics({{"calibration.ece", Number(0.25)}}));
+  for (int step = 1; step < 3; ++step) {
+    v1::MetricPoint& point = reward.points.emplace_back();
+    point.set_step(step);
+    (*point.mutable_values())["samples_per_second"] = step;
+  }
+  const std::string evaluated = RenderReport(data);
+  EXPECT_THAT(evaluated, HasSubstr(LineChart("Calibration, ECE 0.250", "how sure", {ideal, found})));
+  EXPECT_THAT(evaluated, Not(HasSubstr("Samples a second")));
+  EXPECT_THAT(evaluated, Not(HasSubstr("On held-out prompts")));
 }
 
 TEST(ReportTest, QualityByRoundIsATable) {
@@ -145,6 +172,7 @@ TEST(ReportTest, QualityByRoundIsATable) {
                      {"round2.after.unknown.hallucination", Rate(0.06, 0.05, 0.08, 1000)},
                      {"round2.after.win_rate", Rate(0.61, 0.58, 0.64, 1000)},
                      {"round1.collect.comparisons", Number(8500)},
+                     {"round2.ppo.kl", Number(3.25)},
                      {"round2.after.unknown.hallucination{phrasing=heldout}", Rate(0.2, 0.1, 0.3, 10)},
                      {"after.unknown.hallucination", Rate(0.06, 0.05, 0.08, 1000)}}));
   *data.job.mutable_result() = job.job.result();
@@ -156,6 +184,7 @@ TEST(ReportTest, QualityByRoundIsATable) {
   EXPECT_THAT(From(table, "<td>after.win_rate</td>", "</tr>"),
               HasSubstr("<td class=\"n\"></td><td class=\"n\">61.0 %"));
   EXPECT_THAT(table, HasSubstr("8500"));
+  EXPECT_THAT(From(table, "<td>ppo.kl</td>", "</tr>"), HasSubstr("3.25"));
   EXPECT_THAT(table, Not(HasSubstr("phrasing=heldout")));
   data.job.mutable_spec()->mutable_pipeline()->set_rounds(1);
   EXPECT_THAT(RenderReport(data), Not(HasSubstr("By round")));
@@ -173,10 +202,15 @@ TEST(ReportTest, BeforeAndAfterSayWhatChangedAgainstTheEarlierPolicy) {
     view.mutable_sample()->set_response_text(name == std::string("before") ? "In Oslo." : "I do not know.");
   }
   Set(&data.stages[0], Metrics({{"action.length", Rate(0.3, 0.2, 0.4, 300)},
+                                {"helpful", Rate(-1.5, -1.75, -1.25, 300)},
+                                {"known.needless_abstention", Rate(0.25, 0.2, 0.3, 300)},
                                 {"known.accuracy", Rate(0.99, 0.98, 1, 300)},
                                 {"unknown.hallucination", Rate(0.76, 0.72, 0.80, 300)},
                                 {"unknown.hallucination{dialect=north}", Rate(0.7, 0.6, 0.8, 50)}}));
   Set(&data.stages[1], Metrics({{"action.length", Rate(0.3, 0.2, 0.4, 300)},
+                                {"helpful", Rate(0.5, 0.25, 0.75, 300)},
+                                {"known.needless_abstention", Rate(0.125, 0.1, 0.15, 300)},
+                                {"only.after", Rate(0.125, 0.1, 0.15, 300)},
                                 {"known.accuracy", Rate(0.98, 0.97, 1, 300)},
                                 {"unknown.hallucination", Rate(0.08, 0.05, 0.11, 300)},
                                 {"unknown.hallucination{dialect=north}", Rate(0.1, 0.05, 0.15, 50)},
@@ -187,6 +221,14 @@ TEST(ReportTest, BeforeAndAfterSayWhatChangedAgainstTheEarlierPolicy) {
   const std::string page = RenderReport(data);
   const std::string table = From(page, "<h2>Before and after</h2>", "</table>");
   EXPECT_THAT(table, HasSubstr("class=\"n good\">-68<"));
+  EXPECT_THAT(From(table, "<td>known.needless_abstention", "</tr>"), HasSubstr("class=\"n good\">-12.5<"));
+  EXPECT_THAT(From(table, "<td>known.accuracy", "</tr>"), HasSubstr("class=\"n dim\">-1<")) << "within the interval";
+  EXPECT_THAT(
+      From(table, "<td>helpful", "</tr>"),
+      HasSubstr("-1.5 <span class=\"dim\">[-1.75, -1.25]</span></td><td class=\"n\">0.5 <span class=\"dim\">[0.25, "
+                "0.75]</span></td><td class=\"n dim\">+2<"))
+      << "a score is no rate";
+  EXPECT_THAT(page, Not(HasSubstr("only.after")));
   EXPECT_LT(table.find("unknown.hallucination"), table.find("known.accuracy")) << "what RLHF is for comes first";
   EXPECT_LT(table.find("known.accuracy"), table.find("action.length"));
   EXPECT_THAT(table, Not(HasSubstr("{"))) << "slices are folded, below";
@@ -216,6 +258,57 @@ TEST(ReportTest, WhatPeoplePreferredIsShownWithItsInterval) {
   EXPECT_LT(section.find("<td>known.win_rate"), section.find("<details>"));
   EXPECT_THAT(From(section, "<details>", "</details>"), HasSubstr("win_rate{raters=east}"));
   EXPECT_THAT(section, Not(HasSubstr("agreement")));
+}
+
+TEST(ReportTest, EvaluationsAreComparedWithinTheirSuite) {
+  ReportData data;
+  data.job.mutable_spec()->set_name("run");
+  const auto evaluation = [&data](const std::string& suite, double value) {
+    ReportStage& stage = data.stages.emplace_back(Stage(suite));
+    stage.job.mutable_spec()->mutable_evaluate()->set_suite(suite);
+    Set(&stage, Metrics({{"known.accuracy", Rate(value, value - 0.01, value + 0.01, 100)}}));
+  };
+  evaluation("suite", 0.25);
+  EXPECT_THAT(RenderReport(data), Not(HasSubstr("Before and after"))) << "there is only one";
+  data.stages.clear();
+  evaluation("gate", 0.125);
+  evaluation("suite", 0.25);
+  evaluation("suite", 0.75);
+  const std::string row = From(RenderReport(data), "<td>known.accuracy", "</tr>");
+  EXPECT_THAT(row, testing::AllOf(HasSubstr("25.0 %"), HasSubstr("75.0 %"), HasSubstr("class=\"n good\">+50<")));
+}
+
+TEST(ReportTest, SideBySideAreAFewAnswersOfEachCategory) {
+  ReportData data;
+  data.job.mutable_spec()->set_name("run");
+  for (const char* name : {"before", "after"}) {
+    ReportStage& stage = data.stages.emplace_back(Stage(name));
+    stage.job.mutable_spec()->mutable_evaluate()->set_suite("suite");
+    for (int i = 0; i < 40; ++i) {
+      v1::Sample& sample = *stage.samples.emplace_back().mutable_sample();
+      sample.mutable_prompt()->set_id(absl::StrCat(i));
+      sample.mutable_prompt()->set_category(i < 20 ? "known" : "unknown");
+      sample.set_response_text(name);
+    }
+  }
+  const std::string table = From(RenderReport(data), "<h2>Answers side by side</h2>", "</table>");
+  for (const char* category : {"<td>known</td>", "<td>unknown</td>"}) {
+    size_t rows = 0;
+    for (size_t at = table.find(category); at != std::string::npos; at = table.find(category, at + 1)) ++rows;
+    EXPECT_EQ(rows, 8u) << category;
+  }
+}
+
+TEST(ReportTest, StagesAreNamedWithTheirRoundAndTook) {
+  ReportData data;
+  data.job.mutable_spec()->set_name("run");
+  ReportStage& stage = data.stages.emplace_back(Stage("ppo", 1));
+  stage.job.set_repeat(2);
+  stage.job.mutable_started_at()->set_seconds(100);
+  stage.job.mutable_finished_at()->set_seconds(112);
+  stage.job.mutable_finished_at()->set_nanos(500'000'000);
+  EXPECT_THAT(From(RenderReport(data), "<h2>Stages</h2>", "</table>"),
+              HasSubstr("<td>ppo, round 1.2</td><td>SUCCEEDED</td><td class=\"n\">12.5</td>"));
 }
 
 TEST(MetricOrderTest, IsOneWhereverMetricsAreRead) {
@@ -254,6 +347,19 @@ TEST(LineChartTest, OnePointIsSeenAndManyAreALine) {
   for (int i = 0; i < 50; ++i) many.points.emplace_back(i, std::sin(i));
   EXPECT_THAT(LineChart("many", "x", {many}), Not(HasSubstr("<circle")));
   EXPECT_EQ(LineChart("none", "x", {{"a", {}}}), "");
+}
+
+TEST(LineChartTest, WhatIsGreaterIsFurtherUpAndRight) {
+  const std::string chart = LineChart("up", "x", {{"a", {{0, 0}, {10, 1}}}, {"b", {{0, 1}}}});
+  EXPECT_THAT(chart, HasSubstr("d=\"M52.0 177.5L410.0 36.5\""));
+  EXPECT_THAT(chart, HasSubstr("cx=\"52.0\" cy=\"177.5\" style=\"fill:var(--c0)\""));
+  EXPECT_THAT(chart, HasSubstr("cx=\"52.0\" cy=\"36.5\" style=\"fill:var(--c1)\""));
+  for (const char* tick : {"end\">0<", "end\">0.5<", "end\">1<", "middle\">0<", "middle\">2<", "middle\">10<"})
+    EXPECT_THAT(chart, HasSubstr(tick));
+  // Neither a line that stands still nor one point divides by nothing; what is nearly zero is zero.
+  for (const auto& points : {std::vector<std::pair<double, double>>{{3, 7}}, {{1, 2}, {2, 2}}})
+    EXPECT_THAT(LineChart("flat", "x", {{"a", points}}), Not(testing::ContainsRegex("nan|inf")));
+  EXPECT_THAT(LineChart("around", "x", {{"a", {{0, -0.3}, {1, 0.3}}}}), Not(HasSubstr("e-1")));
 }
 
 }  // namespace
