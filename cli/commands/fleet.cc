@@ -11,6 +11,7 @@
 #include "cli/kubernetes.h"
 #include "cli/kubernetes_names.h"
 #include "cli/output.h"
+#include "cli/pages.h"
 #include "cli/secret_file.h"
 #include "common/standard_output.h"
 #include "common/status_util.h"
@@ -31,17 +32,16 @@ int ListWorkers(const ConnectionFlags& connection) {
   if (!channel.ok()) return Fail(channel.status());
   v1::ListWorkersRequest request;
   request.mutable_page()->set_page_size(1000);
-  v1::ListWorkersResponse response;
-  const auto context = CallContext();
-  const absl::Status status =
-      FromGrpc(v1::AdminService::NewStub(*channel)->ListWorkers(context.get(), request, &response));
-  if (!status.ok()) return Fail(status);
+  const auto workers = AllPages<v1::Worker>(
+      *v1::AdminService::NewStub(*channel), &v1::AdminService::Stub::ListWorkers, request,
+      [](const v1::ListWorkersResponse& page) -> const auto& { return page.workers(); });
+  if (!workers.ok()) return Fail(workers.status());
   if (connection.output != "table") {
-    PrintMessages(connection.output, response.workers());
+    PrintMessages(connection.output, *workers);
     return v1::EXIT_OK;
   }
   Table table({"INSTANCE", "ROLE", "STATE", "DEVICE", "LEASED", "POLICY", "JOB", "HEARTBEAT"});
-  for (const v1::Worker& worker : response.workers()) {
+  for (const v1::Worker& worker : *workers) {
     std::string role = v1::Role_Name(worker.role());
     table.Row({worker.instance_id(), role.rfind("ROLE_", 0) == 0 ? role.substr(5) : role,
                v1::WorkerState_Name(worker.state()), worker.device(),
@@ -135,17 +135,16 @@ int ListTokens(const ConnectionFlags& connection) {
   if (!channel.ok()) return Fail(channel.status());
   v1::ListTokensRequest request;
   request.mutable_page()->set_page_size(1000);
-  v1::ListTokensResponse response;
-  const auto context = CallContext();
-  const absl::Status status =
-      FromGrpc(v1::AdminService::NewStub(*channel)->ListTokens(context.get(), request, &response));
-  if (!status.ok()) return Fail(status);
+  const auto tokens = AllPages<v1::TokenRow>(
+      *v1::AdminService::NewStub(*channel), &v1::AdminService::Stub::ListTokens, request,
+      [](const v1::ListTokensResponse& page) -> const auto& { return page.tokens(); });
+  if (!tokens.ok()) return Fail(tokens.status());
   if (connection.output != "table") {
-    PrintMessages(connection.output, response.tokens());
+    PrintMessages(connection.output, *tokens);
     return v1::EXIT_OK;
   }
   Table table({"ID", "SUBJECT", "PROJECT", "ROLES", "EXPIRES", "REVOKED"});
-  for (const v1::TokenRow& token : response.tokens()) {
+  for (const v1::TokenRow& token : *tokens) {
     std::string roles;
     for (const int role : token.roles())
       absl::StrAppend(&roles, roles.empty() ? "" : ",", v1::TokenRole_Name(static_cast<v1::TokenRole>(role)));
