@@ -180,7 +180,7 @@ void InitLogging(const std::string& role, const std::string& instance, const std
   }
   const std::vector<spdlog::sink_ptr> sinks{std::move(sink), std::make_shared<ObserverSink>()};
   auto logger = std::make_shared<spdlog::logger>("rlhf", sinks.begin(), sinks.end());
-  logger->set_level(spdlog::level::from_str(level == "warn" ? "warning" : level));
+  logger->set_level(spdlog::level::from_str(level));
   // A log that is still in a buffer when the process dies is the one that was needed.
   logger->flush_on(spdlog::level::trace);
   spdlog::set_default_logger(std::move(logger));

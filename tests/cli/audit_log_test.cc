@@ -111,6 +111,25 @@ TEST_F(AuditLogHeadsTest, ALogThatWasCutBackToAnEarlierHeadIsToldByOneThatWasKep
   EXPECT_THAT(Problem(records_, {early}, {Head(4, *other_)}), HasSubstr("the kept head of record 4"));
 }
 
+TEST_F(AuditLogHeadsTest, KeysAreOfOneKindAndTheirPublicHalfLiesBesideThem) {
+  EXPECT_EQ(*ReadFile(dir_.File("key.pub")), signer_->public_key_pem());
+  // Of another curve.
+  const std::string pub =
+      "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAECBlJohGpkIzHI3N9BtTLVrQc8NF2\n"
+      "+p/J9HZkASJwUU8rRlG3vzX76+VLDnalL10dTekijsq34bgZyLay+tH22A==\n-----END PUBLIC KEY-----\n";
+  ASSERT_TRUE(
+      WriteFileDurably(dir_.File("ec"),
+                       "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgsJKpbrqnDoUAAb6B\n"
+                       "QO1mnlcMH/cGS//X/GOYnXPt49ChRANCAAQIGUmiEamQjMcjc30G1MtWtBzw0Xb6\n"
+                       "n8n0dmQBInBRTytGUbe/Nfvr5UsOdqUvXR1N6SKOyrfhuBnItrL60fbY\n-----END PRIVATE KEY-----\n")
+          .ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(Signer::Open(dir_.File("ec")).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(VerifySignature(pub, "x", signer_->Sign("x"))));
+  EXPECT_TRUE(absl::IsInvalidArgument(PublicKeySha256(pub).status()));
+  EXPECT_TRUE(VerifySignature(key_[0], "x", signer_->Sign("x")).ok());
+  for (const char* wrong : {"", "AAAA"}) EXPECT_FALSE(VerifySignature(key_[0], "x", wrong).ok()) << wrong;
+}
+
 TEST_F(AuditLogHeadsTest, HeadsAreReadFromWhatTheCoordinatorLoggedAndFromWhatWasPrinted) {
   const v1::AuditHead head = Head(4, *signer_);
   const std::string line = absl::StrCat("audit head: 4 records, sha256 ", head.sha256(), ", at ", head.at().seconds(),

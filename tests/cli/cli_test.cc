@@ -2,6 +2,7 @@
 #include <sys/stat.h>
 
 #include <filesystem>
+#include <functional>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -38,6 +39,17 @@ TEST(TableTest, ARowIsALineWhateverIsInItsCells) {
   EXPECT_EQ(table.Text(), "JOB  REASON\none  cancelled by eve: \\x1b]0;mine\\x07\\ntwo  SUCCEEDED\n");
 }
 
+TEST(TableTest, ColumnsAreCountedInCharactersAndBytesInTheirUnit) {
+  Table table({"A", "B"});
+  table.Row({"Grüße", "x"});
+  table.Row({"abcdefg", "y"});
+  EXPECT_EQ(table.Text(), "A        B\nGrüße    x\nabcdefg  y\n");
+  EXPECT_EQ(Bytes(999), "999 B");
+  EXPECT_EQ(Bytes(150'000), "150.0 kB");
+  EXPECT_EQ(Bytes(150'000'000), "150.0 MB");
+  EXPECT_EQ(Bytes(2'500'000'000), "2.50 GB");
+}
+
 TEST(CommandTree, CompletionsKnowEveryCommandAndTheirShellsAcceptThem) {
   ScratchDir dir;
   for (const std::string shell : {"bash", "zsh", "fish"}) {
@@ -55,6 +67,8 @@ TEST(CommandTree, CompletionsKnowEveryCommandAndTheirShellsAcceptThem) {
   EXPECT_THAT(offered.output, HasSubstr("cordon"));
   EXPECT_THAT(offered.output, Not(HasSubstr("submit")));
   EXPECT_EQ(Ctl("completion csh").code, 2);
+  EXPECT_THAT(Ctl("completion zsh").output, Not(testing::ContainsRegex("host:port|IP:PORT|HOST:PORT")))
+      << "a colon ends a word's name";
 }
 
 TEST(CommandTree, TheManPageIsWellFormedAndNamesEveryCommand) {
@@ -245,6 +259,11 @@ TEST(SubmitKubernetes, PrintsAJobWithItsOwnFleet) {
     EXPECT_THAT(printed.output, HasSubstr(part));
   EXPECT_EQ(Ctl(submit + dir.File("job.yaml")).output, printed.output) << "what is applied twice is one job";
   EXPECT_THAT(Ctl(submit + "--request-id again " + dir.File("job.yaml")).output, Not(HasSubstr(name)));
+  const CommandResult workers = Ctl(submit + "--rollout-workers 7 " + dir.File("job.yaml"));
+  EXPECT_THAT(workers.output, HasSubstr("parallelism: 7\n          completions: 7\n"));
+  EXPECT_THAT(workers.output, HasSubstr("image: r.example/x/rollout-worker:7\n"));
+  EXPECT_THAT(workers.output, HasSubstr("image: r.example/x/cli:"));
+  EXPECT_THAT(workers.output, Not(HasSubstr("cli:7"))) << "its version is this program's";
   for (const char* left : {"own-fleet", "suspend: true", "image: rlhf-"})
     EXPECT_THAT(printed.output, Not(HasSubstr(left)));
   ASSERT_TRUE(
@@ -265,6 +284,9 @@ TEST(SubmitKubernetes, AJobsNameIsADnsLabelOfItsOwn) {
     EXPECT_EQ(name, FleetName(job, "steps: 1", ""));
   }
   EXPECT_NE(FleetName(std::string(63, 'a'), "a", ""), FleetName(std::string(62, 'a') + "b", "b", ""));
+  EXPECT_NE(FleetName("a", "bc", "a"), FleetName("a", "c", "ab"));
+  const std::string lines = OwnFleetManifest("a", "text: |\n  one\n\n  two\n", OwnFleet());
+  EXPECT_THAT(lines, HasSubstr("\n    text: |\n      one\n\n      two\n---\n"));
 }
 
 TEST(Plan, CountsWhatTrainingHolds) {
@@ -297,6 +319,64 @@ TEST(Plan, CountsWhatTrainingHolds) {
   EXPECT_EQ(TotalOf(MemoryPlan(input), "learner"), publishing - 2 * 4 * parameters);
   input.bfloat16 = true;
   EXPECT_EQ(line("key-value cache"), 2u * 1 * 2 * 8 * 2 * 3 * 64);
+  input.tokens_a_slot = 10;
+  EXPECT_EQ(line("key-value cache"), 2u * 1 * 2 * 8 * 2 * 3 * 10);
+  input.gradient_checkpointing = input.bfloat16 = false;
+  input.policy.gated_mlp = false;
+  EXPECT_EQ(line("activations of a micro-batch"), 8192u * (224 - 32) * 4) << "two inner values, not three";
+  // Of few tokens a step's own memory is less than the layers, which are whole between steps.
+  input.policy = *artifact::ParseModelConfig(
+      R"({"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":64,"intermediate_size":64,"num_hidden_layers":400,)"
+      R"("num_attention_heads":2,"num_key_value_heads":2,"vocab_size":64,"max_position_embeddings":64,"rms_norm_eps":1e-5,"rope_theta":10000.0})",
+      "test");
+  input.ranks = 4;
+  input.micro_batch_tokens = 1;
+  input.shard_optimizer_state = input.shard_parameters = true;
+  EXPECT_GT(line("the layers whole, between steps, beyond a step's"), 0u);
+}
+
+TEST(Plan, IsOfWhatTheJobSays) {
+  constexpr char kConfig[] =
+      R"({"architectures":["LlamaForCausalLM"],"model_type":"llama","hidden_size":16,"intermediate_size":32,"num_hidden_layers":3,)"
+      R"("num_attention_heads":2,"num_key_value_heads":2,"vocab_size":64,"max_position_embeddings":64,"rms_norm_eps":1e-5,"rope_theta":10000.0})";
+  ScratchDir dir;
+  ASSERT_TRUE(MakeDirs(dir.File("m")).ok());
+  ASSERT_TRUE(WriteFileDurably(dir.File("m/config.json"), kConfig).ok());
+  const auto learner = [&](const std::function<void(v1::JobSpec*)>& fill) {
+    v1::JobSpec spec;
+    fill(&spec);
+    const std::vector<MemoryEstimate> estimates = EstimateMemory(spec, dir.path());
+    return estimates.size() == 1 ? estimates[0].learner : 0;
+  };
+  const auto planned = [&](const std::function<void(PlanInput*)>& fill) {
+    PlanInput input;
+    input.policy = *artifact::ParseModelConfig(kConfig, "test");
+    fill(&input);
+    return TotalOf(MemoryPlan(input), "learner");
+  };
+  const auto ppo = [](v1::JobSpec* spec) {
+    spec->mutable_ppo()->set_policy("file:m");
+    return spec->mutable_ppo();
+  };
+  EXPECT_EQ(learner([&](auto* spec) { ppo(spec); }), planned([](PlanInput*) {})) << "GAE, with a critic";
+  EXPECT_EQ(learner([&](auto* spec) { ppo(spec)->set_advantage(v1::RLOO); }),
+            planned([](auto* input) { input->critic = false; }));
+  EXPECT_EQ(learner([&](auto* spec) { ppo(spec)->set_precision(v1::BFLOAT16); }),
+            planned([](auto* input) { input->bfloat16 = true; }));
+  EXPECT_EQ(learner([&](auto* spec) { ppo(spec)->set_micro_batch_tokens(100); }),
+            planned([](auto* input) { input->micro_batch_tokens = 100; }));
+  EXPECT_EQ(learner([&](auto* spec) { ppo(spec)->set_gradient_checkpointing(true); }),
+            planned([](auto* input) { input->gradient_checkpointing = true; }));
+  EXPECT_EQ(learner([&](auto* spec) { spec->mutable_sft()->set_model("file:m"); }),
+            planned([](auto* input) { input->critic = input->publishes = false; }));
+  EXPECT_EQ(learner([&](auto* spec) {
+              spec->mutable_reward_model()->set_model("file:m");
+              spec->mutable_reward_model()->set_gradient_checkpointing(true);
+            }),
+            planned([](auto* input) {
+              input->critic = input->publishes = false;
+              input->gradient_checkpointing = true;
+            }));
 }
 
 TEST(Plan, DividesTheOptimizersStateAmongTheRanks) {

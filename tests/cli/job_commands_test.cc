@@ -1,11 +1,16 @@
 // validate, submit and token against a service that only pretends; manifests that need none.
+#include <deque>
 #include <memory>
 #include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "cli/spec_problems.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
@@ -39,7 +44,31 @@ class PickyJobs final : public v1::JobService::Service {
   grpc::Status SubmitJob(grpc::ServerContext*, const v1::SubmitJobRequest*, v1::SubmitJobResponse*) override {
     return ToGrpc(WithReason(absl::InvalidArgumentError("sft.batch_size: expected at least 1"), v1::INVALID_SPEC));
   }
+  grpc::Status GetJob(grpc::ServerContext*, const v1::GetJobRequest* request, v1::Job* job) override {
+    const absl::MutexLock lock(&mu);
+    job->set_id("job-1");
+    job->set_state(watches.empty() ? state : v1::RUNNING);
+    job->set_reason_code(reason_code);
+    project = request->project();
+    return grpc::Status::OK;
+  }
+  // Each time what it was told to, events and then the end.
+  grpc::Status WatchJob(grpc::ServerContext*, const v1::WatchJobRequest* request,
+                        grpc::ServerWriter<v1::JobEvent>* writer) override {
+    const absl::MutexLock lock(&mu);
+    watched.push_back(*request);
+    if (watches.empty()) return grpc::Status::OK;
+    const auto [events, code] = watches.front();
+    watches.pop_front();
+    for (const v1::JobEvent& event : events) writer->Write(event);
+    return code == grpc::StatusCode::OK ? grpc::Status::OK : grpc::Status(code, "as the test wants it");
+  }
   bool valid = false;
+  absl::Mutex mu;
+  v1::JobState state = v1::SUCCEEDED;
+  std::string reason_code, project;
+  std::deque<std::pair<std::vector<v1::JobEvent>, grpc::StatusCode>> watches;
+  std::vector<v1::WatchJobRequest> watched;
 };
 
 class Minting final : public v1::AdminService::Service {
@@ -89,7 +118,8 @@ pipeline:
   EXPECT_EQ(text("pipeline.stages[0].sft.batch_size", "x"), "job.yaml:8: pipeline.stages[0].sft.batch_size: x");
   EXPECT_EQ(text("pipeline.stages[0].sft.data", "x"), "job.yaml:7: pipeline.stages[0].sft.data: x");
   EXPECT_EQ(text("pipeline.stages[1]", "x"), "job.yaml:9: pipeline.stages[1]: x");
-  EXPECT_EQ(text("pipeline.stages[7].name", "x"), "job.yaml:5: pipeline.stages[7].name: x");
+  for (const char* field : {"pipeline.stages[7].name", "pipeline.stages[2].name"})
+    EXPECT_EQ(text(field, "x"), absl::StrCat("job.yaml:5: ", field, ": x"));
   EXPECT_EQ(text("", "expected one of a, b"), "job.yaml: expected one of a, b");
   EXPECT_EQ(text("seed", "x"), "job.yaml: seed: x");
   EXPECT_EQ(ProblemText("job.yaml", "[", ProblemOf("a", "b")), "job.yaml: a: b");
@@ -118,6 +148,49 @@ TEST_F(JobCommandsTest, WhatIsWrongWithAJobIsNamedByFileAndLine) {
   EXPECT_EQ(Ctl("submit " + named).code, 2);
   jobs_.valid = true;
   EXPECT_THAT(Ctl("submit " + named).output, HasSubstr("error: sft.batch_size: expected at least 1"));
+}
+
+v1::JobEvent Message(int64_t sequence, const std::string& job = "job-1") {
+  v1::JobEvent event;
+  event.set_job_id(job);
+  event.set_sequence(sequence);
+  event.set_message(absl::StrCat("event ", sequence));
+  return event;
+}
+
+TEST_F(JobCommandsTest, AWatchGoesOnWhereItWasCutAndExitsAsTheJobEnded) {
+  v1::JobEvent bookmark;
+  bookmark.set_job_id("job-1");
+  bookmark.set_sequence(7);
+  bookmark.mutable_bookmark();
+  // Stages count events of their own.
+  jobs_.watches = {{{Message(3), Message(90, "stage-2"), bookmark}, grpc::StatusCode::UNAVAILABLE},
+                   {{}, grpc::StatusCode::OUT_OF_RANGE},
+                   {{Message(11)}, grpc::StatusCode::DEADLINE_EXCEEDED},
+                   {{Message(12)}, grpc::StatusCode::OK}};
+  const CommandResult seen = Ctl("--project red --output json watch by-name");
+  EXPECT_EQ(seen.code, 0) << seen.output;
+  EXPECT_EQ(jobs_.project, "") << "followed by its id";
+  for (const char* text : {"event 3", "event 90", "event 11", "event 12"}) EXPECT_THAT(seen.output, HasSubstr(text));
+  EXPECT_THAT(seen.output, Not(HasSubstr("bookmark")));
+  ASSERT_EQ(jobs_.watched.size(), 5u) << "and once more, of the job that has ended";
+  std::vector<int64_t> tokens;
+  for (const v1::WatchJobRequest& request : jobs_.watched) {
+    tokens.push_back(request.resume_token());
+    EXPECT_EQ(request.job_id(), "job-1");
+    EXPECT_TRUE(request.include_stages());
+  }
+  EXPECT_THAT(tokens, testing::ElementsAre(0, 7, 0, 11, 12));
+  const std::tuple<v1::JobState, const char*, int> ends[] = {
+      {v1::SUCCEEDED, "", 0}, {v1::FAILED, "DIVERGED", 3}, {v1::CANCELLED, "", 4}, {v1::FAILED, "GATE_CLOSED", 5}};
+  for (const auto& [state, reason, code] : ends) {
+    jobs_.state = state;
+    jobs_.reason_code = reason;
+    EXPECT_EQ(Ctl("watch job").code, code) << v1::JobState_Name(state) << reason;
+  }
+  EXPECT_THAT(Ctl("watch job").output, HasSubstr("next: rlhfctl why job-1"));
+  jobs_.watches = {{{}, grpc::StatusCode::PERMISSION_DENIED}};
+  EXPECT_EQ(Ctl("watch job").code, 7) << "nothing to wait for";
 }
 
 TEST_F(JobCommandsTest, AServerOfAnotherCaIsNoUnreachableOne) {
@@ -154,6 +227,10 @@ TEST_F(JobCommandsTest, NamesInManifestsAreNamesOnly) {
     EXPECT_THAT(refused.output, Not(HasSubstr("kind: JobSet"))) << flags;
   }
   EXPECT_EQ(Ctl("submit --kubernetes --namespace ml-1 --registry localhost:5000/a/b_c --tag v1.2_3-x " + job).code, 0);
+  for (const size_t letters : {63, 64}) {
+    EXPECT_EQ(Ctl("submit --kubernetes --namespace " + std::string(letters, 'a') + " " + job).code,
+              letters == 63 ? 0 : 2);
+  }
   // No token is made for a Secret that there cannot be.
   const std::string create = "token create --subject ann --role viewer --kubernetes ";
   EXPECT_EQ(Ctl(create + "--namespace 'A b'").code, 2);

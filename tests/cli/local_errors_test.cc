@@ -127,7 +127,11 @@ TEST_F(LocalErrorsTest, TextThatIsNotUtf8IsRefusedBeforeItIsSent) {
   EXPECT_THAT(refused.output, HasSubstr("job.yaml:3: expected UTF-8, found the byte 0xe9"));
   // What names a file may be any bytes; what is in an artifact may not.
   Write("caf\xe9.yaml", "name: a\nsft: {model: m, data: d}\n");
-  EXPECT_EQ(Errors("submit --dry-run '" + dir_.File("caf\xe9.yaml") + "'").code, 0);
+  Write("a=caf\xe9.yaml", "name: a\nsft: {model: m, data: d}\n");
+  for (const char* file : {"caf\xe9.yaml", "a=caf\xe9.yaml"})
+    EXPECT_EQ(Errors("submit --dry-run '" + dir_.File(file) + "'").code, 0);
+  EXPECT_THAT(Errors("--address 127.0.0.1:1 '--ca=" + dir_.File("caf\xe9.yaml") + "' list").output,
+              Not(HasSubstr("of the command line")));
   ASSERT_TRUE(MakeDirs(dir_.File("data")).ok());
   Write("data/caf\xe9.jsonl", "{}\n");
   EXPECT_THAT(Errors(context + "data push " + dir_.File("data")).output, HasSubstr("expected names of files in UTF-8"));
@@ -166,6 +170,12 @@ TEST_F(LocalErrorsTest, AnotherAddressKeepsTheContextsCaAndToken) {
   EXPECT_THAT(Errors(context + "--address 127.0.0.1:2 --ca " + dir_.File("token") + " list").output,
               Not(HasSubstr("expected a token")));
   EXPECT_EQ(Errors(context + "--address 127.0.0.1:2 --insecure list").code, 6);
+  // Without a context file an address is enough; what it names may lie anywhere.
+  EXPECT_EQ(Errors("--context " + dir_.File("none.json") + " --address 127.0.0.1:1 --insecure list").code, 6);
+  EXPECT_THAT(Errors("--context " + dir_.File("none.json") + " --address 127.0.0.1:1 list").output,
+              Not(HasSubstr("no coordinator is named")));
+  Write("client.json", R"({"address": "127.0.0.1:1", "insecure": true, "token_file": ")" + dir_.File("token") + "\"}");
+  EXPECT_THAT(Errors(context + "list").output, HasSubstr("token: expected a token on one line"));
   Write("client.json", R"({"address": 7})");
   EXPECT_EQ(Errors(context + "list").code, 2);
 }

@@ -61,5 +61,29 @@ TEST(ProgressTest, MessagesAlertsAndMetricsNameTheirs) {
   EXPECT_EQ(view.Line(metrics), "ppo step 7/60  KL 0.5  cut by context 0.25");
 }
 
+TEST(ProgressTest, TheBarIsAsLongAsTheTerminalIsWide) {
+  ProgressView view;
+  EXPECT_EQ(view.Bar(80), "");
+  v1::JobEvent metrics;
+  metrics.set_job_id("ppo-2");
+  metrics.mutable_metrics()->set_step(7);
+  (*metrics.mutable_metrics()->mutable_values())["loss"] = -1500;
+  view.Apply(metrics);
+  EXPECT_EQ(view.Bar(80), "ppo-2          step 7  loss -1.5k");
+  (*metrics.mutable_metrics()->mutable_values())["total_steps"] = 14;
+  view.Apply(metrics);
+  const auto cells = [](int filled) {
+    std::string out;
+    for (int i = 0; i < 24; ++i) out += i < filled ? "━" : "╌";
+    return out;
+  };
+  EXPECT_EQ(view.Bar(80), "ppo-2          " + cells(12) + "  7/14  loss -1.5k");
+  EXPECT_EQ(view.Bar(39), "ppo-2          " + cells(12)) << "a character is a column";
+  EXPECT_EQ(view.Bar(15), "ppo-2          ");
+  metrics.mutable_metrics()->set_step(3);  // of a step that is told late
+  view.Apply(metrics);
+  EXPECT_EQ(view.Bar(45), "ppo-2          " + cells(12) + "  7/14");
+}
+
 }  // namespace
 }  // namespace rlhf::cli

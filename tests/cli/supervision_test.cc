@@ -107,6 +107,49 @@ TEST(HealthWatchTest, WhoSays503OrTakesAConnectionWithoutAnAnswerHangs) {
   close(deaf);
 }
 
+TEST(SupervisorTest, WhoDoesNotEndIsKilledAfterItsGrace) {
+  ScratchDir dir;
+  Supervisor supervisor(absl::Seconds(1), absl::Seconds(1), absl::Seconds(60));
+  ProcessSpec spec;
+  spec.name = "deaf";
+  spec.command = {"/bin/sh", "-c", "trap '' TERM; echo > " + dir.File("ready") + "; while :; do sleep 0.1; done"};
+  spec.log_file = dir.File("log");
+  ASSERT_TRUE(supervisor.Start(spec).ok());
+  Until([&] { return std::filesystem::exists(dir.File("ready")); }, "it hears nothing");
+  supervisor.StopAll(absl::Milliseconds(100));  // returns
+}
+
+// Each notes its process, its group and what it was started with.
+TEST(RanksTest, EachHasItsOwnDeviceAndPortsAndEndsWithWhatStartedIt) {
+  ScratchDir dir;
+  const std::string rlhfctl = BinDir() + "/rlhfctl", port = absl::StrCat(*FreeLoopbackPort());
+  const std::string note = "echo $$ $(cut -d ' ' -f 5 /proc/$$/stat) $0 $* > " + dir.path() + "/new.$$; mv " +
+                           dir.path() + "/new.$$ " + dir.path() + "/${0#--instance=}; exec sleep 60";
+  const pid_t ranks = fork();
+  if (ranks == 0) {
+    execl(rlhfctl.c_str(), rlhfctl.c_str(), "ranks", "--count", "2", "--instance", "pod", "--first-http-port",
+          port.c_str(), "--", "/bin/sh", "-c", note.c_str(), static_cast<char*>(nullptr));
+    _exit(127);
+  }
+  const auto noted = [&](const std::string& rank) { return ReadFile(dir.File(rank)).value_or(""); };
+  Until([&] { return !noted("pod-0").empty() && !noted("pod-1").empty(); }, "both ranks run");
+  EXPECT_THAT(noted("pod-0"), HasSubstr("--device=cuda:0 --address=0.0.0.0:7010 "));
+  EXPECT_THAT(noted("pod-1"), HasSubstr("--device=cuda:1 --address=0.0.0.0:7011 "));
+  EXPECT_THAT(noted("pod-1"), HasSubstr("--cache-dir=/cache/1"));
+  const std::vector<std::string> words = absl::StrSplit(noted("pod-1"), ' ');
+  EXPECT_EQ(words[0], words[1]) << "the terminal's Ctrl-C is not for it";
+  kill(ranks, SIGKILL);
+  int status = 0;
+  ASSERT_EQ(waitpid(ranks, &status, 0), ranks);
+  // Gone, or dead and not yet waited for by who has it now.
+  Until(
+      [&] {
+        const auto stat = ReadFile("/proc/" + words[0] + "/stat");
+        return !stat.ok() || stat->find(") Z ") != std::string::npos || stat->find(") X ") != std::string::npos;
+      },
+      "its ranks end, too");
+}
+
 // Stands for a learner: serves /healthz where it is told to, which says 503 while DIR/NAME.hangs is there, and notes
 // that it started.
 constexpr char kRank[] = R"(import http.server, os, sys

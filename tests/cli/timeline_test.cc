@@ -10,6 +10,8 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
+
 namespace rlhf::cli {
 namespace {
 
@@ -99,6 +101,32 @@ TEST(Timeline, EachRolesSpansAreWhereTheyWere) {
   // wait, update, commit of both steps, without a gap: the first commit lasts until the second step is asked for.
   EXPECT_THAT(TimesOf(rows["small rank 0"]),
               ElementsAre(Pair(0.75, 2), Pair(2.75, 1), Pair(3.75, 1.25), Pair(5, 1.5), Pair(6.5, 1), Pair(7.5, 0.5)));
+}
+
+TEST(Timeline, OverlapsGapsAndWhatIsNotKnown) {
+  TimelineJob job;
+  job.job = Parse<v1::Job>(R"(id: "j1" spec { name: "small" } state: RUNNING
+      started_at { seconds: 1 nanos: 500000000 } last_progress_at { seconds: 8 })");
+  // One within another, one that begins where another ends, one that clocks have end before it began.
+  for (const char* times : {"leased: 2000000 generated: 5000000", "leased: 3000000 generated: 4000000",
+                            "leased: 5000000 generated: 6000000", "leased: 7000000 generated: 6900000",
+                            "generated: 9000000", "scored: 9000000"})
+    job.rows.push_back(
+        Parse<v1::SampleRow>(absl::StrCat("id { job_id: \"j1\" } worker_id: \"w\" times { ", times, " }")));
+  // The second step was begun before the first was told to be committed.
+  for (const char* text : {R"(step: 1 at { seconds: 4 } values { key: "seconds/train" value: 1 })",
+                           R"(step: 2 at { seconds: 5 } values { key: "seconds/train" value: 1.5 })"})
+    job.points.push_back(Parse<v1::MetricPoint>(text));
+  const Timeline timeline = MakeTimeline({job});
+  EXPECT_EQ(timeline.leases, 4);
+  EXPECT_EQ(timeline.scorings, 0);
+  std::map<std::string, Row> rows = RowsOf(nlohmann::json::parse(timeline.chrome_json));
+  EXPECT_THAT(TimesOf(rows["small"]), ElementsAre(Pair(0, 6.5)));
+  EXPECT_THAT(TimesOf(rows["w"]), ElementsAre(Pair(0.5, 4), Pair(4.5, 1), Pair(5.5, 0)));
+  EXPECT_THAT(TimesOf(rows["w #1"]), ElementsAre(Pair(0.5, 3), Pair(3.5, 1), Pair(5.5, 0)));
+  EXPECT_THAT(TimesOf(rows["w #2"]), ElementsAre(Pair(1.5, 1)));
+  EXPECT_THAT(TimesOf(rows["small rank 0"]),
+              ElementsAre(Pair(1.5, 0), Pair(1.5, 1), Pair(2.5, 0), Pair(2, 0), Pair(2, 1.5), Pair(3.5, 0)));
 }
 
 TEST(Timeline, TheLearnersShareIsOfItsWholeTime) {

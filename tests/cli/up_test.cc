@@ -22,6 +22,7 @@ using testing::Not;
 
 // Writes what a ready coordinator writes: its ports, and the first tokens.
 constexpr char kReady[] = R"(
+echo "$*" > $(dirname $0)/coordinator.started
 while [ $# -gt 0 ]; do
   case $1 in
     --ports-file) ports=$2;;
@@ -29,13 +30,14 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-echo '{"admin": "a", "submitter": "s"}' > $tokens
+echo '{"admin": "a", "submitter": "s", "overseer": "o", "rater": "r"}' > $tokens
 echo '{"fleet": 1, "api": 1, "http": 1, "web": 1}' > $ports
 exec sleep 60
 )";
 // Notes its arguments; the last one stops the whole once all have noted theirs.
 constexpr char kRole[] = R"(
 name=$(echo "$*" | sed 's/.*--instance \([^ ]*\).*/\1/')
+env > $(dirname $0)/$name.environment
 echo "$*" > $0.tmp.$name && mv $0.tmp.$name $(dirname $0)/$name.arguments
 [ $name != learner-1 ] || while :; do
   set -- $(dirname $0)/*.arguments
@@ -75,6 +77,48 @@ TEST_F(UpTest, RolesServeMetricsAtPortsAfterEachOther) {
 TEST_F(UpTest, WithoutAnAddressEveryRoleChoosesItsOwn) {
   EXPECT_EQ(Up().code, 0);
   EXPECT_THAT(Read("learner-1.arguments"), Not(HasSubstr("--http-address")));
+}
+
+TEST_F(UpTest, WhatIsAskedReachesWhomItConcerns) {
+  const CommandResult result =
+      Up("--heartbeat-ms 700 --traces --via learner-0=10.0.0.9:1 --fleet-address 0.0.0.0:7123");
+  ASSERT_EQ(result.code, 0) << result.output;
+  const std::string traces = "--trace-dir " + dir_.File("up/traces");
+  for (const std::string& flag : {std::string("--heartbeat-ms 700 "), std::string("--lease-ms 2100 "),
+                                  std::string("--fleet-address 0.0.0.0:7123 "), traces})
+    EXPECT_THAT(Read("coordinator.started"), HasSubstr(flag));
+  // Where the listener is every address of this machine, one of them.
+  EXPECT_THAT(Read("learner-0.arguments"), HasSubstr("--coordinator 10.0.0.9:1 "));
+  EXPECT_THAT(Read("learner-1.arguments"), HasSubstr("--coordinator 127.0.0.1:1 "));
+  for (const char* name : {"reward-0", "rollout-1", "learner-1"}) {
+    EXPECT_THAT(Read(absl::StrCat(name, ".arguments")), HasSubstr(traces));
+    EXPECT_THAT(Read(absl::StrCat(name, ".environment")), HasSubstr("GOMP_SPINCOUNT=2000\n"));
+    EXPECT_THAT(Read(absl::StrCat(name, ".arguments")), Not(HasSubstr("--share-gpu-weights")));
+  }
+  for (const char* reads : {"admin", "overseer"})
+    EXPECT_THAT(Read(absl::StrCat("up/", reads, ".json")), HasSubstr("pki/audit.key.pub"));
+  for (const char* not_allowed : {"client", "rater"})
+    EXPECT_THAT(Read(absl::StrCat("up/", not_allowed, ".json")), Not(HasSubstr("audit")));
+}
+
+TEST_F(UpTest, OnAGpuIsOneLearnerThatSharesItsWeights) {
+  Program("rlhf-learner", "echo \"$*\" > $(dirname $0)/learner.arguments\nkill -TERM $PPID\nexec sleep 60\n");
+  const CommandResult result = Up("--device cuda:0");
+  EXPECT_EQ(result.code, 0) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("1 learners"));
+  EXPECT_THAT(Read("learner.arguments"), HasSubstr("--share-gpu-weights"));
+}
+
+TEST_F(UpTest, TheLastStartsPortsAreNotTakenForThisOnes) {
+  ASSERT_EQ(Up().code, 0);
+  std::string later = absl::StrCat("sleep 0.3\n", kReady);
+  const size_t at = later.find("\"fleet\": 1");
+  ASSERT_NE(at, std::string::npos);
+  Program("rlhf-coordinator", later.replace(at, 10, "\"fleet\": 2"));
+  for (const char* name : {"reward-0", "rollout-0", "rollout-1", "learner-0", "learner-1"})
+    std::filesystem::remove(dir_.File(absl::StrCat(name, ".arguments")));
+  ASSERT_EQ(Up().code, 0);
+  EXPECT_THAT(Read("learner-1.arguments"), HasSubstr("--coordinator 127.0.0.1:2 "));
 }
 
 TEST_F(UpTest, LinesGoToStdoutBehindTheirNamesWhereThatIsWanted) {

@@ -51,6 +51,16 @@ TEST_F(AbandonedTest, OneYoungFileAnywhereKeepsAll) {
   EXPECT_TRUE(Has("live/old"));
 }
 
+TEST_F(AbandonedTest, WhatALinkLeadsToSaysNothingOfIt) {
+  Put("killed/old", 48);
+  fs::create_symlink(dir_.File("shared"), dir_.File("killed/link"));
+  fs::last_write_time(dir_.File("killed"), fs::file_time_type::clock::now() - std::chrono::hours(48));
+  Put("shared", 1);
+  EXPECT_EQ(RemoveAbandoned(dir_.path(), absl::Hours(24), None), 1);
+  EXPECT_FALSE(Has("killed"));
+  EXPECT_TRUE(Has("shared"));
+}
+
 TEST_F(AbandonedTest, WhatIsWantedStays) {
   Put("mine/old", 48);
   Put("other/old", 48);

@@ -191,6 +191,9 @@ TEST(ProcessTest, WaitsForASignalOrForDone) {
   EXPECT_EQ(WaitForTermination([] { return true; }), 0);
   kill(getpid(), SIGTERM);
   EXPECT_EQ(WaitForTermination({}), SIGTERM);
+  struct sigaction pipe {};
+  ASSERT_EQ(sigaction(SIGPIPE, nullptr, &pipe), 0);
+  EXPECT_EQ(pipe.sa_handler, SIG_IGN) << "a reader that goes away ends nobody";
 }
 
 // A container runtime's limits: low, and what it may be raised to. In a child, for a limit that was lowered stays so.
@@ -219,6 +222,9 @@ TEST(ProcessTest, TakesTheDescriptorsThatItMayHave) {
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &own), 0);
   EXPECT_EQ(soft_after(256, 2048), 2048u);
   EXPECT_EQ(soft_after(2048, 2048), 2048u);
+  if (own.rlim_max >= 131072) {
+    EXPECT_EQ(soft_after(131072, 131072), 131072u) << "more than it asks for is not taken away";
+  }
   EXPECT_EQ(soft_after(1024, own.rlim_max), std::max<rlim_t>(1024, std::min<rlim_t>(own.rlim_max, 65536)));
 }
 
@@ -232,6 +238,7 @@ TEST(LogTest, LinesAreJsonWhateverTheMessage) {
     InitLogging("learner", "learner-0", "warn", /*json=*/true);
     spdlog::info("not shown");
     spdlog::warn("a \"quoted\"\nline {}", 7);
+    const LogScope about({.job_id = "j1", .step = 0});
     spdlog::error("bad bytes \xff");
     _exit(0);
   }
@@ -247,6 +254,9 @@ TEST(LogTest, LinesAreJsonWhateverTheMessage) {
   EXPECT_EQ(lines[0]["instance"], "learner-0");
   EXPECT_EQ(lines[0]["message"], "a \"quoted\"\nline 7");
   EXPECT_EQ(lines[1]["level"], "error");
+  EXPECT_EQ(lines[1]["job"], "j1");
+  EXPECT_EQ(lines[1]["step"], 0);
+  EXPECT_FALSE(lines[0].contains("job"));
   absl::Time time;
   EXPECT_TRUE(absl::ParseTime(absl::RFC3339_full, lines[0]["time"].get<std::string>(), &time, nullptr));
 }
@@ -257,7 +267,7 @@ TEST(LogTest, AMessageIsOneLineForPeopleToo) {
   ASSERT_GE(child, 0);
   if (child == 0) {
     if (freopen(dir.File("log").c_str(), "w", stdout) == nullptr) _exit(1);
-    InitLogging("coordinator", "c0", "info", /*json=*/false);
+    InitLogging("coordinator", "c%l0", "info", /*json=*/false);
     spdlog::info("cancelled: {}", "done\n2026-11-30 00:00:00.000 info coordinator/c0 all is well\x1b[2J");
     _exit(0);
   }
@@ -268,8 +278,27 @@ TEST(LogTest, AMessageIsOneLineForPeopleToo) {
   std::vector<std::string> lines;
   for (std::string line; std::getline(log, line);) lines.push_back(line);
   ASSERT_EQ(lines.size(), 1u);
-  EXPECT_THAT(lines[0], testing::EndsWith("info coordinator/c0 cancelled: done\\n2026-11-30 00:00:00.000 info "
+  EXPECT_THAT(lines[0], testing::EndsWith("info coordinator/c%l0 cancelled: done\\n2026-11-30 00:00:00.000 info "
                                           "coordinator/c0 all is well\\x1b[2J"));
+}
+
+TEST(LogTest, AScopeWithinAnotherIsAboutTheSameJobUnlessItSaysAnother) {
+  const LogScope outer({.job_id = "j1", .step = 3, .trace_id = "t"});
+  {
+    const LogScope inner({.sample = "3/0/0"});
+    const LogContext about = CurrentLogContext();
+    EXPECT_EQ(about.job_id, "j1");
+    EXPECT_EQ(about.step, 3);
+    EXPECT_EQ(about.sample, "3/0/0");
+    EXPECT_EQ(about.trace_id, "t");
+  }
+  {
+    const LogScope other({.job_id = "j2"});
+    EXPECT_EQ(CurrentLogContext().job_id, "j2");
+    EXPECT_LT(CurrentLogContext().step, 0);
+    EXPECT_EQ(CurrentLogContext().trace_id, "");
+  }
+  EXPECT_EQ(CurrentLogContext().sample, "");
 }
 
 TEST(PrintableTest, ControlCharactersAreEscapedAndTextsAreNot) {

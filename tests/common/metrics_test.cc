@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <ctime>
 #include <string>
 #include <thread>
 #include <vector>
@@ -47,7 +48,12 @@ TEST(MetricsTest, ProcessAndBuild) {
     ASSERT_NE(at, std::string::npos) << name;
     EXPECT_GT(std::stod(text.substr(text.find(' ', at) + 1)), 0) << name;
   }
-  EXPECT_THAT(text, HasSubstr("process_cpu_seconds_total "));
+  const auto value = [&text](const std::string& name) {
+    return std::stod(text.substr(text.find("\n" + name + " ") + name.size() + 2));
+  };
+  EXPECT_GT(value("process_resident_memory_bytes"), 1e6) << "bytes, not pages";
+  EXPECT_NEAR(value("process_cpu_seconds_total"), static_cast<double>(clock()) / CLOCKS_PER_SEC, 0.5) << "not ticks";
+  EXPECT_GT(value("process_start_time_seconds"), 1.6e9) << "since the epoch, not since the machine started";
 }
 
 TEST(MetricsTest, RemovesSeriesByLabels) {
@@ -57,6 +63,9 @@ TEST(MetricsTest, RemovesSeriesByLabels) {
   metrics.Gauge("samples", "Samples.", {{"job", "b"}, {"state", "leased"}}).Set(3);
   metrics.Remove("samples", {{"job", "a"}});
   metrics.Remove("no such family", {});
+  metrics.Gauge("samples", "Samples.", {{"job", "c"}, {"state", "leased"}}).Set(5);
+  metrics.Remove("samples", {{"job", "c"}, {"state", "leased"}});
+  EXPECT_THAT(metrics.Text(), Not(HasSubstr("job=\"c\"")));
   EXPECT_THAT(metrics.Text(), AllOf(Not(HasSubstr("job=\"a\"")), HasSubstr("samples{job=\"b\",state=\"leased\"} 3")));
   metrics.Gauge("samples", "Samples.", {{"job", "a"}, {"state", "queued"}}).Set(4);
   EXPECT_THAT(metrics.Text(), HasSubstr("samples{job=\"a\",state=\"queued\"} 4"));
@@ -226,7 +235,7 @@ TEST(HttpEndpointTest, RefusesATakenPortAndABadAddress) {
   const auto second = HttpEndpoint::Start(same, &metrics, {});
   ASSERT_FALSE(second.ok());
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(same));
-  for (const char* bad : {"", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000"}) {
+  for (const char* bad : {"", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:-1", "127.0.0.1:65536"}) {
     EXPECT_TRUE(absl::IsInvalidArgument(HttpEndpoint::Start(bad, &metrics, {}).status())) << bad;
   }
 }

@@ -166,6 +166,25 @@ TEST(SpecLoaderTest, YamlMakesTheRoundTrip) {
   EXPECT_TRUE(google::protobuf::util::MessageDifferencer::Equals(job, again)) << yaml;
 }
 
+TEST(SpecLoaderTest, IntegersAreExact) {
+  for (const char* wrong :
+       {"seed: 1e17", "learners: {ranks: 3e9}", "learners: {ranks: -3e9}", "learners: {ranks: 1.5}"}) {
+    v1::JobSpec job;
+    EXPECT_TRUE(absl::IsInvalidArgument(ParseYaml(wrong, "job.yaml", {}, &job))) << wrong;
+  }
+  v1::JobSpec job;
+  ASSERT_TRUE(ParseYaml("seed: 1e15\nlearners: {ranks: 2e3}", "job.yaml", {}, &job).ok());
+  EXPECT_EQ(job.seed(), 1'000'000'000'000'000);
+  EXPECT_EQ(job.learners().ranks(), 2000);
+}
+
+TEST(SpecLoaderTest, OtherReadersOfYamlSeeTextsAndOneOrder) {
+  v1::JobSpec job;
+  job.set_name("true");
+  for (const char* key : {"d", "b", "e", "a", "c"}) (*job.mutable_labels())[key] = key == std::string("a") ? "3" : "no";
+  EXPECT_EQ(ToYaml(job), "name: \"true\"\nlabels:\n  a: \"3\"\n  b: \"no\"\n  c: \"no\"\n  d: \"no\"\n  e: \"no\"\n");
+}
+
 TEST(SpecLoaderTest, TimesAreText) {
   v1::Comparison comparison;
   ASSERT_TRUE(ParseYaml("created_at: 2026-01-31T12:00:00Z\npreference: tie\n", "c.yaml", {}, &comparison).ok());
@@ -234,6 +253,8 @@ TEST(NearestNameTest, FindsSlipsAndNothingElse) {
   EXPECT_EQ(NearestName("modle", names), "model");
   EXPECT_EQ(NearestName("temperature", names), "");
   EXPECT_EQ(NearestName("x", {}), "");
+  EXPECT_EQ(NearestName("abcdef", {"abcxyz"}), "") << "half of it is another";
+  EXPECT_EQ(NearestName(std::string(129, 'a'), {std::string(128, 'a')}), "") << "nobody mistypes so much";
 }
 
 }  // namespace

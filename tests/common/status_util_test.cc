@@ -83,6 +83,24 @@ absl::StatusOr<int> Quarter(int value) {
   return quarter;
 }
 
+TEST(StatusUtilTest, ALongMessageIsCutBetweenCharacters) {
+  for (const std::string begin : {"", "x"}) {
+    std::string text = begin;
+    for (int i = 0; i < 3000; ++i) text += "é";
+    const std::string message = ToGrpc(absl::InternalError(text)).error_message();
+    const size_t kept = message.find("… (");
+    ASSERT_NE(kept, std::string::npos) << message.size();
+    EXPECT_LT(kept, text.size());
+    EXPECT_EQ((kept - begin.size()) % 2, 0u);
+  }
+}
+
+TEST(StatusUtilTest, AVolumesErrorsHaveAReason) {
+  EXPECT_EQ(ReasonOf(WithVolumeReason(absl::ResourceExhaustedError("full"))), v1::STORE_UNAVAILABLE);
+  EXPECT_EQ(ReasonOf(WithVolumeReason(absl::FailedPreconditionError("read-only"))), v1::STORE_UNAVAILABLE);
+  EXPECT_EQ(ReasonOf(WithVolumeReason(absl::NotFoundError("none"))), v1::ERROR_REASON_UNSPECIFIED);
+}
+
 TEST(StatusUtilTest, Macros) {
   EXPECT_EQ(*Quarter(8), 2);
   EXPECT_TRUE(absl::IsInvalidArgument(Quarter(6).status()));

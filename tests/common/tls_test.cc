@@ -2,6 +2,11 @@
 
 #include <string>
 
+#include <openssl/pem.h>
+#include <openssl/x509.h>
+
+#include <ctime>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -10,6 +15,7 @@
 #include "common/durable_file.h"
 #include "common/fleet_names.h"
 #include "common/metrics.h"
+#include "common/openssl_ptr.h"
 #include "tests/testing/certificates.h"
 
 namespace rlhf {
@@ -26,9 +32,9 @@ TEST(SpiffeIdTest, Parses) {
 }
 
 TEST(SpiffeIdTest, RefusesEverythingElse) {
-  for (const char* bad :
-       {"", "spiffe://", "spiffe://d/role/r/instance/", "spiffe://d/role//instance/i", "spiffe://d/instance/i/role/r",
-        "https://d/role/r/instance/i", "spiffe://d/role/r/instance/i/x"}) {
+  for (const char* bad : {"", "spiffe://", "spiffe://d/role/r/instance/", "spiffe://d/role//instance/i",
+                          "spiffe://d/instance/i/role/r", "https://d/role/r/instance/i",
+                          "spiffe://d/role/r/instance/i/x", "spiffe://d/role/r/x/i", "spiffe://d/x/r/instance/i"}) {
     EXPECT_TRUE(absl::IsInvalidArgument(ParseSpiffeId(bad).status())) << bad;
   }
 }
@@ -51,6 +57,20 @@ TEST(CertificatesTest, NamesThatMeanSomethingElsewhereAreRefused) {
   EXPECT_FALSE(IssueCertificate(*ca, "test", "learner", "a", {"host,DNS:other"}, 1).ok());
   EXPECT_TRUE(IssueCertificate(*ca, "test", "learner", "a", {"node-1.example", "10.0.0.1", "::1"}, 1).ok());
   EXPECT_FALSE(IssueCertificate({}, "test", "learner", "a", {}, 1).ok());
+}
+
+TEST(CertificatesTest, HoldWhereAClockIsAnHourBehind) {
+  const auto ca = MakeCertificateAuthority("test", 1);
+  ASSERT_TRUE(ca.ok());
+  const auto made = IssueCertificate(*ca, "test", "learner", "a", {}, 1);
+  ASSERT_TRUE(made.ok());
+  std::time_t an_hour_ago = std::time(nullptr) - 3600;
+  for (const std::string& pem : {ca->cert_pem, made->cert_pem}) {
+    const BioPtr bio(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
+    const X509Ptr certificate(PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr));
+    ASSERT_NE(certificate, nullptr);
+    EXPECT_LT(X509_cmp_time(X509_get0_notBefore(certificate.get()), &an_hour_ago), 0);
+  }
 }
 
 TEST(CertificatesTest, TheirEndsAreExportedAsTheirFilesSayIt) {

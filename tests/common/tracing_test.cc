@@ -70,7 +70,8 @@ TEST(Traceparent, IsReadAndWrittenAsW3cSays) {
         std::string("00-00000000000000000000000000000000-00f067aa0ba902b7-01"),
         std::string("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01"),
         std::string("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"),
-        std::string("00-4bf92f3577b34da6a3ce929d0e0e473600f067aa0ba902b7--01")})
+        std::string("00-4bf92f3577b34da6a3ce929d0e0e473600f067aa0ba902b7--01"),
+        absl::StrCat("01", std::string(kExample).substr(2), "more")})
     EXPECT_FALSE(ParseTraceparent(bad).ok()) << bad;
 }
 
@@ -124,6 +125,15 @@ TEST_F(TracingTest, FilesAreRotatedAndBounded) {
   }
   EXPECT_EQ(files, 3);
   EXPECT_EQ(SpansOf(Path()).count("span 99"), 1u) << "the newest is in the open file";
+}
+
+TEST_F(TracingTest, WhatAnEarlierProcessWroteCounts) {
+  for (int process = 0; process < 20; ++process) {
+    Start(/*file_bytes=*/2000, /*files=*/1);
+    const Span span(absl::StrCat("span ", process));
+    StopTracing();
+  }
+  EXPECT_LE(std::filesystem::file_size(Path()), 2000u);
 }
 
 class Sink final : public v1::LogService::CallbackService {
