@@ -222,7 +222,7 @@ TEST_F(RequestsTest, ListingsHaveAllTheirPages) {
 TEST_F(RequestsTest, AJobGoesWithItsRequestIdProjectAndUploads) {
   ASSERT_TRUE(WriteFileDurably(dir_.File("d.jsonl"), "{}\n").ok());
   const std::string job = dir_.File("job.yaml");
-  ASSERT_TRUE(WriteFileDurably(job, "name: a\nsft: {model: m, data: ${data}}\n").ok());
+  ASSERT_TRUE(WriteFileDurably(job, "name: a\nsft:\n  model: m\n  data: ${data}\n").ok());
   EXPECT_EQ(Ctl("submit --set data=d --request-id r " + job).code, 0);
   EXPECT_EQ(recorder_.newest(),
             "SubmitJob request_id: \"r\" spec { name: \"a\" project: \"p\" sft { model: \"m\" data: \"d\" } }");

@@ -123,8 +123,9 @@ TEST_F(SharedMemoryTest, WhatAKilledProcessLeftIsRemovedAndNothingElse) {
 TEST_F(SharedMemoryTest, WhatAnotherMadeIsNotStale) {
   const std::string odd = "rlhf-weights-" + std::string(32, 'z'), theirs = "rlhf-weights-" + std::string(32, 'a');
   for (const std::string& name : {odd, theirs}) std::ofstream(dir_path() + "/" + name) << "x";
-  if (chown((dir_path() + "/" + theirs).c_str(), geteuid() + 1, static_cast<gid_t>(-1)) != 0)
+  if (chown((dir_path() + "/" + theirs).c_str(), geteuid() + 1, static_cast<gid_t>(-1)) != 0) {
     ASSERT_TRUE(std::filesystem::remove(dir_path() + "/" + theirs)) << "only root may give a file away";
+  }
   const size_t files = Files().size();
   EXPECT_EQ(RemoveStaleSharedMemory(dir_path()), 0);
   EXPECT_EQ(Files().size(), files);
