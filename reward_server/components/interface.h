@@ -1,7 +1,6 @@
-// One reward component: from an answer to a number. Strategies, one small file each; made once a scorer and used for
-// many samples.
+// One reward component: from an answer to a number. Strategies; made once a scorer and used for many samples.
 //
-// Thread-safe (Score is const), but for components that hold a model: the batcher calls them from its one thread.
+// Not thread-safe: the batcher calls them from its one thread.
 #pragma once
 
 #include <functional>
