@@ -10,6 +10,18 @@ absl::StatusOr<std::vector<int32_t>> EncodePrompt(const Tokenizer& tokenizer, ab
   return tokenizer.EncodeChat(messages);
 }
 
+absl::StatusOr<std::vector<int32_t>> EncodeForReward(const Tokenizer& tokenizer, absl::string_view prompt,
+                                                     absl::Span<const ChatMessage> messages, absl::string_view response,
+                                                     bool ended) {
+  absl::StatusOr<std::vector<int32_t>> tokens = EncodePrompt(tokenizer, prompt, messages);
+  if (!tokens.ok()) return tokens;
+  const absl::StatusOr<std::vector<int32_t>> answer = tokenizer.Encode(response, {.add_special_tokens = false});
+  if (!answer.ok()) return answer;
+  tokens->insert(tokens->end(), answer->begin(), answer->end());
+  if (ended && tokenizer.eos_id()) tokens->push_back(*tokenizer.eos_id());
+  return tokens;
+}
+
 std::string ShownText(absl::Span<const ChatMessage> messages) {
   if (messages.size() == 1) return messages[0].content;
   std::string out;

@@ -19,6 +19,12 @@ namespace rlhf::artifact {
 absl::StatusOr<std::vector<int32_t>> EncodePrompt(const Tokenizer& tokenizer, absl::string_view text,
                                                   absl::Span<const ChatMessage> messages);
 
+// A prompt and an answer to it as a reward model reads them, where it is trained and where it scores: their tokens, and
+// the end of text where the answer `ended` and the tokenizer has one. As EncodePrompt.
+absl::StatusOr<std::vector<int32_t>> EncodeForReward(const Tokenizer& tokenizer, absl::string_view prompt,
+                                                     absl::Span<const ChatMessage> messages, absl::string_view response,
+                                                     bool ended);
+
 // What people are shown of a conversation: a single message as it is, several with their roles, a paragraph each.
 std::string ShownText(absl::Span<const ChatMessage> messages);
 

@@ -35,16 +35,6 @@ double Rated(const artifact::ComparisonRecord& record, const std::string& criter
 
 }  // namespace
 
-absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& tokenizer, const std::string& prompt,
-                                                     const std::vector<artifact::ChatMessage>& messages,
-                                                     const std::string& response, bool ended) {
-  RLHF_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, artifact::EncodePrompt(tokenizer, prompt, messages));
-  RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> answer, tokenizer.Encode(response, {.add_special_tokens = false}));
-  tokens.insert(tokens.end(), answer.begin(), answer.end());
-  if (ended && tokenizer.eos_id()) tokens.push_back(*tokenizer.eos_id());
-  return tokens;
-}
-
 void CombineRatings(const std::map<std::string, double>& criteria, artifact::ComparisonRecord* record) {
   RoundedSum chosen, rejected;
   for (const auto& [criterion, weight] : criteria) {
@@ -72,9 +62,10 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
     CombineRatings(options.criteria, &record);
     if (record.tie && options.leave_out_ties && !options.heads) continue;
     ComparisonPair pair;
-    RLHF_ASSIGN_OR_RETURN(pair.chosen, EncodeForReward(tokenizer, record.prompt, record.messages, record.chosen, true));
+    RLHF_ASSIGN_OR_RETURN(pair.chosen,
+                          artifact::EncodeForReward(tokenizer, record.prompt, record.messages, record.chosen, true));
     RLHF_ASSIGN_OR_RETURN(pair.rejected,
-                          EncodeForReward(tokenizer, record.prompt, record.messages, record.rejected, true));
+                          artifact::EncodeForReward(tokenizer, record.prompt, record.messages, record.rejected, true));
     if (options.margin_by_strength > 0 && !(record.strength >= 0 && record.strength <= 1)) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ": comparison ", i + 1, " has strength ", record.strength, "; expected 0 to 1"));

@@ -47,10 +47,6 @@ struct ComparisonData {
 // margin and strength, which are the preference's, become 0.
 void CombineRatings(const std::map<std::string, double>& criteria, artifact::ComparisonRecord* record);
 
-// Prompt and response as a reward model reads them.
-absl::StatusOr<std::vector<int32_t>> EncodeForReward(const artifact::Tokenizer& tokenizer, const std::string& prompt,
-                                                     const std::vector<artifact::ChatMessage>& messages,
-                                                     const std::string& response, bool ended);
 // Rewards at the last tokens: float32 [N], or [N, outputs] of a model with several; with gradient when enabled.
 torch::Tensor SequenceRewards(const model::Transformer& model, const std::vector<std::vector<int32_t>>& sequences);
 // The same without gradient, for any number of sequences, packed into at most max_tokens at a time; a sequence's

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/dataset.h"
+#include "artifact/prompt.h"
 #include "common/intervals.h"
 #include "common/status_util.h"
 #include "learner/batching.h"
@@ -354,8 +355,9 @@ absl::StatusOr<model::RewardNormalization> RewardModelTrainer::Normalize() const
     for (const artifact::SampleRecord& sample : samples) {
       // As the reward server reads them: only the model's own end is a token.
       const bool ended = sample.finish_reason != "MAX_TOKENS" && sample.finish_reason != "STOP_TEXT";
-      RLHF_ASSIGN_OR_RETURN(sequences.emplace_back(),
-                            EncodeForReward(*tokenizer_, sample.prompt, sample.messages, sample.response, ended));
+      RLHF_ASSIGN_OR_RETURN(
+          sequences.emplace_back(),
+          artifact::EncodeForReward(*tokenizer_, sample.prompt, sample.messages, sample.response, ended));
     }
   }
   const std::vector<double> rewards = ScoreSequences(model_->model(), sequences, spec().micro_batch_tokens());

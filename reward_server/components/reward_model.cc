@@ -79,13 +79,10 @@ class RewardModelScore final : public Component {
       tokens.insert(tokens.end(), sample.response_tokens().begin(), sample.response_tokens().end());
     } else {
       // Another vocabulary: the same text in the reward model's own tokens.
-      RLHF_ASSIGN_OR_RETURN(tokens, artifact::EncodePrompt(*loaded.tokenizer, sample.prompt().text(),
-                                                           artifact::MessagesOf(sample.prompt())));
-      RLHF_ASSIGN_OR_RETURN(const std::vector<int32_t> response,
-                            loaded.tokenizer->Encode(sample.response_text(), {.add_special_tokens = false}));
-      tokens.insert(tokens.end(), response.begin(), response.end());
-      if (sample.finish_reason() == v1::END_OF_TEXT && loaded.tokenizer->eos_id())
-        tokens.push_back(*loaded.tokenizer->eos_id());
+      RLHF_ASSIGN_OR_RETURN(
+          tokens,
+          artifact::EncodeForReward(*loaded.tokenizer, sample.prompt().text(), artifact::MessagesOf(sample.prompt()),
+                                    sample.response_text(), sample.finish_reason() == v1::END_OF_TEXT));
     }
     const int64_t context = loaded.model->config().max_position_embeddings;
     if (tokens.empty() || static_cast<int64_t>(tokens.size()) > context) {
