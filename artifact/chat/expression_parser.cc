@@ -294,15 +294,19 @@ Node ExpressionParser::ParsePostfix(Node node) {
     } else if (TakeOperator("[")) {
       node = ParseSubscript(std::move(node));
     } else if (PeekOperator("(")) {
-      Node call = Make(ExpressionKind::kCall);
-      Adopt(call.get(), std::move(node));
-      ParseArguments(call.get());
-      node = std::move(call);
+      node = ParseCall(std::move(node));
     } else {
       break;
     }
   }
   return node;
+}
+
+Node ExpressionParser::ParseCall(Node callee) {
+  Node call = Make(ExpressionKind::kCall);
+  Adopt(call.get(), std::move(callee));
+  ParseArguments(call.get());
+  return call;
 }
 
 Node ExpressionParser::ParseSubscript(Node node) {
@@ -354,10 +358,7 @@ Node ExpressionParser::ParseFilters(Node node) {
     } else if (TakeName("is")) {
       node = ParseTest(std::move(node));
     } else if (PeekOperator("(")) {
-      Node call = Make(ExpressionKind::kCall);
-      Adopt(call.get(), std::move(node));
-      ParseArguments(call.get());
-      node = std::move(call);
+      node = ParseCall(std::move(node));
     } else {
       break;
     }

@@ -54,6 +54,7 @@ class ExpressionParser {
   Node ParsePostfix(Node node);
   Node ParseFilters(Node node);
   Node ParseTest(Node node);
+  Node ParseCall(Node callee);
   Node ParseSubscript(Node node);
   void ParseArguments(Expression* call);
 
