@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/sample_id.h"
 #include "common/call_deadline.h"
 #include "common/process.h"
 #include "common/status_util.h"
@@ -170,10 +171,7 @@ void SimulatedWorker::Generate(const v1::LeasePromptsResponse& response) {
     for (const v1::SampleLease& leased : lease.samples()) {
       v1::Sample& sample = *request->add_samples();
       sample = sample_;
-      sample.mutable_id()->set_job_id(lease.job_id());
-      sample.mutable_id()->set_step(lease.step());
-      sample.mutable_id()->set_ordinal(lease.ordinal());
-      sample.mutable_id()->set_index(leased.index());
+      *sample.mutable_id() = artifact::SampleIdOf(lease, leased.index());
       sample.set_attempt(leased.attempt());
       *sample.mutable_prompt() = lease.prompt();
       *sample.mutable_version_low() = lease.policy().version();
