@@ -5,14 +5,16 @@
 #include <prometheus/counter.h>
 #include <prometheus/histogram.h>
 
+#include "coordinator/store/store_decorator.h"
+
 namespace rlhf::coordinator {
 namespace {
 
-class MeteredStore final : public StateStore {
+class MeteredStore final : public StoreDecorator {
  public:
   MeteredStore(std::unique_ptr<StateStore> store, MetricsRegistry* metrics, const Clock* clock,
                std::atomic<bool>* failed)
-      : store_(std::move(store)),
+      : StoreDecorator(std::move(store)),
         failed_(failed),
         clock_(clock),
         seconds_(metrics->Histogram("rlhf_store_commit_seconds", "Time from a write's request to its being durable.",
@@ -30,22 +32,8 @@ class MeteredStore final : public StateStore {
                      done(status);
                    });
   }
-  absl::Status Scan(Table table, absl::string_view prefix,
-                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
-    return store_->Scan(table, prefix, fn);
-  }
-  absl::Status ScanAfter(Table table, absl::string_view prefix, absl::string_view after,
-                         absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
-    return store_->ScanAfter(table, prefix, after, fn);
-  }
-  absl::StatusOr<std::string> Get(Table table, absl::string_view key) override { return store_->Get(table, key); }
-  absl::StatusOr<std::string> LastKey(Table table, absl::string_view prefix) override {
-    return store_->LastKey(table, prefix);
-  }
-  absl::Status BackUp(const std::string& path) override { return store_->BackUp(path); }
 
  private:
-  const std::unique_ptr<StateStore> store_;
   std::atomic<bool>* const failed_;
   const Clock* const clock_;
   prometheus::Histogram& seconds_;

@@ -23,7 +23,7 @@
 #include "common/durable_file.h"
 #include "common/failpoint.h"
 #include "common/status_util.h"
-#include "coordinator/store/state_store.h"
+#include "coordinator/store/store_decorator.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -263,10 +263,10 @@ class Segments final : public PayloadStore {
 };
 
 // Its own thread makes payloads durable, then hands the batches that were queued on, in order.
-class StoreWithPayloads final : public StateStore {
+class StoreWithPayloads final : public StoreDecorator {
  public:
   StoreWithPayloads(std::unique_ptr<StateStore> store, PayloadStore* payloads)
-      : store_(std::move(store)), payloads_(payloads), thread_([this] { Run(); }) {}
+      : StoreDecorator(std::move(store)), payloads_(payloads), thread_([this] { Run(); }) {}
   ~StoreWithPayloads() override {
     {
       absl::MutexLock lock(&mu_);
@@ -279,19 +279,6 @@ class StoreWithPayloads final : public StateStore {
     absl::MutexLock lock(&mu_);
     queue_.emplace_back(std::move(batch), std::move(done));
   }
-  absl::Status Scan(Table table, absl::string_view prefix,
-                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
-    return store_->Scan(table, prefix, fn);
-  }
-  absl::Status ScanAfter(Table table, absl::string_view prefix, absl::string_view after,
-                         absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
-    return store_->ScanAfter(table, prefix, after, fn);
-  }
-  absl::StatusOr<std::string> Get(Table table, absl::string_view key) override { return store_->Get(table, key); }
-  absl::StatusOr<std::string> LastKey(Table table, absl::string_view prefix) override {
-    return store_->LastKey(table, prefix);
-  }
-  absl::Status BackUp(const std::string& path) override { return store_->BackUp(path); }
 
  private:
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !queue_.empty() || stopping_; }
@@ -316,7 +303,6 @@ class StoreWithPayloads final : public StateStore {
     }
   }
 
-  std::unique_ptr<StateStore> store_;
   PayloadStore* const payloads_;
   mutable absl::Mutex mu_;
   std::deque<std::pair<WriteBatch, Committed>> queue_ ABSL_GUARDED_BY(mu_);

@@ -14,6 +14,7 @@
 #include "common/status_util.h"
 #include "coordinator/backup.h"
 #include "coordinator/feedback/import_log_rows.h"
+#include "coordinator/store/store_decorator.h"
 #include "rlhf/v1/state.pb.h"
 #include "tests/testing/scratch_dir.h"
 
@@ -27,15 +28,10 @@ using testing::Pair;
 using testing::UnorderedElementsAre;
 
 // A store in which something happens right before and right after its rows are copied.
-class BusyStore final : public StateStore {
+class BusyStore final : public StoreDecorator {
  public:
-  explicit BusyStore(std::unique_ptr<StateStore> store) : store_(std::move(store)) {}
+  using StoreDecorator::StoreDecorator;
   void Enqueue(WriteBatch batch, Committed done) override { store_->Commit(std::move(batch), std::move(done)); }
-  absl::Status Scan(Table table, absl::string_view prefix,
-                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
-    return store_->Scan(table, prefix, fn);
-  }
-  absl::StatusOr<std::string> Get(Table table, absl::string_view key) override { return store_->Get(table, key); }
   absl::Status BackUp(const std::string& path) override {
     ++copies;
     if (before) before();
@@ -45,9 +41,6 @@ class BusyStore final : public StateStore {
   }
   std::function<void()> before, after;
   int copies = 0;
-
- private:
-  const std::unique_ptr<StateStore> store_;
 };
 
 class StagedBackupTest : public testing::Test {
