@@ -1,6 +1,7 @@
 #include "coordinator/learner_groups.h"
 
 #include <algorithm>
+#include <limits>
 #include <list>
 #include <map>
 #include <set>
@@ -334,8 +335,10 @@ class LearnerGroupsImpl final : public LearnerGroups {
 
   // Those of one version that the group may be formed of, with which it is largest: who still holds the newest of this
   // job's weights first, to seed the others, then who has waited longest. A group that takes ranks in stays at its own.
-  std::vector<const Waiter*> CandidatesFor(const Group& group) const {
+  // only: of this version, where it names one.
+  std::vector<const Waiter*> CandidatesFor(const Group& group, const std::string& only = "") const {
     std::vector<const Waiter*> candidates = Candidates(&group);
+    if (!only.empty()) std::erase_if(candidates, [&](const Waiter* waiter) { return VersionOf(*waiter) != only; });
     const v1::PolicyVersion* committed = group.listener->Committed(group.plan.job_id);
     const auto rank_by = [&](const Waiter* waiter) {
       const int64_t step = HeldStep(group, *waiter);
@@ -434,26 +437,59 @@ class LearnerGroupsImpl final : public LearnerGroups {
       job.waited = now - group.waiting_since;
       jobs.push_back(std::move(job));
     }
-    std::vector<const Waiter*> free = Candidates();
-    std::erase_if(free, [&kept](const Waiter* waiter) { return kept.count(waiter->request.session_id()) > 0; });
-    // No group is of two versions, so that the most of one is all that any can have. What another version has left
-    // starts in a later turn.
-    const std::map<std::string, int> by_version = ByVersion(free);
-    GangPlan plan = PlanGangs(jobs, Most(by_version), Most(Registered()), QuotaRule{quotas_, &v1::Quota::max_learners});
-    if (!Suffices(plan, jobs, by_version)) plan.yield.clear();
+    // No group is of two versions, so that the most of one is all that any can have.
+    const std::map<std::string, int> by_version = FreeByVersion(kept);
+    const GangPlan plan =
+        PlanGangs(jobs, Most(by_version), Most(Registered()), QuotaRule{quotas_, &v1::Quota::max_learners});
     for (auto& [id, group] : groups_) {
       const auto wait = plan.waits.find(id);
       group.wait = wait == plan.waits.end() ? GangWait::kNone : wait->second;
     }
+    const bool suffices = Suffices(plan, jobs, by_version);
+    if (suffices) Apply(plan);
+    if (!suffices || by_version.size() > 1) FormByVersion(std::move(jobs), kept, /*victims=*/!suffices);
+  }
+
+  // version: what starts is of it; empty: of any one.
+  void Apply(const GangPlan& plan, const std::string& version = "") {
     for (const GangPlan::Start& start : plan.start) {
-      groups_.at(start.id).started_with = start.effective_priority;
-      FormGroup(groups_.at(start.id));
+      Group& group = groups_.at(start.id);
+      group.started_with = start.effective_priority;
+      group.wait = GangWait::kNone;
+      FormGroup(group, version);
     }
     for (const auto& [id, to] : plan.yield) {
       groups_.at(id).yields_to = to;
       loop_->Post([this, id = id, to = to] {
         if (const auto it = groups_.find(id); it != groups_.end()) it->second.listener->OnYield(id, to);
       });
+    }
+  }
+
+  std::map<std::string, int> FreeByVersion(const std::set<std::string>& kept) const {
+    std::vector<const Waiter*> free = Candidates();
+    std::erase_if(free, [&kept](const Waiter* waiter) { return kept.count(waiter->request.session_id()) > 0; });
+    return ByVersion(free);
+  }
+
+  // Each version by itself: who is first in line keeps no learners of one of which there are too few for it. victims:
+  // groups of the version may be told to make room.
+  void FormByVersion(std::vector<GangJob> jobs, const std::set<std::string>& kept, bool victims) {
+    for (const auto& [version, registered] : Registered()) {
+      std::set<std::string> expecting;  // jobs for which groups make room
+      for (GangJob& job : jobs) {
+        const Group& group = groups_.at(job.id);
+        const bool here = group.version == version;
+        job.running = !group.members.empty();
+        job.held = static_cast<int>(group.members.size());
+        job.yielding = !group.yields_to.empty() && here;
+        job.started_with = victims && here ? group.started_with : std::numeric_limits<int>::max();
+        expecting.insert(group.yields_to);
+      }
+      GangPlan plan =
+          PlanGangs(jobs, FreeByVersion(kept)[version], registered, QuotaRule{quotas_, &v1::Quota::max_learners});
+      std::erase_if(plan.yield, [&](const auto& yield) { return expecting.count(yield.second) > 0; });
+      Apply(plan, version);
     }
   }
 
@@ -475,8 +511,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
     return false;
   }
 
-  void FormGroup(Group& group) {
-    std::vector<const Waiter*> candidates = CandidatesFor(group);
+  void FormGroup(Group& group, const std::string& version = "") {
+    std::vector<const Waiter*> candidates = CandidatesFor(group, version);
     const int ranks = RanksNow(group, candidates);
     if (ranks == 0) return;  // who was free a moment ago has become another's
     candidates.resize(static_cast<size_t>(ranks));

@@ -558,9 +558,44 @@ TEST_F(LearnerGroupsTest, NobodyMakesRoomForAJobThatWouldHaveItsRanksInTwoVersio
   Join(b);
   Pass(absl::Seconds(2), {a, b, c, d});
   EXPECT_THAT(yields_, testing::IsEmpty());
+  // What is free is meanwhile for one that could make room again, and for no other.
+  Add(1, 1, "as high", 10);
+  Pass(absl::Seconds(2), {a, b, c, d});
+  EXPECT_EQ(World(b), 0);
+  Add(1, 1, "a lower");
+  Pass(absl::Seconds(2), {a, b, c, d});
+  EXPECT_EQ(assigned_[b].job_id(), "a lower");
   Join(d);
   Pass(absl::Seconds(2), {a, b, c, d});
-  EXPECT_THAT(yields_, testing::ElementsAre("low"));
+  EXPECT_THAT(yields_, testing::ElementsAre("low")) << "not the one whose learner is of another version";
+}
+
+TEST_F(LearnerGroupsTest, TheFirstInLineKeepsNoLearnersOfAVersionThatHasTooFewForIt) {
+  const std::string a = Register("a", "1"), b = Register("b", "1"), c = Register("c", "1"), d = Register("d", "2");
+  Add(2, 2, "going");
+  Join(a);
+  Join(b);
+  ASSERT_EQ(World(a), 2);
+  Add(3, 3, "large");
+  Pass(absl::Seconds(1), {a, b, c, d});
+  Add(1, 1, "small");
+  Add(1, 1, "smaller");
+  Join(c);
+  Pass(absl::Seconds(2), {a, b, c, d});
+  EXPECT_EQ(World(c), 0) << "kept for the large one";
+  Join(d);
+  Pass(absl::Seconds(2), {a, b, c, d});
+  EXPECT_EQ(assigned_[d].job_id(), "small") << "which will never have this one";
+  EXPECT_EQ(World(c), 0);
+  EXPECT_EQ(groups_->SituationOf("large").wait, GangWait::kLearnersBusy);
+  EXPECT_EQ(groups_->SituationOf("small").wait, GangWait::kNone);
+  EXPECT_EQ(groups_->SituationOf("smaller").wait, GangWait::kLearnersBusy);
+  groups_->RemoveJob("going");
+  Join(a);
+  Join(b);
+  Pass(absl::Seconds(2), {a, b, c, d});
+  EXPECT_EQ(assigned_[c].job_id(), "large");
+  EXPECT_EQ(World(a), 3);
 }
 
 }  // namespace
