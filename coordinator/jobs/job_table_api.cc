@@ -3,7 +3,9 @@
 #include <utility>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "artifact/digest.h"
 #include "common/canonical_bytes.h"
 #include "common/status_util.h"
@@ -27,6 +29,10 @@ std::string RequestKey(const std::string& project, const std::string& subject, c
 // As releases before 2026-12 wrote it.
 std::string OldRequestKey(const std::string& subject, const std::string& request_id) {
   return absl::StrCat(subject, "/SubmitJob/", request_id);
+}
+
+int64_t CreatedNs(const v1::Job& job) {
+  return absl::ToUnixNanos(FromTimestamp(job.created_at()));
 }
 
 // Why an artifact is not what a reference names, by its files; empty when it may be. Said before a job waits for
@@ -203,7 +209,8 @@ absl::StatusOr<v1::Job> JobTable::Get(const std::string& id_or_name, const std::
 absl::StatusOr<v1::ListJobsResponse> JobTable::List(const v1::ListJobsRequest& request) {
   PageLimit page(request.page().page_size() <= 0 ? kDefaultPage : request.page().page_size());
   std::vector<std::string> ids(order_.begin(), order_.end());  // as they were created
-  if (request.order_by().empty() || request.order_by() == "created_at desc") {
+  const bool newest_first = request.order_by().empty() || request.order_by() == "created_at desc";
+  if (newest_first) {
     std::reverse(ids.begin(), ids.end());
   } else if (request.order_by() != "created_at") {
     return absl::InvalidArgumentError(
@@ -211,9 +218,20 @@ absl::StatusOr<v1::ListJobsResponse> JobTable::List(const v1::ListJobsRequest& r
   }
   auto it = ids.begin();
   if (!request.page().page_token().empty()) {
-    it = std::find(ids.begin(), ids.end(), request.page().page_token());
-    if (it == ids.end()) return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
-    ++it;
+    const std::pair<std::string, std::string> last =
+        absl::StrSplit(request.page().page_token(), absl::MaxSplits('@', 1));
+    int64_t created = 0;
+    if (!absl::SimpleAtoi(last.second, &created))
+      return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
+    it = std::find(ids.begin(), ids.end(), last.first);
+    if (it != ids.end()) {
+      ++it;
+    } else {  // deleted meanwhile: on from where it was
+      it = std::find_if(ids.begin(), ids.end(), [&](const std::string& id) {
+        const std::pair<int64_t, std::string> here(CreatedNs(jobs_.at(id).job), id), there(created, last.first);
+        return newest_first ? here < there : there < here;
+      });
+    }
   }
   v1::ListJobsResponse response;
   for (; it != ids.end(); ++it) {
@@ -225,7 +243,8 @@ absl::StatusOr<v1::ListJobsResponse> JobTable::List(const v1::ListJobsRequest& r
                                                                     job.state()) != request.states().end();
     if (!state_wanted) continue;
     if (!page.Take(job.ByteSizeLong())) {
-      response.set_next_page_token(response.jobs(response.jobs_size() - 1).id());
+      const v1::Job& last = response.jobs(response.jobs_size() - 1);
+      response.set_next_page_token(absl::StrCat(last.id(), "@", CreatedNs(last)));
       break;
     }
     *response.add_jobs() = job;

@@ -1,12 +1,15 @@
 // Jobs over the API listener of a real coordinator, without a fleet: they wait, and can be watched while they do.
 #include <filesystem>
+#include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "cli/uploads.h"
 #include "client/cpp/artifact_cache.h"
 #include "common/durable_file.h"
@@ -257,6 +260,38 @@ TEST_F(JobsEdgeTest, ListsComeInPagesInTheOrderAskedFor) {
   const auto refused = Call(stub_, &Stub::ListJobs, request);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("created_at desc"));
+}
+
+TEST_F(JobsEdgeTest, PagesGoOnWhereAJobWasThatIsDeletedMeanwhile) {
+  std::map<std::string, std::string> ids;
+  for (const char* name : {"one", "two", "three", "four"}) {
+    const auto job = Submit(name);
+    ASSERT_TRUE(job.ok()) << job.status();
+    ids[name] = job->id();
+  }
+  for (const auto& [order, last, gone, rest] :
+       {std::tuple("", "four", "four", "three two one"), std::tuple("created_at", "one", "one", "two three")}) {
+    v1::ListJobsRequest request;
+    request.mutable_page()->set_page_size(1);
+    request.set_order_by(order);
+    const auto page = Call(stub_, &Stub::ListJobs, request);
+    ASSERT_TRUE(page.ok() && page->jobs_size() == 1) << page.status();
+    EXPECT_EQ(page->jobs(0).spec().name(), last);
+    ASSERT_TRUE(Cancel(ids[gone]).ok());
+    v1::DeleteJobRequest remove;
+    remove.set_job_id(ids[gone]);
+    ASSERT_TRUE(Call(stub_, &Stub::DeleteJob, remove).ok());
+    request.mutable_page()->set_page_token(page->next_page_token());
+    request.mutable_page()->set_page_size(10);
+    const auto others = Call(stub_, &Stub::ListJobs, request);
+    ASSERT_TRUE(others.ok()) << others.status();
+    std::vector<std::string> names;
+    for (const v1::Job& job : others->jobs()) names.push_back(job.spec().name());
+    EXPECT_EQ(absl::StrJoin(names, " "), rest);
+  }
+  v1::ListJobsRequest odd;
+  odd.mutable_page()->set_page_token("nonsense");
+  EXPECT_EQ(Call(stub_, &Stub::ListJobs, odd).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(JobsEdgeTest, AnUnknownJobIsSaidToBeUnknownEverywhere) {
