@@ -16,8 +16,7 @@ struct ConnectionFlags {
   std::string context_file = ".rlhf/client.json";
   std::string address, ca_file, token_file;  // override the context file's
   bool insecure = false;
-  std::string project = "default";
-  bool project_named = false;    // by --project: listings are of all that the caller may see without it
+  std::string project;           // empty: the token's, and for listings all that the caller may see
   std::string output = "table";  // table, json, yaml
 };
 

@@ -76,9 +76,10 @@ int main(int argc, char** argv) {
   app.add_option("--ca", connection.ca_file, "CA certificate, PEM");
   app.add_option("--token-file", connection.token_file, "File with the bearer token");
   app.add_flag("--insecure", connection.insecure, "Plaintext, for trials");
-  const auto* project =
-      app.add_option("--project", connection.project, "Project; listings without it are of all that you may see")
-          ->capture_default_str();
+  app.add_option(
+      "--project", connection.project,
+      "Project; without it the token's (`default` for one of all projects), and listings of all that you may "
+      "see");
   app.add_option("--output", connection.output, "table, json or yaml")
       ->check(CLI::IsMember({"table", "json", "yaml"}))
       ->capture_default_str();
@@ -107,7 +108,6 @@ int main(int argc, char** argv) {
   if (const absl::Status status = rlhf::cli::CheckArguments(argc, argv); !status.ok()) return rlhf::cli::Fail(status);
   try {
     app.parse(argc, argv);
-    connection.project_named = project->count() > 0;
   } catch (const CLI::ParseError& error) {
     const std::string unknown = error.get_exit_code() == 0 ? "" : rlhf::cli::UnknownCommand(app);
     if (!unknown.empty()) return rlhf::cli::Fail(rlhf::cli::Here(absl::InvalidArgumentError(unknown)));

@@ -35,7 +35,7 @@ int List(const ConnectionFlags& connection, const std::string& kind) {
   const auto stub = v1::ArtifactService::NewStub(*channel);
   v1::ListArtifactsRequest request;
   request.set_kind(kind);
-  if (connection.project_named) request.set_project(connection.project);
+  request.set_project(connection.project);
   const auto artifacts = AllPages<v1::Artifact>(
       *stub, &v1::ArtifactService::Stub::ListArtifacts, request,
       [](const v1::ListArtifactsResponse& page) -> const auto& { return page.artifacts(); });

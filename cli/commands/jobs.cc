@@ -201,7 +201,7 @@ int List(const ConnectionFlags& connection, bool stages) {
   const auto stub = v1::JobService::NewStub(*channel);
   v1::ListJobsRequest request;
   request.set_include_stages(stages);
-  if (connection.project_named) request.set_project(connection.project);
+  request.set_project(connection.project);
   const auto jobs = AllPages<v1::Job>(
       *stub, &v1::JobService::Stub::ListJobs, request,
       [](const v1::ListJobsResponse& page) -> const auto& { return page.jobs(); });

@@ -157,7 +157,8 @@ class AdminService final : public v1::AdminService::CallbackService {
   // The fleet works for all projects.
   absl::Status ForAll(const Caller& caller) const { return edge_.Admit(caller, "*"); }
 
-  void ChangeQuota(const Caller& caller, const v1::Quota& quota, Done<v1::Quota> done) {
+  void ChangeQuota(const Caller& caller, v1::Quota quota, Done<v1::Quota> done) {
+    quota.set_project(Edge::ProjectFor(caller, quota.project()));
     absl::Status status = Quotas::Check(quota);
     if (status.ok()) status = edge_.Admit(caller, quota.project());
     if (!status.ok()) return done(status);

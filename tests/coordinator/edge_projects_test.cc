@@ -15,6 +15,7 @@
 #include "tests/coordinator/collect_fixture.h"
 #include "tests/coordinator/generic_call.h"
 #include "tests/coordinator/waiting_job.h"
+#include "tests/testing/run_command.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -196,6 +197,53 @@ TEST_F(ProjectsTest, NamesOfAnotherProjectsJobsAreNotTold) {
     answers.push_back(Call(stub, &JobStub::GetJob, get).status().ToString());
   }
   EXPECT_EQ(answers[0], answers[1]);
+}
+
+// Nobody has to name the project of their own token.
+TEST_F(ProjectsTest, EveryCommandWorksWithOnlyATokenOfAnotherProject) {
+  std::map<std::string, std::string> files;
+  for (const auto& [who, token] :
+       {std::pair("person", TokenOfRed("ada", {v1::VIEWER, v1::SUBMITTER, v1::RATER, v1::OVERSEER})),
+        std::pair("admin", TokenOfRed("root", {v1::ADMIN}))}) {
+    files[who] = dir_.File(absl::StrCat(who, ".token"));
+    ASSERT_TRUE(WriteFileDurably(files[who], token).ok());
+  }
+  const auto as = [&](const std::string& who, const std::string& arguments) {
+    return RunCommand(absl::StrCat(BinDir(), "/rlhfctl --address localhost:", server_->ports().at("api"), " --ca ",
+                                   certificates_.CaOnly().ca_file, " --token-file ", files[who], " ", arguments));
+  };
+  const std::string samples = dir_.File("mine.jsonl"), job = dir_.File("job.yaml");
+  ASSERT_TRUE(WriteFileDurably(samples,
+                               "{\"id\":\"0\",\"index\":0,\"prompt\":\"Q\",\"response\":\"a\"}\n"
+                               "{\"id\":\"0\",\"index\":1,\"prompt\":\"Q\",\"response\":\"b\"}\n")
+                  .ok());
+  ASSERT_TRUE(WriteFileDurably(job, "name: mine\ncollect: {samples: mine, comparisons: 1}\n").ok());
+  for (const std::string& arguments : std::vector<std::string>{
+           "data push " + samples + " --alias mine", "data list", "data pull mine --out " + dir_.File("pulled"),
+           "validate " + job, "submit " + job, "submit --request-id again " + job, "list", "get mine", "why mine",
+           "feedback next", "feedback next --job mine", "feedback sets", "ledger mine", "quota get", "gate list",
+           "cancel mine"}) {
+    const CommandResult result = as("person", arguments);
+    EXPECT_EQ(result.code, 0) << arguments << ": " << result.output;
+  }
+  EXPECT_THAT(as("person", "--output json get mine").output, testing::HasSubstr("\"project\": \"red\""));
+  // What is not there is not there; it is not refused.
+  for (const char* arguments :
+       {"get none", "data pull none --out none", "watch none", "samples none", "trace none", "report none",
+        "replay none --out none", "logs none", "pause none", "delete none", "feedback export --set none",
+        "feedback agreement --set none", "audit show --model none", "feedback freeze --set none --name none"}) {
+    const CommandResult result = as("person", arguments);
+    EXPECT_NE(result.code, v1::EXIT_DENIED) << arguments << ": " << result.output;
+    EXPECT_NE(result.code, v1::EXIT_USAGE) << arguments << ": " << result.output;
+  }
+  for (const char* arguments : {"quota set --max-jobs 3", "token create --subject eve --role viewer", "token list"}) {
+    const CommandResult result = as("admin", arguments);
+    EXPECT_EQ(result.code, 0) << arguments << ": " << result.output;
+  }
+  EXPECT_THAT(as("admin", "quota list").output, testing::HasSubstr("red"));
+  const CommandResult refused = as("person", "--project blue get mine");
+  EXPECT_EQ(refused.code, v1::EXIT_DENIED);
+  EXPECT_THAT(refused.output, testing::HasSubstr("blue"));
 }
 
 // What a person's request id made is theirs in their project: two projects may each have somebody of one name.
