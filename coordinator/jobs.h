@@ -19,6 +19,9 @@
 
 namespace rlhf::coordinator {
 
+// Whether the caller has part in a project ("*": in all): jobs of others are not named to them.
+using Sees = std::function<bool(const std::string& project)>;
+
 class Jobs {
  public:
   virtual ~Jobs() = default;
@@ -35,11 +38,11 @@ class Jobs {
   virtual void Resume(const std::string& subject, const v1::ResumeJobRequest& request, Done<v1::Job> done) = 0;
   virtual void Delete(const std::string& subject, const v1::DeleteJobRequest& request,
                       Done<v1::DeleteJobResponse> done) = 0;
-  // `sees`: whether the caller has part in a project; jobs of others are not named.
-  virtual absl::StatusOr<v1::ExplainJobResponse> Explain(
-      const std::string& job_id, const std::function<bool(const std::string& project)>& sees) = 0;
-  // FailedPrecondition naming an active job that needs the artifact or has made it.
-  virtual absl::Status CheckUnused(const std::string& digest) const = 0;
+  virtual absl::StatusOr<v1::ExplainJobResponse> Explain(const std::string& job_id, const Sees& sees) = 0;
+  // A job as a caller may read it: without the id of one that they do not see.
+  virtual v1::Job Shown(v1::Job job, const Sees& sees) const = 0;
+  // FailedPrecondition when an active job needs the artifact or has made it.
+  virtual absl::Status CheckUnused(const std::string& digest, const Sees& sees) const = 0;
   // --- learners
   // All chunks of the step's batch at once, when complete (a long wait: ends with the batch, or Aborted when the group
   // changes).

@@ -233,7 +233,8 @@ class ArtifactService final : public v1::ArtifactService::CallbackService {
                                            const v1::DeleteArtifactRequest* request,
                                            v1::DeleteArtifactResponse* response) override {
     return OwnArtifact(context, request, response, [this](const Caller& caller, auto& r, auto done) {
-      if (absl::Status status = edge_.jobs->CheckUnused(r.digest()); !status.ok()) return done(status);
+      if (absl::Status status = edge_.jobs->CheckUnused(r.digest(), Edge::SeenBy(caller)); !status.ok())
+        return done(status);
       edge_.artifacts->Delete(r, RecorderOf(caller), std::move(done));
     });
   }

@@ -45,6 +45,10 @@ absl::Status Edge::Admit(const Caller& caller, const std::string& project) const
   return status;
 }
 
+Sees Edge::SeenBy(const Caller& caller) {
+  return [&caller](const std::string& project) { return CheckProject(caller, project).ok(); };
+}
+
 std::string Edge::ProjectFor(const Caller& caller, const std::string& requested) {
   if (!requested.empty()) return requested;
   return caller.project.empty() || caller.project == "*" ? "default" : caller.project;

@@ -72,6 +72,8 @@ struct Edge {
 
   // CheckProject, with the refusal noted.
   absl::Status Admit(const Caller& caller, const std::string& project) const;
+  // `caller` outlives what is returned.
+  static Sees SeenBy(const Caller& caller);
   // What the caller means when a request names no project.
   static std::string ProjectFor(const Caller& caller, const std::string& requested);
   // By id or by name; UNKNOWN_JOB, or PROJECT_NOT_ALLOWED.

@@ -35,7 +35,7 @@ class JobService final : public v1::JobService::CallbackService {
                     absl::Status status = CheckRequestId(r.request_id());
                     if (status.ok()) status = TakeProject(caller, r.mutable_spec());
                     if (!status.ok()) return done(status);
-                    edge_.jobs->Submit(caller.subject, r, std::move(done));
+                    edge_.jobs->Submit(caller.subject, r, ShownTo(caller, std::move(done)));
                   });
   }
   grpc::ServerUnaryReactor* ValidateJob(grpc::CallbackServerContext* context, const v1::ValidateJobRequest* request,
@@ -49,8 +49,12 @@ class JobService final : public v1::JobService::CallbackService {
   }
   grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context, const v1::GetJobRequest* request,
                                    v1::Job* response) override {
-    return OnLoop(edge_, context, request, response, Directly([this](const Caller& caller, v1::GetJobRequest& r) {
-                    return edge_.FindJob(caller, r.job_id(), r.project());
+    return OnLoop(edge_, context, request, response,
+                  Directly([this](const Caller& caller, v1::GetJobRequest& r) -> absl::StatusOr<v1::Job> {
+                    RLHF_ASSIGN_OR_RETURN(v1::Job job,
+                                          edge_.FindJob(caller, r.job_id(), r.project()));
+                    Show(caller, &job);
+                    return job;
                   }));
   }
   grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext* context, const v1::ListJobsRequest* request,
@@ -63,7 +67,9 @@ class JobService final : public v1::JobService::CallbackService {
           if (!r.project().empty()) {
             RLHF_RETURN_IF_ERROR(edge_.Admit(caller, r.project()));
           }
-          return edge_.jobs->List(r);
+          RLHF_ASSIGN_OR_RETURN(v1::ListJobsResponse page, edge_.jobs->List(r));
+          for (v1::Job& job : *page.mutable_jobs()) Show(caller, &job);
+          return page;
         }));
   }
   grpc::ServerWriteReactor<v1::JobEvent>* WatchJob(grpc::CallbackServerContext* context,
@@ -111,8 +117,7 @@ class JobService final : public v1::JobService::CallbackService {
         edge_, context, request, response,
         Directly([this](const Caller& caller, v1::ExplainJobRequest& r) -> absl::StatusOr<v1::ExplainJobResponse> {
           RLHF_ASSIGN_OR_RETURN(const v1::Job job, edge_.FindJob(caller, r.job_id(), ""));
-          return edge_.jobs->Explain(
-              job.id(), [&caller](const std::string& project) { return CheckProject(caller, project).ok(); });
+          return edge_.jobs->Explain(job.id(), Edge::SeenBy(caller));
         }));
   }
 
@@ -122,6 +127,23 @@ class JobService final : public v1::JobService::CallbackService {
     spec->set_project(Edge::ProjectFor(caller, spec->project()));
     return edge_.Admit(caller, spec->project());
   }
+
+  // An answer, with its job as the caller may read it.
+  template <typename Response>
+  Done<Response> ShownTo(const Caller& caller, Done<Response> done) const {
+    return [this, caller, done = std::move(done)](absl::StatusOr<Response> response) mutable {
+      // Changes are answered on the store's thread, too.
+      edge_.loop->Post([this, caller, done = std::move(done), response = std::move(response)]() mutable {
+        if (response.ok()) Show(caller, &*response);
+        done(std::move(response));
+      });
+    };
+  }
+  void Show(const Caller& caller, v1::Job* job) const {
+    *job = edge_.jobs->Shown(std::move(*job), Edge::SeenBy(caller));
+  }
+  void Show(const Caller& caller, v1::SubmitJobResponse* response) const { Show(caller, response->mutable_job()); }
+  void Show(const Caller&, v1::DeleteJobResponse*) const {}
 
   template <typename Request, typename Response>
   grpc::ServerUnaryReactor* Change(grpc::CallbackServerContext* context, const Request* request, Response* response,
@@ -134,7 +156,7 @@ class JobService final : public v1::JobService::CallbackService {
                       if (absl::Status status = CheckRemark("reason", r.reason()); !status.ok()) return done(status);
                     }
                     r.set_job_id(job->id());
-                    (edge_.jobs->*change)(caller.subject, r, std::move(done));
+                    (edge_.jobs->*change)(caller.subject, r, ShownTo(caller, std::move(done)));
                   });
   }
 

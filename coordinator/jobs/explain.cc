@@ -249,7 +249,6 @@ void HideJobs(const std::function<bool(const std::string& job_id)>& hidden, JobF
     ids->erase(std::unique(ids->begin(), ids->end()), ids->end());
   }
   hide(&facts->learners.yields_to);
-  hide(facts->job.mutable_preempted_by());
 }
 
 v1::ExplainJobResponse ExplainFacts(const JobFacts& facts) {

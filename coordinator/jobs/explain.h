@@ -86,7 +86,7 @@ struct JobFacts {
   std::string stage_waits_for;
 };
 
-// Puts kJobElsewhere in place of the ids of jobs that `hidden` says yes to.
+// Puts kJobElsewhere in place of the ids of jobs that `hidden` says yes to; the job itself is as it may be shown.
 void HideJobs(const std::function<bool(const std::string& job_id)>& hidden, JobFacts* facts);
 
 // At least one wait; the flat fields are the first's.

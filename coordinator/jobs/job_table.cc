@@ -279,7 +279,7 @@ void JobTable::FreeAfterEnd(const std::string& job_id) {
 }
 
 void JobTable::DeleteCheckpoint(const std::string& digest) {
-  bool used = !CheckUnused(digest).ok();
+  bool used = !CheckUnused(digest, [](const std::string&) { return true; }).ok();
   // Equal runs have equal checkpoints, and those of ended jobs are theirs still.
   const absl::Status read =
       deps_.store->Scan(Table::kMeta, CheckpointPrefix(), [&](absl::string_view, absl::string_view value) {

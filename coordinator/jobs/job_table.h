@@ -26,9 +26,9 @@ class JobTable final : public Jobs, private JobHost {
   void Resume(const std::string& subject, const v1::ResumeJobRequest& request, Done<v1::Job> done) override;
   void Delete(const std::string& subject, const v1::DeleteJobRequest& request,
               Done<v1::DeleteJobResponse> done) override;
-  absl::StatusOr<v1::ExplainJobResponse> Explain(const std::string& job_id,
-                                                 const std::function<bool(const std::string& project)>& sees) override;
-  absl::Status CheckUnused(const std::string& digest) const override;
+  absl::StatusOr<v1::ExplainJobResponse> Explain(const std::string& job_id, const Sees& sees) override;
+  v1::Job Shown(v1::Job job, const Sees& sees) const override;
+  absl::Status CheckUnused(const std::string& digest, const Sees& sees) const override;
   void NextBatch(const v1::NextBatchRequest& request,
                  Done<std::shared_ptr<const std::vector<v1::Sample>>> done) override;
   void CommitStep(const v1::CommitStepRequest& request, Done<v1::CommitStepResponse> done) override;
@@ -91,7 +91,9 @@ class JobTable final : public Jobs, private JobHost {
   void Admit(const std::string& job_id);
   // Whose active jobs fill the quota of one that waits for its turn; empty: it may start.
   std::vector<std::string> InTheWayOf(const v1::Job& job) const;
-  JobFacts FactsOf(const Entry& entry, const std::function<bool(const std::string& project)>& sees);
+  JobFacts FactsOf(const Entry& entry, const Sees& sees);
+  // Of one that is deleted nobody knows the project any more.
+  bool Hidden(const std::string& job_id, const Sees& sees) const;
   // A job that exists and whose etag agrees, or the error.
   absl::StatusOr<v1::Job*> ForChange(const std::string& job_id, const std::string& etag);
   // Resolves all references that can be, and those to `uploads`, which are not here yet; problems name the field.

@@ -387,7 +387,7 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
   });
 }
 
-absl::Status JobTable::CheckUnused(const std::string& digest) const {
+absl::Status JobTable::CheckUnused(const std::string& digest, const Sees& sees) const {
   for (auto id = order_.rbegin(); id != order_.rend(); ++id) {
     const v1::Job& job = jobs_.at(*id).job;
     if (IsTerminal(job.state())) continue;
@@ -395,16 +395,28 @@ absl::Status JobTable::CheckUnused(const std::string& digest) const {
     for (const auto& [reference, resolved] : job.resolved()) uses = uses || resolved == digest;
     for (const auto& [name, made] : job.result().artifacts()) uses = uses || made == digest;
     if (uses) {
-      return absl::FailedPreconditionError(absl::StrCat("the active job ", job.id(), " (", job.spec().name(), ") uses ",
-                                                        digest, "; wait for its end or cancel it"));
+      const std::string who = sees(job.spec().project())
+                                  ? absl::StrCat("the active job ", job.id(), " (", job.spec().name(), ")")
+                                  : kJobElsewhere;
+      return absl::FailedPreconditionError(absl::StrCat(who, " uses ", digest, "; wait for its end or cancel it"));
     }
   }
   return absl::OkStatus();
 }
 
-JobFacts JobTable::FactsOf(const Entry& entry, const std::function<bool(const std::string& project)>& sees) {
+bool JobTable::Hidden(const std::string& job_id, const Sees& sees) const {
+  const auto it = jobs_.find(job_id);
+  return !sees(it == jobs_.end() ? "*" : it->second.job.spec().project());
+}
+
+v1::Job JobTable::Shown(v1::Job job, const Sees& sees) const {
+  if (!job.preempted_by().empty() && Hidden(job.preempted_by(), sees)) job.set_preempted_by(kJobElsewhere);
+  return job;
+}
+
+JobFacts JobTable::FactsOf(const Entry& entry, const Sees& sees) {
   JobFacts facts;
-  facts.job = entry.job;
+  facts.job = Shown(entry.job, sees);
   const absl::Time now = deps_.loop->clock().WallNow();
   const absl::Time created = FromTimestamp(entry.job.created_at());
   const auto since = [&](bool known, const google::protobuf::Timestamp& at) {
@@ -426,17 +438,11 @@ JobFacts JobTable::FactsOf(const Entry& entry, const std::function<bool(const st
   }
   if (const Entry* stage = FindEntry(facts.stage_id); stage != nullptr && stage->driver != nullptr)
     facts.stage_waits_for = ExplainFacts(FactsOf(*stage, sees)).waits_for();
-  HideJobs(
-      [&](const std::string& id) {
-        const Entry* other = FindEntry(id);
-        return other != nullptr && !sees(other->job.spec().project());
-      },
-      &facts);
+  HideJobs([&](const std::string& id) { return Hidden(id, sees); }, &facts);
   return facts;
 }
 
-absl::StatusOr<v1::ExplainJobResponse> JobTable::Explain(const std::string& job_id,
-                                                         const std::function<bool(const std::string& project)>& sees) {
+absl::StatusOr<v1::ExplainJobResponse> JobTable::Explain(const std::string& job_id, const Sees& sees) {
   const Entry* entry = FindEntry(job_id);
   if (entry == nullptr) return UnknownJob(job_id);
   return ExplainFacts(FactsOf(*entry, sees));

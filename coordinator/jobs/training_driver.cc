@@ -216,18 +216,12 @@ void TrainingDriver::FailTraining(const v1::FailTrainingRequest& request, Done<v
   AnswerThen(host_, job_id_, WriteBatch(), std::move(done));
 }
 
-std::string TrainingDriver::Named(const std::string& other) const {
-  const v1::Job* row = host_->Find(other);
-  return row != nullptr && row->spec().project() == job()->spec().project() ? other : kJobElsewhere;
-}
-
 void TrainingDriver::OnYield(const std::string&, const std::string& to) {
   if (!yields_to_.empty() || job() == nullptr) return;
   yields_to_ = to;
   yields_since_ = deps().loop->clock().Now();
   WriteBatch batch;
-  host_->AppendMessage(
-      job(), absl::StrCat(JobNamed(Named(to)), " has a higher priority: this one makes room after its step"), &batch);
+  host_->AppendMessage(job(), "a job has a higher priority: this one makes room after its step", &batch);
   host_->Commit(job_id_, std::move(batch));
 }
 
@@ -241,9 +235,8 @@ void TrainingDriver::Yield() {
   if (row == nullptr || to.empty() || IsTerminal(row->state())) return;
   grouped_ = false;
   waiting_since_ = deps().loop->clock().Now();
-  const std::string other = Named(to);
-  row->set_preempted_by(other);
-  const std::string why = absl::StrCat("preempted by ", JobNamed(other));
+  row->set_preempted_by(to);
+  const std::string why = "preempted by a job of higher priority";
   WriteBatch batch;
   if (row->state() == v1::RUNNING) host_->SetState(row, v1::PENDING, why, "PREEMPTED", &batch);
   deps().groups->Release(job_id_, why);

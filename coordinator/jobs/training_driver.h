@@ -51,8 +51,6 @@ class TrainingDriver : public Driver, protected TrainingListener {
   void Withdraw();                        // asks for none any more; members find that their epoch is over
   void RunsIfGrouped(WriteBatch* batch);  // a job whose group formed while it was paused, when the pause ends
   bool leaving() const { return withdraws_ || !yields_to_.empty(); }
-  // Another job's id, for what people of this job's project read; kJobElsewhere for one of another project.
-  std::string Named(const std::string& other) const;
   v1::Job* job() const { return host_->Find(job_id_); }
   const JobsDeps& deps() const { return host_->deps(); }
 

@@ -10,6 +10,8 @@
 
 #include "absl/time/clock.h"
 #include "coordinator/auth/method_table.h"
+#include "coordinator/store/state_store.h"
+#include "rlhf/v1/artifact_service.grpc.pb.h"
 #include "rlhf/v1/fleet_service.grpc.pb.h"
 #include "rlhf/v1/log_service.grpc.pb.h"
 #include "tests/coordinator/collect_fixture.h"
@@ -119,6 +121,105 @@ TEST_F(ProjectsTest, WhyNamesNoJobOfAnotherProject) {
   };
   EXPECT_THAT(holders(Api("submitter")), testing::ElementsAre("a job of another project"));
   EXPECT_THAT(holders(ApiWithToken(TokenOf("*", "olga", {v1::VIEWER}))), testing::ElementsAre(secret));
+}
+
+bool HasJob(const google::protobuf::Descriptor& message) {
+  if (message.full_name() == "rlhf.v1.Job") return true;
+  for (int i = 0; i < message.field_count(); ++i) {
+    const auto* field = message.field(i)->message_type();
+    if (field != nullptr && field->full_name() == "rlhf.v1.Job") return true;
+  }
+  return false;
+}
+
+// Every call that answers with jobs, for one that had to make room for another project's.
+TEST_F(ProjectsTest, AJobIsShownWithoutTheOneOfAnotherProjectThatHasItsLearners) {
+  ASSERT_TRUE(UploadWaitingJobInputs(Api("submitter"), dir_.path()).ok());
+  const auto red = ApiWithToken(TokenOfRed("ada", {v1::SUBMITTER}));
+  ASSERT_TRUE(client::UploadArtifact(red, dir_.path() + "/tiny-model", "model", "red", "tiny").ok());
+  ASSERT_TRUE(client::UploadArtifact(red, dir_.path() + "/tiny-data.jsonl", "data", "red", "tiny-data").ok());
+  v1::SubmitJobRequest theirs = WaitingJob("urgent");
+  const auto urgent = Call(v1::JobService::NewStub(red), &JobStub::SubmitJob, theirs);
+  ASSERT_TRUE(urgent.ok()) << urgent.status();
+  const v1::SubmitJobRequest mine = WaitingJob("mine");
+  const auto job = Call(v1::JobService::NewStub(Api("submitter")), &JobStub::SubmitJob, mine);
+  ASSERT_TRUE(job.ok()) << job.status();
+  const std::string id = job->job().id(), by = urgent->job().id();
+  server_.reset();
+  {
+    const auto store = OpenSqliteStore(dir_.File("data/state.db"));
+    ASSERT_TRUE(store.ok()) << store.status();
+    v1::Job row;
+    ASSERT_TRUE(row.ParseFromString((*store)->Get(Table::kJobs, id).value_or("")));
+    row.set_preempted_by(by);
+    WriteBatch batch;
+    batch.Put(Table::kJobs, id, row.SerializeAsString());
+    ASSERT_TRUE((*store)->CommitAndWait(std::move(batch)).ok());
+  }
+  Start();
+
+  std::set<std::string> shown;
+  const auto stub = v1::JobService::NewStub(Api("submitter"));
+  const auto shows = [&](const std::string& method, const auto& answer) {
+    ASSERT_TRUE(answer.ok()) << method << ": " << answer.status();
+    EXPECT_THAT(answer->DebugString(), testing::Not(testing::HasSubstr(by))) << method;
+    EXPECT_THAT(answer->DebugString(), testing::HasSubstr("preempted_by: \"a job of another project\"")) << method;
+    shown.insert("/rlhf.v1.JobService/" + method);
+  };
+  v1::GetJobRequest get;
+  get.set_job_id(id);
+  shows("GetJob", Call(stub, &JobStub::GetJob, get));
+  shows("ListJobs", Call(stub, &JobStub::ListJobs, v1::ListJobsRequest()));
+  shows("SubmitJob", Call(stub, &JobStub::SubmitJob, mine));
+  v1::ExplainJobRequest explain;
+  explain.set_job_id(id);
+  const auto why = Call(stub, &JobStub::ExplainJob, explain);
+  ASSERT_TRUE(why.ok()) << why.status();
+  EXPECT_THAT(why->DebugString(), testing::Not(testing::HasSubstr(by)));
+  v1::PauseJobRequest pause;
+  pause.set_job_id(id);
+  shows("PauseJob", Call(stub, &JobStub::PauseJob, pause));
+  v1::ResumeJobRequest resume;
+  resume.set_job_id(id);
+  shows("ResumeJob", Call(stub, &JobStub::ResumeJob, resume));
+
+  const auto all = v1::JobService::NewStub(ApiWithToken(TokenOf("*", "olga", {v1::VIEWER, v1::SUBMITTER})));
+  EXPECT_EQ(Call(all, &JobStub::GetJob, get).value_or(v1::Job()).preempted_by(), by) << "who sees all is told";
+  // Nobody knows of which project one is that is deleted.
+  v1::CancelJobRequest end;
+  end.set_job_id(by);
+  ASSERT_TRUE(Call(all, &JobStub::CancelJob, end).ok());
+  v1::DeleteJobRequest remove;
+  remove.set_job_id(by);
+  ASSERT_TRUE(Call(all, &JobStub::DeleteJob, remove).ok());
+  shows("GetJob", Call(stub, &JobStub::GetJob, get));
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id(id);
+  shows("CancelJob", Call(stub, &JobStub::CancelJob, cancel));
+
+  std::set<std::string> answers_with_jobs;
+  for (const MethodRule& rule : Rules(Listener::kApi)) {
+    const auto* method = FindMethod(rule.method);
+    if (method != nullptr && HasJob(*method->output_type())) answers_with_jobs.insert(rule.method);
+  }
+  EXPECT_EQ(shown, answers_with_jobs);
+}
+
+TEST_F(ProjectsTest, WhoseJobUsesAnArtifactIsNotToldToOthers) {
+  ASSERT_TRUE(UploadWaitingJobInputs(Api("submitter"), dir_.path()).ok());
+  const auto job = Call(v1::JobService::NewStub(Api("submitter")), &JobStub::SubmitJob, WaitingJob("secret"));
+  ASSERT_TRUE(job.ok()) << job.status();
+  const auto red = ApiWithToken(TokenOfRed("ada", {v1::SUBMITTER}));
+  const auto same = client::UploadArtifact(red, dir_.path() + "/tiny-data.jsonl", "data", "red", "");
+  ASSERT_TRUE(same.ok()) << same.status();
+  v1::DeleteArtifactRequest remove;
+  remove.set_digest(same->digest());
+  const auto refused = Call(v1::ArtifactService::NewStub(red), &v1::ArtifactService::Stub::DeleteArtifact, remove);
+  EXPECT_FALSE(refused.ok());
+  EXPECT_THAT(refused.status().ToString(), testing::Not(testing::HasSubstr("secret")));
+  const auto own =
+      Call(v1::ArtifactService::NewStub(Api("submitter")), &v1::ArtifactService::Stub::DeleteArtifact, remove);
+  EXPECT_THAT(own.status().ToString(), testing::HasSubstr(job->job().id())) << "whose own it is, is told";
 }
 
 // With a job, a file and a set of their own: it is the named project that is not theirs.
