@@ -46,9 +46,6 @@ class Walk {
       queue_.pop_front();
       Expand(id);
     }
-    for (const v1::AuditRecord& record : rows_.records) {
-      if (About(record)) *lineage_.add_records() = record;
-    }
     return std::move(lineage_);
   }
 
@@ -150,12 +147,6 @@ class Walk {
     }
   }
 
-  bool About(const v1::AuditRecord& record) const {
-    if (seen_.count(record.object()) > 0) return true;
-    return std::any_of(record.details().begin(), record.details().end(),
-                       [&](const auto& detail) { return seen_.count(detail.second) > 0; });
-  }
-
   const LineageRows& rows_;
   v1::Lineage lineage_;
   std::set<std::string> seen_;
@@ -239,6 +230,16 @@ absl::StatusOr<v1::Lineage> LineageOf(const std::string& model, const LineageRow
         absl::StrCat("nothing is known of the model ", model, "; `rlhfctl models list` names those there are"));
   }
   return Walk(rows).From(model);
+}
+
+std::function<bool(const v1::AuditRecord&)> AboutSteps(const v1::Lineage& lineage) {
+  std::set<std::string> ids;
+  for (const v1::LineageStep& step : lineage.steps()) ids.insert(step.id());
+  return [ids = std::move(ids)](const v1::AuditRecord& record) {
+    return ids.count(record.object()) > 0 ||
+           std::any_of(record.details().begin(), record.details().end(),
+                       [&](const auto& detail) { return ids.count(detail.second) > 0; });
+  };
 }
 
 }  // namespace rlhf::coordinator

@@ -1,6 +1,7 @@
 // What a model was made from, and which models were made from something. Pure functions over rows.
 #pragma once
 
+#include <functional>
 #include <set>
 #include <string>
 #include <vector>
@@ -24,14 +25,14 @@ struct LineageRows {
   std::vector<v1::ComparisonSet> sets;
   std::vector<v1::GateRow> gates;
   std::vector<v1::Artifact> artifacts;
-  std::vector<v1::AuditRecord> records;  // all of the audit log's
 };
-// What a model of the project may rest on and the coordinator holds in memory: all but the records. Loop thread only.
+// What a model of the project may rest on and the coordinator holds in memory. Loop thread only.
 absl::StatusOr<LineageRows> CollectLineageRows(const std::string& project, Jobs& jobs, Feedback& feedback,
                                                Oversight& oversight, Artifacts& artifacts);
-// Breadth first from the model; the audit log's records about the steps are added. NotFound when nothing is known of
-// it.
+// Breadth first from the model, without the audit log's records. NotFound when nothing is known of it.
 absl::StatusOr<v1::Lineage> LineageOf(const std::string& model, const LineageRows& rows);
+// Whether a record of the audit log is about one of the steps.
+std::function<bool(const v1::AuditRecord&)> AboutSteps(const v1::Lineage& lineage);
 
 // Of a message's deterministic serialisation.
 std::string MessageSha256(const google::protobuf::Message& message);

@@ -114,11 +114,14 @@ class OversightService final : public v1::OversightService::CallbackService {
               CollectLineageRows(project, *edge_.jobs, *edge_.feedback, *edge_.oversight, *edge_.artifacts);
           if (!rows.ok()) return done(rows.status());
           OffLoop<v1::Lineage>(
-              edge_.loop, edge_.pages,
+              edge_.loop, edge_.checks,
               [oversight = edge_.oversight, digest = model->digest(), rows = *std::move(rows),
-               gone = std::move(gone)]() mutable -> absl::StatusOr<v1::Lineage> {
-                RLHF_ASSIGN_OR_RETURN(rows.records, oversight->audit().All(gone));
-                return LineageOf(digest, rows);
+               gone = std::move(gone)]() -> absl::StatusOr<v1::Lineage> {
+                RLHF_ASSIGN_OR_RETURN(v1::Lineage lineage, LineageOf(digest, rows));
+                RLHF_ASSIGN_OR_RETURN(std::vector<v1::AuditRecord> records,
+                                      oversight->audit().All(AboutSteps(lineage), gone));
+                for (v1::AuditRecord& record : records) *lineage.add_records() = std::move(record);
+                return lineage;
               },
               std::move(done));
         });

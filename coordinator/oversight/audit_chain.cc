@@ -171,13 +171,17 @@ absl::StatusOr<v1::ListAuditHeadsResponse> AuditChain::ListHeads(const v1::ListA
   return response;
 }
 
-absl::StatusOr<std::vector<v1::AuditRecord>> AuditChain::All(const std::function<bool()>& gone) const {
+absl::StatusOr<std::vector<v1::AuditRecord>> AuditChain::All(const std::function<bool(const v1::AuditRecord&)>& wanted,
+                                                             const std::function<bool()>& gone) const {
   std::vector<v1::AuditRecord> records;
+  int64_t read = 0;
   bool stopped = false;
   RLHF_RETURN_IF_ERROR(store_->Scan(Table::kAudit, "", [&](absl::string_view, absl::string_view value) {
-    stopped = gone && records.size() % kLookedAt == 0 && gone();
+    stopped = gone && read++ % kLookedAt == 0 && gone();
     if (stopped) return false;
-    records.emplace_back().ParseFromArray(value.data(), static_cast<int>(value.size()));
+    v1::AuditRecord record;
+    record.ParseFromArray(value.data(), static_cast<int>(value.size()));
+    if (!wanted || wanted(record)) records.push_back(std::move(record));
     return true;
   }));
   if (stopped) return absl::CancelledError("nobody waits for the audit log any more");

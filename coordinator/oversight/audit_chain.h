@@ -36,8 +36,9 @@ class AuditChain final : public WriteBatch::Sealer {
 
   absl::StatusOr<v1::ListAuditResponse> List(const v1::ListAuditRequest& request) const;
   absl::StatusOr<v1::ListAuditHeadsResponse> ListHeads(const v1::ListAuditHeadsRequest& request) const;
-  // Cancelled when `gone` says that nobody waits for it.
-  absl::StatusOr<std::vector<v1::AuditRecord>> All(const std::function<bool()>& gone = nullptr) const;
+  // Those that are wanted, read one by one from end to end. Cancelled when `gone` says that nobody waits for them.
+  absl::StatusOr<std::vector<v1::AuditRecord>> All(const std::function<bool(const v1::AuditRecord&)>& wanted = nullptr,
+                                                   const std::function<bool()>& gone = nullptr) const;
   // Recomputes the whole chain, and looks for every head in it; with a key the newest head has to be by it. Ends early,
   // as not intact, when `gone` says that nobody waits for it.
   v1::VerifyAuditResponse Verify(const std::function<bool()>& gone = nullptr) const;
