@@ -22,6 +22,7 @@ class FleetImpl final : public Fleet {
       : loop_(loop), heartbeat_interval_(heartbeat_interval), lease_(lease) {}
 
   void AddListener(FleetListener* listener) override { listeners_.push_back(listener); }
+  absl::Duration lease() const override { return lease_; }
 
   void Register(const v1::RegisterRequest& request, Done<v1::RegisterResponse> done) override {
     const int64_t behind = static_cast<int64_t>(kProtocolVersion) - static_cast<int64_t>(request.protocol_version());

@@ -41,7 +41,9 @@ class Fleet {
   // NotFound with reason UNKNOWN_SESSION.
   virtual absl::StatusOr<const Session*> Find(const std::string& session_id) const = 0;
   virtual std::vector<const Session*> Sessions(v1::Role role) const = 0;  // ROLE_UNSPECIFIED: all
-  virtual absl::Status Drain(const std::string& instance_id) = 0;         // NotFound when it is not registered
+  // A session's life without a heartbeat. So long after a start, who lives has registered.
+  virtual absl::Duration lease() const = 0;
+  virtual absl::Status Drain(const std::string& instance_id) = 0;  // NotFound when it is not registered
   // Gives an instance nothing new until it is uncordoned, also one that is away; durable with the batch. NotFound for
   // uncordoning what is neither cordoned nor registered.
   virtual absl::Status Cordon(const std::string& instance_id, bool uncordon, WriteBatch* batch) = 0;

@@ -38,6 +38,7 @@ struct Group {
   std::string rendezvous;
   absl::Duration formed_at, waiting_since;
   absl::Duration returning_until = -absl::InfiniteDuration();
+  bool recovered = false;           // the group before was of a coordinator before this one: its members are not known
   std::string lost;                 // why the group before is over, as long as its job has not been told
   std::set<std::string> survivors;  // sessions of the group before that may still join again
   int broken_in_a_row = 0;          // groups, without a step between
@@ -68,7 +69,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
     group.epoch = last_epoch;
     group.waiting_since = loop_->clock().Now();
     // After a restart its learners still hold its weights: its turn is not over.
-    if (last_epoch > 0) group.returning_until = group.waiting_since + kReturning;
+    group.recovered = last_epoch > 0;
+    if (group.recovered) group.returning_until = group.waiting_since + kReturning;
     group.started_with = group.plan.priority;
     groups_[job_id] = std::move(group);
     loop_->Post([this] { Form(); });
@@ -176,6 +178,11 @@ class LearnerGroupsImpl final : public LearnerGroups {
     if (group.members.empty() && loop_->clock().Now() < group.not_before) {
       out.broke = group.broke;
       out.next_in = group.not_before - loop_->clock().Now();
+    }
+    if (group.members.empty()) {
+      const std::vector<const Waiter*> candidates = CandidatesFor(group);
+      out.awaits_holders =
+          static_cast<int>(candidates.size()) >= group.plan.min_ranks && AwaitsHolders(group, candidates);
     }
     out.since = loop_->clock().Now() - (group.members.empty() ? group.waiting_since : group.formed_at);
     for (const std::string& member : group.members) {
@@ -289,13 +296,34 @@ class LearnerGroupsImpl final : public LearnerGroups {
                         absl::FormatDuration(delay), ")");
   }
 
-  // Whether the session is awaited by a group that broke a moment ago, other than `group`.
-  bool AwaitedByAnother(const std::string& session_id, const Group* group) const {
+  // Whether the waiting one is awaited by a group that broke a moment ago, or by one of before a restart, other than
+  // `group`.
+  bool AwaitedByAnother(const Waiter& waiter, const Group* group) const {
     const absl::Duration now = loop_->clock().Now();
     return std::any_of(groups_.begin(), groups_.end(), [&](const auto& entry) {
       const Group& other = entry.second;
       return &other != group && other.members.empty() && now < other.returning_until &&
-             other.survivors.count(session_id) > 0;
+             (other.survivors.count(waiter.request.session_id()) > 0 ||
+              waiter.request.held_job_id() == other.plan.job_id);
+    });
+  }
+
+  // Whether the group is not formed of these yet, for nobody among them holds what is committed, steps would have to be
+  // trained again, and a learner that may hold it is on its way: one that has not registered again since a restart, or
+  // that has not left the group before. As long as the group keeps its turn, at most.
+  bool AwaitsHolders(const Group& group, std::vector<const Waiter*> candidates) const {
+    const absl::Duration now = loop_->clock().Now();
+    if (now >= group.returning_until || !group.listener->LosesSteps(group.plan.job_id)) return false;
+    candidates.resize(std::min(candidates.size(), static_cast<size_t>(group.plan.ranks)));
+    const v1::PolicyVersion* committed = group.listener->Committed(group.plan.job_id);
+    if (committed == nullptr || HoldsAllShares(group, *committed, candidates)) return false;
+    if (group.recovered && now < started_at_ + fleet_->lease()) return true;
+    const std::vector<const Session*> learners = fleet_->Sessions(v1::ROLE_LEARNER);
+    return std::any_of(learners.begin(), learners.end(), [this](const Session* session) {
+      return !session->draining && !session->cordoned && !IsMember(session->session_id) &&
+             std::none_of(waiters_.begin(), waiters_.end(), [&](const Waiter& waiter) {
+               return waiter.request.session_id() == session->session_id && Waits(waiter);
+             });
     });
   }
 
@@ -327,7 +355,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     for (const Waiter& waiter : waiters_) {
       const absl::StatusOr<const Session*> session = fleet_->Find(waiter.request.session_id());
       if (session.ok() && Waits(waiter) && !(*session)->draining && !(*session)->cordoned &&
-          !IsMember(waiter.request.session_id()) && !AwaitedByAnother(waiter.request.session_id(), group))
+          !IsMember(waiter.request.session_id()) && !AwaitedByAnother(waiter, group))
         candidates.push_back(&waiter);
     }
     return candidates;
@@ -373,7 +401,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
   // there are once the survivors are back and the dead had their moment to return.
   int RanksNow(const Group& group, const std::vector<const Waiter*>& candidates) const {
     const int there = static_cast<int>(candidates.size());
-    if (loop_->clock().Now() < group.not_before) return 0;
+    if (loop_->clock().Now() < group.not_before || AwaitsHolders(group, candidates)) return 0;
     if (there >= group.plan.ranks) return group.plan.ranks;
     if (there < group.plan.min_ranks) return 0;
     const bool all_back = std::all_of(group.survivors.begin(), group.survivors.end(), [&](const std::string& survivor) {
@@ -527,7 +555,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     group.assignment.set_job_id(group.plan.job_id);
     group.assignment.set_epoch(group.epoch);
     group.assignment.set_world_size(ranks);
-    group.growing = false;
+    group.growing = group.recovered = false;
     group.survivors.clear();
   }
 
@@ -558,6 +586,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
   Fleet* const fleet_;
   const Quotas* const quotas_;
   CallersTime callers_;  // learners'
+  const absl::Duration started_at_ = loop_->clock().Now();
   std::map<std::string, Group> groups_;
   std::list<Waiter> waiters_;
 };

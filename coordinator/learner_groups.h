@@ -39,6 +39,9 @@ class TrainingListener {
                                              const v1::PolicyVersion* held, const std::string& rank0_address) = 0;
   // The version that is committed: who holds it goes first. Null: nothing of the job is held across groups.
   virtual const v1::PolicyVersion* Committed(const std::string& job_id) { return nullptr; }
+  // Whether steps are trained again where nobody holds what is committed: a group that had it is given the time to come
+  // back.
+  virtual bool LosesSteps(const std::string& job_id) const { return false; }
   // The last step that was done, smaller again after a return to a checkpoint: a group that breaks again and again at
   // one step is formed ever later.
   virtual int64_t StepOf(const std::string& job_id) const = 0;
@@ -78,6 +81,7 @@ class LearnerGroups : public FleetListener {
     GangWait wait = GangWait::kNone;
     std::vector<std::string> holders;     // other jobs that have learners
     std::vector<std::string> not_joined;  // instances that have not taken their assignment
+    bool awaits_holders = false;  // ranks are there, and who holds the committed weights is given time to return
     absl::Duration since;
     std::string broke;       // why the last group broke, while the next one is put off for it
     absl::Duration next_in;  // until the next one may form

@@ -57,6 +57,9 @@ void ExplainLearners(const JobFacts& facts, Waits* waits) {
                learners.since,
                absl::StrCat("mend what its learners report; the next group is formed in ",
                             absl::FormatDuration(absl::Ceil(learners.next_in, absl::Seconds(1)))));
+  } else if (learners.awaits_holders) {
+    waits->Add(v1::GROUP_FORMING, "a learner that holds its newest weights, to come back", learners.since,
+               "nothing; within 30 s it goes on without, from its checkpoint");
   } else if (!facts.job.preempted_by().empty()) {
     waits->Add(v1::PREEMPTED,
                absl::StrCat("learners: ", JobNamed(facts.job.preempted_by()), ", of higher priority, took them"),

@@ -30,6 +30,7 @@ struct LearnerFacts {
   GangWait wait = GangWait::kNone;
   std::vector<std::string> holders;     // jobs that have learners
   std::vector<std::string> not_joined;  // forming: members that have not taken their assignment
+  bool awaits_holders = false;          // who holds the committed weights is given time to return
   bool yielding = false;                // it was told to make room
   std::string yields_to;
   absl::Duration since;  // in this state

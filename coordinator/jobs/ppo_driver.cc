@@ -100,6 +100,9 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   const v1::PolicyVersion* Committed(const std::string&) override {
     return job() == nullptr ? nullptr : &job()->version();
   }
+  bool LosesSteps(const std::string&) const override {
+    return job() != nullptr && job()->version().step() > job()->checkpoint_step();
+  }
   void OnGroupLost(const std::string& job_id, const std::string& why) override {
     FailWaiters(WithReason(absl::AbortedError("the learner group changed: join again"), v1::STALE_EPOCH));
     if (job() != nullptr) TrainingDriver::OnGroupLost(job_id, why);

@@ -261,6 +261,7 @@ void TrainingDriver::Describe(JobFacts* facts) {
   learners.wait = situation.wait;
   learners.holders = situation.holders;
   learners.not_joined = situation.not_joined;
+  learners.awaits_holders = situation.awaits_holders;
   learners.yielding = !yields_to_.empty();
   learners.yields_to = yields_to_;
   learners.since = situation.since;

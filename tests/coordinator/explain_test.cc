@@ -143,6 +143,13 @@ TEST(ExplainTest, GroupThatBreaksAgainAndAgain) {
   EXPECT_THAT(wait.what_to_do(), HasSubstr("formed in 4s"));
 }
 
+TEST(ExplainTest, GroupThatAwaitsWhoHoldsItsWeights) {
+  JobFacts facts = Training(2);
+  facts.learners.registered = facts.learners.free = 2;
+  facts.learners.awaits_holders = true;
+  EXPECT_THAT(Expect(facts, v1::GROUP_FORMING).waits_for(), HasSubstr("a learner that holds its newest weights"));
+}
+
 TEST(ExplainTest, PreemptedAndAboutToBe) {
   JobFacts facts = Training(2);
   facts.learners.registered = 2;

@@ -16,13 +16,13 @@ namespace {
 
 class LearnerGroupsTest : public testing::Test, public TrainingListener {
  protected:
-  void Add(int ranks, int min_ranks, const std::string& job = "job", int priority = 0) {
+  void Add(int ranks, int min_ranks, const std::string& job = "job", int priority = 0, uint64_t last_epoch = 0) {
     TrainingPlan plan;
     plan.job_id = job;
     plan.priority = priority;
     plan.ranks = ranks;
     plan.min_ranks = min_ranks;
-    groups_->AddJob(plan, 0, this);
+    groups_->AddJob(plan, last_epoch, this);
     loop_.Run();
   }
   v1::GroupAssignment OnGroupForming(const std::string&, uint64_t, int, const v1::PolicyVersion* held,
@@ -32,6 +32,7 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
     return {};
   }
   const v1::PolicyVersion* Committed(const std::string&) override { return &committed_; }
+  bool LosesSteps(const std::string&) const override { return loses_steps_; }
   int64_t StepOf(const std::string&) const override { return step_; }
   void OnGroupLost(const std::string&, const std::string& why) override {
     ++lost_;
@@ -53,13 +54,13 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
     return session;
   }
   void Join(const std::string& session, int64_t held_step = 0, const std::string& left_because = "", int share = 0,
-            int shares = 0) {
+            int shares = 0, const std::string& held_job = "job") {
     v1::JoinGroupRequest request;
     request.set_session_id(session);
     request.set_wait_ms(wait_ms_);
     request.set_left_because(left_because);
     if (held_step > 0) {
-      request.set_held_job_id("job");
+      request.set_held_job_id(held_job);
       request.mutable_held()->set_step(held_step);
       request.set_held_share(share);
       request.set_held_shares(shares);
@@ -116,6 +117,7 @@ class LearnerGroupsTest : public testing::Test, public TrainingListener {
   int lost_ = 0;
   std::string why_;
   int64_t step_ = 0;
+  bool loses_steps_ = false;
   bool withdraws_ = false;  // the job leaves when its group is lost, as a paused one does
   std::string events_;
   std::vector<std::string> yields_;
@@ -258,6 +260,87 @@ TEST_F(LearnerGroupsTest, WhoSurvivedIsForItsOwnGroup) {
   Join(Register("another"));
   EXPECT_EQ(assigned_[a1].job_id(), "job");
   EXPECT_EQ(assigned_[c1].job_id(), "other");
+}
+
+TEST_F(LearnerGroupsTest, WhoHoldsTheWeightsIsAwaitedAfterARestart) {
+  loses_steps_ = true;
+  committed_.set_step(5);
+  const std::string spare = Register("spare");
+  Add(1, 1, "job", 0, /*last_epoch=*/3);
+  Join(spare);
+  Pass(absl::Seconds(3), {spare});
+  EXPECT_EQ(World(spare), 0);
+  EXPECT_TRUE(groups_->SituationOf("job").awaits_holders);
+  const std::string holder = Register("holder");
+  Join(holder, 5);
+  EXPECT_EQ(World(holder), 1);
+  EXPECT_EQ(held_step_, 5);
+  EXPECT_FALSE(groups_->SituationOf("job").awaits_holders);
+}
+
+TEST_F(LearnerGroupsTest, AfterARestartNobodyIsAwaitedLongerThanWhoLivesNeedsToReturn) {
+  loses_steps_ = true;
+  committed_.set_step(5);
+  const std::string spare = Register("spare");
+  Add(1, 1, "job", 0, 3);
+  Join(spare, 4);  // an older version is as good as none
+  Pass(absl::Seconds(8), {spare});
+  EXPECT_EQ(World(spare), 0);
+  Pass(absl::Seconds(2), {spare});
+  EXPECT_EQ(World(spare), 1);
+  // With nothing to lose it is not waited for anybody.
+  loses_steps_ = false;
+  const std::string another = Register("another");
+  Add(1, 1, "another job", 0, 3);
+  Join(another);
+  EXPECT_EQ(World(another), 1);
+}
+
+TEST_F(LearnerGroupsTest, JobsDoNotSwapTheirLearnersOverARestart) {
+  loses_steps_ = true;
+  committed_.set_step(5);
+  Add(1, 1, "a", 0, 3);
+  Add(1, 1, "b", 0, 3);
+  const std::string of_b = Register("of b"), of_a = Register("of a");
+  Join(of_b, 5, "", 0, 0, "b");
+  Pass(absl::Seconds(2), {of_a, of_b});
+  Join(of_a, 5, "", 0, 0, "a");
+  EXPECT_EQ(assigned_[of_a].job_id(), "a");
+  EXPECT_EQ(assigned_[of_b].job_id(), "b");
+}
+
+TEST_F(LearnerGroupsTest, ASurvivorThatStillLeavesIsAwaitedThoughOthersAreFree) {
+  loses_steps_ = true;
+  committed_.set_step(5);
+  const std::string a = Register("a"), b = Register("b"), c = Register("c"), d = Register("d");
+  Add(2, 2);
+  Join(a);
+  Join(b);
+  ASSERT_EQ(World(a), 2);
+  Join(c);
+  Join(d);
+  Pass(absl::Seconds(10), {a, c, d});  // b hangs; a waits for it in a collective
+  EXPECT_EQ(lost_, 1);
+  EXPECT_EQ(World(c) + World(d), 0);
+  Join(a, 5);
+  EXPECT_EQ(World(a), 2);
+  EXPECT_EQ(held_step_, 5);
+}
+
+TEST_F(LearnerGroupsTest, ASurvivorThatDoesNotLeaveIsGivenUp) {
+  loses_steps_ = true;
+  committed_.set_step(5);
+  const std::string a = Register("a"), b = Register("b"), c = Register("c"), d = Register("d");
+  Add(2, 2);
+  Join(a);
+  Join(b);
+  Join(c);
+  Join(d);
+  Pass(absl::Seconds(35), {a, c, d});
+  EXPECT_EQ(World(c), 0);
+  Pass(absl::Seconds(10), {a, c, d});
+  EXPECT_EQ(World(c), 2);
+  EXPECT_EQ(World(d), 2);
 }
 
 TEST_F(LearnerGroupsTest, AJobThatIsWithdrawnWhenItsGroupIsLostFormsNoOther) {
