@@ -32,6 +32,7 @@ absl::Status NoOpenUpload(const std::string& upload_id) {
 }
 
 absl::StatusOr<std::string> ArtifactsImpl::MakeStaging() {
+  RLHF_RETURN_IF_ERROR(CheckRoot());
   absl::StatusOr<std::string> staging = root_.MakeStaging();
   if (!staging.ok()) return WithVolumeReason(staging.status());
   staged_.insert(*staging);

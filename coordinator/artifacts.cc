@@ -17,6 +17,7 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kDefaultPage = 100;
+constexpr size_t kProbed = 1000;  // artifacts; the first that is there is enough
 
 bool NewerFirst(const v1::Artifact* a, const v1::Artifact* b) {
   if (a->created_at().seconds() != b->created_at().seconds())
@@ -140,6 +141,30 @@ absl::StatusOr<v1::Artifact> ArtifactsImpl::Resolve(const std::string& reference
   return View(**artifact, project);
 }
 
+absl::StatusOr<std::string> ArtifactsImpl::Path(const std::string& digest) const {
+  absl::StatusOr<std::string> path = root_.Path(digest);
+  if (!absl::IsNotFound(path.status()) || artifacts_.count(digest) == 0) return path;
+  RLHF_RETURN_IF_ERROR(Annotate(CheckRoot(), digest));
+  return path;
+}
+
+absl::Status ArtifactsImpl::CheckRoot() const {
+  if (RootProbe()()) return absl::OkStatus();
+  return WithReason(absl::UnavailableError(absl::StrCat(
+                        root_.root(), " holds none of the artifacts that are known: is its volume mounted?")),
+                    v1::STORE_UNAVAILABLE);
+}
+
+std::function<bool()> ArtifactsImpl::RootProbe() const {
+  std::vector<std::string> digests;
+  for (auto it = artifacts_.begin(); it != artifacts_.end() && digests.size() < kProbed; ++it)
+    digests.push_back(it->first);
+  return [root = root_, digests = std::move(digests)] {
+    return digests.empty() ||
+           std::any_of(digests.begin(), digests.end(), [&root](const std::string& digest) { return root.Has(digest); });
+  };
+}
+
 void ArtifactsImpl::Commit(WriteBatch batch, std::function<void()> apply, Done<v1::Artifact> done,
                            const std::string& digest, const std::string& project) {
   store_->Commit(std::move(batch), [this, apply = std::move(apply), done = std::move(done), digest,
@@ -202,6 +227,7 @@ void ArtifactsImpl::Register(const v1::RegisterArtifactRequest& request, Done<v1
     absl::StatusOr<artifact::Manifest> manifest = root_.GetManifest(request.digest());
     loop_->Post([this, request, manifest = std::move(manifest), done = std::move(done)]() mutable {
       if (!manifest.ok()) {
+        if (const absl::Status there = CheckRoot(); !there.ok()) return done(there);
         const absl::Status status =
             Annotate(manifest.status(), "the artifact root does not hold what is to be registered");
         return done(absl::IsNotFound(status) ? WithReason(status, v1::UNKNOWN_ARTIFACT) : status);

@@ -28,12 +28,17 @@ class Artifacts {
   // no other that the project sees begins so (InvalidArgument). NotFound with UNKNOWN_ARTIFACT naming the nearest
   // alias.
   virtual absl::StatusOr<v1::Artifact> Resolve(const std::string& reference, const std::string& project) = 0;
-  // Local directory of a published artifact.
+  // Local directory of a published artifact. Unavailable (STORE_UNAVAILABLE) where the root holds nothing of what is
+  // known: its volume is not there, and the artifact is not lost.
   virtual absl::StatusOr<std::string> Path(const std::string& digest) const = 0;
+  // Tells, on any thread, whether the root holds any of a few artifacts that are known now; true where none is.
+  virtual std::function<bool()> RootProbe() const {
+    return [] { return true; };
+  }
   // Publishes a directory the coordinator itself made (a data artifact), in the background; `done` runs on the loop.
   virtual void PublishDirectory(const std::string& staging_dir, const std::string& kind, const std::string& project,
                                 const std::string& created_by, Done<v1::Artifact> done) = 0;
-  virtual absl::StatusOr<std::string> MakeStaging() = 0;
+  virtual absl::StatusOr<std::string> MakeStaging() = 0;  // also Unavailable, as Path
   // In the background: removes staging folders in which nothing was written for a day, but this process's own (a model
   // card may wait that long for a full volume) and uploads, which people may go on with.
   virtual void SweepStaging() = 0;

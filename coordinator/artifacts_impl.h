@@ -26,7 +26,8 @@ class ArtifactsImpl final : public Artifacts {
 
   absl::Status Recover() override;
   absl::StatusOr<v1::Artifact> Resolve(const std::string& reference, const std::string& project) override;
-  absl::StatusOr<std::string> Path(const std::string& digest) const override { return root_.Path(digest); }
+  absl::StatusOr<std::string> Path(const std::string& digest) const override;
+  std::function<bool()> RootProbe() const override;
   void PublishDirectory(const std::string& staging_dir, const std::string& kind, const std::string& project,
                         const std::string& created_by, Done<v1::Artifact> done) override;
   absl::StatusOr<std::string> MakeStaging() override;
@@ -52,6 +53,8 @@ class ArtifactsImpl final : public Artifacts {
   void SweepUploads();
   v1::Artifact View(const v1::Artifact& artifact, const std::string& project) const;
   absl::StatusOr<const v1::Artifact*> FindDigest(const std::string& digest) const;
+  // Unavailable (STORE_UNAVAILABLE) where the root holds nothing of what is known.
+  absl::Status CheckRoot() const;
   // The whole digest, of an artifact that the project sees; what begins none as it is.
   absl::StatusOr<std::string> WholeDigest(const std::string& beginning, const std::string& project) const;
   void AfterPublish(const std::string& upload_id, std::shared_ptr<Upload> upload, const std::string& subject,

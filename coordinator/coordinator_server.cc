@@ -449,12 +449,12 @@ void CoordinatorServerImpl::StartTicks() {
   Every(absl::Milliseconds(500), [this] { fleet_->Tick(); });
   Every(absl::Seconds(1), [this] { feedback_->Tick(); });
   Every(kSignEvery, [this] { oversight_->audit().SignHead(); });
-  Every(absl::Milliseconds(500), [this] { volumes_->Look(); });
+  Every(absl::Milliseconds(500), [this] { volumes_->Look(artifacts_->RootProbe()); });
   if (!config_.insecure) Every(kLookAtCertificatesEvery, [this] { LookAtCertificates(); });
   Every(kSweepPayloadsEvery, [this] { retention_->Sweep(); });
   loop_->Post([this] { artifacts_->SweepStaging(); });
   Every(kSweepStagingEvery, [this] { artifacts_->SweepStaging(); });
-  volumes_->Look();
+  loop_->Post([this] { volumes_->Look(artifacts_->RootProbe()); });
 }
 
 void CoordinatorServerImpl::LookAtCertificates() {

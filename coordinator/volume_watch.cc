@@ -26,6 +26,8 @@ std::optional<VolumeRoom> RoomOf(const std::string& folder) {
 
 namespace {
 
+constexpr char kArtifactsVolume[] = "artifacts";
+
 // Of a folder in which this process may not write; empty when it may. Volumes for several nodes often come as root's:
 // the kubelet gives them to a pod's group only where their driver lets it.
 std::string NotOursBecause(const std::string& folder) {
@@ -40,10 +42,10 @@ std::string NotOursBecause(const std::string& folder) {
 
 }  // namespace
 
-void VolumeWatch::Look() {
+void VolumeWatch::Look(std::function<bool()> artifacts_there) {
   if (looking_.exchange(true)) return;
-  thread_->Run([this] {
-    const VolumeTrouble trouble = LookNow();
+  thread_->Run([this, artifacts_there = std::move(artifacts_there)] {
+    const VolumeTrouble trouble = LookNow(artifacts_there);
     const bool any = !trouble.why.empty();
     if (std::exchange(trouble_, any) != any)
       spdlog::warn("{}", any ? trouble.why + ": jobs pause" : "the disks can be written to again: jobs go on");
@@ -52,9 +54,13 @@ void VolumeWatch::Look() {
   });
 }
 
-VolumeTrouble VolumeWatch::LookNow() {
+VolumeTrouble VolumeWatch::LookNow(const std::function<bool()>& artifacts_there) {
   VolumeTrouble trouble;
   for (const auto& [volume, folder] : folders_) {
+    if (volume == kArtifactsVolume && !artifacts_there()) {
+      trouble.why = absl::StrCat(folder, " holds none of the artifacts that are known: is its volume mounted?");
+      trouble.code = kDiskReadOnly;
+    }
     const std::optional<VolumeRoom> room = RoomOf(folder);
     if (!room) continue;
     metrics_->Gauge("rlhf_volume_free_bytes", "Space left for this process on a volume.", {{"volume", volume}})

@@ -32,8 +32,8 @@ struct VolumeTrouble {
 // while a backup takes it. Thread-safe.
 //
 // A volume is full below `min_free_mb` megabytes, and, once it was, until there are a quarter more: jobs that go on
-// would pause again at once. A folder in which this process may not write counts as read-only; one that cannot be
-// looked at is left out.
+// would pause again at once. A folder in which this process may not write counts as read-only, and so does a root that
+// holds none of the artifacts that are known: its volume is not mounted. One that cannot be looked at is left out.
 class VolumeWatch {
  public:
   using Folders = std::vector<std::pair<std::string, std::string>>;  // the volume's name in metrics, a folder of it
@@ -41,11 +41,12 @@ class VolumeWatch {
   VolumeWatch(Folders folders, int min_free_mb, MetricsRegistry* metrics,
               std::function<void(const VolumeTrouble&)> found)
       : folders_(std::move(folders)), min_free_mb_(min_free_mb), metrics_(metrics), found_(std::move(found)) {}
-  // Returns at once; nothing happens while the look before is not over.
-  void Look();
+  // Returns at once; nothing happens while the look before is not over. `artifacts_there` (Artifacts::RootProbe) is
+  // called on the watch's thread.
+  void Look(std::function<bool()> artifacts_there);
 
  private:
-  VolumeTrouble LookNow();
+  VolumeTrouble LookNow(const std::function<bool()>& artifacts_there);
 
   const Folders folders_;
   const int min_free_mb_;

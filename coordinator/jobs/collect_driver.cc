@@ -34,6 +34,8 @@ class CollectDriver final : public Driver {
     for (size_t i = 0; i < references.size(); ++i) {
       if (references[i].empty()) continue;
       const absl::StatusOr<std::string> path = deps().artifacts->Path(Resolved(row, references[i]));
+      if (ReasonOf(path.status()) == v1::STORE_UNAVAILABLE)
+        return FailOrTryVolumeAgain(host_, job_id_, path.status(), &unpublished_, [this] { Start(); });
       if (!path.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(path.status().message()));
       paths[i] = *path;
     }

@@ -52,6 +52,12 @@ void FailOrTryVolumeAgain(JobHost* host, const std::string& job_id, const absl::
 void LoadPrompts(const JobsDeps& deps, const std::string& digest, bool shuffle, uint64_t seed, int limit,
                  absl::AnyInvocable<void(absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>>)> then) {
   const absl::StatusOr<std::string> path = deps.artifacts->Path(digest);
+  if (ReasonOf(path.status()) == v1::STORE_UNAVAILABLE) {
+    return deps.loop->PostAfter(kTryVolumeAgain,
+                                [deps, digest, shuffle, seed, limit, then = std::move(then)]() mutable {
+                                  LoadPrompts(deps, digest, shuffle, seed, limit, std::move(then));
+                                });
+  }
   if (!path.ok()) {
     deps.loop->Post([then = std::move(then), status = path.status()]() mutable { then(status); });
     return;

@@ -113,7 +113,7 @@ std::unique_ptr<Driver> MakeCollectDriver(JobHost* host, const std::string& job_
 std::unique_ptr<Driver> MakePipelineDriver(JobHost* host, const std::string& job_id);
 
 // Reads a prompts artifact off the loop; `then` runs on the loop. In the file's order, or shuffled by the seed; of
-// these the first `limit`, where 0 is all.
+// these the first `limit`, where 0 is all. While the artifacts' volume is not there it waits for it.
 void LoadPrompts(const JobsDeps& deps, const std::string& digest, bool shuffle, uint64_t seed, int limit,
                  absl::AnyInvocable<void(absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>>)> then);
 // The digest a reference of the job's specification was resolved to; empty for an empty reference.

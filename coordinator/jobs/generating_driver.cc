@@ -155,6 +155,8 @@ class GeneratingDriver final : public Driver, public SamplingListener {
     if (job()->spec().has_evaluate() && !job()->spec().evaluate().against().empty()) {
       const absl::StatusOr<std::string> path =
           deps().artifacts->Path(Resolved(*job(), job()->spec().evaluate().against()));
+      if (ReasonOf(path.status()) == v1::STORE_UNAVAILABLE)
+        return FailOrTryAgain(path.status(), [this] { PublishAgain(); });
       if (!path.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(path.status().message()));
       against = *path;
     }

@@ -346,6 +346,34 @@ TEST_F(ArtifactsTest, ARoleRegistersWhatItPutIntoTheRoot) {
             absl::StatusCode::kPermissionDenied);
 }
 
+TEST_F(ArtifactsTest, ARootWhoseVolumeIsNotMountedIsNotTakenForLost) {
+  ASSERT_TRUE(WriteFileDurably(dir_.File("file"), "text").ok());
+  const auto artifact = client::UploadArtifact(Api("submitter"), dir_.File("file"), "data", "default", "");
+  ASSERT_TRUE(artifact.ok()) << artifact.status();
+  ASSERT_TRUE(WriteFileDurably(dir_.File("other"), "other").ok());
+  const auto other = client::UploadArtifact(Api("submitter"), dir_.File("other"), "data", "default", "");
+  ASSERT_TRUE(other.ok()) << other.status();
+  const std::string root = dir_.File("artifacts");
+  std::filesystem::rename(root, dir_.File("away"));
+  std::filesystem::create_directory(root);
+  const auto reward_server = Fleet("reward_server", "r0");
+  absl::Status status = Download(reward_server, artifact->digest(), "file", 0).status();
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  EXPECT_EQ(ReasonOf(status), v1::STORE_UNAVAILABLE);
+  EXPECT_THAT(status.message(), HasSubstr("is its volume mounted?"));
+  v1::RegisterArtifactRequest request;
+  request.set_digest("sha256:" + std::string(64, '0'));
+  const auto learner = v1::ArtifactService::NewStub(Fleet("learner", "l0"));
+  EXPECT_EQ(ReasonOf(Call(learner, &Stub::RegisterArtifact, request).status()), v1::STORE_UNAVAILABLE);
+  std::filesystem::remove(root);
+  std::filesystem::rename(dir_.File("away"), root);
+  EXPECT_EQ(*Download(reward_server, artifact->digest(), "file", 0), "text");
+  // One that is gone while others are there is lost.
+  std::filesystem::remove_all(absl::StrCat(root, "/sha256/", artifact->digest().substr(7)));
+  status = Download(reward_server, artifact->digest(), "file", 0).status();
+  EXPECT_TRUE(absl::IsNotFound(status)) << status;
+}
+
 TEST_F(ArtifactsTest, ListsInPages) {
   for (int i = 0; i < 5; ++i) {
     const std::string path = dir_.File(absl::StrCat("f", i));

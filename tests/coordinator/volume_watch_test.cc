@@ -38,7 +38,7 @@ std::string TroubleFor(uid_t user, gid_t group, const std::string& folder) {
       if (!trouble.why.empty()) text = trouble.code + ": " + trouble.why;
       looked.Notify();
     });
-    watch.Look();
+    watch.Look([] { return true; });
     looked.WaitForNotification();
     _exit(write(said[1], text.data(), text.size()) == static_cast<ssize_t>(text.size()) ? 0 : 2);
   }
@@ -69,6 +69,27 @@ TEST(VolumeWatchTest, AFolderOfSomebodyElseIsNamedWithWhatToDo) {
   ASSERT_EQ(chown(folder.c_str(), 0, kSomebody), 0);
   ASSERT_EQ(chmod(folder.c_str(), 02775), 0);
   EXPECT_EQ(TroubleFor(kSomebody, kSomebody, folder), "");
+}
+
+TEST(VolumeWatchTest, ARootThatHoldsNothingOfWhatIsKnownIsOfAVolumeThatIsNotMounted) {
+  const ScratchDir dir;
+  MetricsRegistry metrics("test");
+  VolumeTrouble found;
+  const auto look = [&](bool there) {
+    absl::Notification looked;
+    VolumeWatch watch({{"data", dir.path()}, {"artifacts", dir.path()}}, /*min_free_mb=*/0, &metrics,
+                      [&](const VolumeTrouble& trouble) {
+                        found = trouble;
+                        looked.Notify();
+                      });
+    watch.Look([there] { return there; });
+    looked.WaitForNotification();
+  };
+  look(false);
+  EXPECT_EQ(found.code, kDiskReadOnly);
+  EXPECT_THAT(found.why, AllOf(HasSubstr(dir.path()), HasSubstr("is its volume mounted?")));
+  look(true);
+  EXPECT_EQ(found.why, "");
 }
 
 }  // namespace

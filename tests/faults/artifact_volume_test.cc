@@ -1,5 +1,6 @@
-// A small tmpfs as the artifacts' volume, apart from the coordinator's data: full, and read-only. Errors say which of
-// the two, older checkpoints stay whole, what is finished waits, and everything goes on by itself when it is mended.
+// A small tmpfs as the artifacts' volume, apart from the coordinator's data: full, read-only, and not mounted. Errors
+// say which of them, older checkpoints stay whole, what is finished waits, and everything goes on by itself when it is
+// mended.
 #include <sys/mount.h>
 #include <sys/stat.h>
 
@@ -151,6 +152,36 @@ TEST_F(ArtifactVolume, ReadOnlyJobsPauseWithTheReasonAndGoOnFromTheirCheckpoint)
   ExpectWhole(*service_, job_);
   const CommandResult again = Upload();
   EXPECT_EQ(again.code, 0) << again.output;
+}
+
+TEST_F(ArtifactVolume, OneThatIsNotMountedFailsNoJob) {
+  job_.steps = 20;
+  Begin(/*min_free_mb=*/1);
+  if (IsSkipped()) return;
+  // What is seen of a mount point when its volume is gone.
+  ASSERT_EQ(mount("none", volume_.c_str(), "tmpfs", 0, "size=16m"), 0) << std::strerror(errno);
+  const auto kill_all = [&](std::initializer_list<const char*> instances) {
+    for (const char* instance : instances) {
+      const pid_t pid = service_->Pid(instance);
+      if (pid > 0) kill(pid, SIGKILL);
+    }
+  };
+  // At once, before anybody pauses: who starts again finds neither models nor checkpoints.
+  kill_all({"reward-0", "rollout-0", "learner-0", "learner-1"});
+  LocalService::Until(
+      absl::Seconds(20), [&] { return service_->StateOf(job_.name) == "PAUSED"; }, "the job is paused");
+  EXPECT_THAT(service_->Ctl("why " + job_.name).output, HasSubstr("is its volume mounted?"));
+  const std::string before = service_->Log("coordinator");
+  kill_all({"coordinator"});
+  LocalService::Until(
+      absl::Seconds(30),
+      [&] { return service_->Log("coordinator").find("is its volume mounted?", before.size()) != std::string::npos; },
+      "a coordinator that starts then sees it too");
+  LocalService::Until(
+      absl::Seconds(20), [&] { return service_->StateOf(job_.name) == "PAUSED"; }, "it is paused there, not failed");
+  ASSERT_EQ(umount2(volume_.c_str(), MNT_DETACH), 0) << std::strerror(errno);
+  Succeeds(job_.name);
+  ExpectWhole(*service_, job_);
 }
 
 }  // namespace
