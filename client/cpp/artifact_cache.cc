@@ -196,6 +196,12 @@ absl::Status ArtifactCache::Verify(const std::string& digest) {
   return reasoned(impl_->private_artifacts.Verify(digest));
 }
 
+absl::StatusOr<std::string> ArtifactCache::Upload(const std::string& path, const std::string& kind,
+                                                  const std::string& project) {
+  RLHF_ASSIGN_OR_RETURN(const v1::Artifact uploaded, UploadArtifact(impl_->channel, path, kind, project, /*alias=*/""));
+  return uploaded.digest();
+}
+
 absl::StatusOr<std::string> ArtifactCache::Publish(const std::string& path, const std::string& kind,
                                                    const std::string& project, const std::string& created_by) {
   if (impl_->shared_artifacts == nullptr) {
@@ -203,9 +209,7 @@ absl::StatusOr<std::string> ArtifactCache::Publish(const std::string& path, cons
       return absl::FailedPreconditionError(absl::StrCat(
           "cannot publish ", path, ": no shared artifact root is mounted and there is no service to upload to"));
     }
-    RLHF_ASSIGN_OR_RETURN(const v1::Artifact uploaded,
-                          UploadArtifact(impl_->channel, path, kind, project, /*alias=*/""));
-    return uploaded.digest();
+    return Upload(path, kind, project);
   }
   const absl::StatusOr<artifact::Manifest> manifest = impl_->shared_artifacts->Publish(path);
   if (!manifest.ok()) return WithVolumeReason(manifest.status());
@@ -217,7 +221,15 @@ absl::StatusOr<std::string> ArtifactCache::Publish(const std::string& path, cons
     request.set_created_by(created_by);
     v1::Artifact registered;
     const auto context = MakeContext(kTransferCallTimeout);
-    RLHF_RETURN_IF_ERROR(FromGrpc(impl_->stub->RegisterArtifact(context.get(), request, &registered)));
+    const absl::Status status = FromGrpc(impl_->stub->RegisterArtifact(context.get(), request, &registered));
+    if (ReasonOf(status) == v1::UNKNOWN_ARTIFACT) {
+      spdlog::warn(
+          "the coordinator does not find {} in its artifact root, though it was written to {}: mount the same "
+          "volume at both; uploading it meanwhile",
+          manifest->digest, impl_->shared_artifacts->root());
+      return Upload(path, kind, project);
+    }
+    RLHF_RETURN_IF_ERROR(status);
   }
   return manifest->digest;
 }

@@ -24,13 +24,15 @@ class ArtifactCache {
   // Reads every byte of it: DataLoss (reason DIGEST_MISMATCH) naming what is damaged. A damaged private copy is fetched
   // anew first.
   absl::Status Verify(const std::string& digest);
-  // Publishes a directory or file: into the shared root when mounted (then RegisterArtifact), else by upload. Returns
-  // the digest. A volume that is full (ResourceExhausted) or read-only (FailedPrecondition) has the reason
-  // STORE_UNAVAILABLE.
+  // Publishes a directory or file: into the shared root when mounted (then RegisterArtifact), else by upload, and also
+  // where the coordinator does not find it in its root, for that is another folder. Returns the digest. A volume that
+  // is full (ResourceExhausted) or read-only (FailedPrecondition) has the reason STORE_UNAVAILABLE.
   absl::StatusOr<std::string> Publish(const std::string& path, const std::string& kind, const std::string& project,
                                       const std::string& created_by);
 
  private:
+  absl::StatusOr<std::string> Upload(const std::string& path, const std::string& kind, const std::string& project);
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -75,6 +75,7 @@ class FakeArtifacts final : public v1::ArtifactService::Service {
                                 v1::Artifact* response) override {
     absl::MutexLock lock(&mu_);
     registered_ = *request;
+    if (finds_nothing_) return ToGrpc(WithReason(absl::NotFoundError("not in the root"), v1::UNKNOWN_ARTIFACT));
     return grpc::Status::OK;
   }
   grpc::Status GetArtifact(grpc::ServerContext*, const v1::GetArtifactRequest* request,
@@ -120,6 +121,7 @@ class FakeArtifacts final : public v1::ArtifactService::Service {
   int breaks_ ABSL_GUARDED_BY(mu_) = 0;
   int starts_ ABSL_GUARDED_BY(mu_) = 0;
   int downloads_ ABSL_GUARDED_BY(mu_) = 0;
+  bool finds_nothing_ ABSL_GUARDED_BY(mu_) = false;  // of what is to be registered: its root is another folder
   v1::RegisterArtifactRequest registered_ ABSL_GUARDED_BY(mu_);
 
  private:
@@ -222,6 +224,20 @@ TEST_F(ArtifactCacheTest, TheSharedRootNeedsNoTransfer) {
   EXPECT_EQ(service_.registered_.kind(), "checkpoint");
   EXPECT_EQ(service_.registered_.created_by(), "job-1");
   EXPECT_EQ(service_.downloads_, 0);
+}
+
+TEST_F(ArtifactCacheTest, WhatTheServiceDoesNotFindInItsRootIsUploaded) {
+  {
+    absl::MutexLock lock(&service_.mu_);
+    service_.finds_nothing_ = true;
+  }
+  ArtifactCache cache(dir_.File("not-the-shared-one"), dir_.File("private"), channel_);
+  std::filesystem::remove(dir_.File("model/empty"));  // the fake makes files when their bytes come
+  service_.expected_digest_ = DigestOf(dir_.File("model"));
+  const auto digest = cache.Publish(dir_.File("model"), "checkpoint", "project", "job-1");
+  ASSERT_TRUE(digest.ok()) << digest.status();
+  EXPECT_EQ(*digest, service_.expected_digest_);
+  EXPECT_TRUE(service_.root_.Verify(*digest).ok());
 }
 
 TEST_F(ArtifactCacheTest, UploadsGoOnWhereTheyBroke) {
