@@ -11,6 +11,7 @@
 #include "cli/commands/commands.h"
 #include "cli/connection.h"
 #include "cli/utf8.h"
+#include "common/build_version.h"
 #include "common/log.h"
 #include "common/process.h"
 #include "common/standard_output.h"
@@ -23,7 +24,7 @@ namespace {
 
 int Version(const ConnectionFlags& connection, bool client_only) {
   const bool table = connection.output == "table";
-  nlohmann::ordered_json json = {{"version", kBuildVersion}, {"protocol", kProtocolVersion}};
+  nlohmann::ordered_json json = {{"version", BuildVersion()}, {"protocol", kProtocolVersion}};
   const auto print = [&] {  // JSON is YAML too
     if (!table) std::printf("%s\n", json.dump(1).c_str());
     return static_cast<int>(v1::EXIT_OK);

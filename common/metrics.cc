@@ -17,6 +17,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/mutex.h"
+#include "common/build_version.h"
 #include "common/durable_file.h"
 #include "common/process.h"
 
@@ -93,7 +94,7 @@ struct MetricsRegistry::Impl {
 
 MetricsRegistry::MetricsRegistry(const std::string& role) : impl_(std::make_unique<Impl>()) {
   Gauge("rlhf_build_info", "1, with the build's version and the role as labels.",
-        {{"version", kBuildVersion}, {"role", role}})
+        {{"version", BuildVersion()}, {"role", role}})
       .Set(1);
   auto& resident = Gauge("process_resident_memory_bytes", "Resident memory size in bytes.");
   auto& virtual_memory = Gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.");

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "common/build_version.h"
 #include "common/durable_file.h"
 
 namespace rlhf {
@@ -72,7 +73,7 @@ absl::Status WritePortsFile(const std::string& path, const std::map<std::string,
 }
 
 std::string VersionLine(const std::string& program) {
-  return absl::StrCat(program, " ", kBuildVersion, ", protocol ", kProtocolVersion);
+  return absl::StrCat(program, " ", BuildVersion(), ", protocol ", kProtocolVersion);
 }
 
 }  // namespace rlhf

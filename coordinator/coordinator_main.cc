@@ -18,6 +18,7 @@ constexpr int kUsage = 2, kTryAgain = 75;
 
 int Run(const rlhf::coordinator::CoordinatorConfig& config) {
   rlhf::InitLogging("coordinator", absl::StrCat("coordinator-", getpid()), config.log_level, config.log_json);
+  spdlog::info("{}", rlhf::VersionLine("rlhf-coordinator"));
   const rlhf::TracingScope tracing(config.trace_dir, "coordinator", "coordinator");
   auto server = rlhf::coordinator::CoordinatorServer::Start(config, rlhf::Clock::Real(),
                                                             [] { return rlhf::TakeTerminationSignal() != 0; });

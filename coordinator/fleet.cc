@@ -49,8 +49,8 @@ class FleetImpl final : public Fleet {
     session.last_heartbeat = loop_->clock().Now();
     session.cordoned = cordoned_.count(request.instance_id()) > 0;
     const Session& stored = sessions_.emplace(session.session_id, session).first->second;
-    spdlog::info("{} {} registered from {}", v1::Role_Name(request.role()), request.instance_id(),
-                 request.address().empty() ? "-" : request.address());
+    spdlog::info("{} {} registered from {}, build {}", v1::Role_Name(request.role()), request.instance_id(),
+                 request.address().empty() ? "-" : request.address(), request.build_version());
     v1::RegisterResponse response;
     response.set_session_id(stored.session_id);
     response.set_heartbeat_interval_ms(static_cast<int32_t>(absl::ToInt64Milliseconds(heartbeat_interval_)));

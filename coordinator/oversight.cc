@@ -12,6 +12,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "common/build_version.h"
 #include "common/process.h"
 #include "common/status_util.h"
 #include "coordinator/lineage.h"
@@ -37,7 +38,7 @@ std::string ReportSha256(const v1::GateRow& gate) {
 class OversightImpl final : public Oversight {
  public:
   OversightImpl(EventLoop* loop, StateStore* store) : loop_(loop), store_(store), audit_(&loop->clock(), store) {
-    state_.set_build_version(kBuildVersion);
+    state_.set_build_version(BuildVersion());
     state_.set_protocol_version(kProtocolVersion);
   }
 

@@ -40,7 +40,7 @@ int ListWorkers(const ConnectionFlags& connection) {
     PrintMessages(connection.output, *workers);
     return v1::EXIT_OK;
   }
-  Table table({"INSTANCE", "ROLE", "STATE", "DEVICE", "LEASED", "POLICY", "JOB", "HEARTBEAT"});
+  Table table({"INSTANCE", "ROLE", "STATE", "DEVICE", "LEASED", "POLICY", "JOB", "HEARTBEAT", "BUILD"});
   for (const v1::Worker& worker : *workers) {
     std::string role = v1::Role_Name(worker.role());
     table.Row({worker.instance_id(), role.rfind("ROLE_", 0) == 0 ? role.substr(5) : role,
@@ -48,7 +48,8 @@ int ListWorkers(const ConnectionFlags& connection) {
                worker.slots() > 0 ? absl::StrCat(worker.leased(), "/", worker.slots()) : "",
                worker.has_policy() ? absl::StrCat(worker.policy().step()) : "", worker.job_id(),
                worker.seconds_since_heartbeat() < 0 ? "away"
-                                                    : absl::StrFormat("%.1f s ago", worker.seconds_since_heartbeat())});
+                                                    : absl::StrFormat("%.1f s ago", worker.seconds_since_heartbeat()),
+               worker.build_version()});
   }
   std::fputs(table.Text().c_str(), stdout);
   return v1::EXIT_OK;

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "common/build_version.h"
 #include "common/process.h"
 
 namespace rlhf::client {
@@ -58,7 +59,7 @@ v1::RegisterRequest IdentityOf(const MemberFlags& flags, v1::Role role) {
   identity.set_role(role);
   identity.set_instance_id(flags.instance);
   identity.set_protocol_version(kProtocolVersion);
-  identity.set_build_version(kBuildVersion);
+  identity.set_build_version(BuildVersion());
   identity.set_device(flags.device);
   return identity;
 }

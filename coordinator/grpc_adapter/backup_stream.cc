@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/build_version.h"
 #include "common/process.h"
 #include "common/status_util.h"
 #include "coordinator/timestamps.h"
@@ -41,7 +42,7 @@ void BackupStream::Stage() {
         if (staged.ok()) reader->staged = *std::move(staged);
       }
       *reader->manifest.mutable_taken_at() = ToTimestamp(now);
-      reader->manifest.set_build_version(kBuildVersion);
+      reader->manifest.set_build_version(BuildVersion());
       reader->manifest.set_schema_version(kSchemaVersion);
       loop->Post([weak, reader, status] {
         const auto stream = std::static_pointer_cast<BackupStream>(weak.lock());

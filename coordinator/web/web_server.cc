@@ -14,6 +14,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "common/bounded_http.h"
+#include "common/build_version.h"
 #include "common/host_port.h"
 #include "common/http_bind.h"
 #include "common/process.h"
@@ -256,7 +257,7 @@ class HttplibWebServer final : public WebServer {
   }
 
   void Describe(const WebSession& session, httplib::Response* response) {
-    nlohmann::json body = {{"csrf", session.csrf}, {"insecure", options_.insecure}, {"version", kBuildVersion}};
+    nlohmann::json body = {{"csrf", session.csrf}, {"insecure", options_.insecure}, {"version", BuildVersion()}};
     if (options_.insecure) {
       body["subject"] = "insecure";
       body["project"] = "*";

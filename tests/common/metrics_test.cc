@@ -42,7 +42,8 @@ TEST(MetricsTest, SameNameAndLabelsAreTheSameSeries) {
 TEST(MetricsTest, ProcessAndBuild) {
   MetricsRegistry metrics("learner");
   const std::string text = metrics.Text();
-  EXPECT_THAT(text, HasSubstr("rlhf_build_info{role=\"learner\",version=\"0.1.0\"} 1"));
+  EXPECT_THAT(text,
+              testing::ContainsRegex("rlhf_build_info\\{role=\"learner\",version=\"0\\.1\\.0\\+[0-9a-f]+\"\\} 1"));
   for (const char* name : {"process_resident_memory_bytes", "process_open_fds", "process_start_time_seconds"}) {
     const size_t at = text.find(std::string("\n") + name + " ");
     ASSERT_NE(at, std::string::npos) << name;

@@ -23,13 +23,15 @@ PROTOCOL = found_in("common/process.h", r"kProtocolVersion = (\d+);")
 
 
 class VersionsTest(unittest.TestCase):
-    def test_every_program_says_the_projects_version(self):
+    def test_every_program_says_the_projects_version_and_its_own_build(self):
         for program in PROGRAMS:
             with self.subTest(program=program):
                 # No other argument: a flag that is required elsewhere must not be in the way.
                 result = subprocess.run([BIN / program, "--version"], capture_output=True, text=True, timeout=60)
                 self.assertEqual((result.returncode, result.stderr), (0, ""))
-                self.assertEqual(result.stdout, f"{program} {VERSION}, protocol {PROTOCOL}\n")
+                notes = subprocess.run(["readelf", "-n", BIN / program], capture_output=True, text=True, check=True).stdout
+                build = re.search(r"Build ID: ([0-9a-f]+)", notes).group(1)
+                self.assertEqual(result.stdout, f"{program} {VERSION}+{build}, protocol {PROTOCOL}\n")
 
     def test_every_program_ends_with_2_on_a_usage_error(self):
         for program in PROGRAMS:
