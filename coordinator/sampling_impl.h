@@ -253,9 +253,11 @@ class SamplingImpl final : public Sampling {
   std::list<Waiter> waiters_;
   std::map<std::string, std::string> last_job_;  // by rollout worker's session
   struct RewardServer {
-    int in_flight = 0;
+    int in_flight = 0;             // requests that it computes itself
+    std::set<std::string> asking;  // jobs of which it has one for which it asks their own services
     absl::Duration not_before;
   };
+  static bool Asks(const ActiveJob& job);
   std::map<std::string, RewardServer> reward_servers_;  // by session
   std::set<std::string> stuck_;         // workers' sessions that report and get nowhere: nothing new until they do
   absl::Duration rollout_worker_lost_;  // when one was, or this coordinator began

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/asks_service.h"
 #include "common/log.h"
 #include "common/status_util.h"
 #include "common/unsuited.h"
@@ -54,16 +55,26 @@ std::string ProblemOf(const v1::Score& score, const v1::Sample& sample, bool ref
 
 }  // namespace
 
+bool SamplingImpl::Asks(const ActiveJob& job) {
+  return AsksService(job.plan.scorer) || AsksService(job.plan.gold);
+}
+
 const Session* SamplingImpl::PickRewardServer(const ActiveJob* job) {
   const Session* best = nullptr;
-  int least = options_.score_requests_in_flight;
+  const bool asks = job != nullptr && Asks(*job);
+  int least = asks ? kMostServicesAsked : options_.score_requests_in_flight;
   const absl::Duration now = loop_->clock().Now();
+  const RewardServer idle;
   for (const Session* session : fleet_->Sessions(v1::ROLE_REWARD_SERVER)) {
     if (session->draining || session->cordoned || session->identity.address().empty()) continue;
     if (job != nullptr && job->unsuited_scorers.count(session->session_id) > 0) continue;
     const auto it = reward_servers_.find(session->session_id);
-    const int in_flight = it == reward_servers_.end() ? 0 : it->second.in_flight;
-    if (in_flight >= least || (it != reward_servers_.end() && now < it->second.not_before)) continue;
+    const RewardServer& server = it == reward_servers_.end() ? idle : it->second;
+    if (now < server.not_before) continue;
+    const int asking = static_cast<int>(server.asking.size());
+    if (job == nullptr && asking < kMostServicesAsked) return session;
+    const int in_flight = asks ? asking : server.in_flight;
+    if (in_flight >= least || (asks && server.asking.count(job->plan.job_id) > 0)) continue;
     least = in_flight;
     best = session;
   }
@@ -147,7 +158,11 @@ bool SamplingImpl::SendBatch(ActiveJob& job) {
   if (sent.empty()) return false;
   for (const Sent& one : sent) job.scoring.insert(one.key);
   ++job.score_requests;
-  ++reward_servers_[server->session_id].in_flight;
+  if (RewardServer& at = reward_servers_[server->session_id]; Asks(job)) {
+    at.asking.insert(job.plan.job_id);
+  } else {
+    ++at.in_flight;
+  }
   reward_->Score(server->identity.address(), std::move(request), options_.score_timeout,
                  [this, job_id = job.plan.job_id, session_id = server->session_id,
                   sent](absl::StatusOr<v1::ScoreResponse> response) {
@@ -203,7 +218,7 @@ void SamplingImpl::OnScores(const std::string& job_id, const std::string& sessio
                             const absl::StatusOr<v1::ScoreResponse>& response) {
   const absl::Duration now = loop_->clock().Now();
   if (const auto it = reward_servers_.find(session_id); it != reward_servers_.end()) {
-    --it->second.in_flight;
+    if (it->second.asking.erase(job_id) == 0) --it->second.in_flight;
     if (!response.ok() && !IsUnsuited(response.status())) it->second.not_before = now + kScoreBackoff;
   }
   ActiveJob* job = Find(job_id);

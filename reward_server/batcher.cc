@@ -1,9 +1,11 @@
 #include "reward_server/batcher.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/asks_service.h"
 #include "common/canonical_bytes.h"
 
 namespace rlhf::reward {
@@ -24,11 +26,13 @@ std::string BatchKey(const v1::ScoreRequest& request) {
 }  // namespace
 
 Batcher::Batcher(Compute compute, const BatcherOptions& options, Observer observer)
-    : compute_(std::move(compute)),
-      options_(options),
-      observer_(std::move(observer)),
-      stuck_(options.stuck_after),
-      thread_([this] { Loop(); }) {}
+    : compute_(std::move(compute)), options_(options), observer_(std::move(observer)) {
+  for (int i = 0; i <= options.asking_threads; ++i) {
+    Worker* const worker = workers_.emplace_back(std::make_unique<Worker>(options.stuck_after)).get();
+    worker->asks = i > 0;
+    worker->thread = std::thread([this, worker] { Loop(worker); });
+  }
+}
 
 Batcher::~Batcher() {
   Stop();
@@ -39,6 +43,7 @@ void Batcher::Submit(v1::ScoreRequest request, Reply reply, Gone gone) {
   item.key = BatchKey(request);
   for (const auto& sample : request.samples())
     item.tokens += sample.prompt_tokens_size() + sample.response_tokens_size();
+  item.asks = options_.asking_threads > 0 && (AsksService(request.scorer()) || AsksService(request.gold()));
   item.request = std::move(request);
   item.reply = std::move(reply);
   item.gone = std::move(gone);
@@ -71,18 +76,34 @@ std::vector<Batcher::Item> Batcher::TakeGone() {
   return gone;
 }
 
-void Batcher::Loop() {
+std::string Batcher::StuckBecause() const {
+  for (const auto& worker : workers_) {
+    if (std::string why = worker->stuck.StuckBecause(); !why.empty()) return why;
+  }
+  return "";
+}
+
+std::deque<Batcher::Item>::iterator Batcher::Takable(const Worker& worker) {
+  return std::find_if(queue_.begin(), queue_.end(), [&](const Item& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return item.asks == worker.asks && asking_.count(item.key) == 0;
+  });
+}
+
+void Batcher::Loop(Worker* worker) {
   while (true) {
     std::vector<Item> batch, gone;
+    std::string key;
     {
       absl::MutexLock lock(&mu_);
-      const auto some = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stopping_ || !queue_.empty(); };
+      const auto some = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+        return stopping_ || Takable(*worker) != queue_.end();
+      };
       mu_.Await(absl::Condition(&some));
-      if (queue_.empty()) return;
+      if (Takable(*worker) == queue_.end()) return;
       // A short wait lets requests that come together share a batch; a full budget ends it early.
-      const auto enough = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      const auto enough = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
         int64_t tokens = 0;
-        for (const Item& item : queue_) tokens += item.tokens;
+        for (const Item& item : queue_) tokens += item.asks == worker->asks ? item.tokens : 0;
         return stopping_ || tokens >= options_.batch_tokens;
       };
       mu_.AwaitWithTimeout(absl::Condition(&enough), options_.delay);
@@ -90,8 +111,9 @@ void Batcher::Loop() {
       // as well.
       gone = TakeGone();
       int64_t tokens = 0;
-      const std::string key = queue_.empty() ? "" : queue_.front().key;
-      for (auto it = queue_.begin(); it != queue_.end();) {
+      const auto first = Takable(*worker);
+      if (first != queue_.end()) key = first->key;
+      for (auto it = first; it != queue_.end();) {
         if (it->key != key || (!batch.empty() && tokens + it->tokens > options_.batch_tokens)) {
           ++it;
           continue;
@@ -100,6 +122,7 @@ void Batcher::Loop() {
         batch.push_back(std::move(*it));
         it = queue_.erase(it);
       }
+      if (worker->asks && !batch.empty()) asking_.insert(key);
     }
     for (Item& item : gone) item.reply(absl::CancelledError("nobody waits for these scores any more"));
     if (batch.empty()) continue;
@@ -112,8 +135,12 @@ void Batcher::Loop() {
     const absl::Time start = absl::Now();
     v1::ScoreResponse response;
     {
-      const StuckWatch::Work work(&stuck_);
+      const StuckWatch::Work work(&worker->stuck);
       response = compute_(merged);
+    }
+    if (worker->asks) {
+      absl::MutexLock lock(&mu_);
+      asking_.erase(key);
     }
     observer_(merged.samples_size(), absl::Now() - start);
     int next = 0;
@@ -129,10 +156,11 @@ void Batcher::Loop() {
 void Batcher::Stop() {
   {
     absl::MutexLock lock(&mu_);
-    if (stopping_ && !thread_.joinable()) return;
     stopping_ = true;
   }
-  if (thread_.joinable()) thread_.join();
+  for (const auto& worker : workers_) {
+    if (worker->thread.joinable()) worker->thread.join();
+  }
 }
 
 }  // namespace rlhf::reward

@@ -1,7 +1,7 @@
 // The frozen models of a reward server: loaded by their digests when they are first asked for; the least recently used
 // one goes.
 //
-// Not thread-safe: the batcher's one thread owns it.
+// Not thread-safe: the scorer's lock guards it.
 #pragma once
 
 #include <cstdint>

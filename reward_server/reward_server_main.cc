@@ -11,6 +11,7 @@
 #include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "artifact/sample_digest.h"
 #include "client/cpp/artifact_cache.h"
@@ -18,6 +19,7 @@
 #include "client/cpp/fleet_session.h"
 #include "client/cpp/log_shipper.h"
 #include "client/cpp/member_flags.h"
+#include "common/asks_service.h"
 #include "common/certificate_metrics.h"
 #include "common/host_port.h"
 #include "common/http_endpoint.h"
@@ -104,15 +106,19 @@ int Run(const Flags& flags) {
   batcher_options.batch_tokens = 2 * static_cast<int64_t>(flags.batch_tokens);
   batcher_options.delay = absl::Milliseconds(flags.delay_ms);
   batcher_options.stuck_after = absl::Seconds(flags.stuck_after_seconds);
+  batcher_options.asking_threads = rlhf::kMostServicesAsked;
+  absl::Mutex announced_mu;
   std::set<std::string> announced;  // jobs, of late
   rlhf::reward::Batcher batcher(
       [&](const rlhf::v1::ScoreRequest& request) {
         const rlhf::LogScope scope({.job_id = request.job_id()});
-        // Of one thread: batches are scored one after the other.
-        if (announced.size() >= kMostAnnounced) announced.clear();
-        if (announced.insert(request.job_id()).second)
-          spdlog::info("scoring samples of job {}: components {}", request.job_id(),
-                       request.scorer().components_size());
+        {
+          absl::MutexLock lock(&announced_mu);
+          if (announced.size() >= kMostAnnounced) announced.clear();
+          if (announced.insert(request.job_id()).second)
+            spdlog::info("scoring samples of job {}: components {}", request.job_id(),
+                         request.scorer().components_size());
+        }
         const absl::Time began = absl::Now();
         rlhf::v1::ScoreResponse response = scorer.Score(request);
         ExportScoring(response, began);

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/canonical_bytes.h"
 #include "common/status_util.h"
+#include "common/stuck_watch.h"
 #include "common/unsuited.h"
 #include "model/guard.h"
 #include "model/log_probs.h"
@@ -102,7 +103,16 @@ void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest&
       }
       component = *std::move(made);
     }
-    const std::vector<absl::StatusOr<double>> values = component->Score(samples);
+    std::vector<absl::StatusOr<double>> values;
+    if (component_spec.has_external()) {
+      mu_.Unlock();
+      values = component->Score(samples);
+      mu_.Lock();
+      models_.SetDeterministic(request.deterministic());  // it was another's meanwhile
+      StuckWatch::MovedHere();
+    } else {
+      values = component->Score(samples);
+    }
     const double weight = component_spec.has_weight() ? component_spec.weight() : 1.0;
     for (size_t i = 0; i < targets.size(); ++i) {
       if (!values[i].ok()) {
@@ -171,6 +181,7 @@ absl::Status Scorer::AddReference(const v1::ScoreRequest& request, std::vector<v
 }
 
 v1::ScoreResponse Scorer::Score(const v1::ScoreRequest& request) {
+  absl::MutexLock lock(&mu_);
   models_.SetDeterministic(request.deterministic());
   std::vector<v1::SampleScore> scores(request.samples_size());
   for (int i = 0; i < request.samples_size(); ++i) {

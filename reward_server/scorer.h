@@ -1,7 +1,7 @@
 // Turns a ScorerSpec into scores: makes every component once, computes it, sums them by weight; and the reference
 // policy's log-probabilities.
 //
-// Not thread-safe: the batcher's one thread owns it.
+// Thread-safe: one request is computed at a time, and meanwhile the users' own services of others are asked.
 #pragma once
 
 #include <map>
@@ -9,7 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "client/cpp/artifact_cache.h"
 #include "reward_server/components/interface.h"
 #include "reward_server/model_cache.h"
@@ -32,9 +34,10 @@ class Scorer {
   absl::StatusOr<std::unique_ptr<Component>> MakeComponent(const v1::RewardComponent& spec, const std::string& policy);
   // Fills the components' values, before their weights, of every sample that has not failed yet.
   void ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest& request, bool gold,
-                       std::vector<v1::SampleScore>* scores);
+                       std::vector<v1::SampleScore>* scores) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status AddReference(const v1::ScoreRequest& request, std::vector<v1::SampleScore>* scores);
 
+  absl::Mutex mu_;  // of all below
   ModelCache models_;
   std::map<std::string, std::unique_ptr<Component>> components_;  // by tokenizer and serialised spec
 };

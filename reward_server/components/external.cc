@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -11,6 +12,8 @@
 
 namespace rlhf::reward {
 namespace {
+
+constexpr absl::Duration kLongest = absl::Seconds(60);  // then the coordinator gives a request for scores up
 
 // Whoever submits a job names the server: it is not trusted.
 std::shared_ptr<grpc::Channel> ChannelTo(const v1::ExternalComponent& spec) {
@@ -39,7 +42,8 @@ class ExternalReward : public Component {
       *text.mutable_tags() = sample->prompt().tags();
     }
     v1::ScoreTextsResponse response;
-    const auto context = client::MakeContext(absl::Milliseconds(spec_.timeout_ms() > 0 ? spec_.timeout_ms() : 10000));
+    const absl::Duration timeout = absl::Milliseconds(spec_.timeout_ms() > 0 ? spec_.timeout_ms() : 10000);
+    const auto context = client::MakeContext(std::min(timeout, kLongest));
     const absl::Status status = FromGrpc(stub_->ScoreTexts(context.get(), request, &response));
     const std::string where = absl::StrCat("external reward \"", name_, "\" at ", spec_.address());
     if (!status.ok()) return std::vector<absl::StatusOr<double>>(samples.size(), Annotate(status, where));

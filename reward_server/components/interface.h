@@ -1,6 +1,6 @@
 // One reward component: from an answer to a number. Strategies; made once a scorer and used for many samples.
 //
-// Not thread-safe: the batcher calls them from its one thread.
+// Thread-safe, but for components that hold a model: the scorer calls one at a time.
 #pragma once
 
 #include <functional>

@@ -68,8 +68,9 @@ class SamplingLimitsTest : public testing::Test, public SamplingListener {
   }
   // With so many samples of step 1, each of a prompt of its own.
   void AddJob(const std::string& id, const std::string& project, int samples, bool score = false, int priority = 0,
-              const std::string& reference = "") {
+              const std::string& reference = "", bool asks = false) {
     SamplingPlan plan;
+    if (asks) plan.scorer.add_components()->mutable_external()->set_address("scorer:1");
     plan.job_id = id;
     plan.project = project;
     plan.submitter = "ada";
@@ -251,6 +252,25 @@ TEST_F(SamplingLimitsTest, AServerHasTwoRequestsAtOnceAndTheLeastBusyOneGetsTheN
   Answer();
   ASSERT_THAT(rewards_.servers, SizeIs(5));
   EXPECT_EQ(rewards_.servers.back(), answered);
+}
+
+TEST_F(SamplingLimitsTest, AJobsOwnServiceThatHangsTakesNoOthersPlace) {
+  Register(v1::ROLE_REWARD_SERVER, "r0");
+  const std::string worker = Worker("w0");
+  AddJob("asks", "p", 6, /*score=*/true, /*priority=*/0, "", /*asks=*/true);
+  EXPECT_THAT(Submit(worker, LeaseAll(worker, 6)), SizeIs(6));
+  Tick();
+  EXPECT_THAT(rewards_.jobs, ElementsAre("asks")) << "one request at a time";
+  AddJob("computed", "p", 6, /*score=*/true);
+  EXPECT_THAT(Submit(worker, LeaseAll(worker, 6)), SizeIs(6));
+  AddJob("asks too", "p", 2, /*score=*/true, /*priority=*/0, "", /*asks=*/true);
+  EXPECT_THAT(Submit(worker, LeaseAll(worker, 2)), SizeIs(2));
+  Tick();
+  EXPECT_THAT(std::vector<std::string>(rewards_.jobs.begin() + 1, rewards_.jobs.end()),
+              UnorderedElementsAre("computed", "computed", "asks too"));
+  Answer();  // of "asks"
+  EXPECT_EQ(rewards_.jobs.back(), "asks");
+  EXPECT_THAT(rewards_.jobs, SizeIs(5));
 }
 
 // What a sample was made from, who made it, and what it is worth is not the worker's to say.

@@ -87,6 +87,47 @@ TEST(BatcherTest, WhatNobodyWaitsForIsNotComputed) {
   EXPECT_THAT(replies, ElementsAre("0 OK", "1 CANCELLED", "3 CANCELLED", "2 OK"));
 }
 
+TEST(BatcherTest, AUsersServiceThatHangsHoldsUpItsOwnJobAlone) {
+  absl::Notification hung, go_on;
+  absl::Mutex mu;
+  std::vector<std::string> replies;
+  BatcherOptions options;
+  options.asking_threads = 2;
+  {
+    Batcher batcher(
+        [&](const v1::ScoreRequest& request) {
+          if (request.job_id() == "hangs") {
+            if (!hung.HasBeenNotified()) hung.Notify();
+            go_on.WaitForNotification();
+          }
+          v1::ScoreResponse response;
+          for (int i = 0; i < request.samples_size(); ++i) response.add_scores();
+          return response;
+        },
+        options, [](int, absl::Duration) {});
+    const auto submit = [&](const std::string& job, int ordinal, bool asks, absl::Notification* replied) {
+      v1::ScoreRequest request = RequestOf(job, ordinal);
+      if (asks) request.mutable_scorer()->add_components()->mutable_external()->set_address("scorer:1");
+      batcher.Submit(std::move(request), [&, job, replied](const absl::StatusOr<v1::ScoreResponse>&) {
+        absl::MutexLock lock(&mu);
+        replies.push_back(job);
+        if (replied != nullptr) replied->Notify();
+      });
+    };
+    submit("hangs", 0, true, nullptr);
+    hung.WaitForNotification();
+    submit("hangs", 1, true, nullptr);  // takes no second thread
+    absl::Notification computed, asked;
+    submit("computed", 2, false, &computed);
+    submit("asks", 3, true, &asked);
+    computed.WaitForNotification();
+    asked.WaitForNotification();
+    go_on.Notify();
+  }
+  EXPECT_THAT(replies,
+              ElementsAre(testing::AnyOf("computed", "asks"), testing::AnyOf("computed", "asks"), "hangs", "hangs"));
+}
+
 // Tells the test when the server knows that a call was given up.
 class Watched : public RewardServiceAdapter {
  public:

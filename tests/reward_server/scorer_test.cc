@@ -2,16 +2,20 @@
 #include "reward_server/scorer.h"
 
 #include <cmath>
+#include <thread>
 
 #include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "artifact/artifact_root.h"
 #include "common/unsuited.h"
 #include "model/log_probs.h"
 #include "reward_server/batcher.h"
+#include "rlhf/v1/reward_service.grpc.pb.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
 
@@ -329,6 +333,41 @@ TEST_F(ScorerTest, OnlyFloat32OnTheCpuSuitsADeterministicJobsModels) {
   expect_unsuited();
   request_.set_deterministic(false);
   EXPECT_TRUE(CheckSuits(half, request_).ok());
+}
+
+// Answers when the test says so.
+class HeldService final : public v1::ExternalRewardService::Service {
+ public:
+  grpc::Status ScoreTexts(grpc::ServerContext*, const v1::ScoreTextsRequest* request,
+                          v1::ScoreTextsResponse* response) override {
+    asked.Notify();
+    answer.WaitForNotification();
+    for (int i = 0; i < request->texts_size(); ++i) response->add_values(4);
+    return grpc::Status::OK;
+  }
+  absl::Notification asked, answer;
+};
+
+TEST_F(ScorerTest, OthersAreScoredWhileAUsersServiceIsAsked) {
+  HeldService service;
+  int port = 0;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service);
+  const auto server = builder.BuildAndStart();
+  v1::ScoreRequest asks = request_;
+  v1::RewardComponent* component = asks.mutable_scorer()->add_components();
+  component->set_name("theirs");
+  component->mutable_external()->set_address(absl::StrCat("127.0.0.1:", port));
+  component->mutable_external()->set_plaintext(true);
+  v1::ScoreResponse theirs;
+  std::thread asking([&] { theirs = scorer_->Score(asks); });
+  service.asked.WaitForNotification();
+  AddComponent("model", 1)->mutable_reward_model()->set_model(reward_);
+  EXPECT_EQ(scorer_->Score(request_).scores(0).code(), 0);
+  service.answer.Notify();
+  asking.join();
+  EXPECT_EQ(theirs.scores(0).score().total(), 4);
 }
 
 TEST(BatcherStuckTest, ABatchThatDoesNotEndIsStuck) {
