@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/status_util.h"
+#include "common/utf8_cut.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -60,6 +61,12 @@ absl::Status CheckRemark(absl::string_view field, absl::string_view value) {
   if (value.size() <= kLongestRemark) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat(field, ": expected at most ", kLongestRemark, " bytes, found ", value.size()));
+}
+
+std::string CutRemark(absl::string_view value) {
+  if (value.size() <= kLongestRemark) return std::string(value);
+  const std::string note = absl::StrCat("… (cut: it had ", value.size(), " bytes)");
+  return absl::StrCat(value.substr(0, Utf8Cut(value, kLongestRemark - note.size())), note);
 }
 
 absl::Status CheckRequestId(absl::string_view value) {

@@ -22,6 +22,8 @@ inline constexpr size_t kLongestInstance = 256;  // of a process's instance_id, 
 // rows that lists and logs repeat.
 inline constexpr size_t kLongestRemark = 4096;
 absl::Status CheckRemark(absl::string_view field, absl::string_view value);
+// One that is too long, cut, with a note of how long it was.
+std::string CutRemark(absl::string_view value);
 // A request id: at most 256 bytes; it is a key of the store.
 absl::Status CheckRequestId(absl::string_view value);
 // A path inside an artifact: relative, '/'-separated, no empty part, no "." or "..", no control characters, no hidden

@@ -157,8 +157,16 @@ TEST_F(HostileClients, TextsAreBoundedAndNamesArePlain) {
   v1::HaltServiceRequest halt;
   halt.set_reason(much);
   const auto overseer = v1::OversightService::NewStub(Api("overseer"));
-  EXPECT_TRUE(absl::IsInvalidArgument(Call(overseer, &v1::OversightService::Stub::HaltService, halt).status()));
-  EXPECT_FALSE(Call(overseer, &v1::OversightService::Stub::GetServiceState, v1::GetServiceStateRequest())->halted());
+  const auto halted = Call(overseer, &v1::OversightService::Stub::HaltService, halt);
+  ASSERT_TRUE(halted.ok()) << halted.status();
+  EXPECT_TRUE(halted->halted()) << "an emergency does not wait for a shorter reason";
+  EXPECT_LE(halted->reason().size(), 4096u);
+  EXPECT_THAT(halted->reason(), testing::HasSubstr(absl::StrCat("(cut: it had ", much.size(), " bytes)")));
+  v1::ResumeServiceRequest resume;
+  resume.set_reason(much);
+  EXPECT_TRUE(absl::IsInvalidArgument(Call(overseer, &v1::OversightService::Stub::ResumeService, resume).status()));
+  resume.set_reason("over");
+  EXPECT_TRUE(Call(overseer, &v1::OversightService::Stub::ResumeService, resume).ok());
   v1::DecideGateRequest decide;
   decide.set_gate_id("none");
   decide.set_comment(much);
