@@ -127,7 +127,9 @@ int Fail(const absl::Status& status) {
             "context";
         break;
       }
-      next = "is the coordinator running there? `rlhfctl up` starts one";
+      // One with a reason is a coordinator's own word.
+      if (ReasonOf(status) == v1::ERROR_REASON_UNSPECIFIED)
+        next = "is the coordinator running there? `rlhfctl up` starts one";
       code = v1::EXIT_UNREACHABLE;
       break;
     case absl::StatusCode::kUnauthenticated:

@@ -63,6 +63,9 @@ class PickyJobs final : public v1::JobService::Service {
     for (const v1::JobEvent& event : events) writer->Write(event);
     return code == grpc::StatusCode::OK ? grpc::Status::OK : grpc::Status(code, "as the test wants it");
   }
+  grpc::Status ListJobs(grpc::ServerContext*, const v1::ListJobsRequest*, v1::ListJobsResponse*) override {
+    return ToGrpc(WithReason(absl::UnavailableError("waiting for the database; try again"), v1::NOT_LEADING));
+  }
   bool valid = false;
   absl::Mutex mu;
   v1::JobState state = v1::SUCCEEDED;
@@ -206,6 +209,13 @@ TEST_F(JobCommandsTest, AServerOfAnotherCaIsNoUnreachableOne) {
                                                        " --ca ", others.CaOnly().ca_file, " list"));
   EXPECT_EQ(result.code, 1) << result.output;
   EXPECT_THAT(result.output, HasSubstr("somebody is there, and is no coordinator that the CA vouches for"));
+  EXPECT_THAT(result.output, Not(HasSubstr("is the coordinator running")));
+}
+
+TEST_F(JobCommandsTest, ACoordinatorThatSaysItCannotServeIsRunning) {
+  const CommandResult result = Ctl("list");
+  EXPECT_EQ(result.code, 6) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("waiting for the database; try again (UNAVAILABLE)"));
   EXPECT_THAT(result.output, Not(HasSubstr("is the coordinator running")));
 }
 
