@@ -51,8 +51,7 @@ class JobService final : public v1::JobService::CallbackService {
                                    v1::Job* response) override {
     return OnLoop(edge_, context, request, response,
                   Directly([this](const Caller& caller, v1::GetJobRequest& r) -> absl::StatusOr<v1::Job> {
-                    RLHF_ASSIGN_OR_RETURN(v1::Job job,
-                                          edge_.FindJob(caller, r.job_id(), r.project()));
+                    RLHF_ASSIGN_OR_RETURN(v1::Job job, edge_.FindJob(caller, r.job_id(), r.project()));
                     Show(caller, &job);
                     return job;
                   }));
