@@ -16,13 +16,16 @@ std::string NameOf(const v1::ScorerSpec& graders, v1::RewardComponent::KindCase 
 
 // Values are 0 to 1 whatever the answer; a reward model's, an ensemble's or a program's may be anything.
 bool IsUnit(const v1::RewardComponent& component) {
+  const auto in_unit = [](double value) { return value >= 0 && value <= 1; };
   switch (component.kind_case()) {
     case v1::RewardComponent::kExactAnswer:
     case v1::RewardComponent::kAbstention:
     case v1::RewardComponent::kActionClaim:
-    case v1::RewardComponent::kRegex:
     case v1::RewardComponent::kSentenceShare:
       return true;
+    case v1::RewardComponent::kRegex:
+      return in_unit(component.regex().has_match() ? component.regex().match() : 1) &&
+             in_unit(component.regex().no_match());
     default:
       return false;
   }

@@ -552,6 +552,25 @@ TEST(EvaluationTest, AScoreWithoutARangeIsBootstrappedAndOneValueHasNoInterval) 
   EXPECT_LT(one.at("known.exact_answer").low(), 0.25);
 }
 
+TEST(EvaluationTest, APatternThatCountsForLessThanNothingHasNoIntervalOfRates) {
+  // Nothing matched so far; what is counted may be -1, and 0 to 0.3 is no interval of that.
+  std::vector<v1::Sample> samples(8);
+  for (v1::Sample& sample : samples) sample.mutable_score()->add_components()->set_name("rude");
+  const auto rude = [&](double match, double no_match) {
+    v1::ScorerSpec graders;
+    v1::RewardComponent* component = graders.add_components();
+    component->set_name("rude");
+    component->mutable_regex()->set_pattern("idiot");
+    component->mutable_regex()->set_match(match);
+    component->mutable_regex()->set_no_match(no_match);
+    return EvaluationMetrics(graders, samples).at("rude");
+  };
+  EXPECT_TRUE(rude(1, 0).has_high());
+  EXPECT_TRUE(rude(0, 1).has_high());
+  EXPECT_FALSE(rude(-1, 0).has_high());
+  EXPECT_FALSE(rude(0, 5).has_high());
+}
+
 TEST(EvaluationTest, IntervalsAreWilsons) {
   std::vector<double> values(100, 0.0);
   for (int i = 0; i < 10; ++i) values[static_cast<size_t>(i)] = 1;
