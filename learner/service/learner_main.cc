@@ -13,6 +13,7 @@
 #include <prometheus/gauge.h>
 #include <CLI/CLI.hpp>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
@@ -75,6 +76,31 @@ struct GroupState {
     return !job_id.empty() && told_to_leave.has_value() &&
            rlhf::Clock::Real()->Now() - std::max(*told_to_leave, alone_until) > patience;
   }
+};
+
+// The training, as the session's callbacks reach it: it is made after the session. Thread-safe.
+class Training {
+ public:
+  void Set(rlhf::learner::CoordinatorClient* coordinator, rlhf::learner::TrainingRun* run) {
+    absl::MutexLock lock(&mu_);
+    coordinator_ = coordinator;
+    run_ = run;
+  }
+  // Ends what this rank waits for in its group.
+  void LeaveGroup() {
+    absl::MutexLock lock(&mu_);
+    if (coordinator_ != nullptr) coordinator_->Cancel();
+    if (run_ != nullptr) run_->AbortCollective();
+  }
+  void FillProgress(rlhf::v1::HeartbeatRequest* request) {
+    absl::MutexLock lock(&mu_);
+    if (run_ != nullptr) request->set_progress_counter(run_->progress());
+  }
+
+ private:
+  absl::Mutex mu_;
+  rlhf::learner::CoordinatorClient* coordinator_ ABSL_GUARDED_BY(mu_) = nullptr;
+  rlhf::learner::TrainingRun* run_ ABSL_GUARDED_BY(mu_) = nullptr;
 };
 
 void TrainLoop(rlhf::learner::CoordinatorClient& coordinator, rlhf::learner::TrainingRun& run,
@@ -187,28 +213,18 @@ int Run(const Flags& flags) {
 
   GroupState state;
   std::atomic<bool> drain{false};
-  rlhf::learner::CoordinatorClient* coordinator_pointer = nullptr;
-  rlhf::learner::TrainingRun* run_pointer = nullptr;
-  absl::Mutex wiring_mu;
-  const auto leave_group = [&] {
-    absl::MutexLock lock(&wiring_mu);
-    if (coordinator_pointer != nullptr) coordinator_pointer->Cancel();
-    if (run_pointer != nullptr) run_pointer->AbortCollective();
-  };
+  Training training;
   rlhf::client::FleetSession::Callbacks callbacks;
   callbacks.fill_heartbeat = [&](rlhf::v1::HeartbeatRequest* request) {
-    {
-      absl::MutexLock lock(&state.mu);
-      request->set_group_job_id(state.job_id);
-      request->set_group_epoch(state.epoch);
-    }
-    absl::MutexLock lock(&wiring_mu);
-    if (run_pointer != nullptr) request->set_progress_counter(run_pointer->progress());
+    training.FillProgress(request);
+    absl::MutexLock lock(&state.mu);
+    request->set_group_job_id(state.job_id);
+    request->set_group_epoch(state.epoch);
   };
   callbacks.on_heartbeat = [&](const rlhf::v1::HeartbeatResponse& response) {
     if (response.drain()) drain = true;
     if (response.group_changed()) {
-      leave_group();
+      training.LeaveGroup();
       absl::MutexLock lock(&state.mu);
       if (!state.told_to_leave.has_value()) state.told_to_leave = rlhf::Clock::Real()->Now();
     }
@@ -228,11 +244,8 @@ int Run(const Flags& flags) {
   options.collective_timeout = absl::Seconds(flags.collective_timeout_seconds);
   options.stuck_after = absl::Seconds(flags.stuck_after_seconds);
   rlhf::learner::TrainingRun run(&coordinator, &artifacts, &publisher, &metrics, options);
-  {
-    absl::MutexLock lock(&wiring_mu);
-    coordinator_pointer = &coordinator;
-    run_pointer = &run;
-  }
+  training.Set(&coordinator, &run);
+  const absl::Cleanup unset = [&training] { training.Set(nullptr, nullptr); };
   auto http = rlhf::StartHttpEndpoint(
       flags.http_address, &metrics,
       [&session] {
@@ -252,7 +265,7 @@ int Run(const Flags& flags) {
     }
   }
   absl::Notification training_ended;
-  std::thread training([&] {
+  std::thread training_thread([&] {
     TrainLoop(coordinator, run, *session, state);
     training_ended.Notify();
   });
@@ -268,13 +281,9 @@ int Run(const Flags& flags) {
   if (!session->fatal().ok()) spdlog::error("{}", session->fatal().ToString());
   const absl::Duration grace = absl::Seconds(flags.grace_seconds), deadline = rlhf::Clock::Real()->Now() + grace;
   state.stopping = true;
-  EndTraining(run, training_ended, leave_group, deadline, grace);
-  training.join();
-  {
-    absl::MutexLock lock(&wiring_mu);
-    coordinator_pointer = nullptr;
-    run_pointer = nullptr;
-  }
+  EndTraining(
+      run, training_ended, [&training] { training.LeaveGroup(); }, deadline, grace);
+  training_thread.join();
   shipper->Stop();
   session->Stop();
   (*server)->Shutdown(std::max(absl::ZeroDuration(), deadline - rlhf::Clock::Real()->Now()));
