@@ -10,6 +10,7 @@
 #include <prometheus/histogram.h>
 #include <CLI/CLI.hpp>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
@@ -74,6 +75,53 @@ void LogFailures(const rlhf::v1::ScoreResponse& response) {
   spdlog::warn("{} of {} samples have no score; the first: {}", failed, response.scores_size(), first->error());
 }
 
+// Scores batches and says what became of them: in metrics, spans and the log. Thread-safe.
+class Scoring {
+ public:
+  Scoring(rlhf::reward::Scorer* scorer, rlhf::MetricsRegistry* metrics)
+      : scorer_(scorer),
+        batch_size_(metrics->Histogram("rlhf_reward_batch_size", "Samples scored together.",
+                                       {1, 2, 4, 8, 16, 32, 64, 128, 256, 512})),
+        inference_(metrics->Histogram("rlhf_reward_inference_seconds", "Time of a scoring batch.",
+                                      {.001, .003, .01, .03, .1, .3, 1, 3, 10})),
+        values_(
+            metrics->Histogram("rlhf_reward_score", "Total scores given.", {-10, -5, -2, -1, -.5, 0, .5, 1, 2, 5, 10})),
+        ok_(metrics->Counter("rlhf_reward_scored_total", "Samples scored.", {{"outcome", "ok"}})),
+        failed_(metrics->Counter("rlhf_reward_scored_total", "Samples scored.", {{"outcome", "error"}})) {}
+
+  rlhf::v1::ScoreResponse Score(const rlhf::v1::ScoreRequest& request) {
+    const rlhf::LogScope scope({.job_id = request.job_id()});
+    Announce(request);
+    const absl::Time began = absl::Now();
+    rlhf::v1::ScoreResponse response = scorer_->Score(request);
+    ExportScoring(response, began);
+    LogFailures(response);
+    for (const auto& score : response.scores()) {
+      (score.code() == 0 ? ok_ : failed_).Increment();
+      if (score.code() == 0) values_.Observe(score.score().total());
+    }
+    return response;
+  }
+  void Took(int samples, absl::Duration took) {
+    batch_size_.Observe(samples);
+    inference_.Observe(absl::ToDoubleSeconds(took));
+  }
+
+ private:
+  void Announce(const rlhf::v1::ScoreRequest& request) {
+    absl::MutexLock lock(&mu_);
+    if (announced_.size() >= kMostAnnounced) announced_.clear();
+    if (announced_.insert(request.job_id()).second)
+      spdlog::info("scoring samples of job {}: components {}", request.job_id(), request.scorer().components_size());
+  }
+
+  rlhf::reward::Scorer* const scorer_;
+  prometheus::Histogram &batch_size_, &inference_, &values_;
+  prometheus::Counter &ok_, &failed_;
+  absl::Mutex mu_;
+  std::set<std::string> announced_ ABSL_GUARDED_BY(mu_);  // jobs, of late
+};
+
 int Run(const Flags& flags) {
   rlhf::InitLogging("reward_server", flags.instance, flags.log_level, flags.log_json);
   const rlhf::TracingScope tracing(flags.trace_dir, "reward_server", flags.instance);
@@ -94,46 +142,15 @@ int Run(const Flags& flags) {
   scorer_options.batch_tokens = flags.batch_tokens;
   rlhf::reward::Scorer scorer(&artifacts, scorer_options);
 
-  auto& batch_size =
-      metrics.Histogram("rlhf_reward_batch_size", "Samples scored together.", {1, 2, 4, 8, 16, 32, 64, 128, 256, 512});
-  auto& inference = metrics.Histogram("rlhf_reward_inference_seconds", "Time of a scoring batch.",
-                                      {.001, .003, .01, .03, .1, .3, 1, 3, 10});
-  auto& score_values =
-      metrics.Histogram("rlhf_reward_score", "Total scores given.", {-10, -5, -2, -1, -.5, 0, .5, 1, 2, 5, 10});
-  auto& ok = metrics.Counter("rlhf_reward_scored_total", "Samples scored.", {{"outcome", "ok"}});
-  auto& failed = metrics.Counter("rlhf_reward_scored_total", "Samples scored.", {{"outcome", "error"}});
+  Scoring scoring(&scorer, &metrics);
   rlhf::reward::BatcherOptions batcher_options;
   batcher_options.batch_tokens = 2 * static_cast<int64_t>(flags.batch_tokens);
   batcher_options.delay = absl::Milliseconds(flags.delay_ms);
   batcher_options.stuck_after = absl::Seconds(flags.stuck_after_seconds);
   batcher_options.asking_threads = rlhf::kMostServicesAsked;
-  absl::Mutex announced_mu;
-  std::set<std::string> announced;  // jobs, of late
-  rlhf::reward::Batcher batcher(
-      [&](const rlhf::v1::ScoreRequest& request) {
-        const rlhf::LogScope scope({.job_id = request.job_id()});
-        {
-          absl::MutexLock lock(&announced_mu);
-          if (announced.size() >= kMostAnnounced) announced.clear();
-          if (announced.insert(request.job_id()).second)
-            spdlog::info("scoring samples of job {}: components {}", request.job_id(),
-                         request.scorer().components_size());
-        }
-        const absl::Time began = absl::Now();
-        rlhf::v1::ScoreResponse response = scorer.Score(request);
-        ExportScoring(response, began);
-        LogFailures(response);
-        for (const auto& score : response.scores()) {
-          (score.code() == 0 ? ok : failed).Increment();
-          if (score.code() == 0) score_values.Observe(score.score().total());
-        }
-        return response;
-      },
-      batcher_options,
-      [&](int samples, absl::Duration took) {
-        batch_size.Observe(samples);
-        inference.Observe(absl::ToDoubleSeconds(took));
-      });
+  rlhf::reward::Batcher batcher([&](const rlhf::v1::ScoreRequest& request) { return scoring.Score(request); },
+                                batcher_options,
+                                [&](int samples, absl::Duration took) { scoring.Took(samples, took); });
   metrics.OnCollect([&] {
     metrics.Gauge("rlhf_reward_queue_depth", "Scoring requests waiting.").Set(static_cast<double>(batcher.queued()));
   });
