@@ -34,6 +34,21 @@ void ExpectWhole(const LocalService& service, const std::string& name) {
   const CommandResult checked = service.Ctl("ledger " + name + " --check", "admin.json");
   EXPECT_EQ(checked.code, 0) << checked.output;
 }
+// The job "nobody", when the one process that can serve it is cordoned; `why` says how to start the other one.
+void ExpectWaitsFor(const LocalService& service, const std::string& one, const std::string& other) {
+  ASSERT_EQ(service.Ctl("workers cordon " + one, "admin.json").code, 0);
+  Submit(service, "nobody", "deterministic: true\n");
+  std::string why;
+  LocalService::Until(
+      absl::Seconds(60),
+      [&] {
+        why = service.Ctl("why nobody").output;
+        return why.find("1 registered, of which none can") != std::string::npos;
+      },
+      "the job waits for one like " + one);
+  EXPECT_THAT(why, HasSubstr(other + ": "));
+  EXPECT_THAT(why, HasSubstr("--precision float32"));
+}
 void ExpectNoneFailed(const LocalService& service, const std::string& name) {
   const nlohmann::json counts =
       nlohmann::json::parse(service.Ctl("--output json ledger " + name).output, nullptr, false)["counts"];
@@ -64,18 +79,7 @@ TEST(MixedWorkersTest, AJobIsServedByTheWorkersOfItsPrecision) {
   EXPECT_THAT(service.Log("rollout-1"), HasSubstr("start this worker with --device cpu --precision float32"));
 
   // With none that can, `why` says how to start one.
-  ASSERT_EQ(service.Ctl("workers cordon rollout-0", "admin.json").code, 0);
-  Submit(service, "nobody", "deterministic: true\n");
-  std::string why;
-  LocalService::Until(
-      absl::Seconds(60),
-      [&] {
-        why = service.Ctl("why nobody").output;
-        return why.find("1 registered, of which none can") != std::string::npos;
-      },
-      "the job waits for a worker of its precision");
-  EXPECT_THAT(why, HasSubstr("rollout-1: "));
-  EXPECT_THAT(why, HasSubstr("--precision float32"));
+  ExpectWaitsFor(service, "rollout-0", "rollout-1");
   ASSERT_EQ(service.Ctl("workers cordon rollout-0 --undo", "admin.json").code, 0);
   ExpectSucceeds(service, "nobody");
   ExpectWhole(service, "nobody");
@@ -95,18 +99,7 @@ TEST(MixedWorkersTest, ADeterministicJobIsScoredByTheRewardServersThatCan) {
   ExpectNoneFailed(service, "exact");
 
   // With none that can, the job waits and `why` says how to start one.
-  ASSERT_EQ(service.Ctl("workers cordon reward-0", "admin.json").code, 0);
-  Submit(service, "nobody", "deterministic: true\n");
-  std::string why;
-  LocalService::Until(
-      absl::Seconds(60),
-      [&] {
-        why = service.Ctl("why nobody").output;
-        return why.find("1 registered, of which none can") != std::string::npos;
-      },
-      "the job waits for a reward server of its precision");
-  EXPECT_THAT(why, HasSubstr("reward-1: "));
-  EXPECT_THAT(why, HasSubstr("--precision float32"));
+  ExpectWaitsFor(service, "reward-0", "reward-1");
   EXPECT_THAT(service.Log("coordinator"), HasSubstr("reward-1 cannot score it and gets none of it"));
   ASSERT_EQ(service.Ctl("workers cordon reward-0 --undo", "admin.json").code, 0);
   ExpectSucceeds(service, "nobody");
