@@ -19,11 +19,14 @@ namespace rlhf {
 namespace {
 
 constexpr absl::Duration kAnswerSilence = absl::Seconds(5);  // of who takes an answer
+constexpr absl::Duration kLookedAtStop = absl::Milliseconds(250);
+constexpr absl::Duration kAtStop = absl::Seconds(1);  // for what is under way
 
 // Of a socket that does not block.
 class BoundedStream final : public httplib::Stream {
  public:
-  BoundedStream(int fd, SSL* tls, const HttpBounds& bounds) : fd_(fd), tls_(tls), bounds_(bounds) {}
+  BoundedStream(int fd, SSL* tls, const HttpBounds& bounds, absl::FunctionRef<bool()> stopping)
+      : fd_(fd), tls_(tls), bounds_(bounds), stopping_(stopping) {}
 
   bool Handshake() {
     if (tls_ == nullptr) return true;
@@ -108,17 +111,23 @@ class BoundedStream final : public httplib::Stream {
     return error == SSL_ERROR_WANT_WRITE && Wait(POLLOUT, deadline_);
   }
   bool Wait(short events, absl::Time deadline) const {
-    const absl::Duration patience = std::min(answering_ ? kAnswerSilence : bounds_.silence, deadline - absl::Now());
-    if (patience <= absl::ZeroDuration()) return false;
-    pollfd ready{fd_, events, 0};
-    const int found = poll(&ready, 1, static_cast<int>(absl::ToInt64Milliseconds(patience)) + 1);
-    return found > 0 || (found < 0 && errno == EINTR);
+    absl::Time until = std::min(absl::Now() + (answering_ ? kAnswerSilence : bounds_.silence), deadline);
+    while (true) {
+      if (stopping_()) until = std::min(until, stop_by_ = std::min(stop_by_, absl::Now() + kAtStop));
+      const absl::Duration left = std::min(until - absl::Now(), kLookedAtStop);
+      if (left <= absl::ZeroDuration()) return false;
+      pollfd ready{fd_, events, 0};
+      const int found = poll(&ready, 1, static_cast<int>(absl::ToInt64Milliseconds(left)) + 1);
+      if (found != 0) return found > 0 || errno == EINTR;
+    }
   }
 
   const int fd_;
   SSL* const tls_;
   const HttpBounds& bounds_;
+  const absl::FunctionRef<bool()> stopping_;
   absl::Time deadline_;
+  mutable absl::Time stop_by_ = absl::InfiniteFuture();
   size_t left_ = 0;  // of the request
   bool answering_ = false, broken_ = false;
   char buffer_[4096];
@@ -133,7 +142,7 @@ void ServeBounded(int fd, SSL_CTX* tls, const HttpBounds& bounds, absl::Function
   const std::unique_ptr<SSL, void (*)(SSL*)> session(tls == nullptr ? nullptr : SSL_new(tls), SSL_free);
   if (session != nullptr) SSL_set_fd(session.get(), fd);
   if (tls == nullptr || session != nullptr) {
-    BoundedStream stream(fd, session.get(), bounds);
+    BoundedStream stream(fd, session.get(), bounds, stopping);
     bool good = stream.Handshake();
     for (int i = 1; good && i <= bounds.requests && !stopping() && stream.AwaitRequest(); ++i) {
       bool closed = false;

@@ -213,6 +213,31 @@ TEST(HttpEndpointTest, RequestsThatTrickleInHoldNobodyUpForLong) {
   for (const int fd : sockets) close(fd);
 }
 
+// It has two minutes for it; a process that is told to stop does not wait for that.
+TEST(HttpEndpointTest, WhoTakesAnAnswerSlowlyDelaysNoStop) {
+  MetricsRegistry metrics("coordinator");
+  for (int i = 0; i < 4000; ++i)
+    metrics.Gauge("rlhf_large", "", {{"label", std::string(4000, 'x') + std::to_string(i)}});
+  auto endpoint = HttpEndpoint::Start("127.0.0.1:0", &metrics, {});
+  ASSERT_TRUE(endpoint.ok());
+  const int fd = ConnectToEndpoint((*endpoint)->port());
+  const std::string head = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+  ASSERT_EQ(send(fd, head.data(), head.size(), MSG_NOSIGNAL), static_cast<ssize_t>(head.size()));
+  std::string piece(300'000, '\0');
+  ASSERT_GT(recv(fd, piece.data(), piece.size(), 0), 0);
+  std::atomic<bool> ended{false};
+  std::thread slow([&] {
+    while (!ended && recv(fd, piece.data(), piece.size(), 0) > 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  });
+  const auto started = std::chrono::steady_clock::now();
+  endpoint->reset();
+  EXPECT_LT(std::chrono::steady_clock::now() - started, std::chrono::seconds(4));
+  ended = true;
+  slow.join();
+  close(fd);
+}
+
 // Whoever asks to be told to go on would have the time of an answer for its body.
 TEST(HttpEndpointTest, NobodyIsToldToGoOn) {
   MetricsRegistry metrics("coordinator");
