@@ -129,8 +129,9 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   bool shut_down_ = false;
   absl::Duration warned_ = absl::ZeroDuration();
 
-  // Destroyed from the last to the first: servers before services, the store's thread (whose callbacks use managers)
-  // before managers, and the loop, to which everybody posts, at the very end.
+  // Destroyed from the last to the first: servers, then the threads that still work for calls which were given up and
+  // the store's (their work names services and managers), then services, managers, and the loop, to which everybody
+  // posts, at the very end.
   std::unique_ptr<DataDirLock> lock_;
   std::unique_ptr<PostgresLead> lead_;
   MetricsRegistry metrics_{"coordinator"};
@@ -150,14 +151,14 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::unique_ptr<Logs> logs_;
   std::unique_ptr<Denials> denials_;
   std::unique_ptr<Tokens> tokens_;
+  Edge edge_;
+  std::vector<std::unique_ptr<grpc::Service>> services_;
   std::unique_ptr<PayloadStore> payloads_;
   std::unique_ptr<StateStore> store_;
   std::unique_ptr<RewardClient> reward_;
   std::unique_ptr<Background> background_, batches_, pages_, checks_;
   std::unique_ptr<VolumeWatch> volumes_;
   std::shared_ptr<MetricsExport> export_;
-  Edge edge_;
-  std::vector<std::unique_ptr<grpc::Service>> services_;
   std::unique_ptr<RpcServer> fleet_server_, api_server_;
   std::unique_ptr<HttpEndpoint> http_;
   std::unique_ptr<WebServer> web_;  // calls the API server

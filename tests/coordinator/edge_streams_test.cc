@@ -1,9 +1,18 @@
-// Streams that are open when their caller's token ends.
+// Streams that are open when their caller's token ends; work that is left when the coordinator ends.
+#include <fcntl.h>
+#include <malloc.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include <gtest/gtest.h>
 
+#include "absl/time/clock.h"
 #include "artifact/digest.h"
 #include "rlhf/v1/admin_service.grpc.pb.h"
 #include "rlhf/v1/artifact_service.grpc.pb.h"
@@ -214,6 +223,63 @@ TEST_F(StreamsTest, AnImportEndsWithItsTokenAndNothingOfItCounts) {
   // The set is free for the next import.
   const absl::Status next = FromGrpc(import(*others, /*ends=*/true, [] {}));
   EXPECT_TRUE(next.ok()) << next;
+}
+
+// Calls that were given up leave work behind that names their service. A pipe in the place of each of two uploads holds
+// the threads for such work until the services are gone.
+TEST_F(StreamsTest, WhatIsLeftToDoAtTheEndOutlivesNoService) {
+  UploadSamples();
+  v1::JobSpec spec;
+  spec.set_name("collect");
+  spec.mutable_collect()->set_samples("samples");
+  spec.mutable_collect()->set_comparisons(10);
+  const std::string job = Submit(spec);
+  ASSERT_GT(AnswerAll(AsRater("anna"), job), 0);
+  const auto give_up_on = [&](const auto& stub, auto method, const auto& request, auto response) {
+    const auto context = client::MakeContext(absl::Milliseconds(300));
+    EXPECT_EQ((stub.get()->*method)(context.get(), request, &response).error_code(),
+              grpc::StatusCode::DEADLINE_EXCEEDED);
+  };
+  const auto artifacts = v1::ArtifactService::NewStub(Api("submitter"));
+  std::vector<int> pipes;
+  for (const std::string content : {"1", "2"}) {
+    const auto started = Call(artifacts, &v1::ArtifactService::Stub::StartUpload,
+                              UploadOf(content.size(), artifact::Sha256Hex(content)));
+    ASSERT_TRUE(started.ok()) << started.status();
+    v1::UploadChunksResponse response;
+    const auto context = client::MakeContext(absl::Seconds(60));
+    const auto writer = artifacts->UploadChunks(context.get(), &response);
+    v1::UploadChunk chunk;
+    chunk.set_upload_id(started->upload_id());
+    chunk.set_data(content);
+    ASSERT_TRUE(writer->Write(chunk) && writer->WritesDone() && writer->Finish().ok());
+    std::string staged;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(dir_.File("artifacts") + "/.staging")) {
+      if (entry.is_regular_file() && ReadFile(entry.path().string()).value_or("") == content)
+        staged = entry.path().string();
+    }
+    ASSERT_NE(staged, "");
+    ASSERT_EQ(unlink(staged.c_str()), 0);
+    ASSERT_EQ(mkfifo(staged.c_str(), 0600), 0);
+    v1::FinishUploadRequest finish;
+    finish.set_upload_id(started->upload_id());
+    give_up_on(artifacts, &v1::ArtifactService::Stub::FinishUpload, finish, v1::Artifact());
+    pipes.push_back(open(staged.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC));
+    ASSERT_GE(pipes.back(), 0) << "nobody reads it";
+  }
+  v1::FreezeSetRequest freeze;
+  freeze.set_job_id(job);
+  freeze.set_name("frozen");
+  freeze.add_exclude_raters("bob");
+  give_up_on(v1::FeedbackService::NewStub(Api("submitter")), &FeedbackStub::FreezeSet, freeze, v1::ComparisonSet());
+  std::thread lets_go([&] {
+    absl::SleepFor(absl::Milliseconds(500));
+    for (const int pipe : pipes) close(pipe);
+  });
+  mallopt(M_PERTURB, 0xa5);  // what is freed is overwritten, also where no sanitizer watches
+  server_.reset();
+  mallopt(M_PERTURB, 0);
+  lets_go.join();
 }
 
 }  // namespace
