@@ -473,9 +473,9 @@ void CoordinatorServerImpl::Shutdown(absl::Duration grace) {
   if (api_server_ != nullptr) api_server_->SetServing(false);
   open_calls_.EndAll();
   const absl::Duration deadline = clock_->Now() + grace;
-  web_.reset();
   if (api_server_ != nullptr) api_server_->Shutdown(grace);
   if (fleet_server_ != nullptr) fleet_server_->Shutdown(std::max(absl::ZeroDuration(), deadline - clock_->Now()));
+  web_.reset();  // waits for its calls, which ended with the API's
   stopped_ = true;
   if (export_ != nullptr) export_->Stop();
   // What was recorded since the last time is signed before the process ends.
