@@ -134,17 +134,21 @@ void ExplainSamples(const JobFacts& facts, Waits* waits) {
                      samples.reward_servers, " registered, of which none can: ", samples.unsuited_reward_why, ")"),
         samples.since, "start reward servers with the --precision and --device that it names");
   }
+  // What failed and is tried again may fail for ever: a port that is blocked, a scorer that hangs.
+  const std::string mend = problem.empty()
+                               ? "nothing"
+                               : "nothing if it comes on; else mend what the newest problem names: it is tried again";
   if (samples.serving_this > 0) {
     waits->Add(v1::GENERATING,
                absl::StrCat(samples.serving_this, " rollout workers: ", counts.leased(),
                             " samples are being generated, ", counts.queued(), " are queued", problem),
-               samples.since, "nothing");
+               samples.since, mend);
   }
   if (counts.generated() > 0 && !nobody_scores) {
     waits->Add(v1::SCORING,
                absl::StrCat(counts.generated(), " samples to be scored; ", samples.score_requests,
                             " requests are at reward servers", problem),
-               samples.since, samples.score_requests > 0 ? "nothing" : "see the reward servers' logs: `rlhfctl logs`");
+               samples.since, samples.score_requests > 0 ? mend : "see the reward servers' logs: `rlhfctl logs`");
   }
 }
 

@@ -282,6 +282,9 @@ TEST(ExplainTest, Generating) {
   facts.samples.counts.set_leased(3);
   facts.samples.serving_this = 2;
   EXPECT_THAT(Expect(facts, v1::GENERATING).waits_for(), HasSubstr("3 samples are being generated, 7 are queued"));
+  EXPECT_EQ(Expect(facts, v1::GENERATING).what_to_do(), "nothing");
+  facts.samples.last_problem = "rollout-1: weights from 10.0.0.7:7010: Deadline Exceeded";
+  EXPECT_THAT(Expect(facts, v1::GENERATING).what_to_do(), HasSubstr("mend what the newest problem names"));
 }
 
 TEST(ExplainTest, NoRewardServer) {
@@ -311,6 +314,7 @@ TEST(ExplainTest, Scoring) {
   facts.samples.last_problem = "scoring: no such model";
   EXPECT_THAT(Expect(facts, v1::SCORING).waits_for(), HasSubstr("3 samples"));
   EXPECT_THAT(Expect(facts, v1::SCORING).waits_for(), HasSubstr("newest problem: scoring: no such model"));
+  EXPECT_THAT(Expect(facts, v1::SCORING).what_to_do(), HasSubstr("mend what the newest problem names"));
 }
 
 TEST(ExplainTest, WeightsUnavailable) {
