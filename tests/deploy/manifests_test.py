@@ -210,6 +210,14 @@ class ManifestsTest(unittest.TestCase):
                 logs = 64 << 20  # five files of ten megabytes, by the kubelet's defaults
                 self.assertGreaterEqual(quantity(resources["requests"]["ephemeral-storage"]), volumes + logs, where)
 
+    def test_ranks_find_each_other_before_they_are_ready(self):
+        """They meet by their names when a group forms, whether the kubelet has found them ready by then or not."""
+        found = [document for documents in FILES.values() for document in documents
+                 if document["kind"] == "Service" and document["metadata"]["name"] == "rlhf-learner"]
+        self.assertTrue(found)
+        for document in found:
+            self.assertEqual((document["spec"]["clusterIP"], document["spec"].get("publishNotReadyAddresses")), ("None", True))
+
     def test_a_coordinator_has_the_memory_that_clients_may_fill(self):
         text = subprocess.run([BIN / "rlhf-coordinator", "--help"], capture_output=True, text=True, check=True).stdout
         received = int(re.search(r"--receive-memory-mb INT=(\d+)", text)[1]) << 20
