@@ -20,8 +20,7 @@ namespace rlhf::cli {
 namespace {
 
 std::string Beside(const std::filesystem::path& context_file, const std::string& path) {
-  if (path.empty() || std::filesystem::path(path).is_absolute()) return path;
-  return (context_file.parent_path() / path).string();
+  return path.empty() ? path : (context_file.parent_path() / path).string();  // or `path`, when it is absolute
 }
 
 constexpr char kHere[] = "rlhfctl/of-this-machine";

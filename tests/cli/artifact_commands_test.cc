@@ -38,7 +38,8 @@ class FakeArtifacts final : public v1::ArtifactService::Service {
   grpc::Status ListArtifacts(grpc::ServerContext*, const v1::ListArtifactsRequest* request,
                              v1::ListArtifactsResponse* response) override {
     project = request->project();
-    for (const char* begin : {"aaaabbbb1", "aaaabbbb2", "ccccdddd"})
+    // One of them in two projects.
+    for (const char* begin : {"aaaabbbb1", "aaaabbbb2", "ccccdddd", "ccccdddd"})
       response->add_artifacts()->set_digest(FakeDigest(begin));
     return grpc::Status::OK;
   }
@@ -58,7 +59,7 @@ class FakeArtifacts final : public v1::ArtifactService::Service {
                         grpc::ServerWriter<v1::DownloadChunk>* writer) override {
     ++downloads;
     v1::DownloadChunk chunk;
-    chunk.set_data(files.at(request->path()).substr(0, cut));
+    chunk.set_data(sent.empty() ? files.at(request->path()).substr(0, cut) : sent);
     writer->Write(chunk);
     return cut == std::string::npos ? grpc::Status::OK : grpc::Status(grpc::StatusCode::DATA_LOSS, "cut off");
   }
@@ -98,7 +99,7 @@ class FakeArtifacts final : public v1::ArtifactService::Service {
   std::map<std::string, std::string> files = {{"a.jsonl", "first\n"}, {"deep/b.jsonl", "second\n"}};
   std::map<std::string, std::string> uploaded;
   std::vector<std::string> paths;
-  std::string project, asked, digest, kind;
+  std::string project, asked, digest, kind, sent;
   size_t cut = std::string::npos;
   int downloads = 0;
 };
@@ -286,13 +287,24 @@ TEST_F(ArtifactCommandsTest, APullReplacesNoFileOfOnesOwn) {
   EXPECT_EQ(artifacts_.downloads, 0);
 }
 
+TEST_F(ArtifactCommandsTest, OtherBytesThanTheArtifactsAreRefused) {
+  artifacts_.sent = "other\n";
+  const CommandResult pulled = Ctl("data pull some --out " + dir_.File("out"));
+  EXPECT_EQ(pulled.code, 1);
+  EXPECT_THAT(pulled.output, HasSubstr("does not match its digest"));
+  EXPECT_EQ(Files("out"), 0);
+}
+
 TEST_F(ArtifactCommandsTest, WhatIsCutOffLeavesNoFile) {
   artifacts_.cut = 3;
   EXPECT_EQ(Ctl("data pull some --out " + dir_.File("out")).code, 1);
   EXPECT_EQ(Files("out"), 0);
   artifacts_.cut = std::string::npos;
-  artifacts_.files = {{"../outside", "x"}};
-  EXPECT_THAT(Ctl("data pull some --out " + dir_.File("out")).output, HasSubstr("names a file outside itself"));
+  for (const std::string path : {"../outside", dir_.File("outside").c_str(), "a//b", "./a"}) {
+    artifacts_.files = {{path, "x"}};
+    EXPECT_THAT(Ctl("data pull some --out " + dir_.File("out")).output, HasSubstr("names a file outside itself"))
+        << path;
+  }
   EXPECT_EQ(Read("outside"), "no file");
 
   Write("pairs.jsonl", "before");

@@ -201,10 +201,11 @@ TEST_F(RequestsTest, FlagsAreAskedFor) {
 TEST_F(RequestsTest, ListingsHaveAllTheirPages) {
   std::vector<v1::ListTokensResponse> tokens(2);
   tokens[0].add_tokens()->set_id("one");
+  tokens[0].mutable_tokens(0)->set_revoked(true);
   tokens[0].set_next_page_token("1");
   tokens[1].add_tokens()->set_id("other");
   recorder_.Answer("ListTokens", tokens);
-  EXPECT_THAT(Ctl("token list").output, testing::AllOf(HasSubstr("\none "), HasSubstr("\nother ")));
+  EXPECT_THAT(Ctl("token list").output, testing::ContainsRegex("\none .* yes\nother .*[^s]\n"));
   EXPECT_THAT(recorder_.newest(), HasSubstr("page_token: \"1\""));
   std::vector<v1::ListWorkersResponse> workers(2);
   workers[0].add_workers()->set_instance_id("one");
@@ -217,6 +218,22 @@ TEST_F(RequestsTest, ListingsHaveAllTheirPages) {
   const std::string listed = Ctl("workers list").output;
   EXPECT_THAT(listed, testing::ContainsRegex("\none .* 0.0 s ago\n"));
   EXPECT_THAT(listed, testing::ContainsRegex("\nother .* 3/8 .* away\n"));
+}
+
+TEST_F(RequestsTest, SamplesAreNoMoreThanWereAskedFor) {
+  v1::ListSamplesResponse page;
+  page.add_samples()->mutable_sample()->set_response_text("answer");
+  page.add_samples()->set_problem("its segment is damaged");
+  page.set_next_page_token("2");
+  recorder_.Answer("ListSamples", page);
+  const std::string samples = Ctl("samples job --limit 2").output;
+  EXPECT_EQ(recorder_.newest(), "ListSamples job_id: \"job-1\" page { page_size: 2 }");
+  EXPECT_THAT(samples, testing::AllOf(HasSubstr(" answer\n"), HasSubstr(" (its segment is damaged)\n")));
+  v1::ListQuotasResponse quotas;
+  quotas.add_quotas()->set_project("p");
+  quotas.mutable_quotas(0)->set_max_jobs(3);
+  recorder_.Answer("ListQuotas", quotas);
+  EXPECT_THAT(Ctl("quota list").output, testing::ContainsRegex("\np +\\(all\\) +3 +- +- +- "));
 }
 
 TEST_F(RequestsTest, AJobGoesWithItsRequestIdProjectAndUploads) {

@@ -120,6 +120,8 @@ TEST(Timeline, OverlapsGapsAndWhatIsNotKnown) {
   const Timeline timeline = MakeTimeline({job});
   EXPECT_EQ(timeline.leases, 4);
   EXPECT_EQ(timeline.scorings, 0);
+  EXPECT_DOUBLE_EQ(timeline.learner.seconds, 2.5);
+  EXPECT_DOUBLE_EQ(timeline.learner.publish, 0);
   std::map<std::string, Row> rows = RowsOf(nlohmann::json::parse(timeline.chrome_json));
   EXPECT_THAT(TimesOf(rows["small"]), ElementsAre(Pair(0, 6.5)));
   EXPECT_THAT(TimesOf(rows["w"]), ElementsAre(Pair(0.5, 4), Pair(4.5, 1), Pair(5.5, 0)));
