@@ -240,7 +240,7 @@ TEST_F(Recovery, AGroupOfSharesGoesBackToItsCheckpointWhenARankDies) {
 // With production's timeouts: the others' collective, the rank's time to leave, and its restart.
 TEST_F(Recovery, ARankThatHangsIsReplacedWithinAMinute) {
   SmallJob job;
-  job.steps = 8;
+  job.steps = 40;
   Start(job, "1");
   WaitForStep(2, absl::Seconds(60));
   const pid_t survivor = service_->Pid("learner-0"), hanging = service_->Pid("learner-1");
