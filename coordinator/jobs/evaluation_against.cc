@@ -244,6 +244,13 @@ EvaluationComparison::SliceMeans EvaluationComparison::MeansOf(const std::vector
   return means;
 }
 
+EvaluationComparison::SliceMeans EvaluationComparison::Minus(SliceMeans a, const SliceMeans& b) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i].has_value()) *a[i] -= *b[i];
+  }
+  return a;
+}
+
 double EvaluationComparison::LargestGap(const SliceMeans& by_slice) const {
   // Categories are tasks of another kind and difficulty: they differ by nature, and count only where the evaluation
   // declares them.
@@ -261,39 +268,41 @@ double EvaluationComparison::LargestGap(const SliceMeans& by_slice) const {
 
 // The largest of many gaps is large by chance, and larger again in a resample: its percentiles there are those of a
 // larger number. What the slices' means are off by in a resample is what these are off by, and the largest gap is off
-// by no more than the largest gap of that.
+// by no more than the largest gap of that. It rose by no more than the slices' changes part, either: they are of the
+// same prompts, and known better.
 void EvaluationComparison::AddDisparities(int replicates, std::map<std::string, v1::Metric>* metrics) const {
   const SliceMeans now = MeansOf(pairs_, &Pair::now), before = MeansOf(pairs_, &Pair::before);
-  std::vector<double> off_now, off_before, off_rise;
+  const double gap = LargestGap(now), gap_before = LargestGap(before), parted = LargestGap(Minus(now, before));
+  std::vector<double> off_now, off_before, off_both, off_parted;
   SplitMix64 random(kBootstrapSeed);
   std::vector<Pair> sample(pairs_.size());
   for (int r = 0; r < replicates; ++r) {
     for (Pair& pair : sample) pair = pairs_[random.Below(pairs_.size())];
-    const auto gap_of_errors = [&](const SliceMeans& means, double Pair::*total) {
-      SliceMeans errors = MeansOf(sample, total);
-      for (size_t i = 0; i < errors.size(); ++i) {
-        if (errors[i].has_value()) *errors[i] -= *means[i];
-      }
-      return LargestGap(errors);
-    };
-    off_now.push_back(gap_of_errors(now, &Pair::now));
-    off_before.push_back(gap_of_errors(before, &Pair::before));
-    off_rise.push_back(off_now.back() + off_before.back());
+    const SliceMeans errors = Minus(MeansOf(sample, &Pair::now), now),
+                     errors_before = Minus(MeansOf(sample, &Pair::before), before);
+    off_now.push_back(LargestGap(errors));
+    off_before.push_back(LargestGap(errors_before));
+    off_both.push_back(off_now.back() + off_before.back());
+    off_parted.push_back(LargestGap(Minus(errors, errors_before)));
   }
-  const auto add = [&](const char* name, double value, double least, std::vector<double>* off) {
+  const auto most = [](std::vector<double>* off) {  // but for one in twenty; 0: nothing varies, or is not known
+    if (off->size() < 2) return 0.0;
+    std::sort(off->begin(), off->end());
+    return (*off)[static_cast<size_t>(std::lround(0.95 * static_cast<double>(off->size() - 1)))];
+  };
+  const auto add = [&](const char* name, double value, double half, double least, double greatest) {
     v1::Metric& metric = (*metrics)[name];
     metric.set_value(value);
     metric.set_n(static_cast<int64_t>(pairs_.size()));
-    if (off->size() < 2) return;
-    std::sort(off->begin(), off->end());
-    const double half = (*off)[static_cast<size_t>(std::lround(0.95 * static_cast<double>(off->size() - 1)))];
-    if (half == 0) return;  // nothing varies
+    if (half == 0) return;
     metric.set_low(std::max(least, value - half));
-    metric.set_high(value + half);
+    metric.set_high(std::min(greatest, value + half));
   };
-  add("disparity", LargestGap(now), 0, &off_now);
-  add("disparity_before", LargestGap(before), 0, &off_before);
-  add("disparity_rise", LargestGap(now) - LargestGap(before), std::numeric_limits<double>::lowest(), &off_rise);
+  constexpr double kAny = std::numeric_limits<double>::max();
+  add("disparity", gap, most(&off_now), 0, kAny);
+  add("disparity_before", gap_before, most(&off_before), 0, kAny);
+  const double off = most(&off_parted), rise = off > 0 ? parted + off : kAny;
+  add("disparity_rise", gap - gap_before, most(&off_both), -rise, rise);
 }
 
 absl::StatusOr<std::map<std::string, v1::Metric>> EvaluationComparison::Metrics() const {

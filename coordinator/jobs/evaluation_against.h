@@ -61,6 +61,8 @@ class EvaluationComparison {
   // Mean totals by slice; none of a slice that the pairs have nothing of.
   using SliceMeans = std::vector<std::optional<double>>;
   SliceMeans MeansOf(const std::vector<Pair>& pairs, double Pair::*total) const;
+  // b has what a has.
+  static SliceMeans Minus(SliceMeans a, const SliceMeans& b);
   // Between two slices of one tag.
   double LargestGap(const SliceMeans& by_slice) const;
   void AddDisparities(int replicates, std::map<std::string, v1::Metric>* metrics) const;

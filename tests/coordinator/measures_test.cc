@@ -378,6 +378,35 @@ TEST(CompareEvaluationsTest, TheIntervalOfADisparityKnowsThatTheLargestOfManyGap
   EXPECT_GE(found, 18);
 }
 
+TEST(CompareEvaluationsTest, ARiseOfDisparityIsKnownAsWellAsTheChangesAre) {
+  // Both evaluations are of the same prompts; one answer in twenty was graded otherwise.
+  std::vector<v1::Sample> now;
+  std::vector<artifact::SampleRecord> before;
+  for (int i = 0; i < 400; ++i) {
+    const double then = i * 7919 % 101 < 50 ? 1 : 0;
+    now.push_back(Answered(i, i % 2 == 0 ? "north" : "south", (i * 31 + i / 7) % 20 == 0 ? 1 - then : then));
+    artifact::SampleRecord& record = before.emplace_back();
+    record.id = absl::StrCat(i);
+    record.prompt = "Q";
+    record.components["exact"] = then;
+  }
+  const auto metrics = CompareEvaluations(Graded(), now, before);
+  ASSERT_TRUE(metrics.ok()) << metrics.status();
+  const v1::Metric &rise = metrics->at("disparity_rise"), &gap = metrics->at("disparity");
+  EXPECT_LE(rise.low(), rise.value());
+  EXPECT_GE(rise.high(), rise.value());
+  EXPECT_GT(gap.high() - gap.value(), 0.08) << "of 400 prompts by a coin";
+  EXPECT_LT(rise.high(), 0.12);
+  EXPECT_GT(rise.low(), -0.12);
+  // The same answers: nothing is known of how others would change, and both gaps are off.
+  for (size_t i = 0; i < now.size(); ++i)
+    now[i].mutable_score()->mutable_components(0)->set_value(before[i].components["exact"]);
+  const auto same = CompareEvaluations(Graded(), now, before);
+  ASSERT_TRUE(same.ok()) << same.status();
+  EXPECT_EQ(same->at("disparity_rise").value(), 0);
+  EXPECT_GT(same->at("disparity_rise").high(), 0.1);
+}
+
 TEST(CompareEvaluationsTest, FewAnswersThatAllWinAreNotCertainty) {
   std::vector<v1::Sample> now;
   std::vector<artifact::SampleRecord> before;
