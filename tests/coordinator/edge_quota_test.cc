@@ -69,9 +69,18 @@ TEST_F(QuotaTest, NobodyElseSetsOneAndImpossibleOnesAreRefused) {
   v1::Quota weightless = Quota(1);
   weightless.set_weight(0);
   EXPECT_EQ(Set("admin", weightless).status().code(), absl::StatusCode::kInvalidArgument);
-  v1::Quota nowhere = Quota(1);
-  nowhere.clear_project();
-  EXPECT_EQ(Set("admin", nowhere).status().code(), absl::StatusCode::kInvalidArgument);
+  v1::Quota all = Quota(1);
+  all.set_project("*");
+  EXPECT_EQ(Set("admin", all).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(QuotaTest, WithoutAProjectItIsOfTheCallersAsItIsRead) {
+  v1::Quota own = Quota(3);
+  own.clear_project();
+  const auto set = Set("admin", own);
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_EQ(set->project(), "default");
+  EXPECT_EQ(Get("admin", "", "")->max_learners(), 3);
 }
 
 TEST_F(QuotaTest, TheFleetMaySpeakThisProtocolVersionOrTheOneBefore) {
