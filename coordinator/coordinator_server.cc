@@ -482,6 +482,8 @@ void CoordinatorServerImpl::Shutdown(absl::Duration grace) {
   if (loop_ != nullptr && oversight_ != nullptr) loop_->Post([this] { oversight_->audit().SignHead(); });
   // The logic first: it is what calls the reward client.
   if (loop_ != nullptr) loop_->Stop();
+  // What was written for calls that are over is answered while the threads that go on with it are there.
+  if (store_ != nullptr) store_->CommitAndWait(WriteBatch()).IgnoreError();
   reward_.reset();
 }
 

@@ -62,8 +62,9 @@ class CoordinatorProcessTest : public testing::Test {
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
   }
   std::vector<std::string> Flags() const {
-    return {"--data-dir", dir_.File("data"), "--insecure", "--ports-file", dir_.File("ports.json"), "--heartbeat-ms",
-            "200",        "--lease-ms",      lease_ms_};
+    return {
+        "--data-dir", dir_.File("data"), "--insecure", "--ports-file", dir_.File("ports.json"), "--heartbeat-ms", "200",
+        "--lease-ms", lease_ms_,         "--grace-ms", grace_ms_};
   }
   void Start() {
     unlink(dir_.File("ports.json").c_str());
@@ -158,7 +159,7 @@ class CoordinatorProcessTest : public testing::Test {
   }
 
   ScratchDir dir_;
-  std::string binary_, lease_ms_ = "600";
+  std::string binary_, lease_ms_ = "600", grace_ms_ = "10000";
   pid_t pid_ = -1;
   std::shared_ptr<grpc::Channel> channel_, fleet_;
   std::unique_ptr<Stub> stub_;
@@ -181,6 +182,30 @@ TEST_F(CoordinatorProcessTest, AnswersRightAndStopsCleanly) {
   EXPECT_EQ(ExitCode(Spawn(flags, dir_.File("log2"))), 1);
   EXPECT_THAT(*ReadFile(dir_.File("log2")), HasSubstr("in use by another coordinator"));
 
+  EXPECT_EQ(Kill(SIGTERM), 0);
+}
+
+// A backup is staged when its record in the audit log is durable: that may be after its caller, and the servers, are
+// gone.
+TEST_F(CoordinatorProcessTest, AWriteThatEndsLateFindsWhatGoesOnWithIt) {
+  const char* bin = std::getenv("RLHF_FAULTS_BIN_DIR");
+  ASSERT_NE(bin, nullptr) << "run by ctest, or set RLHF_FAULTS_BIN_DIR";
+  binary_ = absl::StrCat(bin, "/rlhf-coordinator");
+  const std::string armed = dir_.File("armed/any/store.before_commit");
+  ASSERT_TRUE(MakeDirs(dir_.File("armed/any")).ok());
+  setenv("RLHF_FAILPOINTS_DIR", dir_.File("armed").c_str(), 1);
+  setenv("MALLOC_PERTURB_", "165", 1);  // what is freed is overwritten, also where no sanitizer watches
+  grace_ms_ = "300";                    // over before the write ends
+  Start();
+  unsetenv("RLHF_FAILPOINTS_DIR");
+  unsetenv("MALLOC_PERTURB_");
+  ASSERT_TRUE(WriteFileDurably(armed, "sleep:2000").ok());
+  const auto context = client::MakeContext(absl::Milliseconds(500));
+  const auto reader = v1::AdminService::NewStub(channel_)->Backup(context.get(), {});
+  v1::BackupChunk chunk;
+  EXPECT_FALSE(reader->Read(&chunk));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_TRUE(ReadFile(armed + ".fired").ok()) << "no write is late";
   EXPECT_EQ(Kill(SIGTERM), 0);
 }
 
