@@ -317,7 +317,9 @@ TEST_F(OversightTest, ARiseOfDisparityOverItsBoundAlertsAndClosesTheGate) {
   const nlohmann::json job = service_.Job("unfair");
   EXPECT_THAT(job.value("reason", ""), HasSubstr("disparity_rise is")) << job.dump(1);
   const nlohmann::json metrics = job["result"]["metrics"];
-  EXPECT_GT(metrics["after.disparity_rise"].value("low", 0.0), 0.2) << metrics.dump();
+  // Cats are learnt and dogs are not: where nothing varies within a slice there is no interval.
+  const nlohmann::json rise = metrics["after.disparity_rise"];
+  EXPECT_GT(rise.value("low", rise.value("value", 0.0)), 0.2) << metrics.dump();
   EXPECT_GT(metrics["after.win_rate{animal=cat}"].value("low", 0.0), 0.8) << metrics.dump();
   EXPECT_NE(service_.Ctl("models pull approved/unfair --out " + File("unfair")).code, 0);
   EXPECT_THAT(As("overseer", "audit export").output, HasSubstr("alert.disparity"));
