@@ -142,6 +142,33 @@ TEST_F(PrefixSharingTest, NewWeightsShareNothingWithFormerOnes) {
   EXPECT_EQ(updated->counters().prefix_hits, 2);
 }
 
+TEST_F(PrefixSharingTest, WhatRunsByFormerWeightsLendsNothing) {
+  const auto updated = Make(4, 8), fresh = Make(4, 0);
+  Samples after, expected;
+  ASSERT_TRUE(updated->Add(Prompt(0, absl::StrCat(kSystem, "one"), 1, 100)).ok());
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(updated->Step().ok());
+  ASSERT_FALSE(updated->idle());
+  {
+    const torch::NoGradGuard no_grad;
+    for (Engine* engine : {updated.get(), fresh.get()}) {
+      for (const auto& [name, parameter] : engine->model().named_parameters()) torch::Tensor(parameter).mul_(1.25);
+    }
+  }
+  v1::PolicyVersion version;
+  version.set_step(1);
+  // Beside it, and after it has ended: its prompt is not kept.
+  for (int ordinal = 1; ordinal < 3; ++ordinal) {
+    for (Engine* engine : {updated.get(), fresh.get()}) {
+      if (ordinal == 1) engine->SetVersion(version);
+      ASSERT_TRUE(engine->Add(Prompt(ordinal, absl::StrCat(kSystem, ordinal == 1 ? "two" : "one"))).ok());
+    }
+    RunAll(*updated, &after);
+    RunAll(*fresh, &expected);
+  }
+  after.erase({0, 0});
+  ExpectEqual(expected, after, 0);
+}
+
 TEST(PrefixCacheTest, FindsTheLongestAndForgetsTheLeastRecentlyUsed) {
   PrefixCache cache(10, 2);
   EXPECT_EQ(cache.Find({1, 2}).slot, -1);

@@ -121,6 +121,17 @@ TEST_F(StopTextsTest, TokensAtRandomStopWhereTheWholeOnesDo) {
   });
 }
 
+// A model has more rows of its head than its tokenizer has tokens, rounded up.
+TEST_F(StopTextsTest, IdsBeyondTheTokenizersAreLeftOut) {
+  ForEachTokenizer([](const artifact::Tokenizer& tokenizer) {
+    const int32_t size = tokenizer.vocab_size();
+    const auto text = ResponseText(tokenizer, {size - 1, 5, 6}),
+               padded = ResponseText(tokenizer, {size - 1, size, 5, size + 70, 6});
+    ASSERT_TRUE(text.ok() && padded.ok()) << text.status() << padded.status();
+    EXPECT_EQ(*padded, *text);
+  });
+}
+
 // A run of byte tokens is characters only if all of it is: one byte more or less changes all of its text.
 TEST_F(StopTextsTest, AStopTextMayAppearWithTheLastByteOfACharacter) {
   int with_bytes = 0;
