@@ -300,7 +300,7 @@ TEST_F(ArtifactCommandsTest, WhatIsCutOffLeavesNoFile) {
   EXPECT_EQ(Ctl("data pull some --out " + dir_.File("out")).code, 1);
   EXPECT_EQ(Files("out"), 0);
   artifacts_.cut = std::string::npos;
-  for (const std::string path : {"../outside", dir_.File("outside").c_str(), "a//b", "./a"}) {
+  for (const std::string& path : std::vector<std::string>{"../outside", dir_.File("outside"), "a//b", "./a"}) {
     artifacts_.files = {{path, "x"}};
     EXPECT_THAT(Ctl("data pull some --out " + dir_.File("out")).output, HasSubstr("names a file outside itself"))
         << path;
