@@ -29,7 +29,9 @@ constexpr absl::Duration kReady = absl::Seconds(60);
 absl::StatusOr<ProcessUsage> UsageOf(pid_t pid) {
   ProcessUsage usage;
   std::ifstream stat(absl::StrCat("/proc/", pid, "/stat"));
-  std::string text((std::istreambuf_iterator<char>(stat)), std::istreambuf_iterator<char>());
+  std::ostringstream line;
+  line << stat.rdbuf();  // of a process that ends meanwhile nothing, where an iterator would throw
+  const std::string text = line.str();
   if (text.empty()) return absl::NotFoundError(absl::StrCat("process ", pid, " is gone"));
   std::istringstream rest(text.substr(text.rfind(')') + 2));
   std::string field;

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -182,7 +183,9 @@ class LocalService {
       const pid_t pid = static_cast<pid_t>(std::atoi(entry.path().filename().c_str()));
       if (pid <= 0) continue;
       std::ifstream file(entry.path() / "cmdline");
-      std::string line((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+      std::ostringstream words;
+      words << file.rdbuf();  // of a process that ends meanwhile nothing, where an iterator would throw
+      std::string line = words.str();
       std::replace(line.begin(), line.end(), '\0', ' ');
       if (line.find(Dir() + "/") != std::string::npos && line.find("rlhfctl") == std::string::npos && matches(line))
         pids.push_back(pid);
