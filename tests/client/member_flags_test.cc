@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/cpp/channel.h"
 #include "client/cpp/weights_stream.h"
+#include "common/build_version.h"
 #include "common/process.h"
 #include "common/status_util.h"
 #include "rlhf/v1/weights_service.grpc.pb.h"
@@ -51,7 +52,7 @@ TEST(MemberFlagsTest, ItRegistersAsWhatItWasTold) {
   EXPECT_EQ(identity.instance_id(), "l0");
   EXPECT_EQ(identity.device(), "cuda:1");
   EXPECT_EQ(identity.protocol_version(), kProtocolVersion);
-  EXPECT_EQ(identity.build_version(), kBuildVersion);
+  EXPECT_EQ(identity.build_version(), BuildVersion());
 }
 
 // One CA may sign for several installations.
