@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/printable.h"
@@ -39,6 +40,7 @@ std::string Table::Text() const {
       line += cells[column];
       if (column + 1 < cells.size()) line += std::string(widths[column] - Width(cells[column]) + 2, ' ');
     }
+    absl::StripTrailingAsciiWhitespace(&line);  // the last cells may be empty
     out += line + "\n";
   };
   append(header_);
