@@ -157,13 +157,16 @@ v1::Metric ClusteredMean(const std::vector<std::vector<double>>& clusters, Range
   if (!IsBinary(all, range) || !metric.has_low()) return metric;
   const auto n = static_cast<double>(all.size()), count = static_cast<double>(clusters.size());
   const double ones = std::accumulate(all.begin(), all.end(), 0.0), mean = metric.value();
-  double squares = 0;  // of what each cluster adds to the mean's error; whole numbers, so that those alike add nothing
+  // Of by how much the mean would be another without each cluster, times n (the jackknife): one that has most of the
+  // values draws the mean to itself, and would seem to add nothing to its error. Of whole numbers, so that those alike
+  // add nothing.
+  double squares = 0;
   for (const std::vector<double>& cluster : clusters) {
-    const double error =
-        std::accumulate(cluster.begin(), cluster.end(), 0.0) * n - ones * static_cast<double>(cluster.size());
+    const auto size = static_cast<double>(cluster.size());
+    const double error = (std::accumulate(cluster.begin(), cluster.end(), 0.0) * n - ones * size) / (n - size);
     squares += error * error;
   }
-  const double variance = count / (count - 1) * squares / (n * n * n * n);
+  const double variance = (count - 1) / count * squares / (n * n);
   if (variance > 0) SetWilson(mean, std::min(n, mean * (1 - mean) / variance), &metric);
   return metric;
 }

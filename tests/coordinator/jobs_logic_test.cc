@@ -615,6 +615,12 @@ TEST(ClusteredMeanTest, ManyAnswersOfFewPromptsAreNotManyPrompts) {
   EXPECT_FALSE(ClusteredMean(right, Range::kAny).has_low());
   const v1::Metric third = ClusteredMean(std::vector<std::vector<double>>(12, {1, 0, 0}), Range::kUnit);
   EXPECT_NEAR(third.low(), 0.1381, 1e-4);  // R: prop.test(4, 12, correct = FALSE)
+  // A prompt with most of the answers draws the mean to itself: without it little is known.
+  std::vector<std::vector<double>> one_of_many{std::vector<double>(50, 1.0)};
+  for (int i = 0; i < 10; ++i) one_of_many.push_back({i % 2 == 0 ? 1.0 : 0.0});
+  const v1::Metric drawn = ClusteredMean(one_of_many, Range::kUnit);
+  EXPECT_NEAR(drawn.value(), 55.0 / 60, 1e-12);
+  EXPECT_LT(drawn.low(), 0.5);
   EXPECT_FALSE(ClusteredMean({{1, 0, 1}}, Range::kUnit).has_low()) << "of one prompt nothing is known of others";
   EXPECT_EQ(ClusteredMean({}, Range::kUnit).n(), 0);
 }
