@@ -25,6 +25,7 @@ namespace {
 
 constexpr uint64_t kBootstrapSeed = 0x626f6f74ULL;
 constexpr int kBins = 10;
+constexpr size_t kFewestInSlice = 5;
 
 absl::StatusOr<RoundedSum> Total(const v1::ScorerSpec& judge, const std::map<std::string, double>& components,
                                  const std::string& where) {
@@ -251,13 +252,28 @@ EvaluationComparison::SliceMeans EvaluationComparison::Minus(SliceMeans a, const
   return a;
 }
 
+// Categories are tasks of another kind and difficulty: they differ by nature, and count only where the evaluation
+// declares them.
+bool EvaluationComparison::Counts(const Slice& slice) const {
+  return slice.tag != "category" || Declares("category");
+}
+
+size_t EvaluationComparison::SmallestSlice() const {
+  std::vector<size_t> prompts(slices_.size());
+  for (const Pair& pair : pairs_) {
+    for (const int slice : pair.slices) ++prompts[static_cast<size_t>(slice)];
+  }
+  size_t smallest = pairs_.size();
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    if (prompts[i] > 0 && Counts(slices_[i])) smallest = std::min(smallest, prompts[i]);
+  }
+  return smallest;
+}
+
 double EvaluationComparison::LargestGap(const SliceMeans& by_slice) const {
-  // Categories are tasks of another kind and difficulty: they differ by nature, and count only where the evaluation
-  // declares them.
-  const bool categories = Declares("category");
   std::map<std::string, std::pair<double, double>> ranges;  // tag: the lowest and the highest
   for (size_t i = 0; i < slices_.size(); ++i) {
-    if (!by_slice[i].has_value() || (slices_[i].tag == "category" && !categories)) continue;
+    if (!by_slice[i].has_value() || !Counts(slices_[i])) continue;
     const auto [range, first] = ranges.try_emplace(slices_[i].tag, *by_slice[i], *by_slice[i]);
     range->second = {std::min(range->second.first, *by_slice[i]), std::max(range->second.second, *by_slice[i])};
   }
@@ -285,10 +301,12 @@ void EvaluationComparison::AddDisparities(int replicates, std::map<std::string, 
     off_both.push_back(off_now.back() + off_before.back());
     off_parted.push_back(LargestGap(Minus(errors, errors_before)));
   }
-  const auto most = [](std::vector<double>* off) {  // but for one in twenty; 0: nothing varies, or is not known
-    if (off->size() < 2) return 0.0;
+  // 0: nothing varies, or is not known. A resample of few answers does not tell what their mean is off by.
+  const bool few = SmallestSlice() < kFewestInSlice;
+  const auto most = [few](std::vector<double>* off, double share) {
+    if (off->size() < 2 || few) return 0.0;
     std::sort(off->begin(), off->end());
-    return (*off)[static_cast<size_t>(std::lround(0.95 * static_cast<double>(off->size() - 1)))];
+    return (*off)[static_cast<size_t>(std::lround(share * static_cast<double>(off->size() - 1)))];
   };
   const auto add = [&](const char* name, double value, double half, double least, double greatest) {
     v1::Metric& metric = (*metrics)[name];
@@ -299,10 +317,11 @@ void EvaluationComparison::AddDisparities(int replicates, std::map<std::string, 
     metric.set_high(std::min(greatest, value + half));
   };
   constexpr double kAny = std::numeric_limits<double>::max();
-  add("disparity", gap, most(&off_now), 0, kAny);
-  add("disparity_before", gap_before, most(&off_before), 0, kAny);
-  const double off = most(&off_parted), rise = off > 0 ? parted + off : kAny;
-  add("disparity_rise", gap - gap_before, most(&off_both), -rise, rise);
+  add("disparity", gap, most(&off_now, 0.95), 0, kAny);
+  add("disparity_before", gap_before, most(&off_before, 0.95), 0, kAny);
+  // Two bounds that hold at once: each may fail half as often.
+  const double off = most(&off_parted, 0.975), rise = off > 0 ? parted + off : kAny;
+  add("disparity_rise", gap - gap_before, most(&off_both, 0.975), -rise, rise);
 }
 
 absl::StatusOr<std::map<std::string, v1::Metric>> EvaluationComparison::Metrics() const {

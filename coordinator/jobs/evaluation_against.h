@@ -26,10 +26,10 @@ namespace rlhf::coordinator {
 //   disparity, disparity_before, disparity_rise: the largest gap in mean total between two slices of one tag, now,
 //   then, and how much it grew. Slices by `category` count only where the evaluation declares them.
 // 95 % intervals by percentile bootstrap over prompts (common/intervals.h), those of the disparities simultaneous over
-// their slices, from the same resamples. Seeded: the same samples give the same numbers; no interval for a change that
-// is the same for every prompt. The judge's components are looked up by name
-// among what both evaluations' graders recorded. A bootstrap draws from what was measured of each prompt: that is kept,
-// some hundred bytes a prompt, and no text.
+// their slices, from the same resamples; none where a slice has fewer than 5 prompts. Seeded: the same samples give the
+// same numbers; no interval for a change that is the same for every prompt. The judge's components are looked up by
+// name among what both evaluations' graders recorded. A bootstrap draws from what was measured of each prompt: that is
+// kept, some hundred bytes a prompt, and no text.
 class EvaluationComparison {
  public:
   explicit EvaluationComparison(const v1::EvaluateSpec& spec) : spec_(spec) {}
@@ -63,6 +63,9 @@ class EvaluationComparison {
   SliceMeans MeansOf(const std::vector<Pair>& pairs, double Pair::*total) const;
   // b has what a has.
   static SliceMeans Minus(SliceMeans a, const SliceMeans& b);
+  // Whether gaps between slices of its tag count.
+  bool Counts(const Slice& slice) const;
+  size_t SmallestSlice() const;  // prompts of it
   // Between two slices of one tag.
   double LargestGap(const SliceMeans& by_slice) const;
   void AddDisparities(int replicates, std::map<std::string, v1::Metric>* metrics) const;
