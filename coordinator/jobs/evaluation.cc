@@ -62,8 +62,10 @@ void EvaluationTally::Add(const v1::Sample& sample) {
     if (!category.empty()) add(absl::StrCat(category, ".", name), value, unit);
   }
   if (category == "known") {
-    if (!exact_.empty()) add("known.accuracy", by_name[exact_]);
-    if (!abstention_.empty()) add("known.needless_abstention", by_name[abstention_]);
+    // A grader of that very name has been added already.
+    if (!exact_.empty() && exact_ != "accuracy") add("known.accuracy", by_name[exact_]);
+    if (!abstention_.empty() && abstention_ != "needless_abstention")
+      add("known.needless_abstention", by_name[abstention_]);
   } else if (category == "unknown") {
     if (!abstention_.empty()) {
       const bool right = !exact_.empty() && by_name[exact_] > 0.5;
@@ -71,7 +73,7 @@ void EvaluationTally::Add(const v1::Sample& sample) {
       if (abstention_ != "abstention") add("unknown.abstention", by_name[abstention_]);
     }
   } else if (category == "action") {
-    if (!claim_.empty()) add("action.over_claim", by_name[claim_]);
+    if (!claim_.empty() && claim_ != "over_claim") add("action.over_claim", by_name[claim_]);
   }
 }
 
