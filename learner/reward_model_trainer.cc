@@ -367,7 +367,8 @@ absl::StatusOr<model::RewardNormalization> RewardModelTrainer::Normalize() const
     for (const double value : values) squares += (value - mean) * (value - mean);
     const double deviation = values.size() > 1 ? std::sqrt(squares / static_cast<double>(values.size() - 1)) : 0;
     *shift = mean;
-    *scale = deviation > 0 ? 1 / deviation : 1;
+    // Equal numbers deviate by their rounding.
+    *scale = deviation > 1e-9 * std::abs(mean) ? 1 / deviation : 1;
   };
   model::RewardNormalization normalization;
   normalization.heads = heads_;
