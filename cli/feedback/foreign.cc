@@ -84,22 +84,29 @@ std::optional<int> Named(const std::string& label, const Fields& fields) {
   return std::nullopt;
 }
 
-// "Both are the same", "about_equal": a label of few words, one of which says it. Prose may have these words, too, and
+constexpr size_t kMostWords = 6;        // of a text that may be a remark as well
+constexpr size_t kMostLabelWords = 20;  // of what somebody chose
+
+// "Both are the same", "aboutEqual": a text of few words, one of which says it. Prose may have these words, too, and
 // mean anything.
-bool SaysTie(const std::string& label) {
-  constexpr size_t kMostWords = 6;
-  const std::vector<std::string> words =
-      absl::StrSplit(absl::AsciiStrToLower(label), absl::ByAnyChar(" \t\r\n.,;:!?'\"()_-/"), absl::SkipEmpty());
-  return words.size() <= kMostWords && std::any_of(words.begin(), words.end(), [](const std::string& word) {
-           return word == "tie" || word == "tied" || word == "equal" || word == "equally" || word == "same" ||
-                  word == "both" || word == "neither";
+bool SaysTie(const std::string& label, size_t most_words) {
+  std::string text;
+  for (size_t i = 0; i < label.size(); ++i) {
+    if (i > 0 && absl::ascii_isupper(label[i]) && absl::ascii_islower(label[i - 1])) text += ' ';
+    text += absl::ascii_isalnum(label[i]) ? absl::ascii_tolower(label[i]) : ' ';
+  }
+  const std::vector<std::string> words = absl::StrSplit(text, ' ', absl::SkipEmpty());
+  return words.size() <= most_words && std::any_of(words.begin(), words.end(), [](const std::string& word) {
+           return word == "tie" || word == "tied" || word == "ties" || word == "equal" || word == "equally" ||
+                  word == "equals" || word == "same" || word == "both" || word == "bothgood" || word == "bothbad" ||
+                  word == "neither";
          });
 }
 
 // Which answer a label means: 0, 1, or 2 for neither.
 std::optional<int> Meaning(const std::string& label, const Fields& fields) {
   const std::optional<int> named = Named(label, fields);
-  return named || !SaysTie(label) ? named : 2;
+  return named || !SaysTie(label, kMostLabelWords) ? named : 2;
 }
 
 int Better(double first, double second) {
@@ -186,8 +193,10 @@ absl::StatusOr<v1::Comparison> FromVoice(const Fields& fields, const std::string
     }
     if (!value.is_string()) continue;
     const auto text = value.get<std::string>();
-    tie.empty() && SaysTie(text) ? void(tie = text) : remark(text);
+    tie.empty() && SaysTie(text, kMostWords) ? void(tie = text) : remark(text);
   }
+  // One word is a verdict, more may be a remark on the ratings.
+  if (!better && SaysTie(tie, 1)) better = 2, tie.clear();
   if (!better && rated[0] && rated[1]) better = Better(ratings[0], ratings[1]);
   if (better && !tie.empty()) remark(tie);
   if (!better && !tie.empty()) better = 2;
@@ -253,7 +262,7 @@ absl::StatusOr<std::vector<v1::Comparison>> ParseLabelStudio(const Json& task) {
       const Json& label = value.is_object() ? At(value, "selected") : value;
       if (!label.is_string()) continue;
       if (!better) better = Named(label.get<std::string>(), *fields);
-      tied = tied || SaysTie(label.get<std::string>());
+      tied = tied || SaysTie(label.get<std::string>(), kMostWords);
     }
     if (!better && tied) better = 2;
     if (!better) return Unexpected("a pairwise choice (left or right), found none");
@@ -281,6 +290,9 @@ absl::StatusOr<std::vector<v1::Comparison>> ParseLabelStudio(const Json& task) {
       } else if (type == "choices" && value.contains("choices") && value["choices"].is_array() && !better &&
                  !value["choices"].empty()) {
         better = Meaning(Name(value["choices"][0]), *fields);
+        // Both answers are ticked.
+        if (better && value["choices"].size() == 2 && Meaning(Name(value["choices"][1]), *fields) == 1 - *better)
+          better = 2;
       } else if (type == "textarea" && value.contains("text")) {
         const Json& text = value["text"];
         comment = text.is_array() && !text.empty() ? Name(text[0]) : Name(text);

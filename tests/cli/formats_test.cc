@@ -170,6 +170,11 @@ TEST(FormatsTest, ArgillaRankingsLabelsAndRemarks) {
   const auto tie = One(Voice(R"({"choice":{"value":"about_equal"}})"));
   EXPECT_EQ(tie.preference(), v1::TIE);
   EXPECT_EQ(tie.comment(), "");
+  for (const char* label : {"aboutTheSame", "“tie”", "[tie]", "bothbad", "tie|both"})
+    EXPECT_EQ(One(Voice(R"({"choice":{"value":")" + std::string(label) + "\"}}")).preference(), v1::TIE) << label;
+  // One word is a verdict, also beside ratings.
+  EXPECT_EQ(One(Voice(R"({"a":{"value":"tie"},"response1":{"value":1},"response2":{"value":3}})")).preference(),
+            v1::TIE);
   EXPECT_EQ(One(Voice(R"({"choice":{"value":"response2"},"why":{"value":"neither"}})")).preference(), v1::SECOND);
   for (const char* prose : {"entities", "it is the same thing over and over again"})
     EXPECT_THAT(Problem(Voice(R"({"why":{"value":")" + std::string(prose) + "\"}}")), HasSubstr("expected a ranking"));
@@ -238,6 +243,14 @@ TEST(FormatsTest, LabelStudioPairwise) {
           R"(,"annotations":[{"completed_by":1,"result":[{"type":"choices","value":{"choices":["Both are the same"]}}]}]})")
           .preference(),
       v1::TIE);
+  for (const char* chosen :
+       {R"("answer1","answer2")", R"("Response 1 and Response 2 are, all in all, equally good")"}) {
+    EXPECT_EQ(One("{" + data + R"(,"annotations":[{"completed_by":1,"result":[{"type":"choices","value":{"choices":[)" +
+                  chosen + "]}}]}]}")
+                  .preference(),
+              v1::TIE)
+        << chosen;
+  }
   // Of a line of JSON-MIN the prompt is no choice, whatever is in it.
   EXPECT_EQ(One(R"({"prompt":"Are both the same?","text1":"a","text2":"b","pw":"right","annotator":4})").preference(),
             v1::SECOND);
