@@ -302,7 +302,7 @@ std::string RewardModelTable(const v1::Job& job) {
        std::map<std::string, v1::Metric>(job.result().metrics().begin(), job.result().metrics().end())) {
     if (!absl::StrContains(name, "{criterion=")) continue;
     absl::StrAppendFormat(&rows, "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td></tr>", HtmlEscape(name),
-                          Percent(metric), metric.n());
+                          absl::StrContains(name, "loss") ? Interval(metric) : Percent(metric), metric.n());
   }
   if (rows.empty()) return "";
   return absl::StrCat(

@@ -133,6 +133,7 @@ TEST(ReportTest, ARewardModelStandsBesideItsBaselinesWithItsCalibration) {
                         {"baseline.length.accuracy", Rate(0.62, 0.57, 0.67, 400)},
                         {"baseline.random.accuracy", Number(0.5)},
                         {"accuracy{criterion=honest}", Rate(0.9, 0.85, 0.95, 200)},
+                        {"log_loss{criterion=honest}", Rate(0.45, 0.4, 0.5, 200)},
                         {"ece", Number(0.043)},
                         {"log_loss", Rate(0.5, 0.4, 0.6, 400)},
                         {"calibration/5", Number(0.7)},
@@ -143,6 +144,7 @@ TEST(ReportTest, ARewardModelStandsBesideItsBaselinesWithItsCalibration) {
   EXPECT_THAT(page, HasSubstr("<td>baseline.length.accuracy</td><td class=\"n\">62.0 %"));
   EXPECT_THAT(page, HasSubstr("<td>baseline.random.accuracy</td><td class=\"n\">0.5</td>"));
   EXPECT_THAT(page, HasSubstr("<td>accuracy{criterion=honest}</td><td class=\"n\">90.0 %"));
+  EXPECT_THAT(page, HasSubstr("<td>log_loss{criterion=honest}</td><td class=\"n\">0.45"));
   const std::string chart = From(page, "aria-label=\"Calibration, ECE 0.043\"", "</svg>");
   EXPECT_THAT(chart, HasSubstr(">calibrated<"));
   EXPECT_THAT(chart, HasSubstr("<circle")) << "bins are points";
