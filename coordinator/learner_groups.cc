@@ -447,7 +447,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
         } else {
           // Put off, it keeps its survivors alone (AwaitedByAnother); who is free may be another's.
           if (now >= group.not_before)
-            for (const Waiter* waiter : candidates) kept.insert(waiter->request.session_id());
+            for (size_t i = 0; i < std::min(candidates.size(), static_cast<size_t>(group.plan.ranks)); ++i)
+              kept.insert(candidates[i]->request.session_id());
           continue;
         }
       }

@@ -296,6 +296,19 @@ TEST_F(LearnerGroupsTest, AfterARestartNobodyIsAwaitedLongerThanWhoLivesNeedsToR
   EXPECT_EQ(World(another), 1);
 }
 
+TEST_F(LearnerGroupsTest, AGroupThatAwaitsItsHolderKeepsNoMoreThanItsRanks) {
+  loses_steps_ = true;
+  committed_.set_step(5);
+  const std::string s1 = Register("s1"), s2 = Register("s2"), s3 = Register("s3");
+  Add(1, 1, "job", 0, 3);
+  Join(s1);
+  Join(s2);
+  Join(s3);
+  Add(1, 1, "fresh", 0, 0);
+  Pass(absl::Seconds(3), {s1, s2, s3});
+  EXPECT_EQ(World(s1) + World(s2) + World(s3), 1);
+}
+
 TEST_F(LearnerGroupsTest, JobsDoNotSwapTheirLearnersOverARestart) {
   loses_steps_ = true;
   committed_.set_step(5);
