@@ -36,6 +36,21 @@ class StuckWatch {
    private:
     StuckWatch* const watch_;
   };
+  // Within a piece of work, while it lives: this thread waits for another one, which has a watch of its own.
+  class Wait {
+   public:
+    Wait() : watch_(here_) {
+      if (watch_ != nullptr) watch_->since_ns_ = kIdle;
+    }
+    ~Wait() {
+      if (watch_ != nullptr) watch_->Begin();
+    }
+    Wait(const Wait&) = delete;
+    Wait& operator=(const Wait&) = delete;
+
+   private:
+    StuckWatch* const watch_;
+  };
   // Within a piece of work: the next part of it begins. Without one: nothing.
   void Moved() {
     if (since_ns_ != kIdle) Begin();

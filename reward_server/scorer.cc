@@ -107,9 +107,8 @@ void Scorer::ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest&
     if (component_spec.has_external()) {
       mu_.Unlock();
       values = component->Score(samples);
-      mu_.Lock();
+      Lock();
       models_.SetDeterministic(request.deterministic());  // it was another's meanwhile
-      StuckWatch::MovedHere();
     } else {
       values = component->Score(samples);
     }
@@ -180,8 +179,19 @@ absl::Status Scorer::AddReference(const v1::ScoreRequest& request, std::vector<v
   return absl::OkStatus();
 }
 
+void Scorer::Lock() {
+  const StuckWatch::Wait wait;
+  mu_.Lock();
+}
+
 v1::ScoreResponse Scorer::Score(const v1::ScoreRequest& request) {
-  absl::MutexLock lock(&mu_);
+  Lock();
+  v1::ScoreResponse response = ScoreLocked(request);
+  mu_.Unlock();
+  return response;
+}
+
+v1::ScoreResponse Scorer::ScoreLocked(const v1::ScoreRequest& request) {
   models_.SetDeterministic(request.deterministic());
   std::vector<v1::SampleScore> scores(request.samples_size());
   for (int i = 0; i < request.samples_size(); ++i) {

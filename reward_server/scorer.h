@@ -31,6 +31,9 @@ class Scorer {
   v1::ScoreResponse Score(const v1::ScoreRequest& request);
 
  private:
+  // Waits for who computes, or loads a model for minutes, without standing still (common/stuck_watch.h).
+  void Lock() ABSL_EXCLUSIVE_LOCK_FUNCTION(mu_);
+  v1::ScoreResponse ScoreLocked(const v1::ScoreRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<std::unique_ptr<Component>> MakeComponent(const v1::RewardComponent& spec, const std::string& policy);
   // Fills the components' values, before their weights, of every sample that has not failed yet.
   void ScoreComponents(const v1::ScorerSpec& spec, const v1::ScoreRequest& request, bool gold,

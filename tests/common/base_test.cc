@@ -384,6 +384,13 @@ TEST(StuckWatchTest, OnlyAPieceOfWorkThatDoesNotMoveIsStuck) {
     EXPECT_NE(watch.StuckBecause(), "") << "that thread works on nothing";
     StuckWatch::MovedHere();
     EXPECT_EQ(watch.StuckBecause(), "");
+    {
+      const StuckWatch::Wait wait;
+      clock.Advance(absl::Hours(1));
+      EXPECT_EQ(watch.StuckBecause(), "") << "what it waits for has a watch of its own";
+    }
+    clock.Advance(absl::Seconds(11));
+    EXPECT_NE(watch.StuckBecause(), "");
   }
   EXPECT_EQ(watch.StuckBecause(), "");
   StuckWatch never(absl::ZeroDuration(), &clock);
