@@ -92,6 +92,10 @@ void ArtifactsImpl::StartUpload(const v1::StartUploadRequest& request, const Rec
   response.set_upload_id(artifact::Sha256Hex(KeyOfAlias(request.project(), *digest)).substr(0, 32));
 
   const auto known = artifacts_.find(*digest);
+  // What was there begins a root anew. Anything else would only make it look as if it were there.
+  if (known == artifacts_.end()) {
+    if (const absl::Status there = CheckRoot(); !there.ok()) return done(there);
+  }
   if (known != artifacts_.end() && Visible(known->second, request.project()) && root_.Has(*digest)) {
     response.set_complete(true);
     for (const v1::FileEntry& file : request.files()) response.add_offsets(file.size());

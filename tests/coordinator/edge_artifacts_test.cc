@@ -365,7 +365,9 @@ TEST_F(ArtifactsTest, ARootWhoseVolumeIsNotMountedIsNotTakenForLost) {
   request.set_digest("sha256:" + std::string(64, '0'));
   const auto learner = v1::ArtifactService::NewStub(Fleet("learner", "l0"));
   EXPECT_EQ(ReasonOf(Call(learner, &Stub::RegisterArtifact, request).status()), v1::STORE_UNAVAILABLE);
-  std::filesystem::remove(root);
+  // What is new would be under the volume once it is there, and make the folder look as if it were.
+  EXPECT_EQ(ReasonOf(StartUpload(Manifest({{"new", "x"}})).status()), v1::STORE_UNAVAILABLE);
+  std::filesystem::remove_all(root);
   std::filesystem::rename(dir_.File("away"), root);
   EXPECT_EQ(*Download(reward_server, artifact->digest(), "file", 0), "text");
   // One that is gone while others are there is lost.
