@@ -39,6 +39,7 @@ class CollectDriver final : public Driver {
       if (!path.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(path.status().message()));
       paths[i] = *path;
     }
+    unpublished_.clear();
     deps().background->Run([host = host_, job_id = job_id_, this, paths, spec = row.spec(), loop = deps().loop] {
       absl::StatusOr<std::vector<v1::FeedbackTask>> tasks = ReadTasks(paths, spec, job_id);
       loop->Post(host->WhileActive(job_id, [this, tasks = std::move(tasks)]() mutable {
@@ -177,6 +178,8 @@ class CollectDriver final : public Driver {
     const v1::CollectSpec& spec = row->spec().collect();
     forgets_ = deps().feedback->forgets();
     const absl::StatusOr<Beginning> beginning = BeginningOf(*row, *comparisons);
+    if (ReasonOf(beginning.status()) == v1::STORE_UNAVAILABLE)
+      return FailOrTryAgain(beginning.status(), [this] { Publish(); });
     if (!beginning.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(beginning.status().message()));
     const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
     const absl::StatusOr<std::string> sft_staging = deps().artifacts->MakeStaging();
@@ -229,7 +232,8 @@ class CollectDriver final : public Driver {
     return beginning;
   }
 
-  static void WriteBeginning(const Beginning& beginning, std::ofstream* out, SetBuilder* set) {
+  // Unavailable (STORE_UNAVAILABLE): a part is not there to be read.
+  static absl::Status WriteBeginning(const Beginning& beginning, std::ofstream* out, SetBuilder* set) {
     for (const Beginning::Part& part : beginning.parts) {
       if (part.path.empty()) {
         set->NextJob(part.pair_ratings);
@@ -238,14 +242,27 @@ class CollectDriver final : public Driver {
       }
       set->Begin(part.lines);
       std::vector<std::filesystem::path> files;
-      for (const auto& entry : std::filesystem::directory_iterator(part.path))
-        if (entry.path().extension() == ".jsonl") files.push_back(entry.path());
+      std::error_code error;
+      for (std::filesystem::directory_iterator it(part.path, error), end; !error && it != end; it.increment(error))
+        if (it->path().extension() == ".jsonl") files.push_back(it->path());
+      if (error) {
+        return WithReason(absl::UnavailableError(absl::StrCat("cannot read ", part.path, ": ", error.message(),
+                                                              "; is its volume mounted?")),
+                          v1::STORE_UNAVAILABLE);
+      }
       std::sort(files.begin(), files.end());
       for (const auto& file : files) {
         std::ifstream in(file, std::ios::binary);
         if (in.peek() != std::ifstream::traits_type::eof()) *out << in.rdbuf();
       }
     }
+    return absl::OkStatus();
+  }
+
+  static Made Discard(Made made, std::initializer_list<std::string> folders) {
+    std::error_code ignored;
+    for (const std::string& folder : folders) std::filesystem::remove_all(folder, ignored);
+    return made;
   }
 
   static Made Write(const std::vector<v1::Comparison>& comparisons, const v1::CollectSpec& spec,
@@ -253,7 +270,8 @@ class CollectDriver final : public Driver {
     Made made;
     std::ofstream out(staging + "/comparisons.jsonl", std::ios::binary);
     SetBuilder set(&out, beginning.excluded, SetBuilder::Kind::kComparisons);
-    WriteBeginning(beginning, &out, &set);
+    made.status = WriteBeginning(beginning, &out, &set);
+    if (!made.status.ok()) return Discard(std::move(made), {staging, sft_staging});
     set.NextJob(spec.pair_ratings());
     for (const v1::Comparison& comparison : comparisons) set.Add(comparison);
     made.set = set.Finish();
@@ -270,8 +288,7 @@ class CollectDriver final : public Driver {
       made.status = WithReason(absl::UnavailableError(absl::StrCat(
                                    "cannot write ", staging, "/comparisons.jsonl: is its volume full or read-only?")),
                                v1::STORE_UNAVAILABLE);
-      std::error_code ignored;
-      for (const std::string& folder : {staging, sft_staging}) std::filesystem::remove_all(folder, ignored);
+      return Discard(std::move(made), {staging, sft_staging});
     }
     made.edits = edits.Finish().comparisons();
     made.metrics["comparisons"].set_value(static_cast<double>(made.set.comparisons()));

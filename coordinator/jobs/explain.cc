@@ -199,8 +199,8 @@ void ExplainActive(const JobFacts& facts, Waits* waits) {
     return;
   }
   if (!facts.unpublished.empty()) {
-    waits->Add(v1::STORE_FAILING, absl::StrCat("the artifact volume to take what it made: ", facts.unpublished),
-               facts.no_progress, "make room, or the volume writable; it tries again by itself");
+    waits->Add(v1::STORE_FAILING, absl::StrCat("the artifact volume: ", facts.unpublished), facts.no_progress,
+               "make room, or the volume writable; it tries again by itself");
   }
   if (facts.halted && facts.learners.trains) {
     waits->Add(v1::SERVICE_IS_HALTED,

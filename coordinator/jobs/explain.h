@@ -68,7 +68,7 @@ struct JobFacts {
   bool over_job_quota = false;  // its project has all the active jobs it may have
   std::vector<std::string> quota_holders;
   std::string store_failure;  // empty: the store works
-  std::string unpublished;    // why what it made is not published yet; empty: nothing waits for the volume
+  std::string unpublished;    // why it cannot read or publish an artifact yet; empty: nothing waits for the volume
   bool halted = false;
   std::string halted_by, halt_reason;
   LearnerFacts learners;
