@@ -218,8 +218,11 @@ void SamplingImpl::OnScores(const std::string& job_id, const std::string& sessio
                             const absl::StatusOr<v1::ScoreResponse>& response) {
   const absl::Duration now = loop_->clock().Now();
   if (const auto it = reward_servers_.find(session_id); it != reward_servers_.end()) {
-    if (it->second.asking.erase(job_id) == 0) --it->second.in_flight;
-    if (!response.ok() && !IsUnsuited(response.status())) it->second.not_before = now + kScoreBackoff;
+    const bool asked = it->second.asking.erase(job_id) > 0;
+    if (!asked) --it->second.in_flight;
+    // A user's own service that takes long says nothing of the server.
+    const bool slow = asked && absl::IsDeadlineExceeded(response.status());
+    if (!response.ok() && !IsUnsuited(response.status()) && !slow) it->second.not_before = now + kScoreBackoff;
   }
   ActiveJob* job = Find(job_id);
   if (job == nullptr) return Dispatch(false);

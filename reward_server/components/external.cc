@@ -13,7 +13,7 @@
 namespace rlhf::reward {
 namespace {
 
-constexpr absl::Duration kLongest = absl::Seconds(60);  // then the coordinator gives a request for scores up
+constexpr absl::Duration kLongest = absl::Seconds(50);  // before the coordinator gives the request for scores up
 
 // Whoever submits a job names the server: it is not trusted.
 std::shared_ptr<grpc::Channel> ChannelTo(const v1::ExternalComponent& spec) {
