@@ -221,9 +221,9 @@ absl::StatusOr<v1::ListJobsResponse> JobTable::List(const v1::ListJobsRequest& r
     const std::pair<std::string, std::string> last =
         absl::StrSplit(request.page().page_token(), absl::MaxSplits('@', 1));
     int64_t created = 0;
-    if (!absl::SimpleAtoi(last.second, &created))
+    it = std::find(ids.begin(), ids.end(), last.first);  // an earlier release's token is the id alone
+    if (it == ids.end() && !absl::SimpleAtoi(last.second, &created))
       return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
-    it = std::find(ids.begin(), ids.end(), last.first);
     if (it != ids.end()) {
       ++it;
     } else {  // deleted meanwhile: on from where it was
