@@ -41,6 +41,25 @@ void Until(Condition condition, const std::string& what) {
   }
 }
 
+bool IsFree(int port) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  const bool free = bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
+  close(fd);
+  return free;
+}
+
+// The first of two in a row that nobody has, for two ranks. Below those that the system gives to who asks for any one:
+// the second would be somebody's before it is taken.
+int TwoFreePorts() {
+  int port = 20000 + getpid() % 5000 * 2;
+  while (!IsFree(port) || !IsFree(port + 1)) port += 2;
+  return port;
+}
+
 TEST(OutputLinesTest, WholeLinesAreNamedAndWhatHasNoEndIsPassedOn) {
   ScratchDir dir;
   const int file = open(dir.File("out").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
@@ -122,7 +141,7 @@ TEST(SupervisorTest, WhoDoesNotEndIsKilledAfterItsGrace) {
 // Each notes its process, its group and what it was started with.
 TEST(RanksTest, EachHasItsOwnDeviceAndPortsAndEndsWithWhatStartedIt) {
   ScratchDir dir;
-  const std::string rlhfctl = BinDir() + "/rlhfctl", port = absl::StrCat(*FreeLoopbackPort());
+  const std::string rlhfctl = BinDir() + "/rlhfctl", port = absl::StrCat(TwoFreePorts());
   const std::string note = "echo $$ $(cut -d ' ' -f 5 /proc/$$/stat) $0 $* > " + dir.path() + "/new.$$; mv " +
                            dir.path() + "/new.$$ " + dir.path() + "/${0#--instance=}; exec sleep 60";
   const pid_t ranks = fork();
@@ -170,7 +189,7 @@ http.server.HTTPServer(("127.0.0.1", int(words["http-address"].rpartition(":")[2
 TEST(RanksTest, AHungRankIsSaidOnThePodsPortAndStartedAgainAlone) {
   ScratchDir dir;
   ASSERT_TRUE(WriteFileDurably(dir.File("rank.py"), kRank).ok());
-  const int ranks_port = *FreeLoopbackPort(), pod_port = *FreeLoopbackPort();
+  const int ranks_port = TwoFreePorts(), pod_port = *FreeLoopbackPort();
   const std::string log = dir.File("log"), rlhfctl = BinDir() + "/rlhfctl", pod = absl::StrCat("127.0.0.1:", pod_port);
   const pid_t ranks = fork();
   if (ranks == 0) {
