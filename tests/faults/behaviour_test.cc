@@ -290,7 +290,7 @@ TEST_F(Behaviour, WhileTheScorerErrsSamplesWaitUnscored) {
 
 TEST_F(Behaviour, ADamagedCheckpointIsFoundByItsDigestAndTheOneBeforeIsUsed) {
   SmallJob job;
-  job.steps = 24;
+  job.steps = 120;  // it is not to end before the third, also where a step takes 30 ms
   job.checkpoint_every = 2;
   Start(job);
   // Bit flipped, truncated, manifest gone: each before the ranks that hold the weights die.
