@@ -12,7 +12,7 @@ TEST(CoordinatorKills, TwentyInAJobLoseNothing) {
   LocalService service(options);
   MakeSmallModel(service.scratch().path());
   SmallJob job;
-  job.steps = 120;
+  job.steps = 600;  // it is not to end before the twentieth kill, also where a step takes 30 ms
   job.lag = 1;
   const CommandResult submitted = service.Ctl("submit " + WriteSmallJob(service.scratch().path(), job));
   ASSERT_EQ(submitted.code, 0) << submitted.output;
