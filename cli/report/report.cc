@@ -290,19 +290,19 @@ std::string Calibration(const v1::Job& job) {
 // A reward model beside what needs no model.
 std::string RewardModelTable(const v1::Job& job) {
   std::string rows;
+  const auto add = [&rows](const std::string& name, const v1::Metric& metric) {
+    const bool rate = !absl::StrContains(name, "loss") && !absl::StrContains(name, "correlation");
+    absl::StrAppendFormat(&rows, "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td></tr>", HtmlEscape(name),
+                          rate ? Percent(metric) : Interval(metric), metric.n());
+  };
   for (const char* name : {"accuracy", "baseline.length.accuracy", "baseline.random.accuracy",
                            "accuracy{against length}", "length_correlation", "log_loss", "ece"}) {
     const auto metric = job.result().metrics().find(name);
-    if (metric == job.result().metrics().end()) continue;
-    const bool rate = !absl::StrContains(name, "loss") && !absl::StrContains(name, "correlation");
-    absl::StrAppendFormat(&rows, "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td></tr>", HtmlEscape(name),
-                          rate ? Percent(metric->second) : Interval(metric->second), metric->second.n());
+    if (metric != job.result().metrics().end()) add(name, metric->second);
   }
   for (const auto& [name, metric] :
        std::map<std::string, v1::Metric>(job.result().metrics().begin(), job.result().metrics().end())) {
-    if (!absl::StrContains(name, "{criterion=")) continue;
-    absl::StrAppendFormat(&rows, "<tr><td>%s</td><td class=\"n\">%s</td><td class=\"n\">%d</td></tr>", HtmlEscape(name),
-                          absl::StrContains(name, "loss") ? Interval(metric) : Percent(metric), metric.n());
+    if (absl::StrContains(name, "{criterion=")) add(name, metric);
   }
   if (rows.empty()) return "";
   return absl::StrCat(
