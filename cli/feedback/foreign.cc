@@ -1,6 +1,7 @@
 // Argilla and Label Studio: projects name their fields as they like, so fields are found by what they look like.
 #include <algorithm>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -95,12 +96,11 @@ bool SaysTie(const std::string& label, size_t most_words) {
     if (i > 0 && absl::ascii_isupper(label[i]) && absl::ascii_islower(label[i - 1])) text += ' ';
     text += absl::ascii_isalnum(label[i]) ? absl::ascii_tolower(label[i]) : ' ';
   }
+  static const std::set<std::string>* const ties = new std::set<std::string>{
+      "tie", "tied", "ties", "equal", "equally", "equals", "same", "both", "bothgood", "bothbad", "neither"};
   const std::vector<std::string> words = absl::StrSplit(text, ' ', absl::SkipEmpty());
-  return words.size() <= most_words && std::any_of(words.begin(), words.end(), [](const std::string& word) {
-           return word == "tie" || word == "tied" || word == "ties" || word == "equal" || word == "equally" ||
-                  word == "equals" || word == "same" || word == "both" || word == "bothgood" || word == "bothbad" ||
-                  word == "neither";
-         });
+  return words.size() <= most_words &&
+         std::any_of(words.begin(), words.end(), [](const std::string& word) { return ties->count(word) > 0; });
 }
 
 // Which answer a label means: 0, 1, or 2 for neither.
@@ -193,13 +193,20 @@ absl::StatusOr<v1::Comparison> FromVoice(const Fields& fields, const std::string
     }
     if (!value.is_string()) continue;
     const auto text = value.get<std::string>();
-    tie.empty() && SaysTie(text, kMostWords) ? void(tie = text) : remark(text);
+    if (tie.empty() && SaysTie(text, kMostWords)) {
+      tie = text;
+    } else {
+      remark(text);
+    }
   }
   // One word is a verdict, more may be a remark on the ratings.
-  if (!better && SaysTie(tie, 1)) better = 2, tie.clear();
-  if (!better && rated[0] && rated[1]) better = Better(ratings[0], ratings[1]);
-  if (better && !tie.empty()) remark(tie);
-  if (!better && !tie.empty()) better = 2;
+  const bool verdict = SaysTie(tie, 1);
+  if (!better && !verdict && rated[0] && rated[1]) better = Better(ratings[0], ratings[1]);
+  if (better && !tie.empty()) {
+    remark(tie);
+  } else if (!tie.empty()) {
+    better = 2;
+  }
   if (!better) return Unexpected("a ranking, a choice or two ratings of the answers among the responses");
   v1::Comparison out = Made(fields, *better, rater);
   out.set_comment(comment);
