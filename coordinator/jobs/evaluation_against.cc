@@ -289,6 +289,8 @@ double EvaluationComparison::LargestGap(const SliceMeans& by_slice) const {
 void EvaluationComparison::AddDisparities(int replicates, std::map<std::string, v1::Metric>* metrics) const {
   const SliceMeans now = MeansOf(pairs_, &Pair::now), before = MeansOf(pairs_, &Pair::before);
   const double gap = LargestGap(now), gap_before = LargestGap(before), parted = LargestGap(Minus(now, before));
+  // A resample of few answers does not tell what their mean is off by.
+  if (SmallestSlice() < kFewestInSlice) replicates = 0;
   std::vector<double> off_now, off_before, off_both, off_parted;
   SplitMix64 random(kBootstrapSeed);
   std::vector<Pair> sample(pairs_.size());
@@ -301,10 +303,8 @@ void EvaluationComparison::AddDisparities(int replicates, std::map<std::string, 
     off_both.push_back(off_now.back() + off_before.back());
     off_parted.push_back(LargestGap(Minus(errors, errors_before)));
   }
-  // 0: nothing varies, or is not known. A resample of few answers does not tell what their mean is off by.
-  const bool few = SmallestSlice() < kFewestInSlice;
-  const auto most = [few](std::vector<double>* off, double share) {
-    if (off->size() < 2 || few) return 0.0;
+  const auto most = [](std::vector<double>* off, double share) {  // 0: nothing varies, or is not known
+    if (off->size() < 2) return 0.0;
     std::sort(off->begin(), off->end());
     return (*off)[static_cast<size_t>(std::lround(share * static_cast<double>(off->size() - 1)))];
   };
