@@ -188,11 +188,11 @@ class CollectDriver final : public Driver {
     deps().background->Run([host = host_, job_id = job_id_, this, comparisons, spec, beginning = *beginning,
                             staging = *staging, sft_staging = *sft_staging, loop = deps().loop] {
       Made made = Write(*comparisons, spec, beginning, staging, sft_staging);
+      if (!made.status.ok()) RemoveAll({staging, sft_staging});
       loop->Post(host->WhileActive(job_id, [this, staging, sft_staging, made = std::move(made)]() mutable {
         if (!made.status.ok()) return FailOrTryAgain(made.status, [this] { Publish(); });
         if (deps().feedback->forgets() != forgets_) {
-          std::error_code ignored;
-          for (const std::string& folder : {staging, sft_staging}) std::filesystem::remove_all(folder, ignored);
+          RemoveAll({staging, sft_staging});
           return WriteAgain();
         }
         made_ = std::move(made);
@@ -259,10 +259,9 @@ class CollectDriver final : public Driver {
     return absl::OkStatus();
   }
 
-  static Made Discard(Made made, std::initializer_list<std::string> folders) {
+  static void RemoveAll(std::initializer_list<std::string> folders) {
     std::error_code ignored;
     for (const std::string& folder : folders) std::filesystem::remove_all(folder, ignored);
-    return made;
   }
 
   static Made Write(const std::vector<v1::Comparison>& comparisons, const v1::CollectSpec& spec,
@@ -271,7 +270,7 @@ class CollectDriver final : public Driver {
     std::ofstream out(staging + "/comparisons.jsonl", std::ios::binary);
     SetBuilder set(&out, beginning.excluded, SetBuilder::Kind::kComparisons);
     made.status = WriteBeginning(beginning, &out, &set);
-    if (!made.status.ok()) return Discard(std::move(made), {staging, sft_staging});
+    if (!made.status.ok()) return made;
     set.NextJob(spec.pair_ratings());
     for (const v1::Comparison& comparison : comparisons) set.Add(comparison);
     made.set = set.Finish();
@@ -288,7 +287,7 @@ class CollectDriver final : public Driver {
       made.status = WithReason(absl::UnavailableError(absl::StrCat(
                                    "cannot write ", staging, "/comparisons.jsonl: is its volume full or read-only?")),
                                v1::STORE_UNAVAILABLE);
-      return Discard(std::move(made), {staging, sft_staging});
+      return made;
     }
     made.edits = edits.Finish().comparisons();
     made.metrics["comparisons"].set_value(static_cast<double>(made.set.comparisons()));

@@ -67,8 +67,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
 
   void FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) override {
     if (const absl::Status read = RecallMetrics(); !read.ok()) return done(read);
-    for (const auto& [name, value] : last_metrics_)
-      (*job()->mutable_result()->mutable_metrics())[name].set_value(value);
+    TellResult();
     TrainingDriver::FinishTraining(request, std::move(done));
   }
 
@@ -144,6 +143,10 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   void TellCut(const v1::MetricPoint& point, WriteBatch* batch);
   // What the result says is of the last step.
   void RememberMetrics(const v1::MetricPoint& point);
+  void TellResult() {
+    for (const auto& [name, value] : last_metrics_)
+      (*job()->mutable_result()->mutable_metrics())[name].set_value(value);
+  }
   // After a restart that was committed by another process: from the job's events, few of which are newer.
   absl::Status RecallMetrics();
 
@@ -379,8 +382,7 @@ void PpoDriver::CommitSeen(const v1::CommitStepRequest& request, Done<v1::Commit
   response.set_regroup(TakesIn(request));
   auto committed = host_->WhileActive(job_id_, [this, why = fails ? alarms[0].text() : std::string()] {
     if (!why.empty()) {
-      for (const auto& [name, value] : last_metrics_)
-        (*job()->mutable_result()->mutable_metrics())[name].set_value(value);
+      TellResult();
       return host_->Fail(job_id_, "REWARD_HACKING", why);
     }
     UpdateSampling();
