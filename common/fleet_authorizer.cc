@@ -10,15 +10,15 @@
 namespace rlhf {
 namespace {
 
-absl::Status Unauthenticated(const std::string& message) {
-  return WithReason(absl::UnauthenticatedError(message), v1::UNAUTHENTICATED_CALLER);
-}
-
 bool IsOf(const std::string& method, const std::string& service) {
   return absl::StartsWith(method, absl::StrCat("/", service, "/"));
 }
 
 }  // namespace
+
+absl::Status Unauthenticated(const std::string& message) {
+  return WithReason(absl::UnauthenticatedError(message), v1::UNAUTHENTICATED_CALLER);
+}
 
 absl::StatusOr<Caller> CallerOfCertificate(const std::string& spiffe_id, const std::string& trust_domain) {
   const absl::StatusOr<FleetIdentity> identity = ParseSpiffeId(spiffe_id);

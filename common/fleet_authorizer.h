@@ -4,10 +4,14 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/rpc_server.h"
 
 namespace rlhf {
+
+// With the reason UNAUTHENTICATED_CALLER.
+absl::Status Unauthenticated(const std::string& message);
 
 // The owner of a certificate: subject is its instance, role its role. Unauthenticated (UNAUTHENTICATED_CALLER) without
 // a SPIFFE id of the fleet, and with one of another trust domain. `trust_domain` empty: any that the CA has signed.

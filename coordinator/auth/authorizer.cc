@@ -11,10 +11,6 @@
 namespace rlhf::coordinator {
 namespace {
 
-absl::Status Unauthenticated(const std::string& message) {
-  return WithReason(absl::UnauthenticatedError(message), v1::UNAUTHENTICATED_CALLER);
-}
-
 Caller CallerOfRow(const v1::TokenRow& row) {
   Caller caller;
   caller.subject = row.subject();

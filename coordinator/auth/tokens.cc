@@ -12,6 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "artifact/digest.h"
 #include "common/durable_file.h"
+#include "common/fleet_authorizer.h"
 #include "common/status_util.h"
 #include "coordinator/auth/secrets.h"
 #include "coordinator/names.h"
@@ -38,7 +39,7 @@ bool HasRole(const v1::TokenRow& row, v1::TokenRole role) {
 
 absl::Status Refuse(const std::string& message, const char* label, std::string* why) {
   if (why != nullptr) *why = label;
-  return WithReason(absl::UnauthenticatedError(message), v1::UNAUTHENTICATED_CALLER);
+  return Unauthenticated(message);
 }
 
 absl::Status Validate(const Tokens::Request& request) {
