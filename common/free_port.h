@@ -5,8 +5,8 @@
 
 namespace rlhf {
 
-// A port of 127.0.0.1 that nobody listens on now. Another process may take it before the caller does: its listener then
-// fails. Unavailable when there is none. Thread-safe.
-absl::StatusOr<int> FreeLoopbackPort();
+// A port of 127.0.0.1 that nobody listens on now: `port`, or for 0 any. Another process may take it before the caller
+// does: its listener then fails. Unavailable when there is none. Thread-safe.
+absl::StatusOr<int> FreeLoopbackPort(int port = 0);
 
 }  // namespace rlhf

@@ -41,22 +41,11 @@ void Until(Condition condition, const std::string& what) {
   }
 }
 
-bool IsFree(int port) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  const bool free = bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
-  close(fd);
-  return free;
-}
-
 // The first of two in a row that nobody has, for two ranks. Below those that the system gives to who asks for any one:
 // the second would be somebody's before it is taken.
 int TwoFreePorts() {
   int port = 20000 + getpid() % 5000 * 2;
-  while (!IsFree(port) || !IsFree(port + 1)) port += 2;
+  while (!FreeLoopbackPort(port).ok() || !FreeLoopbackPort(port + 1).ok()) port += 2;
   return port;
 }
 
