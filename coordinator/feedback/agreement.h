@@ -24,10 +24,9 @@ double KrippendorffAlpha(const std::vector<Judgements>& items, MeasurementLevel 
 double CohenKappa(const std::vector<std::pair<double, double>>& both);
 
 // Everything about a set of judgements. The same pair of answers to the same prompt is one item, whichever was shown
-// first; ratings are of single answers. Planted questions are no items. A rater is
-// flagged when the upper end of the 95 % interval of their agreement
-// with others (at least 10 common items), or of their planted questions (at least 5), lies more than 0.1 below the
-// raters' median.
+// first; ratings are of single answers. Planted questions are no items. A rater is flagged when the upper end of the 95
+// % interval of their agreement with others (at least 10 common items), or of their planted questions (at least 5),
+// lies more than 0.1 below the raters' median.
 v1::AgreementReport MeasureAgreement(const std::vector<v1::Comparison>& judgements);
 
 }  // namespace rlhf::coordinator
