@@ -48,6 +48,14 @@ class CollectFixture : public CoordinatorFixture {
     Upload("samples", lines);
   }
 
+  // Ten comparisons of the samples.
+  static v1::JobSpec CollectJob(const std::string& name = "collect") {
+    v1::JobSpec spec;
+    spec.set_name(name);
+    spec.mutable_collect()->set_samples("samples");
+    spec.mutable_collect()->set_comparisons(10);
+    return spec;
+  }
   std::string Submit(const v1::JobSpec& spec, std::shared_ptr<grpc::Channel> channel = nullptr) {
     v1::SubmitJobRequest request;
     request.set_request_id("submit-" + spec.name());

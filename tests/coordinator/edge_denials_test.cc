@@ -21,21 +21,30 @@ namespace {
 
 using testing::ElementsAre;
 
-TEST(Denials, CallsAreRecordedAtABoundedRateAndAllAreCounted) {
-  FakeClock clock;
-  ManualLoop loop(&clock);
-  EdgeMemoryStore store;
+class DenialsTest : public testing::Test {
+ protected:
+  DenialsTest() { EXPECT_TRUE(oversight_->Recover().ok()); }
+  // What is in the audit log once the loop has run.
+  std::vector<v1::AuditRecord> Recorded() {
+    loop_.Run();
+    const auto all = oversight_->audit().All();
+    EXPECT_TRUE(all.ok()) << all.status();
+    return all.ok() ? *all : std::vector<v1::AuditRecord>();
+  }
+
+  FakeClock clock_;
+  ManualLoop loop_{&clock_};
+  EdgeMemoryStore store_;
+  const std::unique_ptr<Oversight> oversight_ = MakeOversight(&loop_, &store_);
+};
+
+TEST_F(DenialsTest, CallsAreRecordedAtABoundedRateAndAllAreCounted) {
   MetricsRegistry metrics("coordinator");
-  const std::unique_ptr<Oversight> oversight = MakeOversight(&loop, &store);
-  ASSERT_TRUE(oversight->Recover().ok());
-  Denials denials(&loop, oversight.get(), &store, &metrics, /*burst=*/3);
+  Denials denials(&loop_, oversight_.get(), &store_, &metrics, /*burst=*/3);
   // "SUBJECT OBJECT LEFT_OUT" of each record, in order.
   const auto records = [&] {
-    loop.Run();
     std::vector<std::string> seen;
-    const auto all = oversight->audit().All();
-    EXPECT_TRUE(all.ok()) << all.status();
-    for (const v1::AuditRecord& record : *all) {
+    for (const v1::AuditRecord& record : Recorded()) {
       EXPECT_EQ(record.action(), "call.denied");
       EXPECT_EQ(record.decision(), "denied");
       EXPECT_EQ(record.details().at("reason"), "role");
@@ -50,12 +59,12 @@ TEST(Denials, CallsAreRecordedAtABoundedRateAndAllAreCounted) {
   for (int i = 0; i < 10; ++i) denials.Note("eve", "/m", "role");
   EXPECT_EQ(records().size(), 6u) << "strangers hide nobody who has a name";
   EXPECT_EQ(records().back(), "eve 2 0");
-  clock.Advance(absl::Seconds(1));
+  clock_.Advance(absl::Seconds(1));
   denials.Note("eve", "/m", "role");
   denials.Note("eve", "/m", "role");
   EXPECT_EQ(records().size(), 7u) << "one a second";
   EXPECT_EQ(records().back(), "eve 2 7");
-  clock.Advance(absl::Hours(1));
+  clock_.Advance(absl::Hours(1));
   for (int i = 0; i < 10; ++i) denials.Note("eve", "/m", "role");
   EXPECT_EQ(records().size(), 10u) << "an hour's silence saves no more than the burst";
   EXPECT_EQ(records()[7], "eve 2 1");
@@ -63,21 +72,12 @@ TEST(Denials, CallsAreRecordedAtABoundedRateAndAllAreCounted) {
 }
 
 // A flood of refused handshakes cannot fill the audit log, and none of them goes uncounted in it.
-TEST(Denials, HandshakesAreRecordedOnceAMinuteAndReason) {
-  FakeClock clock;
-  ManualLoop loop(&clock);
-  EdgeMemoryStore store;
-  const std::unique_ptr<Oversight> oversight = MakeOversight(&loop, &store);
-  ASSERT_TRUE(oversight->Recover().ok());
-  Denials denials(&loop, oversight.get(), &store, nullptr);
+TEST_F(DenialsTest, HandshakesAreRecordedOnceAMinuteAndReason) {
+  Denials denials(&loop_, oversight_.get(), &store_, nullptr);
   // "REASON COUNT" of each record, in order.
   const auto records = [&] {
-    loop.Run();
     std::vector<std::string> seen;
-    const auto all = oversight->audit().All();
-    EXPECT_TRUE(all.ok()) << all.status();
-    if (!all.ok()) return seen;
-    for (const v1::AuditRecord& record : *all) {
+    for (const v1::AuditRecord& record : Recorded()) {
       EXPECT_EQ(record.action(), "handshake.denied");
       seen.push_back(absl::StrCat(record.details().at("reason"), " ", record.details().at("count")));
     }
@@ -88,32 +88,22 @@ TEST(Denials, HandshakesAreRecordedOnceAMinuteAndReason) {
   for (int i = 0; i < 1000; ++i) denials.NoteHandshake("handshake_expired");
   denials.NoteHandshake("handshake_untrusted");
   EXPECT_THAT(records(), ElementsAre("handshake_expired 1", "handshake_untrusted 1"));
-  clock.Advance(absl::Seconds(59));
+  clock_.Advance(absl::Seconds(59));
   EXPECT_EQ(records().size(), 2u);
-  clock.Advance(absl::Seconds(1));
+  clock_.Advance(absl::Seconds(1));
   EXPECT_THAT(records(), ElementsAre("handshake_expired 1", "handshake_untrusted 1", "handshake_expired 1000"));
-  clock.Advance(absl::Minutes(10));
+  clock_.Advance(absl::Minutes(10));
   EXPECT_EQ(records().size(), 3u) << "nothing happened";
   denials.NoteHandshake("handshake_expired");
   EXPECT_EQ(records().back(), "handshake_expired 1") << "at once again";
 }
 
 // Strangers can make calls without end; what somebody with a token tries is not lost among them.
-TEST(Denials, AFloodOfStrangersHidesNobody) {
-  FakeClock clock;
-  ManualLoop loop(&clock);
-  EdgeMemoryStore store;
-  const std::unique_ptr<Oversight> oversight = MakeOversight(&loop, &store);
-  ASSERT_TRUE(oversight->Recover().ok());
-  Denials denials(&loop, oversight.get(), &store, nullptr, /*burst=*/20);
+TEST_F(DenialsTest, AFloodOfStrangersHidesNobody) {
+  Denials denials(&loop_, oversight_.get(), &store_, nullptr, /*burst=*/20);
   const auto recorded = [&] {
-    loop.Run();
     std::map<std::string, std::vector<v1::AuditRecord>> by;
-    const auto all = oversight->audit().All();
-    EXPECT_TRUE(all.ok()) << all.status();
-    if (all.ok()) {
-      for (const v1::AuditRecord& record : *all) by[record.subject()].push_back(record);
-    }
+    for (const v1::AuditRecord& record : Recorded()) by[record.subject()].push_back(record);
     return by;
   };
   for (int i = 0; i < 5000; ++i) denials.Note("", "/rlhf.v1.JobService/ListJobs", "unknown_token");
@@ -128,7 +118,7 @@ TEST(Denials, AFloodOfStrangersHidesNobody) {
   by = recorded();
   EXPECT_EQ(by["eve"].size(), 20u);
   EXPECT_EQ(by["mallory"].size(), 1u);
-  clock.Advance(absl::Seconds(1));
+  clock_.Advance(absl::Seconds(1));
   denials.Note("eve", "/rlhf.v1.JobService/GetJob", "project");
   EXPECT_EQ(recorded()["eve"].back().details().at("left_out_before"), "4981");
   // However many there are.

@@ -32,10 +32,7 @@ class FeedbackEdgeTest : public CollectFixture {
 
   std::string Collect(const std::function<void(v1::CollectSpec*)>& change = nullptr) {
     UploadSamples();
-    v1::JobSpec spec;
-    spec.set_name("collect");
-    spec.mutable_collect()->set_samples("samples");
-    spec.mutable_collect()->set_comparisons(10);
+    v1::JobSpec spec = CollectJob();
     if (change) change(spec.mutable_collect());
     return Submit(spec);
   }
@@ -267,10 +264,7 @@ TEST_F(FeedbackEdgeTest, WhoWasForgottenBetweenTwoRoundsIsNotInTheNextRoundsSet)
   const v1::Job before = WaitUntilEnded(first);
   ASSERT_EQ(before.state(), v1::SUCCEEDED) << before.reason();
 
-  v1::JobSpec spec;
-  spec.set_name("next-round");
-  spec.mutable_collect()->set_samples("samples");
-  spec.mutable_collect()->set_comparisons(10);
+  v1::JobSpec spec = CollectJob("next-round");
   spec.mutable_collect()->set_previous(before.result().artifacts().at("comparisons"));
   const std::string second = Submit(spec);
   v1::ForgetRaterRequest forget;
@@ -364,10 +358,7 @@ TEST_F(FeedbackEdgeTest, WhoIsLeftOutOfASetIsLeftOutOfItsEditsToo) {
   EXPECT_EQ(Lines(frozen->digest(), "edits.jsonl"), Lines(before.result().artifacts().at("edits"), "edits.jsonl"));
 
   // Who was left out of an earlier round's set teaches nothing in the next one, though nothing is planted there.
-  v1::JobSpec spec;
-  spec.set_name("next-round");
-  spec.mutable_collect()->set_samples("samples");
-  spec.mutable_collect()->set_comparisons(10);
+  v1::JobSpec spec = CollectJob("next-round");
   spec.mutable_collect()->set_overlap(2);
   spec.mutable_collect()->set_edit_fraction(1);
   spec.mutable_collect()->set_previous(before.result().artifacts().at("comparisons"));

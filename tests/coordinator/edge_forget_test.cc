@@ -51,10 +51,7 @@ class ForgetEdgeTest : public CollectFixture, public testing::WithParamInterface
 // Of each question two are asked; a coordinator that starts again in between knows only what is stored.
 TEST_P(ForgetEdgeTest, NobodyElsesAnswerIsLostToWhoComesInTheirPlace) {
   UploadSamples();
-  v1::JobSpec spec;
-  spec.set_name("collect");
-  spec.mutable_collect()->set_samples("samples");
-  spec.mutable_collect()->set_comparisons(10);
+  v1::JobSpec spec = CollectJob();
   spec.mutable_collect()->set_overlap(2);
   const std::string job = Submit(spec);
   ASSERT_EQ(AnswerSome("anna", job, 10), 10);

@@ -40,11 +40,7 @@ class ProjectsTest : public CollectFixture {
 
 TEST_F(ProjectsTest, NoCallThatNamesAJobServesAnotherProject) {
   UploadSamples();
-  v1::JobSpec spec;
-  spec.set_name("collect");
-  spec.mutable_collect()->set_samples("samples");
-  spec.mutable_collect()->set_comparisons(10);
-  const std::string job = Submit(spec);
+  const std::string job = Submit(CollectJob());
   ASSERT_EQ(Next(AsRater("anna"), job, 1).tasks_size(), 1);
   const std::string person = TokenOfRed("ada", {v1::VIEWER, v1::SUBMITTER, v1::RATER, v1::OVERSEER}),
                     admin = TokenOfRed("root", {v1::ADMIN});
@@ -230,11 +226,7 @@ TEST_F(ProjectsTest, NoCallThatNamesAProjectWritesIntoAnother) {
   const auto red = ApiWithToken(person);
   const auto own = client::UploadArtifact(red, dir_.File("samples.jsonl"), "data", "red", "samples");
   ASSERT_TRUE(own.ok()) << own.status();
-  v1::JobSpec spec;
-  spec.set_name("collect");
-  spec.mutable_collect()->set_samples("samples");
-  spec.mutable_collect()->set_comparisons(10);
-  const std::string job = Submit(spec, red);
+  const std::string job = Submit(CollectJob(), red);
   ASSERT_EQ(AnswerAll(v1::FeedbackService::NewStub(red), job), 10);
   const auto theirs = [&](const std::string& name) {
     v1::GetArtifactRequest get;
@@ -284,11 +276,7 @@ TEST_F(ProjectsTest, NoCallThatNamesAProjectWritesIntoAnother) {
 
 TEST_F(ProjectsTest, NamesOfAnotherProjectsJobsAreNotTold) {
   UploadSamples();
-  v1::JobSpec spec;
-  spec.set_name("secret");
-  spec.mutable_collect()->set_samples("samples");
-  spec.mutable_collect()->set_comparisons(10);
-  Submit(spec);
+  Submit(CollectJob("secret"));
   const auto stub = v1::JobService::NewStub(ApiWithToken(TokenOfRed("ada", {v1::VIEWER})));
   std::vector<std::string> answers;
   for (const char* name : {"secret", "nothing"}) {

@@ -80,11 +80,7 @@ class StreamsTest : public CollectFixture {
 
 TEST_F(StreamsTest, ARevokedTokenEndsItsOwnStreamsOnly) {
   UploadSamples();
-  v1::JobSpec spec;
-  spec.set_name("collect");
-  spec.mutable_collect()->set_samples("samples");
-  spec.mutable_collect()->set_comparisons(10);
-  const std::string job = Submit(spec);
+  const std::string job = Submit(CollectJob());
   const v1::CreateTokenResponse ada = Token("ada"), bob = Token("bob");
   const Followed adas = Follow(ada.secret()), bobs = Follow(bob.secret());
   const auto jobs = v1::JobService::NewStub(ApiWithToken(ada.secret()));
@@ -229,11 +225,7 @@ TEST_F(StreamsTest, AnImportEndsWithItsTokenAndNothingOfItCounts) {
 // the threads for such work until the services are gone.
 TEST_F(StreamsTest, WhatIsLeftToDoAtTheEndOutlivesNoService) {
   UploadSamples();
-  v1::JobSpec spec;
-  spec.set_name("collect");
-  spec.mutable_collect()->set_samples("samples");
-  spec.mutable_collect()->set_comparisons(10);
-  const std::string job = Submit(spec);
+  const std::string job = Submit(CollectJob());
   ASSERT_GT(AnswerAll(AsRater("anna"), job), 0);
   const auto give_up_on = [&](const auto& stub, auto method, const auto& request, auto response) {
     const auto context = client::MakeContext(absl::Milliseconds(300));

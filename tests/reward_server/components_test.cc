@@ -4,12 +4,13 @@
 #include <limits>
 
 #include <gmock/gmock.h>
-#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "reward_server/components/ensemble.h"
 #include "rlhf/v1/reward_service.grpc.pb.h"
+#include "tests/testing/loopback_server.h"
 
 namespace rlhf::reward {
 namespace {
@@ -147,13 +148,9 @@ class UserService final : public v1::ExternalRewardService::Service {
 
 TEST(ExternalTest, AUsersServiceScoresOrFailsWithATypedStatus) {
   UserService service;
-  int port = 0;
-  grpc::ServerBuilder builder;
-  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(&service);
-  const auto server = builder.BuildAndStart();
+  const auto server = ServeOnLoopback({&service});
   v1::ExternalComponent spec;
-  spec.set_address(absl::StrCat("127.0.0.1:", port));
+  spec.set_address(absl::StrCat("127.0.0.1:", server->port()));
   spec.set_plaintext(true);
   spec.set_timeout_ms(5000);
   EXPECT_EQ(Value(MakeExternal("length", spec), Answer("four")), 4);
@@ -179,7 +176,7 @@ TEST(ExternalTest, AUsersServiceScoresOrFailsWithATypedStatus) {
   const auto incomplete = MakeExternal("short", spec);
   ASSERT_TRUE(incomplete.ok());
   EXPECT_FALSE((*incomplete)->Score({&sample})[0].ok());
-  server->Shutdown();
+  server->Shutdown(absl::ZeroDuration());
   const auto gone = MakeExternal("length", spec);
   ASSERT_TRUE(gone.ok());
   EXPECT_FALSE((*gone)->Score({&sample})[0].ok());

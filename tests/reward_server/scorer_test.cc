@@ -16,6 +16,7 @@
 #include "model/log_probs.h"
 #include "reward_server/batcher.h"
 #include "rlhf/v1/reward_service.grpc.pb.h"
+#include "tests/testing/loopback_server.h"
 #include "tests/testing/scratch_dir.h"
 #include "tests/testing/tiny_model.h"
 
@@ -350,15 +351,11 @@ class HeldService final : public v1::ExternalRewardService::Service {
 
 TEST_F(ScorerTest, OthersAreScoredWhileAUsersServiceIsAsked) {
   HeldService service;
-  int port = 0;
-  grpc::ServerBuilder builder;
-  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(&service);
-  const auto server = builder.BuildAndStart();
+  const auto server = ServeOnLoopback({&service});
   v1::ScoreRequest asks = request_;
   v1::RewardComponent* component = asks.mutable_scorer()->add_components();
   component->set_name("theirs");
-  component->mutable_external()->set_address(absl::StrCat("127.0.0.1:", port));
+  component->mutable_external()->set_address(absl::StrCat("127.0.0.1:", server->port()));
   component->mutable_external()->set_plaintext(true);
   v1::ScoreResponse theirs;
   std::thread asking([&] { theirs = scorer_->Score(asks); });
