@@ -240,7 +240,7 @@ TEST_F(GeneratingDriverTest, WhatTheContextCutIsCountedAndTold) {
   Recover();
   WorkToTheEnd();
   ASSERT_EQ(JobRow().state(), v1::SUCCEEDED) << JobRow().reason();
-  const v1::Metric& cut = JobRow().result().metrics().at("cut_by_context");
+  const v1::Metric cut = JobRow().result().metrics().at("cut_by_context");
   EXPECT_DOUBLE_EQ(cut.value(), 0.5);
   EXPECT_EQ(cut.n(), 40);
   std::vector<std::string> told;
