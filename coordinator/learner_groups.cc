@@ -308,6 +308,12 @@ class LearnerGroupsImpl final : public LearnerGroups {
     });
   }
 
+  // Whether a group that broke a moment ago, other than `group`, keeps the waiting one for its return.
+  bool KeptByAnother(const Waiter& waiter, const Group* group) const {
+    const auto it = kept_.find(waiter.request.session_id());
+    return it != kept_.end() && (group == nullptr || it->second != group->plan.job_id);
+  }
+
   // Whether the group is not formed of these yet, for nobody among them holds what is committed, steps would have to be
   // trained again, and a learner that may hold it is on its way: one that has not registered again since a restart, or
   // that has not left the group before. As long as the group keeps its turn, at most.
@@ -355,7 +361,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     for (const Waiter& waiter : waiters_) {
       const absl::StatusOr<const Session*> session = fleet_->Find(waiter.request.session_id());
       if (session.ok() && Waits(waiter) && !(*session)->draining && !(*session)->cordoned &&
-          !IsMember(waiter.request.session_id()) && !AwaitedByAnother(waiter, group))
+          !IsMember(waiter.request.session_id()) && !AwaitedByAnother(waiter, group) && !KeptByAnother(waiter, group))
         candidates.push_back(&waiter);
     }
     return candidates;
@@ -437,7 +443,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     if (callers_.Settling()) return;
     const absl::Duration now = loop_->clock().Now();
     // Groups that broke come first: nobody else gets their turn so soon.
-    std::set<std::string> kept;
+    kept_.clear();
     std::vector<GangJob> jobs;
     for (auto& [id, group] : groups_) {
       if (group.members.empty() && now < group.returning_until) {
@@ -448,10 +454,13 @@ class LearnerGroupsImpl final : public LearnerGroups {
           // Put off, it keeps its survivors alone (AwaitedByAnother); who is free may be another's.
           if (now >= group.not_before)
             for (size_t i = 0; i < std::min(candidates.size(), static_cast<size_t>(group.plan.ranks)); ++i)
-              kept.insert(candidates[i]->request.session_id());
+              kept_.emplace(candidates[i]->request.session_id(), id);
           continue;
         }
       }
+    }
+    for (auto& [id, group] : groups_) {
+      if (group.members.empty() && now < group.returning_until) continue;
       GangJob job;
       job.id = id;
       job.priority = group.plan.priority;
@@ -467,7 +476,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
       jobs.push_back(std::move(job));
     }
     // No group is of two versions, so that the most of one is all that any can have.
-    const std::map<std::string, int> by_version = FreeByVersion(kept);
+    const std::map<std::string, int> by_version = ByVersion(Candidates());
     const GangPlan plan =
         PlanGangs(jobs, Most(by_version), Most(Registered()), QuotaRule{quotas_, &v1::Quota::max_learners});
     for (auto& [id, group] : groups_) {
@@ -476,7 +485,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     }
     const bool suffices = Suffices(plan, jobs, by_version);
     if (suffices) Apply(plan);
-    if (!suffices || by_version.size() > 1) FormByVersion(std::move(jobs), kept, /*victims=*/!suffices);
+    if (!suffices || by_version.size() > 1) FormByVersion(std::move(jobs), /*victims=*/!suffices);
   }
 
   // version: what starts is of it; empty: of any one.
@@ -495,15 +504,9 @@ class LearnerGroupsImpl final : public LearnerGroups {
     }
   }
 
-  std::map<std::string, int> FreeByVersion(const std::set<std::string>& kept) const {
-    std::vector<const Waiter*> free = Candidates();
-    std::erase_if(free, [&kept](const Waiter* waiter) { return kept.count(waiter->request.session_id()) > 0; });
-    return ByVersion(free);
-  }
-
   // Each version by itself: who is first in line keeps no learners of one of which there are too few for it. victims:
   // groups of the version may be told to make room.
-  void FormByVersion(std::vector<GangJob> jobs, const std::set<std::string>& kept, bool victims) {
+  void FormByVersion(std::vector<GangJob> jobs, bool victims) {
     for (const auto& [version, registered] : Registered()) {
       std::set<std::string> expecting;  // jobs for which groups make room
       for (GangJob& job : jobs) {
@@ -516,7 +519,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
         expecting.insert(group.yields_to);
       }
       GangPlan plan =
-          PlanGangs(jobs, FreeByVersion(kept)[version], registered, QuotaRule{quotas_, &v1::Quota::max_learners});
+          PlanGangs(jobs, ByVersion(Candidates())[version], registered, QuotaRule{quotas_, &v1::Quota::max_learners});
       std::erase_if(plan.yield, [&](const auto& yield) { return expecting.count(yield.second) > 0; });
       Apply(plan, version);
     }
@@ -590,6 +593,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
   const absl::Duration started_at_ = loop_->clock().Now();
   std::map<std::string, Group> groups_;
   std::list<Waiter> waiters_;
+  // Sessions that groups which broke a moment ago keep for their return, each for one job, as the last Form found it.
+  std::map<std::string, std::string> kept_;
 };
 
 }  // namespace

@@ -307,6 +307,26 @@ TEST_F(LearnerGroupsTest, AGroupThatAwaitsItsHolderKeepsNoMoreThanItsRanks) {
   Add(1, 1, "fresh", 0, 0);
   Pass(absl::Seconds(3), {s1, s2, s3});
   EXPECT_EQ(World(s1) + World(s2) + World(s3), 1);
+  EXPECT_EQ(World(s1), 0) << "it is the one that is kept";
+}
+
+TEST_F(LearnerGroupsTest, WhatOneJobKeepsForItsReturnNoOtherKeepsOrTakes) {
+  loses_steps_ = true;
+  committed_.set_step(5);
+  const std::string s1 = Register("s1"), s2 = Register("s2"), s3 = Register("s3");
+  Add(1, 1, "a", 0, 3);
+  Add(1, 1, "b", 0, 3);
+  Join(s1);
+  Join(s2);
+  Add(1, 1, "fresh", 9, 0);
+  Pass(absl::Seconds(3), {s1, s2, s3});
+  EXPECT_EQ(World(s1) + World(s2), 0) << "one for each of those that return";
+  EXPECT_EQ(groups_->SituationOf("fresh").free, 0);
+  Join(s3);
+  EXPECT_EQ(assigned_[s3].job_id(), "fresh");
+  Pass(absl::Seconds(8), {s1, s2, s3});
+  EXPECT_EQ(World(s1) + World(s2), 2) << "who held the weights does not come back";
+  EXPECT_NE(assigned_[s1].job_id(), assigned_[s2].job_id());
 }
 
 TEST_F(LearnerGroupsTest, JobsDoNotSwapTheirLearnersOverARestart) {
