@@ -21,6 +21,8 @@ constexpr uint32_t kCheckpointOnRequest = 2;  // the protocol version that knows
 // From the fourth group on that breaks without a step between, the next one waits: 1 s, 2 s, 4 s …
 constexpr int kBreaksWithoutDelay = 3;
 constexpr absl::Duration kLongestDelay = absl::Seconds(30);
+// Of one for which others made room: they train meanwhile, instead of making room again and again for nothing.
+constexpr absl::Duration kLongestDelayAfterPreempting = absl::Minutes(10);
 constexpr size_t kLongestReason = 500;  // bytes of what a learner says
 constexpr absl::Duration kFormingTimeout = absl::Seconds(30);
 // A rank that died is usually started again at once: so long a smaller group waits for the full number.
@@ -43,6 +45,7 @@ struct Group {
   std::set<std::string> survivors;  // sessions of the group before that may still join again
   int broken_in_a_row = 0;          // groups, without a step between
   int64_t step_when_broken = -1;
+  int64_t preempted_at = -1;                              // the step at which others were told to make room for it
   std::string broke;                                      // why it did last
   absl::Duration not_before = -absl::InfiniteDuration();  // no group is formed
   bool growing = false;                                   // broken to take a rank in: it waits for the survivors only
@@ -268,6 +271,10 @@ class LearnerGroupsImpl final : public LearnerGroups {
     group.returning_until = group.waiting_since + kReturning;
     group.broke = why;
     group.lost = absl::StrCat(why, PostponeNext(group));
+    if (group.not_before > group.returning_until) {
+      group.returning_until = -absl::InfiniteDuration();
+      group.survivors.clear();
+    }
     // Until its listener knows, no other group is formed: it may withdraw the job. In a turn of its own, for whoever
     // dissolves a group may be looking at groups.
     loop_->Post([this, job_id = group.plan.job_id] {
@@ -289,7 +296,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
     group.step_when_broken = step;
     if (group.broken_in_a_row <= kBreaksWithoutDelay) return "";
     const absl::Duration delay =
-        std::min(kLongestDelay, absl::Seconds(1 << std::min(group.broken_in_a_row - kBreaksWithoutDelay - 1, 5)));
+        std::min(group.preempted_at == step ? kLongestDelayAfterPreempting : kLongestDelay,
+                 absl::Seconds(1 << std::min(group.broken_in_a_row - kBreaksWithoutDelay - 1, 10)));
     group.not_before = group.waiting_since + delay;
     return absl::StrCat(" (", group.broken_in_a_row,
                         " times in a row without a step between; the next group is formed in ",
@@ -460,7 +468,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
       }
     }
     for (auto& [id, group] : groups_) {
-      if (group.members.empty() && now < group.returning_until) continue;
+      // Of those that are put off nobody is to make room for one.
+      if (group.members.empty() && now < std::max(group.returning_until, group.not_before)) continue;
       GangJob job;
       job.id = id;
       job.priority = group.plan.priority;
@@ -498,6 +507,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
     }
     for (const auto& [id, to] : plan.yield) {
       groups_.at(id).yields_to = to;
+      Group& taker = groups_.at(to);
+      taker.preempted_at = taker.listener->StepOf(to);
       loop_->Post([this, id = id, to = to] {
         if (const auto it = groups_.find(id); it != groups_.end()) it->second.listener->OnYield(id, to);
       });

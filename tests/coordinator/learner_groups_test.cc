@@ -465,6 +465,46 @@ TEST_F(LearnerGroupsTest, AGroupThatIsPutOffKeepsNoFreeLearner) {
   EXPECT_EQ(assigned_[free].job_id(), "other");
 }
 
+// Its only learner cannot do for it, whatever the reason: the job that makes room trains most of the time all the same.
+TEST_F(LearnerGroupsTest, AJobWhoseGroupsBreakDoesNotTakeOthersLearnersAgainAndAgain) {
+  const std::string a = Register("a");
+  Add(1, 1, "low");
+  Join(a);
+  ASSERT_EQ(assigned_[a].job_id(), "low");
+  Add(1, 1, "high", 5);
+  size_t made_room = 0;
+  int trained = 0;  // seconds of an hour
+  for (int second = 0; second < 3600; ++second) {
+    Pass(absl::Seconds(1), {a});
+    if (yields_.size() > made_room) {
+      made_room = yields_.size();
+      groups_->Release("low", "for the other");
+      Join(a);
+    } else if (assigned_[a].job_id() == "high") {
+      Join(a, 0, "UNAVAILABLE: not on this machine");
+    } else {
+      ++trained;
+    }
+  }
+  EXPECT_GE(made_room, 3u) << "it is tried again";
+  EXPECT_LE(made_room, 12u);
+  EXPECT_GE(trained, 3300);
+  // One that gets somewhere is tried soon again.
+  step_ = 1;
+  for (int second = 0; second < 700 && assigned_[a].job_id() != "high"; ++second) {
+    Pass(absl::Seconds(1), {a});
+    if (yields_.size() > made_room) {
+      made_room = yields_.size();
+      groups_->Release("low", "for the other");
+      Join(a);
+    }
+  }
+  ASSERT_EQ(assigned_[a].job_id(), "high");
+  assigned_.clear();
+  Join(a, 0, "UNAVAILABLE: once");
+  EXPECT_EQ(assigned_[a].job_id(), "high");
+}
+
 TEST_F(LearnerGroupsTest, WhatALearnerSaysIsCut) {
   const std::string a = Register("a");
   Add(1, 1);
