@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "common/clock.h"
@@ -147,25 +148,32 @@ void PolicyLoader::Prefetch(const v1::PolicySource& source) {
   std::string held;
   {
     absl::MutexLock lock(&mu_);
-    if (SameVersion(served_, source) || (weights_ && SameVersion(ahead_, source))) return;
+    if (SameVersion(served_, source) || (weights_ && SameVersion(ahead_, source)) ||
+        (switching_to_ && SameVersion(*switching_to_, source)))
+      return;
     if (served_.job_id() == source.job_id()) held = served_.version().digest();
+    ahead_ = source;
+    weights_.reset();
+    arriving_ = true;
   }
   absl::StatusOr<Timed> weights = Fetch(source, held);
-  if (!weights.ok()) return;
   absl::MutexLock lock(&mu_);
-  ahead_ = source;
-  weights_ = *std::move(weights);
+  weights_ = std::move(weights);
+  arriving_ = false;
 }
 
 absl::StatusOr<PolicyLoader::Timed> PolicyLoader::TakeWeights(const v1::PolicySource& source) {
   const std::string& held = engine_->version().digest();
   {
     absl::MutexLock lock(&mu_);
+    if (SameVersion(ahead_, source)) {
+      const auto arrived = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !arriving_; };
+      mu_.Await(absl::Condition(&arrived));
+    }
     if (weights_ && SameVersion(ahead_, source)) {
-      Timed weights = *std::move(weights_);
-      weights_.reset();
+      absl::StatusOr<Timed> weights = *std::exchange(weights_, std::nullopt);
       // A delta from another version than the engine has is of no use.
-      if (!weights.weights.delta || weights.weights.manifest.delta().base() == held) return weights;
+      if (!weights.ok() || !weights->weights.delta || weights->weights.manifest.delta().base() == held) return weights;
     }
   }
   return Fetch(source, held);
@@ -200,6 +208,14 @@ absl::Status PolicyLoader::Switch(const v1::PolicySource& source) {
     engine_->Rename(source.version());
     return absl::OkStatus();
   }
+  {
+    absl::MutexLock lock(&mu_);
+    switching_to_ = source;
+  }
+  const auto switched = absl::MakeCleanup([this] {
+    absl::MutexLock lock(&mu_);
+    switching_to_.reset();
+  });
   absl::Duration start = Clock::Real()->Now();
   Change change;
   if (Loads(source)) {

@@ -38,8 +38,9 @@ class PolicyLoader {
   bool Serves(const v1::PolicySource& source) const;
   // Makes the engine serve the version. Unless CanSwitchInPlace, the engine must be idle (it is replaced).
   absl::Status Switch(const v1::PolicySource& source);
-  // Fetches the weights that a later Switch will ask for, so that decoding does not wait for them. From any thread; a
-  // failure is Switch's to report.
+  // Fetches the weights that a later Switch will ask for, so that decoding does not wait for them. From any one thread;
+  // a failure is the next Switch's to report. Nothing is fetched that is there, on its way or being applied: a version
+  // comes once, whatever number of leases names it.
   void Prefetch(const v1::PolicySource& source);
 
   Engine* engine() { return engine_.get(); }
@@ -75,6 +76,7 @@ class PolicyLoader {
   absl::Status LoadFrom(const std::string& dir, const v1::PolicySource& source);
   // Any thread. `held`: the digest of a version whose delta will do; empty: none.
   absl::StatusOr<Timed> Fetch(const v1::PolicySource& source, const std::string& held);
+  // Those fetched ahead, also when they are still arriving, or else fetched now.
   absl::StatusOr<Timed> TakeWeights(const v1::PolicySource& source);
   // Gives the engine's model the version's weights, by a delta where that can be; fills `change` in, all but its total.
   // Returns when the first of its phases began, `start` or before.
@@ -95,8 +97,10 @@ class PolicyLoader {
   int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0, bytes_from_workers_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t bytes_mapped_ ABSL_GUARDED_BY(mu_) = 0, not_mapped_ ABSL_GUARDED_BY(mu_) = 0;
   v1::PolicySource served_ ABSL_GUARDED_BY(mu_);  // newest one applied
-  v1::PolicySource ahead_ ABSL_GUARDED_BY(mu_);   // what weights_ are
-  std::optional<Timed> weights_ ABSL_GUARDED_BY(mu_);
+  v1::PolicySource ahead_ ABSL_GUARDED_BY(mu_);   // what weights_ are, or arriving_ says are coming
+  std::optional<absl::StatusOr<Timed>> weights_ ABSL_GUARDED_BY(mu_);
+  bool arriving_ ABSL_GUARDED_BY(mu_) = false;
+  std::optional<v1::PolicySource> switching_to_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace rlhf::rollout

@@ -1,4 +1,5 @@
 // Weights from a publisher to a subscriber over gRPC: whole, as a delta, and what happens when a delta does not fit.
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -9,6 +10,7 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/synchronization/notification.h"
 #include "artifact/artifact_root.h"
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
@@ -208,6 +210,62 @@ TEST_P(WeightsTransfer, TheLoaderTakesDeltasOfWhatItsEngineHas) {
   Publish(4);
   Change(*policy_);
   EXPECT_EQ(take_up(Publish(5)), whole);  // its delta is from 4
+}
+
+TEST_P(WeightsTransfer, AVersionThatIsOnItsWayIsNotFetchedTwice) {
+  const std::string model = PublishModel();
+  ASSERT_NE(model, "");
+  std::atomic<int> fetches{0};
+  absl::Notification first, second;
+  WeightSubscriber subscriber([&](const std::string& address) {
+    if (const int fetch = ++fetches; fetch == 1) {
+      first.Notify();
+      second.WaitForNotificationWithTimeout(absl::Milliseconds(300));
+    } else if (fetch == 2) {
+      second.Notify();
+    }
+    return Plain(address);
+  });
+  PolicyLoaderOptions options;
+  options.engine.slots = 1;
+  options.dtype = GetParam();
+  PolicyLoader loader(&artifacts_, &subscriber, options);
+  Change(*policy_);
+  v1::PolicySource source = Publish(1);
+  source.set_artifact(model);
+  std::thread leases([&] {
+    loader.Prefetch(source);
+    loader.Prefetch(source);
+  });
+  first.WaitForNotification();
+  const absl::Status switched = loader.Switch(source);
+  leases.join();
+  EXPECT_TRUE(switched.ok()) << switched;
+  EXPECT_EQ(model::WeightsDigest(loader.engine()->model()), source.version().digest());
+  EXPECT_EQ(fetches, 1);
+}
+
+TEST_P(WeightsTransfer, WhatDoesNotArriveIsAskedForOnceALease) {
+  const std::string model = PublishModel();
+  ASSERT_NE(model, "");
+  int fetches = 0;
+  WeightSubscriber subscriber([&](const std::string& address) {
+    ++fetches;
+    return Plain(address);
+  });
+  PolicyLoaderOptions options;
+  options.engine.slots = 1;
+  options.dtype = GetParam();
+  PolicyLoader loader(&artifacts_, &subscriber, options);
+  Change(*policy_);
+  v1::PolicySource source = Publish(1);
+  source.set_artifact(model);
+  source.mutable_version()->set_step(7);  // not there yet
+  for (int lease = 1; lease <= 2; ++lease) {
+    loader.Prefetch(source);
+    EXPECT_FALSE(loader.Switch(source).ok());
+    EXPECT_EQ(fetches, lease);
+  }
 }
 
 TEST_P(WeightsTransfer, VersionZeroIsTheArtifactAgainWhateverCameBetween) {
