@@ -1,6 +1,8 @@
 #include "coordinator/comparison_sets.h"
 
+#include <algorithm>
 #include <fstream>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -222,66 +224,119 @@ void ComparisonSets::Freeze(const std::string& subject, const v1::FreezeSetReque
 
 // A rater, and the imported sets in which they were not looked for yet.
 struct ComparisonSets::Forgetting {
-  std::string rater;
+  std::string subject, rater;
   std::vector<ImportLogRow> left;
-  int64_t removed;
   Done<int64_t> done;
+  int64_t removed = 0;
+  absl::Status failed;  // the first
 };
 
-void ComparisonSets::Forget(const std::string& rater, Done<int64_t> done) {
+void ComparisonSets::Forget(const std::string& subject, const std::string& rater, Done<int64_t> done) {
   absl::StatusOr<std::vector<ImportLogRow>> logs = ListImportLogs(store_);
   if (!logs.ok()) return done(logs.status());
-  ForgetNext(std::make_shared<Forgetting>(Forgetting{rater, *std::move(logs), 0, std::move(done)}));
+  ForgetNext(std::make_shared<Forgetting>(Forgetting{subject, rater, *std::move(logs), std::move(done)}));
+}
+
+void ComparisonSets::ForgetNextAfter(std::shared_ptr<Forgetting> forgetting, const std::string& key,
+                                     const absl::Status& status) {
+  if (!status.ok() && forgetting->failed.ok()) {
+    forgetting->failed =
+        Annotate(status, absl::StrCat("set ", key, " is not rid of ", forgetting->rater,
+                                      "; once this is mended, forgetting them again does what is left"));
+  }
+  ForgetNext(std::move(forgetting));
 }
 
 void ComparisonSets::ForgetNext(std::shared_ptr<Forgetting> forgetting) {
-  if (forgetting->left.empty()) return forgetting->done(forgetting->removed);
+  if (forgetting->left.empty()) {
+    return forgetting->failed.ok() ? forgetting->done(forgetting->removed) : forgetting->done(forgetting->failed);
+  }
   const std::string project = forgetting->left.back().project, set = forgetting->left.back().set;
   forgetting->left.pop_back();
-  const absl::StatusOr<v1::PayloadRef> end = LogEnd(project, set);
-  if (!end.ok()) return forgetting->done(end.status());
   const std::string key = absl::StrCat(project, "/", set);
+  const absl::StatusOr<v1::PayloadRef> end = LogEnd(project, set);
+  if (!end.ok()) return ForgetNextAfter(std::move(forgetting), key, end.status());
   if (!busy_.insert(key).second)
-    return forgetting->done(absl::AbortedError(absl::StrCat("an import into \"", set, "\" is running; try again")));
+    return ForgetNextAfter(std::move(forgetting), key, absl::AbortedError("an import into it is running"));
   background_->Run([this, forgetting, key, project, set, end = *end] {
     const std::string from = LogPath(project, set, end.segment()), to = LogPath(project, set, end.segment() + 1);
-    auto rewritten = Rewrite(from, to, end, forgetting->rater);
+    using Rewritten = std::pair<v1::PayloadRef, int64_t>;
+    absl::StatusOr<Rewritten> rewritten = Rewritten(end, 0);
+    if (end.offset() > 0) rewritten = Rewrite(from, to, end, forgetting->rater);
     loop_->Post([this, forgetting, key, project, set, from, rewritten = std::move(rewritten)] {
-      busy_.erase(key);
-      if (!rewritten.ok()) return forgetting->done(rewritten.status());
+      if (!rewritten.ok()) {
+        busy_.erase(key);
+        return ForgetNextAfter(forgetting, key, rewritten.status());
+      }
       const auto& [log_end, removed] = *rewritten;
-      if (removed == 0) return ForgetNext(forgetting);
-      forgetting->removed += removed;
+      if (removed == 0) {
+        busy_.erase(key);
+        // An earlier call may have come no further than the log.
+        return AwaitsPublishing(project, set) ? PublishWithout(forgetting, project, set) : ForgetNext(forgetting);
+      }
       WriteBatch batch;
       batch.Put(Table::kMeta, ImportLogKey(project, set), log_end.SerializeAsString());
-      store_->Commit(std::move(batch), [this, forgetting, project, set, from](absl::Status status) {
-        if (!status.ok()) return forgetting->done(status);
-        std::remove(from.c_str());
-        loop_->Post([this, forgetting, project, set] { PublishWithout(forgetting, project, set); });
-      });
+      oversight_->Audit(forgetting->subject, "comparisons.forget", key, "done",
+                        {{"rater", forgetting->rater}, {"removed", absl::StrCat(removed)}}, &batch);
+      store_->Commit(std::move(batch),
+                     [this, forgetting, key, project, set, from, removed = removed](absl::Status status) {
+                       if (status.ok()) std::remove(from.c_str());
+                       loop_->Post([this, forgetting, key, project, set, removed, status] {
+                         busy_.erase(key);
+                         if (!status.ok()) return ForgetNextAfter(forgetting, key, status);
+                         forgetting->removed += removed;
+                         PublishWithout(forgetting, project, set);
+                       });
+                     });
     });
   });
+}
+
+bool ComparisonSets::AwaitsPublishing(const std::string& project, const std::string& set) const {
+  const std::vector<v1::ComparisonSet> versions = feedback_->sets().List(project, set);
+  return !versions.empty() && versions.back().forgotten();
 }
 
 void ComparisonSets::PublishWithout(std::shared_ptr<Forgetting> forgetting, const std::string& project,
                                     const std::string& set) {
+  const std::string key = absl::StrCat(project, "/", set);
   const absl::StatusOr<std::shared_ptr<ImportSession>> begun = BeginImport(project, set);
-  if (!begun.ok()) return forgetting->done(begun.status());
-  background_->Run([this, forgetting, session = *begun] {
+  if (!begun.ok()) return ForgetNextAfter(std::move(forgetting), key, begun.status());
+  background_->Run([this, forgetting, key, session = *begun] {
     absl::Status written = session->Begin();
     if (written.ok()) written = session->Finish();
-    loop_->Post([this, forgetting, session, written] {
-      if (!written.ok()) {
-        AbandonImport(*session);
-        return forgetting->done(written);
-      }
+    loop_->Post([this, forgetting, key, session, written] {
+      const auto next = [this, forgetting, key](const absl::Status& status) {
+        ForgetNextAfter(forgetting, key, status);
+      };
+      if (!written.ok() || session->response().set().comparisons() == 0) AbandonImport(*session);
+      if (!written.ok()) return next(written);
+      if (session->response().set().comparisons() == 0)
+        return TakeNameAway(forgetting->subject, session->start().project, session->start().name, next);
       EndImport("coordinator", session,
-                [this, forgetting](const absl::StatusOr<v1::ImportComparisonsResponse>& published) {
-                  if (!published.ok()) return forgetting->done(published.status());
-                  ForgetNext(forgetting);
-                });
+                [next](const absl::StatusOr<v1::ImportComparisonsResponse>& published) { next(published.status()); });
     });
   });
+}
+
+void ComparisonSets::TakeNameAway(const std::string& subject, const std::string& project, const std::string& set,
+                                  absl::AnyInvocable<void(absl::Status)> done) {
+  const absl::StatusOr<v1::Artifact> named = artifacts_->Resolve(set, project);
+  const std::vector<v1::ComparisonSet> versions = feedback_->sets().List(project, set);
+  const bool a_version = named.ok() && std::any_of(versions.begin(), versions.end(), [&](const auto& version) {
+                           return version.digest() == named->digest();
+                         });
+  if (!a_version) return done(absl::OkStatus());  // the name is gone already, or was given to something else
+  v1::SetAliasRequest alias;
+  alias.set_project(project);
+  alias.set_alias(set);
+  alias.set_remove(true);
+  artifacts_->SetAlias(
+      alias,
+      [this, subject](const std::string& action, const std::string& object,
+                      const std::map<std::string, std::string>& details,
+                      WriteBatch* batch) { oversight_->Audit(subject, action, object, "done", details, batch); },
+      [done = std::move(done)](const absl::StatusOr<v1::Artifact>& removed) mutable { done(removed.status()); });
 }
 
 }  // namespace rlhf::coordinator

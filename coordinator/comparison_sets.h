@@ -48,8 +48,10 @@ class ComparisonSets {
               std::shared_ptr<const std::vector<v1::Comparison>> comparisons, std::set<std::string> excluded,
               Done<v1::ComparisonSet> done);
 
-  // Rewrites the logs of imported sets without the rater; `removed` comparisons are gone once that is durable.
-  void Forget(const std::string& rater, Done<int64_t> done);
+  // Rewrites the logs of imported sets without the rater, each with an audit record of how many comparisons went, and
+  // publishes these sets again, or takes the name away from one that has nothing left. Returns how many went. A set
+  // that fails keeps no other from it; the error then names the first one, and a second call does what is left.
+  void Forget(const std::string& subject, const std::string& rater, Done<int64_t> done);
 
  private:
   std::string LogPath(const std::string& project, const std::string& set, uint32_t generation) const;
@@ -60,7 +62,13 @@ class ComparisonSets {
   struct Forgetting;
   // Rewrites the log of the next set; when the rater was in it, publishes the set again without them.
   void ForgetNext(std::shared_ptr<Forgetting> forgetting);
+  void ForgetNextAfter(std::shared_ptr<Forgetting> forgetting, const std::string& key, const absl::Status& status);
+  // Whether what was published last under the set's name has a forgotten rater's answers.
+  bool AwaitsPublishing(const std::string& project, const std::string& set) const;
   void PublishWithout(std::shared_ptr<Forgetting> forgetting, const std::string& project, const std::string& set);
+  // Of a set that has nothing left.
+  void TakeNameAway(const std::string& subject, const std::string& project, const std::string& set,
+                    absl::AnyInvocable<void(absl::Status)> done);
 
   EventLoop* const loop_;
   Background* const background_;

@@ -195,7 +195,8 @@ class OversightImpl final : public Oversight {
     WriteBatch batch;
     batch.Put(Table::kGates, gate.row.id(), gate.row.SerializeAsString());
     Audit(subject, request.approve() ? "gate.approve" : "gate.reject", gate.row.id(), "done",
-          {{"report_sha256", gate.row.report_sha256()},
+          {{"comment", request.comment()},
+           {"report_sha256", gate.row.report_sha256()},
            {"policy", gate.row.policy()},
            {"state", v1::GateState_Name(gate.row.state())}},
           &batch);

@@ -1,5 +1,6 @@
 #include "cli/check/audit_log.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 
@@ -32,6 +33,36 @@ bool HeadOfLogLine(const std::string& line, v1::AuditHead* head) {
   head->mutable_at()->set_seconds(seconds);
   head->set_signature(signature);
   return true;
+}
+
+constexpr char kStopWriters[] =
+    "Until it is explained trust no later record: stop who else may write to the store, and keep it as it is, with the "
+    "coordinator's logs";
+
+std::string AboutRecord(uint64_t bad) {
+  return absl::StrCat(
+      "somebody wrote to the store past the coordinator, or its files are damaged. The records before ", bad,
+      " hold. `rlhfctl audit export` shows records ", bad > 1 ? bad - 1 : bad, " and ", bad,
+      " (one a line, in order); compare them with an earlier export or a backup, whose records up to there have to be "
+      "the same, byte for byte. ",
+      kStopWriters);
+}
+
+std::string AboutHeads() {
+  return absl::StrCat(
+      "an older backup may have been restored: then a record `service.restore` says so, and the heads before it are "
+      "the "
+      "log's as it was. Without one, records or heads were removed or rewritten: compare with an earlier `rlhfctl "
+      "audit "
+      "export`, with heads that were kept elsewhere (`--heads`), or with the lines \"audit head\" of the coordinator's "
+      "log. ",
+      kStopWriters);
+}
+
+std::string AboutKeys() {
+  return "give the key's public half, audit.key.pub beside the coordinator's --audit-key-file, again for each key that "
+         "signed before it: the record `audit.key` names a new one. If the key is right the heads are not the "
+         "coordinator's: compare with heads that were kept elsewhere (`--heads`)";
 }
 
 }  // namespace
@@ -90,17 +121,27 @@ AuditVerdict VerifyAuditLog(const std::vector<v1::AuditRecord>& records, const s
     verdict.records = chain.records();
     if (problem.empty()) continue;
     verdict.problem = absl::StrCat("the audit log was tampered with at record ", chain.first_bad(), ": ", problem);
+    verdict.first_bad = chain.first_bad();
+    verdict.what_to_do = AboutRecord(verdict.first_bad);
     return verdict;
   }
   absl::StatusOr<client::AuditHeadsCheck> check = client::AuditHeadsCheck::With(public_keys_pem);
   if (!check.ok()) {
     verdict.problem = absl::StrCat("the public key: ", check.status().message());
+    verdict.what_to_do = "give the file that lies beside the coordinator's --audit-key-file, with .pub at its end";
     return verdict;
   }
-  for (size_t i = 0; i < heads.size() && verdict.problem.empty(); ++i) verdict.problem = check->Next(heads[i], chain);
-  if (verdict.problem.empty()) verdict.problem = check->End();
+  const auto found = [&](const std::string& problem, const v1::AuditHead& head) {
+    verdict.problem = problem;
+    if (problem.empty()) return;
+    const bool disagrees = !chain.CheckHead(head).empty();
+    if (disagrees) verdict.first_bad = std::min<uint64_t>(head.sequence(), chain.first_bad());
+    verdict.what_to_do = disagrees ? AboutHeads() : AboutKeys();
+  };
+  for (size_t i = 0; i < heads.size() && verdict.problem.empty(); ++i) found(check->Next(heads[i], chain), heads[i]);
+  if (verdict.problem.empty()) found(check->End(), v1::AuditHead());
   for (size_t i = 0; i < kept.size() && verdict.problem.empty(); ++i) {
-    verdict.problem = check->Kept(kept[i], chain);
+    found(check->Kept(kept[i], chain), kept[i]);
     verdict.kept += verdict.problem.empty() ? 1 : 0;
   }
   verdict.heads = check->agree();

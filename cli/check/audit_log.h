@@ -24,6 +24,8 @@ struct AuditVerdict {
   std::set<std::string> other_keys;              // as those say themselves
   uint64_t first_signed = 0, newest_signed = 0;  // records of the first and the newest head
   std::string problem;                           // for people, names the record; empty when all holds
+  std::string what_to_do;                        // about the problem: what may have made it, and the next step
+  uint64_t first_bad = 0;                        // the first record that does not hold; 0: none, or not told by one
   std::string Text() const;                      // what was found, for people
 };
 // Recomputes the chain of all records, then looks for every head in it. With keys the newest head has to be by one of

@@ -250,11 +250,13 @@ int Agreement(const ConnectionFlags& connection, const FeedbackFlags& flags) {
         for (const auto& [criterion, agreement] : report.by_criterion()) row(criterion, agreement);
         for (const auto& [group, agreement] : report.by_group()) row(absl::StrCat("raters ", group), agreement);
         std::fputs(table.Text().c_str(), stdout);
-        Table raters({"RATER", "JUDGEMENTS", "AGREES WITH OTHERS", "KAPPA", "PLANTED", "SECONDS", "FLAGGED"});
+        Table raters(
+            {"RATER", "JUDGEMENTS", "AGREES WITH OTHERS", "KAPPA", "PLANTED", "FIRST PREFERRED", "SECONDS", "FLAGGED"});
         for (const v1::RaterQuality& rater : report.raters()) {
           raters.Row({rater.rater(), absl::StrCat(rater.judgements()), Interval(rater.agreement()),
                       absl::StrFormat("%.3f", rater.cohen_kappa()), Interval(rater.planted()),
-                      absl::StrFormat("%.1f", rater.seconds_median()), rater.flagged() ? rater.why() : ""});
+                      Interval(rater.first_preferred()), absl::StrFormat("%.1f", rater.seconds_median()),
+                      rater.flagged() ? rater.why() : ""});
         }
         std::fputs(raters.Text().c_str(), stdout);
       },

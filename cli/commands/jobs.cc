@@ -242,12 +242,12 @@ int Watch(const ConnectionFlags& connection, const std::string& id) {
 
 // Calls that take a job and give it back changed.
 template <typename Request, typename Response, typename Method>
-int Change(const ConnectionFlags& connection, const std::string& id, const char* done, Method method) {
+int Change(const ConnectionFlags& connection, const std::string& id, const char* done, Method method,
+           Request request = {}) {
   auto channel = Connect(connection);
   if (!channel.ok()) return Fail(channel.status());
   auto job = FindJob(*v1::JobService::NewStub(*channel), connection.project, id);
   if (!job.ok()) return Fail(job.status());
-  Request request;
   request.set_job_id(job->id());  // whatever it has come to by now: a running job's etag changes with every step
   Response response;
   const auto context = CallContext();
@@ -326,16 +326,20 @@ void AddJobCommands(CLI::App& app, ConnectionFlags& connection, Run* run) {
     auto* command = app.add_subcommand(name, help);
     command->add_option("job", *id, "Job id, or name (the newest of that name)")->required();
     command->callback([=, &connection] { *run = [=, &connection] { return fn(connection, *id); }; });
+    return command;
   };
   add("get", "Show a job", Get);
   add("watch", "Follow a job to its end; the exit code is the job's", Watch);
   add("why", "What a job waits for, since when, who holds it, what to do", Why);
-  add("cancel", "Cancel a job", [](const ConnectionFlags& c, const std::string& i) {
-    return Change<v1::CancelJobRequest, v1::Job>(c, i, "cancelled",
-                                                 [](auto& stub, auto* context, const auto& request, auto* response) {
-                                                   return stub.CancelJob(context, request, response);
-                                                 });
-  });
+  const auto reason = std::make_shared<std::string>();
+  add("cancel", "Cancel a job", [reason](const ConnectionFlags& c, const std::string& i) {
+    v1::CancelJobRequest request;
+    request.set_reason(*reason);
+    return Change<v1::CancelJobRequest, v1::Job>(
+        c, i, "cancelled",
+        [](auto& stub, auto* context, const auto& r, auto* response) { return stub.CancelJob(context, r, response); },
+        request);
+  })->add_option("--reason", *reason, "Why; in the job's row and the audit log");
   add("pause", "Pause a job", [](const ConnectionFlags& c, const std::string& i) {
     return Change<v1::PauseJobRequest, v1::Job>(c, i, "paused",
                                                 [](auto& stub, auto* context, const auto& request, auto* response) {

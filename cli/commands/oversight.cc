@@ -313,16 +313,15 @@ int VerifyAudit(const ConnectionFlags& connection, const OversightFlags& flags) 
     std::erase_if(heads, [&](const v1::AuditHead& head) { return head.sequence() > records->size(); });
   const AuditVerdict verdict = VerifyAuditLog(*records, heads, keys, kept);
   if (connection.output != "table") {  // JSON is YAML too
-    const nlohmann::ordered_json json = {{"records", verdict.records},
-                                         {"signed_heads", verdict.heads},
-                                         {"kept_heads", verdict.kept},
-                                         {"heads_by_other_keys", verdict.others},
-                                         {"problem", verdict.problem}};
+    const nlohmann::ordered_json json = {{"records", verdict.records},      {"signed_heads", verdict.heads},
+                                         {"kept_heads", verdict.kept},      {"heads_by_other_keys", verdict.others},
+                                         {"problem", verdict.problem},      {"first_bad_record", verdict.first_bad},
+                                         {"what_to_do", verdict.what_to_do}};
     std::printf("%s\n", json.dump(1).c_str());
     return verdict.problem.empty() ? v1::EXIT_OK : v1::EXIT_ERROR;
   }
   if (!verdict.problem.empty()) {
-    std::fprintf(stderr, "rlhfctl: %s\n", verdict.problem.c_str());
+    std::fprintf(stderr, "rlhfctl: %s\nwhat to do: %s\n", verdict.problem.c_str(), verdict.what_to_do.c_str());
     return v1::EXIT_ERROR;
   }
   std::printf("%s%s\n", verdict.Text().c_str(), keys.empty() ? " (give --public-key to check signatures)" : "");

@@ -17,6 +17,10 @@ namespace {
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr int64_t kFewestCommon = 10, kFewestPlanted = 5;
 constexpr double kFarOff = 0.1;
+// Many raters are tested, and honest ones lean a little to one side: a flag needs a test that chance passes once in
+// thousands, and a share that is far from a half.
+constexpr int64_t kFewestSides = 20;
+constexpr double kSideSignificance = 0.001, kSideFarOff = 0.2;
 constexpr double kLongestPause = 600;  // seconds; a longer one was no thinking
 
 using Items = std::map<std::string, Judgements>;
@@ -110,7 +114,7 @@ double Median(std::vector<double> values) {
 
 struct RaterData {
   int64_t judgements = 0;
-  std::vector<double> with_others, planted, seconds;
+  std::vector<double> with_others, planted, seconds, first;
   std::vector<std::pair<double, double>> against_majority;
 };
 
@@ -121,6 +125,9 @@ std::map<std::string, RaterData> ByRater(const std::vector<v1::Comparison>& judg
     RaterData& data = raters[c.rater()];
     ++data.judgements;
     if (c.planted()) data.planted.push_back(c.preference() == c.known() ? 1 : 0);
+    // The right answer of a planted question stands where its author put it.
+    if (!c.planted() && c.has_second_shown_first() && (c.preference() == v1::FIRST || c.preference() == v1::SECOND))
+      data.first.push_back((c.preference() == v1::SECOND) == c.second_shown_first() ? 1 : 0);
     if (c.has_created_at()) times[c.rater()].push_back(FromTimestamp(c.created_at()));
   }
   for (auto& [rater, list] : times) {
@@ -150,15 +157,24 @@ void Flag(v1::AgreementReport* report) {
   }
   const double usual = Median(agreements), usual_planted = Median(planted);
   for (v1::RaterQuality& rater : *report->mutable_raters()) {
+    const auto flag = [&rater](const std::string& why) {
+      rater.set_flagged(true);
+      rater.set_why(absl::StrCat(rater.why(), rater.why().empty() ? "" : "; ", why));
+    };
     const auto far = [&](const v1::Metric& metric, int64_t fewest, double median, const char* what) {
       if (metric.n() < fewest || !(metric.high() < median - kFarOff)) return;
-      rater.set_flagged(true);
-      rater.set_why(absl::StrCat(
-          rater.why(), rater.why().empty() ? "" : "; ",
-          absl::StrFormat("%s %.3f over %d; the raters' median is %.3f", what, metric.value(), metric.n(), median)));
+      flag(absl::StrFormat("%s %.3f over %d; the raters' median is %.3f", what, metric.value(), metric.n(), median));
     };
     far(rater.agreement(), kFewestCommon, usual, "agrees with the others in");
     far(rater.planted(), kFewestPlanted, usual_planted, "answers planted questions rightly in");
+    const v1::Metric& first = rater.first_preferred();
+    if (first.n() < kFewestSides || std::abs(first.value() - 0.5) <= kSideFarOff) continue;
+    const double p = FairCoinP(std::llround(first.value() * static_cast<double>(first.n())), first.n());
+    if (p < kSideSignificance) {
+      flag(absl::StrFormat("prefers the answer shown %s in %.3f of %d; chance, %.3f, is ruled out with p = %.1g",
+                           first.value() > 0.5 ? "first" : "second", std::max(first.value(), 1 - first.value()),
+                           first.n(), 0.5, p));
+    }
   }
 }
 
@@ -200,6 +216,17 @@ double CohenKappa(const std::vector<std::pair<double, double>>& both) {
   return both.empty() || by_chance >= 1 ? kNan : (agree / n - by_chance) / (1 - by_chance);
 }
 
+double FairCoinP(int64_t heads, int64_t n) {
+  const int64_t tail = std::min(heads, n - heads);
+  const auto size = static_cast<double>(n);
+  double p = 0;
+  for (int64_t k = 0; k <= tail; ++k) {
+    const auto i = static_cast<double>(k);
+    p += std::exp(std::lgamma(size + 1) - std::lgamma(i + 1) - std::lgamma(size - i + 1) - size * std::log(2));
+  }
+  return std::min(1.0, 2 * p);
+}
+
 v1::AgreementReport MeasureAgreement(const std::vector<v1::Comparison>& judgements) {
   Items preferences;
   std::map<std::string, Items> by_criterion, by_group;
@@ -225,6 +252,7 @@ v1::AgreementReport MeasureAgreement(const std::vector<v1::Comparison>& judgemen
     *rater.mutable_agreement() = MeanWithInterval(data.with_others, Range::kUnit);
     rater.set_cohen_kappa(CohenKappa(data.against_majority));
     *rater.mutable_planted() = MeanWithInterval(data.planted, Range::kUnit);
+    *rater.mutable_first_preferred() = MeanWithInterval(data.first, Range::kUnit);
     if (!data.seconds.empty()) rater.set_seconds_median(Median(data.seconds));
   }
   Flag(&report);

@@ -23,10 +23,15 @@ double KrippendorffAlpha(const std::vector<Judgements>& items, MeasurementLevel 
 // when both always say the same one thing.
 double CohenKappa(const std::vector<std::pair<double, double>>& both);
 
+// The exact two-sided binomial test of `heads` in `n` throws of a fair coin: how often chance alone is as far from a
+// half.
+double FairCoinP(int64_t heads, int64_t n);
+
 // Everything about a set of judgements. The same pair of answers to the same prompt is one item, whichever was shown
 // first; ratings are of single answers. Planted questions are no items. A rater is flagged when the upper end of the 95
 // % interval of their agreement with others (at least 10 common items), or of their planted questions (at least 5),
-// lies more than 0.1 below the raters' median.
+// lies more than 0.1 below the raters' median; or when more than 0.7 of their preferences (at least 20) are for the
+// answer shown first, or for the one shown second, and chance does that less than once in a thousand (FairCoinP).
 v1::AgreementReport MeasureAgreement(const std::vector<v1::Comparison>& judgements);
 
 }  // namespace rlhf::coordinator

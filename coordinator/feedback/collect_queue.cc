@@ -86,8 +86,7 @@ absl::Duration CollectQueue::HeldFor() const {
 }
 
 void CollectQueue::Give(const std::string& rater, absl::Duration now, Entry* entry, v1::NextTasksResponse* response) {
-  entry->held_by[rater] = now + HeldFor();
-  entry->handed_to.insert(rater);
+  if (entry->held_by.insert_or_assign(rater, now + HeldFor()).second) entry->handed_to[rater] = ++handings_;
   v1::FeedbackTask& handed = *response->add_tasks();
   handed = entry->task;
   handed.set_state(v1::TASK_HANDED_OUT);
@@ -123,13 +122,26 @@ CollectQueue::Entry* CollectQueue::NextPlanted(const std::string& rater) {
   return nullptr;
 }
 
+std::vector<CollectQueue::Entry*> CollectQueue::InHand(const std::string& rater) {
+  std::vector<Entry*> entries;
+  for (auto& [id, entry] : tasks_) {
+    if (entry.task.state() == v1::TASK_OPEN && entry.held_by.count(rater) > 0) entries.push_back(&entry);
+  }
+  std::sort(entries.begin(), entries.end(),
+            [&](const Entry* a, const Entry* b) { return a->handed_to.at(rater) < b->handed_to.at(rater); });
+  return entries;
+}
+
 void CollectQueue::HandOut(const std::string& rater, int most, absl::Duration now, v1::NextTasksResponse* response) {
   while (first_open_ < order_.size() && tasks_[order_[first_open_]].task.state() != v1::TASK_OPEN) ++first_open_;
   RaterCounts given = raters_[rater];  // what the rater has, answered or in hand
-  for (const auto& [id, entry] : tasks_) {
-    if (entry.held_by.count(rater) > 0) ++(entry.task.planted() ? given.planted : given.answered);
-  }
   PageLimit page(most);
+  for (Entry* entry : InHand(rater)) {
+    ++(entry->task.planted() ? given.planted : given.answered);
+    if (response->tasks_size() == most) continue;
+    if (!page.Take(entry->task.ByteSizeLong())) return;
+    Give(rater, now, entry, response);
+  }
   for (size_t i = first_open_; i < order_.size() && response->tasks_size() < most; ++i) {
     Entry& entry = tasks_[order_[i]];
     if (!MayGet(rater, entry)) continue;
@@ -166,6 +178,7 @@ void CollectQueue::TakeOverHolders(const CollectQueue& replaced) {
     if (it == replaced.tasks_.end()) continue;
     entry.held_by = it->second.held_by;
     entry.handed_to = it->second.handed_to;
+    handings_ = replaced.handings_;
     entry.next_number = std::max(entry.next_number, it->second.next_number);
   }
 }
@@ -265,6 +278,8 @@ CollectQueue::Taken CollectQueue::Take(const std::string& rater, const v1::Answe
   made.set_rater_group(answer.rater_group());
   *made.mutable_created_at() = ToTimestamp(at);
   *made.mutable_tags() = answer.tags();
+  if (made.kind() == v1::FEEDBACK_COMPARISON && answer.written().empty())
+    made.set_second_shown_first(answer.second_shown_first());
 
   taken.fresh = true;
   Restore(made);

@@ -22,11 +22,12 @@ class CollectQueue {
   void Add(v1::FeedbackTask task);                 // new, or from its row
   void Restore(const v1::Comparison& comparison);  // an answer from its row; after its task was added
 
-  // At most `most` tasks the rater has neither answered, skipped nor in hand; fewer where they are long (PageLimit).
-  // Tasks are handed to as many raters as the overlap asks for; planted questions go to every rater, in their share.
-  // What would tell a planted question from others, or one policy's answers from another's, is left out: ids and
-  // sources of samples; and, where there are planted questions, the prompt's reference, category and tags unless all
-  // tasks have them.
+  // At most `most` tasks; fewer where they are long (PageLimit). First those that the rater has in hand, in the order
+  // in which they were handed out, and anew for as long: whoever asks again has lost them, as by a reload. Then ones
+  // that the rater has neither answered nor skipped. Tasks are handed to as many raters as the overlap asks for;
+  // planted questions go to every rater, in their share. What would tell a planted question from others, or one
+  // policy's answers from another's, is left out: ids and sources of samples; and, where there are planted questions,
+  // the prompt's reference, category and tags unless all tasks have them.
   void HandOut(const std::string& rater, int most, absl::Duration now, v1::NextTasksResponse* response);
   void TakeBackLate(absl::Duration now);
   // Who holds what is not durable: until what was in hand at a restart would have been taken back, an answer to any
@@ -65,7 +66,7 @@ class CollectQueue {
     std::set<std::string> answered_by;
     int next_number = 0;  // of an answer's id: above all there are, also where one before them was forgotten
     std::map<std::string, absl::Duration> held_by;  // until; not durable: a restart reopens what is in hand
-    std::set<std::string> handed_to;                // ever, as far as this process knows
+    std::map<std::string, int64_t> handed_to;       // ever, as far as this process knows; the newest handing's number
   };
   struct RaterCounts {
     int64_t answered = 0, planted = 0;
@@ -75,6 +76,7 @@ class CollectQueue {
   absl::Duration HeldFor() const;
   bool MayGet(const std::string& rater, const Entry& entry) const;
   void Give(const std::string& rater, absl::Duration now, Entry* entry, v1::NextTasksResponse* response);
+  std::vector<Entry*> InHand(const std::string& rater);  // in the order of their handing
   void Blind(v1::FeedbackTask* task) const;
   Entry* NextPlanted(const std::string& rater);
   static std::string ProblemOf(const v1::FeedbackTask& task, const v1::Answer& answer);
@@ -85,6 +87,7 @@ class CollectQueue {
   std::set<std::string> references_, categories_, tags_;  // what tasks have of them: "" or "set"; names of tags
   std::map<std::string, Entry> tasks_;
   std::optional<absl::Duration> any_may_be_in_hand_until_;
+  int64_t handings_ = 0;
   std::map<std::string, RaterCounts> raters_;
   std::map<std::string, int64_t> by_kind_;
   int64_t answered_ = 0, skipped_ = 0, expired_ = 0;  // tasks that are not planted

@@ -75,10 +75,12 @@ absl::StatusOr<uint64_t> ImportLogWriter::Sync() {
 }
 
 struct ImportLogReader::Impl {
-  Impl(int file, std::string name, int64_t size) : path(std::move(name)), stream(file), limited(&stream, size) {
+  Impl(int file, std::string name, int64_t size)
+      : path(std::move(name)), length(size), stream(file), limited(&stream, size) {
     stream.SetCloseOnDelete(true);
   }
   std::string path;
+  int64_t length;
   google::protobuf::io::FileInputStream stream;
   google::protobuf::io::LimitingInputStream limited;
 };
@@ -98,7 +100,8 @@ absl::StatusOr<bool> ImportLogReader::Next(v1::Comparison* comparison) {
   comparison->Clear();
   const int64_t at = impl_->limited.ByteCount();
   if (google::protobuf::util::ParseDelimitedFromZeroCopyStream(comparison, &impl_->limited, &clean_end)) return true;
-  if (clean_end) return false;
+  // A size that is no number, and a file that is too short, look like an end to the parser.
+  if (clean_end && at == impl_->length) return false;
   return absl::DataLossError(
       absl::StrCat(impl_->path, ": the record at byte ", at, " cannot be read; restore a backup"));
 }

@@ -250,25 +250,25 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
                             {"sets", absl::StrCat(response.sets_size())},
                             {"models", absl::StrCat(response.models_size())}},
                            &batch);
-    edge_.store->Commit(
-        std::move(batch), [this, rater, named, jobs, response, done = std::move(done)](absl::Status status) mutable {
-          if (!status.ok()) return done(status);
-          edge_.loop->Post([this, rater, named, jobs, response, done = std::move(done)]() mutable {
-            edge_.feedback->Reload(jobs);
-            sets_.Forget(
-                rater, [this, rater, named, response, done = std::move(done)](absl::StatusOr<int64_t> removed) mutable {
-                  if (!removed.ok()) return done(removed.status());
-                  response.set_removed(response.removed() + *removed);
-                  if (response.removed() == 0 && response.sets().empty() && !HasToken(rater)) {
-                    return done(absl::NotFoundError(
-                        absl::StrCat("rater: nobody is, or judged as, \"", named,
-                                     "\": expected a pseudonym (`rlhfctl feedback agreement`) or a token's subject "
-                                     "(`rlhfctl token list`)")));
-                  }
-                  done(std::move(response));
-                });
-          });
-        });
+    edge_.store->Commit(std::move(batch), [this, subject, rater, named, jobs, response,
+                                           done = std::move(done)](absl::Status status) mutable {
+      if (!status.ok()) return done(status);
+      edge_.loop->Post([this, subject, rater, named, jobs, response, done = std::move(done)]() mutable {
+        edge_.feedback->Reload(jobs);
+        sets_.Forget(subject, rater,
+                     [this, rater, named, response, done = std::move(done)](absl::StatusOr<int64_t> removed) mutable {
+                       if (!removed.ok()) return done(removed.status());
+                       response.set_removed(response.removed() + *removed);
+                       if (response.removed() == 0 && response.sets().empty() && !HasToken(rater)) {
+                         return done(absl::NotFoundError(absl::StrCat(
+                             "rater: nobody is, or judged as, \"", named,
+                             "\": expected a pseudonym (`rlhfctl feedback agreement`) or a token's subject "
+                             "(`rlhfctl token list`)")));
+                       }
+                       done(std::move(response));
+                     });
+      });
+    });
   }
 
   // Looks again while the caller waits: a pipeline may not have come to its collect stage yet.

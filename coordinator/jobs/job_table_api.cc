@@ -280,7 +280,7 @@ void JobTable::Cancel(const std::string& subject, const v1::CancelJobRequest& re
   const std::string reason = request.reason().empty() ? absl::StrCat("cancelled by ", subject)
                                                       : absl::StrCat("cancelled by ", subject, ": ", request.reason());
   WriteBatch batch;
-  deps_.oversight->Audit(subject, "job.cancel", id, "done", {}, &batch);
+  deps_.oversight->Audit(subject, "job.cancel", id, "done", {{"reason", request.reason()}}, &batch);
   EndWith(id, v1::CANCELLED, reason, "", std::move(batch),
           [this, id, done = std::move(done)](absl::Status status) mutable {
             if (!status.ok()) return done(status);

@@ -44,10 +44,12 @@ def rate(client: Client, job: str, rater: honesty_rater.Rater, patience: float) 
         if response.closed:
             return taken
         if response.tasks:
-            deadline = time.monotonic() + patience
-            taken += sum(verdict.accepted for verdict in client.submit_feedback([answer(rater, task) for task in response.tasks]))
-        elif time.monotonic() > deadline:
-            raise RlhfError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no task came for {patience:.0f} s; does the job have a collect stage?")
+            accepted = sum(verdict.accepted for verdict in client.submit_feedback([answer(rater, task) for task in response.tasks]))
+            taken += accepted
+            if accepted:  # what was not taken stays in hand, and comes again
+                deadline = time.monotonic() + patience
+        if time.monotonic() > deadline:
+            raise RlhfError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no task was answered for {patience:.0f} s; does the job have a collect stage?")
 
 
 def main() -> int:

@@ -111,6 +111,29 @@ TEST_F(AuditLogHeadsTest, ALogThatWasCutBackToAnEarlierHeadIsToldByOneThatWasKep
   EXPECT_THAT(Problem(records_, {early}, {Head(4, *other_)}), HasSubstr("the kept head of record 4"));
 }
 
+TEST_F(AuditLogHeadsTest, WhatIsWrongComesWithTheRecordAndWhatToDo) {
+  std::vector<v1::AuditRecord> changed = records_;
+  changed[2].set_action("job.delete");
+  const AuditVerdict record = VerifyAuditLog(changed, {Head(4, *signer_)}, key_);
+  EXPECT_EQ(record.first_bad, 3u);
+  EXPECT_THAT(record.what_to_do, testing::AllOf(HasSubstr("The records before 3 hold"), HasSubstr("audit export"),
+                                                HasSubstr("records 2 and 3"), HasSubstr("backup")));
+  const AuditVerdict cut = VerifyAuditLog(First(3), {Head(4, *signer_)}, key_);
+  EXPECT_EQ(cut.first_bad, 4u);
+  EXPECT_THAT(cut.what_to_do, testing::AllOf(HasSubstr("service.restore"), HasSubstr("--heads")));
+  const AuditVerdict kept = VerifyAuditLog(First(2), {Head(2, *signer_)}, key_, {Head(4, *signer_)});
+  EXPECT_THAT(kept.what_to_do, HasSubstr("service.restore"));
+  for (const AuditVerdict& key :
+       {VerifyAuditLog(records_, {}, key_), VerifyAuditLog(records_, {Head(4, *other_)}, key_),
+        VerifyAuditLog(records_, {Head(4, *signer_)}, key_, {Head(4, *other_)})}) {
+    EXPECT_NE(key.problem, "");
+    EXPECT_EQ(key.first_bad, 0u);
+    EXPECT_THAT(key.what_to_do, HasSubstr("audit.key.pub"));
+  }
+  EXPECT_THAT(VerifyAuditLog(records_, {}, {"no key"}).what_to_do, HasSubstr(".pub"));
+  EXPECT_EQ(VerifyAuditLog(records_, {Head(4, *signer_)}, key_).what_to_do, "");
+}
+
 TEST_F(AuditLogHeadsTest, KeysAreOfOneKindAndTheirPublicHalfLiesBesideThem) {
   EXPECT_EQ(*ReadFile(dir_.File("key.pub")), signer_->public_key_pem());
   // Of another curve.

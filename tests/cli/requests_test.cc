@@ -191,6 +191,7 @@ TEST_F(RequestsTest, FlagsAreAskedFor) {
       {"get job", "GetJob job_id: \"job\" project: \"p\""},
       {"samples job --step 0 --limit 7", "ListSamples job_id: \"job-1\" step: 0 page { page_size: 7 }"},
       {"cancel job", "CancelJob job_id: \"job-1\""},
+      {"cancel job --reason why", "CancelJob job_id: \"job-1\" reason: \"why\""},
   };
   for (const auto& [arguments, request] : cases) {
     const CommandResult result = Ctl(arguments);

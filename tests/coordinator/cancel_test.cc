@@ -93,6 +93,20 @@ TEST_F(CancelTest, APipelineIsCancelledWithItsStagesOrNotAtAll) {
   EXPECT_TRUE(JobRow("stage").has_finished_at());
 }
 
+TEST_F(CancelTest, WhyIsInTheJobsRowAndInTheAuditLog) {
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id("pipe");
+  cancel.set_reason("it games its reward");
+  process_->process.jobs->Cancel("ada", cancel, [](const absl::StatusOr<v1::Job>& job) { EXPECT_TRUE(job.ok()); });
+  process_->process.loop.Run();
+  EXPECT_EQ(JobRow("pipe").reason(), "cancelled by ada: it games its reward");
+  const auto records = process_->process.oversight->audit().All(
+      [](const v1::AuditRecord& record) { return record.action() == "job.cancel"; });
+  ASSERT_TRUE(records.ok()) << records.status();
+  ASSERT_EQ(records->size(), 1u);
+  EXPECT_EQ(records->front().details().at("reason"), "it games its reward");
+}
+
 TEST_F(CancelTest, WhatHasEndedOtherwiseIsNotCancelled) {
   const auto cancel = [&](const std::string& id) {
     v1::CancelJobRequest request;

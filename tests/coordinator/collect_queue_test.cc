@@ -63,7 +63,6 @@ TEST(CollectQueueTest, OverlapAsksDifferentRaters) {
   queue.Add(Task("a"));
   queue.Add(Task("b"));
   EXPECT_THAT(Get(queue, "r1", 10), ElementsAre("a", "b"));
-  EXPECT_THAT(Get(queue, "r1", 10), ElementsAre());
   EXPECT_THAT(Get(queue, "r2", 1), ElementsAre("a"));
   EXPECT_THAT(Get(queue, "r3", 10), ElementsAre("b"));
   EXPECT_TRUE(Answer(queue, "r1", "a", v1::FIRST).fresh);
@@ -85,9 +84,63 @@ TEST(CollectQueueTest, LongTasksAreHandedOutFewAtATime) {
     task.mutable_first()->set_text(std::string(7 << 20, 'x'));
     queue.Add(std::move(task));
   }
-  EXPECT_THAT(Get(queue, "r1", 10), ElementsAre("a", "b"));
-  EXPECT_THAT(Get(queue, "r1", 10), ElementsAre("c", "d"));
-  EXPECT_THAT(Get(queue, "r1", 10), ElementsAre("e"));
+  for (const std::vector<std::string>& page :
+       std::vector<std::vector<std::string>>{{"a", "b"}, {"c", "d"}, {"e"}, {}}) {
+    EXPECT_EQ(Get(queue, "r1", 10), page);
+    EXPECT_EQ(Get(queue, "r1", 10), page) << "what is in hand too";
+    for (const std::string& id : page) EXPECT_TRUE(Answer(queue, "r1", id, v1::FIRST).fresh);
+  }
+}
+
+TEST(CollectQueueTest, WhoAsksAgainGetsWhatTheyHaveInHandInTheSameOrderAndForAsLongAgain) {
+  v1::CollectSpec spec = Spec(4);
+  spec.set_planted_fraction(0.5);
+  CollectQueue queue("default", spec);
+  for (const char* id : {"d", "c", "b", "a"}) queue.Add(Task(id));
+  v1::FeedbackTask planted = Task("p");
+  planted.set_planted(true);
+  planted.set_known(v1::FIRST);
+  queue.Add(planted);
+  const std::vector<std::string> handed = Get(queue, "r1", 3, absl::Seconds(0));
+  EXPECT_THAT(handed, ElementsAre("p", "d", "c"));
+  EXPECT_EQ(Get(queue, "r1", 3, absl::Seconds(50)), handed) << "where the planted one stands does not tell it";
+  EXPECT_THAT(Get(queue, "r1", 1, absl::Seconds(50)), ElementsAre("p"));
+  queue.TakeBackLate(absl::Seconds(70));
+  EXPECT_THAT(Get(queue, "r2", 4, absl::Seconds(70)), ElementsAre("p", "b", "a")) << "r1 has d and c still";
+  EXPECT_TRUE(Answer(queue, "r1", "d", v1::FIRST).fresh);
+  EXPECT_THAT(Get(queue, "r1", 3, absl::Seconds(70)), ElementsAre("p", "c"));
+  v1::FeedbackTask changed;
+  ASSERT_TRUE(queue.Skip("r1", "c", &changed).ok());
+  EXPECT_THAT(Get(queue, "r1", 3, absl::Seconds(70)), ElementsAre("p"));
+  CollectQueue again("default", spec);
+  for (const char* id : {"d", "c", "b", "a"}) again.Add(Task(id));
+  again.Add(planted);
+  again.TakeOverHolders(queue);
+  EXPECT_THAT(Get(again, "r2", 4, absl::Seconds(70)), ElementsAre("p", "b", "a", "d")) << "after somebody is forgotten";
+}
+
+TEST(CollectQueueTest, WhichOfTwoGivenAnswersWasShownFirstIsKept) {
+  CollectQueue queue("default", Spec(3));
+  queue.Add(Task("a"));
+  queue.Add(Task("e", v1::FEEDBACK_EDIT));
+  v1::FeedbackTask writes = Task("w");
+  writes.mutable_second()->set_source("written");
+  writes.mutable_second()->clear_text();
+  queue.Add(writes);
+  EXPECT_THAT(Get(queue, "r", 3), ElementsAre("a", "e", "w"));
+  const auto take = [&](const std::string& task, v1::Preference preference, const std::string& written) {
+    v1::Answer answer;
+    answer.set_task_id(task);
+    answer.set_preference(preference);
+    answer.set_written(written);
+    answer.set_second_shown_first(true);
+    const auto taken = queue.Take("r", answer, kNow);
+    EXPECT_TRUE(taken.fresh) << taken.problem;
+    return taken.comparison;
+  };
+  EXPECT_TRUE(take("a", v1::SECOND, "").second_shown_first());
+  EXPECT_FALSE(take("e", v1::SECOND, "better").has_second_shown_first());
+  EXPECT_FALSE(take("w", v1::FIRST, "mine").has_second_shown_first());
 }
 
 TEST(CollectQueueTest, LateTasksGoBackSkippedOnesToOthersAndOldOnesExpire) {

@@ -1,6 +1,9 @@
 // What stands behind people's judgements: agreement between raters, sets and their digests, imports.
 #include <cmath>
+#include <fstream>
+#include <functional>
 #include <limits>
+#include <map>
 #include <set>
 #include <sstream>
 #include <string>
@@ -87,6 +90,57 @@ TEST(AgreementTest, TheOrderOnTheScreenDoesNotMatterAndARaterFarOffIsFlagged) {
   }
   EXPECT_THAT(RatersBelow(all, 0.6), ElementsAre("random"));
   EXPECT_THAT(RatersBelow(all, 0.4), ElementsAre());
+}
+
+TEST(AgreementTest, ARaterWhoAlwaysTakesTheSideIsFlaggedAndOneWhoLeansIsNot) {
+  // Item by item the left answer, for one who reads them now the one and now the other, for some now and then a tie.
+  std::vector<v1::Comparison> all;
+  const auto judge = [&all](const std::string& rater, int n, const std::function<bool(int)>& takes_first) {
+    for (int i = 0; i < n; ++i) {
+      v1::Comparison& c = all.emplace_back(Judged(rater, i, true, false));
+      const bool second_shown_first = i % 2 == 0;
+      c.set_second_shown_first(second_shown_first);
+      c.set_preference(takes_first(i) != second_shown_first ? v1::FIRST : v1::SECOND);
+    }
+  };
+  judge("left", 20, [](int) { return true; });
+  judge("right", 100, [](int i) { return i % 10 == 0; });
+  judge("half-left", 200, [](int i) { return i % 4 != 0; });
+  judge("leans", 1000, [](int i) { return i % 5 < 3; });
+  judge("few", 19, [](int) { return true; });
+  judge("ties", 40, [](int) { return true; });
+  for (v1::Comparison& c : all) {
+    if (c.rater() == "ties") c.set_preference(v1::TIE);
+  }
+  for (int i = 0; i < 40; ++i) {
+    all.push_back(Judged("imported", i, true, false));  // the better one comes first in many files
+    v1::Comparison& planted = all.emplace_back(Judged("planted", i, true, false));
+    planted.set_second_shown_first(false);
+    planted.set_planted(true);
+    planted.set_known(v1::FIRST);
+  }
+  std::map<std::string, v1::RaterQuality> raters;
+  const v1::AgreementReport report = MeasureAgreement(all);
+  for (const v1::RaterQuality& rater : report.raters()) raters[rater.rater()] = rater;
+  for (const char* far : {"left", "right", "half-left"})
+    EXPECT_THAT(raters[far].why(), HasSubstr("prefers the answer shown")) << far;
+  EXPECT_THAT(raters["left"].why(), HasSubstr("prefers the answer shown first in 1.000 of 20"));
+  EXPECT_THAT(raters["right"].why(), HasSubstr("prefers the answer shown second in 0.900 of 100"));
+  EXPECT_TRUE(raters["left"].flagged());
+  EXPECT_EQ(raters["left"].first_preferred().value(), 1);
+  EXPECT_EQ(raters["leans"].first_preferred().n(), 1000);
+  for (const char* fine : {"leans", "few", "ties", "imported", "planted"})
+    EXPECT_THAT(raters[fine].why(), testing::Not(HasSubstr("shown"))) << fine;
+  for (const char* unknown : {"ties", "imported", "planted"}) EXPECT_EQ(raters[unknown].first_preferred().n(), 0);
+}
+
+// Values of scipy.stats.binomtest(heads, n).pvalue.
+TEST(AgreementTest, TheTestOfAFairCoinIsExact) {
+  EXPECT_NEAR(FairCoinP(20, 20), 1.9073486328125e-06, 1e-15);
+  EXPECT_NEAR(FairCoinP(3, 20), 0.0025768280029296875, 1e-12);
+  EXPECT_NEAR(FairCoinP(17, 20), 0.0025768280029296875, 1e-12);
+  EXPECT_NEAR(FairCoinP(15, 20), 0.04138946533203125, 1e-12);
+  EXPECT_EQ(FairCoinP(10, 20), 1);
 }
 
 TEST(ComparisonSetTest, ASetLeavesOutRatersAndPlantedQuestionsAndHasADigest) {
@@ -304,6 +358,9 @@ TEST(ImportLogTest, OnlyWhatWasAcknowledgedIsRead) {
   EXPECT_THAT(read(length + 3), ElementsAre("Q1", "DATA_LOSS"));
   ASSERT_TRUE(ImportLogWriter::Open(path, length).ok()) << "cuts what was not acknowledged";
   EXPECT_TRUE(absl::IsDataLoss(ImportLogWriter::Open(path, length + 1).status()));
+  EXPECT_THAT(read(length + 3), ElementsAre("Q1", "DATA_LOSS")) << "cut where a record ends";
+  std::ofstream(path, std::ios::app) << std::string(20, '\xff');
+  EXPECT_THAT(read(length + 20), ElementsAre("Q1", "DATA_LOSS")) << "no size begins so";
 }
 
 }  // namespace

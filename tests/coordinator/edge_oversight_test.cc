@@ -100,6 +100,17 @@ TEST_F(OversightEdgeTest, AGateOpensWhenDifferentOverseersApproveWhatTheyHaveSee
   EXPECT_EQ(opened->approvals(1).report_sha256(), gate.report_sha256());
   EXPECT_EQ(WaitUntilEnded(pipeline).state(), v1::SUCCEEDED);
   EXPECT_TRUE(absl::IsFailedPrecondition(Decide(AsOverseer("late"), gate.id(), false, "").status()));
+  v1::ListAuditRequest list;
+  list.mutable_page()->set_page_size(1000);
+  const auto audit = Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::ListAudit, list);
+  ASSERT_TRUE(audit.ok()) << audit.status();
+  int approvals = 0;
+  for (const v1::AuditRecord& record : audit->records()) {
+    if (record.action() != "gate.approve" || record.decision() != "done") continue;
+    ++approvals;
+    EXPECT_EQ(record.details().at("comment"), "because");
+  }
+  EXPECT_EQ(approvals, 2);
 }
 
 TEST_F(OversightEdgeTest, ARejectionEndsThePipelineOrRepeatsTheRoundAndComparisonsAccumulate) {

@@ -22,11 +22,16 @@ AUDIT = """(() => {
     const named = (e.labels && e.labels.length) || e.getAttribute("aria-label") || (e.tagName === "BUTTON" && e.textContent.trim());
     if (!named) problems.push("no label: " + e.outerHTML.slice(0, 80));
   }
-  for (const e of document.querySelectorAll("p, h1, h2, legend, label, button")) {
-    if (!e.textContent.trim() || e.offsetParent === null) continue;
-    const a = light(getComputedStyle(e).color), b = light(ground(e));
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) problems.push(`contrast ${ratio.toFixed(2)}: ` + e.outerHTML.slice(0, 80));
+  const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  for (const e of document.querySelectorAll("p, h1, h2, legend, label, button, kbd, a, span, textarea, input")) {
+    if (!(e.value || e.textContent).trim() || e.offsetParent === null) continue;
+    const text = ratio(light(getComputedStyle(e).color), light(ground(e)));
+    if (text < 4.5) problems.push(`contrast ${text.toFixed(2)}: ` + e.outerHTML.slice(0, 80));
+  }
+  // What shows where a control is: its edge, against what surrounds it (WCAG 1.4.11).
+  for (const e of document.querySelectorAll("textarea, input[type=password], button:not(.primary), .choices label")) {
+    const edge = ratio(light(getComputedStyle(e).borderTopColor), light(ground(e.parentElement)));
+    if (edge < 3) problems.push(`edge ${edge.toFixed(2)}: ` + e.outerHTML.slice(0, 80));
   }
   if (!document.documentElement.lang) problems.push("no language");
   if (document.documentElement.scrollWidth > document.documentElement.clientWidth) problems.push("scrolls sideways");
@@ -112,7 +117,9 @@ class RatePageTest(unittest.TestCase):
         self.submit("compare", f"  comparisons: {PROMPTS}\n  criteria: [helpful]\n")
         self.open("compare")
         browser, chosen, left = self.browser, {}, {}
-        self.assertEqual(browser.js(AUDIT), [])
+        for scheme in ("dark", "light"):
+            browser.scheme(scheme)
+            self.assertEqual(browser.js(AUDIT), [], scheme)
         self.assertEqual(browser.js("document.querySelectorAll('#task b').length"), 0, "an answer is text, never markup")
         browser.js("document.getElementById('send').click()")
         browser.wait("document.querySelector('[role=alert]').textContent.includes('which answer is better')")
@@ -143,6 +150,7 @@ class RatePageTest(unittest.TestCase):
             preferred = {"FIRST": first, "SECOND": second, "TIE": None}[made["preference"]]
             self.assertEqual(preferred, chosen[prompt], prompt)
             swapped += left[prompt] == second
+            self.assertEqual(made["second_shown_first"], left[prompt] == second)
             if made.get("comment"):
                 best = "first_ratings" if preferred == first else "second_ratings"
                 worst = "second_ratings" if preferred == first else "first_ratings"
@@ -215,6 +223,96 @@ class RatePageTest(unittest.TestCase):
         first = next(one for one in made if one["preference"] != "TIE")
         self.assertEqual((first["comment"], first["strength"]), ("right s2", 0.67))
         self.assertIn({"helpful": 1}, (first.get("first_ratings"), first.get("second_ratings")))
+
+    def sign_in(self, token):
+        """Signs in where the page asks for it."""
+        self.browser.wait("document.querySelector('input[name=token]') !== null")
+        self.browser.js(f"document.querySelector('input[name=token]').value = {json.dumps(token)}")
+        self.browser.js("document.querySelector('form').requestSubmit()")
+
+    def in_another_tab(self, token):
+        """What a sign-in in another tab of this browser does: the cookie is another session's."""
+        self.assertEqual(self.browser.js(f"""fetch("/session", {{method: "POST", headers: {{"Content-Type": "application/json"}},
+            body: JSON.stringify({{token: {json.dumps(token)}}})}}).then((answer) => answer.status)"""), 200)
+
+    def test_what_was_typed_outlives_a_session_that_expires(self):
+        self.submit("drafts", "  comparisons: 2\n  criteria: [helpful]\n")
+        self.open("drafts")
+        browser, prompt = self.browser, self.prompt()
+        browser.js("document.getElementById('comment').focus()")
+        self.type("half a thought")
+        browser.js("document.getElementById('prefer-b').click()")
+        browser.js("document.querySelector('input[name=\"a:helpful\"][value=\"2\"]').click()")
+        right = browser.js("document.querySelector('#answer-b .text').textContent")
+        # The cookie is gone, as when the session is too old.
+        browser.call("Network.clearBrowserCookies")
+        browser.js("document.getElementById('send').click()")
+        self.sign_in(self.service.token("rater"))
+        self.assertEqual(self.prompt(), prompt, "the task that was in hand")
+        self.assertEqual(browser.js("document.getElementById('comment').value"), "half a thought")
+        self.assertTrue(browser.js("document.getElementById('prefer-b').checked && document.getElementById('answer-b').classList.contains('chosen')"))
+        browser.js("document.getElementById('send').click()")
+        self.after(prompt)
+        self.assertEqual(browser.js("document.getElementById('comment').value"), "", "another task is another draft")
+        self.assertEqual(browser.js("Object.keys(sessionStorage).length"), 0, "what was sent is not kept")
+        [made] = self.comparisons("drafts")
+        self.assertEqual((made["comment"], made["first"]["text"] if made["preference"] == "FIRST" else made["second"]["text"]), ("half a thought", right))
+        self.assertIn({"helpful": 2}, (made.get("first_ratings"), made.get("second_ratings")))
+
+    def test_a_sign_in_in_another_tab_is_no_dead_end(self):
+        self.submit("tabs", "  comparisons: 2\n")
+        self.open("tabs")
+        browser, prompt = self.browser, self.prompt()
+        self.in_another_tab(self.service.token("rater"))
+        self.press("1")
+        self.press("Enter")
+        self.after(prompt)
+        self.assertEqual(browser.js("document.querySelector('[role=alert]').textContent"), "", "the same person goes on")
+        prompt = self.prompt()
+        self.in_another_tab(self.service.token("overseer"))
+        self.press("2")
+        self.press("Enter")
+        browser.wait("document.querySelector('[role=alert]').textContent.includes('reload it to go on as')")
+        self.assertEqual(self.prompt(), prompt, "nothing is sent in another's name, and nothing is lost")
+        self.in_another_tab(self.service.token("rater"))
+        self.press("Enter")
+        browser.wait("!!document.querySelector('#done')")
+
+    def test_a_key_that_is_held_answers_one_task(self):
+        self.submit("held", "  comparisons: 4\n")
+        self.open("held")
+        prompt = self.prompt()
+        self.press("1")
+        # Held: the tasks that come meanwhile are not answered, nor skipped, by it.
+        for key, more in (("Enter", {"text": "\r", "windowsVirtualKeyCode": 13}), ("s", {"text": "s"})):
+            self.browser.call("Input.dispatchKeyEvent", type="keyDown", key=key, **more)
+            self.after(prompt)
+            prompt = self.prompt()
+            for repeated in (("1", {"text": "1"}), (key, more), (key, more)):
+                self.browser.call("Input.dispatchKeyEvent", type="keyDown", key=repeated[0], autoRepeat=True, **repeated[1])
+            self.browser.js("document.getElementById('send').focus()")
+            self.browser.call("Input.dispatchKeyEvent", type="keyDown", key=key, autoRepeat=True, **more)
+            self.browser.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+            self.assertEqual(self.prompt(), prompt)
+            self.assertFalse(self.browser.js("document.getElementById('prefer-a').checked"))
+        stats = json.loads(self.service.ctl("--output", "json", "feedback", "stats", "--job", "held").stdout)
+        self.assertEqual((int(stats["answered"]), int(stats["skipped"])), (1, 1))
+
+    def test_texts_run_in_the_direction_of_their_script(self):
+        samples = self.service.scratch / "hebrew.jsonl"
+        samples.write_text("".join(json.dumps({"id": "0", "index": i, "prompt": "מה שלומך?", "response": text}) + "\n"
+                                   for i, text in enumerate(("טוב, תודה", "Fine, thanks"))))
+        self.service.ctl("data", "push", samples, "--alias", "hebrew")
+        path = self.service.scratch / "hebrew.yaml"
+        path.write_text("name: hebrew\ncollect:\n  samples: hebrew\n  comparisons: 1\n")
+        self.service.ctl("submit", path)
+        self.open("hebrew")
+        direction = lambda what: self.browser.js(f"getComputedStyle({what}).direction")
+        self.assertEqual(direction("document.getElementById('prompt')"), "rtl")
+        for text, expected in (("טוב, תודה", "rtl"), ("Fine, thanks", "ltr")):
+            self.assertEqual(direction(f"[...document.querySelectorAll('.answer .text')].find((e) => e.textContent === '{text}')"), expected)
+        self.browser.js("document.getElementById('comment').value = 'ברור'")
+        self.assertEqual(direction("document.getElementById('comment')"), "rtl")
 
     def test_edits_ratings_and_skips_on_a_phone(self):
         self.submit("edits", "  comparisons: 6\n  edit_fraction: 0.5\n  rating_fraction: 0.5\n  criteria: [helpful, honest]\n")

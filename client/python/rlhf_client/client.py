@@ -186,7 +186,7 @@ class Client:
     # Feedback
 
     def next_tasks(self, job: str = "", max_tasks: int = 1, wait_seconds: float = 5.0) -> feedback_service_pb2.NextTasksResponse:
-        """Tasks handed out to this token's subject. `job` may be a collect job, a pipeline with one, or empty."""
+        """Tasks handed out to this token's subject, first those in hand: answer or skip them before asking again. `job` may be a collect job, a pipeline with one, or empty."""
         request = feedback_service_pb2.NextTasksRequest(job_id=job, max_tasks=max_tasks, wait_ms=int(wait_seconds * 1000))
         return self._call(self._feedback.NextTasks, request, wait_seconds + self._timeout)
 

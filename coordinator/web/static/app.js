@@ -62,16 +62,35 @@ export function rpc(method, request = {}) {
 
 // As rpc, for what the web server answers itself: rpcPath("web/TokenTexts", …).
 export async function rpcPath(path, request = {}) {
+  const call = () => ask("/api/" + path, {
+    method: "POST",
+    headers: {"Content-Type": "application/json", "X-CSRF-Token": session ? session.csrf : ""},
+    body: JSON.stringify(request),
+  });
   try {
-    return await ask("/api/" + path, {
-      method: "POST",
-      headers: {"Content-Type": "application/json", "X-CSRF-Token": session ? session.csrf : ""},
-      body: JSON.stringify(request),
-    });
+    try {
+      return await call();
+    } catch (error) {
+      if (error.status !== 403 || !(await renewed())) throw error;
+      return await call();
+    }
   } catch (error) {
     if (error.status === 401) toSignIn();
     throw error;
   }
+}
+
+// After a refusal: whether the browser has another session by now than this page began with, as by a sign-in in another
+// tab. The same person's is taken over. Somebody else's is not: nothing is done in their name that they did not see.
+async function renewed() {
+  const now = await ask("/session");
+  if (!session || now.csrf === session.csrf) return false;
+  if (now.subject !== session.subject) {
+    throw new CallError({code: "PERMISSION_DENIED", message: `${now.subject} has signed in in this browser since, and this page is ` +
+      `${session.subject}'s: reload it to go on as ${now.subject}, or sign in as ${session.subject} again in another tab`}, 403);
+  }
+  session = now;
+  return true;
 }
 
 export async function signIn(token) {
@@ -83,6 +102,7 @@ export async function signIn(token) {
 
 async function signOut() {
   await ask("/session", {method: "DELETE", headers: {"X-CSRF-Token": session.csrf}});
+  sessionStorage.clear();  // drafts
   location.assign("/signin");
 }
 

@@ -12,8 +12,39 @@ const error = el("p", {class: "error", role: "alert"});
 const card = el("section", {id: "task", "aria-live": "polite"});
 page.append(el("section", {}, progress, counts, error), card);
 
-let task = null, swapped = false;
+let task = null, swapped = false, sending = false;
 let mine = 0;  // answers of this person; a job that has closed counts them no more
+
+// What was typed and chosen for a task, kept in this tab until it is sent: a session that expires, or a reload, loses
+// nothing, for the rater gets the same task again.
+const draftKey = () => `draft/${session.subject}/${task.job_id}/${task.id}`;
+
+function keepDraft() {
+  const form = card.querySelector("#form");
+  if (!form || !task) return;
+  const texts = {}, chosen = [];
+  for (const box of form.querySelectorAll("textarea")) texts[box.id] = box.value;
+  for (const input of form.querySelectorAll("input:checked")) chosen.push(input.id);
+  try {
+    sessionStorage.setItem(draftKey(), JSON.stringify({texts, chosen}));
+  } catch {
+    // No room, or forbidden: then it is kept as long as the page is.
+  }
+}
+
+function restoreDraft() {
+  const draft = JSON.parse(sessionStorage.getItem(draftKey()) || "null");
+  if (!draft) return;
+  for (const [id, text] of Object.entries(draft.texts)) {
+    const box = document.getElementById(id);
+    if (box) box.value = text;
+  }
+  for (const id of draft.chosen) {
+    const input = document.getElementById(id);
+    if (input) input.checked = true;
+  }
+  mark();
+}
 
 // Which answer stands left: by chance, but the same for this rater whenever the task is shown, so that a reload is no second draw.
 function drawsSwap(text) {
@@ -38,7 +69,7 @@ function ratings(side, label) {
 
 function answerCard(side, heading, text, rated) {
   return el("article", {class: "answer", id: `answer-${side}`, "aria-labelledby": `heading-${side}`},
-    el("h2", {id: `heading-${side}`}, heading), el("p", {class: "text"}, text), rated ? ratings(side, heading.toLowerCase()) : []);
+    el("h2", {id: `heading-${side}`}, heading), el("p", {class: "text", dir: "auto"}, text), rated ? ratings(side, heading.toLowerCase()) : []);
 }
 
 function show() {
@@ -48,7 +79,7 @@ function show() {
   const form = el("form", {id: "form", onsubmit: (event) => { event.preventDefault(); submit(kind, writes); }});
   form.append(el("h1", {id: "question", tabindex: "-1"}, kind === "FEEDBACK_RATING" ? "How good is this answer?" :
     kind === "FEEDBACK_EDIT" ? "Improve this answer" : writes ? "Write an answer, then compare" : "Which answer is better?"));
-  form.append(el("p", {class: "text", id: "prompt"}, task.prompt.text));
+  form.append(el("p", {class: "text", id: "prompt", dir: "auto"}, task.prompt.text));
   if (kind === "FEEDBACK_RATING" || kind === "FEEDBACK_EDIT") {
     form.append(answerCard("a", "Answer", task.first.text, kind === "FEEDBACK_RATING"));
   } else if (writes) {
@@ -58,7 +89,7 @@ function show() {
     form.append(el("div", {class: "pair"}, answerCard("a", "Answer A", left.text, true), answerCard("b", "Answer B", right.text, true)));
   }
   if (writes || kind === "FEEDBACK_EDIT") {
-    const box = el("textarea", {id: "written", required: true});
+    const box = el("textarea", {id: "written", required: true, dir: "auto"});
     if (kind === "FEEDBACK_EDIT") box.value = task.first.text;
     form.append(el("label", {for: "written"}, kind === "FEEDBACK_EDIT" ? "Your better version" : "Your own answer"), box);
   }
@@ -68,11 +99,13 @@ function show() {
       : [["a", "A", "1"], ["b", "B", "2"], ["tie", "equally good", "3"]]));
     form.append(radios("strength", "How clearly", [["0.33", "slightly", "q"], ["0.67", "clearly", "w"], ["1", "very much", "e"]]));
   }
-  form.append(el("label", {for: "comment"}, "Comment (optional)"), el("textarea", {id: "comment", maxlength: "2000"}));
+  form.append(el("label", {for: "comment"}, "Comment (optional)"), el("textarea", {id: "comment", maxlength: "2000", dir: "auto"}));
   form.append(el("div", {class: "actions"}, el("button", {type: "submit", class: "primary", id: "send"}, "Send ", el("kbd", {}, "Enter")),
     el("button", {type: "button", id: "skip", onclick: skip}, "Skip ", el("kbd", {}, "s"))));
   form.addEventListener("change", mark);
+  for (const change of ["change", "input"]) form.addEventListener(change, keepDraft);
   card.append(form);
+  restoreDraft();
   form.querySelector("#question").focus();
 }
 
@@ -109,6 +142,7 @@ async function submit(kind, writes) {
     const preferred = chosen("prefer");
     if (!preferred) return fail("Say which answer is better, or that they are equally good.");
     const turned = swapped && !writes;
+    answer.second_shown_first = turned;
     answer.preference = preferred === "tie" ? "TIE" : (preferred === "a") !== turned ? "FIRST" : "SECOND";
     if (preferred !== "tie" && chosen("strength")) answer.strength = Number(chosen("strength"));
     answer.first_ratings = ratingsOf(turned ? "b" : "a");
@@ -131,14 +165,19 @@ function fail(text) {
 
 // Sends, then shows the next task; on an error the task stays as it is, so nothing that was written is lost.
 async function act(send) {
+  if (sending) return;
+  sending = true;
   const buttons = card.querySelectorAll("button");
   buttons.forEach((button) => { button.disabled = true; });
   try {
     await send();
     error.textContent = "";
+    sessionStorage.removeItem(draftKey());
   } catch (problem) {
     buttons.forEach((button) => { button.disabled = false; });
     return fail(problem.message);
+  } finally {
+    sending = false;
   }
   await next();
 }
@@ -175,6 +214,11 @@ document.addEventListener("keydown", (event) => {
   if (!task || event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = event.target.matches("textarea, input[type=text]");
   if (typing) return;
+  // A key that is held answers nothing more: the task that it would answer was not read.
+  if (event.repeat) {
+    if (event.key === "Enter") event.preventDefault();
+    return;
+  }
   if (event.key === "Enter" && !event.target.matches("button, a")) {
     event.preventDefault();
     card.querySelector("#send").click();
@@ -186,6 +230,7 @@ document.addEventListener("keydown", (event) => {
       input.checked = true;
       input.focus();
       mark();
+      keepDraft();
     }
   }
 });
