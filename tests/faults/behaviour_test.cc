@@ -62,7 +62,7 @@ class Behaviour : public testing::Test {
 
 TEST_F(Behaviour, AStoppedWorkerIsFencedWhenItGoesOn) {
   SmallJob job;
-  job.steps = 80;
+  job.steps = kOutlastsAKill;
   Start(job);
   // There must be something left to do after nine seconds.
   service_->Arm("learner-0", "learner/before_step", "sleep:200*");
@@ -85,7 +85,7 @@ TEST_F(Behaviour, AStoppedWorkerIsFencedWhenItGoesOn) {
 
 TEST_F(Behaviour, AStoppedLearnerIsFencedWhenItGoesOn) {
   SmallJob job;
-  job.steps = 10;
+  job.steps = kOutlastsAKill;
   Start(job);
   WaitForStep(2);
   service_->Arm("any", "learner/before_commit", "stop");
@@ -102,7 +102,7 @@ TEST_F(Behaviour, AStoppedLearnerIsFencedWhenItGoesOn) {
 // Every lease and every session would have run out by the time the coordinator goes on; it is not the others' fault.
 TEST_F(Behaviour, AStoppedCoordinatorLosesNobodyAndLeasesNothingTwice) {
   SmallJob job;
-  job.steps = 30;
+  job.steps = kOutlastsAKill;
   job.lag = 1;
   Start(job, {"--slots", "32", "--rollout-workers", "1"});  // nobody is there to hedge a lease
   WaitForStep(2);
@@ -135,7 +135,7 @@ TEST_F(Behaviour, AStoppedCoordinatorLosesNobodyAndLeasesNothingTwice) {
 
 TEST_F(Behaviour, AStoppedRewardServerLosesNothing) {
   SmallJob job;
-  job.steps = 60;
+  job.steps = kOutlastsAKill;
   job.lag = 1;
   Start(job);
   WaitForStep(2);
@@ -155,7 +155,7 @@ TEST_F(Behaviour, AStoppedRewardServerLosesNothing) {
 // Of the state's database, then of the samples' payloads.
 TEST_F(Behaviour, AnErrorOfTheDiskEndsTheCoordinatorWhichGoesOnFromWhatIsThere) {
   SmallJob job;
-  job.steps = 60;
+  job.steps = kOutlastsAKill;
   Start(job);
   int errors = 0;
   for (const std::string failpoint : {"store/io_error", "payloads/io_error"}) {
@@ -180,7 +180,7 @@ TEST_F(Behaviour, AnErrorOfTheDiskEndsTheCoordinatorWhichGoesOnFromWhatIsThere) 
 
 TEST_F(Behaviour, AnErrorOfTheDiskInACheckpointLeavesTheOneBeforeWhichIsUsed) {
   SmallJob job;
-  job.steps = 40;
+  job.steps = kOutlastsAKill;
   job.checkpoint_every = 2;
   Start(job);
   WaitForStep(3);
@@ -201,7 +201,7 @@ TEST_F(Behaviour, AnErrorOfTheDiskInACheckpointLeavesTheOneBeforeWhichIsUsed) {
 
 TEST_F(Behaviour, AStepThatIsNotFiniteIsRefusedByAllAndGetsANewBatch) {
   SmallJob job;
-  job.steps = 6;
+  job.steps = kOutlastsAKill;
   Start(job);
   service_->Arm("learner-1", "learner/nonfinite", "error@3");
   Finish();
@@ -213,7 +213,7 @@ TEST_F(Behaviour, AStepThatIsNotFiniteIsRefusedByAllAndGetsANewBatch) {
 // numbers.
 TEST_F(Behaviour, ANanLossAndAnInfiniteGradientLeaveNoTraceInTheWeights) {
   SmallJob job;
-  job.steps = 60;
+  job.steps = kOutlastsAKill;
   Start(job);
   WaitForStep(2);
   service_->Arm("learner-1", "learner/nan_loss", "error");
@@ -235,7 +235,7 @@ TEST_F(Behaviour, ANanLossAndAnInfiniteGradientLeaveNoTraceInTheWeights) {
 
 TEST_F(Behaviour, NanLossesInARowFailTheJobWithTheReason) {
   SmallJob job;
-  job.steps = 6;
+  job.steps = kOutlastsAKill;
   Start(job);
   service_->Arm("learner-0", "learner/nan_loss", "error*@5");
   ExpectFails({"NONFINITE", "3 times in a row"});
@@ -243,7 +243,7 @@ TEST_F(Behaviour, NanLossesInARowFailTheJobWithTheReason) {
 
 TEST_F(Behaviour, AScoreThatIsNotFiniteIsNeverTakenAndItsSampleIsScoredAgain) {
   SmallJob job;
-  job.steps = 40;
+  job.steps = kOutlastsAKill;
   Start(job);
   WaitForStep(1);
   service_->Arm("reward-0", "reward/nan_score", "error");
@@ -256,7 +256,7 @@ TEST_F(Behaviour, AScoreThatIsNotFiniteIsNeverTakenAndItsSampleIsScoredAgain) {
 
 TEST_F(Behaviour, ScoresThatAreNeverFiniteFailTheJobWithTheReason) {
   SmallJob job;
-  job.steps = 4;
+  job.steps = kOutlastsAKill;
   Start(job);
   service_->Arm("reward-0", "reward/nan_score", "error*");
   ExpectFails({"SAMPLE_FAILED", "the score is not finite"});
@@ -264,7 +264,7 @@ TEST_F(Behaviour, ScoresThatAreNeverFiniteFailTheJobWithTheReason) {
 
 TEST_F(Behaviour, RefusalsInARowFailTheJobWithTheReason) {
   SmallJob job;
-  job.steps = 6;
+  job.steps = kOutlastsAKill;
   Start(job);
   service_->Arm("learner-1", "learner/nonfinite", "error*@2");
   ExpectFails({"NONFINITE"});
@@ -272,7 +272,7 @@ TEST_F(Behaviour, RefusalsInARowFailTheJobWithTheReason) {
 
 TEST_F(Behaviour, WhileTheScorerErrsSamplesWaitUnscored) {
   SmallJob job;
-  job.steps = 5;
+  job.steps = kOutlastsAKill;
   Start(job);
   WaitForStep(1);
   service_->Arm("reward-0", "reward/before_score", "error*");
@@ -290,7 +290,7 @@ TEST_F(Behaviour, WhileTheScorerErrsSamplesWaitUnscored) {
 
 TEST_F(Behaviour, ADamagedCheckpointIsFoundByItsDigestAndTheOneBeforeIsUsed) {
   SmallJob job;
-  job.steps = 120;  // it is not to end before the third, also where a step takes 30 ms
+  job.steps = kOutlastsAKill;
   job.checkpoint_every = 2;
   Start(job);
   // Bit flipped, truncated, manifest gone: each before the ranks that hold the weights die.
@@ -329,7 +329,7 @@ TEST_F(Behaviour, ADamagedCheckpointIsFoundByItsDigestAndTheOneBeforeIsUsed) {
 
 TEST_F(Behaviour, DrainedAndTerminatedProcessesFinishAndExitWithZero) {
   SmallJob job;
-  job.steps = 40;
+  job.steps = kOutlastsAKill;
   Start(job, {"--slots", "32", "--restart-seconds", "3", "--restart-seconds-most", "3"});
   WaitForStep(2);
   const auto ended = [&](const std::string& instance, size_t from) {

@@ -52,7 +52,7 @@ TEST_F(ClockShift, ClocksThatAreSetByAnHourHaveNoEffect) {
   Start();
   MakeSmallModel(service_->scratch().path());
   SmallJob job;
-  job.steps = 40;
+  job.steps = kOutlastsAKill;
   job.lag = 1;
   const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job));
   ASSERT_EQ(submitted.code, 0) << submitted.output;
@@ -70,7 +70,7 @@ TEST_F(ClockShift, ClocksThatAreSetByAnHourHaveNoEffect) {
   Set("rollout-1", -3600);
   Set("reward-0", -3600);
   LocalService::Until(
-      absl::Seconds(90), [&] { return service_->StateOf(job.name) == "SUCCEEDED"; }, "the job succeeds");
+      absl::Seconds(180), [&] { return service_->StateOf(job.name) == "SUCCEEDED"; }, "the job succeeds");
   ExpectWhole(*service_, job);
   ExpectExactReplay(*service_, job);
   // A job without a ledger: it tells its progress every half second of whose clock?

@@ -30,7 +30,7 @@ class DiskFull : public testing::Test {
     service_ = std::make_unique<LocalService>(options);
     if (!mounted_) GTEST_SKIP() << "needs the right to mount a tmpfs: " << why_;
     MakeSmallModel(service_->scratch().path());
-    job_.steps = 60;
+    job_.steps = kOutlastsAKill;
     const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job_));
     ASSERT_EQ(submitted.code, 0) << submitted.output;
     LocalService::Until(
@@ -50,7 +50,7 @@ class DiskFull : public testing::Test {
   void Free() { std::filesystem::remove(data_ + "/filler"); }
   void Finish() {
     LocalService::Until(
-        absl::Seconds(90), [&] { return service_->StateOf(job_.name) == "SUCCEEDED"; }, "the job succeeds");
+        absl::Seconds(180), [&] { return service_->StateOf(job_.name) == "SUCCEEDED"; }, "the job succeeds");
     ExpectWhole(*service_, job_);
     ExpectExactReplay(*service_, job_);
   }

@@ -83,7 +83,7 @@ class Network : public testing::Test {
 
 TEST_F(Network, AWorkerThatIsCutOffEitherWayLosesItsLeasesAndIsFenced) {
   SmallJob job;
-  job.steps = 120;  // the other worker goes on through all three cuts
+  job.steps = kOutlastsAKill;  // the other worker goes on through all three cuts
   Start("rollout-0", job);
   for (const auto& [up, down] : {std::pair(true, true), std::pair(true, false), std::pair(false, true)}) {
     // It holds leases when the line goes.
@@ -110,7 +110,7 @@ TEST_F(Network, AWorkerThatIsCutOffEitherWayLosesItsLeasesAndIsFenced) {
 
 TEST_F(Network, ALearnerThatIsCutOffCommitsNothing) {
   SmallJob job;
-  job.steps = 14;
+  job.steps = kOutlastsAKill;
   Start("learner-0", job);
   proxy_.Cut(true, true);
   WaitForLog("coordinator", "learner-0 is lost");
@@ -123,7 +123,7 @@ TEST_F(Network, ALearnerThatIsCutOffCommitsNothing) {
 
 TEST_F(Network, ASlowLineChangesNothingButTime) {
   SmallJob job;
-  job.steps = 6;
+  job.steps = kOutlastsAKill;
   Start("rollout-0", job);
   proxy_.Delay(absl::Milliseconds(150));
   WaitForStep(service_->StepOf(job_.name) + 2);
@@ -133,7 +133,7 @@ TEST_F(Network, ASlowLineChangesNothingButTime) {
 
 TEST_F(Network, WeightsThatDoNotArriveStopTheJobWhichGoesOnWhenTheyDo) {
   SmallJob job;
-  job.steps = 40;
+  job.steps = kOutlastsAKill;
   job.ranks = 1;
   StartBehind("learner-0", job);
   CutStopsTheJob();
@@ -144,7 +144,7 @@ TEST_F(Network, WeightsThatDoNotArriveStopTheJobWhichGoesOnWhenTheyDo) {
 
 TEST_F(Network, ScoresThatDoNotArriveAreAskedForAgain) {
   SmallJob job;
-  job.steps = 40;
+  job.steps = kOutlastsAKill;
   StartBehind("reward-0", job);
   CutStopsTheJob();
   ASSERT_FALSE(HasFatalFailure());

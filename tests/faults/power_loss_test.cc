@@ -40,7 +40,7 @@ class PowerLoss : public testing::Test {
       return words;
     });
     MakeSmallModel(service_->scratch().path());
-    job_.steps = 40;
+    job_.steps = kOutlastsAKill;
     const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job_));
     ASSERT_EQ(submitted.code, 0) << submitted.output;
   }
@@ -105,7 +105,7 @@ class PowerLoss : public testing::Test {
       ASSERT_FALSE(HasFatalFailure());
     }
     LocalService::Until(
-        absl::Seconds(90), [&] { return service_->StateOf(job_.name) == "SUCCEEDED"; }, "the job succeeds");
+        absl::Seconds(180), [&] { return service_->StateOf(job_.name) == "SUCCEEDED"; }, "the job succeeds");
   }
 
   std::unique_ptr<LocalService> service_;

@@ -199,7 +199,7 @@ TEST_F(Recovery, RolloutWorkersAndRewardServersComeAndGoWhileAJobRuns) {
 
 TEST_F(Recovery, SurvivorsKeepTheirProcessAndTheGroupFormsAgainWithinFifteenSeconds) {
   SmallJob job;
-  job.steps = 8;
+  job.steps = kOutlastsAKill;
   Start(job, "1");
   WaitForStep(2, absl::Seconds(60));
   const pid_t survivor = service_->Pid("learner-0");
@@ -210,7 +210,7 @@ TEST_F(Recovery, SurvivorsKeepTheirProcessAndTheGroupFormsAgainWithinFifteenSeco
   const int64_t step = service_->StepOf(job.name);
   WaitForStep(step + 1, absl::Seconds(30));
   EXPECT_LT(absl::Now() - died, absl::Seconds(15));
-  Finish(absl::Seconds(60));
+  Finish(absl::Seconds(180));
   EXPECT_EQ(service_->Pid("learner-0"), survivor);
   ExpectExactReplay(*service_, job);
 }
@@ -221,9 +221,11 @@ TEST_F(Recovery, AGroupOfSharesGoesBackToItsCheckpointWhenARankDies) {
   job.steps = 9;
   job.checkpoint_every = 3;
   job.shard_optimizer_state = true;
-  Start(job, "1");
-  // Slow enough for the kill to come before the next checkpoint, that of step 6.
+  service_ = std::make_unique<LocalService>(Options("1"));
+  // Slow enough for the kill to come before the next checkpoint, that of step 6, also where a step takes 30 ms: from
+  // the first step on.
   service_->Arm("learner-0", "learner/before_step", "sleep:500*");
+  Submit(job);
   WaitForStep(4, absl::Seconds(60));
   const pid_t survivor = service_->Pid("learner-0");
   service_->Arm("learner-1", "learner/before_step", "kill");
@@ -240,7 +242,7 @@ TEST_F(Recovery, AGroupOfSharesGoesBackToItsCheckpointWhenARankDies) {
 // With production's timeouts: the others' collective, the rank's time to leave, and its restart.
 TEST_F(Recovery, ARankThatHangsIsReplacedWithinAMinute) {
   SmallJob job;
-  job.steps = 40;
+  job.steps = kOutlastsAKill;
   Start(job, "1");
   WaitForStep(2, absl::Seconds(60));
   const pid_t survivor = service_->Pid("learner-0"), hanging = service_->Pid("learner-1");
@@ -252,7 +254,7 @@ TEST_F(Recovery, ARankThatHangsIsReplacedWithinAMinute) {
   const int64_t step = service_->StepOf(job.name);
   WaitForStep(step + 1, absl::Seconds(120));
   EXPECT_LT(absl::Now() - hung, absl::Seconds(60));
-  Finish(absl::Seconds(60));
+  Finish(absl::Seconds(180));
   EXPECT_EQ(service_->Pid("learner-0"), survivor);
   EXPECT_NE(service_->Pid("learner-1"), hanging);
   EXPECT_THAT(ReadFile(service_->scratch().File("up.log")).value_or(""),
@@ -263,7 +265,7 @@ TEST_F(Recovery, ARankThatHangsIsReplacedWithinAMinute) {
 // It goes on sending heartbeats, and generates nothing any more: the other worker tries what takes too long.
 TEST_F(Recovery, AWorkerThatHangsHoldsNothingUpForAMinute) {
   SmallJob job;
-  job.steps = 20;
+  job.steps = kOutlastsAKill;
   Start(job, "1");
   WaitForStep(2, absl::Seconds(60));
   const pid_t hanging = service_->Pid("rollout-0");
@@ -291,7 +293,7 @@ TEST_F(Recovery, WhoseComputingThreadHangsIsNotHealthy) {
     return words;
   });
   SmallJob job;
-  job.steps = 20;
+  job.steps = kOutlastsAKill;
   Submit(job);
   WaitForStep(2, absl::Seconds(60));
   const auto health = [&](const std::string& instance) {
@@ -348,7 +350,7 @@ TEST_F(Recovery, ALeaseWithoutProgressIsGivenToAnotherThoughItsWorkerReports) {
 
 TEST_F(Recovery, AnElasticGroupGoesOnWithFewerRanksAndTakesTheNewOneInAtAStepsEnd) {
   SmallJob job;
-  job.steps = 60;
+  job.steps = kOutlastsAKill;
   job.min_ranks = 1;
   Start(job, "12");
   LocalService::Until(
@@ -368,7 +370,7 @@ TEST_F(Recovery, AnElasticGroupGoesOnWithFewerRanksAndTakesTheNewOneInAtAStepsEn
       absl::Seconds(40), [&] { return NewestWorld("learner-0") == 2; }, "two ranks train again");
   service_->Disarm("learner-0", "learner/before_step");
   EXPECT_EQ(service_->Pid("learner-0"), survivor);
-  Finish(absl::Seconds(90));
+  Finish(absl::Seconds(180));
   // The run says that its sums are not those of an undisturbed one.
   EXPECT_THAT(service_->Ctl("watch " + job_.name).output,
               testing::AllOf(testing::HasSubstr("a group of 1 of 2 ranks forms"),

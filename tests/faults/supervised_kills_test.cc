@@ -137,7 +137,7 @@ TEST_F(SupervisedKills, APipelineKeepsEveryComparisonThatItAcknowledged) {
                       "    - name: collect\n      collect: {samples: \"stage:sample\", comparisons: ",
                       kComparisons,
                       "}\n    - name: reward\n      reward_model: {model: \"file:model\", data: \"stage:collect\", "
-                      "epochs: 16, batch_size: 8, checkpoint_every: 4, optimizer: {learning_rate: 1e-2}}\n"
+                      "epochs: 40, batch_size: 8, checkpoint_every: 4, optimizer: {learning_rate: 1e-2}}\n"
                       "    - name: after\n      evaluate: {model: \"file:model\", suite: \"file:prompts.jsonl\", "
                       "sampling: {temperature: 0, max_new_tokens: 8}, graders: {components: [{name: preference, "
                       "reward_model: {model: \"stage:reward\"}}]}}\n"));

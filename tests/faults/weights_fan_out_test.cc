@@ -18,7 +18,7 @@ TEST(WeightsFanOut, WorkersThatDieWhileTheyReceiveCostNothing) {
   const LocalService service(options);
   MakeSmallModel(service.scratch().path());
   SmallJob job;
-  job.steps = 60;
+  job.steps = kOutlastsAKill;
   const CommandResult submitted = service.Ctl("submit " + WriteSmallJob(service.scratch().path(), job));
   ASSERT_EQ(submitted.code, 0) << submitted.output;
   const auto wait_for_step = [&](int64_t step) {

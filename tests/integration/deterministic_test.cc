@@ -9,7 +9,7 @@
 namespace rlhf {
 namespace {
 
-constexpr int kSteps = 9;
+constexpr int kSteps = 120;  // it does not end before the third kill, also where a step takes 30 ms
 
 struct Outcome {
   std::string version, model, numerics;
@@ -93,7 +93,7 @@ class DeterministicTest : public testing::Test {
       EXPECT_TRUE(metrics.contains(name)) << metrics.dump();
       EXPECT_EQ(metrics.value(name, nlohmann::json::object()).value("value", 0.0), 0) << name;
     }
-    const CommandResult samples = service.Ctl("--output json samples small --limit 1000");
+    const CommandResult samples = service.Ctl("--output json samples small --limit 5000");
     EXPECT_EQ(samples.code, 0) << samples.output;
     for (const absl::string_view line : absl::StrSplit(samples.output, '\n', absl::SkipEmpty())) {
       nlohmann::json sample = nlohmann::json::parse(line, nullptr, false)["sample"];

@@ -19,6 +19,10 @@
 
 namespace rlhf {
 
+// Steps of a job that is still there when a test has seen its second one and kills something, also where a step takes
+// 30 ms.
+inline constexpr int kOutlastsAKill = 120;
+
 struct SmallJob {
   std::string name = "small";
   int steps = 10, lag = 0, ranks = 2, min_ranks = 0, checkpoint_every = 5, max_new_tokens = 8;
