@@ -254,9 +254,15 @@ class LiveTest(unittest.TestCase):
             self.assertEqual(browser.problems, [])
             self.keep("status-dark.png")
             self.keep("status-light.png")
-            # An overseer approves what is shown.
+            # An overseer approves the report that is shown.
+            browser.js("[...document.querySelectorAll('#gates a')].find((link) => link.textContent === 'read the report and decide').click()")
+            browser.wait("document.querySelector('#gate .bar') !== null")
+            report = browser.js("document.querySelector('#gate').innerText")
+            [waiting] = [gate for gate in json.loads(self.service.ctl("--output", "json", "gate", "list", context="overseer").stdout)]
+            for part in (waiting["report_sha256"], *waiting["metrics"], *waiting["artifacts"].values()):
+                self.assertIn(part, report, "who decides reads all that the digest is of")
             browser.js("window.prompt = () => 'read on the page'")
-            browser.js("[...document.querySelectorAll('#gates button')].find((button) => button.textContent === 'approve').click()")
+            browser.js("[...document.querySelectorAll('#gate button')].find((button) => button.textContent === 'approve').click()")
             browser.wait("document.querySelector('#gates').innerText.includes('approved') || document.querySelector('#refused').textContent !== ''")
             self.assertEqual(browser.js("document.querySelector('#refused').textContent"), "")
             [gate] = [gate for gate in json.loads(self.service.ctl("--output", "json", "gate", "list", "--all", context="overseer").stdout)

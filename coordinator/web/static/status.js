@@ -21,9 +21,9 @@ const part = (title, id) => {
   return body;
 };
 document.getElementById("page").append(error, refused);
-const alerts = part("Alerts", "alerts"), jobs = part("Jobs", "jobs"), job = part("Job", "job"), gates = part("Gates", "gates"),
-  fleet = part("Fleet", "fleet");
-let chosen = new URLSearchParams(location.search).get("job");
+const wanted = new URLSearchParams(location.search), chosen = wanted.get("job"), chosenGate = wanted.get("gate");
+const alerts = part("Alerts", "alerts"), gate = chosenGate ? part("Gate", "gate") : null, jobs = part("Jobs", "jobs"),
+  job = part("Job", "job"), gates = part("Gates", "gates"), fleet = part("Fleet", "fleet");
 
 function kindOf(spec) {
   return ["sft", "reward_model", "sample", "collect", "ppo", "evaluate", "pipeline"].find((kind) => spec[kind]) || "";
@@ -120,13 +120,52 @@ async function decide(gate, approve) {
 
 function gateRow(gate) {
   const may = gate.state === "GATE_WAITING" && session.roles.includes("overseer");
-  return el("tr", {}, el("td", {}, gate.id), el("td", {class: "state " + gate.state}, gate.state.slice(5).toLowerCase()),
+  const link = (text) => el("a", {href: `/?gate=${encodeURIComponent(gate.id)}`}, text);
+  return el("tr", {}, el("td", {}, link(gate.id)), el("td", {class: "state " + gate.state}, gate.state.slice(5).toLowerCase()),
     el("td", {}, gate.results.map((result) => el("div", {class: result.holds ? "" : "error"},
       `${result.condition.metric} ${result.found ? number(result.found.value) : result.problem} `,
       "min" in result.condition ? `≥ ${result.condition.min} ` : "", "max" in result.condition ? `≤ ${result.condition.max}` : ""))),
     el("td", {}, `${gate.approvals.filter((approval) => approval.approved).length} of ${gate.spec.required_approvals}`),
-    el("td", {}, may ? [el("button", {onclick: () => decide(gate, true)}, "approve"), " ",
-      el("button", {onclick: () => decide(gate, false)}, "reject")] : ago(gate.opened_at)));
+    el("td", {}, may ? link("read the report and decide") : ago(gate.opened_at)));
+}
+
+function interval(metric) {
+  return "low" in metric && "high" in metric ? `[${number(metric.low)}, ${number(metric.high)}]` : "";
+}
+
+// Everything that the report's digest is of, and below it the decision, which names that digest.
+function gateReport(row) {
+  const cells = (...texts) => el("tr", {}, texts.map((text) => el("td", {}, text)));
+  const may = row.state === "GATE_WAITING" && session.roles.includes("overseer");
+  return [
+    el("p", {}, el("strong", {}, row.id), " ", el("span", {class: "state " + row.state}, row.state.slice(5).toLowerCase()),
+      el("span", {class: "soft"}, ` opened ${ago(row.opened_at)}; ${row.approvals.filter((approval) => approval.approved).length} of ` +
+        `${row.spec.required_approvals} approvals`)),
+    el("p", {}, "Report ", el("code", {id: "report-digest"}, row.report_sha256), row.policy ? ["; it approves the policy ", el("code", {}, row.policy)] : null),
+    table(["Condition", "At least", "At most", "Found", "Holds"], row.results.map(({condition, found, problem, holds}) =>
+      el("tr", {class: holds ? "" : "error"}, [condition.stage ? `${condition.stage}.${condition.metric}` : condition.metric,
+        "min" in condition ? number(condition.min) : "", "max" in condition ? number(condition.max) : "",
+        problem || (found ? number(found.value) : ""), holds ? "yes" : "no"].map((text) => el("td", {}, text)))), "No condition."),
+    table(["Metric", "Value", "95 % interval", "n"], Object.entries(row.metrics).sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, metric]) =>
+      cells(name, number(metric.value), interval(metric), Number(metric.n) > 0 ? metric.n : "")), "No metric."),
+    table(["Artifact", "Digest"], Object.entries(row.artifacts).sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, digest]) =>
+      cells(name, el("code", {}, digest))), "No artifact."),
+    ...row.approvals.map((approval) => el("p", {}, `${approval.approved ? "approved" : "rejected"} by ${approval.subject}, ${ago(approval.at)}`,
+      approval.comment ? `: ${approval.comment}` : "")),
+    may ? el("p", {class: "bar"}, el("button", {class: "primary", onclick: () => decide(row, true)}, "approve"),
+      el("button", {onclick: () => decide(row, false)}, "reject"),
+      el("span", {class: "soft"}, "Your decision is of this report: it names the digest above.")) : ""];
+}
+
+async function findGate(id, list) {
+  let found = list.find((row) => row.id === id), token = "";
+  while (!found) {
+    const page = await rpc("OversightService/ListGates", {page: {page_size: 1000, page_token: token}});
+    found = page.gates.find((row) => row.id === id);
+    token = page.next_page_token;
+    if (!token) break;
+  }
+  return found;
 }
 
 function workerRow(worker) {
@@ -146,6 +185,10 @@ async function refresh() {
   jobs.replaceChildren(table(["Job", "Kind", "State", "Steps", ""], inOrder(list.jobs).map(jobRow),
     "No job yet. rlhfctl submit JOB.yaml --follow starts one."));
   gates.replaceChildren(table(["Gate", "State", "Conditions", "Approvals", ""], gateList.gates.map(gateRow), "No gate."));
+  if (gate) {
+    const row = await findGate(chosenGate, gateList.gates);
+    gate.replaceChildren(...(row ? gateReport(row) : [el("p", {class: "soft"}, `There is no gate ${chosenGate}.`)]));
+  }
   fleet.replaceChildren(table(["Instance", "Role", "State", "Device", "Leased", "Policy", "Job", "Heartbeat"],
     workers.workers.map(workerRow), "Nobody has registered."));
   const shown = list.jobs.find((row) => row.id === chosen) ||
