@@ -193,6 +193,7 @@ void MetricsExport::RefreshJobs() {
     const MetricsRegistry::Labels labels = {{"project", it->first.first}, {"rlhf_job", it->first.second}};
     metrics_->Remove("rlhf_samples", labels);
     metrics_->Remove("rlhf_job_last_progress_timestamp_seconds", labels);
+    metrics_->Remove("rlhf_job_alarm_timestamp_seconds", labels);
     metrics_->Remove("rlhf_slice_reward_mean", labels);
     metrics_->Remove("rlhf_slice_win_rate", labels);
     it = labels_.erase(it);
@@ -236,6 +237,12 @@ MetricsExport::JobLabels MetricsExport::RefreshJob(const v1::Job& job, std::map<
     if (events.ok()) {
       for (const v1::JobEvent& event : *events) {
         series.last_sequence = event.sequence();
+        if (event.has_alert()) {
+          metrics_
+              ->Gauge("rlhf_job_alarm_timestamp_seconds", "When a monitor of the job raised its newest alarm.",
+                      {{"project", labels.first}, {"rlhf_job", labels.second}, {"monitor", event.alert().monitor()}})
+              .Set(absl::ToDoubleSeconds(TimeOf(event.at()) - absl::UnixEpoch()));
+        }
         if (event.has_metrics() || event.has_state() || event.has_ledger())
           series.last_progress = std::max(series.last_progress, TimeOf(event.at()));
       }

@@ -89,5 +89,29 @@ TEST_F(MetricsExportTest, ProgressIsWatchedOfJobsThatShouldMakeSomeAndOfNoOthers
     EXPECT_THAT(scraped, Not(HasSubstr(ProgressOf(job)))) << job;
 }
 
+TEST_F(MetricsExportTest, AMonitorsAlarmIsASeriesOfItsOwnWithTheTimeOfTheNewest) {
+  Put(JobIn("games", v1::RUNNING));
+  for (const char* monitor : {"kl", "gold_drop", "kl"}) {
+    WriteBatch batch;
+    v1::JobEvent event;
+    event.mutable_alert()->set_monitor(monitor);
+    process_.events->Append("games", event, &batch);
+    ASSERT_TRUE(store_.CommitAndWait(std::move(batch)).ok());
+    clock_.Advance(absl::Seconds(60));
+  }
+  const auto at = [](absl::Time time) { return absl::ToDoubleSeconds(time - absl::UnixEpoch()); };
+  const std::string scraped = Scraped();
+  const auto value = [&scraped](const std::string& monitor) {
+    const std::string series =
+        "rlhf_job_alarm_timestamp_seconds{monitor=\"" + monitor + "\",project=\"default\",rlhf_job=\"games\"} ";
+    const size_t found = scraped.find(series);
+    return found == std::string::npos ? -1 : std::stod(scraped.substr(found + series.size()));
+  };
+  const double now = at(clock_.WallNow());
+  EXPECT_NEAR(value("kl"), now - 60, 1);
+  EXPECT_NEAR(value("gold_drop"), now - 120, 1);
+  EXPECT_EQ(value("length"), -1) << "it raised none";
+}
+
 }  // namespace
 }  // namespace rlhf::coordinator

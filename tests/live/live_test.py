@@ -206,6 +206,12 @@ class LiveTest(unittest.TestCase):
         self.assertEqual([rule["name"] for rule in loaded], [rule["alert"] for rule in rules()])
         self.assertEqual([rule["name"] for rule in loaded if rule["health"] != "ok"], [])
 
+    def test_b_a_monitors_alarm_is_an_alert(self):
+        firing = [alert["labels"] for alert in self.prometheus.get("alerts")["alerts"] if alert["state"] == "firing"]
+        ours = [labels for labels in firing if labels["alertname"] == "RewardHackingSuspected" and labels.get("source") == "monitor"]
+        self.assertTrue(ours, firing)
+        self.assertTrue({labels["monitor"] for labels in ours} <= {"kl", "repetition"}, ours)
+
     def test_c_consoles_render(self):
         for file in sorted((MONITORING / "consoles").glob("*.html")):
             with urllib.request.urlopen(f"{self.prometheus.url}/consoles/{file.name}", timeout=20) as response:

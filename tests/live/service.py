@@ -97,7 +97,7 @@ class Service:
             subprocess.run(command, check=True, capture_output=True)
 
     def write_pipeline(self, steps):
-        """An evaluation, PPO with a gold score, an evaluation, and a gate that waits for an overseer."""
+        """An evaluation, PPO with a gold score and a monitor that raises alarms only, an evaluation, and a gate that waits for an overseer."""
         graders = "{components: [{name: letter_t, regex: {pattern: t}}]}"
         path = self.scratch / "pipeline.yaml"
         path.write_text(f"""name: live
@@ -113,6 +113,7 @@ pipeline:
         prompts: file:prompts.jsonl
         scorer: {graders}
         gold: {{components: [{{name: letter_a, regex: {{pattern: a}}}}]}}
+        monitor: {{action: MONITOR_ALERT, max_kl: 1e-9, max_repetition: 1e-9}}
         steps: {steps}
         prompts_per_step: 8
         samples_per_prompt: 2

@@ -12,6 +12,11 @@ function fromCurves(job, points) {
   const last = (name, n) => points.slice(-n).map((point) => (point.values || {})[name]).filter(Number.isFinite);
   const kl = last("kl", 1)[0];
   if (kl > 20) found.push({name: "KLRunaway", severity: "page", text: `${job.spec.name}: KL ${kl.toFixed(1)} nats a sequence.`});
+  const alarms = last("monitor/alarms", 5).filter((count) => count > 0).length;
+  if (alarms) {
+    found.push({name: "RewardHackingSuspected", severity: "page",
+      text: `${job.spec.name}: its monitors raised alarms at ${alarms} of the last 5 steps; rlhfctl watch says which.`});
+  }
   const rewards = points.map((point) => (point.values || {})["reward/mean"]).filter(Number.isFinite);
   if (rewards.length >= 10) {
     const best = Math.max(...rewards), now = mean(rewards.slice(-3));
