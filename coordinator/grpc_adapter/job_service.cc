@@ -11,6 +11,7 @@
 #include "coordinator/grpc_adapter/services.h"
 #include "coordinator/grpc_adapter/unary.h"
 #include "coordinator/grpc_adapter/watch_job.h"
+#include "coordinator/jobs/spec.h"
 #include "coordinator/ledger.h"
 #include "coordinator/names.h"
 #include "coordinator/page_limit.h"
@@ -30,6 +31,8 @@ class JobService final : public v1::JobService::CallbackService {
 
   grpc::ServerUnaryReactor* SubmitJob(grpc::CallbackServerContext* context, const v1::SubmitJobRequest* request,
                                       v1::SubmitJobResponse* response) override {
+    if (const std::vector<v1::SpecProblem> large = TooLarge(request->spec()); !large.empty())
+      return AtOnce(context, WithReason(absl::InvalidArgumentError(JoinProblems(large)), v1::INVALID_SPEC));
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::SubmitJobRequest& r, Done<v1::SubmitJobResponse> done) {
                     absl::Status status = CheckRequestId(r.request_id());
@@ -40,6 +43,14 @@ class JobService final : public v1::JobService::CallbackService {
   }
   grpc::ServerUnaryReactor* ValidateJob(grpc::CallbackServerContext* context, const v1::ValidateJobRequest* request,
                                         v1::ValidateJobResponse* response) override {
+    if (const std::vector<v1::SpecProblem> large = TooLarge(request->spec()); !large.empty()) {
+      response->mutable_problems()->Assign(large.begin(), large.end());
+      return AtOnce(context, absl::OkStatus());
+    }
+    if (request->uploads_size() > kMostEntries) {
+      return AtOnce(context, absl::InvalidArgumentError(absl::StrCat("uploads: expected at most ", kMostEntries,
+                                                                     ", found ", request->uploads_size())));
+    }
     return OnLoop(
         edge_, context, request, response,
         Directly([this](const Caller& caller, v1::ValidateJobRequest& r) -> absl::StatusOr<v1::ValidateJobResponse> {
@@ -121,6 +132,12 @@ class JobService final : public v1::JobService::CallbackService {
   }
 
  private:
+  // Answers at once: the loop never has the request.
+  static grpc::ServerUnaryReactor* AtOnce(grpc::CallbackServerContext* context, const absl::Status& status) {
+    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+    reactor->Finish(ToGrpc(status));
+    return reactor;
+  }
   // The caller's project where the specification names none.
   absl::Status TakeProject(const Caller& caller, v1::JobSpec* spec) const {
     spec->set_project(Edge::ProjectFor(caller, spec->project()));

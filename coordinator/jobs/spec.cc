@@ -1,6 +1,9 @@
 #include "coordinator/jobs/spec.h"
 
+#include <google/protobuf/message.h>
+
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -14,6 +17,27 @@ namespace {
 
 constexpr size_t kLargestSpec = 1 << 20;
 constexpr int kMostStages = 100, kMostConditions = 1000;
+
+// How many entries lists have that are within the message, or more than `most`. Two bytes make one, and each costs a
+// hundred times as much memory, and time wherever the message is copied.
+int Entries(const google::protobuf::Message& message, int most) {
+  const google::protobuf::Reflection& reflection = *message.GetReflection();
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  reflection.ListFields(message, &fields);
+  int entries = reflection.GetUnknownFields(message).field_count();
+  for (const auto* field : fields) {
+    if (entries > most) break;
+    if (field->is_repeated()) entries += reflection.FieldSize(message, field);
+    if (field->cpp_type() != google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE || field->is_map()) continue;
+    if (!field->is_repeated()) {
+      entries += Entries(reflection.GetMessage(message, field), most - entries);
+      continue;
+    }
+    for (int i = 0; i < reflection.FieldSize(message, field) && entries <= most; ++i)
+      entries += Entries(reflection.GetRepeatedMessage(message, field, i), most - entries);
+  }
+  return entries;
+}
 
 void ScorerReferences(const std::string& path, v1::ScorerSpec* scorer, std::vector<Reference>* out) {
   for (int i = 0; i < scorer->components_size(); ++i) {
@@ -98,6 +122,10 @@ std::vector<v1::SpecProblem> TooLarge(const v1::JobSpec& spec) {
   // It is kept in memory, listed, and copied into stages.
   if (const size_t size = spec.ByteSizeLong(); size > kLargestSpec) {
     check.Problem("", absl::StrCat("expected at most ", kLargestSpec, " bytes in all, found ", size));
+    return problems;
+  }
+  if (Entries(spec, kMostEntries) > kMostEntries) {
+    check.Problem("", absl::StrCat("expected at most ", kMostEntries, " entries of its lists in all, found more"));
     return problems;
   }
   // Of what is checked against each other.

@@ -10,7 +10,10 @@ namespace rlhf::coordinator {
 
 // More problems than these are not told.
 inline constexpr size_t kMostProblems = 100;
-// Why a specification is too large to be looked at any further; empty: it is not.
+// Entries of all lists in a specification together.
+inline constexpr int kMostEntries = 10'000;
+// Why a specification is too large to be looked at any further; empty: it is not. Takes time by its size: of what comes
+// from outside it is asked before the loop has it.
 std::vector<v1::SpecProblem> TooLarge(const v1::JobSpec& spec);
 // Fills in every default and returns what is wrong, each with its field's path, what was expected and what was found.
 // Of one that is TooLarge, that alone.

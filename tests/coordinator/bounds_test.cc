@@ -118,6 +118,11 @@ TEST(SizeTest, WhatOneJobMayAskForIsBounded) {
             "pipeline.stages[99].gate.conditions: expected at most 1000, found 1001");
   long_one.mutable_pipeline()->mutable_stages(99)->mutable_gate()->mutable_conditions()->RemoveLast();
   EXPECT_EQ(CompleteSpec(&long_one).size(), kMostProblems);
+  v1::JobSpec crowded = PpoJob();  // four bytes an entry
+  for (int i = 0; i < kMostEntries; ++i) crowded.mutable_ppo()->mutable_scorer()->add_components();
+  EXPECT_EQ(JoinProblems(TooLarge(crowded)), "expected at most 10000 entries of its lists in all, found more");
+  crowded.mutable_ppo()->mutable_scorer()->mutable_components()->RemoveLast();
+  EXPECT_EQ(JoinProblems(TooLarge(crowded)), "");
   v1::JobSpec both = PpoJob();
   both.mutable_ppo()->set_prompts_per_step(kAbsurd);
   both.mutable_ppo()->set_samples_per_prompt(kAbsurd);

@@ -125,6 +125,22 @@ TEST_F(HostileClients, GarbageIsNotARequest) {
 TEST_F(HostileClients, WhatIsTooLargeIsRefused) {
   const absl::Status status = Send(Api("submitter"), "/rlhf.v1.JobService/SubmitJob", std::string((64 << 20) + 1, 'x'));
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  // Of few bytes, and many entries.
+  v1::SubmitJobRequest crowded;
+  crowded.set_request_id("r");
+  for (int i = 0; i < 100'000; ++i) crowded.mutable_spec()->mutable_ppo()->mutable_scorer()->add_components();
+  const auto jobs = v1::JobService::NewStub(Api("submitter"));
+  const auto refused = Call(jobs, &v1::JobService::Stub::SubmitJob, crowded);
+  EXPECT_EQ(ReasonOf(refused.status()), v1::INVALID_SPEC) << refused.status();
+  EXPECT_THAT(refused.status().message(), testing::HasSubstr("expected at most 10000 entries"));
+  v1::ValidateJobRequest validate;
+  *validate.mutable_spec() = crowded.spec();
+  const auto validated = Call(jobs, &v1::JobService::Stub::ValidateJob, validate);
+  ASSERT_TRUE(validated.ok()) << validated.status();
+  EXPECT_EQ(validated->problems_size(), 1);
+  validate.clear_spec();
+  for (int i = 0; i < 100'000; ++i) validate.add_uploads();
+  EXPECT_TRUE(absl::IsInvalidArgument(Call(jobs, &v1::JobService::Stub::ValidateJob, validate).status()));
   ExpectOthersAreServed();
 }
 
