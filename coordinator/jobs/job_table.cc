@@ -411,6 +411,7 @@ absl::StatusOr<v1::GetCommittedResponse> JobTable::GetCommitted(const std::strin
 }
 
 void JobTable::Tick() {
+  ForgetOldRequests();
   std::vector<std::string> ids, waiting;
   for (const std::string& id : order_) {
     const Entry& entry = jobs_.at(id);

@@ -99,6 +99,8 @@ class JobTable final : public Jobs, private JobHost {
   // Resolves all references that can be, and those to `uploads`, which are not here yet; problems name the field.
   std::vector<v1::SpecProblem> ResolveReferences(v1::JobSpec* spec, std::map<std::string, std::string>* resolved,
                                                  absl::Status* first_error, const std::set<std::string>& uploads = {});
+  // Erases the rows of request ids that are no longer kept, of a bounded number at a time.
+  void ForgetOldRequests();
   std::string NewId(const std::string& name);
   void PutRow(v1::Job* job, WriteBatch* batch);
   template <typename Request, typename Response>
@@ -110,6 +112,8 @@ class JobTable final : public Jobs, private JobHost {
   std::vector<std::string> order_;                  // ids, oldest first
   std::string store_failure_;                       // of the newest write that was not kept
   std::map<std::string, v1::RequestRow> requests_;  // accepted by this process, some perhaps not durable yet
+  std::string requests_seen_;                       // the key up to which ForgetOldRequests has come
+  absl::Duration next_requests_pass_ = absl::ZeroDuration();
 };
 
 }  // namespace rlhf::coordinator

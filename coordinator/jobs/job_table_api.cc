@@ -21,6 +21,8 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kDefaultPage = 100;
+constexpr int kRequestsLookedAt = 500;  // on the loop, a tick
+constexpr absl::Duration kRequestsPassEvery = absl::Minutes(10);
 
 // Two projects may each have somebody of this name ("ci"), who knows nothing of the other's requests.
 std::string RequestKey(const std::string& project, const std::string& subject, const std::string& request_id) {
@@ -194,6 +196,27 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
       Admit(id);
     });
   });
+}
+
+void JobTable::ForgetOldRequests() {
+  if (deps_.loop->clock().Now() < next_requests_pass_) return;
+  const absl::Time now = deps_.loop->clock().WallNow();
+  WriteBatch expired;
+  int looked_at = 0;
+  std::string last;
+  const absl::Status read =
+      deps_.store->ScanAfter(Table::kRequests, "", requests_seen_, [&](absl::string_view key, absl::string_view value) {
+        v1::RequestRow row;
+        row.ParseFromArray(value.data(), static_cast<int>(value.size()));
+        last = std::string(key);
+        if (now - FromTimestamp(row.created_at()) > kRequestsKept) expired.Erase(Table::kRequests, last);
+        return ++looked_at < kRequestsLookedAt;
+      });
+  const bool through = !read.ok() || looked_at < kRequestsLookedAt;
+  requests_seen_ = through ? "" : last;
+  if (through) next_requests_pass_ = deps_.loop->clock().Now() + kRequestsPassEvery;
+  for (const WriteBatch::Op& op : expired.ops) requests_.erase(op.key);
+  if (!expired.empty()) deps_.store->Commit(std::move(expired), [](absl::Status) {});
 }
 
 absl::StatusOr<v1::Job> JobTable::Get(const std::string& id_or_name, const std::string& project) {

@@ -313,5 +313,39 @@ TEST_F(SizeOfStoredJobTest, APromptOfManySamplesIsIssuedInSlices) {
   EXPECT_EQ(JobRow().prompt_cursor(), 1);
 }
 
+// A service that is not started again for months forgets them all the same, some at a time.
+TEST_F(SizeOfStoredJobTest, RequestIdsAreForgottenADayAfterWhileTheCoordinatorRuns) {
+  const auto put = [this](const std::string& id) {
+    v1::RequestRow row;
+    row.set_body_sha256("of a job");
+    row.mutable_created_at()->set_seconds(absl::ToUnixSeconds(clock_.WallNow()));
+    WriteBatch batch;
+    batch.Put(Table::kRequests, "default/ada/SubmitJob/" + id, row.SerializeAsString());
+    ASSERT_TRUE(rows_.CommitAndWait(std::move(batch)).ok());
+  };
+  const auto left = [this] {
+    int rows = 0;
+    EXPECT_TRUE(
+        rows_.Scan(Table::kRequests, "", [&](absl::string_view, absl::string_view) { return ++rows > 0; }).ok());
+    return rows;
+  };
+  for (int i = 0; i < 1200; ++i) put(absl::StrCat("old-", i));
+  Begin();
+  process_->jobs.Recover();
+  const auto tick = [this] {
+    process_->jobs.jobs->Tick();
+    process_->jobs.loop.Run();
+  };
+  clock_.Advance(absl::Hours(23));
+  for (int i = 0; i < 3; ++i) tick();
+  put("young");
+  EXPECT_EQ(left(), 1201);
+  clock_.Advance(absl::Hours(2));
+  tick();
+  EXPECT_EQ(left(), 701) << "so many at a time";
+  for (int i = 0; i < 3; ++i) tick();
+  EXPECT_EQ(left(), 1);
+}
+
 }  // namespace
 }  // namespace rlhf::coordinator
