@@ -159,14 +159,15 @@ void RemoveStaleBackups(const std::string& data_dir) {
   for (const fs::path& path : stale) fs::remove_all(path, ignored);
 }
 
-absl::StatusOr<int> BeginLineagesAfterRestore(StateStore* store, const std::string& data_dir, WriteBatch* batch) {
+absl::StatusOr<int> BeginLineagesAfterRestore(StateStore* store, const std::string& data_dir, uint32_t further,
+                                              WriteBatch* batch) {
   if (!fs::exists(fs::path(data_dir) / kRestoredFile)) return -1;
   int jobs = 0;
   RLHF_RETURN_IF_ERROR(store->Scan(Table::kJobs, "", [&](absl::string_view key, absl::string_view value) {
     v1::Job job;
     job.ParseFromArray(value.data(), static_cast<int>(value.size()));
     if (IsTerminal(job.state()) || !job.spec().has_ppo()) return true;
-    job.mutable_version()->set_lineage(job.version().lineage() + 1);
+    job.mutable_version()->set_lineage(job.version().lineage() + 1 + further);
     batch->Put(Table::kJobs, std::string(key), job.SerializeAsString());
     ++jobs;
     return true;

@@ -41,8 +41,11 @@ void RemoveStaleBackups(const std::string& data_dir);
 
 // `rlhfctl service restore` leaves a file in the data folder. Where it is found, the state is older than what workers
 // and learners may have seen: every job that trains begins a new lineage, so that nobody takes its next versions for
-// the ones that are lost. Returns how many there were, −1 without a restore. Forget the file when that is durable.
-absl::StatusOr<int> BeginLineagesAfterRestore(StateStore* store, const std::string& data_dir, WriteBatch* batch);
+// the ones that are lost. further: by how much more than one its number grows; drawn by chance, so that of two services
+// which start from one backup neither takes the other's versions for its own. Returns how many there were, −1 without a
+// restore. Forget the file when that is durable.
+absl::StatusOr<int> BeginLineagesAfterRestore(StateStore* store, const std::string& data_dir, uint32_t further,
+                                              WriteBatch* batch);
 absl::Status ForgetRestore(const std::string& data_dir);
 inline constexpr char kRestoredFile[] = "RESTORED";
 

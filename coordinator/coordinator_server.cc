@@ -4,6 +4,7 @@
 #include <atomic>
 #include <filesystem>
 #include <functional>
+#include <random>
 #include <utility>
 #include <vector>
 
@@ -362,7 +363,8 @@ absl::Status CoordinatorServerImpl::Recover() {
 
 absl::Status CoordinatorServerImpl::AfterRestore() {
   WriteBatch batch;
-  RLHF_ASSIGN_OR_RETURN(const int jobs, BeginLineagesAfterRestore(store_.get(), config_.data_dir, &batch));
+  RLHF_ASSIGN_OR_RETURN(const int jobs, BeginLineagesAfterRestore(store_.get(), config_.data_dir,
+                                                                  std::random_device{}() % (1U << 24), &batch));
   if (jobs < 0) return absl::OkStatus();
   oversight_->Audit("operator", "service.restore", "service", "done", {{"new_lineages", absl::StrCat(jobs)}}, &batch);
   RLHF_RETURN_IF_ERROR(store_->CommitAndWait(std::move(batch)));
