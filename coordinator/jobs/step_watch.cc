@@ -37,7 +37,7 @@ StepWatch::StepWatch(JobHost* host, std::string job_id, const v1::MonitorSpec& s
                                   [&](absl::string_view, absl::string_view value) {
                                     v1::MonitorStep seen;
                                     seen.ParseFromArray(value.data(), static_cast<int>(value.size()));
-                                    (void)monitor_.Add(seen);
+                                    for (const v1::Alert& alarm : monitor_.Add(seen)) (void)IsNew(seen.step(), alarm);
                                     return true;
                                   });
 }
@@ -82,6 +82,10 @@ void StepWatch::Drop(const absl::Status& why) {
   FailWaiting(why);
 }
 
+bool StepWatch::IsNew(int64_t step, const v1::Alert& alarm) {
+  return told_.emplace(host_->Find(job_id_)->version().lineage(), step, alarm.monitor(), alarm.slice()).second;
+}
+
 std::vector<v1::Alert> StepWatch::Add(v1::MetricPoint* point, WriteBatch* writes) {
   if (observation_ == nullptr || !observation_->seen.has_value()) return {};
   v1::MonitorStep& seen = *observation_->seen;
@@ -95,7 +99,9 @@ std::vector<v1::Alert> StepWatch::Add(v1::MetricPoint* point, WriteBatch* writes
   if (const std::optional<double> gap = monitor_.GoldGap(); gap.has_value())
     point->mutable_values()->insert({"monitor/gold_gap", *gap});
   point->mutable_values()->insert({"monitor/alarms", static_cast<double>(alarms.size())});
-  for (const v1::Alert& alarm : alarms) host_->AppendAlert(host_->Find(job_id_), alarm, writes);
+  for (const v1::Alert& alarm : alarms) {
+    if (IsNew(seen.step(), alarm)) host_->AppendAlert(host_->Find(job_id_), alarm, writes);
+  }
   return alarms;
 }
 

@@ -7,7 +7,9 @@
 #include <list>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "coordinator/jobs/driver.h"
@@ -29,7 +31,8 @@ class StepWatch {
   // The batch is another's or nobody's from here on.
   void Drop(const absl::Status& why);
   // What the measured batch says (the KL from `point`) goes to the step's metrics and the job's rows and events;
-  // returns the alarms. None when the batch could not be read.
+  // returns the alarms. None when the batch could not be read. Of a step that is trained again only those are told that
+  // were not told the first time.
   std::vector<v1::Alert> Add(v1::MetricPoint* point, WriteBatch* writes);
 
  private:
@@ -39,10 +42,14 @@ class StepWatch {
     std::optional<v1::MonitorStep> seen;  // none: the batch could not be read
   };
 
+  // Whether an alarm of the step was not told yet; it is from now on. Another lineage is another history.
+  bool IsNew(int64_t step, const v1::Alert& alarm);
+
   JobHost* const host_;
   const std::string job_id_;
   Monitor monitor_;
-  std::shared_ptr<Observation> observation_;  // of the newest batch
+  std::set<std::tuple<uint64_t, int64_t, std::string, std::string>> told_;  // lineage, step, monitor, slice
+  std::shared_ptr<Observation> observation_;                                // of the newest batch
   std::list<absl::AnyInvocable<void(absl::Status)>> waiting_;
 };
 

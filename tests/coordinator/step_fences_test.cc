@@ -262,6 +262,54 @@ TEST_F(StepFencesTest, AReplayThatEndsAlikeIsTheSameLineage) {
   EXPECT_EQ(StepRow(2)->commits(), 2);
 }
 
+TEST_F(StepFencesTest, AnAlarmOfAStepThatIsTrainedAgainIsToldOnce) {
+  StartJob([](v1::PpoSpec* ppo) {
+    ppo->set_max_policy_lag(1);
+    ppo->mutable_monitor()->set_action(v1::MONITOR_ALERT);
+    ppo->mutable_monitor()->set_window(1);
+    ppo->mutable_monitor()->set_max_length_ratio(2);
+  });
+  const auto alerts = [this] {
+    int count = 0;
+    EXPECT_TRUE(rows_
+                    .Scan(Table::kEvents, "",
+                          [&](absl::string_view, absl::string_view value) {
+                            v1::JobEvent event;
+                            EXPECT_TRUE(event.ParseFromArray(value.data(), static_cast<int>(value.size())));
+                            count += event.has_alert() ? 1 : 0;
+                            return true;
+                          })
+                    .ok());
+    return count;
+  };
+  ASSERT_EQ(Work([](int64_t step) { return step == 1 ? 8 : 20; }), 2 * kPrompts);
+  const auto train = [this] {
+    for (const int64_t step : {1, 2}) {
+      ASSERT_TRUE(AskForBatch(step).ok());
+      ASSERT_TRUE(CommitStep(step, absl::StrCat("weights ", step)).ok());
+    }
+  };
+  train();
+  ASSERT_EQ(alerts(), 1);
+  for (const bool restarted : {false, true}) {
+    if (restarted) Restart();
+    // Nobody holds the weights: from the beginning.
+    v1::JoinGroupRequest join;
+    join.set_session_id(process_->Register(v1::ROLE_LEARNER, absl::StrCat("learner-", restarted)));
+    join.set_wait_ms(600'000);
+    process_->groups->JoinGroup(join, [](absl::StatusOr<v1::JoinGroupResponse>) {});
+    process_->loop.Run();
+    for (int second = 0; restarted && second < 60 && JobRow().version().step() > 0; ++second) {
+      clock_.Advance(absl::Seconds(1));
+      process_->groups->Tick();
+      process_->loop.Run();
+    }
+    ASSERT_EQ(JobRow().version().step(), 0);
+    train();
+    EXPECT_EQ(alerts(), 1);
+  }
+}
+
 TEST_F(StepFencesTest, AfterARestartTheMonitorKnowsTheStepsBefore) {
   StartJob([](v1::PpoSpec* ppo) {
     ppo->set_max_policy_lag(1);
