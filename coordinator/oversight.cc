@@ -5,9 +5,13 @@
 #include <limits>
 #include <map>
 #include <optional>
+#include <set>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -35,6 +39,13 @@ std::string ReportSha256(const v1::GateRow& gate) {
   return MessageSha256(report);
 }
 
+int64_t OpenedNs(const v1::GateRow& gate) {
+  return absl::ToUnixNanos(FromTimestamp(gate.opened_at()));
+}
+std::pair<int64_t, std::string> PlaceOf(const v1::GateRow& gate) {
+  return {-OpenedNs(gate), gate.id()};
+}
+
 class OversightImpl final : public Oversight {
  public:
   OversightImpl(EventLoop* loop, StateStore* store) : loop_(loop), store_(store), audit_(&loop->clock(), store) {
@@ -48,6 +59,7 @@ class OversightImpl final : public Oversight {
       v1::GateRow row;
       row.ParseFromArray(value.data(), static_cast<int>(value.size()));
       gates_[row.id()].row = row;
+      newest_first_.insert(PlaceOf(row));
       return true;
     }));
     const absl::StatusOr<std::string> state = store_->Get(Table::kMeta, kStateKey);
@@ -99,6 +111,7 @@ class OversightImpl final : public Oversight {
     gate.row.set_state(!all_hold                                ? v1::GATE_CONDITIONS_FAILED
                        : opening.spec.required_approvals() == 0 ? v1::GATE_APPROVED
                                                                 : v1::GATE_WAITING);
+    newest_first_.insert(PlaceOf(gate.row));
     batch->Put(Table::kGates, id, gate.row.SerializeAsString());
     Audit("coordinator", "gate.open", id, v1::GateState_Name(gate.row.state()),
           {{"conditions", absl::StrCat(opening.spec.conditions_size())},
@@ -129,6 +142,7 @@ class OversightImpl final : public Oversight {
     }
     for (const std::string& id : dropped) {
       batch->Erase(Table::kGates, id);
+      newest_first_.erase(PlaceOf(gates_.at(id).row));
       gates_.erase(id);
     }
   }
@@ -139,15 +153,24 @@ class OversightImpl final : public Oversight {
   absl::StatusOr<v1::ListGatesResponse> ListGates(const v1::ListGatesRequest& request) override {
     PageLimit page(request.page().page_size() == 0 ? kDefaultPage : request.page().page_size());
     v1::ListGatesResponse response;
-    for (auto it = gates_.upper_bound(request.page().page_token()); it != gates_.end(); ++it) {
+    auto place = newest_first_.begin();
+    if (!request.page().page_token().empty()) {
+      const std::vector<std::string> after = absl::StrSplit(request.page().page_token(), absl::MaxSplits('/', 1));
+      int64_t opened = 0;
+      if (after.size() != 2 || !absl::SimpleAtoi(after[0], &opened))
+        return absl::InvalidArgumentError("page_token: expected next_page_token of the answer before; list again");
+      place = newest_first_.upper_bound({-opened, after[1]});
+    }
+    for (; place != newest_first_.end(); ++place) {
+      const v1::GateRow& gate = gates_.at(place->second).row;
       bool wanted = request.states().empty();
-      for (const int state : request.states()) wanted = wanted || state == it->second.row.state();
+      for (const int state : request.states()) wanted = wanted || state == gate.state();
       if (!wanted) continue;
-      if (!page.Take(it->second.row.ByteSizeLong())) {
-        response.set_next_page_token(response.gates().rbegin()->id());
+      if (!page.Take(gate.ByteSizeLong())) {
+        response.set_next_page_token(PageTokenAfter(*response.gates().rbegin()));
         break;
       }
-      *response.add_gates() = it->second.row;
+      *response.add_gates() = gate;
     }
     return response;
   }
@@ -277,6 +300,7 @@ class OversightImpl final : public Oversight {
   v1::ServiceState state_;
   int64_t halts_ = 0;  // tells a resumption that becomes durable whether somebody halted meanwhile
   std::map<std::string, Gate> gates_;
+  std::set<std::pair<int64_t, std::string>> newest_first_;  // PlaceOf each
 };
 
 }  // namespace
@@ -391,6 +415,10 @@ v1::ConditionResult CheckCondition(const v1::GateCondition& condition,
   }
   result.set_holds(Within(condition, name, found->second, &result));
   return result;
+}
+
+std::string PageTokenAfter(const v1::GateRow& gate) {
+  return absl::StrCat(OpenedNs(gate), "/", gate.id());
 }
 
 absl::Status HaltedError() {

@@ -59,12 +59,15 @@ class Oversight {
   // lineage of what was made.
   virtual void DropGates(const std::string& pipeline_id, WriteBatch* batch) = 0;
   virtual bool halted() const = 0;
+  // Those that were opened last first.
   virtual absl::StatusOr<v1::ListGatesResponse> ListGates(const v1::ListGatesRequest& request) = 0;
   virtual void DecideGate(const std::string& subject, const v1::DecideGateRequest& request, Done<v1::GateRow> done) = 0;
   virtual void Halt(const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) = 0;
   virtual void Resume(const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) = 0;
   virtual v1::ServiceState state() const = 0;
 };
+// Of a page of gates that ends with this one.
+std::string PageTokenAfter(const v1::GateRow& gate);
 // What a call gets that would commit something while the service is halted.
 absl::Status HaltedError();
 std::unique_ptr<Oversight> MakeOversight(EventLoop* loop, StateStore* store);

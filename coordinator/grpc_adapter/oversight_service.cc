@@ -148,7 +148,7 @@ class OversightService final : public v1::OversightService::CallbackService {
       for (v1::GateRow& gate : *all.mutable_gates()) {
         if (!Sees(caller, gate)) continue;
         if (!page.Take(gate.ByteSizeLong())) {
-          visible.set_next_page_token(visible.gates().rbegin()->id());
+          visible.set_next_page_token(PageTokenAfter(*visible.gates().rbegin()));
           return visible;
         }
         *visible.add_gates() = std::move(gate);

@@ -372,8 +372,16 @@ TEST_F(OversightEdgeTest, AGateIsItsPipelinesProjectsAlsoOnceThePipelineIsGone) 
   EXPECT_EQ(seen->next_page_token(), "");
   const auto all = Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::ListGates, page);
   ASSERT_TRUE(all.ok()) << all.status();
+  ASSERT_EQ(all->gates_size(), 1);
+  EXPECT_EQ(all->gates(0).job_id(), second) << "the one that was opened last";
   page.mutable_page()->set_page_token(all->next_page_token());
-  EXPECT_EQ(Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::ListGates, page)->gates_size(), 1);
+  const auto rest = Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::ListGates, page);
+  ASSERT_EQ(rest->gates_size(), 1);
+  EXPECT_NE(rest->gates(0).job_id(), second);
+  EXPECT_EQ(rest->next_page_token(), "");
+  page.mutable_page()->set_page_token("nonsense");
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      Call(v1::OversightService::NewStub(Api("overseer")), &OversightStub::ListGates, page).status()));
 
   v1::DeleteJobRequest remove;
   remove.set_job_id(pipeline);

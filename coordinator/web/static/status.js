@@ -177,16 +177,19 @@ function workerRow(worker) {
 }
 
 async function refresh() {
-  const [service, list, workers, gateList] = await Promise.all([
+  const [service, list, workers, waiting, newest] = await Promise.all([
     rpc("OversightService/GetServiceState"),
     rpc("JobService/ListJobs", {include_stages: true, page: {page_size: 50}}),
     rpc("AdminService/ListWorkers", {page: {page_size: 1000}}),
+    rpc("OversightService/ListGates", {states: ["GATE_WAITING"], page: {page_size: 100}}),
     rpc("OversightService/ListGates", {page: {page_size: 50}})]);
+  // Those that wait for somebody first, however old they are.
+  const gateList = waiting.gates.concat(newest.gates.filter((gate) => gate.state !== "GATE_WAITING"));
   jobs.replaceChildren(table(["Job", "Kind", "State", "Steps", ""], inOrder(list.jobs).map(jobRow),
     "No job yet. rlhfctl submit JOB.yaml --follow starts one."));
-  gates.replaceChildren(table(["Gate", "State", "Conditions", "Approvals", ""], gateList.gates.map(gateRow), "No gate."));
+  gates.replaceChildren(table(["Gate", "State", "Conditions", "Approvals", ""], gateList.map(gateRow), "No gate."));
   if (gate) {
-    const row = await findGate(chosenGate, gateList.gates);
+    const row = await findGate(chosenGate, gateList);
     gate.replaceChildren(...(row ? gateReport(row) : [el("p", {class: "soft"}, `There is no gate ${chosenGate}.`)]));
   }
   fleet.replaceChildren(table(["Instance", "Role", "State", "Device", "Leased", "Policy", "Job", "Heartbeat"],
@@ -195,7 +198,7 @@ async function refresh() {
     list.jobs.find((row) => row.state === "RUNNING" && kindOf(row.spec) !== "pipeline") || list.jobs[0];
   const points = shown ? await showJob(shown) : [];
   if (!shown) job.replaceChildren(el("p", {class: "soft"}, "Nothing to show."));
-  const found = alertsOf({service, jobs: list.jobs, workers: workers.workers, gates: gateList.gates, shown, points});
+  const found = alertsOf({service, jobs: list.jobs, workers: workers.workers, gates: gateList, shown, points});
   alerts.replaceChildren(...(found.length ? found.map((alert) =>
     el("div", {class: "alert " + alert.severity, "data-alert": alert.name}, el("strong", {}, alert.name), " ", alert.text)) :
     [el("p", {class: "soft"}, "None.")]));
