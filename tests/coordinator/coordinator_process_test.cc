@@ -209,6 +209,42 @@ TEST_F(CoordinatorProcessTest, AWriteThatEndsLateFindsWhatGoesOnWithIt) {
   EXPECT_EQ(Kill(SIGTERM), 0);
 }
 
+TEST_F(CoordinatorProcessTest, OfThoseThatStartAtOnceOnOneFolderOneServesAndTheOthersSaySo) {
+  constexpr size_t kAtOnce = 4;
+  std::vector<pid_t> starting;
+  for (size_t i = 0; i < kAtOnce; ++i) {
+    starting.push_back(Spawn(
+        {"--data-dir", dir_.File("data"), "--insecure", "--ports-file", dir_.File(absl::StrCat("ports-", i, ".json"))},
+        dir_.File(absl::StrCat("log-", i))));
+  }
+  // All but one end.
+  std::vector<size_t> ended;
+  const absl::Time deadline = absl::Now() + absl::Seconds(30);
+  while (ended.size() + 1 < kAtOnce && absl::Now() < deadline) {
+    for (size_t i = 0; i < kAtOnce; ++i) {
+      int status = 0;
+      if (starting[i] <= 0 || waitpid(starting[i], &status, WNOHANG) != starting[i]) continue;
+      starting[i] = -1;
+      ended.push_back(i);
+      EXPECT_EQ(WIFEXITED(status) ? WEXITSTATUS(status) : -1, 1);
+    }
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  ASSERT_EQ(ended.size(), kAtOnce - 1);
+  for (const size_t i : ended) {
+    EXPECT_THAT(*ReadFile(dir_.File(absl::StrCat("log-", i))), HasSubstr("in use by another coordinator (process "));
+    EXPECT_FALSE(ReadFile(dir_.File(absl::StrCat("ports-", i, ".json"))).ok()) << "it said that it is ready";
+  }
+  for (size_t i = 0; i < kAtOnce; ++i) {
+    if (starting[i] <= 0) continue;
+    while (!ReadFile(dir_.File(absl::StrCat("ports-", i, ".json"))).ok() && absl::Now() < deadline)
+      absl::SleepFor(absl::Milliseconds(20));
+    EXPECT_THAT(*ReadFile(dir_.File(absl::StrCat("log-", i))), HasSubstr("ready after"));
+    pid_ = starting[i];
+    EXPECT_EQ(Kill(SIGTERM), 0);
+  }
+}
+
 TEST_F(CoordinatorProcessTest, AKilledCoordinatorKeepsItsJobs) {
   Start();
   ASSERT_TRUE(UploadWaitingJobInputs(channel_, dir_.path()).ok());
