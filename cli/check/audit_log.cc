@@ -40,22 +40,21 @@ constexpr char kStopWriters[] =
     "coordinator's logs";
 
 std::string AboutRecord(uint64_t bad) {
-  return absl::StrCat(
-      "somebody wrote to the store past the coordinator, or its files are damaged. The records before ", bad,
-      " hold. `rlhfctl audit export` shows records ", bad > 1 ? bad - 1 : bad, " and ", bad,
-      " (one a line, in order); compare them with an earlier export or a backup, whose records up to there have to be "
-      "the same, byte for byte. ",
-      kStopWriters);
+  return absl::StrCat("somebody wrote to the store past the coordinator, or its files are damaged. ",
+                      bad > 1
+                          ? absl::StrCat("The records before ", bad, " hold: look at records ", bad - 1, " and ", bad)
+                          : "None holds: look at record 1",
+                      " in `rlhfctl audit export` (one a line, in order), and compare with an earlier export or a "
+                      "backup, whose records "
+                      "up to there have to be the same, byte for byte. ",
+                      kStopWriters);
 }
 
 std::string AboutHeads() {
   return absl::StrCat(
-      "an older backup may have been restored: then a record `service.restore` says so, and the heads before it are "
-      "the "
-      "log's as it was. Without one, records or heads were removed or rewritten: compare with an earlier `rlhfctl "
-      "audit "
-      "export`, with heads that were kept elsewhere (`--heads`), or with the lines \"audit head\" of the coordinator's "
-      "log. ",
+      "an older backup may have been restored: then a record `service.restore` says so. Without one, records or heads "
+      "were removed or rewritten: compare with an earlier `rlhfctl audit export`, with heads that were kept elsewhere "
+      "(`--heads`), or with the lines \"audit head\" of the coordinator's log. ",
       kStopWriters);
 }
 
