@@ -19,11 +19,16 @@ namespace rlhf::artifact {
 absl::StatusOr<std::vector<int32_t>> EncodePrompt(const Tokenizer& tokenizer, absl::string_view text,
                                                   absl::Span<const ChatMessage> messages);
 
-// A prompt and an answer to it as a reward model reads them, where it is trained and where it scores: their tokens, and
-// the end of text where the answer `ended` and the tokenizer has one. As EncodePrompt.
+// A prompt and an answer to it as a reward model reads them, where it is trained and where it scores: their tokens and
+// the end of text, at which the score is read, whatever ended the answer: `answer` has no end of text of its own. Of
+// one that fills `context` with its prompt the last token gives way to it; what is longer, and of a tokenizer that has
+// no end of text, stays as it is.
+std::vector<int32_t> EndForReward(const Tokenizer& tokenizer, absl::Span<const int32_t> prompt,
+                                  absl::Span<const int32_t> answer, int64_t context);
+// The same of texts. As EncodePrompt.
 absl::StatusOr<std::vector<int32_t>> EncodeForReward(const Tokenizer& tokenizer, absl::string_view prompt,
                                                      absl::Span<const ChatMessage> messages, absl::string_view response,
-                                                     bool ended);
+                                                     int64_t context);
 
 // What people are shown of a conversation: a single message as it is, several with their roles, a paragraph each.
 std::string ShownText(absl::Span<const ChatMessage> messages);

@@ -63,9 +63,9 @@ absl::StatusOr<ComparisonData> ComparisonData::Load(const std::string& path, con
     if (record.tie && options.leave_out_ties && !options.heads) continue;
     ComparisonPair pair;
     RLHF_ASSIGN_OR_RETURN(pair.chosen,
-                          artifact::EncodeForReward(tokenizer, record.prompt, record.messages, record.chosen, true));
-    RLHF_ASSIGN_OR_RETURN(pair.rejected,
-                          artifact::EncodeForReward(tokenizer, record.prompt, record.messages, record.rejected, true));
+                          artifact::EncodeForReward(tokenizer, record.prompt, record.messages, record.chosen, context));
+    RLHF_ASSIGN_OR_RETURN(
+        pair.rejected, artifact::EncodeForReward(tokenizer, record.prompt, record.messages, record.rejected, context));
     if (options.margin_by_strength > 0 && !(record.strength >= 0 && record.strength <= 1)) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ": comparison ", i + 1, " has strength ", record.strength, "; expected 0 to 1"));

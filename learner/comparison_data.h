@@ -14,7 +14,7 @@
 namespace rlhf::learner {
 
 struct ComparisonPair {
-  std::vector<int32_t> chosen, rejected;  // prompt, response, end of text
+  std::vector<int32_t> chosen, rejected;  // as EncodeForReward gives them
   bool tie = false;
   double margin = 0;  // what chosen has to be ahead by in the loss
   // With heads, by criterion in the order of their names: 1 where the ratings say the chosen answer is better, 0 the

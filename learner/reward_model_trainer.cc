@@ -69,7 +69,7 @@ void AddBaselines(const std::vector<ComparisonPair>& pairs, const std::vector<do
                   std::map<std::string, v1::Metric>* metrics) {
   std::vector<double> longer, lengths;
   for (const ComparisonPair& pair : pairs) {
-    // Both begin with the same prompt and end alike.
+    // Both begin with the same prompt and end with the end of text.
     lengths.push_back(static_cast<double>(pair.chosen.size()) - static_cast<double>(pair.rejected.size()));
     if (!pair.tie) longer.push_back(Right(lengths.back()));
   }
@@ -353,11 +353,9 @@ absl::StatusOr<model::RewardNormalization> RewardModelTrainer::Normalize() const
     RLHF_ASSIGN_OR_RETURN(const auto samples,
                           artifact::ReadSampleData(inputs_.local.at(spec().normalization_samples())));
     for (const artifact::SampleRecord& sample : samples) {
-      // As the reward server reads them: only the model's own end is a token.
-      const bool ended = sample.finish_reason != "MAX_TOKENS" && sample.finish_reason != "STOP_TEXT";
-      RLHF_ASSIGN_OR_RETURN(
-          sequences.emplace_back(),
-          artifact::EncodeForReward(*tokenizer_, sample.prompt, sample.messages, sample.response, ended));
+      RLHF_ASSIGN_OR_RETURN(sequences.emplace_back(),
+                            artifact::EncodeForReward(*tokenizer_, sample.prompt, sample.messages, sample.response,
+                                                      model_->model().config().max_position_embeddings));
     }
   }
   const std::vector<double> rewards = ScoreSequences(model_->model(), sequences, spec().micro_batch_tokens());

@@ -73,18 +73,20 @@ class RewardModelScore final : public Component {
   // Prompt and response as the reward model reads them; InvalidArgument when they are more than its context.
   absl::StatusOr<std::vector<int32_t>> TokensOf(const v1::Sample& sample, const LoadedModel& loaded,
                                                 bool same_tokens) const {
+    const int64_t context = loaded.model->config().max_position_embeddings;
     std::vector<int32_t> tokens;
     if (same_tokens) {
-      tokens.assign(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
-      tokens.insert(tokens.end(), sample.response_tokens().begin(), sample.response_tokens().end());
+      // Of the policy's own ends of text there may be several; the reward model was trained on one.
+      absl::Span<const int32_t> answer = sample.response_tokens();
+      if (!answer.empty() && (sample.finish_reason() == v1::END_OF_TEXT || loaded.tokenizer->EndsText(answer.back())))
+        answer.remove_suffix(1);
+      tokens = artifact::EndForReward(*loaded.tokenizer, sample.prompt_tokens(), answer, context);
     } else {
       // Another vocabulary: the same text in the reward model's own tokens.
       RLHF_ASSIGN_OR_RETURN(
-          tokens,
-          artifact::EncodeForReward(*loaded.tokenizer, sample.prompt().text(), artifact::MessagesOf(sample.prompt()),
-                                    sample.response_text(), sample.finish_reason() == v1::END_OF_TEXT));
+          tokens, artifact::EncodeForReward(*loaded.tokenizer, sample.prompt().text(),
+                                            artifact::MessagesOf(sample.prompt()), sample.response_text(), context));
     }
-    const int64_t context = loaded.model->config().max_position_embeddings;
     if (tokens.empty() || static_cast<int64_t>(tokens.size()) > context) {
       return absl::InvalidArgumentError(absl::StrCat("reward model ", digest_, ": sample ",
                                                      artifact::SampleName(sample.id()), " has ", tokens.size(),

@@ -96,7 +96,7 @@ TEST_F(RewardModelTrainerTest, EveryCriterionHasAHeadOfItsOwn) {
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   std::vector<std::vector<int32_t>> sequences;
   for (const char* answer : {" good", " bad"}) {
-    const auto tokens = artifact::EncodeForReward(**tokenizer, "item 7", {}, answer, true);
+    const auto tokens = artifact::EncodeForReward(**tokenizer, "item 7", {}, answer, 64);
     ASSERT_TRUE(tokens.ok()) << tokens.status();
     sequences.push_back(*tokens);
   }
@@ -142,7 +142,7 @@ TEST_F(RewardModelTrainerTest, TiesAreHalfLabelsUnlessTheyAreLeftOut) {
     const auto tokenizer = artifact::Tokenizer::Load(dir_.File("model"));
     for (int i = 0; i < 8; ++i) {
       for (const char* answer : {" good", " bad"})
-        sequences.push_back(*artifact::EncodeForReward(**tokenizer, absl::StrCat("item ", i), {}, answer, true));
+        sequences.push_back(*artifact::EncodeForReward(**tokenizer, absl::StrCat("item ", i), {}, answer, 64));
     }
     const std::vector<double> rewards = ScoreSequences((*trainer)->model(), sequences, 8192);
     double loss = 0, right = 0;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "artifact/prompt.h"
 #include "learner/comparison_data.h"
 #include "tests/learner/given_samples.h"
 
@@ -40,11 +41,11 @@ class RewardModelValuesTest : public TinyJobTest {
     }
     return job;
   }
-  std::vector<int32_t> Encode(const std::string& prompt, const std::string& response, bool ended) const {
+  std::vector<int32_t> Encode(const std::string& prompt, const std::string& response) const {
     std::vector<int32_t> tokens = *tokenizer_->Encode(prompt);
     const std::vector<int32_t> answer = *tokenizer_->Encode(response, {.add_special_tokens = false});
     tokens.insert(tokens.end(), answer.begin(), answer.end());
-    if (ended) tokens.push_back(*tokenizer_->eos_id());
+    tokens.push_back(*tokenizer_->eos_id());
     return tokens;
   }
   // The outputs at a sequence's last token: one, or one a criterion; with gradient where that is enabled.
@@ -67,15 +68,14 @@ class RewardModelValuesTest : public TinyJobTest {
 TEST_F(RewardModelValuesTest, ScoresOfWhatNormalisesHaveMeanZeroAndDeviationOne) {
   std::vector<std::vector<int32_t>> of_pairs, of_samples;
   for (int i = 0; i < kPairs; ++i) {
-    for (const char* answer : {" good", " bad"}) of_pairs.push_back(Encode(absl::StrCat("item ", i), answer, true));
+    for (const char* answer : {" good", " bad"}) of_pairs.push_back(Encode(absl::StrCat("item ", i), answer));
   }
-  // Only the model's own end is a token; a line that says nothing has ended.
+  // Whatever ended them.
   std::string samples;
   for (const char* reason : {"END_OF_TEXT", "STOP_TEXT", "MAX_TOKENS", ""}) {
     absl::StrAppend(&samples, "{\"prompt\":\"the cat\",\"response\":\" sat on ", of_samples.size(), "\"",
                     *reason == '\0' ? "" : absl::StrCat(",\"finish_reason\":\"", reason, "\""), "}\n");
-    of_samples.push_back(Encode("the cat", absl::StrCat(" sat on ", of_samples.size()),
-                                *reason == '\0' || std::string(reason) == "END_OF_TEXT"));
+    of_samples.push_back(Encode("the cat", absl::StrCat(" sat on ", of_samples.size())));
   }
   ASSERT_TRUE(WriteFileDurably(dir_.File("samples.jsonl"), samples).ok());
   for (const bool heads : {false, true}) {
@@ -111,6 +111,32 @@ TEST_F(RewardModelValuesTest, ScoresOfWhatNormalisesHaveMeanZeroAndDeviationOne)
         ExpectStandard(by_head[h], absl::StrCat(what, ", ", normalization->heads[h].criterion));
     }
   }
+}
+
+TEST_F(RewardModelValuesTest, OfAnAnswerThatFillsTheContextTheLastTokenGivesWayToTheEnd) {
+  const auto load = [&](int64_t context, bool ends = true) {
+    const auto data = ComparisonData::Load(dir_.File("data.jsonl"), *tokenizer_, context, {});
+    EXPECT_EQ(data.ok(), ends) << data.status();
+    return data.ok() ? data->training : std::vector<ComparisonPair>();
+  };
+  ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"),
+                               "{\"prompt\":\"the cat\",\"chosen\":\" sat on the mat\",\"rejected\":\" sat\"}\n")
+                  .ok());
+  const std::vector<int32_t> whole = Encode("the cat", " sat on the mat"), shorter = Encode("the cat", " sat");
+  const auto size = static_cast<int64_t>(whole.size());
+  ASSERT_GT(size, static_cast<int64_t>(shorter.size()) + 1);
+  const int32_t end = *tokenizer_->eos_id();
+  EXPECT_EQ(load(size).at(0).chosen, whole);
+  std::vector<int32_t> cut(whole.begin(), whole.end() - 2);
+  cut.push_back(end);
+  const auto fills = load(size - 1);
+  EXPECT_EQ(fills.at(0).chosen, cut);
+  EXPECT_EQ(fills.at(0).rejected, shorter);
+  load(size - 2, /*ends=*/false);
+  // A prompt does not give way: without an answer there is nothing to read.
+  const std::vector<int32_t> prompt = *tokenizer_->Encode("the cat");
+  EXPECT_EQ(artifact::EndForReward(*tokenizer_, prompt, {}, static_cast<int64_t>(prompt.size())).size(),
+            prompt.size() + 1);
 }
 
 TEST_F(RewardModelValuesTest, WhatIsMeasuredOfHeadsIsTheRewardThatIsScored) {
@@ -236,8 +262,8 @@ TEST_F(RewardModelValuesTest, CenteringDrawsRewardsTowardsZero) {
     const model::Transformer& model = (*trainer)->model();
     torch::Tensor loss = torch::zeros({});
     for (int i = 0; i < kPairs; ++i) {
-      const torch::Tensor chosen = Outputs(model, Encode(absl::StrCat("item ", i), " good", true)),
-                          rejected = Outputs(model, Encode(absl::StrCat("item ", i), " bad", true));
+      const torch::Tensor chosen = Outputs(model, Encode(absl::StrCat("item ", i), " good")),
+                          rejected = Outputs(model, Encode(absl::StrCat("item ", i), " bad"));
       for (int64_t output = 0; output < chosen.numel(); ++output) {
         const torch::Tensor c = chosen[output], r = rejected[output];
         const torch::Tensor d = output == 0 ? c - r : r - c;  // the second is honesty, by which the other was better

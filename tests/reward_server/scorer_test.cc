@@ -54,6 +54,11 @@ class ScorerTest : public testing::Test {
     component->set_weight(weight);
     return component;
   }
+  static std::vector<int32_t> Tokens(const v1::Sample& sample) {
+    std::vector<int32_t> tokens(sample.prompt_tokens().begin(), sample.prompt_tokens().end());
+    tokens.insert(tokens.end(), sample.response_tokens().begin(), sample.response_tokens().end());
+    return tokens;
+  }
 
   ScratchDir dir_;
   std::string policy_, reward_;
@@ -78,11 +83,10 @@ TEST_F(ScorerTest, TheTotalIsTheWeightedSumOfNormalisedRewardAndRules) {
   for (int i = 0; i < 2; ++i) {
     const v1::SampleScore& score = response.scores(i);
     ASSERT_EQ(score.code(), 0) << score.error();
-    std::vector<int32_t> tokens(request_.samples(i).prompt_tokens().begin(), request_.samples(i).prompt_tokens().end());
-    tokens.insert(tokens.end(), request_.samples(i).response_tokens().begin(),
-                  request_.samples(i).response_tokens().end());
+    std::vector<int32_t> tokens = Tokens(request_.samples(i));
     const model::PackedBatch batch = model::PackedBatch::FromSequences({tokens});
-    const torch::Tensor hidden = (*reward)->Hidden(batch);
+    if (tokens.back() != 2) tokens.push_back(2);
+    const torch::Tensor hidden = (*reward)->Hidden(model::PackedBatch::FromSequences({tokens}));
     const double normalised = ((*reward)->Scalar(hidden.narrow(0, hidden.size(0) - 1, 1)).item<double>() - 0.5) * 2;
     EXPECT_NEAR(score.score().components(0).value(), normalised, 1e-5);
     EXPECT_NEAR(score.score().total(), 0.5 * normalised + 3, 1e-5);
@@ -94,6 +98,54 @@ TEST_F(ScorerTest, TheTotalIsTheWeightedSumOfNormalisedRewardAndRules) {
     for (int t = 0; t < expected.numel(); ++t)
       EXPECT_NEAR(score.score().reference_log_probs(t), expected[t].item<double>(), 1e-4);
   }
+}
+
+// A reward model learned from answers that all end with its end of text.
+TEST_F(ScorerTest, EveryAnswerIsReadAtTheRewardModelsEndOfText) {
+  // A policy that ends texts by other tokens too: the same tokenizer, other settings.
+  const std::string chat = dir_.File("chat");
+  const auto model = model::LoadModel(dir_.File("policy"));
+  ASSERT_TRUE(model.ok() && MakeDirs(chat).ok());
+  ASSERT_TRUE(model::SaveModel(**model, chat, dir_.File("policy")).ok());
+  ASSERT_TRUE(WriteFileDurably(chat + "/generation_config.json", "{\"eos_token_id\": [2, 90]}").ok());
+  request_.set_tokenizer(artifact::ArtifactRoot(dir_.File("root")).Publish(chat)->digest);
+  request_.set_reference_policy(policy_);
+  AddComponent("model", 1)->mutable_reward_model()->set_model(reward_);
+  request_.clear_samples();
+  const auto add = [&](std::vector<int32_t> response, v1::FinishReason reason) {
+    v1::Sample& sample = *request_.add_samples();
+    for (const int32_t token : {1, 100, 110}) sample.add_prompt_tokens(token);
+    sample.mutable_response_tokens()->Add(response.begin(), response.end());
+    sample.set_finish_reason(reason);
+  };
+  add({70, 80, 2}, v1::END_OF_TEXT);
+  add({70, 80, 90}, v1::END_OF_TEXT);
+  add({70, 80}, v1::STOP_TEXT);
+  add({70, 80}, v1::MAX_TOKENS);
+  // Cut by the context: its last token gives way.
+  std::vector<int32_t> longest(61, 75);
+  longest.front() = 70;
+  add(longest, v1::MAX_TOKENS);
+  longest.back() = 2;
+  add(longest, v1::END_OF_TEXT);
+  const v1::ScoreResponse response = scorer_->Score(request_);
+  for (int i = 0; i < 6; ++i) {
+    ASSERT_EQ(response.scores(i).code(), 0) << response.scores(i).error();
+    const double expected = response.scores(i < 4 ? 0 : 5).score().total();
+    EXPECT_NEAR(response.scores(i).score().total(), expected, 1e-5) << i;
+    // What the reference says is of the sample's own tokens.
+    const std::vector<int32_t> tokens = Tokens(request_.samples(i));
+    const torch::NoGradGuard no_grad;
+    const model::PackedBatch batch = model::PackedBatch::FromSequences({tokens});
+    const model::ResponseIndex index = model::IndexResponses(batch, {3});
+    const torch::Tensor own =
+        model::ChunkedLogProbs(**model, (*model)->Hidden(batch).index_select(0, index.rows), index.targets, 0.7)
+            .log_probs;
+    ASSERT_EQ(response.scores(i).score().reference_log_probs_size(), own.numel()) << i;
+    for (int t = 0; t < own.numel(); ++t)
+      EXPECT_NEAR(response.scores(i).score().reference_log_probs(t), own[t].item<double>(), 1e-4) << i << ", " << t;
+  }
+  ASSERT_GT(std::abs(response.scores(0).score().total() - response.scores(5).score().total()), 1e-4);
 }
 
 TEST_F(ScorerTest, ARewardModelWithAnotherVocabularyReadsTheTextAndItsEnd) {
@@ -133,8 +185,7 @@ TEST_F(ScorerTest, ARewardModelWithAnotherVocabularyReadsTheTextAndItsEnd) {
   const torch::NoGradGuard no_grad;
   for (int i = 0; i < 3; ++i) {
     ASSERT_EQ(response.scores(i).code(), 0) << response.scores(i).error();
-    const torch::Tensor hidden = (*reward)->Hidden(
-        model::PackedBatch::FromSequences({encode(**own, reasons[static_cast<size_t>(i)] == v1::END_OF_TEXT)}));
+    const torch::Tensor hidden = (*reward)->Hidden(model::PackedBatch::FromSequences({encode(**own, true)}));
     const double raw = (*reward)->Scalar(hidden.narrow(0, hidden.size(0) - 1, 1)).item<double>();
     EXPECT_NEAR(response.scores(i).score().total(), (raw - 0.5) * 2, 1e-5) << i;
   }
@@ -165,9 +216,8 @@ TEST_F(ScorerTest, HeadsByCriterionAreRecordedAndMayBeWeighedAnew) {
   const torch::NoGradGuard no_grad;
   for (int i = 0; i < 2; ++i) {
     ASSERT_EQ(response.scores(i).code(), 0) << response.scores(i).error();
-    std::vector<int32_t> tokens(request_.samples(i).prompt_tokens().begin(), request_.samples(i).prompt_tokens().end());
-    tokens.insert(tokens.end(), request_.samples(i).response_tokens().begin(),
-                  request_.samples(i).response_tokens().end());
+    std::vector<int32_t> tokens = Tokens(request_.samples(i));
+    if (tokens.back() != 2) tokens.push_back(2);
     const torch::Tensor hidden = (*reward)->Hidden(model::PackedBatch::FromSequences({tokens}));
     const torch::Tensor raw =
         (*reward)->Scalar(hidden.narrow(0, hidden.size(0) - 1, 1)).to(torch::kFloat64).contiguous();
