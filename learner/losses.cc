@@ -19,7 +19,9 @@ PolicyLossSums PolicyLoss(const torch::Tensor& new_log_probs, const torch::Tenso
   sums.loss = losses.sum();
   const torch::NoGradGuard no_grad;
   sums.clipped = (clipped > plain).to(torch::kFloat32).sum();
-  sums.approx_kl = (ratio - 1 - log_ratio).detach().sum();
+  // A small update moves a token by 1e-5 or so, of whose square r − 1 − log r has no digits left in float32.
+  const torch::Tensor exact = log_ratio.detach().to(torch::kFloat64);
+  sums.approx_kl = (torch::expm1(exact) - exact).sum();
   sums.ratio_error =
       ratio.numel() == 0 ? torch::zeros({}, ratio.options().requires_grad(false)) : (ratio.detach() - 1).abs().max();
   return sums;

@@ -12,7 +12,7 @@ struct PolicyLossOptions {
 struct PolicyLossSums {
   torch::Tensor loss;  // scalar with gradient: Σ weight · max(−A r, −A clip(r, 1 − low, 1 + high)), r = exp(new − old)
   torch::Tensor clipped;      // scalar: number of rows where the clipped branch won
-  torch::Tensor approx_kl;    // scalar: Σ (r − 1 − log r), k3 of old against new (Schulman 2020)
+  torch::Tensor approx_kl;    // float64 scalar: Σ (r − 1 − log r), k3 of old against new (Schulman 2020)
   torch::Tensor ratio_error;  // scalar: max |r − 1|; 0 without rows
 };
 // Schulman et al. 2017, equation 7, with truncated importance weights (detached) for the sampler's mismatch. weights

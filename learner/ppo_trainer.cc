@@ -152,9 +152,7 @@ void PpoTrainer::ComputeAdvantages(const PpoBatch& batch, Before* before) const 
   inputs.lambda = spec().lambda();
   before->advantages = estimator_->Compute(inputs);
   if (critic_) {
-    const torch::Tensor residual = before->advantages.returns - before->values;
-    const double variance = before->advantages.returns.var().item<double>();
-    before->explained_variance = variance > 0 ? 1 - residual.var().item<double>() / variance : 0;
+    before->explained_variance = ExplainedVariance(before->values, before->advantages.returns);
   }
   if (spec().whiten_advantages()) {
     const torch::Tensor& advantages = before->advantages.advantages;
@@ -345,7 +343,7 @@ absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, con
   m["entropy"] = before.entropy.mean().item<double>();
   if (critic_) m["explained_variance"] = before.explained_variance;
   const torch::Tensor log_r = (before.old_log_probs - batch.behaviour_log_probs).to(torch::kFloat64);
-  m["mismatch_kl"] = (log_r.exp() - 1 - log_r).mean().item<double>();
+  m["mismatch_kl"] = (log_r.expm1() - log_r).mean().item<double>();
   m["importance_weight/mean"] = before.weights.mean().item<double>();
   const auto n = static_cast<double>(samples.size());
   double total = 0, squares = 0, gold = 0, ended = 0;

@@ -1,5 +1,6 @@
 #include "learner/rewards.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace rlhf::learner {
@@ -36,6 +37,17 @@ torch::Tensor Whiten(const torch::Tensor& values, const Moments& moments, bool s
   const torch::NoGradGuard no_grad;
   const torch::Tensor whitened = (values - moments.mean) * (1 / std::sqrt(moments.variance + 1e-8));
   return shift_mean ? whitened : whitened + moments.mean;
+}
+
+double ExplainedVariance(const torch::Tensor& values, const torch::Tensor& returns) {
+  const torch::NoGradGuard no_grad;
+  if (returns.numel() < 2) return 0;
+  const torch::Tensor wide = returns.to(torch::kFloat64);
+  const double variance = MomentsOf(wide).variance;
+  // Returns are sums of rewards and values in float32, and rounded as the largest of them.
+  const double largest = std::max(returns.abs().max().item<double>(), values.abs().max().item<double>());
+  if (!(std::sqrt(variance) > 1e-5 * largest)) return 0;
+  return 1 - MomentsOf(wide - values.to(torch::kFloat64)).variance / variance;
 }
 
 }  // namespace rlhf::learner

@@ -22,4 +22,8 @@ Moments MomentsOf(const torch::Tensor& values);
 // (x − mean) · rsqrt(variance + 1e-8), plus the mean again when shift_mean is false.
 torch::Tensor Whiten(const torch::Tensor& values, const Moments& moments, bool shift_mean = true);
 
+// 1 − Var[returns − values] / Var[returns] of packed tokens: at most 1, and below 0 of a critic that is worse than the
+// returns' mean. 0 where the returns do not vary, or by no more than rounding: there is nothing to explain.
+double ExplainedVariance(const torch::Tensor& values, const torch::Tensor& returns);
+
 }  // namespace rlhf::learner

@@ -210,6 +210,25 @@ TEST(FormulaTest, DualClipBoundsTheLossOfBadActions) {
   EXPECT_NEAR(unbounded.loss.item<double>(), std::exp(3.0), 1e-3);
 }
 
+TEST(FormulaTest, TheKlOfASmallUpdateKeepsItsDigits) {
+  // Log-probabilities that differ by 2⁻²⁰, which float32 has exactly: r − 1 − log r is ½ · 2⁻⁴⁰, and 0 in float32.
+  const torch::Tensor old = torch::full({3}, -1.0F), moved = old + 0x1p-20F;
+  const PolicyLossSums sums = PolicyLoss(moved, old, torch::ones({3}), {}, {});
+  EXPECT_NEAR(sums.approx_kl.item<double>(), 3 * 0.5 * 0x1p-40, 1e-4 * 0x1p-40);
+  EXPECT_EQ(PolicyLoss(old, old, torch::ones({3}), {}, {}).approx_kl.item<double>(), 0);
+}
+
+TEST(FormulaTest, ExplainedVarianceOfReturnsThatDoNotVaryIsZero) {
+  const torch::Tensor values = torch::tensor({0.5F, -0.25F, 1.5F, 0.75F});
+  const torch::Tensor returns = torch::tensor({1.0F, 0.0F, 2.0F, 0.5F});
+  EXPECT_NEAR(ExplainedVariance(values, returns), 1 - 0.125 / 0.7291666666666666, 1e-6);  // Python: statistics.variance
+  EXPECT_EQ(ExplainedVariance(values, torch::full({4}, 0.3F)), 0);
+  // Equal, but for the rounding of sums with values of 1.
+  EXPECT_EQ(ExplainedVariance(values, torch::tensor({1e-8F, 0.0F, -6e-8F, 3e-8F})), 0);
+  EXPECT_EQ(ExplainedVariance(values.slice(0, 0, 1), returns.slice(0, 0, 1)), 0) << "one does not vary";
+  EXPECT_LT(ExplainedVariance(-values, returns), 0) << "worse than the mean";
+}
+
 TEST(FormulaTest, KlControllers) {
   v1::KlSpec spec;
   spec.set_coefficient(0.1);
