@@ -78,6 +78,39 @@ std::string ShapeText(c10::IntArrayRef shape) {
   return absl::StrCat("[", absl::StrJoin(shape.vec(), ", "), "]");
 }
 
+// Whether two tensors are stored with the same bytes.
+absl::StatusOr<bool> Same(const artifact::ModelWeights::Entry& a, const artifact::ModelWeights::Entry& b) {
+  if (a.info->dtype != b.info->dtype || a.info->shape != b.info->shape) return false;
+  constexpr uint64_t kPiece = 8 << 20;
+  std::vector<uint8_t> left(kPiece), right(kPiece);
+  const uint64_t size = a.info->end - a.info->begin;
+  for (uint64_t at = 0; at < size; at += kPiece) {
+    const auto count = static_cast<size_t>(std::min(kPiece, size - at));
+    RLHF_RETURN_IF_ERROR(a.file->Read(*a.info, at, absl::MakeSpan(left.data(), count)));
+    RLHF_RETURN_IF_ERROR(b.file->Read(*b.info, at, absl::MakeSpan(right.data(), count)));
+    if (!std::equal(left.begin(), left.begin() + static_cast<ptrdiff_t>(count), right.begin())) return false;
+  }
+  return true;
+}
+
+// transformers does not tie a head to an embedding that is stored with other numbers, whatever config.json says: loaded
+// tied, it would be another model.
+absl::Status CheckTied(const std::string& dir, const artifact::ModelWeights& weights, const FamilyDescription& family) {
+  auto embedding = weights.tensors.find(family.token_embedding);
+  if (embedding == weights.tensors.end())
+    embedding = weights.tensors.find(family.token_embedding.substr(family.optional_prefix.size()));
+  for (const char* name : {"lm_head.weight", "embed_out.weight"}) {
+    const auto head = weights.tensors.find(name);
+    if (head == weights.tensors.end() || embedding == weights.tensors.end()) continue;
+    RLHF_ASSIGN_OR_RETURN(const bool same, Same(head->second, embedding->second));
+    if (same) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        dir, ": config.json ties the head to ", embedding->first, ", but the files hold a ", name,
+        " with other values; set tie_word_embeddings to false if the head is the model's, or remove it from the file"));
+  }
+  return absl::OkStatus();
+}
+
 // Fills the model from the files; says what is missing, extra or misshaped, all at once.
 absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights, const FamilyDescription& family,
                   const LoadOptions& options, Transformer* model) {
@@ -130,7 +163,10 @@ absl::Status Fill(const std::string& dir, const artifact::ModelWeights& weights,
     const bool other_head = name == "lm_head.weight" || name == "embed_out.weight" || name == family.scalar_head;
     if (!buffer && !other_head) extra.push_back(name);
   }
-  if (missing.empty() && misshaped.empty() && extra.empty()) return ReadAll(std::move(copies));
+  if (missing.empty() && misshaped.empty() && extra.empty()) {
+    if (family.lm_head == family.token_embedding) RLHF_RETURN_IF_ERROR(CheckTied(dir, weights, family));
+    return ReadAll(std::move(copies));
+  }
   std::string text = absl::StrCat(dir, ": the weights do not fit config.json");
   if (!missing.empty()) absl::StrAppend(&text, "; missing: ", absl::StrJoin(missing, ", "));
   if (!misshaped.empty()) absl::StrAppend(&text, "; misshaped: ", absl::StrJoin(misshaped, ", "));

@@ -1,5 +1,6 @@
 #include "model/weights_io.h"
 
+#include <algorithm>
 #include <cmath>
 #include <deque>
 #include <filesystem>
@@ -8,6 +9,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/match.h"
 #include "artifact/safetensors.h"
 #include "common/durable_file.h"
 #include "tests/model/formula_model.h"
@@ -211,6 +213,37 @@ TEST_P(WeightsIoTest, WhatIsMissingExtraOrMisshapedIsNamedAtOnce) {
   EXPECT_THAT(std::string(loaded.status().message()),
               testing::AllOf(HasSubstr("missing: " + missing), HasSubstr("misshaped: " + misshaped),
                              HasSubstr("extra: stray.weight")));
+}
+
+TEST_P(WeightsIoTest, ATiedHeadThatIsStoredTwiceIsTheEmbedding) {
+  const std::string dir = Saved(), path = dir + "/model.safetensors";
+  if (!model_->config().tie_word_embeddings) GTEST_SKIP() << "the head is not tied";
+  const auto file = artifact::SafetensorsFile::Open(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  std::vector<artifact::TensorToWrite> tensors = TensorsOf(**file);
+  const auto embedding = std::find_if(tensors.begin(), tensors.end(), [](const artifact::TensorToWrite& tensor) {
+    return absl::EndsWith(tensor.name, "embed_tokens.weight") || absl::EndsWith(tensor.name, "wte.weight");
+  });
+  ASSERT_NE(embedding, tensors.end());
+  artifact::TensorToWrite head = *embedding;
+  head.name = "lm_head.weight";
+  std::vector<uint8_t> other(head.data.begin(), head.data.end());
+  tensors.push_back(head);
+  ASSERT_TRUE(artifact::WriteSafetensors(path, tensors).ok());
+  const auto loaded = LoadModel(dir);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(WeightsDigest(**loaded), WeightsDigest(*model_));
+  other.back() ^= 1;
+  tensors.back().data = other;
+  ASSERT_TRUE(artifact::WriteSafetensors(path, tensors).ok());
+  const absl::Status untied = LoadModel(dir).status();
+  EXPECT_EQ(untied.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(untied.message()), HasSubstr("lm_head.weight with other values"));
+  // A reward model has another head.
+  LoadOptions reward;
+  reward.head = HeadKind::kScalar;
+  reward.init_missing_scalar_head = true;
+  EXPECT_TRUE(LoadModel(dir, reward).ok());
 }
 
 TEST_P(WeightsIoTest, GenerationSettingsComeAlong) {
