@@ -131,6 +131,9 @@ void SpecChecker::Sampling(v1::SamplingParams* s, double temperature) {
   if (!s->has_max_new_tokens()) s->set_max_new_tokens(64);
   const Scope scope(this, "sampling");
   Range("temperature", s->temperature(), 0, 10);
+  // Logits are divided by it in float32: by less, they would be infinite and have no token.
+  if (s->temperature() > 0 && s->temperature() < 1e-30)
+    Problem("temperature", absl::StrCat("expected 0 (greedy), or at least 1e-30, found ", s->temperature()));
   if (!(s->top_p() > 0 && s->top_p() <= 1))
     Problem("top_p", absl::StrCat("expected more than 0 and at most 1, found ", s->top_p()));
   AtLeast("top_k", s->top_k(), 0);

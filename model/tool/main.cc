@@ -50,7 +50,8 @@ int main(int argc, char** argv) {
                      "a conversation for the model's chat template: a JSON array of {\"role\", \"content\"}");
   prompt->require_option(1);
   generate->add_option("--max-new-tokens", generate_options.max_new_tokens)->check(CLI::PositiveNumber);
-  generate->add_option("--temperature", generate_options.temperature)->check(CLI::Range(0.0, 10.0));
+  generate->add_option("--temperature", generate_options.temperature)
+      ->check(CLI::Range(0.0, 0.0) | CLI::Range(1e-30, 10.0));
   generate->add_option("--top-p", generate_options.top_p)->check(CLI::Range(1e-6, 1.0));
   generate->add_option("--top-k", generate_options.top_k)->check(CLI::NonNegativeNumber);
   generate->add_option("--seed", generate_options.seed);

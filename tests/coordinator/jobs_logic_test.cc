@@ -146,6 +146,11 @@ TEST(SpecTest, EveryProblemNamesItsField) {
               HasSubstr("ppo.steps: expected at least 1, found 0"));
   EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_sampling()->set_top_p(0); }),
               HasSubstr("ppo.sampling.top_p"));
+  // Logits divided by less are infinite in float32.
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_sampling()->set_temperature(1e-31); }),
+              HasSubstr("ppo.sampling.temperature: expected 0 (greedy), or at least 1e-30, found 1e-31"));
+  EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_sampling()->set_temperature(1e-30); }),
+              testing::Not(HasSubstr("temperature")));
   EXPECT_THAT(problem([](auto* s) { s->mutable_ppo()->mutable_kl()->set_coefficient(-1); }),
               HasSubstr("ppo.kl.coefficient"));
   EXPECT_THAT(
