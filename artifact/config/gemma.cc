@@ -55,7 +55,14 @@ absl::Status ReadGemma3(ConfigReader& reader, ModelConfig* config) {
   config->query_key_norm = true;
   int64_t pattern = 6;
   RLHF_RETURN_IF_BAD(reader.Int("sliding_window_pattern", &pattern, false, 1, 10000));
-  RLHF_RETURN_IF_BAD(reader.Int("_sliding_window_pattern", &pattern, false, 1, 10000));
+  // transformers writes this one beside layer_types, which say the same, and does not read it.
+  int64_t written = pattern;
+  RLHF_RETURN_IF_BAD(reader.Int("_sliding_window_pattern", &written, false, 1, 10000));
+  if (written != pattern && !reader.Has("layer_types")) {
+    return reader.Problem("_sliding_window_pattern",
+                          absl::StrCat("expected layer_types beside it, or sliding_window_pattern = ", written,
+                                       " in its place; transformers does not read it and takes ", pattern));
+  }
   RLHF_RETURN_IF_BAD(ReadShared(reader, pattern, config));
   // transformers reads this key for Gemma 3 and applies it nowhere: what it should mean is not known.
   RLHF_RETURN_IF_BAD(reader.Only("attn_logit_softcapping", {}));
@@ -66,10 +73,24 @@ absl::Status ReadGemma3(ConfigReader& reader, ModelConfig* config) {
   config->rotary_dim = config->head_dim;
   RLHF_RETURN_IF_BAD(reader.Double("rope_theta", &config->rope.theta, 1, 1e12));
   RLHF_RETURN_IF_BAD(reader.Double("rope_local_base_freq", &config->local_rope.theta, 1, 1e12));
-  double partial = 1;
+  RLHF_RETURN_IF_BAD(CheckOneRope(reader));
+  const auto read = [&](const std::string& where, const nlohmann::json& object, Rope* rope) -> absl::Status {
+    double partial = 1;
+    RLHF_RETURN_IF_BAD(ReadRopeObject(reader, where, object, *config, rope, &partial));
+    if (rope->kind == Rope::Kind::kLongRope || rope->kind == Rope::Kind::kDynamic)
+      return reader.Problem(where, "dynamic and longrope are not supported for Gemma 3");
+    if (partial != 1) return reader.Problem(absl::StrCat(where, ".partial_rotary_factor"), "expected 1 for Gemma 3");
+    // transformers looks for it beside the two ropes, not within.
+    if (!rope->truncate) return reader.Problem(absl::StrCat(where, ".truncate"), "expected true for Gemma 3");
+    return absl::OkStatus();
+  };
   const nlohmann::json& scaling = reader.Raw("rope_scaling");
-  if (!scaling.is_null())
-    RLHF_RETURN_IF_BAD(ReadRopeObject(reader, "rope_scaling", scaling, *config, &config->rope, &partial));
+  if (!scaling.is_null()) {
+    // transformers puts it over a rope that has its rope_type already, which a "type" does not change.
+    if (scaling.is_object() && scaling.contains("type") && !scaling.contains("rope_type"))
+      return reader.Problem("rope_scaling.type", "expected rope_type for Gemma 3, where transformers reads no type");
+    RLHF_RETURN_IF_BAD(read("rope_scaling", scaling, &config->rope));
+  }
   const nlohmann::json& both = reader.Raw("rope_parameters");
   if (!both.is_null()) {
     if (!both.is_object())
@@ -81,15 +102,9 @@ absl::Status ReadGemma3(ConfigReader& reader, ModelConfig* config) {
       }
       if (value.is_null()) continue;
       Rope* rope = name == "full_attention" ? &config->rope : &config->local_rope;
-      RLHF_RETURN_IF_BAD(
-          ReadRopeObject(reader, absl::StrCat("rope_parameters.", name), value, *config, rope, &partial));
+      RLHF_RETURN_IF_BAD(read(absl::StrCat("rope_parameters.", name), value, rope));
     }
   }
-  for (const Rope* rope : {&config->rope, &config->local_rope}) {
-    if (rope->kind == Rope::Kind::kLongRope || rope->kind == Rope::Kind::kDynamic)
-      return reader.Problem("rope_parameters", "dynamic and longrope are not supported for Gemma 3");
-  }
-  if (partial != 1) return reader.Problem("partial_rotary_factor", "expected 1 for Gemma 3");
   return absl::OkStatus();
 }
 

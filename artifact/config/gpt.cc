@@ -21,6 +21,15 @@ absl::Status HeadsDivide(const ConfigReader& reader, const char* key, const Mode
       key, absl::StrCat("expected a multiple of the ", config.num_heads, " heads, found ", config.hidden_size));
 }
 
+// transformers writes some of GPT-NeoX's settings twice and reads them under their older names alone.
+absl::Status SameAs(ConfigReader& reader, const char* key, const char* read, double value) {
+  double other = value;
+  RLHF_RETURN_IF_BAD(reader.Double(key, &other));
+  if (other == value) return absl::OkStatus();
+  return reader.Problem(key, absl::StrCat("expected ", value, ", which is ", read, " or its default, found ", other,
+                                          "; transformers reads ", read, " alone"));
+}
+
 }  // namespace
 
 absl::Status ReadGpt2(ConfigReader& reader, ModelConfig* config) {
@@ -78,6 +87,8 @@ absl::Status ReadGptNeoX(ConfigReader& reader, ModelConfig* config) {
   double theta = 10000, partial = 0.25;
   RLHF_RETURN_IF_BAD(reader.Double("rotary_emb_base", &theta, 1, 1e12));
   RLHF_RETURN_IF_BAD(reader.Double("rotary_pct", &partial, 0, 1));
+  RLHF_RETURN_IF_BAD(SameAs(reader, "rope_theta", "rotary_emb_base", theta));
+  RLHF_RETURN_IF_BAD(SameAs(reader, "partial_rotary_factor", "rotary_pct", partial));
   return ReadRope(reader, theta, partial, config);
 }
 

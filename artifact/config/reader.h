@@ -53,6 +53,8 @@ absl::Status ReadDecoderSizes(ConfigReader& reader, const char* activation_key, 
 // rope_theta with rope_scaling (files of transformers 4) or rope_parameters (5). `kinds`: the rope types supported.
 // Fills rope, rotary_dim, and the context where the kind bounds it.
 absl::Status ReadRope(ConfigReader& reader, double default_theta, double default_partial, ModelConfig* config);
+// InvalidArgument where rope_scaling and rope_parameters say different things: transformers reads one of them alone.
+absl::Status CheckOneRope(ConfigReader& reader);
 // One rope object, for families that have one a layer type. `where` names it in errors.
 absl::Status ReadRopeObject(ConfigReader& reader, const std::string& where, const nlohmann::json& object,
                             const ModelConfig& config, Rope* rope, double* partial);

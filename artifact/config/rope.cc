@@ -58,6 +58,10 @@ absl::Status ReadRopeObject(ConfigReader& reader, const std::string& where, cons
   // Older Phi-3 files say "su" (and, by mistake, "yarn") where longrope is meant, as transformers reads them.
   if (config.family == Family::kPhi3 && (type == "su" || type == "yarn")) type = "longrope";
   std::set<std::string> known = {"type", "rope_type", "rope_theta", "partial_rotary_factor"};
+  if (config.family == Family::kPhi3 && type != "default" && type != "longrope") {
+    return reader.Problem(where, absl::StrCat("found rope_type \"", type,
+                                              "\"; expected default or longrope, as transformers has it for phi3"));
+  }
   RLHF_RETURN_IF_BAD(Number(reader, where, object, "rope_theta", false, 1, 1e12, &rope->theta));
   RLHF_RETURN_IF_BAD(Number(reader, where, object, "partial_rotary_factor", false, 0, 1, partial));
   double original = static_cast<double>(config.max_position_embeddings);
@@ -95,8 +99,7 @@ absl::Status ReadRopeObject(ConfigReader& reader, const std::string& where, cons
     rope->kind = Rope::Kind::kYarn;
     known.insert({"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"});
     RLHF_RETURN_IF_BAD(read_original(true));
-    rope->factor = static_cast<double>(config.max_position_embeddings) / original;
-    RLHF_RETURN_IF_BAD(read_factor(false));
+    RLHF_RETURN_IF_BAD(read_factor(true));
     double mscale = 0, mscale_all = 0;
     RLHF_RETURN_IF_BAD(Number(reader, where, object, "mscale", false, 0, 1e6, &mscale));
     RLHF_RETURN_IF_BAD(Number(reader, where, object, "mscale_all_dim", false, 0, 1e6, &mscale_all));
@@ -114,10 +117,21 @@ absl::Status ReadRopeObject(ConfigReader& reader, const std::string& where, cons
   } else if (type == "longrope") {
     rope->kind = Rope::Kind::kLongRope;
     known.insert({"attention_factor", "short_factor", "long_factor"});
-    // Phi-3 keeps the trained length beside the rope.
-    RLHF_RETURN_IF_BAD(
-        Number(reader, "config", reader.json(), "original_max_position_embeddings", false, 2, 1e9, &original));
-    RLHF_RETURN_IF_BAD(read_original(false));
+    if (config.family == Family::kPhi3) {
+      // The trained length that Phi-3 keeps beside the rope rules over the one within.
+      double beside = 4096;
+      RLHF_RETURN_IF_BAD(
+          Number(reader, "config", reader.json(), "original_max_position_embeddings", false, 2, 1e9, &beside));
+      original = beside;
+      RLHF_RETURN_IF_BAD(read_original(false));
+      if (original != beside) {
+        return reader.Problem(absl::StrCat(where, ".original_max_position_embeddings"),
+                              absl::StrCat("expected ", beside, ", the original_max_position_embeddings beside ", where,
+                                           " (4096 where there is none), found ", original));
+      }
+    } else {
+      RLHF_RETURN_IF_BAD(read_original(false));
+    }
     rope->factor = static_cast<double>(config.max_position_embeddings) / original;
     RLHF_RETURN_IF_BAD(read_factor(false));
     RLHF_RETURN_IF_BAD(Factors(reader, where, object, "short_factor", &rope->short_factor));
@@ -137,15 +151,30 @@ absl::Status ReadRopeObject(ConfigReader& reader, const std::string& where, cons
   return absl::OkStatus();
 }
 
+absl::Status CheckOneRope(ConfigReader& reader) {
+  const Json &older = reader.Raw("rope_scaling"), &newer = reader.Raw("rope_parameters");
+  if (older.is_null() || older.empty() || newer.is_null() || newer.empty() || older == newer) return absl::OkStatus();
+  return reader.Problem("rope_scaling, rope_parameters", "expected one of them, or both alike; found two that differ");
+}
+
 absl::Status ReadRope(ConfigReader& reader, double default_theta, double default_partial, ModelConfig* config) {
   config->rope.kind = Rope::Kind::kDefault;
   config->rope.theta = default_theta;
   double partial = default_partial;
   RLHF_RETURN_IF_BAD(reader.Double("rope_theta", &config->rope.theta, 1, 1e12));
   RLHF_RETURN_IF_BAD(reader.Double("partial_rotary_factor", &partial, 0, 1));
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+  RLHF_RETURN_IF_BAD(CheckOneRope(reader));
+  for (const char* key : {"rope_parameters", "rope_scaling"}) {
     const Json& object = reader.Raw(key);
-    if (!object.is_null()) RLHF_RETURN_IF_BAD(ReadRopeObject(reader, key, object, *config, &config->rope, &partial));
+    if (object.is_null() || object.empty()) continue;
+    RLHF_RETURN_IF_BAD(ReadRopeObject(reader, key, object, *config, &config->rope, &partial));
+    break;
+  }
+  // transformers turns whole heads of the other families, whatever this says.
+  const bool may_be_partial = config->family == Family::kGptNeoX || config->family == Family::kPhi3;
+  if (!may_be_partial && partial != 1) {
+    return reader.Problem("partial_rotary_factor",
+                          absl::StrCat("expected 1, or none, for this model_type, found ", partial));
   }
   config->rotary_dim = static_cast<int64_t>(static_cast<double>(config->head_dim) * partial);
   if (config->rotary_dim % 2 != 0 || config->rotary_dim < 2) {

@@ -89,6 +89,20 @@ TEST(ModelConfigTest, NothingUnknownOrUnsupportedIsIgnored) {
   refused("llama", "rope_parameters", {{"rope_type", "axial"}}, "axial");
   refused("llama", "rope_parameters", {{"rope_type", "linear"}, {"factor", 2.0}, {"bend", 1}}, "rope_parameters.bend");
   refused("llama", "rope_parameters", {{"rope_type", "yarn"}, {"factor", 2.0}}, "original_max_position_embeddings");
+  refused("llama", "rope_parameters", {{"rope_type", "yarn"}, {"original_max_position_embeddings", 32}}, "factor");
+  refused("llama", "rope_scaling", {{"rope_type", "linear"}, {"factor", 2.0}}, "rope_scaling, rope_parameters");
+  for (const char* whole : {"llama", "mistral", "qwen2", "qwen3", "gemma2"})
+    refused(whole, "partial_rotary_factor", 0.5, "partial_rotary_factor: expected 1");
+  refused("gpt_neox", "rope_theta", 20000, "transformers reads rotary_emb_base alone");
+  refused("gpt_neox", "partial_rotary_factor", 0.5, "transformers reads rotary_pct alone");
+  refused("phi3", "rope_parameters", {{"rope_type", "linear"}, {"factor", 2.0}}, "expected default or longrope");
+  refused("phi3_longrope", "original_max_position_embeddings", nullptr,
+          "rope_parameters.original_max_position_embeddings: expected 4096");
+  refused("gemma3", "rope_scaling", {{"rope_type", "linear"}, {"factor", 2.0}}, "rope_scaling, rope_parameters");
+  refused("gemma3", "rope_parameters",
+          {{"full_attention", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}}},
+           {"sliding_attention", {{"rope_type", "default"}, {"partial_rotary_factor", 1.0}}}},
+          "full_attention.partial_rotary_factor");
   refused("llama", "architectures", {"LlamaForQuestionAnswering"}, "LlamaForQuestionAnswering");
   refused("llama", "torch_dtype", "float64", "float64");
   refused("gpt2", "scale_attn_by_inverse_layer_idx", true, "scale_attn_by_inverse_layer_idx");
@@ -100,6 +114,27 @@ TEST(ModelConfigTest, NothingUnknownOrUnsupportedIsIgnored) {
   refused("phi3_longrope", "rope_parameters",
           {{"rope_type", "longrope"}, {"short_factor", {1.0}}, {"long_factor", {1.0}}}, "short_factor");
   refused("mistral", "model_type", "mixtral", "mixtral");
+}
+
+TEST(ModelConfigTest, AWindowsPatternIsReadAsTransformersReadsIt) {
+  nlohmann::json gemma = ConfigOf("gemma3");
+  gemma.erase("layer_types");
+  gemma["_sliding_window_pattern"] = 6;
+  gemma["sliding_window_pattern"] = 2;
+  // The one that transformers writes says another than the one it reads.
+  EXPECT_THAT(ErrorOf(gemma), HasSubstr("_sliding_window_pattern: expected layer_types beside it"));
+  gemma["_sliding_window_pattern"] = 2;
+  const auto every_second = ParseModelConfig(gemma.dump(), "gemma3");
+  ASSERT_TRUE(every_second.ok()) << every_second.status();
+  EXPECT_EQ(every_second->windowed, (std::vector<bool>{true, false, true}));
+  gemma["layer_types"] = {"full_attention", "full_attention", "sliding_attention"};
+  gemma["_sliding_window_pattern"] = 6;
+  const auto listed = ParseModelConfig(gemma.dump(), "gemma3");
+  ASSERT_TRUE(listed.ok()) << listed.status();
+  EXPECT_EQ(listed->windowed, (std::vector<bool>{false, false, true}));
+  gemma.erase("rope_parameters");
+  gemma["rope_scaling"] = {{"type", "linear"}, {"factor", 8.0}};
+  EXPECT_THAT(ErrorOf(gemma), HasSubstr("rope_scaling.type: expected rope_type"));
 }
 
 // More than there may be memory for.
