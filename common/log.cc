@@ -1,16 +1,23 @@
 #include "common/log.h"
 
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <climits>
 #include <ctime>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
 #include <spdlog/formatter.h>
 #include <spdlog/pattern_formatter.h>
+#include <spdlog/sinks/base_sink.h>
 #include <spdlog/sinks/sink.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
-#include <spdlog/sinks/stdout_sinks.h>
 #include <nlohmann/json.hpp>
 
 #include "absl/base/thread_annotations.h"
@@ -75,6 +82,65 @@ Observers& TheObservers() {
   static Observers* const observers = new Observers;
   return *observers;
 }
+
+// Writes to a descriptor that may be a pipe whose reader is stuck: what it does not take in time is lost, counted, and
+// said before the next line that it takes. A line is never broken off for another.
+class LossySink final : public spdlog::sinks::base_sink<std::mutex> {
+ public:
+  explicit LossySink(int fd) : fd_(fd) {}
+
+ protected:
+  void sink_it_(const spdlog::details::log_msg& message) override {
+    if (!Drain()) {
+      ++lost_;
+      return;
+    }
+    if (lost_ > 0) {
+      const std::string text =
+          absl::StrCat("the log's reader did not read for a while: ", lost_, " lines before this one are lost");
+      spdlog::details::log_msg said(message.logger_name, spdlog::level::warn, text);
+      Append(said);
+      lost_ = 0;
+    }
+    Append(message);
+    Drain();
+  }
+  void flush_() override {}
+
+ private:
+  void Append(const spdlog::details::log_msg& message) {
+    spdlog::memory_buf_t line;
+    formatter_->format(message, line);
+    pending_.append(line.data(), line.size());
+  }
+  // Writes what is pending. False where not all of it was taken.
+  bool Drain() {
+    size_t written = 0;
+    while (written < pending_.size()) {
+      pollfd ready{fd_, POLLOUT, 0};
+      // A reader that is only slow has a moment; a stuck one has had it.
+      const int found = poll(&ready, 1, stuck_ ? 0 : kPatienceMs);
+      if (found < 0 && errno == EINTR) continue;
+      stuck_ = found == 0;
+      if (stuck_) break;
+      // A pipe that is ready takes PIPE_BUF at once; of more, a write would wait for the rest.
+      const ssize_t n = write(fd_, pending_.data() + written, std::min<size_t>(pending_.size() - written, PIPE_BUF));
+      if (n > 0) {
+        written += static_cast<size_t>(n);
+      } else if (n == 0 || (errno != EINTR && errno != EAGAIN)) {
+        written = pending_.size();  // nobody will read it
+      }
+    }
+    pending_.erase(0, written);
+    return pending_.empty();
+  }
+
+  static constexpr int kPatienceMs = 100;
+  const int fd_;
+  std::string pending_;  // the end of a line, or of two
+  bool stuck_ = false;
+  uint64_t lost_ = 0;
+};
 
 class ObserverSink final : public spdlog::sinks::sink {
  public:
@@ -168,10 +234,14 @@ void RemoveLogObserver(int64_t handle) {
 void InitLogging(const std::string& role, const std::string& instance, const std::string& level, bool json) {
   spdlog::sink_ptr sink;
   if (json) {
-    sink = std::make_shared<spdlog::sinks::stdout_sink_mt>();
+    sink = std::make_shared<LossySink>(STDOUT_FILENO);
     sink->set_formatter(std::make_unique<JsonFormatter>(role, instance));
   } else {
-    sink = std::make_shared<spdlog::sinks::stdout_color_sink_mt>();
+    if (isatty(STDOUT_FILENO) != 0) {
+      sink = std::make_shared<spdlog::sinks::stdout_color_sink_mt>();
+    } else {
+      sink = std::make_shared<LossySink>(STDOUT_FILENO);
+    }
     // A percent sign in a name would be read as a pattern flag.
     const std::string who = absl::StrCat(role, "/", instance);
     std::string escaped;

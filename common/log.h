@@ -1,4 +1,4 @@
-// JSON-lines logging to stdout through spdlog. Call InitLogging once in main; before that, lines are plain.
+// JSON-lines logging to stdout through spdlog; what a full pipe does not take is lost. Call InitLogging once in main.
 #pragma once
 
 #include <cstdint>

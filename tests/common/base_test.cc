@@ -1,3 +1,4 @@
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -5,8 +6,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -14,6 +17,9 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "common/bounded_queue.h"
 #include "common/clock.h"
 #include "common/durable_file.h"
@@ -280,6 +286,60 @@ TEST(LogTest, AMessageIsOneLineForPeopleToo) {
   ASSERT_EQ(lines.size(), 1u);
   EXPECT_THAT(lines[0], testing::EndsWith("info coordinator/c%l0 cancelled: done\\n2026-11-30 00:00:00.000 info "
                                           "coordinator/c0 all is well\\x1b[2J"));
+}
+
+TEST(LogTest, WhoReadsTheLogAndIsStuckHoldsNobodyUpAndIsToldWhatWasLost) {
+  constexpr int kLines = 5000;  // of more than a pipe holds
+  int lines[2], said[2], go_on[2];
+  ASSERT_EQ(pipe(said), 0);
+  ASSERT_EQ(pipe(lines), 0);
+  ASSERT_EQ(pipe(go_on), 0);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    dup2(lines[1], 1);
+    close(lines[0]);
+    close(lines[1]);
+    InitLogging("learner", "learner-0", "info", /*json=*/true);
+    for (int i = 0; i < kLines; ++i) spdlog::info("line {} {}", i, std::string(i % 7 == 0 ? 6000 : 100, 'x'));
+    // All are logged, and nobody has read yet.
+    if (write(said[1], "!", 1) != 1) _exit(1);
+    char read_all = 0;
+    if (read(go_on[0], &read_all, 1) != 1) _exit(1);
+    spdlog::info("line after");
+    _exit(0);
+  }
+  close(lines[1]);
+  pollfd logged{said[0], POLLIN, 0};
+  ASSERT_EQ(poll(&logged, 1, 60'000), 1) << "the process waits for who reads its log";
+  std::string text;
+  char buffer[1 << 16];
+  const auto read_some = [&] {
+    const ssize_t n = read(lines[0], buffer, sizeof(buffer));
+    if (n > 0) text.append(buffer, static_cast<size_t>(n));
+    return n > 0;
+  };
+  ASSERT_TRUE(read_some());  // the pipe has room for a line
+  ASSERT_EQ(write(go_on[1], "!", 1), 1);
+  while (read_some()) {
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  int there = 0, lost = 0;
+  bool last = false;
+  for (const absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    ASSERT_TRUE(json.is_object()) << line;  // whole, each of them
+    const std::string message = json.value("message", "");
+    there += absl::StartsWith(message, "line ") ? 1 : 0;
+    last = last || message == "line after";
+    if (const size_t at = message.find("for a while: "); at != std::string::npos)
+      lost += std::atoi(message.c_str() + at + sizeof("for a while: ") - 1);
+  }
+  EXPECT_TRUE(last) << text.substr(text.size() - std::min<size_t>(text.size(), 500));
+  EXPECT_GT(lost, 0);
+  EXPECT_EQ(there + lost, kLines + 1);
 }
 
 TEST(LogTest, AScopeWithinAnotherIsAboutTheSameJobUnlessItSaysAnother) {
