@@ -40,7 +40,9 @@ class BoundedStream final : public httplib::Stream {
   // False when none begins in time.
   bool AwaitRequest() {
     deadline_ = absl::Now() + bounds_.idle;
+    idle_ = true;
     if (begin_ == end_ && !Fill()) return false;
+    idle_ = false;
     left_ = bounds_.request_bytes;
     deadline_ = absl::Now() + bounds_.request;
     answering_ = false;
@@ -113,6 +115,7 @@ class BoundedStream final : public httplib::Stream {
   bool Wait(short events, absl::Time deadline) const {
     absl::Time until = std::min(absl::Now() + (answering_ ? kAnswerSilence : bounds_.silence), deadline);
     while (true) {
+      if (stopping_() && idle_) return false;
       if (stopping_()) until = std::min(until, stop_by_ = std::min(stop_by_, absl::Now() + kAtStop));
       const absl::Duration left = std::min(until - absl::Now(), kLookedAtStop);
       if (left <= absl::ZeroDuration()) return false;
@@ -128,7 +131,8 @@ class BoundedStream final : public httplib::Stream {
   const absl::FunctionRef<bool()> stopping_;
   absl::Time deadline_;
   mutable absl::Time stop_by_ = absl::InfiniteFuture();
-  size_t left_ = 0;  // of the request
+  size_t left_ = 0;   // of the request
+  bool idle_ = true;  // nobody has begun to ask for anything: at a stop it is not waited for
   bool answering_ = false, broken_ = false;
   char buffer_[4096];
   size_t begin_ = 0, end_ = 0;  // of what is in the buffer

@@ -26,8 +26,8 @@ struct HttpBounds {
 };
 
 // Serves one connection, and closes it: at once when a bound is passed, for what is left of the request could be taken
-// for another. tls: null for plain. What is under way when `stopping` says so has a second more. `request` is
-// Server::process_request.
+// for another. tls: null for plain. A request that is under way when `stopping` says so has a second more, a connection
+// without one nothing. `request` is Server::process_request.
 void ServeBounded(int fd, SSL_CTX* tls, const HttpBounds& bounds, absl::FunctionRef<bool()> stopping,
                   absl::FunctionRef<bool(httplib::Stream& stream, bool last, bool* closed)> request);
 

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <ctime>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -18,6 +19,7 @@
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 
+#include "common/bounded_http.h"
 #include "common/host_port.h"
 #include "tests/testing/ipv6.h"
 
@@ -236,6 +238,27 @@ TEST(HttpEndpointTest, WhoTakesAnAnswerSlowlyDelaysNoStop) {
   ended = true;
   slow.join();
   close(fd);
+}
+
+// Of all that wait for a thread, one after the other would be a long time.
+TEST(ServeBoundedTest, ConnectionsOnWhichNobodyAsksDelayNoStop) {
+  const std::unique_ptr<SSL_CTX, void (*)(SSL_CTX*)> tls(SSL_CTX_new(TLS_server_method()), SSL_CTX_free);
+  for (SSL_CTX* const context : {static_cast<SSL_CTX*>(nullptr), tls.get()}) {
+    for (const bool at_once : {true, false}) {  // stopping as it begins, or while it waits
+      int ends[2];
+      ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+      HttpBounds bounds;
+      bounds.idle = bounds.silence = bounds.request = absl::Minutes(1);
+      int asked = 0;
+      const auto started = std::chrono::steady_clock::now();
+      ServeBounded(
+          ends[0], context, bounds, [&] { return at_once || ++asked > 2; },
+          [](httplib::Stream&, bool, bool*) { return false; });
+      EXPECT_LT(std::chrono::steady_clock::now() - started, std::chrono::milliseconds(900))
+          << (context == nullptr ? "plain" : "TLS") << (at_once ? ", at once" : ", while it waits");
+      close(ends[1]);
+    }
+  }
 }
 
 // Whoever asks to be told to go on would have the time of an answer for its body.
