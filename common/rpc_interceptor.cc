@@ -87,6 +87,7 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
       Callers().Erase(context_);
       if (trace_.valid()) ExportServed();
       if (!halted_) metrics_->Count(method_, code_, absl::Now() - started_);
+      metrics_->Closed();
     }
   }
 
@@ -104,6 +105,7 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
  private:
   void Begin() {
     began_ = true;
+    metrics_->Opened();
     if (TracingOn()) ContinueTrace();
     absl::StatusOr<Caller> caller = authorizer_ == nullptr
                                         ? InsecureCaller()

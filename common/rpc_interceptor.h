@@ -2,6 +2,7 @@
 // BearerTokenOf.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <string>
 
@@ -23,6 +24,10 @@ class RpcMetrics {
   explicit RpcMetrics(MetricsRegistry* registry) : registry_(registry) {}
   // method "/rlhf.v1.JobService/GetJob". Methods no linked proto knows share one label: callers cannot invent series.
   void Count(const std::string& method, grpc::StatusCode code, absl::Duration took);
+  // Calls that have begun and are not over; with or without a registry.
+  void Opened() { ++open_; }
+  void Closed() { --open_; }
+  int open() const { return open_; }
 
  private:
   struct Labels {
@@ -31,6 +36,7 @@ class RpcMetrics {
   const Labels& LabelsOf(const std::string& method) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   MetricsRegistry* const registry_;
+  std::atomic<int> open_{0};
   absl::Mutex mu_;
   absl::flat_hash_map<std::string, Labels> labels_ ABSL_GUARDED_BY(mu_);
 };

@@ -436,6 +436,26 @@ class Flooder {
   pid_t child_ = -1;
 };
 
+TEST_F(RpcServerLimits, ConnectionsOnWhichNobodyCallsDelayNoStop) {
+  Start();
+  const std::string preface("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 33);
+  std::vector<int> idle;
+  for (int i = 0; i < 40; ++i) {
+    idle.push_back(ConnectTo(server_->port()));
+    ASSERT_GE(idle.back(), 0);
+    // Half of them speak HTTP/2, and do not do what they are told.
+    if (i % 2 == 0) {
+      ASSERT_EQ(send(idle.back(), preface.data(), preface.size(), MSG_NOSIGNAL), static_cast<ssize_t>(preface.size()));
+    }
+  }
+  const auto honest = Connect();
+  ASSERT_TRUE(Ask(honest).ok());
+  const absl::Time began = absl::Now();
+  server_->Shutdown(absl::Seconds(30));
+  EXPECT_LT(absl::Now() - began, absl::Seconds(10));
+  for (const int fd : idle) close(fd);
+}
+
 TEST_F(RpcServerLimits, WhoTakesAllConnectionsEndsNeitherTheListenerNorThoseOfOthers) {
   rlimit before{};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
