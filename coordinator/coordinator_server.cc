@@ -191,7 +191,7 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   checks_ = Background::StartThreads(kCheckThreads);
   volumes_ = std::make_unique<VolumeWatch>(
       VolumeWatch::Folders{{"data", config_.data_dir}, {"artifacts", config_.artifact_root}}, config_.min_free_mb,
-      &metrics_, [this](const VolumeTrouble& trouble) {
+      &metrics_, &loop_clock_, [this](const VolumeTrouble& trouble) {
         loop_->Post([this, trouble] { jobs_->SetOutOfRoom(trouble.why, trouble.code); });
       });
   RLHF_ASSIGN_OR_RETURN(tokens_, Tokens::Open(store_.get(), clock_));

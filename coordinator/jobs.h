@@ -56,15 +56,17 @@ class Jobs {
                                 Done<v1::ReportCheckpointResponse> done) = 0;
   virtual void FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) = 0;
   virtual void FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) = 0;
-  // why not empty: a volume has too little room, or is read-only. Active jobs pause with it as their reason, and with
-  // the code kDiskFull or kDiskReadOnly, until it is empty again.
+  // why not empty: a volume has too little room, is read-only, or hangs. Active jobs pause with it as their reason, and
+  // with the code kDiskFull, kDiskReadOnly or kDiskHangs, until it is empty again.
   virtual void SetOutOfRoom(const std::string& why, const std::string& code) = 0;
   virtual void Tick() = 0;  // deadlines, queued jobs; called every 200 ms
 };
 
-// reason_code of a job that the coordinator itself has paused: for want of room, or of a volume to write to.
+// reason_code of a job that the coordinator itself has paused: for want of room, of a volume to write to, or of one
+// that answers.
 inline constexpr char kDiskFull[] = "DISK_FULL";
 inline constexpr char kDiskReadOnly[] = "DISK_READ_ONLY";
+inline constexpr char kDiskHangs[] = "DISK_HANGS";
 
 class PayloadRetention;
 

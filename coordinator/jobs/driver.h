@@ -128,7 +128,7 @@ uint32_t NoiseStream(const v1::Job& job);
 v1::JobState StateAfterPause(const v1::Job& job);
 inline constexpr absl::Duration kProgressEvery = absl::Seconds(1);  // how often a driver tells its progress
 inline bool PausedForVolume(const v1::Job& job) {
-  return job.reason_code() == kDiskFull || job.reason_code() == kDiskReadOnly;
+  return job.reason_code() == kDiskFull || job.reason_code() == kDiskReadOnly || job.reason_code() == kDiskHangs;
 }
 // What becomes of a job whose artifact could not be made (`status` is not OK). A full or read-only volume is waited
 // for: *unpublished says why, and `again` runs on the loop after a while, unless the job has ended by then. Anything

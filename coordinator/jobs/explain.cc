@@ -182,7 +182,12 @@ void ExplainActive(const JobFacts& facts, Waits* waits) {
     waits->Add(v1::STORE_FAILING, absl::StrCat("the coordinator's store: ", facts.store_failure), facts.no_progress,
                "free the disk (or mend it) and restart the coordinator; nothing that was acknowledged is lost");
   }
-  // Paused by the coordinator itself, for want of room or of a volume to write to.
+  // Paused by the coordinator itself, for want of room, of a volume to write to, or of one that answers.
+  if (job.state() == v1::PAUSED && job.reason_code() == kDiskHangs) {
+    waits->Add(v1::STORE_FAILING, absl::StrCat("a volume that answers: it is paused: ", job.reason()), facts.in_state,
+               "look after the volume's server or disk, and the network between; it goes on by itself");
+    return;
+  }
   if (job.state() == v1::PAUSED && job.reason_code() == kDiskReadOnly) {
     waits->Add(v1::STORE_FAILING, absl::StrCat("a writable volume: it is paused: ", job.reason()), facts.in_state,
                "make the volume writable; it goes on by itself");

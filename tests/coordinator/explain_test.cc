@@ -235,6 +235,15 @@ TEST(ExplainTest, PausedForAVolumeToWriteTo) {
   EXPECT_THAT(wait.what_to_do(), HasSubstr("make the volume writable"));
 }
 
+TEST(ExplainTest, PausedForAVolumeThatAnswers) {
+  JobFacts facts = Active(v1::PAUSED);
+  facts.job.set_reason("the volume of /artifacts does not answer");
+  facts.job.set_reason_code("DISK_HANGS");
+  const v1::Wait wait = Expect(facts, v1::STORE_FAILING);
+  EXPECT_THAT(wait.waits_for(), HasSubstr("a volume that answers"));
+  EXPECT_THAT(wait.what_to_do(), HasSubstr("the volume's server"));
+}
+
 TEST(ExplainTest, WhatWasMadeWaitsForTheArtifactVolume) {
   JobFacts facts = SamplingFacts();
   facts.unpublished = "cannot write samples.jsonl: its volume is full";

@@ -5,15 +5,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <string>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "common/durable_file.h"
 #include "common/metrics.h"
 #include "coordinator/jobs.h"
+#include "tests/testing/fake_clock.h"
 #include "tests/testing/scratch_dir.h"
 
 namespace rlhf::coordinator {
@@ -34,10 +38,11 @@ std::string TroubleFor(uid_t user, gid_t group, const std::string& folder) {
     MetricsRegistry metrics("test");
     std::string text;
     absl::Notification looked;
-    VolumeWatch watch({{"artifacts", folder}}, /*min_free_mb=*/0, &metrics, [&](const VolumeTrouble& trouble) {
-      if (!trouble.why.empty()) text = trouble.code + ": " + trouble.why;
-      looked.Notify();
-    });
+    VolumeWatch watch({{"artifacts", folder}}, /*min_free_mb=*/0, &metrics, Clock::Real(),
+                      [&](const VolumeTrouble& trouble) {
+                        if (!trouble.why.empty()) text = trouble.code + ": " + trouble.why;
+                        looked.Notify();
+                      });
     watch.Look([] { return true; });
     looked.WaitForNotification();
     _exit(write(said[1], text.data(), text.size()) == static_cast<ssize_t>(text.size()) ? 0 : 2);
@@ -77,7 +82,7 @@ TEST(VolumeWatchTest, ARootThatHoldsNothingOfWhatIsKnownIsOfAVolumeThatIsNotMoun
   VolumeTrouble found;
   const auto look = [&](bool there) {
     absl::Notification looked;
-    VolumeWatch watch({{"data", dir.path()}, {"artifacts", dir.path()}}, /*min_free_mb=*/0, &metrics,
+    VolumeWatch watch({{"data", dir.path()}, {"artifacts", dir.path()}}, /*min_free_mb=*/0, &metrics, Clock::Real(),
                       [&](const VolumeTrouble& trouble) {
                         found = trouble;
                         looked.Notify();
@@ -90,6 +95,125 @@ TEST(VolumeWatchTest, ARootThatHoldsNothingOfWhatIsKnownIsOfAVolumeThatIsNotMoun
   EXPECT_THAT(found.why, AllOf(HasSubstr(dir.path()), HasSubstr("is its volume mounted?")));
   look(true);
   EXPECT_EQ(found.why, "");
+}
+
+// Of a look that hangs until it is let go.
+class HangingVolume : public testing::Test {
+ protected:
+  HangingVolume()
+      : watch_({{"data", data_.path()}, {"artifacts", artifacts_.path()}}, /*min_free_mb=*/0, &metrics_, &clock_,
+               [this](const VolumeTrouble& trouble) {
+                 absl::MutexLock lock(&mu_);
+                 told_.push_back(trouble);
+                 ++tells_;
+               }) {}
+  ~HangingVolume() override { SetHangs(false); }
+  void SetHangs(bool hangs) {
+    absl::MutexLock lock(&mu_);
+    hangs_ = hangs;
+  }
+  // As the loop does; the look at the other volume is over when it returns.
+  void Look(absl::Duration passed) {
+    clock_.Advance(passed);
+    watch_.Look([this] {
+      absl::MutexLock lock(&mu_);
+      ++looks_;
+      mu_.Await(absl::Condition(
+          +[](HangingVolume* self) { return !self->hangs_; }, this));
+      return true;
+    });
+  }
+  // Waits for the other volume's look, so that it never hangs by this clock; of a watch that has looked at both.
+  void LookAndSeeTheOther(absl::Duration passed) {
+    int wanted = 1;
+    {
+      absl::MutexLock lock(&mu_);
+      wanted += tells_;
+    }
+    Look(passed);
+    if (!watch_.Hanging().empty()) ++wanted;
+    absl::MutexLock lock(&mu_);
+    wanted_tells_ = wanted;
+    ASSERT_TRUE(
+        mu_.AwaitWithTimeout(absl::Condition(
+                                 +[](HangingVolume* self) { return self->tells_ >= self->wanted_tells_; }, this),
+                             absl::Seconds(30)));
+  }
+  std::string TakeCode() {
+    absl::MutexLock lock(&mu_);
+    const std::string code = told_.empty() ? "nothing" : told_.back().code;
+    told_.clear();
+    return code;
+  }
+  // Whether the look that goes on ends with this told.
+  bool Tells(const std::string& code) {
+    absl::MutexLock lock(&mu_);
+    wanted_ = code;
+    return mu_.AwaitWithTimeout(
+        absl::Condition(
+            +[](HangingVolume* self) { return !self->told_.empty() && self->told_.back().code == self->wanted_; },
+            this),
+        absl::Seconds(30));
+  }
+  double Unanswered() {
+    const std::string text = metrics_.Text(), series = "rlhf_volume_unanswered_seconds{volume=\"artifacts\"} ";
+    const size_t at = text.find(series);
+    return at == std::string::npos ? -1 : std::atof(text.c_str() + at + series.size());
+  }
+
+  const ScratchDir data_, artifacts_;
+  MetricsRegistry metrics_{"test"};
+  FakeClock clock_;
+  absl::Mutex mu_;
+  bool hangs_ = false;
+  int looks_ = 0, tells_ = 0, wanted_tells_ = 0;
+  std::string wanted_;
+  std::vector<VolumeTrouble> told_;
+  VolumeWatch watch_;
+};
+
+TEST_F(HangingVolume, OneThatDoesNotAnswerIsSaidToHangUntilItAnswers) {
+  Look(absl::ZeroDuration());
+  ASSERT_TRUE(Tells(""));
+  SetHangs(true);
+  LookAndSeeTheOther(absl::Milliseconds(500));
+  for (int i = 0; i < 19; ++i) LookAndSeeTheOther(absl::Milliseconds(500));
+  EXPECT_EQ(watch_.Hanging(), "");
+  EXPECT_NE(TakeCode(), kDiskHangs);
+  EXPECT_DOUBLE_EQ(Unanswered(), 9.5);
+  LookAndSeeTheOther(absl::Milliseconds(500));
+  EXPECT_TRUE(Tells(kDiskHangs));
+  EXPECT_EQ(watch_.Hanging(), artifacts_.path());
+  // What the other volume's looks find tells nobody to go on.
+  for (int i = 0; i < 20; ++i) LookAndSeeTheOther(absl::Milliseconds(500));
+  {
+    absl::MutexLock lock(&mu_);
+    bool hung = false;
+    for (const VolumeTrouble& each : told_) {
+      hung = hung || each.code == kDiskHangs;
+      EXPECT_TRUE(!hung || each.code == kDiskHangs) << each.code;
+    }
+    EXPECT_LE(looks_, 2);  // no second one behind it
+  }
+  SetHangs(false);
+  EXPECT_TRUE(Tells(""));
+  EXPECT_EQ(watch_.Hanging(), "");
+  EXPECT_EQ(Unanswered(), 0);
+}
+
+TEST_F(HangingVolume, NothingIsTakenForGoodBeforeItWasLookedAt) {
+  SetHangs(true);
+  Look(absl::ZeroDuration());
+  // The other one's look is over, with nothing wrong, at the next that begins.
+  for (int i = 0; i < 10; ++i) Look(absl::Milliseconds(500));
+  EXPECT_EQ(TakeCode(), "nothing");
+}
+
+TEST_F(HangingVolume, AProcessThatStoodStillTakesNoVolumeForHanging) {
+  SetHangs(true);
+  Look(absl::ZeroDuration());
+  Look(absl::Minutes(10));
+  EXPECT_EQ(watch_.Hanging(), "");
 }
 
 }  // namespace
