@@ -177,14 +177,15 @@ function workerRow(worker) {
 }
 
 async function refresh() {
-  const [service, list, workers, waiting, newest] = await Promise.all([
+  const [service, list, workers, waiting, decided] = await Promise.all([
     rpc("OversightService/GetServiceState"),
     rpc("JobService/ListJobs", {include_stages: true, page: {page_size: 50}}),
     rpc("AdminService/ListWorkers", {page: {page_size: 1000}}),
     rpc("OversightService/ListGates", {states: ["GATE_WAITING"], page: {page_size: 100}}),
-    rpc("OversightService/ListGates", {page: {page_size: 50}})]);
+    rpc("OversightService/ListGates",
+      {states: ["GATE_APPROVED", "GATE_REJECTED", "GATE_CONDITIONS_FAILED"], page: {page_size: 50}})]);
   // Those that wait for somebody first, however old they are.
-  const gateList = waiting.gates.concat(newest.gates.filter((gate) => gate.state !== "GATE_WAITING"));
+  const gateList = waiting.gates.concat(decided.gates);
   jobs.replaceChildren(table(["Job", "Kind", "State", "Steps", ""], inOrder(list.jobs).map(jobRow),
     "No job yet. rlhfctl submit JOB.yaml --follow starts one."));
   gates.replaceChildren(table(["Gate", "State", "Conditions", "Approvals", ""], gateList.map(gateRow), "No gate."));
