@@ -62,6 +62,8 @@ class Jobs {
   virtual void Tick() = 0;  // deadlines, queued jobs; called every 200 ms
 };
 
+// reason_code of a job that a newer release began, and that this one does not know whole: it waits for that release.
+inline constexpr char kNewerRelease[] = "NEWER_RELEASE";
 // reason_code of a job that the coordinator itself has paused: for want of room, of a volume to write to, or of one
 // that answers.
 inline constexpr char kDiskFull[] = "DISK_FULL";

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/canonical_bytes.h"
+#include "common/known_fields.h"
 #include "common/status_util.h"
 #include "common/stuck_watch.h"
 #include "common/unsuited.h"
@@ -35,6 +36,8 @@ void Fail(const absl::Status& status, v1::SampleScore* score) {
 }  // namespace
 
 absl::Status CheckSuits(const ScorerOptions& options, const v1::ScoreRequest& request) {
+  RLHF_RETURN_IF_ERROR(CheckKnown(request.scorer(), "the job's scorer", "this reward server"));
+  RLHF_RETURN_IF_ERROR(CheckKnown(request.gold(), "the job's gold scorer", "this reward server"));
   const bool models = !request.reference_policy().empty() || AnyModel(request.scorer()) || AnyModel(request.gold());
   if (!request.deterministic() || !models || (options.dtype == torch::kFloat32 && options.device.is_cpu()))
     return absl::OkStatus();

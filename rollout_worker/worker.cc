@@ -11,6 +11,7 @@
 #include "artifact/sample_id.h"
 #include "client/cpp/channel.h"
 #include "common/failpoint.h"
+#include "common/known_fields.h"
 #include "common/log.h"
 #include "common/status_util.h"
 #include "common/tracing.h"
@@ -50,6 +51,15 @@ v1::ReturnedLease ReturnedOf(const v1::SampleId& id, int32_t attempt, const std:
 bool AnsweredAlike(const absl::Status& status, const v1::SubmitSamplesRequest& request) {
   return absl::IsInvalidArgument(status) || absl::IsOutOfRange(status) ||
          (absl::IsResourceExhausted(status) && request.ByteSizeLong() > kSubmitBytes);
+}
+
+// All that shapes the samples is known here; of where weights are, what is new may be left out.
+absl::Status CheckKnownParts(const v1::LeasePromptsResponse& work) {
+  for (const v1::PromptLease& lease : work.leases()) {
+    RLHF_RETURN_IF_ERROR(CheckKnown(lease.sampling(), "the job's sampling", "this rollout worker"));
+    RLHF_RETURN_IF_ERROR(CheckKnown(lease.policy().lora(), "the job's lora", "this rollout worker"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -202,9 +212,12 @@ void Worker::Arrived(const v1::LeasePromptsResponse& work) {
 
 void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
   const v1::PolicySource& source = work.leases(0).policy();
-  ++loading_;  // no StuckWatch: most of it may be waiting for others, a model's download or a learner's weights
-  const absl::Status switched = loader_->Switch(source);
-  --loading_;
+  absl::Status switched = CheckKnownParts(work);
+  if (switched.ok()) {
+    ++loading_;  // no StuckWatch: most of it may be waiting for others, a model's download or a learner's weights
+    switched = loader_->Switch(source);
+    --loading_;
+  }
   if (!switched.ok()) {
     const LogScope scope({.job_id = source.job_id(), .step = source.version().step()});
     spdlog::warn("cannot serve job {} version {}: {}", source.job_id(), source.version().step(), switched.ToString());

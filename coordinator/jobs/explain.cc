@@ -217,6 +217,11 @@ void ExplainActive(const JobFacts& facts, Waits* waits) {
                "wait for its other jobs, or raise the bound: `rlhfctl quota set --max-jobs`", facts.quota_holders);
     return;
   }
+  if (!facts.newer_release.empty()) {
+    waits->Add(v1::STARTING, absl::StrCat("a coordinator of the release that began it: ", facts.newer_release),
+               facts.in_state, "update the coordinator, or cancel the job");
+    return;
+  }
   if (facts.starting) {
     waits->Add(v1::STARTING, "its data to be read", facts.in_state, "nothing");
     return;

@@ -65,6 +65,7 @@ struct JobFacts {
   absl::Duration in_state;      // since its state began
   absl::Duration no_progress;   // since anything of it finished
   bool starting = false;        // its data is being read
+  std::string newer_release;    // why this one does not run it
   bool over_job_quota = false;  // its project has all the active jobs it may have
   std::vector<std::string> quota_holders;
   std::string store_failure;  // empty: the store works

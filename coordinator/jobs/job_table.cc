@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "artifact/digest.h"
+#include "common/known_fields.h"
 #include "common/log.h"
 #include "common/status_util.h"
 #include "coordinator/jobs/size_spec.h"
@@ -346,10 +347,20 @@ void JobTable::Admit(const std::string& job_id) {
   StartDriver(job_id);
 }
 
+// Of a job that a newer release began nothing is run, and nothing is lost: who goes back to that release goes on.
+void JobTable::HoldForNewerRelease(Entry* entry, const absl::Status& known) {
+  if (entry->job.state() == v1::PAUSED) return;
+  WriteBatch batch;
+  SetState(&entry->job, v1::WAITING, std::string(known.message()), kNewerRelease, &batch);
+  CommitThen(entry->job.id(), std::move(batch), [](absl::Status) {});
+}
+
 void JobTable::StartDriver(const std::string& job_id) {
   Entry* entry = FindEntry(job_id);
   if (entry == nullptr || entry->driver != nullptr || IsTerminal(entry->job.state())) return;
   const v1::JobSpec& spec = entry->job.spec();
+  if (const absl::Status known = CheckKnown(spec, "its specification", "the coordinator"); !known.ok())
+    return HoldForNewerRelease(entry, known);
   // From before there was a bound: what would take all memory is not begun.
   if (const std::string problems = SizeProblems(spec); !problems.empty()) return Fail(job_id, "INVALID_SPEC", problems);
   if (spec.has_pipeline())

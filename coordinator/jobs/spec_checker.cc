@@ -4,24 +4,15 @@
 #include <cmath>
 #include <set>
 
-#include <google/protobuf/descriptor.h>
-#include <google/protobuf/message.h>
-#include <google/protobuf/unknown_field_set.h>
-
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/host_port.h"
+#include "common/known_fields.h"
 #include "coordinator/jobs/pattern_spec.h"
 
 namespace rlhf::coordinator {
-namespace {
-
-constexpr int kMostUnknown = 8;  // of a message, that are named
-
-}  // namespace
-
 SpecChecker::Scope::Scope(SpecChecker* checker, const std::string& path)
     : checker_(checker), before_(checker->prefix_) {
   absl::StrAppend(&checker->prefix_, path, ".");
@@ -73,38 +64,9 @@ void SpecChecker::Address(const std::string& field, const std::string& address) 
 }
 
 void SpecChecker::Known(const google::protobuf::Message& message) {
-  using google::protobuf::FieldDescriptor;
-  constexpr absl::string_view kOlder = "this coordinator is older than who wrote it: update the coordinator first";
-  const google::protobuf::Reflection* reflection = message.GetReflection();
-  const google::protobuf::UnknownFieldSet& unknown = reflection->GetUnknownFields(message);
-  for (int i = 0; i < unknown.field_count(); ++i) {
-    Problem(
-        absl::StrCat("#", unknown.field(i).number()),
-        absl::StrCat("expected a field that is known, found one of number ", unknown.field(i).number(), ": ", kOlder));
-    if (i == kMostUnknown) return;
-  }
-  std::vector<const FieldDescriptor*> fields;
-  reflection->ListFields(message, &fields);
-  for (const FieldDescriptor* field : fields) {
-    const bool of_message = field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE;
-    if (!of_message && field->cpp_type() != FieldDescriptor::CPPTYPE_ENUM) continue;
-    const int size = field->is_repeated() ? reflection->FieldSize(message, field) : 1;
-    for (int i = 0; i < size; ++i) {
-      const std::string name =
-          field->is_repeated() ? absl::StrCat(field->name(), "[", i, "]") : std::string(field->name());
-      if (of_message) {
-        const Scope scope(this, name);
-        Known(field->is_repeated() ? reflection->GetRepeatedMessage(message, field, i)
-                                   : reflection->GetMessage(message, field));
-        continue;
-      }
-      const int value = field->is_repeated() ? reflection->GetRepeatedEnumValue(message, field, i)
-                                             : reflection->GetEnumValue(message, field);
-      if (field->enum_type()->FindValueByNumber(value) != nullptr) continue;
-      Problem(name,
-              absl::StrCat("expected a value of ", field->enum_type()->name(), ", found number ", value, ": ", kOlder));
-    }
-  }
+  for (const NewerPart& part : NewerParts(message))
+    Problem(part.field,
+            absl::StrCat(part.found, ": this coordinator is older than who wrote it: update the coordinator first"));
 }
 
 void SpecChecker::Optimizer(const std::string& field, v1::OptimizerSpec* o, double learning_rate) {

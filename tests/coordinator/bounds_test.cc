@@ -279,6 +279,20 @@ TEST_F(SizeOfStoredJobTest, FailsWithItsReasonWhereItWouldTakeAllMemory) {
   }
 }
 
+// The coordinator went back a release while the job ran.
+TEST_F(SizeOfStoredJobTest, WhatANewerReleaseBeganWaitsForItAndIsNeitherRunNorLost) {
+  Begin();
+  Put(PpoJob(), [](v1::JobSpec* s) { s->GetReflection()->MutableUnknownFields(s)->AddVarint(900, 7); });
+  process_->jobs.Recover();
+  EXPECT_EQ(JobRow().state(), v1::WAITING);
+  EXPECT_EQ(JobRow().reason_code(), "NEWER_RELEASE");
+  EXPECT_THAT(JobRow().reason(), AllOf(HasSubstr("#900"), HasSubstr("update the coordinator")));
+  EXPECT_EQ(Samples(), 0);
+  v1::JobSpec kept = JobRow().spec();
+  ASSERT_EQ(kept.GetReflection()->GetUnknownFields(kept).field_count(), 1) << "it is written back as it was";
+  EXPECT_EQ(kept.GetReflection()->GetUnknownFields(kept).field(0).varint(), 7u);
+}
+
 TEST_F(SizeOfStoredJobTest, SlicesThatTheSuiteHasNotEndTheEvaluationBeforeItBegins) {
   v1::JobSpec spec = EvaluateJob();
   spec.mutable_evaluate()->add_slices("length");

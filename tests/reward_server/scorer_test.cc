@@ -386,6 +386,15 @@ TEST_F(ScorerTest, OnlyFloat32OnTheCpuSuitsADeterministicJobsModels) {
   EXPECT_TRUE(CheckSuits(half, request_).ok());
 }
 
+TEST_F(ScorerTest, AComponentOfANewerReleaseIsLeftToAServerThatKnowsIt) {
+  AddComponent("rule", 1)->mutable_regex()->set_pattern("ab");
+  v1::RewardComponent* const component = request_.mutable_scorer()->mutable_components(0);
+  component->GetReflection()->MutableUnknownFields(component)->AddVarint(900, 1);
+  const absl::Status status = CheckSuits({}, request_);
+  EXPECT_TRUE(IsUnsuited(status)) << status;
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("components[0].#900"));
+}
+
 // Answers when the test says so.
 class HeldService final : public v1::ExternalRewardService::Service {
  public:

@@ -222,6 +222,19 @@ TEST_F(WorkerTest, AJobOfAnotherPrecisionIsHandedBackAsUnsuited) {
   EXPECT_THAT(returned[0].error(), HasSubstr("start this worker with --device cpu --precision float32"));
 }
 
+TEST_F(WorkerTest, SamplingOfANewerReleaseIsLeftToWorkersThatKnowIt) {
+  v1::LeasePromptsResponse newer = Work();
+  v1::SamplingParams* const sampling = newer.mutable_leases(0)->mutable_sampling();
+  sampling->GetReflection()->MutableUnknownFields(sampling)->AddVarint(900, 1);
+  coordinator_.Give(newer);
+  Start({});
+  const std::vector<v1::ReturnedLease> returned = coordinator_.Returned(2);
+  ASSERT_EQ(returned.size(), 2u);
+  EXPECT_THAT(returned, Each(AllOf(Property(&v1::ReturnedLease::unsuited, true),
+                                   Property(&v1::ReturnedLease::permanent, false))));
+  EXPECT_THAT(returned[0].error(), AllOf(HasSubstr("#900"), HasSubstr("update this rollout worker")));
+}
+
 TEST_F(WorkerTest, AModelThatLacksAFileIsTheJobsFault) {
   const artifact::ArtifactRoot root(dir_.File("shared"));
   for (const char* file : {"config.json", "tokenizer.json", "model.safetensors"}) {
