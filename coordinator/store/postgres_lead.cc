@@ -59,10 +59,13 @@ class PostgresLeadImpl final : public PostgresLead {
     // Also of who stands by: it must not find out when it is needed.
     RLHF_ASSIGN_OR_RETURN(const PostgresConnection::Rows there,
                           connection_->Run("SELECT 1 WHERE to_regclass('leader') IS NOT NULL"));
+    RLHF_RETURN_IF_ERROR(CheckVersion());
     return there.empty() ? absl::OkStatus() : CheckDataFolder();
   }
 
   absl::StatusOr<bool> Try() override {
+    // Who leads may have been updated meanwhile: one that stands by could never take its place.
+    RLHF_RETURN_IF_ERROR(CheckVersion());
     RLHF_ASSIGN_OR_RETURN(
         const PostgresConnection::Rows locked,
         connection_->Run(absl::StrCat("SELECT pg_try_advisory_lock(hashtextextended('rlhf-coordinator/",
@@ -91,19 +94,29 @@ class PostgresLeadImpl final : public PostgresLead {
   int64_t epoch() const override { return epoch_; }
 
  private:
+  absl::Status CheckVersion() {
+    RLHF_ASSIGN_OR_RETURN(const PostgresConnection::Rows there,
+                          connection_->Run("SELECT 1 WHERE to_regclass('schema_version') IS NOT NULL"));
+    return there.empty() ? absl::OkStatus() : FoundVersion().status();
+  }
+
+  // 0: no tables yet. FailedPrecondition when they are of a later release.
+  absl::StatusOr<int> FoundVersion() {
+    RLHF_ASSIGN_OR_RETURN(const PostgresConnection::Rows found,
+                          connection_->Run("SELECT COALESCE(MAX(version), 0) FROM schema_version"));
+    int version = 0;
+    if (absl::SimpleAtoi(found[0][0], &version) && version <= kSchemaVersion) return version;
+    return absl::FailedPreconditionError(absl::StrCat("the database's schema version ", found[0][0],
+                                                      " is of a later release; this one knows up to ", kSchemaVersion,
+                                                      ": run the release that wrote it"));
+  }
+
   absl::Status MakeTables() {
     RLHF_RETURN_IF_ERROR(connection_
                              ->Run(absl::StrCat("CREATE SCHEMA IF NOT EXISTS ", options_.schema,
                                                 "; CREATE TABLE IF NOT EXISTS schema_version (version int NOT NULL)"))
                              .status());
-    RLHF_ASSIGN_OR_RETURN(const PostgresConnection::Rows found,
-                          connection_->Run("SELECT COALESCE(MAX(version), 0) FROM schema_version"));
-    int version = 0;
-    if (!absl::SimpleAtoi(found[0][0], &version) || version > kSchemaVersion) {
-      return absl::FailedPreconditionError(absl::StrCat("the database's schema version ", found[0][0],
-                                                        " is of a later release; this one knows up to ", kSchemaVersion,
-                                                        ": run the release that wrote it"));
-    }
+    RLHF_ASSIGN_OR_RETURN(const int version, FoundVersion());
     if (version == kSchemaVersion) return absl::OkStatus();
     // Several statements at once are one transaction.
     std::string sql =

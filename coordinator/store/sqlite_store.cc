@@ -25,6 +25,7 @@ namespace {
 
 constexpr absl::Duration kGather = absl::Milliseconds(2);  // at most 5: what a write may wait for others
 constexpr int kScanPage = 500;
+constexpr uint64_t kRoomToMigrate = 16 << 20;  // beside the copy: tables, and the log that is written ahead
 constexpr const auto& kTables = kTableNames;
 
 absl::Status ErrorOf(sqlite3* db, absl::string_view what) {
@@ -133,6 +134,21 @@ absl::Status CopyTo(Connection& connection, const std::string& path) {
   return FsyncDir(std::filesystem::path(path).parent_path().string());
 }
 
+// Whether the copy fits beside the file: what a migration then writes itself is small.
+absl::Status CheckRoomForCopy(Connection& connection, const std::string& path) {
+  RLHF_ASSIGN_OR_RETURN(const int64_t pages, connection.Integer("PRAGMA page_count"));
+  RLHF_ASSIGN_OR_RETURN(const int64_t page_size, connection.Integer("PRAGMA page_size"));
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  std::error_code error;
+  const std::filesystem::space_info space = std::filesystem::space(folder.empty() ? "." : folder, error);
+  const auto needed = static_cast<uint64_t>(pages) * static_cast<uint64_t>(page_size) + kRoomToMigrate;
+  if (error || space.available >= needed) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat(path, ": it is of an earlier release and is copied before it is changed, for which ",
+                   (needed >> 20) + 1, " MiB are needed in its folder; found ", space.available >> 20,
+                   ": make room and start again, or go on with the release before. Nothing was changed"));
+}
+
 // Brings an older file to this schema, after a copy beside it. Version 1 had no quotas. Up to version 2 a step
 // was issued whole: a coordinator of then does not go on with a step that is issued in part.
 absl::Status Migrate(Connection& connection, const std::string& path) {
@@ -145,6 +161,7 @@ absl::Status Migrate(Connection& connection, const std::string& path) {
   if (version == kSchemaVersion) return absl::OkStatus();
   if (version > 0) {
     const std::string copy = absl::StrCat(path, ".before-v", kSchemaVersion);
+    RLHF_RETURN_IF_ERROR(CheckRoomForCopy(connection, path));
     RLHF_RETURN_IF_ERROR(Annotate(CopyTo(connection, copy), "backing up before a migration"));
     spdlog::info("{} is migrated from schema version {} to {}; as it was: {}", path, version, kSchemaVersion, copy);
   }

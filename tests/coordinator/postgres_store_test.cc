@@ -315,6 +315,20 @@ TEST_F(PostgresTest, ALaterReleasesSchemaIsRefused) {
   EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
 }
 
+// Rolling update of the two: the one that stands by, of the release before, could not take over any more.
+TEST_F(PostgresTest, WhoStandsByEndsWhenTheLeadersReleaseHasMigrated) {
+  const auto leads = TakeLead(options_);
+  ASSERT_NE(leads, nullptr);
+  auto stands_by = ConnectPostgres(options_);
+  ASSERT_TRUE(stands_by.ok()) << stands_by.status();
+  EXPECT_FALSE((*stands_by)->Try().value_or(true));
+  (void)Sql(absl::StrCat("UPDATE schema_version SET version = ", kSchemaVersion + 1));
+  const absl::Status told = (*stands_by)->Try().status();
+  EXPECT_EQ(told.code(), absl::StatusCode::kFailedPrecondition) << told;
+  EXPECT_THAT(std::string(told.message()), HasSubstr("of a later release"));
+  EXPECT_EQ(ConnectPostgres(options_).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_F(PostgresTest, AServerThatIsNotThereIsUnavailable) {
   options_.uri = absl::StrCat("postgresql://rlhf@127.0.0.1:", FreeLoopbackPort().value_or(0), "/postgres");
   const absl::Status status = ConnectPostgres(options_).status();

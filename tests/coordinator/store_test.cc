@@ -1,9 +1,15 @@
 // The store's contract, against SQLite and against the store of tests; payload segments; the event log.
+#include <sqlite3.h>
+#include <sys/mount.h>
+
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
@@ -47,6 +53,46 @@ TEST_P(SqliteTest, AFileThatIsNoStoreIsRefused) {
   const auto opened = OpenSqliteStore(dir_.File("text.db"));
   EXPECT_EQ(opened.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(ReasonOf(opened.status()), v1::STORE_UNAVAILABLE);
+}
+
+TEST_P(SqliteTest, AMigrationThatHasNoRoomForItsCopyChangesNothing) {
+  const std::string volume = dir_.File("volume"), path = volume + "/state.db";
+  ASSERT_TRUE(MakeDirs(volume).ok());
+  if (mount("none", volume.c_str(), "tmpfs", 0, "size=64m") != 0)
+    GTEST_SKIP() << "needs the right to mount a tmpfs: " << std::strerror(errno);
+  const absl::Cleanup unmount = [&] { umount2(volume.c_str(), MNT_DETACH); };
+  const auto version = [&](const char* sql) {
+    sqlite3* db = nullptr;
+    std::string found;
+    EXPECT_EQ(sqlite3_open(path.c_str(), &db), SQLITE_OK);
+    const auto note = [](void* to, int, char** values, char**) {
+      *static_cast<std::string*>(to) = values[0];
+      return 0;
+    };
+    EXPECT_EQ(sqlite3_exec(db, sql, note, &found, nullptr), SQLITE_OK) << sqlite3_errmsg(db);
+    sqlite3_close(db);
+    return found;
+  };
+  {
+    const auto store = OpenSqliteStore(path);
+    ASSERT_TRUE(store.ok()) << store.status();
+    WriteBatch batch;
+    batch.Put(Table::kJobs, "job", "as it was");
+    ASSERT_TRUE((*store)->CommitAndWait(std::move(batch)).ok());
+  }
+  version("PRAGMA user_version = 1");
+  ASSERT_EQ(mount("none", volume.c_str(), "tmpfs", MS_REMOUNT, "size=8m"), 0) << std::strerror(errno);
+  const absl::Status refused = OpenSqliteStore(path).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("Nothing was changed"));
+  EXPECT_EQ(version("PRAGMA user_version"), "1");
+  const std::string copy = absl::StrCat(path, ".before-v", kSchemaVersion);
+  EXPECT_FALSE(std::filesystem::exists(copy));
+  ASSERT_EQ(mount("none", volume.c_str(), "tmpfs", MS_REMOUNT, "size=64m"), 0) << std::strerror(errno);
+  const auto store = OpenSqliteStore(path);
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_EQ((*store)->Get(Table::kJobs, "job").value_or("none"), "as it was");
+  EXPECT_TRUE(std::filesystem::exists(copy));
 }
 
 TEST_P(SqliteTest, ABackupIsAWholeStoreAndWritesGoOnMeanwhile) {
