@@ -14,9 +14,21 @@ constexpr double kZ = 1.959963984540054;  // 97.5 % quantile of the normal distr
 constexpr uint64_t kSeed = 0x6d65616eULL;
 constexpr size_t kMostDraws = 4'000'000;  // of one interval, as long as 200 replicates stay within
 
-void SetWilson(double mean, double n, v1::Metric* metric) {
-  const double center = (mean + kZ * kZ / (2 * n)) / (1 + kZ * kZ / n);
-  const double half = kZ / (1 + kZ * kZ / n) * std::sqrt(mean * (1 - mean) / n + kZ * kZ / (4 * n * n));
+// 97.5 % quantile of Student's t, within 1e-3: Abramowitz and Stegun 1964, 26.7.5, which is far off for the first four.
+double StudentT(double freedom) {
+  constexpr double kFew[] = {12.70620, 4.30265, 3.18245, 2.77645};
+  if (freedom < 5) return kFew[static_cast<size_t>(std::max(1.0, freedom)) - 1];
+  const double z2 = kZ * kZ;
+  const double terms[] = {(z2 + 1) / 4, ((5 * z2 + 16) * z2 + 3) / 96, (((3 * z2 + 19) * z2 + 17) * z2 - 15) / 384,
+                          ((((79 * z2 + 776) * z2 + 1482) * z2 - 1920) * z2 - 945) / 92160};
+  double sum = 1, power = 1;
+  for (const double term : terms) sum += term * (power /= freedom);
+  return kZ * sum;
+}
+
+void SetWilson(double mean, double n, v1::Metric* metric, double z = kZ) {
+  const double center = (mean + z * z / (2 * n)) / (1 + z * z / n);
+  const double half = z / (1 + z * z / n) * std::sqrt(mean * (1 - mean) / n + z * z / (4 * n * n));
   // The mean lies within, also where rounding has it otherwise.
   metric->set_low(std::min(mean, std::max(0.0, center - half)));
   metric->set_high(std::max(mean, std::min(1.0, center + half)));
@@ -151,23 +163,37 @@ v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters
 
 v1::Metric ClusteredMean(const std::vector<std::vector<double>>& clusters, Range range) {
   std::vector<double> all;
-  for (const std::vector<double>& cluster : clusters) all.insert(all.end(), cluster.begin(), cluster.end());
-  if (all.size() == clusters.size()) return MeanWithInterval(all, range);
-  v1::Metric metric = ClusterBootstrapMean(clusters, range, Replicates(clusters.size()), kSeed);
-  if (!IsBinary(all, range) || !metric.has_low()) return metric;
-  const auto n = static_cast<double>(all.size()), count = static_cast<double>(clusters.size());
-  const double ones = std::accumulate(all.begin(), all.end(), 0.0), mean = metric.value();
+  double count = 0;
+  for (const std::vector<double>& cluster : clusters) {
+    all.insert(all.end(), cluster.begin(), cluster.end());
+    count += cluster.empty() ? 0 : 1;
+  }
+  if (static_cast<double>(all.size()) == count && (range == Range::kAny || all.size() < 2 || IsBinary(all, range)))
+    return MeanWithInterval(all, range);
+  if (range == Range::kAny) return ClusterBootstrapMean(clusters, range, Replicates(clusters.size()), kSeed);
+  const auto n = static_cast<double>(all.size()), total = std::accumulate(all.begin(), all.end(), 0.0);
+  v1::Metric metric;
+  metric.set_n(static_cast<int64_t>(all.size()));
+  metric.set_value(total / n);
+  if (count < 2) return metric;
   // Of by how much the mean would be another without each cluster, times n (the jackknife): one that has most of the
-  // values draws the mean to itself, and would seem to add nothing to its error. Of whole numbers, so that those alike
-  // add nothing.
-  double squares = 0;
+  // values draws the mean to itself, and would seem to add nothing to its error.
+  double squares = 0, apart = 0;
   for (const std::vector<double>& cluster : clusters) {
     const auto size = static_cast<double>(cluster.size());
-    const double error = (std::accumulate(cluster.begin(), cluster.end(), 0.0) * n - ones * size) / (n - size);
+    const double error = (std::accumulate(cluster.begin(), cluster.end(), 0.0) * n - total * size) / (n - size);
     squares += error * error;
+    for (const double value : cluster) apart += (value - metric.value()) * (value - metric.value());
   }
-  const double variance = (count - 1) / count * squares / (n * n);
-  if (variance > 0) SetWilson(mean, std::min(n, mean * (1 - mean) / variance), &metric);
+  // Below this they are alike but for rounding: as many observations as there are clusters.
+  const double variance = (count - 1) / count * squares / (n * n), least = 1e-24;
+  if (variance < least) {
+    SetWilson(metric.value(), count, &metric);
+    return metric;
+  }
+  const double independent = apart / (n * n);
+  const double spread = metric.value() * (1 - metric.value());
+  SetWilson(metric.value(), spread / std::max(variance, independent), &metric, StudentT(count - 1));
   return metric;
 }
 

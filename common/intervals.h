@@ -45,10 +45,13 @@ v1::Metric BootstrapMean(const std::vector<double>& values, Range range, int rep
 // is, in kUnit, Wilson's for as many observations as there are clusters, else none.
 v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters, Range range, int replicates,
                                 uint64_t seed);
-// Mean of values that come in clusters, as those of a prompt do. Where each has one, MeanWithInterval. Else, of 0 and 1
-// alone in kUnit, Wilson's interval for as many independent values as would vary as the clusters do, which is no more
-// than there are values (the effective sample size of Kish 1965; Dean and Pagano 2015); of others
-// ClusterBootstrapMean's, with 200 to 1000 replicates by how many clusters there are.
+// Mean of values that come in clusters, as the judgements of one prompt do, which are not independent. In kUnit
+// Wilson's interval for as many independent values as would vary as the clusters do (the effective sample size by the
+// design effect, Kish 1965; Dean and Pagano 2015), which is no more than the values would be worth if they were
+// independent; with Student's t of as many degrees of freedom as there are clusters less one, for their variance is
+// estimated by them. Where each cluster has one value, 0 or 1, that is MeanWithInterval's. In kAny
+// ClusterBootstrapMean's, with 200 to 1000 replicates by how many clusters there are. From fewer than two clusters no
+// interval, but for one value alone in kUnit.
 v1::Metric ClusteredMean(const std::vector<std::vector<double>>& clusters, Range range);
 
 }  // namespace rlhf

@@ -12,8 +12,20 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kFewestPlantedAnswers = 5;
-constexpr uint64_t kWinRateSeed = 0x77696e73ULL;
-constexpr size_t kMostDraws = 20'000'000;  // of a metric's bootstrap
+
+std::string PromptKey(const v1::Prompt& prompt) {
+  std::string key = absl::StrCat(prompt.id(), "\n", prompt.text());
+  for (const v1::ChatMessage& message : prompt.messages())
+    absl::StrAppend(&key, "\n", message.role(), "\n", message.content());
+  return key;
+}
+
+v1::Metric MeanOverPrompts(const std::map<std::string, std::vector<double>>& by_prompt) {
+  std::vector<std::vector<double>> clusters;
+  clusters.reserve(by_prompt.size());
+  for (const auto& [prompt, values] : by_prompt) clusters.push_back(values);
+  return ClusteredMean(clusters, Range::kUnit);
+}
 
 void AddWinRates(const std::vector<v1::Comparison>& comparisons, std::map<std::string, v1::Metric>* metrics) {
   // By metric and prompt: different raters' judgements of a prompt are not independent.
@@ -23,21 +35,14 @@ void AddWinRates(const std::vector<v1::Comparison>& comparisons, std::map<std::s
     const bool other_first = c.first().source() == "against";
     if (!other_first && c.second().source() != "against") continue;
     const double win = c.preference() == v1::TIE ? 0.5 : (c.preference() == v1::FIRST) != other_first ? 1 : 0;
-    std::string prompt = absl::StrCat(c.prompt().id(), "\n", c.prompt().text());
-    for (const v1::ChatMessage& message : c.prompt().messages())
-      absl::StrAppend(&prompt, "\n", message.role(), "\n", message.content());
+    const std::string prompt = PromptKey(c.prompt());
     const auto add = [&](const std::string& name) { wins[name][prompt].push_back(win); };
     add("win_rate");
     if (!c.prompt().category().empty()) add(absl::StrCat(c.prompt().category(), ".win_rate"));
     for (const auto& [tag, value] : c.prompt().tags()) add(absl::StrCat("win_rate{", tag, "=", value, "}"));
     if (!c.rater_group().empty()) add(absl::StrCat("win_rate{raters=", c.rater_group(), "}"));
   }
-  for (const auto& [name, by_prompt] : wins) {
-    std::vector<std::vector<double>> clusters;
-    for (const auto& [prompt, values] : by_prompt) clusters.push_back(values);
-    const int replicates = static_cast<int>(std::clamp<size_t>(kMostDraws / clusters.size(), 200, 1000));
-    (*metrics)[name] = ClusterBootstrapMean(clusters, Range::kUnit, replicates, kWinRateSeed);
-  }
+  for (const auto& [name, by_prompt] : wins) (*metrics)[name] = MeanOverPrompts(by_prompt);
 }
 
 void AddNumber(const std::string& name, double value, int64_t n, std::map<std::string, v1::Metric>* metrics) {
@@ -51,9 +56,9 @@ void AddNumber(const std::string& name, double value, int64_t n, std::map<std::s
 std::map<std::string, v1::Metric> CollectMetrics(const std::vector<v1::Comparison>& all, const v1::CollectSpec& spec,
                                                  const std::set<std::string>& left_out) {
   std::map<std::string, v1::Metric> metrics;
-  std::vector<double> planted;
+  std::map<std::string, std::vector<double>> planted;  // by prompt
   for (const v1::Comparison& c : all) {
-    if (c.planted()) planted.push_back(c.preference() == c.known() ? 1 : 0);
+    if (c.planted()) planted[PromptKey(c.prompt())].push_back(c.preference() == c.known() ? 1 : 0);
   }
   std::vector<v1::Comparison> rest;
   if (!left_out.empty()) {
@@ -64,7 +69,7 @@ std::map<std::string, v1::Metric> CollectMetrics(const std::vector<v1::Compariso
   const int64_t ties = std::count_if(comparisons.begin(), comparisons.end(),
                                      [](const v1::Comparison& c) { return !c.planted() && c.preference() == v1::TIE; });
   metrics["ties"].set_value(static_cast<double>(ties));
-  if (!planted.empty()) metrics["planted_accuracy"] = MeanWithInterval(planted, Range::kUnit);
+  if (!planted.empty()) metrics["planted_accuracy"] = MeanOverPrompts(planted);
   if (!spec.against().empty()) AddWinRates(comparisons, &metrics);
   const v1::AgreementReport report = MeasureAgreement(comparisons);
   if (report.preference().items() > 0) {

@@ -202,9 +202,10 @@ std::vector<std::optional<double>> EvaluationComparison::RefusalsIn(
 }
 
 void EvaluationComparison::AddBefore(const artifact::SampleRecord& sample) {
-  before_.try_emplace(KeyOfPrompt(sample.id, sample.prompt),
-                      Before{Total(judge(), sample.components, "the evaluation it is compared with"),
-                             RefusalsIn(sample.components), static_cast<double>(sample.response.size())});
+  before_.try_emplace(
+      KeyOfPrompt(sample.id, sample.prompt),
+      Before{Total(judge(), sample.components, "the evaluation it is compared with"), RefusalsIn(sample.components),
+             static_cast<double>(sample.response.size()), before_.size()});
 }
 
 absl::Status EvaluationComparison::Add(const v1::Sample& sample) {
@@ -224,6 +225,7 @@ absl::Status EvaluationComparison::Add(const v1::Sample& sample) {
   for (size_t i = 0; i < refusals.size() && !pair.refusal_change; ++i) {
     if (refusals[i] && before.refusals[i]) pair.refusal_change = *refusals[i] - *before.refusals[i];
   }
+  pair.prompt = before.prompt;
   pair.length_change = static_cast<double>(sample.response_text().size()) - before.length;
   pairs_.push_back(std::move(pair));
   return absl::OkStatus();
@@ -328,10 +330,11 @@ absl::StatusOr<std::map<std::string, v1::Metric>> EvaluationComparison::Metrics(
   if (pairs_.empty())
     return absl::FailedPreconditionError("against: expected an evaluation of the same suite, found no common prompt");
   const int replicates = spec_.has_bootstrap() ? spec_.bootstrap() : 1000;
-  std::map<std::string, std::vector<double>> wins, changes, lengths, refusals;
+  std::map<std::string, std::map<size_t, std::vector<double>>> wins;  // by prompt, of which a suite may have several
+  std::map<std::string, std::vector<double>> changes, lengths, refusals;
   for (const Pair& pair : pairs_) {
     const auto add = [&](const std::string& slice) {
-      wins[slice].push_back(pair.win);
+      wins[slice][pair.prompt].push_back(pair.win);
       changes[slice].push_back(pair.now - pair.before);
       lengths[slice].push_back(pair.length_change);
       if (pair.refusal_change) refusals[slice].push_back(*pair.refusal_change);
@@ -340,14 +343,19 @@ absl::StatusOr<std::map<std::string, v1::Metric>> EvaluationComparison::Metrics(
     add("");
   }
   std::map<std::string, v1::Metric> metrics;
-  const auto mean = [&](const char* name, const std::map<std::string, std::vector<double>>& by_slice, Range range) {
+  const auto mean = [&](const char* name, const std::map<std::string, std::vector<double>>& by_slice) {
     for (const auto& [slice, values] : by_slice)
-      metrics[absl::StrCat(name, slice)] = BootstrapMean(values, range, replicates, kBootstrapSeed);
+      metrics[absl::StrCat(name, slice)] = BootstrapMean(values, Range::kAny, replicates, kBootstrapSeed);
   };
-  mean("win_rate", wins, Range::kUnit);
-  mean("score_change", changes, Range::kAny);
-  mean("length_change", lengths, Range::kAny);
-  mean("refusal_change", refusals, Range::kAny);
+  for (const auto& [slice, by_prompt] : wins) {
+    std::vector<std::vector<double>> clusters;
+    clusters.reserve(by_prompt.size());
+    for (const auto& [prompt, values] : by_prompt) clusters.push_back(values);
+    metrics[absl::StrCat("win_rate", slice)] = ClusteredMean(clusters, Range::kUnit);
+  }
+  mean("score_change", changes);
+  mean("length_change", lengths);
+  mean("refusal_change", refusals);
   // Rebuilding all slices a replicate is what costs; a tenth of the replicates bounds it.
   AddDisparities(std::min(replicates, std::max(100, replicates / 10)), &metrics);
   return metrics;

@@ -25,11 +25,11 @@ namespace rlhf::coordinator {
 //   refusal_change{SLICE}: the same of the abstention grader, where both evaluations have one;
 //   disparity, disparity_before, disparity_rise: the largest gap in mean total between two slices of one tag, now,
 //   then, and how much it grew. Slices by `category` count only where the evaluation declares them.
-// 95 % intervals by percentile bootstrap over prompts (common/intervals.h), those of the disparities simultaneous over
-// their slices, from the same resamples; none where a slice has fewer than 5 prompts. Seeded: the same samples give the
-// same numbers; no interval for a change that is the same for every prompt. The judge's components are looked up by
-// name among what both evaluations' graders recorded. A bootstrap draws from what was measured of each prompt: that is
-// kept, some hundred bytes a prompt, and no text.
+// 95 % intervals over prompts (common/intervals.h): of win rates ClusteredMean's, those of the disparities simultaneous
+// over their slices, of all but win rates by percentile bootstrap; none where a slice has fewer than 5 prompts. Seeded:
+// the same samples give the same numbers; no interval for a change that is the same for every prompt. The judge's
+// components are looked up by name among what both evaluations' graders recorded. A bootstrap draws from what was
+// measured of each prompt: that is kept, some hundred bytes a prompt, and no text.
 class EvaluationComparison {
  public:
   explicit EvaluationComparison(const v1::EvaluateSpec& spec) : spec_(spec) {}
@@ -45,6 +45,7 @@ class EvaluationComparison {
     absl::StatusOr<RoundedSum> total;
     std::vector<std::optional<double>> refusals;  // by abstention graders, in their order
     double length = 0;
+    size_t prompt = 0;
   };
   struct Slice {
     std::string name, tag;  // "{tag=value}"
@@ -53,6 +54,7 @@ class EvaluationComparison {
     std::vector<int> slices;
     double now = 0, before = 0, win = 0.5, length_change = 0;
     std::optional<double> refusal_change;
+    size_t prompt = 0;
   };
   const v1::ScorerSpec& judge() const { return spec_.has_judge() ? spec_.judge() : spec_.graders(); }
   bool Declares(const std::string& tag) const;

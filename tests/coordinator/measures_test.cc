@@ -268,6 +268,26 @@ TEST(CompareEvaluationsTest, WinsScoresAndDisparityAgainstAnEarlierPolicy) {
   EXPECT_THAT(std::string(CompareEvaluations(Graded(), now, before).status().message()), HasSubstr("same suite"));
 }
 
+TEST(CompareEvaluationsTest, APromptThatASuiteRepeatsIsOnePrompt) {
+  const auto win_rate = [](int copies) {
+    std::vector<v1::Sample> now;
+    std::vector<artifact::SampleRecord> before;
+    for (int i = 0; i < 12 * copies; ++i) {
+      now.push_back(Answered(i % 12, "north", i % 4 == 0 ? 0 : 1));
+      artifact::SampleRecord& record = before.emplace_back();
+      record.id = absl::StrCat(i % 12);
+      record.prompt = "Q";
+      record.components["exact"] = i % 4 == 0 ? 1 : 0;
+    }
+    return CompareEvaluations(Graded(), now, before)->at("win_rate");
+  };
+  const v1::Metric once = win_rate(1), often = win_rate(20);
+  EXPECT_EQ(often.n(), 240);
+  EXPECT_DOUBLE_EQ(often.value(), 0.75);
+  EXPECT_LT(often.low(), once.low());
+  EXPECT_GT(often.high(), once.high());
+}
+
 TEST(CompareEvaluationsTest, RefusalsChangeBySliceAndCategoriesAreNoDisparity) {
   v1::EvaluateSpec spec = Graded();
   v1::RewardComponent* refuses = spec.mutable_graders()->add_components();
