@@ -189,7 +189,8 @@ void Ppo(SpecChecker& check, v1::PpoSpec* s) {
   check.Range("kl.coefficient", kl->coefficient(), 0, 100);
   if (!kl->has_target()) kl->set_target(6.0);
   check.Above("kl.target", kl->target(), 0);
-  if (!kl->has_horizon()) kl->set_horizon(10'000);
+  // As many samples as a step has, at least: a large step moves the coefficient by a fifth at most.
+  if (!kl->has_horizon()) kl->set_horizon(std::max(10'000.0, static_cast<double>(batch)));
   check.Above("kl.horizon", kl->horizon(), 0);
   // A step multiplies the coefficient by 1 ± 0.2 · samples / horizon.
   if (kl->adaptive() && kl->horizon() > 0 && kl->horizon() <= 0.2 * static_cast<double>(batch)) {
@@ -208,6 +209,10 @@ void Ppo(SpecChecker& check, v1::PpoSpec* s) {
     check.Range("ptx.coefficient", s->ptx().coefficient(), 0, 1e6);
     if (s->ptx().coefficient() > 0)
       check.Required("ptx.data", s->ptx().data(), "data with lines {\"prompt\",\"response\"}");
+    if (s->ptx().coefficient() == 0 && !s->ptx().data().empty())
+      check.Problem("ptx.coefficient",
+                    "expected more than 0 with ptx.data, which would be ignored, found 0: the weight "
+                    "of its loss beside the policy's; or leave out ptx");
   }
   s->set_precision(DefaultPrecision(s->precision()));
   if (!s->has_checkpoint_every()) s->set_checkpoint_every(20);

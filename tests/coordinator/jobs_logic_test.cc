@@ -295,6 +295,28 @@ TEST(SpecTest, AnAdaptiveCoefficientStaysAboveZero) {
   EXPECT_EQ(problems(10'000, 0, /*adaptive=*/false), "");
 }
 
+TEST(SpecTest, TheDefaultHorizonIsRefusedOfNoStep) {
+  for (const auto& [samples, horizon] : {std::pair{128, 10'000.0}, {1250, 10'000.0}, {12'500, 100'000.0}}) {
+    v1::JobSpec spec = Ppo();
+    spec.mutable_ppo()->set_samples_per_prompt(samples);  // of each of 8 prompts
+    spec.mutable_ppo()->mutable_kl()->set_adaptive(true);
+    EXPECT_EQ(JoinProblems(CompleteSpec(&spec)), "");
+    EXPECT_EQ(spec.ppo().kl().horizon(), horizon);
+  }
+}
+
+TEST(SpecTest, DataOfPtxWithoutACoefficientWouldBeIgnored) {
+  v1::JobSpec spec = Ppo();
+  spec.mutable_ppo()->mutable_ptx()->set_data("facts");
+  EXPECT_THAT(JoinProblems(CompleteSpec(&spec)), HasSubstr("ppo.ptx.coefficient: expected more than 0 with ptx.data"));
+  spec.mutable_ppo()->mutable_ptx()->set_coefficient(0.5);
+  EXPECT_EQ(JoinProblems(CompleteSpec(&spec)), "");
+  spec.mutable_ppo()->mutable_ptx()->clear_data();
+  EXPECT_THAT(JoinProblems(CompleteSpec(&spec)), HasSubstr("ppo.ptx.data"));
+  spec.mutable_ppo()->mutable_ptx()->clear_coefficient();
+  EXPECT_EQ(JoinProblems(CompleteSpec(&spec)), "");
+}
+
 TEST(SpecTest, RewardsAreWhitenedWithACriticOnly) {
   for (const auto advantage : {v1::GAE, v1::RLOO, v1::GRPO, v1::GRPO_NO_STD, v1::REINFORCE_BASELINE}) {
     v1::JobSpec spec = Ppo();
