@@ -27,7 +27,11 @@ double Deviation(const std::vector<double>& values) {
   const double mean = Mean(values);
   double squares = 0;
   for (const double value : values) squares += (value - mean) * (value - mean);
-  return values.size() > 1 ? std::sqrt(squares / static_cast<double>(values.size() - 1)) : 0;
+  const double deviation = values.size() > 1 ? std::sqrt(squares / static_cast<double>(values.size() - 1)) : 0;
+  // A model's scores of equal answers differ by the rounding of the batches they were computed in.
+  double largest = 0;
+  for (const double value : values) largest = std::max(largest, std::abs(value));
+  return deviation > 1e-6 * largest ? deviation : 0;
 }
 
 double ValueOf(const std::map<std::string, double>& values, const std::string& name) {
@@ -136,12 +140,17 @@ Monitor::Values Monitor::Window(size_t end) const {
 
 std::optional<double> Monitor::GoldGap() const {
   const auto size = static_cast<size_t>(spec_.window());
-  if (steps_.size() < size) return std::nullopt;
-  const Values now = Window(steps_.size()), first = Window(size);
-  if (now.count("gold") == 0 || first.count("gold") == 0) return std::nullopt;
+  Values first;
+  for (size_t end = size; end <= steps_.size() && first.empty(); ++end) {
+    Values window = Window(end);
+    // In deviations of scores that do not vary every rise is without bound.
+    if (ValueOf(window, "score_std") > 0 && ValueOf(window, "gold_std") > 0) first = std::move(window);
+  }
+  if (first.empty()) return std::nullopt;
+  const Values now = Window(steps_.size());
+  if (now.count("gold") == 0) return std::nullopt;
   const auto rise = [&](const char* mean, const char* deviation) {
-    const double scale = ValueOf(first, deviation);
-    return scale > 0 ? (ValueOf(now, mean) - ValueOf(first, mean)) / scale : 0;
+    return (ValueOf(now, mean) - ValueOf(first, mean)) / ValueOf(first, deviation);
   };
   return rise("score", "score_std") - rise("gold", "gold_std");
 }

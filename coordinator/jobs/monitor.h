@@ -29,7 +29,8 @@ class Monitor {
   // Steps in order; one that was seen before (a replay) replaces what was seen since. Returns the alarms of this step.
   std::vector<v1::Alert> Add(const v1::MonitorStep& step);
   // What `max_gold_gap` bounds: from the first window to the last, the rise of the score minus the rise of the gold
-  // score, each in standard deviations of the first window's. Nothing before there is a window, or without gold scores.
+  // score, each in standard deviations of the first window's: the first one in which both scores vary. Nothing before
+  // there is such a window, or without gold scores.
   std::optional<double> GoldGap() const;
   const std::vector<v1::MonitorStep>& steps() const { return steps_; }
 

@@ -114,6 +114,44 @@ TEST(MonitorTest, TheGapOfScoreAndGoldIsInDeviationsOfTheFirstWindow) {
   EXPECT_FALSE(without.GoldGap().has_value()) << "there is no gold score";
 }
 
+TEST(MonitorTest, TheGapOfScoreAndGoldIsMeasuredFromTheFirstWindowInWhichBothVary) {
+  v1::MonitorSpec spec;
+  spec.set_window(2);
+  spec.set_max_gold_gap(1.5);
+  Monitor monitor(spec);
+  const auto add = [&](int step, double score, double score_std, double gold, double gold_std) {
+    return monitor.Add(
+        Step(step, {{"score", score}, {"score_std", score_std}, {"gold", gold}, {"gold_std", gold_std}}));
+  };
+  // Gold is the same of all answers: the score's rise alone is no gap.
+  EXPECT_THAT(add(1, 0, 2, 0, 0), IsEmpty());
+  EXPECT_THAT(add(2, 9, 2, 9, 0), IsEmpty());
+  EXPECT_FALSE(monitor.GoldGap().has_value());
+  EXPECT_THAT(add(3, 10, 0, 10, 0.5), IsEmpty());
+  EXPECT_EQ(monitor.GoldGap(), 0) << "of steps 2 and 3";
+  EXPECT_THAT(add(4, 10, 2, 10, 0.5), IsEmpty());
+  // The score rises from 9.5 by four of its deviations there, 1, and gold stays at 9.5.
+  EXPECT_THAT(add(5, 13.5, 2, 9.5, 0.5), IsEmpty());
+  const auto alarms = add(6, 13.5, 2, 9.5, 0.5);
+  ASSERT_THAT(alarms, SizeIs(1));
+  EXPECT_EQ(alarms[0].monitor(), "gold_gap");
+  EXPECT_DOUBLE_EQ(alarms[0].value(), 4);
+}
+
+TEST(MonitorTest, ScoresThatDifferByTheirRoundingDoNotVary) {
+  std::vector<v1::Sample> batch(3);
+  for (size_t i = 0; i < batch.size(); ++i) {
+    batch[i].mutable_score()->set_total(0.1F + (i == 1 ? 1e-8F : 0));
+    batch[i].mutable_score()->add_gold();
+    batch[i].mutable_score()->set_gold_total(0.1);
+  }
+  const v1::MonitorStep seen = ObserveStep(1, batch, 0, 4, 64);
+  EXPECT_EQ(seen.values().at("score_std"), 0);
+  EXPECT_EQ(seen.values().at("gold_std"), 0);
+  batch[1].mutable_score()->set_total(0.101);
+  EXPECT_NEAR(ObserveStep(1, batch, 0, 4, 64).values().at("score_std"), 0.001 / std::sqrt(3.0), 1e-6);
+}
+
 TEST(MonitorTest, HealthyRunsRaiseNoAlarm) {
   for (int seed = 1; seed <= 3; ++seed) {
     uint64_t state = static_cast<uint64_t>(seed) * 7919;
