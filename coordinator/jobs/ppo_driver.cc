@@ -12,6 +12,7 @@
 #include "common/status_util.h"
 #include "coordinator/jobs/committed_steps.h"
 #include "coordinator/jobs/cut_answers.h"
+#include "coordinator/jobs/model_tokens.h"
 #include "coordinator/jobs/step_issuer.h"
 #include "coordinator/jobs/step_watch.h"
 #include "coordinator/jobs/training_driver.h"
@@ -35,7 +36,7 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     LoadPrompts(deps(), Resolved(row, row.spec().ppo().prompts()), true, row.spec().seed(), 0,
                 host_->WhileActive(job_id_, [this](auto prompts) {
                   if (!prompts.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(prompts.status().message()));
-                  Begin(*std::move(prompts));
+                  CheckTokens(*std::move(prompts));
                 }));
   }
 
@@ -150,6 +151,18 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   // After a restart that was committed by another process: from the job's events, few of which are newer.
   absl::Status RecallMetrics();
 
+  // In the background; then begins.
+  void CheckTokens(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
+    std::vector<TokenReader> readers = TokenReadersOf(*job(), *deps().artifacts);
+    if (readers.empty()) return Begin(std::move(prompts));
+    auto then = host_->WhileActive(job_id_, [this, prompts = std::move(prompts)](const absl::Status& status) mutable {
+      if (!status.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(status.message()));
+      Begin(std::move(prompts));
+    });
+    deps().background->Run([loop = deps().loop, readers = std::move(readers), then = std::move(then)]() mutable {
+      loop->Post([status = CheckTokenReaders(readers), then = std::move(then)]() mutable { then(status); });
+    });
+  }
   void Begin(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
     prompts_ = prompts;
     v1::Job& row = *job();

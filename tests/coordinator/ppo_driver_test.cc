@@ -1,4 +1,5 @@
 // When a PPO job hands out, commits and issues its steps: halts, the monitor, early stops, crashes between slices.
+#include <fstream>
 #include <string>
 
 #include <gmock/gmock.h>
@@ -54,6 +55,50 @@ TEST_F(PpoDriverTest, ThatTheContextCutsAnswersIsToldOnceAndCountedAtEveryStep) 
   const std::string told = "100 % of the answers ended before max_new_tokens (64)";
   EXPECT_THAT(Messages(), testing::Contains(testing::HasSubstr("step 2: " + told)));
   EXPECT_THAT(Messages(), testing::Not(testing::Contains(testing::HasSubstr("step 3: " + told))));
+}
+
+TEST_F(PpoDriverTest, ModelsThatReadThePolicysTokensHaveItsTokenizer) {
+  Begin();
+  const auto publish = [&](const std::string& tokenizer) {
+    std::string digest;
+    const absl::StatusOr<std::string> staging = process_->artifacts->MakeStaging();
+    EXPECT_TRUE(staging.ok()) << staging.status();
+    std::ofstream(*staging + "/tokenizer.json") << tokenizer;
+    process_->artifacts->PublishDirectory(*staging, "data", "default", "test", [&](absl::StatusOr<v1::Artifact> made) {
+      ASSERT_TRUE(made.ok()) << made.status();
+      digest = made->digest();
+    });
+    process_->loop.Run();
+    return digest;
+  };
+  const std::string mine = publish(R"({"model": {"vocab": {"a": 0, "b": 1}}})"),
+                    alike = publish(R"({"model": {"vocab": {"b": 1, "a": 0}}})"),
+                    other = publish(R"({"model": {"vocab": {"a": 0, "c": 1}}})");
+  const auto state = [&](const std::string& reference, const std::string& critic, v1::AdvantageEstimator advantage) {
+    PutJob([&](v1::PpoSpec* ppo) {
+      ppo->set_policy("mine");
+      ppo->set_reference("start");
+      ppo->set_advantage(advantage);
+      if (advantage == v1::GAE) ppo->set_critic("values");
+    });
+    v1::Job job = JobRow();
+    (*job.mutable_resolved())["mine"] = mine;
+    (*job.mutable_resolved())["start"] = reference;
+    (*job.mutable_resolved())["values"] = critic;
+    Store(std::move(job));
+    Restart();
+    return JobRow();
+  };
+  v1::Job job = state(alike, other, v1::GAE);
+  EXPECT_EQ(job.state(), v1::FAILED);
+  EXPECT_EQ(job.reason_code(), "BAD_DATA");
+  EXPECT_THAT(job.reason(), testing::HasSubstr("ppo.critic: expected a model with the tokens of ppo.policy, mine, "
+                                               "whose ids it is given, found values with others (token 1 is \"b\" of "
+                                               "one and \"c\" of the other)"));
+  job = state(other, alike, v1::GAE);
+  EXPECT_EQ(job.state(), v1::FAILED);
+  EXPECT_THAT(job.reason(), testing::HasSubstr("ppo.reference: expected"));
+  EXPECT_EQ(state(alike, other, v1::REINFORCE_BASELINE).state(), v1::RUNNING) << "it has no critic";
 }
 
 TEST_F(PpoDriverTest, AfterARestartTheMonitorReadsTheBatchFromTheStore) {

@@ -1,0 +1,29 @@
+// A PPO job's models that are given the policy's token ids: with another tokenizer's numbers they would read other
+// text.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "coordinator/artifacts.h"
+#include "rlhf/v1/state.pb.h"
+
+namespace rlhf::coordinator {
+
+struct TokenReader {
+  std::string field;   // "ppo.critic", "ppo.reference"
+  std::string model;   // as the specification names it
+  std::string policy;  // the same of the policy
+  std::string dir, policy_dir;
+};
+
+// Those that are other models than the policy. What is not here, or is not read (a critic of an estimator without one,
+// a reference of a policy with adapters), is left out.
+std::vector<TokenReader> TokenReadersOf(const v1::Job& job, const Artifacts& artifacts);
+
+// InvalidArgument names the field, and the first token that differs. A model without a tokenizer is passed over. Reads
+// and parses tokenizers: for the background; any thread.
+absl::Status CheckTokenReaders(const std::vector<TokenReader>& readers);
+
+}  // namespace rlhf::coordinator
