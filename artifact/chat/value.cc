@@ -32,22 +32,39 @@ std::string FloatText(double value) {
   return out;
 }
 
+// As Python's repr has it: what cannot be printed becomes \xhh, \uhhhh or \Uhhhhhhhh.
+void AppendPrintable(char32_t code, std::string* out) {
+  // These mark special tokens in messages, and are taken out at the end.
+  const bool mark = code >= 0xFDD0 && code <= 0xFDEF;
+  if (mark || IsPrintable(code)) return AppendUtf8(code, out);
+  char text[16];
+  const char* const form = code < 0x100 ? "\\x%02x" : code < 0x10000 ? "\\u%04x" : "\\U%08x";
+  std::snprintf(text, sizeof(text), form, static_cast<unsigned>(code));
+  *out += text;
+}
+
 std::string Quoted(absl::string_view text) {
   const bool double_quotes = text.find('\'') != absl::string_view::npos && text.find('"') == absl::string_view::npos;
   const char quote = double_quotes ? '"' : '\'';
   std::string out(1, quote);
-  for (const char c : text) {
-    if (c == quote || c == '\\') {
+  for (size_t at = 0; at < text.size();) {
+    const absl::string_view rest = text.substr(at);
+    const size_t length = std::max<size_t>(1, Utf8Length(rest));
+    at += length;
+    if (rest[0] == quote || rest[0] == '\\') {
       out += '\\';
-      out += c;
-    } else if (c == '\n') {
+      out += rest[0];
+    } else if (rest[0] == '\n') {
       out += "\\n";
-    } else if (c == '\r') {
+    } else if (rest[0] == '\r') {
       out += "\\r";
-    } else if (c == '\t') {
+    } else if (rest[0] == '\t') {
       out += "\\t";
+    } else if (Utf8Length(rest) == 0) {
+      out.append(rest.data(), length);
     } else {
-      out += c;
+      size_t unused = 0;
+      AppendPrintable(FirstCodePoint(rest, &unused), &out);
     }
   }
   return out + quote;

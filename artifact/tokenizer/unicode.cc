@@ -219,6 +219,32 @@ bool IsLetter(char32_t code) {
   return category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO;
 }
 
+bool IsPrintable(char32_t code) {
+  switch (Category(code)) {
+    case UTF8PROC_CATEGORY_CN:
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_CS:
+    case UTF8PROC_CATEGORY_CO:
+    case UTF8PROC_CATEGORY_ZL:
+    case UTF8PROC_CATEGORY_ZP:
+      return false;
+    case UTF8PROC_CATEGORY_ZS:
+      return code == ' ';
+    default:
+      return true;
+  }
+}
+
+std::u32string CaseFolded(char32_t code) {
+  utf8proc_int32_t parts[8];
+  int unused = 0;
+  const utf8proc_ssize_t count =
+      utf8proc_decompose_char(static_cast<utf8proc_int32_t>(code), parts, std::size(parts), UTF8PROC_CASEFOLD, &unused);
+  if (count < 1 || count > static_cast<utf8proc_ssize_t>(std::size(parts))) return {code};
+  return {parts, parts + count};
+}
+
 std::string ToUnicodeForm(absl::string_view text, UnicodeForm form) {
   int options = UTF8PROC_STABLE;
   // Below this lead byte nothing changes: U+0300 is the first that composes, U+00A0 the first that decomposes.

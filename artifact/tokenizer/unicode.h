@@ -31,7 +31,11 @@ bool IsWord(char32_t code);
 void AppendLowercase(char32_t code, std::string* out);
 // Simple upper case, and "SS" for "ß".
 void AppendUppercase(char32_t code, std::string* out);
+// Full case folding: one code point, or two or three for some letters ("ß", "ﬁ").
+std::u32string CaseFolded(char32_t code);
 bool IsLetter(char32_t code);  // categories L*
+// Python's isprintable: none of the categories C* and Z*, but for the space.
+bool IsPrintable(char32_t code);
 
 enum class UnicodeForm { kNfc, kNfd, kNfkc, kNfkd };
 std::string ToUnicodeForm(absl::string_view text, UnicodeForm form);
