@@ -74,7 +74,8 @@ void AddedTokenFinder::Find(absl::string_view text, bool special, absl::Span<con
     if (token.lstrip) begin = std::max(begin - WhitespaceAtEnd(text.substr(0, begin)), done);
     if (token.rstrip) end += WhitespaceAtStart(text.substr(end));
     if (done < begin) sections->push_back({done, begin, -1});
-    sections->push_back({begin, end, token.id});
+    // Nothing is left of white space that the token before it took whole.
+    if (begin < end) sections->push_back({begin, end, token.id});
     done = end;
   }
   if (done < text.size()) sections->push_back({done, text.size(), -1});

@@ -124,16 +124,22 @@ absl::StatusOr<PipelineTokenizer::Parts> ReadParts(const Json& json, const std::
   return parts;
 }
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(absl::string_view text, const std::string& name) {
+absl::StatusOr<Json> Parsed(absl::string_view text, const std::string& name) {
   if (text.size() > kMaxFileBytes)
     return absl::InvalidArgumentError(
         absl::StrCat(name, ": expected at most ", kMaxFileBytes, " bytes, found ", text.size()));
-  const Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
+  Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
   if (!json.is_object())
     return absl::InvalidArgumentError(absl::StrCat(name, ": expected a JSON object; is the file damaged?"));
-  auto parts = ReadParts(json, name);
+  return json;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(absl::string_view text, const std::string& name) {
+  const auto json = Parsed(text, name);
+  if (!json.ok()) return json.status();
+  auto parts = ReadParts(*json, name);
   if (!parts.ok()) return parts.status();
   return std::make_unique<PipelineTokenizer>(*std::move(parts));
 }
@@ -142,14 +148,17 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& mo
   const std::string path = model_dir + "/tokenizer.json";
   auto text = ReadFile(path);
   if (!text.ok()) return text.status();
-  auto tokenizer = FromJson(*text, path);
-  if (!tokenizer.ok()) return tokenizer.status();
-  auto* pipeline = static_cast<PipelineTokenizer*>(tokenizer->get());
+  auto json = Parsed(*text, path);
+  if (!json.ok()) return json.status();
+  if (absl::Status status = ApplyTokenizerConfig(model_dir, &*json); !status.ok()) return status;
+  auto parts = ReadParts(*json, path);
+  if (!parts.ok()) return parts.status();
+  auto pipeline = std::make_unique<PipelineTokenizer>(*std::move(parts));
   auto special_ids = ReadSpecialIds(model_dir, *pipeline);
   if (!special_ids.ok()) return special_ids.status();
   pipeline->set_special_ids(*std::move(special_ids));
   pipeline->set_chat_template(ChatTemplate::Load(model_dir));
-  return tokenizer;
+  return pipeline;
 }
 
 }  // namespace rlhf::artifact

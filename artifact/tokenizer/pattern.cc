@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "artifact/tokenizer/steps.h"
 
@@ -24,6 +25,11 @@ absl::StatusOr<std::string> ReadContent(JsonObject* json) {
   std::string content = json->Text("content");
   if (content.size() <= kMaxContentBytes) return content;
   return json->Bad("content", absl::StrCat("expected at most ", kMaxContentBytes, " bytes, found ", content.size()));
+}
+
+absl::StatusOr<bool> MatchesAtStart(const Pattern& pattern, absl::string_view text) {
+  if (!pattern.literal.empty()) return absl::StartsWith(text, pattern.literal);
+  return pattern.regex.MatchesAtStart(text);
 }
 
 absl::StatusOr<std::string> ReplaceMatches(const Pattern& pattern, absl::string_view text, absl::string_view content,

@@ -20,6 +20,8 @@ absl::StatusOr<Pattern> ReadPattern(JsonObject* json);
 // ResourceExhausted when the outcome would have more than `limit` bytes.
 absl::StatusOr<std::string> ReplaceMatches(const Pattern& pattern, absl::string_view text, absl::string_view content,
                                            size_t limit);
+// Whether the first match of a text that is not empty begins where the text does.
+absl::StatusOr<bool> MatchesAtStart(const Pattern& pattern, absl::string_view text);
 // `content`: what is put in for a match, at most kMaxContentBytes.
 absl::StatusOr<std::string> ReadContent(JsonObject* json);
 

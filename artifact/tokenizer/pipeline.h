@@ -65,7 +65,12 @@ class PipelineTokenizer : public Tokenizer {
 
 // tokenizer_config.json names tokens, generation_config.json and config.json ids; the first that says something wins,
 // save that a text also ends with the ids of the first of the latter two that has some. InvalidArgument for an empty
-// list of them and for one that the vocabulary has not; bos and pad, which only stand beside a text, may be anything.
+// list of them, for one that the vocabulary has not, and for a name that it has not; ids of bos and pad, which only
+// stand beside a text, may be anything.
 absl::StatusOr<SpecialIds> ReadSpecialIds(const std::string& model_dir, const Tokenizer& tokenizer);
+
+// Puts what MODEL_DIR/tokenizer_config.json says of added tokens (their flags, which rule) into a tokenizer.json that
+// has been parsed. InvalidArgument where the two contradict: tokens, ids, what is special, add_prefix_space.
+absl::Status ApplyTokenizerConfig(const std::string& model_dir, nlohmann::json* tokenizer);
 
 }  // namespace rlhf::artifact

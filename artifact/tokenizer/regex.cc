@@ -125,6 +125,20 @@ bool Regex::Matcher::Next(size_t* begin, size_t* end) {
   return false;
 }
 
+bool Regex::MayMatchNothing() const {
+  uint32_t may = 0;
+  pcre2_pattern_info(program_->code, PCRE2_INFO_MATCHEMPTY, &may);
+  return may != 0;
+}
+
+absl::StatusOr<bool> Regex::MatchesAtStart(absl::string_view text) const {
+  Matcher matcher(*this, text);
+  size_t begin = 0, end = 0;
+  const bool found = matcher.Next(&begin, &end);
+  if (!matcher.status().ok()) return matcher.status();
+  return found && begin == 0;
+}
+
 absl::Status Regex::ForEachMatch(absl::string_view text, const std::function<void(size_t, size_t)>& visit) const {
   return Each(text, visit);
 }

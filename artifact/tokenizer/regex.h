@@ -27,6 +27,10 @@ class Regex {
   // pattern: Oniguruma's syntax. InvalidArgument for what is not supported or does not compile.
   static absl::StatusOr<Regex> Compile(absl::string_view pattern);
 
+  // Whether some text has an empty match.
+  bool MayMatchNothing() const;
+  // Whether the first match in valid UTF-8 begins at its beginning. Fails as ForEachMatch does.
+  absl::StatusOr<bool> MatchesAtStart(absl::string_view text) const;
   // Calls visit(begin, end) for every match in valid UTF-8, in order; an empty match right after another is left out.
   // ResourceExhausted when a match costs more than the limits on steps and memory, or the text more than 5 s.
   absl::Status ForEachMatch(absl::string_view text, const std::function<void(size_t, size_t)>& visit) const;

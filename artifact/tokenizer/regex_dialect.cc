@@ -1,6 +1,10 @@
 // From Oniguruma's syntax to PCRE2's. What both read alike passes; what they read differently is rewritten or refused.
+#include <algorithm>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "artifact/tokenizer/regex.h"
+#include "artifact/tokenizer/unicode.h"
 
 namespace rlhf::artifact {
 namespace {
@@ -20,6 +24,23 @@ bool IsLetterOrDigit(char c) {
   return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
 
+// A letter that folds to several, which Oniguruma takes for one another without case ("ß" and "ss"), PCRE2 does not.
+struct LongFold {
+  char32_t letter;
+  std::u32string folded;
+};
+const std::vector<LongFold>& LongFolds() {
+  static const auto* const kFolds = [] {
+    auto* out = new std::vector<LongFold>();
+    for (char32_t code = 0x80; code < 0x10000; ++code) {  // there are none beyond
+      if (code >= 0xD800 && code < 0xE000) continue;
+      if (std::u32string folded = CaseFolded(code); folded.size() > 1) out->push_back({code, std::move(folded)});
+    }
+    return out;
+  }();
+  return *kFolds;
+}
+
 class Translator {
  public:
   explicit Translator(absl::string_view pattern) : pattern_(pattern) {}
@@ -28,18 +49,28 @@ class Translator {
     while (at_ < pattern_.size()) {
       const char c = pattern_[at_];
       absl::Status status;
+      const size_t before = at_;
       if (c == '\\') {
         status = Escape(false);
+        if (status.ok()) status = Literal(before);
       } else if (c == '[') {
         status = Class();
+        run_.clear();
       } else if (c == '(') {
+        run_.clear();
         status = Group();
+      } else if (c == ')') {
+        run_.clear();
+        if (caseless_.size() > 1) caseless_.pop_back();
+        out_ += c;
+        ++at_;
       } else if (c == '}' && at_ + 1 < pattern_.size() && pattern_[at_ + 1] == '+') {
         // Ruby repeats the repetition, PCRE2 makes it possessive.
         status = Refuse("\"+\" after \"{…}\"");
       } else {
-        out_ += c;
-        ++at_;
+        at_ += std::max<size_t>(1, Utf8Length(pattern_.substr(at_)));
+        absl::StrAppend(&out_, pattern_.substr(before, at_ - before));
+        status = Literal(before);
       }
       if (!status.ok()) return status;
     }
@@ -51,6 +82,60 @@ class Translator {
     return absl::InvalidArgumentError(
         absl::StrCat("regular expression \"", pattern_, "\": ", what, " at byte ", at_, " is not supported"));
   }
+  // What has just been read from `begin` on, outside a class: letters in a row must be no long fold where case does not
+  // count.
+  absl::Status Literal(size_t begin) {
+    if (!caseless_.back()) return absl::OkStatus();
+    absl::string_view text = pattern_.substr(begin, at_ - begin);
+    char32_t code = 0;
+    size_t length = 0;
+    if (text.size() > 1 && text[0] == '\\') {
+      if (text[1] == 'x' || text[1] == 'u') {
+        code = CodeOf(text);
+      } else if (IsLetterOrDigit(text[1])) {
+        run_.clear();  // a class, a property, white space
+        return text[1] == 'p' || text[1] == 'P' ? Refuse("a property without case") : absl::OkStatus();
+      } else {
+        code = FirstCodePoint(text.substr(1), &length);
+      }
+    } else if (text == "{" && !run_.empty()) {
+      run_ += run_.back();
+    } else if (!text.empty() && (static_cast<unsigned char>(text[0]) >= 0x80 || IsLetterOrDigit(text[0]))) {
+      code = Utf8Length(text) > 0 ? FirstCodePoint(text, &length) : 0;
+    } else if (text == "\\") {
+      return absl::OkStatus();  // the quoted character comes next
+    } else {
+      run_.clear();
+      return absl::OkStatus();
+    }
+    if (code != 0) run_ += CaseFolded(code);
+    for (const LongFold& fold : LongFolds()) {
+      const std::u32string& folded = fold.folded;
+      if (run_.size() >= folded.size() && run_.compare(run_.size() - folded.size(), folded.size(), folded) == 0)
+        return Refuse("a letter that is several without case");
+    }
+    if (text == "{") run_.clear();
+    return absl::OkStatus();
+  }
+  // Of \xhh, \x{h…}, \uhhhh.
+  static char32_t CodeOf(absl::string_view escape) {
+    char32_t code = 0;
+    for (const char c : escape.substr(2)) {
+      if (IsHex(c))
+        code =
+            std::min<char32_t>(0x110000, code * 16 + static_cast<char32_t>(c <= '9' ? c - '0' : (c | 32) - 'a' + 10));
+    }
+    return code;
+  }
+  // What has just been read in a class, its `begin` on.
+  absl::Status CaselessClass(size_t begin) const {
+    if (!caseless_.back()) return absl::OkStatus();
+    for (const char c : pattern_.substr(begin, at_ - begin)) {
+      const bool plain = static_cast<unsigned char>(c) < 0x80 && c != '\\';
+      if (!plain) return Refuse("a class of other than ASCII characters without case");
+    }
+    return absl::OkStatus();
+  }
   char Peek(size_t ahead) const { return at_ + ahead < pattern_.size() ? pattern_[at_ + ahead] : '\0'; }
 
   absl::Status Group() {
@@ -59,10 +144,19 @@ class Translator {
       if (Peek(1) == '*') return Refuse("\"(*\"");
       out_ += '(';
       ++at_;
+      caseless_.push_back(caseless_.back());
       return absl::OkStatus();
     }
     for (const absl::string_view group : kKnown) {
       if (pattern_.substr(at_, group.size()) != group) continue;
+      if (group == "(?i)") {
+        // Behind something, Ruby's holds what follows together, "|" too; PCRE2's does not.
+        if (at_ > 0 && pattern_[at_ - 1] != '(' && pattern_[at_ - 1] != ':' && pattern_[at_ - 1] != '|')
+          return Refuse("\"(?i)\" behind the beginning");
+        caseless_.back() = true;
+      } else {
+        caseless_.push_back(group == "(?i:" || (group != "(?-i:" && caseless_.back()));
+      }
       absl::StrAppend(&out_, group);
       at_ += group.size();
       return absl::OkStatus();
@@ -72,9 +166,11 @@ class Translator {
 
   // Between "[" and "]": single characters, ranges, escapes.
   absl::Status Class() {
+    const size_t begin = at_;
     out_ += '[';
     ++at_;
     if (Peek(0) == '^') {
+      if (caseless_.back()) return Refuse("a negated class without case");
       out_ += '^';
       ++at_;
     }
@@ -83,7 +179,7 @@ class Translator {
       if (c == ']' && !first) {
         out_ += ']';
         ++at_;
-        return absl::OkStatus();
+        return CaselessClass(begin);
       }
       if (c == '[') return Refuse("a class inside a class");
       if (c == '&' && Peek(1) == '&') return Refuse("\"&&\"");
@@ -211,6 +307,8 @@ class Translator {
   absl::string_view pattern_;
   size_t at_ = 0;
   std::string out_;
+  std::vector<bool> caseless_ = {false};  // of the groups that are open
+  std::u32string run_;                    // letters in a row without case, folded
 };
 
 }  // namespace

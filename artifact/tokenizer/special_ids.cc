@@ -69,17 +69,29 @@ absl::StatusOr<SpecialIds> ReadSpecialIds(const std::string& model_dir, const To
     return absl::InvalidArgumentError(
         absl::StrCat(sources.front().path, ": expected a JSON object; is the file damaged?"));
   }
+  absl::Status unknown;
   const auto named = [&](const std::string& key) -> std::optional<int32_t> {
     if (!names.json.is_object() || !names.json.contains(key)) return std::nullopt;
     const Json& token = names.json[key];
     const Json& text = token.is_object() && token.contains("content") ? token["content"] : token;
-    return text.is_string() ? tokenizer.TokenToId(text.get<std::string>()) : std::nullopt;
+    if (!text.is_string() || text == "") return std::nullopt;
+    const auto id = tokenizer.TokenToId(text.get<std::string>());
+    // transformers would add it, with an id that the model has no embedding for.
+    if (!id && unknown.ok()) {
+      unknown = absl::InvalidArgumentError(absl::StrCat(names.path, ": ", key,
+                                                        ": expected a token of tokenizer.json, found \"",
+                                                        text.get<std::string>().substr(0, 80), "\", which it has not"));
+    }
+    return id;
   };
   SpecialIds ids;
   ids.bos = named("bos_token");
   if (!ids.bos) ids.bos = IdIn(sources, "bos_token_id");
   ids.pad = named("pad_token");
   if (!ids.pad) ids.pad = IdIn(sources, "pad_token_id");
+
+  ids.eos = named("eos_token");
+  if (!unknown.ok()) return unknown;
 
   // A model's vocabulary may be padded beyond the tokenizer's.
   int64_t vocabulary = tokenizer.vocab_size();
@@ -88,7 +100,6 @@ absl::StatusOr<SpecialIds> ReadSpecialIds(const std::string& model_dir, const To
     vocabulary = std::clamp<int64_t>(config["vocab_size"].get<int64_t>(), 1, INT32_MAX);
   auto ends = EndsIn(sources, vocabulary);
   if (!ends.ok()) return ends.status();
-  ids.eos = named("eos_token");
   if (ids.eos) ids.ends.push_back(*ids.eos);
   for (const int32_t id : *ends) {
     if (std::find(ids.ends.begin(), ids.ends.end(), id) == ids.ends.end()) ids.ends.push_back(id);

@@ -116,6 +116,44 @@ TEST_F(SpecialIdsTest, EveryIdOfAListEndsAText) {
   EXPECT_THAT(Ends(), testing::ElementsAre(2));
 }
 
+TEST_F(SpecialIdsTest, ANameThatTheVocabularyHasNotIsRefused) {
+  for (const std::string key : {"eos_token", "bos_token", "pad_token"}) {
+    Write("tokenizer_config.json", "{\"" + key + "\": {\"content\": \"<none of ours>\"}}");
+    const absl::Status status = Tokenizer::Load(dir_.path()).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << key;
+    EXPECT_THAT(std::string(status.message()),
+                testing::HasSubstr("tokenizer_config.json: " + key + ": expected a token of tokenizer.json"));
+    Write("tokenizer_config.json", "{\"" + key + "\": null}");
+    EXPECT_TRUE(Tokenizer::Load(dir_.path()).ok());
+  }
+}
+
+TEST_F(SpecialIdsTest, TheConfigurationsFlagsOfAddedTokensCount) {
+  const auto ids = [&](const std::string& text) {
+    const auto tokenizer = Tokenizer::Load(dir_.path());
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    return (*tokenizer)->Encode(text, {.add_special_tokens = false, .parse_special_tokens = true}).value();
+  };
+  const auto refused = [&](const std::string& config, const std::string& says) {
+    Write("tokenizer_config.json", config);
+    const absl::Status status = Tokenizer::Load(dir_.path()).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << config;
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr(says));
+  };
+  EXPECT_GT(ids("</s>  ").size(), 1u);
+  Write("tokenizer_config.json",
+        R"({"added_tokens_decoder": {"2": {"content": "</s>", "special": true, "rstrip": true}}})");
+  EXPECT_EQ(ids("</s>  "), std::vector<int32_t>{2});
+  refused(R"({"added_tokens_decoder": {"3": {"content": "</s>", "special": true}}})", "\"</s>\" under another id");
+  refused(R"({"added_tokens_decoder": {"9999": {"content": "<x>"}}})", "\"<x>\" is not among the added_tokens");
+  refused(R"({"added_tokens_decoder": {"2": {"content": "</s>"}}})", "expected \"special\": true");
+  refused(R"({"added_tokens_decoder": {"2": "</s>"}})", "expected an object");
+  refused(R"({"added_tokens_decoder": []})", "expected an object");
+  refused(R"({"add_prefix_space": true})", "add_prefix_space: expected false, as tokenizer.json has it, found true");
+  Write("tokenizer_config.json", R"({"add_prefix_space": false})");
+  EXPECT_GT(ids("a").size(), 0u);
+}
+
 TEST_F(SpecialIdsTest, AnEndOfTextThatCannotComeIsRefused) {
   const auto refuses = [&](const std::string& name, const std::string& value, const std::string& found) {
     Write(name, "{\"vocab_size\": 1000, \"eos_token_id\": " + value + "}");
@@ -140,6 +178,22 @@ TEST_F(SpecialIdsTest, AnEndOfTextThatCannotComeIsRefused) {
   }
   Write("generation_config.json", "{\"eos_token_id\": [2, ");
   EXPECT_THAT(std::string(Tokenizer::Load(dir_.path()).status().message()), testing::HasSubstr("is the file damaged?"));
+}
+
+// A small BPE whose parts a test replaces.
+nlohmann::json SmallTokenizer() {
+  return {
+      {"added_tokens", nlohmann::json::array()},
+      {"normalizer", nullptr},
+      {"pre_tokenizer", nullptr},
+      {"post_processor", nullptr},
+      {"decoder", nullptr},
+      {"model", {{"type", "BPE"}, {"vocab", {{"a", 0}, {"b", 1}, {"ab", 2}, {"\xC3\x83", 3}}}, {"merges", {"a b"}}}}};
+}
+
+absl::Status Encoded(const nlohmann::json& json, const std::string& text) {
+  const auto tokenizer = Tokenizer::FromJson(json.dump(), "tokenizer.json");
+  return tokenizer.ok() ? (*tokenizer)->Encode(text).status() : tokenizer.status();
 }
 
 TEST(TokenizerTest, WhatIsNotSupportedIsNamed) {
@@ -172,6 +226,60 @@ TEST(TokenizerTest, WhatIsNotSupportedIsNamed) {
   refuses("/unheard_of", 1, "unheard_of");
 }
 
+TEST(TokenizerTest, LettersThatAreSeveralWithoutCaseAreRefused) {
+  const auto compiled = [](const std::string& pattern) {
+    nlohmann::json json = SmallTokenizer();
+    json["pre_tokenizer"] = {
+        {"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
+    return Tokenizer::FromJson(json.dump(), "tokenizer.json").status();
+  };
+  // The library finds "\xC3\x9F" for "ss", the sign for "fi", and the other way round.
+  for (const char* pattern : {"(?i)ss", "(?i:xS)s|(?i:aFi)", "(?i)\xC3\x9F", "(?i)\\x{df}", "(?i:\\u00df)", "(?i)s{2}",
+                              "(?i)[\xC3\x9F]", "(?i)[^a]", "(?i)\\p{L}", "(?i)[\\p{L}]", "a(?i)b|c", "(?i:(st))"}) {
+    const absl::Status status = compiled(pattern);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << pattern;
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr("is not supported")) << pattern;
+  }
+  for (const char* pattern : {"(?i:'s|'t|'re|'ve|'m|'ll|'d)", "'(?i:[sdmt]|ll|ve|re)", "(?i:s)s", "(?i:(?-i:ss))",
+                              "ss|fi", "(?i:s)|\\p{L}", "[^(?i)]\xC3\x9F", "(?i)a\\s+s+", "(?i)s|s", "(a|(?i)b)"}) {
+    EXPECT_TRUE(compiled(pattern).ok()) << pattern << ": " << compiled(pattern);
+  }
+}
+
+// Recorded from the `tokenizers` library.
+TEST(TokenizerTest, WhatTakesTheBeginningAwayLeavesNoFirstPiece) {
+  nlohmann::json json = SmallTokenizer();
+  json["model"]["vocab"]["\xE2\x96\x81"] = 4;
+  json["pre_tokenizer"] = {
+      {"type", "Metaspace"}, {"replacement", "\xE2\x96\x81"}, {"prepend_scheme", "first"}, {"split", true}};
+  for (const nlohmann::json& pattern : {nlohmann::json{{"String", "a"}}, nlohmann::json{{"Regex", "\\Aa"}}}) {
+    json["normalizer"] = {{"type", "Replace"}, {"pattern", pattern}, {"content", ""}};
+    const auto tokenizer = Tokenizer::FromJson(json.dump(), "tokenizer.json");
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    EXPECT_EQ((*tokenizer)->Encode("ab").value(), std::vector<int32_t>{1}) << pattern;
+    EXPECT_EQ((*tokenizer)->Encode("b").value(), (std::vector<int32_t>{4, 1})) << pattern;
+  }
+  // The library ends with a panic for some texts.
+  json["normalizer"] = {{"type", "Replace"}, {"pattern", {{"Regex", "a*"}}}, {"content", "b"}};
+  EXPECT_THAT(std::string(Encoded(json, "a").message()), testing::HasSubstr("found one that may match nothing"));
+  json["normalizer"]["pattern"] = {{"String", ""}};
+  EXPECT_THAT(std::string(Encoded(json, "a").message()), testing::HasSubstr("found one that may match nothing"));
+}
+
+// Recorded from the `tokenizers` library.
+TEST(TokenizerTest, WhiteSpaceThatATokenTookIsNoSecondToken) {
+  nlohmann::json json = SmallTokenizer();
+  json["added_tokens"] = {{{"id", 9}, {"content", " "}, {"lstrip", true}, {"rstrip", true}, {"normalized", false}}};
+  const auto both = Tokenizer::FromJson(json.dump(), "tokenizer.json");
+  ASSERT_TRUE(both.ok()) << both.status();
+  EXPECT_EQ((*both)->Encode("\t\n  ").value(), std::vector<int32_t>{9});
+  EXPECT_EQ((*both)->Encode("a   b").value(), (std::vector<int32_t>{0, 9, 1}));
+  json["added_tokens"][0]["lstrip"] = false;
+  const auto right = Tokenizer::FromJson(json.dump(), "tokenizer.json");
+  ASSERT_TRUE(right.ok()) << right.status();
+  EXPECT_EQ((*right)->Encode("a  b").value(), (std::vector<int32_t>{0, 9, 9, 1}));
+}
+
 TEST(TokenizerTest, InvalidUtf8BecomesReplacementCharacters) {
   const auto tokenizer = Tokenizer::Load(SourceDir() + "/tests/golden");
   ASSERT_TRUE(tokenizer.ok());
@@ -195,26 +303,10 @@ TEST(TokenizerTest, SpecialTokensStayTextWhereTheCallerSaysSo) {
   EXPECT_EQ(*(*tokenizer)->Decode(*ids, false), "</s></s>");
 }
 
-// A small BPE whose parts a test replaces.
-nlohmann::json SmallTokenizer() {
-  return {
-      {"added_tokens", nlohmann::json::array()},
-      {"normalizer", nullptr},
-      {"pre_tokenizer", nullptr},
-      {"post_processor", nullptr},
-      {"decoder", nullptr},
-      {"model", {{"type", "BPE"}, {"vocab", {{"a", 0}, {"b", 1}, {"ab", 2}, {"\xC3\x83", 3}}}, {"merges", {"a b"}}}}};
-}
-
 nlohmann::json Repeated(const nlohmann::json& step, size_t times) {
   nlohmann::json list = nlohmann::json::array();
   for (size_t i = 0; i < times; ++i) list.push_back(step);
   return list;
-}
-
-absl::Status Encoded(const nlohmann::json& json, const std::string& text) {
-  const auto tokenizer = Tokenizer::FromJson(json.dump(), "tokenizer.json");
-  return tokenizer.ok() ? (*tokenizer)->Encode(text).status() : tokenizer.status();
 }
 
 TEST(HostileTokenizerTest, AModelWithoutItsTypeIsRead) {

@@ -23,6 +23,11 @@ class Replace : public Normalizer {
  public:
   Replace(Pattern pattern, std::string content) : pattern_(std::move(pattern)), content_(std::move(content)) {}
   absl::Status Normalize(NormalizedText* text) const override {
+    if (content_.empty() && !text->text.empty()) {
+      auto at_start = MatchesAtStart(pattern_, text->text);
+      if (!at_start.ok()) return at_start.status();
+      text->keeps_start = text->keeps_start && !*at_start;
+    }
     auto replaced = ReplaceMatches(pattern_, text->text, content_, text->limit);
     if (!replaced.ok()) return replaced.status();
     text->text = *std::move(replaced);
@@ -46,6 +51,9 @@ absl::StatusOr<std::unique_ptr<Normalizer>> MakePrepend(JsonObject* json) {
 absl::StatusOr<std::unique_ptr<Normalizer>> MakeReplace(JsonObject* json) {
   auto pattern = ReadPattern(json);
   if (!pattern.ok()) return pattern.status();
+  // The library moves what it has replaced already, or ends with a panic.
+  if (pattern->literal.empty() && pattern->regex.MayMatchNothing())
+    return json->Bad("pattern", "expected one that matches at least one character, found one that may match nothing");
   auto content = ReadContent(json);
   if (!content.ok()) return content.status();
   return std::make_unique<Replace>(*std::move(pattern), *std::move(content));
