@@ -141,8 +141,7 @@ void Supervisor::Tick(const std::function<void(const std::string&, const std::st
       int status = 0;
       if (waitpid(child.pid, &status, WNOHANG) != child.pid) continue;
       const absl::Duration now = Clock::Real()->Now();
-      child.backoff =
-          now - child.started > absl::Seconds(10) ? first_backoff_ : std::min(2 * child.backoff, last_backoff_);
+      if (now - child.started > absl::Seconds(10)) child.backoff = first_backoff_;
       child.pid = -1;
       if (CommandIsWrong(status)) {
         child.restart_at = absl::InfiniteDuration();
@@ -153,6 +152,7 @@ void Supervisor::Tick(const std::function<void(const std::string&, const std::st
         continue;
       }
       child.restart_at = now + child.backoff;
+      child.backoff = std::min(2 * child.backoff, last_backoff_);
       health_.Forget(child.spec.name);
       const std::string hung = std::exchange(child.hung, "");
       restarted(child.spec.name, hung.empty() ? HowItEnded(status) : absl::StrCat("killed, for it hung: ", hung));

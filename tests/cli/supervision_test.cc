@@ -15,6 +15,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
@@ -125,6 +126,40 @@ TEST(SupervisorTest, WhoDoesNotEndIsKilledAfterItsGrace) {
   ASSERT_TRUE(supervisor.Start(spec).ok());
   Until([&] { return std::filesystem::exists(dir.File("ready")); }, "it hears nothing");
   supervisor.StopAll(absl::Milliseconds(100));  // returns
+}
+
+TEST(SupervisorTest, WhoEndsAgainAndAgainWaitsLongerUpToABound) {
+  ScratchDir dir;
+  Supervisor supervisor(absl::Milliseconds(200), absl::Milliseconds(500), absl::Seconds(60));
+  ProcessSpec spec;
+  spec.name = "short";
+  spec.command = {"/bin/sh", "-c", "date +%s%N >> " + dir.File("starts") + "; exit 7"};
+  spec.log_file = dir.File("log");
+  ASSERT_TRUE(supervisor.Start(spec).ok());
+  int ended = 0;
+  const auto starts = [&] {
+    std::vector<int64_t> out;
+    for (const auto line : absl::StrSplit(ReadFile(dir.File("starts")).value_or(""), '\n', absl::SkipEmpty())) {
+      int64_t at = 0;
+      if (absl::SimpleAtoi(line, &at)) out.push_back(at);
+    }
+    return out;
+  };
+  Until(
+      [&] {
+        supervisor.Tick([&](const std::string& name, const std::string& how) {
+          EXPECT_EQ(name, "short");
+          EXPECT_EQ(how, "exit code 7");
+          ++ended;
+        });
+        return starts().size() >= 5;
+      },
+      "it was started five times");
+  EXPECT_GE(ended, 4);
+  // A start may come late, but never before its time.
+  const std::vector<int64_t> at = starts();
+  for (size_t i = 0; i < 4; ++i)
+    EXPECT_GE((at[i + 1] - at[i]) / 1'000'000, i == 0 ? 199 : i == 1 ? 399 : 499) << "milliseconds, of start " << i;
 }
 
 // Each notes its process, its group and what it was started with.
