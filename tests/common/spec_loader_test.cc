@@ -101,6 +101,8 @@ TEST(SpecLoaderTest, WrongTypesNameFieldPlaceAndWhatIsAllowed) {
   EXPECT_THAT(ErrorOf("priority: 3000000000\n"), HasSubstr("found \"3000000000\""));
   EXPECT_THAT(ErrorOf("sft: {optimizer: {beta1: high}}\n"), HasSubstr("sft.optimizer.beta1: expected a finite number"));
   EXPECT_THAT(ErrorOf("sft: {optimizer: {beta1: nan}}\n"), HasSubstr("expected a finite number"));
+  EXPECT_THAT(ErrorOf("sft: {optimizer: {beta1: 1e999}}\n"), HasSubstr("expected a finite number"));
+  EXPECT_THAT(ErrorOf("sft: {optimizer: {beta1: -inf}}\n"), HasSubstr("expected a finite number"));
   EXPECT_THAT(ErrorOf("sft: {optimizer: {schedule: cosin}}\n"),
               HasSubstr("expected one of constant, linear, cosine, found \"cosin\" (did you mean \"cosine\"?)"));
   EXPECT_THAT(ErrorOf("sft: {precision: precision_unspecified}\n"), HasSubstr("expected one of float32, bfloat16"));
@@ -176,6 +178,26 @@ TEST(SpecLoaderTest, IntegersAreExact) {
   ASSERT_TRUE(ParseYaml("seed: 1e15\nlearners: {ranks: 2e3}", "job.yaml", {}, &job).ok());
   EXPECT_EQ(job.seed(), 1'000'000'000'000'000);
   EXPECT_EQ(job.learners().ranks(), 2000);
+  // At the bounds themselves, and one beyond.
+  const auto ranks = [](const std::string& text) -> int64_t {
+    v1::JobSpec read;
+    const absl::Status status = ParseYaml("learners: {ranks: " + text + "}", "job.yaml", {}, &read);
+    return status.ok() ? read.learners().ranks() : 0;
+  };
+  EXPECT_EQ(ranks("2147483647.0"), std::numeric_limits<int32_t>::max());
+  EXPECT_EQ(ranks("2147483648.0"), 0);
+  EXPECT_EQ(ranks("-2147483648.0"), std::numeric_limits<int32_t>::min());
+  EXPECT_EQ(ranks("-2147483649.0"), 0);
+  const auto seed = [](const std::string& text) {
+    v1::JobSpec read;
+    return ParseYaml("seed: " + text, "job.yaml", {}, &read).ok() ? read.seed() : 0;
+  };
+  EXPECT_EQ(seed("9007199254740992.0"), uint64_t{9007199254740992});
+  EXPECT_EQ(seed("9007199254740994.0"), 0u) << "its neighbours are not told apart";
+  EXPECT_EQ(seed("9007199254740994"), uint64_t{9007199254740994});
+  EXPECT_EQ(seed("18446744073709551615"), std::numeric_limits<uint64_t>::max());
+  EXPECT_EQ(seed("18446744073709551616"), 0u);
+  EXPECT_EQ(seed("-1.0"), 0u);
 }
 
 TEST(SpecLoaderTest, OtherReadersOfYamlSeeTextsAndOneOrder) {

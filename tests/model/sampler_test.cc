@@ -72,6 +72,45 @@ TEST(SamplerTest, TopPIsOfWhatTopKLeft) {
   EXPECT_EQ(counts.size(), 2u) << "the one that crosses the bound belongs to them";
 }
 
+TEST(SamplerTest, TheBoundItselfIsEnoughAndTiesAreOrderedById) {
+  // Two halves and nothing else: one is exactly top_p of them.
+  const torch::Tensor halves = torch::tensor({-200.0F, 0.0F, 0.0F}).expand({200, 3}).contiguous();
+  for (const SampledToken& token : Draw(halves, {.temperature = 1, .top_p = 0.5}, 0)) {
+    EXPECT_EQ(token.id, 1);
+    EXPECT_NEAR(token.log_kept_mass, std::log(0.5), 1e-6);
+  }
+  const torch::Tensor level = torch::zeros({400, 5});
+  std::map<int, int> counts;
+  for (const SampledToken& token : Draw(level, {.temperature = 1, .top_k = 2}, 0)) ++counts[token.id];
+  EXPECT_EQ(counts.size(), 2u);
+  EXPECT_GT(counts[0], 100);
+  EXPECT_GT(counts[1], 100);
+  // As many as there are is none left out.
+  for (const SampledToken& token : Draw(level, {.temperature = 1, .top_k = 5}, 0)) EXPECT_EQ(token.log_kept_mass, 0);
+}
+
+// The running sum is in blocks; a vocabulary has many, and the last is not whole.
+TEST(SamplerTest, TheTokenIsWhereTheRunningSumCrossesTheNoise) {
+  torch::manual_seed(2);
+  for (const int64_t width : {63, 64, 65, 200, 1000}) {
+    const int64_t n = 500;
+    const torch::Tensor row = torch::randn({width});
+    const auto drawn = Draw(row.expand({n, width}).contiguous(), {.temperature = 0.7}, 6);
+    const torch::Tensor sums = torch::softmax(row.to(torch::kFloat64) / 0.7, 0).cumsum(0).contiguous();
+    const double* const cumulative = sums.data_ptr<double>();
+    for (int64_t i = 0; i < n; ++i) {
+      NoiseKey key;
+      key.seed = 5;
+      key.index = static_cast<uint32_t>(i);
+      const double uniform = PhiloxUniform(key, 6);
+      const auto id = static_cast<int64_t>(drawn[static_cast<size_t>(i)].id);
+      ASSERT_TRUE(id >= 0 && id < width) << id;
+      EXPECT_LT(uniform, cumulative[id] + 1e-5) << width << " " << i;
+      EXPECT_GT(uniform, (id == 0 ? 0 : cumulative[id - 1]) - 1e-5) << width << " " << i;
+    }
+  }
+}
+
 // The noise is the same on every worker of every release: Random123's known answers for philox4x32-10, whose first two
 // words make the uniform.
 TEST(SamplerTest, NoiseIsPhiloxOfTheWholeKey) {
