@@ -20,9 +20,11 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/clock.h"
 #include "common/bounded_queue.h"
 #include "common/clock.h"
 #include "common/durable_file.h"
+#include "common/end_by.h"
 #include "common/failpoint.h"
 #include "common/file_parts.h"
 #include "common/log.h"
@@ -232,6 +234,24 @@ TEST(ProcessTest, TakesTheDescriptorsThatItMayHave) {
     EXPECT_EQ(soft_after(131072, 131072), 131072u) << "more than it asks for is not taken away";
   }
   EXPECT_EQ(soft_after(1024, own.rlim_max), std::max<rlim_t>(1024, std::min<rlim_t>(own.rlim_max, 65536)));
+}
+
+TEST(EndByTest, AProcessThatWaitsForWhatDoesNotComeEndsOnceThereIsAReason) {
+  for (const bool reason : {true, false}) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      int asked = 0;
+      const EndBy end_by(absl::Milliseconds(100), 7, [&] { return ++asked > 1 && reason ? "it hangs" : ""; });
+      absl::SleepFor(reason ? absl::Seconds(60) : absl::Seconds(2));
+      _exit(3);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), reason ? 7 : 3);
+  }
+  const EndBy over(absl::Hours(1), 7, [] { return "never"; });
 }
 
 // Logging and killing happen in a child: both are for a whole process.
