@@ -125,9 +125,17 @@ absl::Status UploadSession::Write(const v1::UploadChunk& chunk) {
   }
   const int index = static_cast<int>(chunk.file());
   const v1::FileEntry& file = request_.files(index);
-  absl::MutexLock lock(&mu_);
-  if (sealed_) return absl::FailedPreconditionError("the upload is being finished; nothing more can be added");
-  uint64_t& present = offsets_[static_cast<size_t>(index)];
+  absl::MutexLock writing(&writing_);
+  uint64_t present = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    if (sealed_) return absl::FailedPreconditionError("the upload is being finished; nothing more can be added");
+    present = offsets_[static_cast<size_t>(index)];
+  }
+  const auto there = [this, index](uint64_t bytes) {
+    absl::MutexLock lock(&mu_);
+    offsets_[static_cast<size_t>(index)] = bytes;
+  };
   if (chunk.offset() > present) {
     return absl::FailedPreconditionError(absl::StrCat(file.path(), ": expected a chunk at offset ", present, ", found ",
                                                       chunk.offset(), "; start the upload again to learn the offsets"));
@@ -148,17 +156,18 @@ absl::Status UploadSession::Write(const v1::UploadChunk& chunk) {
     if (n < 0) {
       const int error = errno;
       // Somebody else took the reserve as well: what is here is sent again, what they write is not.
-      if (IsFullOrReadOnly(error) && ftruncate(fd, 0) == 0) present = 0;
+      if (IsFullOrReadOnly(error) && ftruncate(fd, 0) == 0) there(0);
       return FileError(error, "write", file.path());
     }
     at += static_cast<size_t>(n);
-    present = chunk.offset() + at;
+    there(chunk.offset() + at);
   }
   return absl::OkStatus();
 }
 
 absl::Status UploadSession::Verify() {
   {
+    absl::MutexLock writing(&writing_);
     absl::MutexLock lock(&mu_);
     for (int i = 0; i < request_.files_size(); ++i) {
       const uint64_t present = offsets_[static_cast<size_t>(i)];
@@ -177,8 +186,9 @@ absl::Status UploadSession::Verify() {
         absl::DataLossError(absl::StrCat(request_.files(i).path(), ": expected SHA-256 ", request_.files(i).sha256(),
                                          ", found ", *found, "; send the file again from its beginning")),
         v1::DIGEST_MISMATCH);
+    if (truncate(PathOf(i).c_str(), 0) != 0) continue;
     absl::MutexLock lock(&mu_);
-    if (truncate(PathOf(i).c_str(), 0) == 0) offsets_[static_cast<size_t>(i)] = 0;
+    offsets_[static_cast<size_t>(i)] = 0;
   }
   if (!status.ok()) {
     absl::MutexLock lock(&mu_);

@@ -36,7 +36,7 @@ class UploadSession {
   static absl::StatusOr<std::shared_ptr<UploadSession>> Open(const v1::StartUploadRequest& request,
                                                              const std::string& staging_dir, UploadRoom room = {});
 
-  std::vector<uint64_t> Offsets() const;
+  std::vector<uint64_t> Offsets() const;  // does not wait for the volume
   // FailedPrecondition for a hole; bytes that are there already are accepted and not written again. ResourceExhausted
   // when they would not leave the reserve: what is there stays, and the upload can go on later.
   absl::Status Write(const v1::UploadChunk& chunk);
@@ -56,7 +56,8 @@ class UploadSession {
   const v1::StartUploadRequest request_;
   const std::string staging_dir_;
   const UploadRoom room_;
-  mutable absl::Mutex mu_;
+  absl::Mutex writing_;  // held while the volume is written to: it may hang
+  mutable absl::Mutex mu_ ABSL_ACQUIRED_AFTER(writing_);
   std::vector<uint64_t> offsets_ ABSL_GUARDED_BY(mu_);
   bool sealed_ ABSL_GUARDED_BY(mu_) = false;
 };

@@ -4,11 +4,14 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/synchronization/notification.h"
 #include "common/status_util.h"
 #include "tests/testing/scratch_dir.h"
 
@@ -63,6 +66,39 @@ TEST_F(UploadSessionTest, WhatWouldNotLeaveTheReserveIsRefusedBeforeItIsSent) {
   EXPECT_TRUE(Open().ok());
   free_.reset();  // a volume that nobody can look at
   EXPECT_TRUE(Open().ok());
+}
+
+// As the loop asks, of a volume that hangs.
+TEST_F(UploadSessionTest, WhatIsThereIsSaidWhileAWriteWaitsForTheVolume) {
+  Declare(2 * kMb);
+  absl::Notification begun, answers;
+  bool hangs = false;
+  UploadRoom room;
+  room.free_bytes = [&](const std::string&) {
+    if (hangs) {
+      begun.Notify();
+      answers.WaitForNotification();
+    }
+    return std::optional<uint64_t>();
+  };
+  const auto session = UploadSession::Open(request_, staging_, room);
+  ASSERT_TRUE(session.ok()) << session.status();
+  ASSERT_TRUE(Write(session->get(), 0, 1000).ok());
+  hangs = true;
+  std::thread writer([&] { EXPECT_TRUE(Write(session->get(), 1000, 500).ok()); });
+  begun.WaitForNotification();
+  absl::Notification said;
+  std::vector<uint64_t> offsets;
+  std::thread loop([&] {
+    offsets = (*session)->Offsets();
+    said.Notify();
+  });
+  EXPECT_TRUE(said.WaitForNotificationWithTimeout(absl::Seconds(30)));
+  answers.Notify();
+  writer.join();
+  loop.join();
+  EXPECT_THAT(offsets, ElementsAre(1000));
+  EXPECT_THAT((*session)->Offsets(), ElementsAre(1500));
 }
 
 TEST_F(UploadSessionTest, SizesBeyondAllVolumesAreRefused) {
