@@ -11,5 +11,5 @@ pkg_check_modules(httplib REQUIRED IMPORTED_TARGET cpp-httplib)
 rlhf_cc_library(NAME coordinator_web GRPC
   HDRS web/assets.h web/gateway.h web/sessions.h web/tls_files.h web/token_texts.h web/web_server.h
   SRCS web/gateway.cc web/sessions.cc web/tls_files.cc web/token_texts.cc web/web_server.cc "${_assets}"
-  DEPS rlhf::coordinator_secrets rlhf::artifact_root rlhf::artifact_tokenizer rlhf::common rlhf::proto absl::status absl::statusor absl::strings absl::synchronization absl::time
+  DEPS rlhf::coordinator_core rlhf::coordinator_secrets rlhf::artifact_root rlhf::artifact_tokenizer rlhf::common rlhf::proto absl::status absl::statusor absl::strings absl::synchronization absl::time
        nlohmann_json::nlohmann_json OpenSSL::SSL OpenSSL::Crypto PkgConfig::httplib)

@@ -6,27 +6,59 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "common/status_util.h"
 
 namespace rlhf::coordinator {
 namespace {
 
 constexpr size_t kMostTokenizers = 4;
+constexpr size_t kMostReadings = 16;
 constexpr size_t kLongestCharacter = 4;  // bytes, so at most as many byte-level tokens
 constexpr char kReplacement[] = "\xEF\xBF\xBD";
 
 }  // namespace
 
+struct TokenTexts::Reading {
+  absl::Notification over;
+  absl::StatusOr<std::shared_ptr<const artifact::Tokenizer>> tokenizer;
+};
+
 absl::StatusOr<std::shared_ptr<const artifact::Tokenizer>> TokenTexts::TokenizerOf(const std::string& digest) {
+  std::shared_ptr<Reading> reading;
   {
     absl::MutexLock lock(&mu_);
     if (const auto it = tokenizers_.find(digest); it != tokenizers_.end()) return it->second;
+    if (readings_.size() >= kMostReadings && readings_.count(digest) == 0)
+      return absl::UnavailableError("too many models are being read; try again");
+    std::shared_ptr<Reading>& known = readings_[digest];
+    if (known == nullptr) {
+      known = std::make_shared<Reading>();
+      thread_->Run([this, digest, reading = known] {
+        const auto load = [&]() -> absl::StatusOr<std::shared_ptr<const artifact::Tokenizer>> {
+          RLHF_ASSIGN_OR_RETURN(const std::string dir, root_.Path(digest));
+          return artifact::Tokenizer::Load(dir);
+        };
+        reading->tokenizer = load();
+        {
+          absl::MutexLock lock(&mu_);
+          readings_.erase(digest);
+          if (reading->tokenizer.ok()) {
+            if (tokenizers_.size() >= kMostTokenizers) tokenizers_.erase(tokenizers_.begin());
+            tokenizers_[digest] = *reading->tokenizer;
+          }
+        }
+        reading->over.Notify();
+      });
+    }
+    reading = known;
   }
-  RLHF_ASSIGN_OR_RETURN(const std::string dir, root_.Path(digest));
-  RLHF_ASSIGN_OR_RETURN(std::shared_ptr<const artifact::Tokenizer> loaded, artifact::Tokenizer::Load(dir));
-  absl::MutexLock lock(&mu_);
-  if (tokenizers_.size() >= kMostTokenizers) tokenizers_.erase(tokenizers_.begin());
-  return tokenizers_[digest] = std::move(loaded);
+  if (!reading->over.WaitForNotificationWithTimeout(kPatience)) {
+    return absl::UnavailableError(
+        absl::StrCat("the volume of ", root_.root(), " has not answered for ", absl::FormatDuration(kPatience)));
+  }
+  return reading->tokenizer;
 }
 
 absl::StatusOr<std::vector<std::string>> TokenTexts::Of(const std::string& model_digest,
