@@ -7,6 +7,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "artifact/model_config.h"
 #include "common/spec_loader.h"
 #include "common/status_util.h"
 #include "coordinator/artifacts_impl.h"
@@ -17,6 +18,7 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kDefaultPage = 100;
+constexpr size_t kMostWaiting = 1000;
 constexpr size_t kProbed = 1000;  // artifacts; the first that is there is enough
 
 bool NewerFirst(const v1::Artifact* a, const v1::Artifact* b) {
@@ -26,11 +28,29 @@ bool NewerFirst(const v1::Artifact* a, const v1::Artifact* b) {
   return a->digest() < b->digest();
 }
 
+// Off the loop. 0: no model.
+int64_t ContextIn(const std::string& dir) {
+  const absl::StatusOr<artifact::ModelConfig> config = artifact::LoadModelConfig(dir);
+  return config.ok() ? config->max_position_embeddings : 0;
+}
+
+bool IsModel(const google::protobuf::RepeatedPtrField<v1::FileEntry>& files) {
+  return std::any_of(files.begin(), files.end(),
+                     [](const v1::FileEntry& file) { return file.path() == "config.json"; });
+}
+
 }  // namespace
 
-std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, Background* background, StateStore* store,
+absl::Status CheckWaiting(const Background& threads) {
+  if (threads.waiting() < kMostWaiting) return absl::OkStatus();
+  return WithReason(
+      absl::UnavailableError(absl::StrCat(kMostWaiting, " calls wait for the artifacts' volume already; try again")),
+      v1::STORE_UNAVAILABLE);
+}
+
+std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, const ArtifactThreads& threads, StateStore* store,
                                          std::string artifact_root, uint64_t upload_reserve_bytes) {
-  return std::make_unique<ArtifactsImpl>(loop, background, store, std::move(artifact_root), upload_reserve_bytes);
+  return std::make_unique<ArtifactsImpl>(loop, threads, store, std::move(artifact_root), upload_reserve_bytes);
 }
 
 std::string ArtifactsImpl::KeyOfAlias(const std::string& project, const std::string& name) {
@@ -60,7 +80,36 @@ absl::Status ArtifactsImpl::Recover() {
   }));
   RLHF_RETURN_IF_ERROR(bad);
   SweepUploads();
+  ReadContexts();
   return absl::OkStatus();
+}
+
+void ArtifactsImpl::ReadContexts() {
+  std::vector<std::pair<std::string, Finder>> models;
+  for (const auto& [digest, artifact] : artifacts_)
+    if (IsModel(artifact.files())) models.emplace_back(digest, Locate(digest));
+  if (models.empty()) return;
+  hashing_->Run([this, models = std::move(models)] {
+    std::map<std::string, int64_t> found;
+    for (const auto& [digest, find] : models)
+      if (const absl::StatusOr<std::string> dir = find(); dir.ok()) found[digest] = ContextIn(*dir);
+    loop_->Post([this, found = std::move(found)]() mutable { contexts_.merge(found); });
+  });
+}
+
+int64_t ArtifactsImpl::ContextOf(const std::string& digest) const {
+  const auto known = contexts_.find(digest);
+  return known == contexts_.end() ? 0 : known->second;
+}
+
+void ArtifactsImpl::SetHangs(const std::string& why) {
+  answers_->Set(why);
+}
+
+absl::Status ArtifactsImpl::Answers::Check() const {
+  absl::MutexLock lock(&mu_);
+  if (why_.empty()) return absl::OkStatus();
+  return WithReason(WithRetryDelay(absl::UnavailableError(why_), absl::Seconds(2)), v1::STORE_UNAVAILABLE);
 }
 
 bool ArtifactsImpl::Visible(const v1::Artifact& artifact, const std::string& project) const {
@@ -141,28 +190,44 @@ absl::StatusOr<v1::Artifact> ArtifactsImpl::Resolve(const std::string& reference
   return View(**artifact, project);
 }
 
-absl::StatusOr<std::string> ArtifactsImpl::Path(const std::string& digest) const {
-  absl::StatusOr<std::string> path = root_.Path(digest);
-  if (!absl::IsNotFound(path.status()) || artifacts_.count(digest) == 0) return path;
-  RLHF_RETURN_IF_ERROR(Annotate(CheckRoot(), digest));
-  return path;
+Artifacts::Finder ArtifactsImpl::Locate(const std::string& digest) const {
+  const bool known = artifacts_.count(digest) > 0;
+  return [root = root_, answers = answers_, digest,
+          there = known ? RootProbe() : nullptr]() -> absl::StatusOr<std::string> {
+    RLHF_RETURN_IF_ERROR(answers->Check());
+    absl::StatusOr<std::string> path = root.Path(digest);
+    if (absl::IsNotFound(path.status()) && there != nullptr)
+      RLHF_RETURN_IF_ERROR(Annotate(CheckRoot(root.root(), there), digest));
+    return path;
+  };
 }
 
-absl::Status ArtifactsImpl::CheckRoot() const {
-  if (RootProbe()()) return absl::OkStatus();
-  return WithReason(absl::UnavailableError(absl::StrCat(
-                        root_.root(), " holds none of the artifacts that are known: is its volume mounted?")),
-                    v1::STORE_UNAVAILABLE);
+absl::Status ArtifactsImpl::CheckRoot(const std::string& root, const std::function<bool()>& there) {
+  if (there()) return absl::OkStatus();
+  return WithReason(
+      absl::UnavailableError(absl::StrCat(root, " holds none of the artifacts that are known: is its volume mounted?")),
+      v1::STORE_UNAVAILABLE);
 }
 
 std::function<bool()> ArtifactsImpl::RootProbe() const {
-  std::vector<std::string> digests;
-  for (auto it = artifacts_.begin(); it != artifacts_.end() && digests.size() < kProbed; ++it)
-    digests.push_back(it->first);
-  return [root = root_, digests = std::move(digests)] {
-    return digests.empty() ||
-           std::any_of(digests.begin(), digests.end(), [&root](const std::string& digest) { return root.Has(digest); });
+  if (probed_ == nullptr) {
+    auto digests = std::make_shared<std::vector<std::string>>();
+    for (auto it = artifacts_.begin(); it != artifacts_.end() && digests->size() < kProbed; ++it)
+      digests->push_back(it->first);
+    probed_ = std::move(digests);
+  }
+  return [root = root_, digests = probed_] {
+    return digests->empty() || std::any_of(digests->begin(), digests->end(),
+                                           [&root](const std::string& digest) { return root.Has(digest); });
   };
+}
+
+absl::StatusOr<ArtifactsImpl::Published> ArtifactsImpl::Publish(const std::string& staging_dir) const {
+  RLHF_RETURN_IF_ERROR(answers_->Check());
+  absl::StatusOr<artifact::Manifest> manifest = root_.PublishStaged(staging_dir);
+  if (!manifest.ok()) return WithVolumeReason(manifest.status());
+  const absl::StatusOr<std::string> dir = root_.Path(manifest->digest);
+  return Published{*std::move(manifest), dir.ok() ? ContextIn(*dir) : 0};
 }
 
 void ArtifactsImpl::Commit(WriteBatch batch, std::function<void()> apply, Done<v1::Artifact> done,
@@ -179,9 +244,11 @@ void ArtifactsImpl::Commit(WriteBatch batch, std::function<void()> apply, Done<v
   });
 }
 
-void ArtifactsImpl::Record(const artifact::Manifest& manifest, const std::string& kind, const std::string& project,
+void ArtifactsImpl::Record(const Published& published, const std::string& kind, const std::string& project,
                            const std::string& created_by, const std::string& alias, const Recorder& record,
                            Done<v1::Artifact> done) {
+  const artifact::Manifest& manifest = published.manifest;
+  if (published.context > 0) contexts_[manifest.digest] = published.context;
   v1::Artifact row;
   WriteBatch batch;
   const auto existing = artifacts_.find(manifest.digest);
@@ -216,24 +283,32 @@ void ArtifactsImpl::Record(const artifact::Manifest& manifest, const std::string
   Commit(
       std::move(batch),
       [this, row = std::move(row), names] {
-        artifacts_.try_emplace(row.digest(), row);
+        if (artifacts_.try_emplace(row.digest(), row).second) probed_.reset();
         for (const std::string& name : names) aliases_[name] = row.digest();
       },
       std::move(done), digest, project);
 }
 
 void ArtifactsImpl::Register(const v1::RegisterArtifactRequest& request, Done<v1::Artifact> done) {
-  background_->Run([this, request, done = std::move(done)]() mutable {
-    absl::StatusOr<artifact::Manifest> manifest = root_.GetManifest(request.digest());
-    loop_->Post([this, request, manifest = std::move(manifest), done = std::move(done)]() mutable {
-      if (!manifest.ok()) {
-        if (const absl::Status there = CheckRoot(); !there.ok()) return done(there);
-        const absl::Status status =
-            Annotate(manifest.status(), "the artifact root does not hold what is to be registered");
-        return done(absl::IsNotFound(status) ? WithReason(status, v1::UNKNOWN_ARTIFACT) : status);
+  absl::Status status = answers_->Check();
+  if (status.ok()) status = CheckWaiting(*small_files_);
+  if (!status.ok()) return done(status);
+  small_files_->Run([this, request, there = RootProbe(), done = std::move(done)]() mutable {
+    const auto look = [&]() -> absl::StatusOr<Published> {
+      absl::StatusOr<artifact::Manifest> manifest = root_.GetManifest(request.digest());
+      if (manifest.ok()) {
+        const absl::StatusOr<std::string> dir = root_.Path(request.digest());
+        return Published{*std::move(manifest), dir.ok() ? ContextIn(*dir) : 0};
       }
-      Record(*manifest, request.kind(), request.project().empty() ? "default" : request.project(), request.created_by(),
-             "", nullptr, std::move(done));
+      RLHF_RETURN_IF_ERROR(CheckRoot(root_.root(), there));
+      const absl::Status status =
+          Annotate(manifest.status(), "the artifact root does not hold what is to be registered");
+      return absl::IsNotFound(status) ? WithReason(status, v1::UNKNOWN_ARTIFACT) : status;
+    };
+    loop_->Post([this, request, published = look(), done = std::move(done)]() mutable {
+      if (!published.ok()) return done(published.status());
+      Record(*published, request.kind(), request.project().empty() ? "default" : request.project(),
+             request.created_by(), "", nullptr, std::move(done));
     });
   });
 }
@@ -346,8 +421,10 @@ void ArtifactsImpl::Delete(const v1::DeleteArtifactRequest& request, const Recor
     loop_->Post([this, digest, markers, status, done = std::move(done)]() mutable {
       if (!status.ok()) return done(status);
       artifacts_.erase(digest);
+      probed_.reset();
       for (const std::string& key : markers) aliases_.erase(key);
-      background_->Run([this, digest, done = std::move(done)]() mutable {
+      contexts_.erase(digest);
+      hashing_->Run([this, digest, done = std::move(done)]() mutable {
         if (absl::Status removed = root_.Delete(digest); !removed.ok()) return done(WithVolumeReason(removed));
         done(v1::DeleteArtifactResponse());
       });

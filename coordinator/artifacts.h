@@ -1,5 +1,5 @@
 // The registry of artifacts and aliases, and uploads into the artifact root. Loop thread only, but for the file work it
-// runs in the background.
+// runs in the background: the root's volume may hang, and the loop never touches it.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,17 @@
 
 namespace rlhf::coordinator {
 
+// Whose threads touch the artifact root's volume. What hangs in one kind of work holds up no other.
+struct ArtifactThreads {
+  ArtifactThreads(Background* all) : small_files(all), hashing(all) {}  // NOLINT: implicit
+  ArtifactThreads(Background* small_files_of, Background* hashing_of)
+      : small_files(small_files_of), hashing(hashing_of) {}
+  Background* small_files;  // looks, and what is quickly read
+  Background* hashing;      // what may take minutes
+};
+// Unavailable (STORE_UNAVAILABLE) where so much waits for the threads that nothing more should.
+absl::Status CheckWaiting(const Background& threads);
+
 class Artifacts {
  public:
   // Adds the record of what is about to be written to its batch. Of those that take one, empty: nothing is recorded.
@@ -28,9 +39,16 @@ class Artifacts {
   // no other that the project sees begins so (InvalidArgument). NotFound with UNKNOWN_ARTIFACT naming the nearest
   // alias.
   virtual absl::StatusOr<v1::Artifact> Resolve(const std::string& reference, const std::string& project) = 0;
-  // Local directory of a published artifact. Unavailable (STORE_UNAVAILABLE) where the root holds nothing of what is
-  // known: its volume is not there, and the artifact is not lost.
-  virtual absl::StatusOr<std::string> Path(const std::string& digest) const = 0;
+  // Finds the local directory of a published artifact; to be called off the loop, any number of times. Unavailable
+  // (STORE_UNAVAILABLE) where the root holds nothing of what is known, or hangs: its volume is not there, and the
+  // artifact is not lost.
+  using Finder = std::function<absl::StatusOr<std::string>()>;
+  virtual Finder Locate(const std::string& digest) const = 0;
+  // How many tokens an artifact's model holds; 0 where it is none, or not known (yet). From memory.
+  virtual int64_t ContextOf(const std::string& digest) const { return 0; }
+  // why not empty: the root's volume does not answer, and whoever would wait for it is told so at once (Unavailable,
+  // STORE_UNAVAILABLE), until it is empty again.
+  virtual void SetHangs(const std::string& why) {}
   // Tells, on any thread, whether the root holds any of a few artifacts that are known now; true where none is.
   virtual std::function<bool()> RootProbe() const {
     return [] { return true; };
@@ -38,7 +56,12 @@ class Artifacts {
   // Publishes a directory the coordinator itself made (a data artifact), in the background; `done` runs on the loop.
   virtual void PublishDirectory(const std::string& staging_dir, const std::string& kind, const std::string& project,
                                 const std::string& created_by, Done<v1::Artifact> done) = 0;
-  virtual absl::StatusOr<std::string> MakeStaging() = 0;  // also Unavailable, as Path
+  // A folder to fill and then publish. `make` makes it, off the loop; also Unavailable, as Locate.
+  struct Staging {
+    std::string path;
+    std::function<absl::Status()> make;
+  };
+  virtual Staging NewStaging() = 0;
   // In the background: removes staging folders in which nothing was written for a day, but this process's own (a model
   // card may wait that long for a full volume) and uploads, which people may go on with.
   virtual void SweepStaging() = 0;
@@ -61,7 +84,7 @@ class Artifacts {
 // What is said of an upload that is not open, or not the caller's.
 absl::Status NoOpenUpload(const std::string& upload_id);
 // Uploads leave `upload_reserve_bytes` free on their volume.
-std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, Background* background, StateStore* store,
+std::unique_ptr<Artifacts> MakeArtifacts(EventLoop* loop, const ArtifactThreads& threads, StateStore* store,
                                          std::string artifact_root, uint64_t upload_reserve_bytes = 0);
 
 }  // namespace rlhf::coordinator

@@ -7,7 +7,10 @@
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "artifact/artifact_root.h"
 #include "coordinator/artifacts.h"
 #include "coordinator/upload_registry.h"
@@ -16,21 +19,24 @@ namespace rlhf::coordinator {
 
 class ArtifactsImpl final : public Artifacts {
  public:
-  ArtifactsImpl(EventLoop* loop, Background* background, StateStore* store, std::string root,
+  ArtifactsImpl(EventLoop* loop, const ArtifactThreads& threads, StateStore* store, std::string root,
                 uint64_t upload_reserve_bytes)
       : loop_(loop),
-        background_(background),
+        small_files_(threads.small_files),
+        hashing_(threads.hashing),
         store_(store),
         root_(std::move(root)),
         upload_reserve_bytes_(upload_reserve_bytes) {}
 
   absl::Status Recover() override;
   absl::StatusOr<v1::Artifact> Resolve(const std::string& reference, const std::string& project) override;
-  absl::StatusOr<std::string> Path(const std::string& digest) const override;
+  Finder Locate(const std::string& digest) const override;
+  int64_t ContextOf(const std::string& digest) const override;
+  void SetHangs(const std::string& why) override;
   std::function<bool()> RootProbe() const override;
   void PublishDirectory(const std::string& staging_dir, const std::string& kind, const std::string& project,
                         const std::string& created_by, Done<v1::Artifact> done) override;
-  absl::StatusOr<std::string> MakeStaging() override;
+  Staging NewStaging() override;
   void SweepStaging() override;
   void StartUpload(const v1::StartUploadRequest& request, const Recorder& record,
                    Done<v1::StartUploadResponse> done) override;
@@ -49,17 +55,45 @@ class ArtifactsImpl final : public Artifacts {
   // A key of aliases_.
   static std::string KeyOfAlias(const std::string& project, const std::string& name);
   bool Visible(const v1::Artifact& artifact, const std::string& project) const;
-  // At the start, when no upload goes on yet: those that nobody came back to finish.
+  // What the volume said last. Thread-safe.
+  class Answers {
+   public:
+    void Set(const std::string& why) {
+      absl::MutexLock lock(&mu_);
+      why_ = why;
+    }
+    absl::Status Check() const;  // Unavailable (STORE_UNAVAILABLE) while it hangs
+
+   private:
+    mutable absl::Mutex mu_;
+    std::string why_ ABSL_GUARDED_BY(mu_);
+  };
+  // What was published, and what its config.json says, read where the files are.
+  struct Published {
+    artifact::Manifest manifest;
+    int64_t context = 0;
+  };
+
+  // At the start, in the background: those that nobody came back to finish.
   void SweepUploads();
+  // At the start, in the background: what ContextOf knows.
+  void ReadContexts();
+  // Off the loop.
+  absl::StatusOr<Published> Publish(const std::string& staging_dir) const;
   v1::Artifact View(const v1::Artifact& artifact, const std::string& project) const;
   absl::StatusOr<const v1::Artifact*> FindDigest(const std::string& digest) const;
-  // Unavailable (STORE_UNAVAILABLE) where the root holds nothing of what is known.
-  absl::Status CheckRoot() const;
+  // Off the loop: Unavailable (STORE_UNAVAILABLE) where the root holds nothing of what is known, by `there`
+  // (RootProbe).
+  static absl::Status CheckRoot(const std::string& root, const std::function<bool()>& there);
   // The whole digest, of an artifact that the project sees; what begins none as it is.
   absl::StatusOr<std::string> WholeDigest(const std::string& beginning, const std::string& project) const;
+  // On the loop again; no session where nothing is to come, or another call's was found.
+  void BeginUpload(const v1::StartUploadRequest& request, const Recorder& record,
+                   std::shared_ptr<UploadSession> session, v1::StartUploadResponse response,
+                   Done<v1::StartUploadResponse> done);
   void AfterPublish(const std::string& upload_id, std::shared_ptr<Upload> upload, const std::string& subject,
-                    const Recorder& record, absl::StatusOr<artifact::Manifest> manifest);
-  void Record(const artifact::Manifest& manifest, const std::string& kind, const std::string& project,
+                    const Recorder& record, absl::StatusOr<Published> published);
+  void Record(const Published& published, const std::string& kind, const std::string& project,
               const std::string& created_by, const std::string& alias, const Recorder& record, Done<v1::Artifact> done);
   // That a name of a project's is about to mean another artifact.
   void RecordAlias(const Recorder& record, const std::string& key, const std::string& digest, WriteBatch* batch) const;
@@ -67,12 +101,18 @@ class ArtifactsImpl final : public Artifacts {
   void Commit(WriteBatch batch, std::function<void()> apply, Done<v1::Artifact> done, const std::string& digest,
               const std::string& project);
   EventLoop* const loop_;
-  Background* const background_;
+  Background* const small_files_;
+  Background* const hashing_;
   StateStore* const store_;
   const artifact::ArtifactRoot root_;
   const uint64_t upload_reserve_bytes_;
 
-  std::map<std::string, v1::Artifact> artifacts_;  // by digest
+  // Outlives this for what is still being looked for.
+  const std::shared_ptr<Answers> answers_ = std::make_shared<Answers>();
+
+  std::map<std::string, v1::Artifact> artifacts_;                   // by digest
+  mutable std::shared_ptr<const std::vector<std::string>> probed_;  // digests; null: artifacts_ has changed
+  std::map<std::string, int64_t> contexts_;                         // by digest, of models
   std::map<std::string, std::string>
       aliases_;  // "project/name" to digest; the name "sha256:…" marks a digest as known to a project
   UploadRegistry uploads_;

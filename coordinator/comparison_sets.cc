@@ -74,15 +74,14 @@ absl::StatusOr<std::shared_ptr<ImportSession>> ComparisonSets::BeginImport(const
     RLHF_ASSIGN_OR_RETURN(const v1::PayloadRef end, LogEnd(project, set));
     start.log_path = LogPath(project, set, end.segment());
     start.log_length = end.offset();
-    RLHF_ASSIGN_OR_RETURN(start.staging, artifacts_->MakeStaging());
+    Artifacts::Staging staging = artifacts_->NewStaging();
+    start.staging = std::move(staging.path);
+    start.make_staging = std::move(staging.make);
     // What was published last is the log's content, unless a rater was forgotten since; then it is written anew.
     const std::vector<v1::ComparisonSet> before = feedback_->sets().List(project, set);
     if (start.log_length > 0 && !before.empty() && !before.back().forgotten()) {
-      const absl::StatusOr<std::string> path = artifacts_->Path(before.back().digest());
-      if (path.ok()) {
-        start.previous = before.back();
-        start.previous_path = *path;
-      }
+      start.previous = before.back();
+      start.find_previous = artifacts_->Locate(before.back().digest());
     }
     return start;
   };
@@ -193,10 +192,11 @@ void ComparisonSets::Freeze(const std::string& subject, const v1::FreezeSetReque
     return done(absl::FailedPreconditionError(
         absl::StrCat("name: \"", request.name(), "\" is a set that is imported into; freeze under another name")));
   }
-  const absl::StatusOr<std::string> staging = artifacts_->MakeStaging();
-  if (!staging.ok()) return done(staging.status());
-  background_->Run([this, subject, request, comparisons, excluded = std::move(excluded), staging = *staging,
-                    done = std::move(done)]() mutable {
+  background_->Run([this, subject, request, comparisons, excluded = std::move(excluded),
+                    folder = artifacts_->NewStaging(), done = std::move(done)]() mutable {
+    const std::string staging = folder.path;
+    if (absl::Status made = folder.make(); !made.ok())
+      return loop_->Post([made = std::move(made), done = std::move(done)]() mutable { done(made); });
     const bool sft = request.edits_as_sft();
     std::ofstream out(absl::StrCat(staging, sft ? "/edits.jsonl" : "/comparisons.jsonl"), std::ios::binary);
     SetBuilder builder(&out, excluded, sft ? SetBuilder::Kind::kSft : SetBuilder::Kind::kComparisons,

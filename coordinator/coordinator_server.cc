@@ -4,7 +4,9 @@
 #include <atomic>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <random>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -45,6 +47,10 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kBackgroundThreads = 2;
+// Of the artifacts' volume, which may hang: each kind of work has its own, so that it holds up nobody else's.
+constexpr int kTransferThreads = 2;
+constexpr int kSmallFileThreads = 2;
+constexpr int kArtifactWorkThreads = 2;
 constexpr int kBatchThreads = 1;
 constexpr int kPageThreads = 2;
 constexpr int kCheckThreads = 1;
@@ -53,6 +59,7 @@ constexpr absl::Duration kSweepPayloadsEvery = absl::Hours(1);
 constexpr absl::Duration kSignEvery = absl::Minutes(1);
 constexpr absl::Duration kStuckAfter = absl::Seconds(30);
 constexpr absl::Duration kSweepStagingEvery = absl::Hours(6);
+constexpr absl::Duration kVolumeAnswersWithin = absl::Seconds(5);  // at the start, or it is said
 constexpr absl::Duration kTryToLeadEvery = absl::Milliseconds(250);
 constexpr absl::Duration kLookAtCertificatesEvery = absl::Seconds(10);
 constexpr absl::Duration kTurnEvery = absl::Milliseconds(100);
@@ -73,10 +80,12 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   bool lead_lost() const override { return lead_ != nullptr && lead_->lost(); }
 
  private:
-  enum class Phase { kNoDatabase, kStandby, kRecovering, kReady, kDraining };
+  enum class Phase { kNoVolume, kNoDatabase, kStandby, kRecovering, kReady, kDraining };
 
   std::string NotReadyBecause() const {
     switch (phase_) {
+      case Phase::kNoVolume:
+        return "waiting for the artifacts' volume: it does not answer";
       case Phase::kNoDatabase:
         return "waiting for the database: it does not answer";
       case Phase::kStandby:
@@ -96,6 +105,8 @@ class CoordinatorServerImpl final : public CoordinatorServer {
     if (phase_ != Phase::kReady || since < kStuckAfter) return "";
     return absl::StrCat("the event loop has not turned over for ", absl::ToInt64Seconds(since), " s");
   }
+  // Makes the artifact root, once its volume answers.
+  absl::Status MakeArtifactRoot(const std::function<bool()>& stop);
   // On PostgreSQL: blocks until this coordinator leads.
   absl::Status Lead(const std::function<bool()>& stop);
   // Whether it leads now. A database that does not answer is no error: it is asked again.
@@ -157,7 +168,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
   std::unique_ptr<PayloadStore> payloads_;
   std::unique_ptr<StateStore> store_;
   std::unique_ptr<RewardClient> reward_;
-  std::unique_ptr<Background> background_, batches_, pages_, checks_;
+  std::unique_ptr<Background> background_, transfers_, small_files_, artifact_work_, batches_, pages_, checks_;
   std::unique_ptr<VolumeWatch> volumes_;
   std::shared_ptr<MetricsExport> export_;
   std::unique_ptr<RpcServer> fleet_server_, api_server_;
@@ -174,25 +185,31 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   RLHF_RETURN_IF_ERROR(MakeDirs(folder.parent_path().string()));
   RLHF_RETURN_IF_ERROR(MakeDirs(config_.data_dir, 0700));
   RLHF_ASSIGN_OR_RETURN(lock_, DataDirLock::Take(config_.data_dir, /*shared=*/!postgres_.uri.empty()));
-  RLHF_RETURN_IF_ERROR(MakeDirs(config_.artifact_root, kGroupFolder));
   RLHF_ASSIGN_OR_RETURN(http_, StartHttpEndpoint(
                                    config_.http_address, &metrics_, [this] { return NotReadyBecause(); },
                                    [this] { return StuckBecause(); }));
   prometheus::Gauge& ready =
       metrics_.Gauge("rlhf_coordinator_ready", "1 while this coordinator leads and serves; 0 while it cannot.");
   metrics_.OnCollect([this, &ready] { ready.Set(NotReadyBecause().empty() ? 1 : 0); });
+  RLHF_RETURN_IF_ERROR(MakeArtifactRoot(stop));
   if (!postgres_.uri.empty()) RLHF_RETURN_IF_ERROR(Lead(stop));
   const absl::Duration started = clock_->Now();
   RLHF_RETURN_IF_ERROR(OpenStores());
   loop_ = EventLoop::StartThread(&loop_clock_);
   background_ = Background::StartThreads(kBackgroundThreads);
+  transfers_ = Background::StartThreads(kTransferThreads);
+  small_files_ = Background::StartThreads(kSmallFileThreads);
+  artifact_work_ = Background::StartThreads(kArtifactWorkThreads);
   batches_ = Background::StartThreads(kBatchThreads);
   pages_ = Background::StartThreads(kPageThreads);
   checks_ = Background::StartThreads(kCheckThreads);
   volumes_ = std::make_unique<VolumeWatch>(
       VolumeWatch::Folders{{"data", config_.data_dir}, {"artifacts", config_.artifact_root}}, config_.min_free_mb,
       &metrics_, &loop_clock_, [this](const VolumeTrouble& trouble) {
-        loop_->Post([this, trouble] { jobs_->SetOutOfRoom(trouble.why, trouble.code); });
+        loop_->Post([this, trouble] {
+          jobs_->SetOutOfRoom(trouble.why, trouble.code);
+          artifacts_->SetHangs(trouble.code == kDiskHangs ? trouble.why : "");
+        });
       });
   RLHF_ASSIGN_OR_RETURN(tokens_, Tokens::Open(store_.get(), clock_));
   MakeManagers();
@@ -224,6 +241,28 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
                fleet_server_->port(), api_server_->port(), http_->port(), web_->port(),
                config_.advertise_address.empty() ? "" : absl::StrCat(", reachable as ", config_.advertise_address));
   return absl::OkStatus();
+}
+
+absl::Status CoordinatorServerImpl::MakeArtifactRoot(const std::function<bool()>& stop) {
+  struct Making {
+    absl::Notification over;
+    absl::Status status;
+  };
+  const auto making = std::make_shared<Making>();
+  // Left behind where the process is told to end meanwhile.
+  std::thread([making, root = config_.artifact_root] {
+    making->status = MakeDirs(root, kGroupFolder);
+    making->over.Notify();
+  }).detach();
+  const absl::Duration began = clock_->Now();
+  while (!making->over.WaitForNotificationWithTimeout(kTryToLeadEvery)) {
+    if (stop && stop()) return absl::CancelledError("it was asked to stop while the artifacts' volume did not answer");
+    if (clock_->Now() - began < kVolumeAnswersWithin || phase_ == Phase::kNoVolume) continue;
+    phase_ = Phase::kNoVolume;
+    spdlog::warn("{} (--artifact-root {})", NotReadyBecause(), config_.artifact_root);
+  }
+  if (phase_.exchange(Phase::kRecovering) == Phase::kNoVolume) spdlog::info("the artifacts' volume answers");
+  return making->status;
 }
 
 absl::Status CoordinatorServerImpl::Lead(const std::function<bool()>& stop) {
@@ -286,8 +325,8 @@ void CoordinatorServerImpl::MakeManagers() {
   oversight_ = MakeOversight(loop_.get(), store_.get());
   // A full volume is one again only with a quarter more (volume_watch.h): uploads alone pause no job.
   const uint64_t min_free = static_cast<uint64_t>(config_.min_free_mb) << 20;
-  artifacts_ =
-      MakeArtifacts(loop_.get(), background_.get(), store_.get(), config_.artifact_root, min_free + min_free / 4);
+  artifacts_ = MakeArtifacts(loop_.get(), {small_files_.get(), artifact_work_.get()}, store_.get(),
+                             config_.artifact_root, min_free + min_free / 4);
   SamplingOptions sampling;
   sampling.lease = absl::Milliseconds(config_.lease_ms);
   sampling.no_progress = absl::Milliseconds(config_.no_progress_ms);
@@ -298,7 +337,7 @@ void CoordinatorServerImpl::MakeManagers() {
   retention_ = std::make_unique<PayloadRetention>(loop_.get(), background_.get(), store_.get(), payloads_.get());
   groups_ = MakeLearnerGroups(loop_.get(), fleet_.get(), &quotas_, clock_);
   feedback_ = MakeFeedback(loop_.get(), store_.get());
-  jobs_ = MakeJobs({loop_.get(), background_.get(), store_.get(), events_.get(), sampling_.get(), groups_.get(),
+  jobs_ = MakeJobs({loop_.get(), artifact_work_.get(), store_.get(), events_.get(), sampling_.get(), groups_.get(),
                     feedback_.get(), oversight_.get(), artifacts_.get(), &quotas_, batches_.get(), retention_.get()});
   logs_ = std::make_unique<Logs>();
   own_lines_ = std::make_unique<OwnLines>(loop_.get(), logs_.get(), "coordinator");
@@ -306,6 +345,8 @@ void CoordinatorServerImpl::MakeManagers() {
 
   edge_.loop = loop_.get();
   edge_.background = background_.get();
+  edge_.transfers = transfers_.get();
+  edge_.artifact_work = artifact_work_.get();
   edge_.batches = batches_.get();
   edge_.pages = pages_.get();
   edge_.checks = checks_.get();

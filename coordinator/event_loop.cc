@@ -88,6 +88,10 @@ class BackgroundThreads final : public Background {
     absl::MutexLock lock(&mu_);
     queue_.push_back(std::move(fn));
   }
+  size_t waiting() const override {
+    absl::MutexLock lock(&mu_);
+    return queue_.size();
+  }
 
  private:
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !queue_.empty() || stopping_; }
@@ -105,7 +109,7 @@ class BackgroundThreads final : public Background {
     }
   }
 
-  absl::Mutex mu_;
+  mutable absl::Mutex mu_;
   std::deque<absl::AnyInvocable<void()>> queue_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::thread> threads_;

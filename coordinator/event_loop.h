@@ -2,6 +2,7 @@
 // it.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 
 #include "absl/functional/any_invocable.h"
@@ -31,6 +32,7 @@ class Background {
  public:
   virtual ~Background() = default;
   virtual void Run(absl::AnyInvocable<void()> fn) = 0;
+  virtual size_t waiting() const { return 0; }  // what has not begun; any thread
   static std::unique_ptr<Background> StartThreads(int threads);
 };
 

@@ -74,7 +74,7 @@ class PayloadRetention;
 
 struct JobsDeps {
   EventLoop* loop;
-  Background* background;
+  Background* background;  // what reads and makes artifacts
   StateStore* store;
   EventLog* events;
   Sampling* sampling;

@@ -58,15 +58,18 @@ std::string ImportProblem(const v1::Comparison& comparison) {
 }
 
 absl::Status ImportSession::Begin() {
+  RLHF_RETURN_IF_ERROR(start_.make_staging());
   lines_.open(start_.staging + "/comparisons.jsonl", std::ios::binary);
   builder_ = std::make_unique<SetBuilder>(&lines_, std::set<std::string>());
   RLHF_ASSIGN_OR_RETURN(log_, ImportLogWriter::Open(start_.log_path, start_.log_length));
   log_length_ = start_.log_length;
   if (start_.log_length == 0) return absl::OkStatus();
-  const bool whole = !start_.previous_path.empty();
+  const absl::StatusOr<std::string> previous =
+      start_.find_previous ? start_.find_previous() : absl::NotFoundError("no set was published");
+  const bool whole = previous.ok();
   if (whole) {
     builder_->Begin(start_.previous);
-    std::ifstream in(start_.previous_path + "/comparisons.jsonl", std::ios::binary);
+    std::ifstream in(*previous + "/comparisons.jsonl", std::ios::binary);
     if (in.peek() != std::ifstream::traits_type::eof()) lines_ << in.rdbuf();
   }
   return Reread(/*write=*/!whole);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -22,10 +23,11 @@ class ImportSession {
   struct Start {
     std::string project, name;
     std::string log_path;
-    uint64_t log_length = 0;     // durable so far
-    std::string staging;         // folder of the artifact to be
-    v1::ComparisonSet previous;  // the set as it was published last, or nothing
-    std::string previous_path;   // its artifact
+    uint64_t log_length = 0;  // durable so far
+    std::string staging;      // folder of the artifact to be
+    std::function<absl::Status()> make_staging;
+    v1::ComparisonSet previous;                                  // the set as it was published last
+    std::function<absl::StatusOr<std::string>()> find_previous;  // its artifact's folder; null: there is none
   };
   explicit ImportSession(Start start) : start_(std::move(start)) {}
 

@@ -34,7 +34,7 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadChunk> 
   }
   void OnWriteDone(bool ok) override {
     if (!ok) return Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the client went away"));
-    edge_.background->Run([this] { ReadChunk(); });
+    Read();
   }
   void OnDone() override { delete this; }
 
@@ -53,22 +53,30 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadChunk> 
         return absl::OutOfRangeError(
             absl::StrCat("offset ", request_.offset(), " is beyond the file's ", file->size(), " bytes"));
       }
-      RLHF_ASSIGN_OR_RETURN(const std::string dir, edge_.artifacts->Path(artifact.digest()));
-      path_ = absl::StrCat(dir, "/", file->path());
+      find_ = edge_.artifacts->Locate(artifact.digest());
+      path_ = file->path();
       offset_ = request_.offset();
       end_ = file->size();
       return absl::OkStatus();
     }();
     if (!status.ok()) return Finish(ToGrpc(status));
-    edge_.background->Run([this] { ReadChunk(); });
+    Read();
   }
 
+  void Read() {
+    if (const absl::Status full = CheckWaiting(*edge_.transfers); !full.ok()) return Finish(ToGrpc(full));
+    edge_.transfers->Run([this] { ReadChunk(); });
+  }
+  absl::Status Open() {
+    RLHF_ASSIGN_OR_RETURN(const std::string dir, find_());
+    fd_ = open(absl::StrCat(dir, "/", path_).c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd_ >= 0) return absl::OkStatus();
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", request_.path(), " of ", request_.digest()));
+  }
   void ReadChunk() {
-    if (const absl::Status revoked = token_.Check(); !revoked.ok()) return Finish(ToGrpc(revoked));
-    if (fd_ < 0 && (fd_ = open(path_.c_str(), O_RDONLY | O_CLOEXEC)) < 0) {
-      return Finish(
-          ToGrpc(absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", request_.path(), " of ", request_.digest()))));
-    }
+    absl::Status status = token_.Check();
+    if (status.ok() && fd_ < 0) status = Open();
+    if (!status.ok()) return Finish(ToGrpc(status));
     if (offset_ == end_) return Finish(grpc::Status::OK);
     std::string* data = chunk_.mutable_data();
     data->resize(static_cast<size_t>(std::min<uint64_t>(kChunkBytes, end_ - offset_)));
@@ -89,7 +97,8 @@ class DownloadStream final : public grpc::ServerWriteReactor<v1::DownloadChunk> 
   const Caller caller_;
   const CallToken token_;
   const v1::DownloadRequest request_;
-  std::string path_;
+  Artifacts::Finder find_;
+  std::string path_;  // in the artifact
   uint64_t offset_ = 0, end_ = 0;
   int fd_ = -1;
   v1::DownloadChunk chunk_;
@@ -118,7 +127,8 @@ class UploadStream final : public grpc::ServerReadReactor<v1::UploadChunk> {
       response_->set_received(received_);
       return Finish(grpc::Status::OK);
     }
-    edge_.background->Run([this] { Take(); });
+    if (const absl::Status full = CheckWaiting(*edge_.transfers); !full.ok()) return Finish(ToGrpc(full));
+    edge_.transfers->Run([this] { Take(); });
   }
   void OnDone() override { delete this; }
 

@@ -114,7 +114,7 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsR
       // A client that has gone away gets what it sent imported all the same.
       if (session_ == nullptr)
         return edge_.loop->Post([this] { Answer(absl::InvalidArgumentError("expected comparisons, found none")); });
-      return edge_.background->Run([this] {
+      return edge_.transfers->Run([this] {
         const absl::Status written = session_->Finish();
         edge_.loop->Post([this, written] { End(written); });
       });
@@ -126,7 +126,7 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsR
             absl::StrCat("set: expected \"", session_->start().name, "\" in every message of the stream")));
       });
     }
-    edge_.background->Run([this] { Take(); });
+    edge_.transfers->Run([this] { Take(); });
   }
   void OnDone() override { delete this; }
 
@@ -140,7 +140,7 @@ class ImportStream final : public grpc::ServerReadReactor<v1::ImportComparisonsR
     auto session = sets_->BeginImport(project, request_.set());
     if (!session.ok()) return Answer(session.status());
     session_ = *std::move(session);
-    edge_.background->Run([this] {
+    edge_.transfers->Run([this] {
       if (const absl::Status begun = session_->Begin(); !begun.ok())
         return edge_.loop->Post([this, begun] { Abandon(begun); });
       Take();

@@ -47,10 +47,12 @@ class OpenCalls {
 // Nothing here is owned; everything outlives the adapters. All managers are for the loop thread.
 struct Edge {
   EventLoop* loop = nullptr;
-  Background* background = nullptr;
-  Background* batches = nullptr;  // short work on learners' batches: never behind an artifact that is hashed
-  Background* pages = nullptr;    // what people look at, page by page: behind nothing that takes minutes
-  Background* checks = nullptr;   // the audit log and ledgers, read from end to end
+  Background* background = nullptr;  // nothing here or below touches the artifacts' volume, which may hang, but these:
+  Background* transfers = nullptr;   // what is uploaded, downloaded and imported
+  Background* artifact_work = nullptr;  // what is hashed and made
+  Background* batches = nullptr;        // short work on learners' batches: never behind an artifact that is hashed
+  Background* pages = nullptr;          // what people look at, page by page: behind nothing that takes minutes
+  Background* checks = nullptr;         // the audit log and ledgers, read from end to end
   StateStore* store = nullptr;
   Fleet* fleet = nullptr;
   Sampling* sampling = nullptr;

@@ -28,7 +28,8 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
  public:
   explicit FeedbackService(const Edge& edge)
       : edge_(edge),
-        sets_(edge.loop, edge.background, edge.store, edge.artifacts, edge.oversight, edge.feedback, edge.data_dir) {}
+        sets_(edge.loop, edge.artifact_work, edge.store, edge.artifacts, edge.oversight, edge.feedback, edge.data_dir) {
+  }
 
   grpc::ServerUnaryReactor* NextTasks(grpc::CallbackServerContext* context, const v1::NextTasksRequest* request,
                                       v1::NextTasksResponse* response) override {

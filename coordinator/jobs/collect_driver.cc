@@ -28,21 +28,25 @@ class CollectDriver final : public Driver {
   void Start() override {
     if (deps().feedback->HasTasks(job_id_)) return Open({});
     const v1::Job& row = *job();
-    std::array<std::string, 3> paths;
+    std::array<Artifacts::Finder, 3> folders;
     const std::array<std::string, 3> references = {row.spec().collect().samples(), row.spec().collect().against(),
                                                    row.spec().collect().planted()};
     for (size_t i = 0; i < references.size(); ++i) {
-      if (references[i].empty()) continue;
-      const absl::StatusOr<std::string> path = deps().artifacts->Path(Resolved(row, references[i]));
-      if (ReasonOf(path.status()) == v1::STORE_UNAVAILABLE)
-        return FailOrTryVolumeAgain(host_, job_id_, path.status(), &unpublished_, [this] { Start(); });
-      if (!path.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(path.status().message()));
-      paths[i] = *path;
+      if (!references[i].empty()) folders[i] = deps().artifacts->Locate(Resolved(row, references[i]));
     }
-    unpublished_.clear();
-    deps().background->Run([host = host_, job_id = job_id_, this, paths, spec = row.spec(), loop = deps().loop] {
-      absl::StatusOr<std::vector<v1::FeedbackTask>> tasks = ReadTasks(paths, spec, job_id);
-      loop->Post(host->WhileActive(job_id, [this, tasks = std::move(tasks)]() mutable {
+    deps().background->Run([host = host_, job_id = job_id_, this, folders, spec = row.spec(), loop = deps().loop] {
+      const auto read = [&]() -> absl::StatusOr<std::vector<v1::FeedbackTask>> {
+        std::array<std::string, 3> paths;
+        for (size_t i = 0; i < folders.size(); ++i) {
+          if (!folders[i]) continue;
+          RLHF_ASSIGN_OR_RETURN(paths[i], folders[i]());
+        }
+        return ReadTasks(paths, spec, job_id);
+      };
+      loop->Post(host->WhileActive(job_id, [this, tasks = read()]() mutable {
+        if (ReasonOf(tasks.status()) == v1::STORE_UNAVAILABLE)
+          return FailOrTryVolumeAgain(host_, job_id_, tasks.status(), &unpublished_, [this] { Start(); });
+        unpublished_.clear();
         if (!tasks.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(tasks.status().message()));
         // A nanosecond apart: after a restart they are put in this order again.
         absl::Time made = deps().loop->clock().WallNow();
@@ -145,7 +149,7 @@ class CollectDriver final : public Driver {
   struct Beginning {
     struct Part {
       v1::ComparisonSet lines;
-      std::string path;  // of the lines' artifact; empty: the comparisons
+      Artifacts::Finder find;  // of the lines' artifact; null: the comparisons
       std::vector<v1::Comparison> comparisons;
       bool pair_ratings = false;
     };
@@ -181,18 +185,21 @@ class CollectDriver final : public Driver {
     if (ReasonOf(beginning.status()) == v1::STORE_UNAVAILABLE)
       return FailOrTryAgain(beginning.status(), [this] { Publish(); });
     if (!beginning.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(beginning.status().message()));
-    const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
-    const absl::StatusOr<std::string> sft_staging = deps().artifacts->MakeStaging();
-    if (!staging.ok() || !sft_staging.ok())
-      return FailOrTryAgain((staging.ok() ? sft_staging : staging).status(), [this] { Publish(); });
     deps().background->Run([host = host_, job_id = job_id_, this, comparisons, spec, beginning = *beginning,
-                            staging = *staging, sft_staging = *sft_staging, loop = deps().loop] {
-      Made made = Write(*comparisons, spec, beginning, staging, sft_staging);
-      if (!made.status.ok()) RemoveAll({staging, sft_staging});
+                            folders = std::array{deps().artifacts->NewStaging(), deps().artifacts->NewStaging()},
+                            loop = deps().loop] {
+      const std::string &staging = folders[0].path, &sft_staging = folders[1].path;
+      Made made;
+      made.status = folders[0].make();
+      if (made.status.ok()) made.status = folders[1].make();
+      if (made.status.ok()) {
+        made = Write(*comparisons, spec, beginning, staging, sft_staging);
+        if (!made.status.ok()) RemoveAll({staging, sft_staging});
+      }
       loop->Post(host->WhileActive(job_id, [this, staging, sft_staging, made = std::move(made)]() mutable {
         if (!made.status.ok()) return FailOrTryAgain(made.status, [this] { Publish(); });
         if (deps().feedback->forgets() != forgets_) {
-          RemoveAll({staging, sft_staging});
+          deps().background->Run([staging, sft_staging] { RemoveAll({staging, sft_staging}); });
           return WriteAgain();
         }
         made_ = std::move(made);
@@ -223,7 +230,7 @@ class CollectDriver final : public Driver {
       Beginning::Part& added = beginning.parts.emplace_back();
       added.lines = part.lines;
       if (part.job_id.empty()) {
-        RLHF_ASSIGN_OR_RETURN(added.path, deps().artifacts->Path(part.lines.digest()));
+        added.find = deps().artifacts->Locate(part.lines.digest());
       } else {
         added.comparisons = deps().feedback->Comparisons(part.job_id);
         added.pair_ratings = host_->Find(part.job_id)->spec().collect().pair_ratings();
@@ -235,19 +242,20 @@ class CollectDriver final : public Driver {
   // Unavailable (STORE_UNAVAILABLE): a part is not there to be read.
   static absl::Status WriteBeginning(const Beginning& beginning, std::ofstream* out, SetBuilder* set) {
     for (const Beginning::Part& part : beginning.parts) {
-      if (part.path.empty()) {
+      if (part.find == nullptr) {
         set->NextJob(part.pair_ratings);
         for (const v1::Comparison& comparison : part.comparisons) set->Add(comparison);
         continue;
       }
+      RLHF_ASSIGN_OR_RETURN(const std::string folder, part.find());
       set->Begin(part.lines);
       std::vector<std::filesystem::path> files;
       std::error_code error;
-      for (std::filesystem::directory_iterator it(part.path, error), end; !error && it != end; it.increment(error))
+      for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
         if (it->path().extension() == ".jsonl") files.push_back(it->path());
       if (error) {
-        return WithReason(absl::UnavailableError(absl::StrCat("cannot read ", part.path, ": ", error.message(),
-                                                              "; is its volume mounted?")),
+        return WithReason(absl::UnavailableError(
+                              absl::StrCat("cannot read ", folder, ": ", error.message(), "; is its volume mounted?")),
                           v1::STORE_UNAVAILABLE);
       }
       std::sort(files.begin(), files.end());

@@ -3,7 +3,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
-#include "artifact/model_config.h"
 
 namespace rlhf::coordinator {
 namespace {
@@ -49,22 +48,15 @@ class ContextCheck {
   }
 
   // 0: unknown.
-  int64_t ContextOf(const std::string& model) {
+  int64_t ContextOf(const std::string& model) const {
     const auto digest = resolved_.find(model);
-    if (digest == resolved_.end()) return 0;
-    const auto [known, fresh] = contexts_.try_emplace(digest->second, 0);
-    if (!fresh) return known->second;
-    const absl::StatusOr<std::string> path = artifacts_.Path(digest->second);
-    if (!path.ok()) return 0;
-    const absl::StatusOr<artifact::ModelConfig> config = artifact::LoadModelConfig(*path);
-    return known->second = config.ok() ? config->max_position_embeddings : 0;
+    return digest == resolved_.end() ? 0 : artifacts_.ContextOf(digest->second);
   }
 
   const v1::PipelineSpec& pipeline_;
   const std::map<std::string, std::string>& resolved_;
   const Artifacts& artifacts_;
   std::vector<v1::SpecProblem>* const problems_;
-  std::map<std::string, int64_t> contexts_;  // by digest
 };
 
 }  // namespace

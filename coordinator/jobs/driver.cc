@@ -51,21 +51,19 @@ void FailOrTryVolumeAgain(JobHost* host, const std::string& job_id, const absl::
 
 void LoadPrompts(const JobsDeps& deps, const std::string& digest, bool shuffle, uint64_t seed, int limit,
                  absl::AnyInvocable<void(absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>>)> then) {
-  const absl::StatusOr<std::string> path = deps.artifacts->Path(digest);
-  if (ReasonOf(path.status()) == v1::STORE_UNAVAILABLE) {
-    return deps.loop->PostAfter(kTryVolumeAgain,
-                                [deps, digest, shuffle, seed, limit, then = std::move(then)]() mutable {
-                                  LoadPrompts(deps, digest, shuffle, seed, limit, std::move(then));
-                                });
-  }
-  if (!path.ok()) {
-    deps.loop->Post([then = std::move(then), status = path.status()]() mutable { then(status); });
-    return;
-  }
-  deps.background->Run([loop = deps.loop, path = *path, shuffle, seed, limit, then = std::move(then)]() mutable {
-    auto prompts = ReadPrompts(path, shuffle, seed, limit);
-    loop->Post([prompts = std::move(prompts), then = std::move(then)]() mutable { then(std::move(prompts)); });
-  });
+  deps.background->Run(
+      [deps, find = deps.artifacts->Locate(digest), digest, shuffle, seed, limit, then = std::move(then)]() mutable {
+        const absl::StatusOr<std::string> path = find();
+        if (ReasonOf(path.status()) == v1::STORE_UNAVAILABLE) {
+          return deps.loop->PostAfter(kTryVolumeAgain,
+                                      [deps, digest, shuffle, seed, limit, then = std::move(then)]() mutable {
+                                        LoadPrompts(deps, digest, shuffle, seed, limit, std::move(then));
+                                      });
+        }
+        using Prompts = absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>>;
+        Prompts prompts = path.ok() ? ReadPrompts(*path, shuffle, seed, limit) : Prompts(path.status());
+        deps.loop->Post([prompts = std::move(prompts), then = std::move(then)]() mutable { then(std::move(prompts)); });
+      });
 }
 
 std::string Resolved(const v1::Job& job, const std::string& reference) {

@@ -151,31 +151,35 @@ class GeneratingDriver final : public Driver, public SamplingListener {
   void Publish() {
     if (std::exchange(publishing_, true)) return;
     if (unpublished_.empty()) Report(job()->total_steps());  // not at every try
-    std::string against;
-    if (job()->spec().has_evaluate() && !job()->spec().evaluate().against().empty()) {
-      const absl::StatusOr<std::string> path =
-          deps().artifacts->Path(Resolved(*job(), job()->spec().evaluate().against()));
-      if (ReasonOf(path.status()) == v1::STORE_UNAVAILABLE)
-        return FailOrTryAgain(path.status(), [this] { PublishAgain(); });
-      if (!path.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(path.status().message()));
-      against = *path;
-    }
-    const absl::StatusOr<std::string> staging = deps().artifacts->MakeStaging();
-    if (!staging.ok()) return FailOrTryAgain(staging.status(), [this] { PublishAgain(); });
+    Artifacts::Finder against;
+    if (job()->spec().has_evaluate() && !job()->spec().evaluate().against().empty())
+      against = deps().artifacts->Locate(Resolved(*job(), job()->spec().evaluate().against()));
     // A job may have millions of samples: they are read, written and measured off the loop.
     deps().background->Run([host = host_, job_id = job_id_, this, sampling = deps().sampling,
-                            expected = job()->total_steps(), staging = *staging, against, spec = job()->spec(),
-                            loop = deps().loop] {
-      GeneratedSamples made =
-          WriteGeneratedSamples(*sampling, job_id, spec, expected, against, staging + "/samples.jsonl");
-      std::error_code ignored;
-      if (!made.read.ok() || !made.written.ok()) std::filesystem::remove_all(staging, ignored);
-      loop->Post(host->WhileActive(job_id, [this, staging, made = std::move(made)] {
-        if (!made.read.ok()) return host_->Fail(job_id_, "STORE", std::string(made.read.message()));
-        if (!made.written.ok()) return FailOrTryAgain(made.written, [this] { PublishAgain(); });
-        if (!made.measured.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(made.measured.message()));
-        Finish(made.metrics, staging);
-      }));
+                            expected = job()->total_steps(), folder = deps().artifacts->NewStaging(), against,
+                            spec = job()->spec(), loop = deps().loop] {
+      const absl::StatusOr<std::string> compared = against ? against() : std::string();
+      GeneratedSamples made;
+      made.written = compared.ok() ? folder.make() : absl::OkStatus();
+      if (compared.ok() && made.written.ok()) {
+        made = WriteGeneratedSamples(*sampling, job_id, spec, expected, *compared, folder.path + "/samples.jsonl");
+        std::error_code ignored;
+        if (!made.read.ok() || !made.written.ok()) std::filesystem::remove_all(folder.path, ignored);
+      }
+      loop->Post(host->WhileActive(job_id,
+                                   [this, compared = compared.status(), staging = folder.path, made = std::move(made)] {
+                                     if (ReasonOf(compared) == v1::STORE_UNAVAILABLE)
+                                       return FailOrTryAgain(compared, [this] { PublishAgain(); });
+                                     if (!compared.ok())
+                                       return host_->Fail(job_id_, "BAD_DATA", std::string(compared.message()));
+                                     if (!made.read.ok())
+                                       return host_->Fail(job_id_, "STORE", std::string(made.read.message()));
+                                     if (!made.written.ok())
+                                       return FailOrTryAgain(made.written, [this] { PublishAgain(); });
+                                     if (!made.measured.ok())
+                                       return host_->Fail(job_id_, "BAD_DATA", std::string(made.measured.message()));
+                                     Finish(made.metrics, staging);
+                                   }));
     });
   }
 

@@ -106,15 +106,17 @@ void PublishPolicy(JobHost* host, const std::string& job_id, const v1::GateRow& 
   absl::StatusOr<v1::Lineage> lineage = LineageOf(gate.policy(), RowsOf(host, inputs.pipeline));
   if (!lineage.ok()) return done(lineage.status());
   inputs.lineage = *std::move(lineage);
-  const absl::StatusOr<std::string> staging = deps.artifacts->MakeStaging();
-  if (!staging.ok()) return done(staging.status());
   const Signer* signer = deps.oversight->audit().signer();
   if (signer != nullptr) inputs.key_sha256 = signer->key_sha256();
-  deps.background->Run([host, job_id, gate, inputs, signer, staging = *staging, done, loop = deps.loop] {
-    const absl::Status written = WithVolumeReason(WriteModelCard(inputs, signer, staging));
-    std::error_code ignored;
-    if (!written.ok()) std::filesystem::remove_all(staging, ignored);
-    loop->Post([host, job_id, gate, staging, written, done, project = inputs.pipeline.spec().project()] {
+  deps.background->Run([host, job_id, gate, inputs, signer, folder = deps.artifacts->NewStaging(), done,
+                        loop = deps.loop] {
+    absl::Status written = folder.make();
+    if (written.ok()) {
+      written = WithVolumeReason(WriteModelCard(inputs, signer, folder.path));
+      std::error_code ignored;
+      if (!written.ok()) std::filesystem::remove_all(folder.path, ignored);
+    }
+    loop->Post([host, job_id, gate, staging = folder.path, written, done, project = inputs.pipeline.spec().project()] {
       if (!written.ok()) return done(written);
       host->deps().artifacts->PublishDirectory(staging, "model_card", project, job_id,
                                                [host, job_id, gate, done](absl::StatusOr<v1::Artifact> card) {

@@ -262,7 +262,6 @@ TEST_F(StreamsTest, WhatIsLeftToDoAtTheEndOutlivesNoService) {
   v1::FreezeSetRequest freeze;
   freeze.set_job_id(job);
   freeze.set_name("frozen");
-  freeze.add_exclude_raters("bob");
   give_up_on(v1::FeedbackService::NewStub(Api("submitter")), &FeedbackStub::FreezeSet, freeze, v1::ComparisonSet());
   std::thread lets_go([&] {
     absl::SleepFor(absl::Milliseconds(500));

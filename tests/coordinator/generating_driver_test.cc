@@ -164,7 +164,7 @@ class GeneratingDriverTest : public StoredJobsTest {
   }
 
   std::string Published() {
-    const auto path = process_->artifacts->Path(JobRow().result().artifacts().at("samples"));
+    const auto path = process_->artifacts->Locate(JobRow().result().artifacts().at("samples"))();
     EXPECT_TRUE(path.ok()) << path.status();
     const auto lines = ReadFile(*path + "/samples.jsonl");
     EXPECT_TRUE(lines.ok()) << lines.status();

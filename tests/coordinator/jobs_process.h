@@ -69,11 +69,12 @@ struct JobsProcess {
   // JSON lines, as an artifact; its digest.
   std::string PublishPrompts(const std::string& lines) {
     std::string digest;
-    const absl::StatusOr<std::string> staging = artifacts->MakeStaging();
-    EXPECT_TRUE(staging.ok()) << staging.status();
-    if (!staging.ok()) return digest;
-    std::ofstream(*staging + "/prompts.jsonl") << lines;
-    artifacts->PublishDirectory(*staging, "data", "default", "test", [&](absl::StatusOr<v1::Artifact> made) {
+    const Artifacts::Staging staging = artifacts->NewStaging();
+    const absl::Status folder = staging.make();
+    EXPECT_TRUE(folder.ok()) << folder;
+    if (!folder.ok()) return digest;
+    std::ofstream(staging.path + "/prompts.jsonl") << lines;
+    artifacts->PublishDirectory(staging.path, "data", "default", "test", [&](absl::StatusOr<v1::Artifact> made) {
       ASSERT_TRUE(made.ok()) << made.status();
       digest = made->digest();
     });

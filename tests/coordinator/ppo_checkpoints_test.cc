@@ -48,10 +48,11 @@ class PpoCheckpoints : public PpoDriverTest {
     v1::ReportCheckpointRequest request;
     request.set_job_id("job");
     request.set_step(step);
-    const auto staging = process_->artifacts->MakeStaging();
-    ASSERT_TRUE(staging.ok()) << staging.status();
-    std::ofstream(*staging + "/weights") << "of step " << step;
-    process_->artifacts->PublishDirectory(*staging, "checkpoint", "default", "test",
+    const Artifacts::Staging staging = process_->artifacts->NewStaging();
+    const absl::Status folder = staging.make();
+    ASSERT_TRUE(folder.ok()) << folder;
+    std::ofstream(staging.path + "/weights") << "of step " << step;
+    process_->artifacts->PublishDirectory(staging.path, "checkpoint", "default", "test",
                                           [&](absl::StatusOr<v1::Artifact> made) {
                                             ASSERT_TRUE(made.ok()) << made.status();
                                             request.set_digest(made->digest());
