@@ -5,16 +5,21 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "common/clock.h"
+#include "common/end_by.h"
 #include "common/log.h"
 #include "common/process.h"
 #include "common/tracing.h"
 #include "coordinator/config.h"
 #include "coordinator/coordinator_server.h"
+#include "coordinator/volume_watch.h"
 
 namespace {
 
 constexpr int kUsage = 2, kTryAgain = 75;
+constexpr absl::Duration kEndsWithin = absl::Seconds(3);  // of the grace
+constexpr absl::Duration kAnswersWithin = absl::Seconds(2);
 
 int Run(const rlhf::coordinator::CoordinatorConfig& config) {
   rlhf::InitLogging("coordinator", absl::StrCat("coordinator-", getpid()), config.log_level, config.log_json);
@@ -23,7 +28,7 @@ int Run(const rlhf::coordinator::CoordinatorConfig& config) {
   auto server = rlhf::coordinator::CoordinatorServer::Start(config, rlhf::Clock::Real(),
                                                             [] { return rlhf::TakeTerminationSignal() != 0; });
   if (absl::IsCancelled(server.status())) {
-    spdlog::info("stopped while standing by");
+    spdlog::info("stopped: {}", std::string(server.status().message()));
     return 0;
   }
   if (!server.ok()) {
@@ -44,13 +49,25 @@ int Run(const rlhf::coordinator::CoordinatorConfig& config) {
     spdlog::default_logger()->flush();
     _exit(kTryAgain);
   }
-  if (signal_number == 0) {
+  // Threads that wait for a volume cannot be told to end, and would be waited for.
+  const bool asked = signal_number != 0;
+  const absl::Duration grace = asked ? absl::Milliseconds(config.grace_ms) : absl::ZeroDuration();
+  const rlhf::EndBy end_by(grace + kEndsWithin, asked ? 0 : kTryAgain, [&config]() -> std::string {
+    for (const std::string& folder : {config.artifact_root, config.data_dir}) {
+      if (!rlhf::coordinator::Answers(folder, kAnswersWithin))
+        return absl::StrCat("the volume of ", folder, " does not answer; what was acknowledged is on the disk");
+    }
+    return "";
+  });
+  if (!asked) {
     spdlog::critical("the state store failed; ending, so that the next start goes on from what is on the disk");
-    (*server)->Shutdown(absl::ZeroDuration());
+    (*server)->Shutdown(grace);
+    server->reset();
     return kTryAgain;
   }
   spdlog::info("signal {}: draining", signal_number);
-  (*server)->Shutdown(absl::Milliseconds(config.grace_ms));
+  (*server)->Shutdown(grace);
+  server->reset();
   spdlog::info("stopped");
   return 0;
 }

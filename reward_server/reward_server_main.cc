@@ -22,6 +22,7 @@
 #include "client/cpp/member_flags.h"
 #include "common/asks_service.h"
 #include "common/certificate_metrics.h"
+#include "common/end_by.h"
 #include "common/host_port.h"
 #include "common/http_endpoint.h"
 #include "common/log.h"
@@ -38,6 +39,7 @@
 namespace {
 
 constexpr size_t kMostAnnounced = 1024;
+constexpr absl::Duration kEndsWithin = absl::Seconds(5);  // of the grace
 
 struct Flags : rlhf::client::MemberFlags {
   std::string address = "127.0.0.1:0", advertise_host = "127.0.0.1", cache_dir, precision = "float32";
@@ -198,6 +200,10 @@ int Run(const Flags& flags) {
   }
   rlhf::WaitForTermination([&] { return drain.load() || !session->fatal().ok(); });
   if (!session->fatal().ok()) spdlog::error("{}", session->fatal().ToString());
+  // A batch that computes and a user's own service that does not answer are not waited for.
+  const rlhf::EndBy end_by(absl::Seconds(flags.grace_seconds) + kEndsWithin, session->fatal().ok() ? 0 : 1, [] {
+    return std::string("scoring goes on after --grace-seconds; what has no scores is asked for elsewhere");
+  });
   session->Stop();
   (*server)->Shutdown(absl::Seconds(flags.grace_seconds));
   batcher.Stop();
