@@ -3,6 +3,9 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <thread>
+#include <vector>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -14,7 +17,7 @@ namespace {
 
 using testing::HasSubstr;
 
-// A port at which connections are taken and nothing is ever said.
+// A server that greets in HTTP/2, and answers no call.
 class Silence {
  public:
   Silence() : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
@@ -26,13 +29,29 @@ class Silence {
     socklen_t size = sizeof(at);
     EXPECT_EQ(getsockname(fd_, reinterpret_cast<sockaddr*>(&at), &size), 0);
     port_ = ntohs(at.sin_port);
+    thread_ = std::thread([this] {
+      const char settings[9] = {0, 0, 0, 4, 0, 0, 0, 0, 0}, acknowledged[9] = {0, 0, 0, 4, 1, 0, 0, 0, 0};
+      for (int peer; (peer = accept(fd_, nullptr, nullptr)) >= 0;) {
+        peers_.push_back(peer);
+        EXPECT_EQ(send(peer, settings, sizeof(settings), MSG_NOSIGNAL), static_cast<ssize_t>(sizeof(settings)));
+        EXPECT_EQ(send(peer, acknowledged, sizeof(acknowledged), MSG_NOSIGNAL),
+                  static_cast<ssize_t>(sizeof(acknowledged)));
+      }
+    });
   }
-  ~Silence() { close(fd_); }
+  ~Silence() {
+    shutdown(fd_, SHUT_RDWR);  // ends accept
+    thread_.join();
+    for (const int peer : peers_) close(peer);
+    close(fd_);
+  }
   int port() const { return port_; }
 
  private:
   const int fd_;
   int port_ = 0;
+  std::vector<int> peers_;
+  std::thread thread_;
 };
 
 TEST(RewardStop, AScorerThatDoesNotAnswerHoldsItUpFiveSecondsAtMost) {
