@@ -21,14 +21,21 @@ class PeopleTest : public testing::Test {
   void SetUp() override {
     MakeSmallModel(service_.scratch().path());
     std::string rated;
-    // Two raters, who judge by two criteria.
+    // Two raters, who judge by two criteria; what is worse is another sentence, or letters as a new model gives them.
+    uint64_t state = 5;
     for (int i = 0; i < 60; ++i) {
-      absl::StrAppend(
-          &rated, "{\"prompt\":{\"text\":\"the cat number ", i,
-          "\"},\"first\":{\"text\":\" sat\"},\"second\":{\"text\":\" the dog ran\"},\"preference\":\"FIRST\","
-          "\"first_ratings\":{\"helpful\":5,\"honest\":4},\"second_ratings\":{\"helpful\":1,\"honest\":2},"
-          "\"rater\":\"",
-          i % 2 == 0 ? "carl" : "dora", "\"}\n");
+      std::string worse = " the dog ran";
+      if (i % 4 > 1) worse.clear();
+      while (i % 4 > 1 && static_cast<int>(worse.size()) < 2 + i % 9) {
+        state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+        worse += static_cast<char>('#' + (state >> 40) % 57);  // to "[": neither quotes nor escapes
+      }
+      absl::StrAppend(&rated, "{\"prompt\":{\"text\":\"the cat number ", i,
+                      "\"},\"first\":{\"text\":\" sat\"},\"second\":{\"text\":\"", worse,
+                      "\"},\"preference\":\"FIRST\","
+                      "\"first_ratings\":{\"helpful\":5,\"honest\":4},\"second_ratings\":{\"helpful\":1,\"honest\":2},"
+                      "\"rater\":\"",
+                      i % 2 == 0 ? "carl" : "dora", "\"}\n");
     }
     Write("rated.jsonl", rated);
   }
