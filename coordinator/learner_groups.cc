@@ -5,6 +5,7 @@
 #include <list>
 #include <map>
 #include <set>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -43,7 +44,12 @@ struct Group {
   bool recovered = false;           // the group before was of a coordinator before this one: its members are not known
   std::string lost;                 // why the group before is over, as long as its job has not been told
   std::set<std::string> survivors;  // sessions of the group before that may still join again
-  int broken_in_a_row = 0;          // groups, without a step between
+  struct Unsuited {
+    std::string why;
+    bool beside = false;  // others of its group
+  };
+  std::map<std::string, Unsuited> unsuited;  // sessions that cannot train the job
+  int broken_in_a_row = 0;                   // groups, without a step between
   int64_t step_when_broken = -1;
   int64_t preempted_at = -1;                              // the step at which others were told to make room for it
   std::string broke;                                      // why it did last
@@ -134,6 +140,20 @@ class LearnerGroupsImpl final : public LearnerGroups {
     if (const auto it = groups_.find(job_id); it != groups_.end()) Dissolve(it->second, why);
   }
 
+  void PassOver(const std::string& job_id, const std::string& session_id, const std::string& why,
+                bool beside) override {
+    const auto it = groups_.find(job_id);
+    const absl::StatusOr<const Session*> session = fleet_->Find(session_id);
+    if (it == groups_.end() || !session.ok()) return;
+    Group& group = it->second;
+    const std::string text = absl::StrCat((*session)->identity.instance_id(), ": ", why);
+    const bool first = group.unsuited.try_emplace(session_id, Group::Unsuited{text, beside}).second;
+    // A learner fewer each time: there is no need to wait longer and longer.
+    if (first && !beside) group.broken_in_a_row = 0;
+    Dissolve(group, absl::StrCat("a learner cannot train it, others may: ", text));
+    group.survivors.erase(session_id);
+  }
+
   bool TakeIn(const std::string& job_id) override {
     const auto it = groups_.find(job_id);
     if (it == groups_.end()) return false;
@@ -141,7 +161,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     // Asked again for the same step it answers alike: the first answer may have been lost.
     group.growing = !group.members.empty() && group.yields_to.empty() &&
                     static_cast<int>(group.members.size()) < group.plan.ranks &&
-                    ByVersion(Candidates()).count(group.version) > 0;
+                    ByVersion(Fit(group, Candidates())).count(group.version) > 0;
     return group.growing;
   }
 
@@ -176,7 +196,11 @@ class LearnerGroupsImpl final : public LearnerGroups {
     out.forming = !group.members.empty() && !group.complete();
     out.versions = Registered();
     for (const auto& [version, learners] : out.versions) out.registered += learners;
-    out.free = Most(ByVersion(Candidates()));
+    out.free = Most(ByVersion(Fit(group, Candidates())));
+    for (const auto& [session, unsuited] : group.unsuited) {
+      ++out.unsuited;
+      out.unsuited_why = unsuited.why;
+    }
     out.wait = group.wait;
     if (group.members.empty() && loop_->clock().Now() < group.not_before) {
       out.broke = group.broke;
@@ -233,6 +257,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
   void OnLost(const Session& session) override {
     for (auto& [id, group] : groups_) {
       group.survivors.erase(session.session_id);
+      group.unsuited.erase(session.session_id);
       if (std::find(group.members.begin(), group.members.end(), session.session_id) != group.members.end()) {
         Dissolve(group, absl::StrCat("learner ", session.identity.instance_id(), " was lost"));
       }
@@ -333,8 +358,9 @@ class LearnerGroupsImpl final : public LearnerGroups {
     if (committed == nullptr || HoldsAllShares(group, *committed, candidates)) return false;
     if (group.recovered && now < started_at_ + fleet_->lease()) return true;
     const std::vector<const Session*> learners = fleet_->Sessions(v1::ROLE_LEARNER);
-    return std::any_of(learners.begin(), learners.end(), [this](const Session* session) {
-      return !session->draining && !session->cordoned && !IsMember(session->session_id) &&
+    return std::any_of(learners.begin(), learners.end(), [&](const Session* session) {
+      return group.unsuited.count(session->session_id) == 0 && !session->draining && !session->cordoned &&
+             !IsMember(session->session_id) &&
              std::none_of(waiters_.begin(), waiters_.end(), [&](const Waiter& waiter) {
                return waiter.request.session_id() == session->session_id && Waits(waiter);
              });
@@ -375,18 +401,26 @@ class LearnerGroupsImpl final : public LearnerGroups {
     return candidates;
   }
 
+  // Without those that cannot train the group's job.
+  static std::vector<const Waiter*> Fit(const Group& group, std::vector<const Waiter*> waiters) {
+    std::erase_if(waiters,
+                  [&](const Waiter* waiter) { return group.unsuited.count(waiter->request.session_id()) > 0; });
+    return waiters;
+  }
+
   // Those of one version that the group may be formed of, with which it is largest: who still holds the newest of this
-  // job's weights first, to seed the others, then who has waited longest. A group that takes ranks in stays at its own.
+  // job's weights first, to seed the others, then who cannot train another job that waits, then who has waited longest.
+  // Nobody who cannot train this one. A group that takes ranks in stays at its own.
   // only: of this version, where it names one.
   std::vector<const Waiter*> CandidatesFor(const Group& group, const std::string& only = "") const {
-    std::vector<const Waiter*> candidates = Candidates(&group);
+    std::vector<const Waiter*> candidates = Fit(group, Candidates(&group));
     if (!only.empty()) std::erase_if(candidates, [&](const Waiter* waiter) { return VersionOf(*waiter) != only; });
     const v1::PolicyVersion* committed = group.listener->Committed(group.plan.job_id);
     const auto rank_by = [&](const Waiter* waiter) {
       const int64_t step = HeldStep(group, *waiter);
-      return std::pair(
+      return std::tuple(
           committed != nullptr && step == committed->step() && waiter->request.held().digest() == committed->digest(),
-          step);
+          step, UnsuitedForAnother(*waiter, group));
     };
     std::stable_sort(candidates.begin(), candidates.end(),
                      [&](const Waiter* a, const Waiter* b) { return rank_by(a) > rank_by(b); });
@@ -404,6 +438,13 @@ class LearnerGroupsImpl final : public LearnerGroups {
     if (count.size() > 1)
       std::erase_if(candidates, [&](const Waiter* waiter) { return VersionOf(*waiter) != *version; });
     return candidates;
+  }
+
+  bool UnsuitedForAnother(const Waiter& waiter, const Group& group) const {
+    return std::any_of(groups_.begin(), groups_.end(), [&](const auto& entry) {
+      const Group& other = entry.second;
+      return &other != &group && other.members.empty() && other.unsuited.count(waiter.request.session_id()) > 0;
+    });
   }
 
   // The step of this job whose weights the waiting one holds, -1 for none.
@@ -426,10 +467,11 @@ class LearnerGroupsImpl final : public LearnerGroups {
     return (all_back && group.growing) || waited > kFullGroupPatience ? there : 0;
   }
 
-  // Learners that take work, by version.
-  std::map<std::string, int> Registered() const {
+  // Learners that take work, by version; `group`: only those that may train its job.
+  std::map<std::string, int> Registered(const Group* group = nullptr) const {
     std::map<std::string, int> registered;
     for (const Session* session : fleet_->Sessions(v1::ROLE_LEARNER)) {
+      if (group != nullptr && group->unsuited.count(session->session_id) > 0) continue;
       if (!session->draining && !session->cordoned) ++registered[session->identity.build_version()];
     }
     return registered;
@@ -450,6 +492,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
   void Form() {
     if (callers_.Settling()) return;
     const absl::Duration now = loop_->clock().Now();
+    for (auto& [id, group] : groups_) TryBesideOthers(group);
     // Groups that broke come first: nobody else gets their turn so soon.
     kept_.clear();
     std::vector<GangJob> jobs;
@@ -482,6 +525,10 @@ class LearnerGroupsImpl final : public LearnerGroups {
       job.held = static_cast<int>(group.members.size());
       job.started_with = group.started_with;
       job.waited = now - group.waiting_since;
+      if (!group.unsuited.empty()) {
+        job.unfit = Most(ByVersion(Candidates())) - Most(ByVersion(Fit(group, Candidates())));
+        job.unfit_registered = Most(Registered()) - Most(Registered(&group));
+      }
       jobs.push_back(std::move(job));
     }
     // No group is of two versions, so that the most of one is all that any can have.
@@ -495,6 +542,12 @@ class LearnerGroupsImpl final : public LearnerGroups {
     const bool suffices = Suffices(plan, jobs, by_version);
     if (suffices) Apply(plan);
     if (!suffices || by_version.size() > 1) FormByVersion(std::move(jobs), /*victims=*/!suffices);
+  }
+
+  // Learners that could not train the job beside those of a group before are tried beside others once too few are left.
+  void TryBesideOthers(Group& group) const {
+    if (!group.members.empty() || group.unsuited.empty() || Most(Registered(&group)) >= group.plan.min_ranks) return;
+    std::erase_if(group.unsuited, [](const auto& entry) { return entry.second.beside; });
   }
 
   // version: what starts is of it; empty: of any one.
@@ -526,6 +579,11 @@ class LearnerGroupsImpl final : public LearnerGroups {
         job.running = !group.members.empty();
         job.held = static_cast<int>(group.members.size());
         job.yielding = !group.yields_to.empty() && here;
+        job.unfit = job.unfit_registered = 0;
+        if (!group.unsuited.empty()) {
+          job.unfit = ByVersion(Candidates())[version] - ByVersion(Fit(group, Candidates()))[version];
+          job.unfit_registered = registered - Registered(&group)[version];
+        }
         job.started_with = victims && here ? group.started_with : std::numeric_limits<int>::max();
         expecting.insert(group.yields_to);
       }

@@ -65,6 +65,10 @@ class LearnerGroups : public FleetListener {
   virtual absl::Status Fence(const std::string& job_id, uint64_t epoch, const std::string& session_id) const = 0;
   // Ends the job's group, if there is one: its ranks join again.
   virtual void Break(const std::string& job_id, const std::string& why) = 0;
+  // The member cannot train the job, which other learners may: the group ends, and none of the job is formed with that
+  // session again. `beside`: only beside the others of this group; should too few be left without it, it is as before.
+  virtual void PassOver(const std::string& job_id, const std::string& session_id, const std::string& why,
+                        bool beside) = 0;
   // The group has fewer ranks than the job wants and a free one of its version waits: true, and the group is formed
   // anew as soon as its ranks have joined again.
   virtual bool TakeIn(const std::string& job_id) = 0;
@@ -77,6 +81,8 @@ class LearnerGroups : public FleetListener {
     bool formed = false, forming = false;
     int registered = 0;
     int free = 0;                         // those of the version of which there are most
+    int unsuited = 0;                     // registered ones that cannot train the job
+    std::string unsuited_why;             // one of them
     std::map<std::string, int> versions;  // registered ones of each
     GangWait wait = GangWait::kNone;
     std::vector<std::string> holders;     // other jobs that have learners

@@ -72,6 +72,11 @@ void ExplainLearners(const JobFacts& facts, Waits* waits) {
   } else if (learners.registered < learners.ranks) {
     waits->Add(v1::NO_LEARNER, absl::StrCat(Ranks(learners.ranks), "; ", learners.registered, " are registered"),
                learners.since, "start more learners, or lower learners.ranks");
+  } else if (learners.registered - learners.unsuited < learners.ranks) {
+    waits->Add(v1::NO_LEARNER,
+               absl::StrCat(Ranks(learners.ranks), " that can train it; ", learners.registered,
+                            " are registered, of which ", learners.unsuited, " cannot (", learners.unsuited_why, ")"),
+               learners.since, "do as that learner says, or start others");
   } else if (learners.versions.size() > 1 && none_suffices) {
     waits->Add(v1::NO_LEARNER,
                absl::StrCat(Ranks(learners.ranks), " of one version; ", Versions(learners.versions), " are registered"),

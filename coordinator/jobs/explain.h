@@ -26,6 +26,8 @@ struct LearnerFacts {
   bool forming = false;  // members are chosen; not all have it
   int ranks = 0, registered = 0;
   int free = 0;                         // those of the version of which there are most
+  int unsuited = 0;                     // of the registered, those that cannot train it
+  std::string unsuited_why;             // one of them
   std::map<std::string, int> versions;  // registered ones of each: a group is of one
   GangWait wait = GangWait::kNone;
   std::vector<std::string> holders;     // jobs that have learners

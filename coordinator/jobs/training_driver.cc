@@ -212,6 +212,12 @@ void TrainingDriver::GoBackACheckpoint(const std::string& why, Done<v1::FailTrai
 void TrainingDriver::FailTraining(const v1::FailTrainingRequest& request, Done<v1::FailTrainingResponse> done) {
   if (request.reason_code() == "CHECKPOINT_DAMAGED" && !job()->checkpoint().empty())
     return GoBackACheckpoint(request.reason(), std::move(done));
+  // That learner's fault, of its build or machine, not the job's.
+  const bool beside = request.reason_code() == "UNLIKE_RANK_0";
+  if (beside || request.reason_code() == "UNSUITED") {
+    deps().groups->PassOver(job_id_, request.session_id(), request.reason(), beside);
+    return AnswerThen(host_, job_id_, WriteBatch(), std::move(done));
+  }
   host_->Fail(job_id_, request.reason_code(), request.reason());
   AnswerThen(host_, job_id_, WriteBatch(), std::move(done));
 }
@@ -257,6 +263,8 @@ void TrainingDriver::Describe(JobFacts* facts) {
   learners.ranks = job()->spec().learners().ranks();
   learners.registered = situation.registered;
   learners.free = situation.free;
+  learners.unsuited = situation.unsuited;
+  learners.unsuited_why = situation.unsuited_why;
   learners.versions = situation.versions;
   learners.wait = situation.wait;
   learners.holders = situation.holders;

@@ -103,13 +103,15 @@ GangPlan PlanGangs(const std::vector<GangJob>& jobs, int free, int registered, S
   }
   const GangJob* first_blocked = nullptr;
   bool reserved = false;  // what is free is needed by the first that is blocked
+  int spare = 0;          // but so many, which cannot train it
+  int taken = 0;          // of those that were free
   while (!waiting.empty()) {
     // With nothing left to give the order does not matter any more.
-    const bool nothing_left = first_blocked != nullptr && (reserved || free == 0);
+    const bool nothing_left = first_blocked != nullptr && (free == 0 || (reserved && spare == 0));
     const Next next = nothing_left ? Next{waiting.size() - 1, 0} : NextInLine(waiting, shares, rules);
     const GangJob& job = *waiting[next.index];
     waiting.erase(waiting.begin() + static_cast<std::ptrdiff_t>(next.index));
-    if (job.ranks > registered) {
+    if (job.ranks > registered - job.unfit_registered) {
       plan.waits[job.id] = GangWait::kTooFewLearners;
       continue;
     }
@@ -117,17 +119,24 @@ GangPlan PlanGangs(const std::vector<GangJob>& jobs, int free, int registered, S
       plan.waits[job.id] = GangWait::kQuota;
       continue;
     }
-    const bool may_pass = first_blocked == nullptr || (!nothing_left && next.effective < first_blocked->priority);
-    if (may_pass && job.ranks <= free) {
+    // Of those that other jobs got just now all may be fit for this one: then it is its turn when this is asked again.
+    const int fit = std::max(0, free - job.unfit);
+    const bool may_pass = first_blocked == nullptr ||
+                          (!nothing_left && !reserved && next.effective < first_blocked->priority) ||
+                          job.ranks <= std::min(free, spare) - job.unfit;
+    if (may_pass && job.ranks <= fit) {
       plan.start.push_back({job.id, next.effective});
       free -= job.ranks;
+      spare = std::max(0, spare - job.ranks);
+      taken += job.ranks;
       shares.Add(job, job.ranks);
       continue;
     }
     plan.waits[job.id] = GangWait::kLearnersBusy;
     if (first_blocked != nullptr) continue;
     first_blocked = &job;
-    const int missing = job.ranks - free - coming;
+    spare = std::max(0, std::min(free, job.unfit - taken));
+    const int missing = job.ranks - fit - coming;
     const std::vector<const GangJob*> victims = Victims(job, jobs, missing);
     for (const GangJob* victim : victims) plan.yield[victim->id] = job.id;
     reserved = missing <= 0 || !victims.empty();

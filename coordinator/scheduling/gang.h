@@ -5,7 +5,8 @@
 // waited longest. Priorities compete by what was asked for plus one for each `aging` of their longest wait, so that
 // none starves. The first that does not fit
 //  - takes running groups of lower priority, at the end of their step, when they and the free learners suffice;
-//  - else keeps the free learners: only jobs that it could take them back from later may pass it.
+//  - else keeps the free learners: only jobs that it could take them back from later may pass it, and those that have
+//    enough in the ones that cannot train it.
 // A running group keeps the effective priority that it started with: what has waited long is not sent back at once.
 #pragma once
 
@@ -23,6 +24,8 @@ struct GangJob {
   int priority = 0;  // as submitted; higher first
   std::string project, submitter;
   int ranks = 1;
+  int unfit = 0;                                 // not running: of the free learners, those that cannot train it …
+  int unfit_registered = 0;                      // … and of the registered
   bool running = false;                          // holds `held` learners
   bool yielding = false;                         // running, and told to make room
   int held = 0;                                  // running: learners it has (its group may be smaller than `ranks`)

@@ -45,7 +45,7 @@ class TrainingRun {
               MetricsRegistry* metrics, const TrainingRunOptions& options);
 
   // Trains until the job is finished (Ok), the group broke or changed (Unavailable, Aborted or Cancelled: join again),
-  // or the job cannot be trained (any other status: already reported to the coordinator).
+  // or the job cannot be trained, by this process at least (any other status: already reported to the coordinator).
   absl::Status Train(const v1::GroupAssignment& group);
 
   // What this rank still holds, for JoinGroup.
@@ -64,7 +64,11 @@ class TrainingRun {
   std::string StuckBecause() const { return stuck_.StuckBecause(); }
 
  private:
+  // Unsuited (common/unsuited.h): others may train the job.
+  static absl::Status CheckSuits(const v1::GroupAssignment& group);
   absl::Status Connect(const v1::GroupAssignment& group);
+  // Of a deterministic job: Unsuited where this rank's numerics are not rank 0's.
+  absl::Status AgreeOnNumerics(const v1::GroupAssignment& group);
   // Whether the trainer has the job's weights of this step.
   bool Holds(const v1::GroupAssignment& group, int64_t step) const;
   absl::Status Prepare(const v1::GroupAssignment& group);

@@ -683,6 +683,104 @@ TEST_F(LearnerGroupsTest, TheVersionThatHasTheRanksTrainsOfEqualOnesWhoHoldsTheW
   EXPECT_EQ(World(new2), 2);
 }
 
+TEST_F(LearnerGroupsTest, ALearnerThatCannotTrainAJobIsPassedOverAndTrainsOthers) {
+  const std::string a = Register("a"), b = Register("b"), c = Register("c");
+  Add(2, 2);
+  Join(a);
+  Join(b);
+  ASSERT_EQ(World(a), 2);
+  groups_->PassOver("job", a, "update this learner", /*beside=*/false);
+  loop_.Run();
+  EXPECT_EQ(lost_, 1);
+  EXPECT_THAT(why_, testing::AllOf(testing::HasSubstr("a: update this learner")));
+  assigned_.clear();
+  Join(a);
+  Join(b);
+  Pass(absl::Seconds(40), {a, b, c});
+  EXPECT_TRUE(assigned_.empty()) << "two are free, and one of them cannot train it";
+  LearnerGroups::Situation situation = groups_->SituationOf("job");
+  EXPECT_EQ(situation.free, 1);
+  EXPECT_EQ(situation.unsuited, 1);
+  EXPECT_THAT(situation.unsuited_why, testing::HasSubstr("a: update this learner"));
+  Join(c);
+  EXPECT_EQ(assigned_[b].job_id(), "job");
+  EXPECT_EQ(assigned_[c].job_id(), "job");
+  Add(1, 1, "other");
+  Pass(absl::Seconds(1), {a, b, c});
+  EXPECT_EQ(assigned_[a].job_id(), "other");
+}
+
+// Else it would be first in line with learners that it cannot have, and nobody would get any.
+TEST_F(LearnerGroupsTest, AJobWhoseLearnersCannotTrainItHoldsUpNobody) {
+  const std::string a = Register("a"), b = Register("b");
+  Add(1, 1, "job", /*priority=*/5);
+  for (const std::string& learner : {a, b}) {
+    Join(learner);
+    ASSERT_EQ(assigned_[learner].job_id(), "job");
+    groups_->PassOver("job", learner, "another release", /*beside=*/false);
+    loop_.Run();
+  }
+  assigned_.clear();
+  Join(a);
+  Join(b);
+  Add(2, 2, "other");
+  Pass(absl::Seconds(2), {a, b});
+  EXPECT_EQ(assigned_[a].job_id(), "other");
+  EXPECT_EQ(assigned_[b].job_id(), "other");
+  Pass(absl::Seconds(40), {a, b});
+  EXPECT_EQ(groups_->SituationOf("job").wait, GangWait::kTooFewLearners);
+  // Started anew it is asked again.
+  const std::string again = Register("a");
+  Join(again);
+  Pass(absl::Seconds(40), {again, b});  // the other group's turn, which lost it, is over then
+  EXPECT_EQ(assigned_[again].job_id(), "job");
+}
+
+TEST_F(LearnerGroupsTest, WhoCannotTrainAnotherJobThatWaitsIsTakenFirst) {
+  const std::string a = Register("a"), b = Register("b"), c = Register("c");
+  Add(2, 2);
+  Join(a);
+  Join(b);
+  groups_->PassOver("job", b, "another release", /*beside=*/false);
+  loop_.Run();
+  assigned_.clear();
+  Join(a);
+  Pass(absl::Seconds(40), {a, b, c});  // its turn is over: who is free may be another's
+  Join(b);
+  Add(1, 1, "other");
+  Pass(absl::Seconds(1), {a, b, c});
+  EXPECT_EQ(assigned_[b].job_id(), "other");
+  EXPECT_EQ(assigned_.count(a), 0u);
+  Join(c);
+  EXPECT_EQ(assigned_[a].job_id(), "job");
+  EXPECT_EQ(assigned_[c].job_id(), "job");
+}
+
+// Nothing of the job is trained yet, and two of the three are alike.
+TEST_F(LearnerGroupsTest, WhoIsUnlikeItsRank0IsTriedBesideOthers) {
+  const std::string a = Register("a"), b = Register("b"), c = Register("c");
+  const auto differs = [&](const std::string& session) { return session == a; };  // b and c are alike
+  for (const std::string& learner : {a, b, c}) Join(learner);
+  Add(2, 2);
+  Pass(absl::Seconds(1), {a, b, c});
+  int groups = 0;
+  for (; groups < 10; ++groups) {
+    std::string first, second;
+    for (const auto& [session, assignment] : assigned_) {
+      if (assignment.world_size() == 2) (assignment.rank() == 0 ? first : second) = session;
+    }
+    ASSERT_FALSE(first.empty() || second.empty()) << "after " << groups;
+    if (differs(first) == differs(second)) break;
+    groups_->PassOver("job", second, "unlike", /*beside=*/true);
+    loop_.Run();
+    assigned_.clear();
+    Join(second);
+    Join(first);
+    Pass(absl::Seconds(35), {a, b, c});
+  }
+  EXPECT_LT(groups, 10);
+}
+
 TEST_F(LearnerGroupsTest, AGroupBreaksForNoLearnerOfAnotherVersion) {
   const std::string a = Register("a", "1");
   Add(2, 1);

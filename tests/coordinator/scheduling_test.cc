@@ -210,6 +210,27 @@ TEST(GangTest, OnlyWhatCouldBeTakenBackMayPassTheFirstInLine) {
   EXPECT_THAT(Started(PlanGangs({jobs[0], jobs[1], Waiting("equal", 5, 1)}, 1, 4, NoRule)), IsEmpty());
 }
 
+TEST(GangTest, LearnersThatCannotTrainTheFirstInLineAreForOthers) {
+  GangJob first = Waiting("first", 5, 2, absl::Minutes(1));
+  first.unfit = first.unfit_registered = 1;
+  const GangJob other = Waiting("other", 5, 1), large = Waiting("large", 5, 2);
+  // With the one that it cannot use there are too few for it at all: it keeps nothing.
+  GangPlan plan = PlanGangs({first, large}, 2, 2, NoRule);
+  EXPECT_THAT(Started(plan), ElementsAre("large"));
+  EXPECT_THAT(plan.waits, ElementsAre(Pair("first", GangWait::kTooFewLearners)));
+  // There are enough, one of which makes room: it keeps what it can use.
+  GangJob leaves = Running("leaves", 0, 1);
+  leaves.yielding = true;
+  plan = PlanGangs({leaves, first, other, large}, 2, 3, NoRule);
+  EXPECT_THAT(Started(plan), ElementsAre("other"));
+  EXPECT_EQ(plan.waits["first"], GangWait::kLearnersBusy);
+  EXPECT_THAT(Started(PlanGangs({leaves, first, large}, 2, 3, NoRule)), IsEmpty());
+  // Who cannot use it either gets nothing.
+  GangJob unfit = other;
+  unfit.unfit = 1;
+  EXPECT_THAT(Started(PlanGangs({leaves, first, unfit}, 2, 3, NoRule)), IsEmpty());
+}
+
 TEST(GangTest, AQuotaOfLearnersHoldsAndHoldsUpNobodyElse) {
   const auto two = [](const std::string& project, const std::string& submitter) {
     return ShareRule{project == "p" && submitter.empty() ? 2 : 0, 1.0};

@@ -12,6 +12,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/job_state.h"
 #include "common/process.h"
 #include "common/status_util.h"
 #include "coordinator/jobs/spec.h"
@@ -242,6 +243,41 @@ TEST_F(StepFencesTest, AReplayThatEndsOtherwiseBeginsALineage) {
   EXPECT_EQ(StepRow(1)->lineage(), 1u);
   EXPECT_EQ(StepRow(1)->weights_digest(), "other weights");
   EXPECT_TRUE(absl::IsNotFound(StepRow(2).status())) << "what came after it is another history now";
+}
+
+// Its build or machine is at fault: the job waits for another.
+TEST_F(StepFencesTest, ALearnerThatCannotTrainTheJobDoesNotFailIt) {
+  StartJob();
+  const auto join = [&](const std::string& learner) {
+    v1::JoinGroupRequest request;
+    request.set_session_id(learner);
+    request.set_wait_ms(10'000);
+    auto assigned = std::make_shared<bool>(false);
+    process_->groups->JoinGroup(request, [assigned](absl::StatusOr<v1::JoinGroupResponse> response) {
+      *assigned = response.ok() && response->has_assignment();
+    });
+    process_->loop.Run();
+    return *assigned;
+  };
+  const std::string old = process_->Register(v1::ROLE_LEARNER, "learner-0");
+  ASSERT_TRUE(join(old));
+  v1::FailTrainingRequest request;
+  request.set_job_id("job");
+  request.set_session_id(old);
+  request.set_reason_code("UNSUITED");
+  request.set_reason("update this learner");
+  std::optional<absl::Status> answered;
+  process_->jobs->FailTraining(
+      request, [&](absl::StatusOr<v1::FailTrainingResponse> response) { answered = response.status(); });
+  process_->loop.Run();
+  EXPECT_EQ(answered, absl::OkStatus());
+  EXPECT_FALSE(IsTerminal(JobRow().state())) << JobRow().reason();
+  EXPECT_FALSE(join(old));
+  const absl::StatusOr<v1::ExplainJobResponse> why =
+      process_->jobs->Explain("job", [](const std::string&) { return true; });
+  ASSERT_TRUE(why.ok()) << why.status();
+  EXPECT_THAT(why->DebugString(), HasSubstr("1 are registered, of which 1 cannot (learner-0: update this learner)"));
+  EXPECT_TRUE(join(process_->Register(v1::ROLE_LEARNER, "learner-1")));
 }
 
 TEST_F(StepFencesTest, AReplayThatEndsAlikeIsTheSameLineage) {

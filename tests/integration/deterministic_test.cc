@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "tests/faults/wrap_script.h"
 #include "tests/integration/local_service.h"
 
 namespace rlhf {
@@ -118,6 +120,36 @@ TEST_F(DeterministicTest, TwoWholeRunsEndInEqualBytesKillsOrNot) {
   EXPECT_EQ(quiet.samples, disturbed.samples);
   EXPECT_THAT(quiet.numerics, testing::HasSubstr("kernels="));
   EXPECT_EQ(quiet.numerics, disturbed.numerics);
+}
+
+// The third learner computes with other threads. A group with it is formed at the beginning, perhaps, and again while
+// one of the two that are alike is away.
+TEST_F(DeterministicTest, AJobIsLeftToLearnersOfOneNumerics) {
+  LocalServiceOptions options;
+  options.up = {"--slots", "32", "--learners", "3", "--threads", "1", "--restart-seconds", "2"};
+  const LocalService service(options, [](const std::string& dir) {
+    return WrapInScript(dir, "learner-0", "exec $(echo \"$@\" | sed 's/--threads 1/--threads 2/')");
+  });
+  Prepare(service.scratch().path());
+  ASSERT_FALSE(HasFailure());
+  const auto spec = ReadFile(service.scratch().File("ppo.yaml"));
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  const std::string longer = absl::StrReplaceAll(
+      *spec, {{absl::StrCat("steps: ", kSteps), "steps: 120"}, {"samples_per_prompt: 3", "samples_per_prompt: 1"}});
+  ASSERT_TRUE(WriteFileDurably(service.scratch().File("ppo.yaml"), longer).ok());
+  const CommandResult submitted = service.Ctl("submit " + service.scratch().File("ppo.yaml"));
+  ASSERT_EQ(submitted.code, 0) << submitted.output;
+  WaitForStep(service, 3);
+  // Whose absence makes the third one the only other.
+  const pid_t alike = service.Pid("learner-1");
+  ASSERT_GT(alike, 0);
+  ASSERT_EQ(kill(alike, SIGKILL), 0);
+  const CommandResult watched = service.Ctl("watch small");
+  EXPECT_EQ(watched.code, 0) << watched.output;
+  const nlohmann::json job = service.Job("small");
+  EXPECT_EQ(job.value("state", ""), "SUCCEEDED") << job.dump(1);
+  EXPECT_THAT(job.value("numerics", ""), testing::HasSubstr("threads=1 ranks=2"));
+  EXPECT_THAT(service.Log("coordinator"), testing::HasSubstr("this learner has \"kernels="));
 }
 
 }  // namespace
