@@ -14,6 +14,7 @@
 #include "artifact/digest.h"
 #include "client/cpp/channel.h"
 #include "client/cpp/weights_stream.h"
+#include "common/clock.h"
 #include "common/failpoint.h"
 #include "common/large_memory.h"
 #include "common/log.h"
@@ -38,7 +39,10 @@ bool Matches(absl::Span<const uint8_t> bytes, const std::string& xxh3) {
 class StallGuard {
  public:
   StallGuard(grpc::ClientContext* context, absl::Duration patience)
-      : context_(context), patience_(patience), deadline_(absl::Now() + patience), thread_([this] { Watch(); }) {}
+      : context_(context),
+        patience_(patience),
+        deadline_(Clock::Real()->Now() + patience),
+        thread_([this] { Watch(); }) {}
   ~StallGuard() {
     {
       absl::MutexLock lock(&mu_);
@@ -48,14 +52,14 @@ class StallGuard {
   }
   void Moved() {
     absl::MutexLock lock(&mu_);
-    deadline_ = absl::Now() + patience_;
+    deadline_ = Clock::Real()->Now() + patience_;
   }
 
  private:
   void Watch() {
     absl::MutexLock lock(&mu_);
-    while (!mu_.AwaitWithDeadline(absl::Condition(&over_), deadline_)) {
-      if (absl::Now() < deadline_) continue;
+    while (!mu_.AwaitWithTimeout(absl::Condition(&over_), deadline_ - Clock::Real()->Now())) {
+      if (Clock::Real()->Now() < deadline_) continue;
       context_->TryCancel();
       return;
     }
@@ -65,7 +69,7 @@ class StallGuard {
   const absl::Duration patience_;
   absl::Mutex mu_;
   bool over_ ABSL_GUARDED_BY(mu_) = false;
-  absl::Time deadline_ ABSL_GUARDED_BY(mu_);
+  absl::Duration deadline_ ABSL_GUARDED_BY(mu_);  // by Clock::Real
   std::thread thread_;
 };
 
@@ -245,7 +249,7 @@ absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, const std
     relayed = options_.relay->Begin(out->manifest, out->delta, out->bytes, out->owner);
     relayed->Verified(incoming.verified_end());
   }
-  const absl::Time patient_until = absl::Now() + options_.patience;
+  const absl::Duration patient_until = Clock::Real()->Now() + options_.patience;
   for (int i = 0; i + 1 < source.addresses_size() && judged && !incoming.complete();) {
     const std::string& address = source.addresses(i);
     const uint64_t before = incoming.received();
@@ -256,7 +260,7 @@ absl::Status WeightSubscriber::Receive(const v1::PolicySource& source, const std
     incoming.ForgetUnverified();
     out->from_workers += incoming.received() - before;
     // It was sent for the version before us, and has perhaps not heard of its manifest yet.
-    if (absl::IsNotFound(status) && absl::Now() < patient_until) {
+    if (absl::IsNotFound(status) && Clock::Real()->Now() < patient_until) {
       absl::SleepFor(kAskAgain);
       continue;
     }

@@ -10,6 +10,7 @@
 #include "artifact/sample_digest.h"
 #include "artifact/sample_id.h"
 #include "client/cpp/channel.h"
+#include "common/clock.h"
 #include "common/failpoint.h"
 #include "common/known_fields.h"
 #include "common/log.h"
@@ -251,7 +252,7 @@ void Worker::TakeUp(const v1::LeasePromptsResponse& work) {
 
 void Worker::GenerateLoop() {
   std::optional<v1::LeasePromptsResponse> next;
-  absl::Time mirrored;
+  absl::Duration mirrored = -absl::InfiniteDuration();  // by the monotonic clock
   while (!stopping_) {
     Engine* engine = loader_->engine();
     const bool idle = engine == nullptr || engine->idle();
@@ -266,7 +267,7 @@ void Worker::GenerateLoop() {
     TellStanding(engine);
     if (engine == nullptr) continue;
     if (engine->idle()) taken_up_.clear();
-    if (const absl::Time now = absl::Now(); now - mirrored > kMetricsEvery) {
+    if (const absl::Duration now = Clock::Real()->Now(); now - mirrored > kMetricsEvery) {
       metrics_.Mirror(*engine, loader_->counters());
       for (const PolicyLoader::Change& change : loader_->TakeChanges()) metrics_.Changed(change);
       mirrored = now;
@@ -428,8 +429,8 @@ void Worker::GiveBack() {
 void Worker::Drain(absl::Duration grace) {
   if (threads_.empty()) return;
   draining_ = true;
-  const absl::Time deadline = absl::Now() + grace;
-  while (!drained_ && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(20));
+  const absl::Duration deadline = Clock::Real()->Now() + grace;
+  while (!drained_ && Clock::Real()->Now() < deadline) absl::SleepFor(absl::Milliseconds(20));
   {
     absl::MutexLock lock(&mu_);
     arriving_.insert(arriving_.end(), progress_.begin(), progress_.end());
