@@ -13,7 +13,7 @@
 #include <string>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/clock.h"
 
 namespace rlhf {
 namespace {
@@ -30,7 +30,7 @@ class BoundedStream final : public httplib::Stream {
 
   bool Handshake() {
     if (tls_ == nullptr) return true;
-    deadline_ = absl::Now() + bounds_.request;
+    deadline_ = Clock::Real()->Now() + bounds_.request;
     while (true) {
       const int done = SSL_accept(tls_);
       if (done == 1) return true;
@@ -39,12 +39,12 @@ class BoundedStream final : public httplib::Stream {
   }
   // False when none begins in time.
   bool AwaitRequest() {
-    deadline_ = absl::Now() + bounds_.idle;
+    deadline_ = Clock::Real()->Now() + bounds_.idle;
     idle_ = true;
     if (begin_ == end_ && !Fill()) return false;
     idle_ = false;
     left_ = bounds_.request_bytes;
-    deadline_ = absl::Now() + bounds_.request;
+    deadline_ = Clock::Real()->Now() + bounds_.request;
     answering_ = false;
     return true;
   }
@@ -67,7 +67,7 @@ class BoundedStream final : public httplib::Stream {
     return static_cast<ssize_t>(n);
   }
   ssize_t write(const char* data, size_t size) override {
-    if (!std::exchange(answering_, true)) deadline_ = absl::Now() + bounds_.answer;
+    if (!std::exchange(answering_, true)) deadline_ = Clock::Real()->Now() + bounds_.answer;
     size_t done = 0;
     while (done < size) {
       const ssize_t n = tls_ == nullptr
@@ -112,12 +112,12 @@ class BoundedStream final : public httplib::Stream {
     if (error == SSL_ERROR_WANT_READ) return Wait(POLLIN, deadline_);
     return error == SSL_ERROR_WANT_WRITE && Wait(POLLOUT, deadline_);
   }
-  bool Wait(short events, absl::Time deadline) const {
-    absl::Time until = std::min(absl::Now() + (answering_ ? kAnswerSilence : bounds_.silence), deadline);
+  bool Wait(short events, absl::Duration deadline) const {
+    absl::Duration until = std::min(Clock::Real()->Now() + (answering_ ? kAnswerSilence : bounds_.silence), deadline);
     while (true) {
       if (stopping_() && idle_) return false;
-      if (stopping_()) until = std::min(until, stop_by_ = std::min(stop_by_, absl::Now() + kAtStop));
-      const absl::Duration left = std::min(until - absl::Now(), kLookedAtStop);
+      if (stopping_()) until = std::min(until, stop_by_ = std::min(stop_by_, Clock::Real()->Now() + kAtStop));
+      const absl::Duration left = std::min(until - Clock::Real()->Now(), kLookedAtStop);
       if (left <= absl::ZeroDuration()) return false;
       pollfd ready{fd_, events, 0};
       const int found = poll(&ready, 1, static_cast<int>(absl::ToInt64Milliseconds(left)) + 1);
@@ -129,8 +129,8 @@ class BoundedStream final : public httplib::Stream {
   SSL* const tls_;
   const HttpBounds& bounds_;
   const absl::FunctionRef<bool()> stopping_;
-  absl::Time deadline_;
-  mutable absl::Time stop_by_ = absl::InfiniteFuture();
+  absl::Duration deadline_;
+  mutable absl::Duration stop_by_ = absl::InfiniteDuration();
   size_t left_ = 0;   // of the request
   bool idle_ = true;  // nobody has begun to ask for anything: at a stop it is not waited for
   bool answering_ = false, broken_ = false;
