@@ -81,7 +81,7 @@ class ArtifactVolume : public testing::Test {
 };
 
 TEST_F(ArtifactVolume, FullTrainingGoesOnAndWhatIsFinishedWaitsForRoom) {
-  job_.steps = 14;
+  job_.steps = 60;  // it does not end before the volume is full
   Begin(/*min_free_mb=*/0);
   if (IsSkipped()) return;
   Fill();
@@ -110,7 +110,7 @@ TEST_F(ArtifactVolume, FullTrainingGoesOnAndWhatIsFinishedWaitsForRoom) {
   EXPECT_EQ(Checkpoint(), checkpoint);  // the one before stays
   LocalService::Until(
       absl::Seconds(60),
-      [&] { return service_->Ctl("why drawn").output.find("the artifact volume to take") != std::string::npos; },
+      [&] { return service_->Ctl("why drawn").output.find("the artifact volume: ") != std::string::npos; },
       "it says what the samples wait for");
   EXPECT_EQ(service_->StateOf("drawn"), "RUNNING");
 
