@@ -14,8 +14,6 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr absl::Duration kTryVolumeAgain = absl::Seconds(2);
-
 absl::StatusOr<std::shared_ptr<const std::vector<v1::Prompt>>> ReadPrompts(const std::string& path, bool shuffle,
                                                                            uint64_t seed, int limit) {
   RLHF_ASSIGN_OR_RETURN(std::vector<artifact::PromptRecord> records, artifact::ReadPromptData(path));

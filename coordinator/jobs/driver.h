@@ -126,6 +126,8 @@ SamplingPlan PlanOf(const v1::Job& job);
 uint32_t NoiseStream(const v1::Job& job);
 // What a paused job goes back to; waiting jobs find out by themselves that they wait.
 v1::JobState StateAfterPause(const v1::Job& job);
+inline constexpr absl::Duration kTryVolumeAgain =
+    absl::Seconds(2);  // what waits for an artifacts' volume that is not there
 inline constexpr absl::Duration kProgressEvery = absl::Seconds(1);  // how often a driver tells its progress
 inline bool PausedForVolume(const v1::Job& job) {
   return job.reason_code() == kDiskFull || job.reason_code() == kDiskReadOnly || job.reason_code() == kDiskHangs;

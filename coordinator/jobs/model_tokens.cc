@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "artifact/same_tokens.h"
+#include "common/status_util.h"
 #include "coordinator/jobs/driver.h"
 
 namespace rlhf::coordinator {
@@ -10,12 +11,10 @@ std::vector<TokenReader> TokenReadersOf(const v1::Job& job, const Artifacts& art
   const v1::PpoSpec& spec = job.spec().ppo();
   std::vector<TokenReader> readers;
   const std::string policy = Resolved(job, spec.policy());
-  const absl::StatusOr<std::string> policy_dir = artifacts.Path(policy);
-  if (!policy_dir.ok()) return readers;
   const auto add = [&](const char* field, const std::string& model) {
     const std::string digest = Resolved(job, model);
-    const absl::StatusOr<std::string> dir = artifacts.Path(digest);
-    if (dir.ok() && digest != policy) readers.push_back({field, model, spec.policy(), *dir, *policy_dir});
+    if (!digest.empty() && digest != policy)
+      readers.push_back({field, model, spec.policy(), artifacts.Locate(digest), artifacts.Locate(policy)});
   };
   if (spec.advantage() == v1::GAE) add("ppo.critic", spec.critic());
   if (!spec.has_lora()) add("ppo.reference", spec.reference());
@@ -24,7 +23,11 @@ std::vector<TokenReader> TokenReadersOf(const v1::Job& job, const Artifacts& art
 
 absl::Status CheckTokenReaders(const std::vector<TokenReader>& readers) {
   for (const TokenReader& reader : readers) {
-    const absl::Status same = artifact::CheckSameTokens(reader.policy_dir, reader.dir);
+    const absl::StatusOr<std::string> dir = reader.find(), policy_dir = reader.find_policy();
+    for (const absl::Status& status : {dir.status(), policy_dir.status()})
+      if (ReasonOf(status) == v1::STORE_UNAVAILABLE) return status;
+    if (!dir.ok() || !policy_dir.ok()) continue;
+    const absl::Status same = artifact::CheckSameTokens(*policy_dir, *dir);
     if (same.ok() || absl::IsNotFound(same)) continue;
     return absl::InvalidArgumentError(absl::StrCat(reader.field, ": expected a model with the tokens of ppo.policy, ",
                                                    reader.policy, ", whose ids it is given, found ", reader.model,

@@ -15,15 +15,16 @@ struct TokenReader {
   std::string field;   // "ppo.critic", "ppo.reference"
   std::string model;   // as the specification names it
   std::string policy;  // the same of the policy
-  std::string dir, policy_dir;
+  Artifacts::Finder find, find_policy;
 };
 
-// Those that are other models than the policy. What is not here, or is not read (a critic of an estimator without one,
-// a reference of a policy with adapters), is left out.
+// Those that are other models than the policy. What is not read (a critic of an estimator without one, a reference of a
+// policy with adapters) is left out.
 std::vector<TokenReader> TokenReadersOf(const v1::Job& job, const Artifacts& artifacts);
 
-// InvalidArgument names the field, and the first token that differs. A model without a tokenizer is passed over. Reads
-// and parses tokenizers: for the background; any thread.
+// InvalidArgument names the field, and the first token that differs. A model that is not here, or is without a
+// tokenizer, is passed over. Unavailable (STORE_UNAVAILABLE) while the artifacts' volume is not there. Reads and parses
+// tokenizers: for the background; any thread.
 absl::Status CheckTokenReaders(const std::vector<TokenReader>& readers);
 
 }  // namespace rlhf::coordinator

@@ -156,6 +156,10 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     std::vector<TokenReader> readers = TokenReadersOf(*job(), *deps().artifacts);
     if (readers.empty()) return Begin(std::move(prompts));
     auto then = host_->WhileActive(job_id_, [this, prompts = std::move(prompts)](const absl::Status& status) mutable {
+      if (ReasonOf(status) == v1::STORE_UNAVAILABLE)
+        return deps().loop->PostAfter(kTryVolumeAgain, host_->WhileActive(job_id_, [this, prompts]() mutable {
+          CheckTokens(std::move(prompts));
+        }));
       if (!status.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(status.message()));
       Begin(std::move(prompts));
     });

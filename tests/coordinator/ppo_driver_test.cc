@@ -61,13 +61,14 @@ TEST_F(PpoDriverTest, ModelsThatReadThePolicysTokensHaveItsTokenizer) {
   Begin();
   const auto publish = [&](const std::string& tokenizer) {
     std::string digest;
-    const absl::StatusOr<std::string> staging = process_->artifacts->MakeStaging();
-    EXPECT_TRUE(staging.ok()) << staging.status();
-    std::ofstream(*staging + "/tokenizer.json") << tokenizer;
-    process_->artifacts->PublishDirectory(*staging, "data", "default", "test", [&](absl::StatusOr<v1::Artifact> made) {
-      ASSERT_TRUE(made.ok()) << made.status();
-      digest = made->digest();
-    });
+    const Artifacts::Staging staging = process_->artifacts->NewStaging();
+    EXPECT_TRUE(staging.make().ok());
+    std::ofstream(staging.path + "/tokenizer.json") << tokenizer;
+    process_->artifacts->PublishDirectory(staging.path, "data", "default", "test",
+                                          [&](absl::StatusOr<v1::Artifact> made) {
+                                            ASSERT_TRUE(made.ok()) << made.status();
+                                            digest = made->digest();
+                                          });
     process_->loop.Run();
     return digest;
   };
