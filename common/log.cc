@@ -1,23 +1,27 @@
 #include "common/log.h"
 
+#include <fcntl.h>
 #include <poll.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <climits>
 #include <ctime>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include <spdlog/details/os.h>
 #include <spdlog/formatter.h>
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/base_sink.h>
 #include <spdlog/sinks/sink.h>
-#include <spdlog/sinks/stdout_color_sinks.h>
 #include <nlohmann/json.hpp>
 
 #include "absl/base/thread_annotations.h"
@@ -83,11 +87,43 @@ Observers& TheObservers() {
   return *observers;
 }
 
-// Writes to a descriptor that may be a pipe whose reader is stuck: what it does not take in time is lost, counted, and
-// said before the next line that it takes. A line is never broken off for another.
+// A description of this process alone, whose writes never wait: of a pipe or a terminal that several write to, the room
+// that one sees may be another's by the time it writes. The shared one is left as it is, for the others count on that.
+int OpenedAnew(int fd) {
+  struct stat status {};
+  if (fstat(fd, &status) != 0 || !(S_ISFIFO(status.st_mode) || S_ISCHR(status.st_mode))) return fd;
+  const int own = open(absl::StrCat("/proc/self/fd/", fd).c_str(), O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  return own < 0 ? fd : own;  // another user's
+}
+
+// Escape sequences of terminals; spdlog's own colours.
+absl::string_view ColourOf(spdlog::level::level_enum level) {
+  switch (level) {
+    case spdlog::level::trace:
+      return "\033[37m";
+    case spdlog::level::debug:
+      return "\033[36m";
+    case spdlog::level::info:
+      return "\033[32m";
+    case spdlog::level::warn:
+      return "\033[33m\033[1m";
+    case spdlog::level::critical:
+      return "\033[1m\033[41m";
+    default:
+      return "\033[31m\033[1m";
+  }
+}
+constexpr absl::string_view kNoColour = "\033[m";
+
+// Writes to a descriptor that may be a pipe whose reader is stuck, or a terminal that somebody stopped: what it does
+// not take in time is lost, counted, and said before the next line that it takes. A line is never broken off for
+// another.
 class LossySink final : public spdlog::sinks::base_sink<std::mutex> {
  public:
-  explicit LossySink(int fd) : fd_(fd) {}
+  LossySink(int fd, bool colours) : fd_(OpenedAnew(fd)), own_(fd_ != fd), colours_(colours) {}
+  ~LossySink() override {
+    if (own_) close(fd_);
+  }
 
  protected:
   void sink_it_(const spdlog::details::log_msg& message) override {
@@ -109,25 +145,35 @@ class LossySink final : public spdlog::sinks::base_sink<std::mutex> {
 
  private:
   void Append(const spdlog::details::log_msg& message) {
-    spdlog::memory_buf_t line;
-    formatter_->format(message, line);
-    pending_.append(line.data(), line.size());
+    spdlog::memory_buf_t buffer;
+    formatter_->format(message, buffer);
+    const absl::string_view line(buffer.data(), buffer.size());
+    const size_t from = message.color_range_start, to = message.color_range_end;
+    if (!colours_ || from >= to || to > line.size()) return void(absl::StrAppend(&pending_, line));
+    absl::StrAppend(&pending_, line.substr(0, from), ColourOf(message.level), line.substr(from, to - from), kNoColour);
+    absl::StrAppend(&pending_, line.substr(to));
   }
   // Writes what is pending. False where not all of it was taken.
   bool Drain() {
     size_t written = 0;
+    // A reader that is only slow has a moment; a stuck one has had it.
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(stuck_ ? 0 : kPatienceMs);
     while (written < pending_.size()) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
       pollfd ready{fd_, POLLOUT, 0};
-      // A reader that is only slow has a moment; a stuck one has had it.
-      const int found = poll(&ready, 1, stuck_ ? 0 : kPatienceMs);
+      const int found = poll(&ready, 1, std::max(0, static_cast<int>(left.count())));
       if (found < 0 && errno == EINTR) continue;
       stuck_ = found == 0;
       if (stuck_) break;
-      // A pipe that is ready takes PIPE_BUF at once; of more, a write would wait for the rest.
+      // A pipe that is ready takes PIPE_BUF at once; where it could not be opened anew, a write of more would wait.
       const ssize_t n = write(fd_, pending_.data() + written, std::min<size_t>(pending_.size() - written, PIPE_BUF));
       if (n > 0) {
         written += static_cast<size_t>(n);
-      } else if (n == 0 || (errno != EINTR && errno != EAGAIN)) {
+      } else if (n < 0 && errno == EAGAIN) {  // there is some room, and too little: poll would not wait for more
+        stuck_ = left.count() <= 0;
+        if (stuck_) break;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      } else if (n == 0 || errno != EINTR) {
         written = pending_.size();  // nobody will read it
       }
     }
@@ -137,6 +183,7 @@ class LossySink final : public spdlog::sinks::base_sink<std::mutex> {
 
   static constexpr int kPatienceMs = 100;
   const int fd_;
+  const bool own_, colours_;
   std::string pending_;  // the end of a line, or of two
   bool stuck_ = false;
   uint64_t lost_ = 0;
@@ -234,14 +281,11 @@ void RemoveLogObserver(int64_t handle) {
 void InitLogging(const std::string& role, const std::string& instance, const std::string& level, bool json) {
   spdlog::sink_ptr sink;
   if (json) {
-    sink = std::make_shared<LossySink>(STDOUT_FILENO);
+    sink = std::make_shared<LossySink>(STDOUT_FILENO, /*colours=*/false);
     sink->set_formatter(std::make_unique<JsonFormatter>(role, instance));
   } else {
-    if (isatty(STDOUT_FILENO) != 0) {
-      sink = std::make_shared<spdlog::sinks::stdout_color_sink_mt>();
-    } else {
-      sink = std::make_shared<LossySink>(STDOUT_FILENO);
-    }
+    const bool colours = isatty(STDOUT_FILENO) != 0 && spdlog::details::os::is_color_terminal();
+    sink = std::make_shared<LossySink>(STDOUT_FILENO, colours);
     // A percent sign in a name would be read as a pattern flag.
     const std::string who = absl::StrCat(role, "/", instance);
     std::string escaped;

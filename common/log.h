@@ -1,4 +1,5 @@
-// JSON-lines logging to stdout through spdlog; what a full pipe does not take is lost. Call InitLogging once in main.
+// JSON-lines logging to stdout through spdlog; what a full pipe or a stopped terminal does not take is lost. Call
+// InitLogging once in main.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,10 @@
+#include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -360,6 +363,93 @@ TEST(LogTest, WhoReadsTheLogAndIsStuckHoldsNobodyUpAndIsToldWhatWasLost) {
   EXPECT_TRUE(last) << text.substr(text.size() - std::min<size_t>(text.size(), 500));
   EXPECT_GT(lost, 0);
   EXPECT_EQ(there + lost, kLines + 1);
+}
+
+// Each finds room for a line, and another has it by the time it writes.
+TEST(LogTest, ProcessesThatShareAPipeDoNotWaitForItsReaderEither) {
+  constexpr int kProcesses = 8;
+  int lines[2], said[2];
+  ASSERT_EQ(pipe(lines), 0);
+  ASSERT_EQ(pipe(said), 0);
+  std::vector<pid_t> children;
+  for (int i = 0; i < kProcesses; ++i) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child != 0) {
+      children.push_back(child);
+      continue;
+    }
+    dup2(lines[1], 1);
+    close(lines[0]);
+    close(lines[1]);
+    InitLogging("learner", "learner-0", "info", /*json=*/true);
+    for (int line = 0; line < 5000; ++line) spdlog::info("line {} {}", line, std::string(3000, 'x'));
+    const bool waits = (fcntl(1, F_GETFL) & O_NONBLOCK) == 0;  // for others it is as it was
+    _exit(waits && write(said[1], "!", 1) == 1 ? 0 : 1);
+  }
+  close(lines[1]);
+  char buffer[4096];
+  for (int i = 0; i < 3000; ++i) ASSERT_GT(read(lines[0], buffer, sizeof(buffer)), 0);  // at the edge of being full
+  for (int i = 0; i < kProcesses; ++i) {
+    pollfd logged{said[0], POLLIN, 0};
+    EXPECT_EQ(poll(&logged, 1, 60'000), 1) << "a process waits for who reads its log";
+    if (HasFailure()) break;
+    ASSERT_EQ(read(said[0], buffer, 1), 1);
+  }
+  close(lines[0]);
+  for (const pid_t child : children) {
+    if (HasFailure()) kill(child, SIGKILL);
+    int status = 0;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+  }
+}
+
+TEST(LogTest, ATerminalThatSomebodyStoppedHoldsNobodyUp) {
+  const int terminal = posix_openpt(O_RDWR | O_NOCTTY);
+  ASSERT_GE(terminal, 0);
+  ASSERT_EQ(grantpt(terminal), 0);
+  ASSERT_EQ(unlockpt(terminal), 0);
+  const int screen = open(ptsname(terminal), O_RDWR | O_NOCTTY);
+  ASSERT_GE(screen, 0);
+  ASSERT_EQ(tcflow(screen, TCOOFF), 0);  // Ctrl-S
+  int said[2], go_on[2];
+  ASSERT_EQ(pipe(said), 0);
+  ASSERT_EQ(pipe(go_on), 0);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    dup2(screen, 1);
+    setenv("TERM", "xterm", 1);
+    InitLogging("learner", "learner-0", "info", /*json=*/false);
+    for (int i = 0; i < 1000; ++i) spdlog::info("line {} {}", i, std::string(100, 'x'));
+    if (write(said[1], "!", 1) != 1) _exit(1);
+    char read_all = 0;
+    if (read(go_on[0], &read_all, 1) != 1) _exit(1);
+    spdlog::warn("line after");
+    _exit(0);
+  }
+  pollfd logged{said[0], POLLIN, 0};
+  EXPECT_EQ(poll(&logged, 1, 60'000), 1) << "the process waits for its terminal";
+  if (HasFailure()) kill(child, SIGKILL);
+  ASSERT_EQ(tcflow(screen, TCOON), 0);  // Ctrl-Q
+  ASSERT_EQ(write(go_on[1], "!", 1), 1);
+  std::string text;
+  char buffer[4096];
+  while (!absl::StrContains(text, "line after")) {
+    pollfd shown{terminal, POLLIN, 0};
+    ASSERT_EQ(poll(&shown, 1, 60'000), 1) << text;
+    const ssize_t n = read(terminal, buffer, sizeof(buffer));
+    ASSERT_GT(n, 0) << text;
+    text.append(buffer, static_cast<size_t>(n));
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  close(screen);
+  close(terminal);
+  EXPECT_THAT(text, testing::HasSubstr("lines before this one are lost"));
+  EXPECT_THAT(text, testing::ContainsRegex("\x1b\\[33m\x1b\\[1mwarning\x1b\\[m learner/learner-0 line after"));
 }
 
 TEST(LogTest, AScopeWithinAnotherIsAboutTheSameJobUnlessItSaysAnother) {
