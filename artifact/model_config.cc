@@ -114,6 +114,11 @@ void PassHarmless(ConfigReader& reader) {
                    "auto_map",
                    "cache_implementation",
                    "gradient_checkpointing",
+                   "transformers.js_config",
+                   "neftune_noise_alpha",
+                   "_num_labels",
+                   "output_past",
+                   "custom_pipelines",
                    "unsloth_version",
                    "unsloth_fixed"});
   reader.Harmless({"max_length",

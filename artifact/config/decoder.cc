@@ -95,6 +95,9 @@ absl::Status ReadLlama(ConfigReader& reader, ModelConfig* config) {
   RLHF_RETURN_IF_BAD(reader.Only("sliding_window", {}));
   // How the products are cut for tensor parallelism in training: it changes no sum here.
   reader.Harmless({"pretraining_tp"});
+  // What nanotron (SmolLM) and the first converters wrote, and transformers does not read.
+  reader.Harmless({"is_llama_config", "max_sequence_length"});
+  RLHF_RETURN_IF_BAD(reader.Only("rope_interleaved", {false}));
   return ReadRope(reader, 10000, 1, config);
 }
 
@@ -118,6 +121,11 @@ absl::Status ReadPhi3(ConfigReader& reader, ModelConfig* config) {
   RLHF_RETURN_IF_BAD(ReadDecoderSizes(reader, "hidden_act", config));
   RLHF_RETURN_IF_BAD(reader.Int("sliding_window", &config->sliding_window, false));
   RLHF_RETURN_IF_BAD(reader.Only("attention_bias", {false}));
+  // Phi-4-mini says these; transformers reads none of them.
+  RLHF_RETURN_IF_BAD(reader.Only("mlp_bias", {false}));
+  RLHF_RETURN_IF_BAD(reader.Only("lm_head_bias", {false}));
+  RLHF_RETURN_IF_BAD(reader.Only("full_attn_mod", {1}));
+  RLHF_RETURN_IF_BAD(reader.Only("interpolate_factor", {1}));
   config->windowed.assign(static_cast<size_t>(config->num_layers), config->sliding_window > 0);
   reader.Harmless({"resid_pdrop", "embd_pdrop", "original_max_position_embeddings"});
   return ReadRope(reader, 10000, 1, config);

@@ -44,6 +44,7 @@ absl::Status ReadSoftcap(ConfigReader& reader, const char* key, double otherwise
 
 absl::Status ReadGemma2(ConfigReader& reader, ModelConfig* config) {
   config->max_position_embeddings = 8192;
+  reader.Harmless({"sliding_window_size"});  // beside sliding_window, which is read
   RLHF_RETURN_IF_BAD(ReadShared(reader, 2, config));
   RLHF_RETURN_IF_BAD(ReadSoftcap(reader, "attn_logit_softcapping", 50, &config->attention_softcap));
   RLHF_RETURN_IF_BAD(ReadSoftcap(reader, "final_logit_softcapping", 30, &config->logit_softcap));

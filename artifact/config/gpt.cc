@@ -21,13 +21,21 @@ absl::Status HeadsDivide(const ConfigReader& reader, const char* key, const Mode
       key, absl::StrCat("expected a multiple of the ", config.num_heads, " heads, found ", config.hidden_size));
 }
 
-// transformers writes some of GPT-NeoX's settings twice and reads them under their older names alone.
+// transformers 4 writes some of GPT-NeoX's settings twice and reads them under their older names alone; 5 moves what it
+// read into the rope and leaves the other beside it.
 absl::Status SameAs(ConfigReader& reader, const char* key, const char* read, double value) {
+  for (const char* rope : {"rope_parameters", "rope_scaling"}) {
+    const ConfigReader::Json& object = reader.Raw(rope);
+    if (!object.is_object() || object.empty()) continue;
+    if (object.contains(key) && object[key].is_number()) value = object[key].get<double>();
+    break;
+  }
   double other = value;
   RLHF_RETURN_IF_BAD(reader.Double(key, &other));
   if (other == value) return absl::OkStatus();
-  return reader.Problem(key, absl::StrCat("expected ", value, ", which is ", read, " or its default, found ", other,
-                                          "; transformers reads ", read, " alone"));
+  return reader.Problem(
+      key, absl::StrCat("expected ", value, ", which is the rope's own, ", read, " or its default, found ", other,
+                        "; transformers reads no ", key, " beside them"));
 }
 
 }  // namespace
@@ -53,6 +61,7 @@ absl::Status ReadGpt2(ConfigReader& reader, ModelConfig* config) {
   RLHF_RETURN_IF_BAD(reader.Only("scale_attn_weights", {true}));
   RLHF_RETURN_IF_BAD(reader.Only("scale_attn_by_inverse_layer_idx", {false}));
   RLHF_RETURN_IF_BAD(reader.Only("add_cross_attention", {false}));
+  RLHF_RETURN_IF_BAD(reader.Only("n_special", {0}));
   config->attention_scale = 1 / std::sqrt(static_cast<double>(config->head_dim));
   // The summary head belongs to another model class; the upcast changes rounding only.
   reader.Harmless({"resid_pdrop", "embd_pdrop", "attn_pdrop", "n_ctx", "summary_type", "summary_use_proj",
@@ -83,7 +92,7 @@ absl::Status ReadGptNeoX(ConfigReader& reader, ModelConfig* config) {
   RLHF_RETURN_IF_BAD(reader.Bool("attention_bias", &attention_bias));
   config->qkv_bias = config->attention_out_bias = attention_bias;
   config->attention_scale = 1 / std::sqrt(static_cast<double>(config->head_dim));
-  reader.Harmless({"hidden_dropout", "classifier_dropout"});
+  reader.Harmless({"hidden_dropout", "classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"});
   double theta = 10000, partial = 0.25;
   RLHF_RETURN_IF_BAD(reader.Double("rotary_emb_base", &theta, 1, 1e12));
   RLHF_RETURN_IF_BAD(reader.Double("rotary_pct", &partial, 0, 1));

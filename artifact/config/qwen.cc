@@ -9,6 +9,7 @@ absl::Status ReadShared(ConfigReader& reader, ModelConfig* config) {
   config->max_position_embeddings = 32768;
   if (!reader.json().contains("num_key_value_heads")) config->num_kv_heads = 32;
   RLHF_RETURN_IF_BAD(ReadDecoderSizes(reader, "hidden_act", config));
+  RLHF_RETURN_IF_BAD(reader.Only("use_mrope", {false}));  // Qwen 2.5's base models say so
   bool use_window = false;
   int64_t max_window_layers = 28;
   RLHF_RETURN_IF_BAD(reader.Bool("use_sliding_window", &use_window));
