@@ -1,8 +1,9 @@
 #include "artifact/same_tokens.h"
 
-#include <algorithm>
 #include <cstdint>
+#include <filesystem>
 #include <map>
+#include <system_error>
 
 #include <nlohmann/json.hpp>
 
@@ -10,13 +11,22 @@
 #include "absl/strings/str_cat.h"
 #include "common/durable_file.h"
 #include "common/printable.h"
-#include "common/status_util.h"
 
 namespace rlhf::artifact {
 namespace {
 
 using Json = nlohmann::json;
 using Tokens = std::map<int64_t, std::string>;  // by id
+
+constexpr uintmax_t kLargest = 64 << 20;  // bytes, as Tokenizer::Load has it
+
+// Of what somebody uploaded, before it is read.
+absl::StatusOr<std::string> ReadBounded(const std::string& path) {
+  std::error_code error;
+  if (const auto size = std::filesystem::file_size(path, error); !error && size > kLargest)
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected at most ", kLargest, " bytes, found ", size));
+  return ReadFile(path);
+}
 
 // An object of ids by tokens, or Unigram's list of tokens with their scores; then the added ones.
 absl::StatusOr<Tokens> TokensOf(const std::string& text, const std::string& path) {
@@ -54,21 +64,22 @@ absl::StatusOr<Tokens> TokensOf(const std::string& text, const std::string& path
 
 absl::Status CheckSameTokens(const std::string& model_dir, const std::string& other_dir) {
   const std::string path = model_dir + "/tokenizer.json", other_path = other_dir + "/tokenizer.json";
-  RLHF_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  RLHF_ASSIGN_OR_RETURN(const std::string other_text, ReadFile(other_path));
-  if (text == other_text) return absl::OkStatus();
-  RLHF_ASSIGN_OR_RETURN(const Tokens tokens, TokensOf(text, path));
-  RLHF_ASSIGN_OR_RETURN(const Tokens others, TokensOf(other_text, other_path));
-  const auto [one, other] = std::mismatch(tokens.begin(), tokens.end(), others.begin(), others.end());
-  if (one == tokens.end() && other == others.end()) return absl::OkStatus();
-  const auto token = [](const Tokens& of, int64_t id) {
-    const auto found = of.find(id);
-    return found == of.end() ? std::string("no token") : absl::StrCat("\"", Printable(found->second), "\"");
-  };
-  const int64_t id =
-      std::min(one == tokens.end() ? other->first : one->first, other == others.end() ? one->first : other->first);
-  return absl::InvalidArgumentError(
-      absl::StrCat("token ", id, " is ", token(tokens, id), " of one and ", token(others, id), " of the other"));
+  const auto text = ReadBounded(path);
+  if (!text.ok()) return text.status();
+  const auto other_text = ReadBounded(other_path);
+  if (!other_text.ok()) return other_text.status();
+  if (*text == *other_text) return absl::OkStatus();
+  const auto tokens = TokensOf(*text, path), others = TokensOf(*other_text, other_path);
+  if (!tokens.ok()) return tokens.status();
+  if (!others.ok()) return others.status();
+  for (const auto& [id, token] : *tokens) {
+    const auto other = others->find(id);
+    if (other != others->end() && other->second == token) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "token ", id, " is \"", Printable(token), "\" of one and ",
+        other == others->end() ? "no token" : absl::StrCat("\"", Printable(other->second), "\""), " of the other"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace rlhf::artifact
