@@ -69,8 +69,9 @@ class PipelineTokenizer : public Tokenizer {
 // stand beside a text, may be anything.
 absl::StatusOr<SpecialIds> ReadSpecialIds(const std::string& model_dir, const Tokenizer& tokenizer);
 
-// Puts what MODEL_DIR/tokenizer_config.json says of added tokens (their flags, which rule) into a tokenizer.json that
-// has been parsed. InvalidArgument where the two contradict: tokens, ids, what is special, add_prefix_space.
+// Puts what MODEL_DIR/tokenizer_config.json says of added tokens (their flags, which rule; special is what either file
+// marks, or the former names) into a tokenizer.json that has been parsed. InvalidArgument where the two contradict:
+// tokens, ids, add_prefix_space.
 absl::Status ApplyTokenizerConfig(const std::string& model_dir, nlohmann::json* tokenizer);
 
 }  // namespace rlhf::artifact

@@ -1,5 +1,7 @@
 // What tokenizer_config.json says about the tokenizer itself, in words of tokenizer.json.
 #include <map>
+#include <set>
+#include <string>
 
 #include <nlohmann/json.hpp>
 
@@ -43,15 +45,37 @@ absl::Status ApplyAddedTokens(const std::string& path, const Json& listed, Json*
     const auto flag = [](const Json& of, const char* key, bool otherwise) {
       return of.contains(key) && of[key].is_boolean() ? of[key].get<bool>() : otherwise;
     };
-    const bool special = flag(ours, "special", false);
-    if (flag(token, "special", false) != special)
-      return problem(absl::StrCat("expected \"special\": ", special ? "true" : "false", ", as tokenizer.json has it"));
+    // Special is what either of the two says is.
+    const bool special = flag(ours, "special", false) || flag(token, "special", false);
+    ours["special"] = special;
     for (const char* key : kFlags) {
       const bool normalized = key == std::string("normalized");
       ours[key] = flag(token, key, normalized && !special);
     }
   }
   return absl::OkStatus();
+}
+
+// So is every token that has a name, whatever its flag.
+void MarkNamed(const Json& config, Json* tokenizer) {
+  const auto found = tokenizer->find("added_tokens");
+  if (found == tokenizer->end() || !found->is_array()) return;
+  std::set<std::string> named;
+  const auto add = [&named](const Json& token) {
+    const Json& text = token.is_object() && token.contains("content") ? token["content"] : token;
+    if (text.is_string()) named.insert(text.get<std::string>());
+  };
+  for (const char* key : {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"}) {
+    if (config.contains(key)) add(config[key]);
+  }
+  if (config.contains("additional_special_tokens") && config["additional_special_tokens"].is_array()) {
+    for (const Json& token : config["additional_special_tokens"]) add(token);
+  }
+  for (Json& token : *found) {
+    if (token.is_object() && token.contains("content") && token["content"].is_string() &&
+        named.contains(token["content"].get<std::string>()))
+      token["special"] = true;
+  }
 }
 
 bool Prepends(const Json& normalizer, int depth) {
@@ -77,6 +101,7 @@ absl::Status ApplyTokenizerConfig(const std::string& model_dir, Json* tokenizer)
   if (config.contains("added_tokens_decoder")) {
     if (absl::Status s = ApplyAddedTokens(path, config["added_tokens_decoder"], tokenizer); !s.ok()) return s;
   }
+  MarkNamed(config, tokenizer);
   if (!config.contains("add_prefix_space") || !config["add_prefix_space"].is_boolean()) return absl::OkStatus();
   // Some versions of transformers let it rule over tokenizer.json, others do not.
   const bool said = config["add_prefix_space"].get<bool>();

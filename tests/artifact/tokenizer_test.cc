@@ -146,12 +146,29 @@ TEST_F(SpecialIdsTest, TheConfigurationsFlagsOfAddedTokensCount) {
   EXPECT_EQ(ids("</s>  "), std::vector<int32_t>{2});
   refused(R"({"added_tokens_decoder": {"3": {"content": "</s>", "special": true}}})", "\"</s>\" under another id");
   refused(R"({"added_tokens_decoder": {"9999": {"content": "<x>"}}})", "\"<x>\" is not among the added_tokens");
-  refused(R"({"added_tokens_decoder": {"2": {"content": "</s>"}}})", "expected \"special\": true");
   refused(R"({"added_tokens_decoder": {"2": "</s>"}})", "expected an object");
   refused(R"({"added_tokens_decoder": []})", "expected an object");
   refused(R"({"add_prefix_space": true})", "add_prefix_space: expected false, as tokenizer.json has it, found true");
   Write("tokenizer_config.json", R"({"add_prefix_space": false})");
   EXPECT_GT(ids("a").size(), 0u);
+}
+
+// As in transformers, by any of them.
+TEST_F(SpecialIdsTest, SpecialIsWhatEitherFileMarksAndWhatHasAName) {
+  auto json = nlohmann::json::parse(ReadFile(dir_.File("tokenizer.json")).value());
+  const auto text = [&](const std::string& config) {
+    Write("tokenizer_config.json", config);
+    const auto tokenizer = Tokenizer::Load(dir_.path());
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    return (*tokenizer)->Decode({2}).value();
+  };
+  EXPECT_EQ(text(R"({"added_tokens_decoder": {"2": {"content": "</s>", "special": false}}})"), "");
+  json["added_tokens"][2]["special"] = false;
+  Write("tokenizer.json", json.dump());
+  EXPECT_EQ(text("{}"), "</s>");
+  EXPECT_EQ(text(R"({"added_tokens_decoder": {"2": {"content": "</s>", "special": true}}})"), "");
+  EXPECT_EQ(text(R"({"eos_token": {"content": "</s>"}})"), "");
+  EXPECT_EQ(text(R"({"additional_special_tokens": ["</s>"]})"), "");
 }
 
 TEST_F(SpecialIdsTest, AnEndOfTextThatCannotComeIsRefused) {
