@@ -139,6 +139,8 @@ Monitor::Values Monitor::Window(size_t end) const {
 }
 
 std::optional<double> Monitor::GoldGap() const {
+  // Of a job without gold scores, as most are, its windows since the beginning are not gone through at every step.
+  if (steps_.empty() || steps_.back().values().count("gold") == 0) return std::nullopt;
   const auto size = static_cast<size_t>(spec_.window());
   Values first;
   for (size_t end = size; end <= steps_.size() && first.empty(); ++end) {
