@@ -167,7 +167,10 @@ absl::StatusOr<PolicyLoader::Timed> PolicyLoader::TakeWeights(const v1::PolicySo
   {
     absl::MutexLock lock(&mu_);
     if (SameVersion(ahead_, source)) {
-      const auto arrived = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !arriving_; };
+      // Or another one is on its way by now, which nobody needs yet.
+      const auto arrived = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+        return !arriving_ || !SameVersion(ahead_, source);
+      };
       mu_.Await(absl::Condition(&arrived));
     }
     if (weights_ && SameVersion(ahead_, source)) {
