@@ -453,6 +453,7 @@ void PpoDriver::RecordStep(const v1::CommitStepRequest& request, WriteBatch* bat
   if (step <= replay_through_ && steps_.EndedOtherwise(step, request.weights_digest())) {
     // Other bytes than the run this one replaces: what came after it is another history now.
     row->mutable_version()->set_lineage(row->version().lineage() + 1);
+    watch_->ForgetSteps(step + 1, steps_.newest(), batch);
     steps_.ForgetAfter(step, batch);
     replay_through_ = step;
     host_->AppendMessage(row,

@@ -86,6 +86,11 @@ bool StepWatch::IsNew(int64_t step, const v1::Alert& alarm) {
   return told_.emplace(host_->Find(job_id_)->version().lineage(), step, alarm.monitor(), alarm.slice()).second;
 }
 
+void StepWatch::ForgetSteps(int64_t first, int64_t last, WriteBatch* writes) const {
+  for (int64_t step = first; step <= last; ++step)
+    writes->Erase(Table::kMeta, KeyOf(MonitorStepPrefix(job_id_), {static_cast<uint64_t>(step)}));
+}
+
 std::vector<v1::Alert> StepWatch::Add(v1::MetricPoint* point, WriteBatch* writes) {
   if (observation_ == nullptr || !observation_->seen.has_value()) return {};
   v1::MonitorStep& seen = *observation_->seen;

@@ -34,6 +34,8 @@ class StepWatch {
   // returns the alarms. None when the batch could not be read. Of a step that is trained again only those are told that
   // were not told the first time.
   std::vector<v1::Alert> Add(v1::MetricPoint* point, WriteBatch* writes);
+  // What was seen of these steps is another history: a restart is to know nothing of it.
+  void ForgetSteps(int64_t first, int64_t last, WriteBatch* writes) const;
 
  private:
   struct Observation {
