@@ -210,6 +210,8 @@ void JobTable::ForgetOldRequests() {
         v1::RequestRow row;
         row.ParseFromArray(value.data(), static_cast<int>(value.size()));
         last = std::string(key);
+        // One that was used again has a new row, which may be on its way to the store.
+        if (const auto it = requests_.find(last); it != requests_.end()) row = it->second;
         if (now - FromTimestamp(row.created_at()) > kRequestsKept) expired.Erase(Table::kRequests, last);
         return ++looked_at < kRequestsLookedAt;
       });

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -208,14 +209,16 @@ TEST(TextsOfSpecTest, ExternalAddressesAreAHostAndAPort) {
     EXPECT_THAT(problems(bad), HasSubstr("external.address: expected HOST:PORT or dns:///NAME:PORT")) << bad;
 }
 
-// Remembers the largest transaction; can end with the process after some of them.
+// Remembers the largest transaction; can end with the process after some of them, and can be slow.
 class WatchedStore final : public StoreOverRows {
  public:
   using StoreOverRows::StoreOverRows;
   int64_t largest = 0;
   int left = std::numeric_limits<int>::max();  // transactions with samples that are kept
+  bool slow = false;                           // nothing is written until Arrive
 
   void Enqueue(WriteBatch batch, Committed done) override {
+    if (slow) return void(on_their_way_.emplace_back(std::move(batch), std::move(done)));
     int64_t rows = 0;
     for (const WriteBatch::Op& op : batch.ops) rows += op.table == Table::kSamples ? 1 : 0;
     if (rows > 0 && left-- <= 0) crashed_ = true;
@@ -223,9 +226,14 @@ class WatchedStore final : public StoreOverRows {
     largest = std::max(largest, rows);
     rows_->Commit(std::move(batch), std::move(done));
   }
+  void Arrive() {
+    slow = false;
+    for (auto& [batch, done] : std::exchange(on_their_way_, {})) Enqueue(std::move(batch), std::move(done));
+  }
 
  private:
   bool crashed_ = false;
+  std::vector<std::pair<WriteBatch, Committed>> on_their_way_;
 };
 
 struct WatchedProcess {
@@ -359,6 +367,39 @@ TEST_F(SizeOfStoredJobTest, RequestIdsAreForgottenADayAfterWhileTheCoordinatorRu
   EXPECT_EQ(left(), 701) << "so many at a time";
   for (int i = 0; i < 3; ++i) tick();
   EXPECT_EQ(left(), 1);
+}
+
+TEST_F(SizeOfStoredJobTest, ARequestIdThatIsUsedAgainADayAfterIsKept) {
+  const std::string key = "default/ada/SubmitJob/id";
+  Begin();
+  v1::SubmitJobRequest request;
+  request.set_request_id("id");
+  request.mutable_spec()->set_name("job");
+  request.mutable_spec()->set_project("default");
+  request.mutable_spec()->mutable_collect()->set_samples(process_->jobs.PublishPrompts("{\"prompt\":\"one\"}\n"));
+  request.mutable_spec()->mutable_collect()->set_comparisons(1);
+  process_->jobs.Recover();
+  v1::RequestRow before;
+  before.set_body_sha256("of another job");
+  before.mutable_created_at()->set_seconds(absl::ToUnixSeconds(clock_.WallNow()));
+  WriteBatch batch;
+  batch.Put(Table::kRequests, key, before.SerializeAsString());
+  ASSERT_TRUE(rows_.CommitAndWait(std::move(batch)).ok());
+  clock_.Advance(absl::Hours(25));
+  // Its new row is on its way to the store as the old one is looked at.
+  process_->store.slow = true;
+  std::string job;
+  process_->jobs.jobs->Submit("ada", request, [&job](const absl::StatusOr<v1::SubmitJobResponse>& submitted) {
+    ASSERT_TRUE(submitted.ok()) << submitted.status();
+    job = submitted->job().id();
+  });
+  process_->jobs.jobs->Tick();
+  process_->store.Arrive();
+  process_->jobs.loop.Run();
+  ASSERT_NE(job, "");
+  v1::RequestRow row;
+  ASSERT_TRUE(row.ParseFromString(rows_.Get(Table::kRequests, key).value_or("")));
+  EXPECT_EQ(row.response(), job) << "a call that is repeated is to find it";
 }
 
 }  // namespace
