@@ -343,16 +343,33 @@ void JobTable::Admit(const std::string& job_id) {
   Entry* entry = FindEntry(job_id);
   if (entry == nullptr) return;
   entry->admissible = true;
+  EndHold(entry);
   if (entry->driver != nullptr || !InTheWayOf(entry->job).empty()) return;
   StartDriver(job_id);
 }
 
 // Of a job that a newer release began nothing is run, and nothing is lost: who goes back to that release goes on.
 void JobTable::HoldForNewerRelease(Entry* entry, const absl::Status& known) {
-  if (entry->job.state() == v1::PAUSED) return;
+  v1::Job& job = entry->job;
+  // For want of a volume it is paused by its driver, and it has none here.
+  if (job.state() == v1::PAUSED && !PausedForVolume(job)) return;
+  if (job.state() == v1::WAITING && job.reason_code() == kNewerRelease && job.reason() == known.message()) return;
+  const bool started = job.has_started_at();
   WriteBatch batch;
-  SetState(&entry->job, v1::WAITING, std::string(known.message()), kNewerRelease, &batch);
-  CommitThen(entry->job.id(), std::move(batch), [](absl::Status) {});
+  SetState(&job, v1::WAITING, std::string(known.message()), kNewerRelease, &batch);
+  if (!started) job.clear_started_at();  // it waits for its place among its project's jobs still
+  CommitThen(job.id(), std::move(batch), [](absl::Status) {});
+}
+
+// Its driver says what it is once it is there.
+void JobTable::EndHold(Entry* entry) {
+  v1::Job& job = entry->job;
+  if (job.state() != v1::WAITING || job.reason_code() != kNewerRelease ||
+      !CheckKnown(job.spec(), "its specification", "the coordinator").ok())
+    return;
+  WriteBatch batch;
+  SetState(&job, v1::PENDING, "", "", &batch);
+  CommitThen(job.id(), std::move(batch), [](absl::Status) {});
 }
 
 void JobTable::StartDriver(const std::string& job_id) {

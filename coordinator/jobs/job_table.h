@@ -77,6 +77,7 @@ class JobTable final : public Jobs, private JobHost {
   v1::Job& Insert(v1::JobSpec spec);
   void StartDriver(const std::string& job_id);
   void HoldForNewerRelease(Entry* entry, const absl::Status& known);
+  void EndHold(Entry* entry);
   void FreeAfterEnd(const std::string& job_id);
   // Ends the job, and cancels its stages that have not ended, in one batch.
   void EndWith(const std::string& job_id, v1::JobState state, const std::string& reason, const std::string& code,

@@ -331,7 +331,9 @@ void JobTable::SetPausedTree(const std::string& job_id, bool paused, const std::
     return SetState(&entry->job, v1::PAUSED, reason, "", batch);
   if (paused == (entry->job.state() == v1::PAUSED)) return;
   SetState(&entry->job, paused ? v1::PAUSED : StateAfterPause(entry->job), reason, "", batch);
-  if (entry->driver != nullptr) entry->driver->SetPaused(paused, batch);
+  if (entry->driver != nullptr) return entry->driver->SetPaused(paused, batch);
+  // One that is held says again for what.
+  if (!paused && entry->admissible) deps_.loop->Post([this, job_id] { Admit(job_id); });
 }
 
 void JobTable::Pause(const std::string& subject, const v1::PauseJobRequest& request, Done<v1::Job> done) {

@@ -259,6 +259,11 @@ class SizeOfStoredJobTest : public StoredJobsTest {
     *job.mutable_spec() = std::move(spec);
     Store(std::move(job));
   }
+  void Change(const std::function<void(v1::Job*)>& change) {
+    v1::Job job = JobRow();
+    change(&job);
+    Store(std::move(job));
+  }
   int64_t Samples() {
     int64_t count = 0;
     EXPECT_TRUE(
@@ -299,6 +304,62 @@ TEST_F(SizeOfStoredJobTest, WhatANewerReleaseBeganWaitsForItAndIsNeitherRunNorLo
   v1::JobSpec kept = JobRow().spec();
   ASSERT_EQ(kept.GetReflection()->GetUnknownFields(kept).field_count(), 1) << "it is written back as it was";
   EXPECT_EQ(kept.GetReflection()->GetUnknownFields(kept).field(0).varint(), 7u);
+}
+
+// What the newer release made of it in the specification, and without it.
+void AddNewer(v1::JobSpec* spec) {
+  spec->GetReflection()->MutableUnknownFields(spec)->AddVarint(900, 7);
+}
+void IsKnown(v1::Job* job) {
+  job->mutable_spec()->DiscardUnknownFields();
+}
+
+TEST_F(SizeOfStoredJobTest, WhatWasHeldForANewerReleaseGoesOnOnceThatIsBack) {
+  Begin();
+  Put(PpoJob(), AddNewer);
+  process_->jobs.Recover();
+  ASSERT_EQ(JobRow().reason_code(), "NEWER_RELEASE");
+  const std::string held = JobRow().etag();
+  Begin();
+  process_->jobs.Recover();
+  EXPECT_EQ(JobRow().etag(), held) << "it is held again, and nothing new is to be said";
+  Change(IsKnown);
+  Begin();
+  process_->jobs.Recover();
+  EXPECT_EQ(JobRow().state(), v1::PENDING) << "until its learners are there";
+  EXPECT_EQ(JobRow().reason(), "");
+  EXPECT_EQ(JobRow().reason_code(), "");
+  EXPECT_GT(Samples(), 0);
+}
+
+TEST_F(SizeOfStoredJobTest, WhatIsHeldSaysSoWhateverItWasBefore) {
+  const auto begin = [this](const std::function<void(v1::Job*)>& change) {
+    Begin();
+    Put(PpoJob(), AddNewer);
+    Change(change);
+    process_->jobs.Recover();
+  };
+  begin([](v1::Job* job) {
+    job->set_state(v1::PAUSED);
+    job->set_reason_code(kDiskFull);
+  });
+  EXPECT_EQ(JobRow().state(), v1::WAITING) << "here it does not go on once there is room";
+  EXPECT_EQ(JobRow().reason_code(), "NEWER_RELEASE");
+  // Over its project's bound on jobs it waits still.
+  begin([](v1::Job* job) {
+    job->set_state(v1::PENDING);
+    job->clear_started_at();
+  });
+  EXPECT_EQ(JobRow().state(), v1::WAITING);
+  EXPECT_FALSE(JobRow().has_started_at());
+  begin([](v1::Job* job) { job->set_state(v1::PAUSED); });
+  EXPECT_EQ(JobRow().state(), v1::PAUSED);
+  v1::ResumeJobRequest resume;
+  resume.set_job_id("job");
+  process_->jobs.jobs->Resume("ada", resume, [](const absl::StatusOr<v1::Job>& job) { EXPECT_TRUE(job.ok()); });
+  process_->jobs.loop.Run();
+  EXPECT_EQ(JobRow().state(), v1::WAITING) << "it does not run";
+  EXPECT_EQ(JobRow().reason_code(), "NEWER_RELEASE");
 }
 
 TEST_F(SizeOfStoredJobTest, SlicesThatTheSuiteHasNotEndTheEvaluationBeforeItBegins) {
