@@ -153,7 +153,9 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
 
   // In the background; then begins.
   void CheckTokens(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
-    std::vector<TokenReader> readers = TokenReadersOf(*job(), *deps().artifacts);
+    std::vector<TokenReader> readers;
+    // One that has trained already, by an earlier release as well, is not ended for it, nor its tokenizers read again.
+    if (job()->version().step() == 0) readers = TokenReadersOf(*job(), *deps().artifacts);
     if (readers.empty()) return Begin(std::move(prompts));
     auto then = host_->WhileActive(job_id_, [this, prompts = std::move(prompts)](const absl::Status& status) mutable {
       if (ReasonOf(status) == v1::STORE_UNAVAILABLE)

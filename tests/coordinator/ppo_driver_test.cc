@@ -75,7 +75,8 @@ TEST_F(PpoDriverTest, ModelsThatReadThePolicysTokensHaveItsTokenizer) {
   const std::string mine = publish(R"({"model": {"vocab": {"a": 0, "b": 1}}})"),
                     alike = publish(R"({"model": {"vocab": {"b": 1, "a": 0}}})"),
                     other = publish(R"({"model": {"vocab": {"a": 0, "c": 1}}})");
-  const auto state = [&](const std::string& reference, const std::string& critic, v1::AdvantageEstimator advantage) {
+  const auto state = [&](const std::string& reference, const std::string& critic, v1::AdvantageEstimator advantage,
+                         int64_t step = 0) {
     PutJob([&](v1::PpoSpec* ppo) {
       ppo->set_policy("mine");
       ppo->set_reference("start");
@@ -86,6 +87,7 @@ TEST_F(PpoDriverTest, ModelsThatReadThePolicysTokensHaveItsTokenizer) {
     (*job.mutable_resolved())["mine"] = mine;
     (*job.mutable_resolved())["start"] = reference;
     (*job.mutable_resolved())["values"] = critic;
+    job.mutable_version()->set_step(step);
     Store(std::move(job));
     Restart();
     return JobRow();
@@ -100,6 +102,7 @@ TEST_F(PpoDriverTest, ModelsThatReadThePolicysTokensHaveItsTokenizer) {
   EXPECT_EQ(job.state(), v1::FAILED);
   EXPECT_THAT(job.reason(), testing::HasSubstr("ppo.reference: expected"));
   EXPECT_EQ(state(alike, other, v1::REINFORCE_BASELINE).state(), v1::RUNNING) << "it has no critic";
+  EXPECT_EQ(state(alike, other, v1::GAE, /*step=*/1).state(), v1::RUNNING) << "it has trained already";
 }
 
 TEST_F(PpoDriverTest, AfterARestartTheMonitorReadsTheBatchFromTheStore) {
