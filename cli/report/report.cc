@@ -124,7 +124,7 @@ std::string Against(const ReportStage& stage) {
                            rate ? Percent(metric) : Interval(metric), metric.n());
   };
   return Tables("<th>Metric</th><th class=\"n\">Value</th><th class=\"n\">n</th>", InOrder(chosen), row) +
-         "<p class=\"dim\">With 95 % bootstrap intervals; win rates in per cent, lengths in bytes.</p>";
+         "<p class=\"dim\">With 95 % intervals over prompts; win rates in per cent, lengths in bytes.</p>";
 }
 
 // How often people preferred a stage's samples to those of another policy.
@@ -141,7 +141,7 @@ std::string WinRatesByPeople(const v1::Job& job) {
                            Percent(metric), metric.n());
   };
   return Tables("<th>Metric</th><th class=\"n\">Won</th><th class=\"n\">n</th>", InOrder(chosen), row) +
-         "<p class=\"dim\">In per cent, a tie is one half, with 95 % bootstrap intervals over prompts; n is "
+         "<p class=\"dim\">In per cent, a tie is one half, with 95 % intervals over prompts; n is "
          "judgements.</p>";
 }
 
