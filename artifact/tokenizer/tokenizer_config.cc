@@ -68,8 +68,11 @@ void MarkNamed(const Json& config, Json* tokenizer) {
   for (const char* key : {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"}) {
     if (config.contains(key)) add(config[key]);
   }
-  if (config.contains("additional_special_tokens") && config["additional_special_tokens"].is_array()) {
-    for (const Json& token : config["additional_special_tokens"]) add(token);
+  // The older and the newer name, of a list or of tokens by their names. A list marks nothing for transformers 5, but
+  // it did for 4, and what is called special is not to be written by a text.
+  for (const char* key : {"additional_special_tokens", "extra_special_tokens"}) {
+    if (!config.contains(key) || !config[key].is_structured()) continue;
+    for (const Json& token : config[key]) add(token);
   }
   for (Json& token : *found) {
     if (token.is_object() && token.contains("content") && token["content"].is_string() &&

@@ -169,6 +169,8 @@ TEST_F(SpecialIdsTest, SpecialIsWhatEitherFileMarksAndWhatHasAName) {
   EXPECT_EQ(text(R"({"added_tokens_decoder": {"2": {"content": "</s>", "special": true}}})"), "");
   EXPECT_EQ(text(R"({"eos_token": {"content": "</s>"}})"), "");
   EXPECT_EQ(text(R"({"additional_special_tokens": ["</s>"]})"), "");
+  EXPECT_EQ(text(R"({"extra_special_tokens": ["</s>"]})"), "");
+  EXPECT_EQ(text(R"({"extra_special_tokens": {"end": {"content": "</s>"}}})"), "");
 }
 
 TEST_F(SpecialIdsTest, AnEndOfTextThatCannotComeIsRefused) {
