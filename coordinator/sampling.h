@@ -81,6 +81,8 @@ class Sampling : public FleetListener {
   virtual void SetPaused(const std::string& job_id, bool paused) = 0;  // leases nothing new
   // Cancels every open sample (rows into the batch) and revokes its leases.
   virtual void CancelOpen(const std::string& job_id, WriteBatch* batch) = 0;
+  // The same of a job that was never added here, from its rows; nothing of any other. `delivers`: as its SamplingPlan.
+  virtual void CancelStored(const std::string& job_id, bool delivers, WriteBatch* batch) = 0;
   // Issues prompts × samples_per_prompt for a step: prompt indices first_prompt, first_prompt + 1, … In step 0 (jobs
   // without training) the ordinal is the prompt index, and several calls add to it.
   virtual void IssueStep(const std::string& job_id, int64_t step, int64_t first_prompt, int prompts,

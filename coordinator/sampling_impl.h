@@ -98,6 +98,7 @@ class SamplingImpl final : public Sampling {
   void RemoveJob(const std::string& job_id) override;
   void SetPaused(const std::string& job_id, bool paused) override;
   void CancelOpen(const std::string& job_id, WriteBatch* batch) override;
+  void CancelStored(const std::string& job_id, bool delivers, WriteBatch* batch) override;
   void IssueStep(const std::string& job_id, int64_t step, int64_t first_prompt, int prompts,
                  WriteBatch* batch) override;
   void IssueSlice(const std::string& job_id, int64_t step, int64_t first_prompt, int from, int samples,

@@ -81,6 +81,22 @@ v1::LedgerCounts SamplingImpl::Counts(const std::string& job_id) const {
   return counts;
 }
 
+void SamplingImpl::CancelStored(const std::string& job_id, bool delivers, WriteBatch* batch) {
+  if (Find(job_id) != nullptr || ended_.count(job_id) > 0) return;
+  const absl::StatusOr<v1::LedgerBase> base = BaseOf(job_id);
+  if (!base.ok() || base->ended()) return;
+  Ledger ledger(job_id);
+  ledger.RestoreBase(*base);
+  const absl::Status read = ScanRows(job_id, base->through_step(), [&](const v1::SampleRow& row, bool archived) {
+    if (delivers && !archived && row.state() == v1::SCORED) return ledger.RestoreLetGo(row);
+    ledger.Restore(row, archived, /*keep=*/false);
+  });
+  if (!read.ok()) return;  // Counts says so
+  for (const SampleKey& key : ledger.Open()) ledger.Cancel(key, batch);
+  ledger.CancelLetGo();
+  ended_[job_id] = ledger.counts();
+}
+
 absl::StatusOr<std::vector<v1::SampleView>> SamplingImpl::List(const std::string& job_id, int64_t step_or_minus_one,
                                                                const std::string& after_key, PageLimit page,
                                                                std::string* next_key) const {

@@ -216,6 +216,8 @@ void JobTable::EndInto(Entry* entry, v1::JobState state, const std::string& reas
     // It may be on the stack.
     deps_.loop->Post([driver = std::shared_ptr<Driver>(std::move(entry->driver))] {});
   }
+  // Of one that is held, or whose prompts are still being read, no driver has its samples.
+  deps_.sampling->CancelStored(job_id, !entry->job.spec().has_ppo(), batch);
   const v1::LedgerCounts counts = deps_.sampling->Counts(job_id);
   if (counts.issued() > 0) {
     v1::JobEvent event;

@@ -332,6 +332,32 @@ TEST_F(SizeOfStoredJobTest, WhatWasHeldForANewerReleaseGoesOnOnceThatIsBack) {
   EXPECT_GT(Samples(), 0);
 }
 
+TEST_F(SizeOfStoredJobTest, OfAHeldJobThatIsCancelledNoSampleStaysOpen) {
+  Begin();
+  Put(PpoJob());
+  process_->jobs.Recover();
+  ASSERT_EQ(Samples(), 1000);
+  Change([](v1::Job* job) { AddNewer(job->mutable_spec()); });
+  Begin();
+  process_->jobs.Recover();
+  ASSERT_EQ(JobRow().reason_code(), "NEWER_RELEASE");
+  EXPECT_EQ(process_->jobs.sampling->Counts("job").queued(), 1000);
+  v1::CancelJobRequest cancel;
+  cancel.set_job_id("job");
+  process_->jobs.jobs->Cancel("ada", cancel, [](const absl::StatusOr<v1::Job>& job) { EXPECT_TRUE(job.ok()); });
+  process_->jobs.loop.Run();
+  for (const bool restarted : {false, true}) {
+    if (restarted) {
+      Begin();
+      process_->jobs.Recover();
+    }
+    EXPECT_EQ(JobRow().state(), v1::CANCELLED);
+    EXPECT_EQ(process_->jobs.sampling->Counts("job").queued(), 0);
+    EXPECT_EQ(process_->jobs.sampling->Counts("job").cancelled(), 1000);
+    EXPECT_THAT(process_->jobs.Check().violations, testing::IsEmpty());
+  }
+}
+
 TEST_F(SizeOfStoredJobTest, WhatIsHeldSaysSoWhateverItWasBefore) {
   const auto begin = [this](const std::function<void(v1::Job*)>& change) {
     Begin();
