@@ -9,6 +9,7 @@
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cstdarg>
@@ -212,6 +213,23 @@ int rename(const char* from, const char* to) {
   OnPath(to);
   return real(from, to);
 }
+int renameat(int from_dir, const char* from, int to_dir, const char* to) {
+  REAL(renameat);
+  At(from_dir, from);
+  At(to_dir, to);
+  return real(from_dir, from, to_dir, to);
+}
+int link(const char* from, const char* to) {
+  REAL(link);
+  OnPath(from);
+  OnPath(to);
+  return real(from, to);
+}
+int symlink(const char* target, const char* path) {
+  REAL(symlink);
+  OnPath(path);
+  return real(target, path);
+}
 int truncate(const char* path, off_t size) {
   REAL(truncate);
   OnPath(path);
@@ -236,6 +254,12 @@ ssize_t write(int fd, const void* data, size_t size) {
   REAL(write);
   OnFd(fd);
   return real(fd, data, size);
+}
+// As libstdc++'s streams do what is longer than their buffer.
+ssize_t writev(int fd, const struct iovec* parts, int count) {
+  REAL(writev);
+  OnFd(fd);
+  return real(fd, parts, count);
 }
 ssize_t pwrite(int fd, const void* data, size_t size, off_t at) {
   REAL(pwrite);
