@@ -105,6 +105,11 @@ class CoordinatorServerImpl final : public CoordinatorServer {
     if (phase_ != Phase::kReady || since < kStuckAfter) return "";
     return absl::StrCat("the event loop has not turned over for ", absl::ToInt64Seconds(since), " s");
   }
+  // Does what touches a volume, which may hang, beside this thread; `hangs` is called once where it does not answer.
+  // Cancelled when the process is to end meanwhile.
+  absl::Status OnceItAnswers(const std::string& whose, const std::function<bool()>& stop,
+                             std::function<absl::Status()> work, const std::function<void()>& hangs);
+  absl::Status TakeDataDir(const std::function<bool()>& stop);
   // Makes the artifact root, once its volume answers.
   absl::Status MakeArtifactRoot(const std::function<bool()>& stop);
   // On PostgreSQL: blocks until this coordinator leads.
@@ -179,12 +184,7 @@ class CoordinatorServerImpl final : public CoordinatorServer {
 };
 
 absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
-  // Its own folder is the owner's alone; those above may hold what others share.
-  std::filesystem::path folder = std::filesystem::absolute(config_.data_dir).lexically_normal();
-  if (!folder.has_filename()) folder = folder.parent_path();  // written with a "/" at its end
-  RLHF_RETURN_IF_ERROR(MakeDirs(folder.parent_path().string()));
-  RLHF_RETURN_IF_ERROR(MakeDirs(config_.data_dir, 0700));
-  RLHF_ASSIGN_OR_RETURN(lock_, DataDirLock::Take(config_.data_dir, /*shared=*/!postgres_.uri.empty()));
+  RLHF_RETURN_IF_ERROR(TakeDataDir(stop));
   RLHF_ASSIGN_OR_RETURN(http_, StartHttpEndpoint(
                                    config_.http_address, &metrics_, [this] { return NotReadyBecause(); },
                                    [this] { return StuckBecause(); }));
@@ -243,26 +243,58 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
   return absl::OkStatus();
 }
 
-absl::Status CoordinatorServerImpl::MakeArtifactRoot(const std::function<bool()>& stop) {
-  struct Making {
+absl::Status CoordinatorServerImpl::OnceItAnswers(const std::string& whose, const std::function<bool()>& stop,
+                                                  std::function<absl::Status()> work,
+                                                  const std::function<void()>& hangs) {
+  struct Working {
     absl::Notification over;
     absl::Status status;
   };
-  const auto making = std::make_shared<Making>();
+  const auto working = std::make_shared<Working>();
   // Left behind where the process is told to end meanwhile.
-  std::thread([making, root = config_.artifact_root] {
-    making->status = MakeDirs(root, kGroupFolder);
-    making->over.Notify();
+  std::thread([working, work = std::move(work)] {
+    working->status = work();
+    working->over.Notify();
   }).detach();
   const absl::Duration began = clock_->Now();
-  while (!making->over.WaitForNotificationWithTimeout(kTryToLeadEvery)) {
-    if (stop && stop()) return absl::CancelledError("it was asked to stop while the artifacts' volume did not answer");
-    if (clock_->Now() - began < kVolumeAnswersWithin || phase_ == Phase::kNoVolume) continue;
-    phase_ = Phase::kNoVolume;
-    spdlog::warn("{} (--artifact-root {})", NotReadyBecause(), config_.artifact_root);
+  bool said = false;
+  while (!working->over.WaitForNotificationWithTimeout(kTryToLeadEvery)) {
+    if (stop && stop())
+      return absl::CancelledError(absl::StrCat("it was asked to stop while the ", whose, " volume did not answer"));
+    if (clock_->Now() - began < kVolumeAnswersWithin || std::exchange(said, true)) continue;
+    hangs();
   }
-  if (phase_.exchange(Phase::kRecovering) == Phase::kNoVolume) spdlog::info("the artifacts' volume answers");
-  return making->status;
+  if (said) spdlog::info("the {} volume answers", whose);
+  return working->status;
+}
+
+absl::Status CoordinatorServerImpl::TakeDataDir(const std::function<bool()>& stop) {
+  const auto lock = std::make_shared<std::unique_ptr<DataDirLock>>();
+  const auto take = [lock, data_dir = config_.data_dir, shared = !postgres_.uri.empty()]() -> absl::Status {
+    // Its own folder is the owner's alone; those above may hold what others share.
+    std::filesystem::path folder = std::filesystem::absolute(data_dir).lexically_normal();
+    if (!folder.has_filename()) folder = folder.parent_path();  // written with a "/" at its end
+    RLHF_RETURN_IF_ERROR(MakeDirs(folder.parent_path().string()));
+    RLHF_RETURN_IF_ERROR(MakeDirs(data_dir, 0700));
+    RLHF_ASSIGN_OR_RETURN(*lock, DataDirLock::Take(data_dir, shared));
+    return absl::OkStatus();
+  };
+  RLHF_RETURN_IF_ERROR(OnceItAnswers("data folder's", stop, take, [this] {
+    spdlog::warn("waiting for the data folder's volume: it does not answer (--data-dir {})", config_.data_dir);
+  }));
+  lock_ = std::move(*lock);
+  return absl::OkStatus();
+}
+
+absl::Status CoordinatorServerImpl::MakeArtifactRoot(const std::function<bool()>& stop) {
+  const absl::Status made = OnceItAnswers(
+      "artifacts'", stop, [root = config_.artifact_root] { return MakeDirs(root, kGroupFolder); },
+      [this] {
+        phase_ = Phase::kNoVolume;
+        spdlog::warn("{} (--artifact-root {})", NotReadyBecause(), config_.artifact_root);
+      });
+  phase_ = Phase::kRecovering;
+  return made;
 }
 
 absl::Status CoordinatorServerImpl::Lead(const std::function<bool()>& stop) {

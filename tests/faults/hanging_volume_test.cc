@@ -20,12 +20,12 @@ constexpr absl::Duration kAnswersWithin = absl::Seconds(8);
 
 class HangingVolume : public testing::Test {
  protected:
-  HangingVolume() {
+  explicit HangingVolume(const std::string& folder = "artifacts") {
     LocalServiceOptions options;
     options.faults = true;
-    service_ = std::make_unique<LocalService>(options, [](const std::string& dir) {
+    service_ = std::make_unique<LocalService>(options, [folder](const std::string& dir) {
       return WrapInScript(dir, "coordinator",
-                          absl::StrCat("export HANG_BELOW=", dir, "/artifacts HANG_WHILE=", dir, "/hang LD_PRELOAD=",
+                          absl::StrCat("export HANG_BELOW=", dir, "/", folder, " HANG_WHILE=", dir, "/hang LD_PRELOAD=",
                                        LocalService::FaultsBinDir(), "/librlhf_hang.so\nexec \"$@\" --grace-ms 1000"));
     });
     MakeSmallModel(service_->scratch().path());
@@ -163,6 +163,35 @@ TEST_F(HangingVolume, ACoordinatorThatMeetsItCanBeStoppedAndSaysWhatItWaitsForAt
   says_so(1);
   ends(absl::Seconds(10));
   EXPECT_EQ(Says("asked to stop while the artifacts' volume did not answer"), 1);
+  says_so(2);
+  SetHangs(false);
+  LocalService::Until(
+      absl::Seconds(60), [&] { return service_->Ctl("models list").code == 0; }, "it serves");
+}
+
+class HangingDataFolder : public HangingVolume {
+ protected:
+  HangingDataFolder() : HangingVolume("data") {}
+};
+
+TEST_F(HangingDataFolder, ACoordinatorThatMeetsItAtTheStartSaysSoAndCanBeStopped) {
+  const auto ends = [this](int signal) {
+    const pid_t pid = service_->Pid("coordinator");
+    ASSERT_GT(pid, 0);
+    kill(pid, signal);
+    LocalService::Until(
+        absl::Seconds(10), [&] { return kill(pid, 0) != 0; }, "it ends");
+  };
+  const auto says_so = [this](int times) {
+    LocalService::Until(
+        absl::Seconds(60), [&] { return Says("waiting for the data folder's volume: it does not answer") == times; },
+        "it says what it waits for");
+  };
+  SetHangs(true);
+  ends(SIGKILL);
+  says_so(1);
+  ends(SIGTERM);
+  EXPECT_EQ(Says("asked to stop while the data folder's volume did not answer"), 1);
   says_so(2);
   SetHangs(false);
   LocalService::Until(
