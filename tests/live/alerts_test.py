@@ -412,7 +412,8 @@ class WholeListTest(unittest.TestCase):
     def test_every_alert_is_provoked(self):
         # A volume that hangs is hanging_volume_test's, and its rule rules_test.yml's.
         provoked = Alerts.provoked | {"VolumeHangs"} | (set() if Alerts.mounted else {"DiskWillFill"})
-        self.assertEqual(sorted(provoked), sorted(rule["alert"] for rule in rules()))
+        # An alert may have two rules: of RewardHackingSuspected the monitor's own is live_test's.
+        self.assertEqual(sorted(provoked), sorted({rule["alert"] for rule in rules()}))
 
 
 if __name__ == "__main__":
