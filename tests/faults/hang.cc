@@ -66,220 +66,81 @@ mode_t ModeOf(int flags, va_list words) {
 
 }  // namespace
 
-#define REAL(name) static const auto real = Real<decltype(&name)>(#name)
+// Of a call that may be given a mode.
+#define MODE(mode)                          \
+  va_list words;                            \
+  va_start(words, flags);                   \
+  const mode_t mode = ModeOf(flags, words); \
+  va_end(words)
+
+// A call that waits, and then is what it was.
+#define WAITS(result, name, parameters, wait, arguments)   \
+  result name parameters {                                 \
+    static const auto real = Real<decltype(&name)>(#name); \
+    wait;                                                  \
+    return real arguments;                                 \
+  }
 
 extern "C" {
 
 int open(const char* path, int flags, ...) {
-  va_list words;
-  va_start(words, flags);
-  const mode_t mode = ModeOf(flags, words);
-  va_end(words);
+  MODE(mode);
   OnPath(path);
   return static_cast<int>(syscall(SYS_openat, AT_FDCWD, path, flags, mode));
 }
 int open64(const char* path, int flags, ...) {
-  va_list words;
-  va_start(words, flags);
-  const mode_t mode = ModeOf(flags, words);
-  va_end(words);
+  MODE(mode);
   OnPath(path);
   return static_cast<int>(syscall(SYS_openat, AT_FDCWD, path, flags, mode));
 }
 int openat(int dir, const char* path, int flags, ...) {
-  va_list words;
-  va_start(words, flags);
-  const mode_t mode = ModeOf(flags, words);
-  va_end(words);
+  MODE(mode);
   At(dir, path);
   return static_cast<int>(syscall(SYS_openat, dir, path, flags, mode));
 }
 int openat64(int dir, const char* path, int flags, ...) {
-  va_list words;
-  va_start(words, flags);
-  const mode_t mode = ModeOf(flags, words);
-  va_end(words);
+  MODE(mode);
   At(dir, path);
   return static_cast<int>(syscall(SYS_openat, dir, path, flags, mode));
 }
-FILE* fopen(const char* path, const char* mode) {
-  REAL(fopen);
-  OnPath(path);
-  return real(path, mode);
-}
-FILE* fopen64(const char* path, const char* mode) {
-  REAL(fopen64);
-  OnPath(path);
-  return real(path, mode);
-}
-DIR* opendir(const char* path) {
-  REAL(opendir);
-  OnPath(path);
-  return real(path);
-}
-int stat(const char* path, struct stat* info) {
-  REAL(stat);
-  OnPath(path);
-  return real(path, info);
-}
-int stat64(const char* path, struct stat64* info) {
-  REAL(stat64);
-  OnPath(path);
-  return real(path, info);
-}
-int lstat(const char* path, struct stat* info) {
-  REAL(lstat);
-  OnPath(path);
-  return real(path, info);
-}
-int lstat64(const char* path, struct stat64* info) {
-  REAL(lstat64);
-  OnPath(path);
-  return real(path, info);
-}
-int fstatat(int dir, const char* path, struct stat* info, int flags) {
-  REAL(fstatat);
-  At(dir, path);
-  return real(dir, path, info, flags);
-}
-int fstatat64(int dir, const char* path, struct stat64* info, int flags) {
-  REAL(fstatat64);
-  At(dir, path);
-  return real(dir, path, info, flags);
-}
-int fstat(int fd, struct stat* info) {
-  REAL(fstat);
-  OnFd(fd);
-  return real(fd, info);
-}
-int fstat64(int fd, struct stat64* info) {
-  REAL(fstat64);
-  OnFd(fd);
-  return real(fd, info);
-}
-int statvfs(const char* path, struct statvfs* info) {
-  REAL(statvfs);
-  OnPath(path);
-  return real(path, info);
-}
-int statvfs64(const char* path, struct statvfs64* info) {
-  REAL(statvfs64);
-  OnPath(path);
-  return real(path, info);
-}
-int access(const char* path, int mode) {
-  REAL(access);
-  OnPath(path);
-  return real(path, mode);
-}
-char* realpath(const char* path, char* resolved) {
-  REAL(realpath);
-  OnPath(path);
-  return real(path, resolved);
-}
-ssize_t readlink(const char* path, char* target, size_t size) {
-  REAL(readlink);
-  OnPath(path);
-  return real(path, target, size);
-}
-int mkdir(const char* path, mode_t mode) {
-  REAL(mkdir);
-  OnPath(path);
-  return real(path, mode);
-}
-int rmdir(const char* path) {
-  REAL(rmdir);
-  OnPath(path);
-  return real(path);
-}
-int unlink(const char* path) {
-  REAL(unlink);
-  OnPath(path);
-  return real(path);
-}
-int unlinkat(int dir, const char* path, int flags) {
-  REAL(unlinkat);
-  At(dir, path);
-  return real(dir, path, flags);
-}
-int remove(const char* path) {
-  REAL(remove);
-  OnPath(path);
-  return real(path);
-}
-int rename(const char* from, const char* to) {
-  REAL(rename);
-  OnPath(from);
-  OnPath(to);
-  return real(from, to);
-}
-int renameat(int from_dir, const char* from, int to_dir, const char* to) {
-  REAL(renameat);
-  At(from_dir, from);
-  At(to_dir, to);
-  return real(from_dir, from, to_dir, to);
-}
-int link(const char* from, const char* to) {
-  REAL(link);
-  OnPath(from);
-  OnPath(to);
-  return real(from, to);
-}
-int symlink(const char* target, const char* path) {
-  REAL(symlink);
-  OnPath(path);
-  return real(target, path);
-}
-int truncate(const char* path, off_t size) {
-  REAL(truncate);
-  OnPath(path);
-  return real(path, size);
-}
-ssize_t read(int fd, void* data, size_t size) {
-  REAL(read);
-  OnFd(fd);
-  return real(fd, data, size);
-}
-ssize_t pread(int fd, void* data, size_t size, off_t at) {
-  REAL(pread);
-  OnFd(fd);
-  return real(fd, data, size, at);
-}
-ssize_t pread64(int fd, void* data, size_t size, off64_t at) {
-  REAL(pread64);
-  OnFd(fd);
-  return real(fd, data, size, at);
-}
-ssize_t write(int fd, const void* data, size_t size) {
-  REAL(write);
-  OnFd(fd);
-  return real(fd, data, size);
-}
+
+WAITS(FILE*, fopen, (const char* path, const char* mode), OnPath(path), (path, mode))
+WAITS(FILE*, fopen64, (const char* path, const char* mode), OnPath(path), (path, mode))
+WAITS(DIR*, opendir, (const char* path), OnPath(path), (path))
+WAITS(int, stat, (const char* path, struct stat* info), OnPath(path), (path, info))
+WAITS(int, stat64, (const char* path, struct stat64* info), OnPath(path), (path, info))
+WAITS(int, lstat, (const char* path, struct stat* info), OnPath(path), (path, info))
+WAITS(int, lstat64, (const char* path, struct stat64* info), OnPath(path), (path, info))
+WAITS(int, fstatat, (int dir, const char* path, struct stat* info, int flags), At(dir, path), (dir, path, info, flags))
+WAITS(int, fstatat64, (int dir, const char* path, struct stat64* info, int flags), At(dir, path),
+      (dir, path, info, flags))
+WAITS(int, fstat, (int fd, struct stat* info), OnFd(fd), (fd, info))
+WAITS(int, fstat64, (int fd, struct stat64* info), OnFd(fd), (fd, info))
+WAITS(int, statvfs, (const char* path, struct statvfs* info), OnPath(path), (path, info))
+WAITS(int, statvfs64, (const char* path, struct statvfs64* info), OnPath(path), (path, info))
+WAITS(int, access, (const char* path, int mode), OnPath(path), (path, mode))
+WAITS(char*, realpath, (const char* path, char* resolved), OnPath(path), (path, resolved))
+WAITS(ssize_t, readlink, (const char* path, char* target, size_t size), OnPath(path), (path, target, size))
+WAITS(int, mkdir, (const char* path, mode_t mode), OnPath(path), (path, mode))
+WAITS(int, rmdir, (const char* path), OnPath(path), (path))
+WAITS(int, unlink, (const char* path), OnPath(path), (path))
+WAITS(int, unlinkat, (int dir, const char* path, int flags), At(dir, path), (dir, path, flags))
+WAITS(int, remove, (const char* path), OnPath(path), (path))
+WAITS(int, rename, (const char* from, const char* to), (OnPath(from), OnPath(to)), (from, to))
+WAITS(int, renameat, (int from_dir, const char* from, int to_dir, const char* to), (At(from_dir, from), At(to_dir, to)),
+      (from_dir, from, to_dir, to))
+WAITS(int, link, (const char* from, const char* to), (OnPath(from), OnPath(to)), (from, to))
+WAITS(int, symlink, (const char* target, const char* path), OnPath(path), (target, path))
+WAITS(int, truncate, (const char* path, off_t size), OnPath(path), (path, size))
+WAITS(ssize_t, read, (int fd, void* data, size_t size), OnFd(fd), (fd, data, size))
+WAITS(ssize_t, pread, (int fd, void* data, size_t size, off_t at), OnFd(fd), (fd, data, size, at))
+WAITS(ssize_t, pread64, (int fd, void* data, size_t size, off64_t at), OnFd(fd), (fd, data, size, at))
+WAITS(ssize_t, write, (int fd, const void* data, size_t size), OnFd(fd), (fd, data, size))
 // As libstdc++'s streams do what is longer than their buffer.
-ssize_t writev(int fd, const struct iovec* parts, int count) {
-  REAL(writev);
-  OnFd(fd);
-  return real(fd, parts, count);
-}
-ssize_t pwrite(int fd, const void* data, size_t size, off_t at) {
-  REAL(pwrite);
-  OnFd(fd);
-  return real(fd, data, size, at);
-}
-ssize_t pwrite64(int fd, const void* data, size_t size, off64_t at) {
-  REAL(pwrite64);
-  OnFd(fd);
-  return real(fd, data, size, at);
-}
-int fsync(int fd) {
-  REAL(fsync);
-  OnFd(fd);
-  return real(fd);
-}
-int fdatasync(int fd) {
-  REAL(fdatasync);
-  OnFd(fd);
-  return real(fd);
-}
+WAITS(ssize_t, writev, (int fd, const struct iovec* parts, int count), OnFd(fd), (fd, parts, count))
+WAITS(ssize_t, pwrite, (int fd, const void* data, size_t size, off_t at), OnFd(fd), (fd, data, size, at))
+WAITS(ssize_t, pwrite64, (int fd, const void* data, size_t size, off64_t at), OnFd(fd), (fd, data, size, at))
+WAITS(int, fsync, (int fd), OnFd(fd), (fd))
+WAITS(int, fdatasync, (int fd), OnFd(fd), (fd))
 
 }  // extern "C"
