@@ -146,12 +146,16 @@ absl::StatusOr<Manifest> ComputeManifest(const std::string& path, Origin origin)
   return ManifestOf(source, *files);
 }
 
-absl::StatusOr<std::string> ArtifactRoot::MakeStaging() const {
+std::string ArtifactRoot::NewStagingPath() const {
   static std::atomic<uint64_t> counter{0};
-  const fs::path dir =
-      fs::path(root_) / kStaging / absl::StrCat(getpid(), "-", counter++, "-", absl::ToUnixNanos(absl::Now()));
-  if (absl::Status status = MakeDirs(dir.string(), kGroupFolder); !status.ok()) return status;
-  return dir.string();
+  return (fs::path(root_) / kStaging / absl::StrCat(getpid(), "-", counter++, "-", absl::ToUnixNanos(absl::Now())))
+      .string();
+}
+
+absl::StatusOr<std::string> ArtifactRoot::MakeStaging() const {
+  std::string dir = NewStagingPath();
+  if (absl::Status status = MakeDirs(dir, kGroupFolder); !status.ok()) return status;
+  return dir;
 }
 
 int ArtifactRoot::SweepStaging(absl::Duration idle, absl::FunctionRef<bool(const std::string& name)> keep) const {

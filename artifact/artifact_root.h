@@ -40,6 +40,8 @@ class ArtifactRoot {
   absl::StatusOr<Manifest> Publish(const std::string& source_path) const;
   // A fresh staging directory on the same file system; fill it, then PublishStaged (which consumes it).
   absl::StatusOr<std::string> MakeStaging() const;
+  // Where the next one would be, which is not made. Touches no disk.
+  std::string NewStagingPath() const;
   absl::StatusOr<Manifest> PublishStaged(const std::string& staging_dir) const;
   // Removes staging folders in which nothing was written for `idle`, of any process that uses the root, but those that
   // `keep` wants by their names. Returns how many.

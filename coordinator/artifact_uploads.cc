@@ -1,7 +1,4 @@
 // What comes into the artifact root: uploads in chunks, and folders that the coordinator made itself.
-#include <unistd.h>
-
-#include <atomic>
 #include <filesystem>
 #include <utility>
 #include <vector>
@@ -36,10 +33,8 @@ absl::Status NoOpenUpload(const std::string& upload_id) {
 }
 
 Artifacts::Staging ArtifactsImpl::NewStaging() {
-  static std::atomic<uint64_t> counter{0};
   Staging staging;
-  staging.path = absl::StrCat(root_.root(), "/.staging/", getpid(), "-c", counter++, "-",
-                              absl::ToUnixNanos(loop_->clock().WallNow()));
+  staging.path = root_.NewStagingPath();
   staged_.insert(staging.path);
   staging.make = [root = root_.root(), path = staging.path, answers = answers_, there = RootProbe()] {
     absl::Status status = answers->Check();
@@ -97,8 +92,7 @@ void ArtifactsImpl::StartUpload(const v1::StartUploadRequest& request, const Rec
     RLHF_RETURN_IF_ERROR(CheckText("kind", request.kind(), 32));
     if (!request.alias().empty()) RLHF_RETURN_IF_ERROR(CheckAlias("alias", request.alias()));
     RLHF_ASSIGN_OR_RETURN(std::string digest, DigestOf(request.files()));
-    RLHF_RETURN_IF_ERROR(answers_->Check());
-    RLHF_RETURN_IF_ERROR(CheckWaiting(*small_files_));
+    RLHF_RETURN_IF_ERROR(CheckTakes(*small_files_));
     return digest;
   };
   const absl::StatusOr<std::string> digest = check();
@@ -185,9 +179,7 @@ void ArtifactsImpl::FinishUpload(const std::string& subject, const v1::FinishUpl
     if (!finished.digest.empty()) return done(Resolve(finished.digest, finished.project));
     return done(NoOpenUpload(id));
   }
-  absl::Status status = answers_->Check();
-  if (status.ok()) status = CheckWaiting(*hashing_);
-  if (!status.ok()) return done(status);
+  if (const absl::Status status = CheckTakes(*hashing_); !status.ok()) return done(status);
   upload->finishing.push_back(std::move(done));
   if (upload->finishing.size() > 1) return;
   hashing_->Run([this, id, upload, subject, record] {

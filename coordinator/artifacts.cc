@@ -112,6 +112,11 @@ absl::Status ArtifactsImpl::Answers::Check() const {
   return WithReason(WithRetryDelay(absl::UnavailableError(why_), absl::Seconds(2)), v1::STORE_UNAVAILABLE);
 }
 
+absl::Status ArtifactsImpl::CheckTakes(const Background& threads) const {
+  RLHF_RETURN_IF_ERROR(answers_->Check());
+  return CheckWaiting(threads);
+}
+
 bool ArtifactsImpl::Visible(const v1::Artifact& artifact, const std::string& project) const {
   return project.empty() || artifact.project() == project || aliases_.count(KeyOfAlias(project, artifact.digest())) > 0;
 }
@@ -226,8 +231,12 @@ absl::StatusOr<ArtifactsImpl::Published> ArtifactsImpl::Publish(const std::strin
   RLHF_RETURN_IF_ERROR(answers_->Check());
   absl::StatusOr<artifact::Manifest> manifest = root_.PublishStaged(staging_dir);
   if (!manifest.ok()) return WithVolumeReason(manifest.status());
-  const absl::StatusOr<std::string> dir = root_.Path(manifest->digest);
-  return Published{*std::move(manifest), dir.ok() ? ContextIn(*dir) : 0};
+  return WithContext(*std::move(manifest));
+}
+
+ArtifactsImpl::Published ArtifactsImpl::WithContext(artifact::Manifest manifest) const {
+  const absl::StatusOr<std::string> dir = root_.Path(manifest.digest);
+  return {std::move(manifest), dir.ok() ? ContextIn(*dir) : 0};
 }
 
 void ArtifactsImpl::Commit(WriteBatch batch, std::function<void()> apply, Done<v1::Artifact> done,
@@ -290,16 +299,11 @@ void ArtifactsImpl::Record(const Published& published, const std::string& kind, 
 }
 
 void ArtifactsImpl::Register(const v1::RegisterArtifactRequest& request, Done<v1::Artifact> done) {
-  absl::Status status = answers_->Check();
-  if (status.ok()) status = CheckWaiting(*small_files_);
-  if (!status.ok()) return done(status);
+  if (const absl::Status status = CheckTakes(*small_files_); !status.ok()) return done(status);
   small_files_->Run([this, request, there = RootProbe(), done = std::move(done)]() mutable {
     const auto look = [&]() -> absl::StatusOr<Published> {
       absl::StatusOr<artifact::Manifest> manifest = root_.GetManifest(request.digest());
-      if (manifest.ok()) {
-        const absl::StatusOr<std::string> dir = root_.Path(request.digest());
-        return Published{*std::move(manifest), dir.ok() ? ContextIn(*dir) : 0};
-      }
+      if (manifest.ok()) return WithContext(*std::move(manifest));
       RLHF_RETURN_IF_ERROR(CheckRoot(root_.root(), there));
       const absl::Status status =
           Annotate(manifest.status(), "the artifact root does not hold what is to be registered");

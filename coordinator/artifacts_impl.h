@@ -80,6 +80,9 @@ class ArtifactsImpl final : public Artifacts {
   void ReadContexts();
   // Off the loop.
   absl::StatusOr<Published> Publish(const std::string& staging_dir) const;
+  Published WithContext(artifact::Manifest manifest) const;
+  // Unavailable (STORE_UNAVAILABLE) while the volume hangs, or where too much waits for these threads already.
+  absl::Status CheckTakes(const Background& threads) const;
   v1::Artifact View(const v1::Artifact& artifact, const std::string& project) const;
   absl::StatusOr<const v1::Artifact*> FindDigest(const std::string& digest) const;
   // Off the loop: Unavailable (STORE_UNAVAILABLE) where the root holds nothing of what is known, by `there`
