@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "rlhf/v1/common.pb.h"
@@ -53,5 +54,13 @@ v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters
 // ClusterBootstrapMean's, with 200 to 1000 replicates by how many clusters there are. From fewer than two clusters no
 // interval, but for one value alone in kUnit.
 v1::Metric ClusteredMean(const std::vector<std::vector<double>>& clusters, Range range);
+// The same of clusters by what they belong to.
+template <typename Key>
+v1::Metric ClusteredMean(const std::map<Key, std::vector<double>>& clusters, Range range) {
+  std::vector<std::vector<double>> values;
+  values.reserve(clusters.size());
+  for (const auto& [key, cluster] : clusters) values.push_back(cluster);
+  return ClusteredMean(values, range);
+}
 
 }  // namespace rlhf

@@ -20,13 +20,6 @@ std::string PromptKey(const v1::Prompt& prompt) {
   return key;
 }
 
-v1::Metric MeanOverPrompts(const std::map<std::string, std::vector<double>>& by_prompt) {
-  std::vector<std::vector<double>> clusters;
-  clusters.reserve(by_prompt.size());
-  for (const auto& [prompt, values] : by_prompt) clusters.push_back(values);
-  return ClusteredMean(clusters, Range::kUnit);
-}
-
 void AddWinRates(const std::vector<v1::Comparison>& comparisons, std::map<std::string, v1::Metric>* metrics) {
   // By metric and prompt: different raters' judgements of a prompt are not independent.
   std::map<std::string, std::map<std::string, std::vector<double>>> wins;
@@ -42,7 +35,7 @@ void AddWinRates(const std::vector<v1::Comparison>& comparisons, std::map<std::s
     for (const auto& [tag, value] : c.prompt().tags()) add(absl::StrCat("win_rate{", tag, "=", value, "}"));
     if (!c.rater_group().empty()) add(absl::StrCat("win_rate{raters=", c.rater_group(), "}"));
   }
-  for (const auto& [name, by_prompt] : wins) (*metrics)[name] = MeanOverPrompts(by_prompt);
+  for (const auto& [name, by_prompt] : wins) (*metrics)[name] = ClusteredMean(by_prompt, Range::kUnit);
 }
 
 void AddNumber(const std::string& name, double value, int64_t n, std::map<std::string, v1::Metric>* metrics) {
@@ -69,7 +62,7 @@ std::map<std::string, v1::Metric> CollectMetrics(const std::vector<v1::Compariso
   const int64_t ties = std::count_if(comparisons.begin(), comparisons.end(),
                                      [](const v1::Comparison& c) { return !c.planted() && c.preference() == v1::TIE; });
   metrics["ties"].set_value(static_cast<double>(ties));
-  if (!planted.empty()) metrics["planted_accuracy"] = MeanOverPrompts(planted);
+  if (!planted.empty()) metrics["planted_accuracy"] = ClusteredMean(planted, Range::kUnit);
   if (!spec.against().empty()) AddWinRates(comparisons, &metrics);
   const v1::AgreementReport report = MeasureAgreement(comparisons);
   if (report.preference().items() > 0) {

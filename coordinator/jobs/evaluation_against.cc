@@ -347,12 +347,8 @@ absl::StatusOr<std::map<std::string, v1::Metric>> EvaluationComparison::Metrics(
     for (const auto& [slice, values] : by_slice)
       metrics[absl::StrCat(name, slice)] = BootstrapMean(values, Range::kAny, replicates, kBootstrapSeed);
   };
-  for (const auto& [slice, by_prompt] : wins) {
-    std::vector<std::vector<double>> clusters;
-    clusters.reserve(by_prompt.size());
-    for (const auto& [prompt, values] : by_prompt) clusters.push_back(values);
-    metrics[absl::StrCat("win_rate", slice)] = ClusteredMean(clusters, Range::kUnit);
-  }
+  for (const auto& [slice, by_prompt] : wins)
+    metrics[absl::StrCat("win_rate", slice)] = ClusteredMean(by_prompt, Range::kUnit);
   mean("score_change", changes);
   mean("length_change", lengths);
   mean("refusal_change", refusals);
