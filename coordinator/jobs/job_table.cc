@@ -40,16 +40,9 @@ absl::Status JobTable::Recover() {
     const std::string id = row.id();
     jobs_[id].job = std::move(row);
   }
-  WriteBatch expired;
-  RLHF_RETURN_IF_ERROR(CloseDeadGates(&expired));
-  const absl::Time now = deps_.loop->clock().WallNow();
-  RLHF_RETURN_IF_ERROR(deps_.store->Scan(Table::kRequests, "", [&](absl::string_view key, absl::string_view value) {
-    v1::RequestRow row;
-    row.ParseFromArray(value.data(), static_cast<int>(value.size()));
-    if (now - FromTimestamp(row.created_at()) > kRequestsKept) expired.Erase(Table::kRequests, std::string(key));
-    return true;
-  }));
-  if (!expired.empty()) deps_.store->Commit(std::move(expired), [](absl::Status) {});
+  WriteBatch closed;
+  RLHF_RETURN_IF_ERROR(CloseDeadGates(&closed));
+  if (!closed.empty()) deps_.store->Commit(std::move(closed), [](absl::Status) {});
   // Drivers start on the loop after recovery: stages before pipelines would look for each other.
   for (const std::string& id : order_) {
     if (!IsTerminal(jobs_.at(id).job.state())) {
@@ -350,6 +343,10 @@ void JobTable::Admit(const std::string& job_id) {
   StartDriver(job_id);
 }
 
+absl::Status JobTable::CheckKnownHere(const v1::Job& job) {
+  return CheckKnown(job.spec(), "its specification", "the coordinator");
+}
+
 // Of a job that a newer release began nothing is run, and nothing is lost: who goes back to that release goes on.
 void JobTable::HoldForNewerRelease(Entry* entry, const absl::Status& known) {
   v1::Job& job = entry->job;
@@ -366,9 +363,7 @@ void JobTable::HoldForNewerRelease(Entry* entry, const absl::Status& known) {
 // Its driver says what it is once it is there.
 void JobTable::EndHold(Entry* entry) {
   v1::Job& job = entry->job;
-  if (job.state() != v1::WAITING || job.reason_code() != kNewerRelease ||
-      !CheckKnown(job.spec(), "its specification", "the coordinator").ok())
-    return;
+  if (job.state() != v1::WAITING || job.reason_code() != kNewerRelease || !CheckKnownHere(job).ok()) return;
   WriteBatch batch;
   SetState(&job, v1::PENDING, "", "", &batch);
   CommitThen(job.id(), std::move(batch), [](absl::Status) {});
@@ -378,8 +373,7 @@ void JobTable::StartDriver(const std::string& job_id) {
   Entry* entry = FindEntry(job_id);
   if (entry == nullptr || entry->driver != nullptr || IsTerminal(entry->job.state())) return;
   const v1::JobSpec& spec = entry->job.spec();
-  if (const absl::Status known = CheckKnown(spec, "its specification", "the coordinator"); !known.ok())
-    return HoldForNewerRelease(entry, known);
+  if (const absl::Status known = CheckKnownHere(entry->job); !known.ok()) return HoldForNewerRelease(entry, known);
   // From before there was a bound: what would take all memory is not begun.
   if (const std::string problems = SizeProblems(spec); !problems.empty()) return Fail(job_id, "INVALID_SPEC", problems);
   if (spec.has_pipeline())

@@ -76,6 +76,8 @@ class JobTable final : public Jobs, private JobHost {
   Entry* FindEntry(const std::string& job_id);
   v1::Job& Insert(v1::JobSpec spec);
   void StartDriver(const std::string& job_id);
+  // Not OK of a job with what only a newer release knows: the text says of what, and what to do.
+  static absl::Status CheckKnownHere(const v1::Job& job);
   void HoldForNewerRelease(Entry* entry, const absl::Status& known);
   void EndHold(Entry* entry);
   void FreeAfterEnd(const std::string& job_id);

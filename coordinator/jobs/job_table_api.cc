@@ -8,7 +8,6 @@
 #include "absl/strings/str_split.h"
 #include "artifact/digest.h"
 #include "common/canonical_bytes.h"
-#include "common/known_fields.h"
 #include "common/status_util.h"
 #include "coordinator/jobs/context_spec.h"
 #include "coordinator/jobs/job_table.h"
@@ -463,8 +462,7 @@ JobFacts JobTable::FactsOf(const Entry& entry, const Sees& sees) {
     facts.quota_holders = InTheWayOf(entry.job);
     facts.over_job_quota = !facts.quota_holders.empty();
     facts.starting = !facts.over_job_quota;
-    if (const absl::Status known = CheckKnown(entry.job.spec(), "its specification", "the coordinator"); !known.ok())
-      facts.newer_release = std::string(known.message());
+    facts.newer_release = std::string(CheckKnownHere(entry.job).message());
   }
   if (const Entry* stage = FindEntry(facts.stage_id); stage != nullptr && stage->driver != nullptr)
     facts.stage_waits_for = ExplainFacts(FactsOf(*stage, sees)).waits_for();
