@@ -188,19 +188,17 @@ void ExplainActive(const JobFacts& facts, Waits* waits) {
                "free the disk (or mend it) and restart the coordinator; nothing that was acknowledged is lost");
   }
   // Paused by the coordinator itself, for want of room, of a volume to write to, or of one that answers.
-  if (job.state() == v1::PAUSED && job.reason_code() == kDiskHangs) {
-    waits->Add(v1::STORE_FAILING, absl::StrCat("a volume that answers: it is paused: ", job.reason()), facts.in_state,
-               "look after the volume's server or disk, and the network between; it goes on by itself");
-    return;
-  }
-  if (job.state() == v1::PAUSED && job.reason_code() == kDiskReadOnly) {
-    waits->Add(v1::STORE_FAILING, absl::StrCat("a writable volume: it is paused: ", job.reason()), facts.in_state,
-               "make the volume writable; it goes on by itself");
-    return;
-  }
   if (job.state() == v1::PAUSED && !job.reason_code().empty()) {
-    waits->Add(v1::STORE_FAILING, absl::StrCat("room: it is paused: ", job.reason()), facts.in_state,
-               "free the disk; it goes on by itself");
+    const char *wanted = "room", *mend = "free the disk";
+    if (job.reason_code() == kDiskReadOnly) {
+      wanted = "a writable volume";
+      mend = "make the volume writable";
+    } else if (job.reason_code() == kDiskHangs) {
+      wanted = "a volume that answers";
+      mend = "look after the volume's server or disk, and the network between";
+    }
+    waits->Add(v1::STORE_FAILING, absl::StrCat(wanted, ": it is paused: ", job.reason()), facts.in_state,
+               absl::StrCat(mend, "; it goes on by itself"));
     return;
   }
   if (job.state() == v1::PAUSED) {

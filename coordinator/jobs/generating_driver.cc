@@ -168,19 +168,18 @@ class GeneratingDriver final : public Driver, public SamplingListener {
       }
       loop->Post(host->WhileActive(job_id,
                                    [this, compared = compared.status(), staging = folder.path, made = std::move(made)] {
+                                     if (compared.ok()) return Written(made, staging);
                                      if (ReasonOf(compared) == v1::STORE_UNAVAILABLE)
                                        return FailOrTryAgain(compared, [this] { PublishAgain(); });
-                                     if (!compared.ok())
-                                       return host_->Fail(job_id_, "BAD_DATA", std::string(compared.message()));
-                                     if (!made.read.ok())
-                                       return host_->Fail(job_id_, "STORE", std::string(made.read.message()));
-                                     if (!made.written.ok())
-                                       return FailOrTryAgain(made.written, [this] { PublishAgain(); });
-                                     if (!made.measured.ok())
-                                       return host_->Fail(job_id_, "BAD_DATA", std::string(made.measured.message()));
-                                     Finish(made.metrics, staging);
+                                     host_->Fail(job_id_, "BAD_DATA", std::string(compared.message()));
                                    }));
     });
+  }
+  void Written(const GeneratedSamples& made, const std::string& staging) {
+    if (!made.read.ok()) return host_->Fail(job_id_, "STORE", std::string(made.read.message()));
+    if (!made.written.ok()) return FailOrTryAgain(made.written, [this] { PublishAgain(); });
+    if (!made.measured.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(made.measured.message()));
+    Finish(made.metrics, staging);
   }
 
   void Finish(const std::map<std::string, v1::Metric>& metrics, const std::string& staging) {
