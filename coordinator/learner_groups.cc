@@ -510,6 +510,10 @@ class LearnerGroupsImpl final : public LearnerGroups {
         }
       }
     }
+    // No group is of two versions, so that the most of one is all that any can have.
+    const std::vector<const Waiter*> free = Candidates();
+    const std::map<std::string, int> by_version = ByVersion(free);
+    const int registered = Most(Registered());
     for (auto& [id, group] : groups_) {
       // Of those that are put off nobody is to make room for one.
       if (group.members.empty() && now < std::max(group.returning_until, group.not_before)) continue;
@@ -526,15 +530,12 @@ class LearnerGroupsImpl final : public LearnerGroups {
       job.started_with = group.started_with;
       job.waited = now - group.waiting_since;
       if (!group.unsuited.empty()) {
-        job.unfit = Most(ByVersion(Candidates())) - Most(ByVersion(Fit(group, Candidates())));
-        job.unfit_registered = Most(Registered()) - Most(Registered(&group));
+        job.unfit = Most(by_version) - Most(ByVersion(Fit(group, free)));
+        job.unfit_registered = registered - Most(Registered(&group));
       }
       jobs.push_back(std::move(job));
     }
-    // No group is of two versions, so that the most of one is all that any can have.
-    const std::map<std::string, int> by_version = ByVersion(Candidates());
-    const GangPlan plan =
-        PlanGangs(jobs, Most(by_version), Most(Registered()), QuotaRule{quotas_, &v1::Quota::max_learners});
+    const GangPlan plan = PlanGangs(jobs, Most(by_version), registered, QuotaRule{quotas_, &v1::Quota::max_learners});
     for (auto& [id, group] : groups_) {
       const auto wait = plan.waits.find(id);
       group.wait = wait == plan.waits.end() ? GangWait::kNone : wait->second;
@@ -573,6 +574,8 @@ class LearnerGroupsImpl final : public LearnerGroups {
   void FormByVersion(std::vector<GangJob> jobs, bool victims) {
     for (const auto& [version, registered] : Registered()) {
       std::set<std::string> expecting;  // jobs for which groups make room
+      const std::vector<const Waiter*> waiting = Candidates();
+      const int free = ByVersion(waiting)[version];
       for (GangJob& job : jobs) {
         const Group& group = groups_.at(job.id);
         const bool here = group.version == version;
@@ -581,14 +584,13 @@ class LearnerGroupsImpl final : public LearnerGroups {
         job.yielding = !group.yields_to.empty() && here;
         job.unfit = job.unfit_registered = 0;
         if (!group.unsuited.empty()) {
-          job.unfit = ByVersion(Candidates())[version] - ByVersion(Fit(group, Candidates()))[version];
+          job.unfit = free - ByVersion(Fit(group, waiting))[version];
           job.unfit_registered = registered - Registered(&group)[version];
         }
         job.started_with = victims && here ? group.started_with : std::numeric_limits<int>::max();
         expecting.insert(group.yields_to);
       }
-      GangPlan plan =
-          PlanGangs(jobs, ByVersion(Candidates())[version], registered, QuotaRule{quotas_, &v1::Quota::max_learners});
+      GangPlan plan = PlanGangs(jobs, free, registered, QuotaRule{quotas_, &v1::Quota::max_learners});
       std::erase_if(plan.yield, [&](const auto& yield) { return expecting.count(yield.second) > 0; });
       Apply(plan, version);
     }
