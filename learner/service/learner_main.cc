@@ -26,6 +26,7 @@
 #include "common/abandoned.h"
 #include "common/certificate_metrics.h"
 #include "common/clock.h"
+#include "common/end_by.h"
 #include "common/host_port.h"
 #include "common/http_endpoint.h"
 #include "common/log.h"
@@ -157,14 +158,11 @@ void EndTraining(rlhf::learner::TrainingRun& run, const absl::Notification& ende
   const bool saved = run.AwaitSaved(left() - std::min(kToLeave, grace / 4));
   if (!saved) spdlog::warn("a checkpoint or model takes longer than --grace-seconds allows: it is given up");
   // A device that hangs may hold whoever leaves.
-  absl::Notification has_left;
-  std::thread guard([&] {
-    if (!has_left.WaitForNotificationWithTimeout(std::max(left(), kAtLeast)))
-      GiveUp("this rank cannot leave its group");
-  });
-  leave_group();
-  has_left.Notify();
-  guard.join();
+  {
+    const rlhf::EndBy guard(std::max(left(), kAtLeast), kTryAgain,
+                            [] { return std::string("this rank cannot leave its group"); });
+    leave_group();
+  }
   if (ended.WaitForNotificationWithTimeout(std::max(left(), kAtLeast))) return;
   GiveUp(absl::StrCat(saved ? "the running step" : "writing a checkpoint or model", " does not end within ",
                       absl::FormatDuration(grace), " (--grace-seconds)"));
