@@ -4,20 +4,19 @@
 #include <optional>
 #include <utility>
 
-#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/clock.h"
 #include "common/durable_file.h"
 #include "common/failpoint.h"
 #include "common/host_port.h"
-#include "common/known_fields.h"
 #include "common/learner_inputs.h"
 #include "common/log.h"
 #include "common/status_util.h"
 #include "common/unsuited.h"
 #include "google/protobuf/util/time_util.h"
 #include "learner/metered_collective.h"
+#include "learner/service/group_numerics.h"
 #include "learner/trainable.h"
 #include "model/guard.h"
 #include "model/weights_io.h"
@@ -42,12 +41,9 @@ std::string CheckpointName(int64_t step) {
   return absl::StrCat("checkpoint-", step);
 }
 
-// On an Unsuited status: only beside this group's rank 0.
-constexpr absl::string_view kUnlikeMark = "rlhf/unlike_rank_0";
-
 const char* FailureCode(const absl::Status& status) {
   if (ReasonOf(status) == v1::DIGEST_MISMATCH) return "CHECKPOINT_DAMAGED";
-  if (IsUnsuited(status)) return status.GetPayload(kUnlikeMark).has_value() ? "UNLIKE_RANK_0" : "UNSUITED";
+  if (IsUnsuited(status)) return IsUnlikeRankZero(status) ? "UNLIKE_RANK_0" : "UNSUITED";
   if (absl::IsInvalidArgument(status) || absl::IsNotFound(status) || absl::IsDataLoss(status)) return "BAD_DATA";
   if (absl::IsFailedPrecondition(status)) return "SELF_CHECK";
   return "INTERNAL";
@@ -201,37 +197,9 @@ bool TrainingRun::Holds(const v1::GroupAssignment& group, int64_t step) const {
   return false;
 }
 
-absl::Status TrainingRun::CheckSuits(const v1::GroupAssignment& group) {
-  RLHF_RETURN_IF_ERROR(CheckKnown(group.spec(), "the job's specification", "learner"));
-  const std::string now = NumericsOf(group.spec(), group.world_size());
-  if (!group.numerics().empty() && group.numerics() != now) {
-    return UnsuitedError(
-        absl::StrCat("deterministic: the job's steps were trained with \"", group.numerics(), "\", this learner has \"",
-                     now, "\"; start one of the same version with the same --threads on the same kind of machine"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status TrainingRun::AgreeOnNumerics(const v1::GroupAssignment& group) {
-  // Once steps are trained, CheckSuits compares with theirs.
-  if (!group.spec().deterministic() || group.world_size() == 1 || !group.numerics().empty()) return absl::OkStatus();
-  const std::string now = NumericsOf(group.spec(), group.world_size());
-  const double ours = Crc32c(now);  // exact
-  RLHF_ASSIGN_OR_RETURN(const std::vector<double> first, meeting_.Sum(1, /*aside=*/false, [&] {
-    return std::vector<double>{group.rank() == 0 ? ours : 0};
-  }));
-  if (first[0] == ours) return absl::OkStatus();
-  absl::Status unlike = UnsuitedError(
-      absl::StrCat("deterministic: this learner has \"", now,
-                   "\", rank 0 of its group another; start learners of the same version with the same --threads on the "
-                   "same kind of machine"));
-  unlike.SetPayload(kUnlikeMark, absl::Cord());
-  return unlike;
-}
-
 absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   RLHF_RETURN_IF_ERROR(CheckSuits(group));
-  RLHF_RETURN_IF_ERROR(AgreeOnNumerics(group));
+  RLHF_RETURN_IF_ERROR(AgreeOnNumerics(group, &meeting_));
   const int64_t start = group.next_step() - 1;  // committed steps the group begins with
   const bool holds = Holds(group, start);
   // Every rank takes part in every vote, also one that needs nothing: what ranks exchange must stay paired.

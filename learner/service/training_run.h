@@ -64,11 +64,7 @@ class TrainingRun {
   std::string StuckBecause() const { return stuck_.StuckBecause(); }
 
  private:
-  // Unsuited (common/unsuited.h): others may train the job.
-  static absl::Status CheckSuits(const v1::GroupAssignment& group);
   absl::Status Connect(const v1::GroupAssignment& group);
-  // Of a deterministic job: Unsuited where this rank's numerics are not rank 0's.
-  absl::Status AgreeOnNumerics(const v1::GroupAssignment& group);
   // Whether the trainer has the job's weights of this step.
   bool Holds(const v1::GroupAssignment& group, int64_t step) const;
   absl::Status Prepare(const v1::GroupAssignment& group);
