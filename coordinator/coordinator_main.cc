@@ -13,7 +13,7 @@
 #include "common/tracing.h"
 #include "coordinator/config.h"
 #include "coordinator/coordinator_server.h"
-#include "coordinator/volume_watch.h"
+#include "coordinator/volume_start.h"
 
 namespace {
 

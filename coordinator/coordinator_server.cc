@@ -6,7 +6,6 @@
 #include <functional>
 #include <memory>
 #include <random>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -40,6 +39,7 @@
 #include "coordinator/payload_retention.h"
 #include "coordinator/standby.h"
 #include "coordinator/store/postgres_store.h"
+#include "coordinator/volume_start.h"
 #include "coordinator/volume_watch.h"
 #include "coordinator/web/web_server.h"
 
@@ -59,7 +59,6 @@ constexpr absl::Duration kSweepPayloadsEvery = absl::Hours(1);
 constexpr absl::Duration kSignEvery = absl::Minutes(1);
 constexpr absl::Duration kStuckAfter = absl::Seconds(30);
 constexpr absl::Duration kSweepStagingEvery = absl::Hours(6);
-constexpr absl::Duration kVolumeAnswersWithin = absl::Seconds(5);  // at the start, or it is said
 constexpr absl::Duration kTryToLeadEvery = absl::Milliseconds(250);
 constexpr absl::Duration kLookAtCertificatesEvery = absl::Seconds(10);
 constexpr absl::Duration kTurnEvery = absl::Milliseconds(100);
@@ -105,13 +104,6 @@ class CoordinatorServerImpl final : public CoordinatorServer {
     if (phase_ != Phase::kReady || since < kStuckAfter) return "";
     return absl::StrCat("the event loop has not turned over for ", absl::ToInt64Seconds(since), " s");
   }
-  // Does what touches a volume, which may hang, beside this thread; `hangs` is called once where it does not answer.
-  // Cancelled when the process is to end meanwhile.
-  absl::Status OnceItAnswers(const std::string& whose, const std::function<bool()>& stop,
-                             std::function<absl::Status()> work, const std::function<void()>& hangs);
-  absl::Status TakeDataDir(const std::function<bool()>& stop);
-  // Makes the artifact root, once its volume answers.
-  absl::Status MakeArtifactRoot(const std::function<bool()>& stop);
   // On PostgreSQL: blocks until this coordinator leads.
   absl::Status Lead(const std::function<bool()>& stop);
   // Whether it leads now. A database that does not answer is no error: it is asked again.
@@ -184,14 +176,18 @@ class CoordinatorServerImpl final : public CoordinatorServer {
 };
 
 absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
-  RLHF_RETURN_IF_ERROR(TakeDataDir(stop));
+  RLHF_ASSIGN_OR_RETURN(lock_, TakeDataDir(config_.data_dir, /*shared=*/!postgres_.uri.empty(), stop));
   RLHF_ASSIGN_OR_RETURN(http_, StartHttpEndpoint(
                                    config_.http_address, &metrics_, [this] { return NotReadyBecause(); },
                                    [this] { return StuckBecause(); }));
   prometheus::Gauge& ready =
       metrics_.Gauge("rlhf_coordinator_ready", "1 while this coordinator leads and serves; 0 while it cannot.");
   metrics_.OnCollect([this, &ready] { ready.Set(NotReadyBecause().empty() ? 1 : 0); });
-  RLHF_RETURN_IF_ERROR(MakeArtifactRoot(stop));
+  RLHF_RETURN_IF_ERROR(MakeArtifactRoot(config_.artifact_root, stop, [this] {
+    phase_ = Phase::kNoVolume;
+    spdlog::warn("{} (--artifact-root {})", NotReadyBecause(), config_.artifact_root);
+  }));
+  phase_ = Phase::kRecovering;
   if (!postgres_.uri.empty()) RLHF_RETURN_IF_ERROR(Lead(stop));
   const absl::Duration started = clock_->Now();
   RLHF_RETURN_IF_ERROR(OpenStores());
@@ -241,60 +237,6 @@ absl::Status CoordinatorServerImpl::Open(const std::function<bool()>& stop) {
                fleet_server_->port(), api_server_->port(), http_->port(), web_->port(),
                config_.advertise_address.empty() ? "" : absl::StrCat(", reachable as ", config_.advertise_address));
   return absl::OkStatus();
-}
-
-absl::Status CoordinatorServerImpl::OnceItAnswers(const std::string& whose, const std::function<bool()>& stop,
-                                                  std::function<absl::Status()> work,
-                                                  const std::function<void()>& hangs) {
-  struct Working {
-    absl::Notification over;
-    absl::Status status;
-  };
-  const auto working = std::make_shared<Working>();
-  // Left behind where the process is told to end meanwhile.
-  std::thread([working, work = std::move(work)] {
-    working->status = work();
-    working->over.Notify();
-  }).detach();
-  const absl::Duration began = clock_->Now();
-  bool said = false;
-  while (!working->over.WaitForNotificationWithTimeout(kTryToLeadEvery)) {
-    if (stop && stop())
-      return absl::CancelledError(absl::StrCat("it was asked to stop while the ", whose, " volume did not answer"));
-    if (clock_->Now() - began < kVolumeAnswersWithin || std::exchange(said, true)) continue;
-    hangs();
-  }
-  if (said) spdlog::info("the {} volume answers", whose);
-  return working->status;
-}
-
-absl::Status CoordinatorServerImpl::TakeDataDir(const std::function<bool()>& stop) {
-  const auto lock = std::make_shared<std::unique_ptr<DataDirLock>>();
-  const auto take = [lock, data_dir = config_.data_dir, shared = !postgres_.uri.empty()]() -> absl::Status {
-    // Its own folder is the owner's alone; those above may hold what others share.
-    std::filesystem::path folder = std::filesystem::absolute(data_dir).lexically_normal();
-    if (!folder.has_filename()) folder = folder.parent_path();  // written with a "/" at its end
-    RLHF_RETURN_IF_ERROR(MakeDirs(folder.parent_path().string()));
-    RLHF_RETURN_IF_ERROR(MakeDirs(data_dir, 0700));
-    RLHF_ASSIGN_OR_RETURN(*lock, DataDirLock::Take(data_dir, shared));
-    return absl::OkStatus();
-  };
-  RLHF_RETURN_IF_ERROR(OnceItAnswers("data folder's", stop, take, [this] {
-    spdlog::warn("waiting for the data folder's volume: it does not answer (--data-dir {})", config_.data_dir);
-  }));
-  lock_ = std::move(*lock);
-  return absl::OkStatus();
-}
-
-absl::Status CoordinatorServerImpl::MakeArtifactRoot(const std::function<bool()>& stop) {
-  const absl::Status made = OnceItAnswers(
-      "artifacts'", stop, [root = config_.artifact_root] { return MakeDirs(root, kGroupFolder); },
-      [this] {
-        phase_ = Phase::kNoVolume;
-        spdlog::warn("{} (--artifact-root {})", NotReadyBecause(), config_.artifact_root);
-      });
-  phase_ = Phase::kRecovering;
-  return made;
 }
 
 absl::Status CoordinatorServerImpl::Lead(const std::function<bool()>& stop) {

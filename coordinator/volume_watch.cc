@@ -8,14 +8,12 @@
 #include <cerrno>
 #include <cstdint>
 #include <memory>
-#include <thread>
 #include <utility>
 
 #include <prometheus/gauge.h>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/synchronization/notification.h"
 #include "common/log.h"
 #include "coordinator/jobs.h"
 
@@ -26,15 +24,6 @@ std::optional<VolumeRoom> RoomOf(const std::string& folder) {
   if (statvfs(folder.c_str(), &volume) != 0) return std::nullopt;
   return VolumeRoom{static_cast<uint64_t>(volume.f_bavail) * volume.f_frsize,
                     static_cast<uint64_t>(volume.f_blocks) * volume.f_frsize, (volume.f_flag & ST_RDONLY) != 0};
-}
-
-bool Answers(const std::string& folder, absl::Duration patience) {
-  const auto answered = std::make_shared<absl::Notification>();
-  std::thread([folder, answered] {
-    (void)RoomOf(folder);
-    answered->Notify();
-  }).detach();
-  return answered->WaitForNotificationWithTimeout(patience);
 }
 
 namespace {

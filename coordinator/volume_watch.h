@@ -26,10 +26,6 @@ struct VolumeRoom {
 // Of a folder's volume; nothing when nobody can say. Any thread; a volume that hangs blocks it.
 std::optional<VolumeRoom> RoomOf(const std::string& folder);
 
-// Whether the folder's volume answers within `patience`; of one that does not, a thread is left behind that waits for
-// it. Any thread.
-bool Answers(const std::string& folder, absl::Duration patience);
-
 struct VolumeTrouble {
   std::string why;   // for people, with the folder; empty: all can be written to
   std::string code;  // kDiskFull, kDiskReadOnly or kDiskHangs (jobs.h)
