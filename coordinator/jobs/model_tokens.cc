@@ -1,15 +1,27 @@
 #include "coordinator/jobs/model_tokens.h"
 
+#include <utility>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "artifact/same_tokens.h"
 #include "common/status_util.h"
-#include "coordinator/jobs/driver.h"
+#include "coordinator/artifacts.h"
 
 namespace rlhf::coordinator {
+namespace {
+
+struct TokenReader {
+  std::string field;   // "ppo.critic", "ppo.reference"
+  std::string model;   // as the specification names it
+  std::string policy;  // the same of the policy
+  Artifacts::Finder find, find_policy;
+};
 
 std::vector<TokenReader> TokenReadersOf(const v1::Job& job, const Artifacts& artifacts) {
   const v1::PpoSpec& spec = job.spec().ppo();
   std::vector<TokenReader> readers;
+  if (job.version().step() > 0) return readers;
   const std::string policy = Resolved(job, spec.policy());
   const auto add = [&](const char* field, const std::string& model) {
     const std::string digest = Resolved(job, model);
@@ -35,6 +47,27 @@ absl::Status CheckTokenReaders(const std::vector<TokenReader>& readers) {
                                                    "): name a model of the policy's family, or the policy itself"));
   }
   return absl::OkStatus();
+}
+
+}  // namespace
+
+void CheckModelTokens(JobHost* host, const std::string& job_id, absl::AnyInvocable<void()> then) {
+  const JobsDeps& deps = host->deps();
+  std::vector<TokenReader> readers = TokenReadersOf(*host->Find(job_id), *deps.artifacts);
+  if (readers.empty()) return then();
+  deps.background->Run(
+      [host, job_id, loop = deps.loop, readers = std::move(readers), then = std::move(then)]() mutable {
+        absl::Status status = CheckTokenReaders(readers);
+        loop->Post(host->WhileActive(job_id, [host, job_id, status, then = std::move(then)]() mutable {
+          if (status.ok()) return then();
+          if (ReasonOf(status) != v1::STORE_UNAVAILABLE)
+            return host->Fail(job_id, "BAD_DATA", std::string(status.message()));
+          host->deps().loop->PostAfter(kTryVolumeAgain,
+                                       host->WhileActive(job_id, [host, job_id, then = std::move(then)]() mutable {
+                                         CheckModelTokens(host, job_id, std::move(then));
+                                       }));
+        }));
+      });
 }
 
 }  // namespace rlhf::coordinator

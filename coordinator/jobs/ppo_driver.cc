@@ -36,7 +36,8 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
     LoadPrompts(deps(), Resolved(row, row.spec().ppo().prompts()), true, row.spec().seed(), 0,
                 host_->WhileActive(job_id_, [this](auto prompts) {
                   if (!prompts.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(prompts.status().message()));
-                  CheckTokens(*std::move(prompts));
+                  CheckModelTokens(host_, job_id_,
+                                   [this, prompts = *std::move(prompts)]() mutable { Begin(std::move(prompts)); });
                 }));
   }
 
@@ -151,24 +152,6 @@ class PpoDriver final : public TrainingDriver, public SamplingListener {
   // After a restart that was committed by another process: from the job's events, few of which are newer.
   absl::Status RecallMetrics();
 
-  // In the background; then begins.
-  void CheckTokens(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
-    std::vector<TokenReader> readers;
-    // One that has trained already, by an earlier release as well, is not ended for it, nor its tokenizers read again.
-    if (job()->version().step() == 0) readers = TokenReadersOf(*job(), *deps().artifacts);
-    if (readers.empty()) return Begin(std::move(prompts));
-    auto then = host_->WhileActive(job_id_, [this, prompts = std::move(prompts)](const absl::Status& status) mutable {
-      if (ReasonOf(status) == v1::STORE_UNAVAILABLE)
-        return deps().loop->PostAfter(kTryVolumeAgain, host_->WhileActive(job_id_, [this, prompts]() mutable {
-          CheckTokens(std::move(prompts));
-        }));
-      if (!status.ok()) return host_->Fail(job_id_, "BAD_DATA", std::string(status.message()));
-      Begin(std::move(prompts));
-    });
-    deps().background->Run([loop = deps().loop, readers = std::move(readers), then = std::move(then)]() mutable {
-      loop->Post([status = CheckTokenReaders(readers), then = std::move(then)]() mutable { then(status); });
-    });
-  }
   void Begin(std::shared_ptr<const std::vector<v1::Prompt>> prompts) {
     prompts_ = prompts;
     v1::Job& row = *job();
