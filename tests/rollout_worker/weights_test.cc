@@ -76,10 +76,11 @@ class WeightsTransfer : public testing::TestWithParam<torch::Dtype> {
     return published.ok() ? published->digest : "";
   }
   // Of one slot, for artifacts.
-  PolicyLoader Loader(PolicyLoaderOptions options = {}) {
+  PolicyLoader Loader(PolicyLoaderOptions options = {}) { return LoaderBy(&subscriber_, std::move(options)); }
+  PolicyLoader LoaderBy(WeightSubscriber* subscriber, PolicyLoaderOptions options = {}) {
     options.engine.slots = 1;
     options.dtype = GetParam();
-    return PolicyLoader(&artifacts_, &subscriber_, options);
+    return PolicyLoader(&artifacts_, subscriber, options);
   }
 
   FetchedWeights Fetch(const v1::PolicySource& source, const std::string& held) {
@@ -226,10 +227,7 @@ TEST_P(WeightsTransfer, AVersionThatIsOnItsWayIsNotFetchedTwice) {
     }
     return Plain(address);
   });
-  PolicyLoaderOptions options;
-  options.engine.slots = 1;
-  options.dtype = GetParam();
-  PolicyLoader loader(&artifacts_, &subscriber, options);
+  PolicyLoader loader = LoaderBy(&subscriber);
   Change(*policy_);
   v1::PolicySource source = Publish(1);
   source.set_artifact(model);
@@ -253,10 +251,7 @@ TEST_P(WeightsTransfer, WhatDoesNotArriveIsAskedForOnceALease) {
     ++fetches;
     return Plain(address);
   });
-  PolicyLoaderOptions options;
-  options.engine.slots = 1;
-  options.dtype = GetParam();
-  PolicyLoader loader(&artifacts_, &subscriber, options);
+  PolicyLoader loader = LoaderBy(&subscriber);
   Change(*policy_);
   v1::PolicySource source = Publish(1);
   source.set_artifact(model);
