@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "coordinator/jobs/cut_answers.h"
@@ -15,7 +14,8 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr char kGoldPrefix[] = "gold/", kNoCategory[] = "uncategorised";
+constexpr int kWindow = 3;  // steps, by default
+constexpr char kNoCategory[] = "uncategorised";
 
 double Mean(const std::vector<double>& values) {
   double sum = 0;
@@ -76,6 +76,7 @@ v1::MonitorStep ObserveStep(int64_t step, const std::vector<v1::Sample>& batch, 
                             int max_new_tokens) {
   std::vector<double> scores, gold, lengths, repetitions, outside, cut;
   std::map<std::string, std::vector<double>> gold_by_category;
+  std::map<std::string, std::map<std::string, std::vector<double>>> gold_by_prompt;
   for (const v1::Sample& sample : batch) {
     scores.push_back(sample.score().total());
     outside.push_back(std::abs(sample.score().total()) > outside_deviations ? 1 : 0);
@@ -86,7 +87,9 @@ v1::MonitorStep ObserveStep(int64_t step, const std::vector<v1::Sample>& batch, 
     if (sample.score().gold().empty()) continue;
     gold.push_back(sample.score().gold_total());
     const std::string& category = sample.prompt().category();
-    gold_by_category[category.empty() ? kNoCategory : category].push_back(sample.score().gold_total());
+    const std::string named = category.empty() ? kNoCategory : category;
+    gold_by_category[named].push_back(sample.score().gold_total());
+    gold_by_prompt[named][sample.prompt().id()].push_back(sample.score().gold_total());
   }
   v1::MonitorStep out;
   out.set_step(step);
@@ -103,12 +106,23 @@ v1::MonitorStep ObserveStep(int64_t step, const std::vector<v1::Sample>& batch, 
     values["gold"] = Mean(gold);
     values["gold_std"] = Deviation(gold);
   }
-  for (const auto& [category, list] : gold_by_category) values[absl::StrCat(kGoldPrefix, category)] = Mean(list);
+  for (const auto& [category, list] : gold_by_category) values[absl::StrCat("gold/", category)] = Mean(list);
+  for (const auto& [category, prompts] : gold_by_prompt) {
+    std::vector<double> means;
+    means.reserve(prompts.size());
+    for (const auto& [id, list] : prompts) means.push_back(Mean(list));
+    v1::GoldSpread& spread = (*out.mutable_gold())[category];
+    spread.set_prompts(static_cast<int64_t>(means.size()));
+    spread.set_mean(Mean(means));
+    for (const double mean : means)
+      spread.set_squares(spread.squares() + (mean - spread.mean()) * (mean - spread.mean()));
+  }
   return out;
 }
 
-Monitor::Monitor(v1::MonitorSpec spec) : spec_(std::move(spec)) {
-  if (spec_.window() < 1) spec_.set_window(3);
+Monitor::Monitor(v1::MonitorSpec spec)
+    : spec_(std::move(spec)), gold_windows_(spec_.window() < 1 ? kWindow : spec_.window()) {
+  if (spec_.window() < 1) spec_.set_window(kWindow);
   if (!spec_.has_outside_deviations()) spec_.set_outside_deviations(4);
   if (spec_.min_steps() < spec_.window()) spec_.set_min_steps(spec_.window());
   on_ = spec_.max_kl() > 0 || spec_.max_gold_drop() > 0 || spec_.max_gold_gap() > 0 || spec_.max_length_ratio() > 0 ||
@@ -118,6 +132,7 @@ Monitor::Monitor(v1::MonitorSpec spec) : spec_(std::move(spec)) {
 std::vector<v1::Alert> Monitor::Add(const v1::MonitorStep& step) {
   std::erase_if(steps_, [&](const v1::MonitorStep& seen) { return seen.step() >= step.step(); });
   steps_.push_back(step);
+  if (spec_.max_gold_drop() > 0) gold_windows_.Add(steps_);
   if (!on_ || static_cast<int>(steps_.size()) < spec_.min_steps()) return {};
   return Check();
 }
@@ -184,25 +199,14 @@ std::vector<v1::Alert> Monitor::Check() const {
   if (const std::optional<double> gap = GoldGap(); gap.has_value())
     over("gold_gap", spec_.max_gold_gap(), *gap, "the rise of the score over that of the gold score, in deviations,");
   if (spec_.max_gold_drop() > 0) {
-    Values best;
-    for (size_t end = size; end <= steps_.size(); ++end) {
-      for (const auto& [name, value] : Window(end)) {
-        const auto [it, fresh] = best.emplace(name, value);
-        if (!fresh) it->second = std::max(it->second, value);
-      }
-    }
-    for (const auto& [name, value] : now) {
-      if (!absl::StartsWith(name, kGoldPrefix)) continue;
-      const double drop = best[name] - value;
-      if (drop <= spec_.max_gold_drop()) continue;
-      const std::string category = name.substr(sizeof(kGoldPrefix) - 1);
-      alarms.push_back(
-          Alarm("gold_drop", drop, spec_.max_gold_drop(),
-                absl::StrFormat(
-                    "the gold score of \"%s\" fell from %.3g to %.3g; the bound on the fall is %.3g (its mean over "
-                    "all categories went from %.3g to %.3g)",
-                    category, best[name], value, spec_.max_gold_drop(), ValueOf(first, "gold"), ValueOf(now, "gold")),
-                category));
+    for (const GoldWindows::Fall& fall : gold_windows_.FallsOver(spec_.max_gold_drop())) {
+      alarms.push_back(Alarm(
+          "gold_drop", fall.from - fall.to, spec_.max_gold_drop(),
+          absl::StrFormat(
+              "the gold score of \"%s\" fell from %.3g to %.3g; the bound on the fall is %.3g (its mean over "
+              "all categories went from %.3g to %.3g)",
+              fall.category, fall.from, fall.to, spec_.max_gold_drop(), ValueOf(first, "gold"), ValueOf(now, "gold")),
+          fall.category));
     }
   }
   return alarms;

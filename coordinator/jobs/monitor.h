@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/jobs/gold_windows.h"
 #include "rlhf/v1/data.pb.h"
 #include "rlhf/v1/state.pb.h"
 
@@ -42,6 +43,7 @@ class Monitor {
   v1::MonitorSpec spec_;
   bool on_ = false;
   std::vector<v1::MonitorStep> steps_;
+  GoldWindows gold_windows_;
 };
 
 // The share of 3-grams that are repetitions; 0 for less than four tokens.

@@ -175,10 +175,11 @@ TEST(MonitorTest, PromptsWithoutACategoryAreWatchedTogether) {
   v1::MonitorSpec spec;
   spec.set_window(1);
   spec.set_max_gold_drop(0.25);
-  // Of eight samples half have a category, whose gold score stays; that of the others falls with the steps.
+  // Of forty samples half have a category, whose gold score stays; that of the others falls with the steps.
   const auto observe = [](int64_t step, double gold, bool categories) {
-    std::vector<v1::Sample> batch(8);
+    std::vector<v1::Sample> batch(40);
     for (size_t i = 0; i < batch.size(); ++i) {
+      batch[i].mutable_prompt()->set_id(absl::StrCat(i));
       const bool known = categories && i % 2 == 0;
       if (known) batch[i].mutable_prompt()->set_category("known");
       batch[i].mutable_score()->add_gold()->set_name("g");

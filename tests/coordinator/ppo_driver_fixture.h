@@ -264,6 +264,7 @@ class PpoDriverTest : public StoredJobsTest {
     EXPECT_EQ(seen.step(), expected.step());
     EXPECT_EQ(std::map(seen.values().begin(), seen.values().end()),
               std::map(expected.values().begin(), expected.values().end()));
+    EXPECT_EQ(seen.gold_size(), expected.gold_size());
   }
 
   std::unique_ptr<PpoProcess> process_;
