@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <deque>
 #include <filesystem>
 #include <thread>
@@ -24,7 +25,8 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr absl::Duration kGather = absl::Milliseconds(2);  // at most 5: what a write may wait for others
-constexpr int kScanPage = 500;
+constexpr size_t kScanPage = 500;
+constexpr size_t kFirstScanPage = 16;          // most scans want a few rows
 constexpr uint64_t kRoomToMigrate = 16 << 20;  // beside the copy: tables, and the log that is written ahead
 constexpr const auto& kTables = kTableNames;
 
@@ -273,22 +275,25 @@ class SqliteStore final : public StateStore {
   absl::Status ScanPages(Table table, absl::string_view prefix, absl::string_view start, bool inclusive,
                          absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) {
     std::string at(start);
-    while (true) {
+    for (size_t rows = kFirstScanPage;; rows = std::min(4 * rows, kScanPage)) {
       std::vector<std::pair<std::string, std::string>> page;
       {
         absl::MutexLock lock(&reader_mu_);
         sqlite3_stmt* statement = inclusive ? from_[static_cast<int>(table)] : after_[static_cast<int>(table)];
         BindBlob(statement, 1, at);
-        int step;
-        while ((step = sqlite3_step(statement)) == SQLITE_ROW)
-          page.emplace_back(ColumnBlob(statement, 0), ColumnBlob(statement, 1));
+        int step = SQLITE_ROW;
+        while (page.size() < rows && (step = sqlite3_step(statement)) == SQLITE_ROW) {
+          std::string key = ColumnBlob(statement, 0);
+          if (absl::string_view(key).substr(0, prefix.size()) != prefix) break;
+          page.emplace_back(std::move(key), ColumnBlob(statement, 1));
+        }
         sqlite3_reset(statement);
-        if (step != SQLITE_DONE) return ErrorOf(reader_->db(), "scan");
+        if (step != SQLITE_ROW && step != SQLITE_DONE) return ErrorOf(reader_->db(), "scan");
       }
       for (const auto& [key, value] : page) {
-        if (absl::string_view(key).substr(0, prefix.size()) != prefix || !fn(key, value)) return absl::OkStatus();
+        if (!fn(key, value)) return absl::OkStatus();
       }
-      if (page.size() < kScanPage) return absl::OkStatus();
+      if (page.size() < rows) return absl::OkStatus();
       at = page.back().first;
       inclusive = false;
     }

@@ -2,6 +2,7 @@
 #include <sqlite3.h>
 #include <sys/mount.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -11,6 +12,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
 #include "coordinator/event_log.h"
@@ -43,6 +45,29 @@ TEST_P(SqliteTest, WhatWasAcknowledgedIsThereAfterReopening) {
   Put(Table::kTokens, std::string("\0\xff binary", 9), std::string("\0value", 6));
   Open();
   EXPECT_EQ(*store_->Get(Table::kTokens, std::string("\0\xff binary", 9)), std::string("\0value", 6));
+}
+
+// A job's newest event is read at each of its steps, among those of all others.
+TEST_P(SqliteTest, WhatAFewRowsCostDoesNotGrowWithWhatLiesBehindThem) {
+  WriteBatch batch;
+  for (const Table table : {Table::kEvents, Table::kSamples}) {
+    for (uint64_t i = 0; i < 3; ++i) batch.Put(table, KeyOf("a/", {i}), "few");
+  }
+  for (uint64_t i = 0; i < 600; ++i) batch.Put(Table::kSamples, KeyOf("b/", {i}), std::string(20'000, 'x'));
+  ASSERT_TRUE(store_->CommitAndWait(std::move(batch)).ok());
+  const auto read = [&](Table table) {
+    const absl::Time began = absl::Now();
+    const std::string after = KeyOf("a/", {1});
+    for (int i = 0; i < 300; ++i) EXPECT_EQ(Keys(table, "a/", &after).size(), 1u);
+    return absl::Now() - began;
+  };
+  // The least of a few, whatever else runs here.
+  absl::Duration alone = absl::InfiniteDuration(), among = absl::InfiniteDuration();
+  for (int i = 0; i < 3; ++i) {
+    alone = std::min(alone, read(Table::kEvents));
+    among = std::min(among, read(Table::kSamples));
+  }
+  EXPECT_LT(among, 10 * alone) << among << " among others, " << alone << " alone";
 }
 
 TEST_P(SqliteTest, AFileThatIsNoStoreIsRefused) {
