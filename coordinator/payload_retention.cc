@@ -91,9 +91,12 @@ void PayloadRetention::FreeThrough(const std::string& job_id, int64_t step) {
   if (freeing.through == 0) {  // since this start; what an earlier one freed is not read again
     int64_t done = 0;
     const absl::StatusOr<std::string> mark = store_->Get(Table::kMeta, FreedKey(job_id));
-    if (mark.ok() && absl::SimpleAtoi(*mark, &done))
+    if (mark.ok() && absl::SimpleAtoi(*mark, &done)) {
       freeing.at = KeyOf(Ledger::Prefix(job_id), {static_cast<uint64_t>(done + 1)});
+      freeing.through = done;
+    }
   }
+  if (step <= freeing.through) return;
   freeing.through = step;
   if (!std::exchange(freeing.running, true)) FreeSlice(job_id);
 }

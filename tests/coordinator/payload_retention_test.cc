@@ -91,6 +91,23 @@ TEST_F(PayloadRetentionTest, TheNewestSegmentStaysOpenForASweepThatNobodyAskedFo
   EXPECT_THAT(Segments(), IsEmpty());
 }
 
+// After a year a start finds thousands of jobs that ended so.
+TEST_F(PayloadRetentionTest, WhatWasFreedBeforeAStartIsNeitherReadNorWrittenAgain) {
+  for (int64_t step = 1; step <= 2; ++step) Add("job", step);
+  retention_->FreeThrough("job", 2);
+  loop_.Run();
+  Start();
+  store_.FailWith(absl::UnavailableError("it is asked to write"));
+  retention_->FreeThrough("job", 2);
+  loop_.Run();
+  store_.FailWith(absl::OkStatus());
+  Add("job", 3);
+  retention_->FreeThrough("job", 3);  // would wait for a write that failed
+  loop_.Run();
+  EXPECT_TRUE(Row("job", 3).freed());
+  EXPECT_EQ(*store_.Get(Table::kMeta, FreedKey("job")), "3");
+}
+
 TEST_F(PayloadRetentionTest, OldStepsKeepTheirRowsAndSaySo) {
   for (int64_t step = 1; step <= 5; ++step) Add("job", step);
   Add("other", 1);
