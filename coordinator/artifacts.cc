@@ -57,6 +57,27 @@ std::string ArtifactsImpl::KeyOfAlias(const std::string& project, const std::str
   return absl::StrCat(project, "/", name);
 }
 
+void ArtifactsImpl::Point(const std::string& key, const std::string& digest) {
+  Unpoint(key);
+  aliases_[key] = digest;
+  names_[digest].insert(key);
+}
+
+void ArtifactsImpl::Unpoint(const std::string& key) {
+  const auto alias = aliases_.find(key);
+  if (alias == aliases_.end()) return;
+  const auto names = names_.find(alias->second);
+  names->second.erase(key);
+  if (names->second.empty()) names_.erase(names);
+  aliases_.erase(alias);
+}
+
+const std::set<std::string>& ArtifactsImpl::NamesOf(const std::string& digest) const {
+  static const auto* const kNone = new std::set<std::string>();
+  const auto names = names_.find(digest);
+  return names == names_.end() ? *kNone : names->second;
+}
+
 absl::Status ArtifactsImpl::Recover() {
   absl::Status bad;
   RLHF_RETURN_IF_ERROR(store_->Scan(Table::kArtifacts, "", [&](absl::string_view key, absl::string_view value) {
@@ -75,7 +96,7 @@ absl::Status ArtifactsImpl::Recover() {
       bad = absl::DataLossError(absl::StrCat("the alias row \"", key, "\" cannot be read; restore a backup"));
       return false;
     }
-    aliases_[std::string(key)] = row.digest();
+    Point(std::string(key), row.digest());
     return true;
   }));
   RLHF_RETURN_IF_ERROR(bad);
@@ -125,9 +146,10 @@ v1::Artifact ArtifactsImpl::View(const v1::Artifact& artifact, const std::string
   v1::Artifact view = artifact;
   view.clear_aliases();
   const std::string prefix = KeyOfAlias(project.empty() ? artifact.project() : project, "");
-  for (auto it = aliases_.lower_bound(prefix); it != aliases_.end() && absl::StartsWith(it->first, prefix); ++it) {
-    const std::string name = it->first.substr(prefix.size());
-    if (it->second == artifact.digest() && name != artifact.digest()) view.add_aliases(name);
+  const std::set<std::string>& names = NamesOf(artifact.digest());
+  for (auto key = names.lower_bound(prefix); key != names.end() && absl::StartsWith(*key, prefix); ++key) {
+    const std::string name = key->substr(prefix.size());
+    if (name != artifact.digest()) view.add_aliases(name);
   }
   return view;
 }
@@ -293,7 +315,7 @@ void ArtifactsImpl::Record(const Published& published, const std::string& kind, 
       std::move(batch),
       [this, row = std::move(row), names] {
         if (artifacts_.try_emplace(row.digest(), row).second) probed_.reset();
-        for (const std::string& name : names) aliases_[name] = row.digest();
+        for (const std::string& name : names) Point(name, row.digest());
       },
       std::move(done), digest, project);
 }
@@ -368,7 +390,7 @@ void ArtifactsImpl::SetAlias(const v1::SetAliasRequest& request, const Recorder&
     batch.Erase(Table::kAliases, key);
     if (record) record("artifact.unalias", key, {{"artifact", digest}}, &batch);
     return Commit(
-        std::move(batch), [this, key] { aliases_.erase(key); }, std::move(done), digest, request.project());
+        std::move(batch), [this, key] { Unpoint(key); }, std::move(done), digest, request.project());
   }
   const absl::StatusOr<const v1::Artifact*> artifact = FindDigest(request.digest());
   if (!artifact.ok()) return done(artifact.status());
@@ -381,7 +403,7 @@ void ArtifactsImpl::SetAlias(const v1::SetAliasRequest& request, const Recorder&
   Commit(
       std::move(batch),
       [this, keys, digest = request.digest()] {
-        for (const auto& each : keys) aliases_[each] = digest;
+        for (const auto& each : keys) Point(each, digest);
       },
       std::move(done), request.digest(), request.project());
 }
@@ -408,8 +430,7 @@ void ArtifactsImpl::Delete(const v1::DeleteArtifactRequest& request, const Recor
     return done(absl::FailedPreconditionError(absl::StrCat(digest, " is pinned; unpin it first")));
   WriteBatch batch;
   std::vector<std::string> markers;
-  for (const auto& [key, value] : aliases_) {
-    if (value != digest) continue;
+  for (const std::string& key : NamesOf(digest)) {
     if (!absl::EndsWith(key, absl::StrCat("/", digest))) {
       return done(absl::FailedPreconditionError(absl::StrCat(digest, " has the alias \"", key, "\"; remove it first")));
     }
@@ -426,7 +447,7 @@ void ArtifactsImpl::Delete(const v1::DeleteArtifactRequest& request, const Recor
       if (!status.ok()) return done(status);
       artifacts_.erase(digest);
       probed_.reset();
-      for (const std::string& key : markers) aliases_.erase(key);
+      for (const std::string& key : markers) Unpoint(key);
       contexts_.erase(digest);
       hashing_->Run([this, digest, done = std::move(done)]() mutable {
         if (absl::Status removed = root_.Delete(digest); !removed.ok()) return done(WithVolumeReason(removed));

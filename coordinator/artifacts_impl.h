@@ -54,6 +54,9 @@ class ArtifactsImpl final : public Artifacts {
  private:
   // A key of aliases_.
   static std::string KeyOfAlias(const std::string& project, const std::string& name);
+  void Point(const std::string& key, const std::string& digest);
+  void Unpoint(const std::string& key);
+  const std::set<std::string>& NamesOf(const std::string& digest) const;  // keys of aliases_
   bool Visible(const v1::Artifact& artifact, const std::string& project) const;
   // What the volume said last. Thread-safe.
   class Answers {
@@ -116,8 +119,9 @@ class ArtifactsImpl final : public Artifacts {
   std::map<std::string, v1::Artifact> artifacts_;                   // by digest
   mutable std::shared_ptr<const std::vector<std::string>> probed_;  // digests; null: artifacts_ has changed
   std::map<std::string, int64_t> contexts_;                         // by digest, of models
-  std::map<std::string, std::string>
-      aliases_;  // "project/name" to digest; the name "sha256:…" marks a digest as known to a project
+  // "project/name" to digest; the name "sha256:…" marks a digest as known to a project. Changed by Point and Unpoint.
+  std::map<std::string, std::string> aliases_;
+  std::map<std::string, std::set<std::string>> names_;  // aliases_ by digest: keys of it
   UploadRegistry uploads_;
   std::set<std::string> staged_;  // folders that were made for this process; those that are gone leave at a sweep
 };
