@@ -26,6 +26,11 @@ void BackupStream::Pump() {
   ReadNext();
 }
 
+// Its copy of the rows is a large file, whose removal takes a second and more.
+void BackupStream::Ended() {
+  edge_.background->Run([reader = std::exchange(reader_, nullptr)] {});
+}
+
 void BackupStream::Stage() {
   if (absl::Status status = edge_.Admit(caller_, "*"); !status.ok()) return End(status);
   busy_ = true;
@@ -34,7 +39,7 @@ void BackupStream::Stage() {
   edge_.store->Commit(std::move(batch), [weak = weak_from_this(), loop = edge_.loop, background = edge_.background,
                                          store = edge_.store, dir = edge_.data_dir, reserve = edge_.min_free_bytes,
                                          now = edge_.loop->clock().WallNow()](absl::Status status) {
-    background->Run([weak, loop, store, dir, reserve, now, status]() mutable {
+    background->Run([weak, loop, background, store, dir, reserve, now, status]() mutable {
       auto reader = std::make_shared<Reader>();
       if (status.ok()) {
         absl::StatusOr<std::unique_ptr<StagedBackup>> staged = StagedBackup::Make(store, dir, reserve);
@@ -44,11 +49,11 @@ void BackupStream::Stage() {
       *reader->manifest.mutable_taken_at() = ToTimestamp(now);
       reader->manifest.set_build_version(BuildVersion());
       reader->manifest.set_schema_version(kSchemaVersion);
-      loop->Post([weak, reader, status] {
+      loop->Post([weak, background, reader = std::move(reader), status]() mutable {
         const auto stream = std::static_pointer_cast<BackupStream>(weak.lock());
-        if (stream == nullptr || stream->ended()) return;
+        if (stream == nullptr || stream->ended()) return background->Run([reader = std::move(reader)] {});
         if (!status.ok()) return stream->End(status);
-        stream->reader_ = reader;
+        stream->reader_ = std::move(reader);
         stream->busy_ = false;
         stream->Wake();
       });

@@ -29,6 +29,7 @@ class BackupStream final : public LoopStream<v1::BackupChunk> {
   };
 
   void Pump() override;
+  void Ended() override;
   void Stage();
   void ReadNext();
   static absl::StatusOr<v1::BackupChunk> NextChunk(Reader& reader);
