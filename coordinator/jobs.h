@@ -3,9 +3,12 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "coordinator/artifacts.h"
 #include "coordinator/event_log.h"
 #include "coordinator/event_loop.h"
@@ -22,6 +25,9 @@ namespace rlhf::coordinator {
 // Whether the caller has part in a project ("*": in all): jobs of others are not named to them.
 using Sees = std::function<bool(const std::string& project)>;
 
+// How many jobs there are, by kind ("ppo") and state; stages of pipelines count as jobs.
+using JobCensus = std::map<std::pair<std::string, v1::JobState>, int64_t>;
+
 class Jobs {
  public:
   virtual ~Jobs() = default;
@@ -33,6 +39,12 @@ class Jobs {
   virtual v1::ValidateJobResponse Validate(const v1::ValidateJobRequest& request) = 0;
   virtual absl::StatusOr<v1::Job> Get(const std::string& id_or_name, const std::string& project) = 0;
   virtual absl::StatusOr<v1::ListJobsResponse> List(const v1::ListJobsRequest& request) = 0;
+  // By id; null when there is none. Until the next turn of the loop.
+  virtual const v1::Job* Find(const std::string& job_id) const = 0;
+  virtual const JobCensus& census() const = 0;
+  // The jobs that have not ended, and those that came after an earlier call, whose result `after` is (0: all there
+  // are), oldest first, stages included. What is done again and again need not look at those that ended long ago.
+  virtual int64_t Visit(int64_t after, absl::FunctionRef<void(const v1::Job&)> fn) const = 0;
   virtual void Cancel(const std::string& subject, const v1::CancelJobRequest& request, Done<v1::Job> done) = 0;
   virtual void Pause(const std::string& subject, const v1::PauseJobRequest& request, Done<v1::Job> done) = 0;
   virtual void Resume(const std::string& subject, const v1::ResumeJobRequest& request, Done<v1::Job> done) = 0;

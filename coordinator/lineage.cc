@@ -161,16 +161,7 @@ std::string MessageSha256(const google::protobuf::Message& message) {
 
 std::vector<v1::Job> AllJobs(Jobs& jobs) {
   std::vector<v1::Job> all;
-  v1::ListJobsRequest request;
-  request.set_include_stages(true);
-  request.mutable_page()->set_page_size(1000);
-  do {
-    absl::StatusOr<v1::ListJobsResponse> page = jobs.List(request);
-    if (!page.ok()) break;
-    for (v1::Job& job : *page->mutable_jobs()) all.push_back(std::move(job));
-    request.mutable_page()->set_page_token(page->next_page_token());
-  } while (!request.page().page_token().empty());
-  std::reverse(all.begin(), all.end());  // oldest first
+  jobs.Visit(0, [&all](const v1::Job& job) { all.push_back(job); });
   return all;
 }
 
@@ -199,9 +190,9 @@ std::vector<DerivedModel> ModelsMadeFrom(const std::vector<v1::Job>& jobs, std::
 absl::StatusOr<LineageRows> CollectLineageRows(const std::string& project, Jobs& jobs, Feedback& feedback,
                                                Oversight& oversight, Artifacts& artifacts) {
   LineageRows rows;
-  for (v1::Job& job : AllJobs(jobs)) {
-    if (job.spec().project() == project) rows.jobs.push_back(std::move(job));
-  }
+  jobs.Visit(0, [&](const v1::Job& job) {
+    if (job.spec().project() == project) rows.jobs.push_back(job);
+  });
   rows.sets = feedback.sets().List(project, "");
   v1::ListGatesRequest gates;
   gates.mutable_page()->set_page_size(1000);

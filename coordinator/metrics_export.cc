@@ -33,11 +33,6 @@ constexpr NamedCount kStates[] = {
     {"failed", &v1::LedgerCounts::failed},       {"cancelled", &v1::LedgerCounts::cancelled}};
 constexpr size_t kFirstOutcome = 5;  // from "trained" on, a sample's story is over
 
-std::string KindOf(const v1::JobSpec& spec) {
-  const auto* field = v1::JobSpec::descriptor()->FindFieldByNumber(spec.kind_case());
-  return field == nullptr ? "none" : field->name();
-}
-
 MetricsRegistry::Labels GateLabels(v1::GateState state) {
   return {{"state", absl::AsciiStrToLower(v1::GateState_Name(state)).substr(5)}};
 }
@@ -124,43 +119,37 @@ void MetricsExport::SetAll(const std::string& name, const std::string& help,
 
 void MetricsExport::RefreshJobs() {
   std::map<MetricsRegistry::Labels, double> jobs;
+  for (const auto& [which, count] : sources_.jobs->census()) {
+    const auto& [kind, state] = which;
+    jobs[{{"kind", kind.empty() ? "none" : kind}, {"state", absl::AsciiStrToLower(v1::JobState_Name(state))}}] +=
+        static_cast<double>(count);
+  }
   std::map<JobLabels, v1::LedgerCounts> samples;
   std::map<JobLabels, double> progress;
-  std::set<std::string> seen, ended_by_now;
-  int64_t leased = 0;
-  v1::ListJobsRequest request;
-  request.mutable_page()->set_page_size(1000);
-  request.set_include_stages(true);
-  do {
-    const absl::StatusOr<v1::ListJobsResponse> page = sources_.jobs->List(request);
-    if (!page.ok()) return;
-    for (const v1::Job& job : page->jobs()) {
-      jobs[{{"kind", KindOf(job.spec())}, {"state", absl::AsciiStrToLower(v1::JobState_Name(job.state()))}}] += 1;
-      const bool over = IsTerminal(job.state());
-      if (over) {
-        ended_by_now.insert(job.id());
-        // A job that has ended is looked at once more, for its last counts and its result, even when it began and ended
-        // between two scrapes; what had ended before this process began is not.
-        if (jobs_.count(job.id()) == 0 && (ended_.count(job.id()) > 0 || TimeOf(job.finished_at()) < started_))
-          continue;
-      } else {
-        seen.insert(job.id());
-      }
-      const JobLabels labels = RefreshJob(job, &samples, &progress);
-      if (over && labels.first != kOverflow) ExportSlices(job);
-    }
-    request.mutable_page()->set_page_token(page->next_page_token());
-  } while (!request.page().page_token().empty());
-  ended_ = std::move(ended_by_now);
-  std::vector<std::string> ended;
+  std::set<std::string> active;
+  // A job that has ended is looked at once more, for its last counts and its result, even when it began and ended
+  // between two scrapes; what had ended before this process began is not.
+  const auto look = [&](const v1::Job& job) {
+    const bool over = IsTerminal(job.state());
+    if (over && jobs_.count(job.id()) == 0 && TimeOf(job.finished_at()) < started_) return;
+    if (!over) active.insert(job.id());
+    const JobLabels labels = RefreshJob(job, &samples, &progress);
+    if (over && labels.first != kOverflow) ExportSlices(job);
+  };
   for (const auto& [id, series] : jobs_) {
-    if (seen.count(id) == 0) ended.push_back(id);
+    if (const v1::Job* const job = sources_.jobs->Find(id); job != nullptr && IsTerminal(job->state())) look(*job);
   }
-  for (const std::string& id : ended) {
-    jobs_.erase(id);
-    waits_observed_.erase(id);
+  newest_ = sources_.jobs->Visit(newest_, look);
+  for (auto it = jobs_.begin(); it != jobs_.end();) {
+    if (active.count(it->first) > 0) {
+      ++it;
+      continue;
+    }
+    waits_observed_.erase(it->first);
+    it = jobs_.erase(it);
   }
 
+  int64_t leased = 0;
   SetAll("rlhf_jobs", "Jobs, by kind and state; stages of pipelines count as jobs.", jobs);
   for (const auto& [labels, counts] : samples) {
     leased += counts.leased();
@@ -291,27 +280,17 @@ void MetricsExport::RefreshWorkers() {
 void MetricsExport::RefreshOversight() {
   metrics_->Gauge("rlhf_service_halted", "1 while an overseer has halted all training.")
       .Set(sources_.oversight->halted() ? 1 : 0);
+  const GateSummary summary = sources_.oversight->Summary();
   std::map<MetricsRegistry::Labels, double> gates;
   for (const v1::GateState state : {v1::GATE_WAITING, v1::GATE_APPROVED, v1::GATE_REJECTED, v1::GATE_CONDITIONS_FAILED})
     gates[GateLabels(state)] = 0;
-  const absl::Time now = sources_.loop->clock().WallNow();
-  absl::Time oldest = now;
-  v1::ListGatesRequest request;
-  request.mutable_page()->set_page_size(1000);
-  do {
-    const absl::StatusOr<v1::ListGatesResponse> page = sources_.oversight->ListGates(request);
-    if (!page.ok()) return;
-    for (const v1::GateRow& gate : page->gates()) {
-      gates[GateLabels(gate.state())] += 1;
-      if (gate.state() == v1::GATE_WAITING) oldest = std::min(oldest, TimeOf(gate.opened_at()));
-    }
-    request.mutable_page()->set_page_token(page->next_page_token());
-  } while (!request.page().page_token().empty());
+  for (const auto& [state, count] : summary.by_state) gates[GateLabels(state)] = static_cast<double>(count);
   SetAll("rlhf_gates", "Gates, by state.", gates);
   metrics_
       ->Gauge("rlhf_gate_oldest_waiting_seconds",
               "How long the gate that has waited longest has waited; 0 without one.")
-      .Set(absl::ToDoubleSeconds(now - oldest));
+      .Set(summary.waiting_since ? absl::ToDoubleSeconds(sources_.loop->clock().WallNow() - *summary.waiting_since)
+                                 : 0);
 }
 
 }  // namespace rlhf::coordinator

@@ -62,10 +62,10 @@ class MetricsExport : public std::enable_shared_from_this<MetricsExport> {
   const absl::Time started_;
   std::shared_ptr<std::atomic<bool>> stopped_;
   std::map<std::string, std::set<MetricsRegistry::Labels>> known_;
-  std::map<std::string, JobSeries> jobs_;       // by id
+  std::map<std::string, JobSeries> jobs_;       // by id, of those that had not ended at the last scrape
   std::map<JobLabels, absl::Duration> labels_;  // names in use, and when they were last active
   std::set<std::string> waits_observed_;
-  std::set<std::string> ended_;  // jobs whose end an earlier scrape has seen
+  int64_t newest_ = 0;  // job that a scrape has seen: see Jobs::Visit
 };
 
 }  // namespace rlhf::coordinator

@@ -175,6 +175,21 @@ class OversightImpl final : public Oversight {
     return response;
   }
 
+  const v1::GateRow* FindGate(const std::string& id) const override {
+    const auto it = gates_.find(id);
+    return it == gates_.end() ? nullptr : &it->second.row;
+  }
+  GateSummary Summary() const override {
+    GateSummary summary;
+    for (const auto& [id, gate] : gates_) {
+      ++summary.by_state[gate.row.state()];
+      if (gate.row.state() != v1::GATE_WAITING) continue;
+      const absl::Time opened = FromTimestamp(gate.row.opened_at());
+      if (!summary.waiting_since || opened < *summary.waiting_since) summary.waiting_since = opened;
+    }
+    return summary;
+  }
+
   void DecideGate(const std::string& subject, const v1::DecideGateRequest& request, Done<v1::GateRow> done) override {
     const auto it = gates_.find(request.gate_id());
     if (it == gates_.end())

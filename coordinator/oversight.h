@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "coordinator/event_loop.h"
 #include "coordinator/oversight/audit_chain.h"
 #include "coordinator/store/state_store.h"
@@ -38,6 +39,12 @@ std::optional<WorstOf> ParseWorst(const std::string& metric);
 v1::ConditionResult CheckCondition(const v1::GateCondition& condition,
                                    const std::map<std::string, v1::Metric>& metrics);
 
+// Of all gates.
+struct GateSummary {
+  std::map<v1::GateState, int64_t> by_state;
+  std::optional<absl::Time> waiting_since;  // of the gate that waits for people for longest
+};
+
 class Oversight {
  public:
   virtual ~Oversight() = default;
@@ -61,6 +68,9 @@ class Oversight {
   virtual bool halted() const = 0;
   // Those that were opened last first.
   virtual absl::StatusOr<v1::ListGatesResponse> ListGates(const v1::ListGatesRequest& request) = 0;
+  // By id; null when there is none. Until the next turn of the loop.
+  virtual const v1::GateRow* FindGate(const std::string& id) const = 0;
+  virtual GateSummary Summary() const = 0;
   virtual void DecideGate(const std::string& subject, const v1::DecideGateRequest& request, Done<v1::GateRow> done) = 0;
   virtual void Halt(const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) = 0;
   virtual void Resume(const std::string& subject, const std::string& reason, Done<v1::ServiceState> done) = 0;

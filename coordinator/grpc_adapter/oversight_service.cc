@@ -26,8 +26,8 @@ class OversightService final : public v1::OversightService::CallbackService {
     return OnLoop(edge_, context, request, response,
                   [this](const Caller& caller, v1::DecideGateRequest& r, Done<v1::GateRow> done) {
                     if (absl::Status status = CheckRemark("comment", r.comment()); !status.ok()) return done(status);
-                    const absl::StatusOr<v1::GateRow> gate = FindGate(r.gate_id());
-                    if (!gate.ok()) return done(gate.status());
+                    const v1::GateRow* const gate = edge_.oversight->FindGate(r.gate_id());
+                    if (gate == nullptr) return done(NoGate(r.gate_id()));
                     const absl::StatusOr<v1::Job> job = edge_.FindJob(caller, gate->job_id(), "");
                     if (!job.ok()) return done(job.status());
                     if (job->id() != gate->job_id()) return done(NoGate(r.gate_id()));
@@ -131,11 +131,10 @@ class OversightService final : public v1::OversightService::CallbackService {
   // The halt switch and the audit chain are the whole service's.
   absl::Status ForAll(const Caller& caller) const { return edge_.Admit(caller, "*"); }
 
-  // A gate outlives its pipeline: another job may have that one's id as its name by now.
   bool Sees(const Caller& caller, const v1::GateRow& gate) const {
     if (caller.project == "*") return true;
-    const absl::StatusOr<v1::Job> job = edge_.jobs->Get(gate.job_id(), "");
-    return job.ok() && job->id() == gate.job_id() && job->spec().project() == caller.project;
+    const v1::Job* const job = edge_.jobs->Find(gate.job_id());
+    return job != nullptr && job->spec().project() == caller.project;
   }
 
   // The page's token is the last gate that the caller was shown: those of others are not told by it.
@@ -160,19 +159,6 @@ class OversightService final : public v1::OversightService::CallbackService {
 
   static absl::Status NoGate(const std::string& id) {
     return absl::NotFoundError(absl::StrCat("no gate has the id \"", id, "\"; rlhfctl gate list shows them"));
-  }
-
-  absl::StatusOr<v1::GateRow> FindGate(const std::string& id) const {
-    v1::ListGatesRequest request;
-    request.mutable_page()->set_page_size(1000);
-    do {
-      RLHF_ASSIGN_OR_RETURN(v1::ListGatesResponse page, edge_.oversight->ListGates(request));
-      for (v1::GateRow& gate : *page.mutable_gates()) {
-        if (gate.id() == id) return std::move(gate);
-      }
-      request.mutable_page()->set_page_token(page.next_page_token());
-    } while (!request.page().page_token().empty());
-    return NoGate(id);
   }
 
   const Edge& edge_;

@@ -36,18 +36,19 @@ absl::Status JobTable::Recover() {
     return at != bt ? at < bt : a.id() < b.id();
   });
   for (v1::Job& row : rows) {
-    order_.push_back(row.id());
-    const std::string id = row.id();
-    jobs_[id].job = std::move(row);
+    v1::Job& job = jobs_[row.id()].job;
+    job = std::move(row);
+    index_.Add(&job);
   }
   WriteBatch closed;
   RLHF_RETURN_IF_ERROR(CloseDeadGates(&closed));
   if (!closed.empty()) deps_.store->Commit(std::move(closed), [](absl::Status) {});
   // Drivers start on the loop after recovery: stages before pipelines would look for each other.
-  for (const std::string& id : order_) {
-    if (!IsTerminal(jobs_.at(id).job.state())) {
+  for (const auto& [number, job] : index_.all()) {
+    const std::string& id = job->id();
+    if (!IsTerminal(job->state())) {
       deps_.loop->Post([this, id] { Admit(id); });
-    } else {
+    } else if (job->spec().retention().sample_steps() > 0) {
       deps_.loop->Post([this, id] { FreeAfterEnd(id); });  // should it have ended just before the last end
     }
   }
@@ -102,13 +103,13 @@ std::string JobTable::NewId(const std::string& name) {
 
 v1::Job& JobTable::Insert(v1::JobSpec spec) {
   const std::string id = NewId(spec.name());
-  order_.push_back(id);
   v1::Job& job = jobs_[id].job;
   job.set_id(id);
   *job.mutable_spec() = std::move(spec);
   job.set_state(v1::PENDING);
   job.set_etag("0");
   *job.mutable_created_at() = ToTimestamp(deps_.loop->clock().WallNow());
+  index_.Add(&job);
   return job;
 }
 
@@ -165,6 +166,7 @@ void JobTable::SetState(v1::Job* job, v1::JobState to, const std::string& reason
     *job->mutable_state_since() = now;
     *job->mutable_last_progress_at() = now;
   }
+  index_.Moves(*job, to);
   job->set_state(to);
   job->set_reason(reason);
   job->set_reason_code(code);
@@ -320,15 +322,16 @@ std::vector<std::string> JobTable::InTheWayOf(const v1::Job& job) const {
   // Stages are part of their pipeline; what has started once keeps its place.
   if (!job.parent_id().empty() || job.has_started_at() || deps_.quotas == nullptr) return {};
   std::vector<std::string> of_project, of_submitter;
-  for (const std::string& id : order_) {
-    const Entry& entry = jobs_.at(id);
-    if (entry.driver == nullptr || !entry.job.parent_id().empty() || entry.job.spec().project() != job.spec().project())
-      continue;
-    of_project.push_back(id);
-    if (entry.job.submitted_by() == job.submitted_by()) of_submitter.push_back(id);
-  }
   const int project = deps_.quotas->Of(job.spec().project(), "").max_jobs();
   const int submitter = deps_.quotas->Of(job.spec().project(), job.submitted_by()).max_jobs();
+  if (project <= 0 && submitter <= 0) return {};
+  for (const auto& [number, other] : index_.active()) {
+    if (!other->parent_id().empty() || other->spec().project() != job.spec().project() ||
+        jobs_.at(other->id()).driver == nullptr)
+      continue;
+    of_project.push_back(other->id());
+    if (other->submitted_by() == job.submitted_by()) of_submitter.push_back(other->id());
+  }
   if (submitter > 0 && static_cast<int>(of_submitter.size()) >= submitter) return of_submitter;
   if (project > 0 && static_cast<int>(of_project.size()) >= project) return of_project;
   return {};
@@ -437,12 +440,12 @@ absl::StatusOr<v1::GetCommittedResponse> JobTable::GetCommitted(const std::strin
 void JobTable::Tick() {
   ForgetOldRequests();
   std::vector<std::string> ids, waiting;
-  for (const std::string& id : order_) {
-    const Entry& entry = jobs_.at(id);
+  for (const auto& [number, job] : index_.active()) {
+    const Entry& entry = jobs_.at(job->id());
     if (entry.driver != nullptr) {
-      ids.push_back(id);
-    } else if (entry.admissible && entry.job.state() == v1::PENDING) {
-      waiting.push_back(id);
+      ids.push_back(job->id());
+    } else if (entry.admissible && job->state() == v1::PENDING) {
+      waiting.push_back(job->id());
     }
   }
   std::stable_sort(waiting.begin(), waiting.end(), [this](const std::string& a, const std::string& b) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "coordinator/jobs/driver.h"
+#include "coordinator/jobs/job_index.h"
 
 namespace rlhf::coordinator {
 
@@ -21,6 +22,9 @@ class JobTable final : public Jobs, private JobHost {
   v1::ValidateJobResponse Validate(const v1::ValidateJobRequest& request) override;
   absl::StatusOr<v1::Job> Get(const std::string& id_or_name, const std::string& project) override;
   absl::StatusOr<v1::ListJobsResponse> List(const v1::ListJobsRequest& request) override;
+  const v1::Job* Find(const std::string& job_id) const override;
+  const JobCensus& census() const override { return index_.census(); }
+  int64_t Visit(int64_t after, absl::FunctionRef<void(const v1::Job&)> fn) const override;
   void Cancel(const std::string& subject, const v1::CancelJobRequest& request, Done<v1::Job> done) override;
   void Pause(const std::string& subject, const v1::PauseJobRequest& request, Done<v1::Job> done) override;
   void Resume(const std::string& subject, const v1::ResumeJobRequest& request, Done<v1::Job> done) override;
@@ -95,6 +99,8 @@ class JobTable final : public Jobs, private JobHost {
   void Admit(const std::string& job_id);
   // Whose active jobs fill the quota of one that waits for its turn; empty: it may start.
   std::vector<std::string> InTheWayOf(const v1::Job& job) const;
+  // The number behind which the next page of List begins.
+  absl::StatusOr<int64_t> PlaceOf(const std::string& page_token, bool newest_first) const;
   JobFacts FactsOf(const Entry& entry, const Sees& sees);
   // Of one that is deleted nobody knows the project any more.
   bool Hidden(const std::string& job_id, const Sees& sees) const;
@@ -113,7 +119,7 @@ class JobTable final : public Jobs, private JobHost {
   const JobsDeps deps_;
   std::map<std::string, Entry> jobs_;
   std::string out_of_room_, out_of_room_code_;
-  std::vector<std::string> order_;                  // ids, oldest first
+  JobIndex index_;  // of jobs_
   std::string store_failure_;                       // of the newest write that was not kept
   std::map<std::string, v1::RequestRow> requests_;  // accepted by this process, some perhaps not durable yet
   std::string requests_seen_;                       // the key up to which ForgetOldRequests has come

@@ -3,9 +3,7 @@
 #include <utility>
 
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "artifact/digest.h"
 #include "common/canonical_bytes.h"
 #include "common/status_util.h"
@@ -13,14 +11,12 @@
 #include "coordinator/jobs/job_table.h"
 #include "coordinator/jobs/spec.h"
 #include "coordinator/ledger.h"
-#include "coordinator/page_limit.h"
 #include "coordinator/payload_retention.h"
 #include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
 namespace {
 
-constexpr int kDefaultPage = 100;
 constexpr int kRequestsLookedAt = 500;  // on the loop, a tick
 constexpr absl::Duration kRequestsPassEvery = absl::Minutes(10);
 
@@ -31,10 +27,6 @@ std::string RequestKey(const std::string& project, const std::string& subject, c
 // As releases before 2026-12 wrote it.
 std::string OldRequestKey(const std::string& subject, const std::string& request_id) {
   return absl::StrCat(subject, "/SubmitJob/", request_id);
-}
-
-int64_t CreatedNs(const v1::Job& job) {
-  return absl::ToUnixNanos(FromTimestamp(job.created_at()));
 }
 
 // Why an artifact is not what a reference names, by its files; empty when it may be. Said before a job waits for
@@ -221,62 +213,6 @@ void JobTable::ForgetOldRequests() {
   if (!expired.empty()) deps_.store->Commit(std::move(expired), [](absl::Status) {});
 }
 
-absl::StatusOr<v1::Job> JobTable::Get(const std::string& id_or_name, const std::string& project) {
-  if (const v1::Job* job = Find(id_or_name)) return *job;
-  const std::string wanted = project.empty() ? "default" : project;
-  for (auto it = order_.rbegin(); it != order_.rend(); ++it) {
-    const v1::Job& job = jobs_.at(*it).job;
-    if (job.spec().name() == id_or_name && job.spec().project() == wanted) return job;
-  }
-  return UnknownJob(id_or_name);
-}
-
-absl::StatusOr<v1::ListJobsResponse> JobTable::List(const v1::ListJobsRequest& request) {
-  PageLimit page(request.page().page_size() <= 0 ? kDefaultPage : request.page().page_size());
-  std::vector<std::string> ids(order_.begin(), order_.end());  // as they were created
-  const bool newest_first = request.order_by().empty() || request.order_by() == "created_at desc";
-  if (newest_first) {
-    std::reverse(ids.begin(), ids.end());
-  } else if (request.order_by() != "created_at") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("order_by: expected \"created_at desc\" or \"created_at\", found \"", request.order_by(), "\""));
-  }
-  auto it = ids.begin();
-  if (!request.page().page_token().empty()) {
-    const std::pair<std::string, std::string> last =
-        absl::StrSplit(request.page().page_token(), absl::MaxSplits('@', 1));
-    int64_t created = 0;
-    it = std::find(ids.begin(), ids.end(), last.first);  // an earlier release's token is the id alone
-    if (it == ids.end() && !absl::SimpleAtoi(last.second, &created))
-      return absl::InvalidArgumentError("page_token: expected the one of the previous answer");
-    if (it != ids.end()) {
-      ++it;
-    } else {  // deleted meanwhile: on from where it was
-      it = std::find_if(ids.begin(), ids.end(), [&](const std::string& id) {
-        const std::pair<int64_t, std::string> here(CreatedNs(jobs_.at(id).job), id), there(created, last.first);
-        return newest_first ? here < there : there < here;
-      });
-    }
-  }
-  v1::ListJobsResponse response;
-  for (; it != ids.end(); ++it) {
-    const v1::Job& job = jobs_.at(*it).job;
-    if (!job.parent_id().empty() && !request.include_stages()) continue;
-    if (!request.project().empty() && job.spec().project() != request.project()) continue;
-    if (!request.kind().empty() && KindOf(job.spec()) != request.kind()) continue;
-    const bool state_wanted = request.states().empty() || std::find(request.states().begin(), request.states().end(),
-                                                                    job.state()) != request.states().end();
-    if (!state_wanted) continue;
-    if (!page.Take(job.ByteSizeLong())) {
-      const v1::Job& last = response.jobs(response.jobs_size() - 1);
-      response.set_next_page_token(absl::StrCat(last.id(), "@", CreatedNs(last)));
-      break;
-    }
-    *response.add_jobs() = job;
-  }
-  return response;
-}
-
 absl::StatusOr<v1::Job*> JobTable::ForChange(const std::string& job_id, const std::string& etag) {
   v1::Job* job = Find(job_id);
   if (job == nullptr) return UnknownJob(job_id);
@@ -403,8 +339,8 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
     batch.Erase(Table::kMeta, CollectAgeKey(id));
     deps_.sampling->RemoveJob(id);
     if (deps_.retention != nullptr) deps_.retention->Forget(id);
+    if (const v1::Job* deleted = Find(id); deleted != nullptr) index_.Remove(*deleted);
     jobs_.erase(id);
-    order_.erase(std::remove(order_.begin(), order_.end(), id), order_.end());
   }
   deps_.oversight->Audit(subject, "job.delete", ids.back(), "done", {}, &batch);
   deps_.store->Commit(std::move(batch), [this, done = std::move(done)](absl::Status status) mutable {
@@ -415,9 +351,8 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
 }
 
 absl::Status JobTable::CheckUnused(const std::string& digest, const Sees& sees) const {
-  for (auto id = order_.rbegin(); id != order_.rend(); ++id) {
-    const v1::Job& job = jobs_.at(*id).job;
-    if (IsTerminal(job.state())) continue;
+  for (auto it = index_.active().rbegin(); it != index_.active().rend(); ++it) {
+    const v1::Job& job = *it->second;
     bool uses = job.checkpoint() == digest;
     for (const auto& [reference, resolved] : job.resolved()) uses = uses || resolved == digest;
     for (const auto& [name, made] : job.result().artifacts()) uses = uses || made == digest;
