@@ -40,6 +40,7 @@ absl::Status JobTable::Recover() {
     job = std::move(row);
     index_.Add(&job);
   }
+  RLHF_RETURN_IF_ERROR(deleted_.Recover());
   WriteBatch closed;
   RLHF_RETURN_IF_ERROR(CloseDeadGates(&closed));
   if (!closed.empty()) deps_.store->Commit(std::move(closed), [](absl::Status) {});

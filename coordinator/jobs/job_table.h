@@ -7,8 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/jobs/deleted_rows.h"
 #include "coordinator/jobs/driver.h"
 #include "coordinator/jobs/job_index.h"
+#include "coordinator/payload_retention.h"
 
 namespace rlhf::coordinator {
 
@@ -120,6 +122,9 @@ class JobTable final : public Jobs, private JobHost {
   std::map<std::string, Entry> jobs_;
   std::string out_of_room_, out_of_room_code_;
   JobIndex index_;  // of jobs_
+  DeletedRows deleted_{deps_.loop, deps_.store, [this] {
+                         if (deps_.retention != nullptr) deps_.retention->SweepAll();
+                       }};
   std::string store_failure_;                       // of the newest write that was not kept
   std::map<std::string, v1::RequestRow> requests_;  // accepted by this process, some perhaps not durable yet
   std::string requests_seen_;                       // the key up to which ForgetOldRequests has come

@@ -328,10 +328,7 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
   ids.push_back((*job)->id());
   WriteBatch batch;
   for (const std::string& id : ids) {
-    for (const Table table : {Table::kSamples, Table::kEvents, Table::kFeedbackTasks, Table::kComparisons})
-      batch.EraseAll(table, id + "/");
-    for (const std::string& prefix : {CommittedStepPrefix(id), CheckpointPrefix(id), MonitorStepPrefix(id)})
-      batch.EraseAll(Table::kMeta, prefix);
+    DeletedRows::Mark(id, &batch);
     batch.Erase(Table::kMeta, FreedKey(id));
     batch.Erase(Table::kJobs, id);
     batch.Erase(Table::kMeta, Ledger::BaseKey(id));
@@ -343,10 +340,12 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
     jobs_.erase(id);
   }
   deps_.oversight->Audit(subject, "job.delete", ids.back(), "done", {}, &batch);
-  deps_.store->Commit(std::move(batch), [this, done = std::move(done)](absl::Status status) mutable {
+  deps_.store->Commit(std::move(batch), [this, ids, done = std::move(done)](absl::Status status) mutable {
     if (!status.ok()) return done(status);
     done(v1::DeleteJobResponse());
-    if (deps_.retention != nullptr) deps_.loop->Post([this] { deps_.retention->SweepAll(); });
+    deps_.loop->Post([this, ids] {
+      for (const std::string& id : ids) deleted_.Begin(id);
+    });
   });
 }
 

@@ -24,6 +24,10 @@ inline std::string MonitorStepPrefix(const std::string& job_id) {
 inline std::string FreedKey(const std::string& job_id) {
   return "freed/" + job_id;
 }
+// Of a job that was deleted, while rows of it are left. No step is appended, and no value.
+inline std::string DeletedKey(const std::string& job_id) {
+  return "deleted/" + job_id;
+}
 // How long a collect job has been open, in whole seconds, decimal.
 inline std::string CollectAgeKey(const std::string& job_id) {
   return "collect_age/" + job_id;
