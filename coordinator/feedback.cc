@@ -7,6 +7,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_util.h"
 #include "coordinator/feedback/collect_queue.h"
@@ -152,39 +153,20 @@ class FeedbackImpl final : public Feedback {
                    });
   }
 
-  int64_t Forget(const std::string& rater, WriteBatch* batch, std::vector<std::string>* jobs) override {
+  ForgottenRows FindAnswers(const std::string& rater, const std::set<std::string>& ended) const override {
+    ForgottenRows found;
+    AddForgotten(
+        rater, "", [&ended](const std::string& job_id) { return ended.count(job_id) > 0; }, &found);
+    return found;
+  }
+  void Forget(const std::string& rater, const std::vector<std::string>& others, ForgottenRows* found) override {
     ++forgets_;
-    int64_t removed = 0;
-    std::set<std::string> touched, reopened;
-    (void)store_->Scan(Table::kComparisons, "", [&](absl::string_view key, absl::string_view value) {
-      v1::Comparison comparison;
-      if (!comparison.ParseFromArray(value.data(), static_cast<int>(value.size())) || comparison.rater() != rater)
-        return true;
-      batch->Erase(Table::kComparisons, std::string(key));
-      ++removed;
-      const std::string job_id(key.substr(0, key.find('/')));
-      touched.insert(job_id);
-      reopened.insert(RowKey(job_id, comparison.task_id()));
-      return true;
-    });
-    (void)store_->Scan(Table::kFeedbackTasks, "", [&](absl::string_view key, absl::string_view value) {
-      v1::FeedbackTask task;
-      if (!task.ParseFromArray(value.data(), static_cast<int>(value.size()))) return true;
-      const auto skipped = std::find(task.skipped_by().begin(), task.skipped_by().end(), rater);
-      const bool answered = reopened.count(std::string(key)) > 0;
-      if (!answered && skipped == task.skipped_by().end() && task.rater() != rater) return true;
-      if (skipped != task.skipped_by().end()) task.mutable_skipped_by()->erase(skipped);
-      if (task.rater() == rater) task.clear_rater();
-      if (answered && task.state() == v1::TASK_ANSWERED) task.set_state(v1::TASK_OPEN);
-      batch->Put(Table::kFeedbackTasks, std::string(key), task.SerializeAsString());
-      touched.insert(task.job_id());
-      return true;
-    });
-    jobs->assign(touched.begin(), touched.end());
-    return removed;
+    for (const std::string& job_id : others)
+      AddForgotten(
+          rater, RowKey(job_id, ""), [](const std::string&) { return true; }, found);
   }
 
-  void Reload(const std::vector<std::string>& jobs) override {
+  void Reload(const std::set<std::string>& jobs) override {
     ++forgets_;
     for (const std::string& job_id : jobs) {
       const auto it = jobs_.find(job_id);
@@ -222,6 +204,39 @@ class FeedbackImpl final : public Feedback {
   }
 
  private:
+  // Of the rows with the prefix. Any thread.
+  void AddForgotten(const std::string& rater, const std::string& prefix,
+                    absl::FunctionRef<bool(const std::string&)> wanted, ForgottenRows* found) const {
+    std::set<std::string> reopened;
+    (void)store_->Scan(Table::kComparisons, prefix, [&](absl::string_view key, absl::string_view value) {
+      const std::string job_id(key.substr(0, key.find('/')));
+      v1::Comparison comparison;
+      if (!wanted(job_id) || !comparison.ParseFromArray(value.data(), static_cast<int>(value.size())) ||
+          comparison.rater() != rater)
+        return true;
+      found->batch.Erase(Table::kComparisons, std::string(key));
+      ++found->removed;
+      found->jobs.insert(job_id);
+      reopened.insert(RowKey(job_id, comparison.task_id()));
+      return true;
+    });
+    (void)store_->Scan(Table::kFeedbackTasks, prefix, [&](absl::string_view key, absl::string_view value) {
+      v1::FeedbackTask task;
+      if (!wanted(std::string(key.substr(0, key.find('/')))) ||
+          !task.ParseFromArray(value.data(), static_cast<int>(value.size())))
+        return true;
+      const auto skipped = std::find(task.skipped_by().begin(), task.skipped_by().end(), rater);
+      const bool answered = reopened.count(std::string(key)) > 0;
+      if (!answered && skipped == task.skipped_by().end() && task.rater() != rater) return true;
+      if (skipped != task.skipped_by().end()) task.mutable_skipped_by()->erase(skipped);
+      if (task.rater() == rater) task.clear_rater();
+      if (answered && task.state() == v1::TASK_ANSWERED) task.set_state(v1::TASK_OPEN);
+      found->batch.Put(Table::kFeedbackTasks, std::string(key), task.SerializeAsString());
+      found->jobs.insert(task.job_id());
+      return true;
+    });
+  }
+
   struct Waiter {
     std::string rater;
     v1::NextTasksRequest request;

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,13 @@
 #include "rlhf/v1/feedback_service.pb.h"
 
 namespace rlhf::coordinator {
+
+// What of collect jobs' rows changes when a rater is forgotten.
+struct ForgottenRows {
+  WriteBatch batch;
+  int64_t removed = 0;         // answers
+  std::set<std::string> jobs;  // whose rows change
+};
 
 class Feedback {
  public:
@@ -38,10 +46,13 @@ class Feedback {
   virtual void Submit(const std::string& rater, const v1::SubmitFeedbackRequest& request,
                       Done<v1::SubmitFeedbackResponse> done) = 0;
   virtual void Skip(const std::string& rater, const v1::SkipTaskRequest& request, Done<v1::SkipTaskResponse> done) = 0;
-  // Removes the rater's answers from every collect job; their tasks are open again where the job is. Adds to the batch;
-  // the caller commits and then calls Reload. Returns how many answers and of which jobs.
-  virtual int64_t Forget(const std::string& rater, WriteBatch* batch, std::vector<std::string>* jobs) = 0;
-  virtual void Reload(const std::vector<std::string>& jobs) = 0;
+  // What of the rows of jobs that have ended, which nobody changes any more, goes with a rater. Reads those of all
+  // jobs: for a thread beside the loop.
+  virtual ForgottenRows FindAnswers(const std::string& rater, const std::set<std::string>& ended) const = 0;
+  // Adds to what was found what goes of the other collect jobs' rows. All the answers go; their tasks are open again
+  // where the job is. The caller commits it and then calls Reload.
+  virtual void Forget(const std::string& rater, const std::vector<std::string>& others, ForgottenRows* found) = 0;
+  virtual void Reload(const std::set<std::string>& jobs) = 0;
   // Changes when a rater is forgotten: what was read before may have their judgements.
   virtual int64_t forgets() const = 0;
   virtual void Tick() = 0;

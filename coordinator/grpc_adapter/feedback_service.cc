@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/job_state.h"
 #include "coordinator/comparison_line.h"
 #include "coordinator/comparison_sets.h"
 #include "coordinator/feedback/agreement.h"
@@ -220,16 +221,40 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
     return found;
   }
 
-  // A rater by a pseudonym, or by a token's subject.
+  // A rater by a pseudonym, or by a token's subject. The most judgements are of jobs that have ended: these are read
+  // beside the loop.
   void Forget(const std::string& subject, const std::string& named, Done<v1::ForgetRaterResponse> done) {
     const std::string rater = PseudonymOf(edge_, named);
+    std::set<std::string> ended;
+    edge_.jobs->Visit(0, [&ended](const v1::Job& job) {
+      if (job.spec().has_collect() && IsTerminal(job.state())) ended.insert(job.id());
+    });
+    OffLoop<ForgottenRows>(
+        edge_.loop, edge_.checks,
+        [feedback = edge_.feedback, rater, ended]() -> absl::StatusOr<ForgottenRows> {
+          return feedback->FindAnswers(rater, ended);
+        },
+        [this, subject, named, rater, ended, done = std::move(done)](absl::StatusOr<ForgottenRows> found) mutable {
+          ForgetFound(subject, named, rater, ended, *std::move(found), std::move(done));
+        });
+  }
+  void ForgetFound(const std::string& subject, const std::string& named, const std::string& rater,
+                   const std::set<std::string>& ended, ForgottenRows found, Done<v1::ForgetRaterResponse> done) {
+    const std::vector<v1::Job> all = AllJobs(*edge_.jobs);
+    std::vector<std::string> others;
+    for (const v1::Job& job : all) {
+      if (job.spec().has_collect() && ended.count(job.id()) == 0) others.push_back(job.id());
+    }
+    edge_.feedback->Forget(rater, others, &found);
+    WriteBatch batch;
+    for (WriteBatch::Op& op : found.batch.ops) {
+      // Rows of a job that was deleted meanwhile do not come again.
+      if (edge_.jobs->Find(op.key.substr(0, op.key.find('/'))) != nullptr) batch.ops.push_back(std::move(op));
+    }
     v1::ForgetRaterResponse response;
     response.set_rater(rater);
-    WriteBatch batch;
-    std::vector<std::string> jobs;
-    const std::vector<v1::Job> all = AllJobs(*edge_.jobs);
+    response.set_removed(found.removed);
     const std::map<std::string, std::string> edits = EditsBy(rater, all);
-    response.set_removed(edge_.feedback->Forget(rater, &batch, &jobs));
     std::set<std::string> digests;
     for (v1::ComparisonSet& set : edge_.feedback->sets().Forget(rater, &batch)) {
       digests.insert(set.digest());
@@ -251,7 +276,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
                             {"sets", absl::StrCat(response.sets_size())},
                             {"models", absl::StrCat(response.models_size())}},
                            &batch);
-    edge_.store->Commit(std::move(batch), [this, subject, rater, named, jobs, response,
+    edge_.store->Commit(std::move(batch), [this, subject, rater, named, jobs = std::move(found.jobs), response,
                                            done = std::move(done)](absl::Status status) mutable {
       if (!status.ok()) return done(status);
       edge_.loop->Post([this, subject, rater, named, jobs, response, done = std::move(done)]() mutable {
