@@ -2,6 +2,7 @@
 // log-probabilities.
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -29,6 +30,7 @@
 #include "common/metrics.h"
 #include "common/process.h"
 #include "common/rpc_server.h"
+#include "common/start_watch.h"
 #include "common/tracing.h"
 #include "model/device.h"
 #include "model/libtorch.h"
@@ -126,10 +128,14 @@ class Scoring {
 
 int Run(const Flags& flags) {
   rlhf::InitLogging("reward_server", flags.instance, flags.log_level, flags.log_json);
+  std::optional<rlhf::EndBy> end_by;  // outlives what is closed at the end
+  std::optional<rlhf::StartWatch> start(std::in_place);
+  start->Next(absl::StrCat("the folder of spans (--trace-dir ", flags.trace_dir, ")"));
   const rlhf::TracingScope tracing(flags.trace_dir, "reward_server", flags.instance);
   torch::set_num_threads(flags.threads);
   rlhf::model::KeepTensorMemory();
   rlhf::MetricsRegistry metrics("reward_server");
+  start->Next("the certificates (--tls-ca, --tls-cert, --tls-key)");
   rlhf::ExportFleetCertificates(flags.tls, &metrics);
 
   auto channel = rlhf::client::MakeChannel(rlhf::client::ToCoordinator(flags));
@@ -137,6 +143,7 @@ int Run(const Flags& flags) {
     spdlog::error("{}", channel.status().ToString());
     return 1;
   }
+  start->Next(absl::StrCat("the cache folder (--cache-dir ", flags.cache_dir, ")"));
   rlhf::client::ArtifactCache artifacts(flags.artifact_root, flags.cache_dir, *channel);
   rlhf::reward::ScorerOptions scorer_options;
   scorer_options.device = *rlhf::model::ParseDevice(flags.device);
@@ -190,6 +197,7 @@ int Run(const Flags& flags) {
     spdlog::error("{}", http.status().ToString());
     return 1;
   }
+  start->Next(absl::StrCat("the file of ports (--ports-file ", flags.ports_file, ")"));
   if (!flags.ports_file.empty()) {
     const absl::Status status =
         rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}, {"grpc", (*server)->port()}});
@@ -198,10 +206,11 @@ int Run(const Flags& flags) {
       return 1;
     }
   }
+  start.reset();
   rlhf::WaitForTermination([&] { return drain.load() || !session->fatal().ok(); });
   if (!session->fatal().ok()) spdlog::error("{}", session->fatal().ToString());
-  // A batch that computes and a user's own service that does not answer are not waited for.
-  const rlhf::EndBy end_by(absl::Seconds(flags.grace_seconds) + kEndsWithin, session->fatal().ok() ? 0 : 1, [] {
+  // A batch that computes, a user's own service and a volume that do not answer are not waited for.
+  end_by.emplace(absl::Seconds(flags.grace_seconds) + kEndsWithin, session->fatal().ok() ? 0 : 1, [] {
     return std::string("scoring goes on after --grace-seconds; what has no scores is asked for elsewhere");
   });
   session->Stop();

@@ -3,6 +3,7 @@
 #include <iostream>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -14,6 +15,7 @@
 #include "client/cpp/member_flags.h"
 #include "client/cpp/weights_stream.h"
 #include "common/certificate_metrics.h"
+#include "common/end_by.h"
 #include "common/fleet_names.h"
 #include "common/grpc_log.h"
 #include "common/host_port.h"
@@ -23,6 +25,7 @@
 #include "common/process.h"
 #include "common/rpc_server.h"
 #include "common/shared_memory.h"
+#include "common/start_watch.h"
 #include "common/tracing.h"
 #include "model/device.h"
 #include "model/libtorch.h"
@@ -30,6 +33,8 @@
 #include "rollout_worker/worker.h"
 
 namespace {
+
+constexpr absl::Duration kEndsWithin = absl::Seconds(5);  // of the grace
 
 struct Flags : rlhf::client::MemberFlags {
   std::string address, advertise_host = "127.0.0.1";  // of the relay of weights; no address: none
@@ -42,10 +47,14 @@ struct Flags : rlhf::client::MemberFlags {
 
 int Run(const Flags& flags) {
   rlhf::InitLogging("rollout_worker", flags.instance, flags.log_level, flags.log_json);
+  std::optional<rlhf::EndBy> end_by;  // outlives what is closed at the end
+  std::optional<rlhf::StartWatch> start(std::in_place);
+  start->Next(absl::StrCat("the folder of spans (--trace-dir ", flags.trace_dir, ")"));
   rlhf::InstallGrpcLog();  // the other roles' servers do
   const rlhf::TracingScope tracing(flags.trace_dir, "rollout_worker", flags.instance);
   torch::set_num_threads(flags.threads);
   rlhf::MetricsRegistry metrics("rollout_worker");
+  start->Next("the certificates (--tls-ca, --tls-cert, --tls-key)");
   rlhf::ExportFleetCertificates(flags.tls, &metrics);
 
   auto channel = rlhf::client::MakeChannel(rlhf::client::ToCoordinator(flags));
@@ -53,6 +62,7 @@ int Run(const Flags& flags) {
     spdlog::error("{}", channel.status().ToString());
     return 1;
   }
+  start->Next(absl::StrCat("the cache folder (--cache-dir ", flags.cache_dir, ")"));
   rlhf::client::ArtifactCache artifacts(flags.artifact_root, flags.cache_dir, *channel);
   rlhf::rollout::WeightRelay relay;
   std::unique_ptr<rlhf::RpcServer> relay_server;
@@ -92,6 +102,7 @@ int Run(const Flags& flags) {
   rlhf::v1::RegisterRequest identity = rlhf::client::IdentityOf(flags, rlhf::v1::ROLE_ROLLOUT_WORKER);
   identity.set_slots(flags.slots);
   if (relay_server != nullptr) identity.set_address(rlhf::JoinHostPort(flags.advertise_host, relay_server->port()));
+  start->Next(absl::StrCat("the folder of accepted samples (--evidence-dir ", flags.evidence_dir, ")"));
   rlhf::rollout::Worker worker(*channel, identity, &loader, &metrics, flags.evidence_dir,
                                absl::Seconds(flags.stuck_after_seconds));
 
@@ -106,6 +117,7 @@ int Run(const Flags& flags) {
     spdlog::error("{}", http.status().ToString());
     return 1;
   }
+  start->Next(absl::StrCat("the file of ports (--ports-file ", flags.ports_file, ")"));
   if (!flags.ports_file.empty()) {
     std::map<std::string, int> ports = {{"http", (*http)->port()}};
     if (relay_server != nullptr) ports["grpc"] = relay_server->port();
@@ -114,8 +126,13 @@ int Run(const Flags& flags) {
       return 1;
     }
   }
+  start.reset();
   rlhf::WaitForTermination([&worker] { return worker.drained() || !worker.fatal().ok(); });
   if (!worker.fatal().ok()) spdlog::error("{}", worker.fatal().ToString());
+  // A model or weights that come from a volume that hangs are not waited for: the leases were handed back.
+  end_by.emplace(absl::Seconds(flags.grace_seconds) + kEndsWithin, worker.fatal().ok() ? 0 : 1, [] {
+    return std::string("generating, loading or a folder's volume holds this process after --grace-seconds");
+  });
   worker.Drain(absl::Seconds(flags.grace_seconds));
   relay.Drop();  // whoever still reads goes on elsewhere
   if (relay_server != nullptr) relay_server->Shutdown(absl::Seconds(1));

@@ -34,6 +34,7 @@
 #include "common/process.h"
 #include "common/rpc_server.h"
 #include "common/shared_memory.h"
+#include "common/start_watch.h"
 #include "common/tracing.h"
 #include "common/utf8_cut.h"
 #include "learner/service/coordinator_client.h"
@@ -52,6 +53,8 @@ constexpr int kAbortMarginSeconds = 6;
 constexpr absl::Duration kToLeave = absl::Seconds(5);
 // What an idle process takes, whatever the grace.
 constexpr absl::Duration kAtLeast = absl::Seconds(1);
+// Beyond the grace: what is closed after the training may be on a volume that hangs.
+constexpr absl::Duration kToClose = absl::Seconds(5);
 
 struct Flags : rlhf::client::MemberFlags {
   std::string address = "127.0.0.1:0", advertise_host = "127.0.0.1", cache_dir, evidence_dir, tensorboard_dir, shm_dir;
@@ -170,10 +173,14 @@ void EndTraining(rlhf::learner::TrainingRun& run, const absl::Notification& ende
 
 int Run(const Flags& flags) {
   rlhf::InitLogging("learner", flags.instance, flags.log_level, flags.log_json);
+  std::optional<rlhf::EndBy> end_by;  // outlives what is closed at the end
+  std::optional<rlhf::StartWatch> start(std::in_place);
+  start->Next(absl::StrCat("the folder of spans (--trace-dir ", flags.trace_dir, ")"));
   const rlhf::TracingScope tracing(flags.trace_dir, "learner", flags.instance);
   torch::set_num_threads(flags.threads);
   rlhf::model::KeepTensorMemory();
   rlhf::MetricsRegistry metrics("learner");
+  start->Next("the certificates (--tls-ca, --tls-cert, --tls-key)");
   rlhf::ExportFleetCertificates(flags.tls, &metrics);
 
   rlhf::client::ChannelOptions channel_options = rlhf::client::ToCoordinator(flags);
@@ -183,6 +190,7 @@ int Run(const Flags& flags) {
     spdlog::error("{}", channel.status().ToString());
     return 1;
   }
+  start->Next(absl::StrCat("the cache folder (--cache-dir ", flags.cache_dir, ")"));
   rlhf::client::ArtifactCache artifacts(flags.artifact_root, flags.cache_dir, *channel);
   // A rank that is killed while it writes a checkpoint leaves it here, partial, and the next one has another name.
   const std::string work_dir = flags.cache_dir + "/work";
@@ -194,6 +202,7 @@ int Run(const Flags& flags) {
   if ((*work)->removed() > 0)
     spdlog::info("removed {} unfinished checkpoints and models from {}", (*work)->removed(), work_dir);
 
+  start->Next("the folder of shared weights (--shm-dir)");
   const std::string shm_dir = rlhf::SharedMemoryDirOf(flags.shm_dir);
   if (const int removed = rlhf::RemoveStaleSharedMemory(shm_dir); removed > 0)
     spdlog::info("removed {} files of shared weights from {}: their learners are gone", removed, shm_dir);
@@ -206,6 +215,7 @@ int Run(const Flags& flags) {
     return 1;
   }
 
+  start->Next(absl::StrCat("the folder of step logs (--evidence-dir ", flags.evidence_dir, ")"));
   rlhf::v1::RegisterRequest identity = rlhf::client::IdentityOf(flags, rlhf::v1::ROLE_LEARNER);
   identity.set_address(rlhf::JoinHostPort(flags.advertise_host, (*server)->port()));
 
@@ -254,6 +264,7 @@ int Run(const Flags& flags) {
     spdlog::error("{}", http.status().ToString());
     return 1;
   }
+  start->Next(absl::StrCat("the file of ports (--ports-file ", flags.ports_file, ")"));
   if (!flags.ports_file.empty()) {
     const absl::Status status =
         rlhf::WritePortsFile(flags.ports_file, {{"http", (*http)->port()}, {"grpc", (*server)->port()}});
@@ -270,6 +281,7 @@ int Run(const Flags& flags) {
   const int abort_seconds =
       flags.abort_seconds > 0 ? flags.abort_seconds : flags.collective_timeout_seconds + kAbortMarginSeconds;
   absl::Duration alone_until = -absl::InfiniteDuration();
+  start.reset();
   rlhf::WaitForTermination([&] {
     if (run.working_alone()) alone_until = rlhf::Clock::Real()->Now();
     if (state.Stuck(absl::Seconds(abort_seconds), alone_until))
@@ -278,6 +290,8 @@ int Run(const Flags& flags) {
   });
   if (!session->fatal().ok()) spdlog::error("{}", session->fatal().ToString());
   const absl::Duration grace = absl::Seconds(flags.grace_seconds), deadline = rlhf::Clock::Real()->Now() + grace;
+  end_by.emplace(grace + kToClose, session->fatal().ok() ? 0 : 1,
+                 [] { return std::string("after --grace-seconds a folder's volume does not answer"); });
   state.stopping = true;
   EndTraining(
       run, training_ended, [&training] { training.LeaveGroup(); }, deadline, grace);
