@@ -1,5 +1,5 @@
-rlhf_cc_library(NAME learner_event_file HDRS service/event_file.h SRCS service/event_file.cc
-  DEPS rlhf::common_base absl::str_format)
+rlhf_cc_library(NAME learner_event_file HDRS service/event_file.h service/event_log.h SRCS service/event_file.cc service/event_log.cc
+  DEPS rlhf::common_base absl::core_headers absl::str_format absl::synchronization absl::time)
 if(TARGET rlhf_learner_trainers)
   rlhf_cc_library(NAME learner_service TORCH GRPC
     HDRS service/coordinator_client.h service/group_numerics.h service/rank_meeting.h service/rank_agreement.h service/run_metrics.h service/training_run.h service/weight_publisher.h

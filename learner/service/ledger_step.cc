@@ -162,7 +162,7 @@ absl::Status TrainingRun::CommitLedgerStep(const v1::GroupAssignment& group, con
         regroup = answered->regroup();
         publisher_->Confirm(group.job_id(), version);
         run_metrics_.Committed(result.metrics);
-        events_.Step(evidence.step, absl::Now(), result.metrics);
+        events_.Step(evidence.step, result.metrics);
       } else {
         publisher_->Drop(group.job_id(), evidence.step);
       }

@@ -239,7 +239,7 @@ absl::Status TrainingRun::Prepare(const v1::GroupAssignment& group) {
   held_.set_step(start);
   // A file is rank 0's; who is it no more leaves the job's to another.
   if (group.rank() == 0) {
-    events_.Begin(group.job_id(), group.next_step(), absl::Now());
+    events_.Begin(group.job_id(), group.next_step());
   } else {
     events_.End();
   }
@@ -367,7 +367,7 @@ absl::Status TrainingRun::TrainLocalStep(const v1::GroupAssignment& group, int64
   point.mutable_values()->insert(result.metrics.begin(), result.metrics.end());
   unreported_.push_back(std::move(point));
   run_metrics_.Committed(result.metrics);
-  events_.Step(step, absl::Now(), result.metrics);
+  events_.Step(step, result.metrics);
   return absl::OkStatus();
 }
 

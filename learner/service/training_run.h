@@ -20,7 +20,7 @@
 #include "common/stuck_watch.h"
 #include "learner/collective.h"
 #include "learner/service/coordinator_client.h"
-#include "learner/service/event_file.h"
+#include "learner/service/event_log.h"
 #include "learner/service/rank_meeting.h"
 #include "learner/service/run_metrics.h"
 #include "learner/service/weight_publisher.h"
@@ -124,7 +124,7 @@ class TrainingRun {
   v1::PolicyVersion held_;
   std::vector<v1::MetricPoint> unreported_;
   client::StepLog step_log_;
-  EventFile events_;
+  EventLog events_;
   absl::Duration last_report_ = -absl::InfiniteDuration();
   std::atomic<int64_t> progress_{0};
 };
