@@ -214,6 +214,7 @@ class LearnerGroupsImpl final : public LearnerGroups {
     out.since = loop_->clock().Now() - (group.members.empty() ? group.waiting_since : group.formed_at);
     for (const std::string& member : group.members) {
       const absl::StatusOr<const Session*> session = fleet_->Find(member);
+      if (session.ok() && member == group.members.front()) out.rank_zero = (*session)->identity.instance_id();
       if (group.answered.count(member) == 0 && session.ok())
         out.not_joined.push_back((*session)->identity.instance_id());
     }

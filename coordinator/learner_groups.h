@@ -89,6 +89,7 @@ class LearnerGroups : public FleetListener {
     std::vector<std::string> not_joined;  // instances that have not taken their assignment
     bool awaits_holders = false;  // ranks are there, and who holds the committed weights is given time to return
     absl::Duration since;
+    std::string rank_zero;   // its instance; empty: no group
     std::string broke;       // why the last group broke, while the next one is put off for it
     absl::Duration next_in;  // until the next one may form
   };

@@ -18,6 +18,7 @@ struct HeldLease {
   int32_t attempt = 0;
   absl::Duration since, last_seen, last_progress;
   int tokens_done = 0;
+  bool loading = false;  // its worker says that it fetches or loads what it needs for it
 };
 
 // A job's leases, and how many of them each worker's session has.

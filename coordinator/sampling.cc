@@ -12,6 +12,8 @@
 namespace rlhf::coordinator {
 namespace {
 
+// From then on it is said: a usual change of weights takes less.
+constexpr absl::Duration kLongLoad = absl::Seconds(5);
 constexpr int64_t kStepsKept =
     8;  // ended samples of so many steps stay in memory: late duplicates are recognised by them
 
@@ -357,6 +359,14 @@ Sampling::Situation SamplingImpl::SituationOf(const std::string& job_id) const {
   if (!too_large.empty()) out.too_large_why = too_large.front().second;
   out.paused = job->paused;
   out.serving_this = job->workers();
+  for (const auto& [key, lease] : job->leases) {
+    const absl::Duration held_for = loop_->clock().Now() - lease.since;
+    if (!lease.loading || held_for < kLongLoad) continue;
+    ++out.loading;
+    if (held_for <= out.loading_for) continue;
+    out.loading_for = held_for;
+    out.loading_by = lease.instance_id;
+  }
   out.score_requests = job->score_requests;
   out.since_last = loop_->clock().Now() - job->last_finished;
   for (const auto& [id, other] : jobs_) {

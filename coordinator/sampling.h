@@ -160,6 +160,9 @@ class Sampling : public FleetListener {
     int too_large_samples = 0;                 // queued ones that no rollout worker has the room for
     std::string too_large_why;                 // of one of them
     int serving_this = 0;                      // rollout workers with leases of this job
+    int loading = 0;             // samples leased to workers that have long fetched or loaded what they need
+    std::string loading_by;      // one of those
+    absl::Duration loading_for;  // the longest of them
     std::vector<std::string> rollout_holders;  // other jobs that have rollout workers
     bool over_quota = false;                   // of rollout workers
     int score_requests = 0;

@@ -187,6 +187,8 @@ class SamplingImpl final : public Sampling {
   // A second attempt, at an idle worker, of what another takes much longer for than is usual.
   bool TryHedge(const Session& session, int max_samples, v1::LeasePromptsResponse* response, WriteBatch* batch);
   bool HedgeDue() const;  // there may be something that is slow
+  // How long a lease takes that is slow; nothing while nobody can tell.
+  std::optional<absl::Duration> UsualTwice(const ActiveJob& job) const;
   // Its project or submitter has all the rollout workers that it may have.
   bool OverQuota(const ActiveJob& job) const;
   void AddLease(ActiveJob& job, const SampleKey& key, const Session& session, bool hedge,

@@ -182,25 +182,33 @@ bool SamplingImpl::TryLease(const Session& session, int max_samples, v1::LeasePr
   return true;
 }
 
+std::optional<absl::Duration> SamplingImpl::UsualTwice(const ActiveJob& job) const {
+  if (job.took.size() < kHedgeAfterResults) return std::nullopt;
+  std::vector<absl::Duration> took(job.took.begin(), job.took.end());
+  std::nth_element(took.begin(), took.begin() + static_cast<std::ptrdiff_t>(took.size() / 2), took.end());
+  return std::max(kHedgeAtLeast, kHedgeFactor * took[took.size() / 2]);
+}
+
 bool SamplingImpl::TryHedge(const Session& session, int max_samples, v1::LeasePromptsResponse* response,
                             WriteBatch* batch) {
   const absl::Duration now = loop_->clock().Now();
   bool passed_over = false;
   for (const auto& [id, job] : jobs_) {
     // Who is idle would be one more worker of the job's.
-    if (job->paused || job->took.size() < kHedgeAfterResults || OverQuota(*job)) continue;
+    if (job->paused || job->leases.empty() || OverQuota(*job)) continue;
     if (!job->Suits(session.session_id)) {
       passed_over = true;
       continue;
     }
-    std::vector<absl::Duration> took(job->took.begin(), job->took.end());
-    std::nth_element(took.begin(), took.begin() + static_cast<std::ptrdiff_t>(took.size() / 2), took.end());
-    const absl::Duration slow = std::max(kHedgeAtLeast, kHedgeFactor * took[took.size() / 2]);
+    const std::optional<absl::Duration> usual_twice = UsualTwice(*job);
+    const absl::Duration slow = usual_twice.value_or(options_.no_progress);
     std::vector<SampleKey> keys;
     for (const auto& [key, lease] : job->leases) {
       if (static_cast<int>(keys.size()) == max_samples) break;
       if (lease.session_id == session.session_id || now - lease.since <= slow || job->slow.Find(key) != nullptr)
         continue;
+      // Before it is known what is usual, only what has not begun: a model that one worker's volume does not give.
+      if (!usual_twice.has_value() && lease.tokens_done > 0) continue;
       const bool room = job->HasRoom(session.session_id, key);
       passed_over = passed_over || !room;
       if (room) keys.push_back(key);
@@ -219,7 +227,7 @@ bool SamplingImpl::TryHedge(const Session& session, int max_samples, v1::LeasePr
 bool SamplingImpl::HedgeDue() const {
   if (loop_->clock().Now() - hedge_looked_at_ < kHedgeEvery) return false;
   for (const auto& [id, job] : jobs_) {
-    if (!job->leases.empty() && job->took.size() >= kHedgeAfterResults) return true;
+    if (!job->leases.empty()) return true;
   }
   return false;
 }
@@ -356,6 +364,7 @@ void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatReques
     }
     HeldLease& lease = held->Claim(key, session.session_id);
     lease.last_seen = now;
+    lease.loading = progress.loading();
     if (progress.tokens_done() > lease.tokens_done) {
       lease.tokens_done = progress.tokens_done();
       lease.last_progress = now;

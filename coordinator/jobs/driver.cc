@@ -115,6 +115,9 @@ void DescribeSamples(const JobsDeps& deps, const std::string& job_id, SampleFact
   facts->too_large_samples = situation.too_large_samples;
   facts->too_large_why = situation.too_large_why;
   facts->serving_this = situation.serving_this;
+  facts->loading = situation.loading;
+  facts->loading_by = situation.loading_by;
+  facts->loading_for = situation.loading_for;
   facts->rollout_holders = situation.rollout_holders;
   facts->over_quota = situation.over_quota;
   facts->score_requests = situation.score_requests;

@@ -144,10 +144,19 @@ void ExplainSamples(const JobFacts& facts, Waits* waits) {
                                ? "nothing"
                                : "nothing if it comes on; else mend what the newest problem names: it is tried again";
   if (samples.serving_this > 0) {
+    const std::string loading =
+        samples.loading == 0 ? ""
+                             : absl::StrCat("; ", samples.loading, " of them wait for ", samples.loading_by,
+                                            ", which has fetched or loaded its model or weights for ",
+                                            absl::FormatDuration(absl::Floor(samples.loading_for, absl::Seconds(1))));
     waits->Add(v1::GENERATING,
                absl::StrCat(samples.serving_this, " rollout workers: ", counts.leased(),
-                            " samples are being generated, ", counts.queued(), " are queued", problem),
-               samples.since, mend);
+                            " samples are being generated, ", counts.queued(), " are queued", loading, problem),
+               samples.since,
+               samples.loading == 0 ? mend
+                                    : absl::StrCat("nothing if that takes as long as usual; else look at the log of ",
+                                                   samples.loading_by, " and the volumes of its --artifact-root and ",
+                                                   "--cache-dir: other workers, when idle, try them too"));
   }
   if (counts.generated() > 0 && !nobody_scores) {
     waits->Add(v1::SCORING,
@@ -235,12 +244,20 @@ void ExplainActive(const JobFacts& facts, Waits* waits) {
   const bool samples_matter = facts.samples.generates && (!facts.learners.formed || facts.samples.batch_wanted);
   if (samples_matter) ExplainSamples(facts, waits);
   if (facts.checkpointing) {
-    waits->Add(v1::CHECKPOINTING, absl::StrCat("the checkpoint of step ", job.step()), facts.learners.since, "nothing");
+    const std::string by = facts.saved_by.empty() ? "a learner" : facts.saved_by;
+    waits->Add(
+        v1::CHECKPOINTING, absl::StrCat("the checkpoint of step ", job.step(), ", which ", by, " writes"),
+        facts.no_progress,
+        absl::StrCat("nothing if it takes as long as usual; else look at the volumes of its --artifact-root and ",
+                     "--cache-dir: once they answer it goes on, or from the checkpoint before when ", by, " is ended"));
   } else if (facts.learners.formed && !facts.samples.batch_wanted) {
     // SFT and reward models' learners say how many steps there are with their first report.
     const std::string of = job.total_steps() > 0 ? absl::StrCat(" of ", job.total_steps()) : "";
     waits->Add(v1::TRAINING,
-               absl::StrCat("step ", job.step() + 1, of, " to be trained, at group epoch ", job.group_epoch()),
+               absl::StrCat("step ", job.step() + 1, of, " to be trained, at group epoch ", job.group_epoch(),
+                            facts.first_of_group ? ", the group's first: its learners load models, data and weights "
+                                                   "before it"
+                                                 : ""),
                facts.no_progress, "nothing; `rlhfctl watch` shows its progress");
   }
   if (facts.learners.yielding) {

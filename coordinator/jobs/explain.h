@@ -55,6 +55,9 @@ struct SampleFacts {
   int too_large_samples = 0;                 // queued ones that no rollout worker has the room for
   std::string too_large_why;                 // of one of them
   int serving_this = 0;                      // rollout workers that hold leases of this job
+  int loading = 0;             // samples leased to workers that have long fetched or loaded what they need
+  std::string loading_by;      // one of those
+  absl::Duration loading_for;  // the longest of them
   std::vector<std::string> rollout_holders;  // other jobs that have rollout workers
   bool over_quota = false;                   // its project or submitter has all the rollout workers it may have
   int score_requests = 0;
@@ -77,6 +80,8 @@ struct JobFacts {
   LearnerFacts learners;
   SampleFacts samples;
   bool checkpointing = false;
+  bool first_of_group = false;  // the group has ended no step yet: its learners may still load what they need
+  std::string saved_by;         // the learner that writes its checkpoints
   // collect
   bool collects = false;
   int64_t answered = 0, wanted = 0, handed_out = 0;

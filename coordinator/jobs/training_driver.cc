@@ -99,6 +99,7 @@ void TrainingDriver::BeginEpoch(uint64_t epoch, int ranks, WriteBatch* batch) {
                          batch);
   }
   ranks_ = ranks;
+  group_began_at_ = row->step();
   yields_to_.clear();
   row->clear_preempted_by();
   grouped_ = true;
@@ -275,7 +276,10 @@ void TrainingDriver::Describe(JobFacts* facts) {
   learners.since = situation.since;
   learners.broke = situation.broke;
   learners.next_in = situation.next_in;
-  facts->checkpointing = situation.formed && !between_steps() && checkpoints_.due(leaving());
+  facts->first_of_group = situation.formed && job()->step() == group_began_at_;
+  facts->saved_by = situation.rank_zero;
+  // What was due before the group formed anew is not written any more.
+  facts->checkpointing = situation.formed && !facts->first_of_group && !between_steps() && checkpoints_.due(leaving());
 }
 
 }  // namespace rlhf::coordinator

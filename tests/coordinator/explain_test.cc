@@ -294,6 +294,13 @@ TEST(ExplainTest, Generating) {
   EXPECT_EQ(Expect(facts, v1::GENERATING).what_to_do(), "nothing");
   facts.samples.last_problem = "rollout-1: weights from 10.0.0.7:7010: Deadline Exceeded";
   EXPECT_THAT(Expect(facts, v1::GENERATING).what_to_do(), HasSubstr("mend what the newest problem names"));
+  facts.samples.loading = 2;
+  facts.samples.loading_by = "rollout-0";
+  facts.samples.loading_for = absl::Seconds(90);
+  const v1::Wait wait = Expect(facts, v1::GENERATING);
+  EXPECT_THAT(wait.waits_for(),
+              HasSubstr("2 of them wait for rollout-0, which has fetched or loaded its model or weights for 1m30s"));
+  EXPECT_THAT(wait.what_to_do(), HasSubstr("the log of rollout-0 and the volumes"));
 }
 
 TEST(ExplainTest, NoRewardServer) {
@@ -377,8 +384,15 @@ TEST(ExplainTest, TrainingAndCheckpointing) {
   facts.job.set_step(4);
   facts.job.set_total_steps(10);
   EXPECT_THAT(Expect(facts, v1::TRAINING).waits_for(), HasSubstr("step 5 of 10"));
+  facts.first_of_group = true;
+  EXPECT_THAT(Expect(facts, v1::TRAINING).waits_for(), HasSubstr("load models, data and weights before it"));
+  facts.first_of_group = false;
   facts.checkpointing = true;
-  EXPECT_THAT(Expect(facts, v1::CHECKPOINTING).waits_for(), HasSubstr("step 4"));
+  facts.saved_by = "learner-1";
+  facts.no_progress = absl::Seconds(70);
+  const v1::Wait wait = Expect(facts, v1::CHECKPOINTING);
+  EXPECT_THAT(wait.waits_for(), HasSubstr("the checkpoint of step 4, which learner-1 writes"));
+  EXPECT_EQ(wait.since_seconds(), 70);
 }
 
 TEST(ExplainTest, NoProgressIsSaidOfAllButThoseThatWaitForPeople) {

@@ -105,6 +105,40 @@ TEST_F(SamplingFaults, WhenTheFirstAttemptDiesTheHedgeGoesOn) {
   ExpectAllAccountedFor();
 }
 
+// Its volume hangs, and there are no results yet by which anything took long.
+TEST_F(SamplingFaults, WhatAWorkerCannotBeginIsTriedElsewhereWithoutAnyResult) {
+  const std::string loading = Register("loading"), idle = Register("idle");
+  Issue(1, 2);
+  auto held = LeaseAll(loading, 2);
+  ASSERT_EQ(held.size(), 2u);
+  for (auto& lease : held) lease.set_loading(true);
+  const auto pass = [&](int seconds) {
+    for (int i = 0; i < seconds; ++i) {
+      Pass(absl::Seconds(1));
+      EXPECT_EQ(Report(loading, held), 0) << i;
+      Report(idle, {});
+    }
+  };
+  pass(10);
+  const Sampling::Situation situation = sampling_->SituationOf("job");
+  EXPECT_EQ(situation.loading, 2);
+  EXPECT_EQ(situation.loading_by, "loading");
+  EXPECT_EQ(situation.loading_for, absl::Seconds(10));
+  held[1].set_loading(false);
+  held[1].set_tokens_done(1);  // this one began: how long it takes nobody knows
+  pass(45);
+  EXPECT_THAT(Lease(idle, 2), testing::IsEmpty());
+  pass(10);
+  const auto hedge = Lease(idle, 2);
+  ASSERT_EQ(hedge.size(), 1u);
+  EXPECT_EQ(hedge[0].id().ordinal(), held[0].id().ordinal());
+  EXPECT_TRUE(Submit(idle, hedge[0]).accepted());
+  EXPECT_EQ(Submit(loading, held[0]).reason(), v1::STALE_ATTEMPT);
+  EXPECT_TRUE(Submit(loading, held[1]).accepted());
+  EXPECT_EQ(scored_, std::vector<int64_t>({1}));
+  ExpectAllAccountedFor();
+}
+
 // Eight workers of eight samples at once, a sample a second at each; one may be ten times slower. Virtual time.
 class Stragglers : public SamplingFaults {
  protected:
