@@ -41,6 +41,7 @@ absl::Status JobTable::Recover() {
     index_.Add(&job);
   }
   RLHF_RETURN_IF_ERROR(deleted_.Recover());
+  RLHF_RETURN_IF_ERROR(request_time_.Begin(deps_.store, &deps_.loop->clock()));
   WriteBatch closed;
   RLHF_RETURN_IF_ERROR(CloseDeadGates(&closed));
   if (!closed.empty()) deps_.store->Commit(std::move(closed), [](absl::Status) {});
@@ -439,6 +440,7 @@ absl::StatusOr<v1::GetCommittedResponse> JobTable::GetCommitted(const std::strin
 }
 
 void JobTable::Tick() {
+  request_time_.Keep();
   ForgetOldRequests();
   std::vector<std::string> ids, waiting;
   for (const auto& [number, job] : index_.active()) {

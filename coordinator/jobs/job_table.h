@@ -11,6 +11,7 @@
 #include "coordinator/jobs/driver.h"
 #include "coordinator/jobs/job_index.h"
 #include "coordinator/payload_retention.h"
+#include "coordinator/jobs/service_time.h"
 
 namespace rlhf::coordinator {
 
@@ -127,6 +128,7 @@ class JobTable final : public Jobs, private JobHost {
                        }};
   std::string store_failure_;                       // of the newest write that was not kept
   std::map<std::string, v1::RequestRow> requests_;  // accepted by this process, some perhaps not durable yet
+  ServiceTime request_time_;                        // of created_at in those rows
   std::string requests_seen_;                       // the key up to which ForgetOldRequests has come
   absl::Duration next_requests_pass_ = absl::ZeroDuration();
 };

@@ -135,7 +135,7 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
     const v1::Job* job = Find(before.response());
     if (job == nullptr || job->spec().project() != request.spec().project()) before.Clear();
   }
-  const absl::Time now = deps_.loop->clock().WallNow();
+  const absl::Time now = request_time_.Now();
   if (!before.body_sha256().empty() && now - FromTimestamp(before.created_at()) < kRequestsKept) {
     if (before.body_sha256() != accepted.body_sha256()) {
       return done(WithReason(absl::AlreadyExistsError(absl::StrCat("request_id ", request.request_id(),
@@ -192,7 +192,7 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
 
 void JobTable::ForgetOldRequests() {
   if (deps_.loop->clock().Now() < next_requests_pass_) return;
-  const absl::Time now = deps_.loop->clock().WallNow();
+  const absl::Time now = request_time_.Now();
   WriteBatch expired;
   int looked_at = 0;
   std::string last;

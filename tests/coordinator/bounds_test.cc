@@ -446,7 +446,12 @@ TEST_F(SizeOfStoredJobTest, RequestIdsAreForgottenADayAfterWhileTheCoordinatorRu
     process_->jobs.loop.Run();
   };
   clock_.Advance(absl::Hours(23));
+  clock_.ShiftWall(absl::Hours(24 * 365));  // a clock that is set makes none of them old, also after a restart
   for (int i = 0; i < 3; ++i) tick();
+  Begin();
+  process_->jobs.Recover();
+  for (int i = 0; i < 3; ++i) tick();
+  clock_.ShiftWall(absl::Hours(-24 * 365));
   put("young");
   EXPECT_EQ(left(), 1201);
   clock_.Advance(absl::Hours(2));
@@ -487,6 +492,16 @@ TEST_F(SizeOfStoredJobTest, ARequestIdThatIsUsedAgainADayAfterIsKept) {
   v1::RequestRow row;
   ASSERT_TRUE(row.ParseFromString(rows_.Get(Table::kRequests, key).value_or("")));
   EXPECT_EQ(row.response(), job) << "a call that is repeated is to find it";
+  // And none is run twice because somebody sets the wall clock.
+  clock_.ShiftWall(absl::Hours(24 * 365));
+  std::string again;
+  process_->jobs.jobs->Submit("ada", request, [&again](const absl::StatusOr<v1::SubmitJobResponse>& submitted) {
+    ASSERT_TRUE(submitted.ok()) << submitted.status();
+    again = submitted->job().id();
+  });
+  process_->store.Arrive();
+  process_->jobs.loop.Run();
+  EXPECT_EQ(again, job);
 }
 
 }  // namespace
