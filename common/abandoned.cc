@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +19,21 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kLock[] = ".lock";
+constexpr char kNow[] = ".now-";  // and a process id
+
+// What the folder's volume takes for now.
+std::optional<fs::file_time_type> TimeOfVolume(const fs::path& dir) {
+  const fs::path probe = dir / absl::StrCat(kNow, getpid());
+  std::error_code error, ignored;
+  fs::remove(probe, ignored);  // of a process of this number that was killed here
+  const int fd = open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (fd < 0) return std::nullopt;
+  close(fd);
+  const fs::file_time_type now = fs::last_write_time(probe, error);
+  fs::remove(probe, ignored);
+  if (error) return std::nullopt;
+  return now;
+}
 
 // Whether something in it, or the entry itself, was written after `since`, or cannot be told.
 bool WrittenAfter(const fs::path& entry, fs::file_time_type since) {
@@ -36,9 +52,10 @@ bool WrittenAfter(const fs::path& entry, fs::file_time_type since) {
 
 int RemoveAbandoned(const std::string& dir, absl::Duration idle,
                     absl::FunctionRef<bool(const std::string& name)> keep) {
+  const std::optional<fs::file_time_type> now = TimeOfVolume(dir);
+  if (!now.has_value()) return 0;
   const fs::file_time_type since =
-      fs::file_time_type::clock::now() -
-      std::chrono::duration_cast<fs::file_time_type::duration>(absl::ToChronoSeconds(idle));
+      *now - std::chrono::duration_cast<fs::file_time_type::duration>(absl::ToChronoSeconds(idle));
   std::error_code error;
   std::vector<fs::path> found;
   for (fs::directory_iterator it(dir, error), end; !error && it != end; it.increment(error)) {

@@ -93,5 +93,37 @@ TEST_F(ClockShift, ClocksThatAreSetByAnHourHaveNoEffect) {
   EXPECT_EQ(service_->Log("coordinator").find("leases expired"), std::string::npos);
 }
 
+// What is remembered, or kept for somebody, for a time: a coordinator whose clock is days ahead must not forget it.
+TEST_F(ClockShift, ACoordinatorDaysAheadRunsNothingTwiceAndTakesNothingFromWhoWrites) {
+  Start();
+  MakeSmallModel(service_->scratch().path());
+  SmallJob job;
+  const std::string submit = "--output json submit --request-id once " + WriteSmallJob(service_->scratch().path(), job);
+  const auto submitted = [&] {
+    const CommandResult result = service_->Ctl(submit);
+    EXPECT_EQ(result.code, 0) << result.output;
+    return nlohmann::json::parse(result.output, nullptr, false).value("id", "");
+  };
+  const std::string id = submitted();
+  ASSERT_NE(id, "");
+  const std::string staged = dir_ + "/artifacts/.staging/a-learner-writes/model.safetensors";
+  ASSERT_TRUE(MakeDirs(std::filesystem::path(staged).parent_path().string()).ok());
+  ASSERT_TRUE(WriteFileDurably(staged, "half").ok());
+  Set("coordinator", 2 * 24 * 3600);
+  EXPECT_EQ(submitted(), id);
+  // Started again it looks for what was abandoned.
+  const pid_t before = service_->Pid("coordinator");
+  ASSERT_GT(before, 0);
+  kill(before, SIGKILL);
+  LocalService::Until(
+      absl::Seconds(60), [&] { return service_->Ctl("models list").code == 0; }, "it serves again");
+  EXPECT_EQ(submitted(), id);
+  EXPECT_EQ(service_->Job(id).value("id", ""), id);
+  LocalService::Until(
+      absl::Seconds(120), [&] { return service_->StateOf(job.name) == "SUCCEEDED"; }, "the job succeeds");
+  ExpectWhole(*service_, job);
+  EXPECT_TRUE(std::filesystem::exists(staged));
+}
+
 }  // namespace
 }  // namespace rlhf
