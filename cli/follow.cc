@@ -12,6 +12,7 @@
 #include "cli/connection.h"
 #include "cli/output.h"
 #include "cli/progress.h"
+#include "common/clock.h"
 #include "common/job_state.h"
 #include "common/printable.h"
 #include "common/spec_loader.h"
@@ -62,7 +63,7 @@ class Screen {
   }
   // Plain output keeps a line a second of metrics, not hundreds.
   bool Due(const v1::JobEvent& event) {
-    const absl::Time now = absl::Now();
+    const absl::Duration now = Clock::Real()->Now();
     if (now - last_metrics_ < absl::Seconds(2)) return false;
     last_metrics_ = now;
     return true;
@@ -72,16 +73,17 @@ class Screen {
   v1::JobService::Stub* stub_;
   ProgressView view_;
   std::set<std::string> known_;
-  absl::Time last_metrics_ = absl::InfinitePast();
+  absl::Duration last_metrics_ = -absl::InfiniteDuration();
 };
 
 // Shows events until the stream ends; request->resume_token follows what was seen.
-absl::Status Watch(v1::JobService::Stub* stub, v1::WatchJobRequest* request, Screen* screen, absl::Time* reachable) {
+absl::Status Watch(v1::JobService::Stub* stub, v1::WatchJobRequest* request, Screen* screen,
+                   absl::Duration* reachable) {
   const auto context = CallContext(absl::Hours(24 * 30));
   const auto reader = stub->WatchJob(context.get(), *request);
   v1::JobEvent event;
   while (reader->Read(&event)) {
-    *reachable = absl::Now();
+    *reachable = Clock::Real()->Now();
     // Stages count events of their own; the token is of the watched job's.
     if (event.job_id() == request->job_id() && event.sequence() > request->resume_token())
       request->set_resume_token(event.sequence());
@@ -98,7 +100,7 @@ absl::StatusOr<v1::Job> FollowJob(const std::shared_ptr<grpc::Channel>& channel,
   Screen screen(options, stub.get());
   v1::WatchJobRequest request;
   request.set_include_stages(true);
-  absl::Time reachable = absl::Now();
+  absl::Duration reachable = Clock::Real()->Now();
   while (true) {
     v1::GetJobRequest get;
     get.set_job_id(job_id);
@@ -106,7 +108,7 @@ absl::StatusOr<v1::Job> FollowJob(const std::shared_ptr<grpc::Channel>& channel,
     const auto get_context = CallContext(absl::Seconds(10));
     absl::Status status = FromGrpc(stub->GetJob(get_context.get(), get, &job));
     if (status.ok()) {
-      reachable = absl::Now();
+      reachable = Clock::Real()->Now();
       request.set_job_id(job.id());
       status = Watch(stub.get(), &request, &screen, &reachable);
       // The end is shown only once all events before it were.
@@ -122,7 +124,7 @@ absl::StatusOr<v1::Job> FollowJob(const std::shared_ptr<grpc::Channel>& channel,
       screen.End();
       return status;
     }
-    if (absl::Now() - reachable > kUnreachableFor) {
+    if (Clock::Real()->Now() - reachable > kUnreachableFor) {
       screen.End();
       return absl::UnavailableError(absl::StrCat("lost the coordinator while following ", job_id,
                                                  "; the job goes on without us: `rlhfctl watch ", job_id, "`"));

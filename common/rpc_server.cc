@@ -15,8 +15,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/call_deadline.h"
+#include "common/clock.h"
 #include "common/connection_limit.h"
 #include "common/grpc_log.h"
 #include "common/in_process_channel.h"
@@ -139,14 +140,15 @@ class GrpcServer final : public RpcServer {
     // gRPC waits until all connections are closed, and whoever keeps one without a call on it would have all the grace.
     absl::Notification over;
     std::thread cutter([this, &over] {
-      absl::Time quiet = absl::Now();
+      absl::Duration quiet = Clock::Real()->Now();
       while (!over.WaitForNotificationWithTimeout(absl::Milliseconds(10))) {
-        if (calls_->open() > 0) quiet = absl::Now();
-        if (absl::Now() - quiet < kLastAnswersArrive) continue;
+        const absl::Duration now = Clock::Real()->Now();
+        if (calls_->open() > 0) quiet = now;
+        if (now - quiet < kLastAnswersArrive) continue;
         return grpc_server_cancel_all_calls(server_->c_server());
       }
     });
-    server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
+    server_->Shutdown(CallDeadline(grace));
     server_->Wait();
     over.Notify();
     cutter.join();

@@ -15,6 +15,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "cli/secret_file.h"
+#include "common/clock.h"
 #include "common/durable_file.h"
 #include "common/free_port.h"
 #include "common/status_util.h"
@@ -136,10 +137,10 @@ absl::Status LocalCluster::StartCoordinator(const std::function<bool()>& stop) {
   if (options_.traces) spec.command.insert(spec.command.end(), {"--trace-dir", (dir / "traces").string()});
   Wrap(&spec);
   RLHF_RETURN_IF_ERROR(supervisor_.Start(spec));
-  const absl::Time deadline = absl::Now() + kCoordinatorReady;
+  const absl::Duration deadline = Clock::Real()->Now() + kCoordinatorReady;
   const std::string lines = spec.log_file.empty() ? "its lines above" : spec.log_file;
   std::string ended;
-  while (absl::Now() < deadline) {
+  while (Clock::Real()->Now() < deadline) {
     if (stop()) return absl::CancelledError("told to stop while the coordinator was starting");
     supervisor_.Tick([&ended](const std::string&, const std::string& how) {
       if (how != kTryAgain) ended = how;

@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "cli/cluster/local_cluster.h"
 #include "cli/commands/commands.h"
+#include "common/clock.h"
 #include "common/durable_file.h"
 #include "common/process.h"
 #include "common/status_util.h"
@@ -34,19 +35,20 @@ int RegisteredRoles(const std::string& dir) {
 // Until a signal comes, which it returns, or until a process is beyond help.
 int Supervise(const ClusterOptions& options, LocalCluster& cluster) {
   bool announced = false;
-  absl::Time next_look = absl::Now(), next_renewal = absl::Now();
+  absl::Duration next_look = Clock::Real()->Now(), next_renewal = next_look;
   return WaitForTermination([&] {
     cluster.supervisor().Tick([](const std::string& name, const std::string& how) {
       std::printf("rlhfctl up: %s ended (%s); starting it again\n", name.c_str(), how.c_str());
       std::fflush(stdout);
     });
-    if (absl::Now() >= next_renewal) {
-      next_renewal = absl::Now() + absl::Minutes(1);
+    const absl::Duration now = Clock::Real()->Now();
+    if (now >= next_renewal) {
+      next_renewal = now + absl::Minutes(1);
       if (const absl::Status status = cluster.RenewCertificates(absl::Now()); !status.ok())
         std::fprintf(stderr, "rlhfctl up: certificates could not be renewed: %s\n", status.ToString().c_str());
     }
-    if (!announced && absl::Now() >= next_look) {
-      next_look = absl::Now() + absl::Milliseconds(500);
+    if (!announced && now >= next_look) {
+      next_look = now + absl::Milliseconds(500);
       if (RegisteredRoles(options.dir) >= cluster.roles()) {
         announced = true;
         (void)WriteFileDurably(options.dir + "/ready", "ready\n");
