@@ -18,6 +18,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/mutex.h"
 #include "common/build_version.h"
+#include "common/clock.h"
 #include "common/durable_file.h"
 #include "common/process.h"
 
@@ -100,11 +101,13 @@ MetricsRegistry::MetricsRegistry(const std::string& role) : impl_(std::make_uniq
   auto& virtual_memory = Gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.");
   auto& cpu = Counter("process_cpu_seconds_total", "User and system CPU time spent in seconds.");
   auto& fds = Gauge("process_open_fds", "Number of open file descriptors.");
+  auto& clock = Gauge("rlhf_clock_timestamp_seconds", "The process's wall clock, since the Unix epoch, in seconds.");
   const double ticks = static_cast<double>(sysconf(_SC_CLK_TCK));
   const double page = static_cast<double>(sysconf(_SC_PAGESIZE));
   Gauge("process_start_time_seconds", "Start time of the process since the Unix epoch in seconds.")
       .Set(BootTimeSeconds() + Number(ProcessStat(), kStartTicks) / ticks);
-  OnCollect([&resident, &virtual_memory, &cpu, &fds, ticks, page] {
+  OnCollect([&resident, &virtual_memory, &cpu, &fds, &clock, ticks, page] {
+    clock.Set(absl::ToDoubleSeconds(Clock::Real()->WallNow() - absl::UnixEpoch()));
     const std::vector<std::string> stat = ProcessStat();
     resident.Set(Number(stat, kResidentPages) * page);
     virtual_memory.Set(Number(stat, kVirtualBytes));
