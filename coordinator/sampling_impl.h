@@ -259,7 +259,13 @@ class SamplingImpl final : public Sampling {
     int in_flight = 0;             // requests that it computes itself
     std::set<std::string> asking;  // jobs of which it has one for which it asks their own services
     absl::Duration not_before;
+    uint64_t completed = 0;  // requests, as its heartbeats say
+    absl::Duration moved;    // when that changed last, or it was first heard of
+    // A request took too long, and nothing was completed meanwhile: its volume or device hangs. Until something is,
+    // others are asked where there are any.
+    bool stuck = false;
   };
+  void OnScorerHeartbeat(const Session& session, uint64_t completed);
   static bool Asks(const ActiveJob& job);
   std::map<std::string, RewardServer> reward_servers_;  // by session
   std::set<std::string> stuck_;         // workers' sessions that report and get nowhere: nothing new until they do

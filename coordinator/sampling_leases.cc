@@ -338,6 +338,7 @@ void SamplingImpl::FailTooLarge(ActiveJob& job) {
 
 void SamplingImpl::OnHeartbeat(const Session& session, const v1::HeartbeatRequest& request,
                                v1::HeartbeatResponse* response) {
+  if (session.identity.role() == v1::ROLE_REWARD_SERVER) OnScorerHeartbeat(session, request.progress_counter());
   if (session.identity.role() != v1::ROLE_ROLLOUT_WORKER) return;
   const absl::Duration now = loop_->clock().Now();
   // Whoever has dropped all it was stuck on works again; one that hangs goes on reporting it.

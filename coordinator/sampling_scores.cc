@@ -16,6 +16,8 @@ namespace {
 
 constexpr absl::Duration kScoreBackoff = absl::Milliseconds(500);
 constexpr absl::Duration kLongestBackoff = absl::Seconds(30);
+// A server that is behind completes something in this time; one whose request took too long meanwhile hangs.
+constexpr absl::Duration kStandsStillAfter = absl::Seconds(30);
 constexpr int kMostBatchesToGrow = 1024;
 constexpr size_t kRequestBytes = 16 << 20;  // of samples in one request; a channel carries 64 MiB
 
@@ -65,12 +67,18 @@ const Session* SamplingImpl::PickRewardServer(const ActiveJob* job) {
   int least = asks ? kMostServicesAsked : options_.score_requests_in_flight;
   const absl::Duration now = loop_->clock().Now();
   const RewardServer idle;
+  std::vector<std::pair<const Session*, const RewardServer*>> suited;
+  bool any_moves = false;
   for (const Session* session : fleet_->Sessions(v1::ROLE_REWARD_SERVER)) {
     if (session->draining || session->cordoned || session->identity.address().empty()) continue;
     if (job != nullptr && job->unsuited_scorers.count(session->session_id) > 0) continue;
     const auto it = reward_servers_.find(session->session_id);
-    const RewardServer& server = it == reward_servers_.end() ? idle : it->second;
-    if (now < server.not_before) continue;
+    suited.emplace_back(session, it == reward_servers_.end() ? &idle : &it->second);
+    any_moves = any_moves || !suited.back().second->stuck;
+  }
+  for (const auto& [session, known] : suited) {
+    const RewardServer& server = *known;
+    if (now < server.not_before || (server.stuck && any_moves)) continue;
     const int asking = static_cast<int>(server.asking.size());
     if (job == nullptr && asking < kMostServicesAsked) return session;
     const int in_flight = asks ? asking : server.in_flight;
@@ -79,6 +87,15 @@ const Session* SamplingImpl::PickRewardServer(const ActiveJob* job) {
     best = session;
   }
   return best;
+}
+
+void SamplingImpl::OnScorerHeartbeat(const Session& session, uint64_t completed) {
+  const auto [it, is_new] = reward_servers_.try_emplace(session.session_id);
+  RewardServer& server = it->second;
+  if (!is_new && server.completed == completed) return;
+  server.completed = completed;
+  server.moved = loop_->clock().Now();
+  server.stuck = false;
 }
 
 void SamplingImpl::Dispatch(bool now) {
@@ -223,6 +240,12 @@ void SamplingImpl::OnScores(const std::string& job_id, const std::string& sessio
     // A user's own service that takes long says nothing of the server.
     const bool slow = asked && absl::IsDeadlineExceeded(response.status());
     if (!response.ok() && !IsUnsuited(response.status()) && !slow) it->second.not_before = now + kScoreBackoff;
+    if (!asked && absl::IsDeadlineExceeded(response.status()) && now - it->second.moved >= kStandsStillAfter &&
+        !std::exchange(it->second.stuck, true)) {
+      spdlog::warn(
+          "{} completed nothing while a request took too long: other reward servers are asked, where there are any",
+          sent.front().times.reward_server());
+    }
   }
   ActiveJob* job = Find(job_id);
   if (job == nullptr) return Dispatch(false);

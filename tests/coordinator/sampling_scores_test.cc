@@ -1,6 +1,8 @@
 // What scorers' failures cost, and how many samples a request to them has.
+#include <algorithm>
 #include <functional>
 #include <limits>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -8,6 +10,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/match.h"
 #include "tests/coordinator/sampling_fixture.h"
 
 namespace rlhf::coordinator {
@@ -99,6 +102,58 @@ TEST_F(SamplingTest, RequestsThatTakeTooLongAreHalved) {
   }
   EXPECT_EQ(Counts().scored(), 4);
   EXPECT_THAT(listener_.scored, ElementsAre(1));
+}
+
+// One whose volume hangs while it loads a model goes on with its heartbeats, and each request at it takes its whole
+// time.
+TEST_F(SamplingTest, AServerThatCompletesNothingIsNotAskedWhileAnotherIsThere) {
+  AddJob(/*policy_step=*/100);
+  std::map<std::string, std::string> sessions;  // by address
+  for (const char* at : {"hangs:0", "hangs:1", "hangs:2", "hangs:3"})
+    sessions[at] = Register(v1::ROLE_REWARD_SERVER, at, at);
+  rewards_.answer = [this](const v1::ScoreRequest& request) -> absl::StatusOr<v1::ScoreResponse> {
+    if (absl::StartsWith(rewards_.asked.back(), "hangs")) return absl::DeadlineExceededError("60 s");
+    return Ones(request);
+  };
+  const auto beat = [&](const std::string& at, uint64_t completed) {
+    v1::HeartbeatRequest request;
+    request.set_session_id(sessions[at]);
+    request.set_progress_counter(completed);
+    OnLoop([&] { fleet_->Heartbeat(request, [](auto response) { EXPECT_TRUE(response.ok()); }); });
+  };
+  const auto asked = [this](const std::string& at) {
+    return std::count(rewards_.asked.begin(), rewards_.asked.end(), at);
+  };
+  const auto pass = [&] {
+    clock_.Advance(absl::Seconds(31));
+    for (const auto& [at, session] : sessions) beat(at, 0);
+    Tick();
+  };
+  for (int i = 0; i < 2; ++i) pass();  // what takes too long here takes no time
+  for (int64_t step = 1; step <= 12; ++step) {
+    Issue(step);
+    Generate(Lease());
+    for (int i = 0; i < 8 && Counts().scored() < 4 * step; ++i) pass();
+    ASSERT_EQ(Counts().scored(), 4 * step);
+  }
+  // Of twelve steps at most one was sent there, as a whole or in parts.
+  for (const auto& [at, session] : sessions) EXPECT_LE(asked(at), 4) << at;
+
+  // Where nobody else is, they are asked all the same; and before those the one that completes something again.
+  Register(v1::ROLE_REWARD_SERVER, "reward-0", "hangs:last");
+  Issue(13);
+  Generate(Lease());
+  for (int i = 0; i < 8; ++i) pass();
+  rewards_.asked.clear();
+  pass();
+  EXPECT_THAT(rewards_.asked, testing::Not(IsEmpty()));
+  beat("hangs:2", 1);
+  rewards_.asked.clear();
+  rewards_.answer = Ones;
+  clock_.Advance(absl::Seconds(31));
+  Tick();
+  EXPECT_EQ(asked("hangs:2"), static_cast<int64_t>(rewards_.asked.size()));
+  EXPECT_EQ(Counts().scored(), 4 * 13);
 }
 
 TEST_F(SamplingTest, RequestsAreCutByTheirBytesToo) {
