@@ -433,6 +433,18 @@ TEST(LedgerCheckTest, AStepThatIsRolledBackIsNoViolationWhileTheJobRuns) {
   EXPECT_THAT(absl::StrJoin(h.Violations(), "\n"), HasSubstr("was told that it is committed, but it is not"));
 }
 
+TEST(LedgerCheckTest, AStepThatIsCommittedWhileItIsReadIsNoViolation) {
+  History h = Whole();
+  h.facts.job.set_state(v1::RUNNING);
+  StepLine committed = Find(h, "committed", 2, 0, 3), trained = Find(h, "trained", 2, 0, 3);
+  committed.step = trained.step = 4;
+  h.evidence.steps.push_back(trained);
+  h.evidence.steps.push_back(committed);
+  EXPECT_THAT(absl::StrJoin(h.Violations(), "\n"), HasSubstr("was told that it is committed, but it is not"));
+  h.facts.step_after = 4;
+  EXPECT_THAT(h.Violations(), IsEmpty());
+}
+
 TEST(EvidenceTest, ReadsWhatIsThereAndNamesWhatIsDamaged) {
   ScratchDir dir;
   ASSERT_TRUE(WriteFileDurably(dir.File("steps-learner-0.jsonl"),
