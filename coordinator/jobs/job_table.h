@@ -10,8 +10,8 @@
 #include "coordinator/jobs/deleted_rows.h"
 #include "coordinator/jobs/driver.h"
 #include "coordinator/jobs/job_index.h"
-#include "coordinator/payload_retention.h"
 #include "coordinator/jobs/service_time.h"
+#include "coordinator/payload_retention.h"
 
 namespace rlhf::coordinator {
 
