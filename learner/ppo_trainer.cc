@@ -51,12 +51,13 @@ absl::StatusOr<std::unique_ptr<Trainer>> PpoTrainer::Make(const TrainerInputs& i
   const std::string& dir = inputs.local.at(spec.policy());
   const bool shard = inputs.spec.learners().shard_optimizer_state();
   const bool divide = inputs.spec.learners().shard_parameters();
-  const int64_t total_updates = spec.steps() * UpdatesOf(spec);
+  const int64_t critic_updates = spec.steps() * UpdatesOf(spec);
+  const int64_t policy_updates = (spec.steps() - spec.critic_warmup_steps()) * UpdatesOf(spec);
   RLHF_ASSIGN_OR_RETURN(auto policy,
                         model::LoadModel(dir, {.dtype = DtypeOf(spec.precision()), .device = inputs.device}));
   RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, spec.has_lora() ? &spec.lora() : nullptr, policy.get()));
   const int64_t context = policy->config().max_position_embeddings;
-  trainer->policy_ = std::make_unique<Trainable>(std::move(policy), spec.policy_optimizer(), total_updates, shard,
+  trainer->policy_ = std::make_unique<Trainable>(std::move(policy), spec.policy_optimizer(), policy_updates, shard,
                                                  divide ? Layers::kDividedInSteps : Layers::kWhole);
   trainer->estimator_ = MakeAdvantageEstimator(spec.advantage());
   if (trainer->estimator_->needs_critic()) {
@@ -69,7 +70,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> PpoTrainer::Make(const TrainerInputs& i
     load.head_seed = inputs.spec.seed();
     RLHF_ASSIGN_OR_RETURN(auto critic, model::LoadModel(inputs.local.at(spec.critic()), load));
     RLHF_RETURN_IF_ERROR(SetUp(inputs.spec, nullptr, critic.get()));
-    trainer->critic_ = std::make_unique<Trainable>(std::move(critic), spec.critic_optimizer(), total_updates, shard,
+    trainer->critic_ = std::make_unique<Trainable>(std::move(critic), spec.critic_optimizer(), critic_updates, shard,
                                                    divide ? Layers::kDivided : Layers::kWhole);
   }
   trainer->kl_ = MakeKlController(spec.kl());
@@ -218,29 +219,35 @@ std::vector<Trainable::LossTerm> PpoTrainer::CriticTerms(const PpoBatch& batch, 
   return terms;
 }
 
+void PpoTrainer::AppendPtxTerms(Sums* sums, std::vector<Trainable::LossTerm>* terms) {
+  const std::vector<size_t> lines =
+      ItemsOf(ptx_.size(), inputs_.spec.seed(), kPtxStream, ptx_cursor_, spec().ptx().batch_size());
+  ptx_cursor_ += spec().ptx().batch_size();
+  const double weight = ptx_.Weight(lines);
+  const std::vector<size_t> mine = RankShare(lines, collective_->rank(), collective_->world_size());
+  for (std::vector<size_t>& group : MicroBatches(mine, ptx_.lengths(), spec().micro_batch_tokens())) {
+    terms->push_back([this, weight, sums, group = std::move(group)] {
+      const torch::Tensor loss = ptx_.WeightedNll(policy_->model(), group) / weight;
+      sums->ptx_loss += loss.item<double>();
+      return spec().ptx().coefficient() * loss;
+    });
+  }
+}
+
 absl::StatusOr<std::string> PpoTrainer::Update(const PpoBatch& batch, const Before& before,
                                                const std::vector<size_t>& items, bool first, Sums* sums) {
-  std::vector<Trainable::LossTerm> terms = PolicyTerms(batch, before, items, first, sums);
-  if (ptx_.size() > 0) {
-    const std::vector<size_t> lines =
-        ItemsOf(ptx_.size(), inputs_.spec.seed(), kPtxStream, ptx_cursor_, spec().ptx().batch_size());
-    ptx_cursor_ += spec().ptx().batch_size();
-    const double weight = ptx_.Weight(lines);
-    const std::vector<size_t> mine = RankShare(lines, collective_->rank(), collective_->world_size());
-    for (std::vector<size_t>& group : MicroBatches(mine, ptx_.lengths(), spec().micro_batch_tokens())) {
-      terms.push_back([this, weight, sums, group = std::move(group)] {
-        const torch::Tensor loss = ptx_.WeightedNll(policy_->model(), group) / weight;
-        sums->ptx_loss += loss.item<double>();
-        return spec().ptx().coefficient() * loss;
-      });
-    }
+  double policy_loss = 0, policy_norm = 0, critic_loss = 0, critic_norm = 0;
+  if (before.trains_policy) {
+    std::vector<Trainable::LossTerm> terms = PolicyTerms(batch, before, items, first, sums);
+    if (ptx_.size() > 0) AppendPtxTerms(sums, &terms);
+    RLHF_ASSIGN_OR_RETURN(policy_loss, policy_->Accumulate(terms, collective_));
   }
-  RLHF_ASSIGN_OR_RETURN(const double policy_loss, policy_->Accumulate(terms, collective_));
-  double critic_loss = 0, critic_norm = 0;
   if (critic_) {
     RLHF_ASSIGN_OR_RETURN(critic_loss, critic_->Accumulate(CriticTerms(batch, before, items, sums), collective_));
   }
-  RLHF_ASSIGN_OR_RETURN(const double policy_norm, policy_->FinishSums(collective_));
+  if (before.trains_policy) {
+    RLHF_ASSIGN_OR_RETURN(policy_norm, policy_->FinishSums(collective_));
+  }
   if (critic_) {
     RLHF_ASSIGN_OR_RETURN(critic_norm, critic_->FinishSums(collective_));
   }
@@ -252,7 +259,7 @@ absl::StatusOr<std::string> PpoTrainer::Update(const PpoBatch& batch, const Befo
                   : absl::StrCat("not finite on rank ", collective_->rank(), ": policy loss ", policy_loss,
                                  ", critic loss ", critic_loss, ", gradient norms ", policy_norm, " and ", critic_norm);
   }
-  RLHF_RETURN_IF_ERROR(policy_->Step(policy_norm, collective_));
+  if (before.trains_policy) RLHF_RETURN_IF_ERROR(policy_->Step(policy_norm, collective_));
   if (critic_) RLHF_RETURN_IF_ERROR(critic_->Step(critic_norm, collective_));
   sums->policy_norm += policy_norm;
   sums->critic_norm += critic_norm;
@@ -274,6 +281,7 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
   Before before;
   const auto train = [&]() -> absl::Status {
     RLHF_ASSIGN_OR_RETURN(before, Prepare(batch));
+    before.trains_policy = step > spec().critic_warmup_steps();
     const size_t minibatch = spec().minibatch_size() > 0 ? static_cast<size_t>(spec().minibatch_size()) : batch.size();
     for (int epoch = 0; epoch < spec().epochs(); ++epoch) {
       const std::vector<size_t> order = Permutation(
@@ -287,8 +295,8 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
         if (!result.refusal.empty()) return absl::OkStatus();
       }
     }
-    RLHF_RETURN_IF_ERROR(Report(batch, before, samples, sums, &result));
-    return SelfCheck(batch, before, result.metrics["first_minibatch_ratio_error"]);
+    RLHF_RETURN_IF_ERROR(Report(batch, before, samples, &sums, &result));
+    return SelfCheck(batch, before, sums.first_ratio_error);
   };
   const absl::Status status = train();
   if (!status.ok() || !result.refusal.empty()) {
@@ -306,9 +314,9 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
       return ended;
     }
   }
-  result.metrics["learning_rate"] = rate;
+  if (before.trains_policy) result.metrics["learning_rate"] = rate;
   if (critic_) result.metrics["learning_rate/critic"] = critic_rate;
-  kl_->Update(before.kl, static_cast<int64_t>(batch.size()));
+  if (before.trains_policy) kl_->Update(before.kl, static_cast<int64_t>(batch.size()));
   result.trained = true;
   if (spec().early_stop().max_kl() > 0 && before.kl > spec().early_stop().max_kl()) {
     result.stop = true;
@@ -319,25 +327,27 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
 }
 
 absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, const std::vector<v1::Sample>& samples,
-                                Sums sums, StepResult* result) {
-  std::vector<double> shared{sums.policy_loss, sums.value_loss, sums.ptx_loss,
-                             sums.clipped,     sums.approx_kl,  sums.kl_loss};
+                                Sums* sums, StepResult* result) {
+  std::vector<double> shared{sums->policy_loss, sums->value_loss, sums->ptx_loss,
+                             sums->clipped,     sums->approx_kl,  sums->kl_loss};
   const size_t ratios = shared.size();
   shared.resize(ratios + static_cast<size_t>(collective_->world_size()), 0.0);
-  shared[ratios + static_cast<size_t>(collective_->rank())] = sums.first_ratio_error;
+  shared[ratios + static_cast<size_t>(collective_->rank())] = sums->first_ratio_error;
   RLHF_RETURN_IF_ERROR(SumOverRanks(&shared, inputs_.device, collective_));
-  const double ratio_error = *std::max_element(shared.begin() + static_cast<std::ptrdiff_t>(ratios), shared.end());
+  sums->first_ratio_error = *std::max_element(shared.begin() + static_cast<std::ptrdiff_t>(ratios), shared.end());
 
   std::map<std::string, double>& m = result->metrics;
-  m["loss/policy"] = shared[0] / sums.updates;
-  if (critic_) m["loss/value"] = shared[1] / sums.updates;
-  if (ptx_.size() > 0) m["loss/ptx"] = shared[2] / sums.updates;
-  if (KlCountsInLoss(spec().kl())) m["loss/kl"] = shared[5] / sums.updates;
-  m["clip_ratio"] = shared[3] / sums.rows;
-  m["approx_kl"] = shared[4] / sums.rows;
-  m["first_minibatch_ratio_error"] = ratio_error;
-  m["grad_norm/policy"] = sums.policy_norm / sums.updates;
-  if (critic_) m["grad_norm/critic"] = sums.critic_norm / sums.updates;
+  if (before.trains_policy) {
+    m["loss/policy"] = shared[0] / sums->updates;
+    if (ptx_.size() > 0) m["loss/ptx"] = shared[2] / sums->updates;
+    if (KlCountsInLoss(spec().kl())) m["loss/kl"] = shared[5] / sums->updates;
+    m["clip_ratio"] = shared[3] / sums->rows;
+    m["approx_kl"] = shared[4] / sums->rows;
+    m["first_minibatch_ratio_error"] = sums->first_ratio_error;
+    m["grad_norm/policy"] = sums->policy_norm / sums->updates;
+  }
+  if (critic_) m["loss/value"] = shared[1] / sums->updates;
+  if (critic_) m["grad_norm/critic"] = sums->critic_norm / sums->updates;
   m["kl"] = before.kl;
   m["kl_coefficient"] = kl_->coefficient();
   m["entropy"] = before.entropy.mean().item<double>();

@@ -39,13 +39,14 @@ class PpoTrainer final : public Trainer {
     Advantages advantages;
     double kl = 0;  // mean over samples of Σ (old − reference), nats a sequence; what β adapts to in every form
     double explained_variance = 0;
+    bool trains_policy = true;  // false: the critic warms up (PpoSpec.critic_warmup_steps)
   };
   // Sums over a step's updates, of this rank; then of all.
   struct Sums {
     double policy_loss = 0, value_loss = 0, ptx_loss = 0, kl_loss = 0, clipped = 0, approx_kl = 0, rows = 0;
     double policy_norm = 0, critic_norm = 0;  // the same on all ranks
     double updates = 0;
-    double first_ratio_error = 0;  // this rank's largest, in the first minibatch
+    double first_ratio_error = 0;  // the largest in the first minibatch
   };
 
   const v1::PpoSpec& spec() const { return inputs_.spec.ppo(); }
@@ -61,9 +62,11 @@ class PpoTrainer final : public Trainer {
                                      bool first, Sums* sums);
   std::vector<Trainable::LossTerm> PolicyTerms(const PpoBatch& batch, const Before& before,
                                                const std::vector<size_t>& items, bool first, Sums* sums);
+  // Of the policy, too: the cross-entropy of the next lines.
+  void AppendPtxTerms(Sums* sums, std::vector<Trainable::LossTerm>* terms);
   std::vector<Trainable::LossTerm> CriticTerms(const PpoBatch& batch, const Before& before,
                                                const std::vector<size_t>& items, Sums* sums);
-  absl::Status Report(const PpoBatch& batch, const Before& before, const std::vector<v1::Sample>& samples, Sums sums,
+  absl::Status Report(const PpoBatch& batch, const Before& before, const std::vector<v1::Sample>& samples, Sums* sums,
                       StepResult* result);
   // That old log-probabilities are the sampler's, where they must be, and the first minibatch's the old ones.
   absl::Status SelfCheck(const PpoBatch& batch, const Before& before, double ratio_error) const;

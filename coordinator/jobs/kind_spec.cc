@@ -113,6 +113,7 @@ void Critic(SpecChecker& check, v1::PpoSpec* s) {
     unused("gamma", !s->has_gamma() || s->gamma() == 1.0);
     unused("lambda", !s->has_lambda() || s->lambda() == 0.95);
     unused("value_clip_range", !s->has_value_clip_range() || s->value_clip_range() == 0.2);
+    unused("critic_warmup_steps", s->critic_warmup_steps() == 0);
     unused("value_coefficient", !s->has_value_coefficient() || s->value_coefficient() == 0.1);
     unused("critic_optimizer", !s->has_critic_optimizer() || s->critic_optimizer().SerializeAsString() ==
                                                                  s->policy_optimizer().SerializeAsString());
@@ -125,6 +126,7 @@ void Critic(SpecChecker& check, v1::PpoSpec* s) {
   check.Range("lambda", s->lambda(), 0, 1);
   if (!s->has_value_clip_range()) s->set_value_clip_range(0.2);
   check.Range("value_clip_range", s->value_clip_range(), 0, 1e9);
+  check.Range("critic_warmup_steps", s->critic_warmup_steps(), 0, std::max(0, s->steps() - 1));
   if (!s->has_value_coefficient()) s->set_value_coefficient(0.1);
   check.Range("value_coefficient", s->value_coefficient(), 0, 1e6);
   if (!s->has_critic_optimizer()) *s->mutable_critic_optimizer() = s->policy_optimizer();

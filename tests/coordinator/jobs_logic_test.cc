@@ -102,6 +102,7 @@ TEST(SpecTest, WhatIsOfACriticNeedsOne) {
       {"gamma", [](v1::PpoSpec* s) { s->set_gamma(0.99); }},
       {"lambda", [](v1::PpoSpec* s) { s->set_lambda(1); }},
       {"value_clip_range", [](v1::PpoSpec* s) { s->set_value_clip_range(0.5); }},
+      {"critic_warmup_steps", [](v1::PpoSpec* s) { s->set_critic_warmup_steps(1); }},
       {"value_coefficient", [](v1::PpoSpec* s) { s->set_value_coefficient(0); }},
       {"critic_optimizer", [](v1::PpoSpec* s) { s->mutable_critic_optimizer()->set_learning_rate(1e-3); }}};
   for (const auto advantage : {v1::RLOO, v1::GRPO, v1::GRPO_NO_STD, v1::REINFORCE_BASELINE}) {

@@ -81,6 +81,7 @@ pipeline:
         minibatch_size: 64
         missing_eos_penalty: 1.0
         kl: {{coefficient: {beta}}}
+        critic_warmup_steps: {warmup}
         policy_optimizer: {{{rate}}}
         critic_optimizer: {{learning_rate: 1e-3, schedule: linear, final_learning_rate_ratio: 0.1}}
         {ptx}
@@ -94,13 +95,13 @@ SLOW, USUAL = "learning_rate: 1e-4", "learning_rate: 6e-4, schedule: linear, fin
 # name: settings, and the monitors that may stop it first. Without written candidates only prompts whose samples differ give a question (three samples
 # of 900 prompts gave 595), so more samples of each are drawn.
 SCENARIOS = {
-    "few": (dict(samples=2, comparisons=250, written=0.7, epochs=4, steps=200, beta=0.005, rate=SLOW, ptx=False, monitor=MONITOR),
+    "few": (dict(samples=2, comparisons=250, written=0.7, epochs=4, steps=200, beta=0.005, rate=SLOW, warmup=0, ptx=False, monitor=MONITOR),
             {"kl", "gold_drop"}),
-    "length": (dict(samples=3, comparisons=3000, written=0, epochs=2, steps=200, beta=0.005, rate=SLOW, ptx=False, monitor=COUNTS_WORDS),
+    "length": (dict(samples=3, comparisons=3000, written=0, epochs=2, steps=200, beta=0.005, rate=SLOW, warmup=0, ptx=False, monitor=COUNTS_WORDS),
                {"gold_drop", "reward_length", "length", "kl"}),
-    "abstain": (dict(samples=4, comparisons=4000, written=0, epochs=3, steps=200, beta=0.05, rate=SLOW, ptx=False, monitor=MONITOR),
+    "abstain": (dict(samples=4, comparisons=4000, written=0, epochs=3, steps=200, beta=0.05, rate=SLOW, warmup=0, ptx=False, monitor=MONITOR),
                 {"gold_drop"}),
-    "healthy": (dict(samples=2, comparisons=8500, written=0.7, epochs=4, steps=60, beta=0.05, rate=USUAL, ptx=True, monitor=COUNTS_WORDS), set()),
+    "healthy": (dict(samples=2, comparisons=8500, written=0.7, epochs=4, steps=60, beta=0.05, rate=USUAL, warmup=5, ptx=True, monitor=COUNTS_WORDS), set()),
 }
 
 

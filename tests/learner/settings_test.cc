@@ -112,6 +112,59 @@ TEST_F(SettingsTest, AJobStopsWhereItsPolicyIsFurtherFromTheReferenceThanEarlySt
   }
 }
 
+TEST_F(SettingsTest, WhileTheCriticWarmsUpThePolicyAndWhatFollowsItStay) {
+  const std::vector<v1::Sample> samples = Samples({1, 2, 3, 4});
+  ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"), "{\"prompt\":\"the cat\",\"response\":\" sat\"}\n").ok());
+  v1::JobSpec job = PpoJob(4);  // four updates a step
+  job.mutable_ppo()->set_steps(4);
+  job.mutable_ppo()->set_critic_warmup_steps(2);
+  job.mutable_ppo()->mutable_ptx()->set_data("data");
+  job.mutable_ppo()->mutable_ptx()->set_coefficient(0.5);
+  job.mutable_ppo()->mutable_ptx()->set_batch_size(1);
+  job.mutable_ppo()->mutable_kl()->set_adaptive(true);
+  job.mutable_ppo()->mutable_kl()->set_target(6);
+  job.mutable_ppo()->mutable_kl()->set_horizon(100);
+  Decay(job.mutable_ppo()->mutable_policy_optimizer());
+  auto trainer = Make(job);
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  const std::string weights = model::WeightsDigest((*trainer)->model());
+  std::vector<double> value_losses;
+  for (int64_t step = 1; step <= 4; ++step) {
+    SCOPED_TRACE(step);
+    const std::string digest = *(*trainer)->Digest();
+    const auto result = (*trainer)->RunStep(step, samples);
+    ASSERT_TRUE(result.ok() && result->trained) << result.status();
+    const bool warms_up = step <= 2;
+    EXPECT_EQ(model::WeightsDigest((*trainer)->model()) == weights, warms_up);
+    EXPECT_NE(*(*trainer)->Digest(), digest) << "the critic trains";
+    value_losses.push_back(result->metrics.at("loss/value"));
+    for (const char* of_policy : {"loss/policy", "loss/ptx", "clip_ratio", "approx_kl", "grad_norm/policy",
+                                  "first_minibatch_ratio_error", "learning_rate"})
+      EXPECT_EQ(result->metrics.contains(of_policy), !warms_up) << of_policy;
+    if (step <= 3) {
+      EXPECT_EQ(result->metrics.at("kl_coefficient"), 0.02) << "as it was before the policy's first step";
+    }
+    if (warms_up) continue;
+    EXPECT_DOUBLE_EQ(result->metrics.at("learning_rate"),
+                     LearningRateAt(job.ppo().policy_optimizer(), 4 * (step - 3), 8))
+        << "its schedule begins with its first update, and ends with its last";
+  }
+  EXPECT_LT(value_losses[1], value_losses[0]);
+
+  // One that a checkpoint ended in the middle of warming up goes on to the same bytes.
+  auto whole = Make(job), resumed = Make(job);
+  ASSERT_TRUE(whole.ok() && resumed.ok());
+  ASSERT_TRUE((*whole)->RunStep(1, samples).ok());
+  ASSERT_TRUE(MakeDirs(dir_.File("checkpoint")).ok());
+  ASSERT_TRUE((*whole)->SaveCheckpoint(dir_.File("checkpoint")).ok());
+  ASSERT_TRUE((*resumed)->LoadCheckpoint(dir_.File("checkpoint")).ok());
+  for (int64_t step = 2; step <= 4; ++step) {
+    ASSERT_TRUE((*whole)->RunStep(step, samples).ok());
+    ASSERT_TRUE((*resumed)->RunStep(step, samples).ok());
+    EXPECT_EQ(*(*resumed)->Digest(), *(*whole)->Digest()) << step;
+  }
+}
+
 TEST_F(SettingsTest, TheLearningRateEndsWithTheJobsLastUpdate) {
   const std::vector<v1::Sample> samples = Samples({1, 2, 3, 1, 2, 3, 1, 2});
   v1::JobSpec ppo = PpoJob(4);
