@@ -157,9 +157,9 @@ class Sampling : public FleetListener {
     std::string unsuited_why;                     // one of them, with its precision and how to start it instead
     int unsuited_reward_servers = 0;              // likewise
     std::string unsuited_reward_why;
-    int too_large_samples = 0;                 // queued ones that no rollout worker has the room for
-    std::string too_large_why;                 // of one of them
-    int serving_this = 0;                      // rollout workers with leases of this job
+    int too_large_samples = 0;   // queued ones that no rollout worker has the room for
+    std::string too_large_why;   // of one of them
+    int serving_this = 0;        // rollout workers with leases of this job
     int loading = 0;             // samples leased to workers that have long fetched or loaded what they need
     std::string loading_by;      // one of those
     absl::Duration loading_for;  // the longest of them

@@ -86,7 +86,9 @@ std::vector<GoldWindows::Fall> GoldWindows::FallsOver(double bound) const {
   std::vector<Fall> falls;
   if (windows_.size() < size_) return falls;
   const auto windows = static_cast<double>(windows_.size() - size_ + 1);
-  const double questions = static_cast<double>(windows_.back().size()) * windows * windows;
+  const double earlier_ones = static_cast<double>(windows_.back().size()) * (windows - 1);
+  // The sum of 2/(w·(w + 1)) over all windows but the first is 1.
+  const double questions = earlier_ones * windows * (windows + 1) / 2;
   for (const auto& [category, last] : windows_.back()) {
     if (last.best - last.value <= bound) continue;
     Fall fall{.category = category, .from = last.value, .to = last.value};

@@ -27,8 +27,9 @@ class GoldWindows {
   };
   // The largest fall, by category, of the last window below an earlier one that is more than `bound` and more than
   // chance: the best of many windows of some hundred answers lies above the last by noise alone. More than chance: a
-  // permutation test of the two windows' prompts (Pitman 1937; by its normal approximation) finds it at 1 %, divided by
-  // how many such questions there are (Bonferroni): categories, times windows, times windows to compare each with.
+  // permutation test of the two windows' prompts (Pitman 1937; by its normal approximation) finds it at a share of the
+  // 1 % that a job in which nothing falls may raise, however long it is: the job's window w has 2/(w·(w + 1)) of that,
+  // divided by categories and earlier windows (Bonferroni).
   // Where windows do not say how many prompts they have, `bound` alone decides. Takes time for each window, but only
   // while a category is below its best by more than `bound`.
   std::vector<Fall> FallsOver(double bound) const;
