@@ -47,14 +47,18 @@ bool AllAlike(const std::vector<double>& values) {
   return std::all_of(values.begin(), values.end(), [&](double value) { return value == values.front(); });
 }
 
-// The 95 % interval of at least one value over bootstrap replicates. Sorts them.
-void SetPercentiles(std::vector<double>* drawn, v1::Metric* metric) {
+// The 95 % interval over bootstrap replicates of at least two values or clusters. Sorts the replicates. The variance
+// of a resample of n is (n − 1)/n of the one that is meant, and an estimate: percentiles as far out as Student's t is
+// (Hesterberg 2015, "What teachers should know about the bootstrap", 3.3).
+void SetPercentiles(std::vector<double>* drawn, size_t n, v1::Metric* metric) {
   std::sort(drawn->begin(), drawn->end());
+  const auto units = static_cast<double>(n);
+  const double tail = std::erfc(std::sqrt(units / (units - 1)) * StudentT(units - 1) / std::sqrt(2.0)) / 2;
   const auto at = [&](double q) {
     return (*drawn)[static_cast<size_t>(std::lround(q * static_cast<double>(drawn->size() - 1)))];
   };
-  metric->set_low(at(0.025));
-  metric->set_high(at(0.975));
+  metric->set_low(at(tail));
+  metric->set_high(at(1 - tail));
 }
 
 }  // namespace
@@ -121,7 +125,7 @@ v1::Metric BootstrapMean(const std::vector<double>& values, Range range, int rep
     for (size_t i = 0; i < values.size(); ++i) sum += values[random.Below(values.size())];
     means.push_back(sum / n);
   }
-  SetPercentiles(&means, &metric);
+  SetPercentiles(&means, values.size(), &metric);
   return metric;
 }
 
@@ -157,7 +161,7 @@ v1::Metric ClusterBootstrapMean(const std::vector<std::vector<double>>& clusters
     }
     drawn.push_back(drawn_sum / drawn_count);
   }
-  SetPercentiles(&drawn, &metric);
+  SetPercentiles(&drawn, totals.size(), &metric);
   return metric;
 }
 

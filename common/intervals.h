@@ -38,7 +38,8 @@ class MeanTally {
   double mean_ = 0, squares_ = 0;  // of the differences from the mean, as they come (Welford 1962)
 };
 
-// Percentile bootstrap (Efron 1979). Fewer than 2 replicates: no interval.
+// Percentile bootstrap (Efron 1979), its percentiles as far out as Student's t of so few values is (Hesterberg 2015).
+// Fewer than 2 replicates: no interval.
 v1::Metric BootstrapMean(const std::vector<double>& values, Range range, int replicates, uint64_t seed);
 
 // Mean of all values with a percentile bootstrap interval over clusters: those of one prompt are drawn together, as
