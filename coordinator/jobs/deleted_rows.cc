@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/time/time.h"
 #include "common/log.h"
 #include "coordinator/store/keys.h"
 
@@ -45,8 +46,10 @@ void DeletedRows::EraseSome() {
     erase(table, id + "/");
   for (const std::string& prefix : {CommittedStepPrefix(id), CheckpointPrefix(id), MonitorStepPrefix(id)})
     erase(Table::kMeta, prefix);
-  if (!read.ok())
-    return spdlog::warn("rows of {}, which was deleted, stay until the next start: {}", id, read.ToString());
+  if (!read.ok()) {
+    spdlog::warn("rows of {}, which was deleted, are tried again in a minute: {}", id, read.ToString());
+    return loop_->PostAfter(absl::Minutes(1), [this] { EraseSome(); });
+  }
   const bool last = rows < kRowsAtOnce;
   if (last) batch.Erase(Table::kMeta, DeletedKey(id));
   store_->Commit(std::move(batch), [this, last](const absl::Status& written) {

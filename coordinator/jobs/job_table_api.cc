@@ -334,6 +334,7 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
     batch.Erase(Table::kMeta, Ledger::BaseKey(id));
     deps_.oversight->DropGates(id, &batch);
     batch.Erase(Table::kMeta, CollectAgeKey(id));
+    batch.EraseAll(Table::kMeta, CheckpointPrefix(id));  // with them the job would hold checkpoints that nobody has
     deps_.sampling->RemoveJob(id);
     if (deps_.retention != nullptr) deps_.retention->Forget(id);
     if (const v1::Job* deleted = Find(id); deleted != nullptr) index_.Remove(*deleted);
