@@ -230,7 +230,7 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
       if (job.spec().has_collect() && IsTerminal(job.state())) ended.insert(job.id());
     });
     OffLoop<ForgottenRows>(
-        edge_.loop, edge_.checks,
+        edge_.loop, edge_.background,
         [feedback = edge_.feedback, rater, ended]() -> absl::StatusOr<ForgottenRows> {
           return feedback->FindAnswers(rater, ended);
         },
