@@ -88,10 +88,10 @@ pipeline:
         monitor: {{{monitor}}}
 """
 
-PTX = 'ptx: {{data: "file:{data}/ptx.jsonl", coefficient: 0.5, batch_size: 32}}'
+PTX = 'ptx: {{data: "file:{data}/ptx.jsonl", coefficient: 1, batch_size: 32}}'
 # The failures take steps a sixth as large as a healthy run's, and more of them: at 4e-4 the policy of the rater who prefers length was seen to lose 0.08
 # to 0.17 of "known" a step, and a monitor sees a step only once it is done.
-SLOW, USUAL = "learning_rate: 1e-4", "learning_rate: 6e-4, schedule: linear, final_learning_rate_ratio: 0.1"
+SLOW, USUAL = "learning_rate: 1e-4", "learning_rate: 6e-4, schedule: linear, final_learning_rate_ratio: 0.1, warmup_steps: 20"
 # name: settings, and the monitors that may stop it first. Without written candidates only prompts whose samples differ give a question (three samples
 # of 900 prompts gave 595), so more samples of each are drawn.
 SCENARIOS = {
@@ -101,7 +101,7 @@ SCENARIOS = {
                {"gold_drop", "reward_length", "length", "kl"}),
     "abstain": (dict(samples=4, comparisons=4000, written=0, epochs=3, steps=200, beta=0.05, rate=SLOW, warmup=0, ptx=False, monitor=MONITOR),
                 {"gold_drop"}),
-    "healthy": (dict(samples=2, comparisons=8500, written=0.7, epochs=4, steps=60, beta=0.05, rate=USUAL, warmup=5, ptx=True, monitor=COUNTS_WORDS), set()),
+    "healthy": (dict(samples=2, comparisons=8500, written=0.7, epochs=4, steps=60, beta=0.05, rate=USUAL, warmup=3, ptx=True, monitor=COUNTS_WORDS), set()),
 }
 
 
