@@ -7,6 +7,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "artifact/manifest_entries.h"
 #include "artifact/model_config.h"
 #include "common/spec_loader.h"
 #include "common/status_util.h"
@@ -290,12 +291,7 @@ void ArtifactsImpl::Record(const Published& published, const std::string& kind, 
     row.set_kind(kind);
     row.set_project(project);
     row.set_total_size(manifest.total_size);
-    for (const artifact::FileEntry& file : manifest.files) {
-      v1::FileEntry* entry = row.add_files();
-      entry->set_path(file.path);
-      entry->set_size(file.size);
-      entry->set_sha256(file.sha256);
-    }
+    *row.mutable_files() = artifact::EntriesOf(manifest);
     row.set_created_by(created_by);
     const int64_t now = absl::ToUnixNanos(loop_->clock().WallNow());
     row.mutable_created_at()->set_seconds(now / 1'000'000'000);

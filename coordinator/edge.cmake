@@ -12,7 +12,7 @@ rlhf_cc_library(NAME coordinator_edge GRPC
        grpc_adapter/edge.cc grpc_adapter/feedback_service.cc grpc_adapter/fleet_service.cc
        grpc_adapter/job_service.cc grpc_adapter/learner_service.cc grpc_adapter/log_service.cc
        grpc_adapter/oversight_service.cc grpc_adapter/reward_client.cc grpc_adapter/watch_job.cc
-  DEPS rlhf::coordinator_feedback rlhf::coordinator_secrets rlhf::common rlhf::client rlhf::artifact_root rlhf::artifact_digest rlhf::artifact_model_config rlhf::artifact_sample_digest rlhf::proto absl::any_invocable absl::cleanup
+  DEPS rlhf::coordinator_feedback rlhf::coordinator_secrets rlhf::common rlhf::client rlhf::artifact_manifest_entries rlhf::artifact_root rlhf::artifact_digest rlhf::artifact_model_config rlhf::artifact_sample_digest rlhf::proto absl::any_invocable absl::cleanup
        absl::function_ref absl::status absl::statusor absl::strings absl::synchronization absl::time CLI11::CLI11
        nlohmann_json::nlohmann_json OpenSSL::Crypto prometheus-cpp::core yaml-cpp)
 # One template a call of the API: what it costs at run time is inside gRPC.

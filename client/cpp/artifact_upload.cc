@@ -8,6 +8,7 @@
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "artifact/manifest_entries.h"
 #include "client/cpp/artifact_cache.h"
 #include "client/cpp/channel.h"
 #include "client/cpp/transfer.h"
@@ -155,12 +156,7 @@ absl::StatusOr<v1::Artifact> UploadArtifact(const std::shared_ptr<grpc::Channel>
   request.set_project(project);
   request.set_kind(kind);
   request.set_alias(alias);
-  for (const artifact::FileEntry& file : manifest.files) {
-    v1::FileEntry* entry = request.add_files();
-    entry->set_path(file.path);
-    entry->set_size(file.size);
-    entry->set_sha256(file.sha256);
-  }
+  *request.mutable_files() = artifact::EntriesOf(manifest);
   return Upload(channel, path, manifest).Run(std::move(request));
 }
 

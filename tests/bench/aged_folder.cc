@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "artifact/artifact_root.h"
 #include "artifact/digest.h"
+#include "artifact/manifest_entries.h"
 #include "common/clock.h"
 #include "common/durable_file.h"
 #include "common/status_util.h"
@@ -69,12 +70,7 @@ class Writer {
       row.set_kind(i % 3 == 0 ? "data" : "model");
       row.set_project("default");
       row.set_total_size(manifest.total_size);
-      for (const artifact::FileEntry& file : manifest.files) {
-        v1::FileEntry* entry = row.add_files();
-        entry->set_path(file.path);
-        entry->set_size(file.size);
-        entry->set_sha256(file.sha256);
-      }
+      *row.mutable_files() = artifact::EntriesOf(manifest);
       row.set_created_by("ann");
       *row.mutable_created_at() = At(i, 0);
       Put(Table::kArtifacts, row.digest(), row);

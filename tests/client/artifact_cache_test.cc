@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "artifact/manifest_entries.h"
 #include "client/cpp/channel.h"
 #include "common/durable_file.h"
 #include "common/rpc_server.h"
@@ -83,12 +84,8 @@ class FakeArtifacts final : public v1::ArtifactService::Service {
     const auto manifest = root_.GetManifest(request->reference());
     if (!manifest.ok()) return ToGrpc(WithReason(manifest.status(), v1::UNKNOWN_ARTIFACT));
     response->set_digest(manifest->digest);
-    for (const artifact::FileEntry& file : manifest->files) {
-      v1::FileEntry* entry = response->add_files();
-      entry->set_path(absl::StrCat(path_prefix_, file.path));
-      entry->set_size(file.size);
-      entry->set_sha256(file.sha256);
-    }
+    *response->mutable_files() = artifact::EntriesOf(*manifest);
+    for (v1::FileEntry& file : *response->mutable_files()) file.set_path(absl::StrCat(path_prefix_, file.path()));
     return grpc::Status::OK;
   }
   grpc::Status Download(grpc::ServerContext*, const v1::DownloadRequest* request,
