@@ -2,16 +2,19 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/durable_file.h"
+#include "common/log.h"
 
 namespace rlhf {
 namespace {
@@ -19,20 +22,18 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kLock[] = ".lock";
-constexpr char kNow[] = ".now-";  // and a process id
 
-// What the folder's volume takes for now.
-std::optional<fs::file_time_type> TimeOfVolume(const fs::path& dir) {
-  const fs::path probe = dir / absl::StrCat(kNow, getpid());
-  std::error_code error, ignored;
-  fs::remove(probe, ignored);  // of a process of this number that was killed here
-  const int fd = open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (fd < 0) return std::nullopt;
-  close(fd);
-  const fs::file_time_type now = fs::last_write_time(probe, error);
-  fs::remove(probe, ignored);
-  if (error) return std::nullopt;
-  return now;
+// What the folder's volume takes for now: its server's time, where it has one. Needs no room on it.
+std::optional<fs::file_time_type> TimeOfVolume(const std::string& dir) {
+  const timespec now[2] = {{0, UTIME_NOW}, {0, UTIME_NOW}};
+  std::error_code error;
+  if (utimensat(AT_FDCWD, dir.c_str(), now, 0) == 0) {
+    const fs::file_time_type touched = fs::last_write_time(dir, error);
+    if (!error) return touched;
+  } else if (errno != ENOENT) {
+    spdlog::warn("what is abandoned in {} stays: its volume's time cannot be had: {}", dir, std::strerror(errno));
+  }
+  return std::nullopt;
 }
 
 // Whether something in it, or the entry itself, was written after `since`, or cannot be told.

@@ -11,9 +11,9 @@
 namespace rlhf {
 
 // Removes the entries of `dir` in which nothing, at any depth, was written for `idle`, by the files' own times against
-// that of a file which it makes there: who writes may be on another machine, whose clock, or the volume's, is not this
-// one's. Those that `keep` wants stay. Returns how many went; 0 without the folder, or where nothing can be made in it.
-// Any thread; blocks on the disk.
+// what the volume takes for now, to which the folder's own is set: who writes may be on another machine, whose clock,
+// or the volume's, is not this one's. Those that `keep` wants stay. Returns how many went; 0 without the folder, or
+// where it may not be written. Any thread; blocks on the disk.
 int RemoveAbandoned(const std::string& dir, absl::Duration idle, absl::FunctionRef<bool(const std::string& name)> keep);
 
 // A folder in which a process stages what it writes, and which holds nothing that a later process wants. Processes that

@@ -131,6 +131,8 @@ WAITS(int, renameat, (int from_dir, const char* from, int to_dir, const char* to
       (from_dir, from, to_dir, to))
 WAITS(int, link, (const char* from, const char* to), (OnPath(from), OnPath(to)), (from, to))
 WAITS(int, symlink, (const char* target, const char* path), OnPath(path), (target, path))
+WAITS(int, utimensat, (int dir, const char* path, const struct timespec* times, int flags), At(dir, path),
+      (dir, path, times, flags))
 WAITS(int, truncate, (const char* path, off_t size), OnPath(path), (path, size))
 WAITS(ssize_t, read, (int fd, void* data, size_t size), OnFd(fd), (fd, data, size))
 WAITS(ssize_t, pread, (int fd, void* data, size_t size, off_t at), OnFd(fd), (fd, data, size, at))
