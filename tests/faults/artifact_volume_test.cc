@@ -43,8 +43,7 @@ class ArtifactVolume : public testing::Test {
     MakeSmallModel(service_->scratch().path());
     ASSERT_TRUE(WriteFileDurably(service_->scratch().File("new.bin"), std::string(8 << 20, 'n')).ok());
     job_.checkpoint_every = 2;
-    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job_));
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
+    ASSERT_NO_FATAL_FAILURE(SubmitSmallJob(*service_, job_));
     LocalService::Until(
         absl::Seconds(60), [&] { return !Checkpoint().empty(); }, "it has a checkpoint");
   }

@@ -21,8 +21,7 @@ class Behaviour : public testing::Test {
     service_ = std::make_unique<LocalService>(options);
     job_ = job;
     MakeSmallModel(service_->scratch().path());
-    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job));
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
+    SubmitSmallJob(*service_, job);
   }
   void WaitForStep(int64_t step) {
     LocalService::Until(

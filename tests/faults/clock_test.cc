@@ -54,8 +54,7 @@ TEST_F(ClockShift, ClocksThatAreSetByAnHourHaveNoEffect) {
   SmallJob job;
   job.steps = kOutlastsAKill;
   job.lag = 1;
-  const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job));
-  ASSERT_EQ(submitted.code, 0) << submitted.output;
+  ASSERT_NO_FATAL_FAILURE(SubmitSmallJob(*service_, job));
   WaitForStep(job.name, 2);
   int64_t step = 2;
   for (const int64_t hour : {3600, -3600, 0}) {

@@ -14,8 +14,7 @@ TEST(CoordinatorKills, TwentyInAJobLoseNothing) {
   SmallJob job;
   job.steps = 600;  // it is not to end before the twentieth kill, also where a step takes 30 ms
   job.lag = 1;
-  const CommandResult submitted = service.Ctl("submit " + WriteSmallJob(service.scratch().path(), job));
-  ASSERT_EQ(submitted.code, 0) << submitted.output;
+  ASSERT_NO_FATAL_FAILURE(SubmitSmallJob(service, job));
   int64_t step = 1;
   for (int kill_number = 0; kill_number < 20; ++kill_number) {
     // Some progress between two kills, so that each meets another state.

@@ -31,8 +31,7 @@ class DiskFull : public testing::Test {
     if (!mounted_) GTEST_SKIP() << "needs the right to mount a tmpfs: " << why_;
     MakeSmallModel(service_->scratch().path());
     job_.steps = kOutlastsAKill;
-    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job_));
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
+    ASSERT_NO_FATAL_FAILURE(SubmitSmallJob(*service_, job_));
     LocalService::Until(
         absl::Seconds(60), [&] { return service_->StepOf(job_.name) >= 2; }, "it trains");
   }

@@ -1,10 +1,10 @@
 // Folders of learners, rollout workers and reward servers are on a volume that does not answer (hang.cc): each says
 // what it waits for, can be stopped, and goes on once the volume answers; the coordinator says why a job does not move.
-#include <filesystem>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/faults/hang_while.h"
 #include "tests/faults/wrap_script.h"
 #include "tests/integration/small_job.h"
 
@@ -25,9 +25,8 @@ class HangingRoles : public testing::Test {
     service_ = std::make_unique<LocalService>(options, [&](const std::string& dir) {
       std::vector<std::string> words;
       for (const std::string& instance : instances) {
-        const std::string script = absl::StrCat("export HANG_BELOW=", dir, "/", folder, " HANG_WHILE=", dir, "/hang-",
-                                                instance, " LD_PRELOAD=", LocalService::FaultsBinDir(),
-                                                "/librlhf_hang.so\nexec \"$@\" --grace-seconds 3");
+        const std::string script =
+            HangsBelow(dir + "/" + folder, dir + "/hang-" + instance) + "exec \"$@\" --grace-seconds 3";
         for (std::string& word : WrapInScript(dir, instance, script)) words.push_back(std::move(word));
       }
       return words;
@@ -38,17 +37,9 @@ class HangingRoles : public testing::Test {
     for (const std::string& instance : instances_) SetHangs(instance, false);  // the service is to end
   }
   void SetHangs(const std::string& instance, bool hangs) const {
-    const std::string flag = service_->Dir() + "/hang-" + instance;
-    if (hangs) {
-      EXPECT_TRUE(WriteFileDurably(flag, "").ok());
-    } else {
-      std::filesystem::remove(flag);
-    }
+    SetHangWhile(service_->Dir() + "/hang-" + instance, hangs);
   }
-  void Submit(const SmallJob& job) const {
-    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job));
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
-  }
+  void Submit(const SmallJob& job) const { SubmitSmallJob(*service_, job); }
   void AwaitStep(const SmallJob& job, int64_t step) const {
     LocalService::Until(
         absl::Seconds(60), [&] { return service_->StepOf(job.name) >= step; }, absl::StrCat("step ", step));

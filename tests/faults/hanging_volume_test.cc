@@ -1,10 +1,10 @@
 // The artifacts' volume does not answer (hang.cc) in the coordinator: everything that people and roles ask of it is
 // answered all the same, jobs pause and go on, and it can be stopped and started.
-#include <filesystem>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/faults/hang_while.h"
 #include "tests/faults/wrap_script.h"
 #include "tests/integration/small_job.h"
 
@@ -25,25 +25,14 @@ class HangingVolume : public testing::Test {
     options.faults = true;
     service_ = std::make_unique<LocalService>(options, [folder](const std::string& dir) {
       return WrapInScript(dir, "coordinator",
-                          absl::StrCat("export HANG_BELOW=", dir, "/", folder, " HANG_WHILE=", dir, "/hang LD_PRELOAD=",
-                                       LocalService::FaultsBinDir(), "/librlhf_hang.so\nexec \"$@\" --grace-ms 1000"));
+                          HangsBelow(dir + "/" + folder, dir + "/hang") + "exec \"$@\" --grace-ms 1000");
     });
     MakeSmallModel(service_->scratch().path());
   }
   ~HangingVolume() override { SetHangs(false); }  // the service is to end
 
-  void SetHangs(bool hangs) const {
-    const std::string flag = service_->Dir() + "/hang";
-    if (hangs) {
-      EXPECT_TRUE(WriteFileDurably(flag, "").ok());
-    } else {
-      std::filesystem::remove(flag);
-    }
-  }
-  void Submit(const SmallJob& job) const {
-    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job));
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
-  }
+  void SetHangs(bool hangs) const { SetHangWhile(service_->Dir() + "/hang", hangs); }
+  void Submit(const SmallJob& job) const { SubmitSmallJob(*service_, job); }
   // Ends after 25 s; its output goes nowhere.
   void CtlBeside(const std::string& arguments) const {
     RunCommand(absl::StrCat("timeout -k 1 25 ", BinDir(), "/rlhfctl --context ", service_->Dir(), "/client.json ",

@@ -23,10 +23,7 @@ class LearnerStop : public testing::Test {
     job_ = job;
     MakeSmallModel(service_->scratch().path());
   }
-  void Submit() {
-    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job_));
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
-  }
+  void Submit() { SubmitSmallJob(*service_, job_); }
   void Terminate(const std::string& instance) {
     const pid_t pid = service_->Pid(instance);
     ASSERT_GT(pid, 0) << instance;  // kill(-1) would end everything

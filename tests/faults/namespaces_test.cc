@@ -49,8 +49,7 @@ class NetworkNamespaces : public testing::Test {
     if (before) before();
     // Slower than it could be, so that it outlives the cuts.
     service_->Arm("any", "learner/before_step", "sleep:200*");
-    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job));
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
+    ASSERT_NO_FATAL_FAILURE(SubmitSmallJob(*service_, job));
     WaitForStep(2);
   }
   void WaitForStep(int64_t step, absl::Duration patience = absl::Seconds(60)) {

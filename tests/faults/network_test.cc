@@ -36,8 +36,7 @@ class Network : public testing::Test {
   void Submit(const SmallJob& job) {
     job_ = job;
     MakeSmallModel(service_->scratch().path());
-    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job));
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
+    ASSERT_NO_FATAL_FAILURE(SubmitSmallJob(*service_, job));
     WaitForStep(2);
   }
   void WaitForStep(int64_t step) {

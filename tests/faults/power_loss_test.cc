@@ -41,8 +41,7 @@ class PowerLoss : public testing::Test {
     });
     MakeSmallModel(service_->scratch().path());
     job_.steps = kOutlastsAKill;
-    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job_));
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
+    SubmitSmallJob(*service_, job_);
   }
   void WaitForStep(int64_t step) {
     LocalService::Until(

@@ -15,10 +15,7 @@ class Preemption : public testing::Test {
     options.faults = true;
     return options;
   }
-  void Submit(const SmallJob& job) {
-    const CommandResult submitted = service_.Ctl("submit " + WriteSmallJob(service_.scratch().path(), job));
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
-  }
+  void Submit(const SmallJob& job) { SubmitSmallJob(service_, job); }
   void WaitForStep(const SmallJob& job, int64_t step) {
     LocalService::Until(
         absl::Seconds(60), [&] { return service_.StepOf(job.name) >= step; }, absl::StrCat(job.name, " at ", step));

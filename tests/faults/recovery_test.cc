@@ -32,8 +32,7 @@ class Recovery : public testing::Test {
   void Submit(const SmallJob& job) {
     MakeSmallModel(service_->scratch().path());
     job_ = job;
-    const CommandResult submitted = service_->Ctl("submit " + WriteSmallJob(service_->scratch().path(), job));
-    ASSERT_EQ(submitted.code, 0) << submitted.output;
+    SubmitSmallJob(*service_, job);
   }
   void WaitForStep(int64_t step, absl::Duration patience) {
     LocalService::Until(

@@ -19,8 +19,7 @@ TEST(WeightsFanOut, WorkersThatDieWhileTheyReceiveCostNothing) {
   MakeSmallModel(service.scratch().path());
   SmallJob job;
   job.steps = kOutlastsAKill;
-  const CommandResult submitted = service.Ctl("submit " + WriteSmallJob(service.scratch().path(), job));
-  ASSERT_EQ(submitted.code, 0) << submitted.output;
+  ASSERT_NO_FATAL_FAILURE(SubmitSmallJob(service, job));
   const auto wait_for_step = [&](int64_t step) {
     LocalService::Until(
         absl::Seconds(60), [&] { return service.StepOf(job.name) >= step; }, absl::StrCat("step ", step));

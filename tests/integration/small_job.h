@@ -74,6 +74,11 @@ inline std::string WriteSmallJob(const std::string& dir, const SmallJob& job) {
   return path;
 }
 
+inline void SubmitSmallJob(const LocalService& service, const SmallJob& job) {
+  const CommandResult submitted = service.Ctl("submit " + WriteSmallJob(service.scratch().path(), job));
+  ASSERT_EQ(submitted.code, 0) << submitted.output;
+}
+
 inline constexpr int kSamplesAnAnswer = 64;  // a worker's sequences at once
 // How often rollout workers registered after their first time: they were started again, or lost their session.
 inline int RolloutReturns(const LocalService& service) {
