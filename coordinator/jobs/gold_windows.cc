@@ -10,7 +10,6 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr char kGoldPrefix[] = "gold/";
 constexpr double kFalseAlarms = 0.01;  // of a job in which nothing falls
 
 }  // namespace

@@ -12,6 +12,8 @@
 
 namespace rlhf::coordinator {
 
+inline constexpr char kGoldPrefix[] = "gold/";  // of a step's values: and a category
+
 class GoldWindows {
  public:
   // Of so many steps each.

@@ -14,8 +14,14 @@
 namespace rlhf::coordinator {
 namespace {
 
-constexpr int kWindow = 3;  // steps, by default
 constexpr char kNoCategory[] = "uncategorised";
+
+v1::MonitorSpec Completed(v1::MonitorSpec spec) {
+  if (spec.window() < 1) spec.set_window(3);
+  if (!spec.has_outside_deviations()) spec.set_outside_deviations(4);
+  if (spec.min_steps() < spec.window()) spec.set_min_steps(spec.window());
+  return spec;
+}
 
 double Mean(const std::vector<double>& values) {
   double sum = 0;
@@ -106,7 +112,7 @@ v1::MonitorStep ObserveStep(int64_t step, const std::vector<v1::Sample>& batch, 
     values["gold"] = Mean(gold);
     values["gold_std"] = Deviation(gold);
   }
-  for (const auto& [category, list] : gold_by_category) values[absl::StrCat("gold/", category)] = Mean(list);
+  for (const auto& [category, list] : gold_by_category) values[absl::StrCat(kGoldPrefix, category)] = Mean(list);
   for (const auto& [category, prompts] : gold_by_prompt) {
     std::vector<double> means;
     means.reserve(prompts.size());
@@ -120,11 +126,7 @@ v1::MonitorStep ObserveStep(int64_t step, const std::vector<v1::Sample>& batch, 
   return out;
 }
 
-Monitor::Monitor(v1::MonitorSpec spec)
-    : spec_(std::move(spec)), gold_windows_(spec_.window() < 1 ? kWindow : spec_.window()) {
-  if (spec_.window() < 1) spec_.set_window(kWindow);
-  if (!spec_.has_outside_deviations()) spec_.set_outside_deviations(4);
-  if (spec_.min_steps() < spec_.window()) spec_.set_min_steps(spec_.window());
+Monitor::Monitor(v1::MonitorSpec spec) : spec_(Completed(std::move(spec))), gold_windows_(spec_.window()) {
   on_ = spec_.max_kl() > 0 || spec_.max_gold_drop() > 0 || spec_.max_gold_gap() > 0 || spec_.max_length_ratio() > 0 ||
         spec_.max_repetition() > 0 || spec_.max_reward_length_correlation() > 0 || spec_.max_outside_share() > 0;
 }
