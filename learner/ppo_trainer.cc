@@ -314,9 +314,11 @@ absl::StatusOr<StepResult> PpoTrainer::RunStep(int64_t step, const std::vector<v
       return ended;
     }
   }
-  if (before.trains_policy) result.metrics["learning_rate"] = rate;
   if (critic_) result.metrics["learning_rate/critic"] = critic_rate;
-  if (before.trains_policy) kl_->Update(before.kl, static_cast<int64_t>(batch.size()));
+  if (before.trains_policy) {
+    result.metrics["learning_rate"] = rate;
+    kl_->Update(before.kl, static_cast<int64_t>(batch.size()));
+  }
   result.trained = true;
   if (spec().early_stop().max_kl() > 0 && before.kl > spec().early_stop().max_kl()) {
     result.stop = true;
@@ -346,12 +348,14 @@ absl::Status PpoTrainer::Report(const PpoBatch& batch, const Before& before, con
     m["first_minibatch_ratio_error"] = sums->first_ratio_error;
     m["grad_norm/policy"] = sums->policy_norm / sums->updates;
   }
-  if (critic_) m["loss/value"] = shared[1] / sums->updates;
-  if (critic_) m["grad_norm/critic"] = sums->critic_norm / sums->updates;
+  if (critic_) {
+    m["loss/value"] = shared[1] / sums->updates;
+    m["grad_norm/critic"] = sums->critic_norm / sums->updates;
+    m["explained_variance"] = before.explained_variance;
+  }
   m["kl"] = before.kl;
   m["kl_coefficient"] = kl_->coefficient();
   m["entropy"] = before.entropy.mean().item<double>();
-  if (critic_) m["explained_variance"] = before.explained_variance;
   const torch::Tensor log_r = (before.old_log_probs - batch.behaviour_log_probs).to(torch::kFloat64);
   m["mismatch_kl"] = (log_r.expm1() - log_r).mean().item<double>();
   m["importance_weight/mean"] = before.weights.mean().item<double>();
