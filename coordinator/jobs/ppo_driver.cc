@@ -449,6 +449,7 @@ void PpoDriver::RecordStep(const v1::CommitStepRequest& request, WriteBatch* bat
   row->mutable_version()->set_step(step);
   row->mutable_version()->set_digest(request.weights_digest());
   row->set_step(step);
+  group_trained_ = true;
   if (!request.numerics().empty()) row->set_numerics(request.numerics());
   steps_.Record(request, row->version().lineage(), batch);
 }

@@ -99,7 +99,7 @@ void TrainingDriver::BeginEpoch(uint64_t epoch, int ranks, WriteBatch* batch) {
                          batch);
   }
   ranks_ = ranks;
-  group_began_at_ = row->step();
+  group_trained_ = false;
   yields_to_.clear();
   row->clear_preempted_by();
   grouped_ = true;
@@ -146,6 +146,7 @@ void TrainingDriver::ReportProgress(const v1::ReportProgressRequest& request, Do
   WriteBatch batch;
   for (v1::MetricPoint point : request.points()) {
     reported_step_ = point.step();
+    group_trained_ = true;
     if (point.step() <= row->step()) continue;  // of a replay: known
     row->set_step(point.step());
     (*point.mutable_values())["total_steps"] = static_cast<double>(request.total_steps());
@@ -276,7 +277,7 @@ void TrainingDriver::Describe(JobFacts* facts) {
   learners.since = situation.since;
   learners.broke = situation.broke;
   learners.next_in = situation.next_in;
-  facts->first_of_group = situation.formed && job()->step() == group_began_at_;
+  facts->first_of_group = situation.formed && !group_trained_;
   facts->saved_by = situation.rank_zero;
   // What was due before the group formed anew is not written any more.
   facts->checkpointing = situation.formed && !facts->first_of_group && !between_steps() && checkpoints_.due(leaving());

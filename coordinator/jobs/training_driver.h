@@ -60,7 +60,7 @@ class TrainingDriver : public Driver, protected TrainingListener {
   bool grouped_ = false;
   bool enrolled_ = false;
   int64_t reported_step_ = 0;   // the last one, of a replay too
-  int64_t group_began_at_ = 0;  // the step before the newest group's first
+  bool group_trained_ = false;  // the newest group has ended a step, of a replay too
   int ranks_ = 0;               // of the newest group; 0: none since the coordinator's start
   bool withdraws_ = false;      // for a pause, at the end of the step, and stays away until it ends
   std::string yields_to_;       // the job that is to have its learners at the end of the step
