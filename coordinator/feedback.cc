@@ -10,6 +10,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_util.h"
+#include "coordinator/comparison_line.h"
 #include "coordinator/feedback/collect_queue.h"
 #include "coordinator/timestamps.h"
 
@@ -217,6 +218,7 @@ class FeedbackImpl final : public Feedback {
       found->batch.Erase(Table::kComparisons, std::string(key));
       ++found->removed;
       found->jobs.insert(job_id);
+      if (!SftLine(comparison).empty()) found->edited.insert(job_id);
       reopened.insert(RowKey(job_id, comparison.task_id()));
       return true;
     });

@@ -17,8 +17,9 @@ namespace rlhf::coordinator {
 // What of collect jobs' rows changes when a rater is forgotten.
 struct ForgottenRows {
   WriteBatch batch;
-  int64_t removed = 0;         // answers
-  std::set<std::string> jobs;  // whose rows change
+  int64_t removed = 0;           // answers
+  std::set<std::string> jobs;    // whose rows change
+  std::set<std::string> edited;  // jobs in which an answer is SFT data
 };
 
 class Feedback {

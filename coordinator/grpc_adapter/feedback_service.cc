@@ -9,7 +9,6 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/job_state.h"
-#include "coordinator/comparison_line.h"
 #include "coordinator/comparison_sets.h"
 #include "coordinator/feedback/agreement.h"
 #include "coordinator/grpc_adapter/collect_lookup.h"
@@ -208,19 +207,6 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
     });
   }
 
-  // Collect jobs that made SFT data of the rater's edits or answers: the data's digest by job.
-  std::map<std::string, std::string> EditsBy(const std::string& rater, const std::vector<v1::Job>& all) const {
-    std::map<std::string, std::string> found;
-    for (const v1::Job& job : all) {
-      const auto edits = job.result().artifacts().find("edits");
-      if (!job.spec().has_collect() || edits == job.result().artifacts().end()) continue;
-      for (const v1::Comparison& made : edge_.feedback->Comparisons(job.id())) {
-        if (made.rater() == rater && !SftLine(made).empty()) found[job.id()] = edits->second;
-      }
-    }
-    return found;
-  }
-
   // A rater by a pseudonym, or by a token's subject. The most judgements are of jobs that have ended: these are read
   // beside the loop.
   void Forget(const std::string& subject, const std::string& named, Done<v1::ForgetRaterResponse> done) {
@@ -246,6 +232,11 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
       if (job.spec().has_collect() && ended.count(job.id()) == 0) others.push_back(job.id());
     }
     edge_.feedback->Forget(rater, others, &found);
+    std::map<std::string, std::string> edits;  // SFT data made of the rater's edits or answers: its digest by job
+    for (const v1::Job& job : all) {
+      const auto made = job.result().artifacts().find("edits");
+      if (made != job.result().artifacts().end() && found.edited.count(job.id()) > 0) edits[job.id()] = made->second;
+    }
     WriteBatch batch;
     for (WriteBatch::Op& op : found.batch.ops) {
       // Rows of a job that was deleted meanwhile do not come again.
@@ -254,16 +245,15 @@ class FeedbackService final : public v1::FeedbackService::CallbackService {
     v1::ForgetRaterResponse response;
     response.set_rater(rater);
     response.set_removed(found.removed);
-    const std::map<std::string, std::string> edits = EditsBy(rater, all);
     std::set<std::string> digests;
     for (v1::ComparisonSet& set : edge_.feedback->sets().Forget(rater, &batch)) {
       digests.insert(set.digest());
       response.add_used_by(absl::StrCat("set ", set.project(), "/", set.name(), " version ", set.version(), " ",
                                         set.digest(), ": ", set.raters().at(rater), " comparisons"));
       // Who was left out of a job's set is not in its edits either.
-      if (const auto found = edits.find(set.name()); found != edits.end() && set.made_by() == set.name()) {
-        digests.insert(found->second);
-        response.add_used_by(absl::StrCat("edits ", found->second, " of job ", set.name()));
+      if (const auto made = edits.find(set.name()); made != edits.end() && set.made_by() == set.name()) {
+        digests.insert(made->second);
+        response.add_used_by(absl::StrCat("edits ", made->second, " of job ", set.name()));
       }
       *response.add_sets() = std::move(set);
     }
