@@ -45,12 +45,19 @@ absl::Status JobTable::Recover() {
   WriteBatch closed;
   RLHF_RETURN_IF_ERROR(CloseDeadGates(&closed));
   if (!closed.empty()) deps_.store->Commit(std::move(closed), [](absl::Status) {});
+  std::map<std::string, int64_t> freed;  // the step through which a job's payloads were
+  const std::string mark = FreedKey("");
+  RLHF_RETURN_IF_ERROR(deps_.store->Scan(Table::kMeta, mark, [&](absl::string_view key, absl::string_view value) {
+    (void)absl::SimpleAtoi(value, &freed[std::string(key.substr(mark.size()))]);
+    return true;
+  }));
   // Drivers start on the loop after recovery: stages before pipelines would look for each other.
   for (const auto& [number, job] : index_.all()) {
     const std::string& id = job->id();
     if (!IsTerminal(job->state())) {
       deps_.loop->Post([this, id] { Admit(id); });
-    } else if (job->spec().retention().sample_steps() > 0) {
+    } else if (const int64_t keeps = job->spec().retention().sample_steps();
+               keeps > 0 && job->step() - keeps > freed[id]) {
       deps_.loop->Post([this, id] { FreeAfterEnd(id); });  // should it have ended just before the last end
     }
   }
