@@ -72,6 +72,12 @@ class ShardingTest : public testing::Test {
   void SetUp() override {
     MakeApart([this] { MakeTinyModel(dir_.File("model"), 1); });
     ASSERT_FALSE(testing::Test::HasFatalFailure());
+    std::string pairs;
+    for (int i = 0; i < 12; ++i) {
+      absl::StrAppend(&pairs, "{\"prompt\":\"the cat ", i, "\",\"chosen\":\" sat\",\"rejected\":\" ran\",",
+                      "\"ratings\":{\"clear\":[", i % 3, ",1],\"true\":[2,", i % 2, "]}}\n");
+    }
+    ASSERT_TRUE(WriteFileDurably(dir_.File("pairs.jsonl"), pairs).ok());
     ASSERT_TRUE(WriteFileDurably(dir_.File("data.jsonl"),
                                  "{\"prompt\":\"the cat\",\"response\":\" sat on the mat\"}\n"
                                  "{\"prompt\":\"the dog\",\"response\":\" sat\"}\n"
@@ -80,9 +86,10 @@ class ShardingTest : public testing::Test {
   }
 
   static v1::JobSpec Job(const std::string& kind, bool shard) {
-    v1::JobSpec job = absl::StrContains(kind, "micro-batches") ? PpoJob(8, 12)
-                      : absl::StartsWith(kind, "ppo")          ? PpoJob(8)
-                                                               : SftJob(6, 16);
+    v1::JobSpec job = kind == "reward heads"                     ? RewardJob()
+                      : absl::StrContains(kind, "micro-batches") ? PpoJob(8, 12)
+                      : absl::StartsWith(kind, "ppo")            ? PpoJob(8)
+                                                                 : SftJob(6, 16);
     // Micro-batches are summed in another order than by a rank that holds all: at a higher rate AdamW carries the last
     // bits of small gradients further.
     if (job.has_sft()) job.mutable_sft()->mutable_optimizer()->set_learning_rate(3e-3);
@@ -93,6 +100,24 @@ class ShardingTest : public testing::Test {
     if (absl::StartsWith(kind, "sft bfloat16")) job.mutable_sft()->set_precision(v1::BFLOAT16);
     if (kind == "sft lora") job.mutable_sft()->mutable_lora()->set_rank(2);
     job.mutable_learners()->set_shard_optimizer_state(shard);
+    if (kind == "ppo rloo lora ptx bfloat16") {
+      v1::PpoSpec* ppo = job.mutable_ppo();
+      ppo->set_advantage(v1::RLOO);
+      ppo->set_samples_per_prompt(2);
+      ppo->set_prompts_per_step(4);
+      ppo->set_precision(v1::BFLOAT16);
+      ppo->set_max_first_minibatch_ratio_error(2e-2);
+      ppo->mutable_lora()->set_rank(2);
+      ppo->mutable_lora()->set_alpha(2);
+      ppo->mutable_ptx()->set_data("data");
+      ppo->mutable_ptx()->set_coefficient(0.1);
+      ppo->mutable_ptx()->set_batch_size(2);
+      ppo->mutable_kl()->set_adaptive(true);
+      ppo->mutable_kl()->set_target(1);
+      ppo->mutable_kl()->set_horizon(100);
+      ppo->mutable_policy_optimizer()->set_warmup_steps(12);  // updates, of which a checkpoint is in the middle
+      ppo->mutable_policy_optimizer()->set_schedule(v1::COSINE);
+    }
     if (absl::StrContains(kind, "layers")) {
       if (job.has_sft()) job.mutable_sft()->set_gradient_checkpointing(true);
       if (job.has_ppo()) job.mutable_ppo()->set_gradient_checkpointing(true);
@@ -100,10 +125,28 @@ class ShardingTest : public testing::Test {
     }
     return job;
   }
+  // A head for each of two criteria.
+  static v1::JobSpec RewardJob() {
+    v1::JobSpec job;
+    v1::RewardModelSpec* spec = job.mutable_reward_model();
+    spec->set_model("model");
+    spec->set_data("pairs");
+    spec->set_held_out_fraction(0);
+    spec->set_epochs(4);
+    spec->set_batch_size(6);
+    spec->set_micro_batch_tokens(8192);
+    spec->set_criterion_heads(true);
+    (*spec->mutable_criteria())["clear"] = 1;
+    (*spec->mutable_criteria())["true"] = 2;
+    Complete(spec->mutable_optimizer(), 1e-3);
+    spec->mutable_optimizer()->set_warmup_steps(4);
+    return job;
+  }
   std::unique_ptr<Trainer> Make(const v1::JobSpec& job) const {
     TrainerInputs inputs;
     inputs.spec = job;
-    inputs.local = {{"model", dir_.File("model")}, {"data", dir_.File("data.jsonl")}};
+    inputs.local = {
+        {"model", dir_.File("model")}, {"data", dir_.File("data.jsonl")}, {"pairs", dir_.File("pairs.jsonl")}};
     auto trainer = Trainer::Create(inputs);
     if (!trainer.ok()) std::fprintf(stderr, "%s\n", trainer.status().ToString().c_str());
     return trainer.ok() ? *std::move(trainer) : nullptr;
@@ -200,9 +243,10 @@ TEST_F(ShardingTest, TwoDeterministicRunsEndInEqualBytes) {
 }
 
 TEST_F(ShardingTest, ACheckpointGoesOnWithAnyRanksAndWithTheWholeState) {
-  for (const char* kind : {"sft", "sft bfloat16", "ppo", "sft bfloat16 layers"}) {
+  for (const char* kind :
+       {"sft", "sft bfloat16", "ppo", "sft bfloat16 layers", "ppo rloo lora ptx bfloat16", "reward heads"}) {
     const std::string checkpoint = absl::StrCat(kind, " checkpoint");
-    ASSERT_EQ(Run(2, Job(kind, true), 2, checkpoint), std::vector<int>({0, 0}));
+    ASSERT_EQ(Run(2, Job(kind, true), 2, checkpoint), std::vector<int>({0, 0})) << kind;
     const auto go_on = [&](int world, bool shard, const std::string& out) {
       return RunRanks(world, kRanksTimeout, [&](Collective* group) {
         const auto trainer = Make(Job(kind, shard));
@@ -232,6 +276,35 @@ TEST_F(ShardingTest, ACheckpointGoesOnWithAnyRanksAndWithTheWholeState) {
     // Undisturbed, on the same ranks: the same.
     ASSERT_EQ(Run(2, Job(kind, true), 4, "undisturbed"), std::vector<int>({0, 0}));
     EXPECT_EQ(*ReadFile(dir_.File("undisturbed/state.safetensors")), *ReadFile(dir_.File("two/state.safetensors")));
+  }
+}
+
+TEST_F(ShardingTest, ACheckpointOfTheWholeStateGoesOnAsShares) {
+  for (const char* kind : {"sft bfloat16", "ppo layers", "ppo rloo lora ptx bfloat16", "reward heads"}) {
+    const std::string checkpoint = absl::StrCat(kind, " checkpoint");
+    ASSERT_EQ(Run(2, Job(kind, false), 2, checkpoint), std::vector<int>({0, 0})) << kind;
+    ASSERT_EQ(Run(2, Job(kind, false), 4, "undisturbed"), std::vector<int>({0, 0})) << kind;
+    for (const int world : {2, 3}) {
+      const std::string out = absl::StrCat(kind, " on ", world);
+      const auto codes = RunRanks(world, kRanksTimeout, [&](Collective* group) {
+        const auto trainer = Make(Job(kind, true));
+        if (!trainer) return 1;
+        trainer->SetCollective(group);
+        if (!trainer->LoadCheckpoint(dir_.File(checkpoint)).ok()) return 2;
+        const auto digest = trainer->Digest();
+        if (!digest.ok() || !Note(absl::StrCat(out, "-begins-", group->rank()), *digest)) return 3;
+        return Train(trainer.get(), 3, 4) && Save(*trainer, *group, out) ? 0 : 4;
+      });
+      ASSERT_EQ(codes, std::vector<int>(static_cast<size_t>(world), 0)) << out;
+      EXPECT_EQ(Noted(absl::StrCat(out, "-begins-0")), Noted(checkpoint + "-digest-0")) << out;
+      const Distance distance = Compare(dir_.File("undisturbed"), dir_.File(out));
+      if (world == 2) {
+        EXPECT_LE(distance.float32, 1e-6) << out;
+        EXPECT_LE(distance.bfloat16, 1e-6) << out;
+      } else if (!absl::StrContains(kind, "bfloat16")) {
+        EXPECT_LE(distance.float32, 1e-4) << out;
+      }
+    }
   }
 }
 
