@@ -404,6 +404,13 @@ void ArtifactsImpl::SetAlias(const v1::SetAliasRequest& request, const Recorder&
       std::move(done), request.digest(), request.project());
 }
 
+void ArtifactsImpl::SetStep(const std::string& digest, int64_t step, WriteBatch* batch) {
+  const auto found = artifacts_.find(digest);
+  if (found == artifacts_.end() || found->second.step() == step) return;
+  found->second.set_step(step);
+  batch->Put(Table::kArtifacts, digest, found->second.SerializeAsString());
+}
+
 void ArtifactsImpl::Pin(const v1::PinArtifactRequest& request, const Recorder& record, Done<v1::Artifact> done) {
   const absl::StatusOr<const v1::Artifact*> artifact = FindDigest(request.digest());
   if (!artifact.ok()) return done(artifact.status());

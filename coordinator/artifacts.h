@@ -76,6 +76,8 @@ class Artifacts {
                             Done<v1::Artifact> done) = 0;
   virtual void Register(const v1::RegisterArtifactRequest& request, Done<v1::Artifact> done) = 0;
   virtual absl::StatusOr<v1::ListArtifactsResponse> List(const v1::ListArtifactsRequest& request) = 0;
+  // Of a checkpoint: the step after which it was made. Adds its row to the batch.
+  virtual void SetStep(const std::string& digest, int64_t step, WriteBatch* batch) = 0;
   virtual void SetAlias(const v1::SetAliasRequest& request, const Recorder& record, Done<v1::Artifact> done) = 0;
   virtual void Pin(const v1::PinArtifactRequest& request, const Recorder& record, Done<v1::Artifact> done) = 0;
   virtual void Delete(const v1::DeleteArtifactRequest& request, const Recorder& record,

@@ -48,6 +48,7 @@ class ArtifactsImpl final : public Artifacts {
   absl::StatusOr<v1::ListArtifactsResponse> List(const v1::ListArtifactsRequest& request) override;
   void SetAlias(const v1::SetAliasRequest& request, const Recorder& record, Done<v1::Artifact> done) override;
   void Pin(const v1::PinArtifactRequest& request, const Recorder& record, Done<v1::Artifact> done) override;
+  void SetStep(const std::string& digest, int64_t step, WriteBatch* batch) override;
   void Delete(const v1::DeleteArtifactRequest& request, const Recorder& record,
               Done<v1::DeleteArtifactResponse> done) override;
 

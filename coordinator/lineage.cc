@@ -78,6 +78,7 @@ class Walk {
       details[absl::StrCat("metric ", name)] = absl::StrFormat("%.6g", metric.value());
     std::set<std::string> inputs;
     for (const auto& [reference, digest] : job.resolved()) inputs.insert(digest);
+    if (job.has_start()) inputs.insert(job.start().checkpoint());
     for (const std::string& digest : inputs) {
       step.add_made_from(digest);
       Visit(digest);
@@ -175,7 +176,7 @@ std::vector<DerivedModel> ModelsMadeFrom(const std::vector<v1::Job>& jobs, std::
       if (job.spec().has_pipeline() || used.count(job.id()) > 0) continue;
       const bool uses = std::any_of(job.resolved().begin(), job.resolved().end(),
                                     [&](const auto& input) { return digests.count(input.second) > 0; });
-      if (!uses) continue;
+      if (!uses && used.count(job.start().job_id()) == 0) continue;
       used.insert(job.id());
       grown = true;
       for (const auto& [name, digest] : job.result().artifacts()) {

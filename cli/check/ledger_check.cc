@@ -135,12 +135,12 @@ std::vector<std::string> CheckLedger(const LedgerFacts& facts) {
   const v1::PpoSpec& ppo = facts.job.spec().ppo();
   const size_t size = static_cast<size_t>(ppo.prompts_per_step()) * static_cast<size_t>(ppo.samples_per_prompt());
   auto rows = ByStep(facts);
-  for (int64_t step = 1; step <= facts.job.issued_through_step(); ++step) {
+  for (int64_t step = facts.job.start().step() + 1; step <= facts.job.issued_through_step(); ++step) {
     if (rows[step].size() != size)
       out.push_back(absl::StrCat("step ", step, ": expected ", size, " samples, found ", rows[step].size()));
   }
   uint64_t lineage = 0;
-  int64_t expected = 1;
+  int64_t expected = facts.job.start().step() + 1;
   for (const v1::CommittedStep& step : facts.steps) {
     if (step.step() != expected) {
       out.push_back(absl::StrCat("expected a commit of step ", expected, ", found one of step ", step.step()));

@@ -44,12 +44,21 @@ int List(const ConnectionFlags& connection, const std::string& kind) {
     PrintMessages(connection.output, *artifacts);
     return v1::EXIT_OK;
   }
-  Table table({"DIGEST", "SIZE", "FILES", "PINNED", "ALIASES", "MADE BY"});
+  const bool checkpoints = kind == "checkpoint";
+  std::vector<std::string> columns = {"DIGEST", "SIZE", "FILES", "PINNED", "ALIASES", "MADE BY"};
+  if (checkpoints) columns.push_back("STEP");
+  Table table(columns);
   for (const v1::Artifact& artifact : *artifacts) {
     std::string aliases;
     for (const std::string& alias : artifact.aliases()) absl::StrAppend(&aliases, aliases.empty() ? "" : ", ", alias);
-    table.Row({Short(artifact.digest()), Bytes(artifact.total_size()), absl::StrCat(artifact.files_size()),
-               artifact.pinned() ? "yes" : "", aliases, artifact.created_by()});
+    std::vector<std::string> row = {Short(artifact.digest()),
+                                    Bytes(artifact.total_size()),
+                                    absl::StrCat(artifact.files_size()),
+                                    artifact.pinned() ? "yes" : "",
+                                    aliases,
+                                    artifact.created_by()};
+    if (checkpoints) row.push_back(artifact.step() > 0 ? absl::StrCat(artifact.step()) : "");
+    table.Row(row);
   }
   std::fputs(table.Text().c_str(), stdout);
   return v1::EXIT_OK;

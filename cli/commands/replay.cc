@@ -59,12 +59,13 @@ absl::Status Export(const ConnectionFlags& connection, const ReplayFlags& flags)
   ledger_request.set_check(true);
   v1::GetLedgerResponse ledger;
   RLHF_RETURN_IF_ERROR(FromGrpc(stub->GetLedger(CallContext(absl::Minutes(5)).get(), ledger_request, &ledger)));
-  for (int64_t step = 1; step <= job.step(); ++step)
+  for (int64_t step = job.start().step() + 1; step <= job.step(); ++step)
     RLHF_RETURN_IF_ERROR(ExportBatch(*stub, job.id(), step, absl::StrCat(flags.out, "/batches/", step, ".pb")));
   client::ArtifactCache artifacts("", flags.out + "/artifacts", channel);
   const std::set<std::string> read = LearnerReferences(job.spec());
   for (const auto& [reference, digest] : job.resolved())
     if (read.count(reference) > 0) RLHF_RETURN_IF_ERROR(artifacts.Fetch(digest).status());
+  if (job.has_start()) RLHF_RETURN_IF_ERROR(artifacts.Fetch(job.start().checkpoint()).status());
   RLHF_RETURN_IF_ERROR(Here(WriteFileDurably(flags.out + "/committed.pb", ledger.SerializeAsString())));
   return Here(WriteFileDurably(flags.out + "/job.pb", job.SerializeAsString()));
 }

@@ -22,6 +22,17 @@ int64_t StepOfCheckpoint(const std::string& job_id, absl::string_view key) {
 
 }  // namespace
 
+std::map<int64_t, std::string> CheckpointsOf(const v1::Job& job, StateStore* store) {
+  std::map<int64_t, std::string> checkpoints;
+  (void)store->Scan(Table::kMeta, CheckpointPrefix(job.id()), [&](absl::string_view key, absl::string_view digest) {
+    checkpoints[StepOfCheckpoint(job.id(), key)] = std::string(digest);
+    return true;
+  });
+  if (job.has_start()) checkpoints[job.start().step()] = job.start().checkpoint();
+  if (!job.checkpoint().empty()) checkpoints[job.checkpoint_step()] = job.checkpoint();
+  return checkpoints;
+}
+
 void CheckpointChain::Add(int64_t step, const std::string& digest, WriteBatch* batch) {
   v1::Job* row = host_->Find(job_id_);
   batch->Put(Table::kMeta, CheckpointKey(job_id_, step), digest);
@@ -71,14 +82,11 @@ void CheckpointChain::LetGo(int64_t before, const std::string& newest, WriteBatc
 
 void CheckpointChain::DropNewest(const std::string& why, WriteBatch* batch) {
   v1::Job* row = host_->Find(job_id_);
-  int64_t step = 0;
-  std::string digest;
-  for (int64_t before = row->checkpoint_step() - 1; before > 0 && digest.empty(); --before) {
-    const absl::StatusOr<std::string> found = host_->deps().store->Get(Table::kMeta, CheckpointKey(job_id_, before));
-    if (!found.ok()) continue;
-    step = before;
-    digest = *found;
-  }
+  const std::map<int64_t, std::string> all = CheckpointsOf(*row, host_->deps().store);
+  const auto newest = all.find(row->checkpoint_step());
+  const bool any = newest != all.end() && newest != all.begin();
+  const int64_t step = any ? std::prev(newest)->first : 0;
+  const std::string digest = any ? std::prev(newest)->second : "";
   batch->Erase(Table::kMeta, CheckpointKey(job_id_, row->checkpoint_step()));
   host_->AppendMessage(
       row,

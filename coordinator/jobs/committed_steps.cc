@@ -11,6 +11,12 @@ std::string CommittedStepKey(const std::string& job_id, int64_t step) {
 
 }  // namespace
 
+std::string CommittedWeights(StateStore* store, const std::string& job_id, int64_t step) {
+  v1::CommittedStep stored;
+  const absl::StatusOr<std::string> row = store->Get(Table::kMeta, CommittedStepKey(job_id, step));
+  return row.ok() && stored.ParseFromString(*row) ? stored.weights_digest() : "";
+}
+
 absl::Status CommittedSteps::Restore(StateStore* store) {
   return store->Scan(Table::kMeta, CommittedStepPrefix(job_id_), [&](absl::string_view, absl::string_view value) {
     v1::CommittedStep step;

@@ -15,6 +15,9 @@
 
 namespace rlhf::coordinator {
 
+// The digest of the weights that a step was committed with; empty: it is not.
+std::string CommittedWeights(StateStore* store, const std::string& job_id, int64_t step);
+
 class CommittedSteps {
  public:
   explicit CommittedSteps(std::string job_id) : job_id_(std::move(job_id)) {}

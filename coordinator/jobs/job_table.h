@@ -109,6 +109,8 @@ class JobTable final : public Jobs, private JobHost {
   bool Hidden(const std::string& job_id, const Sees& sees) const;
   // A job that exists and whose etag agrees, or the error.
   absl::StatusOr<v1::Job*> ForChange(const std::string& job_id, const std::string& etag);
+  // The job that a specification goes on from, which is of its project; null when there is none.
+  const v1::Job* StartsFrom(const v1::JobSpec& spec);
   // Resolves all references that can be, and those to `uploads`, which are not here yet; problems name the field.
   std::vector<v1::SpecProblem> ResolveReferences(v1::JobSpec* spec, std::map<std::string, std::string>* resolved,
                                                  absl::Status* first_error, const std::set<std::string>& uploads = {});

@@ -10,6 +10,7 @@
 #include "coordinator/jobs/context_spec.h"
 #include "coordinator/jobs/job_table.h"
 #include "coordinator/jobs/spec.h"
+#include "coordinator/jobs/start_from.h"
 #include "coordinator/ledger.h"
 #include "coordinator/payload_retention.h"
 #include "coordinator/timestamps.h"
@@ -96,6 +97,13 @@ void CheckSigner(const Signer* signer, const v1::JobSpec& spec, std::vector<v1::
 
 }  // namespace
 
+const v1::Job* JobTable::StartsFrom(const v1::JobSpec& spec) {
+  if (!spec.has_start_from()) return nullptr;
+  const std::string project = spec.project().empty() ? "default" : spec.project();
+  const absl::StatusOr<v1::Job> from = Get(spec.start_from().job(), project);
+  return from.ok() && from->spec().project() == project ? Find(from->id()) : nullptr;
+}
+
 v1::ValidateJobResponse JobTable::Validate(const v1::ValidateJobRequest& request) {
   v1::ValidateJobResponse response;
   if (const std::vector<v1::SpecProblem> large = TooLarge(request.spec()); !large.empty()) {
@@ -104,6 +112,8 @@ v1::ValidateJobResponse JobTable::Validate(const v1::ValidateJobRequest& request
   }
   v1::JobSpec completed = request.spec();
   const std::set<std::string> uploads(request.uploads().begin(), request.uploads().end());
+  const v1::Job* from = StartsFrom(completed);
+  FillInFromStart(from, &completed);
   std::vector<v1::SpecProblem> problems = CompleteSpec(&completed);
   CheckSigner(deps_.oversight->audit().signer(), completed, &problems);
   std::map<std::string, std::string> resolved;
@@ -111,6 +121,7 @@ v1::ValidateJobResponse JobTable::Validate(const v1::ValidateJobRequest& request
   for (v1::SpecProblem& problem : ResolveReferences(&completed, &resolved, &unresolved, uploads))
     problems.push_back(std::move(problem));
   CheckContexts(completed, resolved, *deps_.artifacts, &problems);
+  if (problems.empty()) FindStart(from, resolved, deps_.store, deps_.artifacts, &completed, &problems);
   response.mutable_problems()->Assign(problems.begin(), problems.end());
   if (problems.empty()) *response.mutable_completed() = completed;
   return response;
@@ -156,6 +167,8 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
                                });
   }
   v1::JobSpec spec = request.spec();
+  const v1::Job* from = StartsFrom(spec);
+  FillInFromStart(from, &spec);
   std::vector<v1::SpecProblem> problems = CompleteSpec(&spec);
   CheckSigner(deps_.oversight->audit().signer(), spec, &problems);
   std::map<std::string, std::string> resolved;
@@ -163,6 +176,8 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
   if (problems.empty()) problems = ResolveReferences(&spec, &resolved, &unresolved);
   if (!unresolved.ok()) return done(unresolved);
   if (problems.empty()) CheckContexts(spec, resolved, *deps_.artifacts, &problems);
+  v1::StartPoint start;
+  if (problems.empty()) start = FindStart(from, resolved, deps_.store, deps_.artifacts, &spec, &problems);
   if (!problems.empty()) return done(WithReason(absl::InvalidArgumentError(JoinProblems(problems)), v1::INVALID_SPEC));
 
   v1::Job& job = Insert(std::move(spec));
@@ -175,6 +190,7 @@ void JobTable::Submit(const std::string& subject, const v1::SubmitJobRequest& re
   WriteBatch batch;
   batch.Put(Table::kRequests, key, accepted.SerializeAsString());
   AppendMessage(&job, absl::StrCat("submitted by ", subject), &batch);
+  if (job.spec().has_start_from()) BeginAt(this, start, &job, &batch);
   deps_.oversight->Audit(subject, "job.submit", job.id(), "done",
                          {{"kind", KindOf(job.spec())}, {"spec_sha256", accepted.body_sha256()}}, &batch);
   const std::string id = job.id();
@@ -353,7 +369,7 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
 absl::Status JobTable::CheckUnused(const std::string& digest, const Sees& sees) const {
   for (auto it = index_.active().rbegin(); it != index_.active().rend(); ++it) {
     const v1::Job& job = *it->second;
-    bool uses = job.checkpoint() == digest;
+    bool uses = job.checkpoint() == digest || job.start().checkpoint() == digest;
     for (const auto& [reference, resolved] : job.resolved()) uses = uses || resolved == digest;
     for (const auto& [name, made] : job.result().artifacts()) uses = uses || made == digest;
     if (uses) {

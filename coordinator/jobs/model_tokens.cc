@@ -21,7 +21,7 @@ struct TokenReader {
 std::vector<TokenReader> TokenReadersOf(const v1::Job& job, const Artifacts& artifacts) {
   const v1::PpoSpec& spec = job.spec().ppo();
   std::vector<TokenReader> readers;
-  if (job.version().step() > 0) return readers;
+  if (job.version().step() > job.start().step()) return readers;
   const std::string policy = Resolved(job, spec.policy());
   const auto add = [&](const char* field, const std::string& model) {
     const std::string digest = Resolved(job, model);

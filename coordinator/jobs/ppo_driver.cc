@@ -308,7 +308,9 @@ v1::GroupAssignment PpoDriver::OnGroupForming(const std::string& job_id, uint64_
     }
     replay_through_ = std::max(replay_through_, committed);
     row->mutable_version()->set_step(row->checkpoint_step());
-    row->mutable_version()->set_digest(steps_.WeightsDigest(row->checkpoint_step()));
+    const bool at_start = row->has_start() && row->checkpoint_step() == row->start().step();
+    row->mutable_version()->set_digest(at_start ? row->start().weights_digest()
+                                                : steps_.WeightsDigest(row->checkpoint_step()));
     row->set_step(row->checkpoint_step());
     host_->AppendMessage(
         row,

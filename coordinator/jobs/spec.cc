@@ -114,6 +114,14 @@ void CheckRetention(SpecChecker& check, const v1::JobSpec& spec) {
     check.Problem("retention.checkpoints", "expected a job that trains or a pipeline: others have no checkpoints");
 }
 
+void CheckStartFrom(SpecChecker& check, const v1::JobSpec& spec) {
+  if (!spec.has_start_from()) return;
+  if (!spec.has_ppo() && !spec.has_sft() && !spec.has_reward_model())
+    check.Problem("start_from", "expected a job of the kind sft, reward_model or ppo: others have no checkpoints");
+  check.Required("start_from.job", spec.start_from().job(), "the job whose checkpoint it goes on from");
+  check.AtLeast("start_from.step", spec.start_from().step(), 0);
+}
+
 }  // namespace
 
 std::vector<v1::SpecProblem> TooLarge(const v1::JobSpec& spec) {
@@ -162,6 +170,7 @@ std::vector<v1::SpecProblem> CompleteSpec(v1::JobSpec* spec) {
     CheckKind(check, spec);
   }
   CheckRetention(check, *spec);
+  CheckStartFrom(check, *spec);
   CheckNumerics(spec, &problems);
   return problems;
 }

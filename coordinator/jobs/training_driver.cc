@@ -174,6 +174,7 @@ void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request
   if (!artifact.ok()) return done(artifact.status());
   WriteBatch batch;
   checkpoints_.Add(request.step(), request.digest(), &batch);
+  deps().artifacts->SetStep(request.digest(), request.step(), &batch);
   const bool leave = leaving() && request.step() >= row->step();
   host_->CommitThen(job_id_, std::move(batch),
                     [this, host = host_, job_id = job_id_, loop = deps().loop, leave,
@@ -205,6 +206,13 @@ void TrainingDriver::FinishTraining(const v1::FinishTrainingRequest& request, Do
 }
 
 void TrainingDriver::GoBackACheckpoint(const std::string& why, Done<v1::FailTrainingResponse> done) {
+  if (const v1::Job& row = *job(); row.has_start() && row.checkpoint_step() == row.start().step()) {
+    host_->Fail(job_id_, "CHECKPOINT_DAMAGED",
+                absl::StrCat("the checkpoint of step ", row.start().step(), " of ", row.start().job_id(),
+                             ", which it starts from, cannot be read (", why,
+                             "): submit it with start_from at an earlier one (`rlhfctl checkpoints list`)"));
+    return AnswerThen(host_, job_id_, WriteBatch(), std::move(done));
+  }
   WriteBatch batch;
   checkpoints_.DropNewest(why, &batch);
   deps().groups->Break(job_id_, "its checkpoint is damaged");

@@ -66,6 +66,10 @@ absl::StatusOr<int64_t> ReplayRank(const Recording& recording, Collective* colle
   }
   RLHF_ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer, Trainer::Create(inputs));
   trainer->SetCollective(collective);
+  if (recording.job.has_start()) {
+    RLHF_ASSIGN_OR_RETURN(const std::string checkpoint, artifacts.Path(recording.job.start().checkpoint()));
+    RLHF_RETURN_IF_ERROR(trainer->LoadCheckpoint(checkpoint));
+  }
   for (const auto& [step, committed] : recording.steps) {
     v1::BatchChunk batch;
     RLHF_RETURN_IF_ERROR(ReadMessage(absl::StrCat(recording.dir, "/batches/", step, ".pb"), &batch));
