@@ -10,10 +10,6 @@
 namespace rlhf::coordinator {
 namespace {
 
-std::string CheckpointKey(const std::string& job_id, int64_t step) {
-  return KeyOf(CheckpointPrefix(job_id), {static_cast<uint64_t>(step)});
-}
-
 int64_t StepOfCheckpoint(const std::string& job_id, absl::string_view key) {
   int64_t step = 0;
   for (const char c : key.substr(CheckpointPrefix(job_id).size())) step = step << 8 | static_cast<uint8_t>(c);
@@ -22,13 +18,16 @@ int64_t StepOfCheckpoint(const std::string& job_id, absl::string_view key) {
 
 }  // namespace
 
+std::string CheckpointKey(const std::string& job_id, int64_t step) {
+  return KeyOf(CheckpointPrefix(job_id), {static_cast<uint64_t>(step)});
+}
+
 std::map<int64_t, std::string> CheckpointsOf(const v1::Job& job, StateStore* store) {
   std::map<int64_t, std::string> checkpoints;
   (void)store->Scan(Table::kMeta, CheckpointPrefix(job.id()), [&](absl::string_view key, absl::string_view digest) {
     checkpoints[StepOfCheckpoint(job.id(), key)] = std::string(digest);
     return true;
   });
-  if (job.has_start()) checkpoints[job.start().step()] = job.start().checkpoint();
   if (!job.checkpoint().empty()) checkpoints[job.checkpoint_step()] = job.checkpoint();
   return checkpoints;
 }

@@ -10,7 +10,8 @@
 
 namespace rlhf::coordinator {
 
-// The digests of a job's checkpoints that may be gone back to, and of the one that it starts from, by step.
+std::string CheckpointKey(const std::string& job_id, int64_t step);  // in Table::kMeta; the value is a digest
+// The digests of a job's checkpoints that may be gone back to, by step. One that it starts from is the first of them.
 std::map<int64_t, std::string> CheckpointsOf(const v1::Job& job, StateStore* store);
 
 class CheckpointChain {
@@ -19,8 +20,7 @@ class CheckpointChain {
 
   // A published artifact of the state after a step. One of an older step than the newest is only kept to fall back to.
   void Add(int64_t step, const std::string& digest, WriteBatch* batch);
-  // The newest cannot be read, and why: the one before is the newest now, and of a job that starts from another's the
-  // one that it starts from. With none left, training begins anew.
+  // The newest cannot be read, and why: the one before is the newest now. With none left, training begins anew.
   void DropNewest(const std::string& why, WriteBatch* batch);
   // Whether the state after the newest step is to be saved: as often as the specification says, and when the job is
   // leaving its learners.

@@ -369,7 +369,7 @@ void JobTable::Delete(const std::string& subject, const v1::DeleteJobRequest& re
 absl::Status JobTable::CheckUnused(const std::string& digest, const Sees& sees) const {
   for (auto it = index_.active().rbegin(); it != index_.active().rend(); ++it) {
     const v1::Job& job = *it->second;
-    bool uses = job.checkpoint() == digest || job.start().checkpoint() == digest;
+    bool uses = job.checkpoint() == digest;
     for (const auto& [reference, resolved] : job.resolved()) uses = uses || resolved == digest;
     for (const auto& [name, made] : job.result().artifacts()) uses = uses || made == digest;
     if (uses) {

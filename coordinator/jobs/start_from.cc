@@ -96,8 +96,14 @@ class LikeThere {
                            here.kl().coefficient(),
                            ": an adaptive coefficient goes on from the checkpoint's; adaptive: false sets another"));
     }
-    if (UpdatesAStep(here) == UpdatesAStep(there)) return;
     const auto decays = [](const v1::OptimizerSpec& optimizer) { return optimizer.schedule() != v1::CONSTANT; };
+    if (decays(here.policy_optimizer()) && here.critic_warmup_steps() != there.critic_warmup_steps()) {
+      Problem("ppo.critic_warmup_steps",
+              absl::StrCat("expected ", there.critic_warmup_steps(), " as in ", from_.id(), ", found ",
+                           here.critic_warmup_steps(),
+                           ": a schedule that decays counts the policy's updates; or choose CONSTANT"));
+    }
+    if (UpdatesAStep(here) == UpdatesAStep(there)) return;
     if (decays(here.policy_optimizer()) || (HasCritic(here) && decays(here.critic_optimizer()))) {
       Problem(
           "ppo.epochs",
@@ -229,6 +235,7 @@ void BeginAt(JobHost* host, const v1::StartPoint& start, v1::Job* row, WriteBatc
   host->AppendMessage(
       row, absl::StrCat("goes on from step ", start.step(), " of ", start.job_id(), ", ", start.checkpoint()), batch);
   *row->mutable_start() = start;
+  batch->Put(Table::kMeta, CheckpointKey(row->id(), start.step()), start.checkpoint());
   row->set_checkpoint(start.checkpoint());
   row->set_checkpoint_step(start.step());
   row->set_step(start.step());

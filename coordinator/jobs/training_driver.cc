@@ -188,6 +188,12 @@ void TrainingDriver::ReportCheckpoint(const v1::ReportCheckpointRequest& request
 void TrainingDriver::FinishTraining(const v1::FinishTrainingRequest& request, Done<v1::FinishTrainingResponse> done) {
   if (deps().oversight->halted()) return done(HaltedError());
   v1::Job* row = job();
+  if (row->has_start() && row->step() <= row->start().step()) {
+    host_->Fail(job_id_, "NOTHING_TO_TRAIN",
+                absl::StrCat("its epochs end no later than step ", row->start().step(), " of ", row->start().job_id(),
+                             ", which it starts from: give it more epochs, or an earlier start_from.step"));
+    return AnswerThen(host_, job_id_, WriteBatch(), std::move(done));
+  }
   for (const auto& [name, digest] : request.artifacts()) {
     const absl::StatusOr<v1::Artifact> artifact = deps().artifacts->Resolve(digest, row->spec().project());
     if (!artifact.ok()) return done(Annotate(artifact.status(), absl::StrCat("artifact \"", name, "\"")));
@@ -206,11 +212,13 @@ void TrainingDriver::FinishTraining(const v1::FinishTrainingRequest& request, Do
 }
 
 void TrainingDriver::GoBackACheckpoint(const std::string& why, Done<v1::FailTrainingResponse> done) {
-  if (const v1::Job& row = *job(); row.has_start() && row.checkpoint_step() == row.start().step()) {
+  // Beginning anew would be another job than the one that was asked for.
+  const v1::Job& row = *job();
+  if (row.has_start() && CheckpointsOf(row, deps().store).begin()->first == row.checkpoint_step()) {
     host_->Fail(job_id_, "CHECKPOINT_DAMAGED",
-                absl::StrCat("the checkpoint of step ", row.start().step(), " of ", row.start().job_id(),
-                             ", which it starts from, cannot be read (", why,
-                             "): submit it with start_from at an earlier one (`rlhfctl checkpoints list`)"));
+                absl::StrCat("the checkpoint of step ", row.checkpoint_step(), " cannot be read (", why,
+                             ") and there is none before it: submit the job with start_from at another one (`rlhfctl "
+                             "checkpoints list`)"));
     return AnswerThen(host_, job_id_, WriteBatch(), std::move(done));
   }
   WriteBatch batch;

@@ -13,7 +13,7 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr int kPrompts = 2;  // a step
+constexpr int kPromptsAStep = 2;
 
 class StartFromTest : public PpoDriverTest {
  protected:
@@ -24,7 +24,7 @@ class StartFromTest : public PpoDriverTest {
     reward_ = Publish("model", "config.json", "{\"reward\":1}");
     PutJob([&](v1::PpoSpec* ppo) {
       ppo->set_steps(8);
-      ppo->set_prompts_per_step(kPrompts);
+      ppo->set_prompts_per_step(kPromptsAStep);
       ppo->set_checkpoint_every(2);
       ppo->mutable_kl()->set_adaptive(true);
       change(ppo);
@@ -37,15 +37,16 @@ class StartFromTest : public PpoDriverTest {
     batch.Put(Table::kJobs, "job", row.SerializeAsString());
     ASSERT_TRUE(rows_.CommitAndWait(std::move(batch)).ok());
     Recover();
-    for (int64_t step = 1; step <= 6; ++step) {
-      ASSERT_EQ(Work(), kPrompts);
-      AskForBatch(step);
-      ASSERT_TRUE(batch_.has_value() && batch_->ok());
-      Measure();
-      CommitStep(step);
-      ASSERT_TRUE(committed_.has_value() && committed_->ok());
-      if (step % 2 == 0) Checkpoint(step);
-    }
+    for (int64_t step = 1; step <= 6; ++step) TrainStep(step);
+  }
+  void TrainStep(int64_t step) {
+    ASSERT_GE(Work(), kPromptsAStep);
+    AskForBatch(step);
+    ASSERT_TRUE(batch_.has_value() && batch_->ok());
+    Measure();
+    CommitStep(step);
+    ASSERT_TRUE(committed_.has_value() && committed_->ok());
+    if (step % 2 == 0) Checkpoint(step);
   }
   std::string Publish(const std::string& kind, const std::string& file, const std::string& content) {
     std::string digest;
@@ -145,7 +146,7 @@ TEST_F(StartFromTest, AJobBeginsBehindTheCheckpoint) {
   EXPECT_EQ(job.version().digest(), "weights 4");
   // Its first step has the prompts that the fifth one had there.
   EXPECT_EQ(job.issued_through_step(), 5);
-  EXPECT_EQ(job.prompt_cursor(), 5 * kPrompts);
+  EXPECT_EQ(job.prompt_cursor(), 5 * kPromptsAStep);
   v1::SampleRow first;
   const auto row = rows_.Get(Table::kSamples, Ledger::RowKey(job.id(), {5, 0, 0}));
   ASSERT_TRUE(row.ok() && first.ParseFromString(*row)) << row.status();
@@ -160,7 +161,19 @@ TEST_F(StartFromTest, AJobBeginsBehindTheCheckpoint) {
   EXPECT_EQ(JobRow(job.id()).issued_through_step(), 5);
   Damaged(job.id());
   EXPECT_EQ(JobRow(job.id()).state(), v1::FAILED);
-  EXPECT_THAT(JobRow(job.id()).reason(), HasSubstr("the checkpoint of step 4 of job, which it starts from"));
+  EXPECT_THAT(JobRow(job.id()).reason(),
+              HasSubstr("the checkpoint of step 4 cannot be read (a bit flipped) and there"));
+}
+
+// The other job's retention lets it go, and it stays; what nobody starts from does not.
+TEST_F(StartFromTest, TheCheckpointIsTheNewJobsToo) {
+  TrainSixSteps([](v1::PpoSpec* ppo) { ppo->set_steps(12); });
+  const auto there = [this](int64_t step) { return process_->artifacts->Resolve(checkpoints_[step], "default").ok(); };
+  Submit(Next(4));
+  for (const int64_t step : {7, 8, 9, 10}) TrainStep(step);
+  EXPECT_TRUE(there(4));
+  EXPECT_FALSE(there(6));
+  EXPECT_TRUE(there(8));
 }
 
 TEST_F(StartFromTest, WithoutAStepItIsTheNewestAndWithAPinnedOneThatOne) {
@@ -169,13 +182,13 @@ TEST_F(StartFromTest, WithoutAStepItIsTheNewestAndWithAPinnedOneThatOne) {
   // Retention has let it go, somebody has pinned it.
   const v1::Job job = JobRow(Submit(Next(2)));
   EXPECT_EQ(job.start().checkpoint(), checkpoints_[2]);
-  EXPECT_EQ(job.prompt_cursor(), 3 * kPrompts);
+  EXPECT_EQ(job.prompt_cursor(), 3 * kPromptsAStep);
   // And one that goes on from where that one began.
   v1::JobSpec spec = Next(2);
   spec.mutable_start_from()->set_job(job.id());
   const v1::Job third = JobRow(Submit(spec));
   EXPECT_EQ(third.start().weights_digest(), "weights 2");
-  EXPECT_EQ(third.prompt_cursor(), 3 * kPrompts);
+  EXPECT_EQ(third.prompt_cursor(), 3 * kPromptsAStep);
 }
 
 TEST_F(StartFromTest, WhatTheStateCannotBeUsedForIsRefused) {
@@ -201,6 +214,11 @@ TEST_F(StartFromTest, WhatTheStateCannotBeUsedForIsRefused) {
                 s->mutable_ppo()->mutable_policy_optimizer()->set_schedule(v1::LINEAR);
               }),
               HasSubstr("ppo.epochs: expected 4 updates a step"));
+  EXPECT_THAT(Changed([](auto* s) {
+                s->mutable_ppo()->set_critic_warmup_steps(2);
+                s->mutable_ppo()->mutable_policy_optimizer()->set_schedule(v1::LINEAR);
+              }),
+              HasSubstr("ppo.critic_warmup_steps: expected 0 as in job, found 2"));
   EXPECT_THAT(Changed([this](auto* s) {
                 s->clear_ppo();
                 s->mutable_sample()->set_model(policy_);
@@ -257,7 +275,7 @@ TEST_F(StartFromTest, OtherSettingsMayBeOthers) {
   }));
   EXPECT_EQ(job.start().step(), 4);
   EXPECT_EQ(job.spec().ppo().critic(), reward_);
-  EXPECT_EQ(job.prompt_cursor(), 4 * kPrompts + 4);
+  EXPECT_EQ(job.prompt_cursor(), 4 * kPromptsAStep + 4);
 }
 
 }  // namespace

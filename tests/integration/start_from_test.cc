@@ -147,6 +147,12 @@ TEST_F(StartFrom, SupervisedJobsGoOnToo) {
     EXPECT_EQ(ModelOf(absl::StrCat(kind, "-on")), ModelOf(kind));
     LedgerOf(absl::StrCat(kind, "-on"));
   }
+  // Nothing is left of one epoch behind its end: the weights of the start are not handed out as a new model.
+  const CommandResult submitted =
+      Submit("short", From("reward", 10) + absl::StrReplaceAll(reward, {{"epochs: 3", "epochs: 1"}}));
+  ASSERT_EQ(submitted.code, 0) << submitted.output;
+  EXPECT_NE(service_.Ctl("watch short").code, 0);
+  EXPECT_EQ(service_.Job("short").value("reason_code", ""), "NOTHING_TO_TRAIN") << service_.Job("short").dump(1);
 }
 
 }  // namespace

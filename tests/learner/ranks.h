@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <string>
@@ -60,6 +61,7 @@ inline std::vector<int> RunRanks(int world, absl::Duration timeout,
         next.prefix = name + "/";
         next.rank = in_rank;
         next.world_size = of;
+        next.timeout = std::max(options.timeout, kRanksTimeout);  // others may still wait in the one that broke
         auto joined = ConnectGroup(next);
         if (!joined.ok()) _exit(94);
         return *std::move(joined);
