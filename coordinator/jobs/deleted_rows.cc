@@ -1,6 +1,7 @@
 #include "coordinator/jobs/deleted_rows.h"
 
 #include <utility>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "common/log.h"
@@ -10,6 +11,21 @@ namespace rlhf::coordinator {
 namespace {
 
 constexpr int kRowsAtOnce = 500;  // a turn of the loop, and a batch
+
+struct Place {
+  Table table;
+  std::string prefix;
+};
+
+std::vector<Place> PlacesOf(const std::string& job_id) {
+  return {{Table::kSamples, job_id + "/"},
+          {Table::kEvents, job_id + "/"},
+          {Table::kFeedbackTasks, job_id + "/"},
+          {Table::kComparisons, job_id + "/"},
+          {Table::kMeta, CommittedStepPrefix(job_id)},
+          {Table::kMeta, CheckpointPrefix(job_id)},
+          {Table::kMeta, MonitorStepPrefix(job_id)}};
+}
 
 }  // namespace
 
@@ -35,27 +51,34 @@ void DeletedRows::EraseSome() {
   WriteBatch batch;
   int rows = 0;
   absl::Status read;
-  const auto erase = [&](Table table, const std::string& prefix) {
-    if (rows >= kRowsAtOnce || !read.ok()) return;
-    read = store_->Scan(table, prefix, [&](absl::string_view key, absl::string_view) {
-      batch.Erase(table, std::string(key));
+  const std::vector<Place> places = PlacesOf(id);
+  while (place_ < places.size()) {
+    const Place& place = places[place_];
+    const std::string after = erased_through_;
+    read = store_->ScanAfter(place.table, place.prefix, after, [&](absl::string_view key, absl::string_view) {
+      batch.Erase(place.table, std::string(key));
+      erased_through_ = std::string(key);
       return ++rows < kRowsAtOnce;
     });
-  };
-  for (const Table table : {Table::kSamples, Table::kEvents, Table::kFeedbackTasks, Table::kComparisons})
-    erase(table, id + "/");
-  for (const std::string& prefix : {CommittedStepPrefix(id), CheckpointPrefix(id), MonitorStepPrefix(id)})
-    erase(Table::kMeta, prefix);
+    if (rows == kRowsAtOnce || !read.ok()) break;
+    ++place_;
+    erased_through_.clear();
+  }
   if (!read.ok()) {
+    place_ = 0;  // what was read is not erased
+    erased_through_.clear();
     spdlog::warn("rows of {}, which was deleted, are tried again in a minute: {}", id, read.ToString());
     return loop_->PostAfter(absl::Minutes(1), [this] { EraseSome(); });
   }
-  const bool last = rows < kRowsAtOnce;
+  const bool last = place_ == places.size();
   if (last) batch.Erase(Table::kMeta, DeletedKey(id));
   store_->Commit(std::move(batch), [this, last](const absl::Status& written) {
     if (!written.ok()) return;  // the store answers nothing any more
     loop_->Post([this, last] {
-      if (last) jobs_.pop_front();
+      if (last) {
+        jobs_.pop_front();
+        place_ = 0;
+      }
       if (jobs_.empty()) return gone_();
       EraseSome();
     });

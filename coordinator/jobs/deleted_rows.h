@@ -32,6 +32,10 @@ class DeletedRows {
   StateStore* const store_;
   const std::function<void()> gone_;
   std::deque<std::string> jobs_;  // the first is being erased
+  // Where that is: read again from the beginning, an index would lead over everything that has just gone (PostgreSQL
+  // keeps its entries until a vacuum).
+  size_t place_ = 0;
+  std::string erased_through_;
 };
 
 }  // namespace rlhf::coordinator

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include <gtest/gtest.h>
@@ -27,6 +28,12 @@ class MeasuredStore final : public StoreOverRows {
     for (const WriteBatch::Op& op : batch.ops) whole_prefixes += op.all ? 1 : 0;
     rows_->Commit(std::move(batch), std::move(done));
   }
+  absl::Status Scan(Table table, absl::string_view prefix,
+                    absl::FunctionRef<bool(absl::string_view, absl::string_view)> fn) override {
+    const absl::Status read = rows_->Scan(table, prefix, fn);
+    return table == failing ? absl::UnavailableError("a disk that does not answer") : read;
+  }
+  std::optional<Table> failing;  // after its rows were read
   size_t largest = 0;
   int whole_prefixes = 0;
 };
@@ -85,6 +92,27 @@ TEST_F(DeletedRowsTest, TheyGoInBatchesOfABoundedSizeAndNoOthersWithThem) {
   EXPECT_EQ(gone_, 1);
   EXPECT_LE(store_.largest, 1000u);
   EXPECT_EQ(store_.whole_prefixes, 0);
+}
+
+// What a read that failed had found is not erased, and not passed over either.
+TEST_F(DeletedRowsTest, AFailedReadIsTriedAgain) {
+  Put("job");
+  const int others = Left();
+  Put("long");
+  Start();
+  WriteBatch batch;
+  DeletedRows::Mark("long", &batch);
+  ASSERT_TRUE(store_.CommitAndWait(std::move(batch)).ok());
+  deleted_->Begin("long");
+  store_.failing = Table::kEvents;
+  loop_->Run();
+  EXPECT_GT(Left(), others);
+  EXPECT_EQ(gone_, 0);
+  store_.failing.reset();
+  clock_.Advance(absl::Minutes(2));
+  loop_->Run();
+  EXPECT_EQ(Left(), others);
+  EXPECT_EQ(gone_, 1);
 }
 
 TEST_F(DeletedRowsTest, ARestartGoesOnWithThem) {
