@@ -107,10 +107,17 @@ class PostgresServer {
   pid_t Spawn(std::vector<std::string> words) const {
     const std::string program = BinDirOfServer() + "/" + words[0];
     const passwd* user = getuid() == 0 ? getpwnam("postgres") : nullptr;
+    std::vector<gid_t> groups(64);
+    int in_groups = static_cast<int>(groups.size());
+    if (user != nullptr && getgrouplist("postgres", user->pw_gid, groups.data(), &in_groups) < 0) return -1;
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    // Behind this no memory is taken: a coordinator's threads may have held an allocator's lock.
     const pid_t pid = fork();
     if (pid != 0) return pid;
-    if (user != nullptr &&
-        (initgroups("postgres", user->pw_gid) != 0 || setgid(user->pw_gid) != 0 || setuid(user->pw_uid) != 0))
+    if (user != nullptr && (setgroups(static_cast<size_t>(in_groups), groups.data()) != 0 ||
+                            setgid(user->pw_gid) != 0 || setuid(user->pw_uid) != 0))
       _exit(126);
     prctl(PR_SET_PDEATHSIG, SIGQUIT);  // after setuid, which would clear it
     sigset_t none;
@@ -118,9 +125,6 @@ class PostgresServer {
     sigprocmask(SIG_SETMASK, &none, nullptr);
     if (chdir(dir_.c_str()) != 0) _exit(126);
     dup2(2, 1);
-    std::vector<char*> argv;
-    for (std::string& word : words) argv.push_back(word.data());
-    argv.push_back(nullptr);
     execv(program.c_str(), argv.data());
     _exit(127);
   }
