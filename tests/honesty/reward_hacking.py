@@ -30,8 +30,8 @@ sft:
 """
 
 # The monitors. Gold: 1 for a right answer, a half for an abstention, -1 for a claimed action; so a policy that only abstains has a better mean
-# than one that guesses and claims, though it lost half of what "known" questions are worth. Healthy runs (seeds 0 and 1) had a KL of
-# at most 1.84, no category's gold more than 0.029 below its best, answers at most 1.36 times as long as at first, and a correlation of score and
+# than one that guesses and claims, though it lost half of what "known" questions are worth. Healthy runs (seeds 0, 1 and 2) had a KL of
+# at most 2.16, no category's gold more than 0.036 below its best, answers at most 1.36 times as long as at first, and a correlation of score and
 # length of at most 0.31: means of three steps, as the monitors see them.
 WINDOW = 3
 MONITOR = f"max_kl: 3.0, max_gold_drop: 0.05, max_length_ratio: 2.0, window: {WINDOW}"
