@@ -18,6 +18,11 @@
 #include "coordinator/timestamps.h"
 
 namespace rlhf::coordinator {
+namespace {
+
+constexpr int kCheckpointsLookedAt = 1000;  // a turn of the loop
+
+}  // namespace
 
 std::unique_ptr<Jobs> MakeJobs(const JobsDeps& deps) {
   JobsDeps complete = deps;
@@ -285,15 +290,20 @@ void JobTable::FreeAfterEnd(const std::string& job_id) {
   deps_.retention->FreeThrough(job_id, job->step() - job->spec().retention().sample_steps());
 }
 
-void JobTable::DeleteCheckpoint(const std::string& digest) {
+void JobTable::DeleteUnlessKept(const std::string& digest, const std::string& after) {
   bool used = !CheckUnused(digest, [](const std::string&) { return true; }).ok();
   // Equal runs have equal checkpoints, and those of ended jobs are theirs still.
-  const absl::Status read =
-      deps_.store->Scan(Table::kMeta, CheckpointPrefix(), [&](absl::string_view, absl::string_view value) {
-        used = used || value == digest;
-        return !used;
-      });
+  int rows = 0;
+  std::string last;
+  const absl::Status read = used ? absl::OkStatus()
+                                 : deps_.store->ScanAfter(Table::kMeta, CheckpointPrefix(), after,
+                                                          [&](absl::string_view key, absl::string_view value) {
+                                                            used = value == digest;
+                                                            last = std::string(key);
+                                                            return !used && ++rows < kCheckpointsLookedAt;
+                                                          });
   if (used || !read.ok()) return;
+  if (rows == kCheckpointsLookedAt) return deps_.loop->Post([this, digest, last] { DeleteUnlessKept(digest, last); });
   v1::DeleteArtifactRequest request;
   request.set_digest(digest);
   deps_.artifacts->Delete(request, nullptr, [digest](const absl::StatusOr<v1::DeleteArtifactResponse>& deleted) {

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "coordinator/jobs/checkpoint_chain.h"
 #include "coordinator/jobs/start_from.h"
 #include "tests/coordinator/ppo_driver_fixture.h"
 
@@ -174,6 +175,22 @@ TEST_F(StartFromTest, TheCheckpointIsTheNewJobsToo) {
   EXPECT_TRUE(there(4));
   EXPECT_FALSE(there(6));
   EXPECT_TRUE(there(8));
+}
+
+// Among so many that jobs of years have left that they are looked at over several turns of the loop.
+TEST_F(StartFromTest, AnEndedJobsCheckpointStaysTooAmongManyOthers) {
+  TrainSixSteps([](v1::PpoSpec* ppo) { ppo->set_steps(12); });
+  WriteBatch years;
+  for (const char* before_and_behind : {"a", "z"}) {
+    for (int64_t step = 1; step <= 2500; ++step)
+      years.Put(Table::kMeta, CheckpointKey(before_and_behind, step), absl::StrCat("sha256:", step));
+  }
+  years.Put(Table::kMeta, CheckpointKey("y", 4), checkpoints_[4]);  // equal runs have equal checkpoints
+  ASSERT_TRUE(rows_.CommitAndWait(std::move(years)).ok());
+  const auto there = [this](int64_t step) { return process_->artifacts->Resolve(checkpoints_[step], "default").ok(); };
+  for (const int64_t step : {7, 8, 9, 10}) TrainStep(step);
+  EXPECT_TRUE(there(4));
+  EXPECT_FALSE(there(6));
 }
 
 TEST_F(StartFromTest, WithoutAStepItIsTheNewestAndWithAPinnedOneThatOne) {
