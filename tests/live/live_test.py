@@ -154,7 +154,7 @@ class LiveTest(unittest.TestCase):
             cls.service.ctl("submit", cls.service.write_pipeline(STEPS))
             until("the gate waits", 200, cls.gate_waits)
             if cls.prometheus:
-                until("Prometheus has seen the end", 30, lambda: cls.prometheus.series("rlhf_gates == 1") and cls.prometheus.series("rlhf_slice_win_rate"))
+                until("Prometheus has seen the end", 30, cls.end_is_seen)
         except BaseException:
             cls.service.close()
             raise
@@ -166,8 +166,17 @@ class LiveTest(unittest.TestCase):
         cls.service.close()
 
     @classmethod
+    def is_refused(cls):
+        cls.service.ctl("token", "list", check=False)  # for the panels that count refusals
+
+    @classmethod
+    def end_is_seen(cls):
+        cls.is_refused()  # also behind a scrape that has seen the first: else there is no rate
+        return all(map(cls.prometheus.series, ("rlhf_gates == 1", "rlhf_slice_win_rate", 'rate(grpc_server_handled_total{grpc_code!="OK"}[90s]) > 0')))
+
+    @classmethod
     def gate_waits(cls):
-        cls.service.ctl("token", "list", check=False)  # refused: for the panels that count refusals
+        cls.is_refused()
         state = cls.service.job("live")["state"]
         if state in ("FAILED", "CANCELLED", "SUCCEEDED"):
             raise AssertionError(cls.service.job("live"))
